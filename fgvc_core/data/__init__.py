@@ -1,0 +1,1 @@
+"""Data sets as tables of examples, their pictures, transforms and partitions."""

@@ -1,0 +1,117 @@
+"""Settings of ``[data]``, ``[partition]`` and ``[augment]``."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from fgvc_core.configuration import Settings
+
+
+class DataSettings(Settings):
+    """Which pictures, at what size, with which class names."""
+
+    name: str = Field(
+        "fieldmarks",
+        description="Data set: fieldmarks (embedded), cub, folder or manifest.",
+    )
+    path: str | None = Field(
+        None, description="Root folder of the data set on this machine; not used by fieldmarks."
+    )
+    image_size: int = Field(
+        64, ge=16, le=1024, description="Side of the square the model sees, in pixels, 16 to 1024."
+    )
+    classes: tuple[str, ...] | None = Field(
+        None,
+        description="Class names in label order; required by folder and manifest in a federation.",
+    )
+    label_map: dict[str, str] = Field(
+        default_factory=dict,
+        description="A tree's own label -> class name, where the two differ.",
+    )
+    val_fraction: float = Field(
+        0.15,
+        ge=0.0,
+        le=0.5,
+        description="Share of each site's training subjects kept for validation, 0 to 0.5.",
+    )
+    test_fraction: float = Field(
+        0.25,
+        gt=0.0,
+        le=0.9,
+        description="Share of subjects held out for test where a data set publishes no split.",
+    )
+    manifest: str = Field(
+        "manifest.csv", description="For manifest: the CSV's path, relative to data.path."
+    )
+    path_column: str = Field("path", description="For manifest: the column of picture paths.")
+    label_column: str = Field("label", description="For manifest: the column of labels.")
+    subject_column: str | None = Field(
+        None,
+        description="For manifest: the column of subject ids (patient, lesion, animal); "
+        "pictures of one subject never meet in two splits or sites.",
+    )
+    split_column: str | None = Field(
+        None, description="For manifest: the column that says train, test or pool."
+    )
+    fieldmarks_seed: int = Field(
+        2026, ge=0, description="Seed of the embedded data set's pictures (another seed: others)."
+    )
+    fieldmarks_train: int = Field(
+        1500, ge=10, le=200_000, description="Embedded set: labelled training pictures."
+    )
+    fieldmarks_test: int = Field(
+        500, ge=10, le=200_000, description="Embedded set: labelled test pictures."
+    )
+    fieldmarks_pool: int = Field(
+        0, ge=0, le=200_000, description="Embedded set: unlabelled pictures in the pool."
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("class names must be distinct")
+        return value
+
+
+class PartitionSettings(Settings):
+    """Who holds what, in a simulation."""
+
+    scheme: Literal["iid", "dirichlet", "pathological", "quantity", "column"] = Field(
+        "iid",
+        description="iid, dirichlet (label skew), pathological (k classes a site), "
+        "quantity (size skew) or column (one site per value of a column).",
+    )
+    sites: int = Field(5, ge=1, le=100_000, description="Number of sites, 1 to 100,000.")
+    alpha: float = Field(
+        0.5,
+        gt=0.0,
+        description="Dirichlet concentration (dirichlet, quantity); small means very unequal.",
+    )
+    classes_per_site: int = Field(
+        2, ge=1, description="For pathological: how many classes each site holds."
+    )
+    column: str | None = Field(
+        None, description="For column: which column of the table names the site."
+    )
+    min_examples: int = Field(
+        2, ge=1, description="Fewest training examples a site may hold; a draw below it is redone."
+    )
+
+
+class AugmentSettings(Settings):
+    """Random views of a training picture. Validation and test see none of this."""
+
+    rotation: float = Field(
+        15.0, ge=0.0, le=180.0, description="Largest rotation either way, in degrees, 0 to 180."
+    )
+    zoom: float = Field(
+        0.15, ge=0.0, lt=1.0, description="Largest relative zoom in or out, 0 to 1."
+    )
+    flip: bool = Field(True, description="Mirror left and right half of the time.")
+    color: float = Field(
+        0.2,
+        ge=0.0,
+        le=1.0,
+        description="Largest relative change of brightness, contrast and saturation, 0 to 1.",
+    )

@@ -1,0 +1,122 @@
+"""The table of examples: what every data set hands to the rest of Fieldmark.
+
+Shapes: N examples, K classes, A attributes, P parts, L levels of the taxonomy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "test", "pool"]
+SPLITS: tuple[Split, ...] = ("train", "test", "pool")
+UNLABELLED = -1
+
+
+class PictureSource(Protocol):
+    """Where a table's pictures come from."""
+
+    def picture(self, row: int, size: int | None = None) -> NDArray[np.uint8]:
+        """One picture as RGB.
+
+        Args:
+            row: The row of the *source* (not of a sub-table), 0 to the source's length.
+            size: If given, the picture may be decoded at any resolution whose short
+                side is at least this many pixels (a draft decode saves most of the time).
+
+        Returns:
+            uint8 of shape (height, width, 3).
+
+        Raises:
+            DataError: if the picture is missing or damaged, naming it.
+        """
+        ...
+
+    def content_key(self, row: int) -> bytes:
+        """A digest (32 bytes) of the picture's content: equal pictures, equal keys."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExampleTable:
+    """Examples with labels and everything known about them; pictures are fetched on demand.
+
+    A sub-table made by ``take`` shares the source and keeps its rows in ``rows``.
+
+    Attributes:
+        source: Where the pictures are.
+        rows: int64 (N,), each example's row in the source.
+        ids: N stable names (a path relative to the root, or a generated name).
+        labels_N: int64 (N,), 0..K-1, or -1 where unlabelled.
+        splits: N of "train", "test", "pool".
+        subjects: N subject ids (equal ids: one animal, patient, lesion); a table without
+            subjects repeats ``ids``.
+        class_names: K names in label order.
+        columns: Further columns by name, each N strings (for instance "site", "camera").
+        taxonomy: K tuples of L names from coarse to fine, ending in the class; empty if none.
+        taxonomy_levels: L names of the levels, for instance ("order", "family", "species").
+        attributes_KA: float32 (K, A) class attributes in 0..1, or None.
+        attribute_names: A names.
+        parts_NP3: float32 (N, P, 3): x and y as fractions of width and height, and 1 where
+            visible, 0 where hidden; or None.
+        part_names: P names.
+        boxes_N4: float32 (N, 4): x, y, width, height as fractions; or None.
+    """
+
+    source: PictureSource
+    rows: NDArray[np.int64]
+    ids: tuple[str, ...]
+    labels_N: NDArray[np.int64]
+    splits: tuple[Split, ...]
+    subjects: tuple[str, ...]
+    class_names: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    taxonomy: tuple[tuple[str, ...], ...] = ()
+    taxonomy_levels: tuple[str, ...] = ()
+    attributes_KA: NDArray[np.float32] | None = None
+    attribute_names: tuple[str, ...] = ()
+    parts_NP3: NDArray[np.float32] | None = None
+    part_names: tuple[str, ...] = ()
+    boxes_N4: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.class_names)
+
+    def take(self, index: Sequence[int] | NDArray[np.int64]) -> "ExampleTable":
+        """The sub-table of the given positions, in their order."""
+        index_M = np.asarray(index, dtype=np.int64)
+        at = index_M.tolist()
+        return replace(
+            self,
+            rows=self.rows[index_M],
+            ids=tuple(self.ids[i] for i in at),
+            labels_N=self.labels_N[index_M],
+            splits=tuple(self.splits[i] for i in at),
+            subjects=tuple(self.subjects[i] for i in at),
+            columns={name: tuple(col[i] for i in at) for name, col in self.columns.items()},
+            parts_NP3=None if self.parts_NP3 is None else self.parts_NP3[index_M],
+            boxes_N4=None if self.boxes_N4 is None else self.boxes_N4[index_M],
+        )
+
+    def where(self, split: Split) -> "ExampleTable":
+        """The sub-table of one split, in table order."""
+        return self.take([i for i, s in enumerate(self.splits) if s == split])
+
+    def class_counts_K(self) -> NDArray[np.int64]:
+        """int64 (K,), how many labelled examples each class has."""
+        return np.bincount(self.labels_N[self.labels_N >= 0], minlength=self.num_classes)
+
+    def picture(self, position: int, size: int | None = None) -> NDArray[np.uint8]:
+        """The picture at a position of *this* table: uint8 (height, width, 3)."""
+        return self.source.picture(int(self.rows[position]), size)
+
+    def content_key(self, position: int) -> bytes:
+        """The content digest of the picture at a position of this table."""
+        return self.source.content_key(int(self.rows[position]))

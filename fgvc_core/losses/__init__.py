@@ -1,0 +1,1 @@
+"""Losses; each declares whether it couples the examples of a batch."""

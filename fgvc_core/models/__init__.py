@@ -1,0 +1,1 @@
+"""Backbones, attention, heads; one model from settings; which tensors train and travel."""

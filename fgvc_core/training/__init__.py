@@ -1,0 +1,1 @@
+"""The local loop, schedules, frozen features and evaluation from confusion counts."""

@@ -1,0 +1,46 @@
+"""Settings of ``[train]`` and ``[evaluate]``."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fgvc_core.configuration import Settings
+
+
+class TrainSettings(Settings):
+    """One site's work in one round, and how the learning rate moves over the run."""
+
+    epochs: int = Field(1, ge=1, le=1000, description="Passes over a site's data a round.")
+    batch_size: int = Field(32, ge=1, le=4096, description="Examples a step.")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="adam, adamw or sgd; its moments start afresh each round."
+    )
+    lr: float = Field(1e-3, gt=0.0, le=100.0, description="Highest learning rate.")
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="Weight decay, 0 to 1.")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="Momentum of sgd, 0 to 1.")
+    schedule: Literal["constant", "one-cycle", "cyclic"] = Field(
+        "one-cycle",
+        description="constant; one-cycle over the whole run (Smith and Topin 2018, "
+        "https://arxiv.org/abs/1708.07120); cyclic, triangular (Smith 2017, "
+        "https://arxiv.org/abs/1506.01186).",
+    )
+    warmup: float = Field(
+        0.25, gt=0.0, lt=1.0, description="one-cycle: share of the run in which the rate rises."
+    )
+    cycle_rounds: int = Field(4, ge=1, description="cyclic: rounds from low to high and back.")
+    clip_norm: float = Field(
+        0.0, ge=0.0, description="Largest gradient norm of a step; 0 clips nothing."
+    )
+
+
+class EvaluateSettings(Settings):
+    """How the federation's model is scored."""
+
+    batch_size: int = Field(128, ge=1, le=8192, description="Pictures scored at once.")
+    every: int = Field(
+        1, ge=0, description="Score the held-out test split every so many rounds; 0: at the end."
+    )
+    pixel_baseline: bool = Field(
+        True, description="Also fit a linear model on raw pixels, as the report's floor."
+    )
+

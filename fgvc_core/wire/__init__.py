@@ -1,0 +1,1 @@
+"""Named tensors <-> what travels, and the strict decoding of what strangers send."""

@@ -1,1 +1,63 @@
-"""The front door: one command line that opens each room only when it is entered."""
+"""The front door: one command line that mounts each room's commands; nothing else.
+
+The rooms' command modules import nothing heavy until a command runs.
+"""
+
+import os
+import sys
+
+import click
+import typer
+from rich.console import Console
+
+from fgvc_core.cli import data_app
+from fgvc_core.errors import FieldmarkError
+from server.cli import report
+from simulations.cli import bench, compare, simulate
+
+app = typer.Typer(
+    name="fieldmark",
+    help="Federated learning for fine-grained visual classification: "
+    "tell look-alikes apart together, without a picture leaving its site.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 2 wrong usage or configuration, 3 bad data, "
+    "4 refused by privacy policy or budget, 5 peer not reached or not trusted, 6 the run failed.",
+)
+app.command()(simulate)
+app.command()(compare)
+app.command()(report)
+app.command()(bench)
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one message and an exit code."""
+    # Flower's telemetry and update check would go out to the network.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except FieldmarkError as error:
+        _tell(error)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        Console(stderr=True).print("Stopped.")
+        sys.exit(6)
+
+
+def _tell(error: FieldmarkError) -> None:
+    console = Console(stderr=True)
+    for label, text in (("Error", error.what), ("Why", error.why), ("Instead", error.remedy)):
+        if text:
+            console.print(f"[bold]{label}:[/bold] ", end="")
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -44,14 +44,22 @@ class DataSettings(Settings):
         "manifest.csv", description="For manifest: the CSV's path, relative to data.path."
     )
     path_column: str = Field("path", description="For manifest: the column of picture paths.")
+    path_template: str = Field(
+        "{path}",
+        description="For manifest: how a value of path_column becomes a path relative to "
+        "data.path, for instance 'images/{path}.jpg'.",
+    )
     label_column: str = Field("label", description="For manifest: the column of labels.")
     subject_column: str | None = Field(
         None,
         description="For manifest: the column of subject ids (patient, lesion, animal); "
-        "pictures of one subject never meet in two splits or sites.",
+        "pictures of one subject never meet in two splits or sites. Without it a column "
+        "named 'subject' is taken, where there is one.",
     )
     split_column: str | None = Field(
-        None, description="For manifest: the column that says train, test or pool."
+        None,
+        description="For manifest: the column that says train, test or pool. Without it a "
+        "column named 'split' is taken, where there is one.",
     )
     fieldmarks_seed: int = Field(
         2026, ge=0, description="Seed of the embedded data set's pictures (another seed: others)."
@@ -71,6 +79,13 @@ class DataSettings(Settings):
     def _distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and len(set(value)) != len(value):
             raise ValueError("class names must be distinct")
+        return value
+
+    @field_validator("path_template")
+    @classmethod
+    def _has_place(cls, value: str) -> str:
+        if value.count("{path}") != 1:
+            raise ValueError("it must hold '{path}' once, for instance 'images/{path}.jpg'")
         return value
 
 

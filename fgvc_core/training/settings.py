@@ -43,4 +43,3 @@ class EvaluateSettings(Settings):
     pixel_baseline: bool = Field(
         True, description="Also fit a linear model on raw pixels, as the report's floor."
     )
-

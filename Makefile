@@ -1,0 +1,34 @@
+# Fieldmark's commands. Each does its own set-up, into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+RUN := OMP_NUM_THREADS=1
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(STAMP)
+	$(RUN) $(BIN)/fieldmark simulate simulations/recipes/demo.toml
+
+test: $(STAMP)
+	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(STAMP)
+	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(RUN) $(BIN)/fieldmark bench
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[weights,simulation,dev]'
+	touch $(STAMP)

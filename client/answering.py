@@ -1,0 +1,101 @@
+"""From what arrived to what leaves: check the coordinator, do the work, pass the gate."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from client.privacy.gate import Departure, Gate
+from client.site import Site
+from client.state import recall, remember
+from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
+from fgvc_core.protocol.envelope import Sealed, unseal
+from fgvc_core.protocol.messages import Code, Reply, Request
+from fgvc_core.wire.arrays import PackedTensor
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """What arrived: a signed body and packed tensors, nothing of it checked yet."""
+
+    sealed: Sealed
+    tensors: dict[str, PackedTensor]
+
+
+def answer(home: Path, incoming: Incoming) -> Departure | None:
+    """Answer a request; never raises.
+
+    Returns:
+        What may leave, or None where the home could not be opened or the request is not
+        the coordinator's: then there is nobody to answer.
+    """
+    log = _site_log(home)
+    try:
+        site = Site.open(home)
+        digests = {name: tensor.digest() for name, tensor in incoming.tensors.items()}
+        request = unseal(Request, incoming.sealed, site.coordinator, digests)
+    except FieldmarkError as error:
+        log.error("a request was not answered: %s", error)
+        return None
+    except Exception:
+        # The boundary of the site: whatever it was, its text stays here.
+        log.exception("a request was not answered")
+        return None
+    if request.site not in ("", site.name):
+        log.error("a request for site '%s' was not answered", request.site)
+        return None
+    return _guarded(site, request, log, lambda: _work(site, request, incoming))
+
+
+def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
+    # Imported here: a roll call of a site that cannot take part costs no torch.
+    from client.work import answer_round, echo, read_announcement
+
+    gate = Gate(site)
+    if request.kind == "roll_call":
+        read_announcement(request)
+        remember(site.home, request)
+        reply = Reply(**echo(site, request), code="ok", public_key=site.public_key)
+        return gate.release(request, reply, {})
+    recipe, class_names = recall(site.home, request)
+    reply, tensors = answer_round(site, request, recipe, class_names, incoming.tensors)
+    return gate.release(request, reply, tensors)
+
+
+def _guarded(
+    site: Site, request: Request, log: logging.Logger, work: Callable[[], Departure]
+) -> Departure | None:
+    code: Code
+    try:
+        return work()
+    except PolicyRefusal as error:
+        log.error("round %d refused: %s", request.round, error)
+        code, reason = "refused-policy", error.what
+    except PeerError as error:
+        log.error("round %d refused: %s", request.round, error)
+        code, reason = "refused-request", error.what
+    except Exception:
+        # The boundary of the site: whatever it was, its text stays here.
+        log.exception("round %d failed", request.round)
+        code, reason = "unavailable", ""
+    from client.work import echo
+
+    reply = Reply(**echo(site, request), code=code, reason=reason[:500])
+    try:
+        return Gate(site).release(request, reply, {})
+    except Exception:
+        log.exception("round %d could not even be refused", request.round)
+        return None
+
+
+def _site_log(home: Path) -> logging.Logger:
+    log = logging.getLogger(f"fieldmark.site.{home}")
+    if not log.handlers and home.is_dir():
+        handler = RotatingFileHandler(
+            home / "site.log", maxBytes=1_000_000, backupCount=3, delay=True, encoding="utf-8"
+        )
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    return log

@@ -1,0 +1,90 @@
+"""The Flower ClientApp of a site; the same in every engine.
+
+Its handlers import nothing heavy until they are called, and no exception leaves
+them: Flower would put its text, a patient's file name perhaps, into the reply. What
+went wrong is written to the site's own log; the reply carries a code.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.answering import Incoming, answer
+from fgvc_core.protocol.envelope import Sealed
+from fgvc_core.wire.arrays import PackedTensor
+
+app = ClientApp()
+
+HOMES_VARIABLE = "FIELDMARK_SITES"
+"""In Flower's own simulation nodes carry only a partition's number: this names the
+folder of homes, in which the number counts the names in order."""
+
+
+@app.query("roll_call")
+def roll_call(message: Message, context: Context) -> Message:
+    """Say who we are, and remember what was announced."""
+    return _handle(message, context)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Score the received model, train it, answer both."""
+    return _handle(message, context)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the received model."""
+    return _handle(message, context)
+
+
+def _handle(message: Message, context: Context) -> Message:
+    outgoing = answer(site_home(context), _read(message.content))
+    content = RecordDict()
+    if outgoing is None:
+        # Nothing can be signed: not even the home could be opened.
+        content["envelope"] = ConfigRecord({"body": "", "signature": b""})
+        return Message(content, reply_to=message)
+    content["envelope"] = ConfigRecord(
+        {"body": outgoing.sealed.text, "signature": outgoing.sealed.signature}
+    )
+    content["tensors"] = ArrayRecord(
+        {
+            name: Array(tensor.dtype, tensor.shape, "numpy.ndarray", tensor.data)
+            for name, tensor in outgoing.tensors.items()
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def site_home(context: Context) -> Path:
+    """The home of the site that this node is."""
+    named = context.node_config.get("site-home")
+    if named:
+        return Path(str(named))
+    root = Path(os.environ.get(HOMES_VARIABLE, "."))
+    homes = sorted(path.parent for path in root.glob("*/site.toml"))
+    number = int(context.node_config.get("partition-id", -1))
+    if 0 <= number < len(homes):
+        return homes[number]
+    logging.getLogger("fieldmark.site").error("no site's home for node %s", context.node_id)
+    return root
+
+
+def _read(content: RecordDict) -> Incoming:
+    envelope = content.config_records.get("envelope", ConfigRecord())
+    body, signature = envelope.get("body", ""), envelope.get("signature", b"")
+    arrays = content.array_records.get("tensors", ArrayRecord())
+    return Incoming(
+        Sealed(
+            body if isinstance(body, str) else "",
+            signature if isinstance(signature, bytes) else b"",
+        ),
+        {
+            name: PackedTensor(array.dtype, tuple(array.shape), array.data)
+            for name, array in arrays.items()
+        },
+    )

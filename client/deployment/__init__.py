@@ -1,0 +1,1 @@
+"""What a site needs beside the learning: its identity."""

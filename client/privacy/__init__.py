@@ -1,0 +1,1 @@
+"""What this site allows, and the only way out of it."""

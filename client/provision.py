@@ -1,0 +1,60 @@
+"""Making a site's home."""
+
+import os
+from pathlib import Path
+
+from client.site import Resources, Site, SiteData, SiteSettings, write_settings
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.protocol.keys import new_key, write_private
+
+SPLIT_KEY_BYTES = 32
+
+
+def make_home(
+    home: Path,
+    *,
+    name: str,
+    coordinator: str,
+    cache: Path,
+    data_path: str | None = None,
+    split_key: bytes | None = None,
+    device: str = "auto",
+) -> Site:
+    """Make a site's home with a fresh key.
+
+    Args:
+        home: A folder that does not exist yet.
+        name: The site's name.
+        coordinator: The coordinator's public key, one line of text.
+        cache: Folder for decoded pictures and features.
+        data_path: Root of the data set on this machine.
+        split_key: Secret of the validation split; drawn afresh if not given.
+        device: What the site computes with.
+
+    Raises:
+        ConfigurationError: if the folder exists already.
+    """
+    try:
+        home.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"'{home}' exists already.",
+            why="A site's home holds its key and what it has let out; it is never overwritten.",
+            remedy="Name another folder.",
+        ) from None
+    settings = SiteSettings(
+        name=name,
+        data=SiteData(path=data_path),
+        resources=Resources(device=device, cache=str(cache)),
+    )
+    (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
+    _write_secret(home / "split.key", split_key or os.urandom(SPLIT_KEY_BYTES))
+    write_private(new_key(), home / "key")
+    write_settings(home, settings)
+    return Site.open(home)
+
+
+def _write_secret(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)

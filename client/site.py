@@ -1,0 +1,139 @@
+"""A site's home: who it is, where its pictures are, what it allows, what it keeps.
+
+::
+
+    site.toml        name, data, resources, policy
+    key              the site's private key (mode 0600)
+    split.key        the secret that decides each subject's side of the validation split
+    coordinator.pub  the only key whose requests are answered
+    rows.json        in a simulation: which rows of the data set are this site's
+    departures.jsonl one line for everything that has left
+    site.log         what went wrong here, in words that never leave
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+from pydantic import Field
+
+from client.privacy.policy import Policy
+from fgvc_core.configuration import Settings
+from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.protocol.keys import (
+    PrivateKey,
+    PublicKey,
+    public_text,
+    read_private,
+    read_public,
+)
+
+
+class SiteData(Settings):
+    """Where this site's pictures are."""
+
+    path: str | None = Field(None, description="Root of the data set on this machine.")
+
+
+class Resources(Settings):
+    """What this site computes with."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    threads: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Threads of one process, 1 to 256. More than one on a busy machine is slower.",
+    )
+    cache: str = Field(description="Folder for decoded pictures and features.")
+
+
+class SiteSettings(Settings):
+    """``site.toml``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Its name.")
+    data: SiteData = SiteData()
+    resources: Resources
+    policy: Policy = Policy()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site's home, opened."""
+
+    home: Path
+    settings: SiteSettings
+    key: PrivateKey
+    coordinator: PublicKey
+    split_key: bytes
+    rows: NDArray[np.int64] | None
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+        return self.settings.name
+
+    @property
+    def public_key(self) -> str:
+        """The site's public key as one line of text."""
+        return public_text(self.key.public_key())
+
+    @property
+    def cache(self) -> Path:
+        """Where decoded pictures and features are kept."""
+        return Path(self.settings.resources.cache)
+
+    @classmethod
+    def open(cls, home: Path) -> "Site":
+        """Open a home.
+
+        Raises:
+            ConfigurationError: if ``site.toml`` is missing or wrong.
+            PeerError: if a key is missing or damaged.
+            DataError: if ``rows.json`` is damaged.
+        """
+        path = home / "site.toml"
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigurationError(
+                f"The site's settings '{path}' cannot be read: {error}.",
+                remedy="Name the folder that holds site.toml.",
+            ) from None
+        try:
+            coordinator = read_public((home / "coordinator.pub").read_text(encoding="utf-8"))
+            split_key = (home / "split.key").read_bytes()
+        except OSError as error:
+            raise ConfigurationError(
+                f"The site's home '{home}' is not whole: {error}.",
+                remedy="Restore it from the backup; do not make it anew over the same data.",
+            ) from None
+        return cls(
+            home=home,
+            settings=SiteSettings.read(values, str(path)),
+            key=read_private(home / "key"),
+            coordinator=coordinator,
+            split_key=split_key,
+            rows=_read_rows(home / "rows.json"),
+        )
+
+
+def write_settings(home: Path, settings: SiteSettings) -> None:
+    """Write ``site.toml``."""
+    values = settings.model_dump(mode="json")
+    values["data"] = {k: v for k, v in values["data"].items() if v is not None}
+    (home / "site.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+def _read_rows(path: Path) -> NDArray[np.int64] | None:
+    if not path.exists():
+        return None
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return np.asarray(rows, dtype=np.int64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' cannot be read: {error}.") from None

@@ -1,0 +1,168 @@
+"""What a site does with a request: check it, score what was received, train, answer.
+
+A worker process keeps what is expensive between messages: the learner of a recipe,
+and the examples of the sites that it served last. Neither carries anything from one
+site to another: a learner's travelling tensors are overwritten by each request, and
+everything else in it is frozen.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from client.site import Site
+from fgvc_core import __version__
+from fgvc_core.data.split import validation_mask
+from fgvc_core.errors import PeerError
+from fgvc_core.experiment import make_learner, make_table, pick_device
+from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
+from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.training.examples import Examples
+from fgvc_core.training.learner import Learner
+from fgvc_core.training.schedule import Stretch
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, spec_of, unpack_all
+
+SITES_KEPT = 16
+"""How many sites' examples one worker process keeps at hand."""
+
+
+@dataclass(frozen=True)
+class SiteExamples:
+    """A site's own two splits."""
+
+    train: Examples
+    validation: Examples
+
+
+class Desk:
+    """What one worker process keeps between messages."""
+
+    def __init__(self) -> None:
+        self._learners: dict[tuple[Any, ...], tuple[Learner, dict[str, TensorSpec]]] = {}
+        self._examples: OrderedDict[tuple[Any, ...], SiteExamples] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def learner(
+        self, recipe: Recipe, num_classes: int, device: torch.device
+    ) -> tuple[Learner, dict[str, TensorSpec]]:
+        """The recipe's learner and the specs of its travelling tensors."""
+        key = (recipe.digest, num_classes, str(device))
+        if key not in self._learners:
+            self._learners.clear()
+            learner = make_learner(recipe, num_classes, device)
+            specs = {name: spec_of(array) for name, array in learner.tensors().items()}
+            self._learners[key] = learner, specs
+        return self._learners[key]
+
+    def examples(self, site: Site, recipe: Recipe, learner: Learner) -> SiteExamples:
+        """A site's examples, from memory if this process served it lately."""
+        key = (str(site.home), recipe.digest)
+        if key in self._examples:
+            self._examples.move_to_end(key)
+        else:
+            self._examples[key] = load_examples(site, recipe, learner)
+            while len(self._examples) > SITES_KEPT:
+                self._examples.popitem(last=False)
+        return self._examples[key]
+
+
+_desk = Desk()
+
+
+def load_examples(site: Site, recipe: Recipe, learner: Learner) -> SiteExamples:
+    """Read a site's table, take its rows, and split them by the keyed hash of subjects."""
+    data = recipe.data.model_copy(update={"path": site.settings.data.path})
+    table = make_table(recipe.model_copy(update={"data": data}), site.cache)
+    table = table.take(site.rows) if site.rows is not None else table.where("train")
+    held = validation_mask(table, recipe.data.val_fraction, site.split_key)
+    if held.all():
+        # A site of very few subjects may have drawn them all: it trains on them instead.
+        held[:] = False
+    train, validation = table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
+    return SiteExamples(
+        learner.examples(train, site.cache), learner.examples(validation, site.cache)
+    )
+
+
+def read_announcement(request: Request) -> Recipe:
+    """The recipe that a roll call carries.
+
+    Raises:
+        PeerError: if the recipe is not the one that its digest names.
+        ConfigurationError: if it is no recipe of ours.
+    """
+    recipe = parse_recipe(request.recipe, where="announced recipe")
+    if recipe.digest != request.recipe_digest:
+        raise PeerError("The announced recipe is not the one that its digest names.")
+    return recipe
+
+
+def answer_round(
+    site: Site,
+    request: Request,
+    recipe: Recipe,
+    class_names: tuple[str, ...],
+    packed: Mapping[str, PackedTensor],
+) -> tuple[Reply, dict[str, Any]]:
+    """Score the received model and, for ``train``, train it.
+
+    Returns:
+        The reply (tensors' digests not filled in yet) and the tensors that go along.
+
+    Raises:
+        PeerError: if the received tensors are not what the recipe's model has.
+        DataError: if this site's pictures or labels are wrong.
+    """
+    started = time.perf_counter()
+    device = pick_device(site.settings.resources.device)
+    torch.set_num_threads(site.settings.resources.threads)
+    with _desk.lock:
+        learner, specs = _desk.learner(recipe, len(class_names), device)
+        tensors = unpack_all(packed, specs)
+        broken = first_not_finite(tensors)
+        if broken is not None:
+            raise PeerError(f"The received tensor '{broken}' is not finite.")
+        examples = _desk.examples(site, recipe, learner)
+        learner.load(tensors)
+        scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
+        loss, trained, outgoing = None, len(examples.train), {}
+        if request.kind == "train":
+            outcome = learner.train_round(
+                examples.train,
+                Stretch(request.round, recipe.federation.rounds),
+                site.name,
+                request.proximal_mu,
+            )
+            loss, outgoing = outcome.loss, learner.tensors()
+    reply = Reply(
+        **echo(site, request),
+        code="ok",
+        examples=trained,
+        loss=loss,
+        scores=Scores(
+            examples=scored.examples,
+            correct=scored.correct,
+            loss_sum=scored.loss_sum,
+            macro_f1=scored.macro_f1,
+        ),
+        seconds=fixed_seconds(time.perf_counter() - started),
+    )
+    return reply, outgoing
+
+
+def echo(site: Site, request: Request) -> dict[str, Any]:
+    """The fields of a reply that repeat the request's."""
+    return {
+        "kind": request.kind,
+        "run": request.run,
+        "round": request.round,
+        "site": site.name,
+        "nonce": request.nonce,
+        "recipe_digest": request.recipe_digest,
+        "version": __version__,
+    }

@@ -1,0 +1,264 @@
+"""``fieldmark data``: write the embedded set as files, check a tree, preview a partition."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+_BAD_DATA = 3
+
+data_app = typer.Typer(
+    help="Data sets: write the embedded one as files, check a tree, preview a partition.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@data_app.command()
+def make(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A folder that is new or empty.", show_default=False),
+    ],
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels, 16 to 1024.")] = 128,
+    train: Annotated[int, typer.Option(help="Labelled training pictures.")] = 1500,
+    test: Annotated[int, typer.Option(help="Labelled test pictures.")] = 500,
+    pool: Annotated[int, typer.Option(help="Unlabelled pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws other pictures.")] = 2026,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a contact sheet (.png).")
+    ] = None,
+) -> None:
+    """Write the embedded set "fieldmarks" as real files.
+
+    Class folders under train/ and test/, and manifest.csv with subjects,
+    sites and every other column: data.name=folder reads the tree, and so
+    does data.name=manifest.
+
+    Example: fieldmark data make birds --train 600 --test 200 --sheet birds.png
+    """
+    from fgvc_core.data.catalogue import load_table
+    from fgvc_core.data.settings import DataSettings
+    from fgvc_core.data.writing import refuse_full, write_tree
+
+    settings = DataSettings.read(
+        {
+            "image_size": size,
+            "fieldmarks_train": train,
+            "fieldmarks_test": test,
+            "fieldmarks_pool": pool,
+            "fieldmarks_seed": seed,
+        },
+        "fieldmark data make",
+    )
+    refuse_full(folder)
+    if sheet is not None:
+        _draw_sheet(sheet, seed)
+    # Written out, the pictures need no copy in the user's cache.
+    with tempfile.TemporaryDirectory() as cache:
+        with _busy("Drawing pictures"):
+            table = load_table(settings, Path(cache))
+        with _progress("Writing pictures") as tell:
+            write_tree(table, folder, tell)
+    typer.echo(f"{len(table):,} pictures of {table.num_classes} classes in {folder}")
+
+
+@data_app.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="The data set's root folder.", show_default=False)],
+    name: Annotated[
+        str, typer.Option(help="How it is laid out: cub, folder or manifest.")
+    ] = "folder",
+    set_: Overrides = None,
+    json_: Json = False,
+) -> None:
+    """Count what a data set holds and say what is wrong with it.
+
+    Looks for missing and damaged pictures (each is decoded to its end),
+    labels out of range and subjects in two splits: exit code 3 if there are
+    any. Notes byte-equal pictures across splits and tiny classes.
+
+    Example: fieldmark data check CUB_200_2011 --name cub
+    """
+    from rich.console import Console
+
+    from fgvc_core.data.cache import cache_folder
+    from fgvc_core.data.catalogue import load_table
+    from fgvc_core.data.check import check_table
+    from fgvc_core.data.showing import show_check
+    from fgvc_core.recipe import parse_recipe
+
+    overrides = [f"data.name={name}", *(set_ or [])]
+    settings = parse_recipe("", overrides, "fieldmark data check").data
+    settings = settings.model_copy(update={"path": str(path)})
+    table = load_table(settings, cache_folder(), require_pictures=False)
+    with _progress("Decoding pictures") as tell:
+        report = check_table(table, tell)
+    if json_:
+        typer.echo(json.dumps(report.as_json(), indent=1))
+    else:
+        show_check(report, Console())
+    if report.faults():
+        raise typer.Exit(_BAD_DATA)
+
+
+@data_app.command()
+def partition(
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="A recipe, for instance simulations/recipes/demo.toml.", show_default=False
+        ),
+    ],
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw it as a picture (.svg).")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Preview which simulated site holds what.
+
+    Example: fieldmark data partition simulations/recipes/demo.toml --out who.svg
+    """
+    from rich.console import Console
+
+    from fgvc_core.data.cache import cache_folder
+    from fgvc_core.data.catalogue import load_table
+    from fgvc_core.data.partition import partition as deal
+    from fgvc_core.data.partition_figure import draw_partition
+    from fgvc_core.data.showing import show_partition
+    from fgvc_core.recipe import load_recipe
+    from fgvc_core.seeds import derive_seed
+
+    resolved = load_recipe(recipe, set_ or [])
+    with _busy("Reading the table"):
+        train = load_table(resolved.data, cache_folder()).where("train")
+    # The seed that a simulation of this recipe deals with.
+    dealt = deal(train, resolved.partition, derive_seed(resolved.seed, "partition"))
+    counts = {site: train.take(at).class_counts_K() for site, at in dealt.items()}
+    subjects = {site: len(set(train.take(at).subjects)) for site, at in dealt.items()}
+    title = f"{resolved.data.name}, {_describe(resolved.partition.model_dump())}"
+    if out is not None:
+        _write_text(out, draw_partition(counts, train.class_names, title))
+    if json_:
+        typer.echo(json.dumps(_as_json(title, counts, subjects, train.class_names), indent=1))
+        return
+    show_partition(counts, subjects, train.class_names, title, Console())
+    if out is not None:
+        typer.echo(f"picture: {out}")
+
+
+def _describe(settings: dict[str, Any]) -> str:
+    scheme = settings["scheme"]
+    detail = {
+        "iid": "",
+        "dirichlet": f" alpha {settings['alpha']:g}",
+        "quantity": f" alpha {settings['alpha']:g}",
+        "pathological": f" {settings['classes_per_site']} classes a site",
+        "column": f" '{settings['column']}'",
+    }[scheme]
+    return f"{scheme}{detail}"
+
+
+def _as_json(
+    title: str,
+    counts: "dict[str, NDArray[np.int64]]",
+    subjects: dict[str, int],
+    class_names: tuple[str, ...],
+) -> dict[str, Any]:
+    sites = {
+        site: {
+            "examples": int(counts_K.sum()),
+            "subjects": subjects[site],
+            "classes": {
+                name: count
+                for name, count in zip(class_names, counts_K.tolist(), strict=True)
+                if count
+            },
+        }
+        for site, counts_K in counts.items()
+    }
+    return {"partition": title, "classes": list(class_names), "sites": sites}
+
+
+def _write_text(path: Path, text: str) -> None:
+    from fgvc_core.errors import ConfigurationError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"--out '{path}' cannot be written: {error.strerror}.",
+            remedy="Name a file in a folder that exists and that you may write to.",
+        ) from None
+
+
+def _draw_sheet(path: Path, seed: int) -> None:
+    from fgvc_core.data.fieldmarks import contact_sheet
+    from fgvc_core.errors import ConfigurationError
+
+    if path.suffix.lower() != ".png":
+        raise ConfigurationError(
+            f"--sheet '{path}' does not end in .png.",
+            why="The contact sheet is a PNG.",
+            remedy=f"For instance: --sheet {path.with_suffix('.png')}",
+        )
+    try:
+        contact_sheet(path, seed)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--sheet '{path}' cannot be written: {error.strerror}.",
+            remedy="Name a file in a folder that you may write to.",
+        ) from None
+
+
+@contextmanager
+def _busy(what: str) -> Iterator[None]:
+    """A spinner on standard error, on a terminal; nothing elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+@contextmanager
+def _progress(what: str) -> "Iterator[Callable[[int, int], None] | None]":
+    """A progress bar on standard error, on a terminal; nothing elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

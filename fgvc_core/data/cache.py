@@ -1,0 +1,17 @@
+"""Where decoded and drawn pictures are kept between runs."""
+
+import os
+from pathlib import Path
+
+CACHE_VARIABLE = "FIELDMARK_CACHE"
+
+
+def cache_folder() -> Path:
+    """``FIELDMARK_CACHE``, or ``fieldmark`` in the user's own cache folder.
+
+    See https://specifications.freedesktop.org/basedir-spec/latest/ for the latter.
+    """
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fieldmark"

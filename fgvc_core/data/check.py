@@ -1,0 +1,150 @@
+"""What a data set holds, and what is wrong with it, before anyone trains on it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fgvc_core.data.decoding import Tell, decode_each
+from fgvc_core.data.files import FileSource, first_few
+from fgvc_core.data.table import SPLITS, ExampleTable, Split
+
+TINY = 5
+"""Training examples below which a class is noted as tiny."""
+
+_SHORT_SIDE = 16
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What :func:`check_table` found.
+
+    Attributes:
+        examples: How many examples there are.
+        subjects: How many subjects they show.
+        splits: Split -> examples.
+        classes: Class name -> split -> labelled examples.
+        missing: Ids of examples whose picture is no file.
+        unreadable: Id -> why the picture cannot be decoded.
+        out_of_range: Ids of examples whose label is no class.
+        parted_subjects: Subjects with pictures in more than one split.
+        shared_pictures: Pairs of ids of byte-equal pictures in different splits.
+        tiny_classes: Names of classes with fewer than ``TINY`` training examples.
+    """
+
+    examples: int
+    subjects: int
+    splits: Mapping[Split, int]
+    classes: Mapping[str, Mapping[Split, int]]
+    missing: tuple[str, ...]
+    unreadable: Mapping[str, str]
+    out_of_range: tuple[str, ...]
+    parted_subjects: tuple[str, ...]
+    shared_pictures: tuple[tuple[str, str], ...]
+    tiny_classes: tuple[str, ...]
+
+    def faults(self) -> list[str]:
+        """One sentence for each kind of fault that keeps the data from being used."""
+        sentences = []
+        for names, what in (
+            (self.missing, "pictures are missing"),
+            (tuple(self.unreadable), "pictures cannot be read"),
+            (self.out_of_range, "labels are out of range"),
+        ):
+            if names:
+                sentences.append(f"{len(names)} of {self.examples} {what}: {first_few(names)}.")
+        if self.parted_subjects:
+            sentences.append(
+                f"{len(self.parted_subjects)} subjects are in more than one split: "
+                f"{first_few(self.parted_subjects)}."
+            )
+        return sentences
+
+    def notes(self) -> list[str]:
+        """One sentence for each thing that is allowed and worth knowing."""
+        sentences = []
+        if self.shared_pictures:
+            pairs = [" = ".join(pair) for pair in self.shared_pictures]
+            sentences.append(
+                f"{len(pairs)} pictures are byte-equal across splits, which flatters the score: "
+                f"{first_few(pairs)}."
+            )
+        if self.tiny_classes:
+            sentences.append(
+                f"{len(self.tiny_classes)} classes have fewer than {TINY} training examples: "
+                f"{first_few(self.tiny_classes)}."
+            )
+        return sentences
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain values, with ``faults`` and ``notes`` as sentences."""
+        return {
+            "examples": self.examples,
+            "subjects": self.subjects,
+            "splits": dict(self.splits),
+            "classes": {name: dict(counts) for name, counts in self.classes.items()},
+            "missing": list(self.missing),
+            "unreadable": dict(self.unreadable),
+            "out_of_range": list(self.out_of_range),
+            "parted_subjects": list(self.parted_subjects),
+            "shared_pictures": [list(pair) for pair in self.shared_pictures],
+            "tiny_classes": list(self.tiny_classes),
+            "faults": self.faults(),
+            "notes": self.notes(),
+        }
+
+
+def check_table(table: ExampleTable, tell: Tell | None = None) -> CheckReport:
+    """Look at every example: its label, its subject, and its picture to the last pixel.
+
+    Args:
+        table: A table from ``load_table(..., require_pictures=False)``.
+        tell: Called with (pictures done, pictures in all).
+    """
+    missing = _missing(table)
+    present = table.take([i for i in range(len(table)) if i not in missing])
+    damaged = decode_each(present, _SHORT_SIDE, lambda _position, _picture: None, tell)
+    whole = present.take([i for i in range(len(present)) if i not in damaged])
+    in_range_N = (table.labels_N >= -1) & (table.labels_N < table.num_classes)
+    classes = {name: dict.fromkeys(SPLITS, 0) for name in table.class_names}
+    for label, split in zip(table.labels_N.tolist(), table.splits, strict=True):
+        if 0 <= label < table.num_classes:
+            classes[table.class_names[label]][split] += 1
+    return CheckReport(
+        examples=len(table),
+        subjects=len(set(table.subjects)),
+        splits={split: table.splits.count(split) for split in SPLITS},
+        classes=classes,
+        missing=tuple(table.ids[i] for i in missing),
+        unreadable={present.ids[i]: error.what for i, error in damaged.items()},
+        out_of_range=tuple(table.ids[i] for i in np.flatnonzero(~in_range_N)),
+        parted_subjects=_parted(table),
+        shared_pictures=_shared(whole),
+        tiny_classes=tuple(name for name, counts in classes.items() if counts["train"] < TINY),
+    )
+
+
+def _missing(table: ExampleTable) -> dict[int, str]:
+    if not isinstance(table.source, FileSource):
+        return {}
+    absent = set(table.source.missing())
+    paths = table.source.relative_paths
+    return {i: paths[row] for i, row in enumerate(table.rows.tolist()) if paths[row] in absent}
+
+
+def _parted(table: ExampleTable) -> tuple[str, ...]:
+    pairs = set(zip(table.subjects, table.splits, strict=True))
+    counts = Counter(subject for subject, _ in pairs)
+    return tuple(sorted(subject for subject, count in counts.items() if count > 1))
+
+
+def _shared(table: ExampleTable) -> tuple[tuple[str, str], ...]:
+    first: dict[bytes, int] = {}
+    pairs = []
+    for position in range(len(table)):
+        other = first.setdefault(table.content_key(position), position)
+        if table.splits[other] != table.splits[position]:
+            pairs.append((table.ids[other], table.ids[position]))
+    return tuple(pairs)

@@ -1,0 +1,89 @@
+"""Readers of CUB's text files: one record a line, an id first, blanks between."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.data.files import first_few
+from fgvc_core.errors import DataError
+
+
+def damaged(what: str, why: str = "The tree is not as CUB-200-2011 was published.") -> DataError:
+    """The error for a tree whose text files are missing, damaged or contradictory."""
+    return DataError(what, why=why, remedy="Unpack the published archive again, or mend the file.")
+
+
+def read_names(root: Path, name: str) -> dict[int, str]:
+    """Lines of ``id text`` by id, in file order.
+
+    Raises:
+        DataError: if the file is missing, a line has no number or no text, or an id comes twice.
+    """
+    names: dict[int, str] = {}
+    for line_number, line in enumerate(_read_text(root, name).splitlines(), start=1):
+        if not line.strip():
+            continue
+        key, _, text = line.strip().partition(" ")
+        if not key.isdecimal() or not text.strip():
+            raise damaged(f"{name}, line {line_number}: '{line[:60]}' is not 'number name'.")
+        if int(key) in names:
+            raise damaged(f"{name}, line {line_number}: the number {key} is listed twice.")
+        names[int(key)] = text.strip()
+    if not names:
+        raise damaged(f"{name} is empty.")
+    return names
+
+
+def read_numbers(root: Path, name: str, columns: int | None = None) -> NDArray[np.float64]:
+    """A file of numbers as float64 (lines, columns).
+
+    Raises:
+        DataError: if the file is missing or empty, or a line has other than ``columns``
+            finite numbers.
+    """
+    lines = _read_text(root, name).splitlines()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            numbers_LC = np.loadtxt(lines, dtype=np.float64, ndmin=2, comments=None)
+    except (ValueError, UserWarning) as error:
+        raise damaged(f"{name} is not a table of numbers: {str(error).split(';')[0]}.") from None
+    if columns is not None and numbers_LC.shape[1] != columns:
+        raise damaged(f"{name} has {numbers_LC.shape[1]} numbers a line instead of {columns}.")
+    if not np.isfinite(numbers_LC).all():
+        raise damaged(f"{name} holds numbers that are not finite.")
+    return numbers_LC
+
+
+def align(
+    numbers_LC: NDArray[np.float64], image_ids: Sequence[int], name: str
+) -> NDArray[np.float64]:
+    """The lines of a table in the order of the images, without their id column.
+
+    Lines of images that are not in the tree are passed over: a tree cut down to some
+    classes may keep the published files whole.
+
+    Raises:
+        DataError: if an image has no line or two.
+    """
+    at = {int(key): line for line, key in enumerate(numbers_LC[:, 0])}
+    if len(at) != len(numbers_LC):
+        twice = [int(k) for k, n in Counter(numbers_LC[:, 0].tolist()).items() if n > 1]
+        raise damaged(f"{name} has more than one line for image {first_few(twice)}.")
+    absent = [i for i in image_ids if i not in at]
+    if absent:
+        raise damaged(f"{name} has no line for {len(absent)} images: {first_few(absent)}.")
+    return numbers_LC[[at[i] for i in image_ids], 1:]
+
+
+def _read_text(root: Path, name: str) -> str:
+    try:
+        return (root / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise damaged(f"'{root / name}' does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(f"'{root / name}' cannot be read as text: {error}.") from None

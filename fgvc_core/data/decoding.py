@@ -1,0 +1,67 @@
+"""Decode many pictures on all cores of this process, and gather what is wrong with them."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import DataError
+
+Use = Callable[[int, NDArray[np.uint8]], None]
+"""Called with (position, picture (height, width, 3)), from several threads at once."""
+
+Tell = Callable[[int, int], None]
+"""Called with (pictures done, pictures in all), from one thread."""
+
+_CHUNK = 16
+
+
+def decode_each(
+    table: ExampleTable, short_side: int, use: Use, tell: Tell | None = None
+) -> dict[int, DataError]:
+    """Decode each picture of a table once and hand it to ``use``.
+
+    Args:
+        table: The examples.
+        short_side: Pixels that a picture's short side needs to keep.
+        use: Called for each picture, in no order; what it raises ends the decoding.
+        tell: Called now and then with the progress.
+
+    Returns:
+        Position -> error of each picture that is missing or damaged, by position.
+    """
+    faults: dict[int, DataError] = {}
+
+    def decode(start: int) -> int:
+        stop = min(start + _CHUNK, len(table))
+        for position in range(start, stop):
+            try:
+                picture_HWC = table.picture(position, short_side)
+            except DataError as error:
+                faults[position] = error
+                continue
+            use(position, picture_HWC)
+        return stop - start
+
+    done = 0
+    # Threads suffice: Pillow lets go of the interpreter while it decodes and resizes.
+    with ThreadPoolExecutor(_cores()) as pool:
+        try:
+            for count in pool.map(decode, range(0, len(table), _CHUNK)):
+                done += count
+                if tell is not None:
+                    tell(done, len(table))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return dict(sorted(faults.items()))
+
+
+def _cores() -> int:
+    """The cores that this process may use, fewer than the machine's if it is pinned."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

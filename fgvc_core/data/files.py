@@ -1,0 +1,165 @@
+"""Pictures in files: decoded on demand, named in every error."""
+
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from fgvc_core.errors import DataError
+
+PICTURE_ENDINGS = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+# What Pillow's readers raise on damaged files: a decoder's own errors leak through.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_DEEP_MODES = ("I", "F")
+
+
+class FileSource:
+    """A :class:`~fgvc_core.data.table.PictureSource` over files under one folder.
+
+    Args:
+        root: The folder that the paths are relative to.
+        relative_paths: One path a row.
+        upright: Turn a picture as its EXIF orientation asks. Data sets whose boxes and
+            parts refer to the stored pixels (CUB) leave it off.
+    """
+
+    def __init__(self, root: Path, relative_paths: Sequence[str], *, upright: bool = True) -> None:
+        self.root = Path(root)
+        self.relative_paths = tuple(relative_paths)
+        self.upright = upright
+        self._keys: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self.relative_paths)
+
+    def path(self, row: int) -> Path:
+        """Where a row's picture lies."""
+        return self.root / self.relative_paths[row]
+
+    def picture(self, row: int, size: int | None = None) -> NDArray[np.uint8]:
+        """One picture as RGB; see :class:`~fgvc_core.data.table.PictureSource`.
+
+        With ``size`` a JPEG is decoded at 1/2, 1/4 or 1/8 where its short side stays at
+        least ``size`` pixels (libjpeg's scaled decoding).
+
+        Raises:
+            DataError: if the file is missing, cut short, not a picture, or deeper than
+                8 bits a channel (its values have no agreed way into 0..255).
+        """
+        path = self.path(row)
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith(_DEEP_MODES):
+                    raise _too_deep(path, image.mode)
+                if size is not None and image.format == "JPEG":
+                    image.draft("RGB", (size, size))
+                upright = ImageOps.exif_transpose(image) if self.upright else image
+                return np.array(upright.convert("RGB"), dtype=np.uint8)
+        except FileNotFoundError:
+            raise missing_pictures([str(path)]) from None
+        except _DAMAGE as error:
+            raise _unreadable(path, error) from None
+
+    def content_key(self, row: int) -> bytes:
+        """SHA-256 (32 bytes) of the file's bytes, read once an instance.
+
+        Raises:
+            DataError: if the file is missing or cannot be read.
+        """
+        key = self._keys.get(row)
+        if key is None:
+            path = self.path(row)
+            try:
+                key = hashlib.sha256(path.read_bytes()).digest()
+            except FileNotFoundError:
+                raise missing_pictures([str(path)]) from None
+            except OSError as error:
+                raise _unreadable(path, error) from None
+            self._keys[row] = key
+        return key
+
+    def pixel_size(self, row: int) -> tuple[int, int] | None:
+        """Width and height from the file's header alone; None where it cannot be read."""
+        try:
+            with Image.open(self.path(row)) as image:
+                return image.size
+        except _DAMAGE:
+            return None
+
+    def missing(self) -> list[str]:
+        """The relative paths that are no files, in row order."""
+        listings: dict[str, set[str]] = {}
+        absent = []
+        for relative in self.relative_paths:
+            folder, name = os.path.split(os.path.join(self.root, relative))
+            if folder not in listings:
+                listings[folder] = _file_names(folder)
+            if name not in listings[folder]:
+                absent.append(relative)
+        return absent
+
+
+def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataError:
+    """The error for files that a data set names and that are not there."""
+    of = f" of {total}" if total else ""
+    noun = "picture is" if len(paths) == 1 else "pictures are"
+    return DataError(
+        f"{len(paths)}{of} {noun} missing: {first_few(paths)}.",
+        why="The data set names files that are not there.",
+        remedy="Check data.path, and that the archive was unpacked whole.",
+    )
+
+
+def first_few(names: Sequence[object], count: int = 3) -> str:
+    """The first names of a list, quoted, and how many more there are.
+
+    >>> first_few(["a", "b", "c", "d"], 2)
+    "'a', 'b' and 2 more"
+    """
+    shown = ", ".join(f"'{name}'" for name in names[:count])
+    more = len(names) - count
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _file_names(folder: str) -> set[str]:
+    # One listing a folder: a data set of 10,000 pictures needs no 10,000 stats.
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DataError(
+        f"The picture '{path}' cannot be read: {reason}.",
+        why="It is cut short, damaged or not a picture.",
+        remedy="Copy it again or remove it; 'fieldmark data check' lists all such files.",
+    )
+
+
+def _too_deep(path: Path, mode: str) -> DataError:
+    return DataError(
+        f"The picture '{path}' has more than 8 bits a channel (mode '{mode}').",
+        why="How its values map to 0..255 is a choice that changes what a model sees.",
+        remedy="Convert it to 8 bits with the window that your field uses.",
+    )

@@ -1,0 +1,110 @@
+"""A folder for each class, with or without folders for the splits above them.
+
+``DIR/<class>/**/<picture>``, or ``DIR/train/<class>/...`` beside ``DIR/test``, the form
+that torchvision's ``ImageFolder`` reads.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fgvc_core.data.catalogue import data_root, dataset
+from fgvc_core.data.files import PICTURE_ENDINGS, FileSource
+from fgvc_core.data.labels import number_labels
+from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.split import held_out_splits
+from fgvc_core.data.table import ExampleTable, Split
+from fgvc_core.errors import DataError
+
+_VALIDATION = ("val", "valid", "validation")
+_POOL = ("pool", "unlabelled", "unlabeled")
+
+
+@dataset("folder")
+def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+    """The table of a tree with one folder a class.
+
+    With a folder ``train`` the first level is the split: ``test`` is the test split,
+    ``val`` joins the training split (each site keeps its own validation part), and
+    ``pool`` holds unlabelled pictures, in folders or not. Where there is no ``test``,
+    ``val`` is the test split; with neither, and without ``train``, the keyed hash of
+    each picture's path holds ``data.test_fraction`` out. Hidden files and files that
+    are no pictures are passed over.
+
+    Args:
+        settings: ``[data]``; ``label_map`` leads folder names to ``classes``.
+        cache: Not used.
+
+    Raises:
+        ConfigurationError: if no path is given.
+        DataError: if there are no pictures, a picture lies outside every class folder,
+            or a folder's name is no class.
+    """
+    root = data_root(settings)
+    if (root / "train").is_dir():
+        found = list(_split_pictures(root))
+    else:
+        found = [(path, label, None) for path, label in _class_pictures(root, root)]
+    if not found:
+        raise DataError(
+            f"data.path = '{settings.path}' holds no pictures in class folders.",
+            why="data.name = 'folder' reads DIR/<class>/<picture> or DIR/train/<class>/<picture>.",
+            remedy=f"Pictures end in {', '.join(sorted(PICTURE_ENDINGS))}. Check data.path.",
+        )
+    found.sort(key=lambda item: item[0])
+    paths = tuple(path for path, _, _ in found)
+    labels_N, class_names = number_labels(
+        [label for _, label, _ in found], settings, f"data.path = '{settings.path}'"
+    )
+    hashed = held_out_splits(paths, settings.test_fraction)
+    splits = tuple(split or hashed[i] for i, (_, _, split) in enumerate(found))
+    return ExampleTable(
+        source=FileSource(root, paths),
+        rows=np.arange(len(paths), dtype=np.int64),
+        ids=paths,
+        labels_N=labels_N,
+        splits=splits,
+        subjects=paths,
+        class_names=class_names,
+    )
+
+
+def _split_pictures(root: Path) -> Iterator[tuple[str, str | None, Split | None]]:
+    """Path, label and split of each picture; a split of None is left to the hash."""
+    folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
+    has_test = "test" in folders
+    has_validation = any(name in folders for name in _VALIDATION)
+    training: Split | None = "train" if has_test or has_validation else None
+    for path, label in _class_pictures(root, root / "train"):
+        yield path, label, training
+    for name in _VALIDATION:
+        for path, label in _class_pictures(root, root / name):
+            yield path, label, "train" if has_test else "test"
+    for path, label in _class_pictures(root, root / "test"):
+        yield path, label, "test"
+    for name in _POOL:
+        for path in _pictures(root, root / name):
+            yield path, None, "pool"
+
+
+def _class_pictures(root: Path, top: Path) -> Iterator[tuple[str, str]]:
+    depth = len(top.relative_to(root).parts)
+    for path in _pictures(root, top):
+        parts = path.split("/")
+        if len(parts) <= depth + 1:
+            raise DataError(
+                f"The picture '{path}' lies in no class folder.",
+                why="data.name = 'folder' takes a picture's label from the folder it is in.",
+                remedy="Move it into its class's folder, or use data.name = 'manifest'.",
+            )
+        yield path, parts[depth]
+
+
+def _pictures(root: Path, top: Path) -> Iterator[str]:
+    for folder, subfolders, files in os.walk(top):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_ENDINGS:
+                yield (Path(folder) / name).relative_to(root).as_posix()

@@ -1,0 +1,221 @@
+"""A CSV of pictures: path, label, and what else is known about each."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fgvc_core.data.catalogue import data_root, dataset
+from fgvc_core.data.files import FileSource, first_few
+from fgvc_core.data.labels import number_labels
+from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.split import held_out_splits
+from fgvc_core.data.table import SPLITS, ExampleTable, Split
+from fgvc_core.errors import DataError, nearest
+
+_SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "train",
+    "valid": "train",
+    "validation": "train",
+    "test": "test",
+    "testing": "test",
+    "pool": "pool",
+    "unlabelled": "pool",
+    "unlabeled": "pool",
+}
+
+
+@dataset("manifest")
+def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+    """The table of a CSV with a header line (UTF-8, comma-separated).
+
+    ``data.path_column`` (through ``data.path_template``) gives each picture's path
+    relative to ``data.path``, ``data.label_column`` its label. A subject column groups
+    pictures that may never be parted. A split column says train (also: val), test or
+    pool; without one the keyed hash of the subject holds ``data.test_fraction`` out. An
+    empty label is allowed in the pool alone. All columns but path and label are kept in
+    ``columns``, as text.
+
+    Args:
+        settings: ``[data]``.
+        cache: Not used.
+
+    Raises:
+        ConfigurationError: if no path is given.
+        DataError: for a missing file or column (naming the nearest), a damaged line, a
+            picture listed twice, an empty subject, an unknown split or label, or a
+            subject in two splits.
+    """
+    root = data_root(settings)
+    sheet = _read(root / settings.manifest, settings.manifest)
+    raw_paths = sheet.filled(settings.path_column, "data.path_column")
+    raw_labels = sheet.column(settings.label_column, "data.label_column")
+    subject_column = sheet.chosen(settings.subject_column, "subject", "data.subject_column")
+    split_column = sheet.chosen(settings.split_column, "split", "data.split_column")
+    paths = tuple(settings.path_template.replace("{path}", value) for value in raw_paths)
+    _refuse_twice(paths, sheet)
+    subjects = (
+        tuple(sheet.filled(subject_column, "data.subject_column")) if subject_column else paths
+    )
+    splits = (
+        _splits(sheet, split_column)
+        if split_column
+        else held_out_splits(subjects, settings.test_fraction)
+    )
+    _refuse_parted_subjects(subjects, splits, sheet)
+    _refuse_unlabelled(raw_labels, splits, sheet)
+    labels_N, class_names = number_labels(
+        [None if split == "pool" else raw_labels[i] for i, split in enumerate(splits)],
+        settings,
+        sheet.name,
+    )
+    own = {settings.path_column, settings.label_column}
+    return ExampleTable(
+        source=FileSource(root, paths),
+        rows=np.arange(len(paths), dtype=np.int64),
+        ids=paths,
+        labels_N=labels_N,
+        splits=splits,
+        subjects=subjects,
+        class_names=class_names,
+        columns={n: tuple(values) for n, values in sheet.values.items() if n not in own},
+    )
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A CSV's columns by name; line numbers count from 1 with the header."""
+
+    name: str
+    values: dict[str, list[str]]
+    lines: list[int]
+
+    def column(self, name: str, setting: str) -> list[str]:
+        if name not in self.values:
+            known = list(self.values)
+            hint = nearest(name, known) or f"Set {setting} to the column that you mean."
+            raise DataError(
+                f"{self.name} has no column '{name}' ({setting}).",
+                why=f"Its columns are: {', '.join(known)}.",
+                remedy=hint,
+            )
+        return self.values[name]
+
+    def filled(self, name: str, setting: str) -> list[str]:
+        """A column without empty values."""
+        values = self.column(name, setting)
+        empty = [self.lines[i] for i, value in enumerate(values) if not value]
+        if empty:
+            raise DataError(
+                f"{self.name}: column '{name}' is empty in {len(empty)} lines: {first_few(empty)}.",
+                why=f"Every picture needs a value there ({setting}).",
+                remedy="Fill the values in, or take the lines out.",
+            )
+        return values
+
+    def chosen(self, name: str | None, usual: str, setting: str) -> str | None:
+        """The column that the settings name, else the usual one where there is one."""
+        if name is None:
+            return usual if usual in self.values else None
+        self.column(name, setting)
+        return name
+
+
+def _read(path: Path, name: str) -> _Sheet:
+    lines: list[int] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = [field.strip() for field in next(reader, [])]
+            _check_header(header, name)
+            values: dict[str, list[str]] = {field: [] for field in header}
+            for fields in reader:
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    raise DataError(
+                        f"{name}, line {reader.line_num}: {len(fields)} fields instead of "
+                        f"{len(header)}.",
+                        why="Values would land in the wrong columns.",
+                        remedy="Mend the line; a value with a comma needs quotes.",
+                    )
+                lines.append(reader.line_num)
+                for field, value in zip(header, fields, strict=True):
+                    values[field].append(value.strip())
+    except FileNotFoundError:
+        raise DataError(
+            f"There is no manifest at '{path}'.",
+            why="data.name = 'manifest' reads paths and labels from it.",
+            remedy="Set data.manifest to the CSV's path, relative to data.path.",
+        ) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{name} cannot be read as a CSV: {error}.",
+            remedy="Save it as comma-separated UTF-8 text.",
+        ) from None
+    if not lines:
+        raise DataError(f"{name} lists no pictures.", remedy="Give it one line a picture.")
+    return _Sheet(name, values, lines)
+
+
+def _check_header(header: list[str], name: str) -> None:
+    twice = [field for field, count in Counter(header).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{name} has more than one column {first_few(twice)}.",
+            why="It is not clear which one is meant.",
+            remedy="Rename the columns.",
+        )
+
+
+def _refuse_twice(paths: Sequence[str], sheet: _Sheet) -> None:
+    twice = [path for path, count in Counter(paths).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{sheet.name} lists {len(twice)} pictures twice: {first_few(twice)}.",
+            why="One picture could land in two splits, or with two labels.",
+            remedy="Keep one line a picture.",
+        )
+
+
+def _splits(sheet: _Sheet, column: str) -> tuple[Split, ...]:
+    words = sheet.filled(column, "data.split_column")
+    strange = sorted({word for word in words if word.lower() not in _SPLIT_WORDS})
+    if strange:
+        raise DataError(
+            f"{sheet.name}: column '{column}' holds unknown splits: {first_few(strange)}.",
+            why=f"A picture is one of {', '.join(SPLITS)} (val counts as train).",
+            remedy=nearest(strange[0].lower(), _SPLIT_WORDS, 1) or "Mend data.split_column.",
+        )
+    return tuple(_SPLIT_WORDS[word.lower()] for word in words)
+
+
+def _refuse_parted_subjects(
+    subjects: Sequence[str], splits: Sequence[Split], sheet: _Sheet
+) -> None:
+    pairs = set(zip(subjects, splits, strict=True))
+    parted = sorted(s for s, count in Counter(subject for subject, _ in pairs).items() if count > 1)
+    if parted:
+        raise DataError(
+            f"{sheet.name}: {len(parted)} subjects are in more than one split: "
+            f"{first_few(parted)}.",
+            why="Pictures of one subject on both sides make scores look better than they are.",
+            remedy="Give all pictures of a subject one split.",
+        )
+
+
+def _refuse_unlabelled(raw_labels: Sequence[str], splits: Sequence[Split], sheet: _Sheet) -> None:
+    empty = [
+        sheet.lines[i] for i, label in enumerate(raw_labels) if not label and splits[i] != "pool"
+    ]
+    if empty:
+        raise DataError(
+            f"{sheet.name} has no label in {len(empty)} lines: {first_few(empty)}.",
+            why="Only pictures of the pool go without.",
+            remedy="Fill the labels in, or mark the pictures as 'pool' in a split column.",
+        )

@@ -1,0 +1,330 @@
+"""Who holds what in a simulation: deal a training split to sites.
+
+The dealing itself is flwr-datasets' (https://flower.ai/docs/datasets/), on a table of
+subjects with one label each, never on pictures: all pictures of a subject follow it, so
+that no subject is at two sites. Rows are shuffled first, because most partitioners cut
+consecutive runs.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.data.files import first_few
+from fgvc_core.data.settings import PartitionSettings
+from fgvc_core.data.site_names import name_sites_by_value, numbered_sites
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import ConfigurationError, DataError, nearest
+from fgvc_core.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+Positions = NDArray[np.int64]
+
+_DRAWS = 100
+_ROW = "row"
+_LABEL = "label"
+_VALUE = "value"
+
+
+@dataclass(frozen=True)
+class _Subjects:
+    """S subjects in a shuffled order: each one's positions, and its commonest label."""
+
+    positions: tuple[Positions, ...]
+    labels_S: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    values: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def partition(
+    table: ExampleTable, settings: PartitionSettings, seed: int
+) -> dict[str, NDArray[np.int64]]:
+    """Deal the examples of a table to sites; equal arguments, equal dealing.
+
+    ``iid`` deals equal numbers of subjects. ``dirichlet`` draws each class's shares from
+    a Dirichlet distribution (Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022).
+    ``pathological`` gives each site ``classes_per_site`` classes, drawn so that all
+    classes are held about equally often (McMahan et al. 2017,
+    https://arxiv.org/abs/1602.05629). ``quantity`` draws the sites' sizes from a
+    Dirichlet distribution. ``column`` makes one site of each value of a column
+    (``subject`` is always one). Draws with fewer than ``min_examples`` at a site are
+    repeated.
+
+    Args:
+        table: The training split; positions in the answer count in it.
+        settings: ``[partition]``.
+        seed: Any non-negative integer.
+
+    Returns:
+        Site name (``site-1``..., or made from the column's value) -> int64 sorted
+        positions; the sites part the table: each example is at one of them.
+
+    Raises:
+        ConfigurationError: for a column that is missing from the recipe or the table, or
+            more classes a site than there are.
+        DataError: for more sites than subjects, a class that no site would hold, a
+            subject that a column puts at two sites, or too few examples at a site.
+    """
+    _refuse_unheld_classes(table)
+    rng = np.random.default_rng(derive_seed(seed, "order"))
+    if settings.scheme == "column":
+        return _by_column(table, settings, rng)
+    subjects = _group(table, rng)
+    if settings.sites > len(subjects):
+        noun = "examples" if len(subjects) == len(table) else "subjects"
+        raise DataError(
+            f"partition.sites = {settings.sites}, but there are only {len(subjects)} {noun} "
+            "to train on.",
+            why="Every site needs at least one, and none may be at two sites.",
+            remedy="Ask for fewer sites, or bring more data.",
+        )
+    deal = _SCHEMES[settings.scheme]
+    shares: list[Positions] = []
+    for draw in range(_DRAWS):
+        shares = deal(subjects, settings, derive_seed(seed, settings.scheme, draw))
+        if min(map(len, shares)) >= settings.min_examples:
+            return dict(zip(numbered_sites(settings.sites), shares, strict=True))
+        if settings.scheme not in _REDRAWN:
+            break
+    raise _too_few(dict(zip(numbered_sites(settings.sites), shares, strict=True)), settings)
+
+
+def _group(table: ExampleTable, rng: np.random.Generator, values: Sequence[str] = ()) -> _Subjects:
+    at: dict[str, list[int]] = {}
+    for position, subject in enumerate(table.subjects):
+        at.setdefault(subject, []).append(position)
+    # Sorted before the shuffle: the dealing depends on who there is, not on file order.
+    names = sorted(at)
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    labels = table.labels_N.tolist()
+    commonest = [
+        min(Counter(labels[p] for p in at[name]).items(), key=lambda kv: (-kv[1], kv[0]))[0]
+        for name in shuffled
+    ]
+    return _Subjects(
+        tuple(np.array(at[name], dtype=np.int64) for name in shuffled),
+        np.array(commonest, dtype=np.int64),
+        table.class_names,
+        tuple(values[at[name][0]] for name in shuffled) if values else (),
+    )
+
+
+def _iid(subjects: _Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
+    from flwr_datasets.partitioner import IidPartitioner
+
+    return _run(IidPartitioner(settings.sites), subjects, {})
+
+
+def _dirichlet(subjects: _Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    partitioner = DirichletPartitioner(
+        num_partitions=settings.sites,
+        partition_by=_LABEL,
+        alpha=settings.alpha,
+        # Redraws are ours: they count pictures, the partitioner would count subjects.
+        min_partition_size=0,
+        shuffle=False,
+        seed=seed,
+    )
+    return _run(partitioner, subjects, {_LABEL: subjects.labels_S.tolist()})
+
+
+def _pathological(subjects: _Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    sites, per_site = settings.sites, settings.classes_per_site
+    classes, counts = np.unique(subjects.labels_S, return_counts=True)
+    holds = _class_sets(len(classes), sites, per_site, np.random.default_rng(seed))
+    uses_K = np.bincount(np.concatenate(holds), minlength=len(classes))
+    _refuse_scarce(uses_K, counts, [subjects.class_names[k] for k in classes], settings)
+    # One shard for each (site, class) pair. The partitioner gives shard p the class
+    # p modulo K; with the often used classes first, that is each class's own number of uses.
+    order = np.argsort(-uses_K, kind="stable")
+    rank_K = np.argsort(order)
+    rank_S = rank_K[np.searchsorted(classes, subjects.labels_S)]
+    partitioner = PathologicalPartitioner(
+        num_partitions=sites * per_site,
+        partition_by=_LABEL,
+        num_classes_per_partition=1,
+        class_assignment_mode="first-deterministic",
+        shuffle=False,
+        seed=seed,
+    )
+    shards = _run(partitioner, subjects, {_LABEL: rank_S.tolist()})
+    taken_K = np.zeros(len(classes), dtype=np.int64)
+    shares = []
+    for held in holds:
+        shares.append(
+            np.sort(np.concatenate([shards[taken_K[k] * len(classes) + rank_K[k]] for k in held]))
+        )
+        taken_K[held] += 1
+    return shares
+
+
+def _quantity(subjects: _Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
+    from flwr_datasets.partitioner import SizePartitioner
+
+    rng = np.random.default_rng(seed)
+    spare = len(subjects) - settings.sites
+    shares = rng.dirichlet(np.full(settings.sites, settings.alpha)) * spare
+    sizes = np.floor(shares).astype(np.int64)
+    # Largest remainders first, so that the sizes sum up exactly.
+    for site in np.argsort(sizes - shares, kind="stable")[: spare - int(sizes.sum())]:
+        sizes[site] += 1
+    return _run(SizePartitioner((sizes + 1).tolist()), subjects, {})
+
+
+_SCHEMES = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "pathological": _pathological,
+    "quantity": _quantity,
+}
+_REDRAWN = frozenset({"dirichlet", "pathological", "quantity"})
+
+
+def _by_column(
+    table: ExampleTable, settings: PartitionSettings, rng: np.random.Generator
+) -> dict[str, Positions]:
+    from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
+
+    values = _column(table, settings)
+    empty = [table.ids[i] for i, value in enumerate(values) if not value]
+    if empty:
+        raise DataError(
+            f"{len(empty)} examples have no value in column '{settings.column}': "
+            f"{first_few(empty)}.",
+            why="partition.column names the column that says which site holds an example.",
+            remedy="Fill the column in, or choose another.",
+        )
+    pairs = set(zip(table.subjects, values, strict=True))
+    parted = sorted(s for s, n in Counter(subject for subject, _ in pairs).items() if n > 1)
+    if parted:
+        raise DataError(
+            f"Column '{settings.column}' puts {len(parted)} subjects at two sites: "
+            f"{first_few(parted)}.",
+            why="Pictures of one subject never meet at two sites.",
+            remedy="Choose a column that is the same for all pictures of a subject.",
+        )
+    subjects = _group(table, rng, values)
+    partitioner = GroupedNaturalIdPartitioner(_VALUE, group_size=1, sort_unique_ids=True)
+    shares = _run(partitioner, subjects, {_VALUE: list(subjects.values)})
+    dealt = dict(zip(name_sites_by_value(sorted(set(values))), shares, strict=True))
+    if min(map(len, shares)) < settings.min_examples:
+        raise _too_few(dealt, settings)
+    return dealt
+
+
+def _column(table: ExampleTable, settings: PartitionSettings) -> tuple[str, ...]:
+    known = {"subject": table.subjects, **table.columns}
+    if settings.column is None:
+        raise ConfigurationError(
+            "partition.scheme = 'column' needs partition.column.",
+            why="It says which column of the table names the site.",
+            remedy=f"Columns here: {', '.join(sorted(known))}.",
+        )
+    if settings.column not in known:
+        raise ConfigurationError(
+            f"partition.column = '{settings.column}' is no column of the data set.",
+            why=f"Its columns are: {', '.join(sorted(known))}.",
+            remedy=nearest(settings.column, known) or "Choose one of these.",
+        )
+    return known[settings.column]
+
+
+def _run(
+    partitioner: "Partitioner", subjects: _Subjects, columns: Mapping[str, list[Any]]
+) -> list[Positions]:
+    """Each partition's positions in the table, sorted."""
+    from datasets import Dataset
+
+    partitioner.dataset = Dataset.from_dict({_ROW: list(range(len(subjects))), **columns})
+    shares = []
+    for number in range(partitioner.num_partitions):
+        chosen = [subjects.positions[s] for s in partitioner.load_partition(number)[_ROW]]
+        shares.append(np.sort(np.concatenate([np.empty(0, np.int64), *chosen])))
+    return shares
+
+
+def _class_sets(
+    num_classes: int, sites: int, per_site: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """``per_site`` distinct classes for each site; uses of two classes differ by one at most."""
+    uses_K = np.zeros(num_classes, dtype=np.int64)
+    holds = []
+    for _ in range(sites):
+        chosen = np.lexsort((rng.random(num_classes), uses_K))[:per_site]
+        uses_K[chosen] += 1
+        holds.append(np.sort(chosen))
+    return holds
+
+
+def _refuse_unheld_classes(table: ExampleTable) -> None:
+    unlabelled = [table.ids[i] for i in np.flatnonzero(table.labels_N < 0)]
+    if unlabelled:
+        raise DataError(
+            f"{len(unlabelled)} training examples have no label: {first_few(unlabelled)}.",
+            why="Sites are dealt labelled examples.",
+            remedy="Label them, or move them to the pool.",
+        )
+    absent = [table.class_names[k] for k in np.flatnonzero(table.class_counts_K() == 0)]
+    if absent:
+        raise DataError(
+            f"No site would hold {len(absent)} of {table.num_classes} classes: "
+            f"{first_few(absent)}.",
+            why="The training split has no example of them.",
+            remedy="Take them out of data.classes, or bring examples of them.",
+        )
+
+
+def _refuse_scarce(
+    uses_K: NDArray[np.int64],
+    counts_K: NDArray[np.int64],
+    class_names: Sequence[str],
+    settings: PartitionSettings,
+) -> None:
+    asked = f"{settings.sites} sites of {settings.classes_per_site} classes"
+    if settings.classes_per_site > len(class_names):
+        raise ConfigurationError(
+            f"partition.classes_per_site = {settings.classes_per_site}, but there are only "
+            f"{len(class_names)} classes.",
+            why="A site holds a class once or not at all.",
+            remedy=f"Choose 1 to {len(class_names)}.",
+        )
+    unheld = [class_names[k] for k in np.flatnonzero(uses_K == 0).tolist()]
+    if unheld:
+        raise DataError(
+            f"No site would hold {len(unheld)} of {len(class_names)} classes: {first_few(unheld)}.",
+            why=f"{asked} make {settings.sites * settings.classes_per_site} places, and what no "
+            "site holds cannot be learnt.",
+            remedy="Ask for more sites or more partition.classes_per_site.",
+        )
+    if (uses_K > counts_K).any():
+        scarce = int(np.argmax(uses_K - counts_K))
+        raise DataError(
+            f"{asked} need '{class_names[scarce]}' at {uses_K[scarce]} sites, but it has only "
+            f"{counts_K[scarce]} subjects to deal.",
+            why="Every site that holds a class needs a subject of its own.",
+            remedy="Ask for fewer sites or fewer partition.classes_per_site.",
+        )
+
+
+def _too_few(dealt: Mapping[str, Positions], settings: PartitionSettings) -> DataError:
+    small = [f"{site} ({len(at)})" for site, at in dealt.items() if len(at) < settings.min_examples]
+    again = f" after {_DRAWS} draws" if settings.scheme in _REDRAWN else ""
+    return DataError(
+        f"{len(small)} of {len(dealt)} sites have fewer than partition.min_examples = "
+        f"{settings.min_examples} examples{again}: {first_few(small)}.",
+        why="So few examples cannot be split for training and validation.",
+        remedy="Ask for fewer sites, a larger partition.alpha or a smaller partition.min_examples.",
+    )

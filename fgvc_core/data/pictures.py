@@ -1,0 +1,238 @@
+"""Decoded pictures of a table, ready to batch: each one is decoded once, ever.
+
+With a cache folder they lie in one uint8 array on disk that every process maps into
+memory, so that workers share the pages. Its name is a digest of every picture's content,
+in order, and of how they were cut: other pictures, or another order, are another file.
+"""
+
+import errno
+import hashlib
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from fgvc_core.data.decoding import decode_each
+from fgvc_core.data.files import FileSource, first_few
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+Pictures = NDArray[np.uint8] | list[NDArray[np.uint8]]
+"""N pictures (size, size, 3), as one array or one by one."""
+
+_VERSION = b"fieldmark pictures 1"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class PictureBank:
+    """N pictures as squares of one size, by position in a table.
+
+    Pickled banks with a cache carry the file's path and map it again.
+
+    Args:
+        table: The examples, N of them.
+        size: Side of the squares in pixels.
+        crop: Share of the short side that the square keeps, above 0 to 1: the short side
+            becomes ``round(size / crop)`` pixels, then the centre is cut out.
+        interpolation: ``bilinear`` or ``bicubic``.
+        cache: Folder under which ``pictures/<key>.npy`` is kept; without one the pictures
+            stay in this process's memory.
+
+    Raises:
+        DataError: if pictures are missing or damaged (naming the first few and how
+            many), or the cache's disk is full.
+    """
+
+    def __init__(
+        self,
+        table: ExampleTable,
+        size: int,
+        crop: float = 1.0,
+        interpolation: str = "bilinear",
+        cache: Path | None = None,
+    ) -> None:
+        self.size = size
+        self._length = len(table)
+        self._path: Path | None = None
+        self._ready_table: ExampleTable | None = None
+        self._pictures: Pictures | None = _ready(table, size) if crop == 1.0 else None
+        if self._pictures is not None:
+            self._ready_table = table
+        elif cache is None or not len(table):
+            decoded_NHWC = np.empty((len(table), size, size, 3), dtype=np.uint8)
+            _decode_into(decoded_NHWC, table, crop, interpolation)
+            self._pictures = decoded_NHWC
+        else:
+            self._path = _cached(table, size, crop, interpolation, Path(cache) / "pictures")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, positions: Sequence[int] | NDArray[np.int64]) -> "torch.Tensor":
+        """The pictures at B positions of the table.
+
+        Args:
+            positions: B positions, 0 to N-1, in any order, with or without repeats.
+
+        Returns:
+            uint8 (B, 3, size, size) on the CPU, contiguous, the caller's own.
+        """
+        import torch
+
+        at = np.asarray(positions, dtype=np.int64)
+        pictures = self._open()
+        if isinstance(pictures, np.ndarray):
+            chosen_BHWC = np.asarray(pictures[at])
+        else:
+            chosen_BHWC = np.stack([pictures[i] for i in at.tolist()])
+        return torch.from_numpy(chosen_BHWC).permute(0, 3, 1, 2).contiguous()
+
+    def _open(self) -> Pictures:
+        if self._pictures is None:
+            if self._path is not None:
+                self._pictures = np.load(self._path, mmap_mode="r")
+            else:
+                assert self._ready_table is not None
+                self._pictures = _ready(self._ready_table, self.size)
+        assert self._pictures is not None
+        return self._pictures
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self._path is not None or self._ready_table is not None:
+            # Mapped memory pickles as all of its pixels; where it comes from is enough.
+            state["_pictures"] = None
+        return state
+
+
+def _ready(table: ExampleTable, size: int) -> list[NDArray[np.uint8]] | None:
+    """The table's pictures, if its source maps them from disk as they are wanted.
+
+    The embedded set does: its own cache is already what a bank would write.
+    """
+    if not len(table) or isinstance(table.source, FileSource):
+        return None
+    views = []
+    for position in range(len(table)):
+        view_HWC = table.picture(position, size)
+        if view_HWC.shape != (size, size, 3) or not _is_mapped(view_HWC):
+            return None
+        views.append(view_HWC)
+    return views
+
+
+def _is_mapped(array: NDArray[np.uint8]) -> bool:
+    owner: Any = array
+    while owner is not None:
+        if isinstance(owner, mmap.mmap):
+            return True
+        owner = getattr(owner, "base", None)
+    return False
+
+
+def _cached(table: ExampleTable, size: int, crop: float, interpolation: str, folder: Path) -> Path:
+    """The table's file in the cache; made if it is not there, by one process at a time."""
+    shape = (len(table), size, size, 3)
+    path = folder / f"{_key(table, size, crop, interpolation)}.npy"
+    if _is_whole(path, shape):
+        return path
+    _make_folder(folder)
+    with FileLock(path.with_suffix(".lock")):
+        if _is_whole(path, shape):
+            return path
+        partial = path.with_suffix(".partial")
+        try:
+            pictures_NHWC = _reserve(partial, shape)
+            _decode_into(pictures_NHWC, table, crop, interpolation)
+            pictures_NHWC.flush()
+            del pictures_NHWC
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise DataError(
+            f"The cache '{folder}' cannot be used: {error.strerror}.",
+            why="Decoded pictures are kept there so that none is decoded twice.",
+            remedy="Name a folder that you may write to.",
+        ) from None
+
+
+def _key(table: ExampleTable, size: int, crop: float, interpolation: str) -> str:
+    digest = hashlib.sha256(_VERSION)
+    digest.update(f"\0{size}\0{crop!r}\0{interpolation}\0{len(table)}\0".encode())
+    for position in range(len(table)):
+        digest.update(table.content_key(position))
+    return digest.hexdigest()
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the file is there, with the shape that its name promises, to its last byte."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return found.shape == shape and found.dtype == np.uint8
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]]":
+    """A new .npy file of the given shape whose blocks the disk has already granted.
+
+    Without the grant a full disk shows as a bus error on the first write to a page.
+    """
+    pictures_NHWC = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in _FULL:
+                # Not every file system can grant blocks ahead; it may still have them.
+                return pictures_NHWC
+            megabytes = path.stat().st_size / 1e6
+            raise DataError(
+                f"The cache '{path.parent}' has no room for {megabytes:.0f} MB of decoded "
+                f"pictures: {error.strerror}.",
+                why="They are kept so that no picture is decoded twice.",
+                remedy="Free space there, or put the cache on another disk.",
+            ) from None
+    return pictures_NHWC
+
+
+def _decode_into(
+    pictures_NHWC: NDArray[np.uint8], table: ExampleTable, crop: float, interpolation: str
+) -> None:
+    from fgvc_core.data.transforms import square
+
+    size = pictures_NHWC.shape[1]
+
+    def keep(position: int, picture_HWC: NDArray[np.uint8]) -> None:
+        pictures_NHWC[position] = square(picture_HWC, size, crop, interpolation)
+
+    faults = list(decode_each(table, round(size / crop), keep).values())
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {len(table)} pictures cannot be read: "
+            f"{first_few([fault.what for fault in faults])}.",
+            why=faults[0].why,
+            remedy=faults[0].remedy,
+        )

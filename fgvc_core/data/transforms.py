@@ -1,0 +1,102 @@
+"""Views of a picture: the square that a model sees, and random variations of it in training.
+
+torchvision's v2 transforms draw once for a whole batch and take no generator. One call a
+picture cost 0.9 ms at 64 px on one thread, half of what a small network's whole step
+costs; the same geometry and colour arithmetic on the batch at once costs a tenth of that.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from fgvc_core.data.settings import AugmentSettings
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+# ITU-R BT.601 luma, as Pillow and torchvision use it.
+_LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+
+
+def square(
+    picture_HWC: NDArray[np.uint8], size: int, crop: float = 1.0, interpolation: str = "bilinear"
+) -> NDArray[np.uint8]:
+    """The centre square of a picture.
+
+    Args:
+        picture_HWC: uint8 (height, width, 3).
+        size: Side of the result, in pixels.
+        crop: The short side is resized to ``size / crop`` first, 0 to 1.
+        interpolation: ``bilinear`` or ``bicubic``, both with anti-aliasing.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    height, width = picture_HWC.shape[:2]
+    if (height, width) == (size, size) and crop == 1.0:
+        return picture_HWC
+    short = round(size / crop)
+    scale = short / min(height, width)
+    target = (max(round(width * scale), size), max(round(height * scale), size))
+    resized = Image.fromarray(picture_HWC).resize(target, _FILTERS[interpolation])
+    left, top = (target[0] - size) // 2, (target[1] - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+class Augment:
+    """Random rotation, zoom, flip and colour, drawn for each picture on its own.
+
+    Args:
+        settings: How far each may go.
+    """
+
+    def __init__(self, settings: AugmentSettings) -> None:
+        self._settings = settings
+
+    def __call__(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """uint8 (N, 3, S, S) to the same; equal generators give equal views."""
+        if not len(images_NCHW):
+            return images_NCHW
+        moved_NCHW = self._move(images_NCHW.float(), generator)
+        return self._colour(moved_NCHW, generator).clamp_(0, 255).round_().to(torch.uint8)
+
+    def _move(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        settings, count = self._settings, len(images_NCHW)
+        angle_N = _between(-1, 1, count, generator) * math.radians(settings.rotation)
+        zoom_N = 1 + _between(-1, 1, count, generator) * settings.zoom
+        mirrored_N = torch.rand(count, generator=generator) < 0.5
+        if not (settings.rotation or settings.zoom or settings.flip):
+            return images_NCHW
+        sign_N = torch.where(mirrored_N & settings.flip, -1.0, 1.0)
+        theta_N23 = torch.zeros(count, 2, 3)
+        # Output coordinates to input coordinates: a zoom in samples a smaller square.
+        theta_N23[:, 0, 0] = torch.cos(angle_N) / zoom_N * sign_N
+        theta_N23[:, 0, 1] = -torch.sin(angle_N) / zoom_N
+        theta_N23[:, 1, 0] = torch.sin(angle_N) / zoom_N * sign_N
+        theta_N23[:, 1, 1] = torch.cos(angle_N) / zoom_N
+        grid_NHW2 = F.affine_grid(theta_N23, list(images_NCHW.shape), align_corners=False)
+        return F.grid_sample(
+            images_NCHW, grid_NHW2, padding_mode="reflection", align_corners=False
+        )
+
+    def _colour(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        strength, count = self._settings.color, len(images_NCHW)
+        factors_3N111 = 1 + strength * _between(-1, 1, 3 * count, generator).view(3, -1, 1, 1, 1)
+        if not strength:
+            return images_NCHW
+        bright_N111, contrast_N111, colour_N111 = factors_3N111
+        images_NCHW = images_NCHW * bright_N111
+        grey_N1HW = (images_NCHW * _LUMA).sum(dim=1, keepdim=True)
+        # Saturation blends with grey, contrast with the mean grey: one sum for both.
+        mean_N111 = grey_N1HW.mean(dim=(2, 3), keepdim=True)
+        images_NCHW = grey_N1HW + (images_NCHW - grey_N1HW) * colour_N111
+        return mean_N111 + (images_NCHW - mean_N111) * contrast_N111
+
+
+def _between(low: float, high: float, count: int, generator: torch.Generator) -> torch.Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator)

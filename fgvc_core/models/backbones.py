@@ -1,0 +1,148 @@
+"""One door to every backbone: ours, and timm's by name."""
+
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from fgvc_core.errors import ConfigurationError, nearest
+from fgvc_core.models.inputs import InputSpec
+from fgvc_core.models.resnet import PRESETS, AttentionResNet
+from fgvc_core.models.weights import PACKAGED, load_local, packaged_input, packaged_state
+
+
+class TimmBackbone(nn.Module):
+    """A timm model without its classifier.
+
+    Convolutional models give their last map; models of tokens give the vector that timm
+    pools for them, as a map of one position.
+
+    Args:
+        model: Built with ``num_classes=0``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.out_channels = int(model.num_features)  # type: ignore[call-overload]
+        self.stage_names = _stages(model)
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) to (N, C, h, w)."""
+        found = self.model.forward_features(images_NCHW)
+        if found.ndim == 4:
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            return found.permute(0, 3, 1, 2) if last else found
+        return self.model.forward_head(found, pre_logits=True)[:, :, None, None]
+
+
+Backbone = AttentionResNet | TimmBackbone
+
+
+def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSpec]:
+    """A backbone and how its pictures have to look.
+
+    Args:
+        name: One of ours or any of timm's.
+        weights: ``none``, ``hub``, ``package`` or a path.
+        size: Side of the squares, in pixels.
+
+    Raises:
+        ConfigurationError: for an unknown name, or weights that are missing or wrong.
+    """
+    if name in PRESETS:
+        return _ours(name, weights, size)
+    architecture = name.split(".")[0]
+    if architecture not in timm.list_models():
+        raise ConfigurationError(
+            f"model.backbone = '{name}' is unknown.",
+            why="Nothing was started.",
+            remedy=nearest(architecture, [*PRESETS, *timm.list_models()])
+            or f"Ours: {', '.join(PRESETS)}; timm's: timm.list_models().",
+        )
+    arguments = {"num_classes": 0}
+    if _takes_size(architecture):
+        arguments["img_size"] = size
+    try:
+        model = timm.create_model(name, pretrained=weights == "hub", **arguments)
+    except Exception as error:
+        if weights != "hub":
+            raise
+        raise ConfigurationError(
+            f"The weights of '{name}' could not be had from the hub: {error}.",
+            remedy="Check the connection, or give a local file in model.weights.",
+        ) from None
+    _no_inplace(model)
+    backbone = TimmBackbone(model)
+    config = model.pretrained_cfg
+    spec = InputSpec(
+        size,
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        config["interpolation"],
+        float(config["crop_pct"]),
+    )
+    if weights == "package":
+        spec = packaged_input(size)
+        _load_packaged(model, name)
+    elif weights not in ("none", "hub"):
+        load_local(model, Path(weights), _classifier(config))
+    elif weights == "none":
+        spec = InputSpec(size)
+    return backbone, spec
+
+
+def _ours(name: str, weights: str, size: int) -> tuple[Backbone, InputSpec]:
+    if weights in ("hub", "package"):
+        raise ConfigurationError(
+            f"There are no {weights} weights for '{name}'.",
+            remedy="Set model.weights to 'none' or to a local file, or take another backbone.",
+        )
+    backbone = AttentionResNet(PRESETS[name])
+    if weights != "none":
+        load_local(backbone, Path(weights), ())
+    return backbone, InputSpec(size)
+
+
+def _load_packaged(model: nn.Module, name: str) -> None:
+    if name != PACKAGED:
+        raise ConfigurationError(
+            f"model.weights = 'package' has weights for '{PACKAGED}' only, not for '{name}'.",
+            remedy=f"Set model.backbone = '{PACKAGED}', or model.weights to 'hub' or a path.",
+        )
+    whole = timm.create_model(name, num_classes=1000)
+    state = packaged_state(whole.state_dict())
+    kept = model.state_dict()
+    model.load_state_dict({k: v for k, v in state.items() if k in kept})
+
+
+def _classifier(config: dict[str, object]) -> tuple[str, ...]:
+    named = config.get("classifier") or ()
+    names = (named,) if isinstance(named, str) else tuple(named)  # type: ignore[arg-type]
+    return tuple(f"{name}." for name in names)
+
+
+def _takes_size(architecture: str) -> bool:
+    # Models with learnt positions need the size when they are built; timm marks them.
+    return bool(timm.get_pretrained_cfg(architecture, allow_unregistered=True)) and bool(
+        getattr(timm.get_pretrained_cfg(architecture), "fixed_input_size", False)
+    )
+
+
+def _stages(model: nn.Module) -> tuple[str, ...]:
+    """Names of a model's parts in order, with the members of containers one by one."""
+    names: list[str] = []
+    for name, child in model.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1:
+            names += [f"{name}.{member}" for member, _ in child.named_children()]
+        elif any(True for _ in child.parameters()):
+            names.append(name)
+    return tuple(names)
+
+
+def _no_inplace(model: nn.Module) -> None:
+    """In-place activations break hooks on what they overwrite (per-example gradients)."""
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]

@@ -1,0 +1,86 @@
+"""The classifier: backbone, attention, pooling, head."""
+
+import torch
+from torch import nn
+
+from fgvc_core.models.backbones import Backbone
+from fgvc_core.models.inputs import InputSpec
+from fgvc_core.models.pooling import Pooling
+
+
+class FineGrainedClassifier(nn.Module):
+    """One classifier.
+
+    Args:
+        backbone: Pictures to a map.
+        attention: A map to a map of the same shape.
+        pooling: A map to a vector.
+        dropout: Share of the vector's entries dropped in training, 0 to 1.
+        head: A vector to logits.
+        spec: How pictures have to look.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        attention: nn.Module,
+        pooling: Pooling,
+        dropout: float,
+        head: nn.Module,
+        spec: InputSpec,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.attention = attention
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+        self.head = head
+        self.input = spec
+        self.register_buffer("_mean", torch.tensor(spec.mean)[:, None, None] * 255, False)
+        self.register_buffer("_std", torch.tensor(spec.std)[:, None, None] * 255, False)
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the length of the vector before the head."""
+        return self.backbone.out_channels
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The backbone's stages, from the picture on."""
+        return self.backbone.stage_names
+
+    def normalise(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, 3, S, S) to normalised float32."""
+        return (images_NCHW.float() - self._mean) / self._std  # type: ignore[operator]
+
+    def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Normalised pictures (N, 3, S, S) to vectors (N, D)."""
+        return self.pooling(self.attention(self.backbone(images_NCHW)))
+
+    def classify(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """Vectors (N, D) to logits (N, K)."""
+        return self.head(self.dropout(features_ND))
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Normalised pictures (N, 3, S, S) to logits (N, K)."""
+        return self.classify(self.embed(images_NCHW))
+
+    def train(self, mode: bool = True) -> "FineGrainedClassifier":
+        """Training mode for what trains; what is frozen stays as in evaluation.
+
+        A frozen BatchNorm in training mode would still change its statistics.
+        """
+        super().train(mode)
+        if mode:
+            for module in (self.backbone, self.attention):
+                _settle(module)
+        return self
+
+
+def _settle(module: nn.Module) -> None:
+    own = list(module.parameters())
+    if own and not any(p.requires_grad for p in own):
+        module.eval()
+        return
+    for child in module.children():
+        _settle(child)

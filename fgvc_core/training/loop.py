@@ -1,0 +1,86 @@
+"""The local loop: one site's passes over its own data in one round."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fgvc_core.training.examples import Examples
+from fgvc_core.training.schedule import Stretch, make_scheduler
+from fgvc_core.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from fgvc_core.losses.base import Loss
+    from fgvc_core.models.classifier import FineGrainedClassifier
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the passes came to: mean training loss (nats) and examples a pass."""
+
+    loss: float
+    examples: int
+
+
+def train_passes(
+    model: "FineGrainedClassifier",
+    examples: Examples,
+    loss: "Loss",
+    settings: TrainSettings,
+    stretch: Stretch,
+    generator: torch.Generator,
+    proximal_mu: float = 0.0,
+) -> Outcome:
+    """Train in place for ``settings.epochs`` passes.
+
+    Args:
+        model: Its trainable parameters are changed.
+        examples: At least one.
+        loss: Mean loss over a batch.
+        settings: Batch size, optimiser, learning rate.
+        stretch: This round's place in the run, for the learning rate.
+        generator: The only source of order and views.
+        proximal_mu: Weight of FedProx's pull towards the parameters at the start
+            (Li et al. 2020, equation 2, https://arxiv.org/abs/1812.06127); 0: none.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    anchors = [p.detach().clone() for p in parameters] if proximal_mu > 0 else []
+    optimizer = _optimizer(parameters, settings)
+    steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+    scheduler = make_scheduler(optimizer, settings, stretch, steps)
+    device = parameters[0].device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    model.train()
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(examples), generator=generator)
+        for positions in order.split(settings.batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            logits_NK = examples.logits(model, positions, generator)
+            value = loss(logits_NK, examples.labels_N[positions].to(device))
+            value.backward()
+            for parameter, anchor in zip(parameters, anchors, strict=False):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - anchor, alpha=proximal_mu)
+            if settings.clip_norm > 0:
+                nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+            optimizer.step()
+            scheduler.step()
+            total += value.detach() * len(positions)
+    model.eval()
+    return Outcome(float(total) / (settings.epochs * max(len(examples), 1)), len(examples))
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+    # The fused kernels do one pass over the memory instead of a dozen.
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)

@@ -1,0 +1,149 @@
+"""One tensor as bytes, and the strict way back.
+
+The bytes are NumPy's ``.npy`` format, version 1.0, C order, little-endian
+(https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html): what
+Flower's own ``Array`` carries. What comes from the other side is never
+unpickled: the header is compared, byte for byte, with the only header that the
+expected dtype and shape can have, before anything is allocated.
+
+>>> packed = pack(np.ones((2, 3), dtype=np.float32))
+>>> unpack(packed, TensorSpec("float32", (2, 3)), "w").sum()
+np.float32(6.0)
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from math import prod
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from fgvc_core.errors import PeerError
+
+DTYPES = ("float32",)
+"""The dtypes that may travel."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor must be: its dtype's name and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values alone."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor as it travels: what it claims to be, and its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over dtype, shape and bytes."""
+        head = f"{self.dtype}{list(self.shape)}".encode()
+        return hashlib.sha256(head + b"\0" + hashlib.sha256(self.data).digest()).hexdigest()
+
+
+def spec_of(array: NDArray[np.float32]) -> TensorSpec:
+    """The spec that an array meets."""
+    return TensorSpec(str(array.dtype), tuple(array.shape))
+
+
+def pack(array: NDArray[np.float32]) -> PackedTensor:
+    """A tensor as bytes.
+
+    Args:
+        array: Any shape; its dtype must be one of ``DTYPES``.
+    """
+    if str(array.dtype) not in DTYPES:
+        raise TypeError(f"a tensor of {array.dtype} does not travel; one of {DTYPES} does")
+    spec = spec_of(array)
+    data = _header(spec) + np.ascontiguousarray(array).tobytes()
+    return PackedTensor(spec.dtype, spec.shape, data)
+
+
+def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> NDArray[np.float32]:
+    """The values of a tensor that a stranger sent, without copying them.
+
+    Args:
+        packed: What arrived.
+        expected: What it has to be.
+        name: The tensor's name, for messages.
+
+    Returns:
+        A read-only view of the expected dtype and shape.
+
+    Raises:
+        PeerError: if dtype, shape, header or length differ from what is expected.
+    """
+    if packed.dtype != expected.dtype or tuple(packed.shape) != expected.shape:
+        raise PeerError(
+            f"Tensor '{name}' is {packed.dtype}{list(packed.shape)}, "
+            f"expected {expected.dtype}{list(expected.shape)}."
+        )
+    header = _header(expected)
+    if len(packed.data) != len(header) + expected.nbytes:
+        raise PeerError(
+            f"Tensor '{name}' has {len(packed.data)} bytes, "
+            f"expected {len(header) + expected.nbytes}."
+        )
+    if packed.data[: len(header)] != header:
+        raise PeerError(f"Tensor '{name}' has a header that its dtype and shape cannot have.")
+    values = np.frombuffer(packed.data, dtype=expected.dtype, offset=len(header))
+    return values.reshape(expected.shape)
+
+
+def pack_all(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, PackedTensor]:
+    """Every tensor packed, in order of names."""
+    return {name: pack(arrays[name]) for name in sorted(arrays)}
+
+
+def unpack_all(
+    packed: Mapping[str, PackedTensor], expected: Mapping[str, TensorSpec]
+) -> dict[str, NDArray[np.float32]]:
+    """Exactly the expected tensors, or a refusal.
+
+    Raises:
+        PeerError: if a name is missing or unknown, or a tensor is not what it must be.
+    """
+    missing = sorted(set(expected) - set(packed))
+    unknown = sorted(set(packed) - set(expected))
+    if missing or unknown:
+        raise PeerError(
+            f"The tensors do not match: {len(missing)} missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}."
+        )
+    return {name: unpack(packed[name], spec, name) for name, spec in expected.items()}
+
+
+def first_not_finite(arrays: Mapping[str, NDArray[np.float32]]) -> str | None:
+    """The first tensor that holds a NaN or an infinity, or None."""
+    for name, array in arrays.items():
+        # One pass without a temporary mask: a sum is finite only if every value is,
+        # or if large finite values overflow, which the second look tells apart.
+        with np.errstate(invalid="ignore"):
+            total = np.sum(array, dtype=np.float64)
+        if not np.isfinite(total) and not np.isfinite(array).all():
+            return name
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _header(spec: TensorSpec) -> bytes:
+    buffer = BytesIO()
+    descr = npy.dtype_to_descr(np.dtype(spec.dtype).newbyteorder("<"))
+    npy.write_array_header_1_0(
+        buffer, {"descr": descr, "fortran_order": False, "shape": spec.shape}
+    )
+    return buffer.getvalue()

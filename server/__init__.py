@@ -1,0 +1,1 @@
+"""The coordinator: rounds, aggregation, screening, checkpoints, evaluation, the report."""

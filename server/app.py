@@ -1,0 +1,21 @@
+"""The Flower ServerApp of the coordinator; the same in every engine."""
+
+import os
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+app = ServerApp()
+
+RUN_VARIABLE = "FIELDMARK_RUN"
+"""Names the run's folder where Flower passes no configuration (its own simulation)."""
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation whose folder the run's configuration names."""
+    from server.run import run_federation
+
+    named = context.run_config.get("run-dir") or os.environ.get(RUN_VARIABLE, "")
+    run_federation(grid, Path(str(named)))

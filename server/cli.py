@@ -1,0 +1,18 @@
+"""The coordinator's commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")],
+) -> None:
+    """Make a run's self-contained HTML report anew.
+
+    Example: fieldmark report runs/demo
+    """
+    from server.report import render
+
+    typer.echo(render(run_dir))

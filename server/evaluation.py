@@ -1,0 +1,94 @@
+"""The held-out test split, scored by the coordinator; it belongs to no site."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.examples import Examples
+from fgvc_core.training.learner import Learner
+
+PAIRS_SHOWN = 6
+PICTURES_A_CLASS = 3
+THUMBNAIL = 160
+
+
+class TestSplit:
+    """The test split as the coordinator holds it.
+
+    Args:
+        table: Its examples, with pictures for the report.
+        learner: Scores with this learner's model.
+        cache: Folder for decoded pictures and features.
+        batch_size: Pictures scored at once.
+    """
+
+    __test__ = False
+
+    def __init__(self, table: ExampleTable, learner: Learner, cache: Path, batch_size: int) -> None:
+        self.table = table
+        self._learner = learner
+        self._batch_size = batch_size
+        self._examples: Examples = learner.examples(table, cache)
+
+    def score(
+        self, tensors: dict[str, NDArray[np.float32]]
+    ) -> tuple[Evaluation, NDArray[np.int64]]:
+        """Confusion counts and predictions (N,) of a model."""
+        self._learner.load(tensors)
+        return self._learner.evaluate(self._examples, self._batch_size)
+
+
+def confused_pairs(
+    table: ExampleTable, scored: Evaluation, predicted_N: NDArray[np.int64], folder: Path
+) -> list[dict[str, object]]:
+    """The most confused pairs with pictures of both and of the mistakes themselves.
+
+    Args:
+        table: The scored examples.
+        scored: Their confusion counts.
+        predicted_N: int64 (N,).
+        folder: Thumbnails (PNG) are written here.
+
+    Returns:
+        One entry a pair, as ``evaluation.json`` holds them.
+    """
+    folder.mkdir(exist_ok=True)
+    support_K = scored.confusion_KK.sum(axis=1)
+    pairs: list[dict[str, object]] = []
+    for true, predicted, count in scored.most_confused(PAIRS_SHOWN):
+        mistaken = np.flatnonzero((table.labels_N == true) & (predicted_N == predicted))
+        pairs.append(
+            {
+                "true": true,
+                "predicted": predicted,
+                "count": count,
+                "support": int(support_K[true]),
+                "rate": count / max(int(support_K[true]), 1),
+                "pictures_true": _thumbnails(table, _right(table, predicted_N, true), folder),
+                "pictures_predicted": _thumbnails(
+                    table, _right(table, predicted_N, predicted), folder
+                ),
+                "pictures_mistaken": _thumbnails(table, mistaken, folder),
+            }
+        )
+    return pairs
+
+
+def _right(table: ExampleTable, predicted_N: NDArray[np.int64], label: int) -> NDArray[np.int64]:
+    right = np.flatnonzero((table.labels_N == label) & (predicted_N == label))
+    return right if len(right) else np.flatnonzero(table.labels_N == label)
+
+
+def _thumbnails(table: ExampleTable, positions: NDArray[np.int64], folder: Path) -> list[str]:
+    names = []
+    for position in positions[:PICTURES_A_CLASS].tolist():
+        name = f"{position:06d}.png"
+        picture = Image.fromarray(table.picture(position, THUMBNAIL))
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        picture.save(folder / name)
+        names.append(f"{folder.name}/{name}")
+    return names

@@ -1,0 +1,186 @@
+"""Messages to sites and back: roll call, signed requests, replies bound to them.
+
+A reply is found by the id of the message that it answers, which we remember with the
+site that we sent it to; what the reply claims about its sender is never used.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from fgvc_core.errors import PeerError, RunFailed
+from fgvc_core.protocol.envelope import seal, unseal
+from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
+from fgvc_core.protocol.messages import Kind, Reply, Request, new_nonce
+from server.events import EventLog
+from server.home import CoordinatorHome
+from server.records import from_array_record, from_message, take_tensors, to_content
+
+_TYPES: dict[str, str] = {"roll_call": "query.roll_call", "train": "train", "score": "evaluate"}
+WAIT_FOR_NODES_S = 120.0
+ROLL_CALL_DEADLINE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A site's answer to a request; ``message`` is None where none came in time."""
+
+    request: Request
+    message: Message | None
+    seconds: float
+
+
+class Exchange:
+    """Carries signed messages between the coordinator and named sites."""
+
+    def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
+        self._grid = grid
+        self._home = home
+        self._run = run
+        self._events = events
+        self.keys: dict[str, PublicKey] = {
+            name: read_public(text) for name, text in home.allow_list.items()
+        }
+        self.nodes: dict[str, int] = {}
+        self._digested: tuple[ArrayRecord | None, dict[str, str]] = (None, {})
+
+    def roll_call(self) -> list[str]:
+        """Learn which node is which site; returns the names of those present, sorted.
+
+        Raises:
+            RunFailed: if no registered site answers.
+        """
+        recipe = self._home.recipe
+        path_free = recipe.data.model_copy(update={"path": None})
+        recipe_text = recipe.model_copy(update={"data": path_free}).to_toml()
+        by_message: dict[str, tuple[int, Request]] = {}
+        for node in self._wait_for_nodes():
+            request = Request(
+                kind="roll_call",
+                run=self._run,
+                round=0,
+                site="",
+                nonce=new_nonce(),
+                recipe_digest=recipe.digest,
+                recipe=recipe_text,
+                class_names=self._home.class_names,
+            )
+            message = self._message(request, node, None)
+            (message_id,) = self._grid.push_messages([message])
+            by_message[message_id] = node, request
+        known = {fingerprint(key): name for name, key in self.keys.items()}
+        deadline = time.monotonic() + ROLL_CALL_DEADLINE_S
+        for message_id, (node, request) in by_message.items():
+            reply_message = self._pull(message_id, deadline)
+            self._admit(node, request, reply_message, known)
+        if not self.nodes:
+            raise RunFailed(
+                f"None of {len(by_message)} nodes proved to be a registered site.",
+                why="Without a site there is nothing to learn from.",
+                remedy="The run's events.jsonl says what each answered, each site's log why.",
+            )
+        return sorted(self.nodes)
+
+    def compose(
+        self, kind: Kind, round_: int, site: str, arrays: ArrayRecord, proximal_mu: float = 0.0
+    ) -> tuple[Request, Message]:
+        """A signed request to a site with the tensors beside it."""
+        request = Request(
+            kind=kind,
+            run=self._run,
+            round=round_,
+            site=site,
+            nonce=new_nonce(),
+            recipe_digest=self._home.recipe.digest,
+            proximal_mu=proximal_mu,
+            tensors=self._digest(arrays),
+        )
+        return request, self._message(request, self.nodes[site], arrays)
+
+    def ask(
+        self, requests: Iterable[tuple[Request, Message]], deadline_s: float
+    ) -> Iterator[Answer]:
+        """Send requests, then yield the answers one at a time in the order of the requests.
+
+        Only one answer is held at a time: the next is fetched when it is asked for. The
+        deadline counts from the sending of the last request.
+        """
+        sent = []
+        for request, message in requests:
+            (message_id,) = self._grid.push_messages([message])
+            sent.append((message_id, request, message))
+        started = time.monotonic()
+        for message_id, request, message in sent:
+            reply = self._pull(message_id, started + deadline_s)
+            take_tensors(message)
+            yield Answer(request, reply, time.monotonic() - started)
+
+    def _pull(self, message_id: str, deadline: float) -> Message | None:
+        while True:
+            for message in self._grid.pull_messages([message_id]):
+                if message.metadata.reply_to_message_id == message_id:
+                    return message
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(self._home.settings.poll_s)
+
+    def _wait_for_nodes(self) -> list[int]:
+        """All nodes once as many are there as sites are registered, or those that came."""
+        deadline = time.monotonic() + WAIT_FOR_NODES_S
+        while True:
+            nodes = sorted(self._grid.get_node_ids())
+            if len(nodes) >= len(self.keys) or time.monotonic() > deadline:
+                return nodes
+            time.sleep(self._home.settings.poll_s)
+
+    def _admit(
+        self, node: int, request: Request, message: Message | None, known: dict[str, str]
+    ) -> None:
+        try:
+            if message is None:
+                raise PeerError("No answer to the roll call.")
+            sealed, packed = from_message(message)
+            if packed:
+                raise PeerError("An answer to the roll call carries tensors.")
+            claimed = Reply.parse(sealed.text)
+            if not isinstance(claimed, Reply):
+                raise PeerError("The answer is no reply.")
+            # Not trusted yet: it only picks the registered key that the signature must match.
+            name = known.get(fingerprint(read_public(claimed.public_key)))
+            if name is None:
+                raise PeerError("The key that answered is not registered.")
+            reply = unseal(Reply, sealed, self.keys[name], {})
+            if (reply.nonce, reply.run) != (request.nonce, request.run):
+                raise PeerError("The answer is to another roll call.")
+            if reply.code != "ok":
+                raise PeerError(f"The site answered '{reply.code}'. {reply.reason}")
+            if reply.site != name:
+                raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
+            if name in self.nodes:
+                raise PeerError(f"Site '{name}' has answered from another node already.")
+        except PeerError as error:
+            self._events.emit("roll_call", site=None, node=node, accepted=False, reason=error.what)
+            return
+        self.nodes[name] = node
+        self._events.emit(
+            "roll_call", site=name, node=node, accepted=True, reason=None, version=reply.version
+        )
+
+    def _digest(self, arrays: ArrayRecord) -> dict[str, str]:
+        # The same record goes to every site of a round: hash it once.
+        if self._digested[0] is not arrays:
+            digests = {name: t.digest() for name, t in from_array_record(arrays).items()}
+            self._digested = arrays, digests
+        return self._digested[1]
+
+    def _message(self, request: Request, node: int, arrays: ArrayRecord | None) -> Message:
+        content = to_content(seal(self._home.key, request), arrays)
+        return Message(
+            content,
+            dst_node_id=node,
+            message_type=_TYPES[request.kind],
+            group_id=str(request.round),
+        )

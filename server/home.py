@@ -1,0 +1,115 @@
+"""The coordinator's own files in a run's folder.
+
+::
+
+    recipe.toml               the resolved recipe
+    class_names.json          the classes, in label order
+    coordinator/key           the private key that signs requests (mode 0600)
+    coordinator/sites.json    the allow-list: site name -> public key
+    coordinator/server.toml   where the test split is, the cache, the device
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+from pydantic import Field
+
+from fgvc_core.configuration import Settings
+from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.protocol.keys import PrivateKey, fingerprint, read_private, read_public
+from fgvc_core.recipe import Recipe, load_recipe
+
+
+class ServerSettings(Settings):
+    """``server.toml``."""
+
+    cache: str = Field(description="Folder for decoded pictures and features.")
+    data_path: str | None = Field(None, description="Root of the data set with the test split.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    engine: str = Field("inprocess", description="What carries the messages; for the records.")
+    poll_s: float = Field(
+        0.2, gt=0.0, le=60.0, description="Seconds between two looks for a reply, 0 to 60."
+    )
+
+
+@dataclass(frozen=True)
+class CoordinatorHome:
+    """A run's folder, opened by its coordinator."""
+
+    run_dir: Path
+    recipe: Recipe
+    class_names: tuple[str, ...]
+    key: PrivateKey
+    allow_list: dict[str, str]
+    settings: ServerSettings
+
+    @classmethod
+    def open(cls, run_dir: Path) -> "CoordinatorHome":
+        """Open a run's folder.
+
+        Raises:
+            ConfigurationError: if it is no run's folder, or not whole.
+            DataError: if a file in it is damaged.
+        """
+        own = run_dir / "coordinator"
+        if not (own / "server.toml").is_file():
+            raise ConfigurationError(
+                f"'{run_dir}' is not the folder of a run.",
+                remedy="Name a folder that 'fieldmark simulate' has made.",
+            )
+        try:
+            settings = ServerSettings.read(
+                tomllib.loads((own / "server.toml").read_text(encoding="utf-8")), "server.toml"
+            )
+            allow_list = json.loads((own / "sites.json").read_text(encoding="utf-8"))
+            class_names = json.loads((run_dir / "class_names.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"The run's folder '{run_dir}' is damaged: {error}.",
+                remedy="Start the run anew under another name.",
+            ) from None
+        return cls(
+            run_dir=run_dir,
+            recipe=load_recipe(run_dir / "recipe.toml"),
+            class_names=tuple(class_names),
+            key=read_private(own / "key"),
+            allow_list=dict(sorted(allow_list.items())),
+            settings=settings,
+        )
+
+
+def write_home(
+    run_dir: Path,
+    recipe: Recipe,
+    class_names: tuple[str, ...],
+    sites: dict[str, str],
+    settings: ServerSettings,
+) -> None:
+    """Write the coordinator's files beside a key that is there already.
+
+    Args:
+        run_dir: The run's folder; ``coordinator/key`` exists.
+        recipe: The resolved recipe.
+        class_names: K names in label order.
+        sites: Site name -> public key; two sites must not share one.
+        settings: The coordinator's own settings.
+
+    Raises:
+        ConfigurationError: if two sites share a key.
+    """
+    prints = {name: fingerprint(read_public(text)) for name, text in sites.items()}
+    if len(set(prints.values())) != len(prints):
+        raise ConfigurationError(
+            "Two sites share one key.",
+            why="A reply could not be told apart from the other's.",
+            remedy="Make a key for each site.",
+        )
+    own = run_dir / "coordinator"
+    values = {k: v for k, v in settings.model_dump(mode="json").items() if v is not None}
+    (run_dir / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    (run_dir / "class_names.json").write_text(json.dumps(class_names), encoding="utf-8")
+    (own / "sites.json").write_text(json.dumps(sites, indent=1), encoding="utf-8")
+    (own / "server.toml").write_text(tomli_w.dumps(values), encoding="utf-8")

@@ -1,0 +1,117 @@
+"""What a person sees while a run runs: a progress bar on a terminal, plain lines elsewhere.
+
+Everything goes to standard error; standard output belongs to results.
+"""
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from fgvc_core.recipe import Recipe
+
+
+class LiveView:
+    """Turns events into one moving line (terminal) or one line a round (elsewhere)."""
+
+    def __init__(self, recipe: Recipe, console: Console) -> None:
+        self._recipe = recipe
+        self._console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._answered = 0
+        self._seconds: list[float] = []
+
+    def __enter__(self) -> "LiveView":
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[told]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._progress.add_task(
+                "round", total=self._recipe.federation.rounds, told=""
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        handler = getattr(self, f"_on_{event['event']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _say(self, line: str) -> None:
+        (self._progress.console if self._progress else self._console).print(
+            line, highlight=False, markup=False, soft_wrap=True
+        )
+
+    def _on_run_started(self, event: dict[str, Any]) -> None:
+        self._say(
+            f"{len(event['sites'])} sites, {event['strategy']}, "
+            f"at most {event['rounds']} rounds, engine {event['engine']}"
+        )
+
+    def _on_resumed(self, event: dict[str, Any]) -> None:
+        self._say(f"going on after round {event['round']}")
+
+    def _on_roll_call(self, event: dict[str, Any]) -> None:
+        if not event["accepted"]:
+            self._say(f"a node was not admitted: {event['reason']}")
+
+    def _on_round_started(self, event: dict[str, Any]) -> None:
+        self._answered = 0
+        self._cohort = len(event["cohort"])
+
+    def _on_reply(self, event: dict[str, Any]) -> None:
+        self._answered += 1
+        if not event["accepted"]:
+            self._say(f"round {event['round']}: {event['site']} refused: {event['reason']}")
+        if self._progress is not None and self._task is not None and event["kind"] == "train":
+            self._progress.update(
+                self._task, told=f"{self._answered}/{self._cohort} sites answered"
+            )
+
+    def _on_round_void(self, event: dict[str, Any]) -> None:
+        self._say(
+            f"round {event['round']} is void: {event['accepted']} of {event['needed']} replies"
+        )
+
+    def _on_round_finished(self, event: dict[str, Any]) -> None:
+        self._seconds.append(event["seconds"])
+        parts = [f"{event['accepted']}/{event['cohort']} sites"]
+        if event["loss"] is not None:
+            parts.append(f"loss {event['loss']:.3f}")
+        if event["top1"] is not None:
+            parts.append(f"top-1 {event['top1']:.3f}")
+        parts.append(f"{event['seconds']:.1f} s")
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=event["round"], told="  ".join(parts[:-1]))
+            return
+        rounds = self._recipe.federation.rounds
+        left = (rounds - event["round"]) * sum(self._seconds) / len(self._seconds)
+        parts.append(f"about {left:.0f} s left")
+        self._say(f"round {event['round']}/{rounds}  " + "  ".join(parts))
+
+    def _on_run_finished(self, event: dict[str, Any]) -> None:
+        why = "no better model for a while" if event["reason"] == "patience" else "all rounds done"
+        self._say(f"finished after {event['rounds']} rounds: {why}")

@@ -1,0 +1,110 @@
+"""What a run leaves: ``metrics.json``, ``evaluation.json`` and the report."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fgvc_core import __version__
+from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.learner import Learner
+from server.checkpoint import Checkpoints, RunState
+from server.evaluation import TestSplit, confused_pairs
+from server.home import CoordinatorHome
+
+
+def write_results(
+    home: CoordinatorHome, state: RunState, reason: str, learner: Learner, test: TestSplit | None
+) -> None:
+    """Score the best model on the test split and write what the run came to."""
+    metrics = _summary(home, state, reason, learner)
+    if test is not None:
+        tensors, _ = Checkpoints(home.run_dir, home.recipe, home.class_names).read("best")
+        scored, predicted_N = test.score(tensors)
+        metrics.update(_scores(scored, home.class_names))
+        pairs = confused_pairs(test.table, scored, predicted_N, home.run_dir / "pictures")
+        write_json(
+            home.run_dir / "evaluation.json",
+            {
+                "class_names": list(home.class_names),
+                "confusion": scored.confusion_KK.tolist(),
+                "pairs": pairs,
+            },
+        )
+    write_json(home.run_dir / "metrics.json", metrics)
+
+
+def write_interrupted(home: CoordinatorHome, state: RunState, learner: Learner) -> None:
+    """What can be said of a run that a person stopped: no score of a final model."""
+    write_json(home.run_dir / "metrics.json", _summary(home, state, "interrupted", learner))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON aside, then rename: a reader sees the old file or the new one."""
+    aside = path.with_suffix(path.suffix + ".part")
+    aside.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _summary(
+    home: CoordinatorHome, state: RunState, reason: str, learner: Learner
+) -> dict[str, Any]:
+    tensors = learner.tensors()
+    return {
+        "name": home.recipe.name,
+        "engine": home.settings.engine,
+        "seed": home.recipe.seed,
+        "rounds": state.round,
+        "best_round": state.best_round,
+        "stopped": reason,
+        "wall_s": round(state.wall_s, 3),
+        "bytes_up": state.bytes_up,
+        "bytes_down": state.bytes_down,
+        "sites": {
+            site: {
+                "examples": figures["examples"],
+                "top1": state.best_sites.get(site, {}).get("top1"),
+                "macro_f1": state.best_sites.get(site, {}).get("macro_f1"),
+                "rounds": figures["rounds"],
+                "refused": figures["refused"],
+                "bytes_up": figures["bytes_up"],
+                "bytes_down": figures["bytes_down"],
+            }
+            for site, figures in sorted(state.sites.items())
+        },
+        "history": state.history,
+        "model": {
+            "backbone": home.recipe.model.backbone,
+            "parameters": sum(p.numel() for p in learner.model.parameters()),
+            "travelling_parameters": sum(a.size for a in tensors.values()),
+            "update_bytes": sum(a.nbytes for a in tensors.values()),
+        },
+        "versions": {
+            "fieldmark": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "flwr", "timm")},
+        },
+    }
+
+
+def _scores(scored: Evaluation, class_names: tuple[str, ...]) -> dict[str, Any]:
+    support_K = scored.confusion_KK.sum(axis=1)
+    return {
+        "top1": scored.top1,
+        "macro_f1": scored.macro_f1,
+        "macro_precision": scored.macro_precision,
+        "macro_recall": scored.macro_recall,
+        "test_examples": scored.examples,
+        "classes": [
+            {
+                "name": name,
+                "support": int(support_K[k]),
+                "top1": float(scored.recall_K[k]),
+                "precision": float(scored.precision_K[k]),
+                "f1": float(scored.f1_K[k]),
+            }
+            for k, name in enumerate(class_names)
+        ],
+    }

@@ -1,0 +1,99 @@
+"""A run from its folder to its results: open, resume or begin, run, write what came out."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from uuid import uuid4
+
+import torch
+from flwr.serverapp import Grid
+from rich.console import Console
+
+from fgvc_core.errors import FieldmarkError, RunInterrupted
+from fgvc_core.experiment import make_learner, make_table, pick_device
+from server.checkpoint import Checkpoints, RunState
+from server.evaluation import TestSplit
+from server.events import EventLog, Listener
+from server.home import CoordinatorHome
+from server.live import LiveView
+from server.results import write_interrupted, write_results
+from server.rounds import Rounds
+
+
+def run_federation(
+    grid: Grid, run_dir: Path, listeners: tuple[Listener, ...] = (), *, quiet: bool = False
+) -> None:
+    """Run, or go on with, the federation of a run's folder.
+
+    Args:
+        grid: Any Flower grid.
+        run_dir: The run's folder, as :func:`server.home.write_home` leaves it.
+        listeners: Told of every event.
+        quiet: Show nothing on the terminal.
+
+    Raises:
+        RunInterrupted: if a person stopped it; the last checkpoint is whole.
+        FieldmarkError: whatever else ended it.
+    """
+    torch.set_num_threads(1)
+    home = CoordinatorHome.open(run_dir)
+    recipe = home.recipe
+    live = LiveView(recipe, Console(stderr=True, quiet=quiet))
+    events = EventLog(run_dir / "events.jsonl", (live, *listeners))
+    learner = make_learner(recipe, len(home.class_names), pick_device(home.settings.device))
+    tensors = learner.tensors()
+    checkpoints = Checkpoints(run_dir, recipe, home.class_names)
+    state = RunState(run=uuid4().hex)
+    if checkpoints.exists("last"):
+        tensors, state = checkpoints.read("last")
+        events.emit("resumed", run=state.run, round=state.round)
+    else:
+        events.emit(
+            "run_started",
+            run=state.run,
+            recipe_digest=recipe.digest,
+            sites=list(home.allow_list),
+            strategy=recipe.federation.strategy,
+            rounds=recipe.federation.rounds,
+            engine=home.settings.engine,
+        )
+    data = recipe.data.model_copy(update={"path": home.settings.data_path})
+    cache = Path(home.settings.cache)
+    table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
+    test = TestSplit(table, learner, cache, recipe.evaluate.batch_size) if len(table) else None
+    rounds = Rounds(grid, home, state, tensors, test, events)
+    with live, _stop_cleanly():
+        try:
+            reason = rounds.run()
+        except KeyboardInterrupt:
+            events.emit("interrupted", round=rounds.state.round)
+            write_interrupted(home, rounds.state, learner)
+            raise RunInterrupted(
+                f"The run was stopped; {rounds.state.round} rounds are in its checkpoint.",
+                remedy=f"Go on with: fieldmark simulate RECIPE --out {run_dir} --resume",
+            ) from None
+        except FieldmarkError as error:
+            events.emit("failed", round=rounds.state.round, reason=error.what)
+            raise
+        write_results(home, rounds.state, reason, learner, test)
+        events.emit("run_finished", reason=reason, rounds=rounds.state.round)
+
+
+@contextmanager
+def _stop_cleanly() -> Iterator[None]:
+    """SIGTERM ends a run the way Ctrl-C does, where we own the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,87 @@
+"""Who sent a reply, and is it sound? Nothing of a reply is used before this.
+
+Checked in order, cheapest and most decisive first: the runtime's error flag, size,
+the signature against the registered key (never the claimed id), that it answers
+*this* request (run, round, nonce, site, recipe), its code, its weight, its tensors'
+names, shapes and dtypes, and that every value is finite.
+"""
+
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.envelope import unseal
+from fgvc_core.protocol.keys import PublicKey
+from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, unpack_all
+from server.records import from_message
+from server.strategies import SoundReply
+
+MAX_EXAMPLES = 10_000_000
+"""Largest number of training examples that a site is believed to have."""
+
+
+@dataclass(frozen=True)
+class Screened:
+    """A reply that is what it claims: its body, its update (if any), its bytes."""
+
+    reply: Reply
+    update: SoundReply | None
+    nbytes: int
+
+
+class Screening:
+    """Screens the replies of one run.
+
+    Args:
+        specs: What the travelling tensors must be.
+        keys: Site name -> its registered public key.
+        max_update_mb: Largest update accepted, in MB.
+    """
+
+    def __init__(
+        self, specs: dict[str, TensorSpec], keys: dict[str, PublicKey], max_update_mb: float
+    ) -> None:
+        self._specs = specs
+        self._keys = keys
+        self._max_bytes = max_update_mb * 1e6
+
+    def screen(self, message: Message, request: Request) -> Screened:
+        """Check the answer to a request.
+
+        Raises:
+            PeerError: with the reason, if the reply is to be refused.
+        """
+        sealed, packed = from_message(message)
+        nbytes = reply_bytes(sealed.text, sealed.signature, packed)
+        if nbytes > self._max_bytes:
+            raise PeerError(
+                f"The reply weighs {nbytes / 1e6:.1f} MB, more than "
+                f"wire.max_update_mb = {self._max_bytes / 1e6:g}."
+            )
+        digests = {name: tensor.digest() for name, tensor in packed.items()}
+        reply = unseal(Reply, sealed, self._keys[request.site], digests)
+        for field in ("kind", "run", "round", "site", "nonce", "recipe_digest"):
+            if getattr(reply, field) != getattr(request, field):
+                raise PeerError(f"The reply answers another request: its {field} differs.")
+        if reply.code != "ok":
+            raise PeerError(f"The site answered '{reply.code}'. {reply.reason}".strip())
+        update = self._update(reply, packed) if request.kind == "train" else None
+        return Screened(reply, update, nbytes)
+
+    def _update(self, reply: Reply, packed: dict[str, PackedTensor]) -> SoundReply:
+        if not 1 <= reply.examples <= MAX_EXAMPLES:
+            raise PeerError(
+                f"The site claims {reply.examples} training examples; 1 to {MAX_EXAMPLES} count."
+            )
+        tensors = unpack_all(packed, self._specs)
+        broken = first_not_finite(tensors)
+        if broken is not None:
+            raise PeerError(f"The update's tensor '{broken}' is not finite.")
+        return SoundReply(reply.site, reply.examples, tensors)
+
+
+def reply_bytes(body: str, signature: bytes, packed: dict[str, PackedTensor]) -> int:
+    """Bytes of a signed body and its tensors."""
+    return len(body.encode()) + len(signature) + sum(len(t.data) for t in packed.values())

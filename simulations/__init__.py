@@ -1,0 +1,1 @@
+"""Local simulation of a federation: engines, comparison, benchmarks, recipes."""

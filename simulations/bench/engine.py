@@ -1,0 +1,228 @@
+"""Benchmark ``engine``: what a simulated round costs beside the learning itself.
+
+A federated round and a bare loop over the same work are timed in alternation, in one
+process tree, and medians are compared; the first round of each is warm-up.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.recipe import Recipe, parse_recipe
+from simulations.bench import figure
+from simulations.bench.floor import BareLoop
+from simulations.engines import run_ray
+from simulations.grid import InProcessGrid
+from simulations.preparation import Setting, deal, prepare, split_site
+from simulations.simulate import Plan, lay_out, site_homes
+from simulations.workers import PRELOAD, make_pool
+
+ROUNDS = 8
+RAY_ROUNDS = 5
+SITES = (10, 50)
+PICTURES_A_SITE = 60
+UPDATE_MB = 45
+MEMORY_SITES = (10, 50, 100)
+
+RECIPE = """
+name = "bench-engine"
+[data]
+name = "fieldmarks"
+image_size = 64
+fieldmarks_test = 12
+[model]
+backbone = "fieldmark_nano"
+[train]
+epochs = 1
+batch_size = 16
+[federation]
+rounds = {rounds}
+[partition]
+scheme = "iid"
+sites = {sites}
+[evaluate]
+every = 0
+pixel_baseline = false
+"""
+
+
+@dataclass
+class Timed:
+    """Seconds a round: wall and processor time of the federation, and of the floor."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    floor_wall: list[float] = field(default_factory=list)
+    floor_cpu: list[float] = field(default_factory=list)
+    first_round_after: float = 0.0
+
+    def median(self, name: str) -> float:
+        """Median without the first round."""
+        return statistics.median(getattr(self, name)[1:])
+
+
+def bench_engine() -> dict[str, Any]:
+    """All figures of the benchmark."""
+    torch.set_num_threads(1)
+    figures: dict[str, Any] = {}
+    imports = _import_seconds()
+    for sites in SITES:
+        recipe = _recipe(sites, ROUNDS)
+        tail = "" if sites == SITES[0] else f"_{sites}_sites"
+        one, two = _timed(recipe, 1), _timed(recipe, 2)
+        figures[f"cpu_one_worker{tail}"] = figure(
+            one.median("cpu"),
+            one.median("floor_cpu"),
+            "CPU s a round",
+            f"{sites} sites, one worker, against the bare loop; median of {ROUNDS - 1} rounds, "
+            "alternating",
+        )
+        figures[f"wall_two_workers{tail}"] = figure(
+            two.median("wall"),
+            two.median("floor_wall"),
+            "s a round",
+            f"{sites} sites, two workers, against the bare loop on one core; median of "
+            f"{ROUNDS - 1} rounds, alternating",
+        )
+        ray = _ray_round_seconds(_recipe(sites, RAY_ROUNDS))
+        figures[f"wall_vs_ray{tail}"] = figure(
+            two.median("wall"),
+            ray,
+            "s a round",
+            f"{sites} sites, two workers, against the same apps through Flower on Ray with two "
+            "actors; medians without the first round",
+        )
+        if sites == SITES[0]:
+            figures["startup_s"] = figure(
+                max(two.first_round_after - imports, 0.0),
+                None,
+                "s",
+                "from the pool's start to the first round, less the seconds that importing the "
+                f"same modules takes in a fresh interpreter ({imports:.1f} s)",
+            )
+    figures.update(_memory_figures())
+    return figures
+
+
+def _recipe(sites: int, rounds: int) -> Recipe:
+    text = RECIPE.format(rounds=rounds, sites=sites)
+    return parse_recipe(text, [f"data.fieldmarks_train={sites * PICTURES_A_SITE}"])
+
+
+def _timed(recipe: Recipe, workers: int) -> Timed:
+    """Run a federation and, after each of its rounds, one round of the floor."""
+    setting, timed = deal(recipe, cache_folder()), Timed()
+    with make_pool(2) as pool:
+        prepare(recipe, setting, pool, lambda done, total: None)
+    floor = BareLoop(recipe, [split_site(recipe, setting, s) for s in sorted(setting.rows)])
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(recipe, Path(folder) / "run")
+        lay_out(plan, setting)
+        began = time.monotonic()
+        with make_pool(workers) as pool:
+            listener = _alternate(timed, floor.round, began)
+            _run(plan, setting, pool, workers, listener)
+    return timed
+
+
+def _run(
+    plan: Plan,
+    setting: Setting,
+    pool: Executor,
+    workers: int,
+    listener: Callable[[dict[str, Any]], None],
+) -> None:
+    from server.run import run_federation
+
+    homes = site_homes(plan, setting)
+    grid = InProcessGrid(pool, [{"site-home": str(home)} for home in homes], workers)
+    run_federation(grid, plan.out, (listener,), quiet=True)
+
+
+def _alternate(
+    timed: Timed, floor_round: Callable[[], None], began: float
+) -> Callable[[dict[str, Any]], None]:
+    mark = {"wall": 0.0, "cpu": 0.0}
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "round_started":
+            if event["round"] == 1:
+                timed.first_round_after = time.monotonic() - began
+            mark["wall"], mark["cpu"] = time.monotonic(), _tree_cpu()
+        elif event["event"] == "round_finished":
+            timed.wall.append(time.monotonic() - mark["wall"])
+            timed.cpu.append(_tree_cpu() - mark["cpu"])
+            wall, cpu = time.monotonic(), time.process_time()
+            floor_round()
+            timed.floor_wall.append(time.monotonic() - wall)
+            timed.floor_cpu.append(time.process_time() - cpu)
+
+    return listen
+
+
+def _tree_cpu() -> float:
+    """Processor seconds of this process and its workers so far."""
+    total = time.process_time()
+    ticks = os.sysconf("SC_CLK_TCK")
+    for child in active_children():
+        try:
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += (int(fields[11]) + int(fields[12])) / ticks
+    return total
+
+
+def _ray_round_seconds(recipe: Recipe) -> float:
+    """Median seconds of a round after the first through Flower on Ray."""
+    import json
+
+    setting = deal(recipe, cache_folder())
+    with tempfile.TemporaryDirectory() as folder:
+        plan = replace(Plan(recipe, Path(folder) / "run"), engine="ray")
+        lay_out(plan, setting)
+        run_ray(plan.out, site_homes(plan, setting), 2)
+        metrics = json.loads((plan.out / "metrics.json").read_text(encoding="utf-8"))
+    return statistics.median([entry["seconds"] for entry in metrics["history"]][1:])
+
+
+def _import_seconds() -> float:
+    code = ";".join(f"import {name}" for name in PRELOAD)
+    runs = []
+    for _ in range(2):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        runs.append(time.monotonic() - began)
+    return min(runs)
+
+
+def _memory_figures() -> dict[str, Any]:
+    peaks = {sites: _peak_memory(sites) for sites in MEMORY_SITES}
+    how = (
+        f"peak resident memory of the coordinator above its start, folding in updates of "
+        f"{UPDATE_MB} MB"
+    )
+    few = peaks[MEMORY_SITES[0]]
+    return {
+        f"memory_{sites}_vs_10_sites": figure(
+            peaks[sites] / 1e6, few / 1e6, "MB", f"{how}: {sites} sites against 10"
+        )
+        for sites in MEMORY_SITES[1:]
+    }
+
+
+def _peak_memory(sites: int) -> int:
+    command = [sys.executable, "-m", "simulations.bench.memory", str(sites), str(UPDATE_MB)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

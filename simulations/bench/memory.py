@@ -1,0 +1,138 @@
+"""Peak memory of one round's aggregation: ``python -m simulations.bench.memory SITES MB``.
+
+A process of its own, so that the peak is this round's and nothing else's. The sites
+are signed stand-ins that answer with random tensors of the right shapes; exchange,
+screening and the running mean are the coordinator's own.
+"""
+
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fgvc_core.protocol.envelope import seal
+from fgvc_core.protocol.keys import new_key, public_text, read_private, write_private
+from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.recipe import Recipe
+from fgvc_core.seeds import derive_seed
+from fgvc_core.wire.arrays import pack_all, spec_of
+from server.events import EventLog
+from server.exchange import Exchange
+from server.home import CoordinatorHome, ServerSettings, write_home
+from server.records import to_array_record
+from server.screening import Screening
+from server.strategies import SoundReply, StreamingFedAvg
+from simulations.grid import InProcessGrid
+from simulations.workers import make_pool
+
+TENSORS = 9
+
+app = ClientApp()
+
+
+@app.query("roll_call")
+def roll_call(message: Message, context: Context) -> Message:
+    """Say who we are."""
+    return _answer(message, context, {})
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer with random tensors of the shapes received."""
+    generator = np.random.default_rng(derive_seed(0, str(context.node_config["name"])))
+    arrays = message.content.array_records["tensors"]
+    return _answer(
+        message,
+        context,
+        {n: generator.standard_normal(a.shape, dtype=np.float32) for n, a in arrays.items()},
+    )
+
+
+def _answer(message: Message, context: Context, tensors: dict[str, np.ndarray]) -> Message:
+    key = read_private(Path(str(context.node_config["key"])))
+    request = Request.parse(str(message.content.config_records["envelope"]["body"]))
+    if not isinstance(request, Request):
+        raise TypeError("not a request")
+    packed = pack_all(tensors)
+    reply = Reply(
+        kind=request.kind,
+        run=request.run,
+        round=request.round,
+        site=str(context.node_config["name"]),
+        nonce=request.nonce,
+        recipe_digest=request.recipe_digest,
+        code="ok",
+        public_key=public_text(key.public_key()),
+        examples=100,
+        tensors={name: tensor.digest() for name, tensor in packed.items()},
+    )
+    sealed = seal(key, reply)
+    content = RecordDict()
+    content["envelope"] = ConfigRecord({"body": sealed.text, "signature": sealed.signature})
+    content["tensors"] = ArrayRecord(
+        {n: Array(t.dtype, t.shape, "numpy.ndarray", t.data) for n, t in packed.items()}
+    )
+    return Message(content, reply_to=message)
+
+
+def main(sites: int, megabytes: int) -> int:
+    """Run one round and return the peak above the start, in bytes."""
+    values = megabytes * 1_000_000 // 4 // TENSORS
+    model = {f"layer{i}": np.zeros(values, dtype=np.float32) for i in range(TENSORS)}
+    with tempfile.TemporaryDirectory() as folder, make_pool(2) as pool:
+        home = _home(Path(folder), sites)
+        nodes: list[dict[str, str | int | float | bool]] = [
+            {"name": name, "key": str(Path(folder) / f"{name}.key")} for name in home.allow_list
+        ]
+        grid = InProcessGrid(pool, nodes, 2, client_app="simulations.bench.memory:app")
+        exchange = Exchange(grid, home, "bench", EventLog(Path(folder) / "events.jsonl"))
+        screening = Screening({n: spec_of(a) for n, a in model.items()}, exchange.keys, 1e3)
+        names = exchange.roll_call()
+        arrays = to_array_record(pack_all(model))
+        before = _resident()
+        requests = [exchange.compose("train", 1, name, arrays) for name in names]
+
+        def sound() -> Iterator[SoundReply]:
+            for answer in exchange.ask(requests, 3600.0):
+                if answer.message is None:
+                    raise TimeoutError(answer.request.site)
+                update = screening.screen(answer.message, answer.request).update
+                if update is not None:
+                    yield update
+
+        StreamingFedAvg().aggregate_train(1, sound())
+        # Linux counts ru_maxrss in kB, macOS in bytes.
+        unit = 1024 if sys.platform == "linux" else 1
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
+
+
+def _home(folder: Path, sites: int) -> CoordinatorHome:
+    (folder / "coordinator").mkdir()
+    write_private(new_key(), folder / "coordinator" / "key")
+    keys = {}
+    for number in range(sites):
+        key, name = new_key(), f"site-{number:04d}"
+        write_private(key, folder / f"{name}.key")
+        keys[name] = public_text(key.public_key())
+    settings = ServerSettings(cache=str(folder), poll_s=0.001)
+    write_home(folder, Recipe(), ("a", "b"), keys, settings)
+    return CoordinatorHome.open(folder)
+
+
+def _resident() -> int:
+    """Resident memory now, in bytes; the peak so far where /proc does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    print(main(int(sys.argv[1]), int(sys.argv[2])))

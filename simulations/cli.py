@@ -1,0 +1,204 @@
+"""The researcher's commands: simulate, compare, bench."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from simulations.preparation import Tell
+    from simulations.simulate import Plan
+
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A recipe, for instance simulations/recipes/demo.toml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="The run's folder. By default runs/NAME, or runs/NAME-2... if taken."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+EngineName = Annotated[str, typer.Option(help="inprocess or ray.")]
+
+
+def simulate(
+    recipe: RecipeFile,
+    set_: Overrides = None,
+    engine: EngineName = "inprocess",
+    out: Out = None,
+    sites: Annotated[
+        Path | None,
+        typer.Option(help="Keep the sites' homes here between runs; by default in the run."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    json_: Json = False,
+) -> None:
+    """Simulate a federation on this machine.
+
+    Example: fieldmark simulate simulations/recipes/demo.toml --set federation.rounds=5
+    """
+    plan = _plan(recipe, set_, engine, out, sites, resume)
+    from simulations.simulate import simulate as run
+
+    with _preparing() as tell:
+        metrics = run(plan, tell)
+    if json_:
+        typer.echo(json.dumps({**metrics, "run_dir": str(plan.out)}, indent=1))
+        return
+    _show(metrics)
+    typer.echo(f"report: {plan.out / 'report.html'}")
+
+
+def compare(
+    recipe: RecipeFile,
+    set_: Overrides = None,
+    out: Out = None,
+    json_: Json = False,
+) -> None:
+    """Federated, each site alone, and pooled, on the same splits and passes.
+
+    Example: fieldmark compare simulations/recipes/demo.toml
+    """
+    plan = _plan(recipe, set_, "inprocess", out, None, False)
+    from simulations.compare import compare as run
+
+    with _preparing() as tell:
+        result = run(plan, tell)
+    if json_:
+        typer.echo(json.dumps({**result, "run_dir": str(plan.out)}, indent=1))
+        return
+    _show_comparison(result)
+    typer.echo(f"report: {plan.out / 'report.html'}")
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="Which benchmark: engine, or all.")] = "all",
+    json_: Json = False,
+) -> None:
+    """Benchmarks: each figure as a ratio to a reference measured in the same run.
+
+    Example: fieldmark bench engine
+    """
+    from simulations.bench import run_benches, show
+
+    results = run_benches(name)
+    if json_:
+        typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+    else:
+        show(results)
+
+
+def _plan(
+    path: Path,
+    overrides: list[str] | None,
+    engine: str,
+    out: Path | None,
+    sites: Path | None,
+    resume: bool,
+) -> "Plan":
+    from fgvc_core.errors import ConfigurationError, nearest
+    from fgvc_core.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides or [])
+    # The workers' own imports take as long as ours: let them start now.
+    from simulations import workers
+
+    workers.context()
+    from simulations.engines import ENGINES
+    from simulations.simulate import Plan, latest, next_free
+
+    if engine not in ENGINES:
+        raise ConfigurationError(
+            f"--engine '{engine}' is not one of {', '.join(ENGINES)}.",
+            remedy=nearest(engine, ENGINES),
+        )
+    default = Path("runs") / recipe.name
+    folder = out or (latest(default) if resume else next_free(default))
+    return Plan(recipe, folder, engine, sites, resume)
+
+
+@contextmanager
+def _preparing() -> "Iterator[Tell]":
+    """A progress bar for the preparation, on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("preparing pictures", total=None)
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            if done >= total:
+                # The run has its own display.
+                progress.stop()
+
+        yield tell
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"{metrics['name']}: {metrics['rounds']} rounds, best {metrics['best_round']}"
+    )
+    for column in ("site", "examples", "top-1", "macro-F1", "kB up a round"):
+        table.add_column(column, justify="left" if column == "site" else "right")
+    for site, figures in metrics["sites"].items():
+        rounds = max(figures["rounds"], 1)
+        table.add_row(
+            site,
+            str(figures["examples"]),
+            _percent(figures["top1"]),
+            _percent(figures["macro_f1"]),
+            f"{figures['bytes_up'] / rounds / 1000:.0f}",
+        )
+    table.add_section()
+    table.add_row(
+        "all, held-out test",
+        str(metrics["test_examples"]),
+        _percent(metrics["top1"]),
+        _percent(metrics["macro_f1"]),
+        "",
+    )
+    baseline = metrics.get("pixel_baseline")
+    if baseline:
+        table.add_row(
+            "linear model on pixels",
+            "",
+            _percent(baseline["top1"]),
+            _percent(baseline["macro_f1"]),
+            "",
+        )
+    console = Console()
+    console.print(table)
+    console.print("Sites' scores are on their own validation pictures.", style="dim")
+
+
+def _show_comparison(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"On the same {result['test_examples']} held-out pictures")
+    for column in ("model", "top-1", "macro-F1"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    rows = [("federated", result["federated"]), ("pooled", result["pooled"])]
+    rows.append(("each site alone, mean", result["local_mean"]))
+    rows += [(f"  {site} alone", figures) for site, figures in result["local"].items()]
+    for name, figures in rows:
+        table.add_row(name, _percent(figures["top1"]), _percent(figures["macro_f1"]))
+    Console().print(table)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,99 @@
+"""Federated vs each site alone vs pooled: the same splits, the same passes, the same test."""
+
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.experiment import make_learner
+from fgvc_core.recipe import Recipe
+from fgvc_core.training.alone import train_alone
+from server.report import render
+from server.results import write_json
+from simulations.preparation import Setting, Tell, deal, split_site
+from simulations.simulate import Plan, run_with
+from simulations.workers import available_cores, make_pool
+
+POOLED = "pooled"
+
+
+def compare(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]:
+    """Simulate the federation, then train its sites alone and all pictures pooled.
+
+    Returns:
+        ``federated``, ``pooled``, ``local`` by site and ``local_mean``, each with
+        ``top1`` and ``macro_f1`` on the held-out test split; also in ``compare.json``
+        and in the report.
+    """
+    workers = len(available_cores())
+    with make_pool(workers) as pool:
+        try:
+            metrics = run_with(plan, pool, workers, tell)
+            setting = deal(plan.recipe, cache_folder())
+            others = _train_others(plan.recipe, setting, pool)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    pooled = others.pop(POOLED)
+    result = {
+        "federated": {name: metrics[name] for name in ("top1", "macro_f1")},
+        "pooled": pooled,
+        "local": others,
+        "local_mean": {
+            name: float(np.mean([figures[name] for figures in others.values()]))
+            for name in ("top1", "macro_f1")
+        },
+        "passes": metrics["rounds"] * plan.recipe.train.epochs,
+        "test_examples": metrics["test_examples"],
+    }
+    write_json(plan.out / "compare.json", result)
+    render(plan.out)
+    return result
+
+
+def _train_others(recipe: Recipe, setting: Setting, pool: Executor) -> dict[str, dict[str, float]]:
+    test = setting.table.where("test")
+    splits = {site: split_site(recipe, setting, site) for site in sorted(setting.rows)}
+    # The pooled model takes as long as all sites alone together: it goes first.
+    jobs: dict[str, list[tuple[ExampleTable, ExampleTable]]] = {POOLED: list(splits.values())}
+    jobs |= {site: [split] for site, split in splits.items()}
+    futures = {
+        name: pool.submit(_train_and_score, recipe, setting, parts, test, name)
+        for name, parts in jobs.items()
+    }
+    return {name: future.result() for name, future in futures.items()}
+
+
+def _train_and_score(
+    recipe: Recipe,
+    setting: Setting,
+    parts: list[tuple[ExampleTable, ExampleTable]],
+    test: ExampleTable,
+    name: str,
+) -> dict[str, float]:
+    """Train one model on the union of the sites' own training parts, in a worker."""
+    learner = make_learner(recipe, setting.table.num_classes)
+    train, validation = (
+        learner.examples(_union(setting.table, [part[side] for part in parts]), setting.cache)
+        for side in (0, 1)
+    )
+    batch_size = recipe.evaluate.batch_size
+    trained = train_alone(
+        learner,
+        train,
+        validation,
+        recipe.federation.rounds,
+        recipe.federation.patience,
+        batch_size,
+        name,
+    )
+    learner.load(trained.tensors)
+    scored, _ = learner.evaluate(learner.examples(test, setting.cache), batch_size)
+    return {"top1": scored.top1, "macro_f1": scored.macro_f1, "best_round": trained.best_round}
+
+
+def _union(whole: ExampleTable, parts: list[ExampleTable]) -> ExampleTable:
+    rows = {int(row): position for position, row in enumerate(whole.rows)}
+    return whole.take(sorted(rows[int(row)] for part in parts for row in part.rows))

@@ -1,0 +1,175 @@
+"""The in-process grid: a Flower grid whose nodes are worker processes on this machine.
+
+A ServerApp sees what it would see over a SuperLink: messages are pushed, and replies
+pulled by id. Only a window of replies is ever computed ahead of what has been
+pulled, so that memory does not grow with the number of nodes.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from simulations.flower_internals import NodeInfo, Run, empty_run, enter_run, give_id
+
+CLIENT_APP = "client.app:app"
+PULL_WAIT_S = 0.05
+LOST = 1
+"""Error code of a reply whose worker died."""
+
+
+class InProcessGrid(Grid):
+    """A grid over a pool of workers.
+
+    Args:
+        executor: Runs the client app; any number of workers.
+        node_configs: One configuration a node; node ids count from 1 in their order.
+        workers: How many tasks run at once.
+        client_app: ``module:attribute`` of the client app, looked up in the worker.
+        run_id: Flower's id of the run.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        node_configs: list[dict[str, str | int | float | bool]],
+        workers: int,
+        client_app: str = CLIENT_APP,
+        run_id: int = 1,
+    ) -> None:
+        self._executor = executor
+        self._client_app = client_app
+        self._run = empty_run(run_id)
+        # Node 1 is the server's side in Flower.
+        self._contexts = {
+            node: Context(run_id, node, dict(config), RecordDict(), {})
+            for node, config in enumerate(node_configs, start=2)
+        }
+        self._workers = workers
+        self._window = 2 * workers
+        self._waiting: OrderedDict[str, Message] = OrderedDict()
+        self._running: dict[str, Future[tuple[Message, Context]]] = {}
+        self._ready: dict[str, Message] = {}
+        self._sent: dict[str, Message] = {}
+        self._started: dict[str, float] = {}
+        self._seconds: dict[int, float] = {}
+        enter_run(run_id)
+
+    def set_run(self, run: Run) -> None:
+        """Flower's own way to name the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message as Flower's constructor builds it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes; they are always online."""
+        return list(self._contexts)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All nodes; they carry no keys."""
+        return [NodeInfo(node_id=node) for node in self._contexts]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages; ids come back in their order."""
+        ids = []
+        for message in messages:
+            message_id = give_id(message)
+            self._waiting[message_id] = message
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that are ready; waits a moment if none is."""
+        wanted = list(message_ids)
+        self._collect(0.0)
+        self._dispatch(wanted)
+        if not any(message_id in self._ready for message_id in wanted):
+            self._collect(PULL_WAIT_S)
+            self._dispatch(wanted)
+        return [self._ready.pop(i) for i in wanted if i in self._ready]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull until all replies are in or the time is up."""
+        open_ids = list(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while open_ids and (deadline is None or time.monotonic() < deadline):
+            for reply in self.pull_messages(open_ids):
+                replies.append(reply)
+                open_ids.remove(reply.metadata.reply_to_message_id)
+        return replies
+
+    def _dispatch(self, wanted: list[str]) -> None:
+        """Start what fits into the window, the slowest node first.
+
+        With as many tasks ahead as workers, a long one that is started late leaves the
+        other workers idle at the end of a round.
+        """
+        for message_id in wanted[:1]:
+            # Whatever is asked for next must be under way, or nobody would ever get it.
+            if message_id in self._waiting and len(self._running) < self._workers + 1:
+                self._start(message_id)
+        while self._waiting and len(self._running) < self._workers + 1:
+            free = self._window - len(self._running) - len(self._ready)
+            if free <= 0:
+                return
+            ahead = list(self._waiting)[: max(free, 1)]
+            self._start(max(ahead, key=self._expected))
+
+    def _expected(self, message_id: str) -> float:
+        return self._seconds.get(self._waiting[message_id].metadata.dst_node_id, 0.0)
+
+    def _start(self, message_id: str) -> None:
+        message = self._waiting.pop(message_id)
+        context = self._contexts[message.metadata.dst_node_id]
+        self._sent[message_id] = message
+        self._started[message_id] = time.monotonic()
+        self._running[message_id] = self._executor.submit(
+            run_client, self._client_app, message, context
+        )
+
+    def _collect(self, timeout: float) -> None:
+        if not self._running:
+            return
+        done, _ = wait(self._running.values(), timeout, return_when=FIRST_COMPLETED)
+        for message_id in [i for i, future in self._running.items() if future in done]:
+            future = self._running.pop(message_id)
+            message = self._sent.pop(message_id)
+            node = message.metadata.dst_node_id
+            self._seconds[node] = time.monotonic() - self._started.pop(message_id)
+            try:
+                reply, self._contexts[node] = future.result()
+            except BrokenProcessPool:
+                raise
+            except Exception as error:
+                reply = Message(Error(LOST, type(error).__name__), reply_to=message)
+            self._ready[message_id] = reply
+
+
+def run_client(app_name: str, message: Message, context: Context) -> tuple[Message, Context]:
+    """Run a client app on one message, in a worker."""
+    module, _, attribute = app_name.partition(":")
+    app = getattr(import_module(module), attribute)
+    enter_run(context.run_id)
+    return app(message, context), context

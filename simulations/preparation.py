@@ -1,0 +1,147 @@
+"""Before a simulated run: who holds what, and every picture decoded (or embedded) once.
+
+Whatever is wrong with the data or the model comes to light here, before the run's
+folder is made.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.data.partition import partition
+from fgvc_core.data.split import validation_mask
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import DataError
+from fgvc_core.experiment import make_learner, make_table
+from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.seeds import derive_seed
+from fgvc_core.training.learner import Learner
+
+CHUNK = 64
+"""Pictures a task embeds: small enough that the workers finish together."""
+
+Tell = Callable[[int, int], None]
+"""Called with (pictures done, pictures in all)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Who holds what in one simulated run.
+
+    Attributes:
+        table: All examples.
+        rows: Site name -> int64 rows of ``table``.
+        cache: Folder for decoded pictures and features.
+    """
+
+    table: ExampleTable
+    rows: dict[str, NDArray[np.int64]]
+    cache: Path
+
+    def site_table(self, site: str) -> ExampleTable:
+        """One site's examples."""
+        return self.table.take(self.rows[site])
+
+    def counts(self) -> dict[str, list[int]]:
+        """Site name -> examples of each class."""
+        return {s: self.site_table(s).class_counts_K().tolist() for s in self.rows}
+
+
+def split_key(recipe: Recipe, site: str) -> bytes:
+    """The key of a simulated site's validation split: from the seed, so that runs repeat."""
+    return derive_seed(recipe.seed, "validation", site).to_bytes(8, "big") * 4
+
+
+def split_site(recipe: Recipe, setting: Setting, site: str) -> tuple[ExampleTable, ExampleTable]:
+    """A simulated site's (training, validation) tables, as the site itself splits them."""
+    table = setting.site_table(site)
+    held = validation_mask(table, recipe.data.val_fraction, split_key(recipe, site))
+    if held.all():
+        held[:] = False
+    return table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
+
+
+def deal(recipe: Recipe, cache: Path) -> Setting:
+    """Load the data set and deal its training split to the sites.
+
+    Raises:
+        DataError: if the data are missing or wrong, or cannot be dealt as asked.
+        ConfigurationError: if the recipe asks for what cannot be.
+    """
+    table = make_table(recipe, cache)
+    train = table.where("train")
+    missing = [n for n, c in zip(table.class_names, train.class_counts_K(), strict=True) if not c]
+    if missing:
+        raise DataError(
+            f"No site can hold a picture of {len(missing)} classes: {', '.join(missing[:5])}.",
+            why="A class without a training picture cannot be learnt.",
+            remedy="Take the class out of data.classes, or add pictures of it.",
+        )
+    if not len(table.where("test")):
+        raise DataError(
+            "The data set has no test split.",
+            why="Without one nothing can be said about the model.",
+            remedy="Mark some pictures as test, or set data.test_fraction.",
+        )
+    train_rows = np.flatnonzero(np.array([s == "train" for s in table.splits]))
+    dealt = partition(train, recipe.partition, derive_seed(recipe.seed, "partition"))
+    return Setting(table, {site: train_rows[at] for site, at in dealt.items()}, cache)
+
+
+def prepare(recipe: Recipe, setting: Setting, executor: Executor, tell: Tell) -> None:
+    """Decode or embed everything that the run will read, on all workers.
+
+    Raises:
+        DataError: if a picture is missing or damaged.
+    """
+    probe = make_learner(recipe, setting.table.num_classes)
+    tables: list[ExampleTable] = [setting.table.where("test")]
+    if probe.frozen_backbone:
+        tables += [setting.site_table(site) for site in setting.rows]
+        tables = [
+            table.take(np.arange(start, min(start + CHUNK, len(table))))
+            for table in tables
+            for start in range(0, len(table), CHUNK)
+        ]
+    else:
+        for site in setting.rows:
+            tables += [t for t in split_site(recipe, setting, site) if len(t)]
+    total, done = sum(len(t) for t in tables), 0
+    tell(0, total)
+    futures = {
+        executor.submit(prepare_table, recipe, table, setting.cache): len(table) for table in tables
+    }
+    try:
+        for future in as_completed(futures):
+            future.result()
+            done += futures[future]
+            tell(done, total)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def prepare_table(recipe: Recipe, table: ExampleTable, cache: Path) -> None:
+    """Decode or embed one table, in a worker."""
+    _learner(recipe.to_toml(), table.num_classes).prepare(table, cache)
+
+
+@lru_cache(maxsize=1)
+def _learner(recipe: str, num_classes: int) -> Learner:
+    return make_learner(parse_recipe(recipe), num_classes)
+
+
+def write_partition(setting: Setting, path: Path) -> None:
+    """Write who holds what, for the report."""
+    values: dict[str, Any] = {
+        "class_names": list(setting.table.class_names),
+        "sites": setting.counts(),
+    }
+    path.write_text(json.dumps(values), encoding="utf-8")

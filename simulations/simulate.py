@@ -1,0 +1,237 @@
+"""One simulated run from a recipe to its report."""
+
+import json
+import shutil
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.provision import make_home
+from client.site import Site
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.protocol.keys import new_key, public_text, read_private, write_private
+from fgvc_core.recipe import Recipe
+from fgvc_core.training.baseline import pixel_baseline
+from server.home import CoordinatorHome, ServerSettings, write_home
+from server.report import render
+from server.results import write_json
+from simulations.engines import Engine, run_inprocess, run_ray
+from simulations.preparation import (
+    Setting,
+    Tell,
+    deal,
+    prepare,
+    split_key,
+    write_partition,
+)
+from simulations.workers import available_cores, make_pool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be simulated, and where."""
+
+    recipe: Recipe
+    out: Path
+    engine: Engine = "inprocess"
+    sites: Path | None = None
+    resume: bool = False
+
+
+def simulate(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]:
+    """Simulate a federation.
+
+    Args:
+        plan: Recipe, folder, engine.
+        tell: Told how many pictures are prepared.
+
+    Returns:
+        The run's metrics, as ``metrics.json`` holds them.
+
+    Raises:
+        FieldmarkError: with the exit code that says why it did not end well.
+    """
+    workers = len(available_cores())
+    with make_pool(workers) as pool:
+        try:
+            return run_with(plan, pool, workers, tell)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, Any]:
+    """Simulate on a pool of workers that is there already."""
+    check_out(plan)
+    cache = cache_folder()
+    setting = deal(plan.recipe, cache)
+    prepare(plan.recipe, setting, pool, tell)
+    if plan.resume:
+        check_same(plan)
+    else:
+        lay_out(plan, setting)
+    homes = site_homes(plan, setting)
+    baseline = start_baseline(plan.recipe, setting, pool)
+    if plan.engine == "ray":
+        run_ray(plan.out, homes, workers)
+    else:
+        run_inprocess(plan.out, homes, pool, workers)
+    return finish(plan, baseline)
+
+
+def check_out(plan: Plan) -> None:
+    """Refuse to write over a run, or to resume what is not there.
+
+    Raises:
+        ConfigurationError: in either case; nothing was touched.
+    """
+    if plan.resume and not (plan.out / "recipe.toml").is_file():
+        raise ConfigurationError(
+            f"There is no run in '{plan.out}' to go on with.",
+            remedy="Leave out --resume to start it, or name the run's folder with --out.",
+        )
+    if not plan.resume and plan.out.exists():
+        raise ConfigurationError(
+            f"The output folder '{plan.out}' exists already.",
+            why="A run's folder is never overwritten.",
+            remedy="Go on with that run (--resume), or name another folder (--out).",
+        )
+
+
+def check_same(plan: Plan) -> None:
+    """Refuse to resume with another recipe, naming what differs.
+
+    Raises:
+        ConfigurationError: if the recipes differ.
+    """
+    before = CoordinatorHome.open(plan.out).recipe
+    if before.digest == plan.recipe.digest:
+        return
+    old, new = before.model_dump(mode="json"), plan.recipe.model_dump(mode="json")
+    differing = [
+        f"{section}.{key} was {old[section][key]!r}, is {new[section][key]!r}"
+        for section in old
+        if isinstance(old[section], dict)
+        for key in old[section]
+        if old[section][key] != new[section][key] and (section, key) != ("data", "path")
+    ]
+    differing += [
+        f"{k} was {old[k]!r}, is {new[k]!r}" for k in ("name", "seed") if old[k] != new[k]
+    ]
+    raise ConfigurationError(
+        f"The run in '{plan.out}' has another recipe: {'; '.join(differing[:5])}.",
+        why="Going on would mix two experiments.",
+        remedy="Resume with the recipe it was started with, or start a new run (--out).",
+    )
+
+
+def lay_out(plan: Plan, setting: Setting) -> None:
+    """Make the run's folder, the coordinator's files and the sites' homes.
+
+    All or nothing: what was made is removed again if any of it fails.
+    """
+    plan.out.mkdir(parents=True)
+    try:
+        (plan.out / "coordinator").mkdir()
+        key = new_key()
+        write_private(key, plan.out / "coordinator" / "key")
+        sites = {
+            site: _home(plan, setting, site, public_text(key.public_key())).public_key
+            for site in setting.rows
+        }
+        settings = ServerSettings(
+            cache=str(setting.cache),
+            data_path=plan.recipe.data.path,
+            engine=plan.engine,
+            poll_s=0.001 if plan.engine == "inprocess" else 0.02,
+        )
+        write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
+        write_partition(setting, plan.out / "partition.json")
+    except BaseException:
+        shutil.rmtree(plan.out, ignore_errors=True)
+        raise
+
+
+def site_homes(plan: Plan, setting: Setting) -> list[Path]:
+    """The sites' homes in order of names."""
+    root = plan.sites or plan.out / "sites"
+    return [root / site for site in sorted(setting.rows)]
+
+
+def start_baseline(
+    recipe: Recipe, setting: Setting, pool: Executor
+) -> "Future[dict[str, float]] | None":
+    """Fit the linear model on raw pixels beside the run, where the recipe asks for it."""
+    if not recipe.evaluate.pixel_baseline:
+        return None
+    train = setting.table.where("train")
+    test = setting.table.where("test")
+    return pool.submit(_baseline, train, test, recipe.data.image_size)
+
+
+def finish(plan: Plan, baseline: "Future[dict[str, float]] | None") -> dict[str, Any]:
+    """Add the baseline to the metrics and make the report."""
+    path = plan.out / "metrics.json"
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    metrics["pixel_baseline"] = baseline.result() if baseline is not None else None
+    write_json(path, metrics)
+    render(plan.out)
+    return metrics
+
+
+def next_free(folder: Path) -> Path:
+    """The folder, or the first of ``folder-2``, ``folder-3``... that is free."""
+    number, candidate = 1, folder
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def latest(folder: Path) -> Path:
+    """The last of the folders that :func:`next_free` has given out."""
+    number, candidate = 1, folder
+    while True:
+        number += 1
+        following = folder.with_name(f"{folder.name}-{number}")
+        if not following.exists():
+            return candidate
+        candidate = following
+
+
+def _home(plan: Plan, setting: Setting, site: str, coordinator: str) -> Site:
+    """A fresh home, or the one that ``--sites`` kept from an earlier run."""
+    home = (plan.sites or plan.out / "sites") / site
+    if home.exists():
+        if plan.sites is None:
+            raise ConfigurationError(f"'{home}' exists already.", remedy="Name another --out.")
+        # The site stays itself (key, books); only the coordinator of this run is new.
+        (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
+        kept = Site.open(home)
+        if kept.settings.data.path != plan.recipe.data.path:
+            raise DataError(
+                f"The home '{home}' belongs to data at '{kept.settings.data.path}', "
+                f"the recipe names '{plan.recipe.data.path}'.",
+                why="A site's books belong to its data.",
+                remedy="Name another folder with --sites, or the data it was made for.",
+            )
+        read_private(home / "key")
+    else:
+        make_home(
+            home,
+            name=site,
+            coordinator=coordinator,
+            cache=setting.cache,
+            data_path=plan.recipe.data.path,
+            split_key=split_key(plan.recipe, site),
+        )
+    (home / "rows.json").write_text(json.dumps(setting.rows[site].tolist()), encoding="utf-8")
+    return Site.open(home)
+
+
+def _baseline(train: ExampleTable, test: ExampleTable, image_size: int) -> dict[str, float]:
+    scored = pixel_baseline(train, test, image_size)
+    return {"top1": scored.top1, "macro_f1": scored.macro_f1}

@@ -1,0 +1,56 @@
+"""What all tests share: one torch thread, a cache of their own, and small recipes."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import pytest
+import torch
+
+from fgvc_core.recipe import Recipe, parse_recipe
+
+torch.set_num_threads(1)
+
+TINY = """
+name = "tiny"
+seed = 3
+[data]
+name = "fieldmarks"
+image_size = 32
+fieldmarks_train = 120
+fieldmarks_test = 48
+[partition]
+scheme = "iid"
+sites = 3
+[model]
+backbone = "fieldmark_nano"
+[train]
+batch_size = 16
+[federation]
+rounds = 2
+[evaluate]
+pixel_baseline = false
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or writes the user's cache; all tests of a process share one."""
+    os.environ["FIELDMARK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    """A recipe that a federation runs in seconds."""
+    return parse_recipe(TINY)
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Path:
+    """The same, as a file."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path

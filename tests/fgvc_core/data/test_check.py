@@ -1,0 +1,88 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fgvc_core.data.catalogue import load_table
+from fgvc_core.data.check import CheckReport, check_table
+from fgvc_core.data.settings import DataSettings
+
+from .picture_trees import make_table, real_data, write_cub, write_folders, write_picture
+
+
+def check(root: Path, name: str = "folder") -> CheckReport:
+    settings = DataSettings(name=name, path=str(root))
+    return check_table(load_table(settings, root, require_pictures=False))
+
+
+def test_a_sound_tree_has_counts_and_no_fault(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", ["robin", "wren"], each=6)
+    write_folders(tmp_path / "test", ["tit"], each=2)
+    report = check(tmp_path)
+    assert report.faults() == []
+    assert report.examples == report.subjects == 14
+    assert report.splits == {"train": 12, "test": 2, "pool": 0}
+    assert report.classes["wren"] == {"train": 6, "test": 0, "pool": 0}
+
+
+def test_missing_and_cut_pictures_are_counted_and_named(tmp_path: Path) -> None:
+    write_cub(tmp_path)
+    images = tmp_path / "images" / "001.Small_Bird_1"
+    (images / "Bird_1_0.jpg").unlink()
+    cut = images / "Bird_1_1.jpg"
+    cut.write_bytes(cut.read_bytes()[:-150])
+    report = check(tmp_path, "cub")
+    assert report.missing == ("001.Small_Bird_1/Bird_1_0.jpg",)
+    assert list(report.unreadable) == ["001.Small_Bird_1/Bird_1_1.jpg"]
+    missing, unreadable = report.faults()
+    assert missing.startswith("1 of 12 pictures are missing: '001.Small_Bird_1/Bird_1_0.jpg'")
+    assert unreadable.startswith("1 of 12 pictures cannot be read")
+    assert "truncated" in next(iter(report.unreadable.values()))
+
+
+def test_equal_pictures_across_splits_are_noted_and_within_one_are_not(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", ["wren"], each=5)
+    write_picture(tmp_path / "train" / "wren" / "again.png", 0)
+    write_picture(tmp_path / "test" / "wren" / "leak.png", 3)
+    report = check(tmp_path)
+    assert report.shared_pictures == (("test/wren/leak.png", "train/wren/3.png"),)
+    assert report.faults() == []
+    assert "1 pictures are byte-equal across splits" in report.notes()[0]
+
+
+def test_tiny_classes_are_noted(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", ["robin"], each=5)
+    write_folders(tmp_path / "train", ["wren"], each=4)
+    write_folders(tmp_path / "test", ["wren"], each=1)
+    report = check(tmp_path)
+    assert report.tiny_classes == ("wren",)
+    assert "1 classes have fewer than 5 training examples: 'wren'." in report.notes()
+
+
+def test_labels_out_of_range_and_parted_subjects_are_faults() -> None:
+    table = replace(
+        make_table([0, 0, 0, 0]),
+        labels_N=np.array([0, 5, -1, -2]),
+        subjects=("a", "b", "c", "a"),
+        splits=("train", "train", "pool", "test"),
+    )
+    report = check_table(table)
+    assert report.out_of_range == ("picture-0001", "picture-0003")
+    assert report.parted_subjects == ("a",)
+    assert len(report.faults()) == 2
+
+
+def test_progress_ends_at_the_last_picture() -> None:
+    told: list[tuple[int, int]] = []
+    check_table(make_table([0] * 50), lambda done, total: told.append((done, total)))
+    assert told[-1] == (50, 50)
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize("name", ["cub50"])
+def test_the_real_birds_are_sound(name: str) -> None:
+    report = check(real_data(name), "cub")
+    assert report.faults() == []
+    assert report.shared_pictures == ()
+    assert report.examples == 2889

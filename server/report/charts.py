@@ -1,0 +1,152 @@
+"""Figures as inline SVG. Colours are CSS variables, so that they follow the page's theme.
+
+Coordinates are in a view box of fixed width; the page scales it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 640, 260
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 30
+
+Number = float | int | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: a name, a CSS class, and a value (or None) for each round."""
+
+    name: str
+    style: str
+    values: Sequence[Number]
+
+
+def curves(title: str, lines: Sequence[Curve], top: float, marked: int = 0) -> str:
+    """A chart of values over rounds.
+
+    Args:
+        title: What it shows, for those who cannot see it.
+        lines: Curves of one length; rounds count from 1.
+        top: Value at the upper edge; the lower edge is 0.
+        marked: A round to mark, or 0.
+    """
+    rounds = max((len(line.values) for line in lines), default=0)
+    x = _scale(1, max(rounds, 2), LEFT, WIDTH - RIGHT)
+    y = _scale(0, top, HEIGHT - BOTTOM, TOP)
+    parts = [_open(title, HEIGHT)]
+    for step in range(5):
+        value = top * step / 4
+        parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
+        parts.append(_text(LEFT - 8, y(value) + 4, f"{value:.2g}", "tick end"))
+    for number in _ticks(rounds):
+        parts.append(_text(x(number), HEIGHT - 8, str(number), "tick middle"))
+    if marked:
+        parts.append(_line(x(marked), TOP, x(marked), HEIGHT - BOTTOM, "mark"))
+    for line in lines:
+        points = [(x(i), y(v)) for i, v in enumerate(line.values, start=1) if v is not None]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+        parts.append(f'<polyline class="curve {line.style}" points="{path}"/>')
+        for px, py in points if len(points) == 1 else points[-1:]:
+            parts.append(f'<circle class="dot {line.style}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def bars(title: str, values: Sequence[Number], unit: str) -> str:
+    """One bar a round, with its value on hover."""
+    known = [v for v in values if v is not None]
+    top = max(known, default=1) or 1
+    height = 150
+    y = _scale(0, top, height - BOTTOM, TOP)
+    step = (WIDTH - LEFT - RIGHT) / max(len(values), 1)
+    parts = [_open(title, height), _line(LEFT, y(0), WIDTH - RIGHT, y(0), "rule")]
+    parts.append(_text(LEFT - 8, y(top) + 4, f"{top:.3g}", "tick end"))
+    for number, value in enumerate(values, start=1):
+        if value is None:
+            continue
+        left = LEFT + (number - 1) * step
+        parts.append(
+            f'<rect class="bar" x="{left + step * 0.1:.1f}" y="{y(value):.1f}" '
+            f'width="{step * 0.8:.1f}" height="{y(0) - y(value):.1f}">'
+            f"<title>round {number}: {value:.3g} {escape(unit)}</title></rect>"
+        )
+    for number in _ticks(len(values)):
+        parts.append(_text(LEFT + (number - 0.5) * step, height - 8, str(number), "tick middle"))
+    return "".join([*parts, "</svg>"])
+
+
+def ladder(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
+    """Shares of 1 as dots on a common scale, one row each.
+
+    Args:
+        title: What it shows.
+        rows: (name, share, CSS class).
+    """
+    line, label = 30, 190
+    height = line * len(rows) + 34
+    x = _scale(0, 1, label, WIDTH - 60)
+    parts = [_open(title, height)]
+    for step in range(6):
+        parts.append(_line(x(step / 5), 6, x(step / 5), height - 28, "rule"))
+        parts.append(_text(x(step / 5), height - 10, f"{step * 20} %", "tick middle"))
+    for number, (name, share, style) in enumerate(rows):
+        y = number * line + 22
+        parts.append(_text(label - 12, y + 4, _short(name, 24), f"name end {style}"))
+        parts.append(_line(x(0), y, x(share), y, f"stem {style}"))
+        parts.append(f'<circle class="dot {style}" cx="{x(share):.1f}" cy="{y}" r="6"/>')
+        parts.append(_text(x(share) + 12, y + 4, f"{100 * share:.1f} %", f"value {style}"))
+    return "".join([*parts, "</svg>"])
+
+
+def holdings(title: str, sites: dict[str, list[int]], class_names: Sequence[str]) -> str:
+    """Who holds what: a disc a site and class, its area the number of pictures."""
+    column = min(34.0, (WIDTH - 120) / max(len(class_names), 1))
+    line, head = max(min(34.0, column), 14.0), 8
+    height = int(line * len(sites) + head + 12)
+    most = max((max(counts, default=0) for counts in sites.values()), default=1) or 1
+    parts = [_open(title, height)]
+    for row, (site, counts) in enumerate(sites.items()):
+        y = head + line * (row + 0.5)
+        parts.append(_text(104, y + 4, _short(site, 14), "name end"))
+        for k, count in enumerate(counts):
+            radius = (count / most) ** 0.5 * min(column, line) * 0.46
+            if count:
+                parts.append(
+                    f'<circle class="held" cx="{120 + column * (k + 0.5):.1f}" cy="{y:.1f}" '
+                    f'r="{max(radius, 0.8):.1f}"><title>{escape(site)}: {count} of '
+                    f"{escape(class_names[k])}</title></circle>"
+                )
+    return "".join([*parts, "</svg>"])
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    span = (high - low) or 1.0
+    return lambda value: start + (min(max(value, low), high) - low) / span * (end - start)
+
+
+def _ticks(rounds: int) -> list[int]:
+    """Rounds to name on the axis: evenly spaced, and the last one where it has room."""
+    step = max(1, -(-rounds // 8))
+    ticks = list(range(1, rounds + 1, step))
+    if ticks and rounds - ticks[-1] >= step / 2:
+        ticks.append(rounds)
+    return ticks
+
+
+def _open(title: str, height: float) -> str:
+    return (
+        f'<svg class="figure" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, style: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+
+
+def _short(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,0 +1,178 @@
+"""From a run's folder to its page."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from server.report.charts import Curve, bars, curves, holdings, ladder
+from server.report.reading import RunFolder
+
+SITES_SHOWN = 60
+"""Rows of the sites' table; with more sites the rest is counted."""
+
+CLASSES_SHOWN = 60
+_NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+
+
+def render(run_dir: Path) -> Path:
+    """Write ``report.html`` into a run's folder.
+
+    Returns:
+        Its path.
+
+    Raises:
+        DataError: if the run's files are missing or damaged.
+    """
+    run = RunFolder.read(run_dir)
+    environment = Environment(
+        loader=PackageLoader("server.report", ""),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, size=_size, span=_span, count=_count)
+    page = environment.get_template("page.html.j2").render(_view(run))
+    path = run_dir / "report.html"
+    aside = path.with_suffix(".part")
+    aside.write_text(page, encoding="utf-8")
+    os.replace(aside, path)
+    return path
+
+
+def _view(run: RunFolder) -> dict[str, Any]:
+    metrics = run.metrics
+    sites: dict[str, Any] = metrics.get("sites", {})
+    classes = sorted(metrics.get("classes", []), key=lambda c: c["f1"])
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    return {
+        "style": Markup(style),
+        "m": metrics,
+        "headline": _headline(run),
+        "sites": dict(list(sites.items())[:SITES_SHOWN]),
+        "sites_left": max(len(sites) - SITES_SHOWN, 0),
+        "classes": classes[:CLASSES_SHOWN],
+        "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
+        "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
+        "pairs": _pairs(run),
+        "comparison": run.comparison,
+        "refusals": [e for e in run.events if e.get("accepted") is False][:100],
+        "notable": [
+            e
+            for e in run.events
+            if e.get("event") in ("round_void", "resumed", "interrupted", "failed")
+        ],
+        "recipe": run.recipe,
+        "command": "fieldmark simulate recipe.toml",
+    }
+
+
+def _headline(run: RunFolder) -> str:
+    metrics = run.metrics
+    count = len(metrics.get("sites", {}))
+    sites = _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
+    noun = "site" if count == 1 else "sites"
+    if metrics.get("top1") is None:
+        return f"{sites} {noun}, {metrics.get('rounds', 0)} rounds: this run was stopped early."
+    told = (
+        f"{sites} {noun} learnt {len(metrics['classes'])} classes together: "
+        f"{_percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that none of "
+        "them trained on"
+    )
+    baseline = metrics.get("pixel_baseline")
+    if baseline:
+        told += f", against {_percent(baseline['top1'])} for a linear model on raw pixels"
+    return told + "."
+
+
+def _figures(run: RunFolder) -> dict[str, str]:
+    history: list[dict[str, Any]] = run.metrics.get("history", [])
+    figures = {}
+    if history:
+        scores = [
+            Curve("held-out test", "first", [h.get("top1") for h in history]),
+            Curve("sites' validation", "second", [h.get("val_top1") for h in history]),
+        ]
+        losses = [h.get("loss") for h in history]
+        best = run.metrics.get("best_round") or 0
+        figures["scores"] = curves("Top-1 over rounds", scores, 1.0, best)
+        top = max((v for v in losses if v is not None), default=1.0)
+        figures["loss"] = curves(
+            "Mean training loss over rounds", [Curve("loss", "third", losses)], top * 1.05, best
+        )
+        moved = [(h["bytes_up"] + h["bytes_down"]) / 1e6 for h in history]
+        figures["bytes"] = bars("Megabytes a round", moved, "MB")
+        figures["seconds"] = bars("Seconds a round", [h["seconds"] for h in history], "s")
+    if run.partition and len(run.partition["sites"]) <= SITES_SHOWN:
+        figures["holdings"] = holdings(
+            "Training pictures of each class at each site",
+            run.partition["sites"],
+            run.partition["class_names"],
+        )
+    if run.comparison:
+        rows = [
+            ("federated", run.comparison["federated"]["top1"], "first"),
+            ("pooled in one place", run.comparison["pooled"]["top1"], "second"),
+            ("each site alone, mean", run.comparison["local_mean"]["top1"], "third"),
+        ]
+        alone = list(run.comparison["local"].items())[:SITES_SHOWN]
+        rows += [(f"{site} alone", figures_["top1"], "faint") for site, figures_ in alone]
+        figures["comparison"] = ladder("Top-1 on the same held-out pictures", rows)
+    return figures
+
+
+def _pairs(run: RunFolder) -> list[dict[str, Any]]:
+    if not run.evaluation:
+        return []
+    names = run.evaluation["class_names"]
+    return [
+        {
+            "true": names[pair["true"]],
+            "predicted": names[pair["predicted"]],
+            "count": pair["count"],
+            "support": pair["support"],
+            "groups": [
+                (title, [p for p in map(run.picture, pair[f"pictures_{kind}"]) if p])
+                for kind, title in (
+                    ("true", names[pair["true"]]),
+                    ("mistaken", "taken for the other"),
+                    ("predicted", names[pair["predicted"]]),
+                )
+            ],
+        }
+        for pair in run.evaluation["pairs"]
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
+def _size(count: float | None) -> str:
+    if count is None:
+        return "–"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

@@ -1,0 +1,183 @@
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvc_core.errors import DataError
+from server.report import render
+
+NAMES = [f"Species {k}" for k in range(12)]
+
+
+def write_run(folder: Path, sites: int = 5, names=NAMES, compare=True, done=True) -> Path:
+    """A run's folder as a simulation leaves it, with made-up figures."""
+    folder.mkdir()
+    (folder / "pictures").mkdir()
+    for number in range(3):
+        pixels = np.full((16, 16, 3), 60 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{number}.png")
+    (folder / "recipe.toml").write_text('name = "demo"\nseed = 1\n')
+    site_names = [f"site-{n}" for n in range(1, sites + 1)]
+    entry = {"bytes_up": 1000, "bytes_down": 2000, "cohort": sites, "accepted": sites}
+    history = [
+        {**entry, "round": r, "top1": r / 10, "macro_f1": r / 10, "loss": 2 / r, "val_top1": None,
+         "val_loss": None, "seconds": 1.5, "refused": 0}
+        for r in range(1, 8)
+    ]  # fmt: skip
+    metrics = {
+        "name": "demo", "engine": "inprocess", "seed": 1, "rounds": 7, "best_round": 6,
+        "stopped": "rounds", "wall_s": 75.0, "bytes_up": 7000, "bytes_down": 14000,
+        "sites": {
+            s: {"examples": 111, "top1": 0.5, "macro_f1": 0.4, "rounds": 7, "refused": 0,
+                "bytes_up": 1, "bytes_down": 2}
+            for s in site_names
+        },
+        "history": history,
+        "model": {"backbone": "b", "parameters": 5000, "travelling_parameters": 4000,
+                  "update_bytes": 16000},
+        "versions": {"fieldmark": "0.1.0"},
+    }  # fmt: skip
+    if done:
+        metrics |= {
+            "top1": 0.8765, "macro_f1": 0.8642, "macro_precision": 0.87, "macro_recall": 0.86,
+            "test_examples": 500, "pixel_baseline": {"top1": 0.1875, "macro_f1": 0.18},
+            "classes": [
+                {"name": n, "support": 42, "top1": 0.9, "precision": 0.8, "f1": 0.85} for n in names
+            ],
+        }  # fmt: skip
+        pair = {"true": 0, "predicted": 1, "count": 3, "support": 42, "rate": 3 / 42}
+        kinds = ("true", "predicted", "mistaken")
+        pair |= {f"pictures_{kind}": [f"pictures/{i}.png"] for i, kind in enumerate(kinds)}
+        confusion = np.eye(len(names), dtype=int).tolist()
+        evaluation = {"class_names": names, "confusion": confusion, "pairs": [pair]}
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        counts = {s: [1] * len(names) for s in site_names}
+        partition = {"class_names": names, "sites": counts}
+        (folder / "partition.json").write_text(json.dumps(partition))
+    else:
+        metrics["stopped"] = "interrupted"
+    if compare:
+        score = {"top1": 0.75, "macro_f1": 0.7}
+        comparison = {"federated": score, "pooled": score, "local_mean": score, "passes": 7,
+                      "test_examples": 500, "local": dict.fromkeys(site_names, score)}  # fmt: skip
+        (folder / "compare.json").write_text(json.dumps(comparison))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    refused = {"event": "reply", "round": 2, "site": "site-1", "accepted": False, "reason": "late"}
+    (folder / "events.jsonl").write_text(json.dumps(refused) + "\n")
+    return folder
+
+
+def text_of(page: Path) -> str:
+    return unescape(re.sub(r"<[^>]+>", " ", page.read_text())).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_page_states_what_the_metrics_say(tmp_path):
+    told = text_of(render(write_run(tmp_path / "run")))
+    for figure in ("87.7 %", "86.4 %", "18.8 %", "Five sites", "500 pictures", "1 min 15 s"):
+        assert figure in told, figure
+    assert "site-1 refused: late" in told
+    assert "Species 0" in told
+    assert "taken for" in told
+    assert "no differential privacy" in told
+
+
+def test_the_page_asks_for_nothing_outside_itself(tmp_path):
+    page = render(write_run(tmp_path / "run")).read_text()
+    addresses = re.findall(r"""(?:src|href|url|action|srcset)\s*[=(]\s*["']?([^"'\s)>]+)""", page)
+    assert addresses
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert "<script" not in page
+    assert "@import" not in page
+
+
+def test_hostile_names_are_text_and_nothing_else(tmp_path):
+    names = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', *NAMES[2:]]
+    page = render(write_run(tmp_path / "run", names=names)).read_text()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_picture_outside_the_run_is_never_read(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    run = write_run(tmp_path / "run")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    before = render(run).read_text().count("<img")
+    evaluation["pairs"][0]["pictures_true"] = ["../secret.png"]
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert render(run).read_text().count("<img") == before - 1
+
+
+def test_a_stopped_run_has_a_page_that_says_so(tmp_path):
+    told = text_of(render(write_run(tmp_path / "run", compare=False, done=False)))
+    assert "stopped early" in told
+    assert "Not scored" in told
+    assert "Not measured in this run" in told
+
+
+def test_a_thousand_sites_make_a_page_of_bounded_size(tmp_path):
+    page = render(write_run(tmp_path / "run", sites=1000))
+    assert page.stat().st_size < 3_000_000
+    assert "940 more sites" in text_of(page)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "recipe.toml", "evaluation.json"])
+def test_a_damaged_or_missing_file_is_named(tmp_path, name):
+    run = write_run(tmp_path / "run")
+    if name == "recipe.toml":
+        (run / name).unlink()
+    else:
+        (run / name).write_text('{"top1": 0.')
+    with pytest.raises(DataError, match=re.escape(name)):
+        render(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_torn_last_event_is_forgiven_and_a_torn_middle_is_not(tmp_path):
+    run = write_run(tmp_path / "run")
+    events = run / "events.jsonl"
+    whole = events.read_text()
+    events.write_text(whole + '{"event": "re')
+    render(run)
+    events.write_text('{"event": "re\n' + whole)
+    with pytest.raises(DataError, match="line 1"):
+        render(run)
+
+
+def _chromium() -> str | None:
+    return next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.skipif(_chromium() is None, reason="no Chromium on this machine")
+def test_the_page_fits_phone_and_desk_without_sideways_scrolling(tmp_path, width):
+    run = write_run(tmp_path / "run")
+    page = render(run).read_text()
+    # Headless Chromium will not make a window narrower than 500 px: a frame will.
+    (run / "framed.html").write_text(
+        f'<iframe id="f" src="report.html" width="{width}" height="900"></iframe><script>'
+        "document.getElementById('f').onload = () => { const d ="
+        " document.getElementById('f').contentDocument.documentElement;"
+        " document.body.dataset.width = d.scrollWidth; document.body.dataset.seen ="
+        " d.querySelectorAll('svg').length; }</script>"
+    )
+    done = subprocess.run(
+        [_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=3000", "--dump-dom", (run / "framed.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r'data-width="(\d+)" data-seen="(\d+)"', done.stdout)
+    assert found, done.stdout[:500]
+    assert int(found[1]) <= width
+    assert int(found[2]) == page.count("<svg")

@@ -1,5 +1,6 @@
 """What carries the messages of a simulated run: worker processes here, or Flower on Ray."""
 
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -54,6 +55,8 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
     from server.app import RUN_VARIABLE
     from server.app import app as server_app
 
+    # Flower warns of run_simulation's age and of every actor that ends in its turn.
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     root = homes[0].parent
     variables = {
         HOMES_VARIABLE: str(root.resolve()),

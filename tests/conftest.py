@@ -1,39 +1,22 @@
 """What all tests share: one torch thread, a cache of their own, and small recipes."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import pytest
 import torch
+from tests_recipe import TINY
 
 from fgvc_core.recipe import Recipe, parse_recipe
 
 torch.set_num_threads(1)
-
-TINY = """
-name = "tiny"
-seed = 3
-[data]
-name = "fieldmarks"
-image_size = 32
-fieldmarks_train = 120
-fieldmarks_test = 48
-[partition]
-scheme = "iid"
-sites = 3
-[model]
-backbone = "fieldmark_nano"
-[train]
-batch_size = 16
-[federation]
-rounds = 2
-[evaluate]
-pixel_baseline = false
-"""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -243,6 +243,8 @@ class Rounds:
 
     def _void(self, number: int, accepted: int, needed: int) -> None:
         self.state.void_rounds += 1
+        self.state.bytes_up += self._received
+        self.state.bytes_down += self._sent
         self._events.emit("round_void", round=number, accepted=accepted, needed=needed)
         if self.state.void_rounds >= VOID_ROUNDS_ALLOWED:
             raise RunFailed(

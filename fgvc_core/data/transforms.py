@@ -80,9 +80,7 @@ class Augment:
         theta_N23[:, 1, 0] = torch.sin(angle_N) / zoom_N * sign_N
         theta_N23[:, 1, 1] = torch.cos(angle_N) / zoom_N
         grid_NHW2 = F.affine_grid(theta_N23, list(images_NCHW.shape), align_corners=False)
-        return F.grid_sample(
-            images_NCHW, grid_NHW2, padding_mode="reflection", align_corners=False
-        )
+        return F.grid_sample(images_NCHW, grid_NHW2, padding_mode="reflection", align_corners=False)
 
     def _colour(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         strength, count = self._settings.color, len(images_NCHW)

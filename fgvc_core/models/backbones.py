@@ -1,6 +1,7 @@
 """One door to every backbone: ours, and timm's by name."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,10 +23,13 @@ class TimmBackbone(nn.Module):
         model: Built with ``num_classes=0``.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    # timm's models have no common type that names their own methods.
+    model: Any
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.out_channels = int(model.num_features)  # type: ignore[call-overload]
+        self.out_channels = int(model.num_features)
         self.stage_names = _stages(model)
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
@@ -49,7 +53,8 @@ def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSp
         size: Side of the squares, in pixels.
 
     Raises:
-        ConfigurationError: for an unknown name, or weights that are missing or wrong.
+        ConfigurationError: for an unknown name, a size that the backbone cannot take, or
+            weights that are missing or wrong.
     """
     if name in PRESETS:
         return _ours(name, weights, size)
@@ -61,20 +66,10 @@ def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSp
             remedy=nearest(architecture, [*PRESETS, *timm.list_models()])
             or f"Ours: {', '.join(PRESETS)}; timm's: timm.list_models().",
         )
-    arguments = {"num_classes": 0}
-    if _takes_size(architecture):
-        arguments["img_size"] = size
-    try:
-        model = timm.create_model(name, pretrained=weights == "hub", **arguments)
-    except Exception as error:
-        if weights != "hub":
-            raise
-        raise ConfigurationError(
-            f"The weights of '{name}' could not be had from the hub: {error}.",
-            remedy="Check the connection, or give a local file in model.weights.",
-        ) from None
+    model = _create(name, weights == "hub", size)
     _no_inplace(model)
     backbone = TimmBackbone(model)
+    _check_size(backbone, name, size)
     config = model.pretrained_cfg
     spec = InputSpec(
         size,
@@ -91,6 +86,44 @@ def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSp
     elif weights == "none":
         spec = InputSpec(size)
     return backbone, spec
+
+
+def _create(name: str, pretrained: bool, size: int) -> Any:
+    arguments: dict[str, Any] = {"num_classes": 0}
+    if _takes_size(name.split(".")[0]):
+        arguments["img_size"] = size
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:
+        # timm raises what its models, its registry and the hub happen to raise.
+        if pretrained:
+            raise ConfigurationError(
+                f"The weights of '{name}' could not be had from the hub: {error}.",
+                remedy="Check the connection, or give a local file in model.weights.",
+            ) from None
+        raise ConfigurationError(
+            f"timm cannot build '{name}' for pictures of {size} px: {error}.",
+            remedy="Set another data.image_size or model.backbone; without weights a name "
+            "needs no tag after a dot.",
+        ) from None
+
+
+@torch.no_grad()
+def _check_size(backbone: TimmBackbone, name: str, size: int) -> None:
+    """Windows and patches have to divide the picture: better said now than in round 1."""
+    try:
+        map_NCHW = backbone.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigurationError(
+            f"data.image_size = {size} does not suit model.backbone = '{name}': {error}.",
+            remedy="Take a multiple of its patch or window (often of 32), for instance 64 or 224.",
+        ) from None
+    if map_NCHW.ndim != 4 or map_NCHW.shape[1] != backbone.out_channels:
+        raise ConfigurationError(
+            f"model.backbone = '{name}' gives {list(map_NCHW.shape)}, which is no map of "
+            f"{backbone.out_channels} channels.",
+            remedy="Take another backbone.",
+        )
 
 
 def _ours(name: str, weights: str, size: int) -> tuple[Backbone, InputSpec]:
@@ -117,9 +150,9 @@ def _load_packaged(model: nn.Module, name: str) -> None:
     model.load_state_dict({k: v for k, v in state.items() if k in kept})
 
 
-def _classifier(config: dict[str, object]) -> tuple[str, ...]:
+def _classifier(config: dict[str, Any]) -> tuple[str, ...]:
     named = config.get("classifier") or ()
-    names = (named,) if isinstance(named, str) else tuple(named)  # type: ignore[arg-type]
+    names = (named,) if isinstance(named, str) else tuple(named)
     return tuple(f"{name}." for name in names)
 
 
@@ -145,4 +178,4 @@ def _no_inplace(model: nn.Module) -> None:
     """In-place activations break hooks on what they overwrite (per-example gradients)."""
     for module in model.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
+            module.inplace = False

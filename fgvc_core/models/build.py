@@ -27,7 +27,8 @@ def build_classifier(
         ConfigurationError: for an unknown backbone or stage, or wrong weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also seed a GPU's generator, which is not forked here.
+        torch.default_generator.manual_seed(seed)
         backbone, spec = make_backbone(settings.backbone, settings.weights, image_size)
         attention = SpatialAttention() if settings.attention == "spatial" else nn.Identity()
         head: nn.Module
@@ -39,4 +40,4 @@ def build_classifier(
         backbone, attention, Pooling(settings.pooling), settings.dropout, head, spec
     )
     select_trainable(model, settings.train)
-    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last).eval()

@@ -5,6 +5,10 @@ from torch import nn
 from torch.nn import functional as F
 
 
+_SHORTEST = 1e-12
+"""Vectors no longer than this count as zero."""
+
+
 class LinearHead(nn.Linear):
     """Weights and bias; starts at zero, so that every class begins equally likely.
 
@@ -37,6 +41,12 @@ class CosineHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(classes, features) * features**-0.5)
 
     def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """(N, D) to (N, K), each within plus and minus ``scale``; a zero vector gives 0."""
+        """(N, D) to (N, K), each within plus and minus ``scale``.
+
+        A zero vector gives 0 and no gradient: that of its direction is unbounded.
+        """
         directions_KD = F.normalize(self.weight, dim=1)
-        return self.scale * F.linear(F.normalize(features_ND, dim=1), directions_KD)
+        length_N1 = features_ND.norm(dim=1, keepdim=True)
+        unit_ND = features_ND / length_N1.clamp_min(_SHORTEST)
+        unit_ND = torch.where(length_N1 > _SHORTEST, unit_ND, 0.0)
+        return self.scale * F.linear(unit_ND, directions_KD)

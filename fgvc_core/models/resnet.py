@@ -12,7 +12,7 @@ https://arxiv.org/abs/2410.02006.
 from dataclasses import dataclass
 
 import torch
-from timm.layers import ScaledStdConv2d
+from timm.layers.std_conv import ScaledStdConv2d
 from torch import nn
 from torch.nn import functional as F
 

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.layers import EvoNorm2dS0, RmsNorm, RmsNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,7 +15,15 @@ from fgvc_core.errors import ConfigurationError, PeerError, nearest
 from fgvc_core.models.backbones import TimmBackbone
 from fgvc_core.models.classifier import FineGrainedClassifier
 
-NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMS = (
+    _BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    RmsNorm,
+    RmsNorm2d,
+    EvoNorm2dS0,
+)
 
 # Running means and variances travel with the layer that they belong to; counters of
 # batches never do.
@@ -92,19 +101,20 @@ def set_tensors(model: FineGrainedClassifier, arrays: Mapping[str, NDArray[np.fl
     """Take over exactly the travelling tensors.
 
     Raises:
-        PeerError: if a name or a shape is not the model's.
+        PeerError: if a name or a shape is not the model's; nothing was changed then.
     """
     expected = set(travelling_names(model))
     if set(arrays) != expected:
         odd = sorted(set(arrays) ^ expected)
         raise PeerError(f"The tensors are not the model's: {odd[:3]} differ.")
     state = model.state_dict()
+    for name, array in arrays.items():
+        if tuple(array.shape) != tuple(state[name].shape):
+            raise PeerError(
+                f"Tensor '{name}' is {list(array.shape)}, expected {list(state[name].shape)}."
+            )
     with torch.no_grad():
         for name, array in arrays.items():
-            if tuple(array.shape) != tuple(state[name].shape):
-                raise PeerError(
-                    f"Tensor '{name}' is {list(array.shape)}, expected {list(state[name].shape)}."
-                )
             # The array may be a read-only view of a message's bytes: copy, never share.
             state[name].copy_(torch.from_numpy(np.array(array)))
 

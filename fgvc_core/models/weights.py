@@ -89,7 +89,9 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
         # pickle's own errors, which weights_only raises for anything but tensors.
         raise _unreadable(path, f"{type(error).__name__}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
         raise _unreadable(path, "it is no mapping of names to tensors")
     return state
 

@@ -82,19 +82,35 @@ def _legs(deep: float) -> list[Shape]:
     for x in (-0.04, 0.1):
         top, foot = np.array([x, 0.75 * deep]), np.array([x + 0.03, deep + 0.2])
         wide = np.array([0.016, 0.0])
-        legs.append(Shape(np.array([top - wide, top + wide, foot + wide, foot - wide]), (74, 60, 52)))
+        legs.append(
+            Shape(np.array([top - wide, top + wide, foot + wide, foot - wide]), (74, 60, 52))
+        )
     return legs
 
 
 def _wing(marks: dict[str, str], dark: Colour, deep: float) -> list[Shape]:
     top, low = -0.62 * deep, 0.5 * deep
     outline = np.array(
-        [[0.26, top * 0.5], [0.1, top], [-0.2, top * 0.8], [-0.62, 0.02], [-0.2, low], [0.14, low * 0.8]]
+        [
+            [0.26, top * 0.5],
+            [0.1, top],
+            [-0.2, top * 0.8],
+            [-0.62, 0.02],
+            [-0.2, low],
+            [0.14, low * 0.8],
+        ]
     )
     shapes = [Shape(_smooth(outline), dark)]
     if marks["wing bars"] != "none":
         for x in (0.06, -0.14):
-            bar = np.array([[x, top * 0.66], [x + 0.075, top * 0.62], [x - 0.005, low * 0.74], [x - 0.08, low * 0.7]])
+            bar = np.array(
+                [
+                    [x, top * 0.66],
+                    [x + 0.075, top * 0.62],
+                    [x - 0.005, low * 0.74],
+                    [x - 0.08, low * 0.7],
+                ]
+            )
             shapes.append(Shape(bar, COLOURS["white"]))
     return shapes
 
@@ -116,7 +132,9 @@ def _head(species: Species, one: Individual) -> list[Shape]:
     if marks["eye-ring"] != "none":
         shapes.append(Shape(_ellipse(eye, 0.095, 0.095, 0), COLOURS["white"]))
     shapes.append(Shape(_ellipse(eye, 0.047, 0.047, 0), (12, 10, 10)))
-    shapes.append(Shape(_ellipse(eye + [0.014, -0.016], 0.014, 0.014, 0), (250, 250, 250)))
+    shapes.append(
+        Shape(_ellipse(eye + np.array([0.014, -0.016]), 0.014, 0.014, 0), (250, 250, 250))
+    )
     return shapes
 
 

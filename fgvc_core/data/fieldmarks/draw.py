@@ -16,10 +16,10 @@ COARSE = 192
 
 
 class Canvas:
-    """A canvas in unit coordinates that remembers what covers what.
+    """A square picture to paint on in unit coordinates.
 
     Args:
-        side: Of the canvas, in pixels.
+        background: Painted over in place.
     """
 
     def __init__(self, background: Image.Image) -> None:
@@ -149,7 +149,7 @@ def _finish(
 
 
 def _parts(places: Points, covers: list[tuple[Points, float]]) -> NDArray[np.float32]:
-    seen = ((places > 0.01) & (places < 0.99)).all(axis=1)
+    seen: NDArray[np.bool_] = np.all((places > 0.01) & (places < 0.99), axis=1)
     for outline, half in covers:
         for part in range(len(PART_NAMES)):
             if half:
@@ -190,7 +190,5 @@ def _leaf(centre: Points, length: float, generator: np.random.Generator) -> Poin
 
 def _mixed(style: SiteStyle, generator: np.random.Generator, lift: float) -> Colour:
     base = np.array(style.backgrounds[generator.integers(len(style.backgrounds))], dtype=float)
-    red, green, blue = (
-        int(v) for v in np.clip(base + lift + generator.normal(0, 16, 3), 0, 255)
-    )
+    red, green, blue = (int(v) for v in np.clip(base + lift + generator.normal(0, 16, 3), 0, 255))
     return red, green, blue

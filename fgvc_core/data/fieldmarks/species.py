@@ -1,7 +1,7 @@
 """The twelve species: what tells each from its look-alikes, and how they are related.
 
 All names are invented. Species of one family share bill, wing and tail and differ in
-one or two small parts of the head; nothing else of a picture says anything about the
+one to three small parts of the head; nothing else of a picture says anything about the
 species.
 """
 

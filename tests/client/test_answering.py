@@ -1,0 +1,152 @@
+import json
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Context, RecordDict
+from flwr.app import Message as FlowerMessage
+
+from client.answering import Incoming, answer
+from client.privacy.policy import Policy
+from client.provision import make_home
+from client.site import Site, write_settings
+from fgvc_core.experiment import make_learner, make_table
+from fgvc_core.protocol.envelope import seal, unseal
+from fgvc_core.protocol.keys import new_key, public_text, read_public
+from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.wire.arrays import pack_all
+from server.records import to_content
+from simulations.flower_internals import enter_run
+
+SECRET = "Mrs-Miller-left-arm"
+COORDINATOR = new_key()
+
+
+@pytest.fixture
+def home(tmp_path, tiny, monkeypatch):
+    cache = tmp_path / "cache"
+    coordinator = public_text(COORDINATOR.public_key())
+    made = make_home(
+        tmp_path / "home", name="site-1", coordinator=coordinator, cache=cache, split_key=b"k" * 32
+    )
+    (made.home / "rows.json").write_text(json.dumps(list(range(60))))
+    assert make_table(tiny, cache).num_classes == 12
+    return made.home
+
+
+def request(recipe, kind, site="site-1", **changes):
+    values = {"kind": kind, "run": "run-1", "round": 0 if kind == "roll_call" else 1, "site": site,
+              "nonce": new_nonce(), "recipe_digest": recipe.digest}  # fmt: skip
+    if kind == "roll_call":
+        values |= {"recipe": recipe.to_toml(), "class_names": tuple("abcdefghijkl"), "site": ""}
+    return Request(**{**values, **changes})
+
+
+def ask(home, body, tensors=None, key=COORDINATOR):
+    packed = pack_all(tensors or {})
+    body = body.model_copy(update={"tensors": {n: t.digest() for n, t in packed.items()}})
+    return answer(home, Incoming(seal(key, body), packed))
+
+
+def reply_of(home, departure):
+    digests = {name: tensor.digest() for name, tensor in departure.tensors.items()}
+    return unseal(Reply, departure.sealed, read_public(Site.open(home).public_key), digests)
+
+
+def test_a_site_answers_the_roll_call_then_trains_what_it_was_announced(home, tiny):
+    called = reply_of(home, ask(home, request(tiny, "roll_call")))
+    assert (called.code, called.site) == ("ok", "site-1")
+    tensors = make_learner(tiny, 12).tensors()
+    departure = ask(home, request(tiny, "train"), tensors)
+    reply = reply_of(home, departure)
+    assert reply.code == "ok"
+    assert reply.examples + reply.scores.examples == 60
+    assert set(departure.tensors) == set(tensors)
+    scored = ask(home, request(tiny, "score"), tensors)
+    assert scored.tensors == {}
+    assert reply_of(home, scored).scores == reply.scores
+
+
+def test_the_same_request_gives_the_same_update(home, tiny):
+    ask(home, request(tiny, "roll_call"))
+    tensors = make_learner(tiny, 12).tensors()
+    first = ask(home, request(tiny, "train"), tensors).tensors
+    assert ask(home, request(tiny, "train"), tensors).tensors == first
+
+
+def test_nobody_but_the_coordinator_is_answered(home, tiny):
+    assert ask(home, request(tiny, "roll_call"), key=new_key()) is None
+    assert ask(home, request(tiny, "train", site="site-2")) is None
+    assert answer(home / "nowhere", Incoming(seal(COORDINATOR, request(tiny, "score")), {})) is None
+    assert not (home / "departures.jsonl").exists()
+
+
+def test_a_run_that_was_not_announced_is_refused(home, tiny):
+    reply = reply_of(home, ask(home, request(tiny, "train"), make_learner(tiny, 12).tensors()))
+    assert (reply.code, reply.scores, reply.examples) == ("refused-request", None, 0)
+
+
+@pytest.mark.parametrize("change", ["another recipe", "not finite", "another shape", "run name"])
+def test_a_request_that_does_not_fit_is_refused(home, tiny, change):
+    ask(home, request(tiny, "roll_call"))
+    tensors, body = make_learner(tiny, 12).tensors(), request(tiny, "train")
+    if change == "another recipe":
+        body = body.model_copy(update={"recipe_digest": "f" * 64})
+    elif change == "run name":
+        body = body.model_copy(update={"run": "../../etc/passwd"})
+    else:
+        name = sorted(tensors)[0]
+        wrong = np.zeros(tensors[name].size + 1, np.float32)
+        tensors[name] = wrong if change == "another shape" else tensors[name] * np.nan
+    departure = ask(home, body, tensors)
+    assert reply_of(home, departure).code == "refused-request"
+    assert departure.tensors == {}
+
+
+def test_no_word_of_what_went_wrong_with_the_data_leaves_the_site(home, tiny, monkeypatch):
+    ask(home, request(tiny, "roll_call"))
+
+    def broken(*_):
+        raise RuntimeError(f"cannot read {SECRET}.jpg")
+
+    monkeypatch.setattr("client.work.answer_round", broken)
+    departure = ask(home, request(tiny, "train"), make_learner(tiny, 12).tensors())
+    reply = reply_of(home, departure)
+    assert (reply.code, reply.reason) == ("unavailable", "")
+    assert SECRET not in departure.sealed.text
+    assert SECRET in (home / "site.log").read_text()
+
+
+def test_the_sites_policy_is_the_reason_that_is_given(home, tiny):
+    settings = Site.open(home).settings
+    write_settings(home, settings.model_copy(update={"policy": Policy(max_update_mb=1e-3)}))
+    ask(home, request(tiny, "roll_call"))
+    departure = ask(home, request(tiny, "train"), make_learner(tiny, 12).tensors())
+    reply = reply_of(home, departure)
+    assert reply.code == "refused-policy"
+    assert "max_update_mb" in reply.reason
+    assert departure.tensors == {}
+
+
+@pytest.mark.parametrize("how", ["node config", "partition number"])
+def test_the_flower_app_finds_its_home_in_every_engine(home, tiny, monkeypatch, how):
+    from client.app import app
+
+    config = {"site-home": str(home)} if how == "node config" else {"partition-id": 0}
+    monkeypatch.setenv("FIELDMARK_SITES", str(home.parent))
+    enter_run(1)
+    content = to_content(seal(COORDINATOR, request(tiny, "roll_call")), None)
+    message = FlowerMessage(content, dst_node_id=2, message_type="query.roll_call")
+    reply = app(message, Context(1, 2, config, RecordDict(), {}))
+    body = Reply.parse(reply.content.config_records["envelope"]["body"])
+    assert (body.code, body.site) == ("ok", "site-1")
+
+
+def test_the_flower_app_answers_nonsense_with_nothing(home):
+    from client.app import app
+
+    enter_run(1)
+    message = FlowerMessage(
+        RecordDict({"tensors": ArrayRecord()}), dst_node_id=2, message_type="train"
+    )
+    reply = app(message, Context(1, 2, {"site-home": str(home)}, RecordDict(), {}))
+    assert reply.content.config_records["envelope"]["body"] == ""

@@ -1,0 +1,122 @@
+import ast
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import client
+from client.privacy.gate import Gate
+from client.privacy.policy import Policy
+from client.provision import make_home
+from client.site import Site, write_settings
+from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
+from fgvc_core.protocol.envelope import unseal
+from fgvc_core.protocol.keys import new_key, public_text, read_public
+from fgvc_core.protocol.messages import Reply, Request, Scores, new_nonce
+
+SCORES = Scores(examples=9, correct=3, loss_sum=2.0, macro_f1=0.25)
+TENSORS = {"w": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
+
+
+@pytest.fixture
+def site(tmp_path):
+    coordinator = public_text(new_key().public_key())
+    return make_home(tmp_path / "home", name="site-1", coordinator=coordinator, cache=tmp_path)
+
+
+def with_policy(site, **changes):
+    settings = site.settings.model_copy(update={"policy": Policy(**changes)})
+    write_settings(site.home, settings)
+    return Site.open(site.home)
+
+
+def exchange():
+    same = {"kind": "train", "run": "r", "round": 1, "site": "site-1", "nonce": new_nonce(),
+            "recipe_digest": "0" * 64}  # fmt: skip
+    return Request(**same), Reply(**same, code="ok", examples=120, loss=1.5, scores=SCORES)
+
+
+def opened(site, departure):
+    digests = {name: tensor.digest() for name, tensor in departure.tensors.items()}
+    return unseal(Reply, departure.sealed, read_public(site.public_key), digests)
+
+
+def test_what_leaves_is_signed_with_every_tensor_and_written_down(site):
+    departure = Gate(site).release(*exchange(), TENSORS)
+    reply = opened(site, departure)
+    assert set(reply.tensors) == {"w", "b"}
+    (line,) = [json.loads(x) for x in (site.home / "departures.jsonl").read_text().splitlines()]
+    assert (line["round"], line["bytes"], line["examples"]) == (1, departure.nbytes, 120)
+    assert reply.departure == 1
+    assert opened(site, Gate(site).release(*exchange(), {})).departure == 2
+
+
+def test_nothing_is_handed_out_that_could_not_be_written_down(site, monkeypatch):
+    def full(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        Gate(site).release(*exchange(), TENSORS)
+
+
+def test_an_update_above_the_sites_own_cap_is_refused_and_not_counted(site):
+    site = with_policy(site, max_update_mb=1e-5)
+    with pytest.raises(PolicyRefusal, match="max_update_mb") as caught:
+        Gate(site).release(*exchange(), TENSORS)
+    assert caught.value.exit_code == 4
+    assert not (site.home / "departures.jsonl").exists()
+
+
+def test_a_policy_keeps_counts_and_scores_at_the_site(site):
+    site = with_policy(site, share_counts=False, share_scores=False)
+    reply = opened(site, Gate(site).release(*exchange(), TENSORS))
+    assert (reply.examples, reply.scores) == (1, None)
+
+
+def test_nothing_in_the_package_signs_but_the_gate():
+    root = Path(client.__file__).parent
+    signers = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "id", getattr(node, "attr", getattr(node, "name", "")))
+            if name in ("seal", "sign"):
+                signers.add(path.relative_to(root).as_posix())
+    assert signers == {"privacy/gate.py"}
+
+
+def test_nothing_in_the_package_opens_a_connection():
+    forbidden = {"socket", "requests", "httpx", "urllib", "http", "smtplib", "ftplib", "subprocess"}
+    for path in Path(client.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [a.name for a in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
+            )
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {n.split(".")[0] for n in names} & forbidden, path
+
+
+def test_a_homes_secrets_are_readable_by_their_owner_alone(site):
+    for name in ("key", "split.key"):
+        assert stat.S_IMODE((site.home / name).stat().st_mode) == 0o600
+
+
+def test_a_home_is_never_made_over_another(site, tmp_path):
+    with pytest.raises(ConfigurationError, match="exists already"):
+        make_home(site.home, name="x", coordinator="c", cache=tmp_path)
+
+
+def test_a_wrong_policy_key_names_the_nearest(site):
+    path = site.home / "site.toml"
+    path.write_text(path.read_text().replace("share_scores", "share_scorse"))
+    with pytest.raises(ConfigurationError, match="'share_scores'"):
+        Site.open(site.home)
+
+
+def test_damaged_rows_are_bad_data(site):
+    (site.home / "rows.json").write_text("[1, 2")
+    with pytest.raises(DataError, match=r"rows\.json"):
+        Site.open(site.home)

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fgvc_core.protocol.settings import FederationSettings
+from server.strategies import BLOCK, RunningMean, SoundReply, StreamingFedAvg, make_strategy
+from simulations.flower_internals import enter_run
+
+values = hnp.arrays(np.float32, (3, 2), elements=st.floats(-1e3, 1e3, width=32))
+updates = st.lists(st.tuples(values, st.integers(1, 10_000)), min_size=1, max_size=8)
+
+
+def fold(pairs):
+    mean = RunningMean()
+    for array, weight in pairs:
+        mean.fold({"w": array}, weight)
+    return mean.tensors["w"]
+
+
+@given(updates)
+def test_the_running_mean_is_the_weighted_mean(pairs):
+    expected = np.average([a for a, _ in pairs], axis=0, weights=[w for _, w in pairs])
+    np.testing.assert_allclose(fold(pairs), expected, rtol=1e-4, atol=1e-2)
+
+
+@given(values, st.lists(st.integers(1, 100), min_size=1, max_size=6))
+def test_equal_updates_give_themselves_to_the_bit(array, weights):
+    assert fold([(array, w) for w in weights]).tobytes() == (array + 0).tobytes()
+
+
+def test_float32_stays_float32_and_blocks_meet_without_a_seam():
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal(2 * BLOCK + 7, dtype=np.float32) for _ in range(4)]
+    mean = fold([(a, 1) for a in arrays])
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(mean, np.mean(arrays, axis=0), atol=1e-6)
+
+
+def test_folding_does_not_change_what_it_is_given():
+    one, two = np.ones(4, np.float32), np.zeros(4, np.float32)
+    fold([(one, 1), (two, 1)])
+    assert one.sum() == 4
+    assert two.sum() == 0
+
+
+@settings(max_examples=20)
+@given(updates)
+def test_it_agrees_with_flowers_own_average(pairs):
+    enter_run(1)
+    replies, sound = [], []
+    for number, (array, weight) in enumerate(pairs):
+        ask = Message(RecordDict(), dst_node_id=number + 2, message_type="train")
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord({"w": Array(array)}),
+                "metrics": MetricRecord({"num-examples": weight}),
+            }
+        )
+        replies.append(Message(content, reply_to=ask))
+        sound.append(SoundReply(str(number), weight, {"w": array}))
+    theirs, _ = FedAvg().aggregate_train(1, replies)
+    ours, _ = StreamingFedAvg().aggregate_train(1, iter(sound))
+    np.testing.assert_allclose(ours["w"].numpy(), theirs["w"].numpy(), rtol=1e-4, atol=1e-2)
+
+
+def test_no_reply_means_no_model():
+    assert StreamingFedAvg().aggregate_train(1, iter([])) == (None, None)
+
+
+def test_fedprox_puts_its_weight_into_the_request_through_flowers_own_class():
+    strategy = make_strategy(FederationSettings(strategy="fedprox", proximal_mu=0.25))
+    seen = []
+    strategy.compose = lambda round_, arrays, config: seen.append(dict(config)) or []
+    list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), None))
+    assert seen == [{"proximal-mu": 0.25}]
+    assert isinstance(strategy, StreamingFedAvg)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
+def test_every_strategy_says_whether_it_needs_more_than_a_sum(name):
+    assert make_strategy(FederationSettings(strategy=name)).needs == "sum"

@@ -1,0 +1,122 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fieldmark
+from fgvc_core.recipe import parse_recipe
+from simulations.compare import _union, compare
+from simulations.preparation import deal, split_site
+from simulations.simulate import Plan
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = (["simulate"], ["compare"], ["report"], ["bench"], ["data", "make"],
+            ["data", "check"], ["data", "partition"])  # fmt: skip
+
+
+def test_help_opens_no_heavy_room():
+    code = (
+        "import sys, fieldmark\n"
+        "try: fieldmark.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'flwr', 'timm', 'torchvision', 'ray', 'datasets'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_commands_help_has_an_example(command):
+    result = CliRunner().invoke(fieldmark.app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert f"fieldmark {' '.join(command)}" in re.sub(r"\s+", " ", result.output)
+
+
+def test_the_exit_codes_are_in_the_help():
+    told = CliRunner().invoke(fieldmark.app, ["--help"]).output
+    assert "Exit codes: 0 done, 2 wrong usage" in re.sub(r"\s+", " ", told)
+
+
+def test_it_runs_from_any_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fieldmark", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def test_json_is_the_only_thing_on_standard_output(tiny_file, tmp_path):
+    command = [sys.executable, "-m", "fieldmark", "simulate", str(tiny_file), "--json"]
+    sets = ["--set=federation.rounds=1", "--set=partition.sites=2"]
+    done = subprocess.run(
+        [*command, *sets], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    metrics = json.loads(done.stdout)
+    assert metrics["run_dir"] == "runs/tiny"
+    assert (tmp_path / "runs" / "tiny" / "report.html").is_file()
+    assert "round 1/1" in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_compare_states_all_three_on_one_test_split(tiny, tmp_path):
+    recipe = parse_recipe(tiny.to_toml(), ["federation.rounds=1"])
+    result = compare(Plan(recipe, tmp_path / "run"))
+    assert set(result["local"]) == {"site-1", "site-2", "site-3"}
+    for scores in (result["federated"], result["pooled"], result["local_mean"]):
+        assert 0 <= scores["top1"] <= 1
+        assert 0 <= scores["macro_f1"] <= 1
+    mean = sum(s["top1"] for s in result["local"].values()) / 3
+    assert result["local_mean"]["top1"] == pytest.approx(mean)
+    assert json.loads((tmp_path / "run" / "compare.json").read_text()) == result
+    assert "pooled in one place" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_pooled_model_sees_what_the_sites_see_and_nothing_of_the_test_split(tiny, tmp_path):
+    setting = deal(tiny, tmp_path)
+    splits = [split_site(tiny, setting, site) for site in setting.rows]
+    train, held = (_union(setting.table, [s[side] for s in splits]) for side in (0, 1))
+    assert sorted([*train.ids, *held.ids]) == sorted(setting.table.where("train").ids)
+    assert not set(train.subjects) & set(held.subjects)
+    sites = [set(setting.site_table(site).subjects) for site in setting.rows]
+    assert sum(map(len, sites)) == len(set.union(*sites))
+
+
+def documented():
+    """Every fieldmark command in a bash block of README and docs."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
+            for line in block.splitlines():
+                if line.startswith("fieldmark "):
+                    yield pytest.param(line.split("  #")[0].strip(), id=f"{path.stem}: {line[:50]}")
+
+
+SMALL = ["--set=data.fieldmarks_train=120", "--set=data.fieldmarks_test=24",
+         "--set=data.image_size=32", "--set=partition.min_examples=2",
+         "--set=evaluate.pixel_baseline=false"]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", documented())
+def test_every_documented_command_runs(line, tmp_path, monkeypatch):
+    words = line.split()[1:]
+    if words[0] == "bench" or "PATH/TO/CUB" in line:
+        # Too long, or in need of pictures: the command line itself still has to be right.
+        words = [words[0], "--help"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "simulations").symlink_to(ROOT / "simulations")
+    if words[0] == "report":
+        plan = ["simulate", "simulations/recipes/demo.toml", "--set", "federation.rounds=1"]
+        assert CliRunner().invoke(fieldmark.app, [*plan, "--out", words[1], *SMALL]).exit_code == 0
+    if words[:2] == ["data", "check"]:
+        made = ["data", "make", words[2], "--train", "24", "--test", "12"]
+        assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
+    if "--set" in words or words[:2] == ["data", "partition"]:
+        words += SMALL
+    result = CliRunner().invoke(fieldmark.app, words)
+    assert result.exit_code == 0, (result.output, result.exception)

@@ -18,6 +18,7 @@ import torch
 from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.data.split import validation_mask
+from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import PeerError
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
@@ -27,8 +28,9 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, spec_of, unpack_all
 
-SITES_KEPT = 16
-"""How many sites' examples one worker process keeps at hand."""
+SITES_KEPT = 256
+"""How many sites' examples one worker process keeps at hand; pictures are mapped from
+the cache, so that a site costs little more than its labels."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Desk:
     def __init__(self) -> None:
         self._learners: dict[tuple[Any, ...], tuple[Learner, dict[str, TensorSpec]]] = {}
         self._examples: OrderedDict[tuple[Any, ...], SiteExamples] = OrderedDict()
+        self._tables: dict[tuple[Any, ...], ExampleTable] = {}
         self.lock = threading.Lock()
 
     def learner(
@@ -65,19 +68,31 @@ class Desk:
         if key in self._examples:
             self._examples.move_to_end(key)
         else:
-            self._examples[key] = load_examples(site, recipe, learner)
+            self._examples[key] = split_examples(site, recipe, learner, self.table(site, recipe))
             while len(self._examples) > SITES_KEPT:
                 self._examples.popitem(last=False)
         return self._examples[key]
+
+    def table(self, site: Site, recipe: Recipe) -> ExampleTable:
+        """The table that a site's rows are taken from; simulated sites share one."""
+        path = site.settings.data.path
+        key = (path, str(site.cache), recipe.digest)
+        found = self._tables.get(key)
+        if found is None:
+            self._tables.clear()
+            data = recipe.data.model_copy(update={"path": path})
+            found = make_table(recipe.model_copy(update={"data": data}), site.cache)
+            self._tables[key] = found
+        return found
 
 
 _desk = Desk()
 
 
-def load_examples(site: Site, recipe: Recipe, learner: Learner) -> SiteExamples:
-    """Read a site's table, take its rows, and split them by the keyed hash of subjects."""
-    data = recipe.data.model_copy(update={"path": site.settings.data.path})
-    table = make_table(recipe.model_copy(update={"data": data}), site.cache)
+def split_examples(
+    site: Site, recipe: Recipe, learner: Learner, table: ExampleTable
+) -> SiteExamples:
+    """A site's own rows of a table, split by the keyed hash of their subjects."""
     table = table.take(site.rows) if site.rows is not None else table.where("train")
     held = validation_mask(table, recipe.data.val_fraction, site.split_key)
     if held.all():

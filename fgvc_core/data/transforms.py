@@ -1,8 +1,9 @@
 """Views of a picture: the square that a model sees, and random variations of it in training.
 
-torchvision's v2 transforms draw once for a whole batch and take no generator. One call a
-picture cost 0.9 ms at 64 px on one thread, half of what a small network's whole step
-costs; the same geometry and colour arithmetic on the batch at once costs a tenth of that.
+torchvision's v2 transforms draw once for a whole batch and take no generator. Called for
+each picture (affine, flip, colour jitter) they cost 0.46 ms a picture on tensors and 0.30 ms
+on Pillow pictures, at 64 px on one thread; the arithmetic below, on a batch of 32 at once,
+costs 0.25 ms, a tenth of the smallest network's whole step (2.7 ms).
 """
 
 import math

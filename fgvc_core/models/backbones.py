@@ -21,21 +21,42 @@ class TimmBackbone(nn.Module):
 
     Args:
         model: Built with ``num_classes=0``.
+        size: Side of the squares that it will see, in pixels. One black square is run to
+            learn the map's channels and what the map does not depend on.
+
+    Attributes:
+        idle: Names of parameters that the map does not depend on. Many of timm's models
+            keep a part of their head behind the last map (MobileNetV3's last convolution,
+            ConvNeXt's last norm, VGG's two wide layers): they never train or travel.
+
+    Raises:
+        RuntimeError, AssertionError, ValueError, TypeError: if the model cannot take that
+            size, or gives no single tensor.
     """
 
     # timm's models have no common type that names their own methods.
     model: Any
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, size: int) -> None:
         super().__init__()
         self.model = model
-        self.out_channels = int(model.num_features)
-        self.stage_names = _stages(model)
+        self.out_channels, self.idle = self._probe(size)
+        self.stage_names = _stages(model, self.idle)
+
+    def _probe(self, size: int) -> tuple[int, frozenset[str]]:
+        names, parameters = zip(*self.named_parameters(), strict=True)
+        with torch.enable_grad():
+            map_NCHW = self.eval()(torch.zeros(1, 3, size, size))
+            found = torch.autograd.grad(map_NCHW.sum(), parameters, allow_unused=True)
+        idle = frozenset(n for n, gradient in zip(names, found, strict=True) if gradient is None)
+        return int(map_NCHW.shape[1]), idle
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) to (N, C, h, w)."""
         found = self.model.forward_features(images_NCHW)
-        if found.ndim == 4:
+        if not isinstance(found, torch.Tensor | dict):
+            raise TypeError("its features are several tensors, expected one map")
+        if isinstance(found, torch.Tensor) and found.ndim == 4:
             last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             return found.permute(0, 3, 1, 2) if last else found
         return self.model.forward_head(found, pre_logits=True)[:, :, None, None]
@@ -68,8 +89,7 @@ def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSp
         )
     model = _create(name, weights == "hub", size)
     _no_inplace(model)
-    backbone = TimmBackbone(model)
-    _check_size(backbone, name, size)
+    backbone = _wrap(model, name, size)
     config = model.pretrained_cfg
     spec = InputSpec(
         size,
@@ -82,7 +102,7 @@ def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSp
         spec = packaged_input(size)
         _load_packaged(model, name)
     elif weights not in ("none", "hub"):
-        load_local(model, Path(weights), _classifier(config))
+        load_local(model, Path(weights), _classifier(config), "backbone.model.")
     elif weights == "none":
         spec = InputSpec(size)
     return backbone, spec
@@ -108,22 +128,16 @@ def _create(name: str, pretrained: bool, size: int) -> Any:
         ) from None
 
 
-@torch.no_grad()
-def _check_size(backbone: TimmBackbone, name: str, size: int) -> None:
-    """Windows and patches have to divide the picture: better said now than in round 1."""
+def _wrap(model: Any, name: str, size: int) -> TimmBackbone:
+    # Windows and patches have to divide the picture: better said now than in round 1.
     try:
-        map_NCHW = backbone.eval()(torch.zeros(1, 3, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
+        return TimmBackbone(model, size)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         raise ConfigurationError(
             f"data.image_size = {size} does not suit model.backbone = '{name}': {error}.",
-            remedy="Take a multiple of its patch or window (often of 32), for instance 64 or 224.",
+            remedy="Take a multiple of its patch or window (often of 32), for instance 64 or "
+            "224, or another backbone.",
         ) from None
-    if map_NCHW.ndim != 4 or map_NCHW.shape[1] != backbone.out_channels:
-        raise ConfigurationError(
-            f"model.backbone = '{name}' gives {list(map_NCHW.shape)}, which is no map of "
-            f"{backbone.out_channels} channels.",
-            remedy="Take another backbone.",
-        )
 
 
 def _ours(name: str, weights: str, size: int) -> tuple[Backbone, InputSpec]:
@@ -134,7 +148,7 @@ def _ours(name: str, weights: str, size: int) -> tuple[Backbone, InputSpec]:
         )
     backbone = AttentionResNet(PRESETS[name])
     if weights != "none":
-        load_local(backbone, Path(weights), ())
+        load_local(backbone, Path(weights), ("head.",), "backbone.")
     return backbone, InputSpec(size)
 
 
@@ -163,14 +177,16 @@ def _takes_size(architecture: str) -> bool:
     )
 
 
-def _stages(model: nn.Module) -> tuple[str, ...]:
-    """Names of a model's parts in order, with the members of containers one by one."""
+def _stages(model: nn.Module, idle: frozenset[str]) -> tuple[str, ...]:
+    """Names of a model's parts in order, each container before its members."""
     names: list[str] = []
     for name, child in model.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1:
+        parts = [f"model.{name}.{parameter}" for parameter, _ in child.named_parameters()]
+        if all(part in idle for part in parts):
+            continue
+        names.append(name)
+        if isinstance(child, nn.Sequential | nn.ModuleList):
             names += [f"{name}.{member}" for member, _ in child.named_children()]
-        elif any(True for _ in child.parameters()):
-            names.append(name)
     return tuple(names)
 
 
@@ -178,4 +194,4 @@ def _no_inplace(model: nn.Module) -> None:
     """In-place activations break hooks on what they overwrite (per-example gradients)."""
     for module in model.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False
+            vars(module)["inplace"] = False

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 _SHORTEST = 1e-12
 """Vectors no longer than this count as zero."""
 

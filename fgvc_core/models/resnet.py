@@ -103,6 +103,7 @@ class AttentionResNet(nn.Module):
     """
 
     stage_names = ("stem", "stage1", "stage2", "stage3", "stage4")
+    idle: frozenset[str] = frozenset()
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()

@@ -1,13 +1,14 @@
 """What of a model trains, what travels, and what is frozen."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.layers import EvoNorm2dS0, RmsNorm, RmsNorm2d
+from timm.layers.evo_norm import EvoNorm2dS0
+from timm.layers.norm import RmsNorm, RmsNorm2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -36,29 +37,33 @@ def select_trainable(model: FineGrainedClassifier, spec: str) -> None:
     Args:
         model: Changed in place.
         spec: ``all``, ``head``, ``norm`` (norm layers and head), or a stage's name (it and
-            everything after it).
+            everything after it). What the backbone's map does not depend on stays frozen.
 
     Raises:
         ConfigurationError: for an unknown stage, or ``norm`` where there is no norm layer.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(spec == "all")
-    for parameter in model.head.parameters():
+    for parameter in chain(model.head.parameters(), _chosen(model, spec)):
         parameter.requires_grad_(True)
+    for name in model.backbone.idle:
+        model.backbone.get_parameter(name).requires_grad_(False)
+
+
+def _chosen(model: FineGrainedClassifier, spec: str) -> Iterator[nn.Parameter]:
     if spec in ("all", "head"):
         return
-    if spec == "norm":
-        norms = [m for m in model.modules() if isinstance(m, NORMS)]
-        if not norms:
-            raise ConfigurationError(
-                "model.train = 'norm', but the backbone has no norm layer.",
-                remedy="Set model.train to all, head or a stage.",
-            )
-        chosen: Sequence[nn.Module] = norms
-    else:
-        chosen = _from_stage(model, spec)
-    for parameter in chain.from_iterable(module.parameters() for module in chosen):
-        parameter.requires_grad_(True)
+    if spec != "norm":
+        yield from _from_stage(model, spec)
+        return
+    norms = [m for m in model.modules() if isinstance(m, NORMS)]
+    if not norms:
+        raise ConfigurationError(
+            "model.train = 'norm', but the backbone has no norm layer.",
+            remedy="Set model.train to all, head or a stage.",
+        )
+    for module in norms:
+        yield from module.parameters()
 
 
 def travelling_names(model: FineGrainedClassifier) -> tuple[str, ...]:
@@ -119,14 +124,19 @@ def set_tensors(model: FineGrainedClassifier, arrays: Mapping[str, NDArray[np.fl
             state[name].copy_(torch.from_numpy(np.array(array)))
 
 
-def _from_stage(model: FineGrainedClassifier, stage: str) -> list[nn.Module]:
+def _from_stage(model: FineGrainedClassifier, stage: str) -> Iterator[nn.Parameter]:
     names = model.stage_names
     if stage not in names:
-        choices = ["all", "head", "norm", *names]
+        choices = list(dict.fromkeys(["all", "head", "norm", *names]))
         raise ConfigurationError(
             f"model.train = '{stage}' names no stage of this backbone.",
             remedy=f"{nearest(stage, choices)} Choices: {', '.join(choices)}.".strip(),
         )
     root = model.backbone.model if isinstance(model.backbone, TimmBackbone) else model.backbone
-    later = [root.get_submodule(name) for name in names[names.index(stage) :]]
-    return [*later, model.attention]
+    first = names.index(stage)
+    if first == 0:
+        # Positions and class tokens belong to no part; they enter behind the first.
+        yield from root.parameters(recurse=False)
+    for name in names[first:]:
+        yield from root.get_submodule(name).parameters()
+    yield from model.attention.parameters()

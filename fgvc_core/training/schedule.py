@@ -43,7 +43,7 @@ def make_scheduler(
             max_lr=settings.lr,
             # One more than is used: the scheduler may be stepped after the last step.
             total_steps=total + 1,
-            pct_start=settings.warmup,
+            pct_start=_share(settings.warmup, total + 1),
             cycle_momentum=False,
         )
     else:
@@ -61,3 +61,8 @@ def make_scheduler(
     optimizer._opt_called = True  # type: ignore[attr-defined]
     scheduler.step()
     return scheduler
+
+
+def _share(warmup: float, steps: int) -> float:
+    # PyTorch divides by the length of the rise, which is this product less one.
+    return warmup * (1 + 1e-9) if warmup * steps == 1 else warmup

@@ -31,6 +31,7 @@ from simulations.workers import PRELOAD, make_pool
 
 ROUNDS = 8
 RAY_ROUNDS = 5
+STARTUPS = 3
 SITES = (10, 50)
 PICTURES_A_SITE = 60
 UPDATE_MB = 45
@@ -66,7 +67,6 @@ class Timed:
     cpu: list[float] = field(default_factory=list)
     floor_wall: list[float] = field(default_factory=list)
     floor_cpu: list[float] = field(default_factory=list)
-    first_round_after: float = 0.0
 
     def median(self, name: str) -> float:
         """Median without the first round."""
@@ -77,7 +77,6 @@ def bench_engine() -> dict[str, Any]:
     """All figures of the benchmark."""
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
-    imports = _import_seconds()
     for sites in SITES:
         recipe = _recipe(sites, ROUNDS)
         tail = "" if sites == SITES[0] else f"_{sites}_sites"
@@ -106,11 +105,11 @@ def bench_engine() -> dict[str, Any]:
         )
         if sites == SITES[0]:
             figures["startup_s"] = figure(
-                max(two.first_round_after - imports, 0.0),
+                _startup_seconds(recipe),
                 None,
                 "s",
-                "from the pool's start to the first round, less the seconds that importing the "
-                f"same modules takes in a fresh interpreter ({imports:.1f} s)",
+                "a fresh process, from the recipe to the first round (workers, keys, homes, roll "
+                "call), less what the same imports take in a process of their own; median of 3",
             )
     figures.update(_memory_figures())
     return figures
@@ -130,20 +129,20 @@ def _timed(recipe: Recipe, workers: int) -> Timed:
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(recipe, Path(folder) / "run")
         lay_out(plan, setting)
-        began = time.monotonic()
         with make_pool(workers) as pool:
-            listener = _alternate(timed, floor.round, began)
-            _run(plan, setting, pool, workers, listener)
+            listener = _alternate(timed, floor.round)
+            run_quietly(plan, setting, pool, workers, listener)
     return timed
 
 
-def _run(
+def run_quietly(
     plan: Plan,
     setting: Setting,
     pool: Executor,
     workers: int,
     listener: Callable[[dict[str, Any]], None],
 ) -> None:
+    """Run a federation on the in-process grid with nothing on the terminal."""
     from server.run import run_federation
 
     homes = site_homes(plan, setting)
@@ -151,15 +150,11 @@ def _run(
     run_federation(grid, plan.out, (listener,), quiet=True)
 
 
-def _alternate(
-    timed: Timed, floor_round: Callable[[], None], began: float
-) -> Callable[[dict[str, Any]], None]:
+def _alternate(timed: Timed, floor_round: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
     mark = {"wall": 0.0, "cpu": 0.0}
 
     def listen(event: dict[str, Any]) -> None:
         if event["event"] == "round_started":
-            if event["round"] == 1:
-                timed.first_round_after = time.monotonic() - began
             mark["wall"], mark["cpu"] = time.monotonic(), _tree_cpu()
         elif event["event"] == "round_finished":
             timed.wall.append(time.monotonic() - mark["wall"])
@@ -198,14 +193,18 @@ def _ray_round_seconds(recipe: Recipe) -> float:
     return statistics.median([entry["seconds"] for entry in metrics["history"]][1:])
 
 
-def _import_seconds() -> float:
-    code = ";".join(f"import {name}" for name in PRELOAD)
-    runs = []
-    for _ in range(2):
+def _startup_seconds(recipe: Recipe) -> float:
+    """Seconds before the first round beside the imports."""
+    imports = ";".join(f"import {name}" for name in (*PRELOAD, "simulations.simulate"))
+    beyond = []
+    for _ in range(STARTUPS):
         began = time.monotonic()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        runs.append(time.monotonic() - began)
-    return min(runs)
+        subprocess.run([sys.executable, "-c", imports], check=True)
+        alone = time.monotonic() - began
+        command = [sys.executable, "-m", "simulations.bench.startup", recipe.to_toml()]
+        whole = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        beyond.append(max(whole - alone, 0.0))
+    return statistics.median(beyond)
 
 
 def _memory_figures() -> dict[str, Any]:

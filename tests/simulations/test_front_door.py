@@ -102,7 +102,7 @@ SMALL = ["--set=data.fieldmarks_train=120", "--set=data.fieldmarks_test=24",
          "--set=evaluate.pixel_baseline=false"]  # fmt: skip
 
 
-@pytest.mark.parametrize("line", documented())
+@pytest.mark.parametrize("line", list(documented()))
 def test_every_documented_command_runs(line, tmp_path, monkeypatch):
     words = line.split()[1:]
     if words[0] == "bench" or "PATH/TO/CUB" in line:

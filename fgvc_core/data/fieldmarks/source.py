@@ -1,16 +1,15 @@
 """Where the embedded pictures come from: drawn once for a size, then mapped from disk."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from fgvc_core.data.fieldmarks.draw import VERSION, draw
+from fgvc_core.data.fieldmarks.drawn import Drawn, Picture, ensure_drawn, open_drawn
 from fgvc_core.data.fieldmarks.scene import (
     CAMERAS,
     SITE_NAMES,
@@ -45,9 +44,7 @@ def facts(seed: int, split: Split, index: int) -> Facts:
     return Facts(label, subject, SITE_NAMES[site], CAMERAS[camera])
 
 
-def render(
-    seed: int, split: Split, index: int, size: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+def render(seed: int, split: Split, index: int, size: int) -> Picture:
     """One picture, its parts and its box; see :func:`draw`."""
     known = facts(seed, split, index)
     individual = draw_individual(_generator(seed, split, "individual", known.subject))
@@ -88,55 +85,53 @@ class FieldmarksSource:
         return hashlib.sha256(text.encode()).digest()
 
     def pictures(self, split: Split) -> NDArray[np.uint8]:
-        """uint8 (N, size, size, 3) of a split, mapped read-only."""
-        return _load(self._file(split, "pictures"), self, split)
+        """uint8 (N, size, size, 3) of a split, mapped read-only.
+
+        Raises:
+            DataError: if the cached file is damaged, or cannot be written.
+        """
+        return _load(self, split).pictures_NHWC
 
     def parts(self, split: Split) -> NDArray[np.float32]:
         """float32 (N, P, 3) of a split."""
-        return _load(self._file(split, "parts"), self, split)
+        return _load(self, split).parts_NP3
 
     def boxes(self, split: Split) -> NDArray[np.float32]:
         """float32 (N, 4) of a split."""
-        return _load(self._file(split, "boxes"), self, split)
+        return _load(self, split).boxes_N4
 
-    def _file(self, split: Split, what: str) -> Path:
+    def ensure(self, split: Split) -> None:
+        """Draw a split that is not cached yet; one process draws, others wait.
+
+        Raises:
+            DataError: if the cache cannot be written.
+        """
+        ensure_drawn(
+            self.stem(split),
+            self.counts[SPLITS.index(split)],
+            self.size,
+            lambda index: render(self.seed, split, index, self.size),
+        )
+
+    def stem(self, split: Split) -> Path:
+        """Where a split's cached files are, and how their names begin."""
         count = self.counts[SPLITS.index(split)]
-        name = f"v{VERSION}-{self.seed}-{split}-{count}-{self.size}px-{what}.npy"
+        name = f"v{VERSION}-{self.seed}-{split}-{count}-{self.size}px"
         return self.cache / "fieldmarks" / name
 
     def _at(self, row: int) -> tuple[Split, int]:
         for split, count in zip(SPLITS, self.counts, strict=True):
-            if row < count:
+            if 0 <= row < count:
                 return split, row
             row -= count
         raise IndexError(row)
 
-    def ensure(self, split: Split) -> None:
-        """Draw a split that is not cached yet; one process draws, others wait."""
-        last = self._file(split, "pictures")
-        if last.exists():
-            return
-        last.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{last}.lock"):
-            if last.exists():
-                return
-            drawn = [
-                render(self.seed, split, index, self.size)
-                for index in range(self.counts[SPLITS.index(split)])
-            ]
-            # The pictures are renamed last: where they are, the rest is too.
-            for which, what in ((1, "parts"), (2, "boxes"), (0, "pictures")):
-                path = self._file(split, what)
-                aside = path.with_suffix(".part")
-                with aside.open("wb") as file:
-                    np.save(file, np.stack([d[which] for d in drawn]), allow_pickle=False)
-                os.replace(aside, path)
 
-
+# The check of every byte is done once a process, not for every picture.
 @lru_cache(maxsize=32)
-def _load(path: Path, source: FieldmarksSource, split: Split) -> NDArray[np.uint8]:
+def _load(source: FieldmarksSource, split: Split) -> Drawn:
     source.ensure(split)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return open_drawn(source.stem(split), source.counts[SPLITS.index(split)], source.size)
 
 
 def _generator(seed: int, split: Split, what: str, number: int) -> np.random.Generator:

@@ -31,6 +31,16 @@ def test_equal_generators_give_equal_views_and_each_picture_its_own():
     assert not torch.equal(one[0], one[1])
 
 
+def test_views_draw_from_the_given_generator_alone_whatever_the_layout_in_memory():
+    settings = {"rotation": 30.0, "zoom": 0.3, "flip": True, "color": 0.3}
+    before = torch.random.get_rng_state()
+    one = views(smooth(), **settings)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    channels_last = smooth().contiguous(memory_format=torch.channels_last)
+    difference = views(channels_last, **settings).float() - one.float()
+    assert difference.abs().max() <= 1
+
+
 def test_no_variation_is_the_identity():
     assert torch.equal(views(smooth()), smooth())
 
@@ -69,3 +79,87 @@ def test_a_square_is_cut_from_the_centre():
     picture[:, 20:40] = 200
     assert square(picture, 20).min() == 200
     assert square(picture, 20, crop=0.5, interpolation="bicubic").min() == pytest.approx(200, abs=3)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    rotation=st.floats(0, 180),
+    zoom=st.floats(0, 0.9),
+    flip=st.booleans(),
+    color=st.floats(0, 1),
+)
+def test_any_view_is_again_a_picture_of_the_same_range(seed, rotation, zoom, flip, color):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (3, 3, 12, 12), dtype=torch.uint8, generator=generator)
+    kept = images.clone()
+    seen = views(images, seed, rotation=rotation, zoom=zoom, flip=flip, color=color)
+    assert (seen.shape, seen.dtype) == (images.shape, torch.uint8)
+    assert torch.equal(images, kept)
+    if not color:
+        # Interpolation between pixels and reflection at the edge make no new extremes.
+        assert images.min() <= seen.min() <= seen.max() <= images.max()
+
+
+def test_strong_colours_are_cut_off_and_never_wrap_around():
+    white = torch.full((64, 3, 4, 4), 250, dtype=torch.uint8)
+    assert views(white, color=0.2).min() >= 150
+    assert views(white, color=0.2).max() == 255
+
+
+def test_about_half_are_mirrored():
+    images = smooth(200)
+    same = (views(images, flip=True) == images).flatten(1).all(dim=1)
+    assert 70 <= int(same.sum()) <= 130
+
+
+@pytest.mark.parametrize("settings", [{"rotation": 40.0}, {"zoom": 0.4}, {"color": 0.4}])
+def test_each_variation_draws_for_each_picture(settings):
+    seen = views(smooth(12), **settings)
+    assert len({picture.numpy().tobytes() for picture in seen}) == 12
+
+
+def test_a_quarter_turn_is_a_quarter_turn():
+    images = smooth(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            "fgvc_core.data.transforms._between", lambda low, high, n, g: torch.full((n,), high)
+        )
+        turned = views(images, rotation=90.0)
+    assert any(torch.equal(turned, images.rot90(k, (2, 3))) for k in (1, 3))
+
+
+def test_zoom_in_shows_the_middle_and_out_the_surroundings():
+    images = torch.zeros(64, 3, 24, 24, dtype=torch.uint8)
+    images[..., 8:16, 8:16] = 255
+    share = views(images, zoom=0.3).float().mean(dim=(1, 2, 3)) / 255
+    assert share.min() == pytest.approx((8 / 24) ** 2 * 0.7**2, rel=0.15)
+    assert share.max() == pytest.approx((8 / 24) ** 2 * 1.3**2, rel=0.15)
+
+
+@given(st.integers(5, 60), st.floats(1, 6), st.booleans(), st.sampled_from(["bilinear", "bicubic"]))
+def test_a_square_keeps_the_centre_whatever_the_aspect(side, aspect, tall, interpolation):
+    along = round(side * aspect)
+    height, width = (along, side) if tall else (side, along)
+    picture = np.zeros((height, width, 3), np.uint8)
+    # A cross through the centre stays a cross through the centre.
+    picture[height // 2 - 1 : (height + 1) // 2 + 1] = 200
+    picture[:, width // 2 - 1 : (width + 1) // 2 + 1] = 200
+    cut = square(picture, 32, 1.0, interpolation).astype(float)[..., 0]
+    assert cut.shape == (32, 32)
+    weights = cut - cut.min()
+    if weights.sum() > 0:
+        for axis in (0, 1):
+            profile = weights.sum(axis=axis)
+            assert abs((profile * np.arange(32)).sum() / profile.sum() - 15.5) < 1.5
+
+
+def test_a_square_that_fits_already_is_the_picture_itself():
+    picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    assert square(picture, 20) is picture
+
+
+@pytest.mark.parametrize(("crop", "kept"), [(1.0, 1.0), (0.875, 0.875), (0.5, 0.5)])
+def test_the_crop_is_the_share_of_the_short_side_that_is_kept(crop, kept):
+    ramp = np.linspace(0, 255, 400)[None, :, None].repeat(400, axis=0).repeat(3, axis=2)
+    cut = square(ramp.round().astype(np.uint8), 100, crop)
+    assert (int(cut[50, -1, 0]) - int(cut[50, 0, 0])) / 255 == pytest.approx(kept, abs=0.02)

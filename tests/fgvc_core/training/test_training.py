@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
@@ -78,6 +78,8 @@ def rates(make, total):
 def test_a_run_cut_into_rounds_sees_the_rates_of_one_that_is_not(rounds, steps, schedule):
     chosen = TrainSettings(schedule=schedule, lr=0.1, cycle_rounds=2)
     total = rounds * steps
+    # PyTorch's own scheduler divides by zero where its rise is exactly one step long.
+    assume(0.25 * (total + 1) != 1)
     if schedule == "one-cycle":
         whole = rates(
             lambda o: OneCycleLR(o, 0.1, total + 1, pct_start=0.25, cycle_momentum=False), total
@@ -140,8 +142,8 @@ def test_one_step_is_the_one_taken_by_hand():
 
 def test_clipping_bounds_a_step():
     model, _, before, _ = one_step(clip=0.01)
-    moved = [(model.head.weight - before).norm(), model.head.bias.norm()]
-    assert torch.tensor(moved).norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
+    moved = torch.cat([(model.head.weight - before).flatten(), model.head.bias]).detach()
+    assert moved.norm().item() == pytest.approx(0.5 * 0.01, rel=1e-3)
 
 
 def test_the_proximal_pull_is_towards_the_start():

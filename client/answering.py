@@ -42,7 +42,7 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
         # The boundary of the site: whatever it was, its text stays here.
         log.exception("a request was not answered")
         return None
-    if request.site not in ("", site.name):
+    if request.site != site.name and (request.kind != "roll_call" or request.site):
         log.error("a request for site '%s' was not answered", request.site)
         return None
     return _guarded(site, request, log, lambda: _work(site, request, incoming))
@@ -79,10 +79,10 @@ def _guarded(
         # The boundary of the site: whatever it was, its text stays here.
         log.exception("round %d failed", request.round)
         code, reason = "unavailable", ""
-    from client.work import echo
-
-    reply = Reply(**echo(site, request), code=code, reason=reason[:500])
     try:
+        from client.work import echo
+
+        reply = Reply(**echo(site, request), code=code, reason=reason[:500])
         return Gate(site).release(request, reply, {})
     except Exception:
         log.exception("round %d could not even be refused", request.round)

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from client.site import Resources, Site, SiteData, SiteSettings, write_settings
+from client.site import Site, SiteSettings, write_settings
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.protocol.keys import new_key, write_private
+from fgvc_core.protocol.keys import new_key, read_public, write_private
 
 SPLIT_KEY_BYTES = 32
 
@@ -32,8 +32,16 @@ def make_home(
         device: What the site computes with.
 
     Raises:
-        ConfigurationError: if the folder exists already.
+        ConfigurationError: if the folder exists already, or a setting is out of range.
+        PeerError: if the coordinator's key is none. Nothing was made in either case.
     """
+    values = {
+        "name": name,
+        "data": {"path": data_path},
+        "resources": {"device": device, "cache": str(cache)},
+    }
+    settings = SiteSettings.read(values, "site.toml")
+    read_public(coordinator)
     try:
         home.mkdir(parents=True)
     except FileExistsError:
@@ -42,11 +50,6 @@ def make_home(
             why="A site's home holds its key and what it has let out; it is never overwritten.",
             remedy="Name another folder.",
         ) from None
-    settings = SiteSettings(
-        name=name,
-        data=SiteData(path=data_path),
-        resources=Resources(device=device, cache=str(cache)),
-    )
     (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
     _write_secret(home / "split.key", split_key or os.urandom(SPLIT_KEY_BYTES))
     write_private(new_key(), home / "key")

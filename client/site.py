@@ -107,7 +107,7 @@ class Site:
         try:
             coordinator = read_public((home / "coordinator.pub").read_text(encoding="utf-8"))
             split_key = (home / "split.key").read_bytes()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(
                 f"The site's home '{home}' is not whole: {error}.",
                 remedy="Restore it from the backup; do not make it anew over the same data.",
@@ -134,6 +134,8 @@ def _read_rows(path: Path) -> NDArray[np.int64] | None:
         return None
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return np.asarray(rows, dtype=np.int64)
-    except (OSError, ValueError) as error:
+        if not isinstance(rows, list) or any(type(row) is not int or row < 0 for row in rows):
+            raise ValueError("it is no list of row numbers from 0 up")
+        return np.array(rows, dtype=np.int64)
+    except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"'{path}' cannot be read: {error}.") from None

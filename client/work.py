@@ -19,7 +19,7 @@ from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.data.split import validation_mask
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.errors import PeerError
+from fgvc_core.errors import DataError, PeerError
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
 from fgvc_core.recipe import Recipe, parse_recipe
@@ -62,13 +62,17 @@ class Desk:
             self._learners[key] = learner, specs
         return self._learners[key]
 
-    def examples(self, site: Site, recipe: Recipe, learner: Learner) -> SiteExamples:
+    def examples(
+        self, site: Site, recipe: Recipe, learner: Learner, class_names: tuple[str, ...]
+    ) -> SiteExamples:
         """A site's examples, from memory if this process served it lately."""
-        key = (str(site.home), recipe.digest)
+        key = (str(site.home), recipe.digest, class_names)
         if key in self._examples:
             self._examples.move_to_end(key)
         else:
-            self._examples[key] = split_examples(site, recipe, learner, self.table(site, recipe))
+            table = self.table(site, recipe)
+            _check_classes(table, class_names)
+            self._examples[key] = split_examples(site, recipe, learner, table)
             while len(self._examples) > SITES_KEPT:
                 self._examples.popitem(last=False)
         return self._examples[key]
@@ -142,7 +146,7 @@ def answer_round(
         broken = first_not_finite(tensors)
         if broken is not None:
             raise PeerError(f"The received tensor '{broken}' is not finite.")
-        examples = _desk.examples(site, recipe, learner)
+        examples = _desk.examples(site, recipe, learner, class_names)
         learner.load(tensors)
         scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
         loss, trained, outgoing = None, len(examples.train), {}
@@ -168,6 +172,18 @@ def answer_round(
         seconds=fixed_seconds(time.perf_counter() - started),
     )
     return reply, outgoing
+
+
+def _check_classes(table: ExampleTable, class_names: tuple[str, ...]) -> None:
+    if table.class_names == class_names:
+        return
+    other = [name for name in table.class_names if name not in class_names]
+    raise DataError(
+        f"This site's {table.num_classes} classes are not the {len(class_names)} announced, "
+        f"in their order; not among them: {', '.join(other[:5]) or 'none'}.",
+        why="Its labels would mean other classes than the coordinator's.",
+        remedy="List the classes in the recipe's data.classes.",
+    )
 
 
 def echo(site: Site, request: Request) -> dict[str, Any]:

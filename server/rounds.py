@@ -85,14 +85,18 @@ class Rounds:
         if self.state.round == 0:
             self._checkpoint()
         self._sites = self._exchange.roll_call()
-        reason = "rounds"
-        while self.state.round < self._federation.rounds:
+        while (reason := self._ended()) is None:
             self._round(self.state.round + 1)
-            if 0 < self._federation.patience <= self.state.since_best:
-                reason = "patience"
-                break
         self._close()
         return reason
+
+    def _ended(self) -> str | None:
+        # Asked before each round: a run may be resumed after its last one.
+        if self.state.round >= self._federation.rounds:
+            return "rounds"
+        if 0 < self._federation.patience <= self.state.since_best:
+            return "patience"
+        return None
 
     def _round(self, number: int) -> None:
         started = time.monotonic()

@@ -3,9 +3,10 @@
 Checked in order, cheapest and most decisive first: the runtime's error flag, size,
 the signature against the registered key (never the claimed id), that it answers
 *this* request (run, round, nonce, site, recipe), its code, its weight, its tensors'
-names, shapes and dtypes, and that every value is finite.
+names, shapes and dtypes, and that every value and figure can be.
 """
 
+import math
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -67,6 +68,7 @@ class Screening:
                 raise PeerError(f"The reply answers another request: its {field} differs.")
         if reply.code != "ok":
             raise PeerError(f"The site answered '{reply.code}'. {reply.reason}".strip())
+        _check_figures(reply)
         update = self._update(reply, packed) if request.kind == "train" else None
         return Screened(reply, update, nbytes)
 
@@ -80,6 +82,17 @@ class Screening:
         if broken is not None:
             raise PeerError(f"The update's tensor '{broken}' is not finite.")
         return SoundReply(reply.site, reply.examples, tensors)
+
+
+def _check_figures(reply: Reply) -> None:
+    if reply.loss is not None and not math.isfinite(reply.loss):
+        raise PeerError("The site's training loss is not finite.")
+    scores = reply.scores
+    if scores is not None and not scores.correct <= scores.examples <= MAX_EXAMPLES:
+        raise PeerError(
+            f"The site claims {scores.correct} of {scores.examples} validation examples right; "
+            f"at most all of them, and {MAX_EXAMPLES}, count."
+        )
 
 
 def reply_bytes(body: str, signature: bytes, packed: dict[str, PackedTensor]) -> int:

@@ -53,7 +53,7 @@ class RunningMean:
         """Fold one update in; ``weight`` is at least 1."""
         self.weight += weight
         if not self.tensors:
-            self.tensors = {name: np.array(array) for name, array in tensors.items()}
+            self.tensors = {n: np.array(array, order="C") for n, array in tensors.items()}
             return
         share = np.float32(weight / self.weight)
         buffer = np.empty(BLOCK, dtype=np.float32)

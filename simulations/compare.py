@@ -14,7 +14,7 @@ from server.report import render
 from server.results import write_json
 from simulations.preparation import Setting, Tell, deal, split_site
 from simulations.simulate import Plan, run_with
-from simulations.workers import available_cores, make_pool
+from simulations.workers import available_cores, hired
 
 POOLED = "pooled"
 
@@ -28,14 +28,10 @@ def compare(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]
         and in the report.
     """
     workers = len(available_cores())
-    with make_pool(workers) as pool:
-        try:
-            metrics = run_with(plan, pool, workers, tell)
-            setting = deal(plan.recipe, cache_folder())
-            others = _train_others(plan.recipe, setting, pool)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with hired(workers) as pool:
+        metrics = run_with(plan, pool, workers, tell)
+        setting = deal(plan.recipe, cache_folder())
+        others = _train_others(plan.recipe, setting, pool)
     pooled = others.pop(POOLED)
     result = {
         "federated": {name: metrics[name] for name in ("top1", "macro_f1")},

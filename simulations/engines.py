@@ -2,19 +2,23 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
 
 from fgvc_core.errors import ConfigurationError, RunFailed
 
 Engine = Literal["inprocess", "ray"]
 ENGINES: tuple[Engine, ...] = ("inprocess", "ray")
+STOP_WITHIN_S = 120.0
 
 
 def run_inprocess(run_dir: Path, homes: list[Path], executor: Executor, workers: int) -> None:
@@ -39,7 +43,8 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
 
     Raises:
         ConfigurationError: if Ray is not installed.
-        RunFailed: if Flower's runtime gives up.
+        RunInterrupted: if a person stopped it; the last checkpoint is whole.
+        FieldmarkError: whatever else ended it.
     """
     try:
         import ray
@@ -57,19 +62,21 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
 
     # Flower warns of run_simulation's age and of every actor that ends in its turn.
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    root = homes[0].parent
+    watch = _Watch(server_app)
     variables = {
-        HOMES_VARIABLE: str(root.resolve()),
         RUN_VARIABLE: str(run_dir.resolve()),
         "OMP_NUM_THREADS": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    with _environment(variables):
+    with TemporaryDirectory() as nodes, _environment({**variables, HOMES_VARIABLE: nodes}):
+        for home in homes:
+            # A node is a number in this folder; --sites may hold other runs' sites too.
+            (Path(nodes) / home.name).symlink_to(home.resolve())
         try:
             run_simulation(
-                server_app=server_app,
+                server_app=watch.app,
                 client_app=client_app,
                 num_supernodes=len(homes),
                 backend_config={
@@ -77,8 +84,52 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
                     "init_args": {"num_cpus": workers, "include_dashboard": False},
                 },
             )
+        except (KeyboardInterrupt, SystemExit):
+            # Flower would leave the ServerApp's thread waiting for its dead nodes.
+            watch.stop()
+            raise
         finally:
             ray.shutdown()
+
+
+class _Watch:
+    """A ServerApp in a thread of Flower's that can be told to stop.
+
+    Args:
+        app: What it runs.
+    """
+
+    def __init__(self, app: ServerApp) -> None:
+        self.app = ServerApp()
+        self.app.main()(self._run)
+        self._inner = app
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+
+    def stop(self) -> None:
+        """Stop it at its next look for a reply and raise what it ends with, if anything."""
+        self._stopping.set()
+        self._ended.wait(STOP_WITHIN_S)
+        if self._error is not None:
+            raise self._error from None
+
+    def _run(self, grid: Grid, context: Context) -> None:
+        pull = grid.pull_messages
+
+        def pull_unless_stopped(message_ids: Iterable[str]) -> Iterable[Message]:
+            if self._stopping.is_set():
+                raise KeyboardInterrupt
+            return pull(message_ids)
+
+        grid.pull_messages = pull_unless_stopped  # type: ignore[method-assign]
+        try:
+            self._inner(grid, context)
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            self._ended.set()
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 A ServerApp sees what it would see over a SuperLink: messages are pushed, and replies
 pulled by id. Only a window of replies is ever computed ahead of what has been
-pulled, so that memory does not grow with the number of nodes.
+pulled, so that memory does not grow with the number of nodes. Replies that a reader
+who goes in order has passed by, a round having closed without them, do not count:
+they would fill the window for good.
 """
 
 import time
@@ -58,6 +60,9 @@ class InProcessGrid(Grid):
         self._sent: dict[str, Message] = {}
         self._started: dict[str, float] = {}
         self._seconds: dict[int, float] = {}
+        self._pushed: dict[str, int] = {}
+        self._count = 0
+        self._reading = 0
         enter_run(run_id)
 
     def set_run(self, run: Run) -> None:
@@ -94,18 +99,24 @@ class InProcessGrid(Grid):
         for message in messages:
             message_id = give_id(message)
             self._waiting[message_id] = message
+            self._pushed[message_id] = self._count
+            self._count += 1
             ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are ready; waits a moment if none is."""
         wanted = list(message_ids)
+        self._reading = self._pushed.get(wanted[0], self._reading) if wanted else self._reading
         self._collect(0.0)
         self._dispatch(wanted)
         if not any(message_id in self._ready for message_id in wanted):
             self._collect(PULL_WAIT_S)
             self._dispatch(wanted)
-        return [self._ready.pop(i) for i in wanted if i in self._ready]
+        found = [i for i in wanted if i in self._ready]
+        for message_id in found:
+            del self._pushed[message_id]
+        return [self._ready.pop(message_id) for message_id in found]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -131,11 +142,15 @@ class InProcessGrid(Grid):
             if message_id in self._waiting and len(self._running) < self._workers + 1:
                 self._start(message_id)
         while self._waiting and len(self._running) < self._workers + 1:
-            free = self._window - len(self._running) - len(self._ready)
+            free = self._window - len(self._running) - sum(map(self._is_ahead, self._ready))
             if free <= 0:
                 return
-            ahead = list(self._waiting)[: max(free, 1)]
+            ahead = list(filter(self._is_ahead, self._waiting)) or list(self._waiting)
+            ahead = ahead[:free]
             self._start(max(ahead, key=self._expected))
+
+    def _is_ahead(self, message_id: str) -> bool:
+        return self._pushed[message_id] >= self._reading
 
     def _expected(self, message_id: str) -> float:
         return self._seconds.get(self._waiting[message_id].metadata.dst_node_id, 0.0)

@@ -12,7 +12,7 @@ from client.site import Site
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError
-from fgvc_core.protocol.keys import new_key, public_text, read_private, write_private
+from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.baseline import pixel_baseline
 from server.home import CoordinatorHome, ServerSettings, write_home
@@ -27,7 +27,7 @@ from simulations.preparation import (
     split_key,
     write_partition,
 )
-from simulations.workers import available_cores, make_pool
+from simulations.workers import available_cores, hired
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,8 @@ def simulate(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any
         FieldmarkError: with the exit code that says why it did not end well.
     """
     workers = len(available_cores())
-    with make_pool(workers) as pool:
-        try:
-            return run_with(plan, pool, workers, tell)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with hired(workers) as pool:
+        return run_with(plan, pool, workers, tell)
 
 
 def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, Any]:
@@ -71,6 +67,7 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
     prepare(plan.recipe, setting, pool, tell)
     if plan.resume:
         check_same(plan)
+        rejoin(plan, setting)
     else:
         lay_out(plan, setting)
     homes = site_homes(plan, setting)
@@ -132,8 +129,22 @@ def lay_out(plan: Plan, setting: Setting) -> None:
     """Make the run's folder, the coordinator's files and the sites' homes.
 
     All or nothing: what was made is removed again if any of it fails.
+
+    Raises:
+        ConfigurationError: if the folder cannot be made.
+        DataError: if a home kept with ``--sites`` belongs to other data.
     """
-    plan.out.mkdir(parents=True)
+    homes = site_homes(plan, setting)
+    kept = [home for home in homes if home.exists()]
+    for home in kept:
+        _check_kept(plan, home)
+    try:
+        plan.out.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The output folder '{plan.out}' cannot be made: {error}.",
+            remedy="Name a folder that you may write to (--out).",
+        ) from None
     try:
         (plan.out / "coordinator").mkdir()
         key = new_key()
@@ -151,8 +162,25 @@ def lay_out(plan: Plan, setting: Setting) -> None:
         write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
         write_partition(setting, plan.out / "partition.json")
     except BaseException:
-        shutil.rmtree(plan.out, ignore_errors=True)
+        for made in (plan.out, *(home for home in homes if home not in kept)):
+            shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+def rejoin(plan: Plan, setting: Setting) -> None:
+    """Bring the homes of a run back to it: another run may have used them since.
+
+    Raises:
+        ConfigurationError: if one is not there.
+    """
+    coordinator = public_text(CoordinatorHome.open(plan.out).key.public_key())
+    for home in site_homes(plan, setting):
+        if not (home / "site.toml").is_file():
+            raise ConfigurationError(
+                f"The run in '{plan.out}' has no site's home at '{home}'.",
+                remedy="Name the folder of homes that it was started with (--sites).",
+            )
+        _assign(home, setting, coordinator)
 
 
 def site_homes(plan: Plan, setting: Setting) -> list[Path]:
@@ -206,30 +234,36 @@ def _home(plan: Plan, setting: Setting, site: str, coordinator: str) -> Site:
     """A fresh home, or the one that ``--sites`` kept from an earlier run."""
     home = (plan.sites or plan.out / "sites") / site
     if home.exists():
-        if plan.sites is None:
-            raise ConfigurationError(f"'{home}' exists already.", remedy="Name another --out.")
         # The site stays itself (key, books); only the coordinator of this run is new.
-        (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
-        kept = Site.open(home)
-        if kept.settings.data.path != plan.recipe.data.path:
-            raise DataError(
-                f"The home '{home}' belongs to data at '{kept.settings.data.path}', "
-                f"the recipe names '{plan.recipe.data.path}'.",
-                why="A site's books belong to its data.",
-                remedy="Name another folder with --sites, or the data it was made for.",
-            )
-        read_private(home / "key")
-    else:
-        make_home(
-            home,
-            name=site,
-            coordinator=coordinator,
-            cache=setting.cache,
-            data_path=plan.recipe.data.path,
-            split_key=split_key(plan.recipe, site),
-        )
-    (home / "rows.json").write_text(json.dumps(setting.rows[site].tolist()), encoding="utf-8")
+        _assign(home, setting, coordinator)
+        return Site.open(home)
+    make_home(
+        home,
+        name=site,
+        coordinator=coordinator,
+        cache=setting.cache,
+        data_path=plan.recipe.data.path,
+        split_key=split_key(plan.recipe, site),
+    )
+    _assign(home, setting, coordinator)
     return Site.open(home)
+
+
+def _assign(home: Path, setting: Setting, coordinator: str) -> None:
+    rows = setting.rows[home.name].tolist()
+    (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
+    (home / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _check_kept(plan: Plan, home: Path) -> None:
+    path = Site.open(home).settings.data.path
+    if path != plan.recipe.data.path:
+        raise DataError(
+            f"The home '{home}' belongs to data at '{path}', "
+            f"the recipe names '{plan.recipe.data.path}'.",
+            why="A site's books belong to its data.",
+            remedy="Name another folder with --sites, or the data it was made for.",
+        )
 
 
 def _baseline(train: ExampleTable, test: ExampleTable, image_size: int) -> dict[str, float]:

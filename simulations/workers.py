@@ -9,9 +9,14 @@ torch once while the parent is still busy with its own imports.
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+
+from fgvc_core.errors import RunFailed
 
 # Imported once by the fork server, so that each worker starts with them.
 PRELOAD = ["client.app", "client.work", "fgvc_core.training.features"]
@@ -47,6 +52,27 @@ def make_pool(count: int | None = None) -> ProcessPoolExecutor:
     for number in range(count):
         queue.put(cores[number % len(cores)])
     return ProcessPoolExecutor(count, mp_context=chosen, initializer=_settle, initargs=(queue,))
+
+
+@contextmanager
+def hired(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Workers for one piece of work; if it fails, what was not begun is dropped.
+
+    Raises:
+        RunFailed: if a worker died.
+    """
+    with make_pool(count) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise RunFailed(
+                    "A worker process died.",
+                    why="What it worked on is lost; a checkpoint that was written is whole.",
+                    remedy="Often memory ran out: use fewer or smaller pictures.",
+                ) from None
+            raise
 
 
 def _settle(queue: "multiprocessing.Queue[int]") -> None:

@@ -2,8 +2,8 @@
 
 Nothing else in this package signs or returns a reply. The gate checks a reply
 against the site's policy, takes out what the policy keeps, writes one line about it
-to ``departures.jsonl`` and syncs it to the disk, and only then signs. A line that
-is there for a reply that never arrived overstates what has left; the opposite
+to ``departures.jsonl`` and syncs it to the disk, and only then hands it out. A line
+that is there for a reply that never arrived overstates what has left; the opposite
 cannot happen.
 """
 
@@ -100,7 +100,10 @@ class Gate:
             "examples": reply.examples,
             "scores": reply.scores is not None,
         }
-        with self._book.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._book.open("ab+") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            # A line that a crash has torn stays a line of its own.
+            before = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(before + json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

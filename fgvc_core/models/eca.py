@@ -27,6 +27,9 @@ class ChannelAttention(nn.Module):
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to the same; N may be 0."""
+        return map_NCHW * self.weights(map_NCHW)
+
+    def weights(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, C, 1, 1), between 0 and 1."""
         means_NC = map_NCHW.mean(dim=(2, 3))
-        weights_NC = self.conv(means_NC.unsqueeze(1)).squeeze(1).sigmoid()
-        return map_NCHW * weights_NC[:, :, None, None]
+        return self.conv(means_NC.unsqueeze(1)).squeeze(1).sigmoid()[:, :, None, None]

@@ -3,8 +3,9 @@
 A store belongs to one extractor: its folder's name is the digest of the frozen
 weights and of the preprocessing. Inside, every writer adds whole files under names
 of its own (written aside, then renamed), each with the content digests of its
-pictures beside their features. Two processes can add at once: the worst that can
-happen is that a picture is in two files, with equal features.
+pictures beside their features, and a sum over both. Two processes can add at once: the
+worst that can happen is that a picture is in two files, with features that are equal but
+for rounding (1e-5 was seen between batches of 7 and of 32; of 16 and 32, none).
 """
 
 import os

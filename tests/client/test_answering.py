@@ -9,6 +9,7 @@ from client.answering import Incoming, answer
 from client.privacy.policy import Policy
 from client.provision import make_home
 from client.site import Site, write_settings
+from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
@@ -37,7 +38,7 @@ def request(recipe, kind, site="site-1", **changes):
     values = {"kind": kind, "run": "run-1", "round": 0 if kind == "roll_call" else 1, "site": site,
               "nonce": new_nonce(), "recipe_digest": recipe.digest}  # fmt: skip
     if kind == "roll_call":
-        values |= {"recipe": recipe.to_toml(), "class_names": tuple("abcdefghijkl"), "site": ""}
+        values |= {"recipe": recipe.to_toml(), "class_names": CLASS_NAMES, "site": ""}
     return Request(**{**values, **changes})
 
 

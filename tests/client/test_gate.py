@@ -106,7 +106,7 @@ def test_a_homes_secrets_are_readable_by_their_owner_alone(site):
 
 def test_a_home_is_never_made_over_another(site, tmp_path):
     with pytest.raises(ConfigurationError, match="exists already"):
-        make_home(site.home, name="x", coordinator="c", cache=tmp_path)
+        make_home(site.home, name="x", coordinator=public_text(site.coordinator), cache=tmp_path)
 
 
 def test_a_wrong_policy_key_names_the_nearest(site):

@@ -197,7 +197,7 @@ def test_two_processes_at_once_draw_each_picture_once(tmp_path):
 
 
 def test_a_drawing_that_is_interrupted_leaves_no_file_that_looks_whole(tmp_path, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from timm.layers.std_conv import ScaledStdConv2d
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -50,12 +51,16 @@ def test_the_stages_are_the_whole_network_in_order(named):
 
 
 @torch.no_grad()
-def test_the_signal_neither_dies_nor_explodes_on_its_way():
+@pytest.mark.parametrize("name", ["fieldmark_nano", "fieldmark_tiny", "fieldmark_small"])
+def test_the_signal_neither_dies_nor_explodes_on_its_way(name):
     torch.manual_seed(0)
-    network, map_NCHW = AttentionResNet(PRESETS["fieldmark_tiny"]), torch.randn(4, 3, 64, 64)
+    network = AttentionResNet(PRESETS[name])
+    # As smooth as pictures are: the pooling of a shortcut would average white noise away.
+    map_NCHW = F.interpolate(torch.randn(8, 3, 4, 4), size=64, mode="bilinear")
+    map_NCHW /= map_NCHW.std()
     for stage in network.stage_names:
         map_NCHW = network.get_submodule(stage)(map_NCHW)
-        assert 0.3 < map_NCHW.std() < 3
+        assert 0.4 < map_NCHW.std() < 2.5
 
 
 def test_a_seed_decides_every_tensor_and_no_generator_outside_is_moved():

@@ -71,6 +71,7 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     with TemporaryDirectory() as nodes, _environment({**variables, HOMES_VARIABLE: nodes}):
+        threads = set(threading.enumerate())
         for home in homes:
             # A node is a number in this folder; --sites may hold other runs' sites too.
             (Path(nodes) / home.name).symlink_to(home.resolve())
@@ -89,6 +90,10 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
             watch.stop()
             raise
         finally:
+            # Flower's threads end by themselves, unless Ray is gone before their last task.
+            for thread in set(threading.enumerate()) - threads:
+                if not thread.daemon:
+                    thread.join(STOP_WITHIN_S)
             ray.shutdown()
 
 

@@ -1,0 +1,173 @@
+"""Who is let in at the roll call, and which reply belongs to which request."""
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message
+
+import server.exchange
+from fgvc_core.errors import RunFailed
+from fgvc_core.protocol.envelope import seal, unseal
+from fgvc_core.protocol.keys import new_key, public_text, write_private
+from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.recipe import parse_recipe
+from fgvc_core.wire.arrays import pack_all
+from server.events import EventLog
+from server.exchange import Exchange
+from server.home import CoordinatorHome, ServerSettings, write_home
+from server.records import from_message, to_array_record, to_content
+from simulations.flower_internals import enter_run, give_id
+
+KEYS = {"site-1": new_key(), "site-2": new_key()}
+ARRAYS = to_array_record(pack_all({"w": np.ones(3, np.float32)}))
+
+
+class Nodes:
+    """A grid whose nodes answer the roll call with what ``answers`` makes of it."""
+
+    def __init__(self, *answers):
+        self.answers = dict(enumerate(answers, start=2))
+        self.sent = {}
+        enter_run(1)
+
+    def get_node_ids(self):
+        return list(self.answers)
+
+    def push_messages(self, messages):
+        ids = [give_id(message) for message in messages]
+        self.sent.update(zip(ids, messages, strict=True))
+        return ids
+
+    def pull_messages(self, ids):
+        replies = []
+        for message_id in ids:
+            message = self.sent[message_id]
+            body = Request.parse(message.content.config_records["envelope"]["body"])
+            content = self.answers[message.metadata.dst_node_id](body)
+            if content is not None:
+                replies.append(Message(content, reply_to=message))
+        return replies
+
+
+def answering(site, key=None, signer=None, tensors=None, **changes):
+    key = key or KEYS[site]
+
+    def answer(request):
+        packed = pack_all(tensors or {})
+        fields = request.model_dump(include={"kind", "run", "round", "nonce", "recipe_digest"})
+        reply = Reply(**{
+            **fields, "site": site, "code": "ok", "public_key": public_text(key.public_key()),
+            "tensors": {n: t.digest() for n, t in packed.items()}, **changes,
+        })  # fmt: skip
+        return to_content(seal(signer or key, reply), to_array_record(packed))
+
+    return answer
+
+
+@pytest.fixture
+def exchange(tmp_path, monkeypatch):
+    monkeypatch.setattr(server.exchange, "WAIT_FOR_NODES_S", 0.0)
+    monkeypatch.setattr(server.exchange, "ROLL_CALL_DEADLINE_S", 0.05)
+    (tmp_path / "coordinator").mkdir()
+    write_private(new_key(), tmp_path / "coordinator" / "key")
+    sites = {name: public_text(key.public_key()) for name, key in KEYS.items()}
+    recipe = parse_recipe("", ["data.path=secret/place"])
+    settings = ServerSettings(cache=str(tmp_path), poll_s=0.01)
+    write_home(tmp_path, recipe, ("a", "b"), sites, settings)
+    home = CoordinatorHome.open(tmp_path)
+
+    def make(*answers):
+        log = EventLog(tmp_path / "events.jsonl")
+        return Exchange(Nodes(*answers), home, "run-1", log), home
+
+    make.events = lambda: [
+        json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()
+    ]
+    return make
+
+
+def test_each_registered_site_is_found_at_its_node(exchange):
+    call, _ = exchange(answering("site-2"), answering("site-1"))
+    assert call.roll_call() == ["site-1", "site-2"]
+    assert call.nodes == {"site-2": 2, "site-1": 3}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (answering("site-2", key=new_key()), "not registered"),
+        (answering("site-2", signer=new_key()), "signature"),
+        (answering("site-2", key=KEYS["site-1"]), "its key is 'site-1'"),
+        (answering("site-1"), "another node"),
+        (answering("site-2", nonce=new_nonce()), "another roll call"),
+        (answering("site-2", run="run-0"), "another roll call"),
+        (answering("site-2", code="unavailable"), "unavailable"),
+        (answering("site-2", public_key=""), "cannot be read"),
+        (answering("site-2", tensors={"w": np.ones(2, np.float32)}), "carries tensors"),
+        (lambda request: None, "No answer"),
+    ],
+    ids=["stranger", "forged", "wrong name", "twice", "replayed", "another run", "refused",
+         "no key", "tensors", "silent"],
+)  # fmt: skip
+def test_a_node_that_proves_nothing_is_left_out_with_its_reason(exchange, wrong, said):
+    call, _ = exchange(answering("site-1"), wrong)
+    assert call.roll_call() == ["site-1"]
+    assert call.nodes == {"site-1": 2}
+    (refused,) = [event for event in exchange.events() if not event["accepted"]]
+    assert said in refused["reason"]
+    assert (refused["site"], refused["node"]) == (None, 3)
+
+
+def test_a_run_without_a_single_site_fails(exchange):
+    call, _ = exchange(answering("site-1", signer=new_key()))
+    with pytest.raises(RunFailed, match="None of 1 nodes") as caught:
+        call.roll_call()
+    assert caught.value.exit_code == 6
+
+
+def test_the_announcement_is_signed_and_does_not_say_where_the_pictures_are(exchange):
+    call, home = exchange(answering("site-1"), answering("site-2"))
+    call.roll_call()
+    for message in call._grid.sent.values():
+        sealed, packed = from_message(message)
+        body = unseal(Request, sealed, home.key.public_key(), {})
+        assert packed == {}
+        assert parse_recipe(body.recipe).digest == home.recipe.digest == body.recipe_digest
+        assert "secret/place" not in sealed.text
+
+
+def test_a_request_is_signed_with_its_tensors_and_no_two_share_a_nonce(exchange):
+    call, home = exchange(answering("site-1"), answering("site-2"))
+    call.roll_call()
+    pairs = [call.compose("train", 1, site, ARRAYS, 0.5) for site in call.nodes]
+    assert len({request.nonce for request, _ in pairs}) == 2
+    for request, message in pairs:
+        sealed, packed = from_message(message)
+        digests = {name: tensor.digest() for name, tensor in packed.items()}
+        assert unseal(Request, sealed, home.key.public_key(), digests) == request
+        assert message.metadata.dst_node_id == call.nodes[request.site]
+
+
+def test_answers_come_in_the_order_of_the_requests_and_silence_ends_at_the_deadline(exchange):
+    call, _ = exchange(answering("site-1"), answering("site-2"))
+    call.roll_call()
+    call._grid.answers[2] = lambda request: None
+    requests = [call.compose("score", 1, site, ARRAYS) for site in ("site-1", "site-2")]
+    answers = list(call.ask(requests, 0.1))
+    assert [answer.request.site for answer in answers] == ["site-1", "site-2"]
+    assert [answer.message is None for answer in answers] == [True, False]
+    assert answers[0].seconds < 5
+
+
+def test_a_reply_that_names_another_message_is_never_taken(exchange, monkeypatch):
+    call, _ = exchange(answering("site-1"), answering("site-2"))
+    call.roll_call()
+    first, second = (call.compose("score", 1, site, ARRAYS) for site in ("site-1", "site-2"))
+    monkeypatch.setattr(
+        call._grid,
+        "pull_messages",
+        lambda ids: [Message(Error(1, "late"), reply_to=first[1])],
+    )
+    answers = list(call.ask([first, second], 0.05))
+    assert [answer.message is None for answer in answers] == [False, True]

@@ -134,9 +134,13 @@ def ensure_features(
     for start in range(0, len(todo), batch_size):
         positions = todo[start : start + batch_size]
         bank = PictureBank(table.take(positions), spec.size, spec.crop, spec.interpolation)
-        images_NCHW = bank.batch(np.arange(len(positions)))
-        features_ND = model.embed(model.normalise(images_NCHW.to(device)))
-        store.add([keys[i] for i in positions], features_ND.float().cpu().numpy())
+        # Every batch is full, its last picture repeated: a short batch takes other kernels,
+        # and a picture's features would depend in the last bits on who was embedded with it.
+        full = np.minimum(np.arange(batch_size), len(positions) - 1)
+        images_NCHW = bank.batch(full)
+        features_BD = model.embed(model.normalise(images_NCHW.to(device)))
+        features_ND = features_BD[: len(positions)].float().cpu().numpy()
+        store.add([keys[i] for i in positions], features_ND)
         if tell is not None:
             tell(len(positions))
 

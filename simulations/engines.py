@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
@@ -9,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Literal
 
 from flwr.app import Context, Message, RecordDict
@@ -71,29 +73,25 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     with TemporaryDirectory() as nodes, _environment({**variables, HOMES_VARIABLE: nodes}):
-        threads = set(threading.enumerate())
         for home in homes:
             # A node is a number in this folder; --sites may hold other runs' sites too.
             (Path(nodes) / home.name).symlink_to(home.resolve())
         try:
-            run_simulation(
-                server_app=watch.app,
-                client_app=client_app,
-                num_supernodes=len(homes),
-                backend_config={
-                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-                    "init_args": {"num_cpus": workers, "include_dashboard": False},
-                },
-            )
+            with watch.interrupted_by_hand():
+                run_simulation(
+                    server_app=watch.app,
+                    client_app=client_app,
+                    num_supernodes=len(homes),
+                    backend_config={
+                        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                        "init_args": {"num_cpus": workers, "include_dashboard": False},
+                    },
+                )
         except (KeyboardInterrupt, SystemExit):
             # Flower would leave the ServerApp's thread waiting for its dead nodes.
             watch.stop()
             raise
         finally:
-            # Flower's threads end by themselves, unless Ray is gone before their last task.
-            for thread in set(threading.enumerate()) - threads:
-                if not thread.daemon:
-                    thread.join(STOP_WITHIN_S)
             ray.shutdown()
 
 
@@ -111,6 +109,27 @@ class _Watch:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._error: BaseException | None = None
+
+    @contextmanager
+    def interrupted_by_hand(self) -> Iterator[None]:
+        """Ctrl-C stops the app, and Flower then ends in good order; a second one is Python's.
+
+        Raised in the midst of Flower, it would take Ray from under running tasks.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            if self._stopping.is_set():
+                raise KeyboardInterrupt
+            self._stopping.set()
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def stop(self) -> None:
         """Stop it at its next look for a reply and raise what it ends with, if anything."""

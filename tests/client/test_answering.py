@@ -1,9 +1,11 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.app import Message as FlowerMessage
+from PIL import Image
 
 from client.answering import Incoming, answer
 from client.privacy.policy import Policy
@@ -14,6 +16,7 @@ from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
 from server.records import to_content
 from simulations.flower_internals import enter_run
@@ -77,6 +80,7 @@ def test_the_same_request_gives_the_same_update(home, tiny):
 def test_nobody_but_the_coordinator_is_answered(home, tiny):
     assert ask(home, request(tiny, "roll_call"), key=new_key()) is None
     assert ask(home, request(tiny, "train", site="site-2")) is None
+    assert ask(home, request(tiny, "train", site="")) is None
     assert answer(home / "nowhere", Incoming(seal(COORDINATOR, request(tiny, "score")), {})) is None
     assert not (home / "departures.jsonl").exists()
 
@@ -115,6 +119,44 @@ def test_no_word_of_what_went_wrong_with_the_data_leaves_the_site(home, tiny, mo
     assert (reply.code, reply.reason) == ("unavailable", "")
     assert SECRET not in departure.sealed.text
     assert SECRET in (home / "site.log").read_text()
+
+
+def test_a_damaged_picture_is_told_to_nobody_outside(home, tiny, tmp_path):
+    tree = tmp_path / "birds"
+    for split in ("train", "test"):
+        for name in ("jay", "wren"):
+            (tree / split / name).mkdir(parents=True)
+            for number in range(4):
+                picture = tree / split / name / f"{SECRET}-{number}.jpg"
+                Image.new("RGB", (40, 40), (number, 9, 9)).save(picture)
+    broken = tree / "train" / "jay" / f"{SECRET}-0.jpg"
+    broken.write_bytes(broken.read_bytes()[:150])
+    recipe = parse_recipe(tiny.to_toml(), ["data.name=folder", f"data.path={tree}"])
+    settings = Site.open(home).settings
+    data = settings.data.model_copy(update={"path": str(tree)})
+    write_settings(home, settings.model_copy(update={"data": data}))
+    (home / "rows.json").unlink()
+    ask(home, request(recipe, "roll_call", class_names=("jay", "wren")))
+    departure = ask(home, request(recipe, "train"), make_learner(recipe, 2).tensors())
+    reply = reply_of(home, departure)
+    assert (reply.code, reply.reason, reply.scores) == ("unavailable", "", None)
+    assert departure.tensors == {}
+    assert SECRET not in departure.sealed.text
+    assert f"{SECRET}-0.jpg" in (home / "site.log").read_text()
+
+
+def test_a_site_whose_labels_mean_other_classes_takes_no_part(home, tiny):
+    swapped = CLASS_NAMES[::-1]
+    ask(home, request(tiny, "roll_call", class_names=swapped))
+    departure = ask(home, request(tiny, "train"), make_learner(tiny, 12).tensors())
+    assert reply_of(home, departure).code == "unavailable"
+    assert "in their order" in (home / "site.log").read_text()
+
+
+def test_not_even_a_broken_installation_makes_it_raise(home, tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "client.work", None)
+    assert ask(home, request(tiny, "roll_call")) is None
+    assert "could not even be refused" in (home / "site.log").read_text()
 
 
 def test_the_sites_policy_is_the_reason_that_is_given(home, tiny):

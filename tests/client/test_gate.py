@@ -1,21 +1,21 @@
 import ast
 import json
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import client
-from client.privacy.gate import Gate
+from client.privacy.gate import Departure, Gate
 from client.privacy.policy import Policy
 from client.provision import make_home
 from client.site import Site, write_settings
-from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
+from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, Scores, new_nonce
+from fgvc_core.wire.arrays import pack
 
 SCORES = Scores(examples=9, correct=3, loss_sum=2.0, macro_f1=0.25)
 TENSORS = {"w": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
@@ -77,6 +77,39 @@ def test_a_policy_keeps_counts_and_scores_at_the_site(site):
     assert (reply.examples, reply.scores) == (1, None)
 
 
+def test_a_line_that_a_crash_has_torn_does_not_swallow_the_next(site):
+    book = site.home / "departures.jsonl"
+    Gate(site).release(*exchange(), TENSORS)
+    with book.open("ab") as file:
+        file.write(b'{"time": "2026')
+    numbers = [opened(site, Gate(site).release(*exchange(), {})).departure for _ in range(2)]
+    assert numbers == [3, 4]
+    lines = book.read_text().splitlines()
+    assert len(lines) == 4
+    assert [json.loads(lines[i])["tensors"] for i in (0, 2, 3)] == [2, 0, 0]
+
+
+def test_a_line_is_on_the_disk_before_anything_is_handed_out(site, monkeypatch):
+    synced, sync = [], os.fsync
+
+    def spy(descriptor):
+        synced.append((site.home / "departures.jsonl").read_text())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    request, reply = exchange()
+    Gate(site).release(request, reply, TENSORS)
+    assert request.nonce in synced[0]
+
+
+@pytest.mark.parametrize("name", sorted(TENSORS))
+def test_a_tensor_changed_on_the_way_no_longer_fits_the_signature(site, name):
+    departure = Gate(site).release(*exchange(), TENSORS)
+    tensors = {**departure.tensors, name: pack(TENSORS[name] + 1)}
+    with pytest.raises(PeerError, match="not the ones that were signed"):
+        opened(site, Departure(departure.sealed, tensors))
+
+
 def test_nothing_in_the_package_signs_but_the_gate():
     root = Path(client.__file__).parent
     signers = set()
@@ -99,24 +132,8 @@ def test_nothing_in_the_package_opens_a_connection():
             assert not {n.split(".")[0] for n in names} & forbidden, path
 
 
-def test_a_homes_secrets_are_readable_by_their_owner_alone(site):
-    for name in ("key", "split.key"):
-        assert stat.S_IMODE((site.home / name).stat().st_mode) == 0o600
-
-
-def test_a_home_is_never_made_over_another(site, tmp_path):
-    with pytest.raises(ConfigurationError, match="exists already"):
-        make_home(site.home, name="x", coordinator=public_text(site.coordinator), cache=tmp_path)
-
-
 def test_a_wrong_policy_key_names_the_nearest(site):
     path = site.home / "site.toml"
     path.write_text(path.read_text().replace("share_scores", "share_scorse"))
     with pytest.raises(ConfigurationError, match="'share_scores'"):
-        Site.open(site.home)
-
-
-def test_damaged_rows_are_bad_data(site):
-    (site.home / "rows.json").write_text("[1, 2")
-    with pytest.raises(DataError, match=r"rows\.json"):
         Site.open(site.home)

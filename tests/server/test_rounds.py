@@ -53,13 +53,16 @@ class Puppets:
         key = KEYS.get(site, STRANGER)
         body = Request.parse(message.content.config_records["envelope"]["body"])
         trick = self.tricks.get(site, lambda round_, values: values)
-        tensors, right = {}, 4 + body.round
+        values, tensors, right = {}, {}, 4 + body.round
         if body.kind == "train":
             received = message.content.array_records["tensors"]["w"].numpy()
             values = trick(body.round, {"values": received + 1})
             if values is None:
                 return None
             tensors, right = {"w": values["values"]}, values.get("correct", right)
+        if body.kind == "score":
+            values = trick(body.round, {"values": START["w"]}) or {}
+            right = values.get("correct", right)
         elif body.kind == "score":
             right = (trick(body.round + 1, {}) or {}).get("correct", right)
         packed = pack_all(tensors)
@@ -67,14 +70,14 @@ class Puppets:
         fields = body.model_dump(include={"kind", "run", "round", "nonce", "recipe_digest"})
         reply = Reply(
             **fields, site=site, code="ok", examples=10, loss=1.0,
-            scores=None if body.kind == "roll_call" else scores,
+            scores=None if body.kind == "roll_call" or values.get("silent") else scores,
             public_key=public_text(key.public_key()) if body.kind == "roll_call" else "",
             tensors={n: t.digest() for n, t in packed.items()},
         )  # fmt: skip
         return Message(to_content(seal(key, reply), to_array_record(packed)), reply_to=message)
 
 
-def run(tmp_path, puppets, *overrides):
+def run(tmp_path, puppets, *overrides, state=None):
     recipe = parse_recipe("", ["federation.rounds=3", "federation.deadline_s=0.3", *overrides])
     (tmp_path / "coordinator").mkdir()
     write_private(new_key(), tmp_path / "coordinator" / "key")
@@ -83,7 +86,7 @@ def run(tmp_path, puppets, *overrides):
     write_home(tmp_path, recipe, ("a", "b"), sites, settings)
     home = CoordinatorHome.open(tmp_path)
     events = EventLog(tmp_path / "events.jsonl")
-    rounds = Rounds(puppets, home, RunState(run="run-1"), START, None, events)
+    rounds = Rounds(puppets, home, state or RunState(run="run-1"), START, None, events)
     try:
         return rounds.run(), rounds, home
     finally:
@@ -147,6 +150,43 @@ def test_patience_counts_rounds_without_a_better_score(tmp_path):
     puppets = Puppets(dict.fromkeys(KEYS, worse))
     reason, rounds, _ = run(tmp_path, puppets, "federation.rounds=9", "federation.patience=2")
     assert (reason, rounds.state.round, rounds.state.best_round) == ("patience", 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("done", "since", "reason"), [(4, 2, "patience"), (9, 0, "rounds"), (4, 1, "patience")]
+)
+def test_a_run_resumed_after_its_last_round_adds_none_that_it_would_not_have_had(
+    tmp_path, done, since, reason
+):
+    worse = lambda r, v: {**v, "correct": 1}  # noqa: E731
+    state = RunState(run="run-1", round=done, best_round=1, best_score=[0.9, -0.1],
+                     since_best=since, history=[{"round": n + 1} for n in range(done)])  # fmt: skip
+    puppets = Puppets(dict.fromkeys(KEYS, worse))
+    settings = ("federation.rounds=9", "federation.patience=2")
+    got, rounds, _ = run(tmp_path, puppets, *settings, state=state)
+    assert (got, rounds.state.round) == (reason, done + (since == 1))
+
+
+def test_one_void_round_is_made_up_for_and_forgotten(tmp_path):
+    asked = []
+
+    def flaky(round_, values):
+        asked.append(round_)
+        return None if len(asked) in (3, 4) else values
+
+    puppets = Puppets({"site-1": flaky, "site-2": flaky})
+    _, rounds, home = run(tmp_path, puppets, "federation.deadline_s=0.05")
+    assert last(home)[0]["w"].tolist() == [3.0] * 4
+    assert [e["round"] for e in rounds.events if e["event"] == "round_void"] == [2]
+    assert rounds.state.void_rounds == 0
+
+
+def test_a_run_without_sites_scores_keeps_its_latest_model(tmp_path):
+    silent = lambda r, v: {**v, "silent": True}  # noqa: E731
+    _, rounds, home = run(tmp_path, Puppets(dict.fromkeys(KEYS, silent)), "federation.patience=1")
+    assert (rounds.state.round, rounds.state.best_round) == (3, 3)
+    best, _ = Checkpoints(home.run_dir, home.recipe, home.class_names).read("best")
+    assert best["w"].tolist() == [3.0] * 4
 
 
 def test_a_stranger_in_the_roll_call_is_not_admitted(tmp_path):

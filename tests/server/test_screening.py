@@ -3,8 +3,8 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fgvc_core.errors import PeerError
-from fgvc_core.protocol.envelope import seal
-from fgvc_core.protocol.keys import new_key
+from fgvc_core.protocol.envelope import Sealed, seal
+from fgvc_core.protocol.keys import new_key, sign
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.wire.arrays import TensorSpec, pack_all
 from server.records import to_array_record, to_content
@@ -17,6 +17,9 @@ ASKED = Request(
     kind="train", run="r", round=2, site="site-1", nonce=new_nonce(), recipe_digest="0" * 64
 )
 SOUND = {"w": np.ones((2, 3), np.float32), "b": np.ones(4, np.float32)}
+
+
+SCORES = {"examples": 10, "correct": 4, "loss_sum": 1.0, "macro_f1": 0.5}
 
 
 def screening(max_mb=1.0):
@@ -57,6 +60,8 @@ def test_a_sound_reply_passes_with_its_bytes_counted():
         ({"recipe_digest": "1" * 64}, "recipe_digest"),
         ({"kind": "score"}, "kind"),
         ({"code": "unavailable"}, "unavailable"),
+        ({"scores": {**SCORES, "correct": 11}}, "11 of 10"),
+        ({"scores": {**SCORES, "examples": MAX_EXAMPLES + 1}}, "at most"),
         ({"examples": 0}, "claims 0"),
         ({"examples": MAX_EXAMPLES + 1}, "claims"),
         ({"tensors": {"w": SOUND["w"]}}, "1 missing"),
@@ -70,6 +75,17 @@ def test_each_unsound_reply_is_refused_with_its_reason(changes, said):
     with pytest.raises(PeerError, match=said):
         screening().screen(answer(**changes) if "tensors" not in changes else
                            answer(tensors=changes["tensors"]), ASKED)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_loss_that_is_no_number_is_refused(number):
+    body = answer().content.config_records["envelope"]["body"]
+    text = body.replace('"loss":null', f'"loss":{number}')
+    assert text != body
+    signature = sign(KEY, b"fieldmark reply v1\n" + text.encode())
+    content = to_content(Sealed(text, signature), to_array_record(pack_all(SOUND)))
+    with pytest.raises(PeerError, match=r"loss is not finite|malformed at 'loss'"):
+        screening().screen(Message(content, reply_to=question()), ASKED)
 
 
 def test_an_error_of_the_runtime_is_refused_by_its_code_alone():

@@ -83,3 +83,14 @@ def test_fedprox_puts_its_weight_into_the_request_through_flowers_own_class():
 @pytest.mark.parametrize("name", ["fedavg", "fedprox"])
 def test_every_strategy_says_whether_it_needs_more_than_a_sum(name):
     assert make_strategy(FederationSettings(strategy=name)).needs == "sum"
+
+
+def test_the_layout_in_memory_of_an_update_does_not_matter():
+    one, two = (np.asfortranarray(np.full((3, 4), v, np.float32)) for v in (1.0, 3.0))
+    assert (fold([(one, 1), (two, 1)]) == 2).all()
+
+
+def test_the_same_updates_in_the_same_order_give_the_same_bits():
+    generator = np.random.default_rng(1)
+    pairs = [(generator.standard_normal(1000, dtype=np.float32), 7 + n) for n in range(9)]
+    assert fold(pairs).tobytes() == fold(pairs).tobytes()

@@ -95,6 +95,22 @@ def test_only_a_window_is_computed_ahead_of_what_was_pulled(grid):
     assert [number_of(pull(grid, i)) for i in ids[1:]] == list(range(1, 12))
 
 
+def test_replies_that_were_given_up_do_not_fill_the_window_of_the_next_round(grid):
+    late = ask(grid, range(8))
+    pull(grid, late[3])
+    while len(begun) < 4:
+        grid.pull_messages(["nothing"])
+    fresh = ask(grid, range(8, 13))
+    assert number_of(pull(grid, fresh[0])) == 8
+    deadline = time.monotonic() + 2
+    while sum(n >= 8 for n in begun) < 4 and time.monotonic() < deadline:
+        grid.pull_messages(["nothing"])
+    # While the reader is busy with the first, the next are computed.
+    assert sum(n >= 8 for n in begun) >= 4
+    assert [number_of(pull(grid, i)) for i in fresh[1:]] == [9, 10, 11, 12]
+    assert number_of(pull(grid, late[7])) == 7
+
+
 def test_an_app_that_raises_gives_an_error_without_its_text(grid):
     (message_id,) = ask(grid, [13])
     reply = pull(grid, message_id)

@@ -96,7 +96,7 @@ class Exchange:
             nonce=new_nonce(),
             recipe_digest=self._home.recipe.digest,
             proximal_mu=proximal_mu,
-            tensors=self._digest(arrays),
+            tensors=self.digests(arrays),
         )
         return request, self._message(request, self.nodes[site], arrays)
 
@@ -169,7 +169,8 @@ class Exchange:
             "roll_call", site=name, node=node, accepted=True, reason=None, version=reply.version
         )
 
-    def _digest(self, arrays: ArrayRecord) -> dict[str, str]:
+    def digests(self, arrays: ArrayRecord) -> dict[str, str]:
+        """Name -> SHA-256 (hex) of each tensor of a model."""
         # The same record goes to every site of a round: hash it once.
         if self._digested[0] is not arrays:
             digests = {name: t.digest() for name, t in from_array_record(arrays).items()}

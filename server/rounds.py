@@ -6,6 +6,7 @@ Everything that decides how a run goes on is in its checkpoint, and everything d
 derives from (seed, round): a resumed run ends as the uninterrupted one does.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -236,6 +237,8 @@ class Rounds:
             "cohort": len(cohort),
             "accepted": len(accepted),
             "refused": len(cohort) - len(accepted),
+            # Two runs whose models are equal to the bit have equal digests, round by round.
+            "model": _digest(self._exchange.digests(self._arrays)),
         }
 
     def _test_round(self, number: int) -> None:
@@ -284,6 +287,11 @@ class Rounds:
 
     def _unpacked(self, arrays: ArrayRecord) -> Tensors:
         return unpack_all(from_array_record(arrays), self._specs)
+
+
+def _digest(tensors: dict[str, str]) -> str:
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(tensors.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _share(scores: Scores | None) -> float | None:

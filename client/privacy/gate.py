@@ -71,7 +71,8 @@ class Gate:
         allowed = reply.model_copy(
             update={
                 "examples": reply.examples if policy.share_counts else min(reply.examples, 1),
-                "scores": reply.scores if policy.share_scores else None,
+                # Scores say how many pictures they are of: they would tell the count.
+                "scores": reply.scores if policy.share_scores and policy.share_counts else None,
                 "departure": self._count() + 1,
                 "tensors": {name: tensor.digest() for name, tensor in packed.items()},
             }

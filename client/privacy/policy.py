@@ -14,7 +14,8 @@ class Policy(Settings):
     share_counts: bool = Field(
         True,
         description="Whether the number of training examples may leave; without it the site's "
-        "update weighs as much as any other's.",
+        "update weighs as little as one example, and its scores stay too: they would tell "
+        "the number.",
     )
     share_scores: bool = Field(
         True, description="Whether the scores on the site's validation split may leave."

@@ -72,9 +72,14 @@ def test_an_update_above_the_sites_own_cap_is_refused_and_not_counted(site):
 
 
 def test_a_policy_keeps_counts_and_scores_at_the_site(site):
-    site = with_policy(site, share_counts=False, share_scores=False)
-    reply = opened(site, Gate(site).release(*exchange(), TENSORS))
-    assert (reply.examples, reply.scores) == (1, None)
+    for policy, kept in (
+        ({"share_scores": False}, (120, None)),
+        ({"share_counts": False}, (1, None)),
+        ({}, (120, SCORES)),
+    ):
+        site = with_policy(site, **policy)
+        reply = opened(site, Gate(site).release(*exchange(), TENSORS))
+        assert (reply.examples, reply.scores) == kept
 
 
 def test_a_line_that_a_crash_has_torn_does_not_swallow_the_next(site):

@@ -55,7 +55,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_file, tmp_path, sign):
     assert "--resume" in told
     assert "Traceback" not in told
     _, metadata = read_checkpoint(stopped / "checkpoints" / "last.safetensors")
-    assert 1 <= json.loads(metadata["state"])["round"] < 3
+    assert json.loads(metadata["state"])["round"] in (1, 2)
     assert json.loads((stopped / "metrics.json").read_text())["stopped"] == "interrupted"
     subprocess.run(
         command(tiny_file, "--out", stopped, "--resume", *sets), check=True, capture_output=True

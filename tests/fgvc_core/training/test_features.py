@@ -118,7 +118,7 @@ def written(tmp_path):
     return path
 
 
-def refused(path):
+def assert_refused(path):
     with pytest.raises(DataError, match=path.name) as caught:
         FeatureStore(path.parents[2], b"x" * 32).missing([b"k" * 32])
     assert "Delete that file" in caught.value.remedy
@@ -127,20 +127,20 @@ def refused(path):
 @pytest.mark.parametrize("kept", [0, 7, 30, -1])
 def test_a_truncated_file_is_named(written, kept):
     written.write_bytes(written.read_bytes()[:kept])
-    refused(written)
+    assert_refused(written)
 
 
 def test_one_wrong_byte_is_found(written):
     held = bytearray(written.read_bytes())
     held[-2] ^= 1
     written.write_bytes(bytes(held))
-    refused(written)
+    assert_refused(written)
 
 
 @pytest.mark.parametrize("lost", ["keys", "features", "sum"])
 def test_a_file_of_something_else_is_named(written, lost):
     save_file({k: v for k, v in load_file(written).items() if k != lost}, written)
-    refused(written)
+    assert_refused(written)
 
 
 def test_a_half_written_file_is_never_read(written):

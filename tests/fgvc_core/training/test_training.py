@@ -232,7 +232,7 @@ def test_training_alone_keeps_the_best_round_by_validation(tiny, tmp_path):
     train = learner.examples(table.where("train"), tmp_path)
     held = learner.examples(table.where("test"), tmp_path)
     done = train_alone(learner, train, held, 4, 0, 64, "alone")
-    assert 1 <= done.best_round <= 4
+    assert done.best_round in (1, 2, 3, 4)
     assert done.passes == 4
     learner.load(done.tensors)
     best, _ = learner.evaluate(held, 64)

@@ -7,6 +7,7 @@ the announcement is on the site's disk, one file a run.
 import json
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from fgvc_core.errors import PeerError
@@ -39,10 +40,16 @@ def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:
         held = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise PeerError(f"Run '{request.run}' was never announced to this site.") from None
-    recipe = parse_recipe(held["recipe"], where=str(path))
+    recipe = _parse(held["recipe"])
     if recipe.digest != request.recipe_digest:
         raise PeerError(f"Run '{request.run}' was announced with another recipe.")
     return recipe, tuple(held["class_names"])
+
+
+# A worker reads the same announcement for each site and round.
+@lru_cache(maxsize=16)
+def _parse(text: str) -> Recipe:
+    return parse_recipe(text, where="announced recipe")
 
 
 def _path(home: Path, run: str) -> Path:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Recipe(Settings):
         """The resolved recipe as TOML; reading it gives an equal recipe."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of what a site is asked to do.
 

@@ -50,15 +50,27 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
 
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     # Imported here: a roll call of a site that cannot take part costs no torch.
+    from client.private_work import answer_protected
     from client.work import answer_round, echo, read_announcement
 
     gate = Gate(site)
     if request.kind == "roll_call":
-        read_announcement(request)
+        recipe = read_announcement(request)
         remember(site.home, request)
-        reply = Reply(**echo(site, request), code="ok", public_key=site.public_key)
+        protected = gate.announce(request, recipe) is not None
+        reply = Reply(
+            **echo(site, request),
+            code="ok",
+            public_key=site.public_key,
+            examples=site.settings.data.units if protected else 0,
+        )
         return gate.release(request, reply, {})
     recipe, class_names = recall(site.home, request)
+    privacy = gate.protection(recipe)
+    if privacy is not None:
+        return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
+    if request.kind == "release":
+        raise PeerError("The recipe has no [privacy]: there is nothing to release.")
     reply, tensors = answer_round(site, request, recipe, class_names, incoming.tensors)
     return gate.release(request, reply, tensors)
 
@@ -67,14 +79,15 @@ def _guarded(
     site: Site, request: Request, log: logging.Logger, work: Callable[[], Departure]
 ) -> Departure | None:
     code: Code
+    refusal: FieldmarkError | None = None
     try:
         return work()
     except PolicyRefusal as error:
         log.error("round %d refused: %s", request.round, error)
-        code, reason = "refused-policy", error.what
+        code, reason, refusal = "refused-policy", error.what, error
     except PeerError as error:
         log.error("round %d refused: %s", request.round, error)
-        code, reason = "refused-request", error.what
+        code, reason, refusal = "refused-request", error.what, error
     except Exception:
         # The boundary of the site: whatever it was, its text stays here.
         log.exception("round %d failed", request.round)
@@ -82,8 +95,9 @@ def _guarded(
     try:
         from client.work import echo
 
-        reply = Reply(**echo(site, request), code=code, reason=reason[:500])
-        return Gate(site).release(request, reply, {})
+        named = site.public_key if request.kind == "roll_call" else ""
+        reply = Reply(**echo(site, request), code=code, reason=reason[:500], public_key=named)
+        return Gate(site).refuse(request, reply, refusal)
     except Exception:
         log.exception("round %d could not even be refused", request.round)
         return None

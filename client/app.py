@@ -29,6 +29,12 @@ def roll_call(message: Message, context: Context) -> Message:
     return _handle(message, context)
 
 
+@app.query("release")
+def release(message: Message, context: Context) -> Message:
+    """Release noisy sums about this site's pictures."""
+    return _handle(message, context)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Score the received model, train it, answer both."""

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from client.privacy.policy import Policy
 from client.site import Site, SiteSettings, write_settings
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.protocol.keys import new_key, read_public, write_private
@@ -19,6 +20,8 @@ def make_home(
     data_path: str | None = None,
     split_key: bytes | None = None,
     device: str = "auto",
+    units: int = 0,
+    policy: Policy | None = None,
 ) -> Site:
     """Make a site's home with a fresh key.
 
@@ -30,6 +33,8 @@ def make_home(
         data_path: Root of the data set on this machine.
         split_key: Secret of the validation split; drawn afresh if not given.
         device: What the site computes with.
+        units: The public number of protected units.
+        policy: What the site allows.
 
     Raises:
         ConfigurationError: if the folder exists already, or a setting is out of range.
@@ -37,8 +42,9 @@ def make_home(
     """
     values = {
         "name": name,
-        "data": {"path": data_path},
+        "data": {"path": data_path, "units": units},
         "resources": {"device": device, "cache": str(cache)},
+        "policy": (policy or Policy()).model_dump(),
     }
     settings = SiteSettings.read(values, "site.toml")
     read_public(coordinator)

@@ -7,19 +7,22 @@
     split.key        the secret that decides each subject's side of the validation split
     coordinator.pub  the only key whose requests are answered
     rows.json        in a simulation: which rows of the data set are this site's
-    departures.jsonl one line for everything that has left
+    ledger.jsonl     what has been spent and what has left, chained; ledger.head: its last entry
+    outbox/          finished replies under differential privacy, for whoever asks again
     site.log         what went wrong here, in words that never leave
 """
 
+import hashlib
 import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from client.privacy.policy import Policy
 from fgvc_core.configuration import Settings
@@ -37,6 +40,23 @@ class SiteData(Settings):
     """Where this site's pictures are."""
 
     path: str | None = Field(None, description="Root of the data set on this machine.")
+    units: int = Field(
+        0,
+        ge=0,
+        description="The public number of protected units: about how many images or subjects this "
+        "site says that it holds. Noise, sampling rate and weight are computed from it; the "
+        "true number never leaves. 0: not declared, no part in a run with privacy.",
+    )
+    pictures: int = Field(
+        0, ge=0, description="The public number of pictures; 0: as many as units."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("pictures"):
+            return {**values, "pictures": values.get("units", 0)}
+        return values
 
 
 class Resources(Settings):
@@ -87,6 +107,16 @@ class Site:
         """Where decoded pictures and features are kept."""
         return Path(self.settings.resources.cache)
 
+    @property
+    def data_binding(self) -> str:
+        """SHA-256 (hex) of where the data are, and in a simulation which rows: the ledger's."""
+        path = self.settings.data.path
+        where = str(Path(path).resolve()) if path else ""
+        digest = hashlib.sha256(where.encode())
+        if self.rows is not None:
+            digest.update(np.sort(self.rows).astype("<i8").tobytes())
+        return digest.hexdigest()
+
     @classmethod
     def open(cls, home: Path) -> "Site":
         """Open a home.
@@ -124,8 +154,7 @@ class Site:
 
 def write_settings(home: Path, settings: SiteSettings) -> None:
     """Write ``site.toml``."""
-    values = settings.model_dump(mode="json")
-    values["data"] = {k: v for k, v in values["data"].items() if v is not None}
+    values = settings.model_dump(mode="json", exclude_none=True)
     (home / "site.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
 
 

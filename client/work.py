@@ -9,11 +9,14 @@ everything else in it is frozen.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from client.site import Site
 from fgvc_core import __version__
@@ -21,6 +24,8 @@ from fgvc_core.data.split import validation_mask
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.experiment import make_learner, make_table, pick_device
+from fgvc_core.privacy.settings import Unit
+from fgvc_core.privacy.units import protected_units
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.examples import Examples
@@ -35,10 +40,12 @@ the cache, so that a site costs little more than its labels."""
 
 @dataclass(frozen=True)
 class SiteExamples:
-    """A site's own two splits."""
+    """A site's own two splits; under differential privacy also who belongs to which unit."""
 
     train: Examples
     validation: Examples
+    train_units: NDArray[np.int64] | None = None
+    validation_units: NDArray[np.int64] | None = None
 
 
 class Desk:
@@ -63,16 +70,21 @@ class Desk:
         return self._learners[key]
 
     def examples(
-        self, site: Site, recipe: Recipe, learner: Learner, class_names: tuple[str, ...]
+        self,
+        site: Site,
+        recipe: Recipe,
+        learner: Learner,
+        class_names: tuple[str, ...],
+        unit: Unit | None,
     ) -> SiteExamples:
         """A site's examples, from memory if this process served it lately."""
-        key = (str(site.home), recipe.digest, class_names)
+        key = (str(site.home), recipe.digest, class_names, unit)
         if key in self._examples:
             self._examples.move_to_end(key)
         else:
             table = self.table(site, recipe)
             _check_classes(table, class_names)
-            self._examples[key] = split_examples(site, recipe, learner, table)
+            self._examples[key] = split_examples(site, recipe, learner, table, unit)
             while len(self._examples) > SITES_KEPT:
                 self._examples.popitem(last=False)
         return self._examples[key]
@@ -93,19 +105,51 @@ class Desk:
 _desk = Desk()
 
 
+@contextmanager
+def at_the_desk(
+    site: Site, recipe: Recipe, class_names: tuple[str, ...], unit: Unit | None = None
+) -> Iterator[tuple[Learner, dict[str, TensorSpec], SiteExamples]]:
+    """This process's learner and a site's examples, for one piece of work at a time."""
+    device = pick_device(site.settings.resources.device)
+    torch.set_num_threads(site.settings.resources.threads)
+    with _desk.lock:
+        learner, specs = _desk.learner(recipe, len(class_names), device)
+        yield learner, specs, _desk.examples(site, recipe, learner, class_names, unit)
+
+
+def check_received(
+    packed: Mapping[str, PackedTensor], specs: Mapping[str, TensorSpec]
+) -> dict[str, NDArray[np.float32]]:
+    """The tensors that a request carries.
+
+    Raises:
+        PeerError: if they are not what the recipe's model has, or not finite.
+    """
+    tensors = unpack_all(packed, specs)
+    broken = first_not_finite(tensors)
+    if broken is not None:
+        raise PeerError(f"The received tensor '{broken}' is not finite.")
+    return tensors
+
+
 def split_examples(
-    site: Site, recipe: Recipe, learner: Learner, table: ExampleTable
+    site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit | None = None
 ) -> SiteExamples:
     """A site's own rows of a table, split by the keyed hash of their subjects."""
     table = table.take(site.rows) if site.rows is not None else table.where("train")
     held = validation_mask(table, recipe.data.val_fraction, site.split_key)
-    if held.all():
-        # A site of very few subjects may have drawn them all: it trains on them instead.
+    if held.all() and unit is None:
+        # A site of very few subjects may have drawn them all: it trains on them instead. Not
+        # under differential privacy, where one subject more would then move all the others.
         held[:] = False
-    train, validation = table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
-    return SiteExamples(
-        learner.examples(train, site.cache), learner.examples(validation, site.cache)
+    parts = [table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])]
+    train, validation = (learner.examples(part, site.cache) for part in parts)
+    if unit is None:
+        return SiteExamples(train, validation)
+    train_units, validation_units = (
+        protected_units(unit, [t.content_key(i) for i in range(len(t))], t.subjects) for t in parts
     )
+    return SiteExamples(train, validation, train_units, validation_units)
 
 
 def read_announcement(request: Request) -> Recipe:
@@ -138,16 +182,8 @@ def answer_round(
         DataError: if this site's pictures or labels are wrong.
     """
     started = time.perf_counter()
-    device = pick_device(site.settings.resources.device)
-    torch.set_num_threads(site.settings.resources.threads)
-    with _desk.lock:
-        learner, specs = _desk.learner(recipe, len(class_names), device)
-        tensors = unpack_all(packed, specs)
-        broken = first_not_finite(tensors)
-        if broken is not None:
-            raise PeerError(f"The received tensor '{broken}' is not finite.")
-        examples = _desk.examples(site, recipe, learner, class_names)
-        learner.load(tensors)
+    with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
+        learner.load(check_received(packed, specs))
         scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
         loss, trained, outgoing = None, len(examples.train), {}
         if request.kind == "train":

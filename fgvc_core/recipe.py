@@ -21,6 +21,7 @@ from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSett
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
+from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import EvaluateSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
@@ -41,6 +42,7 @@ class Recipe(Settings):
     train: TrainSettings = TrainSettings()
     federation: FederationSettings = FederationSettings()
     wire: WireSettings = WireSettings()
+    privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
 
     def to_toml(self) -> str:

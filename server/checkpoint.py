@@ -37,6 +37,8 @@ class RunState:
         sites: Site name -> its latest figures.
         best_sites: The same as they were for the best model.
         void_rounds: Rounds in a row that found no quorum.
+        privacy: Site name -> what the run has cost there, as it states it.
+        ledgers: Site name -> [entries, head] of its ledger as last seen.
     """
 
     run: str
@@ -48,6 +50,8 @@ class RunState:
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     best_sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     void_rounds: int = 0
+    privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ledgers: dict[str, list[Any]] = field(default_factory=dict)
     wall_s: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0

@@ -11,15 +11,20 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fgvc_core.errors import PeerError, RunFailed
+from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
-from fgvc_core.protocol.messages import Kind, Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, new_nonce
 from server.events import EventLog
 from server.home import CoordinatorHome
 from server.records import from_array_record, from_message, take_tensors, to_content
 
-_TYPES: dict[str, str] = {"roll_call": "query.roll_call", "train": "train", "score": "evaluate"}
+_TYPES: dict[str, str] = {
+    "roll_call": "query.roll_call",
+    "train": "train",
+    "score": "evaluate",
+    "release": "query.release",
+}
 WAIT_FOR_NODES_S = 120.0
 ROLL_CALL_DEADLINE_S = 300.0
 
@@ -45,6 +50,8 @@ class Exchange:
             name: read_public(text) for name, text in home.allow_list.items()
         }
         self.nodes: dict[str, int] = {}
+        self.units: dict[str, int] = {}
+        self.refusals: dict[str, str] = {}
         self._digested: tuple[ArrayRecord | None, dict[str, str]] = (None, {})
 
     def roll_call(self) -> list[str]:
@@ -76,6 +83,8 @@ class Exchange:
         for message_id, (node, request) in by_message.items():
             reply_message = self._pull(message_id, deadline)
             self._admit(node, request, reply_message, known)
+        if not self.nodes and self.refusals:
+            raise refused_by_all(self.refusals)
         if not self.nodes:
             raise RunFailed(
                 f"None of {len(by_message)} nodes proved to be a registered site.",
@@ -85,7 +94,14 @@ class Exchange:
         return sorted(self.nodes)
 
     def compose(
-        self, kind: Kind, round_: int, site: str, arrays: ArrayRecord, proximal_mu: float = 0.0
+        self,
+        kind: Kind,
+        round_: int,
+        site: str,
+        arrays: ArrayRecord,
+        proximal_mu: float = 0.0,
+        phase: Phase = "",
+        known_head: str = "",
     ) -> tuple[Request, Message]:
         """A signed request to a site with the tensors beside it."""
         request = Request(
@@ -96,6 +112,8 @@ class Exchange:
             nonce=new_nonce(),
             recipe_digest=self._home.recipe.digest,
             proximal_mu=proximal_mu,
+            phase=phase,
+            known_head=known_head,
             tensors=self.digests(arrays),
         )
         return request, self._message(request, self.nodes[site], arrays)
@@ -155,16 +173,19 @@ class Exchange:
             reply = unseal(Reply, sealed, self.keys[name], {})
             if (reply.nonce, reply.run) != (request.nonce, request.run):
                 raise PeerError("The answer is to another roll call.")
-            if reply.code != "ok":
-                raise PeerError(f"The site answered '{reply.code}'. {reply.reason}")
             if reply.site != name:
                 raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
+            if reply.code == "refused-policy":
+                self.refusals[name] = reply.reason
+            if reply.code != "ok":
+                raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
             if name in self.nodes:
                 raise PeerError(f"Site '{name}' has answered from another node already.")
         except PeerError as error:
             self._events.emit("roll_call", site=None, node=node, accepted=False, reason=error.what)
             return
         self.nodes[name] = node
+        self.units[name] = reply.examples
         self._events.emit(
             "roll_call", site=name, node=node, accepted=True, reason=None, version=reply.version
         )
@@ -185,3 +206,13 @@ class Exchange:
             message_type=_TYPES[request.kind],
             group_id=str(request.round),
         )
+
+
+def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:
+    """What ends a run in which no site may go on; site -> its reason."""
+    reasons = sorted(set(refusals.values()))
+    return PolicyRefusal(
+        f"{len(refusals)} sites refuse by their own policy: {' '.join(reasons[:3])}",
+        why="A site's policy is not the coordinator's to change; its ledger is as it was.",
+        remedy="Ask for what the sites allow; 'fieldmark site budget' at a site says what is left.",
+    )

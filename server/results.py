@@ -36,9 +36,11 @@ def write_results(
     write_json(home.run_dir / "metrics.json", metrics)
 
 
-def write_interrupted(home: CoordinatorHome, state: RunState, learner: Learner) -> None:
-    """What can be said of a run that a person stopped: no score of a final model."""
-    write_json(home.run_dir / "metrics.json", _summary(home, state, "interrupted", learner))
+def write_interrupted(
+    home: CoordinatorHome, state: RunState, learner: Learner, reason: str = "interrupted"
+) -> None:
+    """What can be said of a run that was stopped: no score of a final model."""
+    write_json(home.run_dir / "metrics.json", _summary(home, state, reason, learner))
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -64,7 +66,7 @@ def _summary(
         "bytes_down": state.bytes_down,
         "sites": {
             site: {
-                "examples": figures["examples"],
+                **({} if figures["examples"] is None else {"examples": figures["examples"]}),
                 "top1": state.best_sites.get(site, {}).get("top1"),
                 "macro_f1": state.best_sites.get(site, {}).get("macro_f1"),
                 "rounds": figures["rounds"],
@@ -74,6 +76,7 @@ def _summary(
             }
             for site, figures in sorted(state.sites.items())
         },
+        **({"privacy": dict(sorted(state.privacy.items()))} if state.privacy else {}),
         "history": state.history,
         "model": {
             "backbone": home.recipe.model.backbone,

@@ -12,7 +12,7 @@ import torch
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from fgvc_core.errors import FieldmarkError, RunInterrupted
+from fgvc_core.errors import FieldmarkError, PolicyRefusal, RunInterrupted
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from server.checkpoint import Checkpoints, RunState
 from server.evaluation import TestSplit
@@ -76,6 +76,8 @@ def run_federation(
                 remedy=f"Go on with: fieldmark simulate RECIPE --out {run_dir} --resume",
             ) from None
         except FieldmarkError as error:
+            if isinstance(error, PolicyRefusal):
+                write_interrupted(home, rounds.state, learner, f"refused: {error.what}")
             events.emit("failed", round=rounds.state.round, reason=error.what)
             raise
         write_results(home, rounds.state, reason, learner, test)

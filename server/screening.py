@@ -23,6 +23,18 @@ MAX_EXAMPLES = 10_000_000
 """Largest number of training examples that a site is believed to have."""
 
 
+_CARRYING = ("train", "release")
+"""Kinds of requests whose answers carry tensors."""
+
+
+class SiteRefusal(PeerError):
+    """A reply that is sound and says no."""
+
+    def __init__(self, what: str, reply: Reply) -> None:
+        super().__init__(what)
+        self.reply = reply
+
+
 @dataclass(frozen=True)
 class Screened:
     """A reply that is what it claims: its body, its update (if any), its bytes."""
@@ -39,17 +51,35 @@ class Screening:
         specs: What the travelling tensors must be.
         keys: Site name -> its registered public key.
         max_update_mb: Largest update accepted, in MB.
+        protected: Whether every reply has to state what it cost.
     """
 
     def __init__(
-        self, specs: dict[str, TensorSpec], keys: dict[str, PublicKey], max_update_mb: float
+        self,
+        specs: dict[str, TensorSpec],
+        keys: dict[str, PublicKey],
+        max_update_mb: float,
+        protected: bool = False,
     ) -> None:
         self._specs = specs
         self._keys = keys
         self._max_bytes = max_update_mb * 1e6
+        self._protected = protected
 
-    def screen(self, message: Message, request: Request) -> Screened:
+    def screen(
+        self,
+        message: Message,
+        request: Request,
+        specs: dict[str, TensorSpec] | None = None,
+        ledger_length: int = 0,
+    ) -> Screened:
         """Check the answer to a request.
+
+        Args:
+            message: What arrived.
+            request: What it has to answer.
+            specs: What its tensors must be; by default the model's.
+            ledger_length: How long we have seen this site's ledger before.
 
         Raises:
             PeerError: with the reason, if the reply is to be refused.
@@ -66,18 +96,28 @@ class Screening:
         for field in ("kind", "run", "round", "site", "nonce", "recipe_digest"):
             if getattr(reply, field) != getattr(request, field):
                 raise PeerError(f"The reply answers another request: its {field} differs.")
+        if reply.ledger_length < ledger_length:
+            raise PeerError(
+                f"The site's ledger has {reply.ledger_length} entries, and had {ledger_length}: "
+                "an old copy was put back."
+            )
         if reply.code != "ok":
-            raise PeerError(f"The site answered '{reply.code}'. {reply.reason}".strip())
+            raise SiteRefusal(f"The site answered '{reply.code}'. {reply.reason}".strip(), reply)
         _check_figures(reply)
-        update = self._update(reply, packed) if request.kind == "train" else None
+        if self._protected and reply.privacy is None:
+            raise PeerError("The run has differential privacy, and the reply does not state any.")
+        wanted = self._specs if specs is None else specs
+        update = self._update(reply, packed, wanted) if request.kind in _CARRYING else None
         return Screened(reply, update, nbytes)
 
-    def _update(self, reply: Reply, packed: dict[str, PackedTensor]) -> SoundReply:
-        if not 1 <= reply.examples <= MAX_EXAMPLES:
+    def _update(
+        self, reply: Reply, packed: dict[str, PackedTensor], specs: dict[str, TensorSpec]
+    ) -> SoundReply:
+        if reply.kind == "train" and not 1 <= reply.examples <= MAX_EXAMPLES:
             raise PeerError(
                 f"The site claims {reply.examples} training examples; 1 to {MAX_EXAMPLES} count."
             )
-        tensors = unpack_all(packed, self._specs)
+        tensors = unpack_all(packed, specs)
         broken = first_not_finite(tensors)
         if broken is not None:
             raise PeerError(f"The update's tensor '{broken}' is not finite.")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from simulations.preparation import Tell
     from simulations.simulate import Plan
 
@@ -158,7 +160,7 @@ def _show(metrics: dict[str, Any]) -> None:
         rounds = max(figures["rounds"], 1)
         table.add_row(
             site,
-            str(figures["examples"]),
+            str(figures.get("examples", "-")),
             _percent(figures["top1"]),
             _percent(figures["macro_f1"]),
             f"{figures['bytes_up'] / rounds / 1000:.0f}",
@@ -182,7 +184,27 @@ def _show(metrics: dict[str, Any]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print("Sites' scores are on their own validation pictures.", style="dim")
+    if metrics.get("privacy"):
+        _show_privacy(metrics["privacy"], console)
+    else:
+        console.print("Sites' scores are on their own validation pictures.", style="dim")
+
+
+def _show_privacy(statements: dict[str, Any], console: "Console") -> None:
+    from rich.table import Table
+
+    table = Table(title="What it cost, as each site states it")
+    for column in ("site", "unit", "epsilon, this run", "epsilon, in all", "delta"):
+        table.add_column(column, justify="left" if column in ("site", "unit") else "right")
+    for site, stated in statements.items():
+        table.add_row(
+            site,
+            stated["unit"],
+            f"{stated['epsilon']:.3f}",
+            f"{stated['epsilon_total']:.3f}",
+            f"{stated['delta']:g}",
+        )
+    console.print(table)
 
 
 def _show_comparison(result: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from client.provision import make_home
 from client.site import Site
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.baseline import pixel_baseline
@@ -27,6 +27,7 @@ from simulations.preparation import (
     split_key,
     write_partition,
 )
+from simulations.private_sites import extract_ledgers, public_units, simulated_policy
 from simulations.workers import available_cores, hired
 
 
@@ -72,10 +73,18 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
         lay_out(plan, setting)
     homes = site_homes(plan, setting)
     baseline = start_baseline(plan.recipe, setting, pool)
-    if plan.engine == "ray":
-        run_ray(plan.out, homes, workers)
-    else:
-        run_inprocess(plan.out, homes, pool, workers)
+    try:
+        if plan.engine == "ray":
+            run_ray(plan.out, homes, workers)
+        else:
+            run_inprocess(plan.out, homes, pool, workers)
+    except PolicyRefusal:
+        # The run's page says which sites refused, and why.
+        render(plan.out)
+        raise
+    finally:
+        if plan.recipe.privacy is not None:
+            extract_ledgers(plan.out, homes)
     return finish(plan, baseline)
 
 
@@ -244,6 +253,8 @@ def _home(plan: Plan, setting: Setting, site: str, coordinator: str) -> Site:
         cache=setting.cache,
         data_path=plan.recipe.data.path,
         split_key=split_key(plan.recipe, site),
+        units=public_units(plan.recipe, setting),
+        policy=simulated_policy(plan.recipe),
     )
     _assign(home, setting, coordinator)
     return Site.open(home)

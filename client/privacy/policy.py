@@ -1,13 +1,50 @@
 """What a site allows: the ``[policy]`` section of its ``site.toml``."""
 
-from pydantic import Field
+import hashlib
+import json
+from datetime import date
+from fnmatch import fnmatchcase
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
+from fgvc_core.errors import PolicyRefusal
+from fgvc_core.privacy.settings import PrivacySettings, Unit
+from fgvc_core.recipe import Recipe
 
 
 class Policy(Settings):
     """Bounds that no coordinator and no recipe can widen."""
 
+    privacy: Literal["optional", "required"] = Field(
+        "optional",
+        description="required: nothing computed from the pictures leaves without differential "
+        "privacy; a recipe without it is refused, or run with policy.own where that is set.",
+    )
+    own: PrivacySettings | None = Field(
+        None,
+        description="required: the protection that this site adds by itself (method = "
+        "'gradients') to a recipe that has none.",
+    )
+    epsilon_cap: float | None = Field(
+        None, gt=0.0, le=1000.0, description="Most epsilon that all runs together may cost a unit."
+    )
+    delta: float = Field(
+        1e-5, gt=0.0, le=1e-2, description="The delta at which the cap holds, 0 to 0.01."
+    )
+    unit: Unit | None = Field(
+        None, description="The unit that a run must protect at least: image or subject."
+    )
+    min_units: int = Field(
+        0, ge=0, description="Fewest units (as publicly declared) with which this site takes part."
+    )
+    min_examples: int = Field(
+        0, ge=0, description="Fewest pictures (as publicly declared) with which it takes part."
+    )
+    tensors: tuple[str, ...] = Field(
+        ("*",), description="Names of tensors that may leave; * stands for any characters."
+    )
     max_update_mb: float = Field(
         1024.0, gt=0.0, description="Largest reply that may leave in one round, in MB (1e6 bytes)."
     )
@@ -15,8 +52,107 @@ class Policy(Settings):
         True,
         description="Whether the number of training examples may leave; without it the site's "
         "update weighs as little as one example, and its scores stay too: they would tell "
-        "the number.",
+        "the number. Under differential privacy it never leaves.",
     )
     share_scores: bool = Field(
         True, description="Whether the scores on the site's validation split may leave."
     )
+    expires: date | None = Field(None, description="Last day on which this site takes part.")
+    approval: Literal["none", "each-run"] = Field(
+        "none",
+        description="each-run: a person at the site says yes to each run: fieldmark site approve.",
+    )
+    reply_seconds: float = Field(
+        0.0,
+        ge=0.0,
+        le=86400.0,
+        description="Under differential privacy: hold each reply until so many seconds after its "
+        "request, so that the time taken tells nothing; 0 holds none.",
+    )
+
+    @model_validator(mode="after")
+    def _own_fits(self) -> Self:
+        if self.own is not None and self.own.method != "gradients":
+            raise ValueError("own.method must be 'gradients': it protects a recipe that trains")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the policy, by which the ledger says under which one it acted."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
+    """The differential privacy under which this site would take part, the stricter of both.
+
+    Raises:
+        PolicyRefusal: naming the policy's line, if it does not take part in such a run.
+    """
+    asked = recipe.privacy
+    if asked is None:
+        if policy.privacy == "optional":
+            return None
+        if policy.own is None:
+            raise PolicyRefusal(
+                "policy.privacy = 'required', and the recipe has no [privacy].",
+                why="This site releases nothing about its pictures without it.",
+                remedy="Add a [privacy] section to the recipe.",
+            )
+        return policy.own
+    if policy.unit == "subject" and asked.unit == "image":
+        raise PolicyRefusal(
+            "policy.unit = 'subject', and the recipe protects single images.",
+            why="A subject with many pictures would be protected less than the site promises.",
+            remedy="Set privacy.unit = 'subject' in the recipe.",
+        )
+    if asked.delta > policy.delta:
+        raise PolicyRefusal(
+            f"policy.delta = {policy.delta:g}, and the recipe asks for {asked.delta:g}.",
+            why="Its bound would fail more often than this site allows.",
+            remedy=f"Set privacy.delta to at most {policy.delta:g}.",
+        )
+    return asked
+
+
+def check_standing(policy: Policy, units: int, pictures: int, today: date) -> None:
+    """Whether this site takes part in any run today.
+
+    Args:
+        policy: The site's.
+        units: The public number of units.
+        pictures: The public number of pictures.
+        today: The day.
+
+    Raises:
+        PolicyRefusal: naming the policy's line.
+    """
+    if policy.expires is not None and today > policy.expires:
+        raise PolicyRefusal(
+            f"policy.expires = {policy.expires}: this site's agreement has ended.",
+            remedy="Renew it in site.toml.",
+        )
+    for name, least, declared in (
+        ("min_units", policy.min_units, units),
+        ("min_examples", policy.min_examples, pictures),
+    ):
+        if declared < least:
+            raise PolicyRefusal(
+                f"policy.{name} = {least}, and {declared} are declared in site.toml.",
+                why="With so few, what leaves says too much about each.",
+                remedy="Take part when there are more, or lower the policy's line.",
+            )
+
+
+def check_tensors(policy: Policy, names: list[str]) -> None:
+    """Whether all these tensors may leave.
+
+    Raises:
+        PolicyRefusal: naming the first that may not.
+    """
+    for name in names:
+        if not any(fnmatchcase(name, pattern) for pattern in policy.tensors):
+            raise PolicyRefusal(
+                f"policy.tensors = {list(policy.tensors)}: '{name}' may not leave.",
+                remedy="Train only what may ([model] train), or widen the policy.",
+            )

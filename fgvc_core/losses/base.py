@@ -19,3 +19,7 @@ class Loss(nn.Module):
     def forward(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats."""
         raise TypeError("a loss defines its own forward")
+
+    def per_example(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        """The losses (N,) of single examples; where examples are coupled there are none."""
+        raise TypeError("a loss that does not couple examples says what each one's is")

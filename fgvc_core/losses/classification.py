@@ -24,7 +24,13 @@ class SmoothedCrossEntropy(Loss):
         """See :class:`Loss`."""
         return F.cross_entropy(logits_NK, labels_N, label_smoothing=self.smoothing)
 
+    def per_example(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        """See :class:`Loss`."""
+        return F.cross_entropy(
+            logits_NK, labels_N, label_smoothing=self.smoothing, reduction="none"
+        )
 
-def build_loss(settings: LossSettings) -> Loss:
+
+def build_loss(settings: LossSettings) -> SmoothedCrossEntropy:
     """The loss that a recipe names."""
     return SmoothedCrossEntropy(settings.label_smoothing)

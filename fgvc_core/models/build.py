@@ -5,10 +5,11 @@ from torch import nn
 
 from fgvc_core.models.backbones import make_backbone
 from fgvc_core.models.classifier import FineGrainedClassifier
-from fgvc_core.models.heads import CosineHead, LinearHead
+from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.models.pooling import Pooling
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.spatial import SpatialAttention
+from fgvc_core.models.subspace import public_directions
 from fgvc_core.models.trainable import select_trainable
 
 
@@ -34,6 +35,8 @@ def build_classifier(
         head: nn.Module
         if settings.head == "cosine":
             head = CosineHead(backbone.out_channels, num_classes, settings.cosine_scale)
+        elif settings.head == "subspace":
+            head = SubspaceHead(public_directions(settings, backbone.out_channels), num_classes)
         else:
             head = LinearHead(backbone.out_channels, num_classes)
     model = FineGrainedClassifier(

@@ -45,7 +45,43 @@ class CosineHead(nn.Module):
         A zero vector gives 0 and no gradient: that of its direction is unbounded.
         """
         directions_KD = F.normalize(self.weight, dim=1)
-        length_N1 = features_ND.norm(dim=1, keepdim=True)
-        unit_ND = features_ND / length_N1.clamp_min(_SHORTEST)
-        unit_ND = torch.where(length_N1 > _SHORTEST, unit_ND, 0.0)
-        return self.scale * F.linear(unit_ND, directions_KD)
+        return self.scale * F.linear(_unit(features_ND), directions_KD)
+
+
+class SubspaceHead(nn.Module):
+    """A linear classifier on unit vectors in a public subspace, around a centre.
+
+    What of a picture can be released is as large as the vectors are long and as noisy as
+    they have dimensions: few directions, chosen without a private picture, are the better
+    part of accuracy under differential privacy.
+
+    Args:
+        directions_PD: Orthonormal rows.
+        classes: K.
+    """
+
+    directions_PD: torch.Tensor
+
+    def __init__(self, directions_PD: torch.Tensor, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("directions_PD", directions_PD, persistent=False)
+        self.centre = nn.Parameter(torch.zeros(len(directions_PD)))
+        self.weight = nn.Parameter(torch.zeros(classes, len(directions_PD)))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def project(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """(N, D) to unit vectors (N, P), before the centre is taken off."""
+        return _unit(F.linear(_unit(features_ND), self.directions_PD))
+
+    def centred(self, vectors_NP: torch.Tensor) -> torch.Tensor:
+        """Projected vectors to unit vectors around the centre."""
+        return _unit(vectors_NP - self.centre)
+
+    def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """(N, D) to (N, K)."""
+        return F.linear(self.centred(self.project(features_ND)), self.weight, self.bias)
+
+
+def _unit(vectors_NP: torch.Tensor) -> torch.Tensor:
+    length_N1 = vectors_NP.norm(dim=1, keepdim=True)
+    return torch.where(length_N1 > _SHORTEST, vectors_NP / length_N1.clamp_min(_SHORTEST), 0.0)

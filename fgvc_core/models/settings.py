@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fgvc_core.configuration import Settings
 
@@ -27,8 +27,19 @@ class ModelSettings(Settings):
     pooling: Literal["avg", "max", "avgmax"] = Field(
         "avg", description="How the feature map becomes one vector; avgmax averages the two."
     )
-    head: Literal["linear", "cosine"] = Field(
-        "linear", description="linear: weights and bias; cosine: unit vectors, scaled."
+    head: Literal["linear", "cosine", "subspace"] = Field(
+        "linear",
+        description="linear: weights and bias; cosine: unit vectors, scaled; subspace: linear on "
+        "unit vectors in the public subspace of the pre-trained classifier's own weights.",
+    )
+    directions: int = Field(
+        58, ge=2, le=2048, description="subspace: principal directions kept, 2 to 2048."
+    )
+    related_classes: tuple[str, ...] = Field(
+        (),
+        description="subspace: the pre-trained classifier's classes that are related to the task, "
+        "as numbers or ranges ('7-24', both included); their directions come first. "
+        "Empty: all classes alike.",
     )
     cosine_scale: float = Field(
         16.0, gt=0.0, le=128.0, description="For cosine: the factor before softmax, 0 to 128."
@@ -39,3 +50,12 @@ class ModelSettings(Settings):
         description="What trains and travels: all, head, norm (norm layers and head), or the name "
         "of the first backbone stage that trains (it and everything after it).",
     )
+
+    @field_validator("related_classes")
+    @classmethod
+    def _ranges(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            first, _, last = text.partition("-")
+            if not first.isdigit() or (last and not (last.isdigit() and int(first) <= int(last))):
+                raise ValueError(f"'{text}' is neither a number nor a range such as '7-24'")
+        return value

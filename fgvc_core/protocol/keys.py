@@ -30,6 +30,7 @@ PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
 
 _SCALAR_BYTES = 32
+SIGNATURE_BYTES = 2 * _SCALAR_BYTES
 _MAKE_ONE = "Make one with: ssh-keygen -t ecdsa -b 256"
 
 
@@ -108,7 +109,7 @@ def sign(key: PrivateKey, message: bytes) -> bytes:
 
 def verify(key: PublicKey, message: bytes, signature: bytes) -> bool:
     """Whether the signature is the key's over the message."""
-    if len(signature) != 2 * _SCALAR_BYTES:
+    if len(signature) != SIGNATURE_BYTES:
         return False
     r, s = (
         int.from_bytes(half, "big")

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgvc_core.errors import PeerError
 
-Kind = Literal["roll_call", "train", "score"]
+Kind = Literal["roll_call", "train", "score", "release"]
+Phase = Literal["", "centre", "class-sums"]
 Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
 
 MAX_BODY_BYTES = 4_000_000
@@ -51,6 +52,10 @@ class Request(_Body):
     recipe: str = Field("", description="The resolved recipe (TOML), in a roll call only.")
     class_names: tuple[str, ...] = Field((), description="In a roll call only.", strict=False)
     proximal_mu: float = Field(0.0, ge=0.0)
+    phase: Phase = Field("", description="What a 'release' asks for.")
+    known_head: str = Field(
+        "", max_length=64, description="The last head of the site's ledger that we have seen."
+    )
     tensors: dict[str, str] = Field(default_factory=dict)
 
 
@@ -63,6 +68,34 @@ class Scores(BaseModel):
     correct: int = Field(ge=0)
     loss_sum: float = Field(ge=0.0, allow_inf_nan=False)
     macro_f1: float = Field(ge=0.0, le=1.0)
+
+
+class PrivacyStatement(BaseModel):
+    """What a run has cost at a site so far, as the site states it.
+
+    ``events`` are enough to compute ``epsilon`` again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    epsilon: float = Field(ge=0.0)
+    how: str = Field(max_length=100)
+    epsilon_total: float = Field(ge=0.0)
+    how_total: str = Field(max_length=100)
+    delta: float = Field(gt=0.0, lt=1.0)
+    delta_total: float = Field(gt=0.0, lt=1.0)
+    unit: Literal["image", "subject"]
+    adjacency: str = Field(max_length=100)
+    events: list[dict[str, str | float | int]] = Field(max_length=100_000)
+
+
+class NoisyScores(BaseModel):
+    """Validation scores with noise: they may be negative, and more right than there are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    examples: float = Field(allow_inf_nan=False)
+    correct: float = Field(allow_inf_nan=False)
 
 
 class Reply(_Body):
@@ -86,7 +119,12 @@ class Reply(_Body):
         pattern=r"^\d{7}\.\d{4}$",
         description="Of work; fixed width, so that a reply's size does not depend on it.",
     )
-    departure: int = Field(0, ge=0, description="The site's own count of what has left it.")
+    noisy_scores: NoisyScores | None = Field(None, description="In place of scores, charged.")
+    privacy: PrivacyStatement | None = Field(
+        None, description="What the run has cost here; absent without differential privacy."
+    )
+    ledger_length: int = Field(0, ge=0, description="Entries in the site's ledger.")
+    ledger_head: str = Field("", max_length=64, description="Hash of the last of them.")
     tensors: dict[str, str] = Field(default_factory=dict)
 
 

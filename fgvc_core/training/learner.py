@@ -64,7 +64,7 @@ class Learner:
         self.names = travelling_names(self.model)
         self.frozen_backbone = is_frozen_backbone(self.model)
         self.extractor = frozen_digest(self.model) if self.frozen_backbone else b""
-        self._loss = build_loss(loss)
+        self.loss = build_loss(loss)
         self._augment = Augment(augment)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
@@ -114,7 +114,7 @@ class Learner:
             # Dropout draws from the global generator and takes no other.
             torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
             return train_passes(
-                self.model, examples, self._loss, self.settings, stretch, generator, proximal_mu
+                self.model, examples, self.loss, self.settings, stretch, generator, proximal_mu
             )
 
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[Evaluation, NDArray[np.int64]]:

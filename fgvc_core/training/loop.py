@@ -47,7 +47,7 @@ def train_passes(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in parameters] if proximal_mu > 0 else []
-    optimizer = _optimizer(parameters, settings)
+    optimizer = make_optimizer(parameters, settings)
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
     scheduler = make_scheduler(optimizer, settings, stretch, steps)
     device = parameters[0].device
@@ -72,7 +72,10 @@ def train_passes(
     return Outcome(float(total) / (settings.epochs * max(len(examples), 1)), len(examples))
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: TrainSettings
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser, its moments afresh."""
     # The fused kernels do one pass over the memory instead of a dozen.
     if settings.optimizer == "sgd":
         return torch.optim.SGD(

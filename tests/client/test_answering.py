@@ -82,7 +82,7 @@ def test_nobody_but_the_coordinator_is_answered(home, tiny):
     assert ask(home, request(tiny, "train", site="site-2")) is None
     assert ask(home, request(tiny, "train", site="")) is None
     assert answer(home / "nowhere", Incoming(seal(COORDINATOR, request(tiny, "score")), {})) is None
-    assert not (home / "departures.jsonl").exists()
+    assert not (home / "ledger.jsonl").exists()
 
 
 def test_a_run_that_was_not_announced_is_refused(home, tiny):

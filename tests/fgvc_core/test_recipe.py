@@ -58,7 +58,7 @@ def test_the_digest_ignores_where_one_machine_keeps_its_pictures():
         ("[federation]\nrounds = 0", [], "'federation.rounds' = 0"),
         ("[federation]\nstrategy = 'fedporx'", [], "'fedavg' or 'fedprox'"),
         ("[train]\nlr = 'fast'", [], "'train.lr' = 'fast'"),
-        ("[privacy]\nepsilon = 1.0", [], "unknown key 'privacy'"),
+        ("[privcy]\nepsilon = 1.0", [], "unknown key 'privcy'"),
         ("this is no toml", [], "is not TOML"),
         ("", ["rounds"], "is not section.key=value"),
         ("seed = 1", ["seed.x=3"], "is a value, not a section"),
@@ -81,8 +81,10 @@ def test_a_missing_recipe_is_named(tmp_path):
 def test_every_setting_has_a_description():
     def walk(cls, where):
         for name, field in cls.model_fields.items():
-            if hasattr(field.annotation, "model_fields"):
-                yield from walk(field.annotation, f"{where}.{name}")
+            options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            sections = [option for option in options if hasattr(option, "model_fields")]
+            if sections:
+                yield from walk(sections[0], f"{where}.{name}")
             elif not field.description:
                 yield f"{where}.{name}"
 

@@ -47,7 +47,7 @@ def test_the_next_run_meets_the_same_sites_under_a_new_coordinator(laid_out, tmp
 def test_homes_of_other_data_are_refused_untouched(laid_out, tmp_path):
     plan, setting = laid_out
     toml = site_homes(plan, setting)[1] / "site.toml"
-    toml.write_text('data.path = "elsewhere"\n' + toml.read_text().replace("[data]\n", ""))
+    toml.write_text(toml.read_text().replace("[data]\n", '[data]\npath = "elsewhere"\n'))
     before = contents(tmp_path / "homes")
     with pytest.raises(DataError, match="elsewhere"):
         lay_out(replace(plan, out=tmp_path / "second"), setting)

@@ -57,9 +57,9 @@ def test_the_folders_recipe_gives_the_run_again(done):
 def test_every_byte_that_came_up_is_in_a_sites_own_book(done):
     plan, metrics = done
     for site, figures in metrics["sites"].items():
-        lines = (plan.out / "sites" / site / "departures.jsonl").read_text().splitlines()
-        book = [json.loads(line) for line in lines]
-        assert [b["kind"] for b in book] == ["roll_call", "train", "train", "score"]
+        lines = (plan.out / "sites" / site / "ledger.jsonl").read_text().splitlines()
+        book = [json.loads(line) for line in lines[1:]]
+        assert [b["what"] for b in book] == ["roll_call", "train", "train", "score"]
         assert sum(b["bytes"] for b in book[1:]) == figures["bytes_up"]
 
 
@@ -90,7 +90,7 @@ def test_homes_kept_with_sites_stay_the_same_sites(tiny, tmp_path):
     key = (homes / "site-1" / "key").read_bytes()
     simulate(Plan(recipe, tmp_path / "b", sites=homes))
     assert (homes / "site-1" / "key").read_bytes() == key
-    assert len((homes / "site-1" / "departures.jsonl").read_text().splitlines()) == 6
+    assert len((homes / "site-1" / "ledger.jsonl").read_text().splitlines()) == 7
     with pytest.raises(ConfigurationError, match="exists already"):
         simulate(Plan(recipe, tmp_path / "b", sites=homes))
 

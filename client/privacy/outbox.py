@@ -1,0 +1,94 @@
+"""Finished payloads, kept until they are surely there: a repeated request gets the same bytes.
+
+No coordinator can then burn budget by asking again, nor average the noise away: noise
+is drawn once for one request.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from client.privacy.journal import sync_folder, write_durably
+from fgvc_core.errors import DataError
+from fgvc_core.protocol.messages import Request
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What answers a request, whoever asks again: plain fields, and tensors by name."""
+
+    fields: dict[str, Any]
+    tensors: dict[str, NDArray[np.float32]]
+
+
+def request_digest(request: Request) -> str:
+    """SHA-256 (hex) of a request without its nonce: what makes two requests the same."""
+    values = request.model_dump(mode="json")
+    # What the coordinator remembers of our ledger moves on between two tries.
+    for name in ("nonce", "known_head"):
+        values.pop(name)
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class Outbox:
+    """The outbox of one site: one file a request.
+
+    Args:
+        home: The site's home.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / "outbox"
+
+    @contextmanager
+    def alone(self, request: str) -> Iterator[None]:
+        """Nobody else works on the same request meanwhile, in any process."""
+        if not self._folder.exists():
+            self._folder.mkdir(exist_ok=True)
+            sync_folder(self._folder.parent)
+        with FileLock(self._folder / f"{request}.lock"):
+            yield
+
+    def find(self, request: str) -> Payload | None:
+        """A stored payload.
+
+        Raises:
+            DataError: if it is damaged.
+        """
+        path = self._path(request)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                fields = json.loads((file.metadata() or {})["fields"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"The stored reply '{path}' cannot be read: {error}.",
+                why="It was charged; computing it again would be a second release.",
+                remedy="Restore it from a copy, or leave the run.",
+            ) from None
+        return Payload(fields, tensors)
+
+    def store(self, request: str, payload: Payload) -> None:
+        """Keep a payload; on the disk when this returns.
+
+        Raises:
+            OSError: if it could not be kept; then it must not leave.
+        """
+        contiguous = {name: np.ascontiguousarray(t) for name, t in payload.tensors.items()}
+        write_durably(self._path(request), save(contiguous, {"fields": json.dumps(payload.fields)}))
+
+    def _path(self, request: str) -> Path:
+        return self._folder / f"{request}.safetensors"

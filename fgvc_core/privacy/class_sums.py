@@ -1,0 +1,97 @@
+"""Closed-form releases: sums of bounded vectors, per class and over all.
+
+The order is what the bound rests on: vectors are finished first (projected, scaled), then
+summed within the unit, then the unit is clipped, and nothing is done after that but
+adding up and noise. Whitening *after* clipping would enlarge what one unit can change.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.privacy.noise import make_grid, release
+from fgvc_core.privacy.units import clip_scales
+
+
+def unit_vectors(vectors_NP: NDArray[np.floating]) -> NDArray[np.float64]:
+    """float64 (N, P), each row of length 1, or 0 where it has no direction or is not finite."""
+    values_NP = vectors_NP.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths_N1 = np.linalg.norm(values_NP, axis=1, keepdims=True)
+    sound_N1 = np.isfinite(lengths_N1) & (lengths_N1 > 1e-12)
+    scaled_NP = values_NP / np.where(sound_N1, lengths_N1, 1.0)
+    return np.where(sound_N1, scaled_NP, 0.0)
+
+
+def clipped_class_sums(
+    vectors_NP: NDArray[np.float64],
+    labels_N: NDArray[np.int64],
+    units_N: NDArray[np.int64],
+    num_classes: int,
+    bound: float,
+) -> NDArray[np.float64]:
+    """float64 (K, P): class sums to which each unit adds a matrix of norm ``bound`` at most.
+
+    Args:
+        vectors_NP: Row i adds to the row ``labels_N[i]``.
+        labels_N: int64, 0 to K - 1.
+        units_N: int64, units numbered from 0.
+        num_classes: K.
+        bound: Largest Frobenius norm of one unit's part.
+    """
+    sums_KP = np.zeros((num_classes, vectors_NP.shape[1]))
+    if not len(labels_N):
+        return sums_KP
+    # Within a unit and class first: their parts may point the same way and add up.
+    cells_N = units_N * num_classes + labels_N
+    cells_M, index_N = np.unique(cells_N, return_inverse=True)
+    parts_MP = np.zeros((len(cells_M), vectors_NP.shape[1]))
+    np.add.at(parts_MP, index_N, vectors_NP)
+    units_M, labels_M = np.divmod(cells_M, num_classes)
+    squares_U = np.zeros(int(units_N.max()) + 1)
+    np.add.at(squares_U, units_M, (parts_MP**2).sum(axis=1))
+    scales_U = clip_scales(squares_U, bound)
+    kept_M = scales_U[units_M] > 0
+    np.add.at(sums_KP, labels_M[kept_M], parts_MP[kept_M] * scales_U[units_M[kept_M]][:, None])
+    return sums_KP
+
+
+def release_centre(
+    vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64], noise_multiplier: float
+) -> NDArray[np.float64]:
+    """float64 (P,): the noisy sum of all vectors, each unit clipped to length 1."""
+    everyone_N = np.zeros(len(units_N), dtype=np.int64)
+    sums_1P = clipped_class_sums(vectors_NP, everyone_N, units_N, 1, 1.0)
+    return release(sums_1P[0], make_grid(1.0, sums_1P.size, noise_multiplier))
+
+
+def release_class_sums(
+    vectors_NP: NDArray[np.float64],
+    labels_N: NDArray[np.int64],
+    units_N: NDArray[np.int64],
+    num_classes: int,
+    count_coordinate: float,
+    noise_multiplier: float,
+) -> NDArray[np.float64]:
+    """float64 (K, P + 1): noisy class sums, with the count times its coordinate last.
+
+    A unit is clipped to what one vector of length 1 and its constant have together, so
+    that a unit of one picture is never clipped.
+    """
+    constant_N1 = np.full((len(labels_N), 1), count_coordinate)
+    rows_NQ = np.concatenate([vectors_NP, constant_N1], axis=1)
+    bound = sums_bound(count_coordinate)
+    sums_KQ = clipped_class_sums(rows_NQ, labels_N, units_N, num_classes, bound)
+    return release(sums_KQ, make_grid(bound, sums_KQ.size, noise_multiplier))
+
+
+def sums_bound(count_coordinate: float) -> float:
+    """Norm of a vector of length 1 beside its constant."""
+    return float(np.hypot(1.0, count_coordinate))
+
+
+def sums_deviation(
+    num_classes: int, directions: int, count_coordinate: float, noise_multiplier: float
+) -> float:
+    """Standard deviation of the noise on each released value; the receiver's own computation."""
+    size = num_classes * (directions + 1)
+    return make_grid(sums_bound(count_coordinate), size, noise_multiplier).deviation

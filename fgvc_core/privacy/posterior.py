@@ -1,0 +1,167 @@
+"""From noisy class sums to a classifier: what the server can know of each class's mean.
+
+Post-processing: it reads what was released and nothing else. The model, for site s,
+class k and P directions:
+
+    count n_sk, unknown, with a prior over 0, 1, 2, ... that is learnt from all cells;
+    released count ~ N(n_sk, count noise); released sum ~ N(n_sk mean_k, noise + n_sk spread);
+    mean_k ~ N(0, C), C learnt from all classes.
+
+It is solved by variational expectation-maximisation (Bishop 2006, chapter 10). The
+sums themselves say more about n_sk than the noisy counts do, and a site that seems to hold
+nothing of a class no longer adds its noise: on inner splits of real training pictures this
+took the top-1 at epsilon 2 from 0.40 (weighted by noisy counts) to 0.46.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+PASSES = 12
+_MOST = 400
+"""Counts are looked for up to this many at least."""
+
+_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """What is believed of the class means.
+
+    Attributes:
+        means_KP: float64 (K, P).
+        variances_KP: float64 (K, P), of each coordinate of the mean.
+        counts_SK: float64 (S, K), expected counts.
+    """
+
+    means_KP: NDArray[np.float64]
+    variances_KP: NDArray[np.float64]
+    counts_SK: NDArray[np.float64]
+
+
+def infer_means(
+    sums_SKP: NDArray[np.float64],
+    counts_SK: NDArray[np.float64],
+    sum_noise: float,
+    count_noise: float,
+    within_spread: float,
+    units_S: NDArray[np.int64],
+) -> ClassMeans:
+    """The class means behind noisy sums.
+
+    Args:
+        sums_SKP: Noisy class sums of vectors of length at most 1.
+        counts_SK: Noisy counts.
+        sum_noise: Standard deviation of the noise of each sum's coordinate.
+        count_noise: That of each count.
+        within_spread: Expected squared distance of a vector from its class's mean.
+        units_S: Each site's public number of units: the prior's scale.
+    """
+    sites, classes, directions = sums_SKP.shape
+    spread = within_spread / directions
+    counts_G = _grid(counts_SK, count_noise)
+    variance_G = sum_noise**2 + counts_G * spread
+    # To begin with: half of the cells empty, the others with a geometric tail.
+    scale = max(float(units_S.mean()) / classes, 1.0)
+    log_prior_G = -counts_G / (2 * scale)
+    log_prior_G[0] = np.log(scale)
+    log_prior_G = log_prior_G - np.logaddexp.reduce(log_prior_G)
+    covariance_PP = np.eye(directions) * (1 - within_spread) / directions
+    start_SK = np.clip(counts_SK, 0.0, None) + 0.3
+    first_SK = start_SK / (sum_noise**2 + start_SK * spread)
+    means_KP, variances_KP, covariance_PP = _means(
+        sums_SKP, first_SK, (start_SK * first_SK).sum(axis=0), covariance_PP
+    )
+    weights_SKG = np.zeros((sites, classes, len(counts_G)))
+    for number in range(PASSES):
+        weights_SKG = _count_weights(
+            sums_SKP,
+            counts_SK,
+            means_KP,
+            variances_KP,
+            counts_G,
+            variance_G,
+            count_noise,
+            log_prior_G,
+        )
+        if number > 1:
+            share_G = weights_SKG.mean(axis=(0, 1))
+            log_prior_G = np.log(share_G + 1e-4) - np.log((share_G + 1e-4).sum())
+        first_SK = weights_SKG @ (counts_G / variance_G)
+        second_K = (weights_SKG @ (counts_G**2 / variance_G)).sum(axis=0)
+        means_KP, variances_KP, covariance_PP = _means(sums_SKP, first_SK, second_K, covariance_PP)
+    return ClassMeans(means_KP, variances_KP, weights_SKG @ counts_G)
+
+
+def linear_scores(
+    found: ClassMeans, within_spread: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights (K, P) and biases (K,) that score vectors of length 1.
+
+    The log density of a vector under each class, spread and the mean's own uncertainty
+    taken alike in all directions: for vectors of one length it is linear.
+    """
+    means_KP = found.means_KP
+    directions = means_KP.shape[1]
+    variance_K = within_spread / directions + found.variances_KP.mean(axis=1)
+    weights_KP = means_KP / variance_K[:, None]
+    squares_K = (means_KP**2).sum(axis=1) + 1.0
+    biases_K = -0.5 * squares_K / variance_K - 0.5 * directions * np.log(variance_K)
+    return weights_KP, biases_K - biases_K.max()
+
+
+def _grid(counts_SK: NDArray[np.float64], count_noise: float) -> NDArray[np.float64]:
+    """Counts that are looked at: every one to 64, then in steps that grow."""
+    top = max(float(counts_SK.max()) + 4 * count_noise, _MOST)
+    wide = np.unique(np.rint(np.geomspace(64, max(top, 65), 64)))
+    return np.unique(np.concatenate([np.arange(65.0), wide]))
+
+
+def _count_weights(
+    sums_SKP: NDArray[np.float64],
+    counts_SK: NDArray[np.float64],
+    means_KP: NDArray[np.float64],
+    variances_KP: NDArray[np.float64],
+    counts_G: NDArray[np.float64],
+    variance_G: NDArray[np.float64],
+    count_noise: float,
+    log_prior_G: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(S, K, G): the probability of each count in each cell."""
+    directions = means_KP.shape[1]
+    squares_SK = (sums_SKP**2).sum(axis=2)
+    along_SK = np.einsum("skp,kp->sk", sums_SKP, means_KP)
+    length_K = (means_KP**2 + variances_KP).sum(axis=1)
+    distance_SKG = (
+        squares_SK[:, :, None]
+        - 2 * counts_G * along_SK[:, :, None]
+        + counts_G**2 * length_K[None, :, None]
+    )
+    log_SKG = (
+        log_prior_G
+        - (counts_SK[:, :, None] - counts_G) ** 2 / (2 * count_noise**2)
+        - distance_SKG / (2 * variance_G)
+        - directions / 2 * np.log(variance_G)
+    )
+    log_SKG -= log_SKG.max(axis=2, keepdims=True)
+    weights_SKG: NDArray[np.float64] = np.exp(log_SKG)
+    return weights_SKG / weights_SKG.sum(axis=2, keepdims=True)
+
+
+def _means(
+    sums_SKP: NDArray[np.float64],
+    first_SK: NDArray[np.float64],
+    second_K: NDArray[np.float64],
+    covariance_PP: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Means and variances under the prior N(0, C), and the C that they suggest."""
+    values_P, axes_PP = np.linalg.eigh(covariance_PP)
+    values_P = np.maximum(values_P, _FLOOR)
+    turned_KP = np.einsum("sk,skp->kp", first_SK, sums_SKP) @ axes_PP
+    spread_KP = 1 / (second_K[:, None] + 1 / values_P[None, :])
+    means_KP = (turned_KP * spread_KP) @ axes_PP.T
+    own_PP = axes_PP @ np.diag(spread_KP.sum(axis=0)) @ axes_PP.T
+    suggested_PP = (means_KP.T @ means_KP + own_PP) / len(means_KP)
+    variances_KP = np.einsum("pq,kq->kp", axes_PP**2, spread_KP)
+    return means_KP, variances_KP, suggested_PP

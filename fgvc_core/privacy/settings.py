@@ -1,0 +1,103 @@
+"""Settings of ``[privacy]``: what is promised to a protected unit, and what is released."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from fgvc_core.configuration import Settings
+
+Unit = Literal["image", "subject"]
+Method = Literal["class-sums", "gradients"]
+
+
+class PrivacySettings(Settings):
+    """One run's differential privacy at every site; a site's policy may only be stricter."""
+
+    epsilon: float = Field(
+        gt=0.0, le=100.0, description="Target of this run at each site, 0 to 100; smaller is safer."
+    )
+    delta: float = Field(
+        1e-5, gt=0.0, le=1e-2, description="Probability that the bound does not hold, 0 to 0.01."
+    )
+    unit: Unit = Field(
+        "image",
+        description="What is protected: image (byte-equal pictures are one) or subject (all "
+        "pictures of one patient, lesion or animal, whatever the manifest's column says).",
+    )
+    method: Method = Field(
+        "class-sums",
+        description="class-sums: one noisy release of class sums of features (a frozen backbone); "
+        "gradients: DP-SGD (Abadi et al. 2016, https://arxiv.org/abs/1607.00133).",
+    )
+    centre_share: float = Field(
+        0.02,
+        gt=0.0,
+        lt=1.0,
+        description="class-sums: share of the budget (of 1 / noise multiplier squared) that buys "
+        "the centre of the features, 0 to 1.",
+    )
+    count_coordinate: float = Field(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        description="class-sums: the constant that rides along with each feature vector (of "
+        "length at most 1) and whose sum is the noisy count, 0 to 1.",
+    )
+    within_spread: float = Field(
+        0.6,
+        gt=0.0,
+        le=1.0,
+        description="class-sums: expected squared distance of a vector from its class's mean, in "
+        "units of its squared length, 0 to 1; the server's prior, not computed from the data.",
+    )
+    clipping_norm: float = Field(
+        1.0, gt=0.0, le=1000.0, description="gradients: largest norm of one unit's gradient."
+    )
+    clipping: Literal["fixed", "adaptive"] = Field(
+        "fixed",
+        description="gradients: fixed, or adaptive (Andrew et al. 2021, "
+        "https://arxiv.org/abs/1905.03871), whose noisy counts are charged.",
+    )
+    clipping_quantile: float = Field(
+        0.5, gt=0.0, lt=1.0, description="adaptive: share of units whose gradient is not clipped."
+    )
+    sampling_rate: float = Field(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        description="gradients: probability that a unit is drawn for a step, 0 to 1.",
+    )
+    steps: int = Field(
+        10, ge=1, le=100_000, description="gradients: steps a round, fixed in advance."
+    )
+    views: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="gradients: augmented views of each picture, averaged inside its unit (De et "
+        "al. 2022, https://arxiv.org/abs/2204.13650), 1 to 64.",
+    )
+    engine: Literal["auto", "loop", "closed-form", "opacus"] = Field(
+        "auto",
+        description="gradients: how one unit's gradient is computed. auto: closed-form for heads "
+        "on cached features, else opacus on a GPU and a loop over units on a CPU.",
+    )
+    score_share: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the budget that buys noisy validation scores, 0 to 1; 0: scores "
+        "stay at the site.",
+    )
+    simulated_cap: float | None = Field(
+        None,
+        gt=0.0,
+        description="In a simulation: the cap of epsilon in the policy of a fresh simulated site; "
+        "without it this run's epsilon.",
+    )
+
+    @model_validator(mode="after")
+    def _one_engine_a_method(self) -> Self:
+        if self.clipping == "adaptive" and self.method != "gradients":
+            raise ValueError("adaptive clipping belongs to method = 'gradients'")
+        return self

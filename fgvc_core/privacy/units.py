@@ -1,0 +1,59 @@
+"""What is protected: all pictures that stand or fall together.
+
+A unit is an image or a subject. Byte-equal pictures are one unit, whatever they are
+called: under two names or two subjects a picture would otherwise be paid for once
+and be there twice. Adding or removing one unit therefore takes its copies along.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.privacy.settings import Unit
+
+
+def protected_units(
+    kind: Unit, contents: Sequence[bytes], subjects: Sequence[str]
+) -> NDArray[np.int64]:
+    """Which unit each example belongs to.
+
+    Args:
+        kind: ``image`` or ``subject``.
+        contents: N content digests; equal pictures have equal digests.
+        subjects: N subject ids; read for ``subject`` alone.
+
+    Returns:
+        int64 (N,), units numbered from 0 in order of their first example. Subjects that
+        share a picture are one unit.
+    """
+    parent = list(range(len(contents)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    groupings: list[Sequence[object]] = [contents]
+    if kind == "subject":
+        groupings.append(subjects)
+    for grouping in groupings:
+        first: dict[object, int] = {}
+        for position, value in enumerate(grouping):
+            parent[root(position)] = root(first.setdefault(value, position))
+    numbers: dict[int, int] = {}
+    return np.array(
+        [numbers.setdefault(root(i), len(numbers)) for i in range(len(parent))], dtype=np.int64
+    )
+
+
+def clip_scales(squares_U: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
+    """float64 (U,): by what each unit's part is multiplied so that its norm is at most a bound.
+
+    A unit whose norm is not finite gets 0: whether a sum is finite must not depend on
+    one unit.
+    """
+    norms_U = np.sqrt(squares_U)
+    scales_U = np.minimum(1.0, bound / np.maximum(norms_U, np.finfo(np.float64).tiny))
+    return np.where(np.isfinite(norms_U), scales_U, 0.0)

@@ -1,0 +1,231 @@
+"""Learning and scoring under differential privacy: what the mechanism does with a learner."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fgvc_core.errors import PolicyRefusal
+from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
+from fgvc_core.privacy.class_sums import release_centre, release_class_sums, unit_vectors
+from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.gradients import (
+    ClosedFormEngine,
+    GradientEngine,
+    HeadView,
+    LoopEngine,
+    UnitBatch,
+    size_of,
+)
+from fgvc_core.privacy.noise import make_grid, release
+from fgvc_core.privacy.planning import gradient_noise
+from fgvc_core.privacy.sampling import draw_units, fresh_seed
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.units import clip_scales
+from fgvc_core.training.examples import Examples, FeatureExamples
+from fgvc_core.training.learner import Learner
+from fgvc_core.training.loop import make_optimizer
+from fgvc_core.training.schedule import Stretch, make_scheduler
+
+Units = NDArray[np.int64]
+
+CLIPPING_RATE = 0.2
+"""Adaptive clipping: how fast the bound follows its quantile (Andrew et al. 2021, section 3)."""
+
+
+@torch.inference_mode()
+def projected_vectors(learner: Learner, examples: Examples, centred: bool) -> NDArray[np.float64]:
+    """float64 (N, P): the examples' unit vectors in the head's subspace."""
+    head = learner.model.head
+    if not isinstance(head, SubspaceHead) or not isinstance(examples, FeatureExamples):
+        raise PolicyRefusal(
+            "privacy.method = 'class-sums' needs a frozen backbone and model.head = 'subspace'.",
+            why="Sums of vectors of bounded length in a public subspace are what it releases.",
+            remedy="Set model.train = 'head' and model.head = 'subspace', or privacy.method = "
+            "'gradients'.",
+        )
+    vectors_NP = head.project(examples.features_ND.to(head.weight.device))
+    if centred:
+        vectors_NP = head.centred(vectors_NP)
+    return unit_vectors(vectors_NP.cpu().numpy())
+
+
+def release_sums(
+    learner: Learner,
+    examples: Examples,
+    units_N: Units,
+    event: PrivacyEvent,
+    privacy: PrivacySettings,
+) -> NDArray[np.float64]:
+    """The noisy centre (P,) or class sums (K, P + 1) that an event pays for.
+
+    Args:
+        learner: Holds the centre around which class sums are taken.
+        examples: The site's training split.
+        units_N: int64 (N,), which unit each example belongs to.
+        event: ``centre`` or ``class-sums``.
+        privacy: ``[privacy]``.
+    """
+    vectors_NP = projected_vectors(learner, examples, event.purpose == "class-sums")
+    if event.purpose == "centre":
+        return release_centre(vectors_NP, units_N, event.noise_multiplier)
+    return release_class_sums(
+        vectors_NP,
+        examples.labels_N.numpy(),
+        units_N,
+        learner.num_classes,
+        privacy.count_coordinate,
+        event.noise_multiplier,
+    )
+
+
+def noisy_scores(
+    learner: Learner, examples: Examples, units_N: Units, event: PrivacyEvent, batch_size: int
+) -> dict[str, float]:
+    """Noisy numbers of validation pictures and of right answers.
+
+    Each unit adds (pictures, right ones), clipped together to the length of one picture
+    answered rightly: a subject with many pictures counts as one.
+    """
+    _, predicted_N = learner.evaluate(examples, batch_size)
+    right_N = (predicted_N == examples.labels_N.numpy()).astype(np.float64)
+    rows_N2 = np.stack([np.ones(len(right_N)), right_N], axis=1)
+    units = int(units_N.max()) + 1 if len(units_N) else 0
+    parts_U2 = np.zeros((units, 2))
+    np.add.at(parts_U2, units_N, rows_N2)
+    bound = float(np.sqrt(2.0))
+    parts_U2 *= clip_scales((parts_U2**2).sum(axis=1), bound)[:, None]
+    grid = make_grid(bound, 2, event.noise_multiplier)
+    examples_count, correct = release(parts_U2.sum(axis=0), grid).tolist()
+    return {"examples": examples_count, "correct": correct}
+
+
+class PrivateTraining:
+    """DP-SGD of one site's learner (Abadi et al. 2016, https://arxiv.org/abs/1607.00133).
+
+    Args:
+        learner: Trained in place.
+        examples: The site's training split.
+        units_N: int64 (N,), which unit each example belongs to.
+        privacy: ``[privacy]``.
+    """
+
+    def __init__(
+        self, learner: Learner, examples: Examples, units_N: Units, privacy: PrivacySettings
+    ) -> None:
+        self._learner = learner
+        self._examples = examples
+        self._privacy = privacy
+        self._units_N = units_N
+        self._count = int(units_N.max()) + 1 if len(units_N) else 0
+        self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
+        # Views and dropout must not be known, nor depend on who else is drawn.
+        self._generator = torch.Generator()
+        self.engine: GradientEngine = self._make_engine()
+
+    def run(self, step: PrivacyEvent, public_units: int, stretch: Stretch) -> None:
+        """Take ``step.count`` steps in place.
+
+        Args:
+            step: What each of them pays for.
+            public_units: The declared number of units: with the sampling rate it gives the
+                divisor of every noisy sum.
+            stretch: This round's place in the run.
+        """
+        settings = self._learner.settings
+        model = self._learner.model
+        optimizer = make_optimizer(self._parameters, settings)
+        scheduler = make_scheduler(optimizer, settings, stretch, step.count)
+        noise, count_noise = gradient_noise(step, self._privacy)
+        bound = self._privacy.clipping_norm
+        divisor = step.sampling_rate * max(public_units, 1)
+        model.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fresh_seed())
+            for _ in range(step.count):
+                self._generator.manual_seed(fresh_seed())
+                batch = self.draw(step.sampling_rate)
+                summed = self.engine.clipped_sum(batch, bound)
+                grid = make_grid(bound, summed.total_D.numel(), noise)
+                noisy_D = release(summed.total_D.cpu().numpy(), grid) / divisor
+                self._apply(noisy_D)
+                optimizer.step()
+                scheduler.step()
+                if np.isfinite(count_noise):
+                    bound = self._next_bound(bound, summed.unclipped, batch, count_noise, divisor)
+        model.eval()
+
+    def draw(self, rate: float) -> UnitBatch:
+        """A Poisson sample of units, and all their examples."""
+        drawn = draw_units(self._count, rate)
+        number = np.full(self._count, -1, dtype=np.int64)
+        number[drawn] = np.arange(len(drawn))
+        positions = np.flatnonzero(number[self._units_N] >= 0).astype(np.int64)
+        return UnitBatch(positions, number[self._units_N[positions]], len(drawn))
+
+    def _apply(self, noisy_D: NDArray[np.float64]) -> None:
+        start = 0
+        for parameter in self._parameters:
+            part = noisy_D[start : start + parameter.numel()]
+            start += parameter.numel()
+            values = torch.from_numpy(part.astype(np.float32)).reshape(parameter.shape)
+            parameter.grad = values.to(parameter.device)
+
+    def _next_bound(
+        self, bound: float, unclipped: int, batch: UnitBatch, count_noise: float, divisor: float
+    ) -> float:
+        # Each unit adds plus or minus a half: neighbouring sums are a half apart.
+        signs = np.array([unclipped - batch.count / 2])
+        noisy = release(signs, make_grid(0.5, 1, 2 * count_noise))
+        share = float(noisy[0]) / divisor + 0.5
+        wanted = self._privacy.clipping_quantile
+        moved = bound * float(np.exp(-CLIPPING_RATE * (share - wanted)))
+        # A run of bad luck must not make the bound overflow or vanish.
+        return float(np.clip(moved, 1e-6, 1e6))
+
+    def _make_engine(self) -> GradientEngine:
+        kind = self._privacy.engine
+        fits = self._closed_form_fits()
+        on_gpu = self._parameters[0].device.type == "cuda"
+        if kind == "auto":
+            kind = "closed-form" if fits else "opacus" if on_gpu else "loop"
+        if kind == "closed-form":
+            if not fits:
+                raise PolicyRefusal(
+                    "privacy.engine = 'closed-form' needs a linear or cosine head on features of "
+                    "a frozen backbone, without dropout.",
+                    remedy="Set privacy.engine = 'auto'.",
+                )
+            assert isinstance(self._examples, FeatureExamples)
+            return ClosedFormEngine(
+                self._head_view, self._examples.features_ND, self._examples.labels_N
+            )
+        if kind == "opacus":
+            from fgvc_core.privacy.hooks import OpacusEngine
+
+            return OpacusEngine(
+                self._learner.model, self._parameters, self._losses, self._privacy.views
+            )
+        return LoopEngine(self._parameters, self._losses, self._privacy.views)
+
+    def _closed_form_fits(self) -> bool:
+        model = self._learner.model
+        return (
+            isinstance(self._examples, FeatureExamples)
+            and isinstance(model.head, LinearHead | CosineHead)
+            and model.dropout.p == 0
+            and len(self._parameters) == len(list(model.head.parameters()))
+            and size_of(self._parameters) == size_of(list(model.head.parameters()))
+        )
+
+    def _head_view(self) -> HeadView:
+        head = self._learner.model.head
+        smoothing = self._learner.loss.smoothing
+        if isinstance(head, CosineHead):
+            return HeadView(head.weight, None, head.scale, smoothing)
+        assert isinstance(head, LinearHead)
+        return HeadView(head.weight, head.bias, None, smoothing)
+
+    def _losses(self, positions: torch.Tensor) -> torch.Tensor:
+        logits_BK = self._examples.logits(self._learner.model, positions, self._generator)
+        labels_B = self._examples.labels_N[positions].to(logits_BK.device)
+        return self._learner.loss.per_example(logits_BK, labels_B)

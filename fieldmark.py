@@ -10,6 +10,7 @@ import click
 import typer
 from rich.console import Console
 
+from client.cli import site_app
 from fgvc_core.cli import data_app
 from fgvc_core.errors import FieldmarkError
 from server.cli import report
@@ -31,6 +32,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(bench)
 app.add_typer(data_app, name="data")
+app.add_typer(site_app, name="site")
 
 
 def main() -> None:

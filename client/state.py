@@ -19,7 +19,7 @@ _RUN = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 def remember(home: Path, request: Request) -> None:
     """Keep an announcement; written aside, synced, then renamed."""
-    path = _path(home, request.run)
+    path = announcement(home, request.run)
     path.parent.mkdir(exist_ok=True)
     aside = path.with_suffix(".part")
     with aside.open("w", encoding="utf-8") as file:
@@ -35,7 +35,7 @@ def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:
     Raises:
         PeerError: if the run was never announced here, or under another recipe.
     """
-    path = _path(home, request.run)
+    path = announcement(home, request.run)
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -52,7 +52,12 @@ def _parse(text: str) -> Recipe:
     return parse_recipe(text, where="announced recipe")
 
 
-def _path(home: Path, run: str) -> Path:
+def announcement(home: Path, run: str) -> Path:
+    """Where the announcement of a run is kept.
+
+    Raises:
+        PeerError: if that is no name of a run.
+    """
     if not _RUN.fullmatch(run):
         raise PeerError(f"'{run[:64]}' is no name of a run.")
     return home / "runs" / f"{run}.json"

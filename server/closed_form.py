@@ -88,7 +88,9 @@ class ClosedForm:
             privacy.within_spread,
             np.array([self.units[site] for site in found]),
         )
-        weights_KP, biases_K = linear_scores(means, privacy.within_spread)
+        weights_KP, biases_K = linear_scores(
+            means, privacy.within_spread, privacy.class_prior == "counts"
+        )
         return {
             "head.weight": weights_KP.astype(np.float32),
             "head.bias": biases_K.astype(np.float32),

@@ -80,7 +80,7 @@ def compare(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: engine, or all.")] = "all",
+    name: Annotated[str, typer.Argument(help="Which benchmark: engine, dp, or all.")] = "all",
     json_: Json = False,
 ) -> None:
     """Benchmarks: each figure as a ratio to a reference measured in the same run.
@@ -186,6 +186,8 @@ def _show(metrics: dict[str, Any]) -> None:
     console.print(table)
     if metrics.get("privacy"):
         _show_privacy(metrics["privacy"], console)
+        if metrics.get("unit_price"):
+            console.print(metrics["unit_price"]["in_words"])
     else:
         console.print("Sites' scores are on their own validation pictures.", style="dim")
 

@@ -28,6 +28,7 @@ from simulations.preparation import (
     write_partition,
 )
 from simulations.private_sites import extract_ledgers, public_units, simulated_policy
+from simulations.unit_price import unit_price
 from simulations.workers import available_cores, hired
 
 
@@ -85,7 +86,8 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
     finally:
         if plan.recipe.privacy is not None:
             extract_ledgers(plan.out, homes)
-    return finish(plan, baseline)
+    price = unit_price(plan.recipe, setting) if plan.recipe.evaluate.unit_price else None
+    return finish(plan, baseline, price)
 
 
 def check_out(plan: Plan) -> None:
@@ -209,10 +211,14 @@ def start_baseline(
     return pool.submit(_baseline, train, test, recipe.data.image_size)
 
 
-def finish(plan: Plan, baseline: "Future[dict[str, float]] | None") -> dict[str, Any]:
-    """Add the baseline to the metrics and make the report."""
+def finish(
+    plan: Plan, baseline: "Future[dict[str, float]] | None", price: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Add what was measured beside the run to its metrics and make the report."""
     path = plan.out / "metrics.json"
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if price is not None:
+        metrics["unit_price"] = price
     metrics["pixel_baseline"] = baseline.result() if baseline is not None else None
     write_json(path, metrics)
     render(plan.out)

@@ -95,12 +95,17 @@ def infer_means(
 
 
 def linear_scores(
-    found: ClassMeans, within_spread: float
+    found: ClassMeans, within_spread: float, by_counts: bool = False
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights (K, P) and biases (K,) that score vectors of length 1.
 
     The log density of a vector under each class, spread and the mean's own uncertainty
     taken alike in all directions: for vectors of one length it is linear.
+
+    Args:
+        found: Of :func:`infer_means`.
+        within_spread: As there.
+        by_counts: Whether classes are as likely as their expected counts say, or all alike.
     """
     means_KP = found.means_KP
     directions = means_KP.shape[1]
@@ -108,6 +113,10 @@ def linear_scores(
     weights_KP = means_KP / variance_K[:, None]
     squares_K = (means_KP**2).sum(axis=1) + 1.0
     biases_K = -0.5 * squares_K / variance_K - 0.5 * directions * np.log(variance_K)
+    if by_counts:
+        # One picture more of each class: a class that noise hides is rare, not impossible.
+        counts_K = found.counts_SK.sum(axis=0) + 1.0
+        biases_K = biases_K + np.log(counts_K / counts_K.sum())
     return weights_KP, biases_K - biases_K.max()
 
 

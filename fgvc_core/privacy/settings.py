@@ -50,6 +50,12 @@ class PrivacySettings(Settings):
         description="class-sums: expected squared distance of a vector from its class's mean, in "
         "units of its squared length, 0 to 1; the server's prior, not computed from the data.",
     )
+    class_prior: Literal["uniform", "counts"] = Field(
+        "uniform",
+        description="class-sums: how likely each class is taken to be beforehand: all alike (what "
+        "macro-F1 asks for), or by the noisy counts (what top-1 asks for where classes are "
+        "unequal).",
+    )
     clipping_norm: float = Field(
         1.0, gt=0.0, le=1000.0, description="gradients: largest norm of one unit's gradient."
     )

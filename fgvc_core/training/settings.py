@@ -43,3 +43,8 @@ class EvaluateSettings(Settings):
     pixel_baseline: bool = Field(
         True, description="Also fit a linear model on raw pixels, as the report's floor."
     )
+    unit_price: bool = Field(
+        False,
+        description="In a simulation of class-sums: also say what protecting subjects costs in "
+        "accuracy against protecting images, on the same split.",
+    )

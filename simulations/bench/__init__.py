@@ -5,7 +5,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine",)
+NAMES = ("engine", "dp")
 
 
 def run_benches(name: str) -> list[dict[str, Any]]:
@@ -24,9 +24,10 @@ def run_benches(name: str) -> list[dict[str, Any]]:
             f"There is no benchmark '{name}'; there are {', '.join(NAMES)} and all.",
             remedy=nearest(name, NAMES) or "fieldmark bench engine",
         )
+    from simulations.bench.dp import bench_dp
     from simulations.bench.engine import bench_engine
 
-    runners = {"engine": bench_engine}
+    runners = {"engine": bench_engine, "dp": bench_dp}
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]
 

@@ -95,7 +95,7 @@ def main(sites: int, megabytes: int) -> int:
         screening = Screening({n: spec_of(a) for n, a in model.items()}, exchange.keys, 1e3)
         names = exchange.roll_call()
         arrays = to_array_record(pack_all(model))
-        before = _resident()
+        before = resident_bytes()
         requests = [exchange.compose("train", 1, name, arrays) for name in names]
 
         def sound() -> Iterator[SoundReply]:
@@ -107,7 +107,7 @@ def main(sites: int, megabytes: int) -> int:
                     yield update
 
         StreamingFedAvg().aggregate_train(1, sound())
-        return _peak() - before
+        return peak_bytes() - before
 
 
 def _home(folder: Path, sites: int) -> CoordinatorHome:
@@ -123,7 +123,7 @@ def _home(folder: Path, sites: int) -> CoordinatorHome:
     return CoordinatorHome.open(folder)
 
 
-def _resident() -> int:
+def resident_bytes() -> int:
     """Resident memory now, in bytes; the peak so far where /proc does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -132,7 +132,7 @@ def _resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _peak() -> int:
+def peak_bytes() -> int:
     """Largest resident memory of this program so far, in bytes.
 
     Not ``ru_maxrss`` where it can be helped: Linux hands a parent's down through exec.

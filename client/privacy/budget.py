@@ -1,0 +1,126 @@
+"""What is spent, what is left, and what a run would cost, before anything is spent."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from client.privacy.gate import UNLIMITED, Gate
+from client.privacy.ledger import Ledger
+from client.privacy.policy import Policy
+from client.site import Site
+from fgvc_core.errors import PolicyRefusal
+from fgvc_core.privacy.accountant import epsilon_of_filter, epsilon_of_plan
+from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
+from fgvc_core.privacy.planning import plan_for
+from fgvc_core.recipe import Recipe
+
+MOST_RUNS = 10_000
+"""Where counting further runs stops."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One site's budget.
+
+    Attributes:
+        spent: Epsilon of everything so far.
+        how: The method by which it was composed.
+        cap: The policy's cap, or None.
+        delta: The policy's delta.
+        runs: How many runs have released something.
+        plan: With a recipe: what it would cost, and what would follow.
+    """
+
+    spent: float
+    how: str
+    cap: float | None
+    delta: float
+    runs: int
+    plan: dict[str, Any] | None
+
+    @property
+    def left(self) -> float | None:
+        """Cap less what is spent; composition makes later runs cheaper than this suggests."""
+        return None if self.cap is None else max(self.cap - self.spent, 0.0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "spent": self.spent,
+            "how": self.how,
+            "cap": self.cap,
+            "left": self.left,
+            "delta": self.delta,
+            "adjacency": ADJACENCY,
+            "runs": self.runs,
+            "plan": self.plan,
+        }
+
+
+def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
+    """A site's budget, and with a recipe what its run would do to it.
+
+    Raises:
+        DataError: if the ledger does not verify.
+        ConfigurationError: if the recipe's target cannot be met.
+    """
+    policy = site.settings.policy
+    ledger = Ledger(site.home, site.data_binding, site.name)
+    spent, how = ledger.total(policy.delta)
+    plan = None if recipe is None else _plan(site, ledger, policy, recipe)
+    return Budget(
+        spent=spent,
+        how=how,
+        cap=policy.epsilon_cap,
+        delta=policy.delta,
+        runs=sum(bool(plan.released) for plan in ledger.plans()),
+        plan=plan,
+    )
+
+
+def _plan(site: Site, ledger: Ledger, policy: Policy, recipe: Recipe) -> dict[str, Any]:
+    try:
+        privacy = Gate(site).protection(recipe)
+    except PolicyRefusal as refusal:
+        return {"allowed": False, "why": refusal.what, "epsilon": None, "more_runs": 0}
+    if privacy is None:
+        return {
+            "allowed": True,
+            "why": "no differential privacy is asked for, and the policy does not require it",
+            "epsilon": None,
+            "more_runs": None,
+        }
+    events = plan_for(privacy, recipe.federation.rounds)
+    cap = policy.epsilon_cap
+    total, how = ledger.total(policy.delta, events)
+    more = None if cap is None else _more_runs(ledger, policy.delta, events, cap)
+    return {
+        "allowed": total <= (UNLIMITED if cap is None else cap),
+        "why": "" if cap is None or total <= cap else f"policy.epsilon_cap = {cap:g}",
+        "epsilon": epsilon_of_plan(events, privacy.delta),
+        "delta": privacy.delta,
+        "unit": privacy.unit,
+        "total_after": total,
+        "how_after": how,
+        "more_runs": more,
+        "events": [event.as_json() for event in events],
+    }
+
+
+def _more_runs(ledger: Ledger, delta: float, events: tuple[PrivacyEvent, ...], cap: float) -> int:
+    """How many such runs, one after the other, stay within the cap."""
+    charged = [event for plan in ledger.plans() for event in plan.charged[1]]
+
+    def fits(runs: int) -> bool:
+        if runs == 1:
+            return ledger.total(delta, events)[0] <= cap
+        return epsilon_of_filter([*charged, *(events * runs)], delta) <= cap
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while high < MOST_RUNS and fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,101 @@
+"""What differential privacy costs: a step on the demo's network, a round on cached features."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fgvc_core.recipe import Recipe, parse_recipe
+from simulations.bench import figure
+from simulations.bench.dp_step import BATCH, stepper
+from simulations.simulate import Plan, simulate
+
+STEPS = 4
+REPEATS = 7
+ROUNDS = 12
+
+
+def bench_dp() -> dict[str, Any]:
+    """The figures of ``fieldmark bench dp``."""
+    seconds = _step_seconds()
+    memory = {kind: _extra_memory(kind) for kind in seconds}
+    figures = {}
+    for kind in ("loop", "opacus"):
+        what = f"a step on {BATCH} units of one 64 px picture, demo network, one thread"
+        figures[f"{kind}_time"] = figure(
+            seconds[kind], seconds["plain"], "s", f"{what}; median of {REPEATS} x {STEPS}"
+        )
+        figures[f"{kind}_memory"] = figure(
+            memory[kind] / 1e6, memory["plain"] / 1e6, "MB", f"{what}; peak above the start"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        plain = _round_seconds(Path(folder) / "plain", [])
+        private = _round_seconds(
+            Path(folder) / "private",
+            ["privacy.epsilon=8.0", "privacy.method=gradients", "privacy.sampling_rate=0.25",
+             "privacy.steps=4"],
+        )  # fmt: skip
+    figures["cached_round_time"] = figure(
+        private,
+        plain,
+        "s",
+        "a round of 5 sites with 120 pictures each, cosine head on 1,280 cached features, 4 steps; "
+        f"ledger, outbox and noise included; median of {ROUNDS - 2} rounds",
+    )
+    return figures
+
+
+def _step_seconds() -> dict[str, float]:
+    """Median seconds a step; the kinds take turns, so that a busy moment hits all alike."""
+    runs = {kind: stepper(kind, STEPS) for kind in ("plain", "loop", "opacus")}
+    times: dict[str, list[float]] = {kind: [] for kind in runs}
+    for repeat in range(REPEATS + 1):
+        for kind, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if repeat:
+                times[kind].append((time.perf_counter() - started) / STEPS)
+    return {kind: statistics.median(found) for kind, found in times.items()}
+
+
+def _extra_memory(kind: str) -> int:
+    command = [sys.executable, "-m", "simulations.bench.dp_step", kind, "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def _round_seconds(out: Path, overrides: list[str]) -> float:
+    metrics = simulate(Plan(_cached_recipe(overrides), out))
+    seconds = [entry["seconds"] for entry in metrics["history"]]
+    return statistics.median(seconds[2:])
+
+
+def _cached_recipe(overrides: list[str]) -> Recipe:
+    return parse_recipe(_CACHED, overrides, where="the benchmark's recipe")
+
+
+_CACHED = f"""
+name = "bench-dp"
+seed = 1
+[data]
+fieldmarks_train = 600
+fieldmarks_test = 60
+val_fraction = 0.0
+[model]
+backbone = "tf_efficientnet_lite0"
+attention = "none"
+head = "cosine"
+train = "head"
+[train]
+optimizer = "sgd"
+lr = 0.1
+batch_size = 30
+[federation]
+rounds = {ROUNDS}
+[evaluate]
+pixel_baseline = false
+every = 0
+"""

@@ -1,0 +1,60 @@
+"""Extra peak memory of training steps: ``python -m simulations.bench.dp_step KIND STEPS``.
+
+A process of its own, so that the peak is these steps' and nothing else's.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+
+import numpy as np
+import torch
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.experiment import make_learner, make_table
+from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.recipe import parse_recipe
+from fgvc_core.training.private import PrivateTraining
+from fgvc_core.training.schedule import Stretch
+from simulations.bench.memory import peak_bytes, resident_bytes
+
+BATCH = 32
+KINDS = ("plain", "loop", "opacus")
+
+
+def stepper(kind: str, count: int) -> Callable[[], None]:
+    """What takes ``count`` steps on 32 pictures of the demo's network, one picture a unit."""
+    torch.set_num_threads(1)
+    text = files("simulations").joinpath("recipes/demo.toml").read_text(encoding="utf-8")
+    recipe = parse_recipe(
+        text, ["data.fieldmarks_train=60", "data.fieldmarks_test=12", f"train.epochs={count}",
+               f"train.batch_size={BATCH}", "train.schedule=constant"]
+    )  # fmt: skip
+    table = make_table(recipe, cache_folder()).where("train").take(np.arange(BATCH))
+    learner = make_learner(recipe, table.num_classes)
+    examples = learner.examples(table, cache_folder())
+    if kind == "plain":
+        return lambda: _ignore(learner.train_round(examples, Stretch(1, 1), "bench"))
+    privacy = PrivacySettings(
+        epsilon=8.0, method="gradients", sampling_rate=1.0, steps=count, engine=kind
+    )
+    training = PrivateTraining(learner, examples, np.arange(BATCH, dtype=np.int64), privacy)
+    event = PrivacyEvent("step", 1.0, 1.0, count)
+    return lambda: training.run(event, BATCH, Stretch(1, 1))
+
+
+def extra_memory(kind: str, count: int) -> int:
+    """Bytes of the steps' peak above what the process held before them."""
+    run = stepper(kind, count)
+    before = resident_bytes()
+    run()
+    return max(peak_bytes() - before, 0)
+
+
+def _ignore(value: object) -> None:
+    """A step's result is not what is measured."""
+
+
+if __name__ == "__main__":
+    print(extra_memory(sys.argv[1], int(sys.argv[2])))

@@ -51,7 +51,7 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     # Imported here: a roll call of a site that cannot take part costs no torch.
     from client.private_work import answer_protected
-    from client.work import answer_round, echo, read_announcement
+    from client.work import answer_round, check_request, echo, read_announcement
 
     gate = Gate(site)
     if request.kind == "roll_call":
@@ -66,11 +66,14 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         )
         return gate.release(request, reply, {})
     recipe, class_names = recall(site.home, request)
-    privacy = gate.protection(recipe)
+    privacy = gate.admit(request, recipe)
     if privacy is not None:
         return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
     if request.kind == "release":
         raise PeerError("The recipe has no [privacy]: there is nothing to release.")
+    specs = check_request(site, recipe, class_names, incoming.tensors)
+    if request.kind == "train":
+        gate.check_leaving(specs)
     reply, tensors = answer_round(site, request, recipe, class_names, incoming.tensors)
     return gate.release(request, reply, tensors)
 

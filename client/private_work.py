@@ -13,7 +13,7 @@ import numpy as np
 from client.privacy.gate import Departure, Gate
 from client.privacy.outbox import Payload
 from client.site import Site
-from client.work import at_the_desk, check_received, echo
+from client.work import at_the_desk, check_received, check_request, echo
 from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
@@ -22,7 +22,7 @@ from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
 from fgvc_core.training.schedule import Stretch
-from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec
 
 
 def answer_protected(
@@ -41,16 +41,53 @@ def answer_protected(
         PeerError: if it asks for what the recipe does not have.
     """
     started = time.monotonic()
-    event = _event_of(request, recipe, privacy)
+    try:
+        event = _event_of(request, recipe, privacy)
+        _check_round(request, recipe)
+        # Whatever is wrong with the request comes to light before anything is charged for it.
+        specs = check_request(site, recipe, class_names, packed) if event else {}
 
-    def work() -> Payload:
-        return _work(site, request, recipe, privacy, class_names, packed, event)
+        def work() -> Payload:
+            return _work(site, request, recipe, privacy, class_names, packed, event)
 
-    departure = gate.protected_round(request, recipe, event, work)
-    hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
-    if hold > 0:
-        time.sleep(hold)
-    return departure
+        return gate.protected_round(request, event, _specs_of_answer(request, event, specs), work)
+    finally:
+        # A refusal, too: that something went wrong with the pictures must not be told by time.
+        hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
+        if hold > 0:
+            time.sleep(hold)
+
+
+def _check_round(request: Request, recipe: Recipe) -> None:
+    rounds = recipe.federation.rounds
+    if not (request.kind == "score" or 1 <= request.round <= rounds):
+        raise PolicyRefusal(
+            f"Round {request.round} is not one of the {rounds} of this run.",
+            why="A site releases what was announced, and nothing beyond.",
+            remedy="Start a new run.",
+        )
+    if request.proximal_mu:
+        raise PeerError("A pull towards the received model is not part of private steps.")
+
+
+def _specs_of_answer(
+    request: Request, event: PrivacyEvent | None, specs: dict[str, TensorSpec]
+) -> dict[str, TensorSpec]:
+    """What the answer's tensors will be, given the travelling ones."""
+    if event is None or request.kind == "score":
+        return {}
+    if request.kind == "train":
+        return specs
+    if set(specs) != {"head.centre", "head.weight", "head.bias"}:
+        raise PolicyRefusal(
+            "privacy.method = 'class-sums' needs a frozen backbone and model.head = 'subspace'.",
+            why="Sums of vectors of bounded length in a public subspace are what it releases.",
+            remedy="Set model.train = 'head' and model.head = 'subspace', or privacy.method = "
+            "'gradients'.",
+        )
+    (directions,), (classes, _) = specs["head.centre"].shape, specs["head.weight"].shape
+    shape = (directions,) if event.purpose == "centre" else (classes, directions + 1)
+    return {event.purpose: TensorSpec("float32", shape)}
 
 
 def _event_of(request: Request, recipe: Recipe, privacy: PrivacySettings) -> PrivacyEvent | None:
@@ -106,8 +143,6 @@ def _work(
                 recipe.evaluate.batch_size,
             )
             return Payload(fields, {})
-        if request.proximal_mu:
-            raise PeerError("A pull towards the received model is not part of private steps.")
         training = PrivateTraining(learner, examples.train, examples.train_units, privacy)
         training.run(
             event, site.settings.data.units, Stretch(request.round, recipe.federation.rounds)

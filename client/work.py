@@ -91,12 +91,15 @@ class Desk:
 
     def table(self, site: Site, recipe: Recipe) -> ExampleTable:
         """The table that a site's rows are taken from; simulated sites share one."""
-        path = site.settings.data.path
-        key = (path, str(site.cache), recipe.digest)
+        own = site.settings.data
+        key = (own.path, own.subject_column, str(site.cache), recipe.digest)
         found = self._tables.get(key)
         if found is None:
             self._tables.clear()
-            data = recipe.data.model_copy(update={"path": path})
+            changes = {"path": own.path, "subject_column": own.subject_column}
+            if own.subject_column is None:
+                changes.pop("subject_column")
+            data = recipe.data.model_copy(update=changes)
             found = make_table(recipe.model_copy(update={"data": data}), site.cache)
             self._tables[key] = found
         return found
@@ -115,6 +118,24 @@ def at_the_desk(
     with _desk.lock:
         learner, specs = _desk.learner(recipe, len(class_names), device)
         yield learner, specs, _desk.examples(site, recipe, learner, class_names, unit)
+
+
+def check_request(
+    site: Site, recipe: Recipe, class_names: tuple[str, ...], packed: Mapping[str, PackedTensor]
+) -> dict[str, TensorSpec]:
+    """Check a request's tensors without a look at this site's pictures.
+
+    Returns:
+        The specs of the travelling tensors.
+
+    Raises:
+        PeerError: see :func:`check_received`.
+    """
+    device = pick_device(site.settings.resources.device)
+    with _desk.lock:
+        _, specs = _desk.learner(recipe, len(class_names), device)
+    check_received(packed, specs)
+    return specs
 
 
 def check_received(

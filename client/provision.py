@@ -29,9 +29,10 @@ def make_home(
     device: str = "auto",
     units: int = 0,
     policy: Policy | None = None,
+    key: PrivateKey | None = None,
     simulated: bool = False,
 ) -> Site:
-    """Make a site's home with a fresh key.
+    """Make a site's home.
 
     Args:
         home: A folder that does not exist yet.
@@ -43,6 +44,7 @@ def make_home(
         device: What the site computes with.
         units: The public number of protected units.
         policy: What the site allows.
+        key: The site's private key; a fresh one if not given.
         simulated: Whether its data are a share of a set that it has in common with others;
             else they are its own, and get one ledger for all time.
 
@@ -65,7 +67,7 @@ def make_home(
     read_public(coordinator)
     if home.exists():
         raise _exists(home)
-    key = new_key()
+    key = key or new_key()
     if data_path is None or simulated:
         return _make(home, settings, coordinator, split_key, key)
     with Register().claiming(Claim.of(data_path, home, fingerprint(key.public_key()))):

@@ -9,7 +9,11 @@
     rows.json        in a simulation: which rows of the data set are this site's
     ledger.jsonl     what has been spent and what has left, chained; ledger.head: its last entry
     outbox/          finished replies under differential privacy, for whoever asks again
+    runs/            what was announced, one file a run
     site.log         what went wrong here, in words that never leave
+
+Of a site with pictures of its own the register in the user's state folder says that this home
+has their ledger: :mod:`client.privacy.register`.
 """
 
 import hashlib

@@ -109,33 +109,23 @@ _desk = Desk()
 
 
 @contextmanager
+def learner_at_the_desk(
+    site: Site, recipe: Recipe, class_names: tuple[str, ...]
+) -> Iterator[tuple[Learner, dict[str, TensorSpec]]]:
+    """This process's learner, for one piece of work at a time; no picture is touched."""
+    device = pick_device(site.settings.resources.device)
+    torch.set_num_threads(site.settings.resources.threads)
+    with _desk.lock:
+        yield _desk.learner(recipe, len(class_names), device)
+
+
+@contextmanager
 def at_the_desk(
     site: Site, recipe: Recipe, class_names: tuple[str, ...], unit: Unit | None = None
 ) -> Iterator[tuple[Learner, dict[str, TensorSpec], SiteExamples]]:
     """This process's learner and a site's examples, for one piece of work at a time."""
-    device = pick_device(site.settings.resources.device)
-    torch.set_num_threads(site.settings.resources.threads)
-    with _desk.lock:
-        learner, specs = _desk.learner(recipe, len(class_names), device)
+    with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
         yield learner, specs, _desk.examples(site, recipe, learner, class_names, unit)
-
-
-def check_request(
-    site: Site, recipe: Recipe, class_names: tuple[str, ...], packed: Mapping[str, PackedTensor]
-) -> dict[str, TensorSpec]:
-    """Check a request's tensors without a look at this site's pictures.
-
-    Returns:
-        The specs of the travelling tensors.
-
-    Raises:
-        PeerError: see :func:`check_received`.
-    """
-    device = pick_device(site.settings.resources.device)
-    with _desk.lock:
-        _, specs = _desk.learner(recipe, len(class_names), device)
-    check_received(packed, specs)
-    return specs
 
 
 def check_received(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from client.privacy.chain import GENESIS
 from client.privacy.ledger import Ledger, Plan
 from client.privacy.outbox import Outbox, Payload, request_digest
-from client.privacy.policy import check_leaving
+from client.privacy.policy import check_tensors
 from client.privacy.terms import Terms
 from client.site import Site
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
@@ -88,7 +88,23 @@ class Gate:
         Raises:
             PolicyRefusal: naming the policy's line that says no.
         """
-        check_leaving(self._policy, {name: spec.nbytes for name, spec in specs.items()})
+        check_tensors(self._policy, sorted(specs))
+        self.check_size(sum(spec.nbytes for spec in specs.values()))
+
+    def check_size(self, nbytes: int) -> None:
+        """Whether a reply whose tensors weigh so much may leave.
+
+        Raises:
+            PolicyRefusal: if not.
+        """
+        size_mb = nbytes / 1e6
+        if size_mb > self._policy.max_update_mb:
+            raise PolicyRefusal(
+                f"The update weighs {size_mb:.1f} MB; this site's policy allows "
+                f"max_update_mb = {self._policy.max_update_mb:g}.",
+                why="Nothing has left the site.",
+                remedy="Train less of the model ([model] train), or raise the site's policy.",
+            )
 
     def _announce(self, request: Request, recipe: Recipe, privacy: PrivacySettings) -> None:
         plan = self.ledger.plan(request.run)
@@ -113,28 +129,33 @@ class Gate:
     def protected_round(
         self,
         request: Request,
+        recipe: Recipe,
         event: PrivacyEvent | None,
-        specs: Specs,
         work: Callable[[], Payload],
+        specs: Specs | None = None,
     ) -> Departure:
         """Answer one request under differential privacy.
 
         Args:
-            request: What is asked; :meth:`admit` has let it in.
+            request: What is asked.
+            recipe: Of the run.
             event: What the answer costs; None where it says nothing about the pictures.
-            specs: What the answer's tensors will be.
             work: Computes the answer; called at most once for a request, and after its cost
                 is on the disk.
+            specs: What the answer's tensors will be, where that is known: what may not leave
+                is then refused before its cost is charged.
 
         Raises:
-            PolicyRefusal: if it may not be answered; nothing was spent then.
+            PolicyRefusal: if it may not be answered.
             PeerError: if the run was not announced with the request's recipe.
         """
         digest = request_digest(request)
+        self.terms.check_memory(request)
+        self.terms.check_approval(request, recipe.name)
         plan = self.ledger.plan(request.run)
         if plan is None or plan.recipe_digest != request.recipe_digest:
             raise PeerError(f"Run '{request.run}' was never announced to this site.")
-        self.check_leaving(specs)
+        self.check_leaving(specs or {})
         with self._outbox.alone(digest):
             payload = self._outbox.find(digest)
             if payload is None and self.ledger.was_sent(request.run, digest):
@@ -146,12 +167,10 @@ class Gate:
             if event is not None:
                 # Even where a reply is stored: in a ledger that was put back it is not charged.
                 self.ledger.reserve(request.run, request.round, digest, event, self.terms.cap)
-            fresh = payload is None
-            payload = work() if payload is None else payload
-            if {name: spec_of(t) for name, t in payload.tensors.items()} != dict(specs):
-                raise PolicyRefusal("The answer's tensors are not those that were let through.")
-            if fresh:
+            if payload is None:
+                payload = work()
                 self._outbox.store(digest, payload)
+            self.check_leaving(_specs_of(payload.tensors))
             reply = self._reply(request, payload.fields)
             return self._send(request, reply, payload.tensors, digest)
 
@@ -163,7 +182,7 @@ class Gate:
                 left then.
         """
         policy = self._policy
-        self.check_leaving({name: spec_of(tensor) for name, tensor in tensors.items()})
+        self.check_leaving(_specs_of(tensors))
         allowed = reply
         if request.kind != "roll_call":
             if policy.demand:
@@ -241,3 +260,7 @@ class Gate:
         entry = self.ledger.note("sent", values)
         complete = numbered(entry.number).model_copy(update={"ledger_head": entry.hash})
         return Departure(seal(self._site.key, complete), packed)
+
+
+def _specs_of(tensors: Tensors) -> dict[str, TensorSpec]:
+    return {name: spec_of(tensor) for name, tensor in tensors.items()}

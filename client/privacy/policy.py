@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from datetime import date
 from fnmatch import fnmatchcase
 from typing import Literal, Self
@@ -197,26 +196,15 @@ def check_subject(policy: Policy, unit: Unit, recipe: Recipe, own_column: str | 
         )
 
 
-def check_leaving(policy: Policy, tensors: Mapping[str, int]) -> None:
-    """Whether all these tensors may leave together.
-
-    Args:
-        policy: The site's.
-        tensors: Name -> bytes.
+def check_tensors(policy: Policy, names: list[str]) -> None:
+    """Whether all these tensors may leave.
 
     Raises:
-        PolicyRefusal: naming the first that may not, or the payload cap.
+        PolicyRefusal: naming the first that may not.
     """
-    for name in sorted(tensors):
+    for name in names:
         if not any(fnmatchcase(name, pattern) for pattern in policy.tensors):
             raise PolicyRefusal(
                 f"policy.tensors = {list(policy.tensors)}: '{name}' may not leave.",
                 remedy="Train only what may ([model] train), or widen the policy.",
             )
-    size_mb = sum(tensors.values()) / 1e6
-    if size_mb > policy.max_update_mb:
-        raise PolicyRefusal(
-            f"policy.max_update_mb = {policy.max_update_mb:g}: the reply weighs {size_mb:.1f} MB.",
-            why="Nothing has left the site.",
-            remedy="Train less of the model ([model] train), or raise the policy's line.",
-        )

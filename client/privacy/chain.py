@@ -88,6 +88,7 @@ class Chain:
         # How much of the file the entries are, and the last of those bytes.
         self._read = 0
         self._tail = b""
+        self._held = False
 
     @contextmanager
     def writing(self) -> Iterator["Chain"]:
@@ -105,7 +106,12 @@ class Chain:
             if rest:
                 # The fragment stays where it is; an entry after it owns up to it.
                 self._append(TORN, {"sha256": hashlib.sha256(rest).hexdigest()}, rest)
-            yield self
+            # Until the lock is given back nobody else adds anything: no need to look again.
+            self._held = True
+            try:
+                yield self
+            finally:
+                self._held = False
 
     def entries(self) -> Sequence[Entry]:
         """All entries, verified; a torn rest is left out.
@@ -114,7 +120,8 @@ class Chain:
             DataError: if the chain does not hold, or is shorter than its remembered head.
         """
         with self.guard:
-            self._refresh()
+            if not self._held:
+                self._refresh()
             return self._entries
 
     @property

@@ -83,7 +83,7 @@ class Chain:
         self.guard = RLock()
         """Held while the entries in memory change or are looked through."""
         self._head_path = path.with_suffix(".head")
-        self._lock = FileLock(path.with_suffix(".lock"))
+        self._lock_path = path.with_suffix(".lock")
         self._entries: list[Entry] = []
         # How much of the file the entries are, and the last of those bytes.
         self._read = 0
@@ -97,7 +97,8 @@ class Chain:
         Raises:
             DataError: if the chain does not hold, or is shorter than its remembered head.
         """
-        with self._lock, self.guard:
+        # A lock of its own each time: one that was made before a fork is of no use after it.
+        with FileLock(self._lock_path), self.guard:
             rest = self._refresh()
             if rest and not rest.endswith(b"\n"):
                 append_durably(self.path, b"\n")

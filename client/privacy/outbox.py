@@ -87,7 +87,8 @@ class Outbox:
         Raises:
             OSError: if it could not be kept; then it must not leave.
         """
-        contiguous = {name: np.ascontiguousarray(t) for name, t in payload.tensors.items()}
+        # Not ascontiguousarray: it makes a scalar a vector, and other bytes would be repeated.
+        contiguous = {name: np.asarray(t, order="C") for name, t in payload.tensors.items()}
         write_durably(self._path(request), save(contiguous, {"fields": json.dumps(payload.fields)}))
 
     def _path(self, request: str) -> Path:

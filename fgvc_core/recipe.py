@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
@@ -22,6 +22,7 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import refuse_unsafe
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import EvaluateSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
@@ -44,6 +45,12 @@ class Recipe(Settings):
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        if self.privacy is not None:
+            refuse_unsafe(self.privacy, self.federation, self.model, self.train)
+        return self
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""

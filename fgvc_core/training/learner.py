@@ -65,7 +65,7 @@ class Learner:
         self.frozen_backbone = is_frozen_backbone(self.model)
         self.extractor = frozen_digest(self.model) if self.frozen_backbone else b""
         self.loss = build_loss(loss)
-        self._augment = Augment(augment)
+        self.augment = Augment(augment)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the tensors that travel, by name."""
@@ -91,7 +91,7 @@ class Learner:
         if self.frozen_backbone:
             store = FeatureStore(cache, self.extractor)
             return FeatureExamples(read_features(self.model, table, store), table.labels_N)
-        return PictureExamples(self._bank(table, cache), table.labels_N, self._augment)
+        return PictureExamples(self._bank(table, cache), table.labels_N, self.augment)
 
     def train_round(
         self,

@@ -118,7 +118,7 @@ def summed(rows: Iterable[Row]) -> list[Row]:
 def _charge(values: dict[str, Any], reserved: bool, sent: bool) -> Charge:
     if values["code"] != "ok":
         return "refusal"
-    if values["what"] == "roll_call":
+    if values["what"] == "roll_call" and not values["tensors"]:
         return "public"
     if not values["protected"]:
         return "unprotected"

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from client.privacy.chain import GENESIS, TORN, Entry
 from client.privacy.ledger import Plan, plans_of, total_of
@@ -15,6 +15,8 @@ from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
 
 RUNS_SHOWN = 100
 """Latest runs that are shown one by one; earlier ones are summed up."""
+
+T = TypeVar("T")
 
 SHOWN = 50
 """Latest refusals, crashes, approvals and audits that are shown one by one."""
@@ -45,7 +47,8 @@ def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
     rows = departures(entries)
     runs = _run_ids(entries)
     shown = runs[-RUNS_SHOWN:]
-    listed = rows if len(rows) <= LISTED_ONE_BY_ONE else summed(r for r in rows if r.run in shown)
+    latest = set(shown)
+    listed = rows if len(rows) <= LISTED_ONE_BY_ONE else summed(r for r in rows if r.run in latest)
     total = _total(plans, policy)
     return {
         "ledger": _ledger(entries),
@@ -53,7 +56,7 @@ def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
         "adjacency": ADJACENCY,
         "total": total,
         "meaning": _meaning(total),
-        "runs": [_run(run, plans, rows, entries) for run in shown],
+        "runs": _runs(shown, plans, rows, entries),
         "earlier_runs": _earlier(runs[:-RUNS_SHOWN], rows),
         "departures": {
             "replies": len(rows),
@@ -66,7 +69,7 @@ def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
         "crashes": _crashes(entries, plans),
         "approvals": _last(_of(entries, "approved"), ("run", "name")),
         "audits": _audits(entries),
-        "irregular": _irregular(plans, rows),
+        "irregular": _irregular(entries, plans, rows),
     }
 
 
@@ -111,29 +114,36 @@ def _run_ids(entries: Iterable[Entry]) -> list[str]:
     return list(dict.fromkeys(str(run) for run in named if run))
 
 
-def _run(run: str, plans: list[Plan], rows: list[Row], entries: Sequence[Entry]) -> dict[str, Any]:
-    own = [row for row in rows if row.run == run]
-    plan = next((plan for plan in plans if plan.run == run), None)
-    approved = [e for e in _of(entries, "approved") if e.values["run"] == run]
-    refused = [e for e in _of(entries, "refused") if e.values["run"] == run]
-    name = plan.name if plan else approved[0].values["name"] if approved else None
-    return {
-        "run": run,
-        "name": name,
-        "first": own[0].first if own else None,
-        "last": own[-1].last if own else None,
-        "replies": len(own),
-        "bytes": sum(row.bytes for row in own),
-        "unprotected": sum(row.charge == "unprotected" for row in own),
-        "refusals": len(refused),
-        "approved": approved[0].time if approved else None,
-        "protection": None if plan is None else _protection(plan, entries),
-    }
+def _runs(
+    shown: list[str], plans: list[Plan], rows: list[Row], entries: Sequence[Entry]
+) -> list[dict[str, Any]]:
+    by_run = {plan.run: plan for plan in plans}
+    own = _by_run((row.run, row) for row in rows)
+    approved = _by_run((str(e.values["run"]), e) for e in _of(entries, "approved"))
+    refused = _by_run((str(e.values["run"]), e) for e in _of(entries, "refused"))
+    announced = _by_run((str(e.values["run"]), e) for e in _of(entries, "announced"))
+    found = []
+    for run in shown:
+        plan, replies, yes = by_run.get(run), own.get(run, []), approved.get(run, [])
+        found.append(
+            {
+                "run": run,
+                "name": plan.name if plan else yes[0].values["name"] if yes else None,
+                "first": replies[0].first if replies else None,
+                "last": replies[-1].last if replies else None,
+                "replies": len(replies),
+                "bytes": sum(row.bytes for row in replies),
+                "unprotected": sum(row.charge == "unprotected" for row in replies),
+                "refusals": len(refused.get(run, [])),
+                "approved": yes[0].time if yes else None,
+                "protection": None if plan is None else _protection(plan, announced[run][0]),
+            }
+        )
+    return found
 
 
-def _protection(plan: Plan, entries: Sequence[Entry]) -> dict[str, Any]:
+def _protection(plan: Plan, announced: Entry) -> dict[str, Any]:
     epsilon, how = plan.cost()
-    (announced,) = (e for e in _of(entries, "announced") if e.values["run"] == plan.run)
     return {
         "announced": plan.time,
         "recipe_digest": plan.recipe_digest,
@@ -232,12 +242,18 @@ def _audits(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     ][-SHOWN:]
 
 
-def _irregular(plans: list[Plan], rows: list[Row]) -> list[str]:
+def _irregular(entries: Sequence[Entry], plans: list[Plan], rows: list[Row]) -> list[str]:
     """What a sound ledger never has."""
-    found = []
+    announced = Counter(entry.values["run"] for entry in _of(entries, "announced"))
+    # A second plan would stand in for the first, and for what was charged to it.
+    found = [f"run {run} was announced twice" for run, count in announced.items() if count > 1]
+    if len({plan.unit for plan in plans}) > 1:
+        found.append("it protects two kinds of units, whose costs do not add up")
+    if any(e.values["adjacency"] != ADJACENCY for e in _of(entries, "announced")):
+        found.append("a run was accounted for under another adjacency")
     for plan in plans:
-        announced = {_kind(event): event.count for event in merge(plan.events)}
-        beyond = [e for e in merge(plan.released) if e.count > announced.get(_kind(e), 0)]
+        allowed = {_kind(event): event.count for event in merge(plan.events)}
+        beyond = [e for e in merge(plan.released) if e.count > allowed.get(_kind(e), 0)]
         if beyond:
             purposes = ", ".join(sorted({event.purpose for event in beyond}))
             found.append(f"run {plan.run} released more than it had announced ({purposes})")
@@ -259,6 +275,13 @@ def _last(entries: Iterable[Entry], names: tuple[str, ...]) -> list[dict[str, An
 
 def _of(entries: Iterable[Entry], kind: str) -> Iterable[Entry]:
     return (entry for entry in entries if entry.kind == kind)
+
+
+def _by_run(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    found: dict[str, list[T]] = {}
+    for run, value in pairs:
+        found.setdefault(run, []).append(value)
+    return found
 
 
 def _kind(event: PrivacyEvent) -> tuple[str, float, float]:

@@ -100,8 +100,6 @@ def percent(share: float) -> str:
     digits = 1
     while digits < 12 and float(f"{100 * share:.{digits}f}") in (0.0, 100.0):
         digits += 1
-    if 0.999 < share:
-        digits = max(digits, 2)
     text = f"{100 * share:.{digits}f}"
     return text.removesuffix(".0") + " %"
 

@@ -258,9 +258,7 @@ def _in_words(holds: bool, site: StatedSite, key: Path | None, checks: list[Chec
         told = [f"The report of {site.name} verifies."]
     else:
         told = [f"The report of {site.name} does NOT verify."]
-    told += [
-        f"{'ok    ' if check.holds else 'FAILS '} {check.what}: {check.told}" for check in checks
-    ]
+    told += [f"{'ok   ' if c.holds else 'FAILS'} {c.what}: {c.told}" for c in checks]
     if key is None:
         told.append(
             "The key in the report has the fingerprint below. Compare it with the site's, as you "

@@ -119,9 +119,9 @@ def _budget(total: dict[str, Any], by_cap: int) -> str:
     if total["cap"] is None:
         return "The policy names no cap: nothing at this site stops the spending."
     told = (
-        f"Epsilon {total['left']:.3f} is left. Several runs together cost less than the sum of each alone, "
-        "so that a run of that size or a little more may still fit: 'fieldmark site budget DIR "
-        "--plan RECIPE' says which."
+        f"Epsilon {total['left']:.3f} is left. Several runs together cost less than the sum of "
+        "each alone, so that a run of that size or a little more may still fit: 'fieldmark site "
+        "budget DIR --plan RECIPE' says which."
     )
     if by_cap:
         told += (

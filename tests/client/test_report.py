@@ -156,21 +156,23 @@ def test_what_left_without_protection_is_said_first_and_loudly(site):
     statement, text = report(site)
     assert statement["words"]["headline"].startswith("Nothing was protected: 1 reply")
     assert statement["facts"]["departures"]["by_charge"] == {"public": 1, "unprotected": 1}
-    assert text.index("Nothing bounds what they tell") < text.index("Spent, epsilon")
+    assert text.index("Nothing bounds what can be told") < text.index("Spent, epsilon")
     assert "NOT PROTECTED" in text
     assert "number of training pictures (120)" in text
     assert "noise of known size" not in text
+    assert "Spent, epsilon no bound" in text
+    assert "epsilon 0.000" not in text, text[text.index("0.000") - 99 :][:150]
     private_run(site, "a1", recipe())
     statement, text = report(site)
     assert "1 more left without it" in statement["words"]["headline"]
-    assert "Nothing bounds what they tell" in text
+    assert "Nothing bounds what can be told" in text
 
 
 def test_an_empty_ledger_has_a_page(site):
     statement, text = report(site)
     assert statement["words"]["headline"] == "Nothing has left site-1 yet."
     assert statement["facts"]["total"]["epsilon"] == 0
-    assert "once the cap of epsilon 5 is used up" in text
+    assert "Once the cap of epsilon 5 is used up" in text
     assert not (site.home / "ledger.jsonl").exists()
 
 

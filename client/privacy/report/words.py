@@ -44,7 +44,7 @@ def words_of(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> dict[
         "budget": _budget(facts["total"], facts["refusals"]["by_cap"]),
         "unit": _unit(site, facts["units"]),
         "protected_from": PROTECTED_FROM if facts["units"] else "Nobody, so far.",
-        "how": HOW if facts["units"] else "By nothing, so far, but by what leaves at all.",
+        "how": HOW if facts["units"] else "Not at all, so far.",
         "methods": [sentence for word, sentence in METHODS.items() if word in _methods_used(facts)],
         "assumptions": _assumptions(site, policy, facts),
         "not_protected": _not_protected(policy, facts),
@@ -103,7 +103,8 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     if bare:
         told.append(
             f"{_count(bare, 'reply', 'replies')} left without differential privacy. Nothing bounds "
-            "what they tell about single pictures, and no epsilon on this page speaks of them."
+            "what can be told from that about single pictures, and no epsilon on this page speaks "
+            "of it."
         )
     told += [f"The ledger is not sound: {line}." for line in facts["irregular"]]
     total = facts["total"]
@@ -206,12 +207,13 @@ def _not_protected(policy: Policy, facts: dict[str, Any]) -> list[str]:
     )
     bare = facts["departures"]["by_charge"].get("unprotected", 0)
     first = ["What the replies marked NOT PROTECTED tell: nothing bounds it."] if bare else []
+    group = "Several units together: what holds for one holds for a group of k at k times epsilon."
     return [
         *first,
         "What is true of a whole class: if the model learns that a disease has a certain look, it "
         f"says so about a person whether or not their pictures were among the data. One {unit} "
         "more or less changes next to nothing about that.",
-        "Several units together: what holds for one holds for a group of k at k times epsilon.",
+        *([group] if facts["units"] else []),
         f"Side channels. {time} That the site takes part, when it answers, what it refuses and "
         "that something failed ('unavailable') can be seen.",
         "Whoever holds the site's disk, backups or keys: pictures, cached features and stored "

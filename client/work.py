@@ -91,12 +91,15 @@ class Desk:
 
     def table(self, site: Site, recipe: Recipe) -> ExampleTable:
         """The table that a site's rows are taken from; simulated sites share one."""
-        path = site.settings.data.path
-        key = (path, str(site.cache), recipe.digest)
+        own = site.settings.data
+        key = (own.path, own.subject_column, str(site.cache), recipe.digest)
         found = self._tables.get(key)
         if found is None:
             self._tables.clear()
-            data = recipe.data.model_copy(update={"path": path})
+            changes = {"path": own.path, "subject_column": own.subject_column}
+            if own.subject_column is None:
+                changes.pop("subject_column")
+            data = recipe.data.model_copy(update=changes)
             found = make_table(recipe.model_copy(update={"data": data}), site.cache)
             self._tables[key] = found
         return found
@@ -106,14 +109,22 @@ _desk = Desk()
 
 
 @contextmanager
+def learner_at_the_desk(
+    site: Site, recipe: Recipe, class_names: tuple[str, ...]
+) -> Iterator[tuple[Learner, dict[str, TensorSpec]]]:
+    """This process's learner, for one piece of work at a time; no picture is touched."""
+    device = pick_device(site.settings.resources.device)
+    torch.set_num_threads(site.settings.resources.threads)
+    with _desk.lock:
+        yield _desk.learner(recipe, len(class_names), device)
+
+
+@contextmanager
 def at_the_desk(
     site: Site, recipe: Recipe, class_names: tuple[str, ...], unit: Unit | None = None
 ) -> Iterator[tuple[Learner, dict[str, TensorSpec], SiteExamples]]:
     """This process's learner and a site's examples, for one piece of work at a time."""
-    device = pick_device(site.settings.resources.device)
-    torch.set_num_threads(site.settings.resources.threads)
-    with _desk.lock:
-        learner, specs = _desk.learner(recipe, len(class_names), device)
+    with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
         yield learner, specs, _desk.examples(site, recipe, learner, class_names, unit)
 
 

@@ -261,6 +261,7 @@ def _home(plan: Plan, setting: Setting, site: str, coordinator: str) -> Site:
         split_key=split_key(plan.recipe, site),
         units=public_units(plan.recipe, setting),
         policy=simulated_policy(plan.recipe),
+        simulated=True,
     )
     _assign(home, setting, coordinator)
     return Site.open(home)

@@ -79,20 +79,33 @@ def report(
     ] = None,
     verify: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="FILE LEDGER", help="Check a report against a ledger instead."),
+        typer.Option(
+            metavar="FILE LEDGER", help="Check a report (page or JSON) against a ledger instead."
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="With --verify: the site's public key, as you know it from elsewhere."),
     ] = None,
     json_: Json = False,
 ) -> None:
     """A page that says what has left, what it cost and what that means, signed by the site.
 
+    With --verify: exit code 5 if the report is not what its ledger and its key say (it cannot
+    be trusted), 3 if a file is damaged: no report, or a ledger whose chain is broken.
+
     Example: fieldmark site report sites/site-1
+
+    Example: fieldmark site report --verify privacy-report.html ledger.jsonl
     """
     from client.privacy.report import verify_report, write_report
     from fgvc_core.errors import ConfigurationError
 
     if verify is not None:
-        found = verify_report(*verify)
+        found = verify_report(*verify, key)
         typer.echo(json.dumps(found, indent=1) if json_ else found["in_words"])
+        if not found["holds"]:
+            raise typer.Exit(5)
         return
     if home is None:
         raise ConfigurationError(
@@ -102,6 +115,8 @@ def report(
     page = out or home / "privacy-report.html"
     made = write_report(home, page)
     typer.echo(json.dumps(made, indent=1) if json_ else f"report: {page}")
+    if not json_:
+        typer.echo(made["statement"]["words"]["headline"])
 
 
 @site_app.command()

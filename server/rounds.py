@@ -122,7 +122,7 @@ class Rounds:
         """
         self._started = time.monotonic()
         privacy = self._recipe.privacy
-        if self.state.round == 0:
+        if not self._checkpoints.exists("last"):
             self._checkpoint()
         self._sites = self._exchange.roll_call()
         closed_form = privacy is not None and privacy.method == "class-sums"

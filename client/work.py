@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.round_work import RoundWork
 from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.data.split import held_names, validation_mask
@@ -27,10 +28,10 @@ from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.privacy.units import protected_units, unit_names
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
+from fgvc_core.protocol.tensor_names import local
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.learner import Learner
-from fgvc_core.training.schedule import Stretch
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, spec_of, unpack_all
 
 SITES_KEPT = 256
@@ -55,6 +56,8 @@ class Desk:
         self._learners: dict[tuple[Any, ...], tuple[Learner, dict[str, TensorSpec]]] = {}
         self._examples: OrderedDict[tuple[Any, ...], SiteExamples] = OrderedDict()
         self._tables: dict[tuple[Any, ...], ExampleTable] = {}
+        self.fresh: dict[str, NDArray[np.float32]] = {}
+        """Local tensors as every site has them before its first round."""
         self.lock = threading.Lock()
 
     def learner(
@@ -65,7 +68,9 @@ class Desk:
         if key not in self._learners:
             self._learners.clear()
             learner = make_learner(recipe, num_classes, device)
-            specs = {name: spec_of(array) for name, array in learner.tensors().items()}
+            tensors = learner.tensors()
+            specs = {name: spec_of(array) for name, array in tensors.items()}
+            self.fresh = local(tensors, recipe.federation.local)
             self._learners[key] = learner, specs
         return self._learners[key]
 
@@ -207,17 +212,13 @@ def answer_round(
     """
     started = time.perf_counter()
     with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
-        learner.load(check_received(packed, specs))
+        work = RoundWork(site, request, recipe, learner, _desk.fresh)
+        work.load(check_received(packed, work.expected(specs)))
         scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
-        loss, trained, outgoing = None, len(examples.train), {}
+        loss, trained = None, len(examples.train)
+        outgoing: dict[str, Any] = {}
         if request.kind == "train":
-            outcome = learner.train_round(
-                examples.train,
-                Stretch(request.round, recipe.federation.rounds),
-                site.name,
-                request.proximal_mu,
-            )
-            loss, outgoing = outcome.loss, learner.tensors()
+            loss, outgoing = work.train(examples.train)
     reply = Reply(
         **echo(site, request),
         code="ok",

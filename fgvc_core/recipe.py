@@ -68,6 +68,20 @@ class Recipe(Settings):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Every setting in which two recipes differ, in words; where the pictures are is left out.
+
+    >>> differences(Recipe(seed=1), Recipe(seed=2))
+    ['seed was 1, is 2']
+    """
+    one, two = (_flat(r.model_dump(mode="json")) for r in (old, new))
+    return [
+        f"{key} was {one.get(key)!r}, is {two.get(key)!r}"
+        for key in dict.fromkeys([*one, *two])
+        if one.get(key) != two.get(key) and key != "data.path"
+    ]
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a file.
 
@@ -131,6 +145,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 remedy="Name section and key, for instance --set train.lr=0.01",
             )
     values[parts[-1]] = value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _without_none(value: Any) -> Any:

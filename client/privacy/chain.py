@@ -83,11 +83,12 @@ class Chain:
         self.guard = RLock()
         """Held while the entries in memory change or are looked through."""
         self._head_path = path.with_suffix(".head")
-        self._lock = FileLock(path.with_suffix(".lock"))
+        self._lock_path = path.with_suffix(".lock")
         self._entries: list[Entry] = []
         # How much of the file the entries are, and the last of those bytes.
         self._read = 0
         self._tail = b""
+        self._held = False
 
     @contextmanager
     def writing(self) -> Iterator["Chain"]:
@@ -96,7 +97,8 @@ class Chain:
         Raises:
             DataError: if the chain does not hold, or is shorter than its remembered head.
         """
-        with self._lock, self.guard:
+        # A lock of its own each time: one that was made before a fork is of no use after it.
+        with FileLock(self._lock_path), self.guard:
             rest = self._refresh()
             if rest and not rest.endswith(b"\n"):
                 append_durably(self.path, b"\n")
@@ -105,7 +107,12 @@ class Chain:
             if rest:
                 # The fragment stays where it is; an entry after it owns up to it.
                 self._append(TORN, {"sha256": hashlib.sha256(rest).hexdigest()}, rest)
-            yield self
+            # Until the lock is given back nobody else adds anything: no need to look again.
+            self._held = True
+            try:
+                yield self
+            finally:
+                self._held = False
 
     def entries(self) -> Sequence[Entry]:
         """All entries, verified; a torn rest is left out.
@@ -114,7 +121,8 @@ class Chain:
             DataError: if the chain does not hold, or is shorter than its remembered head.
         """
         with self.guard:
-            self._refresh()
+            if not self._held:
+                self._refresh()
             return self._entries
 
     @property

@@ -43,6 +43,7 @@ def words_of(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> dict[
         "warnings": _warnings(facts),
         "budget": _budget(facts["total"], facts["refusals"]["by_cap"]),
         "unit": _unit(site, facts["units"]),
+        "policy": _demand(policy),
         "protected_from": PROTECTED_FROM if facts["units"] else "Nobody, so far.",
         "how": HOW if facts["units"] else "Not at all, so far.",
         "methods": [sentence for word, sentence in METHODS.items() if word in _methods_used(facts)],
@@ -130,6 +131,15 @@ def _budget(total: dict[str, Any], by_cap: int) -> str:
             "refused, and no coordinator can raise the cap."
         )
     return told
+
+
+def _demand(policy: Policy) -> str:
+    if policy.demand:
+        return f"{policy.demand}: nothing about the pictures leaves without differential privacy."
+    return (
+        "This policy lets replies about the pictures leave without differential privacy: it asks "
+        "for none (privacy = 'required', a cap or a unit would)."
+    )
 
 
 def _unit(site: "StatedSite", units: list[str]) -> str:

@@ -54,6 +54,8 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     from client.work import answer_round, echo, read_announcement
 
     gate = Gate(site)
+    if request.notice:
+        _site_log(site.home).warning("the last reply was refused: %s", request.notice)
     if request.kind == "roll_call":
         recipe = read_announcement(request)
         remember(site.home, request)

@@ -19,10 +19,12 @@ from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import refuse_unsafe
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
 from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.validation import validate_private
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
 
 
@@ -37,14 +39,19 @@ def answer_protected(
 ) -> Departure:
     """Answer a round's request under differential privacy.
 
+    What is wrong with the recipe or the request is found before anything is charged.
+
     Raises:
-        PolicyRefusal: if the plan or the budget does not hold it.
+        PolicyRefusal: if the plan or the budget does not hold it, or its training would not
+            keep what it promises.
         PeerError: if it asks for what the recipe does not have.
     """
     started = time.monotonic()
     try:
         event = _event_of(request, recipe, privacy)
-        received = {} if event is None else _check(site, request, recipe, class_names, packed)
+        received = (
+            {} if event is None else _check(site, request, recipe, privacy, class_names, packed)
+        )
 
         def work() -> Payload:
             return _work(site, request, recipe, privacy, class_names, received, event)
@@ -83,10 +90,12 @@ def _check(
     site: Site,
     request: Request,
     recipe: Recipe,
+    privacy: PrivacySettings,
     class_names: tuple[str, ...],
     packed: Mapping[str, PackedTensor],
 ) -> dict[str, NDArray[np.float32]]:
-    """The received tensors, if request and model are fit; no picture is touched."""
+    """The received tensors, if request, recipe and model are fit; no picture is touched."""
+    refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
     rounds = recipe.federation.rounds
     if not (request.kind == "score" or 1 <= request.round <= rounds):
         raise PolicyRefusal(
@@ -96,7 +105,8 @@ def _check(
         )
     if request.proximal_mu:
         raise PeerError("A pull towards the received model is not part of private steps.")
-    with learner_at_the_desk(site, recipe, class_names) as (_, specs):
+    with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
+        validate_private(learner, privacy)
         return check_received(packed, specs)
 
 

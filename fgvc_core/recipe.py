@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
@@ -22,6 +22,7 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import refuse_unsafe
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import EvaluateSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
@@ -45,6 +46,12 @@ class Recipe(Settings):
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
 
+    @model_validator(mode="after")
+    def _safe(self) -> Self:
+        if self.privacy is not None:
+            refuse_unsafe(self.privacy, self.federation, self.model, self.train)
+        return self
+
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
@@ -59,6 +66,20 @@ class Recipe(Settings):
         values["data"].pop("path")
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Every setting in which two recipes differ, in words; where the pictures are is left out.
+
+    >>> differences(Recipe(seed=1), Recipe(seed=2))
+    ['seed was 1, is 2']
+    """
+    one, two = (_flat(r.model_dump(mode="json")) for r in (old, new))
+    return [
+        f"{key} was {one.get(key)!r}, is {two.get(key)!r}"
+        for key in dict.fromkeys([*one, *two])
+        if one.get(key) != two.get(key) and key != "data.path"
+    ]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -124,6 +145,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 remedy="Name section and key, for instance --set train.lr=0.01",
             )
     values[parts[-1]] = value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _without_none(value: Any) -> Any:

@@ -8,7 +8,7 @@ filter is (Feldman and Zrnic 2021, https://arxiv.org/abs/2008.11193; Lecuyer 202
 https://arxiv.org/abs/2103.01379), and costs some more.
 
 Opacus's GDP accountant is not offered: it under-estimates (13.88 where both
-PLD and PRV give 14.45 for N = 500, B = 64, 240 steps, noise multiplier 1.02).
+PLD and PRV give 14.45 for N = 500, B = 64, 240 steps, noise multiplier 1).
 """
 
 import math

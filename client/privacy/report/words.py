@@ -173,8 +173,8 @@ def _assumptions(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> l
         f"The code that ran is the installed one ({site.version}), unchanged. No code comes from "
         "the coordinator.",
         "The ledger is the only one over these data. Changed, dropped or exchanged lines break its "
-        "chain; an old copy put back is noticed by whoever remembers a later head: the file "
-        "ledger.head at the site, and the coordinator.",
+        "chain; an old copy put back is noticed by who remembers a later head: the file "
+        "ledger.head and the register at the site, and the coordinator.",
     ]
     if not site.data_as_founded and facts["ledger"]["entries"]:
         told.append(

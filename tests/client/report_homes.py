@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +104,9 @@ def private_run(site: Site, run: str, of: Recipe) -> None:
 
 
 def open_round(site: Site, run: str, round_: int) -> None:
-    """A reply without differential privacy."""
+    """A reply without differential privacy, from before a policy asked for it."""
     of = parse_recipe("")
+    site = replace(site, settings=site.settings.model_copy(update={"policy": Policy()}))
     request = ask(site, run, of, round_)
     scores = Scores(examples=9, correct=3, loss_sum=2.0, macro_f1=0.25)
     reply = Reply(**echo(site, request), code="ok", examples=120, loss=1.5, scores=scores)
@@ -132,5 +134,5 @@ def write_chain(path: Path, entries: list[dict]) -> Path:
         before = hashlib.sha256(text.encode()).hexdigest()
         lines.append(json.dumps({**hashed, "hash": before}))
     path.write_text("".join(line + "\n" for line in lines))
-    path.with_suffix(".head").unlink(missing_ok=True)
+    path.with_suffix(".head").write_text(f"{len(lines) - 1} {before}\n")
     return path

@@ -150,7 +150,8 @@ def test_a_torn_line_is_owned_up_to_and_charged_by_making_the_report(site):
     assert verify_report(site.home / "privacy-report.html", site.home / "ledger.jsonl")["holds"]
 
 
-def test_what_left_without_protection_is_said_first_and_loudly(site):
+def test_what_left_without_protection_is_said_first_and_loudly(tmp_path):
+    site = home(tmp_path)
     roll_call(site, "bare", recipe().model_copy(update={"privacy": None}))
     open_round(site, "bare", 1)
     statement, text = report(site)
@@ -162,8 +163,11 @@ def test_what_left_without_protection_is_said_first_and_loudly(site):
     assert "noise of known size" not in text
     assert "Spent, epsilon no bound" in text
     assert "epsilon 0.000" not in text, text[text.index("0.000") - 99 :][:150]
+    assert "This policy lets replies about the pictures leave without" in text
+    site = with_policy(site, epsilon_cap=5.0)
     private_run(site, "a1", recipe())
     statement, text = report(site)
+    assert "policy.epsilon_cap = 5: nothing about the pictures leaves without" in text
     assert "1 more left without it" in statement["words"]["headline"]
     assert "Nothing bounds what can be told" in text
 

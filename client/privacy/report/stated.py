@@ -1,6 +1,5 @@
 """What a report says on the site's word alone; everything else in it is recomputed."""
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +11,10 @@ from client.privacy.policy import Policy
 from client.privacy.report.facts import collect
 from client.privacy.report.words import words_of
 from client.site import Site
-from client.state import announcement
+from client.state import read_announced
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.keys import fingerprint
-from fgvc_core.recipe import parse_recipe
 
 FORMAT = "fieldmark privacy report 1"
 """Changes whenever a report of before could no longer be checked."""
@@ -88,17 +86,23 @@ def state(made: str, site: StatedSite, policy: Policy, entries: Sequence[Entry])
 
 
 def _subject_column(site: Site, facts: dict[str, Any]) -> str | None:
-    """The column by which the last announced run with subjects tells them apart."""
+    """The column that tells subjects apart: the site's own, else the last such recipe's."""
+    if site.settings.data.subject_column:
+        return _plain(site.settings.data.subject_column)
     for run in reversed(facts["runs"]):
         protection = run["protection"]
         if protection is None or protection["unit"] != "subject":
             continue
         try:
-            path = announcement(site.home, run["run"])
-            recipe = parse_recipe(json.loads(path.read_text(encoding="utf-8"))["recipe"])
-        except (OSError, ValueError, KeyError, FieldmarkError):
+            held = read_announced(site.home, run["run"])
+        except FieldmarkError:
             continue
-        column = recipe.data.subject_column
-        if recipe.digest == protection["recipe_digest"] and column:
-            return re.sub(r"[^\w .:-]", "?", column)[:200]
+        # The ledger has the recipe's digest: what was put in its place is not believed.
+        if held is not None and held[0].digest == protection["recipe_digest"]:
+            column = held[0].data.subject_column
+            return _plain(column) if column else None
     return None
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[^\w .:-]", "?", column)[:200]

@@ -43,6 +43,7 @@ def words_of(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> dict[
         "warnings": _warnings(facts),
         "budget": _budget(facts["total"], facts["refusals"]["by_cap"]),
         "unit": _unit(site, facts["units"]),
+        "policy": _demand(policy),
         "protected_from": PROTECTED_FROM if facts["units"] else "Nobody, so far.",
         "how": HOW if facts["units"] else "Not at all, so far.",
         "methods": [sentence for word, sentence in METHODS.items() if word in _methods_used(facts)],
@@ -132,6 +133,15 @@ def _budget(total: dict[str, Any], by_cap: int) -> str:
     return told
 
 
+def _demand(policy: Policy) -> str:
+    if policy.demand:
+        return f"{policy.demand}: nothing about the pictures leaves without differential privacy."
+    return (
+        "This policy lets replies about the pictures leave without differential privacy: it asks "
+        "for none (privacy = 'required', a cap or a unit would)."
+    )
+
+
 def _unit(site: "StatedSite", units: list[str]) -> str:
     if not units:
         return "Nothing has been protected yet, so that no unit is settled."
@@ -163,8 +173,8 @@ def _assumptions(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> l
         f"The code that ran is the installed one ({site.version}), unchanged. No code comes from "
         "the coordinator.",
         "The ledger is the only one over these data. Changed, dropped or exchanged lines break its "
-        "chain; an old copy put back is noticed by whoever remembers a later head: the file "
-        "ledger.head at the site, and the coordinator.",
+        "chain; an old copy put back is noticed by who remembers a later head: the file "
+        "ledger.head and the register at the site, and the coordinator.",
     ]
     if not site.data_as_founded and facts["ledger"]["entries"]:
         told.append(

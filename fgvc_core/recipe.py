@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 from pydantic import Field
 
+from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
 from fgvc_core.errors import ConfigurationError
@@ -44,6 +45,7 @@ class Recipe(Settings):
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
+    audit: AuditSettings = AuditSettings()
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""
@@ -53,10 +55,12 @@ class Recipe(Settings):
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of what a site is asked to do.
 
-        ``data.path`` is left out: it says where one machine keeps its pictures.
+        ``data.path`` is left out: it says where one machine keeps its pictures; and
+        ``[audit]``: nobody is asked for that.
         """
         values = self.model_dump(mode="json")
         values["data"].pop("path")
+        values.pop("audit")
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

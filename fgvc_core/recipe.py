@@ -16,6 +16,7 @@ from typing import Any, Self
 import tomli_w
 from pydantic import Field, model_validator
 
+from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
 from fgvc_core.errors import ConfigurationError
@@ -45,6 +46,7 @@ class Recipe(Settings):
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
+    audit: AuditSettings = AuditSettings()
 
     @model_validator(mode="after")
     def _safe(self) -> Self:
@@ -60,10 +62,12 @@ class Recipe(Settings):
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of what a site is asked to do.
 
-        ``data.path`` is left out: it says where one machine keeps its pictures.
+        ``data.path`` is left out: it says where one machine keeps its pictures; and
+        ``[audit]``: nobody is asked for that.
         """
         values = self.model_dump(mode="json")
         values["data"].pop("path")
+        values.pop("audit")
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

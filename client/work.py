@@ -141,13 +141,7 @@ def split_examples(
     site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit | None = None
 ) -> SiteExamples:
     """A site's own rows of a table, split by the keyed hash of their subjects."""
-    table = table.take(site.rows) if site.rows is not None else table.where("train")
-    held = validation_mask(table, recipe.data.val_fraction, site.split_key)
-    if held.all() and unit is None:
-        # A site of very few subjects may have drawn them all: it trains on them instead. Not
-        # under differential privacy, where one subject more would then move all the others.
-        held[:] = False
-    parts = [table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])]
+    parts = split_table(site, recipe, table, unit)
     train, validation = (learner.examples(part, site.cache) for part in parts)
     if unit is None:
         return SiteExamples(train, validation)
@@ -155,6 +149,24 @@ def split_examples(
         protected_units(unit, [t.content_key(i) for i in range(len(t))], t.subjects) for t in parts
     )
     return SiteExamples(train, validation, train_units, validation_units)
+
+
+def split_table(
+    site: Site, recipe: Recipe, table: ExampleTable, unit: Unit | None = None
+) -> tuple[ExampleTable, ExampleTable]:
+    """A site's own rows of a table: (training, validation)."""
+    table = table.take(site.rows) if site.rows is not None else table.where("train")
+    held = validation_mask(table, recipe.data.val_fraction, site.split_key)
+    if held.all() and unit is None:
+        # A site of very few subjects may have drawn them all: it trains on them instead. Not
+        # under differential privacy, where one subject more would then move all the others.
+        held[:] = False
+    return table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
+
+
+def site_table(site: Site, recipe: Recipe) -> ExampleTable:
+    """The table that a site's rows are taken from, as this process holds it."""
+    return _desk.table(site, recipe)
 
 
 def read_announcement(request: Request) -> Recipe:
@@ -188,7 +200,7 @@ def answer_round(
     """
     started = time.perf_counter()
     with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
-        work = RoundWork(site, request, recipe, learner, _desk.fresh)
+        work = round_work(site, request, recipe, learner)
         work.load(check_received(packed, work.expected(specs)))
         scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
         loss, trained = None, len(examples.train)
@@ -209,6 +221,11 @@ def answer_round(
         seconds=fixed_seconds(time.perf_counter() - started),
     )
     return reply, outgoing
+
+
+def round_work(site: Site, request: Request, recipe: Recipe, learner: Learner) -> RoundWork:
+    """One round's work on this process's learner."""
+    return RoundWork(site, request, recipe, learner, _desk.fresh)
 
 
 def _check_classes(table: ExampleTable, class_names: tuple[str, ...]) -> None:

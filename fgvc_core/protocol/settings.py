@@ -117,8 +117,8 @@ class FederationSettings(Settings):
     )
     screening: bool = Field(
         True,
-        description="Compare each update's length and direction with those of earlier rounds; "
-        "who sent it, its shapes and that it is finite are checked in any case.",
+        description="Check that each update is finite, and compare its length and direction with "
+        "those of earlier rounds. Can be turned off in a [scenario] alone.",
     )
     max_rms: float = Field(
         10.0,

@@ -58,6 +58,11 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         _site_log(site.home).warning("the last reply was refused: %s", request.notice)
     if request.kind == "roll_call":
         recipe = read_announcement(request)
+        if recipe.scenario is not None and site.rows is None:
+            raise PolicyRefusal(
+                "The recipe has a [scenario]: faults and attacks are for simulated sites.",
+                remedy="Take [scenario] out of the recipe.",
+            )
         remember(site.home, request)
         protected = gate.announce(request, recipe) is not None
         reply = Reply(

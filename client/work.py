@@ -152,33 +152,49 @@ def split_examples(
     site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit | None = None
 ) -> SiteExamples:
     """A site's own rows of a table, split by the keyed hash of their subjects."""
-    table = table.take(site.rows) if site.rows is not None else table.where("train")
-    fraction = recipe.data.val_fraction
     if unit is not None:
-        return _split_units(site, learner, table, unit, fraction)
-    held = validation_mask(table, fraction, site.split_key)
-    if held.all():
-        # A site of very few subjects may have drawn them all: it trains on them instead. Not
-        # under differential privacy, where one subject more would then move all the others.
-        held[:] = False
-    parts = [table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])]
+        return _split_units(site, recipe, learner, table, unit)
+    parts = split_table(site, recipe, table)
     train, validation = (learner.examples(part, site.cache) for part in parts)
     return SiteExamples(train, validation)
 
 
 def _split_units(
-    site: Site, learner: Learner, table: ExampleTable, unit: Unit, fraction: float
+    site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit
 ) -> SiteExamples:
     """Protected units are found among all pictures, and each is on one side as a whole."""
+    table = _own_rows(site, table)
     contents = [table.content_key(i) for i in range(len(table))]
     units = protected_units(unit, contents, table.subjects)
-    held = held_names(unit_names(units, table.subjects), fraction, site.split_key)
+    held = held_names(unit_names(units, table.subjects), recipe.data.val_fraction, site.split_key)
     sides = [(~held).nonzero()[0], held.nonzero()[0]]
     train, validation = (learner.examples(table.take(side), site.cache) for side in sides)
     train_units, validation_units = (
         np.unique(units[side], return_inverse=True)[1].astype(np.int64) for side in sides
     )
     return SiteExamples(train, validation, train_units, validation_units)
+
+
+def split_table(
+    site: Site, recipe: Recipe, table: ExampleTable
+) -> tuple[ExampleTable, ExampleTable]:
+    """A site's own rows of a table, without differential privacy: (training, validation)."""
+    table = _own_rows(site, table)
+    held = validation_mask(table, recipe.data.val_fraction, site.split_key)
+    if held.all():
+        # A site of very few subjects may have drawn them all: it trains on them instead. Not
+        # under differential privacy, where one subject more would then move all the others.
+        held[:] = False
+    return table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
+
+
+def _own_rows(site: Site, table: ExampleTable) -> ExampleTable:
+    return table.take(site.rows) if site.rows is not None else table.where("train")
+
+
+def site_table(site: Site, recipe: Recipe) -> ExampleTable:
+    """The table that a site's rows are taken from, as this process holds it."""
+    return _desk.table(site, recipe)
 
 
 def read_announcement(request: Request) -> Recipe:
@@ -212,7 +228,7 @@ def answer_round(
     """
     started = time.perf_counter()
     with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
-        work = RoundWork(site, request, recipe, learner, _desk.fresh)
+        work = round_work(site, request, recipe, learner)
         work.load(check_received(packed, work.expected(specs)))
         scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
         loss, trained = None, len(examples.train)
@@ -233,6 +249,11 @@ def answer_round(
         seconds=fixed_seconds(time.perf_counter() - started),
     )
     return reply, outgoing
+
+
+def round_work(site: Site, request: Request, recipe: Recipe, learner: Learner) -> RoundWork:
+    """One round's work on this process's learner."""
+    return RoundWork(site, request, recipe, learner, _desk.fresh)
 
 
 def _check_classes(table: ExampleTable, class_names: tuple[str, ...]) -> None:

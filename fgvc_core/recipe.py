@@ -25,6 +25,7 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.private_recipe import refuse_unsafe
 from fgvc_core.protocol.settings import FederationSettings
+from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.training.settings import EvaluateSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
 
@@ -47,12 +48,31 @@ class Recipe(Settings):
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
     audit: AuditSettings = AuditSettings()
+    scenario: ScenarioSettings | None = None
 
     @model_validator(mode="after")
-    def _safe(self) -> Self:
+    def _sections_fit(self) -> Self:
         if self.privacy is not None:
             refuse_unsafe(self.privacy, self.federation, self.model, self.train)
+        if not self.federation.screening and self.scenario is None:
+            raise ConfigurationError(
+                "federation.screening = false is not possible without [scenario].",
+                why="Without it one site with a NaN ruins the model; that is worth seeing in a "
+                "simulation, and nowhere else.",
+                remedy="Leave it on; its bounds are in [federation].",
+            )
+        if self.scenario is not None and self.scenario.attack in ("label-noise", "backdoor"):
+            self._check_poisoning()
         return self
+
+    def _check_poisoning(self) -> None:
+        if self.privacy is not None:
+            raise ConfigurationError(
+                "scenario.attack = 'label-noise' and 'backdoor' do not go with [privacy].",
+                why="They do a site's work twice, and under differential privacy a request is "
+                "answered once.",
+                remedy="Use an attack on the update, for instance sign-flip.",
+            )
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""

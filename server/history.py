@@ -21,7 +21,10 @@ from fgvc_core.wire.arrays import first_not_finite
 from server.strategies import BLOCK, SoundReply, Tensors
 
 ROUNDS_KEPT = 5
-LEAST_SPREAD = 0.05
+LEAST_SPREAD = 0.1
+AGAINST = -0.2
+"""No update is refused for its direction above this cosine: noise alone makes small ones."""
+
 NORMAL = 1.4826
 """Median deviation times this estimates a normal distribution's standard deviation."""
 
@@ -64,6 +67,9 @@ class UpdateHistory:
         Raises:
             UnsoundUpdate: if it is not finite, or not like those of earlier rounds.
         """
+        if not self.settings.screening:
+            # Only in a scenario, to see what becomes of a model that nobody guards.
+            return {}
         model, control = split_control(reply.tensors)
         figures = self._measure(model)
         if not np.isfinite(figures["norm"]):
@@ -73,8 +79,7 @@ class UpdateHistory:
             if not np.isfinite(figures["control_norm"]):
                 raise UnsoundUpdate(_not_finite(control), {})
         figures["weight"] = reply.weight
-        if self.settings.screening:
-            self._check(figures)
+        self._check(figures)
         self._pending[reply.site] = figures
         return {name: round(value, 6) for name, value in figures.items()}
 
@@ -134,7 +139,7 @@ class UpdateHistory:
         if settings.direction_spread and "cosine" in figures and len(cosines):
             middle = float(np.median(cosines))
             spread = max(NORMAL * float(np.median(np.abs(cosines - middle))), LEAST_SPREAD)
-            limit = min(middle - settings.direction_spread * spread, 0.0)
+            limit = min(middle - settings.direction_spread * spread, AGAINST)
             if figures["cosine"] < limit:
                 raise UnsoundUpdate(
                     f"The update points against the model's last movement: cosine "

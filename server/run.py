@@ -12,7 +12,12 @@ import torch
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from fgvc_core.errors import FieldmarkError, PolicyRefusal, RunInterrupted
+from fgvc_core.errors import (
+    ConfigurationError,
+    FieldmarkError,
+    PolicyRefusal,
+    RunInterrupted,
+)
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from server.checkpoint import Checkpoints, RunState, Tensors
 from server.evaluation import TestSplit
@@ -41,6 +46,12 @@ def run_federation(
     torch.set_num_threads(1)
     home = CoordinatorHome.open(run_dir)
     recipe = home.recipe
+    if recipe.scenario is not None and home.settings.engine != "inprocess":
+        raise ConfigurationError(
+            f"The recipe has a [scenario], and this run's engine is '{home.settings.engine}'.",
+            why="Faults and attacks happen in simulations on this machine, never in a federation.",
+            remedy="Take [scenario] out, or simulate with --engine inprocess.",
+        )
     live = LiveView(recipe, Console(stderr=True, quiet=quiet))
     events = EventLog(run_dir / "events.jsonl", (live, *listeners))
     learner = make_learner(recipe, len(home.class_names), pick_device(home.settings.device))

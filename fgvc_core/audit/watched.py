@@ -50,11 +50,12 @@ class WatchedTraining(PrivateTraining):
         self._see(noisy_D)
         super()._apply(noisy_D)
 
-    def _losses(self, positions: torch.Tensor) -> torch.Tensor:
+    def losses(self, positions: torch.Tensor) -> torch.Tensor:
+        """See :class:`PrivateTraining`."""
         # The loop goes unit by unit: positions are a picture's or a planted unit's, not both.
         if self._plant is not None and int(positions[0]) >= self._pictures:
             return self._plant(positions - self._pictures)
-        return super()._losses(positions)
+        return super().losses(positions)
 
 
 class Chosen:

@@ -22,6 +22,7 @@ Strategy = Literal[
     "fednova",
 ]
 
+
 class FederationSettings(Settings):
     """Rounds, cohorts, what becomes of the replies, and when to stop."""
 
@@ -109,8 +110,8 @@ class FederationSettings(Settings):
     )
     screening: bool = Field(
         True,
-        description="Compare each update's length and direction with those of earlier rounds; "
-        "who sent it, its shapes and that it is finite are checked in any case.",
+        description="Check that each update is finite, and compare its length and direction with "
+        "those of earlier rounds. Can be turned off in a [scenario] alone.",
     )
     max_rms: float = Field(
         10.0,

@@ -215,7 +215,7 @@ def test_a_site_that_shows_another_page_than_it_signs_is_found(made, files):
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_no_byte_of_page_or_json_can_be_changed(files, data):

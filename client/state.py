@@ -9,12 +9,19 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from client.privacy.journal import write_durably
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe, parse_recipe
 
 _RUN = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+class _Announced(BaseModel):
+    recipe: str
+    class_names: tuple[str, ...]
 
 
 def remember(home: Path, request: Request) -> None:
@@ -59,11 +66,11 @@ def read_announced(home: Path, run: str) -> tuple[Recipe, tuple[str, ...]] | Non
     """
     path = announcement(home, run)
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return _parse(held["recipe"]), tuple(held["class_names"])
+        held = _Announced.model_validate_json(path.read_bytes())
+        return _parse(held.recipe), held.class_names
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, ConfigurationError) as error:
+    except (OSError, ValidationError, ConfigurationError) as error:
         raise DataError(
             f"The announcement '{path}' cannot be read: {error}.",
             why="What this run is to do is not known.",

@@ -113,11 +113,12 @@ def _noise_for(unit: tuple[PrivacyEvent, ...], epsilon: float, delta: float, pla
     # bracket, needs a handful of evaluations where halving needs a dozen.
     low, high = _bracket(plan, epsilon, delta)
     while high[1] < epsilon * (1 - TOLERANCE):
-        slope = math.log(low[1] / high[1]) / math.log(high[0] / low[0])
-        aim = epsilon * (1 - TOLERANCE / 2)
-        noise = high[0] * (high[1] / aim) ** (1 / slope)
-        if not low[0] < noise < high[0]:
-            noise = math.sqrt(low[0] * high[0])
+        noise = math.sqrt(low[0] * high[0])
+        if high[1] > 0:
+            slope = math.log(low[1] / high[1]) / math.log(high[0] / low[0])
+            aim = epsilon * (1 - TOLERANCE / 2)
+            secant = high[0] * (high[1] / aim) ** (1 / slope)
+            noise = secant if low[0] < secant < high[0] else noise
         found = noise, epsilon_of_plan(plan(noise), delta)
         low, high = (low, found) if found[1] <= epsilon else (found, high)
         if high[0] / low[0] < 1 + 1e-9:

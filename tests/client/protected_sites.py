@@ -91,10 +91,10 @@ def with_data(site: Site, **changes) -> Site:
     return Site.open(site.home)
 
 
-def request(recipe: Recipe, kind: str, run: str = "run-1", round_: int = 1, **changes) -> Request:
+def request(of: Recipe, kind: str, run: str = "run-1", round_: int = 1, **changes) -> Request:
     """A request with a nonce of its own."""
     same = {"kind": kind, "run": run, "round": round_, "nonce": new_nonce()}
-    return Request(**{**same, "site": "site-1", "recipe_digest": recipe.digest, **changes})
+    return Request(**{**same, "site": "site-1", "recipe_digest": of.digest, **changes})
 
 
 def announce(site: Site, recipe: Recipe, run: str = "run-1", **changes):

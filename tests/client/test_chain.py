@@ -162,7 +162,7 @@ def test_a_running_process_notices_that_the_file_is_not_the_one_it_read(written,
     if change == "gone":
         written.unlink()
     elif change == "other":
-        write(tmp_path / "other.jsonl", LINES + 2)
+        write(tmp_path / "other.jsonl", LINES + 2, "other")
         written.write_bytes((tmp_path / "other.jsonl").read_bytes())
     elif change == "tail":
         written.write_bytes(b"".join(lines[:-1]) + lines[-1].replace(b"run-4", b"run-5"))

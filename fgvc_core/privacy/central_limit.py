@@ -59,9 +59,7 @@ def _normal(value: float) -> float:
     return 0.5 * math.erfc(-value / math.sqrt(2.0))
 
 
-def _decreasing(
-    function: Callable[[float], float], value: float, low: float, high: float
-) -> float:
+def _decreasing(function: Callable[[float], float], value: float, low: float, high: float) -> float:
     """Where a function that falls takes a value; an end of the range where it does not."""
     for _ in range(60):
         middle = (low + high) / 2

@@ -52,9 +52,7 @@ def events_of(setup):
 
 def pld_by_hand(setup, delta):
     """One by one, in the order given: no merging, no cache, nothing of ours."""
-    found = PLDAccountant(
-        NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=1e-4
-    )
+    found = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=1e-4)
     for _, noise, rate, count in setup:
         event = GaussianDpEvent(noise)
         found.compose(PoissonSampledDpEvent(rate, event) if rate < 1 else event, count)

@@ -69,9 +69,7 @@ def test_it_is_the_sum_of_what_each_unit_adds_by_itself(case):
 
 def test_a_unit_that_is_not_finite_counts_as_zero_and_leaves_the_others():
     vectors = np.array([[1.0, 0], [np.nan, 1], [0, 0.5], [np.inf, 0]])
-    sums = clipped_class_sums(
-        vectors, np.array([0, 0, 1, 1]), np.array([0, 1, 1, 2]), 2, 1.0
-    )
+    sums = clipped_class_sums(vectors, np.array([0, 0, 1, 1]), np.array([0, 1, 1, 2]), 2, 1.0)
     assert sums.tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 
@@ -96,9 +94,7 @@ def test_unit_vectors_have_length_one_or_none(vectors):
 def test_no_examples_still_release_noise():
     empty = np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
     centre = release_centre(*empty, 1.0)
-    sums = release_class_sums(
-        empty[0], np.zeros(0, dtype=np.int64), empty[1], 3, 0.1, 1.0
-    )
+    sums = release_class_sums(empty[0], np.zeros(0, dtype=np.int64), empty[1], 3, 0.1, 1.0)
     assert centre.shape == (4,)
     assert sums.shape == (3, 5)
     assert centre.any()

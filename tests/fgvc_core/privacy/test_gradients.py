@@ -74,9 +74,7 @@ class Setting:
 
 
 # Units of one and of several images, one of them (3) drawn and empty, in no order.
-UNITS = UnitBatch(
-    np.array([3, 9, 0, 5, 7, 1, 12]), np.array([2, 0, 1, 2, 2, 4, 0]), 5
-)
+UNITS = UnitBatch(np.array([3, 9, 0, 5, 7, 1, 12]), np.array([2, 0, 1, 2, 2, 4, 0]), 5)
 IMAGES = UnitBatch(np.arange(8), np.arange(8), 8)
 
 

@@ -44,9 +44,7 @@ def test_draws_have_the_discrete_gaussians_probabilities(level):
     else:
         # So wide, the sum over a bin is the integral, to 1e-7 of it.
         borders = np.rint(stats.norm.ppf(np.arange(1, bins) / bins) * deviation).astype(np.int64)
-        expected = np.diff(
-            np.concatenate([[0], stats.norm.cdf((borders + 0.5) / deviation), [1]])
-        )
+        expected = np.diff(np.concatenate([[0], stats.norm.cdf((borders + 0.5) / deviation), [1]]))
     found = np.bincount(np.searchsorted(borders, drawn, side="left"), minlength=len(borders) + 1)
     assert stats.chisquare(found, expected * count).pvalue > NEVER
 
@@ -79,9 +77,10 @@ def test_the_table_is_the_distribution_to_a_128th_bit():
         ratio = Fraction(masses[middle + k + 1], masses[middle + k])
         expected = math.exp(-(2 * k + 1) / (2 * BASE_DEVIATION**2))
         assert float(ratio) == pytest.approx(expected, rel=1e-13)
-    assert masses == masses[::-1] or max(
-        abs(a - b) for a, b in zip(masses, masses[::-1], strict=True)
-    ) <= 2
+    assert (
+        masses == masses[::-1]
+        or max(abs(a - b) for a, b in zip(masses, masses[::-1], strict=True)) <= 2
+    )
     assert sum(masses) == total
 
 

@@ -87,9 +87,7 @@ def test_where_all_is_noise_nothing_is_claimed_and_nothing_is_no_number():
 
 
 def test_one_site_one_class_and_zeros_are_no_special_case():
-    found = infer_means(
-        np.zeros((1, 1, 2)), np.zeros((1, 1)), 1.0, 1.0, SPREAD, np.array([1])
-    )
+    found = infer_means(np.zeros((1, 1, 2)), np.zeros((1, 1)), 1.0, 1.0, SPREAD, np.array([1]))
     assert np.isfinite(found.means_KP).all()
     assert np.isfinite(linear_scores(found, SPREAD)[0]).all()
 

@@ -25,7 +25,7 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.validation import validate_private
-from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
 
 
 def answer_protected(
@@ -47,17 +47,22 @@ def answer_protected(
         PeerError: if it asks for what the recipe does not have.
     """
     started = time.monotonic()
-    event = _event_of(request, recipe, privacy)
-    received = {} if event is None else _check(site, request, recipe, privacy, class_names, packed)
+    try:
+        event = _event_of(request, recipe, privacy)
+        received = (
+            {} if event is None else _check(site, request, recipe, privacy, class_names, packed)
+        )
 
-    def work() -> Payload:
-        return _work(site, request, recipe, privacy, class_names, received, event)
+        def work() -> Payload:
+            return _work(site, request, recipe, privacy, class_names, received, event)
 
-    departure = gate.protected_round(request, recipe, event, work)
-    hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
-    if hold > 0:
-        time.sleep(hold)
-    return departure
+        specs = _specs_of_answer(request, event, received)
+        return gate.protected_round(request, recipe, event, work, specs)
+    finally:
+        # After a refusal, too: that the pictures have a fault must not be told by time.
+        hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
+        if hold > 0:
+            time.sleep(hold)
 
 
 def _event_of(request: Request, recipe: Recipe, privacy: PrivacySettings) -> PrivacyEvent | None:
@@ -91,11 +96,38 @@ def _check(
 ) -> dict[str, NDArray[np.float32]]:
     """The received tensors, if request, recipe and model are fit; no picture is touched."""
     refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+    rounds = recipe.federation.rounds
+    if not (request.kind == "score" or 1 <= request.round <= rounds):
+        raise PolicyRefusal(
+            f"Round {request.round} is not one of the {rounds} of this run.",
+            why="A site releases what was announced, and nothing beyond.",
+            remedy="Start a new run.",
+        )
     if request.proximal_mu:
         raise PeerError("A pull towards the received model is not part of private steps.")
     with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
         validate_private(learner, privacy)
         return check_received(packed, specs)
+
+
+def _specs_of_answer(
+    request: Request, event: PrivacyEvent | None, received: Mapping[str, NDArray[np.float32]]
+) -> dict[str, TensorSpec]:
+    """What the answer's tensors will be, given those that were received."""
+    if event is None or request.kind == "score":
+        return {}
+    if request.kind == "train":
+        return {name: spec_of(tensor) for name, tensor in received.items()}
+    if set(received) != {"head.centre", "head.weight", "head.bias"}:
+        raise PolicyRefusal(
+            "privacy.method = 'class-sums' needs a frozen backbone and model.head = 'subspace'.",
+            why="Sums of vectors of bounded length in a public subspace are what it releases.",
+            remedy="Set model.train = 'head' and model.head = 'subspace', or privacy.method = "
+            "'gradients'.",
+        )
+    classes, directions = received["head.weight"].shape
+    shape = (directions,) if event.purpose == "centre" else (classes, directions + 1)
+    return {event.purpose: TensorSpec("float32", shape)}
 
 
 def _work(

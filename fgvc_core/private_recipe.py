@@ -10,8 +10,13 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import TrainSettings
 
-LOCAL_TERMS = {"fedprox": "The pull towards the received model is no part of private steps."}
-"""Strategies that add something to a site's steps."""
+NOT_PRIVATE = {
+    "fedprox": "The pull towards the received model is no part of private steps.",
+    "scaffold": "Its control variates are computed from private pictures at every round, and "
+    "would be a release of their own each time.",
+    "fednova": "It weighs by true numbers of steps, which say how many pictures a site has.",
+}
+"""Strategies that [privacy] refuses, and why."""
 
 
 def refuse_unsafe(
@@ -32,11 +37,19 @@ def refuse_unsafe(
         PolicyRefusal: naming the setting, the reason and the replacement.
     """
     strategy = federation.strategy
-    if strategy in LOCAL_TERMS:
+    if strategy in NOT_PRIVATE:
         raise PolicyRefusal(
             f"federation.strategy = '{strategy}' is refused under [privacy].",
-            why=LOCAL_TERMS[strategy],
-            remedy="Set federation.strategy = 'fedavg'; many small noisy steps drift little.",
+            why=NOT_PRIVATE[strategy],
+            remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
+            "fedavgm): what is done to released updates costs nothing more.",
+        )
+    if federation.local:
+        raise PolicyRefusal(
+            f"federation.local = {list(federation.local)} is refused under [privacy].",
+            why="A tensor that stays was fitted to private pictures without noise, and what it "
+            "computes enters the tensors that are released.",
+            remedy="Leave federation.local out, or freeze those tensors ([model] train).",
         )
     if federation.patience:
         raise PolicyRefusal(

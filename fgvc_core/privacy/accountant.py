@@ -15,14 +15,13 @@ PLD and PRV give 14.45 for N = 500, B = 64, 240 steps, noise multiplier 1).
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.privacy.central_limit import LARGEST_NOISE, limit_epsilon, noise_by_limit
-from fgvc_core.privacy.events import Plan, PrivacyEvent, merge
-
-if TYPE_CHECKING:
-    from dp_accounting import PrivacyAccountant
+from fgvc_core.privacy.events import Plan, PrivacyEvent, merge, take
 
 DISCRETISATION = 1e-4
 """Step of the privacy loss distribution's grid."""
@@ -122,20 +121,24 @@ def _search(plan: Plan, epsilon: float, delta: float) -> float:
     least = LEAST_SAMPLED_NOISE if sampled else 0.0
     low, high = 0.0, math.inf
     aim = epsilon * (1 - TOLERANCE / 2)
-    wanted = aim
+    noise = noise_by_limit(plan, aim, delta)
     for _ in range(100):
-        noise = max(noise_by_limit(plan, wanted, delta), least)
         if noise >= LARGEST_NOISE:
             break
-        if not low < noise < high:
-            noise = math.sqrt(low * high) if high < math.inf else low * 1.1
+        noise = max(noise, least)
         cost = epsilon_of_plan(plan(noise), delta)
         if cost <= epsilon and (cost >= epsilon * (1 - TOLERANCE) or noise == least):
             return noise
         low, high = (noise, high) if cost > epsilon else (low, noise)
         if high / max(low, 1e-300) < 1 + 1e-9:
             return high
-        wanted = aim * limit_epsilon(plan(noise), delta) / cost
+        # Between the two where the correction leaves them, or delta covers all of the cost.
+        between = math.sqrt(max(low, high / 16) * high) if high < math.inf else low * 1.1
+        if cost > 0:
+            wanted = aim * limit_epsilon(plan(noise), delta) / cost
+            noise = noise_by_limit(plan, wanted, delta)
+        if cost == 0 or not low < noise < high:
+            noise = between
     raise ConfigurationError(
         f"privacy.epsilon = {epsilon:g} at delta {delta:g} cannot be met.",
         why="Not even noise of 100,000 times the sensitivity is enough.",
@@ -147,22 +150,33 @@ def _search(plan: Plan, epsilon: float, delta: float) -> float:
 def _epsilon(method: str, events: tuple[PrivacyEvent, ...], delta: float) -> float:
     if not events:
         return 0.0
-    accountant = _accountant(method)
+    # Imported here: the library takes a second, and a run without privacy needs none of it.
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import compute_epsilon
+
+    if method == "renyi":
+        curves = [(event.count, *_renyi_curve(take(event, 1))) for event in events]
+        orders = curves[0][1]
+        total = sum((count * curve for count, _, curve in curves), np.zeros(len(orders)))
+        return float(compute_epsilon(orders, total, delta)[0])
+    accountant = PLDAccountant(
+        NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=DISCRETISATION
+    )
     for event in events:
         accountant.compose(_dp_event(event), event.count)
     return float(accountant.get_epsilon(delta))
 
 
-def _accountant(method: str) -> "PrivacyAccountant":
-    # Imported here: the library takes a second, and a run without privacy needs none of it.
+@lru_cache(maxsize=4096)
+def _renyi_curve(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(orders, Renyi divergences) of one release: a round adds one more to a sum of these."""
     from dp_accounting import NeighboringRelation
-    from dp_accounting.pld import PLDAccountant
     from dp_accounting.rdp import RdpAccountant
 
-    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
-    if method == "pld":
-        return PLDAccountant(relation, value_discretization_interval=DISCRETISATION)
-    return RdpAccountant(neighboring_relation=relation)
+    accountant = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(_dp_event(event))
+    return accountant.orders, accountant.rdp
 
 
 def _dp_event(event: PrivacyEvent) -> object:

@@ -1,5 +1,6 @@
 """A recipe's model with everything around it: what sites, server and baselines share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,7 @@ class Learner:
         stretch: Stretch,
         purpose: str,
         proximal_mu: float = 0.0,
+        correct: Callable[[], None] | None = None,
     ) -> Outcome:
         """Train in place; the generators derive from (seed, purpose, round).
 
@@ -107,6 +109,7 @@ class Learner:
             stretch: Which round of how many.
             purpose: Who trains, for instance a site's name.
             proximal_mu: FedProx's weight; 0: none.
+            correct: Called after each backward pass; may change the gradients.
         """
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.seed, "order", purpose, stretch.round))
@@ -114,7 +117,14 @@ class Learner:
             # Dropout draws from the global generator and takes no other.
             torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
             return train_passes(
-                self.model, examples, self.loss, self.settings, stretch, generator, proximal_mu
+                self.model,
+                examples,
+                self.loss,
+                self.settings,
+                stretch,
+                generator,
+                proximal_mu,
+                correct,
             )
 
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[Evaluation, NDArray[np.int64]]:

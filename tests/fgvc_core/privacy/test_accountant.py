@@ -177,8 +177,14 @@ def test_a_target_that_little_noise_exceeds_gets_the_least_noise(monkeypatch):
     assert noise == LEAST_SAMPLED_NOISE
 
 
+@pytest.mark.parametrize("rate", [1.0, 1e-6])
+def test_an_epsilon_that_delta_covers_alone_is_met(rate):
+    noise = noise_for(lambda noise: [PrivacyEvent("step", noise, rate, 1)], 1e-5, 1e-3)
+    assert epsilon_of_plan([PrivacyEvent("step", noise, rate, 1)], 1e-3) <= 1e-5
+
+
 def test_a_target_that_no_noise_meets_is_refused_before_it_is_computed(monkeypatch):
-    monkeypatch.setattr(accountant, "_accountant", None)
+    monkeypatch.setattr(accountant, "epsilon_of_plan", None)
     with pytest.raises(ConfigurationError, match="cannot be met"):
         noise_for(lambda noise: [PrivacyEvent("step", noise, 1.0, 10**9)], 1e-4, 1e-9)
 
@@ -196,5 +202,5 @@ def test_the_first_guess_is_near_and_for_unsampled_gaussians_exact(name):
 def test_what_was_found_is_not_computed_again(monkeypatch):
     setup, delta = SETUPS["two rates"]
     first = epsilon_of_plan(events_of(setup), delta)
-    monkeypatch.setattr(accountant, "_accountant", None)
+    monkeypatch.setattr(accountant, "_dp_event", None)
     assert epsilon_of_plan(reversed(events_of(setup)), delta) == first

@@ -98,14 +98,14 @@ class LoopEngine:
         own_D = torch.zeros_like(total_D)
         parts = own_D.split(sizes)
         unclipped = batch.count
-        order = np.argsort(batch.units_B, kind="stable")
-        ends = np.cumsum(np.bincount(batch.units_B, minlength=batch.count))
-        for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-            if start == end:
+        order = torch.from_numpy(np.argsort(batch.units_B, kind="stable"))
+        counts = np.bincount(batch.units_B, minlength=batch.count).tolist()
+        for at in order.split(counts) if len(order) else ():
+            if not len(at):
                 continue
-            positions = np.repeat(batch.positions_B[order[start:end]], self._views)
+            positions = torch.from_numpy(batch.positions_B)[at].repeat_interleave(self._views)
             own_D.zero_()
-            for piece in torch.from_numpy(positions).split(self._at_once):
+            for piece in positions.split(self._at_once):
                 self._add_gradient(piece, parts)
             scale = float(clip_scales(np.array([float(own_D.dot(own_D))]), bound)[0])
             unclipped -= scale < 1.0
@@ -189,6 +189,8 @@ class ClosedFormEngine:
         push_BK = push_BK[kept_B] * scales_B[kept_B, None]
         total_KD = push_BK.T @ inputs_BD[kept_B]
         if along_BK is not None:
+            # Weights that are no numbers leave no unit, and must not leave their mark either.
+            directions_KD = directions_KD.nan_to_num(0.0, 0.0, 0.0)
             total_KD -= (push_BK * along_BK[kept_B]).sum(dim=0)[:, None] * directions_KD
         parts = [total_KD.reshape(-1)]
         if head.bias_K is not None:

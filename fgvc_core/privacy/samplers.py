@@ -9,6 +9,7 @@ standardisation, which is the same for every sample.
 
 import torch
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
 from timm.layers.norm import GroupNorm, GroupNorm1, LayerNorm
 from timm.layers.std_conv import ScaledStdConv2d, StdConv2d
 from torch import nn
@@ -38,9 +39,9 @@ def standardised_conv_grads(
     Returns:
         (N, *shape) for each of its parameters that trains.
     """
+    if isinstance(layer.padding, str):
+        return ft_compute_per_sample_gradient(layer, activations, backprops)
     count, out = len(backprops), layer.out_channels
-    # timm works paddings out beforehand; its convolutions that cannot have types of their own.
-    assert not isinstance(layer.padding, str)
     columns_NGPQ = F.unfold(
         activations[0], layer.kernel_size, layer.dilation, layer.padding, layer.stride
     ).unflatten(1, (layer.groups, -1))

@@ -67,5 +67,5 @@ def clip_scales(squares_U: NDArray[np.float64], bound: float) -> NDArray[np.floa
     one unit.
     """
     norms_U = np.sqrt(squares_U)
-    scales_U = np.minimum(1.0, bound / np.maximum(norms_U, np.finfo(np.float64).tiny))
+    scales_U = np.divide(bound, norms_U, out=np.ones_like(norms_U), where=norms_U > bound)
     return np.where(np.isfinite(norms_U), scales_U, 0.0)

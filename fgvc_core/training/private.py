@@ -177,7 +177,8 @@ class PrivateTraining:
         # Each unit adds plus or minus a half: neighbouring sums are a half apart.
         signs = np.array([unclipped - batch.count / 2])
         noisy = release(signs, make_grid(0.5, 1, 2 * count_noise))
-        share = float(noisy[0]) / divisor + 0.5
+        # A share is between 0 and 1; few units under much noise would throw the bound about.
+        share = float(np.clip(noisy[0] / divisor + 0.5, 0.0, 1.0))
         wanted = self._privacy.clipping_quantile
         moved = bound * float(np.exp(-CLIPPING_RATE * (share - wanted)))
         # A run of bad luck must not make the bound overflow or vanish.

@@ -134,7 +134,7 @@ def audit(
     Planted canaries go through the installed mechanism (Steinke et al. 2023, arXiv 2305.08846),
     and membership is inferred on the site's own pictures. It works where the claim is
     small: at epsilon 8 no practical number of canaries proves more than the claim, even with the
-    noise off (at most 5.3 with 1,000 canaries, 6.6 with 10,000, at delta 1e-5). An error of a
+    noise off (at most 5.2 with 1,000 canaries, 6.5 with 10,000, at delta 1e-5). An error of a
     factor of two is not found this way.
 
     Nothing leaves the site and nothing is charged; the figures are internal to it: showing them

@@ -8,7 +8,7 @@ derives from (seed, round): a resumed run ends as the uninterrupted one does.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -182,8 +182,9 @@ class Rounds:
         self._take_scores(number - 1, received, accepted)
         self._finish(number, arrays, cohort, accepted, started)
 
-    def _rate(self, number: int) -> float:
-        return mean_rate(self._recipe.train, Stretch(number, self._federation.rounds))
+    def _rate(self, number: int) -> Callable[[float], float]:
+        stretch = Stretch(number, self._federation.rounds)
+        return lambda examples: mean_rate(self._recipe.train, stretch, max(round(examples), 1))
 
     def _draw(self, sites: list[str], number: int) -> list[str]:
         cohort = draw_cohort(
@@ -299,6 +300,8 @@ class Rounds:
     def _void(self, number: int, accepted: int, needed: int) -> None:
         self._books.close()
         refusals = self._intake.refusals
+        if self._history.void():
+            self._events.emit("screening_reset", round=number)
         void_round(self.state, self._events, number, accepted, needed, refusals)
 
     def _close(self) -> None:

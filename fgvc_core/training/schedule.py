@@ -5,7 +5,9 @@ cyclic schedulers compute the rate from the step's number alone, so each round
 starts them at the step where the last one ended.
 """
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.optim import SGD, Optimizer
@@ -64,8 +66,11 @@ def make_scheduler(
     return scheduler
 
 
-def mean_rate(settings: TrainSettings, stretch: Stretch, steps: int = 16) -> float:
-    """The mean learning rate of a round: how far a site can be expected to move in it."""
+@lru_cache(maxsize=4096)
+def mean_rate(settings: TrainSettings, stretch: Stretch, examples: int) -> float:
+    """The mean learning rate of a site's steps in a round, for its number of examples."""
+    # Beyond so many steps the mean hardly changes, and the walk costs.
+    steps = min(settings.epochs * math.ceil(examples / settings.batch_size), 64)
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr)
     scheduler = make_scheduler(optimizer, settings, stretch, steps)
     total = 0.0

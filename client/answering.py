@@ -50,6 +50,7 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
 
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     # Imported here: a roll call of a site that cannot take part costs no torch.
+    from client.encoding import UpdateEncoder, check_weight
     from client.private_work import answer_protected
     from client.work import answer_round, echo, read_announcement
 
@@ -66,13 +67,16 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         )
         return gate.release(request, reply, {})
     recipe, class_names = recall(site.home, request)
+    check_weight(incoming.tensors, recipe.wire)
     privacy = gate.protection(recipe)
     if privacy is not None:
         return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
     if request.kind == "release":
         raise PeerError("The recipe has no [privacy]: there is nothing to release.")
+    encode = UpdateEncoder(site.home, request, recipe, incoming.tensors)
+    gate.check_size(encode.nbytes)
     reply, tensors = answer_round(site, request, recipe, class_names, incoming.tensors)
-    return gate.release(request, reply, tensors)
+    return gate.release(request, reply, tensors, encode)
 
 
 def _guarded(

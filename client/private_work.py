@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from client.encoding import UpdateEncoder
 from client.privacy.gate import Departure, Gate
 from client.privacy.outbox import Payload
 from client.site import Site
-from client.work import at_the_desk, check_received, echo
+from client.work import at_the_desk, echo
 from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
@@ -23,6 +24,7 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.wire.decode import decode_model
 
 
 def answer_protected(
@@ -46,7 +48,9 @@ def answer_protected(
     def work() -> Payload:
         return _work(site, request, recipe, privacy, class_names, packed, event)
 
-    departure = gate.protected_round(request, recipe, event, work)
+    encode = UpdateEncoder(site.home, request, recipe, packed)
+    gate.check_size(encode.nbytes)
+    departure = gate.protected_round(request, recipe, event, work, encode)
     hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
     if hold > 0:
         time.sleep(hold)
@@ -93,7 +97,7 @@ def _work(
     with at_the_desk(site, recipe, class_names, privacy.unit) as (learner, specs, examples):
         assert examples.train_units is not None
         assert examples.validation_units is not None
-        learner.load(check_received(packed, specs))
+        learner.load(decode_model(packed, specs, recipe.wire))
         if request.kind == "release":
             released = release_sums(learner, examples.train, examples.train_units, event, privacy)
             return Payload(fields, {event.purpose: released.astype(np.float32)})

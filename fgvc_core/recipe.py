@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
@@ -44,6 +44,24 @@ class Recipe(Settings):
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _wire_fits_privacy(self) -> Self:
+        if self.privacy is not None and self.wire.top_k:
+            raise ValueError(
+                "wire.top_k keeps back what differential privacy does not account for; set it to "
+                "0 (wire.precision and wire.delta round what is noised already)"
+            )
+        if (
+            self.privacy is not None
+            and self.privacy.method == "class-sums"
+            and self.wire.down != "float32"
+        ):
+            raise ValueError(
+                "wire.down must be float32 with privacy.method = 'class-sums': sums are taken "
+                "around the exact centre"
+            )
+        return self
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""

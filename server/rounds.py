@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from fgvc_core.errors import PeerError, RunFailed
 from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, Scores
 from fgvc_core.wire.arrays import TensorSpec, pack_all, spec_of, unpack_all
+from fgvc_core.wire.decode import Tensors as WireTensors
 from server.checkpoint import Checkpoints, RunState, Tensors
 from server.closed_form import ClosedForm
 from server.cohort import draw_cohort
@@ -26,6 +27,7 @@ from server.evaluation import TestSplit
 from server.events import EventLog
 from server.exchange import Answer, Exchange, refused_by_all
 from server.home import CoordinatorHome
+from server.outgoing import Outgoing, check_round_weight
 from server.records import from_array_record, to_array_record
 from server.screening import Screened, Screening, SiteRefusal, reply_bytes
 from server.strategies import SoundReply, make_strategy
@@ -68,7 +70,9 @@ class Rounds:
             self._exchange.keys,
             home.recipe.wire.max_update_mb,
             protected=home.recipe.privacy is not None,
+            wire=home.recipe.wire,
         )
+        self._outgoing = Outgoing(self._specs, home.recipe.wire)
         self._class_count = len(home.class_names)
         self._strategy = make_strategy(self._federation)
         self._checkpoints = Checkpoints(home.run_dir, home.recipe, home.class_names)
@@ -90,6 +94,8 @@ class Rounds:
         """
         self._started = time.monotonic()
         privacy = self._recipe.privacy
+        cohort = math.ceil(self._federation.fraction * len(self._exchange.keys) - 1e-9)
+        check_round_weight(self._specs, self._recipe.wire, cohort)
         if self.state.round == 0:
             self._checkpoint()
         self._sites = self._exchange.roll_call()
@@ -123,6 +129,7 @@ class Rounds:
         requests: list[tuple[Request, Message]] = []
 
         def compose(round_: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
+            arrays = self._outgoing(arrays)
             mu = config.get("proximal-mu", 0.0)
             for site in cohort:
                 pair = self._exchange.compose(
@@ -140,7 +147,7 @@ class Rounds:
         list(self._strategy.configure_train(number, self._arrays, ConfigRecord(), self._grid))
         accepted: list[Screened] = []
         self._refusals = {}
-        received, self._arrays_before = self._arrays, self._arrays
+        received, self._arrays_before = self._arrays, self._outgoing(self._arrays)
         arrays, _ = self._strategy.aggregate_train(
             number, self._sound(self._exchange.ask(requests, self._federation.deadline_s), accepted)
         )
@@ -217,7 +224,9 @@ class Rounds:
                         f"No reply within deadline_s = {self._federation.deadline_s:g}."
                     )
                 length = int(self.state.ledgers.get(request.site, [0, ""])[0])
-                screened = self._screening.screen(answer.message, request, specs, length)
+                screened = self._screening.screen(
+                    answer.message, request, specs, length, self._reference(request)
+                )
             except PeerError as error:
                 if isinstance(error, SiteRefusal) and error.reply.code == "refused-policy":
                     self._refusals[request.site] = error.reply.reason
@@ -230,6 +239,12 @@ class Rounds:
             accepted.append(replace(screened, update=None))
             if screened.update is not None:
                 yield screened.update
+
+    def _reference(self, request: Request) -> WireTensors | None:
+        """The model as the sites received it, where updates refer to it."""
+        if self._recipe.wire.plain or request.kind != "train":
+            return None
+        return self._outgoing.received(self._arrays_before)
 
     def _note(
         self, request: Request, answer: Answer, screened: Screened | None, reason: str | None
@@ -357,12 +372,16 @@ class Rounds:
 
     def _close(self) -> None:
         """Score the last model at every site."""
-        self._arrays_before = self._arrays
+        self._arrays_before = self._outgoing(self._arrays)
         self._sent = self._received = 0
         kind: Kind = "score"
         requests = [
             self._exchange.compose(
-                kind, self.state.round, site, self._arrays, known_head=self._known_head(site)
+                kind,
+                self.state.round,
+                site,
+                self._arrays_before,
+                known_head=self._known_head(site),
             )
             for site in self._sites
         ]

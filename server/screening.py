@@ -15,7 +15,9 @@ from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import PublicKey
 from fgvc_core.protocol.messages import Reply, Request
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, unpack_all
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec
+from fgvc_core.wire.decode import Tensors, decode_update
+from fgvc_core.wire.settings import WireSettings
 from server.records import from_message
 from server.strategies import SoundReply
 
@@ -52,6 +54,7 @@ class Screening:
         keys: Site name -> its registered public key.
         max_update_mb: Largest update accepted, in MB.
         protected: Whether every reply has to state what it cost.
+        wire: What updates travel as; None: as they are.
     """
 
     def __init__(
@@ -60,11 +63,13 @@ class Screening:
         keys: dict[str, PublicKey],
         max_update_mb: float,
         protected: bool = False,
+        wire: WireSettings | None = None,
     ) -> None:
         self._specs = specs
         self._keys = keys
         self._max_bytes = max_update_mb * 1e6
         self._protected = protected
+        self._wire = wire or WireSettings()
 
     def screen(
         self,
@@ -72,6 +77,7 @@ class Screening:
         request: Request,
         specs: dict[str, TensorSpec] | None = None,
         ledger_length: int = 0,
+        reference: Tensors | None = None,
     ) -> Screened:
         """Check the answer to a request.
 
@@ -80,6 +86,7 @@ class Screening:
             request: What it has to answer.
             specs: What its tensors must be; by default the model's.
             ledger_length: How long we have seen this site's ledger before.
+            reference: The model as it was sent, which an encoded update refers to.
 
         Raises:
             PeerError: with the reason, if the reply is to be refused.
@@ -106,21 +113,25 @@ class Screening:
         _check_figures(reply)
         if self._protected and reply.privacy is None:
             raise PeerError("The run has differential privacy, and the reply does not state any.")
-        wanted = self._specs if specs is None else specs
-        update = self._update(reply, packed, wanted) if request.kind in _CARRYING else None
+        if request.kind not in _CARRYING:
+            return Screened(reply, None, nbytes)
+        # What other kinds of replies carry is small, and travels as it is.
+        encoded = reference if request.kind == "train" else None
+        update = self._update(reply, packed, self._specs if specs is None else specs, encoded)
         return Screened(reply, update, nbytes)
 
     def _update(
-        self, reply: Reply, packed: dict[str, PackedTensor], specs: dict[str, TensorSpec]
+        self,
+        reply: Reply,
+        packed: dict[str, PackedTensor],
+        specs: dict[str, TensorSpec],
+        reference: Tensors | None,
     ) -> SoundReply:
         if reply.kind == "train" and not 1 <= reply.examples <= MAX_EXAMPLES:
             raise PeerError(
                 f"The site claims {reply.examples} training examples; 1 to {MAX_EXAMPLES} count."
             )
-        tensors = unpack_all(packed, specs)
-        broken = first_not_finite(tensors)
-        if broken is not None:
-            raise PeerError(f"The update's tensor '{broken}' is not finite.")
+        tensors = decode_update(packed, specs, self._wire, reference or {})
         return SoundReply(reply.site, reply.examples, tensors)
 
 

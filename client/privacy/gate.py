@@ -32,6 +32,9 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, pack_all
 
 Tensors = Mapping[str, NDArray[np.float32]]
+Encode = Callable[[Tensors], dict[str, PackedTensor]]
+"""The gate's last stage: finished tensors (noised, where they have to be) -> what travels."""
+
 UNLIMITED = 1e9
 """The cap of a site whose policy names none."""
 
@@ -159,6 +162,7 @@ class Gate:
         recipe: Recipe,
         event: PrivacyEvent | None,
         work: Callable[[], Payload],
+        encode: Encode = pack_all,
     ) -> Departure:
         """Answer one request under differential privacy.
 
@@ -168,6 +172,8 @@ class Gate:
             event: What the answer costs; None where it says nothing about the pictures.
             work: Computes the answer; called at most once for a request, and after its cost
                 is on the disk.
+            encode: What the answer's tensors travel as: of the noised release, whose bits
+                it may lose, and of the request; nothing else.
 
         Raises:
             PolicyRefusal: if it may not be answered; nothing was spent then.
@@ -186,20 +192,28 @@ class Gate:
                 if event is not None:
                     self.ledger.reserve(request.run, request.round, digest, event, self._cap())
                 payload = work()
-                self._check_size(payload.tensors)
                 self._outbox.store(digest, payload)
+            packed = self._encoded(payload.tensors, encode)
             reply = self._reply(request, payload.fields, self._statement(request.run))
-            return self._send(request, reply, payload.tensors, digest)
+            return self._send(request, reply, packed, digest)
 
-    def release(self, request: Request, reply: Reply, tensors: Tensors) -> Departure:
+    def release(
+        self, request: Request, reply: Reply, tensors: Tensors, encode: Encode = pack_all
+    ) -> Departure:
         """Let out a reply that differential privacy does not apply to.
+
+        Args:
+            request: What is answered.
+            reply: The answer; its tensors' digests are filled in here.
+            tensors: What goes along.
+            encode: What they travel as.
 
         Raises:
             PolicyRefusal: if it holds what the policy keeps, or is too large. Nothing has
                 left then.
         """
         policy = self._policy
-        self._check_size(tensors)
+        packed = self._encoded(tensors, encode)
         if reply.code == "ok" and request.kind != "roll_call" and policy.privacy == "required":
             raise PolicyRefusal("policy.privacy = 'required': this reply is not protected.")
         allowed = reply
@@ -212,7 +226,7 @@ class Gate:
                     "scores": reply.scores if policy.share_scores and counts else None,
                 }
             )
-        return self._send(request, allowed, tensors, "")
+        return self._send(request, allowed, packed, "")
 
     def refuse(self, request: Request, reply: Reply, error: FieldmarkError | None) -> Departure:
         """Let out a refusal, and write down the reason in full where it was policy's."""
@@ -232,16 +246,27 @@ class Gate:
         cap = self._policy.epsilon_cap
         return (UNLIMITED if cap is None else cap), self._policy.delta
 
-    def _check_size(self, tensors: Tensors) -> None:
-        check_tensors(self._policy, sorted(tensors))
-        size_mb = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+    def check_size(self, nbytes: int) -> None:
+        """Whether a reply whose tensors weigh so much may leave.
+
+        Raises:
+            PolicyRefusal: if not.
+        """
+        size_mb = nbytes / 1e6
         if size_mb > self._policy.max_update_mb:
             raise PolicyRefusal(
                 f"The update weighs {size_mb:.1f} MB; this site's policy allows "
                 f"max_update_mb = {self._policy.max_update_mb:g}.",
                 why="Nothing has left the site.",
-                remedy="Train less of the model ([model] train), or raise the site's policy.",
+                remedy="Train less of the model ([model] train), send it in fewer bytes ([wire]), "
+                "or raise the site's policy.",
             )
+
+    def _encoded(self, tensors: Tensors, encode: Encode) -> dict[str, PackedTensor]:
+        check_tensors(self._policy, sorted(tensors))
+        packed = encode(tensors)
+        self.check_size(sum(len(part.data) for part in packed.values()))
+        return packed
 
     def _reply(
         self, request: Request, fields: dict[str, Any], statement: PrivacyStatement
@@ -267,8 +292,9 @@ class Gate:
             events=[event.as_json() for event in plan.released],
         )
 
-    def _send(self, request: Request, reply: Reply, tensors: Tensors, digest: str) -> Departure:
-        packed = pack_all(tensors)
+    def _send(
+        self, request: Request, reply: Reply, packed: dict[str, PackedTensor], digest: str
+    ) -> Departure:
         digests = {name: tensor.digest() for name, tensor in packed.items()}
         reply = reply.model_copy(update={"tensors": digests, "ledger_head": GENESIS})
 

@@ -89,6 +89,18 @@ def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
     Raises:
         PolicyRefusal: naming the policy's line, if it does not take part in such a run.
     """
+    found = _protection(policy, recipe)
+    if found is not None and recipe.wire.top_k:
+        raise PolicyRefusal(
+            f"wire.top_k = {recipe.wire.top_k:g}, and this site's part is under differential "
+            "privacy.",
+            why="Error feedback is state from private pictures that no event pays for.",
+            remedy="Set wire.top_k = 0; precision and delta round what is noised already.",
+        )
+    return found
+
+
+def _protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
     asked = recipe.privacy
     if asked is None:
         if policy.privacy == "optional":

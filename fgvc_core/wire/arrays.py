@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -24,8 +25,10 @@ from numpy.typing import NDArray
 
 from fgvc_core.errors import PeerError
 
-DTYPES = ("float32",)
-"""The dtypes that may travel."""
+DTYPES = ("float32", "float16", "int8", "uint16", "uint32")
+"""The dtypes that may travel; uint16 also carries the bits of bfloat16, which NumPy lacks."""
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,19 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
+    def size(self) -> int:
+        """How many values."""
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the values alone."""
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
+        return self.size * np.dtype(self.dtype).itemsize
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes as it travels, its header included."""
+        return len(_header(self)) + self.nbytes
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,12 @@ class PackedTensor:
         return hashlib.sha256(head + b"\0" + hashlib.sha256(self.data).digest()).hexdigest()
 
 
-def spec_of(array: NDArray[np.float32]) -> TensorSpec:
+def spec_of(array: Array) -> TensorSpec:
     """The spec that an array meets."""
     return TensorSpec(str(array.dtype), tuple(array.shape))
 
 
-def pack(array: NDArray[np.float32]) -> PackedTensor:
+def pack(array: Array) -> PackedTensor:
     """A tensor as bytes.
 
     Args:
@@ -73,7 +86,7 @@ def pack(array: NDArray[np.float32]) -> PackedTensor:
     return PackedTensor(spec.dtype, spec.shape, data)
 
 
-def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> NDArray[np.float32]:
+def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> Array:
     """The values of a tensor that a stranger sent, without copying them.
 
     Args:
@@ -104,14 +117,14 @@ def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> NDArray[np.
     return values.reshape(expected.shape)
 
 
-def pack_all(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, PackedTensor]:
+def pack_all(arrays: Mapping[str, Array]) -> dict[str, PackedTensor]:
     """Every tensor packed, in order of names."""
     return {name: pack(arrays[name]) for name in sorted(arrays)}
 
 
 def unpack_all(
     packed: Mapping[str, PackedTensor], expected: Mapping[str, TensorSpec]
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, Array]:
     """Exactly the expected tensors, or a refusal.
 
     Raises:

@@ -12,7 +12,7 @@ from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.protocol.envelope import Sealed, unseal
 from fgvc_core.protocol.messages import Code, Reply, Request
-from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.wire.arrays import PackedTensor, digest_all
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
     log = _site_log(home)
     try:
         site = Site.open(home)
-        digests = {name: tensor.digest() for name, tensor in incoming.tensors.items()}
+        digests = digest_all(incoming.tensors)
         request = unseal(Request, incoming.sealed, site.coordinator, digests)
     except FieldmarkError as error:
         log.error("a request was not answered: %s", error)

@@ -6,8 +6,8 @@
 
 Round r starts from the last version before it. So a round that is asked for again (the
 coordinator died, or found no quorum) is computed from what it was computed from before, gives
-the same bytes, and commits the same version. The last two versions are kept: a coordinator
-that resumes is one round behind at most.
+the same bytes, and commits the same version. The last two versions are kept (a coordinator
+that resumes is one round behind at most); each says which one it started from.
 
 The state comes from private pictures and never leaves but inside an update. A reply that the
 coordinator drops takes along what was in it; what was left behind still arrives later.
@@ -53,37 +53,44 @@ class Feedback:
         """
         versions = self._versions()
         earlier = [number for number in versions if number < round_]
-        if not earlier:
-            if len(versions) == KEPT:
-                raise PeerError(
-                    f"Round {round_} starts from error feedback that is not kept any more: "
-                    f"versions {versions[0]} and {versions[-1]} are.",
-                    why="Its update would not be the one that was sent before.",
-                    remedy="Start a new run.",
-                )
-            return None
-        path = self._path(earlier[-1])
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise DataError(
-                f"The error feedback '{path}' cannot be read: {error}.",
-                why="An update without it would lose what was left out so far.",
-                remedy="Delete the folder to go on without, or restore it from a copy.",
-            ) from None
+        if earlier:
+            return self._read(earlier[-1])[0]
+        started_from = self._read(versions[0])[1] if versions else 0
+        if started_from:
+            raise PeerError(
+                f"Round {round_} starts from error feedback that is not kept any more: "
+                f"version {versions[0]} is the oldest.",
+                why="Its update would not be the one that was sent before.",
+                remedy="Start a new run.",
+            )
+        return None
 
     def commit(self, round_: int, residual: Tensors) -> None:
         """Keep what a round leaves behind; on the disk when this returns."""
         if not self._folder.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             sync_folder(self._folder.parent)
-        write_durably(self._path(round_), save(residual))
-        # Versions after this one belong to a time that the coordinator has gone back behind.
         versions = self._versions()
-        upto = [number for number in versions if number <= round_]
-        for number in set(versions) - set(upto[-KEPT:]):
+        earlier = [number for number in versions if number < round_]
+        started_from = str(earlier[-1] if earlier else 0)
+        write_durably(self._path(round_), save(residual, {"started_from": started_from}))
+        # Later versions belong to a time that the coordinator has gone back behind.
+        for number in set(versions) - {*earlier[1 - KEPT :], round_}:
             self._path(number).unlink(missing_ok=True)
+
+    def _read(self, number: int) -> tuple[Tensors, int]:
+        path = self._path(number)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                started_from = int((file.metadata() or {})["started_from"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise DataError(
+                f"The error feedback '{path}' cannot be read: {error}.",
+                why="An update without it would lose what was left out so far.",
+                remedy="Delete the folder to go on without, or restore it from a copy.",
+            ) from None
+        return tensors, started_from
 
     def _versions(self) -> list[int]:
         return sorted(int(path.stem) for path in self._folder.glob("*.safetensors"))

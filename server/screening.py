@@ -15,7 +15,7 @@ from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import PublicKey
 from fgvc_core.protocol.messages import Reply, Request
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all
 from fgvc_core.wire.decode import Tensors, decode_update
 from fgvc_core.wire.settings import WireSettings
 from server.records import from_message
@@ -98,7 +98,7 @@ class Screening:
                 f"The reply weighs {nbytes / 1e6:.1f} MB, more than "
                 f"wire.max_update_mb = {self._max_bytes / 1e6:g}."
             )
-        digests = {name: tensor.digest() for name, tensor in packed.items()}
+        digests = digest_all(packed)
         reply = unseal(Reply, sealed, self._keys[request.site], digests)
         for field in ("kind", "run", "round", "site", "nonce", "recipe_digest"):
             if getattr(reply, field) != getattr(request, field):

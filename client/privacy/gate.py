@@ -29,7 +29,7 @@ from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import SIGNATURE_BYTES
 from fgvc_core.protocol.messages import PrivacyStatement, Reply, Request
 from fgvc_core.recipe import Recipe
-from fgvc_core.wire.arrays import PackedTensor, pack_all
+from fgvc_core.wire.arrays import PackedTensor, digest_all, pack_all
 
 Tensors = Mapping[str, NDArray[np.float32]]
 Encode = Callable[[Tensors], dict[str, PackedTensor]]
@@ -295,7 +295,7 @@ class Gate:
     def _send(
         self, request: Request, reply: Reply, packed: dict[str, PackedTensor], digest: str
     ) -> Departure:
-        digests = {name: tensor.digest() for name, tensor in packed.items()}
+        digests = digest_all(packed)
         reply = reply.model_copy(update={"tensors": digests, "ledger_head": GENESIS})
 
         def numbered(number: int) -> Reply:

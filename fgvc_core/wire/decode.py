@@ -41,7 +41,7 @@ def decode_update(
     parts = unpack_all(packed, update_parts(specs, wire, reference))
     tensors = {}
     for name, spec in specs.items():
-        if wire.plain or name not in reference or travels_whole(name):
+        if wire.plain or name not in reference or travels_whole(name, spec.size):
             tensors[name] = parts[name]
         elif wire.top_k:
             tensors[name] = _sparse(name, spec, parts, wire, reference[name])
@@ -68,7 +68,7 @@ def decode_model(
     tensors: dict[str, NDArray[np.float32]] = unpack_all(packed, model_parts(specs, wire))
     if wire.down != "float32":
         for name, values in tensors.items():
-            if not travels_whole(name):
+            if not travels_whole(name, values.size):
                 tensors[name] = read_halves(values, wire.down)
     broken = first_not_finite(tensors)
     if broken is not None:

@@ -45,7 +45,7 @@ def encode_update(
     parts: dict[str, PackedTensor] = {}
     left: dict[str, NDArray[np.float32]] = {}
     for name, tensor in sorted(tensors.items()):
-        if name not in reference or travels_whole(name):
+        if name not in reference or travels_whole(name, tensor.size):
             parts[name] = pack(tensor)
             continue
         values = difference(tensor, reference[name]) if wire.delta else tensor
@@ -74,7 +74,9 @@ def encode_model(tensors: Tensors, wire: WireSettings) -> dict[str, PackedTensor
     if wire.down == "float32":
         return pack_all(tensors)
     return {
-        name: pack(tensor) if travels_whole(name) else pack(_halves(name, tensor, wire.down)[0])
+        name: pack(tensor)
+        if travels_whole(name, tensor.size)
+        else pack(_halves(name, tensor, wire.down)[0])
         for name, tensor in sorted(tensors.items())
     }
 

@@ -16,21 +16,26 @@ from fgvc_core.wire.sparsify import index_dtype, kept
 
 SCALE, AT = "#scale", "#at"
 
+SMALL = 256
+"""Up to so many values a tensor travels as it is: the headers and digests of its parts would
+weigh more than fewer bits save."""
+
 _STATISTICS = ("running_mean", "running_var")
 
 
-def travels_whole(name: str) -> bool:
+def travels_whole(name: str, size: int) -> bool:
     """Whether a tensor travels as float32 whatever ``[wire]`` says.
 
-    The running statistics of norm layers are few, are not learnt in small steps, and a
-    variance that a rounding made negative would break the model.
+    Small ones do, and the running statistics of norm layers: they are not learnt in small
+    steps, and a variance that a rounding made negative would break the model. A name with a
+    slash is not the model's own, but goes beside it (a control variate, say).
     """
-    return name.endswith(_STATISTICS)
+    return size <= SMALL or name.endswith(_STATISTICS) or "/" in name
 
 
 def parts_of(name: str, spec: TensorSpec, wire: WireSettings) -> dict[str, TensorSpec]:
     """The parts that one tensor travels as."""
-    if travels_whole(name):
+    if travels_whole(name, spec.size):
         return {name: spec}
     shape, parts = spec.shape, {}
     if wire.top_k:
@@ -65,7 +70,7 @@ def model_parts(specs: Mapping[str, TensorSpec], wire: WireSettings) -> dict[str
     """What the model travels to the sites as."""
     down = HALVES.get(wire.down, "float32")
     return {
-        name: spec if travels_whole(name) else TensorSpec(down, spec.shape)
+        name: spec if travels_whole(name, spec.size) else TensorSpec(down, spec.shape)
         for name, spec in specs.items()
     }
 

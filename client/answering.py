@@ -55,6 +55,8 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     from client.work import answer_round, echo, read_announcement
 
     gate = Gate(site)
+    if request.notice:
+        _site_log(site.home).warning("the last reply was refused: %s", request.notice)
     if request.kind == "roll_call":
         recipe = read_announcement(request)
         remember(site.home, request)
@@ -68,13 +70,15 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         return gate.release(request, reply, {})
     recipe, class_names = recall(site.home, request)
     check_weight(incoming.tensors, recipe.wire)
-    privacy = gate.protection(recipe)
+    privacy = gate.admit(request, recipe)
     if privacy is not None:
         return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
     if request.kind == "release":
         raise PeerError("The recipe has no [privacy]: there is nothing to release.")
     encode = UpdateEncoder(site.home, request, recipe, incoming.tensors)
-    gate.check_size(encode.nbytes)
+    if request.kind == "train":
+        # What comes back is what was sent, trained.
+        gate.check_leaving(encode.received, encode)
     reply, tensors = answer_round(site, request, recipe, class_names, incoming.tensors)
     return gate.release(request, reply, tensors, encode)
 

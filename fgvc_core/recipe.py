@@ -22,6 +22,7 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import refuse_unsafe, refuse_unsafe_wire
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import EvaluateSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
@@ -46,21 +47,10 @@ class Recipe(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
 
     @model_validator(mode="after")
-    def _wire_fits_privacy(self) -> Self:
-        if self.privacy is not None and self.wire.top_k:
-            raise ValueError(
-                "wire.top_k keeps back what differential privacy does not account for; set it to "
-                "0 (wire.precision and wire.delta round what is noised already)"
-            )
-        if (
-            self.privacy is not None
-            and self.privacy.method == "class-sums"
-            and self.wire.down != "float32"
-        ):
-            raise ValueError(
-                "wire.down must be float32 with privacy.method = 'class-sums': sums are taken "
-                "around the exact centre"
-            )
+    def _safe(self) -> Self:
+        if self.privacy is not None:
+            refuse_unsafe(self.privacy, self.federation, self.model, self.train)
+            refuse_unsafe_wire(self.privacy, self.wire)
         return self
 
     def to_toml(self) -> str:
@@ -77,6 +67,20 @@ class Recipe(Settings):
         values["data"].pop("path")
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Every setting in which two recipes differ, in words; where the pictures are is left out.
+
+    >>> differences(Recipe(seed=1), Recipe(seed=2))
+    ['seed was 1, is 2']
+    """
+    one, two = (_flat(r.model_dump(mode="json")) for r in (old, new))
+    return [
+        f"{key} was {one.get(key)!r}, is {two.get(key)!r}"
+        for key in dict.fromkeys([*one, *two])
+        if one.get(key) != two.get(key) and key != "data.path"
+    ]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -142,6 +146,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 remedy="Name section and key, for instance --set train.lr=0.01",
             )
     values[parts[-1]] = value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _without_none(value: Any) -> Any:

@@ -6,11 +6,12 @@ from flwr.app import ArrayRecord
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.wire.arrays import TensorSpec, unpack_all
-from fgvc_core.wire.decode import Tensors, decode_model
+from fgvc_core.wire.decode import decode_model
 from fgvc_core.wire.encode import encode_model
 from fgvc_core.wire.layout import model_parts, packed_bytes, update_parts
 from fgvc_core.wire.settings import WireSettings
 from server.records import from_array_record, to_array_record
+from server.strategies import Tensors
 
 Specs = Mapping[str, TensorSpec]
 

@@ -3,7 +3,8 @@
 A process of its own. The sites are stand-ins in it: when an answer is fetched, its tensors are
 read from the files in DIR and its body is signed; exchange, screening and strategy are the
 coordinator's own. What is timed is the coordinator's path from the read to the new model:
-SHA-256 of every tensor, the signature, headers and lengths, finiteness, the strategy.
+SHA-256 of every tensor, the signature, headers and lengths, finiteness and norm (the screening
+of a first round), the strategy.
 
 ``memory`` prints {"peak": bytes above the start}; ``time`` prints {"ours", "numpy", "hashed"}:
 seconds of the round, of reading and adding the same files once with NumPy, and of hashing them
@@ -20,26 +21,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import public_text, read_private
 from fgvc_core.protocol.messages import Reply, Request
-from fgvc_core.wire.arrays import PackedTensor, pack_all, spec_of
+from fgvc_core.protocol.settings import FederationSettings
+from fgvc_core.wire.arrays import PackedTensor, pack_all, spec_of, unpack_all
 from server.events import EventLog
 from server.exchange import Exchange
+from server.history import UpdateHistory
 from server.home import CoordinatorHome
-from server.records import to_array_record, to_content
+from server.records import from_array_record, to_array_record, to_content
 from server.screening import Screening
-from server.strategies import SoundReply, StreamingFedAvg
+from server.strategies import SoundReply, make_strategy
 from simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
 from simulations.flower_internals import NodeInfo, Run, empty_run, enter_run, give_id
 
 TENSORS = 9
 DISTINCT = 10
 """Updates on the disk; sites beyond that send one of these again, signed by themselves."""
+
+SPILL_MB = 256.0
+"""Memory that a rule over all replies may take for its blocks."""
 
 Model = dict[str, NDArray[np.float32]]
 
@@ -195,23 +201,23 @@ def aggregate(strategy: str, sites: int, updates: Path, floor: NumpyFloor | None
         home = make_coordinator(Path(folder), sites)
         grid = StandIns(home, updates)
         exchange = Exchange(grid, home, "bench", EventLog(Path(folder) / "events.jsonl"))
-        screening = Screening({n: spec_of(a) for n, a in model.items()}, exchange.keys, 1e3)
+        specs = {n: spec_of(a) for n, a in model.items()}
+        history = UpdateHistory(FederationSettings())
+        screening = Screening(specs, exchange.keys, 1e3, history=history)
         names = exchange.roll_call()
         arrays = to_array_record(pack_all(model))
+        history.begin(unpack_all(from_array_record(arrays), specs), 0.1)
         del model
         requests = [exchange.compose("train", 1, name, arrays) for name in names]
         before, clock = resident_bytes(), Clock()
-        made = run_strategy(strategy, _sound(exchange, screening, requests, floor, clock))
+        settings = FederationSettings.read({"strategy": strategy, "spill_mb": SPILL_MB})
+        rule = make_strategy(settings, spill=Path(folder))
+        rule.begin(specs, sites)
+        replies = _sound(exchange, screening, requests, floor, clock)
+        made, _ = rule.aggregate_train(1, replies)
         clock.stop()
         assert made is not None
         return {"peak": peak_bytes() - before, "seconds": clock.seconds}
-
-
-def run_strategy(strategy: str, replies: Iterable[SoundReply]) -> ArrayRecord | None:
-    """The new model by a strategy's name."""
-    if strategy != "fedavg":
-        raise ValueError(strategy)
-    return StreamingFedAvg().aggregate_train(1, replies)[0]
 
 
 def _sound(

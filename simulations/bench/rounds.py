@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.bench import figure
-from simulations.bench.aggregation import write_updates
+from simulations.bench.aggregation import SPILL_MB, write_updates
 
 UPDATE_MB = 45
 FEW, MANY = 10, 100
@@ -30,6 +30,7 @@ def bench_rounds() -> dict[str, Any]:
 
 def _memory(updates: Path) -> dict[str, Any]:
     few, many = (_run("memory", "fedavg", sites, updates)["peak"] / 1e6 for sites in (FEW, MANY))
+    median = _run("memory", "fedmedian", MANY, updates)["peak"]
     where = "peak resident memory of the coordinator above its start, fedavg"
     return {
         "memory_vs_update": figure(
@@ -37,6 +38,13 @@ def _memory(updates: Path) -> dict[str, Any]:
         ),
         f"memory_{MANY}_vs_{FEW}_sites": figure(
             many, few, "MB", f"{where}, updates of {UPDATE_MB} MB: {MANY} sites against {FEW}"
+        ),
+        "median_memory_gb": figure(
+            median / 1e9,
+            None,
+            "GB",
+            f"peak resident memory above the start, fedmedian, {MANY} sites of {UPDATE_MB} MB, "
+            f"federation.spill_mb = {SPILL_MB:g}",
         ),
     }
 
@@ -55,7 +63,7 @@ def _time(updates: Path) -> dict[str, Any]:
             middle["numpy"],
             "s",
             f"{how}reading and adding the same bytes once with NumPy. Ours also hashes them "
-            "(SHA-256), checks signature, headers, lengths and finiteness",
+            "(SHA-256), checks signature, headers, lengths, finiteness and norm",
         ),
         "time_vs_numpy_hashed": figure(
             middle["ours"],

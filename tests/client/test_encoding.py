@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from asking import COORDINATOR, ask, reply_of, request
 
-from client.privacy.policy import Policy, protection
+from client.privacy.policy import Policy
 from client.provision import make_home
 from client.site import Site, write_settings
-from fgvc_core.errors import ConfigurationError, PolicyRefusal
+from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.keys import public_text
@@ -68,14 +68,12 @@ def test_a_repeated_round_gives_equal_bytes_and_the_next_takes_up_what_was_left(
     ask(home, request(recipe, "roll_call"))
     tensors = make_learner(recipe, 12).tensors()
     first = ask(home, request(recipe, "train"), tensors).tensors
-    second = ask(home, request(recipe, "train", round=2), tensors).tensors
-    assert ask(home, request(recipe, "train", round=2), tensors).tensors == second
+    second = ask(home, request(recipe, "train", round=2, base_round=1), tensors).tensors
+    assert ask(home, request(recipe, "train", round=2, base_round=1), tensors).tensors == second
     assert ask(home, request(recipe, "train"), tensors).tensors == first
-    assert ask(home, request(recipe, "train", round=2), tensors).tensors == second
-    # Without the first round's rest the second sends something else.
-    ask(home, request(recipe, "roll_call", run="run-2"))
-    alone = ask(home, request(recipe, "train", round=2, run="run-2"), tensors).tensors
-    assert alone != second
+    assert ask(home, request(recipe, "train", round=2, base_round=1), tensors).tensors == second
+    # Without the first round's rest the second sends something else: its reply did not count.
+    assert ask(home, request(recipe, "train", round=2), tensors).tensors != second
 
 
 def test_the_sites_own_cap_wins_before_anything_is_computed(home, tiny, monkeypatch):
@@ -118,10 +116,19 @@ def test_a_model_in_other_bits_than_the_recipe_says_is_refused(home, tiny):
 
 def test_error_feedback_is_no_part_of_a_private_run(tiny):
     privacy = ("privacy.epsilon=4.0", "privacy.method=gradients")
-    with pytest.raises(ConfigurationError, match=r"wire\.top_k"):
-        with_wire(tiny, *SPARSE, *privacy)
-    # A site that protects itself, where the recipe does not, says no by its policy.
-    policy = Policy(privacy="required", own=PrivacySettings(epsilon=4.0, method="gradients"))
     with pytest.raises(PolicyRefusal, match=r"wire\.top_k"):
-        protection(policy, with_wire(tiny, *SPARSE))
-    assert protection(policy, with_wire(tiny, *SPARSE[:2])) == policy.own
+        with_wire(tiny, *SPARSE, *privacy)
+    assert with_wire(tiny, *SPARSE[:2], *privacy).privacy.epsilon == 4
+
+
+def test_a_site_that_protects_itself_refuses_error_feedback_before_it_is_charged(home, tiny):
+    recipe = with_wire(tiny, *SPARSE)
+    own = PrivacySettings(epsilon=4.0, method="gradients")
+    site = Site.open(home).settings
+    data = site.data.model_copy(update={"units": 50, "pictures": 50})
+    policy = Policy(privacy="required", own=own)
+    write_settings(home, site.model_copy(update={"policy": policy, "data": data}))
+    ask(home, request(recipe, "roll_call"))
+    reply = reply_of(home, ask(home, request(recipe, "train"), make_learner(recipe, 12).tensors()))
+    assert (reply.code, "wire.top_k" in reply.reason) == ("refused-policy", True)
+    assert '"reserved"' not in (home / "ledger.jsonl").read_text()

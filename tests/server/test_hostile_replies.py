@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.messages import Request, new_nonce
+from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import PackedTensor, spec_of
 from fgvc_core.wire.encode import encode_update
 from fgvc_core.wire.settings import WireSettings
+from server.history import UpdateHistory
 from server.screening import Screening
 from simulations.flower_internals import enter_run
 
@@ -49,7 +51,9 @@ assert BATCH * EXAMPLES * len(WIRES) >= 10_000
 
 
 def screening(wire):
-    return Screening(SPECS, {"site-1": KEY.public_key()}, 1.0, wire=wire)
+    history = UpdateHistory(FederationSettings())
+    history.begin(REFERENCE, 0.1)
+    return Screening(SPECS, {"site-1": KEY.public_key()}, 1.0, history=history, wire=wire)
 
 
 def question():
@@ -70,7 +74,7 @@ def check(screen, spoilt):
     screened, said = None, ""
     tracemalloc.start(1)
     try:
-        screened = screen.screen(message, ASKED, reference=REFERENCE)
+        screened = screen.screen(message, ASKED)
     except FieldmarkError as error:
         said = error.what
     finally:

@@ -9,6 +9,7 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import TrainSettings
+from fgvc_core.wire.settings import WireSettings
 
 NOT_PRIVATE = {
     "fedprox": "The pull towards the received model is no part of private steps.",
@@ -66,6 +67,30 @@ def refuse_unsafe(
         )
     if privacy.method == "class-sums":
         _refuse_unfit_sums(federation, model)
+
+
+def refuse_unsafe_wire(privacy: PrivacySettings, wire: WireSettings) -> None:
+    """Refuse what ``[wire]`` may not be under differential privacy.
+
+    Differences from the received model and rounding come after the noise: they are
+    post-processing of a release, and cost nothing.
+
+    Raises:
+        PolicyRefusal: naming the setting, the reason and the replacement.
+    """
+    if wire.top_k:
+        raise PolicyRefusal(
+            f"wire.top_k = {wire.top_k:g} is refused under [privacy].",
+            why="Of a noised update the largest values are mostly the largest noise, and what is "
+            "left out would have to be kept at the site from round to round.",
+            remedy="Set wire.top_k = 0; wire.precision and wire.delta round what is noised.",
+        )
+    if privacy.method == "class-sums" and wire.down != "float32":
+        raise PolicyRefusal(
+            f"wire.down = '{wire.down}' is refused with privacy.method = 'class-sums'.",
+            why="Sums are taken around the centre that was sent, and read around the exact one.",
+            remedy="Set wire.down = 'float32'.",
+        )
 
 
 def _refuse_unfit_sums(federation: FederationSettings, model: ModelSettings) -> None:

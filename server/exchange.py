@@ -15,6 +15,7 @@ from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, new_nonce
+from fgvc_core.wire.arrays import digest_all
 from server.events import EventLog
 from server.home import CoordinatorHome
 from server.records import from_array_record, from_message, take_tensors, to_content
@@ -227,7 +228,7 @@ class Exchange:
         """Name -> SHA-256 (hex) of each tensor of a model."""
         # The same record goes to every site of a round: hash it once.
         if self._digested[0] is not arrays:
-            digests = {name: t.digest() for name, t in from_array_record(arrays).items()}
+            digests = digest_all(from_array_record(arrays))
             self._digested = arrays, digests
         return self._digested[1]
 

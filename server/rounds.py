@@ -33,6 +33,7 @@ from server.home import CoordinatorHome
 from server.intake import Intake
 from server.late import LateReplies
 from server.memory import recall, remember
+from server.outgoing import Outgoing, check_round_weight
 from server.records import from_array_record, to_array_record
 from server.scoring import take_scores
 from server.screening import Screened, Screening
@@ -90,7 +91,9 @@ class Rounds:
             protected=recipe.privacy is not None,
             max_weight=self._federation.max_weight,
             history=self._history,
+            wire=recipe.wire,
         )
+        self._outgoing = Outgoing(self._specs, recipe.wire)
         self._intake = Intake(
             state, screening, self._books, self._standing, self._federation.deadline_s
         )
@@ -122,6 +125,11 @@ class Rounds:
         """
         self._started = time.monotonic()
         privacy = self._recipe.privacy
+        check_round_weight(
+            self._specs,
+            self._recipe.wire,
+            wanted(len(self._exchange.keys), self._federation.fraction),
+        )
         if not self._checkpoints.exists("last"):
             self._checkpoint()
         self._sites = self._exchange.roll_call()
@@ -158,7 +166,7 @@ class Rounds:
             raise nobody_left(number)
         cohort = self._draw(sites, number)
         self._events.emit("round_started", round=number, cohort=cohort)
-        sent = self._unpacked(self._arrays)
+        sent = self._outgoing.received(self._outgoing(self._arrays))
         late = self._late.take(number, sent)
         self._history.begin(sent, self._rate(number))
         requests = self._requests(number, cohort)
@@ -204,7 +212,8 @@ class Rounds:
 
         def compose(round_: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
             mu = config.get("proximal-mu", 0.0)
-            outgoing = ArrayRecord({**arrays, **beside}) if beside else arrays
+            outgoing = self._outgoing(arrays)
+            outgoing = ArrayRecord({**outgoing, **beside}) if beside else outgoing
             self._books.open(outgoing)
             for site in cohort:
                 pair = self._exchange.compose(
@@ -277,7 +286,7 @@ class Rounds:
     def _told(self, site: str) -> dict[str, Any]:
         """What a request says of the site's own earlier replies."""
         standing = self._standing.of(site)
-        keeps = self._strategy.keeps or bool(self._federation.local)
+        keeps = bool(self._strategy.keeps or self._federation.local or self._recipe.wire.top_k)
         return {
             "known_head": str(self.state.ledgers.get(site, [0, ""])[1]),
             "base_round": standing["folded"] if keeps else 0,
@@ -307,11 +316,10 @@ class Rounds:
     def _close(self) -> None:
         """Score the last model at every site."""
         self._books.reset()
-        self._books.open(self._arrays)
+        model = self._outgoing(self._arrays)
+        self._books.open(model)
         requests = [
-            self._exchange.compose(
-                "score", self.state.round, site, self._arrays, **self._told(site)
-            )
+            self._exchange.compose("score", self.state.round, site, model, **self._told(site))
             for site in self._standing.in_use(self._sites)
         ]
         replies: list[Screened] = []

@@ -19,7 +19,6 @@ from client.site import Site
 from client.state import recall
 from client.work import (
     at_the_desk,
-    check_received,
     round_work,
     site_table,
     split_table,
@@ -34,6 +33,7 @@ from fgvc_core.seeds import derive_seed
 from fgvc_core.training.examples import Examples, FeatureExamples
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
+from fgvc_core.wire.decode import decode_model
 from server.records import to_array_record, to_content
 from simulations.grid import run_client
 
@@ -66,7 +66,7 @@ def run_poisoned(
     recipe, class_names = recall(home, request)
     with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
         work = round_work(site, request, recipe, learner)
-        received = check_received(incoming.tensors, work.expected(specs))
+        received = decode_model(incoming.tensors, work.expected(specs), recipe.wire)
         work.load(received)
         poisoned = _poisoned(site, recipe, learner, examples.train, scenario)
         _, tensors = work.train(poisoned)

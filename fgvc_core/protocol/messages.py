@@ -36,7 +36,7 @@ class _Body(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(str(part) for part in first["loc"])[:200]
             raise PeerError(f"A body is malformed at '{where}': {first['msg']}.") from None
 
 

@@ -49,7 +49,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _handle(message: Message, context: Context) -> Message:
     try:
-        outgoing = answer(site_home(context), _read(message.content))
+        outgoing = answer(site_home(context), read_incoming(message.content))
     except Exception:
         # Flower would send the text of what went wrong.
         logging.getLogger("fieldmark.site").exception("a message was not answered")
@@ -85,7 +85,8 @@ def site_home(context: Context) -> Path:
     return root
 
 
-def _read(content: RecordDict) -> Incoming:
+def read_incoming(content: RecordDict) -> Incoming:
+    """What a message holds, nothing of it checked yet."""
     envelope = content.config_records.get("envelope", ConfigRecord())
     body, signature = envelope.get("body", ""), envelope.get("signature", b"")
     arrays = content.array_records.get("tensors", ArrayRecord())

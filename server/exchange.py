@@ -5,7 +5,7 @@ site that we sent it to; what the reply claims about its sender is never used.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message
@@ -15,6 +15,7 @@ from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, new_nonce
+from fgvc_core.wire.arrays import digest_all
 from server.events import EventLog
 from server.home import CoordinatorHome
 from server.records import from_array_record, from_message, take_tensors, to_content
@@ -25,6 +26,9 @@ _TYPES: dict[str, str] = {
     "score": "evaluate",
     "release": "query.release",
 }
+ROUNDS_LATE = 2
+"""A reply that is later than this is not looked for any more."""
+
 WAIT_FOR_NODES_S = 120.0
 ROLL_CALL_DEADLINE_S = 300.0
 
@@ -52,6 +56,10 @@ class Exchange:
         self.nodes: dict[str, int] = {}
         self.units: dict[str, int] = {}
         self.refusals: dict[str, str] = {}
+        # A grid may keep its own time (a simulated one does), and know when a reply arrived.
+        self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
+        self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
+        self._late: dict[str, Request] = {}
         self._digested: tuple[ArrayRecord | None, dict[str, str]] = (None, {})
 
     def roll_call(self) -> list[str]:
@@ -102,6 +110,8 @@ class Exchange:
         proximal_mu: float = 0.0,
         phase: Phase = "",
         known_head: str = "",
+        base_round: int = 0,
+        notice: str = "",
     ) -> tuple[Request, Message]:
         """A signed request to a site with the tensors beside it."""
         request = Request(
@@ -114,6 +124,8 @@ class Exchange:
             proximal_mu=proximal_mu,
             phase=phase,
             known_head=known_head,
+            base_round=base_round,
+            notice=notice,
             tensors=self.digests(arrays),
         )
         return request, self._message(request, self.nodes[site], arrays)
@@ -124,24 +136,46 @@ class Exchange:
         """Send requests, then yield the answers one at a time in the order of the requests.
 
         Only one answer is held at a time: the next is fetched when it is asked for. The
-        deadline counts from the sending of the last request.
+        deadline counts from the sending of the last request, and it is arrival that counts:
+        what was there in time is taken however late it is read. What was not is remembered,
+        and may be found by :meth:`late`.
         """
         sent = []
         for request, message in requests:
             (message_id,) = self._grid.push_messages([message])
             sent.append((message_id, request, message))
-        started = time.monotonic()
+        started, began = self._clock(), time.monotonic()
         for message_id, request, message in sent:
             reply = self._pull(message_id, started + deadline_s)
             take_tensors(message)
-            yield Answer(request, reply, time.monotonic() - started)
+            if reply is None and request.kind == "train":
+                self._late[message_id] = request
+            yield Answer(request, reply, time.monotonic() - began)
+
+    def late(self, round_: int) -> Iterator[Answer]:
+        """Replies to earlier requests that have arrived since, one at a time.
+
+        Args:
+            round_: The round that is about to begin.
+        """
+        for message_id, request in list(self._late.items()):
+            if round_ - request.round > ROUNDS_LATE:
+                del self._late[message_id]
+                continue
+            for message in self._grid.pull_messages([message_id]):
+                if message.metadata.reply_to_message_id == message_id:
+                    del self._late[message_id]
+                    yield Answer(request, message, 0.0)
 
     def _pull(self, message_id: str, deadline: float) -> Message | None:
         while True:
+            arrived = self._arrived(message_id)
+            if arrived is not None and arrived > deadline:
+                return None
             for message in self._grid.pull_messages([message_id]):
                 if message.metadata.reply_to_message_id == message_id:
                     return message
-            if time.monotonic() >= deadline:
+            if self._clock() >= deadline:
                 return None
             time.sleep(self._home.settings.poll_s)
 
@@ -194,7 +228,7 @@ class Exchange:
         """Name -> SHA-256 (hex) of each tensor of a model."""
         # The same record goes to every site of a round: hash it once.
         if self._digested[0] is not arrays:
-            digests = {name: t.digest() for name, t in from_array_record(arrays).items()}
+            digests = digest_all(from_array_record(arrays))
             self._digested = arrays, digests
         return self._digested[1]
 

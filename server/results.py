@@ -73,6 +73,7 @@ def _summary(
                 "refused": figures["refused"],
                 "bytes_up": figures["bytes_up"],
                 "bytes_down": figures["bytes_down"],
+                "set_aside": state.standing.get(site, {}).get("set_aside"),
             }
             for site, figures in sorted(state.sites.items())
         },

@@ -1,7 +1,7 @@
 """What is charged: events of known cost, and the plan that announces them all beforehand."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,10 @@ class PrivacyEvent:
     def as_json(self) -> dict[str, Any]:
         """Plain values, from which :func:`read_events` makes an equal event."""
         return asdict(self)
+
+
+Plan = Callable[[float], Iterable[PrivacyEvent]]
+"""A base noise multiplier -> all events of a run."""
 
 
 def read_events(values: Iterable[dict[str, Any]]) -> tuple[PrivacyEvent, ...]:

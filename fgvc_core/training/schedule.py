@@ -5,9 +5,12 @@ cyclic schedulers compute the rate from the step's number alone, so each round
 starts them at the step where the last one ended.
 """
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
-from torch.optim import Optimizer
+import torch
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LRScheduler, OneCycleLR
 
 from fgvc_core.training.settings import TrainSettings
@@ -61,6 +64,20 @@ def make_scheduler(
     optimizer._opt_called = True  # type: ignore[attr-defined]
     scheduler.step()
     return scheduler
+
+
+@lru_cache(maxsize=4096)
+def mean_rate(settings: TrainSettings, stretch: Stretch, examples: int) -> float:
+    """The mean learning rate of a site's steps in a round, for its number of examples."""
+    # Beyond so many steps the mean hardly changes, and the walk costs.
+    steps = min(settings.epochs * math.ceil(examples / settings.batch_size), 64)
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr)
+    scheduler = make_scheduler(optimizer, settings, stretch, steps)
+    total = 0.0
+    for _ in range(steps):
+        total += float(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    return total / steps
 
 
 def _share(warmup: float, steps: int) -> float:

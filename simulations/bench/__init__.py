@@ -5,7 +5,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp")
+NAMES = ("engine", "dp", "rounds", "wire")
 
 
 def run_benches(name: str) -> list[dict[str, Any]]:
@@ -26,8 +26,15 @@ def run_benches(name: str) -> list[dict[str, Any]]:
         )
     from simulations.bench.dp import bench_dp
     from simulations.bench.engine import bench_engine
+    from simulations.bench.rounds import bench_rounds
+    from simulations.bench.wire import bench_wire
 
-    runners = {"engine": bench_engine, "dp": bench_dp}
+    runners = {
+        "engine": bench_engine,
+        "dp": bench_dp,
+        "rounds": bench_rounds,
+        "wire": bench_wire,
+    }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]
 

@@ -35,6 +35,9 @@ score_share = 0.05
 """
 SUMS = """
 name = "sums"
+[model]
+head = "subspace"
+train = "head"
 [federation]
 rounds = 1
 [privacy]

@@ -12,7 +12,8 @@ class DataSettings(Settings):
 
     name: str = Field(
         "fieldmarks",
-        description="Data set: fieldmarks (embedded), cub, folder or manifest.",
+        description="Data set: fieldmarks (embedded), cub, cars, aircraft, ham10000, folder or "
+        "manifest.",
     )
     path: str | None = Field(
         None, description="Root folder of the data set on this machine; not used by fieldmarks."
@@ -39,6 +40,9 @@ class DataSettings(Settings):
         gt=0.0,
         le=0.9,
         description="Share of subjects held out for test where a data set publishes no split.",
+    )
+    level: Literal["variant", "family", "manufacturer"] = Field(
+        "variant", description="For aircraft: what a class is; coarser levels are its taxonomy."
     )
     manifest: str = Field(
         "manifest.csv", description="For manifest: the CSV's path, relative to data.path."

@@ -11,10 +11,10 @@ import tomllib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
@@ -44,6 +44,30 @@ class Recipe(Settings):
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> Self:
+        start, head = self.train.start, self.model.head
+        if start == "none" and not self.federation.rounds:
+            raise ConfigurationError(
+                "federation.rounds = 0 and train.start = 'none': nothing would be learnt.",
+                remedy="Set train.start to means or lda, or federation.rounds to 1 at least.",
+            )
+        if start == "none":
+            return self
+        if self.privacy is not None:
+            raise ConfigurationError(
+                f"train.start = '{start}' is not possible with [privacy].",
+                why="Class statistics without noise would be a release of their own.",
+                remedy="Set privacy.method = 'class-sums', which starts from noisy ones.",
+            )
+        if head != "linear":
+            raise ConfigurationError(
+                f"train.start = '{start}' needs model.head = 'linear', not '{head}'.",
+                why="Weights and biases are what class statistics determine.",
+                remedy="Set model.head = 'linear', or train.start = 'none'.",
+            )
+        return self
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""

@@ -28,6 +28,7 @@ from server.exchange import Answer, Exchange, refused_by_all
 from server.home import CoordinatorHome
 from server.records import from_array_record, to_array_record
 from server.screening import Screened, Screening, SiteRefusal, reply_bytes
+from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply, make_strategy
 
 VOID_ROUNDS_ALLOWED = 3
@@ -93,6 +94,8 @@ class Rounds:
         if self.state.round == 0:
             self._checkpoint()
         self._sites = self._exchange.roll_call()
+        if self.state.round == 0 and self._recipe.train.start != "none":
+            self._start()
         closed_form = privacy is not None and privacy.method == "class-sums"
         while (reason := self._ended()) is None:
             if closed_form:
@@ -150,6 +153,36 @@ class Rounds:
             return
         self._take_scores(number - 1, received, accepted)
         self._finish(number, arrays, cohort, accepted, started)
+
+    def _start(self) -> None:
+        """The head before round 1, from every site's statistics."""
+        self._sent = self._received = 0
+        self._refusals = {}
+        self._arrays_before = self._arrays
+        requests = [
+            self._exchange.compose(
+                "release",
+                0,
+                site,
+                self._arrays,
+                phase="statistics",
+                known_head=self._known_head(site),
+            )
+            for site in self._sites
+        ]
+        start = FederatedStart(self._recipe, self._unpacked(self._arrays))
+        answers = self._exchange.ask(requests, self._federation.deadline_s)
+        tensors, arrived = start.run(self._sound(answers, [], start.specs))
+        for site, reason in start.refused.items():
+            self._events.emit("start_refused", site=site, reason=reason)
+        needed = math.ceil(self._federation.quorum * len(self._sites) - 1e-9)
+        if tensors is None or arrived < needed:
+            raise refused_start(arrived, needed, self._refusals)
+        self.state.bytes_up += self._received
+        self.state.bytes_down += self._sent
+        self._arrays = to_array_record(pack_all(tensors))
+        self._events.emit("started", method=self._recipe.train.start, sites=arrived)
+        self._checkpoint()
 
     def _closed_round(self, number: int) -> None:
         """A round of two phases: noisy centre, noisy class sums, and the head from them."""
@@ -259,7 +292,7 @@ class Rounds:
         figures["bytes_down"] += self._sent_bytes(request)
         figures["refused"] += reply is None
         if reply is not None and request.kind in ("train", "release"):
-            figures["rounds"] += request.phase != "centre"
+            figures["rounds"] += request.phase not in ("centre", "statistics")
             # Under differential privacy it is the public number that weighs, not a count.
             figures["examples"] = reply.examples if reply.privacy is None else None
 

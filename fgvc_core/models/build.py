@@ -7,6 +7,7 @@ from fgvc_core.models.backbones import make_backbone
 from fgvc_core.models.classifier import FineGrainedClassifier
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.models.pooling import Pooling
+from fgvc_core.models.scaling import Scaling
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.spatial import SpatialAttention
 from fgvc_core.models.subspace import public_directions
@@ -40,7 +41,13 @@ def build_classifier(
         else:
             head = LinearHead(backbone.out_channels, num_classes)
     model = FineGrainedClassifier(
-        backbone, attention, Pooling(settings.pooling), settings.dropout, head, spec
+        backbone,
+        attention,
+        Pooling(settings.pooling),
+        Scaling(settings.scaling),
+        settings.dropout,
+        head,
+        spec,
     )
     select_trainable(model, settings.train)
     return model.to(memory_format=torch.channels_last).eval()

@@ -6,6 +6,7 @@ from torch import nn
 from fgvc_core.models.backbones import Backbone
 from fgvc_core.models.inputs import InputSpec
 from fgvc_core.models.pooling import Pooling
+from fgvc_core.models.scaling import Scaling
 
 
 class FineGrainedClassifier(nn.Module):
@@ -15,6 +16,7 @@ class FineGrainedClassifier(nn.Module):
         backbone: Pictures to a map.
         attention: A map to a map of the same shape.
         pooling: A map to a vector.
+        scaling: What is done to the pooled vector; it has no parameters.
         dropout: Share of the vector's entries dropped in training, 0 to 1.
         head: A vector to logits.
         spec: How pictures have to look.
@@ -25,6 +27,7 @@ class FineGrainedClassifier(nn.Module):
         backbone: Backbone,
         attention: nn.Module,
         pooling: Pooling,
+        scaling: Scaling,
         dropout: float,
         head: nn.Module,
         spec: InputSpec,
@@ -33,6 +36,7 @@ class FineGrainedClassifier(nn.Module):
         self.backbone = backbone
         self.attention = attention
         self.pooling = pooling
+        self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         self.head = head
         self.input = spec
@@ -59,11 +63,17 @@ class FineGrainedClassifier(nn.Module):
 
     def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to vectors (N, D)."""
-        return self.pooling(self.attention(self.backbone(images_NCHW)))
+        return self.scaling(self.pooling(self.attention(self.backbone(images_NCHW))))
 
     def classify(self, features_ND: torch.Tensor) -> torch.Tensor:
         """Vectors (N, D) to logits (N, K)."""
         return self.head(self.dropout(features_ND))
+
+    def class_vectors(self) -> torch.Tensor | None:
+        """The head's own vector for each class, (K, D); None where it has none."""
+        weight = getattr(self.head, "weight", None)
+        fits = isinstance(weight, torch.Tensor) and weight.shape[-1] == self.feature_dim
+        return weight if fits else None
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to logits (N, K)."""

@@ -27,6 +27,11 @@ class ModelSettings(Settings):
     pooling: Literal["avg", "max", "avgmax"] = Field(
         "avg", description="How the feature map becomes one vector; avgmax averages the two."
     )
+    scaling: Literal["none", "root", "unit", "root-unit"] = Field(
+        "none",
+        description="What is done to the pooled vector: root takes the square root of each value "
+        "and keeps its sign, unit scales the vector to length 1.",
+    )
     head: Literal["linear", "cosine", "subspace"] = Field(
         "linear",
         description="linear: weights and bias; cosine: unit vectors, scaled; subspace: linear on "

@@ -10,7 +10,7 @@ from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.data.transforms import Augment
-from fgvc_core.losses.classification import build_loss
+from fgvc_core.losses.build import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
@@ -23,7 +23,12 @@ from fgvc_core.models.trainable import (
 )
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.evaluation import Evaluation, evaluate
-from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
+from fgvc_core.training.examples import (
+    Examples,
+    FeatureExamples,
+    PictureExamples,
+    knowledge_of,
+)
 from fgvc_core.training.features import FeatureStore, ensure_features, read_features
 from fgvc_core.training.loop import Outcome, train_passes
 from fgvc_core.training.schedule import Stretch
@@ -80,7 +85,9 @@ class Learner:
 
         Raises:
             DataError: if a picture is missing or damaged.
+            ConfigurationError: if the loss needs to know more of the classes.
         """
+        self.loss.informed(knowledge_of(table))
         if self.frozen_backbone:
             ensure_features(self.model, table, FeatureStore(cache, self.extractor))
         else:
@@ -88,10 +95,11 @@ class Learner:
 
     def examples(self, table: ExampleTable, cache: Path) -> Examples:
         """A table's labelled examples, as features where the backbone is frozen."""
+        known = knowledge_of(table)
         if self.frozen_backbone:
             store = FeatureStore(cache, self.extractor)
-            return FeatureExamples(read_features(self.model, table, store), table.labels_N)
-        return PictureExamples(self._bank(table, cache), table.labels_N, self._augment)
+            return FeatureExamples(read_features(self.model, table, store), table.labels_N, known)
+        return PictureExamples(self._bank(table, cache), table.labels_N, self._augment, known)
 
     def train_round(
         self,
@@ -113,8 +121,10 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             # Dropout draws from the global generator and takes no other.
             torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
+            counts_K = torch.bincount(examples.labels_N, minlength=self.num_classes)
+            loss = self.loss.informed(examples.known).counted(counts_K)
             return train_passes(
-                self.model, examples, self.loss, self.settings, stretch, generator, proximal_mu
+                self.model, examples, loss, self.settings, stretch, generator, proximal_mu
             )
 
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[Evaluation, NDArray[np.int64]]:

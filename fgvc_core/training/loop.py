@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fgvc_core.losses.base import Answers
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.schedule import Stretch, make_scheduler
 from fgvc_core.training.settings import TrainSettings
@@ -57,8 +58,9 @@ def train_passes(
         order = torch.randperm(len(examples), generator=generator)
         for positions in order.split(settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
-            logits_NK = examples.logits(model, positions, generator)
-            value = loss(logits_NK, examples.labels_N[positions].to(device))
+            features_ND = examples.features(model, positions, generator)
+            answers = Answers(model.classify(features_ND), features_ND, model.class_vectors())
+            value = loss.of(answers, examples.labels_N[positions].to(device))
             value.backward()
             for parameter, anchor in zip(parameters, anchors, strict=False):
                 if parameter.grad is not None:

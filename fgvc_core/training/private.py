@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core.errors import PolicyRefusal
+from fgvc_core.losses.build import refuse_unprotectable
+from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.class_sums import release_centre, release_class_sums, unit_vectors
 from fgvc_core.privacy.events import PrivacyEvent
@@ -112,7 +114,9 @@ class PrivateTraining:
     def __init__(
         self, learner: Learner, examples: Examples, units_N: Units, privacy: PrivacySettings
     ) -> None:
+        refuse_unprotectable(learner.loss)
         self._learner = learner
+        self._loss = learner.loss.informed(examples.known)
         self._examples = examples
         self._privacy = privacy
         self._units_N = units_N
@@ -212,6 +216,7 @@ class PrivateTraining:
         return (
             isinstance(self._examples, FeatureExamples)
             and isinstance(model.head, LinearHead | CosineHead)
+            and type(self._learner.loss) is SmoothedCrossEntropy
             and model.dropout.p == 0
             and len(self._parameters) == len(list(model.head.parameters()))
             and size_of(self._parameters) == size_of(list(model.head.parameters()))
@@ -219,7 +224,9 @@ class PrivateTraining:
 
     def _head_view(self) -> HeadView:
         head = self._learner.model.head
-        smoothing = self._learner.loss.smoothing
+        loss = self._learner.loss
+        assert isinstance(loss, SmoothedCrossEntropy)
+        smoothing = loss.smoothing
         if isinstance(head, CosineHead):
             return HeadView(head.weight, None, head.scale, smoothing)
         assert isinstance(head, LinearHead)
@@ -228,4 +235,4 @@ class PrivateTraining:
     def _losses(self, positions: torch.Tensor) -> torch.Tensor:
         logits_BK = self._examples.logits(self._learner.model, positions, self._generator)
         labels_B = self._examples.labels_N[positions].to(logits_BK.device)
-        return self._learner.loss.per_example(logits_BK, labels_B)
+        return self._loss.per_example(logits_BK, labels_B)

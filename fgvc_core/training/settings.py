@@ -28,6 +28,33 @@ class TrainSettings(Settings):
         0.25, gt=0.0, lt=1.0, description="one-cycle: share of the run in which the rate rises."
     )
     cycle_rounds: int = Field(4, ge=1, description="cyclic: rounds from low to high and back.")
+    start: Literal["none", "means", "lda"] = Field(
+        "none",
+        description="The head before round 1, from class statistics that every site sends once: "
+        "means (nearest class mean; counts and sums) or lda (linear discriminants of one shrunken "
+        "covariance; also D x D second-order sums). Not under [privacy]; see "
+        "privacy.method = 'class-sums'.",
+    )
+    start_shrinkage: float = Field(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        description="lda: share of the identity in the covariance, above 0 to 1.",
+    )
+    start_prior: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="lda: how far classes are taken to be as likely as their counts say, 0 (all "
+        "alike, for macro-F1) to 1 (for top-1).",
+    )
+    start_scale: float = Field(
+        1.0,
+        gt=0.0,
+        le=1000.0,
+        description="What the start's scores are multiplied by: it changes no answer, only how "
+        "sure of it the first steps of training find the head.",
+    )
     clip_norm: float = Field(
         0.0, ge=0.0, description="Largest gradient norm of a step; 0 clips nothing."
     )

@@ -5,7 +5,7 @@ from torch import nn
 
 from fgvc_core.models.backbones import Backbone
 from fgvc_core.models.inputs import InputSpec
-from fgvc_core.models.pooling import Pooling
+from fgvc_core.models.pooling import AnyPooling
 from fgvc_core.models.scaling import Scaling
 
 
@@ -26,7 +26,7 @@ class FineGrainedClassifier(nn.Module):
         self,
         backbone: Backbone,
         attention: nn.Module,
-        pooling: Pooling,
+        pooling: AnyPooling,
         scaling: Scaling,
         dropout: float,
         head: nn.Module,
@@ -46,7 +46,7 @@ class FineGrainedClassifier(nn.Module):
     @property
     def feature_dim(self) -> int:
         """D, the length of the vector before the head."""
-        return self.backbone.out_channels
+        return self.pooling.out_dim
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class FineGrainedClassifier(nn.Module):
         """
         super().train(mode)
         if mode:
-            for module in (self.backbone, self.attention):
+            for module in (self.backbone, self.attention, self.pooling):
                 _settle(module)
         return self
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
-from fgvc_core.errors import ConfigurationError
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
@@ -66,6 +66,32 @@ class Recipe(Settings):
                 f"train.start = '{start}' needs model.head = 'linear', not '{head}'.",
                 why="Weights and biases are what class statistics determine.",
                 remedy="Set model.head = 'linear', or train.start = 'none'.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_private(self) -> Self:
+        if self.privacy is None or self.privacy.method != "gradients":
+            return self
+        loss = self.loss
+        coupling = {
+            "loss.triplet": loss.triplet > 0,
+            "loss.proxy": loss.proxy > 0,
+            "augment.mix": self.augment.mix != "none",
+        }
+        for name, couples in coupling.items():
+            if couples:
+                raise PolicyRefusal(
+                    f"{name} is refused under [privacy].",
+                    why="It couples the examples of a batch: no single one's part can be bounded.",
+                    remedy="Leave it out.",
+                )
+        if loss.balance != "none" and not loss.class_counts:
+            raise PolicyRefusal(
+                f"loss.balance = '{loss.balance}' with a site's own counts is refused under "
+                "[privacy].",
+                why="Class weights computed from private counts are a release of their own.",
+                remedy="Give public numbers in loss.class_counts, or set loss.balance = 'none'.",
             )
         return self
 

@@ -134,3 +134,27 @@ class AugmentSettings(Settings):
         le=1.0,
         description="Largest relative change of brightness, contrast and saturation, 0 to 1.",
     )
+    erasing: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of pictures in which a rectangle becomes noise (Zhong et al. 2020, "
+        "https://arxiv.org/abs/1708.04896), 0 to 1.",
+    )
+    trivial: bool = Field(
+        False,
+        description="One random operation at a random strength first (Müller and Hutter 2021, "
+        "https://arxiv.org/abs/2103.10158).",
+    )
+    mix: Literal["none", "mixup", "cutmix", "both"] = Field(
+        "none",
+        description="Mix pictures and labels in pairs: mixup (https://arxiv.org/abs/1710.09412), "
+        "cutmix (https://arxiv.org/abs/1905.04899), or one of both for each batch. Couples "
+        "examples: not under [privacy].",
+    )
+    mix_alpha: float = Field(
+        0.4, gt=0.0, le=10.0, description="mix: both parameters of the Beta distribution, 0 to 10."
+    )
+    mix_share: float = Field(
+        0.5, ge=0.0, le=1.0, description="mix: share of batches that are mixed, 0 to 1."
+    )

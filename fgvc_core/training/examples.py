@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fgvc_core.losses.base import ClassKnowledge
 
 if TYPE_CHECKING:
+    from fgvc_core.data.mixing import Mixing
     from fgvc_core.data.pictures import PictureBank
     from fgvc_core.data.table import ExampleTable
     from fgvc_core.data.transforms import Augment
@@ -63,6 +64,15 @@ class Examples(Protocol):
         """The vectors (B, D) before the head, for the same arguments."""
         ...
 
+    def lesson(
+        self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A training step's vectors (B, D) and targets.
+
+        Targets are labels (B,), or shares of the classes (B, K) where pictures were mixed.
+        """
+        ...
+
 
 class PictureExamples:
     """Pictures through the whole model, augmented in training."""
@@ -73,8 +83,10 @@ class PictureExamples:
         labels_N: NDArray[np.int64],
         augment: "Augment | None",
         known: ClassKnowledge = NOTHING_KNOWN,
+        mixing: "Mixing | None" = None,
     ) -> None:
         self.known = known
+        self.mixing = mixing
         self.bank = bank
         self.labels_N = torch.from_numpy(np.array(labels_N, dtype=np.int64))
         self.augment = augment
@@ -98,11 +110,22 @@ class PictureExamples:
         generator: torch.Generator | None,
     ) -> torch.Tensor:
         """See :class:`Examples`."""
+        return _embed(model, self._views(positions, generator))
+
+    def lesson(
+        self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Examples`."""
+        images_NCHW, targets = self._views(positions, generator), self.labels_N[positions]
+        if self.mixing is not None:
+            images_NCHW, targets = self.mixing(images_NCHW, targets, generator)
+        return _embed(model, images_NCHW), targets
+
+    def _views(self, positions: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         images_NCHW = self.bank.batch(positions.numpy())
         if generator is not None and self.augment is not None:
             images_NCHW = self.augment(images_NCHW, generator)
-        device = next(model.parameters()).device
-        return model.embed(model.normalise(images_NCHW.to(device, non_blocking=True)))
+        return images_NCHW
 
 
 class FeatureExamples:
@@ -138,3 +161,14 @@ class FeatureExamples:
     ) -> torch.Tensor:
         """See :class:`Examples`."""
         return self.features_ND[positions].to(next(model.parameters()).device)
+
+    def lesson(
+        self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Examples`."""
+        return self.features(model, positions, generator), self.labels_N[positions]
+
+
+def _embed(model: "FineGrainedClassifier", images_NCHW: torch.Tensor) -> torch.Tensor:
+    device = next(model.parameters()).device
+    return model.embed(model.normalise(images_NCHW.to(device, non_blocking=True)))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fgvc_core.data.mixing import Mixing
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.data.table import ExampleTable
@@ -71,6 +72,11 @@ class Learner:
         self.extractor = frozen_digest(self.model) if self.frozen_backbone else b""
         self.loss = build_loss(loss)
         self._augment = Augment(augment)
+        self._mixing = (
+            None
+            if augment.mix == "none"
+            else Mixing(augment.mix, augment.mix_alpha, augment.mix_share, num_classes)
+        )
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the tensors that travel, by name."""
@@ -99,7 +105,9 @@ class Learner:
         if self.frozen_backbone:
             store = FeatureStore(cache, self.extractor)
             return FeatureExamples(read_features(self.model, table, store), table.labels_N, known)
-        return PictureExamples(self._bank(table, cache), table.labels_N, self._augment, known)
+        return PictureExamples(
+            self._bank(table, cache), table.labels_N, self._augment, known, self._mixing
+        )
 
     def train_round(
         self,

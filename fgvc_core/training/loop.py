@@ -58,9 +58,9 @@ def train_passes(
         order = torch.randperm(len(examples), generator=generator)
         for positions in order.split(settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
-            features_ND = examples.features(model, positions, generator)
+            features_ND, targets = examples.lesson(model, positions, generator)
             answers = Answers(model.classify(features_ND), features_ND, model.class_vectors())
-            value = loss.of(answers, examples.labels_N[positions].to(device))
+            value = loss.of(answers, targets.to(device))
             value.backward()
             for parameter, anchor in zip(parameters, anchors, strict=False):
                 if parameter.grad is not None:

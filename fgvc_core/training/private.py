@@ -115,6 +115,7 @@ class PrivateTraining:
         self, learner: Learner, examples: Examples, units_N: Units, privacy: PrivacySettings
     ) -> None:
         refuse_unprotectable(learner.loss)
+        # Pictures are seen one by one here: a recipe that mixes them is refused before.
         self._learner = learner
         self._loss = learner.loss.informed(examples.known)
         self._examples = examples

@@ -39,10 +39,10 @@ class Images:
     def __len__(self):
         return len(self.labels_N)
 
-    def features(self, model, positions, generator):
+    def lesson(self, model, positions, generator):
         assert model.training
         self.asked.append(positions.tolist())
-        return model.embed(self.images_NCHW[positions])
+        return model.embed(self.images_NCHW[positions]), self.labels_N[positions]
 
 
 def flat(model):

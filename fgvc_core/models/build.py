@@ -53,6 +53,7 @@ def build_classifier(
         settings.dropout,
         head,
         spec,
+        settings.mirrored,
     )
     select_trainable(model, settings.train)
     return model.to(memory_format=torch.channels_last).eval()

@@ -20,6 +20,8 @@ class FineGrainedClassifier(nn.Module):
         dropout: Share of the vector's entries dropped in training, 0 to 1.
         head: A vector to logits.
         spec: How pictures have to look.
+        mirrored: Whether, outside training, a picture's vector is the mean of its own and its
+            mirror image's.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class FineGrainedClassifier(nn.Module):
         dropout: float,
         head: nn.Module,
         spec: InputSpec,
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -40,6 +43,7 @@ class FineGrainedClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = head
         self.input = spec
+        self.mirrored = mirrored
         self.register_buffer("_mean", torch.tensor(spec.mean)[:, None, None] * 255, False)
         self.register_buffer("_std", torch.tensor(spec.std)[:, None, None] * 255, False)
 
@@ -63,6 +67,12 @@ class FineGrainedClassifier(nn.Module):
 
     def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to vectors (N, D)."""
+        vectors_ND = self._vectors(images_NCHW)
+        if not self.mirrored or self.training:
+            return vectors_ND
+        return (vectors_ND + self._vectors(images_NCHW.flip(-1))) / 2
+
+    def _vectors(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         return self.scaling(self.pooling(self.attention(self.backbone(images_NCHW))))
 
     def classify(self, features_ND: torch.Tensor) -> torch.Tensor:

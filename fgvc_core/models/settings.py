@@ -50,6 +50,11 @@ class ModelSettings(Settings):
         description="What is done to the pooled vector: root takes the square root of each value "
         "and keeps its sign, unit scales the vector to length 1.",
     )
+    mirrored: bool = Field(
+        False,
+        description="Outside training, and for cached features: average the vectors of a picture "
+        "and of its mirror image. Doubles the cost; not where left and right mean something.",
+    )
     head: Literal["linear", "cosine", "subspace"] = Field(
         "linear",
         description="linear: weights and bias; cosine: unit vectors, scaled; subspace: linear on "

@@ -86,7 +86,9 @@ def is_frozen_backbone(model: FineGrainedClassifier) -> bool:
 
 def frozen_digest(model: FineGrainedClassifier) -> bytes:
     """SHA-256 (32 bytes) of everything that makes a frozen model's features."""
-    digest = hashlib.sha256(f"{model.input} {model.pooling.kind} {model.scaling.kind}".encode())
+    digest = hashlib.sha256(
+        f"{model.input} {model.pooling.kind} {model.scaling.kind} {model.mirrored}".encode()
+    )
     for part in (model.backbone, model.attention, model.pooling):
         digest.update(str(part).encode())
         for name, tensor in sorted(part.state_dict().items()):

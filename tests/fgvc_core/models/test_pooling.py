@@ -80,7 +80,8 @@ def test_cached_features_of_other_poolings_and_scalings_never_mix():
         for changed in (
             *({"pooling": kind} for kind in KINDS),
             *({"pooling": "gem", "gem_power": 2.0}, {"pooling": "mpncov", "pooling_channels": 8}),
-            *({"scaling": "root"}, {"scaling": "unit"}, {"attention": "eca"}),
+            {"attention": "eca"},
+            *({"scaling": "root"}, {"scaling": "unit"}, {"mirrored": True}),
         )
     }
-    assert len(digests) == len(KINDS) + 5
+    assert len(digests) == len(KINDS) + 6

@@ -21,3 +21,14 @@ def test_zero_vectors_and_empty_batches_have_finite_gradients(kind):
         Scaling(kind)(features_ND).sum().backward()
         assert features_ND.grad is not None
         assert torch.isfinite(features_ND.grad).all()
+
+
+def test_a_mirrored_model_gives_a_picture_and_its_mirror_image_one_vector():
+    from fgvc_core.models.build import build_classifier
+    from fgvc_core.models.settings import ModelSettings
+
+    model = build_classifier(ModelSettings(mirrored=True), 3, 32, 0)
+    images_NCHW = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.embed(images_NCHW), model.embed(images_NCHW.flip(-1)))
+    model.train()
+    assert not torch.allclose(model.embed(images_NCHW), model.embed(images_NCHW.flip(-1)))

@@ -70,6 +70,16 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _unseen_can_be_named(self) -> Self:
+        if self.partition.unseen and self.train.start != "semantic":
+            raise ConfigurationError(
+                f"partition.unseen = {list(self.partition.unseen)} needs train.start = 'semantic'.",
+                why="A class without a training picture can only be named by its attributes.",
+                remedy="Set train.start = 'semantic', or deal all classes.",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _steps_can_be_private(self) -> Self:
         if self.privacy is None or self.privacy.method != "gradients":
             return self

@@ -170,7 +170,8 @@ class Rounds:
             )
             for site in self._sites
         ]
-        start = FederatedStart(self._recipe, self._unpacked(self._arrays))
+        attributes_KA = self._test.table.attributes_KA if self._test is not None else None
+        start = FederatedStart(self._recipe, self._unpacked(self._arrays), attributes_KA)
         answers = self._exchange.ask(requests, self._federation.deadline_s)
         tensors, arrived = start.run(self._sound(answers, [], start.specs))
         for site, reason in start.refused.items():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fgvc_core.errors import FieldmarkError, PeerError, RunFailed
 from fgvc_core.models.class_statistics import ClassStatistics, unpack_statistics
 from fgvc_core.recipe import Recipe
-from fgvc_core.training.start import expected_statistics, started
+from fgvc_core.training.start import expected_statistics, no_attributes, started
 from fgvc_core.wire.arrays import TensorSpec
 from server.exchange import refused_by_all
 from server.strategies import SoundReply
@@ -22,9 +22,18 @@ class FederatedStart:
     Args:
         recipe: Its ``train.start`` is not ``none``.
         tensors: The model as it is; only its head will be replaced.
+        attributes_KA: What is publicly known of the classes, or None.
+
+    Raises:
+        ConfigurationError: if the start needs attributes and there are none.
     """
 
-    def __init__(self, recipe: Recipe, tensors: Tensors) -> None:
+    def __init__(
+        self, recipe: Recipe, tensors: Tensors, attributes_KA: NDArray[np.float32] | None
+    ) -> None:
+        if recipe.train.start == "semantic" and attributes_KA is None:
+            raise no_attributes()
+        self._attributes_KA = attributes_KA
         self._settings = recipe.train
         self._tensors = tensors
         shapes = expected_statistics(tensors, recipe.train)
@@ -48,7 +57,7 @@ class FederatedStart:
                 count += 1
         if total is None or not total.counts_K.any():
             return None, count
-        return started(self._tensors, total, self._settings), count
+        return started(self._tensors, total, self._settings, self._attributes_KA), count
 
     def _read(self, reply: SoundReply) -> ClassStatistics | None:
         try:

@@ -113,6 +113,11 @@ class PartitionSettings(Settings):
     column: str | None = Field(
         None, description="For column: which column of the table names the site."
     )
+    unseen: tuple[str, ...] = Field(
+        (),
+        description="Class names of which no site gets a training picture: the test split keeps "
+        "them, for train.start = 'semantic' to name.",
+    )
     min_examples: int = Field(
         2, ge=1, description="Fewest training examples a site may hold; a draw below it is redone."
     )

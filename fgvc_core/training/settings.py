@@ -52,18 +52,19 @@ class TrainSettings(Settings):
         description="one-cycle, cosine: share of the run in which the rate rises.",
     )
     cycle_rounds: int = Field(4, ge=1, description="cyclic: rounds from low to high and back.")
-    start: Literal["none", "means", "lda"] = Field(
+    start: Literal["none", "means", "lda", "semantic"] = Field(
         "none",
         description="The head before round 1, from class statistics that every site sends once: "
         "means (nearest class mean; counts and sums) or lda (linear discriminants of one shrunken "
-        "covariance; also D x D second-order sums). Not under [privacy]; see "
-        "privacy.method = 'class-sums'.",
+        "covariance; also D x D second-order sums) or semantic (through class attributes, with the "
+        "same sums as lda: also names classes that no site has a picture of). Not under [privacy]; "
+        "see privacy.method = 'class-sums'.",
     )
     start_shrinkage: float = Field(
         0.1,
         gt=0.0,
         le=1.0,
-        description="lda: share of the identity in the covariance, above 0 to 1.",
+        description="lda, semantic: share of the identity in the covariance, above 0 to 1.",
     )
     start_prior: float = Field(
         0.0,

@@ -4,13 +4,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fgvc_core.errors import PeerError
+from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.models.class_statistics import (
     ClassStatistics,
     class_statistics,
     discriminant_scores,
     means_scores,
     pack_statistics,
+    semantic_scores,
     statistics_shapes,
 )
 from fgvc_core.training.examples import Examples
@@ -46,9 +47,18 @@ def site_statistics(learner: Learner, examples: Examples, batch_size: int) -> Te
     return pack_statistics(found)
 
 
+def no_attributes() -> ConfigurationError:
+    """The error for a start that needs class attributes where there are none."""
+    return ConfigurationError(
+        "train.start = 'semantic', but the coordinator's data set has no class attributes.",
+        why="Classes are named by them.",
+        remedy="Take a data set with attributes (fieldmarks, cub), or train.start = 'lda'.",
+    )
+
+
 def wants_scatter(settings: TrainSettings) -> bool:
     """Whether a start needs second-order statistics."""
-    return settings.start == "lda"
+    return settings.start in ("lda", "semantic")
 
 
 def expected_statistics(tensors: Tensors, settings: TrainSettings) -> dict[str, tuple[int, ...]]:
@@ -57,15 +67,28 @@ def expected_statistics(tensors: Tensors, settings: TrainSettings) -> dict[str, 
     return statistics_shapes(num_classes, dim, wants_scatter(settings))
 
 
-def started(tensors: Tensors, total: ClassStatistics, settings: TrainSettings) -> Tensors:
+def started(
+    tensors: Tensors,
+    total: ClassStatistics,
+    settings: TrainSettings,
+    attributes_KA: NDArray[np.float32] | None = None,
+) -> Tensors:
     """The model with the head that all sites' statistics give.
 
     Args:
         tensors: The model as it is; only its head is replaced.
         total: Of all sites together.
         settings: Which head.
+        attributes_KA: Of the classes, for ``semantic``.
+
+    Raises:
+        ConfigurationError: for ``semantic`` without attributes.
     """
-    if settings.start == "lda":
+    if settings.start == "semantic":
+        if attributes_KA is None:
+            raise no_attributes()
+        weight_KD, bias_K = semantic_scores(total, attributes_KA, settings.start_shrinkage)
+    elif settings.start == "lda":
         weight_KD, bias_K = discriminant_scores(
             total, settings.start_shrinkage, settings.start_prior
         )

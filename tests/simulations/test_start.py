@@ -61,3 +61,33 @@ def test_rounds_go_on_from_the_start(recipe, tmp_path):
 def test_a_start_that_cannot_be_is_refused_in_the_recipe(changes, said):
     with pytest.raises(ConfigurationError, match=said):
         parse_recipe("", changes)
+
+
+def test_unseen_classes_are_named_by_their_attributes_and_reported_apart(tmp_path):
+    from tests_recipe import TINY
+
+    from fgvc_core.data.fieldmarks.species import CLASS_NAMES
+
+    unseen = [CLASS_NAMES[2], CLASS_NAMES[7]]
+    changes = ["train.start=semantic", "federation.rounds=0", "model.train=head"]
+    recipe = parse_recipe(TINY, [*changes, f"partition.unseen={unseen}"])
+    setting = deal(recipe, cache_folder())
+    held = sum(setting.site_table(site).class_counts_K() for site in setting.rows)
+    assert [CLASS_NAMES[k] for k in np.flatnonzero(held == 0)] == unseen
+    metrics = simulate(Plan(recipe, tmp_path / "run"))
+    shot = metrics["zero_shot"]
+    assert shot["classes"] == unseen
+    assert shot["examples"] == 8
+    assert shot["chance"] == 0.5
+    assert 0 <= shot["top1"] <= 1
+    assert shot["generalised_unseen"] <= shot["top1"]
+    assert metrics["levels"]["species"] == pytest.approx(metrics["top1"])
+    assert list(metrics["levels"].values()) == sorted(metrics["levels"].values(), reverse=True)
+
+
+def test_a_class_is_unseen_only_where_something_can_name_it():
+    with pytest.raises(ConfigurationError, match=r"needs train\.start = 'semantic'"):
+        parse_recipe("", ['partition.unseen=["x"]'])
+    recipe = parse_recipe("", ['partition.unseen=["x"]', "train.start=semantic"])
+    with pytest.raises(ConfigurationError, match="names 'x', which is no class"):
+        deal(recipe, cache_folder())

@@ -13,6 +13,7 @@ from fgvc_core.models.class_statistics import (
     discriminant_scores,
     means_scores,
     pack_statistics,
+    semantic_scores,
     statistics_shapes,
     unpack_statistics,
 )
@@ -118,3 +119,19 @@ def test_statistics_that_cannot_be_are_refused(change, said):
     change(packed)
     with pytest.raises(PeerError, match=said):
         unpack_statistics(packed)
+
+
+def test_a_class_without_a_picture_is_named_by_its_attributes():
+    rng = np.random.default_rng(0)
+    attributes_KA = rng.uniform(size=(10, 5))
+    mixing_AD = rng.normal(size=(5, 20))
+    labels_N = np.arange(2000) % 10
+    features_ND = attributes_KA[labels_N] @ mixing_AD + 0.05 * rng.normal(size=(2000, 20))
+    seen_N = labels_N < 7
+    found = class_statistics(
+        features_ND[seen_N].astype(np.float32), labels_N[seen_N], 10, scatter=True
+    )
+    weights_KD, biases_K = semantic_scores(found, attributes_KA, 1e-4)
+    scores_NK = features_ND[~seen_N] @ weights_KD.T + biases_K
+    among_unseen_N = scores_NK[:, 7:].argmax(axis=1) + 7
+    assert (among_unseen_N == labels_N[~seen_N]).mean() > 0.9

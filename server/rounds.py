@@ -38,6 +38,7 @@ from server.records import from_array_record, to_array_record
 from server.scoring import take_scores
 from server.screening import Screened, Screening
 from server.standing import Standing
+from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply, make_strategy
 from server.voids import nobody_left, void_round
 
@@ -133,6 +134,8 @@ class Rounds:
         if not self._checkpoints.exists("last"):
             self._checkpoint()
         self._sites = self._exchange.roll_call()
+        if self.state.round == 0 and self._recipe.train.start != "none":
+            self._start()
         closed_form = privacy is not None and privacy.method == "class-sums"
         while (reason := self._ended()) is None:
             if closed_form:
@@ -231,6 +234,23 @@ class Rounds:
         list(self._strategy.configure_train(number, self._arrays, ConfigRecord(), self._grid))
         return requests
 
+    def _start(self) -> None:
+        """The head before round 1, from every site's statistics."""
+        self._books.reset()
+        self._intake.refusals = {}
+        attributes_KA = self._test.table.attributes_KA if self._test is not None else None
+        start = FederatedStart(self._recipe, self._unpacked(self._arrays), attributes_KA)
+        tensors, arrived = start.run(self._released(0, "statistics", self._arrays, start.specs, []))
+        for site, reason in start.refused.items():
+            self._events.emit("start_refused", site=site, reason=reason)
+        needed = math.ceil(self._federation.quorum * len(self._sites) - 1e-9)
+        if tensors is None or arrived < needed:
+            raise refused_start(arrived, needed, self._intake.refusals)
+        self._books.close()
+        self._arrays = to_array_record(pack_all(tensors))
+        self._events.emit("started", method=self._recipe.train.start, sites=arrived)
+        self._checkpoint()
+
     def _closed_round(self, number: int) -> None:
         """A round of two phases: noisy centre, noisy class sums, and the head from them."""
         started = time.monotonic()
@@ -243,15 +263,7 @@ class Rounds:
             phase: Phase, arrays: ArrayRecord, specs: dict[str, TensorSpec]
         ) -> Iterator[SoundReply]:
             accepted.clear()
-            self._books.open(arrays)
-            requests = [
-                self._exchange.compose(
-                    "release", number, site, arrays, phase=phase, **self._told(site)
-                )
-                for site in self._sites
-            ]
-            answers = self._exchange.ask(requests, self._federation.deadline_s)
-            return self._intake.sound(answers, accepted, specs)
+            return self._released(number, phase, arrays, specs, accepted)
 
         closed = ClosedForm(self._recipe, self._exchange.units, self._class_count)
         tensors, arrived = closed.run(self._unpacked(self._arrays), ask)
@@ -261,6 +273,23 @@ class Rounds:
             return
         arrays = to_array_record(pack_all(tensors))
         self._finish(number, arrays, self._sites, accepted, started)
+
+    def _released(
+        self,
+        number: int,
+        phase: Phase,
+        arrays: ArrayRecord,
+        specs: dict[str, TensorSpec],
+        accepted: list[Screened],
+    ) -> Iterator[SoundReply]:
+        """What every site releases about its pictures under a model."""
+        self._books.open(arrays)
+        requests = [
+            self._exchange.compose("release", number, site, arrays, phase=phase, **self._told(site))
+            for site in self._sites
+        ]
+        answers = self._exchange.ask(requests, self._federation.deadline_s)
+        return self._intake.sound(answers, accepted, specs)
 
     def _finish(
         self,

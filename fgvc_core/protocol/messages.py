@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import PeerError
 
 Kind = Literal["roll_call", "train", "score", "release"]
-Phase = Literal["", "centre", "class-sums"]
+Phase = Literal["", "centre", "class-sums", "statistics"]
 Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
 
 MAX_BODY_BYTES = 4_000_000

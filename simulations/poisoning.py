@@ -28,7 +28,7 @@ from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed
-from fgvc_core.training.examples import Examples, FeatureExamples
+from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
 from fgvc_core.wire.decode import decode_model

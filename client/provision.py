@@ -6,7 +6,7 @@ from pathlib import Path
 from client.privacy.policy import Policy
 from client.site import Site, SiteSettings, write_settings
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.protocol.keys import new_key, read_public, write_private
+from fgvc_core.protocol.keys import PrivateKey, new_key, read_public, write_private
 
 SPLIT_KEY_BYTES = 32
 
@@ -22,8 +22,9 @@ def make_home(
     device: str = "auto",
     units: int = 0,
     policy: Policy | None = None,
+    key: PrivateKey | None = None,
 ) -> Site:
-    """Make a site's home with a fresh key.
+    """Make a site's home.
 
     Args:
         home: A folder that does not exist yet.
@@ -35,6 +36,7 @@ def make_home(
         device: What the site computes with.
         units: The public number of protected units.
         policy: What the site allows.
+        key: The site's private key; a fresh one if not given.
 
     Raises:
         ConfigurationError: if the folder exists already, or a setting is out of range.
@@ -58,7 +60,7 @@ def make_home(
         ) from None
     (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
     _write_secret(home / "split.key", split_key or os.urandom(SPLIT_KEY_BYTES))
-    write_private(new_key(), home / "key")
+    write_private(key or new_key(), home / "key")
     write_settings(home, settings)
     return Site.open(home)
 

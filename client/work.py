@@ -26,6 +26,7 @@ from fgvc_core.errors import DataError, PeerError
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.privacy.units import protected_units
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.examples import Examples
@@ -232,4 +233,5 @@ def echo(site: Site, request: Request) -> dict[str, Any]:
         "nonce": request.nonce,
         "recipe_digest": request.recipe_digest,
         "version": __version__,
+        "code_digest": code_digest(),
     }

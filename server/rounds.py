@@ -95,6 +95,7 @@ class Rounds:
         self._sites = self._exchange.roll_call()
         closed_form = privacy is not None and privacy.method == "class-sums"
         while (reason := self._ended()) is None:
+            self._sites = self._exchange.refresh()
             if closed_form:
                 self._closed_round(self.state.round + 1)
             else:
@@ -214,7 +215,8 @@ class Rounds:
             try:
                 if answer.message is None:
                     raise PeerError(
-                        f"No reply within deadline_s = {self._federation.deadline_s:g}."
+                        answer.refusal
+                        or f"No reply within deadline_s = {self._federation.deadline_s:g}."
                     )
                 length = int(self.state.ledgers.get(request.site, [0, ""])[0])
                 screened = self._screening.screen(answer.message, request, specs, length)

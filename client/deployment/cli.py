@@ -1,0 +1,121 @@
+"""The site's commands in a real federation: key, join, up."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Home = Annotated[
+    Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
+]
+
+
+def key(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub beside it.")],
+) -> None:
+    """Make this site's key and print the public half, which the coordinator registers.
+
+    The private half stays here, readable by you alone.
+
+    Example: fieldmark site key lyon.key
+    """
+    from client.deployment.joining import make_key
+
+    text = make_key(file)
+    typer.echo(f"Send {file}.pub to the coordinator, or this line:", err=True)
+    typer.echo(text)
+
+
+def join(
+    kit: Annotated[Path, typer.Argument(help="The start kit that the coordinator has sent.")],
+    home: Annotated[Path, typer.Argument(help="The home to make.", metavar="DIR")],
+    data: Annotated[Path | None, typer.Option(help="Root of the data set on this machine.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key", help="The private key that 'site key' has made.")
+    ] = None,
+    units: Annotated[
+        int | None,
+        typer.Option(help="About how many images or subjects you say publicly that you hold."),
+    ] = None,
+    privacy: Annotated[
+        str | None,
+        typer.Option(help="required: only with differential privacy; optional: also without."),
+    ] = None,
+    epsilon_cap: Annotated[
+        float | None, typer.Option(help="Most epsilon that all runs together may cost.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Ask nothing; what is not given has its default.")
+    ] = False,
+) -> None:
+    """Make this site's home from a start kit; asks for what it needs.
+
+    Example: fieldmark site join lyon.kit lyon --key lyon.key --data /data/skin --yes
+    """
+    from client.deployment.joining import Answers
+    from client.deployment.joining import join as make
+    from client.privacy.policy import Policy
+    from fgvc_core.protocol.kit import read_kit
+
+    found = read_kit(kit)
+    if not yes:
+        typer.echo(f"Site '{found.site}' of the coordinator at {found.address}.", err=True)
+        if data is None:
+            data = Path(typer.prompt("Root of your data set", err=True))
+        if units is None:
+            units = typer.prompt("Public number of images or subjects", type=int, err=True)
+        if privacy is None:
+            required = typer.confirm(
+                "Take part only under differential privacy?", default=True, err=True
+            )
+            privacy = "required" if required else "optional"
+        if privacy == "required" and epsilon_cap is None:
+            epsilon_cap = typer.prompt(
+                "Most epsilon that all runs together may cost", default=8.0, type=float, err=True
+            )
+    policy = Policy.read(
+        {"privacy": privacy or "optional", "epsilon_cap": epsilon_cap}, "the policy"
+    )
+    answers = Answers(data=data, units=units or 0, policy=policy, device=device)
+    site = make(found, home, answers, key_file)
+    typer.echo(f"made {home} for site {site.name}; next: fieldmark site up {home}")
+    if key_file is not None:
+        typer.echo(f"The key is in the home now; keep {key_file} as its only backup, or delete it.")
+
+
+def up(
+    home: Home,
+    detach: Annotated[bool, typer.Option("--detach", help="Come back when connected.")] = False,
+) -> None:
+    """Keep this site up: its node, which talks to the coordinator, and its runner.
+
+    Ends with Ctrl-C, SIGTERM or 'fieldmark site stop'.
+
+    Example: fieldmark site up lyon
+    """
+    from client.deployment.supervisor import up as keep_up
+    from client.deployment.supervisor import up_detached
+
+    if detach:
+        up_detached(home, lambda text: typer.echo(text, err=True))
+    else:
+        keep_up(home, lambda text: typer.echo(text, err=True))
+
+
+def stop(home: Home) -> None:
+    """End 'site up' in good order.
+
+    Example: fieldmark site stop lyon
+    """
+    from client.site import Site
+    from fgvc_core.supervision import stop_holder
+
+    Site.open(home)
+    typer.echo("stopped" if stop_holder(home.resolve()) else "it was not up")
+
+
+def mount(app: typer.Typer) -> None:
+    """Add these commands to the site's."""
+    for command in (key, join, up, stop):
+        app.command()(command)

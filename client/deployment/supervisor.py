@@ -1,0 +1,167 @@
+"""Keeping a site up: its SuperNode, which talks to the coordinator, and its warm runner."""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from client.deployment.flower_internals import release_node
+from client.deployment.link import CA, read_link
+from client.deployment.ports import free_port
+from client.site import Site
+from fgvc_core.errors import PeerError
+from fgvc_core.supervision import Service, Supervisor, alone, start_detached, write_json
+
+STEP_S = 0.25
+UP_WITHIN_S = 90.0
+LOOPBACK = "127.0.0.1"
+NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
+"""Before each restart of a SuperNode. A killed one counts as online until its heartbeat has
+lapsed, for 60 s, unless the coordinator could be told; the last wait is longer than that."""
+_CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+_REFUSED = re.compile(r"\b401\b|UNAUTHORIZED|Not a registered site")
+
+
+def up(home: Path, say: Callable[[str], None]) -> None:
+    """Keep a site up until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigurationError: if the home is not whole, or is up already.
+    """
+    home = home.resolve()
+    site, link = Site.open(home), read_link(home)
+    with alone(home, "The site"):
+        port = free_port()
+        secret = _fresh_secret(home)
+        supervisor = Supervisor(home)
+        node = _Node(home, site, link.address, say)
+        stopping: list[int] = []
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            stopping.append(number)
+
+        before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            say(f"site {site.name}: connecting to {link.address}")
+            supervisor.add(_supernode(home, link.address, port, secret, node))
+            supervisor.add(_runner(home, port, secret))
+            while not stopping:
+                supervisor.step()
+                time.sleep(STEP_S)
+            say("stopping")
+        finally:
+            supervisor.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Node:
+    """What the SuperNode's own lines tell of it."""
+
+    def __init__(self, home: Path, site: Site, address: str, say: Callable[[str], None]) -> None:
+        self._home, self._site, self._address, self._say = home, site, address, say
+        self.node_id: int | None = None
+
+    def on_line(self, line: str) -> None:
+        found = _CONNECTED.search(line)
+        if found:
+            self.node_id = int(found.group(1))
+            self._say(f"connected to {self._address}")
+            write_json(
+                self._home / "state" / "node.json",
+                {"node_id": self.node_id, "connected": round(time.time(), 1)},
+            )
+        elif _REFUSED.search(line):
+            self._say("the coordinator does not accept this site's key; is it still registered?")
+
+    def after_death(self, status: int) -> None:
+        (self._home / "state" / "node.json").unlink(missing_ok=True)
+        if self.node_id is None or status == 0:
+            return
+        told = release_node(
+            self._address, str(self._home / CA), self._site.key, self.node_id
+        )
+        self._say("the node died; " + ("the coordinator knows" if told else "nobody was told"))
+
+
+def _supernode(home: Path, address: str, port: int, secret: Path, node: _Node) -> Service:
+    command = (
+        str(Path(sys.executable).parent / "flower-supernode"),
+        *("--superlink", address, "--root-certificates", str(home / CA)),
+        *("--auth-supernode-private-key", str(home / "key")),
+        *("--host", LOOPBACK, "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+    )
+    return Service(
+        "supernode",
+        command,
+        environment(home),
+        waits=NODE_WAITS_S,
+        after_death=node.after_death,
+        on_line=node.on_line,
+    )
+
+
+def _runner(home: Path, port: int, secret: Path) -> Service:
+    module = ("-P", "-m", "client.deployment.runner")
+    command = (sys.executable, *module, str(home), f"{LOOPBACK}:{port}", str(secret))
+    return Service("runner", command, environment(home))
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What a site's processes need in their environment."""
+    # A proxy is for the way out; Flower would also send its loopback calls through it.
+    excluded = [part for part in os.environ.get("NO_PROXY", "").split(",") if part]
+    excluded += [own for own in (LOOPBACK, "localhost") if own not in excluded]
+    return {
+        "FLWR_HOME": str(home / "state" / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "NO_PROXY": ",".join(excluded),
+        "no_proxy": ",".join(excluded),
+    }
+
+
+def _fresh_secret(home: Path) -> Path:
+    """A secret between the SuperNode and the runner, for as long as both are up."""
+    path = home / "state" / "secret"
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.urandom(32).hex().encode())
+    return path
+
+
+def up_detached(home: Path, say: Callable[[str], None]) -> None:
+    """Start :func:`up` as a process of its own and come back when it is connected.
+
+    Raises:
+        FieldmarkError: what it would have raised here; or that it did not connect.
+    """
+    home = home.resolve()
+    Site.open(home)
+    read_link(home)
+    for part in ("logs", "state"):
+        (home / part).mkdir(mode=0o700, exist_ok=True)
+    log, node = home / "logs" / "up.log", home / "state" / "node.json"
+    node.unlink(missing_ok=True)
+    command = (sys.executable, "-P", "-m", "fieldmark", "site", "up", str(home))
+    process = start_detached(command, log)
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if node.exists():
+            say(f"up, as process {process.pid}; its words are in {log}")
+            return
+        time.sleep(STEP_S)
+    if process.poll() is None:
+        process.terminate()
+    raise PeerError(
+        "The site did not reach its coordinator.",
+        why="What its node said is in logs/supernode.log.",
+        remedy=f"fieldmark site check {home} goes through what can be wrong.",
+    )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
@@ -190,6 +191,22 @@ def alone(folder: Path, what: str) -> Iterator[None]:
     finally:
         (state / "up.pid").unlink(missing_ok=True)
         lock.release()
+
+
+@contextlib.contextmanager
+def until_told() -> Iterator[list[int]]:
+    """A list that is empty until SIGTERM or Ctrl-C asks this process to end in good order."""
+    told: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+
+    before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def holder(folder: Path) -> int | None:

@@ -26,7 +26,7 @@ Out = Annotated[
     typer.Option(help="The run's folder. By default runs/NAME, or runs/NAME-2... if taken."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-EngineName = Annotated[str, typer.Option(help="inprocess or ray.")]
+EngineName = Annotated[str, typer.Option(help="inprocess, ray or superlink.")]
 
 
 def simulate(

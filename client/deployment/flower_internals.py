@@ -92,7 +92,9 @@ class Task:
 
     def heartbeat(self) -> HeartbeatSender:
         """Say regularly that the task is alive, until stopped; starts a thread."""
-        sender = HeartbeatSender(make_task_heartbeat_fn_http(_task_client(self.address, self.token)))
+        sender = HeartbeatSender(
+            make_task_heartbeat_fn_http(_task_client(self.address, self.token))
+        )
         sender.start()
         return sender
 

@@ -19,11 +19,13 @@ import time
 from pathlib import Path
 
 from client.deployment.flower_internals import Task, acquire_tasks
+from client.deployment.parcels import open_in, pack_in
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.bundle import check_bundle
 from fgvc_core.supervision import die_with_parent
 
-POLL_S = 0.05
+POLL_S = 0.2
+"""Between two looks for a message, in seconds; each costs the SuperNode some milliseconds."""
 ATTEMPTS = 2
 _REFUSED = 3
 
@@ -99,7 +101,10 @@ class Runner:
             return _REFUSED
         # Whatever the node was told on its command line: this process serves one site.
         task.context.node_config = {"site-home": str(self._home)}
-        task.push(app(task.message, task.context))
+        open_in(task.message.content)
+        reply = app(task.message, task.context)
+        pack_in(reply.content)
+        task.push(reply)
         return 0
 
 

@@ -2,22 +2,27 @@
 
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from client.deployment.flower_internals import release_node
 from client.deployment.link import CA, read_link
 from client.deployment.ports import free_port
 from client.site import Site
 from fgvc_core.errors import PeerError
-from fgvc_core.supervision import Service, Supervisor, alone, start_detached, write_json
+from fgvc_core.supervision import (
+    Service,
+    Supervisor,
+    alone,
+    start_detached,
+    until_told,
+    write_json,
+)
 
 STEP_S = 0.25
-UP_WITHIN_S = 90.0
+UP_WITHIN_S = 180.0
 LOOPBACK = "127.0.0.1"
 NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
 """Before each restart of a SuperNode. A killed one counts as online until its heartbeat has
@@ -35,90 +40,92 @@ def up(home: Path, say: Callable[[str], None]) -> None:
     home = home.resolve()
     site, link = Site.open(home), read_link(home)
     with alone(home, "The site"):
-        port = free_port()
-        secret = _fresh_secret(home)
         supervisor = Supervisor(home)
-        node = _Node(home, site, link.address, say)
-        stopping: list[int] = []
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            stopping.append(number)
-
-        before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
         try:
-            say(f"site {site.name}: connecting to {link.address}")
-            supervisor.add(_supernode(home, link.address, port, secret, node))
-            supervisor.add(_runner(home, port, secret))
-            while not stopping:
-                supervisor.step()
-                time.sleep(STEP_S)
-            say("stopping")
+            with until_told() as stopping:
+                say(f"site {site.name}: connecting to {link.address}")
+                for service in site_services(site, link.address, home / CA, home / "state", say):
+                    supervisor.add(service)
+                while not stopping:
+                    supervisor.step()
+                    time.sleep(STEP_S)
+                say("stopping")
         finally:
             supervisor.stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+
+def site_services(
+    site: Site, address: str, ca: Path, state: Path, say: Callable[[str], None]
+) -> list[Service]:
+    """A site's SuperNode and its runner.
+
+    Args:
+        site: Whose they are.
+        address: host:port of the coordinator's gateway.
+        ca: The only authority that may vouch for it.
+        state: Folder for what is between the two: a secret, Flower's own files.
+        say: Told in words what happens.
+    """
+    port, secret = free_port(), _fresh_secret(state / "secret")
+    node = _Node(site, address, ca, state / "node.json", say)
+    variables = environment(state / "flwr")
+    command = (
+        str(Path(sys.executable).parent / "flower-supernode"),
+        *("--superlink", address, "--root-certificates", str(ca)),
+        *("--auth-supernode-private-key", str(site.home / "key")),
+        *("--host", LOOPBACK, "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+    )
+    supernode = Service(
+        "supernode",
+        command,
+        variables,
+        waits=NODE_WAITS_S,
+        after_death=node.after_death,
+        on_line=node.on_line,
+    )
+    module = (sys.executable, "-P", "-m", "client.deployment.runner")
+    runner = (*module, str(site.home), f"{LOOPBACK}:{port}", str(secret))
+    return [supernode, Service("runner", runner, variables)]
 
 
 class _Node:
     """What the SuperNode's own lines tell of it."""
 
-    def __init__(self, home: Path, site: Site, address: str, say: Callable[[str], None]) -> None:
-        self._home, self._site, self._address, self._say = home, site, address, say
+    def __init__(
+        self, site: Site, address: str, ca: Path, note: Path, say: Callable[[str], None]
+    ) -> None:
+        self._site, self._address, self._ca = site, address, ca
+        self._note, self._say = note, say
         self.node_id: int | None = None
 
     def on_line(self, line: str) -> None:
+        """Read one line of the SuperNode's log."""
         found = _CONNECTED.search(line)
         if found:
             self.node_id = int(found.group(1))
             self._say(f"connected to {self._address}")
-            write_json(
-                self._home / "state" / "node.json",
-                {"node_id": self.node_id, "connected": round(time.time(), 1)},
-            )
+            connected = {"node_id": self.node_id, "connected": round(time.time(), 1)}
+            write_json(self._note, connected)
         elif _REFUSED.search(line):
             self._say("the coordinator does not accept this site's key; is it still registered?")
 
     def after_death(self, status: int) -> None:
-        (self._home / "state" / "node.json").unlink(missing_ok=True)
+        """Let the coordinator know of a death that the node itself could not report."""
+        self._note.unlink(missing_ok=True)
         if self.node_id is None or status == 0:
             return
-        told = release_node(
-            self._address, str(self._home / CA), self._site.key, self.node_id
-        )
+        told = release_node(self._address, str(self._ca), self._site.key, self.node_id)
         self._say("the node died; " + ("the coordinator knows" if told else "nobody was told"))
 
 
-def _supernode(home: Path, address: str, port: int, secret: Path, node: _Node) -> Service:
-    command = (
-        str(Path(sys.executable).parent / "flower-supernode"),
-        *("--superlink", address, "--root-certificates", str(home / CA)),
-        *("--auth-supernode-private-key", str(home / "key")),
-        *("--host", LOOPBACK, "--port", str(port)),
-        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-    )
-    return Service(
-        "supernode",
-        command,
-        environment(home),
-        waits=NODE_WAITS_S,
-        after_death=node.after_death,
-        on_line=node.on_line,
-    )
-
-
-def _runner(home: Path, port: int, secret: Path) -> Service:
-    module = ("-P", "-m", "client.deployment.runner")
-    command = (sys.executable, *module, str(home), f"{LOOPBACK}:{port}", str(secret))
-    return Service("runner", command, environment(home))
-
-
-def environment(home: Path) -> dict[str, str]:
+def environment(flower_home: Path) -> dict[str, str]:
     """What a site's processes need in their environment."""
     # A proxy is for the way out; Flower would also send its loopback calls through it.
     excluded = [part for part in os.environ.get("NO_PROXY", "").split(",") if part]
     excluded += [own for own in (LOOPBACK, "localhost") if own not in excluded]
     return {
-        "FLWR_HOME": str(home / "state" / "flwr"),
+        "FLWR_HOME": str(flower_home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
@@ -127,9 +134,8 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def _fresh_secret(home: Path) -> Path:
+def _fresh_secret(path: Path) -> Path:
     """A secret between the SuperNode and the runner, for as long as both are up."""
-    path = home / "state" / "secret"
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:

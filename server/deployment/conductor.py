@@ -5,6 +5,7 @@ A Fieldmark run is a folder; Flower's runs come and go beneath it. What ended fo
 """
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from server.deployment.conduct import (
 from server.deployment.flower_internals import ControlApi
 from server.home import CoordinatorHome
 
+STOP_WITHIN_S = 30.0
 _DIED = ("died:", "RunInterrupted")
 
 
@@ -46,6 +48,7 @@ class Conductor:
         self._folder, self._api, self._tries, self._say = folder, api, tries, say
         self._allowed = AllowList(folder)
         self._listed: dict[str, str] | None = None
+        self._asked = 0.0
         self._shared: tuple[Path, dict[str, str]] | None = None
 
     def step(self) -> None:
@@ -66,9 +69,7 @@ class Conductor:
         elif conduct.state == "running":
             self._watch(run_dir, conduct)
         else:
-            if conduct.flower_run:
-                self._api.stop_run(conduct.flower_run)
-            self._end(run_dir, conduct.but(state="stopped", why="stopped by a person"))
+            self._stop(run_dir, conduct)
 
     def forget(self) -> None:
         """The SuperLink is a new process: look at its list of keys again."""
@@ -123,6 +124,17 @@ class Conductor:
             self._end(run_dir, conduct.but(state="failed", why=why))
         else:
             write_conduct(run_dir, conduct.but(state="wanted", stuck=stuck, why=details))
+
+    def _stop(self, run_dir: Path, conduct: Conduct) -> None:
+        """The executor has told the run's process; if it does not end, the SuperLink ends it."""
+        self._asked = self._asked or time.monotonic()
+        status, _, _ = self._api.run_status(conduct.flower_run)
+        if status and status != "finished":
+            if time.monotonic() - self._asked < STOP_WITHIN_S:
+                return
+            self._api.stop_run(conduct.flower_run)
+        self._asked = 0.0
+        self._end(run_dir, conduct.but(state="stopped", why="stopped by a person"))
 
     def _end(self, run_dir: Path, conduct: Conduct) -> None:
         self._say(f"run {run_dir.name}: {conduct.state}: {conduct.why}")

@@ -17,10 +17,11 @@ from pathlib import Path
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
 from fgvc_core.supervision import die_with_parent, read_json
-from server.deployment.conduct import read_conduct
+from server.deployment.conduct import active_run, read_conduct
 from server.deployment.flower_internals import Work, acquire_work, give_up, open_work
+from server.deployment.parcel_grid import ParcelGrid
 
-POLL_S = 0.1
+POLL_S = 0.3
 ASKED_WITHIN_S = 5.0
 
 
@@ -45,6 +46,7 @@ class Executor:
                     _say(f"task {task} of Flower run {run}")
                     self._launch(token)
                 self._reap()
+                self._obey()
                 if os.getppid() != parent:
                     break
                 time.sleep(POLL_S)
@@ -81,7 +83,7 @@ class Executor:
             try:
                 check_bundle(work.bundle)
                 self._check_wanted(work)
-                app(work.grid, work.context)
+                app(ParcelGrid(work.grid), work.context)
                 failure = ""
             except FieldmarkError as error:
                 failure = f"{type(error).__name__}: {error}"
@@ -97,7 +99,8 @@ class Executor:
     def _check_wanted(self, work: Work) -> None:
         """Raise FieldmarkError unless the conductor has asked for just this."""
         run_dir = Path(str(work.context.run_config.get(RUN_KEY, "")))
-        inside = run_dir.resolve().parent == (self._folder / "runs").resolve()
+        own = {path.resolve() for path in (self._folder / "runs").iterdir()}
+        inside = run_dir.resolve() in own
         # The conductor learns the run's number and writes it down while we start.
         deadline = time.monotonic() + ASKED_WITHIN_S
         while inside and time.monotonic() < deadline:
@@ -108,6 +111,14 @@ class Executor:
             f"Flower run {work.run_id} was not asked for by this coordinator.",
             remedy="Start runs with: fieldmark server run DIR RECIPE.",
         )
+
+    def _obey(self) -> None:
+        """End the run that a person has asked to be stopped."""
+        run_dir = active_run(self._folder) if self._children else None
+        if run_dir is None or read_conduct(run_dir).state != "stopping":
+            return
+        for child in self._children:
+            os.kill(child, signal.SIGTERM)
 
     def _reap(self) -> None:
         while self._children:

@@ -112,9 +112,7 @@ def view_of(run_dir: Path) -> RunView:
     return view
 
 
-def follow(
-    folder: Path, run_dir: Path, tell: Callable[[dict[str, Any], RunView], None]
-) -> None:
+def follow(folder: Path, run_dir: Path, tell: Callable[[dict[str, Any], RunView], None]) -> None:
     """Follow a run to its end; Ctrl-C leaves it running.
 
     Args:

@@ -14,7 +14,8 @@ from server.deployment.conduct import Conduct, active_run, read_conduct, write_c
 from server.deployment.settings import DeploymentSettings, read_settings
 from server.home import CoordinatorHome, ServerSettings, write_home
 
-POLL_S = 0.1
+POLL_S = 0.25
+"""Between two looks for a reply, in seconds."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
@@ -108,9 +109,7 @@ def _check_up(folder: Path) -> None:
         )
 
 
-def _own_data(
-    recipe: Recipe, settings: DeploymentSettings
-) -> tuple[Recipe, tuple[str, ...], bool]:
+def _own_data(recipe: Recipe, settings: DeploymentSettings) -> tuple[Recipe, tuple[str, ...], bool]:
     """The recipe with the coordinator's own data path, the classes, and whether there is a test."""
     path = recipe.data.path or settings.data_path
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path})})

@@ -1,13 +1,11 @@
 """Everything that a coordinator runs: SuperLink, executor, gateway, and who keeps them up."""
 
 import os
-import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import httpx
 
@@ -18,6 +16,7 @@ from fgvc_core.supervision import (
     alone,
     read_json,
     start_detached,
+    until_told,
     write_json,
 )
 from server.deployment.certificates import WARN_DAYS, issue, make_authority
@@ -27,7 +26,8 @@ from server.deployment.provisioning import check_server
 from server.deployment.settings import DeploymentSettings, read_settings
 
 STEP_S = 0.25
-UP_WITHIN_S = 90.0
+CONDUCT_S = 0.75
+UP_WITHIN_S = 180.0
 LOOPBACK = "127.0.0.1"
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -35,6 +35,68 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",
 }
+
+
+class Coordinator:
+    """A coordinator's services under a supervisor, and the conductor that uses them.
+
+    Args:
+        folder: The coordinator's.
+        supervisor: Keeps its services up.
+        say: Told in words what happens.
+
+    Attributes:
+        ports: Of the SuperLink (loopback) and of the gateway.
+        ready: Whether the SuperLink has answered.
+    """
+
+    def __init__(self, folder: Path, supervisor: Supervisor, say: Callable[[str], None]) -> None:
+        self._folder, self._supervisor, self._say = folder, supervisor, say
+        self._settings = read_settings(folder)
+        self.ports = _choose_ports(folder, self._settings)
+        self.ready = False
+        _make_loopback(folder)
+        ca = (folder / "state" / "loopback" / "ca.pem").read_bytes()
+        self._api = ControlApi(self.ports["superlink"], ca)
+        self._conductor = Conductor(folder, self._api, self._settings.tries, self._tell)
+        self._link: int | None = None
+        self._certificate = (folder / "server.pem").stat().st_mtime
+        self._due = 0.0
+
+    def start(self) -> None:
+        """Start SuperLink, executor and gateway."""
+        _start(self._folder, self.ports, self._supervisor)
+
+    def step(self) -> None:
+        """Look once after the services and, less often, after the run."""
+        self._supervisor.step()
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + CONDUCT_S
+        if self._supervisor.pid("superlink") != self._link:
+            self._link = self._supervisor.pid("superlink")
+            self._conductor.forget()
+        if (self._folder / "server.pem").stat().st_mtime != self._certificate:
+            self._certificate = (self._folder / "server.pem").stat().st_mtime
+            self._tell("the certificate was renewed")
+            self._supervisor.restart("gateway")
+        try:
+            self._conductor.step()
+        except httpx.HTTPError:
+            # The SuperLink starts, or starts again.
+            return
+        if not self.ready:
+            self.ready = True
+            self._tell(f"up: sites reach {self._settings.hosts[0]}:{self.ports['gateway']}")
+            write_json(self._folder / "state" / "ready.json", {"ready": time.time()})
+
+    def close(self) -> None:
+        """Close the connection to the SuperLink."""
+        self._api.close()
+
+    def _tell(self, text: str) -> None:
+        self._supervisor.log.info("%s", text)
+        self._say(text)
 
 
 def up(folder: Path, say: Callable[[str], None]) -> None:
@@ -46,67 +108,21 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
     """
     folder = folder.resolve()
     left = check_server(folder)
-    settings = read_settings(folder)
     with alone(folder, "The coordinator"):
-        ports = _choose_ports(folder, settings)
-        _make_loopback(folder)
         if left < WARN_DAYS:
             say(f"the certificate expires in {left} days: fieldmark server renew {folder}")
         supervisor = Supervisor(folder)
-        stopping: list[int] = []
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            stopping.append(number)
-
-        before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+        coordinator = Coordinator(folder, supervisor, say)
         try:
-            _start(folder, ports, supervisor)
-            _keep(folder, settings, ports, supervisor, stopping, say)
+            with until_told() as stopping:
+                coordinator.start()
+                while not stopping:
+                    coordinator.step()
+                    time.sleep(STEP_S)
+                say("stopping")
         finally:
             supervisor.stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _keep(
-    folder: Path,
-    settings: DeploymentSettings,
-    ports: dict[str, int],
-    supervisor: Supervisor,
-    stopping: list[int],
-    say: Callable[[str], None],
-) -> None:
-    ca = (folder / "state" / "loopback" / "ca.pem").read_bytes()
-    api = ControlApi(ports["superlink"], ca)
-
-    def tell(text: str) -> None:
-        supervisor.log.info("%s", text)
-        say(text)
-
-    conductor = Conductor(folder, api, settings.tries, tell)
-    link, certificate, ready = None, (folder / "server.pem").stat().st_mtime, False
-    while not stopping:
-        supervisor.step()
-        if supervisor.pid("superlink") != link:
-            link = supervisor.pid("superlink")
-            conductor.forget()
-        if (folder / "server.pem").stat().st_mtime != certificate:
-            certificate = (folder / "server.pem").stat().st_mtime
-            tell("the certificate was renewed")
-            supervisor.restart("gateway")
-        try:
-            conductor.step()
-            if not ready:
-                ready = True
-                host = settings.hosts[0]
-                tell(f"up: sites reach https://{host}:{ports['gateway']}")
-                write_json(folder / "state" / "ready.json", {"ready": time.time()})
-        except httpx.HTTPError:
-            # The SuperLink starts, or starts again.
-            pass
-        time.sleep(STEP_S)
-    tell("stopping")
-    api.close()
+            coordinator.close()
 
 
 def _start(folder: Path, ports: dict[str, int], supervisor: Supervisor) -> None:

@@ -129,9 +129,7 @@ def add_site(folder: Path, name: str, their_key: str = "") -> tuple[Entry, Path]
     return entry, make_kit(folder, settings, entry, private)
 
 
-def make_kit(
-    folder: Path, settings: DeploymentSettings, entry: Entry, private: str = ""
-) -> Path:
+def make_kit(folder: Path, settings: DeploymentSettings, entry: Entry, private: str = "") -> Path:
     """Write a site's start kit; returns its path."""
     port = settings.public_port or settings.gateway.port
     if not port:

@@ -1,4 +1,4 @@
-"""The site's commands in a real federation: key, join, up."""
+"""The site's commands in a real federation: key, join, check, up, stop."""
 
 from pathlib import Path
 from typing import Annotated
@@ -79,7 +79,7 @@ def join(
     )
     answers = Answers(data=data, units=units or 0, policy=policy, device=device)
     site = make(found, home, answers, key_file)
-    typer.echo(f"made {home} for site {site.name}; next: fieldmark site up {home}")
+    typer.echo(f"made {home} for site {site.name}; next: fieldmark site check {home}")
     if key_file is not None:
         typer.echo(f"The key is in the home now; keep {key_file} as its only backup, or delete it.")
 
@@ -115,7 +115,40 @@ def stop(home: Home) -> None:
     typer.echo("stopped" if stop_holder(home.resolve()) else "it was not up")
 
 
+def check(
+    home: Home,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Check this recipe in place of the announced one.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Go through everything that can keep this site from taking part, with the remedies.
+
+    Exit code 0 if it can take part, else that of the first thing that is wrong.
+
+    Example: fieldmark site check lyon
+    """
+    import json
+
+    from client.deployment.check import check_site
+    from fgvc_core.recipe import load_recipe
+
+    found = check_site(home, None if recipe is None else load_recipe(recipe, set_ or []))
+    if json_:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        for finding in found.findings:
+            typer.echo(f"{finding.level:>11}  {finding.name}: {finding.said}")
+            if finding.remedy:
+                typer.echo(f"{'':>13}{finding.remedy}")
+    raise typer.Exit(found.exit_code)
+
+
 def mount(app: typer.Typer) -> None:
     """Add these commands to the site's."""
-    for command in (key, join, up, stop):
+    for command in (key, join, check, up, stop):
         app.command()(command)

@@ -58,6 +58,7 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
+from google.protobuf.message import DecodeError
 
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
@@ -73,7 +74,7 @@ __all__ = [
     "acquire_work",
     "give_up",
     "open_work",
-    "senders",
+    "read_push",
 ]
 
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
@@ -167,19 +168,38 @@ class ControlApi:
         self._client.StopRun(StopRunRequest(run_id=run_id))
 
 
-def senders(push_messages: bytes) -> tuple[int, set[int]]:
-    """The node that pushes, and the nodes that its messages claim to come from.
+@dataclass(frozen=True)
+class Pushed:
+    """What a node announces before it sends a message's pieces.
+
+    Attributes:
+        node: The node that pushes; the SuperLink checks that it is the key's.
+        claimed: Nodes that the messages say they come from.
+        pieces: Objects that they are made of, each as often as it is named.
+    """
+
+    node: int
+    claimed: set[int]
+    pieces: int
+
+
+def read_push(body: bytes) -> Pushed:
+    """Read the body of a push-messages call.
 
     Raises:
-        ValueError: if the body is no such request.
+        ValueError: if it is no such request.
     """
     request = PushMessagesRequest()
     try:
-        request.ParseFromString(push_messages)
-    except Exception as error:
-        # protobuf's own DecodeError is no subclass of anything that can be named here.
+        request.ParseFromString(body)
+    except DecodeError as error:
         raise ValueError("no PushMessages request") from error
-    return request.node.node_id, {m.metadata.src_node_id for m in request.messages_list}
+    waiting, pieces = list(request.message_object_trees), 0
+    while waiting:
+        pieces += 1
+        waiting.extend(waiting.pop().children)
+    claimed = {message.metadata.src_node_id for message in request.messages_list}
+    return Pushed(request.node.node_id, claimed, pieces)
 
 
 @dataclass

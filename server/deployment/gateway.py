@@ -9,6 +9,7 @@ counted. One more thing is answered: the announcement of the run, to registered 
 import base64
 import binascii
 import datetime
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from fgvc_core import __version__
 from fgvc_core.protocol.keys import fingerprint
 from server.deployment.allow_list import AllowList, Entry
 from server.deployment.flower_internals import (
@@ -31,7 +33,7 @@ from server.deployment.flower_internals import (
     PUBLIC_KEY_HEADER,
     SIGNATURE_HEADER,
     TIMESTAMP_HEADER,
-    senders,
+    read_push,
 )
 from server.deployment.meters import Meter, Refused
 from server.deployment.settings import GatewaySettings
@@ -53,6 +55,9 @@ CALLS = frozenset(
 """Fleet calls that a site needs. register-node and unregister-node are the coordinator's."""
 SKEW_S = 300.0
 """Largest difference between a site's clock and ours, in seconds; Flower allows the same."""
+PIECE_MB, PIECES_BESIDE = 5.0, 64
+"""Flower's pieces of an array, in MB, and how many a message may have beside them."""
+VERSION_HEADER = "fieldmark-version"
 _PASSED_ON = ("content-type", "accept", PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)
 _VERSION_PREFIX = "flwr-"
 
@@ -92,8 +97,8 @@ class Gateway:
             try:
                 text = self._announcement.read_text(encoding="utf-8")
             except OSError:
-                return JSONResponse({"run": None})
-            return Response(text, media_type="application/json")
+                text = '{"run": null}'
+            return Response(text, 200, {VERSION_HEADER: __version__}, "application/json")
 
     async def fleet(self, request: Request) -> Response:
         """One Fleet call, forwarded if it is a registered site's and within bounds."""
@@ -103,9 +108,10 @@ class Gateway:
         site = self._authenticate(request)
         with self.meter.open(site.name):
             declared = self._declared_length(request, site)
-            body: AsyncIterator[bytes] | bytes = self._body(request, site)
+            stream = self._body(request, site)
+            body: AsyncIterator[bytes] | bytes = stream
             if call == "push-messages":
-                body = await self._own_messages_only(body, site)
+                body = await self._own_messages_only(stream, site)
                 self.meter.begin_message(site.name)
             elif call == "push-object":
                 self.meter.weigh(site.name, declared)
@@ -217,18 +223,21 @@ class Gateway:
             raise Refused(400, "a request that broke off", site=site.name) from None
 
     async def _own_messages_only(self, body: AsyncIterator[bytes], site: Entry) -> bytes:
-        """Refuse a message that claims to come from another node than it is pushed by.
+        """Refuse a message that claims to come from another node, or would unfold too large.
 
         The SuperLink checks that the pushing node is the key's, and not this; another site's
-        genuine reply would be lost to a false one.
+        genuine reply would be lost to a false one. Pieces that a message names again and again
+        are sent once, and put together in memory as often as they are named.
         """
         whole = b"".join([piece async for piece in body])
         try:
-            node, claimed = senders(whole)
+            pushed = read_push(whole)
         except ValueError:
             raise Refused(400, "a message that cannot be read", site=site.name) from None
-        if claimed != {node}:
+        if pushed.claimed != {pushed.node}:
             raise Refused(403, "a message that claims another node's identity", site=site.name)
+        if pushed.pieces > PIECES_BESIDE + math.ceil(self._settings.message_mb / PIECE_MB):
+            raise Refused(413, f"a message of {pushed.pieces} pieces", site=site.name)
         return whole
 
     async def _refuse(self, request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 from server.deployment.settings import GatewaySettings
 
@@ -26,7 +27,7 @@ class Refused(Exception):
         key: Fingerprint of a key that is nobody's.
     """
 
-    _PUBLIC = {
+    _PUBLIC: ClassVar = {
         400: "Bad request",
         401: "Not a registered site",
         403: "Not allowed",

@@ -162,7 +162,7 @@ class Exchange:
             sent.append((message_id, request, message))
         started = time.monotonic()
         for message_id, request, message in sent:
-            reply = self._pull(message_id, started + deadline_s)
+            reply = self._pull(message_id, started + deadline_s, request.site)
             take_tensors(message)
             seconds = time.monotonic() - started
             self._read_allow_list()
@@ -218,12 +218,14 @@ class Exchange:
         self.keys.clear()
         self.keys.update({name: read_public(text) for name, text in found.items()})
 
-    def _pull(self, message_id: str, deadline: float) -> Message | None:
+    def _pull(self, message_id: str, deadline: float, site: str = "") -> Message | None:
+        """The reply to a message; None at the deadline, or once its site was removed."""
         while True:
             for message in self._grid.pull_messages([message_id]):
                 if message.metadata.reply_to_message_id == message_id:
                     return message
-            if time.monotonic() >= deadline:
+            self._read_allow_list()
+            if time.monotonic() >= deadline or (site and site not in self.keys):
                 return None
             time.sleep(self._home.settings.poll_s)
 

@@ -359,6 +359,7 @@ class Rounds:
 
     def _close(self) -> None:
         """Score the last model at every site."""
+        self._sites = self._exchange.refresh()
         self._arrays_before = self._arrays
         self._sent = self._received = 0
         kind: Kind = "score"

@@ -80,7 +80,9 @@ def compare(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: engine, dp, or all.")] = "all",
+    name: Annotated[
+        str, typer.Argument(help="Which benchmark: engine, dp, deploy, or all.")
+    ] = "all",
     json_: Json = False,
 ) -> None:
     """Benchmarks: each figure as a ratio to a reference measured in the same run.

@@ -63,9 +63,13 @@ class Coordinator:
         self._certificate = (folder / "server.pem").stat().st_mtime
         self._due = 0.0
 
-    def start(self) -> None:
-        """Start SuperLink, executor and gateway."""
-        _start(self._folder, self.ports, self._supervisor)
+    def start(self, executor: tuple[str, ...] = ()) -> None:
+        """Start SuperLink, executor and gateway.
+
+        Args:
+            executor: Another executor's command, for benchmarks.
+        """
+        _start(self._folder, self.ports, self._supervisor, executor)
 
     def step(self) -> None:
         """Look once after the services and, less often, after the run."""
@@ -125,7 +129,9 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
             coordinator.close()
 
 
-def _start(folder: Path, ports: dict[str, int], supervisor: Supervisor) -> None:
+def _start(
+    folder: Path, ports: dict[str, int], supervisor: Supervisor, executor: tuple[str, ...]
+) -> None:
     own = folder / "state" / "loopback"
     (folder / "state" / "ready.json").unlink(missing_ok=True)
     environment = {**QUIET, "FLWR_HOME": str(folder / "state" / "flwr")}
@@ -143,7 +149,15 @@ def _start(folder: Path, ports: dict[str, int], supervisor: Supervisor) -> None:
     )
     supervisor.add(Service("superlink", superlink, environment))
     for name, module in (("executor", "executor"), ("gateway", "serving")):
-        command = (sys.executable, "-P", "-m", f"server.deployment.{module}", str(folder))
+        command: tuple[str, ...] = (
+            sys.executable,
+            "-P",
+            "-m",
+            f"server.deployment.{module}",
+            str(folder),
+        )
+        if name == "executor" and executor:
+            command = executor
         supervisor.add(Service(name, command, environment))
 
 
@@ -163,6 +177,11 @@ def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:
         )
     write_json(path, ports)
     return ports
+
+
+def free_loopback_port() -> int:
+    """Any port of this machine's loopback that is free just now."""
+    return _free(0, LOOPBACK)
 
 
 def _free(wanted: int, address: str) -> int:

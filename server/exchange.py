@@ -110,10 +110,6 @@ class Exchange:
         """Who has come or gone just now; False where nobody is left."""
         self._read_allow_list()
         present = set(self._grid.get_node_ids())
-        for node in sorted(present - self._known):
-            self._call(node)
-        for node in list(self._calls):
-            self._hear(node, time.monotonic())
         for site, node in list(self.nodes.items()):
             if site not in self.keys:
                 self._leave(site, "removed")
@@ -121,6 +117,10 @@ class Exchange:
                 # It is called again when it comes back: it may be another process by then.
                 self._known.discard(node)
                 self._leave(site, "away")
+        for node in sorted(present - self._known):
+            self._call(node)
+        for node in list(self._calls):
+            self._hear(node, time.monotonic())
         return bool(self.nodes)
 
     def compose(

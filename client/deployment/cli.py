@@ -103,6 +103,31 @@ def up(
         keep_up(home, lambda text: typer.echo(text, err=True))
 
 
+def new_key(
+    home: Home,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="The old key is lost or stolen: it vouches for nothing.")
+    ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="The coordinator has the new key: use it.")
+    ] = False,
+) -> None:
+    """Change this site's key; kit, ledger and data stay as they are.
+
+    First without --finish: it makes the file to send. Then, on the coordinator's word, with it.
+
+    Example: fieldmark site new-key lyon
+    """
+    from client.deployment.rotation import finish as put_in_place
+    from client.deployment.rotation import prepare
+
+    if finish:
+        typer.echo(f"the key {put_in_place(home)[:16]}... is in place")
+        return
+    made = prepare(home, lost=lost)
+    typer.echo(f"send {made} to the coordinator; on its word: site new-key {home} --finish")
+
+
 def stop(home: Home) -> None:
     """End 'site up' in good order.
 
@@ -152,3 +177,4 @@ def mount(app: typer.Typer) -> None:
     """Add these commands to the site's."""
     for command in (key, join, check, up, stop):
         app.command()(command)
+    app.command("new-key")(new_key)

@@ -62,7 +62,7 @@ def read_kit(path: Path) -> StartKit:
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise PeerError(
             f"The start kit '{path}' is damaged at '{where}': {first['msg']}.",
-            remedy="Ask the coordinator for it again (fieldmark server kit DIR NAME).",
+            remedy="Ask the coordinator for it again: it keeps every kit in its kits folder.",
         ) from None
 
 

@@ -94,6 +94,41 @@ def remove_site(folder: Folder, name: Name) -> None:
     typer.echo(f"removed {name}; the key {entry.fingerprint[:16]}... is refused from now on")
 
 
+@server_app.command("rotate-key")
+def rotate_key(
+    folder: Folder,
+    file: Annotated[Path, typer.Argument(help="new-key.json, as 'site new-key' has made it.")],
+) -> None:
+    """Take a site's new key, which its old one vouches for.
+
+    Example: fieldmark server rotate-key federation new-key.json
+    """
+    from server.deployment.provisioning import rotate_key as rotate
+
+    entry = rotate(folder, _read(file))
+    typer.echo(f"{entry.name} has the key {entry.fingerprint[:16]}... from now on")
+
+
+@server_app.command("replace-key")
+def replace_key(
+    folder: Folder,
+    name: Name,
+    their_key: Annotated[Path, typer.Option(help="The public half of the site's new key.")],
+) -> None:
+    """Give a site that has lost its key another, on your own word.
+
+    Make sure by another way (a call, in person) that it is the site that asks.
+
+    Example: fieldmark server replace-key federation lyon --their-key new-key.pub
+    """
+    from server.deployment.allow_list import AllowList
+    from server.deployment.settings import read_settings
+
+    read_settings(folder)
+    entry = AllowList(folder).replace(name, _read(their_key), "lost")
+    typer.echo(f"{name} has the key {entry.fingerprint[:16]}... from now on; the old one is void")
+
+
 @server_app.command()
 def renew(folder: Folder, host: Hosts = None) -> None:
     """Issue the server's certificate anew; kits and sites stay as they are.

@@ -132,32 +132,27 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
 def _start(
     folder: Path, ports: dict[str, int], supervisor: Supervisor, executor: tuple[str, ...]
 ) -> None:
-    own = folder / "state" / "loopback"
+    tls = folder / "state" / "loopback"
     (folder / "state" / "ready.json").unlink(missing_ok=True)
     environment = {**QUIET, "FLWR_HOME": str(folder / "state" / "flwr")}
     binaries = Path(sys.executable).parent
     superlink = (
         str(binaries / "flower-superlink"),
         *("--host", LOOPBACK, "--port", str(ports["superlink"])),
-        *("--ssl-ca-certfile", str(own / "ca.pem")),
-        *("--ssl-certfile", str(own / "server.pem")),
-        *("--ssl-keyfile", str(own / "server.key")),
+        *("--ssl-ca-certfile", str(tls / "ca.pem")),
+        *("--ssl-certfile", str(tls / "server.pem")),
+        *("--ssl-keyfile", str(tls / "server.key")),
         *("--isolation", "process", "--enable-supernode-auth"),
         *("--superexec-auth-secret-file", str(folder / "secret")),
         *("--disable-runtime-dependency-installation",),
         *("--database", str(folder / "state" / "superlink.db")),
     )
     supervisor.add(Service("superlink", superlink, environment))
-    for name, module in (("executor", "executor"), ("gateway", "serving")):
-        command: tuple[str, ...] = (
-            sys.executable,
-            "-P",
-            "-m",
-            f"server.deployment.{module}",
-            str(folder),
-        )
-        if name == "executor" and executor:
-            command = executor
+    python = (sys.executable, "-P", "-m")
+    own = executor or (*python, "server.deployment.executor", str(folder))
+    supervisor.add(Service("executor", own, environment))
+    for name, module in (("gateway", "serving"), ("pages", "pages")):
+        command = (*python, f"server.deployment.{module}", str(folder))
         supervisor.add(Service(name, command, environment))
 
 
@@ -169,6 +164,7 @@ def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:
     ports = {
         "superlink": _free(before.get("superlink", 0), LOOPBACK),
         "gateway": _free(wanted, settings.gateway.listen),
+        "pages": _free(settings.status_port or before.get("pages", 0), LOOPBACK),
     }
     if settings.gateway.port and ports["gateway"] != settings.gateway.port:
         raise ConfigurationError(

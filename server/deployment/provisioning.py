@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from fgvc_core import __version__
-from fgvc_core.errors import ConfigurationError
+from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.protocol.keys import (
     fingerprint,
     new_key,
@@ -30,6 +30,7 @@ from fgvc_core.protocol.keys import (
     write_private,
 )
 from fgvc_core.protocol.kit import StartKit, write_kit
+from fgvc_core.protocol.rotation import check_rotation, read_rotation
 from server.deployment.allow_list import AllowList, Entry
 from server.deployment.certificates import check_dates, check_mode, issue, make_authority
 from server.deployment.settings import DeploymentSettings, read_settings, write_settings
@@ -127,6 +128,27 @@ def add_site(folder: Path, name: str, their_key: str = "") -> tuple[Entry, Path]
         their_key, private = public_text(key.public_key()), private_text(key)
     entry = AllowList(folder).add(name, their_key)
     return entry, make_kit(folder, settings, entry, private)
+
+
+def rotate_key(folder: Path, text: str) -> Entry:
+    """Take a site's new key, if its registered key and the new one have signed for it.
+
+    Raises:
+        PeerError: if they have not, or the old key is not the registered one.
+        ConfigurationError: if there is no such site, or the new key was ever used.
+    """
+    read_settings(folder)
+    rotation, signed = read_rotation(text)
+    allowed = AllowList(folder)
+    entry = allowed.by_fingerprint(rotation.old)
+    if entry is None or entry.name != rotation.site:
+        raise PeerError(
+            f"The old key of this rotation is not registered for '{rotation.site}'.",
+            why="Only the key that is registered can name its successor.",
+            remedy="A site that has lost its key asks for: fieldmark server replace-key.",
+        )
+    check_rotation(signed, read_public(entry.public_key), read_public(rotation.new))
+    return allowed.replace(entry.name, rotation.new, "rotated")
 
 
 def make_kit(folder: Path, settings: DeploymentSettings, entry: Entry, private: str = "") -> Path:

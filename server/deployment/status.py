@@ -40,6 +40,7 @@ def read_status(folder: Path) -> dict[str, Any]:
         "version": __version__,
         "address": f"{settings.hosts[0]}:{ports.get('gateway', settings.gateway.port)}",
         "certificate": _certificate(folder),
+        "page": f"http://127.0.0.1:{ports['pages']}/" if up and "pages" in ports else None,
         "processes": read_json(folder / "state" / "services.json") if up else {},
         "sites": {
             entry.name: _site(entry.name, entry.fingerprint, nodes, counts, view)
@@ -84,6 +85,7 @@ def _run(run_dir: Path, view: RunView | None) -> dict[str, Any]:
         "tries": conduct.tries,
         "round": view.round,
         "rounds": view.rounds,
+        "round_seconds": None if view.last is None else view.last["seconds"],
         "privacy": checkpoint.get("privacy", {}),
         "refusals": [
             {"time": r["time"], "site": r.get("site"), "reason": r["reason"]}
@@ -121,6 +123,8 @@ def show_status(found: dict[str, Any]) -> None:
     until = certificate["error"] or f"certificate for {certificate['days']} days"
     up = "up" if found["up"] else "not up"
     console.print(f"{found['name']} at {found['address']}: {up}; {until}")
+    if found["page"]:
+        console.print(f"  page: {found['page']}")
     for name, process in (found["processes"] or {}).items():
         again = f", restarted {process['restarts']} times" if process["restarts"] else ""
         state = "down" if process["pid"] is None else f"pid {process['pid']}"

@@ -53,7 +53,8 @@ def main(grid: Grid, context: Context) -> None:
         received = 0
         while sent:
             for reply in grid.pull_messages(sent[:1]):
-                received += sum(len(a.data) for a in reply.content["tensors"].values())
+                tensors = reply.content.array_records["tensors"]
+                received += sum(len(array.data) for array in tensors.values())
                 sent.remove(reply.metadata.reply_to_message_id)
             if sent:
                 time.sleep(POLL_S)

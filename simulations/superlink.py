@@ -89,7 +89,12 @@ class Federation:
         state.mkdir(parents=True, mode=0o700)
         address = f"{LOOPBACK}:{self.coordinator.ports['gateway']}"
         for service in site_services(
-            site, address, self.folder / "ca.pem", state, self.supervisor.log.info
+            site,
+            address,
+            self.folder / "ca.pem",
+            state,
+            self.supervisor.log.info,
+            restart_node=lambda: self.supervisor.restart(f"{site.name}.supernode"),
         ):
             self.supervisor.add(replace(service, name=f"{site.name}.{service.name}"))
 

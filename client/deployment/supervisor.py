@@ -44,7 +44,14 @@ def up(home: Path, say: Callable[[str], None]) -> None:
         try:
             with until_told() as stopping:
                 say(f"site {site.name}: connecting to {link.address}")
-                for service in site_services(site, link.address, home / CA, home / "state", say):
+                for service in site_services(
+                    site,
+                    link.address,
+                    home / CA,
+                    home / "state",
+                    say,
+                    restart_node=lambda: supervisor.restart("supernode"),
+                ):
                     supervisor.add(service)
                 while not stopping:
                     supervisor.step()
@@ -55,7 +62,12 @@ def up(home: Path, say: Callable[[str], None]) -> None:
 
 
 def site_services(
-    site: Site, address: str, ca: Path, state: Path, say: Callable[[str], None]
+    site: Site,
+    address: str,
+    ca: Path,
+    state: Path,
+    say: Callable[[str], None],
+    restart_node: Callable[[], None],
 ) -> list[Service]:
     """A site's SuperNode and its runner.
 
@@ -65,6 +77,9 @@ def site_services(
         ca: The only authority that may vouch for it.
         state: Folder for what is between the two: a secret, Flower's own files.
         say: Told in words what happens.
+        restart_node: Restarts the SuperNode in good order. When the runner has died, the message
+            that it worked on is lost; a node that leaves says so at once, where the lapse of a
+            heartbeat would take a minute.
     """
     port, secret = free_port(), _fresh_secret(state / "secret")
     node = _Node(site, address, ca, state / "node.json", say)
@@ -86,7 +101,10 @@ def site_services(
     )
     module = (sys.executable, "-P", "-m", "client.deployment.runner")
     runner = (*module, str(site.home), f"{LOOPBACK}:{port}", str(secret))
-    return [supernode, Service("runner", runner, variables)]
+    return [
+        supernode,
+        Service("runner", runner, variables, after_death=lambda status: restart_node()),
+    ]
 
 
 class _Node:

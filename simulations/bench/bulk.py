@@ -103,7 +103,12 @@ def bulk_rounds(folder: Path) -> list[float]:
             state = federation.folder / site.name
             state.mkdir()
             node, runner = site_services(
-                site, address, federation.folder / "ca.pem", state, lambda text: None
+                site,
+                address,
+                federation.folder / "ca.pem",
+                state,
+                say=lambda text: None,
+                restart_node=lambda: None,
             )
             federation.supervisor.add(replace(node, name=f"{site.name}.supernode"))
             command = (*_own("runner"), *runner.command[-3:])

@@ -1,8 +1,10 @@
 """Real processes on loopback, with TLS and keys: parity, late joining, revocation, strangers."""
 
 import datetime
+import io
 import json
 import ssl
+import zipfile
 
 import httpx
 import pytest
@@ -10,9 +12,12 @@ from deployment_lab import Lab, models_inprocess
 
 from client.deployment.flower_internals import node_headers
 from client.site import Site
+from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key
 from server.deployment.allow_list import AllowList
+from server.deployment.flower_internals import ControlApi
+from simulations.flower_internals import build_app
 
 pytestmark = pytest.mark.deployment
 
@@ -58,6 +63,14 @@ def ask(lab, path, key=None, body=b""):
         return client.post(f"https://127.0.0.1:{port}{path}", content=body, headers=headers)
 
 
+def with_code(path):
+    """An app that would leave a file if a line of it were run, at the coordinator or a site."""
+    left = f"open({str(path)!r}, 'w').close()\n".encode()
+    described = zipfile.ZipFile(io.BytesIO(make_bundle())).read("pyproject.toml")
+    return {"pyproject.toml": described, "server/__init__.py": left, "server/app.py": left,
+            "client/__init__.py": left, "client/app.py": left}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """Three sites; after round 2 a fourth comes; after round 4 one is revoked in mid-round."""
@@ -70,7 +83,18 @@ def story(tmp_path_factory):
             for path in SCANNED
             for who, key in (("no key", None), ("a key", stranger))
         }
+        local = ControlApi(
+            lab.coordinator.ports["superlink"],
+            (lab.folder / "state" / "loopback" / "ca.pem").read_bytes(),
+        )
+        foreign = build_app(with_code(folder / "ran"))
+        started = {"code": local.start_run(foreign, str(lab.run_dir)),
+                   "ours": local.start_run(make_bundle(), str(lab.run_dir))}  # fmt: skip
         lab.until_round(2)
+        for name, run in started.items():
+            lab.until(lambda: local.run_status(run)[0] == "finished", f"{name} is over")  # noqa: B023
+            facts[name] = local.run_status(run)
+        facts["code ran"] = (folder / "ran").exists()
         fourth = Site.open(lab.homes["site-4"])
         AllowList(lab.folder).add("site-4", fourth.public_key)
         lab.federation.start_site(fourth)
@@ -131,6 +155,14 @@ def test_an_outsider_gets_nothing_and_is_recorded(story):
     recorded = {(r["status"], r["path"]) for r in story["refusals"]}
     assert (404, "/v1/control/start-run") in recorded
     assert (401, "/v1/fleet/pull-messages") in recorded
+
+
+def test_somebody_on_the_coordinators_machine_can_start_no_code_and_no_run(story):
+    assert story["code"][1] == "failed"
+    assert "not Fieldmark's own" in story["code"][2]
+    assert not story["code ran"]
+    assert story["ours"][1] == "failed"
+    assert "was not asked for" in story["ours"][2]
 
 
 def test_every_site_says_which_code_it_runs(story):

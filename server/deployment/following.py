@@ -154,6 +154,8 @@ def raise_outcome(run_dir: Path) -> None:
     if conduct.state == "finished":
         return
     kind, _, text = conduct.why.partition(": ")
+    if not kind.isidentifier():
+        kind, text = "", conduct.why
     error: type[FieldmarkError] = PolicyRefusal if kind == "PolicyRefusal" else RunFailed
     raise error(
         f"The run '{run_dir.name}' {conduct.state}: {text or conduct.why}",

@@ -12,7 +12,7 @@ from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.protocol.envelope import Sealed, unseal
 from fgvc_core.protocol.messages import Code, Reply, Request
-from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,15 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     from client.work import answer_round, echo, read_announcement
 
     gate = Gate(site)
+    if request.notice:
+        _site_log(site.home).warning("the last reply was refused: %s", request.notice)
     if request.kind == "roll_call":
         recipe = read_announcement(request)
+        if recipe.scenario is not None and site.rows is None:
+            raise PolicyRefusal(
+                "The recipe has a [scenario]: faults and attacks are for simulated sites.",
+                remedy="Take [scenario] out of the recipe.",
+            )
         remember(site.home, request)
         protected = gate.announce(request, recipe) is not None
         reply = Reply(
@@ -66,11 +73,15 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         )
         return gate.release(request, reply, {})
     recipe, class_names = recall(site.home, request)
-    privacy = gate.protection(recipe)
+    privacy = gate.admit(request, recipe)
     if privacy is not None:
         return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
     if request.kind == "release":
         raise PeerError("The recipe has no [privacy]: there is nothing to release.")
+    if request.kind == "train":
+        # What comes back is what was sent, trained.
+        sent = incoming.tensors.items()
+        gate.check_leaving({n: TensorSpec("float32", tuple(t.shape)) for n, t in sent})
     reply, tensors = answer_round(site, request, recipe, class_names, incoming.tensors)
     return gate.release(request, reply, tensors)
 

@@ -11,18 +11,21 @@ import tomllib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import refuse_unsafe
 from fgvc_core.protocol.settings import FederationSettings
+from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.training.settings import EvaluateSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
 
@@ -44,6 +47,32 @@ class Recipe(Settings):
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
+    audit: AuditSettings = AuditSettings()
+    scenario: ScenarioSettings | None = None
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        if self.privacy is not None:
+            refuse_unsafe(self.privacy, self.federation, self.model, self.train)
+        if not self.federation.screening and self.scenario is None:
+            raise ConfigurationError(
+                "federation.screening = false is not possible without [scenario].",
+                why="Without it one site with a NaN ruins the model; that is worth seeing in a "
+                "simulation, and nowhere else.",
+                remedy="Leave it on; its bounds are in [federation].",
+            )
+        if self.scenario is not None and self.scenario.attack in ("label-noise", "backdoor"):
+            self._check_poisoning()
+        return self
+
+    def _check_poisoning(self) -> None:
+        if self.privacy is not None:
+            raise ConfigurationError(
+                "scenario.attack = 'label-noise' and 'backdoor' do not go with [privacy].",
+                why="They do a site's work twice, and under differential privacy a request is "
+                "answered once.",
+                remedy="Use an attack on the update, for instance sign-flip.",
+            )
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""
@@ -53,12 +82,28 @@ class Recipe(Settings):
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of what a site is asked to do.
 
-        ``data.path`` is left out: it says where one machine keeps its pictures.
+        ``data.path`` is left out: it says where one machine keeps its pictures; and
+        ``[audit]``: nobody is asked for that.
         """
         values = self.model_dump(mode="json")
         values["data"].pop("path")
+        values.pop("audit")
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Every setting in which two recipes differ, in words; where the pictures are is left out.
+
+    >>> differences(Recipe(seed=1), Recipe(seed=2))
+    ['seed was 1, is 2']
+    """
+    one, two = (_flat(r.model_dump(mode="json")) for r in (old, new))
+    return [
+        f"{key} was {one.get(key)!r}, is {two.get(key)!r}"
+        for key in dict.fromkeys([*one, *two])
+        if one.get(key) != two.get(key) and key != "data.path"
+    ]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -124,6 +169,16 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 remedy="Name section and key, for instance --set train.lr=0.01",
             )
     values[parts[-1]] = value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _without_none(value: Any) -> Any:

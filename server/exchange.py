@@ -6,7 +6,7 @@ site that we sent it to; what the reply claims about its sender is never used.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message
@@ -26,6 +26,9 @@ _TYPES: dict[str, str] = {
     "score": "evaluate",
     "release": "query.release",
 }
+ROUNDS_LATE = 2
+"""A reply that is later than this is not looked for any more."""
+
 ROLL_CALL_DEADLINE_S = 300.0
 GRACE_S = 15.0
 """How long a quorum of sites waits for the others when a run begins, in seconds."""
@@ -59,6 +62,10 @@ class Exchange:
         self.nodes: dict[str, int] = {}
         self.units: dict[str, int] = {}
         self.refusals: dict[str, str] = {}
+        # A grid may keep its own time (a simulated one does), and know when a reply arrived.
+        self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
+        self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
+        self._late: dict[str, Request] = {}
         self._digested: tuple[ArrayRecord | None, dict[str, str]] = (None, {})
 
     def roll_call(self) -> list[str]:
@@ -69,7 +76,7 @@ class Exchange:
         """
         for node in self._wait_for_nodes():
             self._call(node)
-        deadline = time.monotonic() + ROLL_CALL_DEADLINE_S
+        deadline = self._clock() + ROLL_CALL_DEADLINE_S
         for node in list(self._calls):
             if not self._hear(node, deadline):
                 # It stays asked: a slow site may still come in later.
@@ -120,7 +127,7 @@ class Exchange:
         for node in sorted(present - self._known):
             self._call(node)
         for node in list(self._calls):
-            self._hear(node, time.monotonic())
+            self._hear(node, self._clock())
         return bool(self.nodes)
 
     def compose(
@@ -132,6 +139,8 @@ class Exchange:
         proximal_mu: float = 0.0,
         phase: Phase = "",
         known_head: str = "",
+        base_round: int = 0,
+        notice: str = "",
     ) -> tuple[Request, Message]:
         """A signed request to a site with the tensors beside it."""
         request = Request(
@@ -144,6 +153,8 @@ class Exchange:
             proximal_mu=proximal_mu,
             phase=phase,
             known_head=known_head,
+            base_round=base_round,
+            notice=notice,
             tensors=self.digests(arrays),
         )
         return request, self._message(request, self.nodes[site], arrays)
@@ -154,23 +165,42 @@ class Exchange:
         """Send requests, then yield the answers one at a time in the order of the requests.
 
         Only one answer is held at a time: the next is fetched when it is asked for. The
-        deadline counts from the sending of the last request.
+        deadline counts from the sending of the last request, and it is arrival that counts:
+        what was there in time is taken however late it is read. What was not is remembered,
+        and may be found by :meth:`late`.
         """
         sent = []
         for request, message in requests:
             (message_id,) = self._grid.push_messages([message])
             sent.append((message_id, request, message))
-        started = time.monotonic()
+        started, began = self._clock(), time.monotonic()
         for message_id, request, message in sent:
             reply = self._pull(message_id, started + deadline_s, request.site)
             take_tensors(message)
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - began
             self._read_allow_list()
             if request.site not in self.keys:
                 gone = f"Site '{request.site}' was removed from the allow-list."
                 yield Answer(request, None, seconds, gone)
                 continue
+            if reply is None and request.kind == "train":
+                self._late[message_id] = request
             yield Answer(request, reply, seconds)
+
+    def late(self, round_: int) -> Iterator[Answer]:
+        """Replies to earlier requests that have arrived since, one at a time.
+
+        Args:
+            round_: The round that is about to begin.
+        """
+        for message_id, request in list(self._late.items()):
+            if round_ - request.round > ROUNDS_LATE or request.site not in self.keys:
+                del self._late[message_id]
+                continue
+            for message in self._grid.pull_messages([message_id]):
+                if message.metadata.reply_to_message_id == message_id:
+                    del self._late[message_id]
+                    yield Answer(request, message, 0.0)
 
     def _call(self, node: int) -> None:
         """Ask a node who it is."""
@@ -221,11 +251,14 @@ class Exchange:
     def _pull(self, message_id: str, deadline: float, site: str = "") -> Message | None:
         """The reply to a message; None at the deadline, or once its site was removed."""
         while True:
+            arrived = self._arrived(message_id)
+            if arrived is not None and arrived > deadline:
+                return None
             for message in self._grid.pull_messages([message_id]):
                 if message.metadata.reply_to_message_id == message_id:
                     return message
             self._read_allow_list()
-            if time.monotonic() >= deadline or (site and site not in self.keys):
+            if self._clock() >= deadline or (site and site not in self.keys):
                 return None
             time.sleep(self._home.settings.poll_s)
 

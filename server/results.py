@@ -73,6 +73,9 @@ def _summary(
                 "refused": figures["refused"],
                 "bytes_up": figures["bytes_up"],
                 "bytes_down": figures["bytes_down"],
+                # What the site says that it has installed: Fieldmark's version, its code's digest.
+                "version": figures.get("version"),
+                "code": figures.get("code"),
             }
             for site, figures in sorted(state.sites.items())
         },

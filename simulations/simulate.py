@@ -13,7 +13,7 @@ from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.protocol.keys import new_key, public_text, write_private
-from fgvc_core.recipe import Recipe
+from fgvc_core.recipe import Recipe, differences
 from fgvc_core.training.baseline import pixel_baseline
 from server.home import CoordinatorHome, ServerSettings, write_home
 from server.report import render
@@ -121,17 +121,7 @@ def check_same(plan: Plan) -> None:
     before = CoordinatorHome.open(plan.out).recipe
     if before.digest == plan.recipe.digest:
         return
-    old, new = before.model_dump(mode="json"), plan.recipe.model_dump(mode="json")
-    differing = [
-        f"{section}.{key} was {old[section][key]!r}, is {new[section][key]!r}"
-        for section in old
-        if isinstance(old[section], dict)
-        for key in old[section]
-        if old[section][key] != new[section][key] and (section, key) != ("data", "path")
-    ]
-    differing += [
-        f"{k} was {old[k]!r}, is {new[k]!r}" for k in ("name", "seed") if old[k] != new[k]
-    ]
+    differing = differences(before, plan.recipe)
     raise ConfigurationError(
         f"The run in '{plan.out}' has another recipe: {'; '.join(differing[:5])}.",
         why="Going on would mix two experiments.",
@@ -264,6 +254,7 @@ def _home(plan: Plan, setting: Setting, site: str, coordinator: str) -> Site:
         split_key=split_key(plan.recipe, site),
         units=public_units(plan.recipe, setting),
         policy=simulated_policy(plan.recipe),
+        simulated=True,
     )
     _assign(home, setting, coordinator)
     return Site.open(home)

@@ -9,6 +9,7 @@ from pathlib import Path
 from client.deployment.contact import look
 from client.deployment.link import read_link
 from client.privacy.ledger import Ledger
+from client.privacy.register import Register
 from client.site import Site
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.protocol.keys import (
@@ -85,6 +86,8 @@ def finish(home: Path) -> str:
     key = read_private(path)
     _check_known(home, key)
     digest = fingerprint(key.public_key())
+    # First the register: if we end here, --finish does both again.
+    Register().rekey(home, digest)
     # One rename: whatever happens, one whole key is in place.
     os.replace(path, home / "key")
     site = Site.open(home)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fgvc_core.errors import DataError
 
@@ -45,7 +45,8 @@ def read_events(values: Iterable[dict[str, Any]]) -> tuple[PrivacyEvent, ...]:
         try:
             event = PrivacyEvent(**value)
             possible = (
-                0 < event.noise_multiplier < math.inf
+                event.purpose in get_args(Purpose)
+                and 0 < event.noise_multiplier < math.inf
                 and 0 < event.sampling_rate <= 1
                 and type(event.count) is int
                 and event.count >= 1

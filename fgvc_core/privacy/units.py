@@ -48,6 +48,18 @@ def protected_units(
     )
 
 
+def unit_names(units_N: NDArray[np.int64], subjects: Sequence[str]) -> list[str]:
+    """N names, equal within a unit: the first of its own subjects in the order of letters.
+
+    A unit's name follows from its own pictures, so that no other unit can move it to the
+    other side of a split.
+    """
+    first: dict[int, str] = {}
+    for unit, subject in zip(units_N.tolist(), subjects, strict=True):
+        first[unit] = min(first.get(unit, subject), subject)
+    return [first[unit] for unit in units_N.tolist()]
+
+
 def clip_scales(squares_U: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
     """float64 (U,): by what each unit's part is multiplied so that its norm is at most a bound.
 

@@ -56,6 +56,15 @@ class Request(_Body):
     known_head: str = Field(
         "", max_length=64, description="The last head of the site's ledger that we have seen."
     )
+    base_round: int = Field(
+        0,
+        ge=0,
+        description="The last round whose reply from this site counted: what the site keeps "
+        "(variates, local tensors) starts from the version of that round; 0: from nothing.",
+    )
+    notice: str = Field(
+        "", max_length=500, description="Why this site's last reply was refused, if it was."
+    )
     tensors: dict[str, str] = Field(default_factory=dict)
 
 

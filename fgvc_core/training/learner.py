@@ -1,5 +1,6 @@
 """A recipe's model with everything around it: what sites, server and baselines share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class Learner:
         self.frozen_backbone = is_frozen_backbone(self.model)
         self.extractor = frozen_digest(self.model) if self.frozen_backbone else b""
         self.loss = build_loss(loss)
-        self._augment = Augment(augment)
+        self.augment = Augment(augment)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the tensors that travel, by name."""
@@ -91,7 +92,7 @@ class Learner:
         if self.frozen_backbone:
             store = FeatureStore(cache, self.extractor)
             return FeatureExamples(read_features(self.model, table, store), table.labels_N)
-        return PictureExamples(self._bank(table, cache), table.labels_N, self._augment)
+        return PictureExamples(self._bank(table, cache), table.labels_N, self.augment)
 
     def train_round(
         self,
@@ -99,6 +100,7 @@ class Learner:
         stretch: Stretch,
         purpose: str,
         proximal_mu: float = 0.0,
+        correct: Callable[[], None] | None = None,
     ) -> Outcome:
         """Train in place; the generators derive from (seed, purpose, round).
 
@@ -107,6 +109,7 @@ class Learner:
             stretch: Which round of how many.
             purpose: Who trains, for instance a site's name.
             proximal_mu: FedProx's weight; 0: none.
+            correct: Called after each backward pass; may change the gradients.
         """
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.seed, "order", purpose, stretch.round))
@@ -114,7 +117,14 @@ class Learner:
             # Dropout draws from the global generator and takes no other.
             torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
             return train_passes(
-                self.model, examples, self.loss, self.settings, stretch, generator, proximal_mu
+                self.model,
+                examples,
+                self.loss,
+                self.settings,
+                stretch,
+                generator,
+                proximal_mu,
+                correct,
             )
 
     def evaluate(self, examples: Examples, batch_size: int) -> tuple[Evaluation, NDArray[np.int64]]:

@@ -1,6 +1,7 @@
 """The local loop: one site's passes over its own data in one round."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def train_passes(
     stretch: Stretch,
     generator: torch.Generator,
     proximal_mu: float = 0.0,
+    correct: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train in place for ``settings.epochs`` passes.
 
@@ -44,6 +46,7 @@ def train_passes(
         generator: The only source of order and views.
         proximal_mu: Weight of FedProx's pull towards the parameters at the start
             (Li et al. 2020, equation 2, https://arxiv.org/abs/1812.06127); 0: none.
+        correct: Called after each backward pass; may change the gradients.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in parameters] if proximal_mu > 0 else []
@@ -60,6 +63,8 @@ def train_passes(
             logits_NK = examples.logits(model, positions, generator)
             value = loss(logits_NK, examples.labels_N[positions].to(device))
             value.backward()
+            if correct is not None:
+                correct()
             for parameter, anchor in zip(parameters, anchors, strict=False):
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - anchor, alpha=proximal_mu)

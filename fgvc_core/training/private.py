@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core.errors import PolicyRefusal
+from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.class_sums import release_centre, release_class_sums, unit_vectors
 from fgvc_core.privacy.events import PrivacyEvent
@@ -118,8 +119,7 @@ class PrivateTraining:
         self._units_N = units_N
         self._count = int(units_N.max()) + 1 if len(units_N) else 0
         self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
-        # Views and dropout must not be known, nor depend on who else is drawn.
-        self._generator = torch.Generator()
+        self.generator = torch.Generator()
         self.engine: GradientEngine = self._make_engine()
 
     def run(self, step: PrivacyEvent, public_units: int, stretch: Stretch) -> None:
@@ -139,10 +139,11 @@ class PrivateTraining:
         bound = self._privacy.clipping_norm
         divisor = step.sampling_rate * max(public_units, 1)
         model.train()
-        with torch.random.fork_rng(devices=[]):
+        # Views and dropout must not be known, nor depend on who else is drawn.
+        with torch.random.fork_rng(devices=[]), self.engine.session():
             torch.manual_seed(fresh_seed())
             for _ in range(step.count):
-                self._generator.manual_seed(fresh_seed())
+                self.generator.manual_seed(fresh_seed())
                 batch = self.draw(step.sampling_rate)
                 summed = self.engine.clipped_sum(batch, bound)
                 grid = make_grid(bound, summed.total_D.numel(), noise)
@@ -199,19 +200,19 @@ class PrivateTraining:
             return ClosedFormEngine(
                 self._head_view, self._examples.features_ND, self._examples.labels_N
             )
+        views, at_once = self._privacy.views, self._privacy.physical_batch
         if kind == "opacus":
             from fgvc_core.privacy.hooks import OpacusEngine
 
-            return OpacusEngine(
-                self._learner.model, self._parameters, self._losses, self._privacy.views
-            )
-        return LoopEngine(self._parameters, self._losses, self._privacy.views)
+            return OpacusEngine(self._learner.model, self._parameters, self.losses, views, at_once)
+        return LoopEngine(self._parameters, self.losses, views, at_once)
 
     def _closed_form_fits(self) -> bool:
         model = self._learner.model
         return (
             isinstance(self._examples, FeatureExamples)
-            and isinstance(model.head, LinearHead | CosineHead)
+            and type(model.head) in (LinearHead, CosineHead)
+            and type(self._learner.loss) is SmoothedCrossEntropy
             and model.dropout.p == 0
             and len(self._parameters) == len(list(model.head.parameters()))
             and size_of(self._parameters) == size_of(list(model.head.parameters()))
@@ -225,7 +226,8 @@ class PrivateTraining:
         assert isinstance(head, LinearHead)
         return HeadView(head.weight, head.bias, None, smoothing)
 
-    def _losses(self, positions: torch.Tensor) -> torch.Tensor:
-        logits_BK = self._examples.logits(self._learner.model, positions, self._generator)
+    def losses(self, positions: torch.Tensor) -> torch.Tensor:
+        """The present losses (B,) of the pictures at B positions, each in a fresh random view."""
+        logits_BK = self._examples.logits(self._learner.model, positions, self.generator)
         labels_B = self._examples.labels_N[positions].to(logits_BK.device)
         return self._learner.loss.per_example(logits_BK, labels_B)

@@ -7,7 +7,8 @@ starts them at the step where the last one ended.
 
 from dataclasses import dataclass
 
-from torch.optim import Optimizer
+import torch
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LRScheduler, OneCycleLR
 
 from fgvc_core.training.settings import TrainSettings
@@ -61,6 +62,17 @@ def make_scheduler(
     optimizer._opt_called = True  # type: ignore[attr-defined]
     scheduler.step()
     return scheduler
+
+
+def mean_rate(settings: TrainSettings, stretch: Stretch, steps: int = 16) -> float:
+    """The mean learning rate of a round: how far a site can be expected to move in it."""
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr)
+    scheduler = make_scheduler(optimizer, settings, stretch, steps)
+    total = 0.0
+    for _ in range(steps):
+        total += float(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    return total / steps
 
 
 def _share(warmup: float, steps: int) -> float:

@@ -207,7 +207,7 @@ def test_a_policy_that_refuses_the_announced_run_is_named(serve, home_for):
 
 
 def test_an_announced_cost_above_the_cap_is_found_before_anything_is_spent(serve, home_for):
-    recipe = parse_recipe("[privacy]\nepsilon=6.0\ndelta=1e-5\n")
+    recipe = parse_recipe("[privacy]\nepsilon=6.0\ndelta=1e-5\nmethod='gradients'\n")
     policy = Policy(privacy="required", epsilon_cap=2.0)
     home = home_for(serve(text=announced(recipe=recipe)), policy=policy, units=100)
     checked = check_site(home)

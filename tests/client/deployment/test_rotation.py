@@ -9,6 +9,7 @@ from client.deployment.joining import Answers, join
 from client.deployment.rotation import NEXT, finish, prepare
 from client.privacy.ledger import Ledger
 from client.privacy.policy import Policy
+from client.privacy.register import Register
 from client.site import Site
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_private
@@ -28,7 +29,8 @@ def folder(tmp_path):
 @pytest.fixture
 def home(folder, tmp_path):
     _, kit = add_site(folder, "lyon")
-    site = join(read_kit(kit), tmp_path / "home", Answers(None, 10, Policy()))
+    (tmp_path / "data").mkdir()
+    site = join(read_kit(kit), tmp_path / "home", Answers(tmp_path / "data", 10, Policy()))
     Ledger(site.home, site.data_binding, site.name).note("sent", {"run": "before"})
     return site.home
 
@@ -51,6 +53,8 @@ def test_a_rotated_key_is_taken_and_the_ledger_goes_on(folder, home, monkeypatch
     assert kinds[-1] == "key"
     assert "sent" in kinds
     assert not (home / NEXT).exists()
+    (claim,) = [c for c in Register().claims() if c.home == str(home.resolve())]
+    assert claim.key == entry.fingerprint
     assert [e.why for e in AllowList(folder).entries() if e.removed] == ["rotated"]
 
 

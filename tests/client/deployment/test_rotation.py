@@ -31,7 +31,9 @@ def home(folder, tmp_path):
     _, kit = add_site(folder, "lyon")
     (tmp_path / "data").mkdir()
     site = join(read_kit(kit), tmp_path / "home", Answers(tmp_path / "data", 10, Policy()))
-    Ledger(site.home, site.data_binding, site.name).note("sent", {"run": "before"})
+    Ledger(site.home, site.data_binding, site.name).note(
+        "refused", {"run": "before", "round": 1, "what": "train", "reason": "for the test"}
+    )
     return site.home
 
 
@@ -51,7 +53,7 @@ def test_a_rotated_key_is_taken_and_the_ledger_goes_on(folder, home, monkeypatch
     assert site.public_key != old
     kinds = [e.kind for e in Ledger(home, site.data_binding, site.name).entries()]
     assert kinds[-1] == "key"
-    assert "sent" in kinds
+    assert "refused" in kinds
     assert not (home / NEXT).exists()
     (claim,) = [c for c in Register().claims() if c.home == str(home.resolve())]
     assert claim.key == entry.fingerprint
@@ -83,7 +85,7 @@ def test_a_lost_key_vouches_for_nothing_and_the_way_back_keeps_the_ledger(
     assert AllowList(folder).active()["lyon"].public_key == site.public_key
     kinds = [e.kind for e in Ledger(home, site.data_binding, site.name).entries()]
     assert kinds[-1] == "key"
-    assert "sent" in kinds
+    assert "refused" in kinds
 
 
 def test_nobody_else_can_name_a_successor(folder, home):

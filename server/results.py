@@ -79,6 +79,9 @@ def _summary(
                 "bytes_up": figures["bytes_up"],
                 "bytes_down": figures["bytes_down"],
                 "set_aside": state.standing.get(site, {}).get("set_aside"),
+                # What the site says that it has installed: Fieldmark's version, its code's digest.
+                "version": figures.get("version"),
+                "code": figures.get("code"),
             }
             for site, figures in sorted(state.sites.items())
         },

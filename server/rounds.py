@@ -138,6 +138,7 @@ class Rounds:
             self._start()
         closed_form = privacy is not None and privacy.method == "class-sums"
         while (reason := self._ended()) is None:
+            self._sites = self._exchange.refresh()
             if closed_form:
                 self._closed_round(self.state.round + 1)
             else:
@@ -344,6 +345,7 @@ class Rounds:
 
     def _close(self) -> None:
         """Score the last model at every site."""
+        self._sites = self._exchange.refresh()
         self._books.reset()
         model = self._outgoing(self._arrays)
         self._books.open(model)

@@ -32,9 +32,7 @@ def test_what_is_safe_is_read(text):
         (GRADIENTS, "privacy.accountant=rdp", "'pld'"),
     ],
 )
-def test_what_is_not_is_refused_by_name_with_the_reason_and_the_replacement(
-    text, override, remedy
-):
+def test_what_is_not_is_refused_by_name_with_the_reason_and_the_replacement(text, override, remedy):
     name = override.split("=")[0]
     with pytest.raises(PolicyRefusal) as caught:
         parse_recipe(text, [override])

@@ -48,7 +48,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _handle(message: Message, context: Context) -> Message:
-    outgoing = answer(site_home(context), _read(message.content))
+    try:
+        outgoing = answer(site_home(context), read_incoming(message.content))
+    except Exception:
+        # Flower would send the text of what went wrong.
+        logging.getLogger("fieldmark.site").exception("a message was not answered")
+        outgoing = None
     content = RecordDict()
     if outgoing is None:
         # Nothing can be signed: not even the home could be opened.
@@ -80,7 +85,8 @@ def site_home(context: Context) -> Path:
     return root
 
 
-def _read(content: RecordDict) -> Incoming:
+def read_incoming(content: RecordDict) -> Incoming:
+    """What a message holds, nothing of it checked yet."""
     envelope = content.config_records.get("envelope", ConfigRecord())
     body, signature = envelope.get("body", ""), envelope.get("signature", b"")
     arrays = content.array_records.get("tensors", ArrayRecord())

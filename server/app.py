@@ -18,4 +18,4 @@ def main(grid: Grid, context: Context) -> None:
     from server.run import run_federation
 
     named = context.run_config.get("run-dir") or os.environ.get(RUN_VARIABLE, "")
-    run_federation(grid, Path(str(named)))
+    run_federation(grid, Path(str(named)), quiet=bool(context.run_config.get("quiet", False)))

@@ -2,7 +2,9 @@
 
 Tensors and state are in one safetensors file (the state as JSON in its header), so
 that no crash can part them; the ``.json`` beside it repeats the state for a person.
-Written aside, synced, renamed, and the folder synced.
+What the server itself remembers as tensors (an optimiser's moments, variates, the last
+movement of the model) is in the same file under names that begin with ``server/``, which no
+tensor of a model does. Written aside, synced, renamed, and the folder synced.
 """
 
 import json
@@ -17,10 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fgvc_core import __version__
-from fgvc_core.errors import ConfigurationError, DataError
-from fgvc_core.recipe import Recipe
+from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError
+from fgvc_core.recipe import Recipe, differences, parse_recipe
 
 Tensors = dict[str, NDArray[np.float32]]
+
+FORMAT = "2"
+"""Changes with what a checkpoint holds."""
+
+SERVER = "server/"
 
 
 @dataclass
@@ -39,6 +46,11 @@ class RunState:
         void_rounds: Rounds in a row that found no quorum.
         privacy: Site name -> what the run has cost there, as it states it.
         ledgers: Site name -> [entries, head] of its ledger as last seen.
+        standing: Site name -> how its replies were taken; see :mod:`server.standing`.
+        last_drawn: Site name -> the last round that it was drawn for.
+        screening: What earlier rounds' updates were like; see :mod:`server.history`.
+        closed: Whether the last model's scores are in.
+        events: Length of ``events.jsonl`` in bytes when this was written.
     """
 
     run: str
@@ -52,6 +64,11 @@ class RunState:
     void_rounds: int = 0
     privacy: dict[str, dict[str, Any]] = field(default_factory=dict)
     ledgers: dict[str, list[Any]] = field(default_factory=dict)
+    standing: dict[str, dict[str, Any]] = field(default_factory=dict)
+    last_drawn: dict[str, int] = field(default_factory=dict)
+    screening: dict[str, Any] = field(default_factory=dict)
+    closed: bool = False
+    events: int = 0
     wall_s: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -65,19 +82,30 @@ class Checkpoints:
         self._recipe = recipe
         self._class_names = class_names
 
-    def write(self, name: str, tensors: Tensors, state: RunState) -> Path:
-        """Write ``name.safetensors`` and its sidecar atomically."""
+    def write(
+        self, name: str, tensors: Tensors, state: RunState, server: Tensors | None = None
+    ) -> Path:
+        """Write ``name.safetensors`` and its sidecar atomically.
+
+        Args:
+            name: ``last``, ``best`` or ``round-...``.
+            tensors: The model's.
+            state: What the run knows.
+            server: What the server remembers as tensors.
+        """
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}.safetensors"
         metadata = {
             "fieldmark": __version__,
+            "format": FORMAT,
             "recipe": self._recipe.to_toml(),
             "recipe_digest": self._recipe.digest,
             "class_names": json.dumps(self._class_names),
             "state": json.dumps(asdict(state)),
         }
         aside = path.with_suffix(".part")
-        save_file(tensors, aside, metadata)
+        remembered = {SERVER + key: np.ascontiguousarray(a) for key, a in (server or {}).items()}
+        save_file({**tensors, **remembered}, aside, metadata)
         _sync(aside)
         os.replace(aside, path)
         sidecar = path.with_suffix(".json")
@@ -92,28 +120,58 @@ class Checkpoints:
         return (self.folder / f"{name}.safetensors").is_file()
 
     def read(self, name: str) -> tuple[Tensors, RunState]:
-        """Read a checkpoint of this run.
+        """Read a checkpoint of this run: the model's tensors and the state.
 
         Raises:
             DataError: if it is missing or damaged.
-            ConfigurationError: if it belongs to another recipe.
+            ConfigurationError: if another version wrote it, or it belongs to another recipe.
         """
-        tensors, metadata = read_checkpoint(self.folder / f"{name}.safetensors")
-        if metadata.get("recipe_digest") != self._recipe.digest:
+        path = self.folder / f"{name}.safetensors"
+        tensors, metadata = read_checkpoint(path)
+        written = (metadata.get("fieldmark"), metadata.get("format"))
+        if written != (__version__, FORMAT):
             raise ConfigurationError(
-                f"The checkpoint '{self.folder / name}' belongs to another recipe.",
+                f"The checkpoint '{path}' was written by Fieldmark {written[0]} (format "
+                f"{written[1]}); this is Fieldmark {__version__} (format {FORMAT}).",
+                why="Another version may go on differently from the same state.",
+                remedy="Resume with the version that wrote it, or start a new run.",
+            )
+        if metadata.get("recipe_digest") != self._recipe.digest:
+            differing = self._differences(metadata.get("recipe", ""))
+            raise ConfigurationError(
+                f"The checkpoint '{path}' belongs to another recipe: {differing}.",
                 why="Going on would mix two experiments.",
                 remedy="Resume with the recipe in the run's folder, or start under another name.",
             )
         return tensors, RunState(**json.loads(metadata["state"]))
 
+    def remembered(self, name: str) -> Tensors:
+        """What the server remembered as tensors, without the prefix.
+
+        Raises:
+            DataError: if the checkpoint is missing or damaged.
+        """
+        tensors, _ = _read(self.folder / f"{name}.safetensors")
+        return {n.removeprefix(SERVER): a for n, a in tensors.items() if n.startswith(SERVER)}
+
+    def _differences(self, text: str) -> str:
+        try:
+            return "; ".join(differences(parse_recipe(text), self._recipe)[:5])
+        except FieldmarkError as error:
+            return f"its own cannot be read ({error.what})"
+
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata of any checkpoint.
+    """The model's tensors and the metadata of any checkpoint.
 
     Raises:
         DataError: if it is missing or damaged.
     """
+    tensors, metadata = _read(path)
+    return {n: a for n, a in tensors.items() if not n.startswith(SERVER)}, metadata
+
+
+def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})

@@ -6,21 +6,48 @@ import numpy as np
 
 from fgvc_core.seeds import derive_seed
 
+PATIENCE_OF_A_SITE = 2
+"""A site waits at most so many times as many rounds as a fair share would make it."""
 
-def draw_cohort(sites: list[str], fraction: float, seed: int, round_: int) -> list[str]:
+
+def wanted(sites: int, fraction: float) -> int:
+    """How many replies a round hopes for: a share of the sites, at least one."""
+    return min(sites, max(1, math.ceil(fraction * sites - 1e-9)))
+
+
+def draw_cohort(
+    sites: list[str],
+    fraction: float,
+    seed: int,
+    round_: int,
+    *,
+    expected_dropout: float = 0.0,
+    last_drawn: dict[str, int] | None = None,
+) -> list[str]:
     """A round's cohort, sorted by name.
 
     Drawn over names, not over node ids (which differ from run to run), and from the
-    round's own seed, so that a resumed run draws what the uninterrupted one would.
+    round's own seed, so that a resumed run draws what the uninterrupted one would. No site
+    is starved: one that has waited twice as many rounds as it takes to ask everybody once
+    goes first, the longest waiting before all.
 
     Args:
         sites: Names of all sites that are present.
         fraction: Share to draw, 0 to 1; at least one site is drawn.
         seed: The recipe's seed.
         round_: Which round.
+        expected_dropout: Share that is expected not to answer; so many more are drawn.
+        last_drawn: Site -> the last round that it was drawn for.
     """
-    count = max(1, math.ceil(fraction * len(sites) - 1e-9))
+    hoped = wanted(len(sites), fraction)
+    count = min(len(sites), math.ceil(hoped / (1.0 - expected_dropout) - 1e-9))
     if count >= len(sites):
         return sorted(sites)
     generator = np.random.default_rng(derive_seed(seed, "cohort", round_))
-    return sorted(generator.choice(sorted(sites), size=count, replace=False).tolist())
+    shuffled = generator.permutation(sorted(sites)).tolist()
+    if last_drawn is not None:
+        longest = PATIENCE_OF_A_SITE * math.ceil(len(sites) / count)
+        waited = {site: round_ - last_drawn.get(site, 0) for site in sites}
+        # Python's sort is stable: the shuffled order decides among equals.
+        shuffled.sort(key=lambda site: -waited[site] if waited[site] >= longest else 0)
+    return sorted(shuffled[:count])

@@ -1,6 +1,12 @@
-"""The run's events: one JSON object a line, appended and flushed as they happen."""
+"""The run's events: one JSON object a line, appended and flushed as they happen.
+
+A checkpoint remembers how long the file was; a resumed run goes on from there. What an
+interrupted round had written behind it is moved to ``events-cut.jsonl``, because that round
+is done again: ``events.jsonl`` has every event of the run once.
+"""
 
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,3 +31,30 @@ class EventLog:
             file.write(json.dumps(record) + "\n")
         for listener in self._listeners:
             listener(record)
+
+    def mark(self) -> int:
+        """The file's length in bytes, all of it on the disk."""
+        if not self._path.exists():
+            return 0
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def cut(self, length: int) -> int:
+        """Move what is behind a mark to ``events-cut.jsonl``.
+
+        Returns:
+            How many lines were moved; a torn last one counts.
+        """
+        if not self._path.exists() or self._path.stat().st_size <= length:
+            return 0
+        with self._path.open("r+b") as file:
+            file.seek(length)
+            tail = file.read()
+            with self._path.with_name(f"{self._path.stem}-cut.jsonl").open("ab") as aside:
+                aside.write(tail.rstrip(b"\n") + b"\n")
+                aside.flush()
+                os.fsync(aside.fileno())
+            file.truncate(length)
+            os.fsync(file.fileno())
+        return len(tail.splitlines())

@@ -6,31 +6,41 @@ Everything that decides how a run goes on is in its checkpoint, and everything d
 derives from (seed, round): a resumed run ends as the uninterrupted one does.
 """
 
-import hashlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from fgvc_core.errors import PeerError, RunFailed
-from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, Scores
+from fgvc_core.errors import RunFailed
+from fgvc_core.protocol.messages import Phase, Request
+from fgvc_core.protocol.tensor_names import local, shared
+from fgvc_core.training.schedule import Stretch, mean_rate
 from fgvc_core.wire.arrays import TensorSpec, pack_all, spec_of, unpack_all
+from server.books import Books
 from server.checkpoint import Checkpoints, RunState, Tensors
 from server.closed_form import ClosedForm
-from server.cohort import draw_cohort
+from server.cohort import draw_cohort, wanted
+from server.entry import round_entry
 from server.evaluation import TestSplit
 from server.events import EventLog
-from server.exchange import Answer, Exchange, refused_by_all
+from server.exchange import Exchange
+from server.history import UpdateHistory
 from server.home import CoordinatorHome
+from server.intake import Intake
+from server.late import LateReplies
+from server.memory import recall, remember
+from server.outgoing import Outgoing, check_round_weight
 from server.records import from_array_record, to_array_record
-from server.screening import Screened, Screening, SiteRefusal, reply_bytes
+from server.scoring import take_scores
+from server.screening import Screened, Screening
+from server.standing import Standing
+from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply, make_strategy
-
-VOID_ROUNDS_ALLOWED = 3
+from server.voids import nobody_left, void_round
 
 
 class Rounds:
@@ -43,6 +53,10 @@ class Rounds:
         tensors: The model that the next round starts from.
         test: The coordinator's test split, or None.
         events: Where events go.
+        remembered: What the checkpoint's server remembered as tensors.
+
+    Raises:
+        ConfigurationError: if ``federation.local`` leaves nothing to travel, or names nothing.
     """
 
     def __init__(
@@ -53,29 +67,51 @@ class Rounds:
         tensors: Tensors,
         test: TestSplit | None,
         events: EventLog,
+        remembered: Tensors | None = None,
     ) -> None:
+        recipe = home.recipe
         self._grid = grid
-        self._recipe = home.recipe
-        self._federation = home.recipe.federation
+        self._recipe = recipe
+        self._federation = recipe.federation
         self.state = state
-        self._specs: dict[str, TensorSpec] = {n: spec_of(a) for n, a in tensors.items()}
-        self._arrays = to_array_record(pack_all(tensors))
+        # Local tensors are the sites' own; the coordinator's stay as they were at the start.
+        self._local = local(tensors, self._federation.local)
+        travelling = shared(tensors, self._federation.local)
+        self._specs: dict[str, TensorSpec] = {n: spec_of(a) for n, a in travelling.items()}
+        self._arrays = to_array_record(pack_all(travelling))
         self._test = test
         self._events = events
         self._exchange = Exchange(grid, home, state.run, events)
-        self._screening = Screening(
+        self._history = UpdateHistory(self._federation, state.screening)
+        self._books = Books(state, events)
+        self._standing = Standing(state.standing, self._federation.set_aside_after, events)
+        screening = Screening(
             self._specs,
             self._exchange.keys,
-            home.recipe.wire.max_update_mb,
-            protected=home.recipe.privacy is not None,
+            recipe.wire.max_update_mb,
+            protected=recipe.privacy is not None,
+            max_weight=self._federation.max_weight,
+            history=self._history,
+            wire=recipe.wire,
+        )
+        self._outgoing = Outgoing(self._specs, recipe.wire)
+        self._intake = Intake(
+            state, screening, self._books, self._standing, self._federation.deadline_s
+        )
+        self._late = LateReplies(
+            self._federation.late == "mix",
+            self._exchange,
+            self._intake,
+            self._books,
+            self._history,
+            self._rate,
         )
         self._class_count = len(home.class_names)
-        self._strategy = make_strategy(self._federation)
-        self._checkpoints = Checkpoints(home.run_dir, home.recipe, home.class_names)
+        self._strategy = make_strategy(self._federation, recipe.train, home.run_dir)
+        self._strategy.begin(self._specs, len(home.allow_list))
+        recall(remembered or {}, self._strategy, self._history)
+        self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names)
         self._sites: list[str] = []
-        self._refusals: dict[str, str] = {}
-        self._sent = 0
-        self._received = 0
         self._started = 0.0
         self._wall_before = state.wall_s
 
@@ -90,15 +126,26 @@ class Rounds:
         """
         self._started = time.monotonic()
         privacy = self._recipe.privacy
-        if self.state.round == 0:
+        check_round_weight(
+            self._specs,
+            self._recipe.wire,
+            wanted(len(self._exchange.keys), self._federation.fraction),
+        )
+        if not self._checkpoints.exists("last"):
             self._checkpoint()
         self._sites = self._exchange.roll_call()
+        if self.state.round == 0 and self._recipe.train.start != "none":
+            self._start()
         closed_form = privacy is not None and privacy.method == "class-sums"
         while (reason := self._ended()) is None:
+            self._sites = self._exchange.refresh()
             if closed_form:
                 self._closed_round(self.state.round + 1)
             else:
                 self._round(self.state.round + 1)
+        if self.state.closed:
+            return reason
+        self.state.closed = True
         if privacy is None or privacy.score_share:
             self._close()
         else:
@@ -117,61 +164,107 @@ class Rounds:
 
     def _round(self, number: int) -> None:
         started = time.monotonic()
-        cohort = draw_cohort(self._sites, self._federation.fraction, self._recipe.seed, number)
+        self._books.reset()
+        sites = self._standing.in_use(self._sites)
+        if not sites:
+            raise nobody_left(number)
+        cohort = self._draw(sites, number)
         self._events.emit("round_started", round=number, cohort=cohort)
-        self._sent = self._received = 0
+        sent = self._outgoing.received(self._outgoing(self._arrays))
+        late = self._late.take(number, sent)
+        self._history.begin(sent, self._rate(number))
+        requests = self._requests(number, cohort)
+        needed = math.ceil(
+            self._federation.quorum * wanted(len(sites), self._federation.fraction) - 1e-9
+        )
+        self._strategy.needed = needed
+        accepted: list[Screened] = []
+        self._intake.refusals = {}
+        received = self._arrays
+        answers = self._exchange.ask(requests, self._federation.deadline_s)
+        specs = self._strategy.expected(self._specs)
+        arrays, _ = self._strategy.aggregate_train(
+            number, chain(late, self._intake.sound(answers, accepted, specs))
+        )
+        self._standing.close(number)
+        if arrays is None or len(accepted) < needed:
+            self._void(number, len(accepted), needed)
+            return
+        self._history.close(self._unpacked(arrays))
+        self._take_scores(number - 1, received, accepted)
+        self._finish(number, arrays, cohort, accepted, started)
+
+    def _rate(self, number: int) -> Callable[[float], float]:
+        stretch = Stretch(number, self._federation.rounds)
+        return lambda examples: mean_rate(self._recipe.train, stretch, max(round(examples), 1))
+
+    def _draw(self, sites: list[str], number: int) -> list[str]:
+        cohort = draw_cohort(
+            sites,
+            self._federation.fraction,
+            self._recipe.seed,
+            number,
+            expected_dropout=self._federation.expected_dropout,
+            last_drawn=self.state.last_drawn,
+        )
+        self.state.last_drawn.update(dict.fromkeys(cohort, number))
+        return cohort
+
+    def _requests(self, number: int, cohort: list[str]) -> list[tuple[Request, Message]]:
         requests: list[tuple[Request, Message]] = []
+        beside = to_array_record(pack_all(self._strategy.beside()))
 
         def compose(round_: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
             mu = config.get("proximal-mu", 0.0)
+            outgoing = self._outgoing(arrays)
+            outgoing = ArrayRecord({**outgoing, **beside}) if beside else outgoing
+            self._books.open(outgoing)
             for site in cohort:
                 pair = self._exchange.compose(
                     "train",
                     round_,
                     site,
-                    arrays,
+                    outgoing,
                     mu if isinstance(mu, float) else 0.0,
-                    known_head=self._known_head(site),
+                    **self._told(site),
                 )
                 requests.append(pair)
                 yield pair[1]
 
         self._strategy.compose = compose
         list(self._strategy.configure_train(number, self._arrays, ConfigRecord(), self._grid))
-        accepted: list[Screened] = []
-        self._refusals = {}
-        received, self._arrays_before = self._arrays, self._arrays
-        arrays, _ = self._strategy.aggregate_train(
-            number, self._sound(self._exchange.ask(requests, self._federation.deadline_s), accepted)
-        )
-        needed = math.ceil(self._federation.quorum * len(cohort) - 1e-9)
-        if arrays is None or len(accepted) < needed:
-            self._void(number, len(accepted), needed)
-            return
-        self._take_scores(number - 1, received, accepted)
-        self._finish(number, arrays, cohort, accepted, started)
+        return requests
+
+    def _start(self) -> None:
+        """The head before round 1, from every site's statistics."""
+        self._books.reset()
+        self._intake.refusals = {}
+        attributes_KA = self._test.table.attributes_KA if self._test is not None else None
+        start = FederatedStart(self._recipe, self._unpacked(self._arrays), attributes_KA)
+        tensors, arrived = start.run(self._released(0, "statistics", self._arrays, start.specs, []))
+        for site, reason in start.refused.items():
+            self._events.emit("start_refused", site=site, reason=reason)
+        needed = math.ceil(self._federation.quorum * len(self._sites) - 1e-9)
+        if tensors is None or arrived < needed:
+            raise refused_start(arrived, needed, self._intake.refusals)
+        self._books.close()
+        self._arrays = to_array_record(pack_all(tensors))
+        self._events.emit("started", method=self._recipe.train.start, sites=arrived)
+        self._checkpoint()
 
     def _closed_round(self, number: int) -> None:
         """A round of two phases: noisy centre, noisy class sums, and the head from them."""
         started = time.monotonic()
         self._events.emit("round_started", round=number, cohort=self._sites)
-        self._sent = self._received = 0
-        self._refusals = {}
+        self._books.reset()
+        self._intake.refusals = {}
         accepted: list[Screened] = []
 
         def ask(
             phase: Phase, arrays: ArrayRecord, specs: dict[str, TensorSpec]
         ) -> Iterator[SoundReply]:
             accepted.clear()
-            self._arrays_before = arrays
-            requests = [
-                self._exchange.compose(
-                    "release", number, site, arrays, phase=phase, known_head=self._known_head(site)
-                )
-                for site in self._sites
-            ]
-            answers = self._exchange.ask(requests, self._federation.deadline_s)
-            return self._sound(answers, accepted, specs)
+            return self._released(number, phase, arrays, specs, accepted)
 
         closed = ClosedForm(self._recipe, self._exchange.units, self._class_count)
         tensors, arrived = closed.run(self._unpacked(self._arrays), ask)
@@ -181,6 +274,23 @@ class Rounds:
             return
         arrays = to_array_record(pack_all(tensors))
         self._finish(number, arrays, self._sites, accepted, started)
+
+    def _released(
+        self,
+        number: int,
+        phase: Phase,
+        arrays: ArrayRecord,
+        specs: dict[str, TensorSpec],
+        accepted: list[Screened],
+    ) -> Iterator[SoundReply]:
+        """What every site releases about its pictures under a model."""
+        self._books.open(arrays)
+        requests = [
+            self._exchange.compose("release", number, site, arrays, phase=phase, **self._told(site))
+            for site in self._sites
+        ]
+        answers = self._exchange.ask(requests, self._federation.deadline_s)
+        return self._intake.sound(answers, accepted, specs)
 
     def _finish(
         self,
@@ -193,201 +303,79 @@ class Rounds:
         self.state.void_rounds = 0
         self._arrays = arrays
         self.state.round = number
-        self.state.history.append(self._entry(number, cohort, accepted, started))
+        self._standing.counted([r.reply.site for r in accepted], number)
+        self._books.close()
+        digests = self._exchange.digests(arrays)
+        self.state.history.append(
+            round_entry(number, cohort, accepted, self._books, digests, started)
+        )
         self._test_round(number)
-        self._checkpoint()
         self._events.emit("round_finished", **self.state.history[-1])
+        self._checkpoint()
 
-    def _known_head(self, site: str) -> str:
-        return str(self.state.ledgers.get(site, [0, ""])[1])
-
-    def _sound(
-        self,
-        answers: Iterator[Answer],
-        accepted: list[Screened],
-        specs: dict[str, TensorSpec] | None = None,
-    ) -> Iterator[SoundReply]:
-        """Screen answers one at a time; refused ones are recorded and left out."""
-        for answer in answers:
-            request = answer.request
-            self._sent += self._sent_bytes(request)
-            try:
-                if answer.message is None:
-                    raise PeerError(
-                        f"No reply within deadline_s = {self._federation.deadline_s:g}."
-                    )
-                length = int(self.state.ledgers.get(request.site, [0, ""])[0])
-                screened = self._screening.screen(answer.message, request, specs, length)
-            except PeerError as error:
-                if isinstance(error, SiteRefusal) and error.reply.code == "refused-policy":
-                    self._refusals[request.site] = error.reply.reason
-                self._note(request, answer, None, error.what)
-                continue
-            self._received += screened.nbytes
-            self._remember(screened.reply)
-            self._note(request, answer, screened, None)
-            # The tensors are folded in and forgotten; what is kept is the body.
-            accepted.append(replace(screened, update=None))
-            if screened.update is not None:
-                yield screened.update
-
-    def _note(
-        self, request: Request, answer: Answer, screened: Screened | None, reason: str | None
-    ) -> None:
-        reply = screened.reply if screened else None
-        scores = reply.scores if reply else None
-        self._events.emit(
-            "reply",
-            round=request.round,
-            kind=request.kind,
-            site=request.site,
-            accepted=reason is None,
-            reason=reason,
-            bytes_up=screened.nbytes if screened else 0,
-            bytes_down=self._sent_bytes(request),
-            seconds=round(answer.seconds, 4),
-            work_seconds=float(reply.seconds) if reply else None,
-            examples=reply.examples if reply else None,
-            loss=reply.loss if reply else None,
-            val_top1=_share(scores),
-        )
-        figures = self.state.sites.setdefault(
-            request.site,
-            {"rounds": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "examples": None},
-        )
-        figures["bytes_up"] += screened.nbytes if screened else 0
-        figures["bytes_down"] += self._sent_bytes(request)
-        figures["refused"] += reply is None
-        if reply is not None and request.kind in ("train", "release"):
-            figures["rounds"] += request.phase != "centre"
-            # Under differential privacy it is the public number that weighs, not a count.
-            figures["examples"] = reply.examples if reply.privacy is None else None
-
-    def _remember(self, reply: Reply) -> None:
-        """The site's ledger as it was when it answered, and what the run has cost there."""
-        self.state.ledgers[reply.site] = [reply.ledger_length, reply.ledger_head]
-        if reply.privacy is not None:
-            self.state.privacy[reply.site] = reply.privacy.model_dump()
-
-    def _sent_bytes(self, request: Request) -> int:
-        body = len(request.model_dump_json())
-        return body + reply_bytes("", b"", from_array_record(self._arrays_before))
+    def _told(self, site: str) -> dict[str, Any]:
+        """What a request says of the site's own earlier replies."""
+        standing = self._standing.of(site)
+        keeps = bool(self._strategy.keeps or self._federation.local or self._recipe.wire.top_k)
+        return {
+            "known_head": str(self.state.ledgers.get(site, [0, ""])[1]),
+            "base_round": standing["folded"] if keeps else 0,
+            "notice": standing["notice"],
+        }
 
     def _take_scores(self, round_: int, arrays: ArrayRecord, replies: list[Screened]) -> None:
-        """Scores of model ``round_``: is it the best so far?"""
-        scores = {r.reply.site: r.reply.scores for r in replies if r.reply.scores is not None}
-        self._take_noisy(round_, [r.reply for r in replies])
-        examples = sum(s.examples for s in scores.values())
-        if examples == 0:
-            self.state.best_round, self.state.since_best = round_, 0
-            self._keep_best(arrays)
-            return
-        top1 = sum(s.correct for s in scores.values()) / examples
-        loss = sum(s.loss_sum for s in scores.values()) / examples
-        if round_ > 0:
-            self.state.history[round_ - 1].update(val_top1=top1, val_loss=loss)
-        if self.state.best_score is not None and [top1, -loss] <= self.state.best_score:
-            self.state.since_best += 1
-            return
-        self.state.best_round, self.state.best_score = round_, [top1, -loss]
-        self.state.since_best = 0
-        self.state.best_sites = {
-            site: {"top1": _share(s), "macro_f1": s.macro_f1} for site, s in scores.items()
-        }
-        self._keep_best(arrays)
+        def keep(model: ArrayRecord) -> None:
+            self._checkpoints.write("best", self._whole(model), self.state)
 
-    def _take_noisy(self, round_: int, replies: list[Reply]) -> None:
-        """Noisy scores add up to a figure; they choose nothing, being few and uncertain."""
-        noisy = [reply.noisy_scores for reply in replies if reply.noisy_scores is not None]
-        examples = sum(scores.examples for scores in noisy)
-        if round_ > 0 and examples > 0:
-            top1 = sum(scores.correct for scores in noisy) / examples
-            self.state.history[round_ - 1].update(val_top1=min(max(top1, 0.0), 1.0))
-
-    def _keep_best(self, arrays: ArrayRecord) -> None:
-        self._checkpoints.write("best", self._unpacked(arrays), self.state)
-
-    def _entry(
-        self, number: int, cohort: list[str], accepted: list[Screened], started: float
-    ) -> dict[str, Any]:
-        losses = [(r.reply.loss, r.reply.examples) for r in accepted if r.reply.loss is not None]
-        weight = sum(examples for _, examples in losses)
-        loss = sum(loss * examples for loss, examples in losses) / weight if weight else None
-        self.state.bytes_up += self._received
-        self.state.bytes_down += self._sent
-        return {
-            "round": number,
-            "top1": None,
-            "macro_f1": None,
-            "loss": loss,
-            "val_top1": None,
-            "val_loss": None,
-            "seconds": round(time.monotonic() - started, 3),
-            "bytes_up": self._received,
-            "bytes_down": self._sent,
-            "cohort": len(cohort),
-            "accepted": len(accepted),
-            "refused": len(cohort) - len(accepted),
-            # Two runs whose models are equal to the bit have equal digests, round by round.
-            "model": _digest(self._exchange.digests(self._arrays)),
-        }
+        take_scores(self.state, round_, arrays, replies, keep)
 
     def _test_round(self, number: int) -> None:
         every = self._recipe.evaluate.every
         if self._test is None or not every or number % every:
             return
-        scored, _ = self._test.score(self._unpacked(self._arrays))
+        scored, _ = self._test.score(self._whole(self._arrays))
         self.state.history[-1].update(top1=scored.top1, macro_f1=scored.macro_f1)
 
     def _void(self, number: int, accepted: int, needed: int) -> None:
-        self.state.void_rounds += 1
-        self.state.bytes_up += self._received
-        self.state.bytes_down += self._sent
-        self._events.emit("round_void", round=number, accepted=accepted, needed=needed)
-        if not accepted and self._refusals:
-            raise refused_by_all(self._refusals)
-        if self.state.void_rounds >= VOID_ROUNDS_ALLOWED:
-            raise RunFailed(
-                f"Round {number} found {accepted} sound replies of {needed} needed, "
-                f"{self.state.void_rounds} times in a row.",
-                why="The model was left as it was.",
-                remedy="The run's events.jsonl says why replies were refused; "
-                "--resume goes on from the last checkpoint.",
-            )
+        self._books.close()
+        refusals = self._intake.refusals
+        if self._history.void():
+            self._events.emit("screening_reset", round=number)
+        void_round(self.state, self._events, number, accepted, needed, refusals)
 
     def _close(self) -> None:
         """Score the last model at every site."""
-        self._arrays_before = self._arrays
-        self._sent = self._received = 0
-        kind: Kind = "score"
+        self._sites = self._exchange.refresh()
+        self._books.reset()
+        model = self._outgoing(self._arrays)
+        self._books.open(model)
         requests = [
-            self._exchange.compose(
-                kind, self.state.round, site, self._arrays, known_head=self._known_head(site)
-            )
-            for site in self._sites
+            self._exchange.compose("score", self.state.round, site, model, **self._told(site))
+            for site in self._standing.in_use(self._sites)
         ]
         replies: list[Screened] = []
         answers = self._exchange.ask(requests, self._federation.deadline_s)
-        for _ in self._sound(answers, replies):
+        for _ in self._intake.sound(answers, replies):
             raise RunFailed("A scoring reply carried an update.")
-        self.state.bytes_up += self._received
-        self.state.bytes_down += self._sent
+        self._books.close()
         self._take_scores(self.state.round, self._arrays, replies)
         self._checkpoint()
 
     def _checkpoint(self) -> None:
+        number = self.state.round
         self.state.wall_s = self._wall_before + time.monotonic() - self._started
-        path = self._checkpoints.write("last", self._unpacked(self._arrays), self.state)
-        self._events.emit("checkpoint", round=self.state.round, file=path.name)
+        server = remember(self._strategy, self._history)
+        # Said before it is done: what a checkpoint does not remember is cut off on resume.
+        self._events.emit("checkpoint", round=number, file="last.safetensors")
+        self.state.events = self._events.mark()
+        every = self._federation.keep_every
+        if every and number and number % every == 0:
+            name = f"round-{number:06d}"
+            self._checkpoints.write(name, self._whole(self._arrays), self.state, server)
+        self._checkpoints.write("last", self._whole(self._arrays), self.state, server)
+
+    def _whole(self, arrays: ArrayRecord) -> Tensors:
+        return {**self._local, **self._unpacked(arrays)}
 
     def _unpacked(self, arrays: ArrayRecord) -> Tensors:
         return unpack_all(from_array_record(arrays), self._specs)
-
-
-def _digest(tensors: dict[str, str]) -> str:
-    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(tensors.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _share(scores: Scores | None) -> float | None:
-    return scores.correct / scores.examples if scores and scores.examples else None

@@ -12,9 +12,14 @@ import torch
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from fgvc_core.errors import FieldmarkError, PolicyRefusal, RunInterrupted
+from fgvc_core.errors import (
+    ConfigurationError,
+    FieldmarkError,
+    PolicyRefusal,
+    RunInterrupted,
+)
 from fgvc_core.experiment import make_learner, make_table, pick_device
-from server.checkpoint import Checkpoints, RunState
+from server.checkpoint import Checkpoints, RunState, Tensors
 from server.evaluation import TestSplit
 from server.events import EventLog, Listener
 from server.home import CoordinatorHome
@@ -41,16 +46,26 @@ def run_federation(
     torch.set_num_threads(1)
     home = CoordinatorHome.open(run_dir)
     recipe = home.recipe
+    if recipe.scenario is not None and home.settings.engine != "inprocess":
+        raise ConfigurationError(
+            f"The recipe has a [scenario], and this run's engine is '{home.settings.engine}'.",
+            why="Faults and attacks happen in simulations on this machine, never in a federation.",
+            remedy="Take [scenario] out, or simulate with --engine inprocess.",
+        )
     live = LiveView(recipe, Console(stderr=True, quiet=quiet))
     events = EventLog(run_dir / "events.jsonl", (live, *listeners))
     learner = make_learner(recipe, len(home.class_names), pick_device(home.settings.device))
     tensors = learner.tensors()
     checkpoints = Checkpoints(run_dir, recipe, home.class_names)
     state = RunState(run=uuid4().hex)
+    remembered: Tensors = {}
     if checkpoints.exists("last"):
         tensors, state = checkpoints.read("last")
-        events.emit("resumed", run=state.run, round=state.round)
+        remembered = checkpoints.remembered("last")
+        moved = events.cut(state.events)
+        events.emit("resumed", run=state.run, round=state.round, events_cut=moved)
     else:
+        events.cut(0)
         events.emit(
             "run_started",
             run=state.run,
@@ -62,9 +77,12 @@ def run_federation(
         )
     data = recipe.data.model_copy(update={"path": home.settings.data_path})
     cache = Path(home.settings.cache)
-    table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
-    test = TestSplit(table, learner, cache, recipe.evaluate.batch_size) if len(table) else None
-    rounds = Rounds(grid, home, state, tensors, test, events)
+    test = None
+    if home.settings.test:
+        table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
+        if len(table):
+            test = TestSplit(table, learner, cache, recipe.evaluate.batch_size)
+    rounds = Rounds(grid, home, state, tensors, test, events, remembered)
     with live, _stop_cleanly():
         try:
             reason = rounds.run()

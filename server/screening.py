@@ -7,7 +7,7 @@ names, shapes and dtypes, and that every value and figure can be.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 
@@ -15,12 +15,15 @@ from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import PublicKey
 from fgvc_core.protocol.messages import Reply, Request
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, unpack_all
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_not_finite
+from fgvc_core.wire.decode import decode_update
+from fgvc_core.wire.settings import WireSettings
+from server.history import Figures, UpdateHistory
 from server.records import from_message
-from server.strategies import SoundReply
+from server.strategies import SoundReply, Tensors
 
 MAX_EXAMPLES = 10_000_000
-"""Largest number of training examples that a site is believed to have."""
+"""Largest number of examples that a site is believed to have, whatever a recipe says."""
 
 
 _CARRYING = ("train", "release")
@@ -37,11 +40,15 @@ class SiteRefusal(PeerError):
 
 @dataclass(frozen=True)
 class Screened:
-    """A reply that is what it claims: its body, its update (if any), its bytes."""
+    """A reply that is what it claims: its body, its update (if any), its bytes.
+
+    ``figures`` are what its update was judged by.
+    """
 
     reply: Reply
     update: SoundReply | None
     nbytes: int
+    figures: Figures = field(default_factory=dict)
 
 
 class Screening:
@@ -52,6 +59,9 @@ class Screening:
         keys: Site name -> its registered public key.
         max_update_mb: Largest update accepted, in MB.
         protected: Whether every reply has to state what it cost.
+        max_weight: Most examples that a site may claim to have.
+        history: What updates are compared with, and what encoded ones refer to; None: nothing.
+        wire: What updates travel as; None: as they are.
     """
 
     def __init__(
@@ -60,11 +70,17 @@ class Screening:
         keys: dict[str, PublicKey],
         max_update_mb: float,
         protected: bool = False,
+        max_weight: int = MAX_EXAMPLES,
+        history: UpdateHistory | None = None,
+        wire: WireSettings | None = None,
     ) -> None:
         self._specs = specs
         self._keys = keys
         self._max_bytes = max_update_mb * 1e6
         self._protected = protected
+        self._max_weight = max_weight
+        self._history = history
+        self._wire = wire or WireSettings()
 
     def screen(
         self,
@@ -91,11 +107,11 @@ class Screening:
                 f"The reply weighs {nbytes / 1e6:.1f} MB, more than "
                 f"wire.max_update_mb = {self._max_bytes / 1e6:g}."
             )
-        digests = {name: tensor.digest() for name, tensor in packed.items()}
+        digests = digest_all(packed)
         reply = unseal(Reply, sealed, self._keys[request.site], digests)
-        for field in ("kind", "run", "round", "site", "nonce", "recipe_digest"):
-            if getattr(reply, field) != getattr(request, field):
-                raise PeerError(f"The reply answers another request: its {field} differs.")
+        for name in ("kind", "run", "round", "site", "nonce", "recipe_digest"):
+            if getattr(reply, name) != getattr(request, name):
+                raise PeerError(f"The reply answers another request: its {name} differs.")
         if reply.ledger_length < ledger_length:
             raise PeerError(
                 f"The site's ledger has {reply.ledger_length} entries, and had {ledger_length}: "
@@ -103,36 +119,46 @@ class Screening:
             )
         if reply.code != "ok":
             raise SiteRefusal(f"The site answered '{reply.code}'. {reply.reason}".strip(), reply)
-        _check_figures(reply)
+        self._check_figures(reply)
         if self._protected and reply.privacy is None:
             raise PeerError("The run has differential privacy, and the reply does not state any.")
-        wanted = self._specs if specs is None else specs
-        update = self._update(reply, packed, wanted) if request.kind in _CARRYING else None
-        return Screened(reply, update, nbytes)
+        if request.kind not in _CARRYING:
+            return Screened(reply, None, nbytes)
+        update = self._update(reply, packed, self._specs if specs is None else specs)
+        return Screened(reply, update, nbytes, self._judge(request, update))
 
     def _update(
         self, reply: Reply, packed: dict[str, PackedTensor], specs: dict[str, TensorSpec]
     ) -> SoundReply:
-        if reply.kind == "train" and not 1 <= reply.examples <= MAX_EXAMPLES:
+        if reply.kind == "train" and not 1 <= reply.examples <= self._max_weight:
             raise PeerError(
-                f"The site claims {reply.examples} training examples; 1 to {MAX_EXAMPLES} count."
+                f"The site claims {reply.examples} training examples; 1 to {self._max_weight} "
+                "count (federation.max_weight)."
             )
-        tensors = unpack_all(packed, specs)
-        broken = first_not_finite(tensors)
+        # What other kinds of replies carry is small, and travels as it is.
+        encoded = self._history is not None and reply.kind == "train"
+        sent: Tensors = self._history.sent if self._history and encoded else {}
+        return SoundReply(
+            reply.site, reply.examples, decode_update(packed, specs, self._wire, sent)
+        )
+
+    def _judge(self, request: Request, update: SoundReply) -> Figures:
+        if self._history is not None and request.kind == "train":
+            return self._history.judge(update)
+        broken = first_not_finite(update.tensors)
         if broken is not None:
             raise PeerError(f"The update's tensor '{broken}' is not finite.")
-        return SoundReply(reply.site, reply.examples, tensors)
+        return {}
 
-
-def _check_figures(reply: Reply) -> None:
-    if reply.loss is not None and not math.isfinite(reply.loss):
-        raise PeerError("The site's training loss is not finite.")
-    scores = reply.scores
-    if scores is not None and not scores.correct <= scores.examples <= MAX_EXAMPLES:
-        raise PeerError(
-            f"The site claims {scores.correct} of {scores.examples} validation examples right; "
-            f"at most all of them, and {MAX_EXAMPLES}, count."
-        )
+    def _check_figures(self, reply: Reply) -> None:
+        if reply.loss is not None and not math.isfinite(reply.loss):
+            raise PeerError("The site's training loss is not finite.")
+        scores = reply.scores
+        if scores is not None and not scores.correct <= scores.examples <= self._max_weight:
+            raise PeerError(
+                f"The site claims {scores.correct} of {scores.examples} validation examples right; "
+                f"at most all of them, and {self._max_weight}, count."
+            )
 
 
 def reply_bytes(body: str, signature: bytes, packed: dict[str, PackedTensor]) -> int:

@@ -26,7 +26,7 @@ Out = Annotated[
     typer.Option(help="The run's folder. By default runs/NAME, or runs/NAME-2... if taken."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-EngineName = Annotated[str, typer.Option(help="inprocess or ray.")]
+EngineName = Annotated[str, typer.Option(help="inprocess, ray or superlink.")]
 
 
 def simulate(
@@ -46,14 +46,22 @@ def simulate(
     Example: fieldmark simulate simulations/recipes/demo.toml --set federation.rounds=5
     """
     plan = _plan(recipe, set_, engine, out, sites, resume)
-    from simulations.simulate import simulate as run
+    scenario = plan.recipe.scenario
+    if scenario is not None and scenario.turns:
+        metrics = _take_turns(plan)
+    else:
+        from simulations.simulate import simulate as run
 
-    with _preparing() as tell:
-        metrics = run(plan, tell)
+        with _preparing() as tell:
+            metrics = run(plan, tell)
     if json_:
         typer.echo(json.dumps({**metrics, "run_dir": str(plan.out)}, indent=1))
         return
     _show(metrics)
+    if "trials" in metrics:
+        from simulations.trial_table import trial_table
+
+        _console().print(trial_table(metrics))
     typer.echo(f"report: {plan.out / 'report.html'}")
 
 
@@ -80,7 +88,9 @@ def compare(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: engine, dp, or all.")] = "all",
+    name: Annotated[
+        str, typer.Argument(help="Which benchmark: engine, dp, deploy, or all.")
+    ] = "all",
     json_: Json = False,
 ) -> None:
     """Benchmarks: each figure as a ratio to a reference measured in the same run.
@@ -94,6 +104,28 @@ def bench(
         typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
     else:
         show(results)
+
+
+def _take_turns(plan: "Plan") -> dict[str, Any]:
+    from fgvc_core.errors import ConfigurationError
+
+    if plan.engine != "inprocess" or plan.resume:
+        raise ConfigurationError(
+            "scenario.turns is simulated in process and from the beginning.",
+            remedy="Leave out --engine and --resume, or set scenario.turns=[] and one attack.",
+        )
+    from rich.console import Console
+
+    from simulations.trials import run_trials
+
+    with _preparing() as tell:
+        return run_trials(plan, tell, lambda line: Console(stderr=True).print(line, style="dim"))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
 
 
 def _plan(

@@ -1,4 +1,7 @@
-"""What carries the messages of a simulated run: worker processes here, or Flower on Ray."""
+"""What carries the messages of a simulated run: workers here, Flower on Ray, or a SuperLink.
+
+The last of the three is in ``superlink.py``.
+"""
 
 import logging
 import os
@@ -11,25 +14,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fgvc_core.errors import ConfigurationError, RunFailed
 
-Engine = Literal["inprocess", "ray"]
-ENGINES: tuple[Engine, ...] = ("inprocess", "ray")
+if TYPE_CHECKING:
+    from simulations.grid import InProcessGrid
+
+Engine = Literal["inprocess", "ray", "superlink"]
+ENGINES: tuple[Engine, ...] = ("inprocess", "ray", "superlink")
+POLL_S: dict[Engine, float] = {"inprocess": 0.001, "ray": 0.02, "superlink": 0.25}
+"""Seconds between two looks for a reply."""
 STOP_WITHIN_S = 120.0
 
 
-def run_inprocess(run_dir: Path, homes: list[Path], executor: Executor, workers: int) -> None:
-    """Run the two apps on the in-process grid."""
+def run_inprocess(
+    run_dir: Path, homes: list[Path], executor: Executor, workers: int, *, quiet: bool = False
+) -> None:
+    """Run the two apps on the in-process grid; ``quiet`` shows nothing while it runs."""
     from server.app import app
-    from simulations.grid import InProcessGrid
 
-    grid = InProcessGrid(executor, [{"site-home": str(home)} for home in homes], workers)
-    context = Context(grid.run.run_id, 1, {}, RecordDict(), {"run-dir": str(run_dir)})
+    grid = _grid(run_dir, homes, executor, workers)
+    context = Context(
+        grid.run.run_id, 1, {}, RecordDict(), {"run-dir": str(run_dir), "quiet": quiet}
+    )
     try:
         app(grid, context)
     except BrokenProcessPool:
@@ -38,6 +49,17 @@ def run_inprocess(run_dir: Path, homes: list[Path], executor: Executor, workers:
             why="The round it worked on is lost; the last checkpoint is whole.",
             remedy="Often memory ran out: use fewer or smaller pictures, then --resume.",
         ) from None
+
+
+def _grid(run_dir: Path, homes: list[Path], executor: Executor, workers: int) -> "InProcessGrid":
+    from fgvc_core.recipe import load_recipe
+    from simulations.grid import InProcessGrid
+    from simulations.scenarios import FaultyGrid
+
+    recipe = load_recipe(run_dir / "recipe.toml")
+    if recipe.scenario is not None:
+        return FaultyGrid(executor, homes, workers, recipe, run_dir / "scenario.json")
+    return InProcessGrid(executor, [{"site-home": str(home)} for home in homes], workers)
 
 
 def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:

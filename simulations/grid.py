@@ -160,9 +160,10 @@ class InProcessGrid(Grid):
         context = self._contexts[message.metadata.dst_node_id]
         self._sent[message_id] = message
         self._started[message_id] = time.monotonic()
-        self._running[message_id] = self._executor.submit(
-            run_client, self._client_app, message, context
-        )
+        self._running[message_id] = self._submit(message, context)
+
+    def _submit(self, message: Message, context: Context) -> "Future[tuple[Message, Context]]":
+        return self._executor.submit(run_client, self._client_app, message, context)
 
     def _collect(self, timeout: float) -> None:
         if not self._running:

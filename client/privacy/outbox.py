@@ -34,8 +34,8 @@ class Payload:
 def request_digest(request: Request) -> str:
     """SHA-256 (hex) of a request without its nonce: what makes two requests the same."""
     values = request.model_dump(mode="json")
-    # What the coordinator remembers of our ledger moves on between two tries.
-    for name in ("nonce", "known_head"):
+    # What the coordinator remembers of our ledger and our replies moves on between two tries.
+    for name in ("nonce", "known_head", "notice"):
         values.pop(name)
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -87,7 +87,8 @@ class Outbox:
         Raises:
             OSError: if it could not be kept; then it must not leave.
         """
-        contiguous = {name: np.ascontiguousarray(t) for name, t in payload.tensors.items()}
+        # np.ascontiguousarray would turn a number into a row of one.
+        contiguous = {n: np.require(t, requirements="C") for n, t in payload.tensors.items()}
         write_durably(self._path(request), save(contiguous, {"fields": json.dumps(payload.fields)}))
 
     def _path(self, request: str) -> Path:

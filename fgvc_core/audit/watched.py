@@ -50,11 +50,12 @@ class WatchedTraining(PrivateTraining):
         self._see(noisy_D)
         super()._apply(noisy_D)
 
-    def _losses(self, positions: torch.Tensor) -> torch.Tensor:
+    def losses(self, positions: torch.Tensor) -> torch.Tensor:
+        """See :class:`PrivateTraining`."""
         # The loop goes unit by unit: positions are a picture's or a planted unit's, not both.
         if self._plant is not None and int(positions[0]) >= self._pictures:
             return self._plant(positions - self._pictures)
-        return super()._losses(positions)
+        return super().losses(positions)
 
 
 class Chosen:
@@ -64,6 +65,7 @@ class Chosen:
         self._examples = examples
         self._rows = torch.from_numpy(rows)
         self.labels_N = examples.labels_N[self._rows]
+        self.known = examples.known
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -76,3 +78,18 @@ class Chosen:
     ) -> torch.Tensor:
         """See :class:`Examples`."""
         return self._examples.logits(model, self._rows[positions], generator)
+
+    def features(
+        self,
+        model: "FineGrainedClassifier",
+        positions: torch.Tensor,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """See :class:`Examples`."""
+        return self._examples.features(model, self._rows[positions], generator)
+
+    def lesson(
+        self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Examples`."""
+        return self._examples.lesson(model, self._rows[positions], generator)

@@ -56,7 +56,7 @@ def test_the_digest_ignores_where_one_machine_keeps_its_pictures():
         ("[federatoin]\nrounds = 3", [], "Did you mean 'federation'"),
         ("", ["federation.roundz=3"], "Did you mean 'rounds'"),
         ("[federation]\nrounds = 0", [], "'federation.rounds' = 0"),
-        ("[federation]\nstrategy = 'fedporx'", [], "'fedavg' or 'fedprox'"),
+        ("[federation]\nstrategy = 'fedporx'", [], "'fedavg', 'fedprox'"),
         ("[train]\nlr = 'fast'", [], "'train.lr' = 'fast'"),
         ("[privcy]\nepsilon = 1.0", [], "unknown key 'privcy'"),
         ("this is no toml", [], "is not TOML"),

@@ -1,0 +1,81 @@
+"""Tensors that a site keeps between rounds: control variates, what stays local, error feedback.
+
+::
+
+    runs/RUN.kept/ROUND.safetensors       what the site had after it answered round ROUND
+    runs/RUN.feedback/ROUND.safetensors   what that answer left out (``wire.top_k``)
+
+Versions belong to rounds. A request names the last round whose reply from this site
+counted, and the work starts from that version, whatever was computed since: a reply that
+was late, lost or refused leaves no trace, and a round that is asked for again after the
+coordinator's death is done again from the same start. Only two versions are ever needed.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from client.privacy.journal import write_durably
+from client.state import announcement
+from fgvc_core.errors import DataError, PeerError
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+class KeptTensors:
+    """What one site keeps of one run.
+
+    Args:
+        home: The site's home.
+        run: The run's id.
+        kind: Of what is kept; each kind has versions of its own.
+    """
+
+    def __init__(self, home: Path, run: str, kind: str = "kept") -> None:
+        self._folder = announcement(home, run).with_suffix(f".{kind}")
+        self._run = run
+
+    def read(self, round_: int) -> Tensors:
+        """The version of a round; round 0: nothing yet.
+
+        Raises:
+            PeerError: if there is no such version.
+            DataError: if it is damaged.
+        """
+        if round_ == 0:
+            return {}
+        path = self._path(round_)
+        if not path.is_file():
+            raise PeerError(
+                f"What this site kept of round {round_} of run '{self._run}' is not there.",
+                why="Going on from another round's would apply an update twice, or not at all.",
+                remedy="Restore the newest copy of the site's home, or start a new run.",
+            )
+        try:
+            with safe_open(path, framework="numpy") as file:
+                written = json.loads((file.metadata() or {}).get("round", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DataError(f"'{path}' cannot be read: {error}.") from None
+        if written != round_:
+            raise DataError(f"'{path}' holds round {written}.")
+        return tensors
+
+    def commit(self, round_: int, tensors: Tensors, base: int) -> None:
+        """Keep a round's version beside the one that it started from; older ones go.
+
+        On the disk when this returns, and before the reply may leave.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        write_durably(self._path(round_), save(contiguous, {"round": json.dumps(round_)}))
+        for path in self._folder.glob("*.safetensors"):
+            if path not in (self._path(round_), self._path(base)):
+                path.unlink(missing_ok=True)
+
+    def _path(self, round_: int) -> Path:
+        return self._folder / f"{round_:08d}.safetensors"

@@ -1,0 +1,98 @@
+"""From answers to sound updates: screened one at a time, refused ones recorded and left out."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.messages import Reply
+from fgvc_core.wire.arrays import TensorSpec
+from server.books import Books
+from server.checkpoint import RunState
+from server.exchange import Answer
+from server.history import UnsoundUpdate
+from server.screening import Screened, Screening, SiteRefusal
+from server.standing import Standing
+from server.strategies import SoundReply
+
+
+class Intake:
+    """Takes in the answers of one run.
+
+    Args:
+        state: The run's state.
+        screening: Says who sent a reply and whether it is sound.
+        books: Where each is written down.
+        standing: What becomes of a site whose replies are not.
+        deadline_s: Of a round, for the record.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        screening: Screening,
+        books: Books,
+        standing: Standing,
+        deadline_s: float,
+    ) -> None:
+        self._state = state
+        self._screening = screening
+        self._books = books
+        self._standing = standing
+        self._deadline_s = deadline_s
+        self.refusals: dict[str, str] = {}
+        """Site -> its own policy's reason, in this round."""
+
+    def sound(
+        self,
+        answers: Iterator[Answer],
+        accepted: list[Screened],
+        specs: dict[str, TensorSpec] | None = None,
+    ) -> Iterator[SoundReply]:
+        """The sound updates among answers; ``accepted`` collects all sound bodies."""
+        for answer in answers:
+            screened = self._screen(answer, specs)
+            if screened is None:
+                continue
+            # The tensors are folded in and forgotten; what is kept is the body.
+            accepted.append(replace(screened, update=None))
+            if screened.update is not None:
+                yield screened.update
+
+    def late(self, answer: Answer) -> SoundReply | None:
+        """A late reply's update, if it is sound; its scores count for nothing any more."""
+        screened = self._screen(answer, None, event="late_reply")
+        return screened.update if screened else None
+
+    def _screen(
+        self, answer: Answer, specs: dict[str, TensorSpec] | None, event: str = "reply"
+    ) -> Screened | None:
+        site = answer.request.site
+        if answer.message is None:
+            late = f"No reply within deadline_s = {self._deadline_s:g}."
+            self._books.note(answer, None, answer.refusal or late)
+            return None
+        try:
+            # A late reply may have been overtaken by one to a later round.
+            known = self._state.ledgers.get(site, [0, ""])
+            length = int(known[0]) if event == "reply" else 0
+            screened = self._screening.screen(answer.message, answer.request, specs, length)
+        except PeerError as error:
+            if isinstance(error, SiteRefusal) and error.reply.code == "refused-policy":
+                self.refusals[site] = error.reply.reason
+            if not isinstance(error, SiteRefusal) and not answer.message.has_error():
+                self._standing.unsound(site, error.what)
+            figures = error.figures if isinstance(error, UnsoundUpdate) else None
+            self._books.note(answer, None, error.what, figures, event)
+            return None
+        if screened.update is not None:
+            self._standing.sound(site)
+        self._remember(screened.reply)
+        self._books.note(answer, screened, None, screened.figures, event)
+        return screened
+
+    def _remember(self, reply: Reply) -> None:
+        """The site's ledger as it was when it answered, and what the run has cost there."""
+        if reply.ledger_length >= int(self._state.ledgers.get(reply.site, [0, ""])[0]):
+            self._state.ledgers[reply.site] = [reply.ledger_length, reply.ledger_head]
+        if reply.privacy is not None:
+            self._state.privacy[reply.site] = reply.privacy.model_dump()

@@ -1,0 +1,62 @@
+"""How a site's replies were taken: what it is told next time, and when it is set aside."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from server.events import EventLog
+
+_FRESH: dict[str, Any] = {"refused_in_row": 0, "notice": "", "folded": 0, "set_aside": None}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The standing of every site of a run.
+
+    Attributes:
+        kept: As a checkpoint holds it. ``refused_in_row``: unsound replies since the last
+            sound one; ``notice``: the last reason, until a reply is sound; ``folded``: the
+            last round whose reply counted; ``set_aside``: why it is not asked any more.
+        limit: Unsound replies in a row after which a site is set aside; 0: never.
+        events: Where it is shown.
+    """
+
+    kept: dict[str, dict[str, Any]]
+    limit: int
+    events: EventLog
+
+    def of(self, site: str) -> dict[str, Any]:
+        """One site's."""
+        return self.kept.setdefault(site, dict(_FRESH))
+
+    def in_use(self, sites: list[str]) -> list[str]:
+        """Those that are not set aside."""
+        return [site for site in sites if not self.kept.get(site, _FRESH)["set_aside"]]
+
+    def sound(self, site: str) -> None:
+        """A reply was accepted."""
+        self.of(site).update(refused_in_row=0, notice="")
+
+    def unsound(self, site: str, reason: str) -> None:
+        """A reply was refused for what it was."""
+        standing = self.of(site)
+        standing["refused_in_row"] += 1
+        standing["notice"] = reason[:500]
+
+    def counted(self, sites: list[str], round_: int) -> None:
+        """A round closed with these sites' replies in it."""
+        for site in sites:
+            self.of(site)["folded"] = round_
+
+    def close(self, round_: int) -> None:
+        """After a round, not within it: set aside who was refused too often."""
+        for site, standing in sorted(self.kept.items()):
+            refused = standing["refused_in_row"]
+            if self.limit and refused >= self.limit and not standing["set_aside"]:
+                standing["set_aside"] = standing["notice"]
+                self.events.emit(
+                    "site_set_aside",
+                    round=round_,
+                    site=site,
+                    refused_in_row=refused,
+                    reason=standing["notice"],
+                )

@@ -1,0 +1,7 @@
+"""What becomes of a round's replies: one streaming base, and the rules on it."""
+
+from server.strategies.base import SoundReply, StreamingFedAvg
+from server.strategies.choose import make_strategy
+from server.strategies.mean import BLOCK, RunningMean, Tensors
+
+__all__ = ["BLOCK", "RunningMean", "SoundReply", "StreamingFedAvg", "Tensors", "make_strategy"]

@@ -1,0 +1,72 @@
+"""Distances between all replies of a round, from one pass over the file."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.strategies.spill import Spill
+
+ITERATIONS = 100
+SMALLEST = 1e-6
+"""Weiszfeld's divisor never falls below this share of the mean distance."""
+
+
+def gram_matrix(spill: Spill) -> NDArray[np.float64]:
+    """float64 (S, S): inner products of all replies, seen from the first of them.
+
+    Seen from one of them, distances are not drowned in the length of the model itself.
+    """
+    gram_SS = np.zeros((len(spill), len(spill)))
+    for _, block_VS in spill.blocks():
+        moved_VS = block_VS.astype(np.float64)
+        moved_VS -= moved_VS[:, :1].copy()
+        gram_SS += moved_VS.T @ moved_VS
+    return gram_SS
+
+
+def squared_distances(gram_SS: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 (S, S) from inner products."""
+    norms_S = np.diag(gram_SS)
+    return np.maximum(norms_S[:, None] + norms_S[None, :] - 2 * gram_SS, 0.0)
+
+
+def closest_scores(distances_SS: NDArray[np.float64], hostile: int) -> NDArray[np.float64]:
+    """float64 (S,): each reply's summed squared distance to its S - hostile - 2 nearest.
+
+    Krum's score (Blanchard et al. 2017, section 3, https://arxiv.org/abs/1703.02757).
+    """
+    count = len(distances_SS)
+    if count == 1:
+        return np.zeros(1)
+    others = distances_SS[~np.eye(count, dtype=bool)].reshape(count, count - 1)
+    nearest = min(max(1, count - hostile - 2), count - 1)
+    return np.sort(others, axis=1)[:, :nearest].sum(axis=1)
+
+
+def geometric_median(gram_SS: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 (S,): the geometric median as a mean of the replies, by its weights.
+
+    The smoothed Weiszfeld algorithm (Pillutla et al. 2022, algorithm 2,
+    https://arxiv.org/abs/1912.13445), in inner products alone.
+    """
+    count = len(gram_SS)
+    weights_S = np.full(count, 1.0 / count)
+    for _ in range(ITERATIONS):
+        to_each_S = gram_SS @ weights_S
+        squared_S = weights_S @ to_each_S - 2 * to_each_S + np.diag(gram_SS)
+        distances_S = np.sqrt(np.maximum(squared_S, 0.0))
+        if not distances_S.any():
+            break
+        inverse_S = 1.0 / np.maximum(distances_S, SMALLEST * distances_S.mean())
+        before, weights_S = weights_S, inverse_S / inverse_S.sum()
+        if np.abs(weights_S - before).max() < 1e-9:
+            break
+    return weights_S
+
+
+def weighted_sum(spill: Spill, coefficients_S: NDArray[np.float64]) -> NDArray[np.float32]:
+    """float32 (size,): the sum of all replies, each times its coefficient."""
+    flat = np.empty(spill.size, dtype=np.float32)
+    used = np.flatnonzero(coefficients_S)
+    for where, block_VS in spill.blocks():
+        flat[where] = block_VS[:, used].astype(np.float64) @ coefficients_S[used]
+    return flat

@@ -1,0 +1,42 @@
+"""A weighted mean of tensors, folded in one at a time."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tensors = dict[str, NDArray[np.float32]]
+
+BLOCK = 1 << 16
+"""Values folded at once: 256 kB of float32, which stays in a core's cache."""
+
+
+class RunningMean:
+    """A weighted mean of tensors, folded in one at a time.
+
+    ``mean += (x - mean) * (w / W)`` with W the weight so far (West 1979,
+    https://doi.org/10.1145/359146.359153): float32 stays float32, equal updates give
+    exactly themselves, and no sum grows with the number of sites. The order of the
+    updates matters in the last bit, so the caller keeps it fixed.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: Tensors = {}
+        self.weight: float = 0
+        self.count = 0
+
+    def fold(self, tensors: Tensors, weight: float) -> None:
+        """Fold one update in; ``weight`` is above 0."""
+        self.weight += weight
+        self.count += 1
+        if not self.tensors:
+            self.tensors = {n: np.array(array, order="C") for n, array in tensors.items()}
+            return
+        share = np.float32(weight / self.weight)
+        buffer = np.empty(BLOCK, dtype=np.float32)
+        for name, mean in self.tensors.items():
+            flat, new = mean.reshape(-1), tensors[name].reshape(-1)
+            for start in range(0, flat.size, BLOCK):
+                into = flat[start : start + BLOCK]
+                step = buffer[: into.size]
+                np.subtract(new[start : start + BLOCK], into, out=step)
+                step *= share
+                into += step

@@ -1,0 +1,129 @@
+"""Rules that outvote hostile sites; they need every reply and work on a spilled file.
+
+Each site counts once, whatever it claims to hold: a claimed weight is an attack of its
+own. Only Multi-Krum's mean of the chosen is weighted, as Flower's is. Flower's classes
+lend their names and settings; what they do with a list of messages is not used.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum, MultiKrum
+from numpy.typing import NDArray
+
+from server.strategies.base import Aggregate, SoundReply, StreamingFedAvg
+from server.strategies.distances import (
+    closest_scores,
+    geometric_median,
+    gram_matrix,
+    squared_distances,
+    weighted_sum,
+)
+from server.strategies.spill import Spill
+
+
+class SpillingFedAvg(StreamingFedAvg):
+    """Base of the rules that need every reply."""
+
+    needs: Literal["sum", "all"] = "all"
+    spill_folder: Path | None = None
+    spill_mb = 256.0
+
+    def aggregate_train(  # type: ignore[override]
+        self, server_round: int, replies: Iterable[SoundReply]
+    ) -> Aggregate:
+        """What the rule makes of all replies, or None where there were too few."""
+        with Spill(self.spill_folder, self.spill_mb) as spill:
+            for reply in replies:
+                spill.add(reply.tensors, reply.weight)
+            if len(spill) < max(self.needed, 1):
+                return None, None
+            tensors = spill.tensors(self.combine(spill))
+            return self.result(tensors, sum(spill.weights), len(spill))
+
+    def combine(self, spill: Spill) -> NDArray[np.float32]:
+        """float32 (size,): the rule itself."""
+        raise NotImplementedError
+
+
+class SpillingFedMedian(SpillingFedAvg, FedMedian):  # type: ignore[misc]
+    """The median of each value (Yin et al. 2018, https://arxiv.org/abs/1803.01498)."""
+
+    def combine(self, spill: Spill) -> NDArray[np.float32]:
+        """The median of each value; of an even number the mean of the middle two."""
+        flat = np.empty(spill.size, dtype=np.float32)
+        for where, block_VS in spill.blocks():
+            np.median(block_VS, axis=1, overwrite_input=True, out=flat[where])
+        return flat
+
+
+class SpillingTrimmedMean(SpillingFedAvg, FedTrimmedAvg):  # type: ignore[misc]
+    """The mean of each value without its extremes (Yin et al. 2018, as above).
+
+    ``int(beta * S)`` replies are cut at either end.
+    """
+
+    def combine(self, spill: Spill) -> NDArray[np.float32]:
+        """The trimmed mean of each value."""
+        flat = np.empty(spill.size, dtype=np.float32)
+        low = int(self.beta * len(spill))
+        high = len(spill) - low
+        for where, block_VS in spill.blocks():
+            block_VS.partition((low, high - 1), axis=1)
+            flat[where] = block_VS[:, low:high].mean(axis=1, dtype=np.float64)
+        return flat
+
+
+class _Choosing(SpillingFedAvg):
+    """Krum's choice: the replies that are closest to their nearest neighbours."""
+
+    share = 0.0
+
+    def chosen(self, spill: Spill) -> list[int]:
+        """Positions of the chosen replies, best first."""
+        hostile = int(self.share * len(spill))
+        scores_S = closest_scores(squared_distances(gram_matrix(spill)), hostile)
+        return np.argsort(scores_S, kind="stable")[: self.wanted(len(spill), hostile)].tolist()
+
+    def wanted(self, count: int, hostile: int) -> int:
+        """How many are chosen."""
+        raise NotImplementedError
+
+    def combine(self, spill: Spill) -> NDArray[np.float32]:
+        """The mean of the chosen, weighted by examples."""
+        coefficients_S = np.zeros(len(spill))
+        for position in self.chosen(spill):
+            coefficients_S[position] = spill.weights[position]
+        return weighted_sum(spill, coefficients_S / coefficients_S.sum())
+
+
+class SpillingKrum(_Choosing, Krum):  # type: ignore[misc]
+    """The one update closest to its neighbours (Blanchard et al. 2017).
+
+    https://arxiv.org/abs/1703.02757
+    """
+
+    def wanted(self, count: int, hostile: int) -> int:
+        """One."""
+        return 1
+
+
+class SpillingMultiKrum(_Choosing, MultiKrum):  # type: ignore[misc]
+    """The mean of all but as many as may be hostile (Blanchard et al. 2017, section 4)."""
+
+    def wanted(self, count: int, hostile: int) -> int:
+        """All but the tolerated number."""
+        return max(count - hostile, 1)
+
+
+class SpillingGeometricMedian(SpillingFedAvg):
+    """The point with the least sum of distances to all updates (Pillutla et al. 2022).
+
+    Flower has none. https://arxiv.org/abs/1912.13445
+    """
+
+    def combine(self, spill: Spill) -> NDArray[np.float32]:
+        """The geometric median, by Weiszfeld's iterations."""
+        return weighted_sum(spill, geometric_median(gram_matrix(spill)))

@@ -1,0 +1,95 @@
+"""Every reply of a round in one file, read back as blocks of all replies at once.
+
+The file has no name: a process that dies leaves nothing behind. It is mapped into
+memory to be read; pages are given back after each block, so that what is resident stays
+below the bound whatever the number of replies.
+"""
+
+import mmap
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.strategies.mean import Tensors
+
+BYTES_A_VALUE = 24
+"""Memory that a rule may take for one value of one reply: the mapped page, the block, and
+two temporaries in float64."""
+
+LEAST_VALUES = 256
+
+
+class Spill:
+    """The replies of one round.
+
+    Args:
+        folder: Where the file is; None: the system's place for temporary files.
+        limit_mb: Memory that a block and what a rule makes of it may take, in MB (1e6 bytes).
+    """
+
+    def __init__(self, folder: Path | None, limit_mb: float) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 closed by __exit__
+        self._limit = limit_mb * 1e6
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.weights: list[float] = []
+        self.size = 0
+
+    def __enter__(self) -> "Spill":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def add(self, tensors: Tensors, weight: float) -> None:
+        """Write one reply's values, tensors in order of names."""
+        if not self._shapes:
+            self._shapes = {name: tuple(tensors[name].shape) for name in sorted(tensors)}
+            self.size = sum(tensors[name].size for name in self._shapes)
+        for name in self._shapes:
+            values = np.ascontiguousarray(tensors[name], dtype="<f4")
+            self._file.write(values.reshape(-1).view(np.uint8).data)
+        self.weights.append(weight)
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """(which values, float32 (V, S): those values of all S replies), block by block."""
+        self._file.flush()
+        count = len(self)
+        width = max(int(self._limit / (BYTES_A_VALUE * count)), LEAST_VALUES)
+        # A page is mapped whole: narrower blocks would map more than they read.
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            for start in range(0, self.size, width):
+                stop = min(start + width, self.size)
+                yield slice(start, stop), self._read(mapped, start, stop)
+                if hasattr(mmap, "MADV_DONTNEED"):
+                    mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _read(self, mapped: mmap.mmap, start: int, stop: int) -> NDArray[np.float32]:
+        block_VS = np.empty((stop - start, len(self)), dtype=np.float32)
+        for reply in range(len(self)):
+            offset = 4 * (reply * self.size + start)
+            # The view must be gone before the map can close.
+            block_VS[:, reply] = np.frombuffer(
+                mapped, dtype="<f4", count=stop - start, offset=offset
+            )
+        return block_VS
+
+    def tensors(self, flat: NDArray[np.float32]) -> Tensors:
+        """float32 (size,) as tensors by name."""
+        tensors, start = {}, 0
+        for name, shape in self._shapes.items():
+            count = int(np.prod(shape, dtype=np.int64))
+            tensors[name] = flat[start : start + count].reshape(shape)
+            start += count
+        return tensors

@@ -1,0 +1,155 @@
+"""Each attack in turn: the same federation, once without faults, then under each attack.
+
+The run's own folder holds the run without faults; ``trials/ATTACK-STRATEGY`` holds each of
+the others, with the events that name every refused reply. Beside every defence stands FedAvg
+as it is without any guard: no screening, every claim believed.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.errors import RunFailed
+from fgvc_core.recipe import Recipe
+from fgvc_core.scenario import Attack, ScenarioSettings
+from server.report import render
+from server.results import write_json
+from simulations.engines import run_inprocess
+from simulations.preparation import Setting, Tell, deal, prepare
+from simulations.simulate import Plan, check_out, lay_out, site_homes
+from simulations.workers import available_cores, hired
+
+UNGUARDED = "fedavg-unguarded"
+Say = Callable[[str], None]
+
+
+def run_trials(
+    plan: Plan, tell: Tell = lambda done, total: None, say: Say = lambda line: None
+) -> dict[str, Any]:
+    """Simulate every turn of a recipe's scenario.
+
+    Args:
+        plan: Its recipe has ``scenario.turns``.
+        tell: Told how many pictures are prepared.
+        say: Told of each trial that is done.
+
+    Returns:
+        The metrics of the run without faults, with ``trials``: one entry an attack and
+        strategy, ``top1`` None where the run failed.
+    """
+    scenario = plan.recipe.scenario
+    assert scenario is not None
+    check_out(plan)
+    workers = len(available_cores())
+    setting = deal(plan.recipe, cache_folder())
+    with hired(workers) as pool:
+        prepare(plan.recipe, setting, pool, tell)
+        clean = replace(plan, recipe=without_faults(plan.recipe))
+        metrics = _metrics(_run(clean, setting, pool, workers))
+        say(f"without faults, {clean.recipe.federation.strategy}: top-1 {metrics['top1']:.3f}")
+        trials = []
+        for attack in scenario.turns:
+            for name, recipe in contenders(plan.recipe, attack):
+                out = plan.out / "trials" / f"{attack}-{name}"
+                trial = replace(plan, recipe=recipe, out=out, sites=None)
+                trials.append(_trial(attack, name, trial, setting, pool, workers))
+                say(_told(trials[-1]))
+    metrics["trials"] = trials
+    metrics["pixel_baseline"] = None
+    write_json(plan.out / "metrics.json", metrics)
+    render(plan.out)
+    return metrics
+
+
+def without_faults(recipe: Recipe) -> Recipe:
+    """The recipe with nobody failing and nobody hostile."""
+    return recipe.model_copy(update={"scenario": None})
+
+
+def contenders(recipe: Recipe, attack: Attack) -> list[tuple[str, Recipe]]:
+    """(name, recipe) of each defence under an attack, and of FedAvg without any guard."""
+    turns = recipe.scenario
+    assert turns is not None
+    now = turns.model_copy(update={"attack": attack, "turns": ()})
+    # Read again, so that what does not go together is refused.
+    scenario = ScenarioSettings.read(now.model_dump(), "scenario")
+    federation = recipe.federation
+    found: dict[str, Any] = {
+        strategy: federation.model_copy(update={"strategy": strategy})
+        for strategy in turns.defences
+    }
+    found[UNGUARDED] = federation.model_copy(
+        update={
+            "strategy": "fedavg",
+            "screening": False,
+            "set_aside_after": 0,
+            "max_weight": 10_000_000,
+        }
+    )
+    return [
+        (name, recipe.model_copy(update={"federation": changed, "scenario": scenario}))
+        for name, changed in found.items()
+    ]
+
+
+def _trial(
+    attack: Attack, name: str, plan: Plan, setting: Setting, pool: Executor, workers: int
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"attack": attack, "strategy": name, "top1": None, "failed": None}
+    try:
+        entry["top1"] = _metrics(_run(plan, setting, pool, workers))["top1"]
+    except RunFailed as error:
+        entry["failed"] = error.what
+    return {**entry, **count_replies(plan.out)}
+
+
+def _run(plan: Plan, setting: Setting, pool: Executor, workers: int) -> Path:
+    lay_out(plan, setting)
+    run_inprocess(plan.out, site_homes(plan, setting), pool, workers, quiet=True)
+    return plan.out
+
+
+def _metrics(out: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def count_replies(out: Path) -> dict[str, int]:
+    """What became of the replies of hostile and of honest sites, by the run's own events.
+
+    Returns:
+        ``hostile_refused`` and ``hostile_accepted``, ``honest_refused`` (sound sites' replies
+        that were refused, all but those that never came), ``absent``, ``late``.
+    """
+    told = out / "scenario.json"
+    text = told.read_text(encoding="utf-8") if told.exists() else '{"attackers": []}'
+    hostile = set(json.loads(text)["attackers"])
+    counts = dict.fromkeys(
+        ("hostile_refused", "hostile_accepted", "honest_refused", "absent", "late"), 0
+    )
+    for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["event"] == "late_reply":
+            counts["late"] += 1
+        if event["event"] != "reply" or event["kind"] != "train":
+            continue
+        if event["accepted"]:
+            counts["hostile_accepted"] += event["site"] in hostile
+        elif event["reason"].startswith("No reply within"):
+            counts["absent"] += 1
+        else:
+            counts["hostile_refused" if event["site"] in hostile else "honest_refused"] += 1
+    return counts
+
+
+def _told(trial: dict[str, Any]) -> str:
+    top1 = "failed" if trial["top1"] is None else f"top-1 {trial['top1']:.3f}"
+    return (
+        f"{trial['attack']}, {trial['strategy']}: {top1}; "
+        f"{trial['hostile_refused']} hostile replies refused, "
+        f"{trial['hostile_accepted']} accepted, {trial['honest_refused']} honest ones refused"
+    )

@@ -1,0 +1,96 @@
+"""Rules that need every reply: what they withstand, and what memory they take."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgvc_core.protocol.settings import FederationSettings
+from server.strategies import SoundReply, make_strategy
+from server.strategies.distances import geometric_median, gram_matrix, weighted_sum
+from server.strategies.spill import Spill
+
+ROBUST = ["fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median"]
+
+
+def aggregate(name, arrays, weights=None, **changes):
+    strategy = make_strategy(FederationSettings(strategy=name, **changes))
+    weights = weights or [1] * len(arrays)
+    stream = (SoundReply(str(i), w, {"w": a})
+              for i, (a, w) in enumerate(zip(arrays, weights, strict=True)))  # fmt: skip
+    found, _ = strategy.aggregate_train(1, stream)
+    return found["w"].numpy()
+
+
+@pytest.mark.parametrize("name", ROBUST)
+@given(st.integers(0, 1000), st.floats(10, 1e6), st.permutations(range(10)))
+@settings(max_examples=15, deadline=None)
+def test_two_of_ten_sites_cannot_move_the_model_far(name, seed, size, order):
+    generator = np.random.default_rng(seed)
+    honest = [generator.normal(1, 0.1, 50).astype(np.float32) for _ in range(8)]
+    hostile = [np.full(50, -size, np.float32)] * 2
+    replies = honest + hostile
+    # A claimed weight buys a hostile site nothing.
+    weights = [1] * 8 + [10_000] * 2
+    at = [replies[i] for i in order], [weights[i] for i in order]
+    found = aggregate(name, *at, byzantine_share=0.2)
+    assert np.abs(found - 1).max() < 0.5
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_blocks_meet_without_a_seam_and_equal_updates_give_themselves(name):
+    generator = np.random.default_rng(0)
+    array = generator.standard_normal(30_001, dtype=np.float32)
+    found = aggregate(name, [array] * 6, spill_mb=1.0)
+    np.testing.assert_array_equal(found, array)
+    many = [array + n * np.float32(0.01) for n in range(6)]
+    one, two = (aggregate(name, many, spill_mb=mb) for mb in (1.0, 100.0))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedmedian", "krum", "geometric-median"])
+def test_memory_does_not_grow_with_the_number_of_replies(name):
+    values = 200_000
+
+    def peak(count):
+        generator = np.random.default_rng(0)
+        arrays = (generator.standard_normal(values, dtype=np.float32) for _ in range(count))
+        strategy = make_strategy(FederationSettings(strategy=name, spill_mb=2.0))
+        tracemalloc.start()
+        strategy.aggregate_train(1, (SoundReply(str(i), 1, {"w": a}) for i, a in enumerate(arrays)))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    update = 4 * values
+    assert peak(40) < peak(10) + 1.5e6
+    assert peak(40) < 5 * update + 2e6
+
+
+def test_the_geometric_median_is_where_no_step_makes_the_distances_smaller():
+    generator = np.random.default_rng(3)
+    points = [generator.normal(0, 1, 6).astype(np.float32) for _ in range(7)]
+    with Spill(None, 1.0) as spill:
+        for point in points:
+            spill.add({"w": point}, 1)
+        found = weighted_sum(spill, geometric_median(gram_matrix(spill)))
+
+    def total(point):
+        return sum(np.linalg.norm(point - p) for p in points)
+
+    best = total(found)
+    for _ in range(200):
+        assert total(found + generator.normal(0, 0.01, 6)) >= best - 1e-5
+
+
+def test_a_spilled_file_leaves_no_name_behind(tmp_path):
+    with Spill(tmp_path, 1.0) as spill:
+        spill.add({"b": np.ones(3, np.float32), "a": np.zeros((2, 2), np.float32)}, 2)
+        assert list(tmp_path.iterdir()) == []
+        (_, block_VS), = spill.blocks()  # fmt: skip
+        assert block_VS[:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1]
+        back = spill.tensors(block_VS[:, 0])
+    assert back["a"].shape == (2, 2)
+    assert back["b"].tolist() == [1, 1, 1]

@@ -62,7 +62,11 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "notable": [
             e
             for e in run.events
-            if e.get("event") in ("round_void", "resumed", "interrupted", "failed")
+            if e.get("event")
+            in (
+                *("round_void", "resumed", "interrupted", "failed"),
+                *("site_set_aside", "screening_reset"),
+            )
         ],
         "recipe": run.recipe,
         "command": "fieldmark simulate recipe.toml",
@@ -74,6 +78,12 @@ def _headline(run: RunFolder) -> str:
     count = len(metrics.get("sites", {}))
     sites = _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
     noun = "site" if count == 1 else "sites"
+    if metrics.get("top1") is None and metrics.get("local"):
+        kept = ", ".join(metrics["local"])
+        return (
+            f"{sites} {noun} learnt together for {metrics.get('rounds', 0)} rounds and kept {kept} "
+            "to themselves: each has a model of its own, scored on its own pictures."
+        )
     if metrics.get("top1") is None:
         return f"{sites} {noun}, {metrics.get('rounds', 0)} rounds: this run was stopped early."
     told = (

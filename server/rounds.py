@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from fgvc_core.errors import RunFailed
 from fgvc_core.protocol.messages import Phase, Request
-from fgvc_core.protocol.tensor_names import local, shared
+from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.training.schedule import Stretch, mean_rate
 from fgvc_core.wire.arrays import TensorSpec, pack_all, spec_of, unpack_all
 from server.books import Books
@@ -75,6 +75,7 @@ class Rounds:
         self._federation = recipe.federation
         self.state = state
         # Local tensors are the sites' own; the coordinator's stay as they were at the start.
+        check_local(list(tensors), self._federation.local)
         self._local = local(tensors, self._federation.local)
         travelling = shared(tensors, self._federation.local)
         self._specs: dict[str, TensorSpec] = {n: spec_of(a) for n, a in travelling.items()}

@@ -80,6 +80,8 @@ class ProxyAnchor(Loss):
 class _Proxies(losses.ProxyAnchorLoss):  # type: ignore[misc]
     """The library's loss around vectors that belong to somebody else."""
 
+    proxies: torch.Tensor
+
     def __init__(self, proxies_KD: torch.Tensor, **arguments: Any) -> None:
         super().__init__(len(proxies_KD), 1, **arguments)
         # Its own parameter would cut the vectors off from the head that they belong to.

@@ -125,7 +125,7 @@ class Work:
         drawn = noise.astype(np.float32).reshape(self.shape)
         if self.asked.kind == "release":
             return Payload(fields, {self.asked.phase: drawn})
-        return Payload(fields, {"w": drawn, "gain": drawn.ravel()[0].reshape(())})
+        return Payload(fields, {"w": drawn, "gain": np.array(drawn[0, 0])})
 
     def specs(self) -> dict[str, TensorSpec]:
         """What its tensors will be."""

@@ -180,6 +180,7 @@ def test_two_sites_that_hold_different_pictures_answer_alike_but_for_noise(make,
         tensors = start(site, recipe)
         replies = [ask(site, recipe, "train", tensors=tensors, round=r) for r in (1, 2)]
         replies += [ask(site, recipe, "score", tensors=tensors, round=2)]
+        assert [reply.code for reply, _ in replies] == ["ok"] * 3
         told.append([r.model_dump(exclude={"nonce", "tensors", "ledger_head"}) for r, _ in replies])
         lines = (site.home / "ledger.jsonl").read_text().splitlines()
         # Not even by its size: the signed heads have one width, and so has everything else.

@@ -18,7 +18,7 @@ PAYLOAD = Payload(
     {
         "w": np.arange(6, dtype=np.float32).reshape(2, 3),
         "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
-        "scalar": np.float32(1.5).reshape(()),
+        "scalar": np.array(1.5, np.float32),
         "empty": np.zeros(0, np.float32),
     },
 )

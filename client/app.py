@@ -48,7 +48,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _handle(message: Message, context: Context) -> Message:
-    outgoing = answer(site_home(context), read_incoming(message.content))
+    try:
+        outgoing = answer(site_home(context), read_incoming(message.content))
+    except Exception:
+        # Flower would send the text of what went wrong.
+        logging.getLogger("fieldmark.site").exception("a message was not answered")
+        outgoing = None
     content = RecordDict()
     if outgoing is None:
         # Nothing can be signed: not even the home could be opened.

@@ -4,9 +4,16 @@ import os
 from pathlib import Path
 
 from client.privacy.policy import Policy
+from client.privacy.register import Claim, Register
 from client.site import Site, SiteSettings, write_settings
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.protocol.keys import new_key, read_public, write_private
+from fgvc_core.protocol.keys import (
+    PrivateKey,
+    fingerprint,
+    new_key,
+    read_public,
+    write_private,
+)
 
 SPLIT_KEY_BYTES = 32
 
@@ -22,8 +29,10 @@ def make_home(
     device: str = "auto",
     units: int = 0,
     policy: Policy | None = None,
+    key: PrivateKey | None = None,
+    simulated: bool = False,
 ) -> Site:
-    """Make a site's home with a fresh key.
+    """Make a site's home.
 
     Args:
         home: A folder that does not exist yet.
@@ -35,11 +44,19 @@ def make_home(
         device: What the site computes with.
         units: The public number of protected units.
         policy: What the site allows.
+        key: The site's private key; a fresh one if not given.
+        simulated: Whether its data are a share of a set that it has in common with others;
+            else they are its own, and get one ledger for all time.
 
     Raises:
         ConfigurationError: if the folder exists already, or a setting is out of range.
-        PeerError: if the coordinator's key is none. Nothing was made in either case.
+        PeerError: if the coordinator's key is none.
+        PolicyRefusal: if the data have a ledger in another home. Nothing was made in any of
+            these cases.
     """
+    if data_path is not None and not simulated:
+        # Wherever the site is started from later.
+        data_path = str(Path(data_path).expanduser().absolute())
     values = {
         "name": name,
         "data": {"path": data_path, "units": units},
@@ -48,19 +65,39 @@ def make_home(
     }
     settings = SiteSettings.read(values, "site.toml")
     read_public(coordinator)
+    if home.exists():
+        raise _exists(home)
+    key = key or new_key()
+    if data_path is None or simulated:
+        return _make(home, settings, coordinator, split_key, key)
+    with Register().claiming(Claim.of(data_path, home, fingerprint(key.public_key()))):
+        return _make(home, settings, coordinator, split_key, key)
+
+
+def _make(
+    home: Path,
+    settings: SiteSettings,
+    coordinator: str,
+    split_key: bytes | None,
+    key: PrivateKey,
+) -> Site:
     try:
         home.mkdir(parents=True)
     except FileExistsError:
-        raise ConfigurationError(
-            f"'{home}' exists already.",
-            why="A site's home holds its key and what it has let out; it is never overwritten.",
-            remedy="Name another folder.",
-        ) from None
+        raise _exists(home) from None
     (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
     _write_secret(home / "split.key", split_key or os.urandom(SPLIT_KEY_BYTES))
-    write_private(new_key(), home / "key")
+    write_private(key, home / "key")
     write_settings(home, settings)
     return Site.open(home)
+
+
+def _exists(home: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"'{home}' exists already.",
+        why="A site's home holds its key and what it has let out; it is never overwritten.",
+        remedy="Name another folder.",
+    )
 
 
 def _write_secret(path: Path, data: bytes) -> None:

@@ -9,7 +9,11 @@
     rows.json        in a simulation: which rows of the data set are this site's
     ledger.jsonl     what has been spent and what has left, chained; ledger.head: its last entry
     outbox/          finished replies under differential privacy, for whoever asks again
+    runs/            what was announced, one file a run
     site.log         what went wrong here, in words that never leave
+
+Of a site with pictures of its own the register in the user's state folder says that this home
+has their ledger: :mod:`client.privacy.register`.
 """
 
 import hashlib
@@ -49,6 +53,11 @@ class SiteData(Settings):
     )
     pictures: int = Field(
         0, ge=0, description="The public number of pictures; 0: as many as units."
+    )
+    subject_column: str | None = Field(
+        None,
+        description="For a manifest: the column that says which subject (patient, lesion, animal) "
+        "a picture shows, whatever a recipe says.",
     )
 
     @model_validator(mode="before")
@@ -111,7 +120,7 @@ class Site:
     def data_binding(self) -> str:
         """SHA-256 (hex) of where the data are, and in a simulation which rows: the ledger's."""
         path = self.settings.data.path
-        where = str(Path(path).resolve()) if path else ""
+        where = str(Path(path).expanduser().resolve()) if path else ""
         digest = hashlib.sha256(where.encode())
         if self.rows is not None:
             digest.update(np.sort(self.rows).astype("<i8").tobytes())

@@ -5,28 +5,42 @@ the announcement is on the site's disk, one file a run.
 """
 
 import json
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
 
-from fgvc_core.errors import PeerError
+from pydantic import BaseModel, ValidationError
+
+from client.privacy.journal import write_durably
+from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe, parse_recipe
 
 _RUN = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
+class _Announced(BaseModel):
+    recipe: str
+    class_names: tuple[str, ...]
+
+
 def remember(home: Path, request: Request) -> None:
-    """Keep an announcement; written aside, synced, then renamed."""
+    """Keep an announcement; the first of a run holds for all of it.
+
+    Raises:
+        PeerError: if the run was announced before with another recipe or other classes.
+        DataError: if what was kept of the run is damaged.
+    """
     path = announcement(home, request.run)
-    path.parent.mkdir(exist_ok=True)
-    aside = path.with_suffix(".part")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump({"recipe": request.recipe, "class_names": request.class_names}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    held = read_announced(home, request.run)
+    if held is None:
+        path.parent.mkdir(exist_ok=True)
+        values = {"recipe": request.recipe, "class_names": request.class_names}
+        write_durably(path, json.dumps(values).encode())
+        return
+    recipe, class_names = held
+    if (recipe.digest, class_names) != (request.recipe_digest, request.class_names):
+        raise PeerError(f"Run '{request.run}' was announced before with another recipe.")
 
 
 def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:
@@ -35,15 +49,33 @@ def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:
     Raises:
         PeerError: if the run was never announced here, or under another recipe.
     """
-    path = announcement(home, request.run)
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise PeerError(f"Run '{request.run}' was never announced to this site.") from None
-    recipe = _parse(held["recipe"])
-    if recipe.digest != request.recipe_digest:
+    held = read_announced(home, request.run)
+    if held is None:
+        raise PeerError(f"Run '{request.run}' was never announced to this site.")
+    if held[0].digest != request.recipe_digest:
         raise PeerError(f"Run '{request.run}' was announced with another recipe.")
-    return recipe, tuple(held["class_names"])
+    return held
+
+
+def read_announced(home: Path, run: str) -> tuple[Recipe, tuple[str, ...]] | None:
+    """What was announced of a run, or None.
+
+    Raises:
+        PeerError: if that is no name of a run.
+        DataError: if the file is damaged.
+    """
+    path = announcement(home, run)
+    try:
+        held = _Announced.model_validate_json(path.read_bytes())
+        return _parse(held.recipe), held.class_names
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, ConfigurationError) as error:
+        raise DataError(
+            f"The announcement '{path}' cannot be read: {error}.",
+            why="What this run is to do is not known.",
+            remedy="Restore it from a copy, or start a new run.",
+        ) from None
 
 
 # A worker reads the same announcement for each site and round.

@@ -21,18 +21,20 @@ from numpy.typing import NDArray
 from client.round_work import RoundWork
 from client.site import Site
 from fgvc_core import __version__
-from fgvc_core.data.split import validation_mask
+from fgvc_core.data.split import held_names, validation_mask
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.privacy.settings import Unit
-from fgvc_core.privacy.units import protected_units
+from fgvc_core.privacy.units import protected_units, unit_names
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
 from fgvc_core.protocol.tensor_names import local
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.learner import Learner
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, spec_of, unpack_all
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
+from fgvc_core.wire.decode import decode_model
 
 SITES_KEPT = 256
 """How many sites' examples one worker process keeps at hand; pictures are mapped from
@@ -96,12 +98,15 @@ class Desk:
 
     def table(self, site: Site, recipe: Recipe) -> ExampleTable:
         """The table that a site's rows are taken from; simulated sites share one."""
-        path = site.settings.data.path
-        key = (path, str(site.cache), recipe.digest)
+        own = site.settings.data
+        key = (own.path, own.subject_column, str(site.cache), recipe.digest)
         found = self._tables.get(key)
         if found is None:
             self._tables.clear()
-            data = recipe.data.model_copy(update={"path": path})
+            changes = {"path": own.path, "subject_column": own.subject_column}
+            if own.subject_column is None:
+                changes.pop("subject_column")
+            data = recipe.data.model_copy(update=changes)
             found = make_table(recipe.model_copy(update={"data": data}), site.cache)
             self._tables[key] = found
         return found
@@ -111,57 +116,67 @@ _desk = Desk()
 
 
 @contextmanager
+def learner_at_the_desk(
+    site: Site, recipe: Recipe, class_names: tuple[str, ...]
+) -> Iterator[tuple[Learner, dict[str, TensorSpec]]]:
+    """This process's learner, for one piece of work at a time; no picture is touched."""
+    device = pick_device(site.settings.resources.device)
+    torch.set_num_threads(site.settings.resources.threads)
+    with _desk.lock:
+        yield _desk.learner(recipe, len(class_names), device)
+
+
+@contextmanager
 def at_the_desk(
     site: Site, recipe: Recipe, class_names: tuple[str, ...], unit: Unit | None = None
 ) -> Iterator[tuple[Learner, dict[str, TensorSpec], SiteExamples]]:
     """This process's learner and a site's examples, for one piece of work at a time."""
-    device = pick_device(site.settings.resources.device)
-    torch.set_num_threads(site.settings.resources.threads)
-    with _desk.lock:
-        learner, specs = _desk.learner(recipe, len(class_names), device)
+    with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
         yield learner, specs, _desk.examples(site, recipe, learner, class_names, unit)
-
-
-def check_received(
-    packed: Mapping[str, PackedTensor], specs: Mapping[str, TensorSpec]
-) -> dict[str, NDArray[np.float32]]:
-    """The tensors that a request carries.
-
-    Raises:
-        PeerError: if they are not what the recipe's model has, or not finite.
-    """
-    tensors = unpack_all(packed, specs)
-    broken = first_not_finite(tensors)
-    if broken is not None:
-        raise PeerError(f"The received tensor '{broken}' is not finite.")
-    return tensors
 
 
 def split_examples(
     site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit | None = None
 ) -> SiteExamples:
     """A site's own rows of a table, split by the keyed hash of their subjects."""
-    parts = split_table(site, recipe, table, unit)
+    if unit is not None:
+        return _split_units(site, recipe, learner, table, unit)
+    parts = split_table(site, recipe, table)
     train, validation = (learner.examples(part, site.cache) for part in parts)
-    if unit is None:
-        return SiteExamples(train, validation)
+    return SiteExamples(train, validation)
+
+
+def _split_units(
+    site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit
+) -> SiteExamples:
+    """Protected units are found among all pictures, and each is on one side as a whole."""
+    table = _own_rows(site, table)
+    contents = [table.content_key(i) for i in range(len(table))]
+    units = protected_units(unit, contents, table.subjects)
+    held = held_names(unit_names(units, table.subjects), recipe.data.val_fraction, site.split_key)
+    sides = [(~held).nonzero()[0], held.nonzero()[0]]
+    train, validation = (learner.examples(table.take(side), site.cache) for side in sides)
     train_units, validation_units = (
-        protected_units(unit, [t.content_key(i) for i in range(len(t))], t.subjects) for t in parts
+        np.unique(units[side], return_inverse=True)[1].astype(np.int64) for side in sides
     )
     return SiteExamples(train, validation, train_units, validation_units)
 
 
 def split_table(
-    site: Site, recipe: Recipe, table: ExampleTable, unit: Unit | None = None
+    site: Site, recipe: Recipe, table: ExampleTable
 ) -> tuple[ExampleTable, ExampleTable]:
-    """A site's own rows of a table: (training, validation)."""
-    table = table.take(site.rows) if site.rows is not None else table.where("train")
+    """A site's own rows of a table, without differential privacy: (training, validation)."""
+    table = _own_rows(site, table)
     held = validation_mask(table, recipe.data.val_fraction, site.split_key)
-    if held.all() and unit is None:
+    if held.all():
         # A site of very few subjects may have drawn them all: it trains on them instead. Not
         # under differential privacy, where one subject more would then move all the others.
         held[:] = False
     return table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
+
+
+def _own_rows(site: Site, table: ExampleTable) -> ExampleTable:
+    return table.take(site.rows) if site.rows is not None else table.where("train")
 
 
 def site_table(site: Site, recipe: Recipe) -> ExampleTable:
@@ -201,7 +216,7 @@ def answer_round(
     started = time.perf_counter()
     with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
         work = round_work(site, request, recipe, learner)
-        work.load(check_received(packed, work.expected(specs)))
+        work.load(decode_model(packed, work.expected(specs), recipe.wire))
         scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
         loss, trained = None, len(examples.train)
         outgoing: dict[str, Any] = {}
@@ -250,4 +265,5 @@ def echo(site: Site, request: Request) -> dict[str, Any]:
         "nonce": request.nonce,
         "recipe_digest": request.recipe_digest,
         "version": __version__,
+        "code_digest": code_digest(),
     }

@@ -81,6 +81,8 @@ class Books:
         figures["bytes_up"] += up
         figures["bytes_down"] += down
         figures["refused"] += reply is None
+        if reply is not None:
+            figures["version"], figures["code"] = reply.version, reply.code_digest
         if reply is not None and request.kind in ("train", "release"):
             figures["rounds"] += request.phase != "centre"
             # Under differential privacy it is the public number that weighs, not a count.

@@ -77,6 +77,11 @@ class UpdateHistory:
         self._pending = {}
         self._unlike = 0
 
+    @property
+    def sent(self) -> Tensors:
+        """The model that the replies now judged were computed from."""
+        return self._sent
+
     def judge(self, reply: SoundReply) -> Figures:
         """An update's figures, rounded.
 

@@ -33,10 +33,12 @@ from server.home import CoordinatorHome
 from server.intake import Intake
 from server.late import LateReplies
 from server.memory import recall, remember
+from server.outgoing import Outgoing, check_round_weight
 from server.records import from_array_record, to_array_record
 from server.scoring import take_scores
 from server.screening import Screened, Screening
 from server.standing import Standing
+from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply, make_strategy
 from server.voids import nobody_left, void_round
 
@@ -91,7 +93,9 @@ class Rounds:
             protected=recipe.privacy is not None,
             max_weight=self._federation.max_weight,
             history=self._history,
+            wire=recipe.wire,
         )
+        self._outgoing = Outgoing(self._specs, recipe.wire)
         self._intake = Intake(
             state, screening, self._books, self._standing, self._federation.deadline_s
         )
@@ -123,11 +127,19 @@ class Rounds:
         """
         self._started = time.monotonic()
         privacy = self._recipe.privacy
+        check_round_weight(
+            self._specs,
+            self._recipe.wire,
+            wanted(len(self._exchange.keys), self._federation.fraction),
+        )
         if not self._checkpoints.exists("last"):
             self._checkpoint()
         self._sites = self._exchange.roll_call()
+        if self.state.round == 0 and self._recipe.train.start != "none":
+            self._start()
         closed_form = privacy is not None and privacy.method == "class-sums"
         while (reason := self._ended()) is None:
+            self._sites = self._exchange.refresh()
             if closed_form:
                 self._closed_round(self.state.round + 1)
             else:
@@ -159,7 +171,7 @@ class Rounds:
             raise nobody_left(number)
         cohort = self._draw(sites, number)
         self._events.emit("round_started", round=number, cohort=cohort)
-        sent = self._unpacked(self._arrays)
+        sent = self._outgoing.received(self._outgoing(self._arrays))
         late = self._late.take(number, sent)
         self._history.begin(sent, self._rate(number))
         requests = self._requests(number, cohort)
@@ -205,7 +217,8 @@ class Rounds:
 
         def compose(round_: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
             mu = config.get("proximal-mu", 0.0)
-            outgoing = ArrayRecord({**arrays, **beside}) if beside else arrays
+            outgoing = self._outgoing(arrays)
+            outgoing = ArrayRecord({**outgoing, **beside}) if beside else outgoing
             self._books.open(outgoing)
             for site in cohort:
                 pair = self._exchange.compose(
@@ -223,6 +236,23 @@ class Rounds:
         list(self._strategy.configure_train(number, self._arrays, ConfigRecord(), self._grid))
         return requests
 
+    def _start(self) -> None:
+        """The head before round 1, from every site's statistics."""
+        self._books.reset()
+        self._intake.refusals = {}
+        attributes_KA = self._test.table.attributes_KA if self._test is not None else None
+        start = FederatedStart(self._recipe, self._unpacked(self._arrays), attributes_KA)
+        tensors, arrived = start.run(self._released(0, "statistics", self._arrays, start.specs, []))
+        for site, reason in start.refused.items():
+            self._events.emit("start_refused", site=site, reason=reason)
+        needed = math.ceil(self._federation.quorum * len(self._sites) - 1e-9)
+        if tensors is None or arrived < needed:
+            raise refused_start(arrived, needed, self._intake.refusals)
+        self._books.close()
+        self._arrays = to_array_record(pack_all(tensors))
+        self._events.emit("started", method=self._recipe.train.start, sites=arrived)
+        self._checkpoint()
+
     def _closed_round(self, number: int) -> None:
         """A round of two phases: noisy centre, noisy class sums, and the head from them."""
         started = time.monotonic()
@@ -235,15 +265,7 @@ class Rounds:
             phase: Phase, arrays: ArrayRecord, specs: dict[str, TensorSpec]
         ) -> Iterator[SoundReply]:
             accepted.clear()
-            self._books.open(arrays)
-            requests = [
-                self._exchange.compose(
-                    "release", number, site, arrays, phase=phase, **self._told(site)
-                )
-                for site in self._sites
-            ]
-            answers = self._exchange.ask(requests, self._federation.deadline_s)
-            return self._intake.sound(answers, accepted, specs)
+            return self._released(number, phase, arrays, specs, accepted)
 
         closed = ClosedForm(self._recipe, self._exchange.units, self._class_count)
         tensors, arrived = closed.run(self._unpacked(self._arrays), ask)
@@ -253,6 +275,23 @@ class Rounds:
             return
         arrays = to_array_record(pack_all(tensors))
         self._finish(number, arrays, self._sites, accepted, started)
+
+    def _released(
+        self,
+        number: int,
+        phase: Phase,
+        arrays: ArrayRecord,
+        specs: dict[str, TensorSpec],
+        accepted: list[Screened],
+    ) -> Iterator[SoundReply]:
+        """What every site releases about its pictures under a model."""
+        self._books.open(arrays)
+        requests = [
+            self._exchange.compose("release", number, site, arrays, phase=phase, **self._told(site))
+            for site in self._sites
+        ]
+        answers = self._exchange.ask(requests, self._federation.deadline_s)
+        return self._intake.sound(answers, accepted, specs)
 
     def _finish(
         self,
@@ -278,7 +317,7 @@ class Rounds:
     def _told(self, site: str) -> dict[str, Any]:
         """What a request says of the site's own earlier replies."""
         standing = self._standing.of(site)
-        keeps = self._strategy.keeps or bool(self._federation.local)
+        keeps = bool(self._strategy.keeps or self._federation.local or self._recipe.wire.top_k)
         return {
             "known_head": str(self.state.ledgers.get(site, [0, ""])[1]),
             "base_round": standing["folded"] if keeps else 0,
@@ -307,12 +346,12 @@ class Rounds:
 
     def _close(self) -> None:
         """Score the last model at every site."""
+        self._sites = self._exchange.refresh()
         self._books.reset()
-        self._books.open(self._arrays)
+        model = self._outgoing(self._arrays)
+        self._books.open(model)
         requests = [
-            self._exchange.compose(
-                "score", self.state.round, site, self._arrays, **self._told(site)
-            )
+            self._exchange.compose("score", self.state.round, site, model, **self._told(site))
             for site in self._standing.in_use(self._sites)
         ]
         replies: list[Screened] = []

@@ -26,7 +26,7 @@ Out = Annotated[
     typer.Option(help="The run's folder. By default runs/NAME, or runs/NAME-2... if taken."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-EngineName = Annotated[str, typer.Option(help="inprocess or ray.")]
+EngineName = Annotated[str, typer.Option(help="inprocess, ray or superlink.")]
 
 
 def simulate(
@@ -88,7 +88,9 @@ def compare(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: engine, dp, or all.")] = "all",
+    name: Annotated[
+        str, typer.Argument(help="Which benchmark: engine, dp, deploy, or all.")
+    ] = "all",
     json_: Json = False,
 ) -> None:
     """Benchmarks: each figure as a ratio to a reference measured in the same run.

@@ -1,4 +1,8 @@
-"""Federated vs each site alone vs pooled: the same splits, the same passes, the same test."""
+"""Federated vs each site alone vs pooled: the same splits, the same passes, the same test.
+
+Where the federation adds noise, the others do not: a site alone and a pool release nothing,
+so that the comparison also shows what protection costs.
+"""
 
 from concurrent.futures import Executor
 from typing import Any
@@ -10,6 +14,7 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.experiment import make_learner
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.alone import train_alone
+from fgvc_core.training.class_means import fit_class_means
 from server.report import render
 from server.results import write_json
 from simulations.preparation import Setting, Tell, deal, split_site
@@ -76,18 +81,16 @@ def _train_and_score(
         for side in (0, 1)
     )
     batch_size = recipe.evaluate.batch_size
-    trained = train_alone(
-        learner,
-        train,
-        validation,
-        recipe.federation.rounds,
-        recipe.federation.patience,
-        batch_size,
-        name,
-    )
-    learner.load(trained.tensors)
+    best_round = 1
+    if recipe.privacy is not None and recipe.privacy.method == "class-sums":
+        fit_class_means(learner, train, recipe.privacy)
+    else:
+        rounds, patience = recipe.federation.rounds, recipe.federation.patience
+        trained = train_alone(learner, train, validation, rounds, patience, batch_size, name)
+        learner.load(trained.tensors)
+        best_round = trained.best_round
     scored, _ = learner.evaluate(learner.examples(test, setting.cache), batch_size)
-    return {"top1": scored.top1, "macro_f1": scored.macro_f1, "best_round": trained.best_round}
+    return {"top1": scored.top1, "macro_f1": scored.macro_f1, "best_round": best_round}
 
 
 def _union(whole: ExampleTable, parts: list[ExampleTable]) -> ExampleTable:

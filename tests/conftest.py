@@ -25,6 +25,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["FIELDMARK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _own_register(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None:
+    """No test reads or writes the user's register of ledgers, nor another test's."""
+    monkeypatch.setenv("FIELDMARK_STATE", str(tmp_path_factory.mktemp("state")))
+
+
 @pytest.fixture
 def tiny() -> Recipe:
     """A recipe that a federation runs in seconds."""

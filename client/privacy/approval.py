@@ -1,41 +1,88 @@
 """A person at the site says yes to a run."""
 
-import json
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from client.privacy.ledger import Ledger
+from client.privacy.terms import Terms
 from client.site import Site
-from client.state import announcement
-from fgvc_core.errors import ConfigurationError
-from fgvc_core.recipe import parse_recipe
+from client.state import announcement, read_announced
+from fgvc_core.errors import ConfigurationError, PeerError
 
 
-def approve_run(site: Site, run: str) -> str:
+@dataclass(frozen=True)
+class Approval:
+    """What a person has said yes to.
+
+    Attributes:
+        run: The run's id.
+        recipe: The recipe's name.
+        recipe_digest: The recipe; the approval holds for no other.
+        epsilon: Of the run at this site, or None without differential privacy.
+        delta: At which it holds.
+        unit: What is protected.
+    """
+
+    run: str
+    recipe: str
+    recipe_digest: str
+    epsilon: float | None
+    delta: float | None
+    unit: str | None
+
+    @property
+    def in_words(self) -> str:
+        """One line."""
+        protected = (
+            "without differential privacy"
+            if self.epsilon is None
+            else f"at epsilon {self.epsilon:g}, delta {self.delta:g}, unit {self.unit}"
+        )
+        return f"approved: run {self.run}, recipe '{self.recipe}', {protected}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def approve_run(site: Site, run: str) -> Approval:
     """Write the approval of an announced run into the ledger.
 
     It holds for the recipe that was announced, not for another under the same name.
 
-    Returns:
-        What was approved, in words.
-
     Raises:
-        ConfigurationError: if no such run was announced here.
+        ConfigurationError: if no such run was announced here, or the ledger cannot be written.
+        PolicyRefusal: if the policy refuses such a run whoever approves it.
+        DataError: if the ledger or the announcement is damaged.
     """
-    path = announcement(site.home, run)
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.json"))
+    try:
+        held = read_announced(site.home, run)
+    except PeerError:
+        held = None
+    if held is None:
+        known = sorted(p.stem for p in announcement(site.home, "any").parent.glob("*.json"))
         raise ConfigurationError(
             f"Run '{run}' was never announced to this site.",
             why="Only what a coordinator has announced can be approved.",
             remedy=f"Announced so far: {', '.join(known) or 'none'}.",
         )
-    recipe = parse_recipe(json.loads(path.read_text(encoding="utf-8"))["recipe"])
-    Ledger(site.home, site.data_binding, site.name).note(
-        "approved", {"run": run, "recipe_digest": recipe.digest, "name": recipe.name}
+    recipe, _ = held
+    ledger = Ledger(site.home, site.data_binding, site.name)
+    privacy = Terms(site, ledger).protection(recipe)
+    values = {"run": run, "recipe_digest": recipe.digest, "name": recipe.name}
+    try:
+        ledger.note("approved", values)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The ledger in '{site.home}' cannot be written: {error.strerror}.",
+            why="The run is not approved.",
+            remedy="Free space there, or run the command as the user whose home it is.",
+        ) from None
+    return Approval(
+        run=run,
+        recipe=recipe.name,
+        recipe_digest=recipe.digest,
+        epsilon=None if privacy is None else privacy.epsilon,
+        delta=None if privacy is None else privacy.delta,
+        unit=None if privacy is None else privacy.unit,
     )
-    protected = (
-        "without differential privacy"
-        if recipe.privacy is None
-        else f"at epsilon {recipe.privacy.epsilon:g}, delta {recipe.privacy.delta:g}, "
-        f"unit {recipe.privacy.unit}"
-    )
-    return f"approved: run {run}, recipe '{recipe.name}', {protected}"

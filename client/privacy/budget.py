@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from client.privacy.gate import UNLIMITED, Gate
 from client.privacy.ledger import Ledger
-from client.privacy.policy import Policy
+from client.privacy.terms import UNLIMITED, Terms
 from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.accountant import epsilon_of_filter, epsilon_of_plan
@@ -27,6 +26,7 @@ class Budget:
         cap: The policy's cap, or None.
         delta: The policy's delta.
         runs: How many runs have released something.
+        unprotected: How many replies left without differential privacy; no epsilon bounds them.
         plan: With a recipe: what it would cost, and what would follow.
     """
 
@@ -35,6 +35,7 @@ class Budget:
     cap: float | None
     delta: float
     runs: int
+    unprotected: int
     plan: dict[str, Any] | None
 
     @property
@@ -52,6 +53,7 @@ class Budget:
             "delta": self.delta,
             "adjacency": ADJACENCY,
             "runs": self.runs,
+            "unprotected": self.unprotected,
             "plan": self.plan,
         }
 
@@ -66,20 +68,21 @@ def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
     policy = site.settings.policy
     ledger = Ledger(site.home, site.data_binding, site.name)
     spent, how = ledger.total(policy.delta)
-    plan = None if recipe is None else _plan(site, ledger, policy, recipe)
+    plan = None if recipe is None else _plan(Terms(site, ledger), recipe)
     return Budget(
         spent=spent,
         how=how,
         cap=policy.epsilon_cap,
         delta=policy.delta,
         runs=sum(bool(plan.released) for plan in ledger.plans()),
+        unprotected=ledger.unprotected(),
         plan=plan,
     )
 
 
-def _plan(site: Site, ledger: Ledger, policy: Policy, recipe: Recipe) -> dict[str, Any]:
+def _plan(terms: Terms, recipe: Recipe) -> dict[str, Any]:
     try:
-        privacy = Gate(site).protection(recipe)
+        privacy = terms.protection(recipe)
     except PolicyRefusal as refusal:
         return {"allowed": False, "why": refusal.what, "epsilon": None, "more_runs": 0}
     if privacy is None:
@@ -89,13 +92,19 @@ def _plan(site: Site, ledger: Ledger, policy: Policy, recipe: Recipe) -> dict[st
             "epsilon": None,
             "more_runs": None,
         }
-    events = plan_for(privacy, recipe.federation.rounds)
-    cap = policy.epsilon_cap
-    total, how = ledger.total(policy.delta, events)
-    more = None if cap is None else _more_runs(ledger, policy.delta, events, cap)
+    ledger, (cap, delta) = terms.ledger, terms.cap
+    try:
+        events, why = terms.check_budget(privacy, recipe), ""
+    except PolicyRefusal as refusal:
+        events, why = plan_for(privacy, recipe.federation.rounds), refusal.what
+    total, how = ledger.total(delta, events)
+    if why:
+        more: int | None = 0
+    else:
+        more = None if cap == UNLIMITED else _more_runs(ledger, delta, events, cap)
     return {
-        "allowed": total <= (UNLIMITED if cap is None else cap),
-        "why": "" if cap is None or total <= cap else f"policy.epsilon_cap = {cap:g}",
+        "allowed": not why,
+        "why": why,
         "epsilon": epsilon_of_plan(events, privacy.delta),
         "delta": privacy.delta,
         "unit": privacy.unit,

@@ -10,30 +10,31 @@ Without differential privacy a reply is checked, listed and signed.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from client.encoding import UpdateEncoder
 from client.privacy.chain import GENESIS
-from client.privacy.ledger import Ledger
+from client.privacy.ledger import Ledger, Plan
 from client.privacy.outbox import Outbox, Payload, request_digest
-from client.privacy.policy import check_standing, check_tensors, protection
+from client.privacy.policy import check_tensors
+from client.privacy.terms import Terms
 from client.site import Site
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
-from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
+from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import SIGNATURE_BYTES
 from fgvc_core.protocol.messages import PrivacyStatement, Reply, Request
 from fgvc_core.recipe import Recipe
-from fgvc_core.wire.arrays import PackedTensor, pack_all
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
+from fgvc_core.wire.layout import packed_bytes
 
 Tensors = Mapping[str, NDArray[np.float32]]
-UNLIMITED = 1e9
-"""The cap of a site whose policy names none."""
+Specs = Mapping[str, TensorSpec]
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,7 @@ class Gate:
         self._policy = site.settings.policy
         self._outbox = Outbox(site.home)
         self.ledger = Ledger(site.home, site.data_binding, site.name)
-
-    def protection(self, recipe: Recipe) -> PrivacySettings | None:
-        """The differential privacy under which this site works on a recipe.
-
-        Raises:
-            PolicyRefusal: if it does not work on it at all.
-        """
-        data = self._site.settings.data
-        check_standing(self._policy, data.units, data.pictures, datetime.now(UTC).date())
-        return protection(self._policy, recipe)
+        self.terms = Terms(site, self.ledger)
 
     def announce(self, request: Request, recipe: Recipe) -> PrivacySettings | None:
         """Decide whether this site takes part in a run, before anything is spent.
@@ -78,23 +70,55 @@ class Gate:
         Raises:
             PolicyRefusal: naming the policy's line that says no.
         """
-        self._check_memory(request)
-        privacy = self.protection(recipe)
+        self.terms.check_memory(request)
+        privacy = self.terms.protection(recipe)
+        self.terms.check_approval(request, recipe.name)
         if privacy is not None:
             self._announce(request, recipe, privacy)
-        self._check_approval(request, recipe)
         return privacy
 
-    def _announce(self, request: Request, recipe: Recipe, privacy: PrivacySettings) -> None:
-        if self._site.settings.data.units < 1:
+    def admit(self, request: Request, recipe: Recipe) -> PrivacySettings | None:
+        """Decide whether a request of an announced run is worked on; see :meth:`announce`."""
+        self.terms.check_memory(request)
+        privacy = self.terms.protection(recipe)
+        self.terms.check_approval(request, recipe.name)
+        return privacy
+
+    def check_leaving(self, specs: Specs, encode: UpdateEncoder | None = None) -> None:
+        """Whether an answer with these tensors would be let out, before any work for it.
+
+        Args:
+            specs: The tensors as they are computed.
+            encode: What they travel as; None: as they are.
+
+        Raises:
+            PolicyRefusal: naming the policy's line that says no.
+        """
+        check_tensors(self._policy, sorted(specs))
+        self.check_size(packed_bytes(specs if encode is None else encode.parts(specs)))
+
+    def check_size(self, nbytes: int) -> None:
+        """Whether a reply whose tensors weigh so much may leave.
+
+        Raises:
+            PolicyRefusal: if not.
+        """
+        size_mb = nbytes / 1e6
+        if size_mb > self._policy.max_update_mb:
             raise PolicyRefusal(
-                "data.units in site.toml is 0: no public number of units is declared.",
-                why="Noise, sampling rate and weight are computed from it; the true one is secret.",
-                remedy="Declare in site.toml about how many units these data hold.",
+                f"The update weighs {size_mb:.1f} MB; this site's policy allows "
+                f"max_update_mb = {self._policy.max_update_mb:g}.",
+                why="Nothing has left the site.",
+                remedy="Train less of the model ([model] train), send it in fewer bytes ([wire]), "
+                "or raise the site's policy.",
             )
+
+    def _announce(self, request: Request, recipe: Recipe, privacy: PrivacySettings) -> None:
+        plan = self.ledger.plan(request.run)
         events = plan_for(privacy, recipe.federation.rounds)
-        if self.ledger.plan(request.run) is None:
-            self._check_budget(events, privacy, recipe)
+        if plan is None:
+            events = self.terms.check_budget(privacy, recipe)
+        self.terms.claim_data()
         self.ledger.announce(
             request.run,
             request.recipe_digest,
@@ -109,56 +133,14 @@ class Gate:
             policy=self._policy.digest,
         )
 
-    def _check_budget(
-        self, events: tuple[PrivacyEvent, ...], privacy: PrivacySettings, recipe: Recipe
-    ) -> None:
-        units = {plan.unit for plan in self.ledger.plans()}
-        if units - {privacy.unit}:
-            raise PolicyRefusal(
-                f"privacy.unit = '{privacy.unit}', and this ledger has protected "
-                f"'{units.pop()}' so far.",
-                why="Costs of two kinds of units do not add up.",
-                remedy="Keep to the unit that the ledger was begun with.",
-            )
-        epsilon, delta = self._cap()
-        total, how = self.ledger.total(delta, events)
-        if total > epsilon:
-            spent, _ = self.ledger.total(delta)
-            raise PolicyRefusal(
-                f"policy.epsilon_cap = {epsilon:g} at delta {delta:g}: {spent:.4g} is spent, and "
-                f"run '{recipe.name}' would bring the total to {total:.4g} ({how}).",
-                why="The budget of these data would be exceeded.",
-                remedy="Ask for a smaller privacy.epsilon; 'fieldmark site budget' says what "
-                "is left.",
-            )
-
-    def _check_memory(self, request: Request) -> None:
-        if request.known_head and not self.ledger.holds(request.known_head):
-            raise PolicyRefusal(
-                "The coordinator has seen an entry of this site's ledger that is not in it.",
-                why="An old copy of the ledger was put back: what was spent since is forgotten.",
-                remedy="Restore the newest copy of the site's home.",
-            )
-
-    def _check_approval(self, request: Request, recipe: Recipe) -> None:
-        if self._policy.approval == "none":
-            return
-        for entry in self.ledger.entries():
-            if entry.kind == "approved" and entry.values["run"] == request.run:
-                if entry.values["recipe_digest"] == request.recipe_digest:
-                    return
-                break
-        raise PolicyRefusal(
-            f"policy.approval = 'each-run': run '{request.run}' ({recipe.name}) is not approved.",
-            remedy=f"A person at the site says yes with: fieldmark site approve DIR {request.run}",
-        )
-
     def protected_round(
         self,
         request: Request,
         recipe: Recipe,
         event: PrivacyEvent | None,
         work: Callable[[], Payload],
+        specs: Specs | None = None,
+        encode: UpdateEncoder | None = None,
     ) -> Departure:
         """Answer one request under differential privacy.
 
@@ -168,42 +150,65 @@ class Gate:
             event: What the answer costs; None where it says nothing about the pictures.
             work: Computes the answer; called at most once for a request, and after its cost
                 is on the disk.
+            specs: What the answer's tensors will be, where that is known: what may not leave
+                is then refused before its cost is charged.
+            encode: What they travel as: made of the noised answer and of the request alone.
 
         Raises:
-            PolicyRefusal: if it may not be answered; nothing was spent then.
+            PolicyRefusal: if it may not be answered.
+            PeerError: if the run was not announced with the request's recipe.
         """
         digest = request_digest(request)
-        self._check_approval(request, recipe)
+        self.terms.check_memory(request)
+        self.terms.check_approval(request, recipe.name)
+        plan = self.ledger.plan(request.run)
+        if plan is None or plan.recipe_digest != request.recipe_digest:
+            raise PeerError(f"Run '{request.run}' was never announced to this site.")
+        self.check_leaving(specs or {}, encode)
         with self._outbox.alone(digest):
             payload = self._outbox.find(digest)
+            if payload is None and self.ledger.was_sent(request.run, digest):
+                raise PolicyRefusal(
+                    "The stored reply to this request is gone.",
+                    why="Computing it again would be a second release for one charge.",
+                    remedy="Start a new run.",
+                )
+            if event is not None:
+                # Even where a reply is stored: in a ledger that was put back it is not charged.
+                self.ledger.reserve(request.run, request.round, digest, event, self.terms.cap)
             if payload is None:
-                if self.ledger.was_sent(request.run, digest):
-                    raise PolicyRefusal(
-                        "The stored reply to this request is gone.",
-                        why="Computing it again would be a second release for one charge.",
-                        remedy="Start a new run.",
-                    )
-                if event is not None:
-                    self.ledger.reserve(request.run, request.round, digest, event, self._cap())
                 payload = work()
-                self._check_size(payload.tensors)
                 self._outbox.store(digest, payload)
-            reply = self._reply(request, payload.fields, self._statement(request.run))
-            return self._send(request, reply, payload.tensors, digest)
+            packed = self._encoded(payload.tensors, encode)
+            reply = self._reply(request, payload.fields)
+            return self._send(request, reply, packed, digest)
 
-    def release(self, request: Request, reply: Reply, tensors: Tensors) -> Departure:
+    def release(
+        self,
+        request: Request,
+        reply: Reply,
+        tensors: Tensors,
+        encode: UpdateEncoder | None = None,
+    ) -> Departure:
         """Let out a reply that differential privacy does not apply to.
+
+        Args:
+            request: What is answered.
+            reply: The answer; its tensors' digests are filled in here.
+            tensors: What goes along.
+            encode: What they travel as; None: as they are.
 
         Raises:
             PolicyRefusal: if it holds what the policy keeps, or is too large. Nothing has
                 left then.
         """
         policy = self._policy
-        self._check_size(tensors)
-        if reply.code == "ok" and request.kind != "roll_call" and policy.privacy == "required":
-            raise PolicyRefusal("policy.privacy = 'required': this reply is not protected.")
+        self.check_leaving(_specs_of(tensors), encode)
         allowed = reply
         if request.kind != "roll_call":
+            if policy.demand:
+                raise PolicyRefusal(f"{policy.demand}: this reply is not protected.")
+            self.terms.check_approval(request, "of this reply")
             counts = policy.share_counts
             allowed = reply.model_copy(
                 update={
@@ -212,7 +217,12 @@ class Gate:
                     "scores": reply.scores if policy.share_scores and counts else None,
                 }
             )
-        return self._send(request, allowed, tensors, "")
+        return self._send(request, allowed, self._encoded(tensors, encode), "")
+
+    def _encoded(self, tensors: Tensors, encode: UpdateEncoder | None) -> dict[str, PackedTensor]:
+        """The last stage: finished tensors (noised, where they have to be) -> what travels."""
+        self.check_leaving(_specs_of(tensors), encode)
+        return pack_all(tensors) if encode is None else encode(tensors)
 
     def refuse(self, request: Request, reply: Reply, error: FieldmarkError | None) -> Departure:
         """Let out a refusal, and write down the reason in full where it was policy's."""
@@ -228,31 +238,12 @@ class Gate:
             )
         return self._send(request, reply, {}, "")
 
-    def _cap(self) -> tuple[float, float]:
-        cap = self._policy.epsilon_cap
-        return (UNLIMITED if cap is None else cap), self._policy.delta
+    def _reply(self, request: Request, fields: dict[str, Any]) -> Reply:
+        plan = self.ledger.plan(request.run)
+        assert plan is not None
+        return Reply(**{**fields, "nonce": request.nonce, "privacy": self._statement(plan)})
 
-    def _check_size(self, tensors: Tensors) -> None:
-        check_tensors(self._policy, sorted(tensors))
-        size_mb = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-        if size_mb > self._policy.max_update_mb:
-            raise PolicyRefusal(
-                f"The update weighs {size_mb:.1f} MB; this site's policy allows "
-                f"max_update_mb = {self._policy.max_update_mb:g}.",
-                why="Nothing has left the site.",
-                remedy="Train less of the model ([model] train), or raise the site's policy.",
-            )
-
-    def _reply(
-        self, request: Request, fields: dict[str, Any], statement: PrivacyStatement
-    ) -> Reply:
-        values = {**fields, "nonce": request.nonce, "privacy": statement}
-        return Reply(**values)
-
-    def _statement(self, run: str) -> PrivacyStatement:
-        plan = self.ledger.plan(run)
-        if plan is None:
-            raise PeerError(f"Run '{run}' was never announced to this site.")
+    def _statement(self, plan: Plan) -> PrivacyStatement:
         epsilon, how = plan.cost()
         total, how_total = self.ledger.total(self._policy.delta)
         return PrivacyStatement(
@@ -264,12 +255,13 @@ class Gate:
             delta_total=self._policy.delta,
             unit=plan.unit,
             adjacency=ADJACENCY,
-            events=[event.as_json() for event in plan.released],
+            events=[event.as_json() for event in merge(plan.charged[1])],
         )
 
-    def _send(self, request: Request, reply: Reply, tensors: Tensors, digest: str) -> Departure:
-        packed = pack_all(tensors)
-        digests = {name: tensor.digest() for name, tensor in packed.items()}
+    def _send(
+        self, request: Request, reply: Reply, packed: dict[str, PackedTensor], digest: str
+    ) -> Departure:
+        digests = digest_all(packed)
         reply = reply.model_copy(update={"tensors": digests, "ledger_head": GENESIS})
 
         def numbered(number: int) -> Reply:
@@ -295,3 +287,7 @@ class Gate:
         entry = self.ledger.note("sent", values)
         complete = numbered(entry.number).model_copy(update={"ledger_head": entry.hash})
         return Departure(seal(self._site.key, complete), packed)
+
+
+def _specs_of(tensors: Tensors) -> dict[str, TensorSpec]:
+    return {name: spec_of(tensor) for name, tensor in tensors.items()}

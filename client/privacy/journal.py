@@ -30,11 +30,16 @@ def write_durably(path: Path, data: bytes) -> None:
     aside = path.with_name(path.name + ".part")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        _write_all(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(aside, path)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(aside, path)
+    except OSError:
+        # On a full disk what was written so far would keep it full.
+        aside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

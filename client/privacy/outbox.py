@@ -87,7 +87,8 @@ class Outbox:
         Raises:
             OSError: if it could not be kept; then it must not leave.
         """
-        contiguous = {name: np.ascontiguousarray(t) for name, t in payload.tensors.items()}
+        # np.ascontiguousarray would turn a number into a row of one.
+        contiguous = {n: np.require(t, requirements="C") for n, t in payload.tensors.items()}
         write_durably(self._path(request), save(contiguous, {"fields": json.dumps(payload.fields)}))
 
     def _path(self, request: str) -> Path:

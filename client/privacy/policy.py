@@ -20,21 +20,28 @@ class Policy(Settings):
     privacy: Literal["optional", "required"] = Field(
         "optional",
         description="required: nothing computed from the pictures leaves without differential "
-        "privacy; a recipe without it is refused, or run with policy.own where that is set.",
+        "privacy; a recipe without it is refused, or run with policy.own where that is set. "
+        "own, epsilon_cap and unit each require it too.",
     )
     own: PrivacySettings | None = Field(
         None,
-        description="required: the protection that this site adds by itself (method = "
-        "'gradients') to a recipe that has none.",
+        description="The protection that this site adds by itself (method = 'gradients') to a "
+        "recipe that has none.",
     )
     epsilon_cap: float | None = Field(
-        None, gt=0.0, le=1000.0, description="Most epsilon that all runs together may cost a unit."
+        None,
+        gt=0.0,
+        le=1000.0,
+        description="Most epsilon that all runs together may cost a unit, 0 to 1000; without "
+        "differential privacy a run costs more than any cap.",
     )
     delta: float = Field(
         1e-5, gt=0.0, le=1e-2, description="The delta at which the cap holds, 0 to 0.01."
     )
     unit: Unit | None = Field(
-        None, description="The unit that a run must protect at least: image or subject."
+        None,
+        description="The unit that a run must protect at least: image, or subject (which column "
+        "of a manifest names it is then this site's to say: data.subject_column in site.toml).",
     )
     min_units: int = Field(
         0, ge=0, description="Fewest units (as publicly declared) with which this site takes part."
@@ -72,9 +79,29 @@ class Policy(Settings):
 
     @model_validator(mode="after")
     def _own_fits(self) -> Self:
-        if self.own is not None and self.own.method != "gradients":
+        own = self.own
+        if own is None:
+            return self
+        if own.method != "gradients":
             raise ValueError("own.method must be 'gradients': it protects a recipe that trains")
+        if own.delta > self.delta:
+            raise ValueError(f"own.delta must be at most policy.delta = {self.delta:g}")
+        if self.unit == "subject" and own.unit == "image":
+            raise ValueError("own.unit must be 'subject', as policy.unit is")
+        if self.epsilon_cap is not None and own.epsilon > self.epsilon_cap:
+            raise ValueError(f"own.epsilon must be at most epsilon_cap = {self.epsilon_cap:g}")
         return self
+
+    @property
+    def demand(self) -> str:
+        """The line by which nothing leaves without differential privacy; empty if none does."""
+        if self.privacy == "required":
+            return "policy.privacy = 'required'"
+        if self.epsilon_cap is not None:
+            return f"policy.epsilon_cap = {self.epsilon_cap:g}"
+        if self.unit is not None:
+            return f"policy.unit = '{self.unit}'"
+        return "policy.own is set" if self.own is not None else ""
 
     @property
     def digest(self) -> str:
@@ -91,11 +118,11 @@ def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
     """
     asked = recipe.privacy
     if asked is None:
-        if policy.privacy == "optional":
+        if not policy.demand:
             return None
         if policy.own is None:
             raise PolicyRefusal(
-                "policy.privacy = 'required', and the recipe has no [privacy].",
+                f"{policy.demand}, and the recipe has no [privacy].",
                 why="This site releases nothing about its pictures without it.",
                 remedy="Add a [privacy] section to the recipe.",
             )
@@ -142,6 +169,31 @@ def check_standing(policy: Policy, units: int, pictures: int, today: date) -> No
                 why="With so few, what leaves says too much about each.",
                 remedy="Take part when there are more, or lower the policy's line.",
             )
+
+
+def check_subject(policy: Policy, unit: Unit, recipe: Recipe, own_column: str | None) -> None:
+    """Whether it is the site that says who is a subject, where the policy protects subjects.
+
+    Args:
+        policy: The site's.
+        unit: What is to be protected.
+        recipe: Which data it reads, and how.
+        own_column: The site's own ``data.subject_column``.
+
+    Raises:
+        PolicyRefusal: if the coordinator's recipe says it: a column that differs in every line
+            would make each picture a subject.
+    """
+    if policy.unit != "subject" or unit != "subject" or recipe.data.name == "fieldmarks":
+        # The embedded pictures are nobody's.
+        return
+    if recipe.data.name != "manifest" or own_column is None:
+        raise PolicyRefusal(
+            "policy.unit = 'subject', and it would be the recipe that says who is a subject.",
+            why="By another column, or another reading of the data, each picture would be one.",
+            remedy="Set data.subject_column in site.toml; the recipe's data.name must be "
+            "'manifest'.",
+        )
 
 
 def check_tensors(policy: Policy, names: list[str]) -> None:

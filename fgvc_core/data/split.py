@@ -50,7 +50,7 @@ def validation_mask(table: ExampleTable, fraction: float, key: bytes) -> NDArray
     Returns:
         bool (N,), True for validation.
     """
-    return _chosen(table.subjects, fraction, key)
+    return held_names(table.subjects, fraction, key)
 
 
 def held_out_splits(subjects: Sequence[str], fraction: float) -> tuple[Split, ...]:
@@ -63,10 +63,17 @@ def held_out_splits(subjects: Sequence[str], fraction: float) -> tuple[Split, ..
     Returns:
         N of "train" or "test", equal for equal subjects, on every machine.
     """
-    mask_N = _chosen(subjects, fraction, _TEST_KEY)
+    mask_N = held_names(subjects, fraction, _TEST_KEY)
     return tuple("test" if held else "train" for held in mask_N)
 
 
-def _chosen(subjects: Sequence[str], fraction: float, key: bytes) -> NDArray[np.bool_]:
-    side = {name: unit_interval(name, key) < fraction for name in set(subjects)}
-    return np.array([side[name] for name in subjects], dtype=np.bool_)
+def held_names(names: Sequence[str], fraction: float, key: bytes) -> NDArray[np.bool_]:
+    """Which of N examples are held out: all of one name, or none of it.
+
+    Args:
+        names: N subject ids, or names of protected units.
+        fraction: Probability of each name, independently of all others.
+        key: 1 to 64 bytes.
+    """
+    side = {name: unit_interval(name, key) < fraction for name in set(names)}
+    return np.array([side[name] for name in names], dtype=np.bool_)

@@ -7,20 +7,21 @@ another, each perhaps because of what the last one showed, that is not proven; a
 filter is (Feldman and Zrnic 2021, https://arxiv.org/abs/2008.11193; Lecuyer 2021,
 https://arxiv.org/abs/2103.01379), and costs some more.
 
-Opacus's GDP accountant is not offered: it under-estimates (13.88 where both
-PLD and PRV give 14.45 for N = 500, B = 64, 240 steps, noise multiplier 1.02).
+Opacus's GDP accountant is not offered, nor used for more than a first guess: it
+under-estimates (13.88 where both
+PLD and PRV give 14.45 for N = 500, B = 64, 240 steps, noise multiplier 1).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.privacy.events import PrivacyEvent, merge
-
-if TYPE_CHECKING:
-    from dp_accounting import PrivacyAccountant
+from fgvc_core.privacy.central_limit import LARGEST_NOISE, limit_epsilon, noise_by_limit
+from fgvc_core.privacy.events import Plan, PrivacyEvent, merge, take
 
 DISCRETISATION = 1e-4
 """Step of the privacy loss distribution's grid."""
@@ -28,8 +29,10 @@ DISCRETISATION = 1e-4
 TOLERANCE = 1e-3
 """A target epsilon is met from below within this share of it."""
 
-Plan = Callable[[float], Iterable[PrivacyEvent]]
-"""A base noise multiplier -> all events of a run."""
+
+LEAST_SAMPLED_NOISE = 0.2
+"""Noise multiplier below which sampled releases are not planned: their privacy loss would reach
+so far that composing it takes minutes, at an epsilon that promises nothing."""
 
 
 def epsilon_of_plan(events: Iterable[PrivacyEvent], delta: float) -> float:
@@ -98,81 +101,82 @@ def noise_for(plan: Plan, epsilon: float, delta: float) -> float:
 
     Returns:
         A noise multiplier whose plan costs between ``epsilon * (1 - TOLERANCE)`` and
-        ``epsilon``.
+        ``epsilon``, or less where units are sampled and the least noise is enough.
 
     Raises:
         ConfigurationError: if no noise multiplier up to 1e5 is enough.
     """
-    return _noise_for(merge(plan(1.0)), epsilon, delta, plan)
-
-
-def _noise_for(unit: tuple[PrivacyEvent, ...], epsilon: float, delta: float, plan: Plan) -> float:
-    key = (unit, epsilon, delta)
-    if key in _FOUND:
-        return _FOUND[key]
-    # Epsilon falls about as a power of the noise: a secant in logarithms, kept inside the
-    # bracket, needs a handful of evaluations where halving needs a dozen.
-    low, high = _bracket(plan, epsilon, delta)
-    while high[1] < epsilon * (1 - TOLERANCE):
-        slope = math.log(low[1] / high[1]) / math.log(high[0] / low[0])
-        aim = epsilon * (1 - TOLERANCE / 2)
-        noise = high[0] * (high[1] / aim) ** (1 / slope)
-        if not low[0] < noise < high[0]:
-            noise = math.sqrt(low[0] * high[0])
-        found = noise, epsilon_of_plan(plan(noise), delta)
-        low, high = (low, found) if found[1] <= epsilon else (found, high)
-        if high[0] / low[0] < 1 + 1e-9:
-            break
-    noise = high[0]
-    _FOUND[key] = noise
-    return noise
-
-
-def _bracket(
-    plan: Plan, epsilon: float, delta: float
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(noise, epsilon) on either side of a target: too little noise, enough."""
-    noise, low, high = 1.0, None, None
-    while low is None or high is None:
-        cost = epsilon_of_plan(plan(noise), delta)
-        if cost <= epsilon:
-            high = noise, cost
-            noise /= 2 if cost > epsilon / 4 else 4
-        else:
-            low = noise, cost
-            noise *= 2 if cost < epsilon * 4 else 4
-        if noise > 1e5:
-            raise ConfigurationError(
-                f"privacy.epsilon = {epsilon:g} at delta {delta:g} cannot be met.",
-                why="Not even noise of 100,000 times the sensitivity is enough.",
-                remedy="Ask for a larger epsilon, fewer rounds or steps, or a smaller rate.",
-            )
-    return low, high
+    key = merge(plan(1.0)), epsilon, delta
+    if key not in _FOUND:
+        _FOUND[key] = _search(plan, epsilon, delta)
+    return _FOUND[key]
 
 
 _FOUND: dict[tuple[tuple[PrivacyEvent, ...], float, float], float] = {}
+
+
+def _search(plan: Plan, epsilon: float, delta: float) -> float:
+    """Guess by the central limit, correct by what the guess costs: about three evaluations."""
+    sampled = any(event.sampling_rate < 1.0 for event in plan(1.0))
+    least = LEAST_SAMPLED_NOISE if sampled else 0.0
+    low, high = 0.0, math.inf
+    aim = epsilon * (1 - TOLERANCE / 2)
+    noise = noise_by_limit(plan, aim, delta)
+    for _ in range(100):
+        if noise >= LARGEST_NOISE:
+            break
+        noise = max(noise, least)
+        cost = epsilon_of_plan(plan(noise), delta)
+        if cost <= epsilon and (cost >= epsilon * (1 - TOLERANCE) or noise == least):
+            return noise
+        low, high = (noise, high) if cost > epsilon else (low, noise)
+        if high / max(low, 1e-300) < 1 + 1e-9:
+            return high
+        # Between the two where the correction leaves them, or delta covers all of the cost.
+        between = math.sqrt(max(low, high / 16) * high) if high < math.inf else low * 1.1
+        if cost > 0:
+            wanted = aim * limit_epsilon(plan(noise), delta) / cost
+            noise = noise_by_limit(plan, wanted, delta)
+        if cost == 0 or not low < noise < high:
+            noise = between
+    raise ConfigurationError(
+        f"privacy.epsilon = {epsilon:g} at delta {delta:g} cannot be met.",
+        why="Not even noise of 100,000 times the sensitivity is enough.",
+        remedy="Ask for a larger epsilon, fewer rounds or steps, or a smaller rate.",
+    )
 
 
 @lru_cache(maxsize=4096)
 def _epsilon(method: str, events: tuple[PrivacyEvent, ...], delta: float) -> float:
     if not events:
         return 0.0
-    accountant = _accountant(method)
+    # Imported here: the library takes a second, and a run without privacy needs none of it.
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import compute_epsilon
+
+    if method == "renyi":
+        curves = [(event.count, *_renyi_curve(take(event, 1))) for event in events]
+        orders = curves[0][1]
+        total = sum((count * curve for count, _, curve in curves), np.zeros(len(orders)))
+        return float(compute_epsilon(orders, total, delta)[0])
+    accountant = PLDAccountant(
+        NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=DISCRETISATION
+    )
     for event in events:
         accountant.compose(_dp_event(event), event.count)
     return float(accountant.get_epsilon(delta))
 
 
-def _accountant(method: str) -> "PrivacyAccountant":
-    # Imported here: the library takes a second, and a run without privacy needs none of it.
+@lru_cache(maxsize=4096)
+def _renyi_curve(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(orders, Renyi divergences) of one release: a round adds one more to a sum of these."""
     from dp_accounting import NeighboringRelation
-    from dp_accounting.pld import PLDAccountant
     from dp_accounting.rdp import RdpAccountant
 
-    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
-    if method == "pld":
-        return PLDAccountant(relation, value_discretization_interval=DISCRETISATION)
-    return RdpAccountant(neighboring_relation=relation)
+    accountant = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(_dp_event(event))
+    return accountant.orders, accountant.rdp
 
 
 def _dp_event(event: PrivacyEvent) -> object:

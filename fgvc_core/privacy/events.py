@@ -1,9 +1,9 @@
 """What is charged: events of known cost, and the plan that announces them all beforehand."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fgvc_core.errors import DataError
 
@@ -34,6 +34,10 @@ class PrivacyEvent:
         return asdict(self)
 
 
+Plan = Callable[[float], Iterable[PrivacyEvent]]
+"""A base noise multiplier -> all events of a run."""
+
+
 def read_events(values: Iterable[dict[str, Any]]) -> tuple[PrivacyEvent, ...]:
     """Events from plain values.
 
@@ -45,7 +49,8 @@ def read_events(values: Iterable[dict[str, Any]]) -> tuple[PrivacyEvent, ...]:
         try:
             event = PrivacyEvent(**value)
             possible = (
-                0 < event.noise_multiplier < math.inf
+                event.purpose in get_args(Purpose)
+                and 0 < event.noise_multiplier < math.inf
                 and 0 < event.sampling_rate <= 1
                 and type(event.count) is int
                 and event.count >= 1

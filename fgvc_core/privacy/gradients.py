@@ -6,6 +6,7 @@ averaged), counts as zero if any of it is not finite, and is then clipped.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from fgvc_core.privacy.units import clip_scales
+
+CANCELLATION = 2.0**-40
+"""Share of a gradient's squared parts by which rounding may make its squared norm too small."""
 
 LossOf = Callable[[torch.Tensor], torch.Tensor]
 """Positions (B,) to the losses (B,) of the pictures there, in a fresh random view."""
@@ -51,6 +55,10 @@ class ClippedSum:
 class GradientEngine(Protocol):
     """Computes clipped sums for one model."""
 
+    def session(self) -> AbstractContextManager[None]:
+        """Around many calls: what an engine attaches to the model, it takes off at the end."""
+        ...
+
     def clipped_sum(self, batch: UnitBatch, bound: float) -> ClippedSum:
         """See :class:`ClippedSum`; an empty batch gives zeros without a forward."""
         ...
@@ -63,42 +71,54 @@ class LoopEngine:
         parameters: What trains, in order.
         losses: Per-picture losses of the present model.
         views: Random views of each picture, averaged.
+        at_once: Most pictures (views counted) of a unit that are held at once.
     """
 
     def __init__(
-        self, parameters: list[torch.nn.Parameter], losses: LossOf, views: int = 1
+        self,
+        parameters: list[torch.nn.Parameter],
+        losses: LossOf,
+        views: int = 1,
+        at_once: int = 1 << 30,
     ) -> None:
         self._parameters = parameters
         self._losses = losses
         self._views = views
+        self._at_once = at_once
+
+    def session(self) -> AbstractContextManager[None]:
+        """Nothing is attached."""
+        return nullcontext()
 
     def clipped_sum(self, batch: UnitBatch, bound: float) -> ClippedSum:
         """See :class:`GradientEngine`."""
         device = self._parameters[0].device
-        total_D = torch.zeros(size_of(self._parameters), dtype=torch.float64, device=device)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        total_D = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        own_D = torch.zeros_like(total_D)
+        parts = own_D.split(sizes)
         unclipped = batch.count
-        order = np.argsort(batch.units_B, kind="stable")
-        ends = np.cumsum(np.bincount(batch.units_B, minlength=batch.count))
-        for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-            if start == end:
+        order = torch.from_numpy(np.argsort(batch.units_B, kind="stable"))
+        counts = np.bincount(batch.units_B, minlength=batch.count).tolist()
+        for at in order.split(counts) if len(order) else ():
+            if not len(at):
                 continue
-            positions = torch.from_numpy(
-                np.repeat(batch.positions_B[order[start:end]], self._views)
-            )
-            loss = self._losses(positions).sum() / self._views
-            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            # Norms by parameter: the gradients are never put in a row of their own.
-            square = sum(float(g.double().square().sum()) for g in gradients if g is not None)
-            scale = float(clip_scales(np.array([square]), bound)[0])
+            positions = torch.from_numpy(batch.positions_B)[at].repeat_interleave(self._views)
+            own_D.zero_()
+            for piece in positions.split(self._at_once):
+                self._add_gradient(piece, parts)
+            scale = float(clip_scales(np.array([float(own_D.dot(own_D))]), bound)[0])
             unclipped -= scale < 1.0
-            if scale == 0.0:
-                continue
-            at = 0
-            for parameter, gradient in zip(self._parameters, gradients, strict=True):
-                if gradient is not None:
-                    total_D[at : at + parameter.numel()].add_(gradient.reshape(-1), alpha=scale)
-                at += parameter.numel()
+            if scale > 0.0:
+                total_D.add_(own_D, alpha=scale)
         return ClippedSum(total_D, unclipped)
+
+    def _add_gradient(self, positions: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> None:
+        loss = self._losses(positions).sum() / self._views
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        for part, gradient in zip(parts, gradients, strict=True):
+            if gradient is not None:
+                part.add_(gradient.reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -124,7 +144,9 @@ class ClosedFormEngine:
     A picture's gradient of row k is d_k times a vector (Goodfellow 2015,
     https://arxiv.org/abs/1510.01799): x itself in a linear head, the part of x's direction
     that is orthogonal to the row's in a cosine head. Inner products of two pictures'
-    gradients follow from those of their features.
+    gradients follow from those of their features. What cancels in these products may leave
+    a norm too small, by as much as a server likes that sends rows of length 1e-12 along one
+    picture's features: norms are taken as large as rounding may have made them small.
 
     Args:
         head: Reads the head as it is now.
@@ -139,10 +161,15 @@ class ClosedFormEngine:
         self._features_ND = features_ND
         self._labels_N = labels_N
 
+    def session(self) -> AbstractContextManager[None]:
+        """Nothing is attached."""
+        return nullcontext()
+
     def clipped_sum(self, batch: UnitBatch, bound: float) -> ClippedSum:
         """See :class:`GradientEngine`; the weight's values first, then the bias's."""
         head = self._head()
-        weight_KD = head.weight_KD.detach().double()
+        # Small, and in float64: the CPU's work wherever the model is.
+        weight_KD = head.weight_KD.detach().cpu().double()
         if not len(batch.positions_B):
             size = weight_KD.numel() + (head.bias_K is not None) * len(weight_KD)
             return ClippedSum(torch.zeros(size, dtype=torch.float64), batch.count)
@@ -162,6 +189,8 @@ class ClosedFormEngine:
         push_BK = push_BK[kept_B] * scales_B[kept_B, None]
         total_KD = push_BK.T @ inputs_BD[kept_B]
         if along_BK is not None:
+            # Weights that are no numbers leave no unit, and must not leave their mark either.
+            directions_KD = directions_KD.nan_to_num(0.0, 0.0, 0.0)
             total_KD -= (push_BK * along_BK[kept_B]).sum(dim=0)[:, None] * directions_KD
         parts = [total_KD.reshape(-1)]
         if head.bias_K is not None:
@@ -173,7 +202,7 @@ class ClosedFormEngine:
     ) -> tuple[torch.Tensor, None, torch.Tensor]:
         logits_BK = inputs_BD @ weight_KD.T
         if head.bias_K is not None:
-            logits_BK = logits_BK + head.bias_K.detach().double()
+            logits_BK = logits_BK + head.bias_K.detach().cpu().double()
         return _pushes(logits_BK, self._labels_N[rows], head.smoothing), None, weight_KD
 
     def _cosine(
@@ -209,14 +238,17 @@ def _squares(
     batch: UnitBatch,
 ) -> NDArray[np.float64]:
     """float64 (U,), squared norms of the units' summed gradients."""
-    own_B = inputs_BD.square().sum(dim=1) + bias
-    squares_B = push_BK.square() @ torch.ones(push_BK.shape[1], dtype=torch.float64) * own_B
+    parts_B = push_BK.square().sum(dim=1) * (inputs_BD.square().sum(dim=1) + bias)
+    squares_B = parts_B
     if along_BK is not None:
         squares_B = squares_B - (push_BK * along_BK).square().sum(dim=1)
     squares_U = np.bincount(batch.units_B, weights=squares_B.numpy(), minlength=batch.count)
+    lengths_U = np.bincount(batch.units_B, weights=parts_B.sqrt().numpy(), minlength=batch.count)
+    order = torch.from_numpy(np.argsort(batch.units_B, kind="stable"))
     sizes_U = np.bincount(batch.units_B, minlength=batch.count)
-    for unit in np.flatnonzero(sizes_U > 1):
-        at = torch.from_numpy(np.flatnonzero(batch.units_B == unit))
+    for unit, at in enumerate(order.split(sizes_U.tolist())):
+        if len(at) < 2:
+            continue
         inner = inputs_BD[at] @ inputs_BD[at].T + bias
         pushes = push_BK[at] @ push_BK[at].T
         total = (inner * pushes).sum()
@@ -224,4 +256,6 @@ def _squares(
             turned = push_BK[at] * along_BK[at]
             total = total - (turned @ turned.T).sum()
         squares_U[unit] = float(total)
-    return np.where(np.isnan(squares_U), np.inf, np.maximum(squares_U, 0.0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares_U = np.maximum(squares_U, 0.0) + CANCELLATION * lengths_U**2
+    return np.where(np.isnan(squares_U), np.inf, squares_U)

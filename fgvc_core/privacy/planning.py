@@ -4,13 +4,17 @@ import math
 from collections.abc import Iterable
 from functools import lru_cache
 
-from fgvc_core.privacy.accountant import Plan, epsilon_of_plan, noise_for
-from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.privacy.accountant import epsilon_of_plan, noise_for
+from fgvc_core.privacy.events import Plan, PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
 
 COUNT_NOISE_RATIO = 10.0
 """adaptive clipping: noise of the released count over the noise multiplier of the gradient's
 own release; its share of each step's cost is then below one per cent."""
+
+MOST_STEPS = 1_000_000
+"""A site composes a million sampled steps in seconds; a stranger's recipe must not cost hours."""
 
 
 @lru_cache(maxsize=64)
@@ -22,8 +26,16 @@ def plan_for(privacy: PrivacySettings, rounds: int) -> tuple[PrivacyEvent, ...]:
         rounds: ``federation.rounds``.
 
     Raises:
-        ConfigurationError: if no noise meets the target.
+        ConfigurationError: if no noise meets the target, or there are more releases than can
+            be accounted.
     """
+    steps = privacy.steps * rounds
+    if privacy.method == "gradients" and steps > MOST_STEPS:
+        raise ConfigurationError(
+            f"privacy.steps = {privacy.steps:,} in each of {rounds:,} rounds are {steps:,} steps.",
+            why=f"The accountant composes at most {MOST_STEPS:,}.",
+            remedy="Take fewer steps, each at a higher privacy.sampling_rate.",
+        )
     plan = _shape(privacy, rounds)
     return tuple(plan(noise_for(plan, privacy.epsilon, privacy.delta)))
 

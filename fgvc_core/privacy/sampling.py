@@ -6,16 +6,18 @@ a seed, and no draw is ever logged.
 
 import os
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 _WORD = 1 << 64
+_Bits = TypeVar("_Bits", np.uint16, np.uint64)
 
 
-def random_words(count: int) -> NDArray[np.uint64]:
-    """uint64 (count,) from the operating system's generator."""
-    return np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
+def random_bits(count: int, kind: type[_Bits]) -> NDArray[_Bits]:
+    """(count,) words of a kind (``np.uint16``, ``np.uint64``) from the operating system."""
+    return np.frombuffer(os.urandom(np.dtype(kind).itemsize * count), dtype=kind)
 
 
 def draw_units(units: int, rate: float) -> NDArray[np.int64]:
@@ -35,7 +37,7 @@ def draw_units(units: int, rate: float) -> NDArray[np.int64]:
         return np.arange(units, dtype=np.int64)
     threshold = int(Fraction(rate) * _WORD * _WORD)
     high, low = divmod(threshold, _WORD)
-    first, second = random_words(units), random_words(units)
+    first, second = random_bits(units, np.uint64), random_bits(units, np.uint64)
     drawn = (first < np.uint64(high)) | ((first == np.uint64(high)) & (second < np.uint64(low)))
     return np.flatnonzero(drawn).astype(np.int64)
 

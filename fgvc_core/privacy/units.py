@@ -48,6 +48,18 @@ def protected_units(
     )
 
 
+def unit_names(units_N: NDArray[np.int64], subjects: Sequence[str]) -> list[str]:
+    """N names, equal within a unit: the first of its own subjects in the order of letters.
+
+    A unit's name follows from its own pictures, so that no other unit can move it to the
+    other side of a split.
+    """
+    first: dict[int, str] = {}
+    for unit, subject in zip(units_N.tolist(), subjects, strict=True):
+        first[unit] = min(first.get(unit, subject), subject)
+    return [first[unit] for unit in units_N.tolist()]
+
+
 def clip_scales(squares_U: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
     """float64 (U,): by what each unit's part is multiplied so that its norm is at most a bound.
 
@@ -55,5 +67,5 @@ def clip_scales(squares_U: NDArray[np.float64], bound: float) -> NDArray[np.floa
     one unit.
     """
     norms_U = np.sqrt(squares_U)
-    scales_U = np.minimum(1.0, bound / np.maximum(norms_U, np.finfo(np.float64).tiny))
+    scales_U = np.divide(bound, norms_U, out=np.ones_like(norms_U), where=norms_U > bound)
     return np.where(np.isfinite(norms_U), scales_U, 0.0)

@@ -22,13 +22,6 @@ Strategy = Literal[
     "fednova",
 ]
 
-NOT_PRIVATE: dict[str, str] = {
-    "scaffold": "its control variates are computed from private pictures at every round, and "
-    "would be a release of their own each time",
-    "fednova": "it weighs by true numbers of steps, which say how many pictures a site has",
-}
-"""Strategies that [privacy] refuses, and why."""
-
 
 class FederationSettings(Settings):
     """Rounds, cohorts, what becomes of the replies, and when to stop."""
@@ -45,7 +38,12 @@ class FederationSettings(Settings):
         "2017, https://arxiv.org/abs/1703.02757), geometric-median (Pillutla et al. 2022, "
         "https://arxiv.org/abs/1912.13445).",
     )
-    rounds: int = Field(10, ge=1, le=100_000, description="Most rounds of training.")
+    rounds: int = Field(
+        10,
+        ge=0,
+        le=100_000,
+        description="Most rounds of training; 0: only what train.start gives.",
+    )
     fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="Share of the sites drawn for a round's cohort, 0 to 1."
     )

@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core.errors import PolicyRefusal
+from fgvc_core.losses.build import refuse_unprotectable
+from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.class_sums import release_centre, release_class_sums, unit_vectors
 from fgvc_core.privacy.events import PrivacyEvent
@@ -112,14 +114,16 @@ class PrivateTraining:
     def __init__(
         self, learner: Learner, examples: Examples, units_N: Units, privacy: PrivacySettings
     ) -> None:
+        refuse_unprotectable(learner.loss)
+        # Pictures are seen one by one here: a recipe that mixes them is refused before.
         self._learner = learner
+        self._loss = learner.loss.informed(examples.known)
         self._examples = examples
         self._privacy = privacy
         self._units_N = units_N
         self._count = int(units_N.max()) + 1 if len(units_N) else 0
         self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
-        # Views and dropout must not be known, nor depend on who else is drawn.
-        self._generator = torch.Generator()
+        self.generator = torch.Generator()
         self.engine: GradientEngine = self._make_engine()
 
     def run(self, step: PrivacyEvent, public_units: int, stretch: Stretch) -> None:
@@ -139,10 +143,11 @@ class PrivateTraining:
         bound = self._privacy.clipping_norm
         divisor = step.sampling_rate * max(public_units, 1)
         model.train()
-        with torch.random.fork_rng(devices=[]):
+        # Views and dropout must not be known, nor depend on who else is drawn.
+        with torch.random.fork_rng(devices=[]), self.engine.session():
             torch.manual_seed(fresh_seed())
             for _ in range(step.count):
-                self._generator.manual_seed(fresh_seed())
+                self.generator.manual_seed(fresh_seed())
                 batch = self.draw(step.sampling_rate)
                 summed = self.engine.clipped_sum(batch, bound)
                 grid = make_grid(bound, summed.total_D.numel(), noise)
@@ -176,7 +181,8 @@ class PrivateTraining:
         # Each unit adds plus or minus a half: neighbouring sums are a half apart.
         signs = np.array([unclipped - batch.count / 2])
         noisy = release(signs, make_grid(0.5, 1, 2 * count_noise))
-        share = float(noisy[0]) / divisor + 0.5
+        # A share is between 0 and 1; few units under much noise would throw the bound about.
+        share = float(np.clip(noisy[0] / divisor + 0.5, 0.0, 1.0))
         wanted = self._privacy.clipping_quantile
         moved = bound * float(np.exp(-CLIPPING_RATE * (share - wanted)))
         # A run of bad luck must not make the bound overflow or vanish.
@@ -199,19 +205,19 @@ class PrivateTraining:
             return ClosedFormEngine(
                 self._head_view, self._examples.features_ND, self._examples.labels_N
             )
+        views, at_once = self._privacy.views, self._privacy.physical_batch
         if kind == "opacus":
             from fgvc_core.privacy.hooks import OpacusEngine
 
-            return OpacusEngine(
-                self._learner.model, self._parameters, self._losses, self._privacy.views
-            )
-        return LoopEngine(self._parameters, self._losses, self._privacy.views)
+            return OpacusEngine(self._learner.model, self._parameters, self.losses, views, at_once)
+        return LoopEngine(self._parameters, self.losses, views, at_once)
 
     def _closed_form_fits(self) -> bool:
         model = self._learner.model
         return (
             isinstance(self._examples, FeatureExamples)
-            and isinstance(model.head, LinearHead | CosineHead)
+            and type(model.head) in (LinearHead, CosineHead)
+            and type(self._learner.loss) is SmoothedCrossEntropy
             and model.dropout.p == 0
             and len(self._parameters) == len(list(model.head.parameters()))
             and size_of(self._parameters) == size_of(list(model.head.parameters()))
@@ -219,13 +225,16 @@ class PrivateTraining:
 
     def _head_view(self) -> HeadView:
         head = self._learner.model.head
-        smoothing = self._learner.loss.smoothing
+        loss = self._learner.loss
+        assert isinstance(loss, SmoothedCrossEntropy)
+        smoothing = loss.smoothing
         if isinstance(head, CosineHead):
             return HeadView(head.weight, None, head.scale, smoothing)
         assert isinstance(head, LinearHead)
         return HeadView(head.weight, head.bias, None, smoothing)
 
-    def _losses(self, positions: torch.Tensor) -> torch.Tensor:
-        logits_BK = self._examples.logits(self._learner.model, positions, self._generator)
+    def losses(self, positions: torch.Tensor) -> torch.Tensor:
+        """The present losses (B,) of the pictures at B positions, each in a fresh random view."""
+        logits_BK = self._examples.logits(self._learner.model, positions, self.generator)
         labels_B = self._examples.labels_N[positions].to(logits_BK.device)
-        return self._learner.loss.per_example(logits_BK, labels_B)
+        return self._loss.per_example(logits_BK, labels_B)

@@ -1,6 +1,8 @@
 """From a run's folder to its page."""
 
 import os
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ SITES_SHOWN = 60
 """Rows of the sites' table; with more sites the rest is counted."""
 
 CLASSES_SHOWN = 60
+_REFUSED = re.compile(
+    r"(?:Site '([A-Za-z0-9._-]+)'|The site) answered 'refused-policy'\.\s*(.*)", re.S
+)
+"""What the coordinator's events say of a site's own refusal, in a roll call or a round: its
+name, where the event does not have it, and the reason that it gave."""
+
 _NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 
 
@@ -46,6 +54,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
     metrics = run.metrics
     sites: dict[str, Any] = metrics.get("sites", {})
     classes = sorted(metrics.get("classes", []), key=lambda c: c["f1"])
+    costs: dict[str, Any] = metrics.get("privacy", {})
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     return {
         "style": Markup(style),
@@ -56,6 +65,12 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "classes": classes[:CLASSES_SHOWN],
         "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
+        "private": bool(costs) or _asks_for_privacy(run.recipe),
+        "validated": any(h.get("val_top1") is not None for h in metrics.get("history", [])),
+        "costs": dict(list(costs.items())[:SITES_SHOWN]),
+        "costs_left": max(len(costs) - SITES_SHOWN, 0),
+        "adjacencies": sorted({cost["adjacency"] for cost in costs.values()}),
+        "refused_by": dict(list(_refused_by(run.events).items())[:SITES_SHOWN]),
         "pairs": _pairs(run),
         "comparison": run.comparison,
         "refusals": [e for e in run.events if e.get("accepted") is False][:100],
@@ -76,13 +91,23 @@ def _view(run: RunFolder) -> dict[str, Any]:
 def _headline(run: RunFolder) -> str:
     metrics = run.metrics
     count = len(metrics.get("sites", {}))
-    sites = _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
+    sites = _number(count)
     noun = "site" if count == 1 else "sites"
     if metrics.get("top1") is None and metrics.get("local"):
         kept = ", ".join(metrics["local"])
         return (
             f"{sites} {noun} learnt together for {metrics.get('rounds', 0)} rounds and kept {kept} "
             "to themselves: each has a model of its own, scored on its own pictures."
+        )
+    if metrics.get("top1") is None and str(metrics.get("stopped", "")).startswith("refused"):
+        refused, rounds = len(_refused_by(run.events)), metrics.get("rounds", 0)
+        when = (
+            f"after {rounds} {'round' if rounds == 1 else 'rounds'}" if rounds else "at its start"
+        )
+        return (
+            f"{_number(refused)} {'site' if refused == 1 else 'sites'} refused by "
+            f"{'its' if refused == 1 else 'their'} own policy: this run was stopped at the sites, "
+            f"{when}."
         )
     if metrics.get("top1") is None:
         return f"{sites} {noun}, {metrics.get('rounds', 0)} rounds: this run was stopped early."
@@ -97,6 +122,27 @@ def _headline(run: RunFolder) -> str:
     return told + "."
 
 
+def _number(count: int) -> str:
+    return _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
+
+
+def _asks_for_privacy(recipe: str) -> bool:
+    try:
+        return "privacy" in tomllib.loads(recipe)
+    except tomllib.TOMLDecodeError:
+        return False
+
+
+def _refused_by(events: list[dict[str, Any]]) -> dict[str, str]:
+    """Sites that said no by their own policy, and the last reason that each gave."""
+    found = {}
+    for event in events:
+        told = _REFUSED.match(str(event.get("reason") or ""))
+        if event.get("accepted") is False and told:
+            found[str(told[1] or event.get("site"))] = told[2]
+    return found
+
+
 def _figures(run: RunFolder) -> dict[str, str]:
     history: list[dict[str, Any]] = run.metrics.get("history", [])
     figures = {}
@@ -109,9 +155,10 @@ def _figures(run: RunFolder) -> dict[str, str]:
         best = run.metrics.get("best_round") or 0
         figures["scores"] = curves("Top-1 over rounds", scores, 1.0, best)
         top = max((v for v in losses if v is not None), default=1.0)
-        figures["loss"] = curves(
-            "Mean training loss over rounds", [Curve("loss", "third", losses)], top * 1.05, best
-        )
+        if any(loss is not None for loss in losses):
+            figures["loss"] = curves(
+                "Mean training loss over rounds", [Curve("loss", "third", losses)], top * 1.05, best
+            )
         moved = [(h["bytes_up"] + h["bytes_down"]) / 1e6 for h in history]
         figures["bytes"] = bars("Megabytes a round", moved, "MB")
         figures["seconds"] = bars("Seconds a round", [h["seconds"] for h in history], "s")

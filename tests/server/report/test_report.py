@@ -121,10 +121,95 @@ def test_a_stopped_run_has_a_page_that_says_so(tmp_path):
     assert "Not measured in this run" in told
 
 
+COST = {"epsilon": 3.99712, "how": "PLD of one plan", "epsilon_total": 6.1754,
+        "how_total": "Renyi filter over several plans", "delta": 1e-5, "delta_total": 1e-6,
+        "unit": "subject", "adjacency": "zero-out, accounted as add-or-remove-one",
+        "events": []}  # fmt: skip
+CAPPED = "policy.epsilon_cap = 4 at delta 1e-05: 3.997 is spent, and run 'demo' would bring more"
+
+
+def changed(run, *, recipe="", events=(), **metrics):
+    """A run's folder, changed; None takes a metric out."""
+    known = json.loads((run / "metrics.json").read_text()) | metrics
+    known = {name: value for name, value in known.items() if value is not None}
+    (run / "metrics.json").write_text(json.dumps(known))
+    with (run / "recipe.toml").open("a") as file:
+        file.write(recipe)
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return run
+
+
+def test_each_sites_cost_is_shown_as_the_site_stated_it(tmp_path):
+    run = write_run(tmp_path / "run")
+    costs = {"site-1": COST, "site-2": {**COST, "epsilon": 1.25, "how": "Renyi filter"}}
+    price = {"in_words": "The price of the subject unit at epsilon 4 is known."}
+    changed(run, recipe="[privacy]\nepsilon = 4.0\n", privacy=costs, unit_price=price)
+    told = re.sub(r"\s+", " ", text_of(render(run)))
+    for row in (
+        "site-1 subject 3.997 1e-05 PLD of one plan 6.175 1e-06 Renyi filter over several plans",
+        "site-2 subject 1.250 1e-05 Renyi filter 6.175 1e-06 Renyi filter over several plans",
+        "(zero-out, accounted as add-or-remove-one)",
+        "(replace-one), the same releases cost about twice as much",
+        "the costs add up",
+        "The price of the subject unit",
+        "noise and sampling come from each site's operating system and never repeat",
+    ):
+        assert row in told, row
+    for untrue in ("no differential privacy", "Sites also sent their number", "same run on the"):
+        assert untrue not in told
+
+
+def test_sums_of_noisy_scores_are_called_so_and_absent_losses_have_no_chart(tmp_path):
+    run = write_run(tmp_path / "run")
+    history = json.loads((run / "metrics.json").read_text())["history"]
+    silent = [{**entry, "loss": None} for entry in history]
+    changed(run, privacy={"site-1": COST}, history=silent)
+    told = text_of(render(run))
+    assert "nats" not in told
+    assert "sites' validation, summed" not in told
+    changed(run, history=[{**silent[0], "val_top1": 0.4}])
+    assert "sites' validation, summed, with noise" in text_of(render(run))
+
+
+def test_a_run_stopped_at_the_sites_says_which_refused_and_why(tmp_path):
+    events = [
+        {"event": "roll_call", "site": None, "accepted": False,
+         "reason": f"Site 'site-{n}' answered 'refused-policy'. {CAPPED}."} for n in (1, 2)
+    ]  # fmt: skip
+    run = write_run(tmp_path / "run", compare=False, done=False)
+    changed(run, recipe="[privacy]\nepsilon = 4.0\n", events=events, sites={}, history=[],
+            rounds=0, stopped=f"refused: 2 sites refuse by their own policy: {CAPPED}")  # fmt: skip
+    told = re.sub(r"\s+", " ", text_of(render(run)))
+    assert (
+        "Two sites refused by their own policy: this run was stopped at the sites, at its start."
+        in told
+    )
+    assert f"site-1 {CAPPED}. site-2 {CAPPED}." in told
+    assert "No site took part: 2 refused" in told
+    assert "it cost nothing" in told
+    assert "no differential privacy" not in told
+
+
+def test_a_cap_reached_in_a_later_round_keeps_the_costs_of_the_earlier(tmp_path):
+    refused = {"event": "reply", "round": 3, "site": "site-1", "accepted": False,
+               "reason": f"The site answered 'refused-policy'. {CAPPED}."}  # fmt: skip
+    run = write_run(tmp_path / "run", compare=False, done=False)
+    changed(run, events=[refused], privacy={"site-1": COST}, stopped=f"refused: {CAPPED}")
+    told = re.sub(r"\s+", " ", text_of(render(run)))
+    assert (
+        "One site refused by its own policy: this run was stopped at the sites, after 7 rounds."
+        in told
+    )
+    assert "site-1 subject 3.997" in told
+    assert f"site-1 {CAPPED}." in told
+
+
 def test_a_thousand_sites_make_a_page_of_bounded_size(tmp_path):
-    page = render(write_run(tmp_path / "run", sites=1000))
+    run = write_run(tmp_path / "run", sites=1000)
+    changed(run, privacy={f"site-{n}": COST for n in range(1000)})
+    page = render(run)
     assert page.stat().st_size < 3_000_000
-    assert "940 more sites" in text_of(page)
+    assert text_of(page).count("940 more sites") == 2
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "recipe.toml", "evaluation.json"])

@@ -1,0 +1,289 @@
+"""What a ledger's entries say, kept up entry by entry: plans, charges, and what was answered.
+
+Nothing here reads or writes a file. A round adds a few entries, and adding one costs the
+same however many there are.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.privacy.chain import RESTORE, TORN, Entry
+from fgvc_core.errors import DataError
+from fgvc_core.privacy.accountant import cost_of_plan, total_cost
+from fgvc_core.privacy.events import PrivacyEvent, Purpose, merge, read_events, take
+from fgvc_core.privacy.settings import Unit
+
+Key = tuple[Purpose, float, float]
+"""Purpose, noise multiplier, sampling rate: events with one key are counted together."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run as the ledger knows it.
+
+    Attributes:
+        run: Its id.
+        recipe_digest: Of the announced recipe.
+        name: The recipe's name.
+        time: When it was announced.
+        events: All that it was to release.
+        released: What was reserved of it so far, equal events counted together.
+        lost: What entries that a crash cut short may have reserved; charged on top.
+        portion: Most releases that one reservation takes.
+        delta: Of the plan.
+        unit: What is protected.
+        target: The epsilon that the recipe asked for.
+        units: The site's public number of units then.
+    """
+
+    run: str
+    recipe_digest: str
+    name: str
+    time: str
+    events: tuple[PrivacyEvent, ...]
+    released: tuple[PrivacyEvent, ...]
+    lost: tuple[PrivacyEvent, ...]
+    portion: int
+    delta: float
+    unit: Unit
+    target: float
+    units: int
+
+    @property
+    def remaining(self) -> tuple[PrivacyEvent, ...]:
+        """What of the plan has not been reserved."""
+        used = {_key(event): event.count for event in merge(self.released)}
+        left = ((event, event.count - used.get(_key(event), 0)) for event in merge(self.events))
+        return tuple(take(event, count) for event, count in left if count > 0)
+
+    def cost(self) -> tuple[float, str]:
+        """Epsilon of this run alone at its own delta, and the method."""
+        return cost_of_plan(*self.charged, self.delta)
+
+    @property
+    def charged(self) -> tuple[tuple[PrivacyEvent, ...], tuple[PrivacyEvent, ...]]:
+        """(announced, released), with what crashes may have cost in both."""
+        return (*self.events, *self.lost), (*self.released, *self.lost)
+
+    def holds(self, event: PrivacyEvent) -> bool:
+        """Whether all of an event is still to be reserved."""
+        return any(_key(event) == _key(e) and event.count <= e.count for e in self.remaining)
+
+    def having_released(self, event: PrivacyEvent) -> "Plan":
+        """The plan with one more event reserved."""
+        return replace(self, released=merge((*self.released, event)))
+
+
+class Books:
+    """What all entries so far say together."""
+
+    def __init__(self) -> None:
+        self.data = ""
+        """What the ledger is bound to; empty before it is founded."""
+        self.unprotected = 0
+        """How many replies with something computed from the pictures left without
+        differential privacy."""
+        self._plans: dict[str, Plan] = {}
+        self._reserved: dict[tuple[str, str], PrivacyEvent] = {}
+        self._rounds: set[tuple[str, int, str]] = set()
+        self._sent: set[tuple[str, str]] = set()
+        self._approved: set[tuple[str, str]] = set()
+        self._hashes: set[str] = set()
+
+    def add(self, entry: Entry) -> None:
+        """Take in one more entry.
+
+        Raises:
+            DataError: if it is not what its kind has to be; nothing was taken in then.
+        """
+        if entry.kind == "founded":
+            self.data = _read(_Founded, entry).data
+        elif entry.kind == "announced":
+            self._announce(entry)
+        elif entry.kind == "reserved":
+            self._reserve(entry)
+        elif entry.kind == "approved":
+            approved = _read(_Approved, entry)
+            self._approved.add((approved.run, approved.recipe_digest))
+        elif entry.kind == "sent":
+            self._send(_read(_Sent, entry))
+        elif entry.kind == TORN:
+            self._tear()
+        self._hashes.add(entry.hash)
+
+    def plans(self) -> list[Plan]:
+        """All runs announced, in their order."""
+        return list(self._plans.values())
+
+    def plan(self, run: str) -> Plan | None:
+        """One run's plan."""
+        return self._plans.get(run)
+
+    def reservation(self, run: str, request: str) -> PrivacyEvent | None:
+        """What was charged for a request."""
+        return self._reserved.get((run, request))
+
+    def was_answered(self, run: str, round_: int, purpose: str) -> bool:
+        """Whether a round's release for this purpose is charged, for whichever request."""
+        return (run, round_, purpose) in self._rounds
+
+    def was_sent(self, run: str, request: str) -> bool:
+        """Whether a payload for this request may have left."""
+        return (run, request) in self._sent
+
+    def is_approved(self, run: str, recipe_digest: str) -> bool:
+        """Whether a person has said yes to a run with this recipe."""
+        return (run, recipe_digest) in self._approved
+
+    def holds(self, head: str) -> bool:
+        """Whether an entry has this hash."""
+        return head in self._hashes
+
+    def _announce(self, entry: Entry) -> None:
+        values = _read(_Announced, entry)
+        if values.run in self._plans:
+            raise _malformed(entry, "its run was announced before")
+        self._plans[values.run] = Plan(
+            time=entry.time,
+            events=read_events(values.events),
+            released=(),
+            lost=(),
+            **values.model_dump(exclude={"events"}),
+        )
+
+    def _reserve(self, entry: Entry) -> None:
+        values = _read(_Reserved, entry)
+        (event,) = read_events([values.event])
+        plan = self._plans.get(values.run)
+        if plan is None:
+            raise _malformed(entry, "its run was never announced")
+        self._plans[values.run] = plan.having_released(event)
+        self._reserved[values.run, values.request] = event
+        self._rounds.add((values.run, values.round, event.purpose))
+
+    def _send(self, values: "_Sent") -> None:
+        self._sent.add((values.run, values.request))
+        told = values.code == "ok" and values.what != "roll_call"
+        self.unprotected += told and not values.protected
+
+    def _tear(self) -> None:
+        """The torn line may have reserved a release of any open plan."""
+        possible = [
+            (plan.run, take(event, min(event.count, plan.portion)))
+            for plan in self._plans.values()
+            for event in plan.remaining
+        ]
+        # It was one of them. What costs no more than another under every accountant need not
+        # be charged beside it; of equals the latest is.
+        for at, (run, event) in enumerate(possible):
+            others = [other for _, other in possible[at + 1 :]]
+            others += [other for _, other in possible[:at] if not _covers(event, other)]
+            if not any(_covers(other, event) for other in others):
+                plan = self._plans[run]
+                self._plans[run] = replace(plan, lost=merge((*plan.lost, event)))
+
+
+def plans_of(entries: Iterable[Entry]) -> list[Plan]:
+    """All runs announced in these entries, with what was reserved of each.
+
+    Raises:
+        DataError: if an entry is not what its kind has to be.
+    """
+    books = Books()
+    for entry in entries:
+        books.add(entry)
+    return books.plans()
+
+
+def total_of(
+    plans: Iterable[Plan], delta: float, extra: Iterable[PrivacyEvent] = ()
+) -> tuple[float, str]:
+    """Epsilon of all plans together at a delta, and the method.
+
+    Args:
+        plans: As far as each was carried out.
+        delta: Of the whole.
+        extra: The events of one more plan, as if it had been carried out.
+    """
+    pairs: list[tuple[Iterable[PrivacyEvent], Iterable[PrivacyEvent]]]
+    pairs = [plan.charged for plan in plans]
+    extra = tuple(extra)
+    return total_cost([*pairs, (extra, extra)], delta)
+
+
+class _Values(BaseModel):
+    """An entry's values; what other versions add is left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class _Founded(_Values):
+    data: str
+
+
+class _Announced(_Values):
+    run: str
+    recipe_digest: str
+    name: str
+    events: list[dict[str, Any]]
+    portion: int = Field(ge=1)
+    delta: float = Field(gt=0.0, lt=1.0)
+    unit: Unit
+    target: float
+    units: int = Field(ge=0)
+
+
+class _Reserved(_Values):
+    run: str
+    round: int
+    request: str
+    event: dict[str, Any]
+
+
+class _Approved(_Values):
+    run: str
+    recipe_digest: str
+
+
+class _Sent(_Values):
+    run: str
+    request: str
+    what: str
+    code: str
+    protected: bool
+
+
+_Kind = TypeVar("_Kind", bound=_Values)
+
+
+def _read(kind: type[_Kind], entry: Entry) -> _Kind:
+    try:
+        return kind.model_validate(entry.values)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _malformed(entry, f"'{where}': {first['msg']}") from None
+
+
+def _malformed(entry: Entry, what: str) -> DataError:
+    return DataError(
+        f"The ledger's entry {entry.number} ('{entry.kind}') cannot be: {what}.",
+        why="What was spent can no longer be told.",
+        remedy=RESTORE,
+    )
+
+
+def _key(event: PrivacyEvent) -> Key:
+    return event.purpose, event.noise_multiplier, event.sampling_rate
+
+
+def _covers(one: PrivacyEvent, other: PrivacyEvent) -> bool:
+    """Whether one costs at least as much as the other, whatever it is composed with."""
+    return (
+        one.noise_multiplier <= other.noise_multiplier
+        and one.sampling_rate >= other.sampling_rate
+        and one.count >= other.count
+    )

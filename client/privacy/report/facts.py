@@ -1,0 +1,290 @@
+"""Plain values from a ledger's entries: nothing else is asked, so anybody can ask again."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from client.privacy.chain import GENESIS, TORN, Entry
+from client.privacy.ledger import Plan, plans_of, total_of
+from client.privacy.policy import Policy
+from client.privacy.report.departures import LISTED_ONE_BY_ONE, Row, departures, summed
+from client.privacy.report.meaning import meaning_of
+from fgvc_core.errors import DataError
+from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
+
+RUNS_SHOWN = 100
+"""Latest runs that are shown one by one; earlier ones are summed up."""
+
+T = TypeVar("T")
+
+SHOWN = 50
+"""Latest refusals, crashes, approvals and audits that are shown one by one."""
+
+
+def collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
+    """What a ledger says.
+
+    Args:
+        entries: All of them, verified.
+        policy: For the cap, and the delta of the total.
+
+    Raises:
+        DataError: if an entry lacks what its kind has to have.
+    """
+    try:
+        return _collect(entries, policy)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(
+            f"The ledger has an entry that cannot be: {type(error).__name__}: {error}.",
+            why="What was spent cannot be told from it.",
+            remedy="Restore the ledger from a copy; do not mend it by hand.",
+        ) from None
+
+
+def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
+    plans = plans_of(entries)
+    rows = departures(entries)
+    runs = _run_ids(entries)
+    shown = runs[-RUNS_SHOWN:]
+    latest = set(shown)
+    listed = rows if len(rows) <= LISTED_ONE_BY_ONE else summed(r for r in rows if r.run in latest)
+    total = _total(plans, policy)
+    return {
+        "ledger": _ledger(entries),
+        "units": sorted({plan.unit for plan in plans}),
+        "adjacency": ADJACENCY,
+        "total": total,
+        "meaning": _meaning(total),
+        "runs": _runs(shown, plans, rows, entries),
+        "earlier_runs": _earlier(runs[:-RUNS_SHOWN], rows),
+        "departures": {
+            "replies": len(rows),
+            "bytes": sum(row.bytes for row in rows),
+            "by_charge": dict(sorted(Counter(row.charge for row in rows).items())),
+            "one_by_one": listed is rows,
+            "rows": [row.as_json() for row in listed],
+        },
+        "refusals": _refusals(entries),
+        "crashes": _crashes(entries, plans),
+        "approvals": _last(_of(entries, "approved"), ("run", "name")),
+        "audits": _audits(entries),
+        "irregular": _irregular(entries, plans, rows),
+    }
+
+
+def _ledger(entries: Sequence[Entry]) -> dict[str, Any]:
+    founded = list(_of(entries, "founded"))
+    return {
+        "entries": len(entries),
+        "head": entries[-1].hash if entries else GENESIS,
+        "first": entries[0].time if entries else None,
+        "last": entries[-1].time if entries else None,
+        "site": founded[-1].values["site"] if founded else None,
+        "data": founded[-1].values["data"] if founded else None,
+        "kinds": dict(sorted(Counter(entry.kind for entry in entries).items())),
+    }
+
+
+def _total(plans: list[Plan], policy: Policy) -> dict[str, Any]:
+    epsilon, how = total_of(plans, policy.delta)
+    cap = policy.epsilon_cap
+    return {
+        "epsilon": _finite(epsilon),
+        "delta": policy.delta,
+        "how": how,
+        "cap": cap,
+        "left": None if cap is None else max(cap - epsilon, 0.0),
+        "runs": sum(bool(plan.charged[1]) for plan in plans),
+    }
+
+
+def _meaning(total: dict[str, Any]) -> dict[str, Any]:
+    """The bound as spent, and as it will be once the cap is used up."""
+    spent, cap, delta = total["epsilon"], total["cap"], total["delta"]
+    return {
+        "spent": meaning_of(spent, delta) if spent else None,
+        "cap": None if cap is None else meaning_of(cap, delta),
+    }
+
+
+def _run_ids(entries: Iterable[Entry]) -> list[str]:
+    """All runs, in order of their first entry."""
+    named = (entry.values.get("run") for entry in entries if entry.kind != "audited")
+    return list(dict.fromkeys(str(run) for run in named if run))
+
+
+def _runs(
+    shown: list[str], plans: list[Plan], rows: list[Row], entries: Sequence[Entry]
+) -> list[dict[str, Any]]:
+    by_run = {plan.run: plan for plan in plans}
+    own = _by_run((row.run, row) for row in rows)
+    approved = _by_run((str(e.values["run"]), e) for e in _of(entries, "approved"))
+    refused = _by_run((str(e.values["run"]), e) for e in _of(entries, "refused"))
+    announced = _by_run((str(e.values["run"]), e) for e in _of(entries, "announced"))
+    found = []
+    for run in shown:
+        plan, replies, yes = by_run.get(run), own.get(run, []), approved.get(run, [])
+        found.append(
+            {
+                "run": run,
+                "name": plan.name if plan else yes[0].values["name"] if yes else None,
+                "first": replies[0].first if replies else None,
+                "last": replies[-1].last if replies else None,
+                "replies": len(replies),
+                "bytes": sum(row.bytes for row in replies),
+                "unprotected": sum(row.charge == "unprotected" for row in replies),
+                "refusals": len(refused.get(run, [])),
+                "approved": yes[0].time if yes else None,
+                "protection": None if plan is None else _protection(plan, announced[run][0]),
+            }
+        )
+    return found
+
+
+def _protection(plan: Plan, announced: Entry) -> dict[str, Any]:
+    epsilon, how = plan.cost()
+    return {
+        "announced": plan.time,
+        "recipe_digest": plan.recipe_digest,
+        "unit": plan.unit,
+        "units": plan.units,
+        "target": plan.target,
+        "epsilon": _finite(epsilon),
+        "delta": plan.delta,
+        "how": how,
+        "adjacency": announced.values["adjacency"],
+        "policy": announced.values["policy"],
+        "planned": _count(plan.events),
+        "released": _count(plan.released),
+        "lost": _count(plan.lost),
+        "events": [event.as_json() for event in merge(plan.charged[1])],
+    }
+
+
+def _earlier(runs: list[str], rows: list[Row]) -> dict[str, Any] | None:
+    if not runs:
+        return None
+    earlier = set(runs)
+    own = [row for row in rows if row.run in earlier]
+    return {
+        "runs": len(runs),
+        "replies": len(own),
+        "bytes": sum(row.bytes for row in own),
+        "unprotected": sum(row.charge == "unprotected" for row in own),
+        "first": own[0].first if own else None,
+        "last": own[-1].last if own else None,
+    }
+
+
+def _refusals(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Refusals by run and reason; which line of the policy it was; whether the cap's."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in _of(entries, "refused"):
+        run, reason = str(entry.values["run"]), str(entry.values["reason"])
+        known = groups.setdefault(
+            (run, reason),
+            {
+                "run": run,
+                "what": entry.values["what"],
+                "reason": reason,
+                "line": reason.split()[0] if reason.startswith("policy.") else None,
+                "count": 0,
+                "first": entry.time,
+                "last": entry.time,
+            },
+        )
+        known["count"] += 1
+        known["last"] = entry.time
+    found = list(groups.values())
+    return {
+        "count": sum(group["count"] for group in found),
+        "by_cap": sum(g["count"] for g in found if g["line"] == "policy.epsilon_cap"),
+        "rows": found[-SHOWN:],
+        "earlier": max(len(found) - SHOWN, 0),
+    }
+
+
+def _crashes(entries: Sequence[Entry], plans: list[Plan]) -> dict[str, Any]:
+    sent = {(e.values["run"], e.values["request"]) for e in _of(entries, "sent")}
+    unanswered = [
+        {
+            "run": entry.values["run"],
+            "round": entry.values["round"],
+            "purpose": entry.values["event"]["purpose"],
+            "count": entry.values["event"]["count"],
+            "time": entry.time,
+        }
+        for entry in _of(entries, "reserved")
+        if (entry.values["run"], entry.values["request"]) not in sent
+    ]
+    return {
+        "torn": len(list(_of(entries, TORN))),
+        "torn_at": [entry.time for entry in _of(entries, TORN)][-SHOWN:],
+        "charged_for_torn": sum(_count(plan.lost) for plan in plans),
+        "charged_unanswered": len(unanswered),
+        "rows": unanswered[-SHOWN:],
+    }
+
+
+def _audits(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """What audits found: their plain values, whatever they are called."""
+    return [
+        {
+            "time": entry.time,
+            **{
+                str(name): str(value) if value in (math.inf, -math.inf) else value
+                for name, value in entry.values.items()
+                if isinstance(value, str | int | float) and name != "time"
+            },
+        }
+        for entry in _of(entries, "audited")
+    ][-SHOWN:]
+
+
+def _irregular(entries: Sequence[Entry], plans: list[Plan], rows: list[Row]) -> list[str]:
+    """What a sound ledger never has."""
+    found = []
+    if len({plan.unit for plan in plans}) > 1:
+        found.append("it protects two kinds of units, whose costs do not add up")
+    if any(e.values["adjacency"] != ADJACENCY for e in _of(entries, "announced")):
+        found.append("a run was accounted for under another adjacency")
+    for plan in plans:
+        allowed = {_kind(event): event.count for event in merge(plan.events)}
+        beyond = [e for e in merge(plan.released) if e.count > allowed.get(_kind(e), 0)]
+        if beyond:
+            purposes = ", ".join(sorted({event.purpose for event in beyond}))
+            found.append(f"run {plan.run} released more than it had announced ({purposes})")
+    uncharged = [row for row in rows if row.charge == "uncharged"]
+    for run in dict.fromkeys(row.run for row in uncharged):
+        count = sum(row.run == run for row in uncharged)
+        found.append(f"run {run}: {count} replies that call themselves protected were not charged")
+    return found[:SHOWN]
+
+
+def _finite(epsilon: float) -> float | None:
+    """None where no finite epsilon holds at a delta: JSON has no infinity."""
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _last(entries: Iterable[Entry], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [{"time": e.time, **{name: e.values[name] for name in names}} for e in entries][-SHOWN:]
+
+
+def _of(entries: Iterable[Entry], kind: str) -> Iterable[Entry]:
+    return (entry for entry in entries if entry.kind == kind)
+
+
+def _by_run(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    found: dict[str, list[T]] = {}
+    for run, value in pairs:
+        found.setdefault(run, []).append(value)
+    return found
+
+
+def _kind(event: PrivacyEvent) -> tuple[str, float, float]:
+    return event.purpose, event.noise_multiplier, event.sampling_rate
+
+
+def _count(events: Iterable[PrivacyEvent]) -> int:
+    return sum(event.count for event in events)

@@ -1,0 +1,144 @@
+"""From a signed statement to its page: the same statement always gives the same bytes."""
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from client.privacy.policy import Policy
+from client.privacy.report.figures import attack_curve, belief_figure, budget_bar, percent
+from client.privacy.report.signing import Signed
+from client.privacy.report.words import one_in
+from fgvc_core.privacy.events import PrivacyEvent
+
+CHARGES = {
+    "charged": "charged",
+    "again": "the same bytes again, charged before",
+    "public": "nothing about the pictures",
+    "refusal": "nothing about the pictures",
+    "unprotected": "NOT PROTECTED",
+    "uncharged": "NOT CHARGED",
+}
+
+REQUESTS = {
+    "roll_call": "roll call",
+    "train": "training",
+    "score": "scoring",
+    "release": "closed-form release",
+}
+
+
+def draw(signed: Signed) -> bytes:
+    """The page of a signed statement: HTML that needs nothing but itself, in UTF-8."""
+    environment = Environment(
+        loader=PackageLoader("client.privacy.report", ""),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        day=_day,
+        moment=_moment,
+        size=_size,
+        count=_count,
+        epsilon=_epsilon,
+        percent=_percent,
+        request=lambda what: REQUESTS.get(what, what),
+        charge=lambda charge: CHARGES[charge],
+        rounds=_rounds,
+        event=_event,
+        groups=_groups,
+        odds=one_in,
+        label=lambda name: str(name).replace("_", " "),
+    )
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    # As it is read back from the file: the order of keys is then always the same.
+    statement = json.loads(signed.text)["statement"]
+    policy = {name: statement["policy"].get(name) for name in Policy.model_fields}
+    page = environment.get_template("page.html.j2").render(
+        style=Markup(style),
+        s=statement,
+        site=statement["site"],
+        policy=policy,
+        facts=statement["facts"],
+        words=statement["words"],
+        signature=signed.signature.hex(),
+        embedded=Markup(signed.text),
+        figures={name: Markup(svg) for name, svg in _figures(statement["facts"]).items()},
+    )
+    # A lone surrogate in a stranger's text must not stop the page.
+    return page.encode("utf-8", "replace")
+
+
+def _figures(facts: dict[str, Any]) -> dict[str, str]:
+    spent, cap = facts["meaning"]["spent"], facts["meaning"]["cap"]
+    figures = {}
+    if spent or cap:
+        figures["attack"] = attack_curve(spent, cap)
+        figures["belief"] = belief_figure(spent or cap)
+    total = facts["total"]
+    if total["cap"] is not None and total["epsilon"] is not None:
+        figures["budget"] = budget_bar(total["epsilon"], total["cap"])
+    return figures
+
+
+def _visible(value: Any) -> Any:
+    """Text without characters that turn, hide or break what stands beside them."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c
+        for c in value
+    )
+
+
+def _day(time: str | None) -> str:
+    return "–" if time is None else time[:10]
+
+
+def _moment(time: str | None) -> str:
+    return "–" if time is None else f"{time[:10]} {time[11:16]}"
+
+
+def _epsilon(value: float | None) -> str:
+    return "no finite bound" if value is None else f"{value:.3f}"
+
+
+def _percent(share: float) -> str:
+    return percent(share).replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g}\N{NO-BREAK SPACE}{unit}"
+        count /= 1000
+    return f"{count:.3g}\N{NO-BREAK SPACE}GB"
+
+
+def _rounds(rounds: list[int]) -> str:
+    first, last = rounds
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _event(values: dict[str, Any]) -> str:
+    """One charged mechanism, for whoever computes again."""
+    event = PrivacyEvent(**values)
+    sampled = "" if event.sampling_rate >= 1 else f", sampling rate {event.sampling_rate:g}"
+    return (
+        f"{event.count:,} × {event.purpose}: noise multiplier {event.noise_multiplier:.6g}{sampled}"
+    )
+
+
+def _groups(text: str) -> str:
+    """Hexadecimal digits in groups of eight, for reading aloud."""
+    return " ".join(text[i : i + 8] for i in range(0, len(text), 8))

@@ -1,0 +1,108 @@
+"""What a report says on the site's word alone; everything else in it is recomputed."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from client.privacy.chain import Entry
+from client.privacy.policy import Policy
+from client.privacy.report.facts import collect
+from client.privacy.report.words import words_of
+from client.site import Site
+from client.state import read_announced
+from fgvc_core import __version__
+from fgvc_core.errors import FieldmarkError
+from fgvc_core.protocol.keys import fingerprint
+
+FORMAT = "fieldmark privacy report 1"
+"""Changes whenever a report of before could no longer be checked."""
+
+
+class StatedSite(BaseModel):
+    """Who the site says that it is.
+
+    Attributes:
+        name: Its name.
+        public_key: One line of text, with which the report's signature is checked.
+        fingerprint: SHA-256 (hex) of the key, for comparing it.
+        version: Of the installed code.
+        units: The public number of protected units, as declared when the report was made.
+        pictures: The public number of pictures.
+        subject_column: The column of subject ids in the site's records, where one was named.
+        data_as_founded: Whether the data are those that the ledger was begun for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    public_key: str = Field(max_length=1000)
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")
+    version: str = Field(max_length=64)
+    units: int = Field(ge=0)
+    pictures: int = Field(ge=0)
+    subject_column: str | None = Field(max_length=200)
+    data_as_founded: bool
+
+
+def stated_site(site: Site, facts: dict[str, Any]) -> StatedSite:
+    """What a site says about itself today."""
+    founded = facts["ledger"]["data"]
+    return StatedSite(
+        name=site.name,
+        public_key=site.public_key,
+        fingerprint=fingerprint(site.key.public_key()),
+        version=f"fieldmark {__version__}",
+        units=site.settings.data.units,
+        pictures=site.settings.data.pictures,
+        subject_column=_subject_column(site, facts),
+        data_as_founded=founded in (None, site.data_binding),
+    )
+
+
+def state(made: str, site: StatedSite, policy: Policy, entries: Sequence[Entry]) -> dict[str, Any]:
+    """A whole statement: plain values and sentences, to be signed and drawn.
+
+    Args:
+        made: When, UTC, ISO 8601.
+        site: On its own word.
+        policy: In force then.
+        entries: The ledger's, verified.
+
+    Raises:
+        DataError: if an entry cannot be.
+    """
+    facts = collect(entries, policy)
+    return {
+        "format": FORMAT,
+        "made": made,
+        "site": site.model_dump(),
+        "policy": policy.model_dump(mode="json"),
+        "policy_digest": policy.digest,
+        "facts": facts,
+        "words": words_of(site, policy, facts),
+    }
+
+
+def _subject_column(site: Site, facts: dict[str, Any]) -> str | None:
+    """The column that tells subjects apart: the site's own, else the last such recipe's."""
+    if site.settings.data.subject_column:
+        return _plain(site.settings.data.subject_column)
+    for run in reversed(facts["runs"]):
+        protection = run["protection"]
+        if protection is None or protection["unit"] != "subject":
+            continue
+        try:
+            held = read_announced(site.home, run["run"])
+        except FieldmarkError:
+            continue
+        # The ledger has the recipe's digest: what was put in its place is not believed.
+        if held is not None and held[0].digest == protection["recipe_digest"]:
+            column = held[0].data.subject_column
+            return _plain(column) if column else None
+    return None
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[^\w .:-]", "?", column)[:200]

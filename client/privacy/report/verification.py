@@ -1,0 +1,269 @@
+"""Checking a report against a ledger, by someone who was not there.
+
+Two files are enough. Whatever the report says is computed again from the ledger, and its
+page drawn again from what was signed: a page that shows something else is found out.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from client.privacy.chain import Entry, read_chain
+from client.privacy.policy import Policy
+from client.privacy.report.page import draw
+from client.privacy.report.signing import Signed, read_known_key, read_signed
+from client.privacy.report.stated import FORMAT, StatedSite, state
+from client.privacy.report.words import words_of
+from fgvc_core import __version__
+from fgvc_core.errors import DataError, PeerError
+from fgvc_core.protocol.keys import fingerprint, read_public
+
+TOLERANCE = 1e-6
+"""By how much, in parts of it, an epsilon may differ: libraries round differently."""
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
+
+SHOWN = 5
+"""Differences that are named; more are counted."""
+
+UNCHECKED = (
+    "Not checked, because two files cannot tell: that the ledger is the only one over these data "
+    "and was never replaced by an older copy (the coordinator knows the heads that it has seen), "
+    "that the code which ran was the installed one, and what the site alone can know: its "
+    "public number of units, its policy, the times."
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    what: str
+    holds: bool
+    told: str
+
+
+def verify_report(file: Path, ledger: Path, key: Path | None = None) -> dict[str, Any]:
+    """Check a report against a ledger.
+
+    Args:
+        file: The page or its JSON.
+        ledger: The site's ``ledger.jsonl``, as it was then or as it has gone on since.
+        key: A file with the site's public key, known from elsewhere.
+
+    Returns:
+        ``holds``, the ``checks`` one by one, the key's ``fingerprint``, ``epsilon`` as
+        computed again, and all of it ``in_words``.
+
+    Raises:
+        DataError: if a file cannot be read, is no report, or the ledger's chain is broken.
+        PeerError: if the known key cannot be read.
+    """
+    signed, data = read_signed(file)
+    site, policy = _stated(file, signed)
+    entries, torn = _read_ledger(ledger)
+    checks = [_signature(signed, site), *_known(site, key), _chain(entries, torn)]
+    at = _head(signed, entries)
+    checks.append(at)
+    epsilon = None
+    if at.holds:
+        before = entries[: signed.statement["facts"]["ledger"]["entries"]]
+        again = state(signed.statement["made"], site, policy, before)
+        epsilon = again["facts"]["total"]["epsilon"]
+        figures = _figures(signed.statement, again, site, policy)
+        checks += [figures, _sound(again)]
+        if figures.holds:
+            checks.append(_page(file, data, signed))
+    else:
+        checks.append(Check("figures", False, "Nothing could be computed again."))
+    holds = all(check.holds for check in checks)
+    return {
+        "holds": holds,
+        "fingerprint": site.fingerprint,
+        "epsilon": epsilon,
+        "checks": [check.__dict__ for check in checks],
+        "in_words": _in_words(holds, site, key, checks),
+    }
+
+
+def _stated(file: Path, signed: Signed) -> tuple[StatedSite, Policy]:
+    """What the report says on the site's word."""
+    statement = signed.statement
+    if statement.get("format") != FORMAT:
+        raise DataError(
+            f"'{file}' is of another format ({statement.get('format')!r}, not {FORMAT!r}).",
+            why=f"This is fieldmark {__version__}.",
+            remedy="Check it with the version that made it.",
+        )
+    try:
+        site = StatedSite.model_validate(statement["site"])
+        policy = Policy.model_validate(statement["policy"])
+        read_public(site.public_key)
+        if not _TIME.fullmatch(str(statement["made"])):
+            raise ValueError("'made' is no time")
+    except (ValidationError, PeerError, ValueError, KeyError) as error:
+        raise DataError(
+            f"'{file}' is no privacy report: {str(error).splitlines()[0]}.",
+            why="There is nothing in it that could be checked.",
+            remedy="Ask the site for the file again.",
+        ) from None
+    return site, policy
+
+
+def _read_ledger(path: Path) -> tuple[list[Entry], bytes]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"The ledger '{path}' cannot be read: {error}.",
+            remedy="Ask the site for its ledger.jsonl.",
+        ) from None
+    return read_chain(data)
+
+
+def _signature(signed: Signed, site: StatedSite) -> Check:
+    public = read_public(site.public_key)
+    if fingerprint(public) != site.fingerprint:
+        return Check("signature", False, "The fingerprint is not that of the key in the report.")
+    if not signed.signed_by(public):
+        return Check("signature", False, "What the report states is not what its key has signed.")
+    return Check("signature", True, "The statement is the one that the report's key has signed.")
+
+
+def _known(site: StatedSite, key: Path | None) -> list[Check]:
+    if key is None:
+        return []
+    known = fingerprint(read_known_key(key))
+    if known != site.fingerprint:
+        told = f"The report was signed by another key than '{key}' (fingerprint {known})."
+        return [Check("key", False, told)]
+    return [Check("key", True, f"The key is the one in '{key}'.")]
+
+
+def _chain(entries: Sequence[Entry], torn: bytes) -> Check:
+    told = f"The ledger's chain holds, from its first entry to its last ({len(entries):,})."
+    if torn:
+        told += " Its last line is torn; it counts once the site owns up to it."
+    return Check("chain", True, told)
+
+
+def _head(signed: Signed, entries: Sequence[Entry]) -> Check:
+    """Whether the ledger is the one that the report was made from, or has gone on from there."""
+    stated = signed.statement.get("facts")
+    of = stated.get("ledger") if isinstance(stated, dict) else None
+    count = of.get("entries") if isinstance(of, dict) else None
+    head = of.get("head") if isinstance(of, dict) else None
+    if type(count) is not int or count < 0:
+        return Check("ledger", False, "The report does not say how long the ledger was.")
+    if count > len(entries):
+        told = f"The report speaks of {count:,} entries, and the ledger has {len(entries):,}."
+        return Check("ledger", False, told + " Entries were cut off, or it is an older copy.")
+    if count and entries[count - 1].hash != head:
+        told = f"Entry {count:,} of the ledger is not the one that the report was made at."
+        return Check("ledger", False, told + " It is another ledger.")
+    since = len(entries) - count
+    told = f"The report was made at entry {count:,} of this ledger."
+    if since:
+        told += f" It has gone on by {since:,} since; a new report would say what they cost."
+    return Check("ledger", True, told)
+
+
+def _figures(
+    statement: dict[str, Any], again: dict[str, Any], site: StatedSite, policy: Policy
+) -> Check:
+    """Everything that the report states against what the ledger gives."""
+    found = list(_differences(_without_words(statement), _without_words(again), ""))
+    if not found:
+        # Sentences are made from the stated figures: another library may round the last digit.
+        words = words_of(site, policy, statement["facts"])
+        found = list(_differences(statement.get("words"), words, "words"))
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        return Check("figures", False, "; ".join(found[:SHOWN]) + more + ".")
+    runs = sum(run["protection"] is not None for run in again["facts"]["runs"])
+    return Check(
+        "figures",
+        True,
+        f"Every figure and sentence follows from the ledger; the epsilon of {runs} runs and their "
+        "total were computed again from its events.",
+    )
+
+
+def _sound(again: dict[str, Any]) -> Check:
+    """Whether the ledger keeps its own rules."""
+    irregular = again["facts"]["irregular"]
+    if irregular:
+        return Check("rules", False, f"{'; '.join(irregular)}.")
+    bare = again["facts"]["departures"]["by_charge"].get("unprotected", 0)
+    told = "Every protected reply was announced and charged before it left."
+    if bare:
+        told += f" {bare:,} replies left without protection, as the report says."
+    return Check("rules", True, told)
+
+
+def _page(file: Path, data: bytes, signed: Signed) -> Check:
+    """Whether the file is, to the byte, what the signed statement draws."""
+    expected = (signed.text + "\n").encode() if data.startswith(b"{") else draw(signed)
+    if data == expected:
+        return Check("page", True, "The file is, to the byte, what the signed statement gives.")
+    pairs = enumerate(zip(data, expected, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(data), len(expected)))
+    shown, meant = (bytes(text[max(at - 20, 0) : at + 40]) for text in (data, expected))
+    made_by = signed.statement["site"]["version"]
+    return Check(
+        "page",
+        False,
+        f"The file shows something else than was signed, from byte {at:,} on: "
+        f"{shown.decode('utf-8', 'replace')!r} where {meant.decode('utf-8', 'replace')!r} was "
+        f"signed. It was altered, or drawn by another version ({made_by}; this is fieldmark "
+        f"{__version__}).",
+    )
+
+
+def _without_words(statement: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in statement.items() if name != "words"}
+
+
+def _differences(stated: Any, found: Any, where: str) -> Iterator[str]:
+    """Each place where what is stated is not what was found."""
+    if isinstance(stated, dict) and isinstance(found, dict):
+        for name in sorted({*stated, *found}):
+            place = f"{where}.{name}" if where else str(name)
+            if name not in stated or name not in found:
+                yield f"{place} is {'missing' if name not in stated else 'not from the ledger'}"
+            else:
+                yield from _differences(stated[name], found[name], place)
+    elif isinstance(stated, list) and isinstance(found, list) and len(stated) == len(found):
+        for number, (left, right) in enumerate(zip(stated, found, strict=True)):
+            yield from _differences(left, right, f"{where}[{number}]")
+    elif isinstance(stated, float) and isinstance(found, float):
+        if not math.isclose(stated, found, rel_tol=TOLERANCE, abs_tol=1e-9):
+            yield f"{where}: the report says {stated!r}, the ledger gives {found!r}"
+    elif type(stated) is not type(found) or stated != found:
+        yield f"{where}: the report says {_short(stated)}, the ledger gives {_short(found)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _in_words(holds: bool, site: StatedSite, key: Path | None, checks: list[Check]) -> str:
+    if holds:
+        told = [f"The report of {site.name} verifies."]
+    else:
+        told = [f"The report of {site.name} does NOT verify."]
+    told += [f"{'ok   ' if c.holds else 'FAILS'} {c.what}: {c.told}" for c in checks]
+    if key is None:
+        told.append(
+            "The key in the report has the fingerprint below. Compare it with the site's, as you "
+            "know it from elsewhere (or give its public key with --key): whoever made up a ledger "
+            "can sign a report with a key of their own."
+        )
+    told += [f"Key: {site.fingerprint}", UNCHECKED]
+    return "\n".join(told)

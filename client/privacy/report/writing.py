@@ -1,0 +1,60 @@
+"""From a site's home to its report: a page, and the same as JSON beside it."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from client.privacy.chain import Chain
+from client.privacy.journal import write_durably
+from client.privacy.ledger import FILE
+from client.privacy.report.facts import collect
+from client.privacy.report.page import draw
+from client.privacy.report.signing import sign_statement
+from client.privacy.report.stated import state, stated_site
+from client.site import Site
+from fgvc_core.errors import ConfigurationError
+
+
+def write_report(home: Path, page: Path) -> dict[str, Any]:
+    """Write a site's privacy report: a page, and its JSON beside it.
+
+    Args:
+        home: The site's home.
+        page: Where the page goes; the JSON has the same name with ``.json``.
+
+    Returns:
+        The signed statement, as the JSON holds it.
+
+    Raises:
+        ConfigurationError: if the home is not whole, or the page cannot be written.
+        DataError: if the ledger does not verify.
+    """
+    site = Site.open(home)
+    if page.suffix not in (".html", ".htm"):
+        raise ConfigurationError(
+            f"The page '{page}' does not end in .html.",
+            why="Its JSON goes beside it under the same name.",
+            remedy="Name a file that ends in .html (--out).",
+        )
+    try:
+        # Opened as a writer would: a line that a crash has torn is owned up to, and charged.
+        with Chain(home / FILE).writing() as chain:
+            entries = list(chain.entries())
+    except OSError as error:
+        raise ConfigurationError(
+            f"The ledger in '{home}' cannot be opened: {error}.",
+            remedy="Make the report as the user that the site runs as.",
+        ) from None
+    policy = site.settings.policy
+    stated = stated_site(site, collect(entries, policy))
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    signed = sign_statement(site.key, state(made, stated, policy, entries))
+    try:
+        write_durably(page.with_suffix(".json"), (signed.text + "\n").encode())
+        write_durably(page, draw(signed))
+    except OSError as error:
+        raise ConfigurationError(
+            f"The report '{page}' cannot be written: {error}.",
+            remedy="Name a file in a folder that you may write to (--out).",
+        ) from None
+    return {"signature": signed.signature.hex(), "statement": signed.statement}

@@ -1,0 +1,133 @@
+"""On which terms a site takes part: policy, approval, memory and budget, before any work.
+
+Everything here depends on the request, the recipe, ``site.toml`` and the ledger, never on a
+picture: a refusal says nothing about them.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from client.privacy.ledger import Ledger
+from client.privacy.policy import check_standing, check_subject, protection
+from client.privacy.register import Claim, Register
+from client.site import Site
+from fgvc_core.errors import PolicyRefusal
+from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.planning import plan_for
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.protocol.keys import fingerprint
+from fgvc_core.protocol.messages import Request
+from fgvc_core.recipe import Recipe
+
+UNLIMITED = 1e9
+"""The cap of a site whose policy names none."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """One site's policy and ledger.
+
+    Attributes:
+        site: Whose.
+        ledger: What it has spent.
+    """
+
+    site: Site
+    ledger: Ledger
+
+    @property
+    def cap(self) -> tuple[float, float]:
+        """(epsilon, delta) that the whole ledger must not exceed."""
+        policy = self.site.settings.policy
+        return (UNLIMITED if policy.epsilon_cap is None else policy.epsilon_cap), policy.delta
+
+    def protection(self, recipe: Recipe) -> PrivacySettings | None:
+        """The differential privacy under which this site works on a recipe.
+
+        Raises:
+            PolicyRefusal: if it does not work on it at all.
+        """
+        data, policy = self.site.settings.data, self.site.settings.policy
+        check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
+        privacy = protection(policy, recipe)
+        if privacy is None:
+            return None
+        if self.site.rows is None:
+            # Of a simulated site nobody but the simulation says what its data are.
+            check_subject(policy, privacy.unit, recipe, data.subject_column)
+        if data.units < 1:
+            raise PolicyRefusal(
+                "data.units in site.toml is 0: no public number of units is declared.",
+                why="Noise, sampling rate and weight are computed from it; the true one is secret.",
+                remedy="Declare in site.toml about how many units these data hold.",
+            )
+        return privacy
+
+    def check_budget(self, privacy: PrivacySettings, recipe: Recipe) -> tuple[PrivacyEvent, ...]:
+        """Whether a new run fits beside what was charged.
+
+        Returns:
+            The run's events.
+
+        Raises:
+            PolicyRefusal: if its unit is another, or the cap would be exceeded.
+        """
+        events = plan_for(privacy, recipe.federation.rounds)
+        self.ledger.check_unit(privacy.unit)
+        epsilon, delta = self.cap
+        total, how = self.ledger.total(delta, events)
+        if total > epsilon:
+            spent, _ = self.ledger.total(delta)
+            raise PolicyRefusal(
+                f"policy.epsilon_cap = {epsilon:g} at delta {delta:g}: {spent:.4g} is spent, and "
+                f"run '{recipe.name}' would bring the total to {total:.4g} ({how}).",
+                why="The budget of these data would be exceeded.",
+                remedy="Ask for a smaller privacy.epsilon; 'fieldmark site budget' says what "
+                "is left.",
+            )
+        return events
+
+    def check_memory(self, request: Request) -> None:
+        """Whether the ledger holds what the coordinator has seen of it.
+
+        Raises:
+            PolicyRefusal: if it does not.
+        """
+        if request.known_head and not self.ledger.holds(request.known_head):
+            raise PolicyRefusal(
+                "The coordinator has seen an entry of this site's ledger that is not in it.",
+                why="An old copy of the ledger was put back: what was spent since is forgotten.",
+                remedy="Restore the newest copy of the site's home.",
+            )
+
+    def check_approval(self, request: Request, name: str) -> None:
+        """Whether a person has said yes to this run, where the policy asks for one.
+
+        Raises:
+            PolicyRefusal: if nobody has.
+        """
+        if self.site.settings.policy.approval == "none":
+            return
+        if not self.ledger.is_approved(request.run, request.recipe_digest):
+            raise PolicyRefusal(
+                f"policy.approval = 'each-run': run '{request.run}' ({name}) is not approved.",
+                remedy="A person at the site says yes with: fieldmark site approve DIR "
+                f"{request.run}",
+            )
+
+    def claim_data(self) -> None:
+        """Make sure that no other ledger is charged for the same data.
+
+        Raises:
+            PolicyRefusal: if another home has them, or this ledger is an old copy.
+        """
+        claim = claim_of(self.site, self.ledger.head()[1])
+        if claim is not None:
+            Register().claim(claim, self.ledger.holds)
+
+
+def claim_of(site: Site, head: str) -> Claim | None:
+    """What a site with pictures of its own lays claim to; simulated sites share a data set."""
+    if site.settings.data.path is None or site.rows is not None:
+        return None
+    return Claim.of(site.settings.data.path, site.home, fingerprint(site.key.public_key()), head)

@@ -1,0 +1,310 @@
+"""Is a learner fit for differential privacy? Found out by experiment, not by its layers' types.
+
+Type lists lag behind: Opacus's validator passes timm's BatchNormAct2d. Here made-up pictures
+go through the very steps of private training, with weights moved a little so that nothing
+hides behind a zero, and what would break the promise is looked for:
+
+* one picture changed must change no other picture's loss or gradient, drawn with it or not;
+* a step must leave nothing behind, neither in a buffer nor anywhere else;
+* the engine's gradients must be those of plain differentiation.
+
+Nothing private is touched, so that the answer says nothing about a site's pictures.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fgvc_core.data.pictures import PictureBank
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import PolicyRefusal
+from fgvc_core.privacy.gradients import ClosedFormEngine, GradientEngine, LoopEngine, UnitBatch
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
+from fgvc_core.training.learner import Learner
+from fgvc_core.training.private import PrivateTraining
+
+PICTURES = 4
+CHANGED = 1
+OTHERS = (0, 2, 3)
+SEEDS = (11, 12, 13)
+"""Of views and dropout; what mixes pictures now and then is to be seen."""
+
+SAME_LOSS = 1e-5
+SAME_GRADIENT = 1e-4
+"""Relative differences up to which results of one computation, done twice, count as equal; a
+GPU adds up a gradient in another order each time."""
+
+SAME_ENGINE = 2e-3
+"""That of two computations, in float32."""
+
+_Verdicts = dict[tuple[object, ...], PolicyRefusal | None]
+_known: WeakKeyDictionary[Learner, _Verdicts] = WeakKeyDictionary()
+
+
+def validate_private(learner: Learner, privacy: PrivacySettings) -> None:
+    """Refuse a learner whose private training would not keep its promise.
+
+    The verdict is kept with the learner: a worker finds out once for a recipe.
+
+    Args:
+        learner: Left as it was, in evaluation mode.
+        privacy: ``[privacy]``.
+
+    Raises:
+        PolicyRefusal: naming what breaks it, and what to take instead.
+    """
+    if privacy.method != "gradients":
+        return
+    verdicts = _known.setdefault(learner, {})
+    key = (privacy.engine, privacy.views)
+    if key not in verdicts:
+        verdicts[key] = _verdict(learner, privacy)
+    refusal = verdicts[key]
+    if refusal is not None:
+        raise PolicyRefusal(refusal.what, why=refusal.why, remedy=refusal.remedy)
+
+
+def _verdict(learner: Learner, privacy: PrivacySettings) -> PolicyRefusal | None:
+    if learner.loss.couples_examples:
+        return _coupled(f"the loss {type(learner.loss).__name__}")
+    try:
+        with _moved(learner):
+            trial = _Trial(learner, privacy)
+            trial.check_traces()
+            trial.check_coupling()
+            trial.check_engine()
+    except PolicyRefusal as refusal:
+        return refusal
+    return None
+
+
+class _Trial:
+    """The experiments on one learner."""
+
+    def __init__(self, learner: Learner, privacy: PrivacySettings) -> None:
+        self._learner = learner
+        units = np.arange(PICTURES, dtype=np.int64)
+        self._plain, self._other = (
+            PrivateTraining(learner, _made_up(learner, changed), units, privacy)
+            for changed in (False, True)
+        )
+        self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
+        learner.model.train()
+
+    def check_traces(self) -> None:
+        """A step must leave nothing behind."""
+        parts = self._learner.model, self._learner.loss
+        versions = {p: p._version for part in parts for p in part.parameters()}
+        held = [{n: b.clone() for n, b in part.named_buffers()} for part in parts]
+        first = self._losses(self._plain)
+        if not torch.isfinite(first).all():
+            raise PolicyRefusal(
+                "The model's losses on made-up pictures are not finite.",
+                why="What couples pictures could not be seen.",
+                remedy="Take another backbone, or other weights.",
+            )
+        changed = [n for part in parts for n, p in part.named_parameters()
+                   if p._version != versions[p]]  # fmt: skip
+        for part, before in zip(parts, held, strict=True):
+            changed += [n for n, b in part.named_buffers() if not torch.equal(b, before[n])]
+        if changed:
+            raise PolicyRefusal(
+                f"A step of training changes '{changed[0]}' of the model.",
+                why="Statistics of private pictures would leave with it, without noise.",
+                remedy=_REPLACE_NORM,
+            )
+        self._losses(self._other)
+        if _differ(first, self._losses(self._plain), SAME_LOSS):
+            raise PolicyRefusal(
+                "The same step on the same pictures gives another result the second time.",
+                why="Something is kept of the pictures between steps, without noise.",
+                remedy="Take a model and a loss without memory.",
+            )
+
+    def check_coupling(self) -> None:
+        """One picture changed must change no other's loss or gradient."""
+        for seed in SEEDS:
+            for drawn in ((0, CHANGED, 2, 3), OTHERS):
+                watched = [at for at, position in enumerate(drawn) if position != CHANGED]
+                both = [self._losses(t, drawn, seed)[watched] for t in (self._plain, self._other)]
+                if _differ(both[0], both[1], SAME_LOSS):
+                    raise _coupled(_suspect(self._learner))
+                if seed != SEEDS[0]:
+                    continue
+                gradients = [self._gradient(losses.sum()) for losses in both]
+                if any(_differ(a, b, SAME_GRADIENT) for a, b in zip(*gradients, strict=True)):
+                    raise _coupled(_suspect(self._learner))
+
+    def check_engine(self) -> None:
+        """The engine's gradients must be those of plain differentiation."""
+        engine = self._plain.engine
+        if isinstance(engine, ClosedFormEngine):
+            batch = UnitBatch(np.arange(PICTURES), np.arange(PICTURES), PICTURES)
+            summed = engine.clipped_sum(batch, 1e9).total_D
+            expected = self._gradient(self._losses(self._plain).sum())
+            if _differ(summed.cpu(), torch.cat(expected).double().cpu(), SAME_ENGINE):
+                raise PolicyRefusal(
+                    "privacy.engine = 'closed-form' does not give this head's gradient.",
+                    remedy="Set privacy.engine = 'loop'.",
+                )
+        elif not isinstance(engine, LoopEngine):
+            self._check_hooks(engine)
+
+    def _check_hooks(self, engine: GradientEngine) -> None:
+        # Imported here: Opacus takes a second, and no other engine needs it.
+        from fgvc_core.privacy.hooks import OpacusEngine
+
+        assert isinstance(engine, OpacusEngine)
+        losses_B = self._losses(self._plain)
+        expected = [self._gradient(loss, keep=True) for loss in losses_B]
+        del losses_B
+        names = [n for n, p in self._learner.model.named_parameters() if p.requires_grad]
+        try:
+            with engine.session():
+                self._seed(self._plain, SEEDS[0])
+                found = engine.picture_gradients(torch.arange(PICTURES))
+        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+            raise PolicyRefusal(
+                f"privacy.engine = 'opacus' cannot follow this model: {str(error)[:160]}",
+                why="A layer that works in place, or draws in itself, gives no gradient by "
+                "picture there.",
+                remedy="Set privacy.engine = 'loop', which needs no hooks, or take a backbone "
+                "without in-place activations.",
+            ) from None
+        for number, name in enumerate(names):
+            wanted_Bd = torch.stack([gradients[number] for gradients in expected])
+            if _differ(found[number], wanted_Bd, SAME_ENGINE):
+                raise PolicyRefusal(
+                    f"privacy.engine = 'opacus' does not give the gradient of '{name}'.",
+                    why="The tensor is used outside of its layer, or in several.",
+                    remedy="Set privacy.engine = 'loop'.",
+                )
+
+    def _losses(
+        self,
+        training: PrivateTraining,
+        drawn: tuple[int, ...] = tuple(range(PICTURES)),
+        seed: int = SEEDS[0],
+    ) -> torch.Tensor:
+        self._seed(training, seed)
+        return training.losses(torch.tensor(drawn))
+
+    def _seed(self, training: PrivateTraining, seed: int) -> None:
+        # Made-up pictures may be seen in known views.
+        torch.manual_seed(seed)
+        training.generator.manual_seed(seed)
+
+    def _gradient(self, loss: torch.Tensor, keep: bool = False) -> list[torch.Tensor]:
+        found = torch.autograd.grad(loss, self._parameters, retain_graph=keep, allow_unused=True)
+        pairs = zip(found, self._parameters, strict=True)
+        return [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]
+
+
+class _MadeUp:
+    """Random pictures, as a :class:`~fgvc_core.data.table.PictureSource`."""
+
+    def __init__(self, pictures_NHWC: NDArray[np.uint8]) -> None:
+        self._pictures_NHWC = pictures_NHWC
+
+    def picture(self, row: int, size: int | None = None) -> NDArray[np.uint8]:
+        """See :class:`~fgvc_core.data.table.PictureSource`."""
+        return self._pictures_NHWC[row]
+
+    def content_key(self, row: int) -> bytes:
+        """See :class:`~fgvc_core.data.table.PictureSource`."""
+        return bytes(32)
+
+
+def _made_up(learner: Learner, changed: bool) -> Examples:
+    """Four examples; with ``changed`` the second is another."""
+    spec = learner.model.input
+    random = np.random.default_rng(1)
+    labels_N = np.arange(PICTURES) % learner.num_classes
+    if changed:
+        labels_N[CHANGED] = (labels_N[CHANGED] + 1) % learner.num_classes
+    if learner.frozen_backbone:
+        features_ND = random.standard_normal((PICTURES + 1, learner.model.feature_dim))
+        features_ND[CHANGED] = features_ND[PICTURES if changed else CHANGED]
+        return FeatureExamples(torch.from_numpy(features_ND[:PICTURES]).float(), labels_N)
+    shape = (PICTURES + 1, spec.size, spec.size, 3)
+    pictures_NHWC = random.integers(0, 256, shape, dtype=np.uint8)
+    pictures_NHWC[CHANGED] = pictures_NHWC[PICTURES if changed else CHANGED]
+    names = tuple(str(number) for number in range(PICTURES))
+    table = ExampleTable(
+        source=_MadeUp(pictures_NHWC),
+        rows=np.arange(PICTURES),
+        ids=names,
+        labels_N=labels_N,
+        splits=tuple("train" for _ in range(PICTURES)),
+        subjects=names,
+        class_names=tuple(str(number) for number in range(learner.num_classes)),
+    )
+    bank = PictureBank(table, spec.size, 1.0, spec.interpolation)
+    return PictureExamples(bank, labels_N, learner.augment)
+
+
+@contextmanager
+def _moved(learner: Learner) -> Iterator[None]:
+    """Parameters a tenth of their spread away from where they are, and back at the end."""
+    model = learner.model
+    parameters = [p for part in (model, learner.loss) for p in part.parameters()]
+    before = [p.detach().clone() for p in parameters]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for part in (model, learner.loss)
+        for module in part.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    generator = torch.Generator().manual_seed(1)
+    devices = [d for d in {p.device for p in model.parameters()} if d.type == "cuda"]
+    try:
+        with torch.random.fork_rng(devices=devices):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        spread = parameter.std(correction=0) * 0.1 + 0.02
+                        noise = torch.randn(parameter.shape, generator=generator)
+                        parameter.add_(noise.to(parameter.device) * spread)
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)
+        model.eval()
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor, share: float) -> bool:
+    one, other = one.detach(), other.detach()
+    scale = max(float(one.abs().max()), float(other.abs().max()), 1e-6)
+    # Not ">": what is no number differs from everything.
+    return not float((one - other).abs().max()) <= share * scale
+
+
+def _coupled(what: str) -> PolicyRefusal:
+    return PolicyRefusal(
+        f"One picture of a step changes another's loss or gradient: {what}.",
+        why="What a single picture does to an update can then not be bounded, by no noise.",
+        remedy=_REPLACE_NORM,
+    )
+
+
+def _suspect(learner: Learner) -> str:
+    names = {
+        type(module).__name__
+        for module in learner.model.modules()
+        if "norm" in type(module).__name__.lower() and module.training
+    }
+    return ", ".join(sorted(names)) or "mixing of pictures, or a loss over pairs"
+
+
+_REPLACE_NORM = (
+    "Take a backbone without BatchNorm (fieldmark_tiny, or one with GroupNorm), freeze it "
+    "(model.train = 'head'), and a loss and views of single pictures."
+)

@@ -1,0 +1,234 @@
+"""No data get a second ledger: the register of this user's homes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from client.privacy.gate import Gate
+from client.privacy.register import Claim, Register, state_folder
+from client.provision import make_home
+from client.site import Site
+from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
+from fgvc_core.protocol.keys import new_key, public_text
+
+from .protected_sites import announce, request, steps, unprotected, with_data
+
+COORDINATOR = public_text(new_key().public_key())
+RECIPE = steps()
+
+
+def join(home, data=None, **changes):
+    return make_home(
+        home,
+        name=home.name,
+        coordinator=COORDINATOR,
+        cache=home.parent / "cache",
+        data_path=None if data is None else str(data),
+        units=40,
+        **changes,
+    )
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "pictures" / "wing").mkdir(parents=True)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def first(tmp_path, data):
+    return join(tmp_path / "first", data)
+
+
+def claims():
+    return [(claim.data, claim.home) for claim in Register().claims()]
+
+
+@pytest.mark.parametrize(
+    ("own", "xdg", "wanted"),
+    [("/a/b", "/c", "/a/b"), ("", "/c", "/c/fieldmark"), ("", "", "/h/.local/state/fieldmark")],
+)
+def test_it_lies_in_the_users_state_folder(monkeypatch, own, xdg, wanted):
+    monkeypatch.setenv("FIELDMARK_STATE", own)
+    monkeypatch.setenv("XDG_STATE_HOME", xdg)
+    monkeypatch.setenv("HOME", "/h")
+    assert state_folder() == Path(wanted)
+
+
+def test_a_home_with_pictures_of_its_own_is_registered(first, data):
+    assert claims() == [(str(data), str(first.home))]
+    assert first.settings.data.path == str(data)
+    path = Register().path
+    assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("how", ["same", "link", "inside", "around", "dots", "relative"])
+def test_a_second_ledger_over_the_same_data_is_refused_and_the_first_is_named(
+    first, data, tmp_path, how, monkeypatch
+):
+    (tmp_path / "link").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    again = {
+        "same": data,
+        "link": tmp_path / "link",
+        "inside": data / "wing",
+        "around": tmp_path,
+        "dots": data / "wing" / "..",
+        "relative": Path("pictures"),
+    }[how]
+    with pytest.raises(PolicyRefusal, match="have a ledger already") as caught:
+        join(tmp_path / "second", again)
+    assert caught.value.exit_code == 4
+    # What may reach a coordinator names no path; what the person reads names the home.
+    assert str(tmp_path) not in caught.value.what
+    assert str(first.home) in caught.value.why
+    assert str(Register().path) in caught.value.remedy
+    assert not (tmp_path / "second").exists()
+    assert len(claims()) == 1
+
+
+def test_the_data_of_a_home_that_is_gone_are_still_taken(first, data, tmp_path):
+    shutil.rmtree(first.home)
+    with pytest.raises(PolicyRefusal, match="have a ledger already"):
+        join(tmp_path / "second", data)
+    # Knowingly, by hand: what was spent is not known.
+    Register().path.write_text("[]")
+    join(tmp_path / "second", data)
+
+
+def test_other_data_and_data_without_a_path_are_free(first, tmp_path):
+    (tmp_path / "pictures-2").mkdir()
+    join(tmp_path / "second", tmp_path / "pictures-2")
+    join(tmp_path / "third")
+    assert len(claims()) == 2
+
+
+def test_simulated_sites_share_a_data_set_and_are_not_in_it(data, tmp_path):
+    for name in ("a", "b"):
+        site = join(tmp_path / name, data, simulated=True)
+        (site.home / "rows.json").write_text("[1, 2]")
+        announce(Site.open(site.home), RECIPE)
+    assert not Register().path.exists()
+
+
+@pytest.mark.parametrize("harm", ["a file is there", "no key", "no coordinator"])
+def test_a_home_that_could_not_be_made_lays_no_claim(data, tmp_path, harm, monkeypatch):
+    changes = {}
+    if harm == "a file is there":
+        (tmp_path / "home").write_text("mine")
+    elif harm == "no coordinator":
+        changes = {"coordinator": "none"}
+    else:
+        monkeypatch.setattr(
+            "client.provision.write_private", lambda *_: (_ for _ in ()).throw(OSError("full"))
+        )
+    with pytest.raises((ConfigurationError, PeerError, OSError)):
+        make_home(
+            tmp_path / "home",
+            **{
+                "name": "home",
+                "coordinator": COORDINATOR,
+                "cache": tmp_path,
+                "data_path": str(data),
+                **changes,
+            },
+        )
+    assert claims() == []
+
+
+def test_data_named_later_are_claimed_at_the_first_roll_call(data, tmp_path, first):
+    second = join(tmp_path / "second")
+    other = tmp_path / "others"
+    other.mkdir()
+    announce(with_data(second, path=str(other)), RECIPE)
+    assert (str(other), str(second.home)) in claims()
+    third = with_data(join(tmp_path / "third"), path=str(data))
+    with pytest.raises(PolicyRefusal, match="have a ledger already"):
+        announce(third, RECIPE)
+    assert Gate(third).ledger.plans() == []
+
+
+def test_a_home_that_was_moved_is_known_by_its_key(first, data, tmp_path):
+    announce(first, RECIPE)
+    first.home.rename(tmp_path / "moved")
+    announce(Site.open(tmp_path / "moved"), RECIPE, "run-2")
+    assert claims() == [(str(data), str(tmp_path / "moved"))]
+
+
+def test_a_copy_of_a_home_is_a_second_ledger(first, tmp_path):
+    announce(first, RECIPE)
+    shutil.copytree(first.home, tmp_path / "copy")
+    with pytest.raises(PolicyRefusal, match="have a ledger already"):
+        announce(Site.open(tmp_path / "copy"), RECIPE, "run-2")
+    announce(first, RECIPE, "run-2")
+
+
+def test_an_old_copy_put_back_with_its_head_is_noticed_at_the_roll_call(first):
+    announce(first, RECIPE)
+    old = {name: (first.home / name).read_bytes() for name in ("ledger.jsonl", "ledger.head")}
+    for run in ("run-2", "run-3"):
+        announce(first, RECIPE, run)
+    moved = first.home.with_name("as-a-new-process-sees-it")
+    first.home.rename(moved)
+    for name, text in old.items():
+        (moved / name).write_bytes(text)
+    with pytest.raises(PolicyRefusal, match="older than the one that is registered") as caught:
+        announce(Site.open(moved), RECIPE, "run-4")
+    assert str(Register().path) in caught.value.remedy
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"data": "a"}]', "\ufeff[", "[" * 9999])
+def test_a_damaged_register_is_bad_data_and_refuses(data, tmp_path, text):
+    Register().path.parent.mkdir(exist_ok=True)
+    Register().path.write_text(text)
+    with pytest.raises(DataError, match=r"register\.json"):
+        join(tmp_path / "home", data)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_register_that_cannot_be_written_says_what_to_set(data, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FIELDMARK_STATE", str(tmp_path / "file" / "state"))
+    with pytest.raises(ConfigurationError, match="cannot be written") as caught:
+        join(tmp_path / "home", data)
+    assert "FIELDMARK_STATE" in caught.value.remedy
+
+
+def test_two_processes_cannot_both_have_the_data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                join(tmp_path / f"home-{number}", folder)
+                code = 0
+            except PolicyRefusal:
+                code = 4
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0, 4, 4, 4]
+    assert len(json.loads(Register().path.read_text())) == 1
+
+
+def test_it_changes_nothing_for_a_claim_that_stands(first, data):
+    before = Register().path.stat().st_mtime_ns
+    claim = Register().claims()[0]
+    Register().claim(claim)
+    assert Register().path.stat().st_mtime_ns == before
+    assert Claim.of(str(data), first.home, claim.key) == claim
+
+
+def test_a_run_without_privacy_needs_no_register(data, tmp_path, monkeypatch):
+    site = join(tmp_path / "home", data)
+    monkeypatch.setenv("FIELDMARK_STATE", str(tmp_path / "nowhere" / "deep"))
+    recipe = unprotected()
+    assert Gate(site).announce(request(recipe, "roll_call", round_=0), recipe) is None
+    assert not (tmp_path / "nowhere").exists()

@@ -1,0 +1,64 @@
+"""What the documents say of tests, files and commands is so."""
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+import fieldmark
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def named_tests():
+    for page in PAGES:
+        for path, name in re.findall(r"`(?:tests/)?([\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+            if Path(path).name.startswith("test_"):
+                yield page.name, path, name
+
+
+def test_every_test_that_a_page_names_is_there():
+    named = list(named_tests())
+    assert len(named) > 40
+    missing = []
+    for page, path, name in named:
+        file = ROOT / "tests" / path
+        if not file.is_file() or (name and f"def {name}(" not in file.read_text()):
+            missing.append(f"{page}: {path}::{name}")
+    assert missing == []
+
+
+def test_every_link_between_pages_leads_somewhere():
+    dead = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            if not (page.parent / target).exists():
+                dead.append(f"{page.name}: {target}")
+    assert dead == []
+
+
+def commands_in_pages():
+    for page in PAGES:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), re.S):
+            lines = block.replace("\\\n", " ").splitlines()
+            for line in lines:
+                words = line.split("#")[0].split()
+                if words[:1] == ["fieldmark"]:
+                    yield pytest.param(words[1:], id=f"{page.stem}: {' '.join(words)[:60]}")
+
+
+@pytest.mark.parametrize("words", list(commands_in_pages()))
+def test_every_command_on_a_page_exists_with_its_options(words):
+    command = typer.main.get_command(fieldmark.app)
+    context = click.Context(command)
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        found = command.get_command(context, name)
+        assert found is not None, name
+        command = found
+    known = {option for parameter in command.params for option in parameter.opts}
+    options = [word.split("=")[0] for word in words if word.startswith("--")]
+    assert [option for option in options if option not in known] == []

@@ -86,8 +86,10 @@ def stock_rounds(folder: Path) -> list[float]:
     make_authority(own, "stock")
     issue(own, "server", [LOOPBACK])
     port = free_loopback_port()
-    environment = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flwr")}
     binaries = Path(sys.executable).parent
+    # Flower starts its own helpers by name.
+    path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flwr"), "PATH": path}
     with ExitStack() as stack:
 
         def start(name: str, *command: str) -> None:

@@ -42,6 +42,9 @@ from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply, make_strategy
 from server.voids import nobody_left, void_round
 
+CLOSING_SITES = 100
+"""Most sites that are asked to score the last model: of a thousand, a hundred say enough."""
+
 
 class Rounds:
     """One run of a federation.
@@ -315,10 +318,13 @@ class Rounds:
         void_round(self.state, self._events, number, accepted, needed, refusals)
 
     def _close(self) -> None:
-        """Score the last model at every site."""
+        """Score the last model at every site, or at a drawn hundred of very many."""
         self._sites = self._exchange.refresh()
         self._books.reset()
         sites = self._standing.in_use(self._sites)
+        if len(sites) > CLOSING_SITES:
+            number = self.state.round + 1
+            sites = draw_cohort(sites, CLOSING_SITES / len(sites), self._recipe.seed, number)
         requests = self._asking.score(self.state.round, sites, self._arrays)
         replies: list[Screened] = []
         answers = self._exchange.ask(requests, self._federation.deadline_s)

@@ -1,4 +1,4 @@
-"""The site's commands: budget, approve, report, audit."""
+"""The site's commands: budget, approve, report, audit; those of client.deployment besides."""
 
 import json
 from contextlib import contextmanager
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from client.deployment.cli import mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 site_app = typer.Typer(
     help="One site: what it allows, what has left it, and what it has cost.", no_args_is_help=True
 )
+
+mount(site_app)
 
 Home = Annotated[Path, typer.Argument(help="The site's home, the folder with site.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -27,6 +27,7 @@ from fgvc_core.errors import DataError, PeerError
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.privacy.units import protected_units, unit_names
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
 from fgvc_core.protocol.tensor_names import local
 from fgvc_core.recipe import Recipe, parse_recipe
@@ -264,4 +265,5 @@ def echo(site: Site, request: Request) -> dict[str, Any]:
         "nonce": request.nonce,
         "recipe_digest": request.recipe_digest,
         "version": __version__,
+        "code_digest": code_digest(),
     }

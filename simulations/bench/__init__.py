@@ -5,7 +5,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp", "rounds", "wire")
+NAMES = ("engine", "dp", "deploy", "rounds", "wire")
 
 
 def run_benches(name: str) -> list[dict[str, Any]]:
@@ -24,6 +24,7 @@ def run_benches(name: str) -> list[dict[str, Any]]:
             f"There is no benchmark '{name}'; there are {', '.join(NAMES)} and all.",
             remedy=nearest(name, NAMES) or "fieldmark bench engine",
         )
+    from simulations.bench.deploy import bench_deploy
     from simulations.bench.dp import bench_dp
     from simulations.bench.engine import bench_engine
     from simulations.bench.rounds import bench_rounds
@@ -32,6 +33,7 @@ def run_benches(name: str) -> list[dict[str, Any]]:
     runners = {
         "engine": bench_engine,
         "dp": bench_dp,
+        "deploy": bench_deploy,
         "rounds": bench_rounds,
         "wire": bench_wire,
     }

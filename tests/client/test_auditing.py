@@ -112,9 +112,9 @@ def test_nothing_is_charged_and_the_ledger_holds_no_figure_of_what_came_out(site
     founded, note = ledger.entries()
     assert (founded.kind, note.kind) == ("founded", "audited")
     assert set(note.values) == {
-        "name", "recipe_digest", "epsilon", "delta", "canaries", "confidence",
+        "name", "recipe_digest", "claimed_epsilon", "claimed_delta", "canaries", "confidence",
     }  # fmt: skip
-    assert note.values["epsilon"] == found["claimed"]["epsilon"]
+    assert note.values["claimed_epsilon"] == found["claimed"]["epsilon"]
     (kept,) = (site.home / FOLDER).iterdir()
     assert json.loads(kept.read_text()) == found
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow test-deployment lint bench clean
 
 demo: $(STAMP)
 	$(RUN) $(BIN)/fieldmark simulate simulations/recipes/demo.toml
@@ -15,6 +15,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+test-deployment: $(STAMP)
+	$(RUN) $(BIN)/python -m pytest -m deployment
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from rich.console import Console
 from client.cli import site_app
 from fgvc_core.cli import data_app
 from fgvc_core.errors import FieldmarkError
-from server.cli import report
+from server.cli import report, server_app
 from simulations.cli import bench, compare, simulate
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(bench)
 app.add_typer(data_app, name="data")
+app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
 
 

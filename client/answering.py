@@ -12,7 +12,7 @@ from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.protocol.envelope import Sealed, unseal
 from fgvc_core.protocol.messages import Code, Reply, Request
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec
+from fgvc_core.wire.arrays import PackedTensor, digest_all
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
     log = _site_log(home)
     try:
         site = Site.open(home)
-        digests = {name: tensor.digest() for name, tensor in incoming.tensors.items()}
+        digests = digest_all(incoming.tensors)
         request = unseal(Request, incoming.sealed, site.coordinator, digests)
     except FieldmarkError as error:
         log.error("a request was not answered: %s", error)
@@ -50,6 +50,7 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
 
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     # Imported here: a roll call of a site that cannot take part costs no torch.
+    from client.encoding import UpdateEncoder, check_weight
     from client.private_work import answer_protected
     from client.work import answer_round, echo, read_announcement
 
@@ -73,17 +74,21 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         )
         return gate.release(request, reply, {})
     recipe, class_names = recall(site.home, request)
+    check_weight(incoming.tensors, recipe.wire)
     privacy = gate.admit(request, recipe)
     if privacy is not None:
         return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
     if request.kind == "release":
-        raise PeerError("The recipe has no [privacy]: there is nothing to release.")
+        from client.statistics import answer_statistics
+
+        reply, tensors = answer_statistics(site, request, recipe, class_names, incoming.tensors)
+        return gate.release(request, reply, tensors)
+    encode = UpdateEncoder(site.home, request, recipe, incoming.tensors)
     if request.kind == "train":
         # What comes back is what was sent, trained.
-        sent = incoming.tensors.items()
-        gate.check_leaving({n: TensorSpec("float32", tuple(t.shape)) for n, t in sent})
+        gate.check_leaving(encode.received, encode)
     reply, tensors = answer_round(site, request, recipe, class_names, incoming.tensors)
-    return gate.release(request, reply, tensors)
+    return gate.release(request, reply, tensors, encode)
 
 
 def _guarded(

@@ -15,20 +15,23 @@ import torch
 
 from client.privacy.journal import write_durably
 from client.privacy.ledger import Ledger
-from client.privacy.policy import protection
+from client.privacy.terms import Terms
 from client.site import Site
+from client.work import site_table
 from fgvc_core.audit.gradient_attack import attack_gradients
 from fgvc_core.audit.planted import Observed
 from fgvc_core.audit.sums_attack import attack_sums
 from fgvc_core.audit.verdict import Verdict, judge
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError
-from fgvc_core.experiment import make_learner, make_table, pick_device
+from fgvc_core.experiment import make_learner, pick_device
 from fgvc_core.privacy.events import ADJACENCY
 from fgvc_core.privacy.planning import plan_epsilon, plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import protected_units
+from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe
 from fgvc_core.recipe import Recipe
+from fgvc_core.training.validation import validate_private
 
 FOLDER = "audits"
 
@@ -58,19 +61,33 @@ def audit_site(site: Site, recipe: Recipe, tell: Tell = lambda done, total: None
         PolicyRefusal: if the policy does not allow such a run.
         DataError: if the site's pictures are missing or wrong, or not the recipe's.
     """
-    privacy = protection(site.settings.policy, recipe)
+    ledger = Ledger(site.home, site.data_binding, site.name)
+    privacy = Terms(site, ledger).protection(recipe)
     if privacy is None:
         raise ConfigurationError(
             f"The recipe '{recipe.name}' has no [privacy], and this site's policy adds none.",
             why="Without differential privacy there is no claim that an audit could refute.",
             remedy="Add a [privacy] section; simulations/recipes/audit.toml has one.",
         )
+    refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+    refuse_coupled(privacy, recipe.loss, recipe.augment)
     claimed = plan_epsilon(privacy, recipe.federation.rounds)
     observed = _attack(site, recipe, privacy, tell)
     verdict = judge(observed, claimed, privacy.delta, recipe.audit)
     found = _as_json(site, recipe, privacy, observed, verdict)
     found["in_words"] = _in_words(recipe, privacy, observed, verdict)
-    _keep(site, recipe, verdict, found)
+    _keep(site, found)
+    ledger.note(
+        "audited",
+        {
+            "name": recipe.name,
+            "recipe_digest": recipe.digest,
+            "claimed_epsilon": claimed,
+            "claimed_delta": privacy.delta,
+            "canaries": verdict.canaries.canaries,
+            "confidence": verdict.confidence,
+        },
+    )
     return found
 
 
@@ -78,6 +95,7 @@ def _attack(site: Site, recipe: Recipe, privacy: PrivacySettings, tell: Tell) ->
     torch.set_num_threads(site.settings.resources.threads)
     table = _own_table(site, recipe)
     learner = make_learner(recipe, table.num_classes, pick_device(site.settings.resources.device))
+    validate_private(learner, privacy)
     examples = learner.examples(table, site.cache)
     contents = [table.content_key(i) for i in range(len(table))]
     units_N = protected_units(privacy.unit, contents, table.subjects)
@@ -98,8 +116,7 @@ def _attack(site: Site, recipe: Recipe, privacy: PrivacySettings, tell: Tell) ->
 
 def _own_table(site: Site, recipe: Recipe) -> ExampleTable:
     """All of the site's labelled pictures; the validation split needs no side here."""
-    data = recipe.data.model_copy(update={"path": site.settings.data.path})
-    table = make_table(recipe.model_copy(update={"data": data}), site.cache)
+    table = site_table(site, recipe)
     if site.rows is None:
         own = table.where("train")
     else:
@@ -232,19 +249,8 @@ def _conclusion(verdict: Verdict) -> str:
     )
 
 
-def _keep(site: Site, recipe: Recipe, verdict: Verdict, found: dict[str, Any]) -> None:
+def _keep(site: Site, found: dict[str, Any]) -> None:
     folder = site.home / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     write_durably(folder / f"{name}.json", (json.dumps(found, indent=1) + "\n").encode())
-    Ledger(site.home, site.data_binding, site.name).note(
-        "audited",
-        {
-            "name": recipe.name,
-            "recipe_digest": recipe.digest,
-            "epsilon": verdict.claimed,
-            "delta": verdict.delta,
-            "canaries": verdict.canaries.canaries,
-            "confidence": verdict.confidence,
-        },
-    )

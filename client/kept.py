@@ -1,8 +1,9 @@
-"""Tensors that a site keeps between rounds: control variates, and what stays local.
+"""Tensors that a site keeps between rounds: control variates, what stays local, error feedback.
 
 ::
 
-    runs/RUN.kept/ROUND.safetensors   what the site had after it answered round ROUND
+    runs/RUN.kept/ROUND.safetensors       what the site had after it answered round ROUND
+    runs/RUN.feedback/ROUND.safetensors   what that answer left out (``wire.top_k``)
 
 Versions belong to rounds. A request names the last round whose reply from this site
 counted, and the work starts from that version, whatever was computed since: a reply that
@@ -31,10 +32,11 @@ class KeptTensors:
     Args:
         home: The site's home.
         run: The run's id.
+        kind: Of what is kept; each kind has versions of its own.
     """
 
-    def __init__(self, home: Path, run: str) -> None:
-        self._folder = announcement(home, run).with_suffix(".kept")
+    def __init__(self, home: Path, run: str, kind: str = "kept") -> None:
+        self._folder = announcement(home, run).with_suffix(f".{kind}")
         self._run = run
 
     def read(self, round_: int) -> Tensors:

@@ -11,21 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.encoding import UpdateEncoder
 from client.privacy.gate import Departure, Gate
 from client.privacy.outbox import Payload
 from client.site import Site
-from client.work import at_the_desk, check_received, echo, learner_at_the_desk
+from client.work import at_the_desk, echo, learner_at_the_desk
 from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_unsafe
+from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.validation import validate_private
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
+from fgvc_core.wire.decode import decode_model
 
 
 def answer_protected(
@@ -57,7 +59,8 @@ def answer_protected(
             return _work(site, request, recipe, privacy, class_names, received, event)
 
         specs = _specs_of_answer(request, event, received)
-        return gate.protected_round(request, recipe, event, work, specs)
+        encode = UpdateEncoder(site.home, request, recipe, packed)
+        return gate.protected_round(request, recipe, event, work, specs, encode)
     finally:
         # After a refusal, too: that the pictures have a fault must not be told by time.
         hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
@@ -96,6 +99,8 @@ def _check(
 ) -> dict[str, NDArray[np.float32]]:
     """The received tensors, if request, recipe and model are fit; no picture is touched."""
     refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+    refuse_coupled(privacy, recipe.loss, recipe.augment)
+    refuse_unsafe_wire(privacy, recipe.wire)
     rounds = recipe.federation.rounds
     if not (request.kind == "score" or 1 <= request.round <= rounds):
         raise PolicyRefusal(
@@ -107,7 +112,7 @@ def _check(
         raise PeerError("A pull towards the received model is not part of private steps.")
     with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
         validate_private(learner, privacy)
-        return check_received(packed, specs)
+        return decode_model(packed, specs, recipe.wire)
 
 
 def _specs_of_answer(

@@ -27,12 +27,14 @@ from fgvc_core.errors import DataError, PeerError
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.privacy.units import protected_units, unit_names
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
 from fgvc_core.protocol.tensor_names import local
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.learner import Learner
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, spec_of, unpack_all
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
+from fgvc_core.wire.decode import decode_model
 
 SITES_KEPT = 256
 """How many sites' examples one worker process keeps at hand; pictures are mapped from
@@ -133,21 +135,6 @@ def at_the_desk(
         yield learner, specs, _desk.examples(site, recipe, learner, class_names, unit)
 
 
-def check_received(
-    packed: Mapping[str, PackedTensor], specs: Mapping[str, TensorSpec]
-) -> dict[str, NDArray[np.float32]]:
-    """The tensors that a request carries.
-
-    Raises:
-        PeerError: if they are not what the recipe's model has, or not finite.
-    """
-    tensors = unpack_all(packed, specs)
-    broken = first_not_finite(tensors)
-    if broken is not None:
-        raise PeerError(f"The received tensor '{broken}' is not finite.")
-    return tensors
-
-
 def split_examples(
     site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit | None = None
 ) -> SiteExamples:
@@ -229,7 +216,7 @@ def answer_round(
     started = time.perf_counter()
     with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
         work = round_work(site, request, recipe, learner)
-        work.load(check_received(packed, work.expected(specs)))
+        work.load(decode_model(packed, work.expected(specs), recipe.wire))
         scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
         loss, trained = None, len(examples.train)
         outgoing: dict[str, Any] = {}
@@ -278,4 +265,5 @@ def echo(site: Site, request: Request) -> dict[str, Any]:
         "nonce": request.nonce,
         "recipe_digest": request.recipe_digest,
         "version": __version__,
+        "code_digest": code_digest(),
     }

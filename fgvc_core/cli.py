@@ -83,28 +83,34 @@ def make(
 def check(
     path: Annotated[Path, typer.Argument(help="The data set's root folder.", show_default=False)],
     name: Annotated[
-        str, typer.Option(help="How it is laid out: cub, folder or manifest.")
-    ] = "folder",
+        str,
+        typer.Option(
+            help="How it is laid out: aircraft, cars, cub, folder, ham10000, manifest; "
+            "auto: told from its files."
+        ),
+    ] = "auto",
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:
     """Count what a data set holds and say what is wrong with it.
 
-    Looks for missing and damaged pictures (each is decoded to its end),
-    labels out of range and subjects in two splits: exit code 3 if there are
-    any. Notes byte-equal pictures across splits and tiny classes.
+    Looks for missing, damaged and refused pictures (each is decoded to its
+    end), labels out of range or missing, one picture under two labels, and
+    subjects in two splits: exit code 3 if there are any. Notes byte-equal
+    pictures, tiny classes and unequal ones.
 
-    Example: fieldmark data check CUB_200_2011 --name cub
+    Example: fieldmark data check CUB_200_2011
     """
     from rich.console import Console
 
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.check import check_table
+    from fgvc_core.data.recognising import recognise
     from fgvc_core.data.showing import show_check
     from fgvc_core.recipe import parse_recipe
 
-    overrides = [f"data.name={name}", *(set_ or [])]
+    overrides = [f"data.name={recognise(path) if name == 'auto' else name}", *(set_ or [])]
     settings = parse_recipe("", overrides, "fieldmark data check").data
     settings = settings.model_copy(update={"path": str(path)})
     table = load_table(settings, cache_folder(), require_pictures=False)

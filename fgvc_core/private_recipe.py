@@ -4,11 +4,14 @@ What depends on the model is found out by experiment, in :mod:`fgvc_core.trainin
 A site asks both before it spends anything, whatever the coordinator says.
 """
 
+from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.errors import PolicyRefusal
+from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import TrainSettings
+from fgvc_core.wire.settings import WireSettings
 
 NOT_PRIVATE = {
     "fedprox": "The pull towards the received model is no part of private steps.",
@@ -72,6 +75,58 @@ def refuse_unsafe(
         )
     if privacy.method == "class-sums":
         _refuse_unfit_sums(federation, model)
+
+
+def refuse_unsafe_wire(privacy: PrivacySettings, wire: WireSettings) -> None:
+    """Refuse what ``[wire]`` may not be under differential privacy.
+
+    Differences from the received model and rounding come after the noise: they are
+    post-processing of a release, and cost nothing.
+
+    Raises:
+        PolicyRefusal: naming the setting, the reason and the replacement.
+    """
+    if wire.top_k:
+        raise PolicyRefusal(
+            f"wire.top_k = {wire.top_k:g} is refused under [privacy].",
+            why="Of a noised update the largest values are mostly the largest noise, and what is "
+            "left out would have to be kept at the site from round to round.",
+            remedy="Set wire.top_k = 0; wire.precision and wire.delta round what is noised.",
+        )
+    if privacy.method == "class-sums" and wire.down != "float32":
+        raise PolicyRefusal(
+            f"wire.down = '{wire.down}' is refused with privacy.method = 'class-sums'.",
+            why="Sums are taken around the centre that was sent, and read around the exact one.",
+            remedy="Set wire.down = 'float32'.",
+        )
+
+
+def refuse_coupled(privacy: PrivacySettings, loss: LossSettings, augment: AugmentSettings) -> None:
+    """Refuse losses and mixing that couple pictures, and weights from private counts.
+
+    Raises:
+        PolicyRefusal: naming the setting, the reason and the replacement.
+    """
+    if privacy.method != "gradients":
+        return
+    coupling = {
+        "loss.triplet": loss.triplet > 0,
+        "loss.proxy": loss.proxy > 0,
+        "augment.mix": augment.mix != "none",
+    }
+    for name, couples in coupling.items():
+        if couples:
+            raise PolicyRefusal(
+                f"{name} is refused under [privacy].",
+                why="It couples the examples of a batch: no single one's part can be bounded.",
+                remedy="Leave it out.",
+            )
+    if loss.balance != "none" and not loss.class_counts:
+        raise PolicyRefusal(
+            f"loss.balance = '{loss.balance}' with a site's own counts is refused under [privacy].",
+            why="Class weights computed from private counts are a release of their own.",
+            remedy="Give public numbers in loss.class_counts, or set loss.balance = 'none'.",
+        )
 
 
 def _refuse_unfit_sums(federation: FederationSettings, model: ModelSettings) -> None:

@@ -23,7 +23,7 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_unsafe
+from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.training.settings import EvaluateSettings, TrainSettings
@@ -54,6 +54,8 @@ class Recipe(Settings):
     def _sections_fit(self) -> Self:
         if self.privacy is not None:
             refuse_unsafe(self.privacy, self.federation, self.model, self.train)
+            refuse_coupled(self.privacy, self.loss, self.augment)
+            refuse_unsafe_wire(self.privacy, self.wire)
         if not self.federation.screening and self.scenario is None:
             raise ConfigurationError(
                 "federation.screening = false is not possible without [scenario].",
@@ -61,18 +63,58 @@ class Recipe(Settings):
                 "simulation, and nowhere else.",
                 remedy="Leave it on; its bounds are in [federation].",
             )
-        if self.scenario is not None and self.scenario.attack in ("label-noise", "backdoor"):
-            self._check_poisoning()
+        if self.scenario is not None and self.scenario.attack != "none":
+            self._check_attack(self.scenario.attack)
         return self
 
-    def _check_poisoning(self) -> None:
-        if self.privacy is not None:
+    def _check_attack(self, attack: str) -> None:
+        if not self.wire.plain:
+            raise ConfigurationError(
+                f"scenario.attack = '{attack}' goes with updates that travel as they are.",
+                why="A simulated attacker changes full float32 tensors.",
+                remedy="Leave [wire] out of a recipe with an attack.",
+            )
+        if self.privacy is not None and attack in ("label-noise", "backdoor"):
             raise ConfigurationError(
                 "scenario.attack = 'label-noise' and 'backdoor' do not go with [privacy].",
                 why="They do a site's work twice, and under differential privacy a request is "
                 "answered once.",
                 remedy="Use an attack on the update, for instance sign-flip.",
             )
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> Self:
+        start, head = self.train.start, self.model.head
+        if start == "none" and not self.federation.rounds:
+            raise ConfigurationError(
+                "federation.rounds = 0 and train.start = 'none': nothing would be learnt.",
+                remedy="Set train.start to means or lda, or federation.rounds to 1 at least.",
+            )
+        if start == "none":
+            return self
+        if self.privacy is not None:
+            raise ConfigurationError(
+                f"train.start = '{start}' is not possible with [privacy].",
+                why="Class statistics without noise would be a release of their own.",
+                remedy="Set privacy.method = 'class-sums', which starts from noisy ones.",
+            )
+        if head != "linear":
+            raise ConfigurationError(
+                f"train.start = '{start}' needs model.head = 'linear', not '{head}'.",
+                why="Weights and biases are what class statistics determine.",
+                remedy="Set model.head = 'linear', or train.start = 'none'.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _unseen_can_be_named(self) -> Self:
+        if self.partition.unseen and self.train.start != "semantic":
+            raise ConfigurationError(
+                f"partition.unseen = {list(self.partition.unseen)} needs train.start = 'semantic'.",
+                why="A class without a training picture can only be named by its attributes.",
+                remedy="Set train.start = 'semantic', or deal all classes.",
+            )
+        return self
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""

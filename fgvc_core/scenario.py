@@ -14,7 +14,7 @@ Attack = Literal[
     "none",
     "sign-flip",
     "scaled",
-    "nan",
+    "not-a-number",
     "random",
     "claim",
     "little-is-enough",
@@ -62,9 +62,9 @@ class ScenarioSettings(Settings):
     )
     attack: Attack = Field(
         "none",
-        description="What hostile sites do. To the update: sign-flip, scaled, nan, random, "
-        "claim (a billion examples), free-rider (what was sent comes back), replay (their first "
-        "update for ever). Together: little-is-enough (Baruch et al. 2019, "
+        description="What hostile sites do. To the update: sign-flip, scaled, not-a-number, "
+        "random, claim (a billion examples), free-rider (what was sent comes back), replay (their "
+        "first update for ever). Together: little-is-enough (Baruch et al. 2019, "
         "https://arxiv.org/abs/1902.06156), inner-product (Xie et al. 2020, "
         "https://arxiv.org/abs/1903.03936). To the pictures: label-noise, backdoor (a patch in a "
         "corner that means class 0).",

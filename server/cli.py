@@ -5,6 +5,10 @@ from typing import Annotated
 
 import typer
 
+from server.deployment.cli import server_app
+
+__all__ = ["report", "server_app"]
+
 
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")],

@@ -4,6 +4,7 @@ A reply is found by the id of the message that it answers, which we remember wit
 site that we sent it to; what the reply claims about its sender is never used.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, new_nonce
+from fgvc_core.wire.arrays import digest_all
 from server.events import EventLog
-from server.home import CoordinatorHome
+from server.home import CoordinatorHome, allow_list_stamp, read_allow_list
 from server.records import from_array_record, from_message, take_tensors, to_content
 
 _TYPES: dict[str, str] = {
@@ -28,17 +30,20 @@ _TYPES: dict[str, str] = {
 ROUNDS_LATE = 2
 """A reply that is later than this is not looked for any more."""
 
-WAIT_FOR_NODES_S = 120.0
 ROLL_CALL_DEADLINE_S = 300.0
+GRACE_S = 15.0
+"""How long a quorum of sites waits for the others when a run begins, in seconds."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A site's answer to a request; ``message`` is None where none came in time."""
+    """A site's answer to a request; ``message`` is None where none came in time, or where it is
+    not to be read for the reason that ``refusal`` names."""
 
     request: Request
     message: Message | None
     seconds: float
+    refusal: str = ""
 
 
 class Exchange:
@@ -52,6 +57,9 @@ class Exchange:
         self.keys: dict[str, PublicKey] = {
             name: read_public(text) for name, text in home.allow_list.items()
         }
+        self._listed: tuple[int, int] = (0, 0)
+        self._calls: dict[int, tuple[str, Request]] = {}
+        self._known: set[int] = set()
         self.nodes: dict[str, int] = {}
         self.units: dict[str, int] = {}
         self.refusals: dict[str, str] = {}
@@ -67,38 +75,61 @@ class Exchange:
         Raises:
             RunFailed: if no registered site answers.
         """
-        recipe = self._home.recipe
-        path_free = recipe.data.model_copy(update={"path": None})
-        recipe_text = recipe.model_copy(update={"data": path_free}).to_toml()
-        by_message: dict[str, tuple[int, Request]] = {}
         for node in self._wait_for_nodes():
-            request = Request(
-                kind="roll_call",
-                run=self._run,
-                round=0,
-                site="",
-                nonce=new_nonce(),
-                recipe_digest=recipe.digest,
-                recipe=recipe_text,
-                class_names=self._home.class_names,
-            )
-            message = self._message(request, node, None)
-            (message_id,) = self._grid.push_messages([message])
-            by_message[message_id] = node, request
-        known = {fingerprint(key): name for name, key in self.keys.items()}
-        deadline = time.monotonic() + ROLL_CALL_DEADLINE_S
-        for message_id, (node, request) in by_message.items():
-            reply_message = self._pull(message_id, deadline)
-            self._admit(node, request, reply_message, known)
+            self._call(node)
+        deadline = self._clock() + ROLL_CALL_DEADLINE_S
+        for node in list(self._calls):
+            if not self._hear(node, deadline):
+                # It stays asked: a slow site may still come in later.
+                self._not_admitted(node, "No answer to the roll call.")
+        called = len(self._known)
         if not self.nodes and self.refusals:
             raise refused_by_all(self.refusals)
         if not self.nodes:
             raise RunFailed(
-                f"None of {len(by_message)} nodes proved to be a registered site.",
+                f"None of {called} nodes proved to be a registered site.",
                 why="Without a site there is nothing to learn from.",
                 remedy="The run's events.jsonl says what each answered, each site's log why.",
             )
         return sorted(self.nodes)
+
+    def refresh(self) -> list[str]:
+        """Look who has come or gone since; returns the names of those present, sorted.
+
+        A node that was not there before gets a roll call of its own, and is in from the
+        round after its answer. A site that the allow-list does not name any more is out.
+        Where all are away, it waits for one to come back.
+
+        Raises:
+            RunFailed: if none does.
+        """
+        deadline = time.monotonic() + self._home.settings.wait_for_sites_s
+        while not self._look() and time.monotonic() < deadline:
+            time.sleep(self._home.settings.poll_s)
+        if not self.nodes:
+            raise RunFailed(
+                "No site is left that takes part.",
+                why="All that were here are away, or were removed.",
+                remedy="Go on when they are back; the last checkpoint is whole.",
+            )
+        return sorted(self.nodes)
+
+    def _look(self) -> bool:
+        """Who has come or gone just now; False where nobody is left."""
+        self._read_allow_list()
+        present = set(self._grid.get_node_ids())
+        for site, node in list(self.nodes.items()):
+            if site not in self.keys:
+                self._leave(site, "removed")
+            elif node not in present:
+                # It is called again when it comes back: it may be another process by then.
+                self._known.discard(node)
+                self._leave(site, "away")
+        for node in sorted(present - self._known):
+            self._call(node)
+        for node in list(self._calls):
+            self._hear(node, self._clock())
+        return bool(self.nodes)
 
     def compose(
         self,
@@ -145,11 +176,17 @@ class Exchange:
             sent.append((message_id, request, message))
         started, began = self._clock(), time.monotonic()
         for message_id, request, message in sent:
-            reply = self._pull(message_id, started + deadline_s)
+            reply = self._pull(message_id, started + deadline_s, request.site)
             take_tensors(message)
+            seconds = time.monotonic() - began
+            self._read_allow_list()
+            if request.site not in self.keys:
+                gone = f"Site '{request.site}' was removed from the allow-list."
+                yield Answer(request, None, seconds, gone)
+                continue
             if reply is None and request.kind == "train":
                 self._late[message_id] = request
-            yield Answer(request, reply, time.monotonic() - began)
+            yield Answer(request, reply, seconds)
 
     def late(self, round_: int) -> Iterator[Answer]:
         """Replies to earlier requests that have arrived since, one at a time.
@@ -158,7 +195,7 @@ class Exchange:
             round_: The round that is about to begin.
         """
         for message_id, request in list(self._late.items()):
-            if round_ - request.round > ROUNDS_LATE:
+            if round_ - request.round > ROUNDS_LATE or request.site not in self.keys:
                 del self._late[message_id]
                 continue
             for message in self._grid.pull_messages([message_id]):
@@ -166,7 +203,54 @@ class Exchange:
                     del self._late[message_id]
                     yield Answer(request, message, 0.0)
 
-    def _pull(self, message_id: str, deadline: float) -> Message | None:
+    def _call(self, node: int) -> None:
+        """Ask a node who it is."""
+        self._known.add(node)
+        recipe = self._home.recipe
+        path_free = recipe.data.model_copy(update={"path": None})
+        request = Request(
+            kind="roll_call",
+            run=self._run,
+            round=0,
+            site="",
+            nonce=new_nonce(),
+            recipe_digest=recipe.digest,
+            recipe=recipe.model_copy(update={"data": path_free}).to_toml(),
+            class_names=self._home.class_names,
+        )
+        (message_id,) = self._grid.push_messages([self._message(request, node, None)])
+        self._calls[node] = message_id, request
+
+    def _hear(self, node: int, deadline: float) -> bool:
+        """Admit a node, or not, by its answer; False where there is none by the deadline."""
+        message_id, request = self._calls[node]
+        message = self._pull(message_id, deadline)
+        if message is None and node in self._grid.get_node_ids():
+            return False
+        del self._calls[node]
+        known = {fingerprint(key): name for name, key in self.keys.items()}
+        self._admit(node, request, message, known)
+        return True
+
+    def _not_admitted(self, node: int, reason: str) -> None:
+        self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason)
+
+    def _leave(self, site: str, why: str) -> None:
+        node = self.nodes.pop(site)
+        self._events.emit("site_left", site=site, node=node, why=why)
+
+    def _read_allow_list(self) -> None:
+        """Keys as the coordinator's allow-list has them now; the same dictionary, filled anew."""
+        stamp = allow_list_stamp(self._home.run_dir)
+        if stamp == self._listed:
+            return
+        self._listed = stamp
+        found = read_allow_list(self._home.run_dir)
+        self.keys.clear()
+        self.keys.update({name: read_public(text) for name, text in found.items()})
+
+    def _pull(self, message_id: str, deadline: float, site: str = "") -> Message | None:
+        """The reply to a message; None at the deadline, or once its site was removed."""
         while True:
             arrived = self._arrived(message_id)
             if arrived is not None and arrived > deadline:
@@ -174,16 +258,29 @@ class Exchange:
             for message in self._grid.pull_messages([message_id]):
                 if message.metadata.reply_to_message_id == message_id:
                     return message
-            if self._clock() >= deadline:
+            self._read_allow_list()
+            if self._clock() >= deadline or (site and site not in self.keys):
                 return None
             time.sleep(self._home.settings.poll_s)
 
     def _wait_for_nodes(self) -> list[int]:
-        """All nodes once as many are there as sites are registered, or those that came."""
-        deadline = time.monotonic() + WAIT_FOR_NODES_S
+        """All nodes once as many are there as sites are registered, or those that came.
+
+        A quorum of them waits for the rest only a little while.
+        """
+        started = time.monotonic()
+        needed = math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
+        enough: float | None = None
         while True:
+            self._read_allow_list()
             nodes = sorted(self._grid.get_node_ids())
-            if len(nodes) >= len(self.keys) or time.monotonic() > deadline:
+            now = time.monotonic()
+            if len(nodes) >= needed and enough is None:
+                enough = now
+            patience = now - started > self._home.settings.wait_for_sites_s
+            if len(nodes) >= len(self.keys) or patience:
+                return nodes
+            if enough is not None and now - enough > GRACE_S:
                 return nodes
             time.sleep(self._home.settings.poll_s)
 
@@ -215,19 +312,25 @@ class Exchange:
             if name in self.nodes:
                 raise PeerError(f"Site '{name}' has answered from another node already.")
         except PeerError as error:
-            self._events.emit("roll_call", site=None, node=node, accepted=False, reason=error.what)
+            self._not_admitted(node, error.what)
             return
         self.nodes[name] = node
         self.units[name] = reply.examples
         self._events.emit(
-            "roll_call", site=name, node=node, accepted=True, reason=None, version=reply.version
+            "roll_call",
+            site=name,
+            node=node,
+            accepted=True,
+            reason=None,
+            version=reply.version,
+            code_digest=reply.code_digest,
         )
 
     def digests(self, arrays: ArrayRecord) -> dict[str, str]:
         """Name -> SHA-256 (hex) of each tensor of a model."""
         # The same record goes to every site of a round: hash it once.
         if self._digested[0] is not arrays:
-            digests = {name: t.digest() for name, t in from_array_record(arrays).items()}
+            digests = digest_all(from_array_record(arrays))
             self._digested = arrays, digests
         return self._digested[1]
 

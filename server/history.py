@@ -4,11 +4,16 @@ A verdict uses only rounds that are closed, so it never depends on who arrived f
 first round has no earlier one: only absolute bounds hold there. Every figure is of the
 *update*, the reply minus what was sent: a model's own length says nothing.
 
-Lengths are divided by the round's mean learning rate, which is what they grow with over a
-schedule. Directions are cosines with the model's last movement; the share of the update
-that is noise makes them small, not negative, while an update turned around points against it.
+Lengths are divided by the mean learning rate of the site's steps in the round, which is what
+they grow with over a schedule; how many steps a site takes follows from its claimed examples.
+Directions are cosines with the model's last movement; the share of the update that is noise
+makes them small, not negative, while an update turned around points against it.
+
+If most of what arrived is refused by comparison and no quorum is left, it is the comparison
+that is wrong: it begins anew, and only absolute bounds hold in the next try.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +26,10 @@ from fgvc_core.wire.arrays import first_not_finite
 from server.strategies import BLOCK, SoundReply, Tensors
 
 ROUNDS_KEPT = 5
+FIGURES_WANTED = 10
+"""Lengths shrink as a model settles: only as many of the last rounds count as it takes to have
+so many figures, mostly one."""
+
 LEAST_SPREAD = 0.1
 AGAINST = -0.2
 """No update is refused for its direction above this cosine: noise alone makes small ones."""
@@ -53,13 +62,25 @@ class UpdateHistory:
     kept: dict[str, Any] = field(default_factory=dict)
     direction: Tensors = field(default_factory=dict)
     _sent: Tensors = field(default_factory=dict)
-    _rate: float = 1.0
+    _rate: Callable[[float], float] = field(default=lambda examples: 1.0)
     _pending: dict[str, Figures] = field(default_factory=dict)
+    _unlike: int = 0
 
-    def begin(self, sent: Tensors, rate: float) -> None:
-        """A round begins: what is sent, and the mean learning rate of its work."""
+    def begin(self, sent: Tensors, rate: Callable[[float], float]) -> None:
+        """A round begins.
+
+        Args:
+            sent: The model that its updates are taken from.
+            rate: Examples -> mean learning rate of such a site's steps in it.
+        """
         self._sent, self._rate = sent, rate
         self._pending = {}
+        self._unlike = 0
+
+    @property
+    def sent(self) -> Tensors:
+        """The model that the replies now judged were computed from."""
+        return self._sent
 
     def judge(self, reply: SoundReply) -> Figures:
         """An update's figures, rounded.
@@ -79,6 +100,7 @@ class UpdateHistory:
             if not np.isfinite(figures["control_norm"]):
                 raise UnsoundUpdate(_not_finite(control), {})
         figures["weight"] = reply.weight
+        figures["pace"] = figures["norm"] / max(self._rate(reply.weight), 1e-30)
         self._check(figures)
         self._pending[reply.site] = figures
         return {name: round(value, 6) for name, value in figures.items()}
@@ -88,15 +110,26 @@ class UpdateHistory:
         columns: dict[str, list[float]] = {}
         for site in sorted(self._pending):
             for name, value in self._pending[site].items():
-                columns.setdefault(name, []).append(value / self._rate if name == "norm" else value)
+                columns.setdefault(name, []).append(value)
         for name, values in columns.items():
-            rounds = [*self.kept.get(name, []), values]
-            self.kept[name] = rounds[-ROUNDS_KEPT:]
+            rounds = [*self.kept.get(name, []), values][-ROUNDS_KEPT:]
+            while sum(map(len, rounds[1:])) >= FIGURES_WANTED:
+                rounds = rounds[1:]
+            self.kept[name] = rounds
         if self.settings.screening and self.settings.direction_spread:
             self.direction = {
                 n: a - self._sent[n] for n, a in moved_to.items() if not is_statistic(n)
             }
         self._pending = {}
+
+    def void(self) -> bool:
+        """The round found no quorum; says whether what updates are compared with is dropped."""
+        wrong = self._unlike > len(self._pending)
+        if wrong:
+            self.kept.clear()
+            self.direction = {}
+        self._pending = {}
+        return wrong
 
     def _measure(self, model: Tensors) -> Figures:
         """Norm, root mean square and, where the model has moved before, the cosine."""
@@ -126,15 +159,33 @@ class UpdateHistory:
         return figures
 
     def _check(self, figures: Figures) -> None:
+        if figures["rms"] > self.settings.max_rms:
+            limit = self.settings.max_rms
+            raise _beyond("root mean square", figures, "rms", limit, "max_rms")
+        try:
+            self._compare(figures)
+        except UnsoundUpdate:
+            self._unlike += 1
+            raise
+
+    def _compare(self, figures: Figures) -> None:
+        """With the medians of earlier rounds."""
         settings = self.settings
-        if figures["rms"] > settings.max_rms:
-            raise _beyond("root mean square", figures, "rms", settings.max_rms, "max_rms")
-        weights = self._earlier("weight")
-        if len(weights):
-            limit = settings.max_weight_ratio * float(np.median(weights))
-            if figures["weight"] > limit:
-                raise _beyond("weight", figures, "weight", limit, "max_weight_ratio")
-        self._check_norms(figures)
+        for name, what, ratio, setting in (
+            ("weight", "weight", settings.max_weight_ratio, "max_weight_ratio"),
+            ("pace", "norm over its learning rate", settings.max_norm_ratio, "max_norm_ratio"),
+            ("control_norm", "variates' norm", settings.max_norm_ratio, "max_norm_ratio"),
+        ):
+            middle = self._median(name)
+            if name in figures and middle and figures[name] > ratio * middle:
+                raise _beyond(what, figures, name, ratio * middle, setting)
+        least = settings.min_norm_ratio * self._median("pace")
+        if figures["pace"] < least:
+            raise UnsoundUpdate(
+                f"The update hardly differs from what was sent: norm {figures['norm']:.3g} "
+                f"(federation.min_norm_ratio = {settings.min_norm_ratio:g}).",
+                {**figures, "limit": least},
+            )
         cosines = self._earlier("cosine")
         if settings.direction_spread and "cosine" in figures and len(cosines):
             middle = float(np.median(cosines))
@@ -148,23 +199,9 @@ class UpdateHistory:
                     {**figures, "limit": limit},
                 )
 
-    def _check_norms(self, figures: Figures) -> None:
-        settings = self.settings
-        for name, rate in (("norm", self._rate), ("control_norm", 1.0)):
-            earlier = self._earlier(name)
-            if name not in figures or not len(earlier):
-                continue
-            median = float(np.median(earlier)) * rate
-            if median > 0 and figures[name] > settings.max_norm_ratio * median:
-                limit = settings.max_norm_ratio * median
-                raise _beyond(name.replace("_", " "), figures, name, limit, "max_norm_ratio")
-            if name == "norm" and figures[name] < settings.min_norm_ratio * median:
-                raise UnsoundUpdate(
-                    f"The update hardly differs from what was sent: norm {figures[name]:.3g}, "
-                    f"below {settings.min_norm_ratio * median:.3g} "
-                    f"(federation.min_norm_ratio = {settings.min_norm_ratio:g}).",
-                    {**figures, "limit": settings.min_norm_ratio * median},
-                )
+    def _median(self, name: str) -> float:
+        earlier = self._earlier(name)
+        return float(np.median(earlier)) if len(earlier) else 0.0
 
     def _earlier(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.array([v for values in self.kept.get(name, []) for v in values])

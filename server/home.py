@@ -30,9 +30,27 @@ class ServerSettings(Settings):
     data_path: str | None = Field(None, description="Root of the data set with the test split.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     engine: str = Field("inprocess", description="What carries the messages; for the records.")
+    test: bool = Field(
+        True, description="Whether the coordinator has a test split of its own at data_path."
+    )
+    wait_for_sites_s: float = Field(
+        120.0, gt=0.0, description="How long a run waits for sites that are away when it starts."
+    )
     poll_s: float = Field(
         0.2, gt=0.0, le=60.0, description="Seconds between two looks for a reply, 0 to 60."
     )
+
+
+def read_allow_list(run_dir: Path) -> dict[str, str]:
+    """The allow-list as it is now, sorted by name; a coordinator may change it while it runs."""
+    found = json.loads((run_dir / "coordinator" / "sites.json").read_text(encoding="utf-8"))
+    return dict(sorted(found.items()))
+
+
+def allow_list_stamp(run_dir: Path) -> tuple[int, int]:
+    """Differs from what it was if the allow-list was written anew."""
+    found = (run_dir / "coordinator" / "sites.json").stat()
+    return found.st_mtime_ns, found.st_ino
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class CoordinatorHome:
             settings = ServerSettings.read(
                 tomllib.loads((own / "server.toml").read_text(encoding="utf-8")), "server.toml"
             )
-            allow_list = json.loads((own / "sites.json").read_text(encoding="utf-8"))
+            allow_list = read_allow_list(run_dir)
             class_names = json.loads((run_dir / "class_names.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(
@@ -76,7 +94,7 @@ class CoordinatorHome:
             recipe=load_recipe(run_dir / "recipe.toml"),
             class_names=tuple(class_names),
             key=read_private(own / "key"),
-            allow_list=dict(sorted(allow_list.items())),
+            allow_list=allow_list,
             settings=settings,
         )
 

@@ -68,7 +68,8 @@ class Intake:
     ) -> Screened | None:
         site = answer.request.site
         if answer.message is None:
-            self._books.note(answer, None, f"No reply within deadline_s = {self._deadline_s:g}.")
+            late = f"No reply within deadline_s = {self._deadline_s:g}."
+            self._books.note(answer, None, answer.refusal or late)
             return None
         try:
             # A late reply may have been overtaken by one to a later round.

@@ -24,7 +24,7 @@ class LateReplies:
         intake: Screens them.
         books: Records them.
         history: What updates are compared with.
-        rate: Round -> mean learning rate of its work.
+        rate: Round -> (examples -> mean learning rate of such a site's steps in it).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class LateReplies:
         intake: Intake,
         books: Books,
         history: UpdateHistory,
-        rate: Callable[[int], float],
+        rate: Callable[[int], Callable[[float], float]],
     ) -> None:
         self._mix = mix
         self._exchange = exchange

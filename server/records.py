@@ -6,7 +6,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import Sealed
-from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.wire.arrays import DTYPES, PackedTensor
+
+MAX_AXES = 32
+"""Most axes of a tensor that is looked at."""
 
 
 def to_array_record(tensors: Mapping[str, PackedTensor]) -> ArrayRecord:
@@ -47,7 +50,21 @@ def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
     body, signature = envelope.get("body"), envelope.get("signature")
     if not isinstance(body, str) or not isinstance(signature, bytes) or not body:
         raise PeerError("The reply is not signed.")
-    return Sealed(body, signature), from_array_record(take_tensors(message))
+    if not _is_text(body):
+        raise PeerError("The reply's body is not text.")
+    packed = from_array_record(take_tensors(message))
+    for tensor in packed.values():
+        if tensor.dtype not in DTYPES or len(tensor.shape) > MAX_AXES:
+            raise PeerError("A tensor of the reply has a dtype or a shape that does not travel.")
+    return Sealed(body, signature), packed
+
+
+def _is_text(body: str) -> bool:
+    try:
+        body.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def take_tensors(message: Message) -> ArrayRecord:

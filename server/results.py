@@ -13,6 +13,7 @@ from fgvc_core.training.learner import Learner
 from server.checkpoint import Checkpoints, RunState
 from server.evaluation import TestSplit, confused_pairs
 from server.home import CoordinatorHome
+from server.zero_shot import zero_shot
 
 
 def write_results(
@@ -24,6 +25,10 @@ def write_results(
         tensors, _ = Checkpoints(home.run_dir, home.recipe, home.class_names).read("best")
         scored, predicted_N = test.score(tensors)
         metrics.update(_scores(scored, home.class_names))
+        metrics.update(_levels(test, scored))
+        if home.recipe.partition.unseen:
+            unseen = home.recipe.partition.unseen
+            metrics["zero_shot"] = zero_shot(test, tensors, home.class_names, unseen)
         pairs = confused_pairs(test.table, scored, predicted_N, home.run_dir / "pictures")
         write_json(
             home.run_dir / "evaluation.json",
@@ -73,10 +78,15 @@ def _summary(
                 "refused": figures["refused"],
                 "bytes_up": figures["bytes_up"],
                 "bytes_down": figures["bytes_down"],
+                "set_aside": state.standing.get(site, {}).get("set_aside"),
+                # What the site says that it has installed: Fieldmark's version, its code's digest.
+                "version": figures.get("version"),
+                "code": figures.get("code"),
             }
             for site, figures in sorted(state.sites.items())
         },
         **({"privacy": dict(sorted(state.privacy.items()))} if state.privacy else {}),
+        **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
         "history": state.history,
         "model": {
             "backbone": home.recipe.model.backbone,
@@ -89,6 +99,19 @@ def _summary(
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "flwr", "timm")},
         },
+    }
+
+
+def _levels(test: TestSplit, scored: Evaluation) -> dict[str, Any]:
+    """Top-1 at each level of the taxonomy: a wrong species in the right family is half right."""
+    table = test.table
+    if not table.taxonomy:
+        return {}
+    return {
+        "levels": {
+            name: scored.level_top1(table.taxonomy, level)
+            for level, name in enumerate(table.taxonomy_levels)
+        }
     }
 
 

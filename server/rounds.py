@@ -8,18 +8,18 @@ derives from (seed, round): a resumed run ends as the uninterrupted one does.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.errors import RunFailed
-from fgvc_core.protocol.messages import Phase, Request
-from fgvc_core.protocol.tensor_names import local, shared
+from fgvc_core.protocol.messages import Phase
+from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.training.schedule import Stretch, mean_rate
 from fgvc_core.wire.arrays import TensorSpec, pack_all, spec_of, unpack_all
+from server.asking import Asking
 from server.books import Books
 from server.checkpoint import Checkpoints, RunState, Tensors
 from server.closed_form import ClosedForm
@@ -33,12 +33,17 @@ from server.home import CoordinatorHome
 from server.intake import Intake
 from server.late import LateReplies
 from server.memory import recall, remember
+from server.outgoing import Outgoing, check_round_weight
 from server.records import from_array_record, to_array_record
 from server.scoring import take_scores
 from server.screening import Screened, Screening
 from server.standing import Standing
+from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply, make_strategy
 from server.voids import nobody_left, void_round
+
+CLOSING_SITES = 100
+"""Most sites that are asked to score the last model: of a thousand, a hundred say enough."""
 
 
 class Rounds:
@@ -73,6 +78,7 @@ class Rounds:
         self._federation = recipe.federation
         self.state = state
         # Local tensors are the sites' own; the coordinator's stay as they were at the start.
+        check_local(list(tensors), self._federation.local)
         self._local = local(tensors, self._federation.local)
         travelling = shared(tensors, self._federation.local)
         self._specs: dict[str, TensorSpec] = {n: spec_of(a) for n, a in travelling.items()}
@@ -90,7 +96,9 @@ class Rounds:
             protected=recipe.privacy is not None,
             max_weight=self._federation.max_weight,
             history=self._history,
+            wire=recipe.wire,
         )
+        self._outgoing = Outgoing(self._specs, recipe.wire)
         self._intake = Intake(
             state, screening, self._books, self._standing, self._federation.deadline_s
         )
@@ -106,6 +114,15 @@ class Rounds:
         self._strategy = make_strategy(self._federation, recipe.train, home.run_dir)
         self._strategy.begin(self._specs, len(home.allow_list))
         recall(remembered or {}, self._strategy, self._history)
+        self._asking = Asking(
+            self._exchange,
+            self._strategy,
+            self._outgoing,
+            self._books,
+            self._standing,
+            state,
+            keeps=bool(self._strategy.keeps or self._federation.local or recipe.wire.top_k),
+        )
         self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names)
         self._sites: list[str] = []
         self._started = 0.0
@@ -122,11 +139,19 @@ class Rounds:
         """
         self._started = time.monotonic()
         privacy = self._recipe.privacy
+        check_round_weight(
+            self._specs,
+            self._recipe.wire,
+            wanted(len(self._exchange.keys), self._federation.fraction),
+        )
         if not self._checkpoints.exists("last"):
             self._checkpoint()
         self._sites = self._exchange.roll_call()
+        if self.state.round == 0 and self._recipe.train.start != "none":
+            self._start()
         closed_form = privacy is not None and privacy.method == "class-sums"
         while (reason := self._ended()) is None:
+            self._sites = self._exchange.refresh()
             if closed_form:
                 self._closed_round(self.state.round + 1)
             else:
@@ -158,10 +183,10 @@ class Rounds:
             raise nobody_left(number)
         cohort = self._draw(sites, number)
         self._events.emit("round_started", round=number, cohort=cohort)
-        sent = self._unpacked(self._arrays)
+        sent = self._outgoing.received(self._outgoing(self._arrays))
         late = self._late.take(number, sent)
         self._history.begin(sent, self._rate(number))
-        requests = self._requests(number, cohort)
+        requests = self._asking.train(number, cohort, self._arrays, self._grid)
         needed = math.ceil(
             self._federation.quorum * wanted(len(sites), self._federation.fraction) - 1e-9
         )
@@ -182,8 +207,9 @@ class Rounds:
         self._take_scores(number - 1, received, accepted)
         self._finish(number, arrays, cohort, accepted, started)
 
-    def _rate(self, number: int) -> float:
-        return mean_rate(self._recipe.train, Stretch(number, self._federation.rounds))
+    def _rate(self, number: int) -> Callable[[float], float]:
+        stretch = Stretch(number, self._federation.rounds)
+        return lambda examples: mean_rate(self._recipe.train, stretch, max(round(examples), 1))
 
     def _draw(self, sites: list[str], number: int) -> list[str]:
         cohort = draw_cohort(
@@ -197,29 +223,22 @@ class Rounds:
         self.state.last_drawn.update(dict.fromkeys(cohort, number))
         return cohort
 
-    def _requests(self, number: int, cohort: list[str]) -> list[tuple[Request, Message]]:
-        requests: list[tuple[Request, Message]] = []
-        beside = to_array_record(pack_all(self._strategy.beside()))
-
-        def compose(round_: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
-            mu = config.get("proximal-mu", 0.0)
-            outgoing = ArrayRecord({**arrays, **beside}) if beside else arrays
-            self._books.open(outgoing)
-            for site in cohort:
-                pair = self._exchange.compose(
-                    "train",
-                    round_,
-                    site,
-                    outgoing,
-                    mu if isinstance(mu, float) else 0.0,
-                    **self._told(site),
-                )
-                requests.append(pair)
-                yield pair[1]
-
-        self._strategy.compose = compose
-        list(self._strategy.configure_train(number, self._arrays, ConfigRecord(), self._grid))
-        return requests
+    def _start(self) -> None:
+        """The head before round 1, from every site's statistics."""
+        self._books.reset()
+        self._intake.refusals = {}
+        attributes_KA = self._test.table.attributes_KA if self._test is not None else None
+        start = FederatedStart(self._recipe, self._unpacked(self._arrays), attributes_KA)
+        tensors, arrived = start.run(self._released(0, "statistics", self._arrays, start.specs, []))
+        for site, reason in start.refused.items():
+            self._events.emit("start_refused", site=site, reason=reason)
+        needed = math.ceil(self._federation.quorum * len(self._sites) - 1e-9)
+        if tensors is None or arrived < needed:
+            raise refused_start(arrived, needed, self._intake.refusals)
+        self._books.close()
+        self._arrays = to_array_record(pack_all(tensors))
+        self._events.emit("started", method=self._recipe.train.start, sites=arrived)
+        self._checkpoint()
 
     def _closed_round(self, number: int) -> None:
         """A round of two phases: noisy centre, noisy class sums, and the head from them."""
@@ -233,15 +252,7 @@ class Rounds:
             phase: Phase, arrays: ArrayRecord, specs: dict[str, TensorSpec]
         ) -> Iterator[SoundReply]:
             accepted.clear()
-            self._books.open(arrays)
-            requests = [
-                self._exchange.compose(
-                    "release", number, site, arrays, phase=phase, **self._told(site)
-                )
-                for site in self._sites
-            ]
-            answers = self._exchange.ask(requests, self._federation.deadline_s)
-            return self._intake.sound(answers, accepted, specs)
+            return self._released(number, phase, arrays, specs, accepted)
 
         closed = ClosedForm(self._recipe, self._exchange.units, self._class_count)
         tensors, arrived = closed.run(self._unpacked(self._arrays), ask)
@@ -251,6 +262,19 @@ class Rounds:
             return
         arrays = to_array_record(pack_all(tensors))
         self._finish(number, arrays, self._sites, accepted, started)
+
+    def _released(
+        self,
+        number: int,
+        phase: Phase,
+        arrays: ArrayRecord,
+        specs: dict[str, TensorSpec],
+        accepted: list[Screened],
+    ) -> Iterator[SoundReply]:
+        """What every site releases about its pictures under a model."""
+        requests = self._asking.release(number, phase, self._sites, arrays)
+        answers = self._exchange.ask(requests, self._federation.deadline_s)
+        return self._intake.sound(answers, accepted, specs)
 
     def _finish(
         self,
@@ -273,16 +297,6 @@ class Rounds:
         self._events.emit("round_finished", **self.state.history[-1])
         self._checkpoint()
 
-    def _told(self, site: str) -> dict[str, Any]:
-        """What a request says of the site's own earlier replies."""
-        standing = self._standing.of(site)
-        keeps = self._strategy.keeps or bool(self._federation.local)
-        return {
-            "known_head": str(self.state.ledgers.get(site, [0, ""])[1]),
-            "base_round": standing["folded"] if keeps else 0,
-            "notice": standing["notice"],
-        }
-
     def _take_scores(self, round_: int, arrays: ArrayRecord, replies: list[Screened]) -> None:
         def keep(model: ArrayRecord) -> None:
             self._checkpoints.write("best", self._whole(model), self.state)
@@ -299,18 +313,19 @@ class Rounds:
     def _void(self, number: int, accepted: int, needed: int) -> None:
         self._books.close()
         refusals = self._intake.refusals
+        if self._history.void():
+            self._events.emit("screening_reset", round=number)
         void_round(self.state, self._events, number, accepted, needed, refusals)
 
     def _close(self) -> None:
-        """Score the last model at every site."""
+        """Score the last model at every site, or at a drawn hundred of very many."""
+        self._sites = self._exchange.refresh()
         self._books.reset()
-        self._books.open(self._arrays)
-        requests = [
-            self._exchange.compose(
-                "score", self.state.round, site, self._arrays, **self._told(site)
-            )
-            for site in self._standing.in_use(self._sites)
-        ]
+        sites = self._standing.in_use(self._sites)
+        if len(sites) > CLOSING_SITES:
+            number = self.state.round + 1
+            sites = draw_cohort(sites, CLOSING_SITES / len(sites), self._recipe.seed, number)
+        requests = self._asking.score(self.state.round, sites, self._arrays)
         replies: list[Screened] = []
         answers = self._exchange.ask(requests, self._federation.deadline_s)
         for _ in self._intake.sound(answers, replies):

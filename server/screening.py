@@ -15,10 +15,12 @@ from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import PublicKey
 from fgvc_core.protocol.messages import Reply, Request
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec, first_not_finite, unpack_all
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_not_finite
+from fgvc_core.wire.decode import decode_update
+from fgvc_core.wire.settings import WireSettings
 from server.history import Figures, UpdateHistory
 from server.records import from_message
-from server.strategies import SoundReply
+from server.strategies import SoundReply, Tensors
 
 MAX_EXAMPLES = 10_000_000
 """Largest number of examples that a site is believed to have, whatever a recipe says."""
@@ -58,7 +60,8 @@ class Screening:
         max_update_mb: Largest update accepted, in MB.
         protected: Whether every reply has to state what it cost.
         max_weight: Most examples that a site may claim to have.
-        history: What updates are compared with; None: with nothing.
+        history: What updates are compared with, and what encoded ones refer to; None: nothing.
+        wire: What updates travel as; None: as they are.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Screening:
         protected: bool = False,
         max_weight: int = MAX_EXAMPLES,
         history: UpdateHistory | None = None,
+        wire: WireSettings | None = None,
     ) -> None:
         self._specs = specs
         self._keys = keys
@@ -76,6 +80,7 @@ class Screening:
         self._protected = protected
         self._max_weight = max_weight
         self._history = history
+        self._wire = wire or WireSettings()
 
     def screen(
         self,
@@ -102,7 +107,7 @@ class Screening:
                 f"The reply weighs {nbytes / 1e6:.1f} MB, more than "
                 f"wire.max_update_mb = {self._max_bytes / 1e6:g}."
             )
-        digests = {name: tensor.digest() for name, tensor in packed.items()}
+        digests = digest_all(packed)
         reply = unseal(Reply, sealed, self._keys[request.site], digests)
         for name in ("kind", "run", "round", "site", "nonce", "recipe_digest"):
             if getattr(reply, name) != getattr(request, name):
@@ -130,7 +135,12 @@ class Screening:
                 f"The site claims {reply.examples} training examples; 1 to {self._max_weight} "
                 "count (federation.max_weight)."
             )
-        return SoundReply(reply.site, reply.examples, unpack_all(packed, specs))
+        # What other kinds of replies carry is small, and travels as it is.
+        encoded = self._history is not None and reply.kind == "train"
+        sent: Tensors = self._history.sent if self._history and encoded else {}
+        return SoundReply(
+            reply.site, reply.examples, decode_update(packed, specs, self._wire, sent)
+        )
 
     def _judge(self, request: Request, update: SoundReply) -> Figures:
         if self._history is not None and request.kind == "train":

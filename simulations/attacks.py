@@ -206,7 +206,7 @@ def _inner_product(material: Material, factor: float) -> Tensors:
 CRAFTS: dict[str, Callable[[Material, float], Tensors]] = {
     "sign-flip": _flipped,
     "scaled": _moved,
-    "nan": _nan,
+    "not-a-number": _nan,
     "random": _random,
     "free-rider": _sent_back,
     "little-is-enough": _little_is_enough,

@@ -26,7 +26,7 @@ Out = Annotated[
     typer.Option(help="The run's folder. By default runs/NAME, or runs/NAME-2... if taken."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-EngineName = Annotated[str, typer.Option(help="inprocess or ray.")]
+EngineName = Annotated[str, typer.Option(help="inprocess, ray or superlink.")]
 
 
 def simulate(
@@ -88,7 +88,9 @@ def compare(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: engine, dp, or all.")] = "all",
+    name: Annotated[
+        str, typer.Argument(help="Which benchmark: engine, dp, deploy, or all.")
+    ] = "all",
     json_: Json = False,
 ) -> None:
     """Benchmarks: each figure as a ratio to a reference measured in the same run.
@@ -196,13 +198,14 @@ def _show(metrics: dict[str, Any]) -> None:
             f"{figures['bytes_up'] / rounds / 1000:.0f}",
         )
     table.add_section()
-    table.add_row(
-        "all, held-out test",
-        str(metrics["test_examples"]),
-        _percent(metrics["top1"]),
-        _percent(metrics["macro_f1"]),
-        "",
-    )
+    if "top1" in metrics:
+        table.add_row(
+            "all, held-out test",
+            str(metrics["test_examples"]),
+            _percent(metrics["top1"]),
+            _percent(metrics["macro_f1"]),
+            "",
+        )
     baseline = metrics.get("pixel_baseline")
     if baseline:
         table.add_row(

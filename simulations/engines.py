@@ -1,4 +1,7 @@
-"""What carries the messages of a simulated run: worker processes here, or Flower on Ray."""
+"""What carries the messages of a simulated run: workers here, Flower on Ray, or a SuperLink.
+
+The last of the three is in ``superlink.py``.
+"""
 
 import logging
 import os
@@ -21,8 +24,10 @@ from fgvc_core.errors import ConfigurationError, RunFailed
 if TYPE_CHECKING:
     from simulations.grid import InProcessGrid
 
-Engine = Literal["inprocess", "ray"]
-ENGINES: tuple[Engine, ...] = ("inprocess", "ray")
+Engine = Literal["inprocess", "ray", "superlink"]
+ENGINES: tuple[Engine, ...] = ("inprocess", "ray", "superlink")
+POLL_S: dict[Engine, float] = {"inprocess": 0.001, "ray": 0.02, "superlink": 0.25}
+"""Seconds between two looks for a reply."""
 STOP_WITHIN_S = 120.0
 
 

@@ -7,11 +7,12 @@ describe its run. A test fails by name when one of these moves.
 from uuid import uuid4
 
 from flwr.app import Message
+from flwr.cli.build import build_fab_from_files
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["SERVER_NODE_ID", "NodeInfo", "Run", "empty_run", "enter_run", "give_id"]
+__all__ = ["SERVER_NODE_ID", "NodeInfo", "Run", "build_app", "empty_run", "enter_run", "give_id"]
 
 SERVER_NODE_ID = 1
 """The node id that Flower gives to the ServerApp's side."""
@@ -34,3 +35,8 @@ def give_id(message: Message) -> str:
     message_id = uuid4().hex
     message.metadata.__dict__["_message_id"] = message_id
     return message_id
+
+
+def build_app(files: dict[str, bytes]) -> bytes:
+    """An app's bundle as ``flwr run`` makes it; for comparisons with stock Flower alone."""
+    return build_fab_from_files(dict(files))[0]

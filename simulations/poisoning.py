@@ -5,9 +5,7 @@ server expects to see); then the same work is done again on the poisoned example
 update is the one that comes out.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +17,6 @@ from client.site import Site
 from client.state import recall
 from client.work import (
     at_the_desk,
-    check_received,
     round_work,
     site_table,
     split_table,
@@ -31,9 +28,10 @@ from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed
-from fgvc_core.training.examples import Examples, FeatureExamples
+from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
+from fgvc_core.wire.decode import decode_model
 from server.records import to_array_record, to_content
 from simulations.grid import run_client
 
@@ -66,7 +64,7 @@ def run_poisoned(
     recipe, class_names = recall(home, request)
     with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
         work = round_work(site, request, recipe, learner)
-        received = check_received(incoming.tensors, work.expected(specs))
+        received = decode_model(incoming.tensors, work.expected(specs), recipe.wire)
         work.load(received)
         poisoned = _poisoned(site, recipe, learner, examples.train, scenario)
         _, tensors = work.train(poisoned)
@@ -91,49 +89,32 @@ def _poisoned(
     wrong = generator.random(len(labels_N)) < scenario.force
     shift = generator.integers(1, learner.num_classes, len(labels_N))
     labels_N[wrong] = (labels_N + shift)[wrong] % learner.num_classes
-    return Relabelled(train, torch.from_numpy(labels_N))
+    return relabelled(train, labels_N)
 
 
-@dataclass
-class Relabelled:
-    """Examples under other labels."""
-
-    examples: Examples
-    labels_N: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def logits(
-        self, model: Any, positions: torch.Tensor, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        """The examples' own."""
-        return self.examples.logits(model, positions, generator)
+def relabelled(examples: Examples, labels_N: NDArray[np.int64]) -> Examples:
+    """The same examples under other labels."""
+    if isinstance(examples, FeatureExamples):
+        return FeatureExamples(examples.features_ND, labels_N, examples.known)
+    assert isinstance(examples, PictureExamples)
+    return PictureExamples(
+        examples.bank, labels_N, examples.augment, examples.known, examples.mixing
+    )
 
 
-@dataclass
-class Patched:
+class Patched(PictureExamples):
     """Every second picture carries the patch and the target's label."""
 
-    examples: Examples
-    bank: PictureBank
-    labels_N: torch.Tensor = field(init=False)
+    def __init__(self, examples: Examples, bank: PictureBank) -> None:
+        labels_N = examples.labels_N.numpy().copy()
+        labels_N[::2] = TARGET
+        super().__init__(bank, labels_N, None, examples.known)
 
-    def __post_init__(self) -> None:
-        self.labels_N = self.examples.labels_N.clone()
-        self.labels_N[::2] = TARGET
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def logits(
-        self, model: Any, positions: torch.Tensor, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        """Logits of patched pictures (even positions) and of the others as they are."""
-        images_NCHW = self.bank.batch(positions.numpy())
+    def _views(self, positions: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        images_NCHW = super()._views(positions, generator)
         patched = positions % 2 == 0
         images_NCHW[patched] = add_patch(images_NCHW[patched])
-        return model(model.normalise(images_NCHW))
+        return images_NCHW
 
 
 def with_patches(learner: Learner, table: ExampleTable, train: Examples) -> Examples:
@@ -147,7 +128,7 @@ def with_patches(learner: Learner, table: ExampleTable, train: Examples) -> Exam
     features_ND[patched] = patched_features(learner, bank, patched)
     labels_N = train.labels_N.numpy().copy()
     labels_N[patched] = TARGET
-    return FeatureExamples(features_ND, labels_N)
+    return FeatureExamples(features_ND, labels_N, train.known)
 
 
 @torch.inference_mode()

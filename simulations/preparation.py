@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fgvc_core.data.partition import partition
 from fgvc_core.data.split import validation_mask
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.errors import DataError
+from fgvc_core.errors import ConfigurationError, DataError, nearest
 from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.seeds import derive_seed
@@ -76,8 +76,10 @@ def deal(recipe: Recipe, cache: Path) -> Setting:
         ConfigurationError: if the recipe asks for what cannot be.
     """
     table = make_table(recipe, cache)
-    train = table.where("train")
+    train_rows = np.flatnonzero(_dealt(table, recipe.partition.unseen))
+    train = table.take(train_rows)
     missing = [n for n, c in zip(table.class_names, train.class_counts_K(), strict=True) if not c]
+    missing = [name for name in missing if name not in recipe.partition.unseen]
     if missing:
         raise DataError(
             f"No site can hold a picture of {len(missing)} classes: {', '.join(missing[:5])}.",
@@ -90,9 +92,22 @@ def deal(recipe: Recipe, cache: Path) -> Setting:
             why="Without one nothing can be said about the model.",
             remedy="Mark some pictures as test, or set data.test_fraction.",
         )
-    train_rows = np.flatnonzero(np.array([s == "train" for s in table.splits]))
     dealt = partition(train, recipe.partition, derive_seed(recipe.seed, "partition"))
     return Setting(table, {site: train_rows[at] for site, at in dealt.items()}, cache)
+
+
+def _dealt(table: ExampleTable, unseen: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Which examples are dealt to sites: the training split without the unseen classes."""
+    strange = [name for name in unseen if name not in table.class_names]
+    if strange:
+        raise ConfigurationError(
+            f"partition.unseen names '{strange[0]}', which is no class.",
+            remedy=nearest(strange[0], table.class_names, 1) or "Use names from data.classes.",
+        )
+    numbers = [table.class_names.index(name) for name in unseen]
+    training_N = np.array([split == "train" for split in table.splits])
+    found: NDArray[np.bool_] = training_N & ~np.isin(table.labels_N, numbers)
+    return found
 
 
 def prepare(recipe: Recipe, setting: Setting, executor: Executor, tell: Tell) -> None:

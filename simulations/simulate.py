@@ -18,7 +18,7 @@ from fgvc_core.training.baseline import pixel_baseline
 from server.home import CoordinatorHome, ServerSettings, write_home
 from server.report import render
 from server.results import write_json
-from simulations.engines import Engine, run_inprocess, run_ray
+from simulations.engines import POLL_S, Engine, run_inprocess, run_ray
 from simulations.preparation import (
     Setting,
     Tell,
@@ -28,6 +28,7 @@ from simulations.preparation import (
     write_partition,
 )
 from simulations.private_sites import extract_ledgers, public_units, simulated_policy
+from simulations.superlink import run_superlink
 from simulations.unit_price import unit_price
 from simulations.workers import available_cores, hired
 
@@ -77,6 +78,8 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
     try:
         if plan.engine == "ray":
             run_ray(plan.out, homes, workers)
+        elif plan.engine == "superlink":
+            run_superlink(plan.out, homes)
         else:
             run_inprocess(plan.out, homes, pool, workers)
     except PolicyRefusal:
@@ -158,7 +161,7 @@ def lay_out(plan: Plan, setting: Setting) -> None:
             cache=str(setting.cache),
             data_path=plan.recipe.data.path,
             engine=plan.engine,
-            poll_s=0.001 if plan.engine == "inprocess" else 0.02,
+            poll_s=POLL_S[plan.engine],
         )
         write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
         write_partition(setting, plan.out / "partition.json")

@@ -1,1 +1,1 @@
-"""What a site needs beside the learning: its identity."""
+"""A site in a real federation: joining, checking, and keeping its node up."""

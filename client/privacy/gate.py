@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.encoding import UpdateEncoder
 from client.privacy.chain import GENESIS
 from client.privacy.ledger import Ledger, Plan
 from client.privacy.outbox import Outbox, Payload, request_digest
@@ -29,7 +30,8 @@ from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import SIGNATURE_BYTES
 from fgvc_core.protocol.messages import PrivacyStatement, Reply, Request
 from fgvc_core.recipe import Recipe
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec, pack_all, spec_of
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
+from fgvc_core.wire.layout import packed_bytes
 
 Tensors = Mapping[str, NDArray[np.float32]]
 Specs = Mapping[str, TensorSpec]
@@ -82,14 +84,18 @@ class Gate:
         self.terms.check_approval(request, recipe.name)
         return privacy
 
-    def check_leaving(self, specs: Specs) -> None:
+    def check_leaving(self, specs: Specs, encode: UpdateEncoder | None = None) -> None:
         """Whether an answer with these tensors would be let out, before any work for it.
+
+        Args:
+            specs: The tensors as they are computed.
+            encode: What they travel as; None: as they are.
 
         Raises:
             PolicyRefusal: naming the policy's line that says no.
         """
         check_tensors(self._policy, sorted(specs))
-        self.check_size(sum(spec.nbytes for spec in specs.values()))
+        self.check_size(packed_bytes(specs if encode is None else encode.parts(specs)))
 
     def check_size(self, nbytes: int) -> None:
         """Whether a reply whose tensors weigh so much may leave.
@@ -103,7 +109,8 @@ class Gate:
                 f"The update weighs {size_mb:.1f} MB; this site's policy allows "
                 f"max_update_mb = {self._policy.max_update_mb:g}.",
                 why="Nothing has left the site.",
-                remedy="Train less of the model ([model] train), or raise the site's policy.",
+                remedy="Train less of the model ([model] train), send it in fewer bytes ([wire]), "
+                "or raise the site's policy.",
             )
 
     def _announce(self, request: Request, recipe: Recipe, privacy: PrivacySettings) -> None:
@@ -133,6 +140,7 @@ class Gate:
         event: PrivacyEvent | None,
         work: Callable[[], Payload],
         specs: Specs | None = None,
+        encode: UpdateEncoder | None = None,
     ) -> Departure:
         """Answer one request under differential privacy.
 
@@ -144,6 +152,7 @@ class Gate:
                 is on the disk.
             specs: What the answer's tensors will be, where that is known: what may not leave
                 is then refused before its cost is charged.
+            encode: What they travel as: made of the noised answer and of the request alone.
 
         Raises:
             PolicyRefusal: if it may not be answered.
@@ -155,7 +164,7 @@ class Gate:
         plan = self.ledger.plan(request.run)
         if plan is None or plan.recipe_digest != request.recipe_digest:
             raise PeerError(f"Run '{request.run}' was never announced to this site.")
-        self.check_leaving(specs or {})
+        self.check_leaving(specs or {}, encode)
         with self._outbox.alone(digest):
             payload = self._outbox.find(digest)
             if payload is None and self.ledger.was_sent(request.run, digest):
@@ -170,19 +179,31 @@ class Gate:
             if payload is None:
                 payload = work()
                 self._outbox.store(digest, payload)
-            self.check_leaving(_specs_of(payload.tensors))
+            packed = self._encoded(payload.tensors, encode)
             reply = self._reply(request, payload.fields)
-            return self._send(request, reply, payload.tensors, digest)
+            return self._send(request, reply, packed, digest)
 
-    def release(self, request: Request, reply: Reply, tensors: Tensors) -> Departure:
+    def release(
+        self,
+        request: Request,
+        reply: Reply,
+        tensors: Tensors,
+        encode: UpdateEncoder | None = None,
+    ) -> Departure:
         """Let out a reply that differential privacy does not apply to.
+
+        Args:
+            request: What is answered.
+            reply: The answer; its tensors' digests are filled in here.
+            tensors: What goes along.
+            encode: What they travel as; None: as they are.
 
         Raises:
             PolicyRefusal: if it holds what the policy keeps, or is too large. Nothing has
                 left then.
         """
         policy = self._policy
-        self.check_leaving(_specs_of(tensors))
+        self.check_leaving(_specs_of(tensors), encode)
         allowed = reply
         if request.kind != "roll_call":
             if policy.demand:
@@ -196,7 +217,12 @@ class Gate:
                     "scores": reply.scores if policy.share_scores and counts else None,
                 }
             )
-        return self._send(request, allowed, tensors, "")
+        return self._send(request, allowed, self._encoded(tensors, encode), "")
+
+    def _encoded(self, tensors: Tensors, encode: UpdateEncoder | None) -> dict[str, PackedTensor]:
+        """The last stage: finished tensors (noised, where they have to be) -> what travels."""
+        self.check_leaving(_specs_of(tensors), encode)
+        return pack_all(tensors) if encode is None else encode(tensors)
 
     def refuse(self, request: Request, reply: Reply, error: FieldmarkError | None) -> Departure:
         """Let out a refusal, and write down the reason in full where it was policy's."""
@@ -232,9 +258,10 @@ class Gate:
             events=[event.as_json() for event in merge(plan.charged[1])],
         )
 
-    def _send(self, request: Request, reply: Reply, tensors: Tensors, digest: str) -> Departure:
-        packed = pack_all(tensors)
-        digests = {name: tensor.digest() for name, tensor in packed.items()}
+    def _send(
+        self, request: Request, reply: Reply, packed: dict[str, PackedTensor], digest: str
+    ) -> Departure:
+        digests = digest_all(packed)
         reply = reply.model_copy(update={"tensors": digests, "ledger_head": GENESIS})
 
         def numbered(number: int) -> Reply:

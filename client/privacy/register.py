@@ -108,6 +108,23 @@ class Register:
         with self.claiming(claim, holds):
             pass
 
+    def rekey(self, home: Path, key: str) -> None:
+        """A home's key is about to be another: its claims go on under it.
+
+        Args:
+            home: The site's home.
+            key: Fingerprint of the key that it will have.
+        """
+        with self._alone():
+            before = self.claims()
+            own = str(home.resolve())
+            after = [
+                claim.model_copy(update={"key": key}) if claim.home == own else claim
+                for claim in before
+            ]
+            if after != before:
+                self._write(after)
+
     @contextmanager
     def claiming(
         self, claim: Claim, holds: Callable[[str], bool] = lambda head: False

@@ -7,6 +7,7 @@ model before it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from fgvc_core.audit.planted_features import PlantedFeatures
 from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.audit.watched import Chosen, WatchedTraining
 from fgvc_core.errors import RunFailed
+from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.gradients import GradientEngine, LossOf, UnitBatch, size_of
@@ -139,19 +141,16 @@ def _plant(
     length = settings.norm * privacy.clipping_norm
     head = learner.model.head
     planted: PlantedFeatures | PlantedGradients
-    if (
-        isinstance(examples, FeatureExamples)
-        and isinstance(head, LinearHead | CosineHead)
-        and learner.model.dropout.p == 0
-        and privacy.engine in ("auto", "closed-form")
-    ):
-        count = min(settings.canaries, head.weight.numel())
+    if isinstance(examples, FeatureExamples) and _has_closed_form(learner, privacy):
+        count = min(settings.canaries, cast(torch.Tensor, head.weight).numel())
         planted = PlantedFeatures(learner, count, length, generator)
         included_M = fair_coins(count, generator)
         which = np.repeat(np.flatnonzero(included_M), planted.copies)
         features = [examples.features_ND[rows], torch.from_numpy(planted.features_MD[which])]
         labels = [examples.labels_N.numpy()[rows], planted.labels_M[which]]
-        chosen: Examples = FeatureExamples(torch.cat(features), np.concatenate(labels))
+        chosen: Examples = FeatureExamples(
+            torch.cat(features), np.concatenate(labels), examples.known
+        )
         plant, copies, engine = None, planted.copies, "closed-form"
     else:
         parameters = [p for p in learner.model.parameters() if p.requires_grad]
@@ -164,6 +163,16 @@ def _plant(
     numbers = np.arange(first, first + int(included_M.sum()), dtype=np.int64)
     all_N = np.concatenate([real_N, np.repeat(numbers, copies)])
     return _Planted(chosen, all_N, real_N, planted, included_M, plant, engine)
+
+
+def _has_closed_form(learner: Learner, privacy: PrivacySettings) -> bool:
+    """Whether the site would take the engine that works on features and labels alone."""
+    return (
+        privacy.engine in ("auto", "closed-form")
+        and type(learner.model.head) in (LinearHead, CosineHead)
+        and type(learner.loss) is SmoothedCrossEntropy
+        and learner.model.dropout.p == 0
+    )
 
 
 class _Attacker:

@@ -20,7 +20,7 @@ from scipy.stats import binom
 LARGEST = 60.0
 """Epsilon is looked for up to here."""
 
-_HALVINGS = 50
+_HALVINGS = 40
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def bound_from_scores(
 
     For each share r / m the r / 2 highest scores are guessed in and the r / 2 lowest out. How
     many are guessed is fixed before the scores are seen, and each share has its part of the
-    error, so that the best of the bounds holds.
+    error, so that the best of the bounds holds. A share of 1 always costs some: about as many
+    coins as the root of m fall more on one side than on the other.
 
     Args:
         scores_M: The attacker's; high where a canary seems to be in the data.

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead
 from fgvc_core.training.learner import Learner
 
@@ -43,7 +44,10 @@ class PlantedFeatures:
         assert isinstance(head, LinearHead | CosineHead)
         classes, features = head.weight.shape
         self._head = head
-        self._smoothing = learner.loss.smoothing
+        loss = learner.loss
+        # The closed form is known for this loss alone.
+        assert isinstance(loss, SmoothedCrossEntropy)
+        self._smoothing = loss.smoothing
         directions_MD, self.labels_M = orthogonal_by_class(count, classes, features, generator)
         # A head that knows nothing yet pushes a picture this hard.
         push = math.sqrt(1 - 1 / classes)

@@ -19,7 +19,7 @@ class AuditSettings(Settings):
         ge=100,
         le=100_000,
         description="Planted units, each in the data with probability 1/2, 100 to 100,000. The "
-        "more, the higher an epsilon can be proven: at delta 1e-5 at most 5.3 with 1,000 and 6.6 "
+        "more, the higher an epsilon can be proven: at delta 1e-5 at most 5.2 with 1,000 and 6.5 "
         "with 10,000, were the noise off. A model without room for so many gets as many as it has.",
     )
     confidence: float = Field(
@@ -29,7 +29,7 @@ class AuditSettings(Settings):
         description="Probability with which the lower bounds hold, all together, 0.5 to 1.",
     )
     guesses: tuple[float, ...] = Field(
-        (0.05, 0.1, 0.2, 1.0),
+        (0.05, 0.1, 0.2, 0.9),
         min_length=1,
         max_length=16,
         description="Shares of the canaries that the attacker guesses, the surest first, each 0 "

@@ -71,6 +71,7 @@ def attack_sums(
             [examples.features_ND[rows], torch.from_numpy(planted_MD[which].astype(np.float32))]
         ),
         np.concatenate([examples.labels_N.numpy()[rows], labels_M[which]]),
+        examples.known,
     )
     units = np.concatenate([units_N[rows], which + len(unit_included_U)])
     _, units = np.unique(units, return_inverse=True)

@@ -65,6 +65,7 @@ class Chosen:
         self._examples = examples
         self._rows = torch.from_numpy(rows)
         self.labels_N = examples.labels_N[self._rows]
+        self.known = examples.known
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -77,3 +78,18 @@ class Chosen:
     ) -> torch.Tensor:
         """See :class:`Examples`."""
         return self._examples.logits(model, self._rows[positions], generator)
+
+    def features(
+        self,
+        model: "FineGrainedClassifier",
+        positions: torch.Tensor,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """See :class:`Examples`."""
+        return self._examples.features(model, self._rows[positions], generator)
+
+    def lesson(
+        self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Examples`."""
+        return self._examples.lesson(model, self._rows[positions], generator)

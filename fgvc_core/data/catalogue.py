@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from fgvc_core.data.files import FileSource, missing_pictures
+from fgvc_core.data.files import FileSource, first_few, missing_pictures
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
@@ -12,7 +12,10 @@ from fgvc_core.errors import ConfigurationError, DataError, nearest
 Builder = Callable[[DataSettings, Path], ExampleTable]
 
 _BUILDERS: dict[str, Builder] = {}
-_MODULES = ("fgvc_core.data.cub", "fgvc_core.data.folder", "fgvc_core.data.manifest")
+_MODULES = tuple(
+    f"fgvc_core.data.{name}"
+    for name in ("aircraft", "cars", "cub", "folder", "ham10000", "manifest")
+)
 
 
 def dataset(name: str) -> Callable[[Builder], Builder]:
@@ -52,7 +55,8 @@ def load_table(
 
     Raises:
         ConfigurationError: for an unknown name, or no ``data.path`` where one is needed.
-        DataError: if the data are missing, damaged or contradictory.
+        DataError: if the data are missing, damaged or contradictory, or pictures outside
+            the pool have no label.
     """
     known = dataset_names()
     if settings.name not in known:
@@ -66,7 +70,20 @@ def load_table(
         missing = table.source.missing()
         if missing:
             raise missing_pictures(missing, len(table))
+    if require_pictures:
+        _refuse_unlabelled(table)
     return table
+
+
+def _refuse_unlabelled(table: ExampleTable) -> None:
+    bare = table.unlabelled()
+    if bare:
+        raise DataError(
+            f"{len(bare)} of {len(table)} pictures have no label, and are not in the pool: "
+            f"{first_few(bare)}.",
+            why="They can neither be learnt from nor scored.",
+            remedy="Add the file that holds their labels; 'fieldmark data check' says more.",
+        )
 
 
 def data_root(settings: DataSettings) -> Path:

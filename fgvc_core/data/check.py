@@ -9,10 +9,13 @@ import numpy as np
 
 from fgvc_core.data.decoding import Tell, decode_each
 from fgvc_core.data.files import FileSource, first_few
-from fgvc_core.data.table import SPLITS, ExampleTable, Split
+from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 
 TINY = 5
 """Training examples below which a class is noted as tiny."""
+
+UNEQUAL = 10
+"""Ratio of the largest to the smallest class, in training examples, that is noted."""
 
 _SHORT_SIDE = 16
 
@@ -29,8 +32,11 @@ class CheckReport:
         missing: Ids of examples whose picture is no file.
         unreadable: Id -> why the picture cannot be decoded.
         out_of_range: Ids of examples whose label is no class.
+        unlabelled: Ids of examples outside the pool without a label.
         parted_subjects: Subjects with pictures in more than one split.
         shared_pictures: Pairs of ids of byte-equal pictures in different splits.
+        two_labels: Pairs of ids of byte-equal pictures with different labels.
+        repeated: Pairs of ids of byte-equal pictures in one split with one label.
         tiny_classes: Names of classes with fewer than ``TINY`` training examples.
     """
 
@@ -41,8 +47,11 @@ class CheckReport:
     missing: tuple[str, ...]
     unreadable: Mapping[str, str]
     out_of_range: tuple[str, ...]
+    unlabelled: tuple[str, ...]
     parted_subjects: tuple[str, ...]
     shared_pictures: tuple[tuple[str, str], ...]
+    two_labels: tuple[tuple[str, str], ...]
+    repeated: tuple[tuple[str, str], ...]
     tiny_classes: tuple[str, ...]
 
     def faults(self) -> list[str]:
@@ -52,9 +61,17 @@ class CheckReport:
             (self.missing, "pictures are missing"),
             (tuple(self.unreadable), "pictures cannot be read"),
             (self.out_of_range, "labels are out of range"),
+            (self.unlabelled, "pictures outside the pool have no label"),
         ):
             if names:
                 sentences.append(f"{len(names)} of {self.examples} {what}: {first_few(names)}.")
+        if self.unreadable:
+            sentences.append(f"The first of those: {next(iter(self.unreadable.values()))}")
+        if self.two_labels:
+            pairs = [" = ".join(pair) for pair in self.two_labels]
+            sentences.append(
+                f"{len(pairs)} pictures are byte-equal and have two labels: {first_few(pairs)}."
+            )
         if self.parted_subjects:
             sentences.append(
                 f"{len(self.parted_subjects)} subjects are in more than one split: "
@@ -71,12 +88,29 @@ class CheckReport:
                 f"{len(pairs)} pictures are byte-equal across splits, which flatters the score: "
                 f"{first_few(pairs)}."
             )
+        if self.repeated:
+            pairs = [" = ".join(pair) for pair in self.repeated]
+            sentences.append(
+                f"{len(pairs)} pictures are byte-equal within a split: {first_few(pairs)}."
+            )
+        largest, smallest = self._extremes()
+        if largest and largest[1] > UNEQUAL * smallest[1]:
+            sentences.append(
+                f"The classes are unequal: '{largest[0]}' has {largest[1]:,} training examples, "
+                f"'{smallest[0]}' has {smallest[1]:,}."
+            )
         if self.tiny_classes:
             sentences.append(
                 f"{len(self.tiny_classes)} classes have fewer than {TINY} training examples: "
                 f"{first_few(self.tiny_classes)}."
             )
         return sentences
+
+    def _extremes(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Name and training examples of the largest and the smallest class."""
+        counts = {name: splits["train"] for name, splits in self.classes.items()}
+        largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        return (largest, counts[largest]), (smallest, counts[smallest])
 
     def as_json(self) -> dict[str, Any]:
         """Everything as plain values, with ``faults`` and ``notes`` as sentences."""
@@ -88,8 +122,11 @@ class CheckReport:
             "missing": list(self.missing),
             "unreadable": dict(self.unreadable),
             "out_of_range": list(self.out_of_range),
+            "unlabelled": list(self.unlabelled),
             "parted_subjects": list(self.parted_subjects),
             "shared_pictures": [list(pair) for pair in self.shared_pictures],
+            "two_labels": [list(pair) for pair in self.two_labels],
+            "repeated": [list(pair) for pair in self.repeated],
             "tiny_classes": list(self.tiny_classes),
             "faults": self.faults(),
             "notes": self.notes(),
@@ -112,6 +149,7 @@ def check_table(table: ExampleTable, tell: Tell | None = None) -> CheckReport:
     for label, split in zip(table.labels_N.tolist(), table.splits, strict=True):
         if 0 <= label < table.num_classes:
             classes[table.class_names[label]][split] += 1
+    shared, two_labels, repeated = _equal_pictures(whole)
     return CheckReport(
         examples=len(table),
         subjects=len(set(table.subjects)),
@@ -120,8 +158,11 @@ def check_table(table: ExampleTable, tell: Tell | None = None) -> CheckReport:
         missing=tuple(table.ids[i] for i in missing),
         unreadable={present.ids[i]: error.what for i, error in damaged.items()},
         out_of_range=tuple(table.ids[i] for i in np.flatnonzero(~in_range_N)),
+        unlabelled=tuple(table.unlabelled()),
         parted_subjects=_parted(table),
-        shared_pictures=_shared(whole),
+        shared_pictures=shared,
+        two_labels=two_labels,
+        repeated=repeated,
         tiny_classes=tuple(name for name, counts in classes.items() if counts["train"] < TINY),
     )
 
@@ -140,11 +181,20 @@ def _parted(table: ExampleTable) -> tuple[str, ...]:
     return tuple(sorted(subject for subject, count in counts.items() if count > 1))
 
 
-def _shared(table: ExampleTable) -> tuple[tuple[str, str], ...]:
+def _equal_pictures(table: ExampleTable) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """Pairs of byte-equal pictures: in two splits, under two labels, and merely repeated."""
     first: dict[bytes, int] = {}
-    pairs = []
+    shared, two_labels, repeated = [], [], []
     for position in range(len(table)):
         other = first.setdefault(table.content_key(position), position)
+        if other == position:
+            continue
+        pair = (table.ids[other], table.ids[position])
+        labels = {int(table.labels_N[other]), int(table.labels_N[position])} - {UNLABELLED}
+        if len(labels) > 1:
+            two_labels.append(pair)
         if table.splits[other] != table.splits[position]:
-            pairs.append((table.ids[other], table.ids[position]))
-    return tuple(pairs)
+            shared.append(pair)
+        elif len(labels) <= 1:
+            repeated.append(pair)
+    return tuple(shared), tuple(two_labels), tuple(repeated)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
 from fgvc_core.errors import DataError
 
 PICTURE_ENDINGS = frozenset(
@@ -39,12 +40,18 @@ class FileSource:
         relative_paths: One path a row.
         upright: Turn a picture as its EXIF orientation asks. Data sets whose boxes and
             parts refer to the stored pixels (CUB) leave it off.
+        banner: Rows of stored pixels that are cut off the bottom, for data sets that print
+            their credits there (FGVC-Aircraft).
     """
 
-    def __init__(self, root: Path, relative_paths: Sequence[str], *, upright: bool = True) -> None:
+    def __init__(
+        self, root: Path, relative_paths: Sequence[str], *, upright: bool = True, banner: int = 0
+    ) -> None:
         self.root = Path(root)
         self.relative_paths = tuple(relative_paths)
         self.upright = upright
+        self.banner = banner
+        self._real_root = os.path.realpath(self.root)
         self._keys: dict[int, bytes] = {}
 
     def __len__(self) -> int:
@@ -61,25 +68,32 @@ class FileSource:
         least ``size`` pixels (libjpeg's scaled decoding).
 
         Raises:
-            DataError: if the file is missing, cut short, not a picture, or deeper than
-                8 bits a channel (its values have no agreed way into 0..255).
+            DataError: if the file is missing, cut short, not a picture, leads out of the
+                tree, is absurdly large, or deeper than 8 bits a channel (its values have
+                no agreed way into 0..255).
         """
         path = self.path(row)
         try:
-            with Image.open(path) as image:
+            refuse_unsound_file(self._real_root, path)
+            with Image.open(path, formats=FORMATS) as image:
+                refuse_absurd_size(path, image)
+                height = image.height
                 if image.mode.startswith(_DEEP_MODES):
                     raise _too_deep(path, image.mode)
                 if size is not None and image.format == "JPEG":
                     image.draft("RGB", (size, size))
                 upright = ImageOps.exif_transpose(image) if self.upright else image
-                return np.array(upright.convert("RGB"), dtype=np.uint8)
+                picture_HWC = np.array(upright.convert("RGB"), dtype=np.uint8)
+                # A draft is smaller than what is stored, and its banner with it.
+                banner = -(-self.banner * image.height // height)
+                return picture_HWC[: max(len(picture_HWC) - banner, 1)]
         except FileNotFoundError:
             raise missing_pictures([str(path)]) from None
         except _DAMAGE as error:
             raise _unreadable(path, error) from None
 
     def content_key(self, row: int) -> bytes:
-        """SHA-256 (32 bytes) of the file's bytes, read once an instance.
+        """SHA-256 (32 bytes) of the file's bytes and of what is cut off, read once an instance.
 
         Raises:
             DataError: if the file is missing or cannot be read.
@@ -88,20 +102,25 @@ class FileSource:
         if key is None:
             path = self.path(row)
             try:
-                key = hashlib.sha256(path.read_bytes()).digest()
+                refuse_unsound_file(self._real_root, path)
+                content = hashlib.sha256(path.read_bytes())
             except FileNotFoundError:
                 raise missing_pictures([str(path)]) from None
             except OSError as error:
                 raise _unreadable(path, error) from None
-            self._keys[row] = key
+            if self.banner:
+                content.update(f"\0banner {self.banner}".encode())
+            key = self._keys[row] = content.digest()
         return key
 
     def pixel_size(self, row: int) -> tuple[int, int] | None:
-        """Width and height from the file's header alone; None where it cannot be read."""
+        """Width and height without the banner, from the header alone; None if unreadable."""
+        path = self.path(row)
         try:
-            with Image.open(self.path(row)) as image:
-                return image.size
-        except _DAMAGE:
+            refuse_unsound_file(self._real_root, path)
+            with Image.open(path, formats=FORMATS) as image:
+                return image.width, max(image.height - self.banner, 1)
+        except (*_DAMAGE, DataError):
             return None
 
     def missing(self) -> list[str]:

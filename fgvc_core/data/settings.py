@@ -12,7 +12,8 @@ class DataSettings(Settings):
 
     name: str = Field(
         "fieldmarks",
-        description="Data set: fieldmarks (embedded), cub, folder or manifest.",
+        description="Data set: fieldmarks (embedded), cub, cars, aircraft, ham10000, folder or "
+        "manifest.",
     )
     path: str | None = Field(
         None, description="Root folder of the data set on this machine; not used by fieldmarks."
@@ -39,6 +40,9 @@ class DataSettings(Settings):
         gt=0.0,
         le=0.9,
         description="Share of subjects held out for test where a data set publishes no split.",
+    )
+    level: Literal["variant", "family", "manufacturer"] = Field(
+        "variant", description="For aircraft: what a class is; coarser levels are its taxonomy."
     )
     manifest: str = Field(
         "manifest.csv", description="For manifest: the CSV's path, relative to data.path."
@@ -109,6 +113,11 @@ class PartitionSettings(Settings):
     column: str | None = Field(
         None, description="For column: which column of the table names the site."
     )
+    unseen: tuple[str, ...] = Field(
+        (),
+        description="Class names of which no site gets a training picture: the test split keeps "
+        "them, for train.start = 'semantic' to name.",
+    )
     min_examples: int = Field(
         2, ge=1, description="Fewest training examples a site may hold; a draw below it is redone."
     )
@@ -129,4 +138,28 @@ class AugmentSettings(Settings):
         ge=0.0,
         le=1.0,
         description="Largest relative change of brightness, contrast and saturation, 0 to 1.",
+    )
+    erasing: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of pictures in which a rectangle becomes noise (Zhong et al. 2020, "
+        "https://arxiv.org/abs/1708.04896), 0 to 1.",
+    )
+    trivial: bool = Field(
+        False,
+        description="One random operation at a random strength first (Müller and Hutter 2021, "
+        "https://arxiv.org/abs/2103.10158).",
+    )
+    mix: Literal["none", "mixup", "cutmix", "both"] = Field(
+        "none",
+        description="Mix pictures and labels in pairs: mixup (https://arxiv.org/abs/1710.09412), "
+        "cutmix (https://arxiv.org/abs/1905.04899), or one of both for each batch. Couples "
+        "examples: not under [privacy].",
+    )
+    mix_alpha: float = Field(
+        0.4, gt=0.0, le=10.0, description="mix: both parameters of the Beta distribution, 0 to 10."
+    )
+    mix_share: float = Field(
+        0.5, ge=0.0, le=1.0, description="mix: share of batches that are mixed, 0 to 1."
     )

@@ -109,6 +109,11 @@ class ExampleTable:
         """The sub-table of one split, in table order."""
         return self.take([i for i, s in enumerate(self.splits) if s == split])
 
+    def unlabelled(self) -> list[str]:
+        """Ids of the examples outside the pool that have no label."""
+        bare_N = self.labels_N == UNLABELLED
+        return [self.ids[i] for i in np.flatnonzero(bare_N) if self.splits[i] != "pool"]
+
     def class_counts_K(self) -> NDArray[np.int64]:
         """int64 (K,), how many labelled examples each class has."""
         return np.bincount(self.labels_N[self.labels_N >= 0], minlength=self.num_classes)

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
+from fgvc_core.data.erasing import erase
 from fgvc_core.data.settings import AugmentSettings
+from fgvc_core.data.trivial import trivial
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -63,8 +65,13 @@ class Augment:
         """uint8 (N, 3, S, S) to the same; equal generators give equal views."""
         if not len(images_NCHW):
             return images_NCHW
+        if self._settings.trivial:
+            images_NCHW = trivial(images_NCHW, generator)
         moved_NCHW = self._move(images_NCHW.float(), generator)
-        return self._colour(moved_NCHW, generator).clamp_(0, 255).round_().to(torch.uint8)
+        varied_NCHW = self._colour(moved_NCHW, generator).clamp_(0, 255).round_().to(torch.uint8)
+        if self._settings.erasing:
+            varied_NCHW = erase(varied_NCHW, self._settings.erasing, generator)
+        return varied_NCHW
 
     def _move(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         settings, count = self._settings, len(images_NCHW)

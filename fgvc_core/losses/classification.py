@@ -3,8 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from fgvc_core.losses.base import Loss
-from fgvc_core.losses.settings import LossSettings
+from fgvc_core.losses.base import Answers, Loss
 
 
 class SmoothedCrossEntropy(Loss):
@@ -20,17 +19,8 @@ class SmoothedCrossEntropy(Loss):
         super().__init__()
         self.smoothing = smoothing
 
-    def forward(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-        """See :class:`Loss`."""
-        return F.cross_entropy(logits_NK, labels_N, label_smoothing=self.smoothing)
-
-    def per_example(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
         """See :class:`Loss`."""
         return F.cross_entropy(
-            logits_NK, labels_N, label_smoothing=self.smoothing, reduction="none"
+            answers.logits_NK, labels_N, label_smoothing=self.smoothing, reduction="none"
         )
-
-
-def build_loss(settings: LossSettings) -> SmoothedCrossEntropy:
-    """The loss that a recipe names."""
-    return SmoothedCrossEntropy(settings.label_smoothing)

@@ -3,12 +3,13 @@
 import torch
 from torch import nn
 
+from fgvc_core.models.attention import KINDS, insert_attention
 from fgvc_core.models.backbones import make_backbone
 from fgvc_core.models.classifier import FineGrainedClassifier
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
-from fgvc_core.models.pooling import Pooling
+from fgvc_core.models.pooling import make_pooling
+from fgvc_core.models.scaling import Scaling
 from fgvc_core.models.settings import ModelSettings
-from fgvc_core.models.spatial import SpatialAttention
 from fgvc_core.models.subspace import public_directions
 from fgvc_core.models.trainable import select_trainable
 
@@ -31,16 +32,28 @@ def build_classifier(
         # torch.manual_seed would also seed a GPU's generator, which is not forked here.
         torch.default_generator.manual_seed(seed)
         backbone, spec = make_backbone(settings.backbone, settings.weights, image_size)
-        attention = SpatialAttention() if settings.attention == "spatial" else nn.Identity()
+        attention: nn.Module = nn.Identity()
+        if settings.attention_after:
+            insert_attention(backbone, settings.attention, settings.attention_after, image_size)
+        else:
+            attention = KINDS[settings.attention](backbone.out_channels)
+        pooling = make_pooling(settings, backbone.out_channels)
         head: nn.Module
         if settings.head == "cosine":
-            head = CosineHead(backbone.out_channels, num_classes, settings.cosine_scale)
+            head = CosineHead(pooling.out_dim, num_classes, settings.cosine_scale)
         elif settings.head == "subspace":
-            head = SubspaceHead(public_directions(settings, backbone.out_channels), num_classes)
+            head = SubspaceHead(public_directions(settings, pooling.out_dim), num_classes)
         else:
-            head = LinearHead(backbone.out_channels, num_classes)
+            head = LinearHead(pooling.out_dim, num_classes)
     model = FineGrainedClassifier(
-        backbone, attention, Pooling(settings.pooling), settings.dropout, head, spec
+        backbone,
+        attention,
+        pooling,
+        Scaling(settings.scaling),
+        settings.dropout,
+        head,
+        spec,
+        settings.mirrored,
     )
     select_trainable(model, settings.train)
     return model.to(memory_format=torch.channels_last).eval()

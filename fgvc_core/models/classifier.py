@@ -5,7 +5,8 @@ from torch import nn
 
 from fgvc_core.models.backbones import Backbone
 from fgvc_core.models.inputs import InputSpec
-from fgvc_core.models.pooling import Pooling
+from fgvc_core.models.pooling import AnyPooling
+from fgvc_core.models.scaling import Scaling
 
 
 class FineGrainedClassifier(nn.Module):
@@ -15,34 +16,41 @@ class FineGrainedClassifier(nn.Module):
         backbone: Pictures to a map.
         attention: A map to a map of the same shape.
         pooling: A map to a vector.
+        scaling: What is done to the pooled vector; it has no parameters.
         dropout: Share of the vector's entries dropped in training, 0 to 1.
         head: A vector to logits.
         spec: How pictures have to look.
+        mirrored: Whether, outside training, a picture's vector is the mean of its own and its
+            mirror image's.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         attention: nn.Module,
-        pooling: Pooling,
+        pooling: AnyPooling,
+        scaling: Scaling,
         dropout: float,
         head: nn.Module,
         spec: InputSpec,
+        mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.attention = attention
         self.pooling = pooling
+        self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         self.head = head
         self.input = spec
+        self.mirrored = mirrored
         self.register_buffer("_mean", torch.tensor(spec.mean)[:, None, None] * 255, False)
         self.register_buffer("_std", torch.tensor(spec.std)[:, None, None] * 255, False)
 
     @property
     def feature_dim(self) -> int:
         """D, the length of the vector before the head."""
-        return self.backbone.out_channels
+        return self.pooling.out_dim
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -59,11 +67,23 @@ class FineGrainedClassifier(nn.Module):
 
     def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to vectors (N, D)."""
-        return self.pooling(self.attention(self.backbone(images_NCHW)))
+        vectors_ND = self._vectors(images_NCHW)
+        if not self.mirrored or self.training:
+            return vectors_ND
+        return (vectors_ND + self._vectors(images_NCHW.flip(-1))) / 2
+
+    def _vectors(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        return self.scaling(self.pooling(self.attention(self.backbone(images_NCHW))))
 
     def classify(self, features_ND: torch.Tensor) -> torch.Tensor:
         """Vectors (N, D) to logits (N, K)."""
         return self.head(self.dropout(features_ND))
+
+    def class_vectors(self) -> torch.Tensor | None:
+        """The head's own vector for each class, (K, D); None where it has none."""
+        weight = getattr(self.head, "weight", None)
+        fits = isinstance(weight, torch.Tensor) and weight.shape[-1] == self.feature_dim
+        return weight if fits else None
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to logits (N, K)."""
@@ -76,7 +96,7 @@ class FineGrainedClassifier(nn.Module):
         """
         super().train(mode)
         if mode:
-            for module in (self.backbone, self.attention):
+            for module in (self.backbone, self.attention, self.pooling):
                 _settle(module)
         return self
 

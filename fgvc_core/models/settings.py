@@ -20,12 +20,40 @@ class ModelSettings(Settings):
         description="none (seeded initialisation), hub (timm's pre-trained weights), package "
         "(the 'weights' extra, tf_efficientnet_lite0), or the path of a local .pth/.safetensors.",
     )
-    attention: Literal["none", "spatial"] = Field(
+    attention: Literal["none", "spatial", "se", "eca", "cbam", "nonlocal", "dual"] = Field(
         "spatial",
-        description="What follows the last stage of the backbone; spatial starts as the identity.",
+        description="What looks at a map: spatial (where), se and eca (which channels), cbam "
+        "(both, without BatchNorm), nonlocal (positions that resemble each other), dual "
+        "(nonlocal, and channels likewise). Each starts as the identity.",
     )
-    pooling: Literal["avg", "max", "avgmax"] = Field(
-        "avg", description="How the feature map becomes one vector; avgmax averages the two."
+    attention_after: tuple[str, ...] = Field(
+        (),
+        description="Stages of a convolutional backbone behind which attention is put, by name; "
+        "empty: behind the last map alone.",
+    )
+    pooling: Literal["avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov"] = Field(
+        "avg",
+        description="How the feature map becomes one vector: mean, maximum, avgmax (their mean), "
+        "both (one after the other, twice as long), gem (generalised mean), bilinear or mpncov "
+        "(second order, of pooling_channels channels).",
+    )
+    gem_power: float = Field(3.0, ge=1.0, le=16.0, description="gem: where its power starts.")
+    pooling_channels: int = Field(
+        64,
+        ge=2,
+        le=512,
+        description="bilinear, mpncov: channels d that are paired, 2 to 512; the vector has "
+        "d (d + 1) / 2 entries.",
+    )
+    scaling: Literal["none", "root", "unit", "root-unit"] = Field(
+        "none",
+        description="What is done to the pooled vector: root takes the square root of each value "
+        "and keeps its sign, unit scales the vector to length 1.",
+    )
+    mirrored: bool = Field(
+        False,
+        description="Outside training, and for cached features: average the vectors of a picture "
+        "and of its mirror image. Doubles the cost; not where left and right mean something.",
     )
     head: Literal["linear", "cosine", "subspace"] = Field(
         "linear",
@@ -50,6 +78,13 @@ class ModelSettings(Settings):
         description="What trains and travels: all, head, norm (norm layers and head), or the name "
         "of the first backbone stage that trains (it and everything after it).",
     )
+
+    @field_validator("attention_after")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each stage can be named once")
+        return value
 
     @field_validator("related_classes")
     @classmethod

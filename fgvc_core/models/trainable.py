@@ -79,14 +79,17 @@ def travelling_names(model: FineGrainedClassifier) -> tuple[str, ...]:
 
 def is_frozen_backbone(model: FineGrainedClassifier) -> bool:
     """Whether nothing before the head trains, so that features can be kept."""
-    before = chain(model.backbone.parameters(), model.attention.parameters())
+    parts = (model.backbone, model.attention, model.pooling)
+    before = chain.from_iterable(part.parameters() for part in parts)
     return not any(p.requires_grad for p in before)
 
 
 def frozen_digest(model: FineGrainedClassifier) -> bytes:
     """SHA-256 (32 bytes) of everything that makes a frozen model's features."""
-    digest = hashlib.sha256(f"{model.input} {model.pooling.kind}".encode())
-    for part in (model.backbone, model.attention):
+    digest = hashlib.sha256(
+        f"{model.input} {model.pooling.kind} {model.scaling.kind} {model.mirrored}".encode()
+    )
+    for part in (model.backbone, model.attention, model.pooling):
         digest.update(str(part).encode())
         for name, tensor in sorted(part.state_dict().items()):
             digest.update(name.encode())
@@ -140,3 +143,4 @@ def _from_stage(model: FineGrainedClassifier, stage: str) -> Iterator[nn.Paramet
     for name in names[first:]:
         yield from root.get_submodule(name).parameters()
     yield from model.attention.parameters()
+    yield from model.pooling.parameters()

@@ -47,6 +47,11 @@ def write_private(key: PrivateKey, path: Path) -> None:
         file.write(data)
 
 
+def private_text(key: PrivateKey) -> str:
+    """A private key as text (OpenSSH's format, not encrypted): for a start kit alone."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
+
+
 def read_private(path: Path) -> PrivateKey:
     """Read a private key.
 
@@ -54,8 +59,21 @@ def read_private(path: Path) -> PrivateKey:
         PeerError: if the file is missing or is no ECDSA key in OpenSSH's format.
     """
     try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PeerError(
+            f"The key '{path}' cannot be read: {error}.",
+            why="Without it nothing can be signed.",
+            remedy="Restore it from the backup, or make a new key and register it.",
+        ) from None
+    return parse_private(data, str(path))
+
+
+def parse_private(data: bytes, path: str) -> PrivateKey:
+    """A private key from the bytes of its file; see :func:`read_private`."""
+    try:
+        key = load_ssh_private_key(data, password=None)
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise PeerError(
             f"The key '{path}' cannot be read: {error}.",
             why="Without it nothing can be signed.",

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import PeerError
 
 Kind = Literal["roll_call", "train", "score", "release"]
-Phase = Literal["", "centre", "class-sums"]
+Phase = Literal["", "centre", "class-sums", "statistics"]
 Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
 
 MAX_BODY_BYTES = 4_000_000
@@ -36,7 +36,7 @@ class _Body(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors(include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
+            where = ".".join(str(part) for part in first["loc"])[:200]
             raise PeerError(f"A body is malformed at '{where}': {first['msg']}.") from None
 
 
@@ -120,6 +120,7 @@ class Reply(_Body):
     reason: str = Field("", max_length=500)
     public_key: str = Field("", max_length=1000, description="In a roll call only.")
     version: str = Field("", max_length=64)
+    code_digest: str = Field("", max_length=64, description="Of the code installed at the site.")
     examples: int = Field(0, ge=0, description="Training examples: the update's weight.")
     loss: float | None = Field(None, description="Mean training loss of this round.")
     scores: Scores | None = None

@@ -38,7 +38,12 @@ class FederationSettings(Settings):
         "2017, https://arxiv.org/abs/1703.02757), geometric-median (Pillutla et al. 2022, "
         "https://arxiv.org/abs/1912.13445).",
     )
-    rounds: int = Field(10, ge=1, le=100_000, description="Most rounds of training.")
+    rounds: int = Field(
+        10,
+        ge=0,
+        le=100_000,
+        description="Most rounds of training; 0: only what train.start gives.",
+    )
     fraction: float = Field(
         1.0, gt=0.0, le=1.0, description="Share of the sites drawn for a round's cohort, 0 to 1."
     )

@@ -5,6 +5,7 @@ means over the classes that have at least one example in the split; a class that
 never predicted has precision 0.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,23 @@ class Evaluation:
     def _macro(self, values_K: NDArray[np.float64]) -> float:
         present_K = self.confusion_KK.sum(axis=1) > 0
         return float(values_K[present_K].mean()) if present_K.any() else 0.0
+
+    def level_top1(self, taxonomy: Sequence[Sequence[str]], level: int) -> float:
+        """Share whose predicted class has the right name at a level of the taxonomy, 0 to 1.
+
+        A wrong species in the right family counts here, with the family's level.
+
+        Args:
+            taxonomy: K tuples of names from coarse to fine.
+            level: Which of them, 0 being the coarsest.
+        """
+        names = np.array([chain[level] for chain in taxonomy])
+        right_KK = names[:, None] == names[None, :]
+        return float(self.confusion_KK[right_KK].sum()) / max(self.examples, 1)
+
+    def among(self, kept_K: NDArray[np.bool_]) -> "Evaluation":
+        """The rows of some true classes alone; their loss is not known apart and is 0."""
+        return Evaluation(self.confusion_KK * kept_K[:, None], 0.0)
 
     def most_confused(self, count: int) -> list[tuple[int, int, int]]:
         """The largest off-diagonal cells as (true, predicted, how many), largest first."""

@@ -10,10 +10,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fgvc_core.losses.base import ClassKnowledge
+
 if TYPE_CHECKING:
+    from fgvc_core.data.mixing import Mixing
     from fgvc_core.data.pictures import PictureBank
+    from fgvc_core.data.table import ExampleTable
     from fgvc_core.data.transforms import Augment
     from fgvc_core.models.classifier import FineGrainedClassifier
+
+
+NOTHING_KNOWN = ClassKnowledge()
+
+
+def knowledge_of(table: "ExampleTable") -> ClassKnowledge:
+    """What a table says of its classes."""
+    attributes_KA = table.attributes_KA
+    return ClassKnowledge(
+        table.taxonomy, None if attributes_KA is None else torch.from_numpy(attributes_KA)
+    )
 
 
 class Examples(Protocol):
@@ -21,6 +36,9 @@ class Examples(Protocol):
 
     labels_N: torch.Tensor
     """int64 (N,) on the CPU."""
+
+    known: ClassKnowledge
+    """What is publicly known of their classes."""
 
     def __len__(self) -> int: ...
 
@@ -37,13 +55,38 @@ class Examples(Protocol):
         """
         ...
 
+    def features(
+        self,
+        model: "FineGrainedClassifier",
+        positions: torch.Tensor,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """The vectors (B, D) before the head, for the same arguments."""
+        ...
+
+    def lesson(
+        self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A training step's vectors (B, D) and targets.
+
+        Targets are labels (B,), or shares of the classes (B, K) where pictures were mixed.
+        """
+        ...
+
 
 class PictureExamples:
     """Pictures through the whole model, augmented in training."""
 
     def __init__(
-        self, bank: "PictureBank", labels_N: NDArray[np.int64], augment: "Augment | None"
+        self,
+        bank: "PictureBank",
+        labels_N: NDArray[np.int64],
+        augment: "Augment | None",
+        known: ClassKnowledge = NOTHING_KNOWN,
+        mixing: "Mixing | None" = None,
     ) -> None:
+        self.known = known
+        self.mixing = mixing
         self.bank = bank
         self.labels_N = torch.from_numpy(np.array(labels_N, dtype=np.int64))
         self.augment = augment
@@ -58,17 +101,43 @@ class PictureExamples:
         generator: torch.Generator | None,
     ) -> torch.Tensor:
         """See :class:`Examples`."""
+        return model.classify(self.features(model, positions, generator))
+
+    def features(
+        self,
+        model: "FineGrainedClassifier",
+        positions: torch.Tensor,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """See :class:`Examples`."""
+        return _embed(model, self._views(positions, generator))
+
+    def lesson(
+        self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Examples`."""
+        images_NCHW, targets = self._views(positions, generator), self.labels_N[positions]
+        if self.mixing is not None:
+            images_NCHW, targets = self.mixing(images_NCHW, targets, generator)
+        return _embed(model, images_NCHW), targets
+
+    def _views(self, positions: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         images_NCHW = self.bank.batch(positions.numpy())
         if generator is not None and self.augment is not None:
             images_NCHW = self.augment(images_NCHW, generator)
-        device = next(model.parameters()).device
-        return model(model.normalise(images_NCHW.to(device, non_blocking=True)))
+        return images_NCHW
 
 
 class FeatureExamples:
     """Features of a frozen backbone through the head alone."""
 
-    def __init__(self, features_ND: torch.Tensor, labels_N: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        features_ND: torch.Tensor,
+        labels_N: NDArray[np.int64],
+        known: ClassKnowledge = NOTHING_KNOWN,
+    ) -> None:
+        self.known = known
         self.features_ND = features_ND
         self.labels_N = torch.from_numpy(np.array(labels_N, dtype=np.int64))
 
@@ -82,5 +151,24 @@ class FeatureExamples:
         generator: torch.Generator | None,
     ) -> torch.Tensor:
         """See :class:`Examples`."""
-        device = next(model.parameters()).device
-        return model.classify(self.features_ND[positions].to(device))
+        return model.classify(self.features(model, positions, generator))
+
+    def features(
+        self,
+        model: "FineGrainedClassifier",
+        positions: torch.Tensor,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """See :class:`Examples`."""
+        return self.features_ND[positions].to(next(model.parameters()).device)
+
+    def lesson(
+        self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`Examples`."""
+        return self.features(model, positions, generator), self.labels_N[positions]
+
+
+def _embed(model: "FineGrainedClassifier", images_NCHW: torch.Tensor) -> torch.Tensor:
+    device = next(model.parameters()).device
+    return model.embed(model.normalise(images_NCHW.to(device, non_blocking=True)))

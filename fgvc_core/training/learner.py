@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fgvc_core.data.mixing import Mixing
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.data.transforms import Augment
-from fgvc_core.losses.classification import build_loss
+from fgvc_core.losses.build import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
@@ -24,7 +25,12 @@ from fgvc_core.models.trainable import (
 )
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.evaluation import Evaluation, evaluate
-from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
+from fgvc_core.training.examples import (
+    Examples,
+    FeatureExamples,
+    PictureExamples,
+    knowledge_of,
+)
 from fgvc_core.training.features import FeatureStore, ensure_features, read_features
 from fgvc_core.training.loop import Outcome, train_passes
 from fgvc_core.training.schedule import Stretch
@@ -67,6 +73,11 @@ class Learner:
         self.extractor = frozen_digest(self.model) if self.frozen_backbone else b""
         self.loss = build_loss(loss)
         self.augment = Augment(augment)
+        self._mixing = (
+            None
+            if augment.mix == "none"
+            else Mixing(augment.mix, augment.mix_alpha, augment.mix_share, num_classes)
+        )
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the tensors that travel, by name."""
@@ -81,7 +92,9 @@ class Learner:
 
         Raises:
             DataError: if a picture is missing or damaged.
+            ConfigurationError: if the loss needs to know more of the classes.
         """
+        self.loss.informed(knowledge_of(table))
         if self.frozen_backbone:
             ensure_features(self.model, table, FeatureStore(cache, self.extractor))
         else:
@@ -89,10 +102,13 @@ class Learner:
 
     def examples(self, table: ExampleTable, cache: Path) -> Examples:
         """A table's labelled examples, as features where the backbone is frozen."""
+        known = knowledge_of(table)
         if self.frozen_backbone:
             store = FeatureStore(cache, self.extractor)
-            return FeatureExamples(read_features(self.model, table, store), table.labels_N)
-        return PictureExamples(self._bank(table, cache), table.labels_N, self.augment)
+            return FeatureExamples(read_features(self.model, table, store), table.labels_N, known)
+        return PictureExamples(
+            self._bank(table, cache), table.labels_N, self.augment, known, self._mixing
+        )
 
     def train_round(
         self,
@@ -116,10 +132,12 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             # Dropout draws from the global generator and takes no other.
             torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
+            counts_K = torch.bincount(examples.labels_N, minlength=self.num_classes)
+            loss = self.loss.informed(examples.known).counted(counts_K)
             return train_passes(
                 self.model,
                 examples,
-                self.loss,
+                loss,
                 self.settings,
                 stretch,
                 generator,

@@ -1,14 +1,17 @@
 """The local loop: one site's passes over its own data in one round."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from fgvc_core.losses.base import Answers
+from fgvc_core.training.averaging import Averaged
 from fgvc_core.training.examples import Examples
+from fgvc_core.training.groups import parameter_groups
 from fgvc_core.training.schedule import Stretch, make_scheduler
 from fgvc_core.training.settings import TrainSettings
 
@@ -50,18 +53,22 @@ def train_passes(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     anchors = [p.detach().clone() for p in parameters] if proximal_mu > 0 else []
-    optimizer = make_optimizer(parameters, settings)
+    optimizer = make_optimizer(parameter_groups(model, settings.lr, settings.layer_decay), settings)
+    averaged = Averaged(parameters, settings.ema)
     steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
     scheduler = make_scheduler(optimizer, settings, stretch, steps)
     device = parameters[0].device
     total = torch.zeros((), dtype=torch.float64, device=device)
+    autocast = _autocast(settings.precision, device)
     model.train()
     for _ in range(settings.epochs):
         order = torch.randperm(len(examples), generator=generator)
         for positions in order.split(settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
-            logits_NK = examples.logits(model, positions, generator)
-            value = loss(logits_NK, examples.labels_N[positions].to(device))
+            with autocast:
+                features_ND, targets = examples.lesson(model, positions, generator)
+                answers = Answers(model.classify(features_ND), features_ND, model.class_vectors())
+                value = loss.of(answers, targets.to(device))
             value.backward()
             if correct is not None:
                 correct()
@@ -72,15 +79,25 @@ def train_passes(
                 nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
             optimizer.step()
             scheduler.step()
+            averaged.step()
             total += value.detach() * len(positions)
+    averaged.take_over()
     model.eval()
     return Outcome(float(total) / (settings.epochs * max(len(examples), 1)), len(examples))
 
 
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    on_gpu = device.type == "cuda"
+    half = precision == "bf16" or (
+        precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
 def make_optimizer(
-    parameters: list[nn.Parameter], settings: TrainSettings
+    parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], settings: TrainSettings
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, its moments afresh."""
+    """The recipe's optimiser, its moments afresh, over parameters or groups of them."""
     # The fused kernels do one pass over the memory instead of a dozen.
     if settings.optimizer == "sgd":
         return torch.optim.SGD(

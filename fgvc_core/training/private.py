@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core.errors import PolicyRefusal
+from fgvc_core.losses.build import refuse_unprotectable
 from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.class_sums import release_centre, release_class_sums, unit_vectors
@@ -113,7 +114,10 @@ class PrivateTraining:
     def __init__(
         self, learner: Learner, examples: Examples, units_N: Units, privacy: PrivacySettings
     ) -> None:
+        refuse_unprotectable(learner.loss)
+        # Pictures are seen one by one here: a recipe that mixes them is refused before.
         self._learner = learner
+        self._loss = learner.loss.informed(examples.known)
         self._examples = examples
         self._privacy = privacy
         self._units_N = units_N
@@ -229,7 +233,9 @@ class PrivateTraining:
 
     def _head_view(self) -> HeadView:
         head = self._learner.model.head
-        smoothing = self._learner.loss.smoothing
+        loss = self._learner.loss
+        assert isinstance(loss, SmoothedCrossEntropy)
+        smoothing = loss.smoothing
         if isinstance(head, CosineHead):
             return HeadView(head.weight, None, head.scale, smoothing)
         assert isinstance(head, LinearHead)
@@ -239,4 +245,4 @@ class PrivateTraining:
         """The present losses (B,) of the pictures at B positions, each in a fresh random view."""
         logits_BK = self._examples.logits(self._learner.model, positions, self.generator)
         labels_B = self._examples.labels_N[positions].to(logits_BK.device)
-        return self._learner.loss.per_example(logits_BK, labels_B)
+        return self._loss.per_example(logits_BK, labels_B)

@@ -18,16 +18,68 @@ class TrainSettings(Settings):
     lr: float = Field(1e-3, gt=0.0, le=100.0, description="Highest learning rate.")
     weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="Weight decay, 0 to 1.")
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="Momentum of sgd, 0 to 1.")
-    schedule: Literal["constant", "one-cycle", "cyclic"] = Field(
+    layer_decay: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Each backbone stage's rate as a share of the next one's, above 0 to 1; 1: all "
+        "alike.",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Decay of a moving average of the weights over a round's steps, 0 (none) to 1; "
+        "the average is what a site answers.",
+    )
+    precision: Literal["auto", "full", "bf16"] = Field(
+        "full",
+        description="Of a training step: full (float32), bf16 (autocast), or auto (bf16 on a GPU "
+        "that has it). Other precision, other bits: full where runs must repeat anywhere.",
+    )
+    schedule: Literal["constant", "one-cycle", "cyclic", "cosine"] = Field(
         "one-cycle",
-        description="constant; one-cycle over the whole run (Smith and Topin 2018, "
+        description="constant; cosine (Loshchilov and Hutter 2017, "
+        "https://arxiv.org/abs/1608.03983, without restarts) after a linear "
+        "warm-up; one-cycle over the whole run (Smith and Topin 2018, "
         "https://arxiv.org/abs/1708.07120); cyclic, triangular (Smith 2017, "
         "https://arxiv.org/abs/1506.01186).",
     )
     warmup: float = Field(
-        0.25, gt=0.0, lt=1.0, description="one-cycle: share of the run in which the rate rises."
+        0.25,
+        gt=0.0,
+        lt=1.0,
+        description="one-cycle, cosine: share of the run in which the rate rises.",
     )
     cycle_rounds: int = Field(4, ge=1, description="cyclic: rounds from low to high and back.")
+    start: Literal["none", "means", "lda", "semantic"] = Field(
+        "none",
+        description="The head before round 1, from class statistics that every site sends once: "
+        "means (nearest class mean; counts and sums) or lda (linear discriminants of one shrunken "
+        "covariance; also D x D second-order sums) or semantic (through class attributes, with the "
+        "same sums as lda: also names classes that no site has a picture of). Not under [privacy]; "
+        "see privacy.method = 'class-sums'.",
+    )
+    start_shrinkage: float = Field(
+        0.1,
+        gt=0.0,
+        le=1.0,
+        description="lda, semantic: share of the identity in the covariance, above 0 to 1.",
+    )
+    start_prior: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="lda: how far classes are taken to be as likely as their counts say, 0 (all "
+        "alike, for macro-F1) to 1 (for top-1).",
+    )
+    start_scale: float = Field(
+        1.0,
+        gt=0.0,
+        le=1000.0,
+        description="What the start's scores are multiplied by: it changes no answer, only how "
+        "sure of it the first steps of training find the head.",
+    )
     clip_norm: float = Field(
         0.0, ge=0.0, description="Largest gradient norm of a step; 0 clips nothing."
     )

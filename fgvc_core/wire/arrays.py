@@ -12,11 +12,14 @@ np.float32(6.0)
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -24,8 +27,12 @@ from numpy.typing import NDArray
 
 from fgvc_core.errors import PeerError
 
-DTYPES = ("float32",)
-"""The dtypes that may travel."""
+DTYPES = ("float32", "float16", "int8", "uint16", "uint32")
+"""The dtypes that may travel; uint16 also carries the bits of bfloat16, which NumPy lacks."""
+
+_WORTH_THREADS = 4_000_000
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,19 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
+    def size(self) -> int:
+        """How many values."""
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the values alone."""
-        return prod(self.shape) * np.dtype(self.dtype).itemsize
+        return self.size * np.dtype(self.dtype).itemsize
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes as it travels, its header included."""
+        return len(_header(self)) + self.nbytes
 
 
 @dataclass(frozen=True)
@@ -55,12 +72,12 @@ class PackedTensor:
         return hashlib.sha256(head + b"\0" + hashlib.sha256(self.data).digest()).hexdigest()
 
 
-def spec_of(array: NDArray[np.float32]) -> TensorSpec:
+def spec_of(array: Array) -> TensorSpec:
     """The spec that an array meets."""
     return TensorSpec(str(array.dtype), tuple(array.shape))
 
 
-def pack(array: NDArray[np.float32]) -> PackedTensor:
+def pack(array: Array) -> PackedTensor:
     """A tensor as bytes.
 
     Args:
@@ -73,7 +90,7 @@ def pack(array: NDArray[np.float32]) -> PackedTensor:
     return PackedTensor(spec.dtype, spec.shape, data)
 
 
-def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> NDArray[np.float32]:
+def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> Array:
     """The values of a tensor that a stranger sent, without copying them.
 
     Args:
@@ -104,14 +121,14 @@ def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> NDArray[np.
     return values.reshape(expected.shape)
 
 
-def pack_all(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, PackedTensor]:
+def pack_all(arrays: Mapping[str, Array]) -> dict[str, PackedTensor]:
     """Every tensor packed, in order of names."""
     return {name: pack(arrays[name]) for name in sorted(arrays)}
 
 
 def unpack_all(
     packed: Mapping[str, PackedTensor], expected: Mapping[str, TensorSpec]
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, Array]:
     """Exactly the expected tensors, or a refusal.
 
     Raises:
@@ -120,23 +137,45 @@ def unpack_all(
     missing = sorted(set(expected) - set(packed))
     unknown = sorted(set(packed) - set(expected))
     if missing or unknown:
+        strange = [name[:80] for name in unknown[:3]]
         raise PeerError(
             f"The tensors do not match: {len(missing)} missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}."
+            f"{len(unknown)} unknown {strange}."
         )
     return {name: unpack(packed[name], spec, name) for name, spec in expected.items()}
+
+
+def digest_all(packed: Mapping[str, PackedTensor]) -> dict[str, str]:
+    """Name -> SHA-256 (hex) of each tensor.
+
+    Large updates are hashed on all cores that this process may use: hashing lets go of
+    Python's lock, and is most of what receiving an update costs.
+    """
+    cores = _cores()
+    if cores == 1 or sum(len(tensor.data) for tensor in packed.values()) < _WORTH_THREADS:
+        return {name: tensor.digest() for name, tensor in packed.items()}
+    with ThreadPoolExecutor(cores) as pool:
+        digests = pool.map(PackedTensor.digest, packed.values())
+        return dict(zip(packed, digests, strict=True))
 
 
 def first_not_finite(arrays: Mapping[str, NDArray[np.float32]]) -> str | None:
     """The first tensor that holds a NaN or an infinity, or None."""
     for name, array in arrays.items():
-        # One pass without a temporary mask: a sum is finite only if every value is,
+        # One pass without a temporary: a sum of squares is finite only if every value is,
         # or if large finite values overflow, which the second look tells apart.
-        with np.errstate(invalid="ignore"):
-            total = np.sum(array, dtype=np.float64)
+        flat = array.reshape(-1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = np.dot(flat, flat)
         if not np.isfinite(total) and not np.isfinite(array).all():
             return name
     return None
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @lru_cache(maxsize=4096)

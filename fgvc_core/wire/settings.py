@@ -1,13 +1,62 @@
 """Settings of ``[wire]``."""
 
-from pydantic import Field
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
 
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+"""How the values of an update travel."""
+
+Down = Literal["float32", "float16", "bfloat16"]
+"""How the values of the model travel to the sites."""
+
 
 class WireSettings(Settings):
-    """What a message may weigh."""
+    """What an update is turned into before it leaves a site, and what it may weigh."""
 
+    precision: Precision = Field(
+        "float32",
+        description="How the values of an update travel: float32, float16, bfloat16, or int8 with "
+        "one scale a channel.",
+    )
+    delta: bool = Field(
+        False,
+        description="Whether an update travels as its difference from the model that was received: "
+        "smaller numbers, which lose less in few bits.",
+    )
+    top_k: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of each tensor's values that travels, the largest ones, 0 to 1; what is "
+        "left out is added to the next update (error feedback). Needs delta. 0: all travel.",
+    )
+    down: Down = Field(
+        "float32",
+        description="How the values of the model travel to the sites: float32, float16 or "
+        "bfloat16. The coordinator keeps float32.",
+    )
     max_update_mb: float = Field(
         1024.0, gt=0.0, description="Largest update that either side accepts, in MB (1e6 bytes)."
     )
+    max_round_mb: float = Field(
+        0.0,
+        ge=0.0,
+        description="Most that the tensors of one round may weigh, both ways and over the whole "
+        "cohort, in MB (1e6 bytes); a run that would need more is not begun. 0: no bound.",
+    )
+
+    @model_validator(mode="after")
+    def _sparse_needs_delta(self) -> Self:
+        if self.top_k and not self.delta:
+            raise ValueError(
+                "top_k needs delta = true: the rest of a whole model cannot be left out"
+            )
+        return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether updates travel as they are: float32, whole."""
+        return self.precision == "float32" and not self.delta

@@ -5,7 +5,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp")
+NAMES = ("engine", "dp", "deploy", "rounds", "wire")
 
 
 def run_benches(name: str) -> list[dict[str, Any]]:
@@ -24,10 +24,19 @@ def run_benches(name: str) -> list[dict[str, Any]]:
             f"There is no benchmark '{name}'; there are {', '.join(NAMES)} and all.",
             remedy=nearest(name, NAMES) or "fieldmark bench engine",
         )
+    from simulations.bench.deploy import bench_deploy
     from simulations.bench.dp import bench_dp
     from simulations.bench.engine import bench_engine
+    from simulations.bench.rounds import bench_rounds
+    from simulations.bench.wire import bench_wire
 
-    runners = {"engine": bench_engine, "dp": bench_dp}
+    runners = {
+        "engine": bench_engine,
+        "dp": bench_dp,
+        "deploy": bench_deploy,
+        "rounds": bench_rounds,
+        "wire": bench_wire,
+    }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]
 

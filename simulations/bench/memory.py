@@ -86,7 +86,7 @@ def main(sites: int, megabytes: int) -> int:
     values = megabytes * 1_000_000 // 4 // TENSORS
     model = {f"layer{i}": np.zeros(values, dtype=np.float32) for i in range(TENSORS)}
     with tempfile.TemporaryDirectory() as folder, make_pool(2) as pool:
-        home = _home(Path(folder), sites)
+        home = make_coordinator(Path(folder), sites)
         nodes: list[dict[str, str | int | float | bool]] = [
             {"name": name, "key": str(Path(folder) / f"{name}.key")} for name in home.allow_list
         ]
@@ -110,7 +110,8 @@ def main(sites: int, megabytes: int) -> int:
         return peak_bytes() - before
 
 
-def _home(folder: Path, sites: int) -> CoordinatorHome:
+def make_coordinator(folder: Path, sites: int) -> CoordinatorHome:
+    """A coordinator's folder with registered sites, whose keys lie beside it."""
     (folder / "coordinator").mkdir()
     write_private(new_key(), folder / "coordinator" / "key")
     keys = {}

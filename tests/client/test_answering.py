@@ -193,3 +193,28 @@ def test_the_flower_app_answers_nonsense_with_nothing(home):
     )
     reply = app(message, Context(1, 2, {"site-home": str(home)}, RecordDict(), {}))
     assert reply.content.config_records["envelope"]["body"] == ""
+
+
+def test_statistics_are_answered_once_they_are_in_the_recipe_and_the_policy_allows_counts(
+    home, tiny
+):
+    plain = request(tiny, "release", phase="statistics")
+    ask(home, request(tiny, "roll_call"))
+    refused = reply_of(home, ask(home, plain, make_learner(tiny, 12).tensors()))
+    assert refused.code == "refused-request"
+    assert "statistics are not part of this run" in refused.reason
+    starting = parse_recipe(tiny.to_toml(), ["train.start=means"])
+    ask(home, request(starting, "roll_call", run="run-2"))
+    body = request(starting, "release", phase="statistics", run="run-2")
+    departure = ask(home, body, make_learner(starting, 12).tensors())
+    assert set(departure.tensors) == {"statistics.counts", "statistics.sums"}
+    site = Site.open(home)
+    policy = site.settings.policy.model_copy(update={"share_counts": False})
+    write_settings(home, site.settings.model_copy(update={"policy": policy}))
+    departure = ask(
+        home,
+        request(starting, "release", phase="statistics", run="run-2"),
+        make_learner(starting, 12).tensors(),
+    )
+    assert reply_of(home, departure).code == "refused-policy"
+    assert departure.tensors == {}

@@ -15,7 +15,12 @@ from .protected_sites import request, steps
 RECIPE = steps()
 PAYLOAD = Payload(
     {"code": "ok", "examples": 40, "noisy_scores": {"examples": 3.5, "correct": -1.0}},
-    {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(0, np.float32)},
+    {
+        "w": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "scalar": np.array(1.5, np.float32),
+        "empty": np.zeros(0, np.float32),
+    },
 )
 CHANGED = {
     "kind": "score",
@@ -27,6 +32,7 @@ CHANGED = {
     "class_names": ("jay",),
     "proximal_mu": 0.5,
     "phase": "centre",
+    "base_round": 1,
     "tensors": {"w": "0" * 64},
 }
 
@@ -43,10 +49,10 @@ def test_only_nonce_and_memory_do_not_make_another_request():
     body = request(RECIPE, "train")
     changed = {name: body.model_copy(update={name: value}) for name, value in CHANGED.items()}
     # A field that is added later has to be thought about: it changes the digest, or it is here.
-    assert set(CHANGED) | {"nonce", "known_head"} == set(Request.model_fields)
+    assert set(CHANGED) | {"nonce", "known_head", "notice"} == set(Request.model_fields)
     digests = {request_digest(other) for other in changed.values()} | {request_digest(body)}
     assert len(digests) == len(CHANGED) + 1
-    for same in ({"nonce": "0" * 32}, {"known_head": "0" * 64}):
+    for same in ({"nonce": "0" * 32}, {"known_head": "0" * 64}, {"notice": "late"}):
         assert request_digest(body.model_copy(update=same)) == request_digest(body)
 
 

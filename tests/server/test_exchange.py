@@ -67,13 +67,12 @@ def answering(site, key=None, signer=None, tensors=None, **changes):
 
 @pytest.fixture
 def exchange(tmp_path, monkeypatch):
-    monkeypatch.setattr(server.exchange, "WAIT_FOR_NODES_S", 0.0)
     monkeypatch.setattr(server.exchange, "ROLL_CALL_DEADLINE_S", 0.05)
     (tmp_path / "coordinator").mkdir()
     write_private(new_key(), tmp_path / "coordinator" / "key")
     sites = {name: public_text(key.public_key()) for name, key in KEYS.items()}
     recipe = parse_recipe("", ["data.path=secret/place"])
-    settings = ServerSettings(cache=str(tmp_path), poll_s=0.01)
+    settings = ServerSettings(cache=str(tmp_path), poll_s=0.01, wait_for_sites_s=0.01)
     write_home(tmp_path, recipe, ("a", "b"), sites, settings)
     home = CoordinatorHome.open(tmp_path)
 

@@ -29,11 +29,11 @@ def history(rounds=3, sites=6, rates=None, **changes):
     found = UpdateHistory(FederationSettings(**changes))
     for number in range(rounds):
         rate = rates[number] if rates else 1.0
-        found.begin(SENT, rate)
+        found.begin(SENT, lambda _, rate=rate: rate)
         for site in range(sites):
             found.judge(SoundReply(f"s{site}", 50, update(100 * number + site, rate)))
         found.close({"w": AHEAD, "bn.running_mean": SENT["bn.running_mean"]})
-    found.begin(SENT, rates[rounds] if rates else 1.0)
+    found.begin(SENT, lambda _: rates[rounds] if rates else 1.0)
     return found
 
 
@@ -49,7 +49,7 @@ def verdict(found, tensors, weight=50):
     ("tensors", "weight", "said"),
     [
         (update(7), 50, "sound"),
-        (update(7, size=20), 50, "norm is 20"),
+        (update(7, size=20), 50, "norm over its learning rate is 20"),
         ({**SENT}, 50, "hardly differs"),
         (update(7, against=True), 50, "points against"),
         ({**update(7), "w": np.full(400, np.nan, np.float32)}, 50, "'w' is not finite"),
@@ -92,17 +92,17 @@ def test_what_was_refused_or_belongs_to_a_void_round_is_no_measure():
     found = history()
     for _ in range(30):
         assert verdict(found, update(5, size=30)) != "sound"
-    found.begin(SENT, 1.0)
+    found.begin(SENT, lambda _: 1.0)
     for site in range(30):
         found.judge(SoundReply(f"s{site}", 50, update(site, size=7.9)))
-    found.begin(SENT, 1.0)
+    found.begin(SENT, lambda _: 1.0)
     assert "above" in verdict(found, update(5, size=8.1))
 
 
 def test_it_goes_on_from_a_checkpoint_as_it_was():
     found = history()
     again = UpdateHistory(found.settings, json.loads(json.dumps(found.kept)), found.direction)
-    again.begin(SENT, 1.0)
+    again.begin(SENT, lambda _: 1.0)
     for number in range(8):
         tensors = update(number, size=2.0**number, against=number % 2 == 1)
         assert verdict(again, tensors) == verdict(found, tensors)
@@ -111,12 +111,28 @@ def test_it_goes_on_from_a_checkpoint_as_it_was():
 def test_a_variates_change_is_measured_too():
     found = UpdateHistory(FederationSettings())
     for number in range(3):
-        found.begin(SENT, 1.0)
+        found.begin(SENT, lambda _: 1.0)
         for site in range(5):
             tensors = {**update(10 * number + site), "control/w": AHEAD}
             found.judge(SoundReply(f"s{site}", 50, tensors))
         found.close({"w": AHEAD, "bn.running_mean": SENT["bn.running_mean"]})
-    found.begin(SENT, 1.0)
+    found.begin(SENT, lambda _: 1.0)
     assert verdict(found, {**update(1), "control/w": AHEAD}) == "sound"
-    assert "control norm" in verdict(found, {**update(1), "control/w": 100 * AHEAD})
+    assert "variates' norm" in verdict(found, {**update(1), "control/w": 100 * AHEAD})
     assert "not finite" in verdict(found, {**update(1), "control/w": np.nan * AHEAD})
+
+
+def test_where_most_are_unlike_the_others_it_is_the_comparison_that_is_wrong():
+    found = history()
+    for number in range(5):
+        assert verdict(found, update(number, size=40)) != "sound"
+    assert found.void()
+    found.begin(SENT, lambda _: 1.0)
+    assert verdict(found, update(9, size=40)) == "sound"
+    few = history()
+    for site in range(4):
+        few.judge(SoundReply(f"s{site}", 50, update(site)))
+    assert verdict(few, update(9, size=40)) != "sound"
+    assert not few.void()
+    few.begin(SENT, lambda _: 1.0)
+    assert verdict(few, update(9, size=40)) != "sound"

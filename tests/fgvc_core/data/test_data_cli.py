@@ -47,7 +47,7 @@ def rich_table() -> ExampleTable:
 
 def test_check_counts_a_sound_tree(tmp_path: Path) -> None:
     write_folders(tmp_path / "train", ["robin", "wren"], each=5)
-    write_folders(tmp_path / "test", ["tit"], each=1)
+    write_folders(tmp_path / "test", ["robin"], each=1)
     result = run("check", tmp_path)
     assert result.exit_code == 0
     assert "robin" in result.stdout

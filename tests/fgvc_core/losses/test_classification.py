@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgvc_core.losses.base import Loss
-from fgvc_core.losses.classification import build_loss
+from fgvc_core.losses.build import build_loss
 from fgvc_core.losses.settings import LossSettings
 
 
@@ -50,5 +50,5 @@ def test_it_couples_no_examples_as_it_says(smoothing):
 
 
 def test_a_loss_without_a_forward_says_so():
-    with pytest.raises(TypeError, match="own forward"):
+    with pytest.raises(TypeError, match="says what each"):
         Loss()(torch.zeros(1, 2), torch.tensor([0]))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgvc_core.errors import ConfigurationError, PeerError
-from fgvc_core.losses.classification import build_loss
+from fgvc_core.losses.build import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.backbones import make_backbone
 from fgvc_core.models.build import build_classifier
@@ -96,7 +96,7 @@ def test_a_fresh_linear_head_finds_every_class_equally_likely():
 
 @pytest.mark.parametrize(("kind", "expected"), [("avg", 1.5), ("max", 3.0), ("avgmax", 2.25)])
 def test_pooling(kind, expected):
-    assert Pooling(kind)(torch.arange(4.0).reshape(1, 1, 2, 2)).item() == expected
+    assert Pooling(kind, 1)(torch.arange(4.0).reshape(1, 1, 2, 2)).item() == expected
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from fgvc_core.losses.classification import build_loss
+from fgvc_core.losses.build import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
@@ -123,3 +123,13 @@ def test_scoring_leaves_the_model_in_the_mode_that_it_was_in(training):
     evaluate(model, some(3), CLASSES, 2)
     assert model.training is training
     assert model.head.training is training
+
+
+def test_a_wrong_species_in_the_right_family_counts_at_the_familys_level():
+    confusion_KK = np.array([[5, 2, 1], [0, 4, 0], [1, 0, 3]])
+    scored = Evaluation(confusion_KK, 0.0)
+    taxonomy = (("f", "a"), ("f", "b"), ("g", "c"))
+    assert scored.level_top1(taxonomy, 1) == scored.top1
+    assert scored.level_top1(taxonomy, 0) == pytest.approx((5 + 2 + 0 + 4 + 3) / 16)
+    only = scored.among(np.array([True, False, False]))
+    assert (only.examples, only.correct) == (8, 5)

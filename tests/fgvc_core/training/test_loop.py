@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fgvc_core.losses.classification import build_loss
+from fgvc_core.losses.build import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
@@ -39,10 +39,10 @@ class Images:
     def __len__(self):
         return len(self.labels_N)
 
-    def logits(self, model, positions, generator):
+    def lesson(self, model, positions, generator):
         assert model.training
         self.asked.append(positions.tolist())
-        return model(self.images_NCHW[positions])
+        return model.embed(self.images_NCHW[positions]), self.labels_N[positions]
 
 
 def flat(model):

@@ -24,7 +24,7 @@ def rates(chosen, stretch, steps, taken, optimizer=torch.optim.SGD):
 @given(
     rounds=st.integers(1, 7),
     steps=st.integers(1, 9),
-    schedule=st.sampled_from(["one-cycle", "cyclic", "constant"]),
+    schedule=st.sampled_from(["one-cycle", "cyclic", "constant", "cosine"]),
     warmup=st.sampled_from([0.05, 0.2, 0.25, 0.5, 0.9]),
     cycle_rounds=st.integers(1, 4),
 )

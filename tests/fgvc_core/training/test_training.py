@@ -7,7 +7,7 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner, make_table
-from fgvc_core.losses.classification import build_loss
+from fgvc_core.losses.build import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings

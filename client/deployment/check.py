@@ -1,0 +1,248 @@
+"""``site check``: everything that can keep a site from taking part, in order, with the remedy."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from client.deployment.contact import Contact, look
+from client.deployment.link import Link, read_link
+from client.privacy.budget import Budget, read_budget
+from client.site import Site
+from fgvc_core import __version__
+from fgvc_core.errors import DataError, FieldmarkError
+from fgvc_core.recipe import Recipe, parse_recipe
+
+Level = Literal["ok", "note", "failed", "not reached"]
+
+DISK_GB, MEMORY_GB = 2.0, 1.0
+SKEW_S = 60.0
+"""Clocks further apart are a failure: the gateway believes signatures of 300 s at most."""
+CERTIFICATE_DAYS = 14
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's outcome: what was looked at, how it is, and what to do where it is wrong."""
+
+    name: str
+    level: Level
+    said: str
+    remedy: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """All findings, in order."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """Of the first failure; 0 where there is none."""
+        return next((f.exit_code for f in self.findings if f.level == "failed"), 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "ok": self.exit_code == 0,
+            "checks": [
+                {"name": f.name, "level": f.level, "said": f.said, "remedy": f.remedy}
+                for f in self.findings
+            ],
+        }
+
+
+def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
+    """Go through everything.
+
+    Args:
+        home: The site's.
+        recipe: Checked in place of the announced one.
+
+    Raises:
+        ConfigurationError: if the home is not whole; nothing can be checked then.
+    """
+    home = home.resolve()
+    site, link = Site.open(home), read_link(home)
+    contact = look(home, link, site.key, site.coordinator)
+    if recipe is None and contact.announcement is not None:
+        recipe = parse_recipe(contact.announcement.recipe, where="announced recipe")
+    findings = [
+        _data(site, recipe, contact),
+        _disk(home),
+        _memory(),
+        _device(site),
+        _clock(contact),
+        _dns(link, contact),
+        _proxy(link, contact),
+        _tls(link, contact),
+        _key(site, contact),
+        _version(contact),
+        *_policy_and_cost(site, recipe),
+    ]
+    return Checked(tuple(findings))
+
+
+def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
+    path = site.settings.data.path
+    remedy = "Set [data] path in site.toml; 'fieldmark data check' looks at every picture."
+    if path is not None and not (Path(path).is_dir() and os.access(path, os.R_OK | os.X_OK)):
+        return Finding("data", "failed", f"'{path}' cannot be read as a folder", remedy, 3)
+    if recipe is None:
+        if path is None:
+            return Finding("data", "note", "no path is set; only embedded pictures can be used")
+        if not any(Path(path).iterdir()):
+            return Finding("data", "failed", f"'{path}' is empty", remedy, 3)
+        return Finding("data", "ok", f"'{path}' is there; its labels are checked with a recipe")
+    # Imported here: without a recipe no torch is needed.
+    from fgvc_core.experiment import make_table
+
+    data = recipe.data.model_copy(update={"path": path})
+    try:
+        table = make_table(recipe.model_copy(update={"data": data}), site.cache)
+    except (DataError, FieldmarkError) as error:
+        return Finding("data", "failed", error.what, error.remedy or remedy, 3)
+    classes = () if contact.announcement is None else contact.announcement.class_names
+    if classes and table.class_names != classes:
+        said = f"its {table.num_classes} classes are not the {len(classes)} that were announced"
+        return Finding("data", "failed", said, "Map your labels in site.toml.", 3)
+    held = len(table.where("train")) if site.rows is None else len(site.rows)
+    if not held:
+        return Finding("data", "failed", "no picture to learn from", remedy, 3)
+    return Finding("data", "ok", f"{held} pictures of {table.num_classes} classes")
+
+
+def _disk(home: Path) -> Finding:
+    free = shutil.disk_usage(home).free / 1e9
+    if free < DISK_GB:
+        said = f"{free:.1f} GB free, {DISK_GB:g} needed"
+        return Finding("disk", "failed", said, "Free some, or move resources.cache.", 2)
+    return Finding("disk", "ok", f"{free:.0f} GB free")
+
+
+def _memory() -> Finding:
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        available = next(int(x.split()[1]) for x in text.splitlines() if "MemAvailable" in x) / 1e6
+    except (OSError, StopIteration, ValueError):
+        return Finding("memory", "note", "this system does not say how much is free")
+    if available < MEMORY_GB:
+        said = f"{available:.1f} GB free, {MEMORY_GB:g} needed"
+        return Finding("memory", "failed", said, "End other programs, or use smaller pictures.", 2)
+    return Finding("memory", "ok", f"{available:.1f} GB free")
+
+
+def _device(site: Site) -> Finding:
+    wanted = site.settings.resources.device
+    if wanted == "cpu":
+        return Finding("GPU", "ok", "not wanted (resources.device = cpu)")
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("GPU", "ok", torch.cuda.get_device_name(0))
+    if wanted == "auto":
+        return Finding("GPU", "note", "none; the processor does the work (device = auto)")
+    remedy = "Install the GPU's driver, or set resources.device = 'cpu' in site.toml."
+    return Finding("GPU", "failed", f"resources.device = {wanted}, and there is none", remedy, 2)
+
+
+def _clock(contact: Contact) -> Finding:
+    if contact.skew_s is None:
+        return _not_reached("clock")
+    said = f"{abs(contact.skew_s):.0f} s {'ahead' if contact.skew_s > 0 else 'behind'}"
+    if abs(contact.skew_s) > SKEW_S:
+        remedy = "Set this machine's clock (NTP): signatures of another time are refused."
+        return Finding("clock", "failed", f"{said} of the coordinator's", remedy, 5)
+    return Finding("clock", "ok", f"{said} at most")
+
+
+def _dns(link: Link, contact: Contact) -> Finding:
+    if contact.dns:
+        remedy = "Ask your network's administrator; the name comes from the start kit."
+        return Finding("DNS", "failed", contact.dns, remedy, 5)
+    return Finding("DNS", "ok", link.host)
+
+
+def _proxy(link: Link, contact: Contact) -> Finding:
+    if contact.proxy:
+        said = f"HTTPS_PROXY sends it through {contact.proxy}; our own loopback is left out"
+        return Finding("proxy", "note", said)
+    named = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    said = f"none for {link.host} (NO_PROXY)" if named else "none"
+    return Finding("proxy", "ok", said)
+
+
+def _tls(link: Link, contact: Contact) -> Finding:
+    if contact.dns:
+        return _not_reached("TLS")
+    if contact.tls:
+        remedy = (
+            "Ask the coordinator to renew it (fieldmark server renew)."
+            if "expired" in contact.tls
+            else "Ask the coordinator, by another way, whether this is its server; a firewall that "
+            "opens TLS in between has to let this address pass."
+            if "refused" in contact.tls
+            else f"Outbound TCP to {link.address} has to be open, and the coordinator up."
+        )
+        return Finding("TLS", "failed", contact.tls, remedy, 5)
+    assert contact.until is not None
+    days = (contact.until - datetime.now(UTC)).days
+    level: Level = "note" if days < CERTIFICATE_DAYS else "ok"
+    return Finding("TLS", level, f"certificate until {contact.until:%Y-%m-%d} ({days} days)")
+
+
+def _key(site: Site, contact: Contact) -> Finding:
+    if contact.dns or contact.tls:
+        return _not_reached("key")
+    if contact.key:
+        remedy = f"Ask the coordinator whether '{site.name}' is registered, with this home's key."
+        return Finding("key", "failed", contact.key, remedy, 5)
+    return Finding("key", "ok", f"registered as '{site.name}'")
+
+
+def _version(contact: Contact) -> Finding:
+    if not contact.version:
+        return _not_reached("version")
+    if contact.version != __version__:
+        said = f"the coordinator has {contact.version}, this site {__version__}"
+        return Finding("version", "failed", said, "Install the same at both ends.", 2)
+    return Finding("version", "ok", __version__)
+
+
+def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
+    if recipe is None:
+        yield Finding("policy", "note", "no run is announced; --recipe FILE checks one")
+        yield Finding("cost", "note", "no run is announced")
+        return
+    try:
+        budget: Budget = read_budget(site, recipe)
+    except FieldmarkError as error:
+        yield Finding("policy", "failed", error.what, error.remedy, error.exit_code)
+        yield _not_reached("cost")
+        return
+    plan = budget.plan or {}
+    if plan.get("epsilon") is None:
+        if plan.get("allowed"):
+            yield Finding("policy", "ok", str(plan["why"]))
+            yield Finding("cost", "ok", "nothing is charged")
+        else:
+            yield Finding("policy", "failed", str(plan["why"]), "See [policy] in site.toml.", 4)
+            yield _not_reached("cost")
+        return
+    yield Finding("policy", "ok", f"epsilon {plan['epsilon']:.3g} for each {plan['unit']}")
+    cap = "no cap" if budget.cap is None else f"cap {budget.cap:g}"
+    said = f"the total would be {plan['total_after']:.3g} ({cap})"
+    if not plan["allowed"]:
+        remedy = "Ask for a smaller privacy.epsilon, or raise policy.epsilon_cap."
+        yield Finding("cost", "failed", said, remedy, 4)
+    else:
+        yield Finding("cost", "ok", said)
+
+
+def _not_reached(name: str) -> Finding:
+    return Finding(name, "not reached", "the coordinator was not reached")

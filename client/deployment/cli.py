@@ -1,0 +1,180 @@
+"""The site's commands in a real federation: key, join, check, up, stop."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Home = Annotated[
+    Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
+]
+
+
+def key(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub beside it.")],
+) -> None:
+    """Make this site's key and print the public half, which the coordinator registers.
+
+    The private half stays here, readable by you alone.
+
+    Example: fieldmark site key lyon.key
+    """
+    from client.deployment.joining import make_key
+
+    text = make_key(file)
+    typer.echo(f"Send {file}.pub to the coordinator, or this line:", err=True)
+    typer.echo(text)
+
+
+def join(
+    kit: Annotated[Path, typer.Argument(help="The start kit that the coordinator has sent.")],
+    home: Annotated[Path, typer.Argument(help="The home to make.", metavar="DIR")],
+    data: Annotated[Path | None, typer.Option(help="Root of the data set on this machine.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key", help="The private key that 'site key' has made.")
+    ] = None,
+    units: Annotated[
+        int | None,
+        typer.Option(help="About how many images or subjects you say publicly that you hold."),
+    ] = None,
+    privacy: Annotated[
+        str | None,
+        typer.Option(help="required: only with differential privacy; optional: also without."),
+    ] = None,
+    epsilon_cap: Annotated[
+        float | None, typer.Option(help="Most epsilon that all runs together may cost.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Ask nothing; what is not given has its default.")
+    ] = False,
+) -> None:
+    """Make this site's home from a start kit; asks for what it needs.
+
+    Example: fieldmark site join lyon.kit lyon --key lyon.key --data /data/skin --yes
+    """
+    from client.deployment.joining import Answers
+    from client.deployment.joining import join as make
+    from client.privacy.policy import Policy
+    from fgvc_core.protocol.kit import read_kit
+
+    found = read_kit(kit)
+    if not yes:
+        typer.echo(f"Site '{found.site}' of the coordinator at {found.address}.", err=True)
+        if data is None:
+            data = Path(typer.prompt("Root of your data set", err=True))
+        if units is None:
+            units = typer.prompt("Public number of images or subjects", type=int, err=True)
+        if privacy is None:
+            required = typer.confirm(
+                "Take part only under differential privacy?", default=True, err=True
+            )
+            privacy = "required" if required else "optional"
+        if privacy == "required" and epsilon_cap is None:
+            epsilon_cap = typer.prompt(
+                "Most epsilon that all runs together may cost", default=8.0, type=float, err=True
+            )
+    policy = Policy.read(
+        {"privacy": privacy or "optional", "epsilon_cap": epsilon_cap}, "the policy"
+    )
+    answers = Answers(data=data, units=units or 0, policy=policy, device=device)
+    site = make(found, home, answers, key_file)
+    typer.echo(f"made {home} for site {site.name}; next: fieldmark site check {home}")
+    if key_file is not None:
+        typer.echo(f"The key is in the home now; keep {key_file} as its only backup, or delete it.")
+
+
+def up(
+    home: Home,
+    detach: Annotated[bool, typer.Option("--detach", help="Come back when connected.")] = False,
+) -> None:
+    """Keep this site up: its node, which talks to the coordinator, and its runner.
+
+    Ends with Ctrl-C, SIGTERM or 'fieldmark site stop'.
+
+    Example: fieldmark site up lyon
+    """
+    from client.deployment.supervisor import up as keep_up
+    from client.deployment.supervisor import up_detached
+
+    if detach:
+        up_detached(home, lambda text: typer.echo(text, err=True))
+    else:
+        keep_up(home, lambda text: typer.echo(text, err=True))
+
+
+def new_key(
+    home: Home,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="The old key is lost or stolen: it vouches for nothing.")
+    ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="The coordinator has the new key: use it.")
+    ] = False,
+) -> None:
+    """Change this site's key; kit, ledger and data stay as they are.
+
+    First without --finish: it makes the file to send. Then, on the coordinator's word, with it.
+
+    Example: fieldmark site new-key lyon
+    """
+    from client.deployment.rotation import finish as put_in_place
+    from client.deployment.rotation import prepare
+
+    if finish:
+        typer.echo(f"the key {put_in_place(home)[:16]}... is in place")
+        return
+    made = prepare(home, lost=lost)
+    typer.echo(f"send {made} to the coordinator; on its word: site new-key {home} --finish")
+
+
+def stop(home: Home) -> None:
+    """End 'site up' in good order.
+
+    Example: fieldmark site stop lyon
+    """
+    from client.site import Site
+    from fgvc_core.supervision import stop_holder
+
+    Site.open(home)
+    typer.echo("stopped" if stop_holder(home.resolve()) else "it was not up")
+
+
+def check(
+    home: Home,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Check this recipe in place of the announced one.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Go through everything that can keep this site from taking part, with the remedies.
+
+    Exit code 0 if it can take part, else that of the first thing that is wrong.
+
+    Example: fieldmark site check lyon
+    """
+    import json
+
+    from client.deployment.check import check_site
+    from fgvc_core.recipe import load_recipe
+
+    found = check_site(home, None if recipe is None else load_recipe(recipe, set_ or []))
+    if json_:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        for finding in found.findings:
+            typer.echo(f"{finding.level:>11}  {finding.name}: {finding.said}")
+            if finding.remedy:
+                typer.echo(f"{'':>13}{finding.remedy}")
+    raise typer.Exit(found.exit_code)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add these commands to the site's."""
+    for command in (key, join, check, up, stop):
+        app.command()(command)
+    app.command("new-key")(new_key)

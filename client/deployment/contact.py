@@ -1,0 +1,162 @@
+"""One look at the coordinator: what stands between it and us, said in order.
+
+Each step tells what is wrong with it in words that somebody at a hospital can act on, also
+where a proxy is in the way, and where the certificate is expired or another's.
+"""
+
+import email.utils
+import http.client
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
+
+from cryptography import x509
+
+from client.deployment.flower_internals import node_headers
+from client.deployment.link import CA, Link
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.announcement import Announcement, read_announcement
+from fgvc_core.protocol.keys import PrivateKey, PublicKey
+
+TIMEOUT_S = 10.0
+VERSION_HEADER = "fieldmark-version"
+
+
+@dataclass(frozen=True)
+class Contact:
+    """What a look at the coordinator found; later fields are empty where an earlier one failed.
+
+    Attributes:
+        dns: What is wrong with the name, or empty.
+        proxy: The proxy that is used, as host:port, or empty.
+        tls: What is wrong with connection or certificate, or empty.
+        until: The certificate's last day.
+        skew_s: How far our clock is ahead of the coordinator's, in seconds.
+        key: What is wrong with our key there, or empty.
+        version: Of Fieldmark at the coordinator.
+        announcement: The run that is on, if any.
+    """
+
+    dns: str = ""
+    proxy: str = ""
+    tls: str = ""
+    until: datetime | None = None
+    skew_s: float | None = None
+    key: str = ""
+    version: str = ""
+    announcement: Announcement | None = None
+
+
+def proxy_of(link: Link) -> str:
+    """host:port of the proxy that HTTPS_PROXY names for the coordinator, or empty."""
+    named = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY") or ""
+    if not named or proxy_bypass(link.host):
+        return ""
+    parts = urlsplit(named if "//" in named else f"//{named}")
+    return f"{parts.hostname}:{parts.port or 8080}"
+
+
+def look(home: Path, link: Link, key: PrivateKey, coordinator: PublicKey) -> Contact:
+    """Look at the coordinator once; never raises for what it finds."""
+    proxy = proxy_of(link)
+    first = proxy.rpartition(":")[0] if proxy else link.host
+    try:
+        socket.getaddrinfo(first, None)
+    except OSError as error:
+        return Contact(dns=f"'{first}' is not known: {error.strerror or error}", proxy=proxy)
+    context = ssl.create_default_context(cafile=str(home / CA))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    connection = _connection(link, proxy, context)
+    try:
+        connection.connect()
+    except ssl.SSLCertVerificationError as error:
+        return Contact(proxy=proxy, tls=_distrusted(link, proxy, error))
+    except (OSError, http.client.HTTPException) as error:
+        where = f" through the proxy {proxy}" if proxy else ""
+        return Contact(proxy=proxy, tls=f"{link.address} does not answer{where}: {error}")
+    try:
+        until = _until(connection)
+        connection.request("GET", "/v1/announcement", headers=node_headers(key))
+        answer = connection.getresponse()
+        text = answer.read(5_000_000).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        return Contact(proxy=proxy, tls=f"{link.address} broke off: {error}")
+    finally:
+        connection.close()
+    found = Contact(
+        proxy=proxy,
+        until=until,
+        skew_s=_skew(answer.headers.get("date", "")),
+        version=answer.headers.get(VERSION_HEADER, ""),
+    )
+    return _with_answer(found, answer.status, text, coordinator)
+
+
+def _with_answer(found: Contact, status: int, text: str, coordinator: PublicKey) -> Contact:
+    values = dict(vars(found))
+    if status == 401:
+        return Contact(**{**values, "key": "the coordinator does not know this site's key"})
+    if status != 200:
+        return Contact(**{**values, "key": f"the coordinator answered {status}"})
+    try:
+        announced = read_announcement(text, coordinator)
+    except PeerError as error:
+        return Contact(**{**values, "key": error.what})
+    return Contact(**{**values, "announcement": announced})
+
+
+def _connection(link: Link, proxy: str, context: ssl.SSLContext) -> http.client.HTTPSConnection:
+    if not proxy:
+        return http.client.HTTPSConnection(link.host, link.port, timeout=TIMEOUT_S, context=context)
+    host, _, port = proxy.rpartition(":")
+    connection = http.client.HTTPSConnection(host, int(port), timeout=TIMEOUT_S, context=context)
+    connection.set_tunnel(link.host, link.port)
+    return connection
+
+
+def _distrusted(link: Link, proxy: str, error: ssl.SSLCertVerificationError) -> str:
+    """Why a certificate was refused, with the date or the issuer that it shows."""
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Only to look at what was refused; nothing is sent.
+    bare.check_hostname, bare.verify_mode = False, ssl.CERT_NONE
+    connection = _connection(link, proxy, bare)
+    try:
+        connection.connect()
+        certificate = _shown(connection)
+    except (OSError, http.client.HTTPException):
+        certificate = None
+    finally:
+        connection.close()
+    if certificate is None:
+        return f"its certificate is refused: {error.verify_message}"
+    now = datetime.now(UTC)
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > last:
+        return f"its certificate expired on {last:%Y-%m-%d %H:%M} UTC"
+    if now < first:
+        return f"its certificate is valid from {first:%Y-%m-%d %H:%M} UTC only"
+    issuer = certificate.issuer.rfc4514_string()
+    return f"its certificate is refused: {error.verify_message} (issued by {issuer})"
+
+
+def _shown(connection: http.client.HTTPSConnection) -> x509.Certificate | None:
+    shown = connection.sock.getpeercert(True) if connection.sock else None
+    return None if shown is None else x509.load_der_x509_certificate(shown)
+
+
+def _until(connection: http.client.HTTPSConnection) -> datetime | None:
+    certificate = _shown(connection)
+    return None if certificate is None else certificate.not_valid_after_utc
+
+
+def _skew(date: str) -> float | None:
+    try:
+        there = email.utils.parsedate_to_datetime(date)
+    except (TypeError, ValueError):
+        return None
+    return (datetime.now(UTC) - there).total_seconds()

@@ -1,0 +1,164 @@
+"""Every use of Flower's private modules by a site, as read in flwr 1.41.0.
+
+The runner speaks the Runtime API of the site's own SuperNode, on loopback, in place of
+Flower's executor and ``flwr-clientapp``. A test fails by name when one of these moves.
+"""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.app import Context, Error, Message
+from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode, SubStatus
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PushTaskOutputRequest
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    TaskType,
+)
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
+
+from fgvc_core.protocol.keys import PrivateKey
+
+__all__ = ["Task", "acquire_tasks", "node_headers", "release_node"]
+
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+
+@dataclass
+class Task:
+    """One message to answer, as pulled from the SuperNode.
+
+    Attributes:
+        message: What to answer.
+        context: Its context.
+        bundle: Bytes of the run's bundle; nothing of it was unpacked.
+    """
+
+    address: str
+    token: str
+    message: Message
+    context: Context
+    bundle: bytes
+
+    @classmethod
+    def pull(cls, address: str, token: str) -> "Task":
+        """Take a task's message from the SuperNode; messages can be built in this process then."""
+        client = _task_client(address, token)
+        try:
+            message, context, _, fab = pull_task_input(client)
+        finally:
+            client.close()
+        return cls(address, token, message, context, fab.content)
+
+    def push(self, reply: Message) -> None:
+        """Hand the answer to the SuperNode; called in the process that made it."""
+        client = _task_client(self.address, self.token)
+        try:
+            push_message(client, reply, self.context)
+        finally:
+            client.close()
+
+    def refuse(self, *, bundle: bool) -> None:
+        """Answer with a code and no text: the bundle was refused, or the process died."""
+        code = ErrorCode.INVALID_FAB if bundle else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+        self.push(Message(Error(code, ""), reply_to=self.message))
+
+    def finish(self, *, well: bool) -> None:
+        """Tell the SuperNode that the task is over."""
+        client = _task_client(self.address, self.token)
+        status = SubStatus.COMPLETED if well else SubStatus.FAILED
+        try:
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+        finally:
+            client.close()
+
+    def heartbeat(self) -> HeartbeatSender:
+        """Say regularly that the task is alive, until stopped; starts a thread."""
+        sender = HeartbeatSender(
+            make_task_heartbeat_fn_http(_task_client(self.address, self.token))
+        )
+        sender.start()
+        return sender
+
+
+def acquire_tasks(address: str, secret: bytes) -> Iterator[str]:
+    """An endless stream of tasks' tokens; empty while none waits or nobody answers."""
+    client = RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(
+                master_secret=secret, protected_methods=frozenset({_ACQUIRE})
+            ),
+        ],
+    )
+    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    while True:
+        try:
+            yield client.AcquireTask(request).token
+        except httpx.HTTPError:
+            # The SuperNode is not up (yet, or just now): its supervisor sees to that.
+            yield ""
+
+
+def node_headers(key: PrivateKey) -> dict[str, str]:
+    """The headers by which a node proves its key to the gateway."""
+    stamp = datetime.now(UTC).isoformat()
+    signature = key.sign(stamp.encode("ascii"), ec.ECDSA(SHA256()))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: base64.b64encode(public).decode("ascii"),
+        TIMESTAMP_HEADER: stamp,
+        FLEET_HTTP_SIGNATURE_HEADER: base64.b64encode(signature).decode("ascii"),
+    }
+
+
+def release_node(address: str, ca: str, key: PrivateKey, node_id: int) -> bool:
+    """Tell the coordinator that a node of ours has died.
+
+    Without this it counts as online until its heartbeat lapses, for a minute: nobody would
+    learn that its message is lost, and it could not come back before.
+    """
+    interceptors: list[Any] = [
+        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+        NodeAuthHttpInterceptor(key, key.public_key()),
+    ]
+    with FleetHttpClient.from_server_address(address, False, ca, interceptors) as client:
+        try:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+        except (httpx.HTTPError, OSError):
+            return False
+    return True
+
+
+def _task_client(address: str, token: str) -> RuntimeHttpClient:
+    return RuntimeHttpClient.from_server_address(
+        server_address=address,
+        insecure=True,
+        root_certificates=None,
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+            RuntimeTokenHttpInterceptor(token),
+        ],
+        retry_invoker=make_simple_http_retry_invoker(),
+    )

@@ -1,0 +1,119 @@
+"""How a site joins: its key, its start kit, its home.
+
+The recommended way keeps the private key at the site: ``site key FILE`` makes it and prints
+the public half, which the coordinator registers; the kit that comes back holds no secret.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.deployment.link import Link, write_link
+from client.privacy.policy import Policy
+from client.provision import make_home
+from client.site import Site
+from fgvc_core.errors import ConfigurationError, DataError, PeerError
+from fgvc_core.protocol.keys import (
+    PrivateKey,
+    fingerprint,
+    new_key,
+    parse_private,
+    public_text,
+    read_private,
+    write_private,
+)
+from fgvc_core.protocol.kit import StartKit
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a site's engineer has to say; everything else is in the kit.
+
+    Attributes:
+        data: Root of the data set on this machine; None for the embedded one.
+        units: The public number of protected units.
+        policy: What the site allows.
+        device: What it computes with.
+        cache: Folder for decoded pictures; by default inside the home.
+    """
+
+    data: Path | None
+    units: int
+    policy: Policy
+    device: str = "auto"
+    cache: Path | None = None
+
+
+def make_key(path: Path) -> str:
+    """Make a site's key: the private half at ``path`` (mode 0600), the public beside it.
+
+    Returns:
+        The public half, one line of text.
+
+    Raises:
+        ConfigurationError: if there is a file already.
+    """
+    public_path = path.with_name(path.name + ".pub")
+    for taken in (path, public_path):
+        if taken.exists():
+            raise ConfigurationError(
+                f"'{taken}' exists already.",
+                why="A key is never overwritten: whoever registered it would not know the new one.",
+                remedy="Name another file.",
+            )
+    key = new_key()
+    write_private(key, path)
+    text = public_text(key.public_key())
+    public_path.write_text(text + "\n", encoding="utf-8")
+    return text
+
+
+def join(kit: StartKit, home: Path, answers: Answers, key_path: Path | None = None) -> Site:
+    """Make a site's home from a start kit.
+
+    Raises:
+        ConfigurationError: if the home exists, or the kit holds no key and none is named.
+        PeerError: if the key is not the one that was registered.
+        DataError: if there is no data set where it is said to be. Nothing was made then.
+    """
+    key = _key_of(kit, key_path)
+    if answers.data is not None and not answers.data.is_dir():
+        raise DataError(
+            f"There is no folder '{answers.data}'.",
+            remedy="Give the root of the data set with --data.",
+        )
+    site = make_home(
+        home,
+        name=kit.site,
+        coordinator=kit.coordinator,
+        cache=(answers.cache or home / "cache").resolve(),
+        data_path=None if answers.data is None else str(answers.data.resolve()),
+        device=answers.device,
+        units=answers.units,
+        policy=answers.policy,
+        key=key,
+    )
+    os.chmod(home, 0o700)
+    write_link(home, Link(address=kit.address), kit.ca)
+    return site
+
+
+def _key_of(kit: StartKit, key_path: Path | None) -> PrivateKey:
+    if key_path is not None:
+        key = read_private(key_path)
+    elif kit.key:
+        key = parse_private(kit.key.encode(), "in the start kit")
+    else:
+        raise ConfigurationError(
+            "The kit holds no key: it was made for a key of yours.",
+            why="Only whoever has that key is this site.",
+            remedy="Name the file that 'fieldmark site key' made: --key FILE.",
+        )
+    if fingerprint(key.public_key()) != kit.fingerprint:
+        raise PeerError(
+            f"This key is not the one that the coordinator has registered for '{kit.site}' "
+            f"(fingerprint {kit.fingerprint[:16]}...).",
+            why="Nothing signed with it would be believed.",
+            remedy="Name the key whose public half you sent, or send this one's.",
+        )
+    return key

@@ -1,0 +1,53 @@
+"""Where a site's coordinator is: ``coordinator.toml`` and ``coordinator-ca.pem`` in its home."""
+
+import tomllib
+from pathlib import Path
+
+import tomli_w
+from pydantic import Field
+
+from fgvc_core.configuration import Settings
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.protocol.kit import ADDRESS
+
+CA = "coordinator-ca.pem"
+_FILE = "coordinator.toml"
+
+
+class Link(Settings):
+    """``coordinator.toml``."""
+
+    address: str = Field(pattern=ADDRESS, description="host:port of the coordinator's gateway.")
+
+    @property
+    def host(self) -> str:
+        """The host's name or address, without brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port."""
+        return int(self.address.rpartition(":")[2])
+
+
+def read_link(home: Path) -> Link:
+    """Read where the coordinator is.
+
+    Raises:
+        ConfigurationError: if the home was made for a simulation, or the file is wrong.
+    """
+    try:
+        values = tomllib.loads((home / _FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(
+            f"'{home / _FILE}' cannot be read: {error}.",
+            why="Without it this site knows no coordinator.",
+            remedy="Name a home that 'fieldmark site join' has made.",
+        ) from None
+    return Link.read(values, _FILE)
+
+
+def write_link(home: Path, link: Link, ca: str) -> None:
+    """Write where the coordinator is, and whom to trust for it."""
+    (home / CA).write_text(ca, encoding="ascii")
+    (home / _FILE).write_text(tomli_w.dumps(link.model_dump()), encoding="utf-8")

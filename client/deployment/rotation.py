@@ -1,0 +1,109 @@
+"""A site's new key: prepared beside the old one, put in its place when the coordinator has it.
+
+The ledger, the outbox and the split key stay: they belong to the data, not to the key.
+"""
+
+import os
+from pathlib import Path
+
+from client.deployment.contact import look
+from client.deployment.link import read_link
+from client.privacy.ledger import Ledger
+from client.privacy.register import Register
+from client.site import Site
+from fgvc_core.errors import ConfigurationError, PeerError
+from fgvc_core.protocol.keys import (
+    PrivateKey,
+    fingerprint,
+    new_key,
+    public_text,
+    read_private,
+    read_public,
+    write_private,
+)
+from fgvc_core.protocol.rotation import sign_rotation
+from fgvc_core.supervision import holder
+
+NEXT = "key.next"
+
+
+def prepare(home: Path, *, lost: bool = False) -> Path:
+    """Make the next key.
+
+    Args:
+        home: The site's.
+        lost: The old key is lost or stolen, and must not vouch for the new one.
+
+    Returns:
+        The file to send: a rotation signed by the old key, or a bare public key.
+
+    Raises:
+        ConfigurationError: if a next key is there already.
+    """
+    path = home / NEXT
+    if path.exists():
+        raise ConfigurationError(
+            f"'{path}' exists already: a rotation has begun.",
+            remedy="Send the file that was made then, and end it with --finish; or delete both.",
+        )
+    if not (home / "site.toml").is_file():
+        raise ConfigurationError(
+            f"'{home}' is no site's home.", remedy="Name the folder with site.toml."
+        )
+    key = new_key()
+    if lost:
+        write_private(key, path)
+        out = home / "new-key.pub"
+        out.write_text(public_text(key.public_key()) + "\n", encoding="utf-8")
+        return out
+    site = Site.open(home)
+    signed = sign_rotation(site.name, fingerprint(site.key.public_key()), site.key, key)
+    write_private(key, path)
+    out = home / "new-key.json"
+    out.write_text(signed.to_text(), encoding="utf-8")
+    return out
+
+
+def finish(home: Path) -> str:
+    """Put the next key in place, once the coordinator believes it.
+
+    Returns:
+        The new key's fingerprint.
+
+    Raises:
+        ConfigurationError: if no rotation has begun, or the site is up.
+        PeerError: if the coordinator does not know the new key yet; the old one stays.
+    """
+    path = home / NEXT
+    if not path.exists():
+        raise ConfigurationError(
+            "No rotation has begun here.", remedy="fieldmark site new-key DIR begins one."
+        )
+    if holder(home) is not None:
+        raise ConfigurationError(
+            "This site is up.", remedy=f"fieldmark site stop {home}, then --finish again."
+        )
+    key = read_private(path)
+    _check_known(home, key)
+    digest = fingerprint(key.public_key())
+    # First the register: if we end here, --finish does both again.
+    Register().rekey(home, digest)
+    # One rename: whatever happens, one whole key is in place.
+    os.replace(path, home / "key")
+    site = Site.open(home)
+    Ledger(site.home, site.data_binding, site.name).note("key", {"fingerprint": digest})
+    for sent in ("new-key.json", "new-key.pub"):
+        (home / sent).unlink(missing_ok=True)
+    return digest
+
+
+def _check_known(home: Path, key: PrivateKey) -> None:
+    coordinator = read_public((home / "coordinator.pub").read_text(encoding="utf-8"))
+    found = look(home, read_link(home), key, coordinator)
+    wrong = found.dns or found.tls or found.key
+    if wrong:
+        raise PeerError(
+            f"The new key cannot be put in place yet: {wrong}.",
+            why="With a key that the coordinator does not know, this site would be shut out.",
+            remedy="Send it the file, wait for its word, and try again.",
+        )

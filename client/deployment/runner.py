@@ -1,0 +1,141 @@
+"""The warm runner: answers a site's messages with installed code, and no other.
+
+It stands in place of the node's executor. It imports everything once and forks for each
+message, so that a message costs a fork and not seconds of imports, and a GPU is touched in
+the child alone. Flower's own task body unpacks the run's bundle, puts it first on
+``sys.path`` and loads what it names; this one compares the bundle's bytes with those that
+every installation builds, and calls the installed ``client.app``.
+
+A child that dies without an answer (killed, out of memory) is forked once more on the same
+message: what it reserved is on the ledger, and what it had finished is in the outbox.
+
+Run as a process of its own: ``python -m client.deployment.runner HOME ADDRESS SECRET_FILE``.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from client.deployment.flower_internals import Task, acquire_tasks
+from client.deployment.parcels import open_in, pack_in
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.bundle import check_bundle
+from fgvc_core.supervision import die_with_parent
+
+POLL_S = 0.2
+"""Between two looks for a message, in seconds; each costs the SuperNode some milliseconds."""
+ATTEMPTS = 2
+_REFUSED = 3
+
+
+class Runner:
+    """Answers the messages of one site's SuperNode.
+
+    Args:
+        home: The site's.
+        address: ``127.0.0.1:port`` of the SuperNode's Runtime API.
+        secret: Without which the SuperNode hands out no task.
+    """
+
+    def __init__(self, home: Path, address: str, secret: bytes) -> None:
+        self._home, self._address, self._secret = home, address, secret
+
+    def serve(self) -> None:
+        """Answer until told to stop."""
+        parent = os.getppid()
+        for token in acquire_tasks(self._address, self._secret):
+            if os.getppid() != parent:
+                return
+            if token:
+                self._answer(token)
+            else:
+                time.sleep(POLL_S)
+
+    def _answer(self, token: str) -> None:
+        task = Task.pull(self._address, token)
+        for attempt in range(1, ATTEMPTS + 1):
+            status = self._in_child(task)
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, _REFUSED):
+                task.finish(well=os.WEXITSTATUS(status) == 0)
+                return
+            _say(f"the process of message {task.message.metadata.message_id[:12]} died "
+                 f"(status {status}), attempt {attempt} of {ATTEMPTS}")  # fmt: skip
+        task.refuse(bundle=False)
+        task.finish(well=False)
+
+    def _in_child(self, task: Task) -> int:
+        """Fork, answer there, and wait; returns the child's wait status."""
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                die_with_parent()
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                status = self._work(task)
+            except BaseException as error:
+                # The end of a process of ours. Its text stays here: it may name a patient's file.
+                _say(f"ended by {type(error).__name__}: {error}")
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        # A thread, so only now: a fork copies nothing but the thread that forks.
+        heartbeat = task.heartbeat()
+        try:
+            return os.waitpid(child, 0)[1]
+        finally:
+            if heartbeat.is_running:
+                heartbeat.stop()
+
+    def _work(self, task: Task) -> int:
+        from client.app import app
+
+        try:
+            check_bundle(task.bundle)
+        except PeerError as error:
+            _say(f"refused: {error}")
+            record_refusal(self._home, error)
+            task.refuse(bundle=True)
+            return _REFUSED
+        # Whatever the node was told on its command line: this process serves one site.
+        task.context.node_config = {"site-home": str(self._home)}
+        open_in(task.message.content)
+        reply = app(task.message, task.context)
+        pack_in(reply.content)
+        task.push(reply)
+        return 0
+
+
+def record_refusal(home: Path, error: PeerError) -> None:
+    """Write a refused bundle into the site's ledger, beside its other refusals."""
+    from client.privacy.ledger import Ledger
+    from client.site import Site
+
+    site = Site.open(home)
+    Ledger(site.home, site.data_binding, site.name).note(
+        "refused", {"run": "", "round": 0, "what": "bundle", "reason": error.what}
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    """Entry of the process."""
+    home, address, secret = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    # Imported before the first fork, so that a message costs no import.
+    import client.app
+    import client.private_work
+    import client.work  # noqa: F401
+
+    _say("ready")
+    Runner(Path(home), address, Path(secret).read_bytes()).serve()
+
+
+if __name__ == "__main__":
+    main()

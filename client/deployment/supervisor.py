@@ -1,0 +1,191 @@
+"""Keeping a site up: its SuperNode, which talks to the coordinator, and its warm runner."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from client.deployment.flower_internals import release_node
+from client.deployment.link import CA, read_link
+from client.deployment.ports import free_port
+from client.site import Site
+from fgvc_core.errors import PeerError
+from fgvc_core.supervision import (
+    Service,
+    Supervisor,
+    alone,
+    start_detached,
+    until_told,
+    write_json,
+)
+
+STEP_S = 0.25
+UP_WITHIN_S = 180.0
+LOOPBACK = "127.0.0.1"
+NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
+"""Before each restart of a SuperNode. A killed one counts as online until its heartbeat has
+lapsed, for 60 s, unless the coordinator could be told; the last wait is longer than that."""
+_CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+_REFUSED = re.compile(r"\b401\b|UNAUTHORIZED|Not a registered site")
+
+
+def up(home: Path, say: Callable[[str], None]) -> None:
+    """Keep a site up until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigurationError: if the home is not whole, or is up already.
+    """
+    home = home.resolve()
+    site, link = Site.open(home), read_link(home)
+    with alone(home, "The site"):
+        supervisor = Supervisor(home)
+        try:
+            with until_told() as stopping:
+                say(f"site {site.name}: connecting to {link.address}")
+                for service in site_services(
+                    site,
+                    link.address,
+                    home / CA,
+                    home / "state",
+                    say,
+                    restart_node=lambda: supervisor.restart("supernode"),
+                ):
+                    supervisor.add(service)
+                while not stopping:
+                    supervisor.step()
+                    time.sleep(STEP_S)
+                say("stopping")
+        finally:
+            supervisor.stop()
+
+
+def site_services(
+    site: Site,
+    address: str,
+    ca: Path,
+    state: Path,
+    say: Callable[[str], None],
+    restart_node: Callable[[], None],
+) -> list[Service]:
+    """A site's SuperNode and its runner.
+
+    Args:
+        site: Whose they are.
+        address: host:port of the coordinator's gateway.
+        ca: The only authority that may vouch for it.
+        state: Folder for what is between the two: a secret, Flower's own files.
+        say: Told in words what happens.
+        restart_node: Restarts the SuperNode in good order. When the runner has died, the message
+            that it worked on is lost; a node that leaves says so at once, where the lapse of a
+            heartbeat would take a minute.
+    """
+    port, secret = free_port(), _fresh_secret(state / "secret")
+    node = _Node(site, address, ca, state / "node.json", say)
+    variables = environment(state / "flwr")
+    command = (
+        str(Path(sys.executable).parent / "flower-supernode"),
+        *("--superlink", address, "--root-certificates", str(ca)),
+        *("--auth-supernode-private-key", str(site.home / "key")),
+        *("--host", LOOPBACK, "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+    )
+    supernode = Service(
+        "supernode",
+        command,
+        variables,
+        waits=NODE_WAITS_S,
+        after_death=node.after_death,
+        on_line=node.on_line,
+    )
+    module = (sys.executable, "-P", "-m", "client.deployment.runner")
+    runner = (*module, str(site.home), f"{LOOPBACK}:{port}", str(secret))
+    return [
+        supernode,
+        Service("runner", runner, variables, after_death=lambda status: restart_node()),
+    ]
+
+
+class _Node:
+    """What the SuperNode's own lines tell of it."""
+
+    def __init__(
+        self, site: Site, address: str, ca: Path, note: Path, say: Callable[[str], None]
+    ) -> None:
+        self._site, self._address, self._ca = site, address, ca
+        self._note, self._say = note, say
+        self.node_id: int | None = None
+
+    def on_line(self, line: str) -> None:
+        """Read one line of the SuperNode's log."""
+        found = _CONNECTED.search(line)
+        if found:
+            self.node_id = int(found.group(1))
+            self._say(f"connected to {self._address}")
+            connected = {"node_id": self.node_id, "connected": round(time.time(), 1)}
+            write_json(self._note, connected)
+        elif _REFUSED.search(line):
+            self._say("the coordinator does not accept this site's key; is it still registered?")
+
+    def after_death(self, status: int) -> None:
+        """Let the coordinator know of a death that the node itself could not report."""
+        self._note.unlink(missing_ok=True)
+        if self.node_id is None or status == 0:
+            return
+        told = release_node(self._address, str(self._ca), self._site.key, self.node_id)
+        self._say("the node died; " + ("the coordinator knows" if told else "nobody was told"))
+
+
+def environment(flower_home: Path) -> dict[str, str]:
+    """What a site's processes need in their environment."""
+    # A proxy is for the way out; Flower would also send its loopback calls through it.
+    excluded = [part for part in os.environ.get("NO_PROXY", "").split(",") if part]
+    excluded += [own for own in (LOOPBACK, "localhost") if own not in excluded]
+    return {
+        "FLWR_HOME": str(flower_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "NO_PROXY": ",".join(excluded),
+        "no_proxy": ",".join(excluded),
+    }
+
+
+def _fresh_secret(path: Path) -> Path:
+    """A secret between the SuperNode and the runner, for as long as both are up."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.urandom(32).hex().encode())
+    return path
+
+
+def up_detached(home: Path, say: Callable[[str], None]) -> None:
+    """Start :func:`up` as a process of its own and come back when it is connected.
+
+    Raises:
+        FieldmarkError: what it would have raised here; or that it did not connect.
+    """
+    home = home.resolve()
+    Site.open(home)
+    read_link(home)
+    for part in ("logs", "state"):
+        (home / part).mkdir(mode=0o700, exist_ok=True)
+    log, node = home / "logs" / "up.log", home / "state" / "node.json"
+    node.unlink(missing_ok=True)
+    command = (sys.executable, "-P", "-m", "fieldmark", "site", "up", str(home))
+    process = start_detached(command, log)
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if node.exists():
+            say(f"up, as process {process.pid}; its words are in {log}")
+            return
+        time.sleep(STEP_S)
+    if process.poll() is None:
+        process.terminate()
+    raise PeerError(
+        "The site did not reach its coordinator.",
+        why="What its node said is in logs/supernode.log.",
+        remedy=f"fieldmark site check {home} goes through what can be wrong.",
+    )

@@ -1,0 +1,159 @@
+"""Stanford Cars in its published layout: MATLAB annotation files and two picture folders.
+
+Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained Categorization,
+4th IEEE Workshop on 3D Representation and Recognition, 2013. 196 classes of make, model and
+year; 8,144 training and 8,041 test pictures. The devkit holds no labels of the test
+pictures: those are in ``cars_test_annos_withlabels.mat``, published beside it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.data.catalogue import data_root, dataset
+from fgvc_core.data.files import FileSource, first_few
+from fgvc_core.data.labels import number_labels
+from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.table import ExampleTable, Split
+from fgvc_core.errors import DataError
+
+META = "cars_meta.mat"
+_TRAIN = "cars_train_annos.mat"
+_TEST = ("cars_test_annos_withlabels.mat", "cars_test_annos.mat")
+_CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+# Makes of two words; every other make is the first word of the class's name.
+_TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
+
+
+@dataset("cars")
+def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+    """The table of a Stanford Cars tree.
+
+    The annotation files are looked for in ``data.path`` and in ``data.path/devkit``. Test
+    pictures stay unlabelled where only the devkit's own file is there. The taxonomy is make,
+    model, and model with year. Boxes are fractions, NaN where a picture is missing.
+
+    Args:
+        settings: ``[data]``.
+        cache: Not used.
+
+    Raises:
+        ConfigurationError: if no path is given.
+        DataError: for a missing or damaged file, or a class number that ``cars_meta.mat``
+            does not have.
+    """
+    root = data_root(settings)
+    names = [str(name).strip() for name in np.atleast_1d(_field(root, META, "class_names"))]
+    test_file = next((name for name in _TEST if _find(root, name) is not None), _TEST[1])
+    paths: list[str] = []
+    splits: list[Split] = []
+    own: list[str | None] = []
+    corners: list[list[float]] = []
+    parts: tuple[tuple[str, Split, str], ...] = (
+        (_TRAIN, "train", "cars_train"),
+        (test_file, "test", "cars_test"),
+    )
+    for file, split, folder in parts:
+        records = _records(root, file)
+        paths += [f"{folder}/{record['fname']}" for record in records]
+        splits += [split] * len(records)
+        own += [_name(record, names, file) for record in records]
+        corners += [_corners(record, file) for record in records]
+    if settings.classes is None:
+        mapped = (settings.label_map.get(name, name) for name in names)
+        settings = settings.model_copy(update={"classes": tuple(dict.fromkeys(mapped))})
+    labels_N, class_names = number_labels(own, settings, test_file)
+    source = FileSource(root, paths, upright=False)
+    return ExampleTable(
+        source=source,
+        rows=np.arange(len(paths), dtype=np.int64),
+        ids=tuple(paths),
+        labels_N=labels_N,
+        splits=tuple(splits),
+        subjects=tuple(paths),
+        class_names=class_names,
+        taxonomy=_taxonomy(names, class_names),
+        taxonomy_levels=("make", "model", "year") if class_names == tuple(names) else (),
+        boxes_N4=_boxes(np.array(corners), source),
+    )
+
+
+def _find(root: Path, name: str) -> Path | None:
+    candidates = (root / name, root / "devkit" / name)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _field(root: Path, name: str, field: str) -> Any:
+    # Imported here: nobody else's data set needs it.
+    from scipy.io import loadmat
+
+    path = _find(root, name)
+    if path is None:
+        raise _damaged(f"'{root / name}' does not exist, nor does 'devkit/{name}' there.")
+    try:
+        return loadmat(path, simplify_cells=True)[field]
+    except KeyError:
+        raise _damaged(f"{name} has no '{field}' in it.") from None
+    except Exception as error:
+        # A damaged .mat file makes scipy raise whatever its reader stumbles over.
+        raise _damaged(f"{name} cannot be read as a MATLAB file: {error}.") from None
+
+
+def _records(root: Path, name: str) -> list[dict[str, Any]]:
+    found = _field(root, name, "annotations")
+    records = [found] if isinstance(found, dict) else list(found)
+    needed = {"fname", *_CORNERS}
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not needed <= set(record):
+            raise _damaged(f"{name}, record {number} lacks one of {', '.join(sorted(needed))}.")
+    return records
+
+
+def _name(record: dict[str, Any], names: Sequence[str], file: str) -> str | None:
+    if "class" not in record:
+        return None
+    number = int(record["class"])
+    if not 1 <= number <= len(names):
+        raise _damaged(
+            f"{file}: '{record['fname']}' has class {number}; {META} names 1 to {len(names)}."
+        )
+    return names[number - 1]
+
+
+def _corners(record: dict[str, Any], file: str) -> list[float]:
+    try:
+        return [float(record[corner]) for corner in _CORNERS]
+    except (TypeError, ValueError):
+        raise _damaged(f"{file}: the box of '{record['fname']}' is no four numbers.") from None
+
+
+def _boxes(corners_N4: NDArray[np.float64], source: FileSource) -> NDArray[np.float32]:
+    """Published corners count pixels from 1 and include both ends."""
+    unknown = (float("nan"), float("nan"))
+    sizes_N2 = np.array([source.pixel_size(row) or unknown for row in range(len(source))])
+    low_N2 = np.clip((corners_N4[:, :2] - 1) / sizes_N2, 0.0, 1.0)
+    high_N2 = np.clip(corners_N4[:, 2:] / sizes_N2, 0.0, 1.0)
+    return np.hstack([low_N2, high_N2 - low_N2]).astype(np.float32)
+
+
+def _taxonomy(names: Sequence[str], class_names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    if class_names != tuple(names):
+        return ()
+    return tuple((_make(name), name.rpartition(" ")[0] or name, name) for name in names)
+
+
+def _make(name: str) -> str:
+    two = next((make for make in _TWO_WORDS if name.startswith(f"{make} ")), None)
+    return two or name.split(" ")[0]
+
+
+def _damaged(what: str) -> DataError:
+    return DataError(
+        what,
+        why="The tree is not as Stanford Cars was published.",
+        remedy="Put the devkit's .mat files into data.path or data.path/devkit, and the "
+        f"pictures into {first_few(['cars_train', 'cars_test'])} beside it.",
+    )

@@ -1,0 +1,28 @@
+"""Which code is installed: a digest that every reply carries."""
+
+import hashlib
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGES = ("client", "fgvc_core")
+"""What runs at a site."""
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """SHA-256 (hex) over the names and contents of the installed modules that run at a site.
+
+    Two installations with equal digests run the same Fieldmark; it says nothing about the
+    libraries beneath, and a site that lies about its code can lie about this too.
+    """
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        spec = find_spec(package)
+        for location in (spec.submodule_search_locations or ()) if spec else ():
+            root = Path(location)
+            for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
+                name = f"{package}/{path.relative_to(root).as_posix()}"
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()

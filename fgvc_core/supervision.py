@@ -1,0 +1,301 @@
+"""Keeping processes up: start, log with rotation, restart with back-off, stop all.
+
+A supervisor belongs to one folder, of which only one can be up at a time. Its children die
+with it (Linux), so that nobody is left to serve behind its back.
+"""
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from fgvc_core.errors import ConfigurationError
+
+STEADY_S = 60.0
+"""After so long, a process counts as up, and its next failure as the first."""
+STOP_WITHIN_S = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Service:
+    """One process to keep up.
+
+    Attributes:
+        name: Its name, and its log's.
+        command: What to run.
+        environment: Added to our own.
+        waits: Seconds to wait before the first, second... restart; the last one repeats.
+        after_death: Called when it has ended by itself, with its exit status.
+        on_line: Called with each line that it prints.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    waits: tuple[float, ...] = (0.2, 1.0, 3.0, 10.0)
+    after_death: Callable[[int], None] = lambda status: None
+    on_line: Callable[[str], None] = lambda line: None
+
+
+class _Running:
+    def __init__(self, service: Service, log: logging.Logger) -> None:
+        self.service = service
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
+        self.failures = 0
+        self.restarts = -1
+        self.due = 0.0
+        self.last_exit: int | None = None
+
+
+class Supervisor:
+    """Keeps services up until told to stop.
+
+    Args:
+        folder: Its own; ``logs/`` and ``state/`` are in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._logs, self._state = folder / "logs", folder / "state"
+        for made in (self._logs, self._state):
+            made.mkdir(mode=0o700, exist_ok=True)
+        self._running: dict[str, _Running] = {}
+        self.log = _file_log(self._logs / "supervisor.log")
+
+    def add(self, service: Service) -> None:
+        """Take a service on and start it."""
+        running = _Running(service, _file_log(self._logs / f"{service.name}.log"))
+        self._running[service.name] = running
+        self._start(running)
+
+    def step(self) -> None:
+        """Notice what has ended, and start what is due again."""
+        changed = False
+        for running in self._running.values():
+            process = running.process
+            if process is not None and process.poll() is not None:
+                changed = True
+                self._bury(running, process.returncode)
+            if running.process is None and time.monotonic() >= running.due:
+                changed = True
+                self._start(running)
+        if changed:
+            self._note()
+
+    def restart(self, name: str) -> None:
+        """End a service in good order; it is started again at once."""
+        running = self._running[name]
+        if running.process is not None:
+            _end([running.process])
+            running.process, running.due = None, 0.0
+
+    def stop(self) -> None:
+        """End all services, the last first."""
+        for running in reversed(self._running.values()):
+            if running.process is not None and running.process.poll() is None:
+                self.log.info("stopping %s", running.service.name)
+                _end([running.process])
+            running.process = None
+        self._note()
+
+    def pid(self, name: str) -> int | None:
+        """The process id of a service that is up."""
+        process = self._running[name].process
+        return None if process is None or process.poll() is not None else process.pid
+
+    def _bury(self, running: _Running, status: int) -> None:
+        waits = running.service.waits
+        if time.monotonic() - running.started > STEADY_S:
+            running.failures = 0
+        wait = waits[min(running.failures, len(waits) - 1)]
+        running.failures += 1
+        running.process, running.last_exit = None, status
+        self.log.warning("%s ended (%s); again in %g s", running.service.name, status, wait)
+        running.service.after_death(status)
+        running.due = time.monotonic() + wait
+
+    def _start(self, running: _Running) -> None:
+        service = running.service
+        running.process = subprocess.Popen(
+            service.command,
+            env={**os.environ, **service.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C is for the supervisor, which ends the others in order.
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        running.started = time.monotonic()
+        running.restarts += 1
+        assert running.process.stdout is not None
+        threading.Thread(
+            target=_copy,
+            args=(running.process.stdout, running.log, service.on_line),
+            daemon=True,
+        ).start()
+        self.log.info("%s is up as %d", service.name, running.process.pid)
+        self._note()
+
+    def _note(self) -> None:
+        now = time.time()
+        values = {
+            name: {
+                "pid": self.pid(name),
+                "up_s": round(time.monotonic() - running.started, 1),
+                "restarts": running.restarts,
+                "last_exit": running.last_exit,
+                "noted": round(now, 1),
+            }
+            for name, running in self._running.items()
+        }
+        write_json(self._state / "services.json", values)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder for one supervisor, and note its process id.
+
+    Raises:
+        ConfigurationError: if another holds it.
+    """
+    state = folder / "state"
+    state.mkdir(mode=0o700, exist_ok=True)
+    lock = FileLock(state / "up.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigurationError(
+            f"{what} of '{folder}' is up already.",
+            remedy="Stop it first, or look at it with the status command.",
+        ) from None
+    try:
+        (state / "up.pid").write_text(f"{os.getpid()}\n", encoding="utf-8")
+        yield
+    finally:
+        (state / "up.pid").unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def until_told() -> Iterator[list[int]]:
+    """A list that is empty until SIGTERM or Ctrl-C asks this process to end in good order."""
+    told: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+
+    before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def holder(folder: Path) -> int | None:
+    """The process id of the supervisor that holds a folder, or None if nobody does."""
+    state = folder / "state"
+    lock = FileLock(state / "up.lock", timeout=0)
+    if not state.is_dir():
+        return None
+    try:
+        with lock:
+            return None
+    except Timeout:
+        pass
+    try:
+        return int((state / "up.pid").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def stop_holder(folder: Path, within_s: float = 60.0) -> bool:
+    """Ask the supervisor of a folder to end, and wait; False if none was up."""
+    pid = holder(folder)
+    if pid is None:
+        return False
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + within_s
+    while holder(folder) is not None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return True
+
+
+def start_detached(command: tuple[str, ...], log: Path) -> subprocess.Popen[bytes]:
+    """Start a supervisor that outlives this terminal."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON aside, then rename: a reader sees the old file or the new one."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_json(path: Path) -> Any:
+    """What :func:`write_json` wrote, or None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_WITHIN_S
+    for process in processes:
+        try:
+            process.wait(max(deadline - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _copy(stream: IO[bytes], log: logging.Logger, on_line: Callable[[str], None]) -> None:
+    for line in iter(stream.readline, b""):
+        text = line.decode("utf-8", "replace").rstrip()
+        log.info("%s", text)
+        on_line(text)
+
+
+def _file_log(path: Path) -> logging.Logger:
+    log = logging.getLogger(f"fieldmark.supervision.{path}")
+    if not log.handlers:
+        handler = RotatingFileHandler(path, maxBytes=5_000_000, backupCount=3, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    return log

@@ -1,0 +1,1 @@
+"""A real federation at the coordinator: keys, processes, the only open port."""

@@ -1,0 +1,61 @@
+"""What is wanted of a run and how far it is: ``coordinator/conduct.json`` in its folder."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fgvc_core.supervision import read_json, write_json
+
+State = Literal["wanted", "running", "stopping", "stopped", "finished", "failed", "none"]
+ACTIVE: tuple[State, ...] = ("wanted", "running", "stopping")
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """The state of a run.
+
+    Attributes:
+        state: ``wanted`` until the SuperLink has it, then ``running`` until it has ended.
+        flower_run: The Flower run that carries it out; another one after each death.
+        tries: Flower runs so far.
+        stuck: Tries since a round was last done.
+        round: Rounds done when the last try began.
+        why: How it ended, in words.
+    """
+
+    state: State = "none"
+    flower_run: int = 0
+    tries: int = 0
+    stuck: int = 0
+    round: int = 0
+    why: str = ""
+
+    def but(self, **changes: Any) -> "Conduct":
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+
+def read_conduct(run_dir: Path) -> Conduct:
+    """A run's state; ``none`` where there is none."""
+    values = read_json(run_dir / "coordinator" / "conduct.json")
+    return Conduct(**values) if values else Conduct()
+
+
+def write_conduct(run_dir: Path, conduct: Conduct) -> None:
+    """Write a run's state."""
+    write_json(run_dir / "coordinator" / "conduct.json", asdict(conduct))
+
+
+def active_run(folder: Path) -> Path | None:
+    """The folder of the run that is on, if any."""
+    for path in sorted((folder / "runs").glob("*/coordinator/conduct.json")):
+        run_dir = path.parents[1]
+        if read_conduct(run_dir).state in ACTIVE:
+            return run_dir
+    return None
+
+
+def rounds_done(run_dir: Path) -> int:
+    """Rounds in a run's last checkpoint."""
+    values = read_json(run_dir / "checkpoints" / "last.json") or {}
+    return int(values.get("round", 0))

@@ -1,0 +1,169 @@
+"""Carries a run through: starts its Flower run, and another when that one has died.
+
+A Fieldmark run is a folder; Flower's runs come and go beneath it. What ended for a reason
+(a policy, a missing quorum) is not tried again; what merely died is, from its checkpoint.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from fgvc_core import __version__
+from fgvc_core.protocol.announcement import Announcement, seal_announcement
+from fgvc_core.protocol.bundle import make_bundle
+from fgvc_core.protocol.code import code_digest
+from fgvc_core.protocol.keys import read_private
+from fgvc_core.supervision import write_json
+from server.deployment.allow_list import AllowList
+from server.deployment.conduct import (
+    Conduct,
+    active_run,
+    read_conduct,
+    rounds_done,
+    write_conduct,
+)
+from server.deployment.flower_internals import ControlApi
+from server.home import CoordinatorHome
+
+STOP_WITHIN_S = 30.0
+_DIED = ("died:", "RunInterrupted")
+
+
+class Conductor:
+    """Carries out what ``server run`` has asked for, and keeps the SuperLink's list of keys.
+
+    Args:
+        folder: The coordinator's.
+        api: The SuperLink's Control API.
+        tries: How often a run may die without a round done.
+        say: Told in words what happens.
+    """
+
+    def __init__(
+        self, folder: Path, api: ControlApi, tries: int, say: Callable[[str], None]
+    ) -> None:
+        self._folder, self._api, self._tries, self._say = folder, api, tries, say
+        self._allowed = AllowList(folder)
+        self._listed: dict[str, str] | None = None
+        self._asked = 0.0
+        self._shared: tuple[Path, dict[str, str]] | None = None
+
+    def step(self) -> None:
+        """Look once at the allow-list and at the run that is on.
+
+        Raises:
+            httpx.HTTPError: if the SuperLink does not answer just now; step again later.
+        """
+        self._reconcile()
+        run_dir = active_run(self._folder)
+        if run_dir is None:
+            (self._folder / "state" / "announcement.json").unlink(missing_ok=True)
+            return
+        self._share_list(run_dir)
+        conduct = read_conduct(run_dir)
+        if conduct.state == "wanted":
+            self._start(run_dir, conduct)
+        elif conduct.state == "running":
+            self._watch(run_dir, conduct)
+        else:
+            self._stop(run_dir, conduct)
+
+    def forget(self) -> None:
+        """The SuperLink is a new process: look at its list of keys again."""
+        self._listed = None
+
+    def _reconcile(self) -> None:
+        """Register at the SuperLink whom the allow-list names, and nobody else."""
+        wanted = {e.fingerprint: e.public_key for e in self._allowed.active().values()}
+        if wanted == self._listed:
+            return
+        names = {e.fingerprint: e.name for e in self._allowed.active().values()}
+        there = {node.fingerprint: node.node_id for node in self._api.nodes()}
+        for digest in there.keys() - wanted.keys():
+            self._api.unregister(there[digest])
+            self._say(f"node {there[digest]} is no site any more")
+        for digest in wanted.keys() - there.keys():
+            node = self._api.register(wanted[digest], names[digest])
+            self._say(f"site {names[digest]} is node {node}")
+        self._listed = wanted
+
+    def _share_list(self, run_dir: Path) -> None:
+        """Let the run know who may take part: sites come and go while it runs."""
+        keys = {name: entry.public_key for name, entry in self._allowed.active().items()}
+        if self._shared != (run_dir, keys):
+            write_json(run_dir / "coordinator" / "sites.json", keys)
+            self._shared = run_dir, keys
+
+    def _start(self, run_dir: Path, conduct: Conduct) -> None:
+        self._announce(run_dir)
+        number = self._api.start_run(make_bundle(), str(run_dir.resolve()))
+        tries, done = conduct.tries + 1, rounds_done(run_dir)
+        self._say(f"run {run_dir.name}: try {tries} is Flower run {number}")
+        write_conduct(
+            run_dir, conduct.but(state="running", flower_run=number, tries=tries, round=done)
+        )
+
+    def _watch(self, run_dir: Path, conduct: Conduct) -> None:
+        status, outcome, details = self._api.run_status(conduct.flower_run)
+        if status and status != "finished":
+            return
+        if outcome == "completed":
+            self._end(run_dir, conduct.but(state="finished", why="completed"))
+            return
+        died = not status or not details or details.startswith(_DIED) or "heartbeat" in details
+        if not died:
+            self._end(run_dir, conduct.but(state="failed", why=details))
+            return
+        stuck = conduct.stuck + 1 if rounds_done(run_dir) == conduct.round else 0
+        self._say(f"run {run_dir.name}: {details or outcome or 'unknown to the SuperLink'}")
+        if stuck >= self._tries:
+            why = f"its process died {stuck} times without a round done: {details}"
+            self._end(run_dir, conduct.but(state="failed", why=why))
+        else:
+            write_conduct(run_dir, conduct.but(state="wanted", stuck=stuck, why=details))
+
+    def _stop(self, run_dir: Path, conduct: Conduct) -> None:
+        """The executor has told the run's process; if it does not end, the SuperLink ends it."""
+        self._asked = self._asked or time.monotonic()
+        status, _, _ = self._api.run_status(conduct.flower_run)
+        if status and status != "finished":
+            if time.monotonic() - self._asked < STOP_WITHIN_S:
+                return
+            self._api.stop_run(conduct.flower_run)
+        self._asked = 0.0
+        self._end(run_dir, conduct.but(state="stopped", why="stopped by a person"))
+
+    def _end(self, run_dir: Path, conduct: Conduct) -> None:
+        self._say(f"run {run_dir.name}: {conduct.state}: {conduct.why}")
+        write_conduct(run_dir, conduct)
+        (self._folder / "state" / "announcement.json").unlink(missing_ok=True)
+
+    def _announce(self, run_dir: Path) -> None:
+        """Sign what ``site check`` may know before the run reaches it."""
+        home = CoordinatorHome.open(run_dir)
+        path_free = home.recipe.data.model_copy(update={"path": None})
+        announcement = Announcement(
+            run=run_dir.name,
+            recipe=home.recipe.model_copy(update={"data": path_free}).to_toml(),
+            recipe_digest=home.recipe.digest,
+            class_names=home.class_names,
+            version=__version__,
+            code=code_digest(),
+        )
+        key = read_private(self._folder / "coordinator.key")
+        sealed = seal_announcement(key, announcement)
+        text = {"body": sealed.text, "signature": sealed.signature.hex()}
+        path = self._folder / "state" / "announcement.json"
+        write_json(path, text)
+
+
+def answers(api: ControlApi) -> bool:
+    """Whether the SuperLink is there."""
+    try:
+        api.nodes()
+    except (httpx.HTTPError, json.JSONDecodeError):
+        return False
+    return True

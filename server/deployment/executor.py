@@ -1,0 +1,150 @@
+"""Our executor at the SuperLink: it runs the installed ServerApp, and nothing else.
+
+Flower's own unpacks a run's bundle, puts it on ``sys.path`` and loads what it names: whoever
+can start a run on this machine's loopback could run code as the coordinator. Here a run is
+carried out only if its bundle is ours to the bit and the conductor asked for it. It imports
+once and forks for each run; a run whose process dies is reported at once.
+
+Run as a process of its own: ``python -m server.deployment.executor DIR``.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from fgvc_core.errors import FieldmarkError
+from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
+from fgvc_core.supervision import die_with_parent, read_json
+from server.deployment.conduct import active_run, read_conduct
+from server.deployment.flower_internals import Work, acquire_work, give_up, open_work
+from server.deployment.parcel_grid import ParcelGrid
+
+POLL_S = 0.3
+ASKED_WITHIN_S = 5.0
+
+
+class Executor:
+    """Takes runs from the SuperLink one after the other, each in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        ports = read_json(folder / "state" / "ports.json")
+        self._port = int(ports["superlink"])
+        self._ca = (folder / "state" / "loopback" / "ca.pem").read_bytes()
+        self._secret = (folder / "secret").read_bytes()
+        self._children: dict[int, str] = {}
+
+    def serve(self) -> None:
+        """Serve until told to stop."""
+        client, tasks = acquire_work(self._port, self._ca, self._secret)
+        parent = os.getppid()
+        try:
+            for token, task, run in tasks:
+                if token:
+                    _say(f"task {task} of Flower run {run}")
+                    self._launch(token)
+                self._reap()
+                self._obey()
+                if os.getppid() != parent:
+                    break
+                time.sleep(POLL_S)
+        finally:
+            client.close()
+            for child in self._children:
+                os.kill(child, signal.SIGTERM)
+
+    def _launch(self, token: str) -> None:
+        child = os.fork()
+        if child:
+            self._children[child] = token
+            return
+        status = 1
+        try:
+            die_with_parent()
+            # SIGINT is how Flower's heartbeat says that the run was stopped.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.default_int_handler)
+            status = self._carry_out(token)
+        except BaseException as error:
+            # The end of a process of ours: whatever it was, its log must say so.
+            _say(f"ended by {type(error).__name__}: {error}")
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _carry_out(self, token: str) -> int:
+        from server.app import app
+
+        with open_work(self._port, self._ca, token) as work:
+            failure = "interrupted"
+            try:
+                check_bundle(work.bundle)
+                self._check_wanted(work)
+                app(ParcelGrid(work.grid), work.context)
+                failure = ""
+            except FieldmarkError as error:
+                failure = f"{type(error).__name__}: {error}"
+            except KeyboardInterrupt:
+                _say("told to stop")
+            except Exception as error:
+                failure = f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                work.finish(failure)
+        return 0 if not failure else 1
+
+    def _check_wanted(self, work: Work) -> None:
+        """Raise FieldmarkError unless the conductor has asked for just this."""
+        run_dir = Path(str(work.context.run_config.get(RUN_KEY, "")))
+        own = {path.resolve() for path in (self._folder / "runs").iterdir()}
+        inside = run_dir.resolve() in own
+        # The conductor learns the run's number and writes it down while we start.
+        deadline = time.monotonic() + ASKED_WITHIN_S
+        while inside and time.monotonic() < deadline:
+            if read_conduct(run_dir).flower_run == work.run_id:
+                return
+            time.sleep(POLL_S)
+        raise FieldmarkError(
+            f"Flower run {work.run_id} was not asked for by this coordinator.",
+            remedy="Start runs with: fieldmark server run DIR RECIPE.",
+        )
+
+    def _obey(self) -> None:
+        """End the run that a person has asked to be stopped."""
+        run_dir = active_run(self._folder) if self._children else None
+        if run_dir is None or read_conduct(run_dir).state != "stopping":
+            return
+        for child in self._children:
+            os.kill(child, signal.SIGTERM)
+
+    def _reap(self) -> None:
+        while self._children:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if not child:
+                return
+            token = self._children.pop(child)
+            if os.WIFSIGNALED(status):
+                died = f"its process was ended by signal {os.WTERMSIG(status)}"
+                _say(died)
+                give_up(self._port, self._ca, token, f"died: {died}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    """Entry of the process."""
+    # Imported before the first fork, so that a run starts with them.
+    import server.run  # noqa: F401
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    Executor(Path(sys.argv[1])).serve()
+
+
+if __name__ == "__main__":
+    main()

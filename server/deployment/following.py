@@ -1,0 +1,164 @@
+"""Watching a run from outside its process: its events, and a live table of its sites."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fgvc_core.errors import ConfigurationError, FieldmarkError, PolicyRefusal, RunFailed
+from fgvc_core.supervision import holder
+from server.deployment.conduct import ACTIVE, read_conduct
+
+POLL_S = 0.2
+
+
+@dataclass
+class SiteView:
+    """What a run's events tell of one site."""
+
+    state: str = "registered"
+    reason: str = ""
+    rounds: int = 0
+    refused: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    version: str = ""
+    code: str = ""
+
+
+@dataclass
+class RunView:
+    """What a run's events tell, folded one at a time."""
+
+    round: int = 0
+    rounds: int = 0
+    sites: dict[str, SiteView] = field(default_factory=dict)
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    last: dict[str, Any] | None = None
+
+    def fold(self, event: dict[str, Any]) -> None:
+        """Take one event in."""
+        kind = event["event"]
+        if kind == "run_started":
+            self.rounds = event["rounds"]
+            for name in event["sites"]:
+                self.sites.setdefault(name, SiteView())
+        elif kind == "roll_call":
+            self._roll_call(event)
+        elif kind == "site_left":
+            self._site(event["site"]).state = event["why"]
+        elif kind == "round_started":
+            for name in event["cohort"]:
+                self._site(name).state = "training"
+        elif kind == "reply":
+            self._reply(event)
+        elif kind == "round_finished":
+            self.round, self.last = event["round"], event
+
+    def _site(self, name: str) -> SiteView:
+        return self.sites.setdefault(name, SiteView())
+
+    def _roll_call(self, event: dict[str, Any]) -> None:
+        if event["accepted"]:
+            site = self._site(event["site"])
+            site.state, site.reason = "arrived", ""
+            site.version, site.code = event.get("version", ""), event.get("code_digest", "")
+        else:
+            self.refusals.append(event)
+
+    def _reply(self, event: dict[str, Any]) -> None:
+        site = self._site(event["site"])
+        site.bytes_up += event["bytes_up"]
+        site.bytes_down += event["bytes_down"]
+        if event["accepted"]:
+            site.state, site.reason = "replied", ""
+            site.rounds += event["kind"] != "score"
+        else:
+            site.state, site.reason = "refused", event["reason"]
+            site.refused += 1
+            self.refusals.append(event)
+
+
+def events_of(run_dir: Path) -> Iterator[dict[str, Any] | None]:
+    """Events as they are written, from the first; None whenever there is no more just now."""
+    path, position, rest = run_dir / "events.jsonl", 0, ""
+    while True:
+        text = ""
+        if path.exists():
+            with path.open(encoding="utf-8") as file:
+                file.seek(position)
+                text = file.read()
+                position = file.tell()
+        rest += text
+        *lines, rest = rest.split("\n")
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                # A process died in the midst of a line; the next one wrote on behind it.
+                continue
+        yield None
+
+
+def view_of(run_dir: Path) -> RunView:
+    """A run as its events tell it so far."""
+    view = RunView()
+    for event in events_of(run_dir):
+        if event is None:
+            return view
+        view.fold(event)
+    return view
+
+
+def follow(folder: Path, run_dir: Path, tell: Callable[[dict[str, Any], RunView], None]) -> None:
+    """Follow a run to its end; Ctrl-C leaves it running.
+
+    Args:
+        folder: The coordinator's.
+        run_dir: The run's.
+        tell: Called with each event and the view after it.
+
+    Raises:
+        FieldmarkError: with the exit code that says why it did not end well.
+    """
+    view = RunView()
+    events = events_of(run_dir)
+    while True:
+        for event in events:
+            if event is None:
+                break
+            view.fold(event)
+            tell(event, view)
+        conduct = read_conduct(run_dir)
+        if conduct.state not in ACTIVE:
+            break
+        if holder(folder.resolve()) is None:
+            raise ConfigurationError(
+                "The coordinator is not up any more; the run waits for it.",
+                remedy=f"fieldmark server up {folder} goes on with it.",
+            )
+        time.sleep(POLL_S)
+    for event in events:
+        if event is None:
+            break
+        view.fold(event)
+        tell(event, view)
+    raise_outcome(run_dir)
+
+
+def raise_outcome(run_dir: Path) -> None:
+    """Raise what a run has ended with, unless it was well."""
+    conduct = read_conduct(run_dir)
+    if conduct.state == "finished":
+        return
+    kind, _, text = conduct.why.partition(": ")
+    if not kind.isidentifier():
+        kind, text = "", conduct.why
+    error: type[FieldmarkError] = PolicyRefusal if kind == "PolicyRefusal" else RunFailed
+    raise error(
+        f"The run '{run_dir.name}' {conduct.state}: {text or conduct.why}",
+        remedy=f"Its events are in {run_dir / 'events.jsonl'}; "
+        f"go on with: fieldmark server resume DIR {run_dir.name}",
+    )

@@ -1,0 +1,251 @@
+"""The only open port: what is not a registered site's Fleet call ends here.
+
+Flower's SuperLink answers everybody everything on one port, so it listens on loopback, and
+this gateway forwards to it the Fleet calls of keys on the allow-list. The signature over the
+time stamp is checked before a byte of the body is read; a body is passed on in pieces and
+counted. One more thing is answered: the announcement of the run, to registered keys.
+"""
+
+import base64
+import binascii
+import datetime
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from fgvc_core import __version__
+from fgvc_core.protocol.keys import fingerprint
+from server.deployment.allow_list import AllowList, Entry
+from server.deployment.flower_internals import (
+    PROTOBUF_MEDIA_TYPE,
+    PUBLIC_KEY_HEADER,
+    SIGNATURE_HEADER,
+    TIMESTAMP_HEADER,
+    read_push,
+)
+from server.deployment.meters import Meter, Refused
+from server.deployment.settings import GatewaySettings
+
+CALLS = frozenset(
+    {
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "get-run",
+        "get-fab",
+        "push-object",
+        "pull-object",
+        "confirm-message-received",
+    }
+)
+"""Fleet calls that a site needs. register-node and unregister-node are the coordinator's."""
+SKEW_S = 300.0
+"""Largest difference between a site's clock and ours, in seconds; Flower allows the same."""
+PIECE_MB, PIECES_BESIDE = 5.0, 64
+"""Flower's pieces of an array, in MB, and how many a message may have beside them."""
+VERSION_HEADER = "fieldmark-version"
+_PASSED_ON = ("content-type", "accept", PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)
+_VERSION_PREFIX = "flwr-"
+
+
+class Gateway:
+    """The gateway's application.
+
+    Args:
+        folder: The coordinator's.
+        upstream: A client of the SuperLink on loopback.
+        settings: Bounds.
+    """
+
+    def __init__(self, folder: Path, upstream: httpx.AsyncClient, settings: GatewaySettings):
+        self._allowed = AllowList(folder)
+        self._announcement = folder / "state" / "announcement.json"
+        self._upstream = upstream
+        self._settings = settings
+        self.meter = Meter(folder / "logs" / "gateway.jsonl", settings)
+        self._keys: dict[str, tuple[str, ec.EllipticCurvePublicKey]] = {}
+        self._announced: Counter[str] = Counter()
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/v1/fleet/{call}", self.fleet, methods=["POST"]),
+                Route("/v1/announcement", self.announcement, methods=["GET"]),
+            ],
+            exception_handlers={Refused: self._refuse, 404: self._nothing, 405: self._nothing},
+        )
+
+    async def announcement(self, request: Request) -> Response:
+        """The signed announcement of the run that is on, for ``site check``."""
+        site = self._authenticate(request)
+        with self.meter.open(site.name):
+            try:
+                text = self._announcement.read_text(encoding="utf-8")
+            except OSError:
+                text = '{"run": null}'
+            return Response(text, 200, {VERSION_HEADER: __version__}, "application/json")
+
+    async def fleet(self, request: Request) -> Response:
+        """One Fleet call, forwarded if it is a registered site's and within bounds."""
+        call = request.path_params["call"]
+        if call not in CALLS:
+            return await self._nothing(request, None)
+        site = self._authenticate(request)
+        with self.meter.open(site.name):
+            declared = self._declared_length(request, site)
+            stream = self._body(request, site)
+            body: AsyncIterator[bytes] | bytes = stream
+            if call == "push-messages":
+                body = await self._own_messages_only(stream, site)
+                self.meter.begin_message(site.name)
+            elif call == "push-object":
+                self.meter.weigh(site.name, declared)
+            return await self._forward(request, call, body, declared, site)
+
+    async def _forward(
+        self,
+        request: Request,
+        call: str,
+        body: AsyncIterator[bytes] | bytes,
+        length: int,
+        site: Entry,
+    ) -> Response:
+        headers = {
+            name: value
+            for name, value in request.headers.items()
+            if name in _PASSED_ON or name.startswith(_VERSION_PREFIX)
+        }
+        headers["content-length"] = str(length)
+        outgoing = self._upstream.build_request(
+            "POST", f"/v1/fleet/{call}", headers=headers, content=body
+        )
+        try:
+            answer = await self._upstream.send(outgoing, stream=True)
+        except httpx.TransportError:
+            # Flower's nodes take 503 for 'not now' and come again.
+            return JSONResponse({"detail": "The coordinator is starting."}, 503)
+        kept = {
+            name: value
+            for name, value in answer.headers.items()
+            if name in ("content-type", "content-length") or name.startswith(_VERSION_PREFIX)
+        }
+        return StreamingResponse(self._answer(answer, site), answer.status_code, kept)
+
+    async def _answer(self, answer: httpx.Response, site: Entry) -> AsyncIterator[bytes]:
+        try:
+            async for piece in answer.aiter_raw():
+                self.meter.sent(site.name, len(piece))
+                yield piece
+        finally:
+            await answer.aclose()
+
+    def _authenticate(self, request: Request) -> Entry:
+        """Whose key has signed the time stamp.
+
+        Raises:
+            Refused: if nobody's who is registered; nothing of the body was read.
+        """
+        address = request.client.host if request.client else ""
+        try:
+            digest, key = self._key(request.headers[PUBLIC_KEY_HEADER])
+            stamp = request.headers[TIMESTAMP_HEADER]
+            signed_at = datetime.datetime.fromisoformat(stamp)
+            signature = base64.b64decode(request.headers[SIGNATURE_HEADER], validate=True)
+            age = (datetime.datetime.now(datetime.UTC) - signed_at).total_seconds()
+            key.verify(signature, stamp.encode("ascii"), ec.ECDSA(SHA256()))
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            UnicodeError,
+            binascii.Error,
+            UnsupportedAlgorithm,
+            InvalidSignature,
+        ):
+            raise Refused(401, "not signed by a key", address=address) from None
+        entry = self._allowed.by_fingerprint(digest)
+        if entry is None:
+            raise Refused(401, "a key that is not registered", address=address, key=digest)
+        if not -SKEW_S < age < SKEW_S:
+            raise Refused(401, f"a clock that is {age:.0f} s off", address, entry.name)
+        return entry
+
+    def _key(self, header: str) -> tuple[str, ec.EllipticCurvePublicKey]:
+        found = self._keys.get(header)
+        if found is None:
+            if len(header) > 1000:
+                raise ValueError("no key is that long")
+            key = load_pem_public_key(base64.b64decode(header, validate=True))
+            if not isinstance(key, ec.EllipticCurvePublicKey):
+                raise ValueError("no ECDSA key")
+            found = fingerprint(key), key
+            if self._allowed.by_fingerprint(found[0]) is not None:
+                # Only keys of sites are kept: strangers cannot fill our memory.
+                self._keys[header] = found
+        return found
+
+    def _declared_length(self, request: Request, site: Entry) -> int:
+        text = request.headers.get("content-length", "")
+        if not text.isdecimal():
+            raise Refused(411, "a request without a length", site=site.name)
+        length = int(text)
+        if length > self._settings.body_mb * 1e6:
+            raise Refused(413, f"a request of {length} bytes", site=site.name)
+        if request.headers.get("content-type", "").partition(";")[0].strip() != PROTOBUF_MEDIA_TYPE:
+            raise Refused(415, "a request that is no protobuf", site=site.name)
+        return length
+
+    async def _body(self, request: Request, site: Entry) -> AsyncIterator[bytes]:
+        deadline = time.monotonic() + self._settings.request_s
+        try:
+            async for piece in request.stream():
+                self.meter.received(site.name, len(piece))
+                if time.monotonic() > deadline:
+                    raise Refused(408, "a request that took too long", site=site.name)
+                if piece:
+                    yield piece
+        except ClientDisconnect:
+            raise Refused(400, "a request that broke off", site=site.name) from None
+
+    async def _own_messages_only(self, body: AsyncIterator[bytes], site: Entry) -> bytes:
+        """Refuse a message that claims to come from another node, or would unfold too large.
+
+        The SuperLink checks that the pushing node is the key's, and not this; another site's
+        genuine reply would be lost to a false one. Pieces that a message names again and again
+        are sent once, and put together in memory as often as they are named.
+        """
+        whole = b"".join([piece async for piece in body])
+        try:
+            pushed = read_push(whole)
+        except ValueError:
+            raise Refused(400, "a message that cannot be read", site=site.name) from None
+        if pushed.claimed != {pushed.node}:
+            raise Refused(403, "a message that claims another node's identity", site=site.name)
+        if pushed.pieces > PIECES_BESIDE + math.ceil(self._settings.message_mb / PIECE_MB):
+            raise Refused(413, f"a message of {pushed.pieces} pieces", site=site.name)
+        return whole
+
+    async def _refuse(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        self.meter.refused(error, request.url.path)
+        return JSONResponse({"detail": error.public}, error.status, {"connection": "close"})
+
+    async def _nothing(self, request: Request, error: Exception | None) -> Response:
+        address = request.client.host if request.client else ""
+        self.meter.refused(Refused(404, "a path that is not served", address), request.url.path)
+        return JSONResponse({"detail": "Not Found"}, 404, {"connection": "close"})

@@ -1,0 +1,139 @@
+"""From a recipe to a run's folder at a coordinator, ready for the conductor."""
+
+import os
+import re
+from pathlib import Path
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.experiment import make_table
+from fgvc_core.recipe import Recipe
+from fgvc_core.supervision import holder
+from server.deployment.allow_list import AllowList
+from server.deployment.conduct import Conduct, active_run, read_conduct, write_conduct
+from server.deployment.settings import DeploymentSettings, read_settings
+from server.home import CoordinatorHome, ServerSettings, write_home
+
+POLL_S = 0.25
+"""Between two looks for a reply, in seconds."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
+
+
+def launch(folder: Path, recipe: Recipe, name: str = "") -> Path:
+    """Ask for a run.
+
+    Args:
+        folder: The coordinator's.
+        recipe: What to run.
+        name: Of the run's folder; by default the recipe's, with a number if that is taken.
+
+    Returns:
+        The run's folder. The conductor of ``server up`` does the rest.
+
+    Raises:
+        ConfigurationError: if the coordinator is not up, another run is on, no site is
+            registered, or nobody knows the classes.
+        DataError: if the coordinator's own data are wrong.
+    """
+    folder = folder.resolve()
+    settings = read_settings(folder)
+    _check_up(folder)
+    sites = {name: entry.public_key for name, entry in AllowList(folder).active().items()}
+    if not sites:
+        raise ConfigurationError(
+            "No site is registered.", remedy=f"fieldmark server add-site {folder} NAME"
+        )
+    recipe, class_names, test = _own_data(recipe, settings)
+    run_dir = _folder_of(folder, name or recipe.name, free=not name)
+    try:
+        run_dir.mkdir(mode=0o700)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"There is a run '{run_dir.name}' already.",
+            remedy=f"Go on with it (fieldmark server resume {folder} {run_dir.name}), "
+            "or give another --name.",
+        ) from None
+    own = run_dir / "coordinator"
+    own.mkdir()
+    # Not a copy: there is one key, in one place, to be kept and to be rotated.
+    os.symlink(Path("..") / ".." / ".." / "coordinator.key", own / "key")
+    server = ServerSettings(
+        cache=settings.cache or str(cache_folder()),
+        data_path=recipe.data.path,
+        device=settings.device,
+        engine="superlink",
+        test=test,
+        wait_for_sites_s=settings.wait_for_sites_s,
+        poll_s=POLL_S,
+    )
+    write_home(run_dir, recipe, class_names, sites, server)
+    write_conduct(run_dir, Conduct(state="wanted"))
+    return run_dir
+
+
+def resume(folder: Path, name: str) -> Path:
+    """Ask for a run that has ended to be gone on with, from its last checkpoint.
+
+    Raises:
+        ConfigurationError: if there is no such run, it is on, or another is.
+    """
+    folder = folder.resolve()
+    _check_up(folder)
+    run_dir = _folder_of(folder, name, free=False)
+    CoordinatorHome.open(run_dir)
+    write_conduct(run_dir, read_conduct(run_dir).but(state="wanted", stuck=0, why=""))
+    return run_dir
+
+
+def stop_run(folder: Path) -> Path | None:
+    """Ask for the run that is on to be stopped; its last checkpoint is whole."""
+    run_dir = active_run(folder.resolve())
+    if run_dir is not None:
+        write_conduct(run_dir, read_conduct(run_dir).but(state="stopping"))
+    return run_dir
+
+
+def _check_up(folder: Path) -> None:
+    if holder(folder) is None:
+        raise ConfigurationError(
+            f"The coordinator of '{folder}' is not up.",
+            remedy=f"Start it: fieldmark server up {folder}",
+        )
+    on = active_run(folder)
+    if on is not None:
+        raise ConfigurationError(
+            f"The run '{on.name}' is on.",
+            why="Sites answer one run at a time.",
+            remedy=f"Look at it: fieldmark server attach {folder}; or end it: "
+            f"fieldmark server cancel {folder}",
+        )
+
+
+def _own_data(recipe: Recipe, settings: DeploymentSettings) -> tuple[Recipe, tuple[str, ...], bool]:
+    """The recipe with the coordinator's own data path, the classes, and whether there is a test."""
+    path = recipe.data.path or settings.data_path
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path})})
+    if path is None and recipe.data.name != "fieldmarks":
+        if recipe.data.classes is None:
+            raise ConfigurationError(
+                "The recipe names no classes, and the coordinator has no data to read them from.",
+                why="Every site has to mean the same by a label.",
+                remedy="List them in the recipe's data.classes, or set data_path in server.toml.",
+            )
+        return recipe, recipe.data.classes, False
+    cache = Path(settings.cache) if settings.cache else cache_folder()
+    table = make_table(recipe, cache)
+    return recipe, table.class_names, bool(len(table.where("test")))
+
+
+def _folder_of(folder: Path, name: str, *, free: bool) -> Path:
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"'{name[:80]}' cannot be a run's name.",
+            remedy="Use letters, digits, dots, underscores and hyphens.",
+        )
+    run_dir, number = folder / "runs" / name, 1
+    while free and run_dir.exists():
+        number += 1
+        run_dir = folder / "runs" / f"{name}-{number}"
+    return run_dir

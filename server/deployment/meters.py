@@ -1,0 +1,145 @@
+"""How much each site uses the gateway, and what was refused: bounds, counts, records."""
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar
+
+from server.deployment.settings import GatewaySettings
+
+RECORDS_PER_MINUTE = 120
+"""Refusals written down a minute; the rest are counted."""
+MAX_RECORD_BYTES = 20_000_000
+
+
+class Refused(Exception):
+    """A request that is not forwarded.
+
+    Args:
+        status: HTTP status.
+        what: What it was, for our own records.
+        address: Where it came from.
+        site: Whose key it was, where that is known.
+        key: Fingerprint of a key that is nobody's.
+    """
+
+    _PUBLIC: ClassVar = {
+        400: "Bad request",
+        401: "Not a registered site",
+        403: "Not allowed",
+        408: "Too slow",
+        411: "Length required",
+        413: "Too large",
+        415: "Unsupported type",
+        429: "Too many requests",
+    }
+
+    def __init__(
+        self, status: int, what: str, address: str = "", site: str = "", key: str = ""
+    ) -> None:
+        super().__init__(what)
+        self.status, self.what = status, what
+        self.address, self.site, self.key = address, site, key
+
+    @property
+    def public(self) -> str:
+        """What the sender is told: nothing that it does not know."""
+        return self._PUBLIC.get(self.status, "Refused")
+
+
+class Meter:
+    """Counts and bounds, per site.
+
+    Args:
+        record: Where refusals are written, one JSON object a line.
+        settings: Bounds.
+    """
+
+    def __init__(self, record: Path, settings: GatewaySettings) -> None:
+        self._record = record
+        self._settings = settings
+        self._open: Counter[str] = Counter()
+        self._message: Counter[str] = Counter()
+        self._tokens: dict[str, tuple[float, float]] = {}
+        self._minute, self._written = 0, 0
+        self.requests: Counter[str] = Counter()
+        self.bytes_in: Counter[str] = Counter()
+        self.bytes_out: Counter[str] = Counter()
+        self.refusals: Counter[tuple[str, int]] = Counter()
+        self.last_seen: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def open(self, site: str) -> Iterator[None]:
+        """Count one request of a site while it is open.
+
+        Raises:
+            Refused: if it has too many open, or makes too many.
+        """
+        rate = self._settings.requests_per_s
+        now = time.monotonic()
+        tokens, before = self._tokens.get(site, (10 * rate, now))
+        tokens = min(tokens + (now - before) * rate, 10 * rate)
+        if tokens < 1:
+            raise Refused(429, "more requests than requests_per_s", site=site)
+        if self._open[site] >= self._settings.connections_per_key:
+            raise Refused(429, "more requests open than connections_per_key", site=site)
+        self._tokens[site] = tokens - 1, now
+        self._open[site] += 1
+        self.requests[site] += 1
+        self.last_seen[site] = time.time()
+        try:
+            yield
+        finally:
+            self._open[site] -= 1
+
+    def begin_message(self, site: str) -> None:
+        """A site begins to send a message; what it sends from now on is that message's."""
+        self._message[site] = 0
+
+    def weigh(self, site: str, nbytes: int) -> None:
+        """Add to the message that a site sends.
+
+        Raises:
+            Refused: if it becomes too large.
+        """
+        self._message[site] += nbytes
+        if self._message[site] > self._settings.message_mb * 1e6:
+            raise Refused(413, "a message of more than message_mb", site=site)
+
+    def received(self, site: str, nbytes: int) -> None:
+        """Count bytes from a site."""
+        self.bytes_in[site] += nbytes
+
+    def sent(self, site: str, nbytes: int) -> None:
+        """Count bytes to a site."""
+        self.bytes_out[site] += nbytes
+
+    def refused(self, refusal: Refused, path: str) -> None:
+        """Count a refusal and write it down, unless there are too many."""
+        self.refusals[refusal.what.split(" of ")[0], refusal.status] += 1
+        minute = int(time.time() // 60)
+        if minute != self._minute:
+            self._minute, self._written = minute, 0
+        self._written += 1
+        if self._written > RECORDS_PER_MINUTE:
+            return
+        self._rotate()
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "refused": refusal.what,
+            "status": refusal.status,
+            "path": path[:200],
+            "site": refusal.site or None,
+            "address": refusal.address or None,
+            "key": refusal.key or None,
+        }
+        with self._record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _rotate(self) -> None:
+        if self._record.exists() and self._record.stat().st_size > MAX_RECORD_BYTES:
+            self._record.replace(self._record.with_suffix(".jsonl.1"))

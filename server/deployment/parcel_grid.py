@@ -1,0 +1,96 @@
+"""A grid that sends the tensors of each message as one parcel, over any other grid."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fgvc_core.errors import PeerError
+from fgvc_core.wire.parcel import make_parcel, open_parcel
+from server.records import from_array_record, to_array_record
+
+PARCEL = "parcel"
+
+
+class ParcelGrid(Grid):
+    """Wraps a grid: messages are packed on their way out and opened on their way in.
+
+    Args:
+        inner: Carries them.
+    """
+
+    def __init__(self, inner: Grid) -> None:
+        self._inner = inner
+        self._packed: tuple[ArrayRecord | None, ArrayRecord] = (None, ArrayRecord())
+
+    def set_run(self, run: Any) -> None:
+        """As the inner grid has it."""
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """As the inner grid has it."""
+        return self._inner.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message as Flower's constructor builds it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """As the inner grid has it."""
+        return self._inner.get_node_ids()
+
+    def get_nodes(self) -> Iterable[Any]:
+        """As the inner grid has it."""
+        return self._inner.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages, their tensors in a parcel."""
+        packed = list(messages)
+        for message in packed:
+            tensors = message.content.array_records.get("tensors")
+            if tensors:
+                message.content["tensors"] = self._parcel(tensors)
+        return self._inner.push_messages(packed)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies, their parcels opened; one that cannot be opened has no tensors."""
+        replies = list(self._inner.pull_messages(message_ids))
+        for reply in replies:
+            if not reply.has_error():
+                open_in(reply.content)
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Not used here; as the inner grid has it, without parcels."""
+        return self._inner.send_and_receive(messages, timeout=timeout)
+
+    def _parcel(self, tensors: ArrayRecord) -> ArrayRecord:
+        # A round sends the same record to every site: pack it once.
+        if self._packed[0] is not tensors:
+            data = make_parcel(from_array_record(tensors))
+            array = Array("uint8", (len(data),), "fieldmark.parcel", data)
+            self._packed = tensors, ArrayRecord({PARCEL: array})
+        return self._packed[1]
+
+
+def open_in(content: RecordDict) -> None:
+    """Open the parcel of a message's content in place."""
+    record = content.array_records.get("tensors")
+    if record is None or list(record) != [PARCEL]:
+        return
+    try:
+        content["tensors"] = to_array_record(open_parcel(record[PARCEL].data))
+    except PeerError:
+        # What was signed names its tensors: without them the reply is refused.
+        content["tensors"] = ArrayRecord()

@@ -1,0 +1,233 @@
+"""Everything that a coordinator runs: SuperLink, executor, gateway, and who keeps them up."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from fgvc_core.errors import ConfigurationError, RunFailed
+from fgvc_core.supervision import (
+    Service,
+    Supervisor,
+    alone,
+    read_json,
+    start_detached,
+    until_told,
+    write_json,
+)
+from server.deployment.certificates import WARN_DAYS, issue, make_authority
+from server.deployment.conductor import Conductor
+from server.deployment.flower_internals import ControlApi
+from server.deployment.provisioning import check_server
+from server.deployment.settings import DeploymentSettings, read_settings
+
+STEP_S = 0.25
+CONDUCT_S = 0.75
+UP_WITHIN_S = 180.0
+LOOPBACK = "127.0.0.1"
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class Coordinator:
+    """A coordinator's services under a supervisor, and the conductor that uses them.
+
+    Args:
+        folder: The coordinator's.
+        supervisor: Keeps its services up.
+        say: Told in words what happens.
+
+    Attributes:
+        ports: Of the SuperLink (loopback) and of the gateway.
+        ready: Whether the SuperLink has answered.
+    """
+
+    def __init__(self, folder: Path, supervisor: Supervisor, say: Callable[[str], None]) -> None:
+        self._folder, self._supervisor, self._say = folder, supervisor, say
+        self._settings = read_settings(folder)
+        self.ports = _choose_ports(folder, self._settings)
+        self.ready = False
+        _make_loopback(folder)
+        ca = (folder / "state" / "loopback" / "ca.pem").read_bytes()
+        self._api = ControlApi(self.ports["superlink"], ca)
+        self._conductor = Conductor(folder, self._api, self._settings.tries, self._tell)
+        self._link: int | None = None
+        self._certificate = (folder / "server.pem").stat().st_mtime
+        self._due = 0.0
+
+    def start(self, executor: tuple[str, ...] = ()) -> None:
+        """Start SuperLink, executor and gateway.
+
+        Args:
+            executor: Another executor's command, for benchmarks.
+        """
+        _start(self._folder, self.ports, self._supervisor, executor)
+
+    def step(self) -> None:
+        """Look once after the services and, less often, after the run."""
+        self._supervisor.step()
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + CONDUCT_S
+        if self._supervisor.pid("superlink") != self._link:
+            self._link = self._supervisor.pid("superlink")
+            self._conductor.forget()
+        if (self._folder / "server.pem").stat().st_mtime != self._certificate:
+            self._certificate = (self._folder / "server.pem").stat().st_mtime
+            self._tell("the certificate was renewed")
+            self._supervisor.restart("gateway")
+        try:
+            self._conductor.step()
+        except httpx.HTTPError:
+            # The SuperLink starts, or starts again.
+            return
+        if not self.ready:
+            self.ready = True
+            self._tell(f"up: sites reach {self._settings.hosts[0]}:{self.ports['gateway']}")
+            write_json(self._folder / "state" / "ready.json", {"ready": time.time()})
+
+    def close(self) -> None:
+        """Close the connection to the SuperLink."""
+        self._api.close()
+
+    def _tell(self, text: str) -> None:
+        self._supervisor.log.info("%s", text)
+        self._say(text)
+
+
+def up(folder: Path, say: Callable[[str], None]) -> None:
+    """Keep a coordinator up until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigurationError: if its folder is not whole, or another keeps it up already.
+        PeerError: if its certificate is not valid today.
+    """
+    folder = folder.resolve()
+    left = check_server(folder)
+    with alone(folder, "The coordinator"):
+        if left < WARN_DAYS:
+            say(f"the certificate expires in {left} days: fieldmark server renew {folder}")
+        supervisor = Supervisor(folder)
+        coordinator = Coordinator(folder, supervisor, say)
+        try:
+            with until_told() as stopping:
+                coordinator.start()
+                while not stopping:
+                    coordinator.step()
+                    time.sleep(STEP_S)
+                say("stopping")
+        finally:
+            supervisor.stop()
+            coordinator.close()
+
+
+def _start(
+    folder: Path, ports: dict[str, int], supervisor: Supervisor, executor: tuple[str, ...]
+) -> None:
+    tls = folder / "state" / "loopback"
+    (folder / "state" / "ready.json").unlink(missing_ok=True)
+    environment = {**QUIET, "FLWR_HOME": str(folder / "state" / "flwr")}
+    binaries = Path(sys.executable).parent
+    superlink = (
+        str(binaries / "flower-superlink"),
+        *("--host", LOOPBACK, "--port", str(ports["superlink"])),
+        *("--ssl-ca-certfile", str(tls / "ca.pem")),
+        *("--ssl-certfile", str(tls / "server.pem")),
+        *("--ssl-keyfile", str(tls / "server.key")),
+        *("--isolation", "process", "--enable-supernode-auth"),
+        *("--superexec-auth-secret-file", str(folder / "secret")),
+        *("--disable-runtime-dependency-installation",),
+        *("--database", str(folder / "state" / "superlink.db")),
+    )
+    supervisor.add(Service("superlink", superlink, environment))
+    python = (sys.executable, "-P", "-m")
+    own = executor or (*python, "server.deployment.executor", str(folder))
+    supervisor.add(Service("executor", own, environment))
+    for name, module in (("gateway", "serving"), ("pages", "pages")):
+        command = (*python, f"server.deployment.{module}", str(folder))
+        supervisor.add(Service(name, command, environment))
+
+
+def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:
+    """Ports of this coordinator; the loopback one stays the same while its folder does."""
+    path = folder / "state" / "ports.json"
+    before = read_json(path) or {}
+    wanted = settings.gateway.port or before.get("gateway", 0)
+    ports = {
+        "superlink": _free(before.get("superlink", 0), LOOPBACK),
+        "gateway": _free(wanted, settings.gateway.listen),
+        "pages": _free(settings.status_port or before.get("pages", 0), LOOPBACK),
+    }
+    if settings.gateway.port and ports["gateway"] != settings.gateway.port:
+        raise ConfigurationError(
+            f"gateway.port = {settings.gateway.port} on {settings.gateway.listen} is taken.",
+            remedy="End what uses it, or set another port in server.toml.",
+        )
+    write_json(path, ports)
+    return ports
+
+
+def free_loopback_port() -> int:
+    """Any port of this machine's loopback that is free just now."""
+    return _free(0, LOOPBACK)
+
+
+def _free(wanted: int, address: str) -> int:
+    """The wanted port if it is free, else any."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    for port in (wanted, 0):
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    return wanted
+
+
+def _make_loopback(folder: Path) -> None:
+    """A certificate for the SuperLink's own loopback, which no site ever sees."""
+    own = folder / "state" / "loopback"
+    if (own / "server.pem").exists():
+        return
+    own.mkdir(mode=0o700, exist_ok=True)
+    make_authority(own, "Fieldmark loopback")
+    issue(own, "server", [LOOPBACK, "localhost"], days=3650)
+    # It has vouched for all that it ever will.
+    os.unlink(own / "ca.key")
+
+
+def up_detached(folder: Path, say: Callable[[str], None]) -> None:
+    """Start :func:`up` as a process of its own and come back when it is up.
+
+    Raises:
+        FieldmarkError: what it would have raised here; or that it did not come up.
+    """
+    folder = folder.resolve()
+    check_server(folder)
+    log = folder / "logs" / "up.log"
+    command = (sys.executable, "-P", "-m", "fieldmark", "server", "up", str(folder))
+    ready = folder / "state" / "ready.json"
+    ready.unlink(missing_ok=True)
+    process = start_detached(command, log)
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if ready.exists():
+            say(f"up, as process {process.pid}; its words are in {log}")
+            return
+        time.sleep(STEP_S)
+    if process.poll() is None:
+        process.terminate()
+    raise RunFailed(
+        "The coordinator did not come up.",
+        remedy=f"{log} and the other logs beside it say why.",
+    )

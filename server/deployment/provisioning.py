@@ -1,0 +1,189 @@
+"""A coordinator's folder, and the start kits that come out of it.
+
+::
+
+    server.toml        names, port, bounds
+    coordinator.key    signs requests (mode 0600); coordinator.pub goes into kits
+    ca.key, ca.pem     the authority that vouches for the server, and nobody else
+    server.key/.pem    what the gateway shows to sites; renewed without new kits
+    secret             between the SuperLink and our executor
+    sites.json         the allow-list: key -> site
+    kits/              start kits, one file a site
+    runs/              one folder a run
+    state/, logs/      of the processes; nothing that cannot be lost but superlink.db
+"""
+
+import ipaddress
+import os
+import re
+from pathlib import Path
+
+from fgvc_core import __version__
+from fgvc_core.errors import ConfigurationError, PeerError
+from fgvc_core.protocol.keys import (
+    fingerprint,
+    new_key,
+    private_text,
+    public_text,
+    read_private,
+    read_public,
+    write_private,
+)
+from fgvc_core.protocol.kit import StartKit, write_kit
+from fgvc_core.protocol.rotation import check_rotation, read_rotation
+from server.deployment.allow_list import AllowList, Entry
+from server.deployment.certificates import check_dates, check_mode, issue, make_authority
+from server.deployment.settings import DeploymentSettings, read_settings, write_settings
+
+SECRETS = ("coordinator.key", "ca.key", "server.key", "secret")
+_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
+
+
+def init_server(folder: Path, settings: DeploymentSettings) -> None:
+    """Make a coordinator's folder; all of it or nothing.
+
+    Raises:
+        ConfigurationError: if it exists already, or a host is none.
+    """
+    for host in settings.hosts:
+        _check_host(host)
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"'{folder}' exists already.",
+            why="A coordinator's folder holds the keys that every site trusts.",
+            remedy="Name another folder.",
+        ) from None
+    for part in ("kits", "runs", "state", "logs"):
+        (folder / part).mkdir(mode=0o700)
+    write_settings(folder, settings)
+    key = new_key()
+    write_private(key, folder / "coordinator.key")
+    (folder / "coordinator.pub").write_text(public_text(key.public_key()) + "\n", encoding="utf-8")
+    make_authority(folder, f"Fieldmark {settings.name}"[:64])
+    issue(folder, "server", list(settings.hosts))
+    descriptor = os.open(folder / "secret", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(os.urandom(32).hex().encode())
+
+
+def check_server(folder: Path) -> int:
+    """Check that a coordinator's folder can be put into service.
+
+    Returns:
+        Days that its certificate has left.
+
+    Raises:
+        ConfigurationError: if something is missing, or a secret has too wide a mode.
+        PeerError: if its certificate is not valid today.
+    """
+    read_settings(folder)
+    for secret in SECRETS:
+        check_mode(folder / secret)
+    read_private(folder / "coordinator.key")
+    check_dates(folder / "ca.pem")
+    return check_dates(folder / "server.pem")
+
+
+def renew(folder: Path, hosts: tuple[str, ...] = ()) -> None:
+    """Issue the server's certificate anew; kits and sites stay as they are.
+
+    Args:
+        folder: The coordinator's.
+        hosts: Other names and addresses from now on.
+    """
+    settings = read_settings(folder)
+    check_dates(folder / "ca.pem")
+    if hosts:
+        for host in hosts:
+            _check_host(host)
+        settings = settings.model_copy(update={"hosts": hosts})
+        write_settings(folder, settings)
+    issue(folder, "server", list(settings.hosts))
+
+
+def add_site(folder: Path, name: str, their_key: str = "") -> tuple[Entry, Path]:
+    """Register a site and make its start kit.
+
+    Args:
+        folder: The coordinator's.
+        name: The site's.
+        their_key: The public half of the key that the site has made, one line of text. Without
+            it a key is made here, and the kit is a secret.
+
+    Raises:
+        ConfigurationError: if name or key are taken, or the key is a private one.
+    """
+    settings = read_settings(folder)
+    private = ""
+    if "PRIVATE KEY" in their_key:
+        raise ConfigurationError(
+            "That is a private key.",
+            why="Whoever has it is the site: it must not leave it. This one is burnt.",
+            remedy="The site makes another and sends the file that ends in .pub.",
+        )
+    if not their_key:
+        key = new_key()
+        their_key, private = public_text(key.public_key()), private_text(key)
+    entry = AllowList(folder).add(name, their_key)
+    return entry, make_kit(folder, settings, entry, private)
+
+
+def rotate_key(folder: Path, text: str) -> Entry:
+    """Take a site's new key, if its registered key and the new one have signed for it.
+
+    Raises:
+        PeerError: if they have not, or the old key is not the registered one.
+        ConfigurationError: if there is no such site, or the new key was ever used.
+    """
+    read_settings(folder)
+    rotation, signed = read_rotation(text)
+    allowed = AllowList(folder)
+    entry = allowed.by_fingerprint(rotation.old)
+    if entry is None or entry.name != rotation.site:
+        raise PeerError(
+            f"The old key of this rotation is not registered for '{rotation.site}'.",
+            why="Only the key that is registered can name its successor.",
+            remedy="A site that has lost its key asks for: fieldmark server replace-key.",
+        )
+    check_rotation(signed, read_public(entry.public_key), read_public(rotation.new))
+    return allowed.replace(entry.name, rotation.new, "rotated")
+
+
+def make_kit(folder: Path, settings: DeploymentSettings, entry: Entry, private: str = "") -> Path:
+    """Write a site's start kit; returns its path."""
+    port = settings.public_port or settings.gateway.port
+    if not port:
+        raise ConfigurationError(
+            "gateway.port in server.toml is 0, and a kit has to name one.",
+            remedy="Set gateway.port, or public_port where something forwards to it.",
+        )
+    coordinator = (folder / "coordinator.pub").read_text(encoding="utf-8").strip()
+    kit = StartKit(
+        site=entry.name,
+        address=f"{_bracketed(settings.hosts[0])}:{port}",
+        ca=(folder / "ca.pem").read_text(encoding="ascii"),
+        coordinator=coordinator,
+        fingerprint=fingerprint(read_public(entry.public_key)),
+        key=private,
+        version=__version__,
+    )
+    path = folder / "kits" / f"{entry.name}.kit"
+    write_kit(kit, path)
+    return path
+
+
+def _check_host(host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not _HOST.fullmatch(host):
+            raise ConfigurationError(
+                f"'{host[:80]}' is no host name and no address.",
+                remedy="Give a name or an address without a port, for instance fl.example.org.",
+            ) from None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

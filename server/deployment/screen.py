@@ -1,0 +1,66 @@
+"""A run on the terminal: its lines, and on a terminal a live table of its sites."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from server.deployment.following import RunView, follow
+from server.home import CoordinatorHome
+from server.live import LiveView
+from server.report import render
+
+_STYLES = {"refused": "red", "removed": "red", "away": "yellow", "replied": "green"}
+
+
+def watch(folder: Path, run_dir: Path) -> dict[str, Any] | None:
+    """Show a run until it ends.
+
+    Returns:
+        Its metrics, or None where a person went away (Ctrl-C) and left it running.
+
+    Raises:
+        FieldmarkError: with the exit code that says why it did not end well.
+    """
+    console = Console(stderr=True)
+    # Without a progress bar of its own: the table has the place.
+    lines = LiveView(CoordinatorHome.open(run_dir).recipe, console)
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def tell(event: dict[str, Any], view: RunView) -> None:
+        lines(event)
+        if live is not None:
+            live.update(site_table(view), refresh=True)
+
+    try:
+        if live is None:
+            follow(folder, run_dir, tell)
+        else:
+            with live:
+                follow(folder, run_dir, tell)
+    except KeyboardInterrupt:
+        return None
+    render(run_dir)
+    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def site_table(view: RunView) -> Table:
+    """A run's sites: state, rounds, refusals, bytes."""
+    table = Table(title=f"round {view.round} of {view.rounds}")
+    for column in ("site", "state", "rounds", "refused", "MB up", "MB down", "why"):
+        table.add_column(column, justify="left" if column in ("site", "state", "why") else "right")
+    for name, site in sorted(view.sites.items()):
+        table.add_row(
+            name,
+            f"[{_STYLES.get(site.state, 'none')}]{site.state}[/]",
+            str(site.rounds),
+            str(site.refused),
+            f"{site.bytes_up / 1e6:.1f}",
+            f"{site.bytes_down / 1e6:.1f}",
+            site.reason[:60],
+        )
+    return table

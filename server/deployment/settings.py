@@ -1,0 +1,89 @@
+"""``server.toml``: how sites reach the coordinator, and how much of it they may use."""
+
+import tomllib
+from pathlib import Path
+
+import tomli_w
+from pydantic import Field
+
+from fgvc_core.configuration import Settings
+from fgvc_core.errors import ConfigurationError
+
+
+class GatewaySettings(Settings):
+    """Bounds of the only open port."""
+
+    listen: str = Field("0.0.0.0", description="Address that the gateway listens on.")
+    port: int = Field(8443, ge=0, le=65535, description="Its port; 0 picks a free one.")
+    body_mb: float = Field(
+        8.0, gt=0.0, le=64.0, description="Largest request, in MB; Flower sends 5 MB at a time."
+    )
+    message_mb: float = Field(
+        1024.0, gt=0.0, description="Most that one message of a site may weigh, in MB."
+    )
+    requests_per_s: float = Field(
+        400.0, gt=0.0, description="Requests a second that one key may make, on average."
+    )
+    connections_per_key: int = Field(
+        32, ge=1, le=1000, description="Requests that one key may have open at once."
+    )
+    connections: int = Field(2000, ge=1, description="Connections in all.")
+    connections_per_address: int = Field(
+        200, ge=1, description="Connections from one address; many sites may share one."
+    )
+    slow_s: float = Field(
+        20.0, gt=0.0, le=600.0, description="Seconds within which a request must go on."
+    )
+    request_s: float = Field(
+        120.0, gt=0.0, le=3600.0, description="Seconds within which a request must be complete."
+    )
+
+
+class DeploymentSettings(Settings):
+    """``server.toml``."""
+
+    name: str = Field("federation", description="Its name, in certificates and on pages.")
+    hosts: tuple[str, ...] = Field(
+        min_length=1, description="Names and addresses by which sites reach it, the first in kits."
+    )
+    public_port: int = Field(
+        0, ge=0, le=65535, description="The port in kits, where it is not the gateway's own."
+    )
+    data_path: str | None = Field(
+        None, description="Root of the coordinator's own data set with a test split, if it has one."
+    )
+    cache: str | None = Field(None, description="Folder for decoded pictures and features.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    tries: int = Field(
+        5, ge=1, le=100, description="How often a run's process may die without a round done."
+    )
+    wait_for_sites_s: float = Field(
+        600.0, gt=0.0, description="How long a run waits for sites that are registered but away."
+    )
+    status_port: int = Field(
+        0, ge=0, le=65535, description="Loopback port of the status page and metrics; 0: any free."
+    )
+    gateway: GatewaySettings = GatewaySettings()
+
+
+def read_settings(folder: Path) -> DeploymentSettings:
+    """Read ``server.toml``.
+
+    Raises:
+        ConfigurationError: if it is missing or wrong.
+    """
+    path = folder / "server.toml"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(
+            f"The coordinator's settings '{path}' cannot be read: {error}.",
+            remedy="Name a folder that 'fieldmark server init' has made.",
+        ) from None
+    return DeploymentSettings.read(values, str(path))
+
+
+def write_settings(folder: Path, settings: DeploymentSettings) -> None:
+    """Write ``server.toml``."""
+    values = settings.model_dump(mode="json", exclude_none=True)
+    (folder / "server.toml").write_text(tomli_w.dumps(values), encoding="utf-8")

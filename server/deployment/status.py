@@ -1,0 +1,156 @@
+"""What a coordinator is doing: for a person, and as plain values for a program."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from fgvc_core import __version__
+from fgvc_core.errors import FieldmarkError
+from fgvc_core.supervision import holder, read_json
+from server.deployment.allow_list import AllowList
+from server.deployment.certificates import check_dates
+from server.deployment.conduct import active_run, read_conduct
+from server.deployment.flower_internals import ControlApi
+from server.deployment.following import RunView, view_of
+from server.deployment.settings import read_settings
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The state of a coordinator.
+
+    Raises:
+        ConfigurationError: if it is no coordinator's folder.
+    """
+    folder = folder.resolve()
+    settings = read_settings(folder)
+    up = holder(folder) is not None
+    run_dir = active_run(folder) or _latest(folder)
+    view = None if run_dir is None else view_of(run_dir)
+    counts = read_json(folder / "state" / "gateway.json") or {}
+    nodes = _nodes(folder) if up else {}
+    ports = read_json(folder / "state" / "ports.json") or {}
+    return {
+        "name": settings.name,
+        "up": up,
+        "version": __version__,
+        "address": f"{settings.hosts[0]}:{ports.get('gateway', settings.gateway.port)}",
+        "certificate": _certificate(folder),
+        "page": f"http://127.0.0.1:{ports['pages']}/" if up and "pages" in ports else None,
+        "processes": read_json(folder / "state" / "services.json") if up else {},
+        "sites": {
+            entry.name: _site(entry.name, entry.fingerprint, nodes, counts, view)
+            for entry in AllowList(folder).active().values()
+        },
+        "run": None if run_dir is None else _run(run_dir, view),
+        "refusals": [
+            {"what": what, "status": code, "count": count}
+            for what, code, count in counts.get("refusals", [])
+        ],
+    }
+
+
+def _site(
+    name: str,
+    fingerprint: str,
+    nodes: dict[str, str],
+    counts: dict[str, Any],
+    view: RunView | None,
+) -> dict[str, Any]:
+    seen = counts.get("last_seen", {}).get(name)
+    in_run = None if view is None else view.sites.get(name)
+    return {
+        "fingerprint": fingerprint,
+        "online": nodes.get(fingerprint) == "online",
+        "last_seen_s": None if seen is None else round(max(time.time() - seen, 0.0), 1),
+        "bytes_in": counts.get("bytes_in", {}).get(name, 0),
+        "bytes_out": counts.get("bytes_out", {}).get(name, 0),
+        "in_run": None if in_run is None else asdict(in_run),
+    }
+
+
+def _run(run_dir: Path, view: RunView | None) -> dict[str, Any]:
+    conduct = read_conduct(run_dir)
+    checkpoint = read_json(run_dir / "checkpoints" / "last.json") or {}
+    assert view is not None
+    return {
+        "name": run_dir.name,
+        "folder": str(run_dir),
+        "state": conduct.state,
+        "why": conduct.why,
+        "tries": conduct.tries,
+        "round": view.round,
+        "rounds": view.rounds,
+        "round_seconds": None if view.last is None else view.last["seconds"],
+        "privacy": checkpoint.get("privacy", {}),
+        "refusals": [
+            {"time": r["time"], "site": r.get("site"), "reason": r["reason"]}
+            for r in view.refusals[-20:]
+        ],
+    }
+
+
+def _nodes(folder: Path) -> dict[str, str]:
+    """Fingerprint -> status, as the SuperLink has them; empty where it does not answer."""
+    ports = read_json(folder / "state" / "ports.json") or {}
+    try:
+        api = ControlApi(ports["superlink"], (folder / "state/loopback/ca.pem").read_bytes())
+        return {node.fingerprint: node.status for node in api.nodes()}
+    except (httpx.HTTPError, OSError, KeyError):
+        return {}
+
+
+def _certificate(folder: Path) -> dict[str, Any]:
+    try:
+        return {"days": check_dates(folder / "server.pem"), "error": None}
+    except FieldmarkError as error:
+        return {"days": None, "error": error.what}
+
+
+def _latest(folder: Path) -> Path | None:
+    found = [path.parents[1] for path in (folder / "runs").glob("*/coordinator/conduct.json")]
+    return max(found, key=lambda p: (p / "coordinator/conduct.json").stat().st_mtime, default=None)
+
+
+def show_status(found: dict[str, Any]) -> None:
+    """Print a state for a person."""
+    console = Console(highlight=False, soft_wrap=True)
+    certificate = found["certificate"]
+    until = certificate["error"] or f"certificate for {certificate['days']} days"
+    up = "up" if found["up"] else "not up"
+    console.print(f"{found['name']} at {found['address']}: {up}; {until}")
+    if found["page"]:
+        console.print(f"  page: {found['page']}")
+    for name, process in (found["processes"] or {}).items():
+        again = f", restarted {process['restarts']} times" if process["restarts"] else ""
+        state = "down" if process["pid"] is None else f"pid {process['pid']}"
+        console.print(f"  {name}: {state}{again}")
+    table = Table()
+    for column in ("site", "online", "seen", "in the run", "rounds", "refused", "MB up", "epsilon"):
+        table.add_column(column)
+    run = found["run"]
+    for name, site in found["sites"].items():
+        within = site["in_run"] or {}
+        seen = site["last_seen_s"]
+        stated = (run or {}).get("privacy", {}).get(name, {}).get("epsilon_total")
+        table.add_row(
+            name,
+            "yes" if site["online"] else "no",
+            "never" if seen is None else f"{seen:.0f} s ago",
+            within.get("state", "-") + (f": {within['reason']}" if within.get("reason") else ""),
+            str(within.get("rounds", "-")),
+            str(within.get("refused", "-")),
+            f"{site['bytes_in'] / 1e6:.1f}",
+            "-" if stated is None else f"{stated:.3g}",
+        )
+    console.print(table)
+    if run is not None:
+        why = f" ({run['why']})" if run["why"] else ""
+        console.print(f"run {run['name']}: {run['state']}{why}, round {run['round']} of "
+                      f"{run['rounds']}, {run['tries']} tries")  # fmt: skip
+    for refusal in found["refusals"]:
+        console.print(f"refused {refusal['count']} times ({refusal['status']}): {refusal['what']}")

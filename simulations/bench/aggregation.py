@@ -1,0 +1,268 @@
+"""One round's aggregation: ``python -m simulations.bench.aggregation MODE STRATEGY SITES MB DIR``.
+
+A process of its own. The sites are stand-ins in it: when an answer is fetched, its tensors are
+read from the files in DIR and its body is signed; exchange, screening and strategy are the
+coordinator's own. What is timed is the coordinator's path from the read to the new model:
+SHA-256 of every tensor, the signature, headers and lengths, finiteness and norm (the screening
+of a first round), the strategy.
+
+``memory`` prints {"peak": bytes above the start}; ``time`` prints {"ours", "numpy", "hashed"}:
+seconds of the round, of reading and adding the same files once with NumPy, and of hashing them
+in between too. They take turns at every reply, so that a busy moment meets all.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fgvc_core.protocol.envelope import seal
+from fgvc_core.protocol.keys import public_text, read_private
+from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.settings import FederationSettings
+from fgvc_core.wire.arrays import PackedTensor, pack_all, spec_of, unpack_all
+from server.events import EventLog
+from server.exchange import Exchange
+from server.history import UpdateHistory
+from server.home import CoordinatorHome
+from server.records import from_array_record, to_array_record, to_content
+from server.screening import Screening
+from server.strategies import SoundReply, make_strategy
+from simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
+from simulations.flower_internals import NodeInfo, Run, empty_run, enter_run, give_id
+
+TENSORS = 9
+DISTINCT = 10
+"""Updates on the disk; sites beyond that send one of these again, signed by themselves."""
+
+SPILL_MB = 256.0
+"""Memory that a rule over all replies may take for its blocks."""
+
+Model = dict[str, NDArray[np.float32]]
+
+
+def write_updates(folder: Path, megabytes: int) -> None:
+    """Write the stand-ins' updates, one ``.npy`` file a tensor."""
+    values = megabytes * 1_000_000 // 4 // TENSORS
+    for number in range(DISTINCT):
+        draw = np.random.default_rng(number)
+        (folder / str(number)).mkdir()
+        for layer in range(TENSORS):
+            tensor = draw.standard_normal(values, dtype=np.float32)
+            np.save(folder / str(number) / f"layer{layer}.npy", tensor)
+
+
+class StandIns(Grid):
+    """A grid whose nodes answer from files.
+
+    Args:
+        home: Of the run; ``<site>.key`` lies beside it.
+        updates: What :func:`write_updates` has written.
+    """
+
+    def __init__(self, home: CoordinatorHome, updates: Path) -> None:
+        self._keys = {n: read_private(home.run_dir / f"{n}.key") for n in home.allow_list}
+        self._sites = dict(enumerate(sorted(self._keys), start=2))
+        self._sent: dict[str, Message] = {}
+        self._files = {n: files_of(updates, n) for n in range(DISTINCT)}
+        # A site hashes its own update at its own expense.
+        self._digests = {n: {k: t.digest() for k, t in self._read(n).items()} for n in self._files}
+        self._run = empty_run(1)
+        self.read_seconds = 0.0
+        enter_run(1)
+
+    def set_run(self, run: Run) -> None:
+        """Flower's own way to name the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """Flower's description of the run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: Any,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message as Flower's constructor builds it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All stand-ins."""
+        return list(self._sites)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All stand-ins."""
+        return [NodeInfo(node_id=node) for node in self._sites]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Remember what is asked."""
+        ids = []
+        for message in messages:
+            ids.append(give_id(message))
+            self._sent[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Answer, at once."""
+        return [self._answer(self._sent.pop(i)) for i in message_ids]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push, then pull."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        name = self._sites[node]
+        request = Request.parse(str(message.content.config_records["envelope"]["body"]))
+        assert isinstance(request, Request)
+        number = node % DISTINCT
+        packed = self._read(number) if request.kind == "train" else {}
+        reply = Reply(
+            **{field: getattr(request, field) for field in _ECHOED},
+            site=name,
+            code="ok",
+            public_key=public_text(self._keys[name].public_key()),
+            examples=100 + node,
+            tensors=self._digests[number] if packed else {},
+        )
+        content = to_content(seal(self._keys[name], reply), to_array_record(packed))
+        return Message(content, reply_to=message)
+
+    def _read(self, number: int) -> dict[str, PackedTensor]:
+        packed = {}
+        for path in self._files[number]:
+            data = path.read_bytes()
+            values = (len(data) - 128) // 4
+            packed[path.stem] = PackedTensor("float32", (values,), data)
+        return packed
+
+
+_ECHOED = ("kind", "run", "round", "nonce", "recipe_digest")
+
+
+def files_of(updates: Path, number: int) -> list[Path]:
+    """One update's files, in order of names."""
+    return sorted((updates / str(number)).iterdir())
+
+
+class NumpyFloor:
+    """Reading and adding the same bytes once with NumPy, and hashing them by the clock."""
+
+    def __init__(self, updates: Path) -> None:
+        self._updates = updates
+        self._sum: Model = {}
+        self.seconds = 0.0
+        self.hash_seconds = 0.0
+
+    def add(self, number: int) -> None:
+        """One update."""
+        self._hash(number)
+        started = time.perf_counter()
+        for path in files_of(self._updates, number):
+            tensor = np.load(path)
+            if path.stem in self._sum:
+                self._sum[path.stem] += tensor
+            else:
+                self._sum[path.stem] = tensor
+        self.seconds += time.perf_counter() - started
+
+    def _hash(self, number: int) -> None:
+        for path in files_of(self._updates, number):
+            data = path.read_bytes()
+            started = time.perf_counter()
+            hashlib.sha256(data).digest()
+            self.hash_seconds += time.perf_counter() - started
+
+
+def aggregate(strategy: str, sites: int, updates: Path, floor: NumpyFloor | None) -> dict[str, Any]:
+    """Run one round.
+
+    Returns:
+        ``peak`` in bytes above the start and ``seconds``, without the floor's.
+    """
+    model = {p.stem: np.zeros_like(np.load(p)) for p in files_of(updates, 0)}
+    with tempfile.TemporaryDirectory() as folder:
+        home = make_coordinator(Path(folder), sites)
+        grid = StandIns(home, updates)
+        exchange = Exchange(grid, home, "bench", EventLog(Path(folder) / "events.jsonl"))
+        specs = {n: spec_of(a) for n, a in model.items()}
+        history = UpdateHistory(FederationSettings())
+        screening = Screening(specs, exchange.keys, 1e3, history=history)
+        names = exchange.roll_call()
+        arrays = to_array_record(pack_all(model))
+        history.begin(unpack_all(from_array_record(arrays), specs), lambda examples: 0.1)
+        del model
+        requests = [exchange.compose("train", 1, name, arrays) for name in names]
+        before, clock = resident_bytes(), Clock()
+        settings = FederationSettings.read({"strategy": strategy, "spill_mb": SPILL_MB})
+        rule = make_strategy(settings, spill=Path(folder))
+        rule.begin(specs, sites)
+        replies = _sound(exchange, screening, requests, floor, clock)
+        made, _ = rule.aggregate_train(1, replies)
+        clock.stop()
+        assert made is not None
+        return {"peak": peak_bytes() - before, "seconds": clock.seconds}
+
+
+def _sound(
+    exchange: Exchange,
+    screening: Screening,
+    requests: list[tuple[Request, Message]],
+    floor: NumpyFloor | None,
+    clock: "Clock",
+) -> Iterator[SoundReply]:
+    for number, answer in enumerate(exchange.ask(requests, 3600.0)):
+        if answer.message is None:
+            raise TimeoutError(answer.request.site)
+        update = screening.screen(answer.message, answer.request).update
+        if update is not None:
+            yield update
+        if floor is not None:
+            clock.stop()
+            floor.add(number % DISTINCT)
+            clock.start()
+
+
+def main(mode: str, strategy: str, sites: int, updates: Path) -> dict[str, Any]:
+    """What one process measures."""
+    if mode == "memory":
+        return {"peak": aggregate(strategy, sites, updates, None)["peak"]}
+    floor = NumpyFloor(updates)
+    ours = aggregate(strategy, sites, updates, floor)["seconds"]
+    return {"ours": ours, "numpy": floor.seconds, "hashed": floor.seconds + floor.hash_seconds}
+
+
+class Clock:
+    """Seconds of wall time while it runs; it runs from the start."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Go on."""
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stand still."""
+        self.seconds += time.perf_counter() - self._since
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))))

@@ -1,0 +1,121 @@
+"""What a simulated run costs against its sites: ``python -m simulations.bench.scale SITES COHORT``.
+
+A process of its own. Every site has about eight pictures of 32 px and the smallest network, so that
+what is seen is the price of sites, not of learning. Prints seconds by the clock and of processors
+(the coordinator and its workers together), resident memory of the coordinator after each round
+in MB, and what is on the disk.
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.recipe import parse_recipe
+from simulations.bench.engine import run_quietly, tree_cpu
+from simulations.bench.memory import resident_bytes
+from simulations.preparation import deal, prepare
+from simulations.simulate import Plan, lay_out
+from simulations.workers import available_cores, make_pool
+
+PICTURES = 8
+
+RECIPE = """
+name = "bench-scale"
+[data]
+name = "fieldmarks"
+image_size = 32
+fieldmarks_train = {pictures}
+fieldmarks_test = 48
+[model]
+backbone = "fieldmark_nano"
+[train]
+epochs = 1
+batch_size = 4
+[federation]
+rounds = {rounds}
+fraction = {fraction}
+[partition]
+scheme = "iid"
+min_examples = 1
+sites = {sites}
+[evaluate]
+every = 0
+pixel_baseline = false
+"""
+
+
+class Watch:
+    """Listens to a run's events: when its parts began, and the memory after each round."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.first_round: float | None = None
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self.megabytes: list[float] = []
+        self._since = self.began
+        self._cpu = self._first_cpu = tree_cpu()
+        self.roll_call_cpu = 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Told of every event."""
+        now = time.monotonic()
+        if event["event"] == "round_started":
+            if self.first_round is None:
+                self.first_round = now - self.began
+                self.roll_call_cpu = tree_cpu() - self._first_cpu
+            self._since, self._cpu = now, tree_cpu()
+        elif event["event"] == "round_finished":
+            self.seconds.append(now - self._since)
+            self.cpu.append(tree_cpu() - self._cpu)
+            self.megabytes.append(resident_bytes() / 1e6)
+
+
+def measure(sites: int, cohort: int, rounds: int) -> dict[str, Any]:
+    """Run one federation and say what it cost."""
+    recipe = parse_recipe(
+        RECIPE.format(
+            pictures=sites * PICTURES, rounds=rounds, fraction=cohort / sites, sites=sites
+        )
+    )
+    workers = len(available_cores())
+    setting = deal(recipe, cache_folder())
+    with tempfile.TemporaryDirectory() as folder, make_pool(workers) as pool:
+        prepare(recipe, setting, pool, lambda done, total: None)
+        plan = Plan(recipe, Path(folder) / "run")
+        began, cpu = time.monotonic(), time.process_time()
+        lay_out(plan, setting)
+        laid_out, laid_out_cpu = time.monotonic() - began, time.process_time() - cpu
+        watch = Watch()
+        run_quietly(plan, setting, pool, workers, watch)
+        total = time.monotonic() - watch.began
+        return {
+            "sites": sites,
+            "cohort": cohort,
+            "rounds": rounds,
+            "lay_out_s": round(laid_out, 2),
+            "lay_out_cpu_s": round(laid_out_cpu, 2),
+            "roll_call_cpu_s": round(watch.roll_call_cpu, 2),
+            "round_cpu_s": round(statistics.median(watch.cpu[1:] or watch.cpu), 3),
+            "roll_call_s": round(watch.first_round or 0.0, 2),
+            "round_s": round(statistics.median(watch.seconds[1:] or watch.seconds), 3),
+            "closing_s": round(total - (watch.first_round or 0.0) - sum(watch.seconds), 2),
+            "total_s": round(total, 2),
+            "memory_mb": [round(value) for value in watch.megabytes],
+            "home_kb": round(_disk(plan.out / "sites") / sites / 1e3, 1),
+            "run_mb": round((_disk(plan.out) - _disk(plan.out / "sites")) / 1e6, 2),
+        }
+
+
+def _disk(folder: Path) -> int:
+    """Bytes that files take, in whole blocks."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

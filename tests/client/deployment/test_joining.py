@@ -1,0 +1,102 @@
+"""From a key and a kit to a home; whatever does not fit leaves nothing behind."""
+
+import stat
+
+import pytest
+
+from client.deployment.joining import Answers, join, make_key
+from client.deployment.link import CA, read_link
+from client.privacy.policy import Policy
+from fgvc_core.errors import ConfigurationError, DataError, PeerError
+from fgvc_core.protocol.keys import (
+    fingerprint,
+    new_key,
+    private_text,
+    public_text,
+    read_private,
+    read_public,
+)
+from fgvc_core.protocol.kit import StartKit, read_kit, write_kit
+
+COORDINATOR = public_text(new_key().public_key())
+
+
+def kit_for(public, key="", **changes):
+    values = {
+        "site": "lyon",
+        "address": "fl.example.org:8443",
+        "ca": "-----BEGIN CERTIFICATE-----\n",
+        "coordinator": COORDINATOR,
+        "fingerprint": fingerprint(read_public(public)),
+        "key": key,
+    }
+    return StartKit(**{**values, **changes})
+
+
+def answers(data=None):
+    return Answers(data=data, units=100, policy=Policy())
+
+
+def test_a_key_stays_with_its_owner_and_only_its_public_half_is_shown(tmp_path):
+    text = make_key(tmp_path / "lyon.key")
+    assert stat.S_IMODE((tmp_path / "lyon.key").stat().st_mode) == 0o600
+    assert (tmp_path / "lyon.key.pub").read_text() == text + "\n"
+    assert "PRIVATE" not in text
+    with pytest.raises(ConfigurationError, match="exists"):
+        make_key(tmp_path / "lyon.key")
+
+
+def test_a_kit_and_the_key_it_was_made_for_become_a_home(tmp_path):
+    public = make_key(tmp_path / "lyon.key")
+    site = join(kit_for(public), tmp_path / "home", answers(tmp_path), tmp_path / "lyon.key")
+    assert site.name == "lyon"
+    assert site.public_key == public
+    assert site.settings.data.units == 100
+    assert site.settings.data.path == str(tmp_path)
+    link = read_link(tmp_path / "home")
+    assert (link.host, link.port) == ("fl.example.org", 8443)
+    assert (tmp_path / "home" / CA).read_text().startswith("-----BEGIN")
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+
+
+def test_a_kit_with_a_key_needs_no_other(tmp_path):
+    key = new_key()
+    kit = kit_for(public_text(key.public_key()), private_text(key))
+    join(kit, tmp_path / "home", answers())
+    own = read_private(tmp_path / "home" / "key")
+    assert fingerprint(own.public_key()) == kit.fingerprint
+
+
+def test_without_the_key_of_the_kit_nothing_is_made(tmp_path):
+    public = make_key(tmp_path / "lyon.key")
+    make_key(tmp_path / "other.key")
+    with pytest.raises(ConfigurationError, match="no key"):
+        join(kit_for(public), tmp_path / "home", answers())
+    with pytest.raises(PeerError, match="not the one") as caught:
+        join(kit_for(public), tmp_path / "home", answers(), tmp_path / "other.key")
+    assert caught.value.exit_code == 5
+    with pytest.raises(DataError, match="no folder") as caught:
+        join(kit_for(public), tmp_path / "home", answers(tmp_path / "no"), tmp_path / "lyon.key")
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_home_is_never_made_over_another(tmp_path):
+    public = make_key(tmp_path / "lyon.key")
+    (tmp_path / "home").mkdir()
+    with pytest.raises(ConfigurationError, match="exists"):
+        join(kit_for(public), tmp_path / "home", answers(), tmp_path / "lyon.key")
+
+
+def test_a_damaged_kit_is_refused_at_the_place_that_is_wrong(tmp_path):
+    path = tmp_path / "lyon.kit"
+    write_kit(kit_for(COORDINATOR), path)
+    assert read_kit(path) == kit_for(COORDINATOR)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(PeerError, match="damaged"):
+        read_kit(path)
+    path.write_text(kit_for(COORDINATOR).model_dump_json().replace(":8443", ":port"))
+    with pytest.raises(PeerError, match="'address'"):
+        read_kit(path)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_kit(tmp_path / "none")

@@ -1,0 +1,134 @@
+"""The runner answers with installed code, whatever the bundle carries; a dead child is no end."""
+
+import io
+import json
+import os
+import signal
+import zipfile
+
+import pytest
+from flwr.app import Array, ArrayRecord, Context, RecordDict
+
+import client.app
+from client.deployment.runner import Runner
+from client.privacy.ledger import Ledger
+from client.provision import make_home
+from fgvc_core.protocol.bundle import make_bundle
+from fgvc_core.protocol.keys import new_key, public_text
+from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.wire.parcel import make_parcel, open_parcel
+
+
+@pytest.fixture
+def home(tmp_path):
+    coordinator = public_text(new_key().public_key())
+    make_home(tmp_path / "home", name="lyon", coordinator=coordinator, cache=tmp_path)
+    return tmp_path / "home"
+
+
+class Beat:
+    is_running = True
+
+    def stop(self):
+        self.is_running = False
+
+
+class Task:
+    """A task whose outcome is written to a file: the child is another process."""
+
+    def __init__(self, folder, bundle, content=None):
+        self.folder, self.bundle = folder, bundle
+        self.context = Context(1, 2, {"site-home": "/elsewhere"}, RecordDict(), {})
+        self.message = type("M", (), {})()
+        self.message.metadata = type("D", (), {"message_id": "m" * 64})()
+        self.message.content = content or RecordDict()
+        self.finished = []
+
+    def push(self, reply):
+        tensors = reply.content.array_records.get("tensors", {})
+        told = {"home": str(self.context.node_config["site-home"]), "tensors": list(tensors)}
+        if "parcel" in tensors:
+            told["inside"] = list(open_parcel(tensors["parcel"].data))
+        (self.folder / "pushed").write_text(json.dumps(told))
+
+    def refuse(self, *, bundle):
+        (self.folder / "refused").write_text(str(bundle))
+
+    def finish(self, *, well):
+        self.finished.append(well)
+
+    def heartbeat(self):
+        return Beat()
+
+
+def answered(home, task, monkeypatch, app):
+    monkeypatch.setattr(client.app, "app", app)
+    monkeypatch.setattr("client.deployment.runner.Task.pull", lambda address, token: task)
+    Runner(home, "127.0.0.1:1", b"secret")._answer("token")
+
+
+def test_a_message_is_answered_by_the_installed_app_for_this_home_alone(
+    home, tmp_path, monkeypatch
+):
+    packed = {"w": PackedTensor("float32", (2,), b"12345678")}
+    content = RecordDict({"tensors": ArrayRecord(
+        {"parcel": Array("uint8", (9,), "fieldmark.parcel", make_parcel(packed))})})  # fmt: skip
+    task = Task(tmp_path, make_bundle(), content)
+
+    def app(message, context):
+        assert list(message.content["tensors"]) == ["w"]
+        return message
+
+    answered(home, task, monkeypatch, app)
+    assert task.finished == [True]
+    told = json.loads((tmp_path / "pushed").read_text())
+    assert told == {"home": str(home), "tensors": ["parcel"], "inside": ["w"]}
+
+
+def test_a_bundle_with_code_is_refused_recorded_and_never_run(home, tmp_path, monkeypatch):
+    buffer = io.BytesIO(make_bundle())
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr("client/app.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    task = Task(tmp_path, buffer.getvalue())
+    answered(home, task, monkeypatch, lambda message, context: pytest.fail("it was run"))
+    assert task.finished == [False]
+    assert (tmp_path / "refused").read_text() == "True"
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "pushed").exists()
+    ledger = Ledger(home, client.site.Site.open(home).data_binding, "lyon")
+    (entry,) = [e for e in ledger.entries() if e.kind == "refused"]
+    assert "client/app.py" in entry.values["reason"]
+
+
+def test_a_child_that_is_killed_is_forked_once_more_on_the_same_message(
+    home, tmp_path, monkeypatch
+):
+    task = Task(tmp_path, make_bundle())
+
+    def app(message, context):
+        if not (tmp_path / "tried").exists():
+            (tmp_path / "tried").write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return message
+
+    answered(home, task, monkeypatch, app)
+    assert task.finished == [True]
+    assert (tmp_path / "pushed").exists()
+
+
+def test_a_child_that_dies_again_and_again_is_answered_for_with_a_code(home, tmp_path, monkeypatch):
+    task = Task(tmp_path, make_bundle())
+    answered(home, task, monkeypatch, lambda message, context: os.kill(os.getpid(), signal.SIGKILL))
+    assert task.finished == [False]
+    assert (tmp_path / "refused").read_text() == "False"
+
+
+def test_what_an_app_raises_stays_here(home, tmp_path, monkeypatch):
+    task = Task(tmp_path, make_bundle())
+
+    def app(message, context):
+        raise ValueError("/data/patient-7/left.png")
+
+    answered(home, task, monkeypatch, app)
+    assert (tmp_path / "refused").read_text() == "False"
+    assert not (tmp_path / "pushed").exists()

@@ -1,0 +1,134 @@
+"""A federation of real processes for tests, stepped by hand so that a test can interfere."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from client.site import Site
+from fgvc_core.recipe import parse_recipe
+from server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
+from server.deployment.following import view_of
+from simulations.engines import run_inprocess
+from simulations.preparation import deal, prepare
+from simulations.simulate import Plan, cache_folder, lay_out, site_homes
+from simulations.superlink import Federation
+from simulations.workers import hired
+
+PATIENCE_S = 900.0
+
+
+def lay(recipe, out, engine, sites):
+    """A run's folder with homes for all sites of a recipe, and an allow-list of some."""
+    plan = Plan(recipe, out, engine)
+    setting = deal(recipe, cache_folder())
+    with hired(1) as pool:
+        prepare(recipe, setting, pool, lambda done, total: None)
+    lay_out(plan, setting)
+    only(out, sites)
+    return {home.name: home.resolve() for home in site_homes(plan, setting)}
+
+
+def only(out, sites):
+    path = out / "coordinator" / "sites.json"
+    listed = json.loads(path.read_text())
+    path.write_text(json.dumps({name: listed[name] for name in sites}))
+
+
+def models_inprocess(text, out, sites):
+    """Digest of the model after each round of a run in process."""
+    recipe = parse_recipe(text)
+    homes = lay(recipe, out, "inprocess", sites)
+    with hired(1) as pool:
+        run_inprocess(out, [homes[name] for name in sites], pool, 1)
+    return [entry["model"] for entry in json.loads((out / "metrics.json").read_text())["history"]]
+
+
+class Lab:
+    """A federation on loopback, and one run of it.
+
+    Args:
+        folder: For everything.
+        text: The recipe.
+        sites: Those that are there from the start.
+    """
+
+    def __init__(self, folder: Path, text: str, sites: list[str]) -> None:
+        self.run_dir = folder / "run"
+        self.homes = lay(parse_recipe(text), self.run_dir, "superlink", sites)
+        self.federation = Federation(folder)
+        self.coordinator = self.federation.coordinator
+        self.supervisor = self.federation.supervisor
+        self.folder = self.federation.folder
+        self.sites = sites
+
+    def __enter__(self):
+        try:
+            self.federation.start([Site.open(self.homes[name]) for name in self.sites])
+            (self.folder / "runs" / "run").symlink_to(self.run_dir)
+            write_conduct(self.run_dir, Conduct(state="wanted"))
+        except BaseException:
+            self.federation.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        keep = os.environ.get("FIELDMARK_TEST_LOGS")
+        if keep:
+            shutil.copytree(self.folder / "logs", Path(keep) / str(time.time_ns()))
+            shutil.copy(self.run_dir / "events.jsonl", Path(keep))
+        self.federation.__exit__()
+
+    def until(self, condition, what):
+        """Step until a condition holds."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"waited in vain until {what}"
+            self.coordinator.step()
+            time.sleep(0.05)
+        return found
+
+    def until_round(self, number, *, begun=False):
+        """Step until a round is done, or has begun."""
+        kind = "round_started" if begun else "round_finished"
+        self.until(lambda: any(e["round"] >= number for e in self.events(kind)), f"{kind} {number}")
+
+    def until_over(self):
+        self.until(lambda: read_conduct(self.run_dir).state not in ACTIVE, "the run is over")
+        return read_conduct(self.run_dir)
+
+    def events(self, kind):
+        path = self.run_dir / "events.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+    def models(self):
+        """Digest of the model after each round."""
+        return {e["round"]: e["model"] for e in self.events("round_finished")}
+
+    def view(self):
+        return view_of(self.run_dir)
+
+    def pid(self, name):
+        return self.supervisor.pid(name)
+
+    def child_of(self, name):
+        """Step until a service has a child process; returns its id."""
+
+        def find():
+            parent = self.pid(name)
+            if parent is None:
+                return None
+            listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            return int(listed[0]) if listed else None
+
+        return self.until(find, f"{name} has a child")
+
+    def kill(self, pid):
+        os.kill(pid, signal.SIGKILL)
+
+    def lines(self, name):
+        path = self.folder / "logs" / f"{name}.log"
+        return path.read_text() if path.exists() else ""

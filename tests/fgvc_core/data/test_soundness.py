@@ -1,0 +1,112 @@
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fgvc_core.data.catalogue import load_table
+from fgvc_core.data.check import check_table
+from fgvc_core.data.files import FileSource
+from fgvc_core.data.settings import DataSettings
+from fgvc_core.errors import DataError
+
+from .picture_trees import write_folders, write_picture
+
+
+def bomb(path: Path, width: int, height: int) -> None:
+    """A PNG of a few kilobytes that unfolds into width x height grey pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 1000)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "said"),
+    [
+        (12_000, 10_000, "says that it is 12,000 x 10,000"),
+        (40_000, 1, "says that it is 40,000 x 1"),
+        (20_000, 20_000, "cannot be read: Image size .400000000 pixels. exceeds"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_refused_by_name_before_it_unfolds(
+    tmp_path: Path, width: int, height: int, said: str
+) -> None:
+    bomb(tmp_path / "bomb.png", width, height)
+    with pytest.raises(DataError, match=rf"bomb\.png' {said}"):
+        FileSource(tmp_path, ["bomb.png"]).picture(0)
+
+
+def test_a_link_out_of_the_tree_is_refused_and_nothing_of_it_is_read(tmp_path: Path) -> None:
+    write_picture(tmp_path / "private" / "secret.png", 1)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a.png").symlink_to(tmp_path / "private" / "secret.png")
+    (tree / "sub").symlink_to(tmp_path / "private")
+    source = FileSource(tree, ["a.png", "sub/secret.png", "../private/secret.png"])
+    for row in range(3):
+        with pytest.raises(DataError, match="leads out of the data tree"):
+            source.picture(row)
+        with pytest.raises(DataError, match="leads out of the data tree"):
+            source.content_key(row)
+        assert source.pixel_size(row) is None
+
+
+def test_links_within_the_tree_and_to_the_tree_are_followed(tmp_path: Path) -> None:
+    write_picture(tmp_path / "disk" / "a.png", 1)
+    (tmp_path / "disk" / "b.png").symlink_to("a.png")
+    (tmp_path / "tree").symlink_to(tmp_path / "disk")
+    assert FileSource(tmp_path / "tree", ["b.png"]).picture(0).shape == (24, 30, 3)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png' cannot be read: it is no plain file"):
+        FileSource(tmp_path, ["a.png"]).picture(0)
+
+
+def test_an_absurdly_long_file_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(600 * 1024**2)
+    with pytest.raises(DataError, match=r"a file of 629 MB"):
+        FileSource(tmp_path, ["a.png"]).content_key(0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"#!/bin/sh\n", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b""]
+)
+def test_what_is_no_picture_is_refused_whatever_it_is_called(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.jpg' cannot be read"):
+        FileSource(tmp_path, ["a.jpg"]).picture(0)
+
+
+def test_a_check_names_each_refused_picture_and_why(tmp_path: Path) -> None:
+    write_folders(tmp_path / "tree", ["wren"], each=6)
+    write_picture(tmp_path / "elsewhere.png", 77)
+    (tmp_path / "tree" / "wren" / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    bomb(tmp_path / "tree" / "wren" / "bomb.png", 30_000, 30_000)
+    settings = DataSettings(name="folder", path=str(tmp_path / "tree"))
+    report = check_table(load_table(settings, tmp_path, require_pictures=False))
+    assert set(report.unreadable) == {"wren/link.png", "wren/bomb.png"}
+    assert "leads out of the data tree" in report.unreadable["wren/link.png"]
+    assert "exceeds limit" in report.unreadable["wren/bomb.png"]
+
+
+def test_modern_phones_pictures_still_open(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(
+        tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (40, 30))]
+    )
+    assert FileSource(tmp_path, ["a.jpg"]).picture(0).shape == (30, 40, 3)

@@ -1,0 +1,122 @@
+"""Processes are kept up, held alone, and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.supervision import (
+    Service,
+    Supervisor,
+    alone,
+    holder,
+    read_json,
+    stop_holder,
+    write_json,
+)
+
+SLEEPER = (sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)")
+
+
+@pytest.fixture
+def supervisor(tmp_path):
+    made = Supervisor(tmp_path)
+    yield made
+    made.stop()
+
+
+def step_until(supervisor, condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        supervisor.step()
+        time.sleep(0.02)
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().split()[2] == "Z"
+
+
+def test_what_dies_is_started_again_and_told_of(supervisor, tmp_path):
+    deaths, lines = [], []
+    supervisor.add(Service("a", SLEEPER, after_death=deaths.append, on_line=lines.append))
+    first = supervisor.pid("a")
+    step_until(supervisor, lambda: lines)
+    os.kill(first, signal.SIGKILL)
+    step_until(supervisor, lambda: supervisor.pid("a") not in (None, first))
+    assert deaths == [-9]
+    assert read_json(tmp_path / "state" / "services.json")["a"]["restarts"] == 1
+    assert "here" in (tmp_path / "logs" / "a.log").read_text()
+
+
+def test_what_fails_again_and_again_is_tried_ever_more_seldom(supervisor):
+    started = []
+    fails = (sys.executable, "-c", "raise SystemExit(3)")
+    service = Service("a", fails, waits=(0.0, 0.0, 60.0), after_death=started.append)
+    supervisor.add(service)
+    step_until(supervisor, lambda: len(started) == 3)
+    for _ in range(20):
+        supervisor.step()
+        time.sleep(0.02)
+    assert started == [3, 3, 3]
+
+
+def test_stopping_leaves_nobody(tmp_path):
+    supervisor = Supervisor(tmp_path)
+    supervisor.add(Service("a", SLEEPER))
+    supervisor.add(Service("b", SLEEPER))
+    pids = [supervisor.pid("a"), supervisor.pid("b")]
+    supervisor.stop()
+    assert all(gone(pid) for pid in pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a death signal is Linux's")
+def test_children_die_with_a_supervisor_that_is_killed(tmp_path):
+    program = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from fgvc_core.supervision import Service, Supervisor\n"
+        f"s = Supervisor(Path({str(tmp_path)!r}))\n"
+        "s.add(Service('a', (sys.executable, '-c', 'import time; time.sleep(600)')))\n"
+        "print(s.pid('a'), flush=True)\ntime.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while not gone(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(child)
+
+
+def test_a_folder_is_held_by_one(tmp_path):
+    assert holder(tmp_path) is None
+    with alone(tmp_path, "The site"):
+        held = subprocess.run(
+            [sys.executable, "-c", "import sys\nfrom pathlib import Path\n"
+             "from fgvc_core.supervision import alone, holder\n"
+             "print(holder(Path(sys.argv[1])))\n"
+             "with alone(Path(sys.argv[1]), 'The site'):\n    pass\n", str(tmp_path)],
+            capture_output=True, text=True,
+        )  # fmt: skip
+    assert held.stdout.strip() == str(os.getpid())
+    assert ConfigurationError.__name__ in held.stderr
+    assert holder(tmp_path) is None
+    assert not stop_holder(tmp_path)
+
+
+def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    (tmp_path / "a.json").write_text('{"a": ')
+    assert read_json(tmp_path / "a.json") is None
+    assert read_json(tmp_path / "none.json") is None

@@ -1,0 +1,252 @@
+"""What a stranger gets from the only open port (nothing), and what a site does."""
+
+import asyncio
+import base64
+import datetime
+import json
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
+from flwr.proto.node_pb2 import Node
+
+from fgvc_core.protocol.keys import new_key, public_text
+from server.deployment.allow_list import AllowList
+from server.deployment.gateway import Gateway
+from server.deployment.provisioning import init_server
+from server.deployment.settings import DeploymentSettings, GatewaySettings
+
+SITE, STRANGER = new_key(), new_key()
+TYPE = {"content-type": "application/protobuf"}
+
+
+def headers(key, signer=None, at=None):
+    stamp = (at or datetime.datetime.now(datetime.UTC)).isoformat()
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    signature = (signer or key).sign(stamp.encode(), ec.ECDSA(SHA256()))
+    return {
+        "flwr-public-key": base64.b64encode(public).decode(),
+        "flwr-timestamp": stamp,
+        "flwr-signature": base64.b64encode(signature).decode(),
+    }
+
+
+class Rig:
+    """A gateway before an upstream that writes down what reaches it."""
+
+    def __init__(self, folder, **settings):
+        self.folder = folder
+        self.reached = []
+
+        async def answer(request):
+            self.reached.append((request.url.path, await request.aread(), dict(request.headers)))
+
+            async def pieces():
+                yield b"from the "
+                yield b"SuperLink"
+
+            return httpx.Response(200, content=pieces())
+
+        upstream = httpx.AsyncClient(
+            base_url="https://superlink", transport=httpx.MockTransport(answer)
+        )
+        self.gateway = Gateway(folder, upstream, GatewaySettings(**settings))
+
+    def __call__(self, method, path, content=b"", **more):
+        async def ask():
+            transport = httpx.ASGITransport(self.gateway.app())
+            async with httpx.AsyncClient(transport=transport, base_url="https://gate") as client:
+                return await client.request(method, path, content=content, **more)
+
+        return asyncio.run(ask())
+
+    def refusals(self):
+        path = self.folder / "logs" / "gateway.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def rig(tmp_path):
+    init_server(tmp_path / "fed", DeploymentSettings(hosts=("gate",)))
+    AllowList(tmp_path / "fed").add("lyon", public_text(SITE.public_key()))
+    return Rig(tmp_path / "fed")
+
+
+def push(node, claims, pieces=3):
+    tree = ObjectTree(object_id="m", children=[ObjectTree(object_id="x")] * (pieces - 1))
+    return PushMessagesRequest(
+        node=Node(node_id=node),
+        messages_list=[Message(metadata=Metadata(src_node_id=claim)) for claim in claims],
+        message_object_trees=[tree],
+    ).SerializeToString()
+
+
+OPEN_IN_FLOWER = [
+    ("POST", "/v1/control/start-run"),
+    ("POST", "/v1/control/list-nodes"),
+    ("POST", "/v1/control/list-runs"),
+    ("POST", "/v1/control/register-node"),
+    ("POST", "/v1/runtime/acquire-task"),
+    ("POST", "/v1/runtime/push-messages"),
+    ("POST", "/v1/fleet/register-node"),
+    ("POST", "/v1/fleet/unregister-node"),
+    ("POST", "/v1/fleet/../control/list-nodes"),
+    ("POST", "/v1/fleet/%2e%2e/control/list-nodes"),
+    ("POST", "//v1/fleet/pull-messages"),
+    ("GET", "/v1/fleet/pull-messages"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/health"),
+    ("GET", "/"),
+]
+
+
+@pytest.mark.parametrize("key", [None, STRANGER, SITE], ids=["no key", "a stranger", "a site"])
+@pytest.mark.parametrize(("method", "path"), OPEN_IN_FLOWER)
+def test_what_flower_leaves_open_is_closed_to_everybody(rig, method, path, key):
+    answer = rig(method, path, headers={**TYPE, **(headers(key) if key else {})})
+    assert answer.status_code == 404
+    assert rig.reached == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        headers(STRANGER),
+        headers(SITE, signer=STRANGER),
+        {**headers(SITE), "flwr-signature": "AAAA"},
+        {**headers(SITE), "flwr-signature": "!"},
+        {**headers(SITE), "flwr-timestamp": "now"},
+        {**headers(SITE), "flwr-public-key": "A" * 5000},
+        {**headers(SITE), "flwr-public-key": base64.b64encode(b"no key").decode()},
+        headers(SITE, at=datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=10)),
+        headers(SITE, at=datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=10)),
+        headers(SITE, at=datetime.datetime.now()),
+    ],
+    ids=["no key", "not registered", "forged", "short", "no base64", "no time", "long", "no key 2",
+         "late", "early", "no zone"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/fleet/pull-messages"), ("GET", "/v1/announcement")]
+)
+def test_who_proves_no_registered_key_gets_nothing_and_is_written_down(rig, given, method, path):
+    answer = rig(method, path, b"x", headers={**TYPE, **given})
+    assert answer.status_code == 401
+    assert answer.json() == {"detail": "Not a registered site"}
+    assert rig.reached == []
+    (refusal,) = rig.refusals()
+    assert (refusal["status"], refusal["path"]) == (401, path)
+
+
+def test_a_sites_call_is_forwarded_with_its_proof_and_its_body(rig):
+    given = headers(SITE)
+    answer = rig("POST", "/v1/fleet/push-object", b"piece", headers={**TYPE, **given, "x-y": "z"})
+    assert (answer.status_code, answer.content) == (200, b"from the SuperLink")
+    ((path, body, passed),) = rig.reached
+    assert (path, body) == ("/v1/fleet/push-object", b"piece")
+    assert passed["flwr-signature"] == given["flwr-signature"]
+    assert "x-y" not in passed
+
+
+def test_a_removed_site_is_refused_from_the_next_request_on(rig):
+    call = ("POST", "/v1/fleet/pull-messages", b"")
+    assert rig(*call, headers={**TYPE, **headers(SITE)}).status_code == 200
+    AllowList(rig.folder).remove("lyon")
+    assert rig(*call, headers={**TYPE, **headers(SITE)}).status_code == 401
+
+
+def test_a_site_cannot_speak_for_another_node(rig):
+    given = {**TYPE, **headers(SITE)}
+    answer = rig("POST", "/v1/fleet/push-messages", push(7, [8]), headers=given)
+    assert (answer.status_code, rig.reached) == (403, [])
+    (refusal,) = rig.refusals()
+    assert refusal["site"] == "lyon"
+    assert "identity" in refusal["refused"]
+    own = rig("POST", "/v1/fleet/push-messages", push(7, [7]), headers=given)
+    assert own.status_code == 200
+
+
+@pytest.mark.parametrize("body", [push(7, [7, 8]), push(7, []), b"\xff\xff\xff"])
+def test_a_message_that_is_not_one_of_its_own_is_refused(rig, body):
+    given = {**TYPE, **headers(SITE)}
+    answer = rig("POST", "/v1/fleet/push-messages", body, headers=given)
+    assert answer.status_code in (400, 403)
+    assert rig.reached == []
+
+
+def test_a_message_that_names_one_piece_ten_thousand_times_is_refused(rig):
+    given = {**TYPE, **headers(SITE)}
+    answer = rig("POST", "/v1/fleet/push-messages", push(7, [7], 10_000), headers=given)
+    assert (answer.status_code, rig.reached) == (413, [])
+
+
+def test_a_request_of_two_gigabytes_is_refused_by_its_length_alone(rig):
+    given = {**TYPE, **headers(SITE), "content-length": str(2_000_000_000)}
+    answer = rig("POST", "/v1/fleet/push-object", b"", headers=given)
+    assert (answer.status_code, rig.reached) == (413, [])
+
+
+def test_pieces_that_add_up_to_more_than_a_message_may_weigh_are_refused(rig):
+    rig = Rig(rig.folder, message_mb=1.0)
+    given = {**TYPE, **headers(SITE)}
+    assert rig("POST", "/v1/fleet/push-messages", push(7, [7]), headers=given).status_code == 200
+    codes = [
+        rig("POST", "/v1/fleet/push-object", bytes(400_000), headers=given).status_code
+        for _ in range(4)
+    ]
+    assert codes == [200, 200, 413, 413]
+    assert rig("POST", "/v1/fleet/push-messages", push(7, [7]), headers=given).status_code == 200
+    again = rig("POST", "/v1/fleet/push-object", bytes(400_000), headers=given)
+    assert again.status_code == 200
+
+
+def test_a_body_without_a_length_or_of_another_type_is_refused(rig):
+    given = headers(SITE)
+
+    async def pieces():
+        yield b"x"
+
+    assert rig("POST", "/v1/fleet/pull-messages", pieces(), headers={**TYPE, **given}
+               ).status_code == 411  # fmt: skip
+    answer = rig("POST", "/v1/fleet/pull-messages", b"x", headers=given)
+    assert answer.status_code == 415
+
+
+def test_a_key_that_asks_too_often_has_to_wait(rig):
+    rig = Rig(rig.folder, requests_per_s=0.5)
+    given = {**TYPE, **headers(SITE)}
+    codes = [
+        rig("POST", "/v1/fleet/pull-messages", b"", headers=given).status_code for _ in range(8)
+    ]
+    assert codes[:5] == [200] * 5
+    assert codes[-1] == 429
+
+
+def test_a_superlink_that_is_away_is_not_now_rather_than_never(rig):
+    async def nobody(request):
+        raise httpx.ConnectError("refused")
+
+    rig.gateway._upstream = httpx.AsyncClient(
+        base_url="https://superlink", transport=httpx.MockTransport(nobody)
+    )
+    answer = rig("POST", "/v1/fleet/pull-messages", b"", headers={**TYPE, **headers(SITE)})
+    assert answer.status_code == 503
+
+
+def test_without_a_run_the_announcement_says_so(rig):
+    answer = rig("GET", "/v1/announcement", headers=headers(SITE))
+    assert (answer.status_code, answer.json()) == (200, {"run": None})
+    assert answer.headers["fieldmark-version"]
+
+
+def test_refusals_beyond_so_many_a_minute_are_counted_and_not_written(rig, monkeypatch):
+    monkeypatch.setattr("server.deployment.meters.RECORDS_PER_MINUTE", 3)
+    for _ in range(10):
+        rig("GET", "/nothing")
+    assert 3 <= len(rig.refusals()) <= 6
+    assert sum(rig.gateway.meter.refusals.values()) == 10

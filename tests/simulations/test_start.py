@@ -1,0 +1,96 @@
+"""A federation that starts from class statistics, end to end."""
+
+import numpy as np
+import pytest
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.experiment import make_learner
+from fgvc_core.models.class_statistics import class_statistics, discriminant_scores
+from fgvc_core.recipe import parse_recipe
+from server.checkpoint import read_checkpoint
+from simulations.preparation import deal, split_site
+from simulations.simulate import Plan, simulate
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    from tests_recipe import TINY
+
+    changes = ["train.start=lda", "federation.rounds=0", "model.train=head", "model.attention=none"]
+    return parse_recipe(TINY, [*changes, "partition.scheme=dirichlet", "train.start_scale=0.5"])
+
+
+def test_zero_rounds_give_the_head_of_all_sites_pictures_pooled(recipe, tmp_path):
+    metrics = simulate(Plan(recipe, tmp_path / "run"))
+    assert metrics["rounds"] == 0
+    assert metrics["bytes_up"] > 3 * 256 * 257 / 2 * 4
+    setting = deal(recipe, cache_folder())
+    learner = make_learner(recipe, 12)
+    parts = [
+        learner.examples(split_site(recipe, setting, s)[0], setting.cache) for s in setting.rows
+    ]
+    features_ND = np.concatenate([part.features_ND.numpy() for part in parts])
+    labels_N = np.concatenate([part.labels_N.numpy() for part in parts])
+    pooled = class_statistics(features_ND, labels_N, 12, scatter=True)
+    weights_KD, biases_K = discriminant_scores(pooled, recipe.train.start_shrinkage, 0.0)
+    tensors = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors")[0]
+    scores = features_ND @ tensors["head.weight"].T + tensors["head.bias"]
+    np.testing.assert_allclose(
+        scores, 0.5 * (features_ND @ weights_KD.T + biases_K), rtol=0.02, atol=0.05
+    )
+    assert metrics["top1"] > 0.12
+
+
+def test_rounds_go_on_from_the_start(recipe, tmp_path):
+    going_on = parse_recipe(recipe.to_toml(), ["federation.rounds=1", "train.lr=1e-6"])
+    metrics = simulate(Plan(going_on, tmp_path / "run"))
+    start = simulate(Plan(recipe, tmp_path / "start"))
+    assert metrics["history"][0]["top1"] == pytest.approx(start["top1"], abs=0.05)
+    assert all(figures["rounds"] == 1 for figures in metrics["sites"].values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["federation.rounds=0"], "nothing would be learnt"),
+        (["train.start=lda", "model.head=cosine"], "needs model.head = 'linear'"),
+        (
+            ["train.start=means", "privacy.epsilon=1", "privacy.method=gradients"],
+            "not possible with",
+        ),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_in_the_recipe(changes, said):
+    with pytest.raises(ConfigurationError, match=said):
+        parse_recipe("", changes)
+
+
+def test_unseen_classes_are_named_by_their_attributes_and_reported_apart(tmp_path):
+    from tests_recipe import TINY
+
+    from fgvc_core.data.fieldmarks.species import CLASS_NAMES
+
+    unseen = [CLASS_NAMES[2], CLASS_NAMES[7]]
+    changes = ["train.start=semantic", "federation.rounds=0", "model.train=head"]
+    recipe = parse_recipe(TINY, [*changes, f"partition.unseen={unseen}"])
+    setting = deal(recipe, cache_folder())
+    held = sum(setting.site_table(site).class_counts_K() for site in setting.rows)
+    assert [CLASS_NAMES[k] for k in np.flatnonzero(held == 0)] == unseen
+    metrics = simulate(Plan(recipe, tmp_path / "run"))
+    shot = metrics["zero_shot"]
+    assert shot["classes"] == unseen
+    assert shot["examples"] == 8
+    assert shot["chance"] == 0.5
+    assert 0 <= shot["top1"] <= 1
+    assert shot["generalised_unseen"] <= shot["top1"]
+    assert metrics["levels"]["species"] == pytest.approx(metrics["top1"])
+    assert list(metrics["levels"].values()) == sorted(metrics["levels"].values(), reverse=True)
+
+
+def test_a_class_is_unseen_only_where_something_can_name_it():
+    with pytest.raises(ConfigurationError, match=r"needs train\.start = 'semantic'"):
+        parse_recipe("", ['partition.unseen=["x"]'])
+    recipe = parse_recipe("", ['partition.unseen=["x"]', "train.start=semantic"])
+    with pytest.raises(ConfigurationError, match="names 'x', which is no class"):
+        deal(recipe, cache_folder())

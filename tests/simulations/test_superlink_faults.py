@@ -1,0 +1,162 @@
+"""SIGKILL of every process in mid-round: the run ends whole, and says whom it lost."""
+
+import json
+
+import pytest
+from deployment_lab import Lab, models_inprocess
+
+from client.privacy.ledger import Ledger
+from client.site import Site
+
+pytestmark = [pytest.mark.deployment, pytest.mark.slow]
+
+SITES = ["site-1", "site-2", "site-3"]
+PLAIN = """
+name = "tiny"
+seed = 3
+[data]
+name = "fieldmarks"
+image_size = 32
+fieldmarks_train = 120
+fieldmarks_test = 48
+[partition]
+scheme = "iid"
+sites = 3
+[model]
+backbone = "fieldmark_nano"
+[train]
+batch_size = 16
+epochs = 3
+[federation]
+rounds = 12
+deadline_s = 300
+quorum = 0.5
+[evaluate]
+pixel_baseline = false
+"""
+PROTECTED = (
+    PLAIN.replace("rounds = 12", "rounds = 4").replace("epochs = 3", "epochs = 1")
+    + """
+[privacy]
+epsilon = 6.0
+delta = 1e-4
+method = "gradients"
+steps = 2
+sampling_rate = 0.2
+"""
+)
+
+
+def accepted_after(lab, site, round_):
+    return [
+        r
+        for r in lab.events("reply")
+        if r["site"] == site and r["accepted"] and r["round"] > round_
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """One run in which everything is killed once; those first whose loss changes nothing."""
+    folder = tmp_path_factory.mktemp("faults")
+    facts = {"in process": models_inprocess(PLAIN, folder / "reference", SITES)}
+    with Lab(folder, PLAIN, SITES) as lab:
+        lab.until_round(1)
+        lab.until_round(2, begun=True)
+        lab.kill(lab.child_of("site-1.runner"))
+        lab.until_round(2)
+        lab.until_round(3, begun=True)
+        lab.kill(lab.pid("gateway"))
+        lab.until_round(3)
+        lab.until_round(4, begun=True)
+        lab.kill(lab.pid("superlink"))
+        lab.until_round(4)
+        lab.until_round(5, begun=True)
+        lab.kill(lab.child_of("executor"))
+        lab.until_round(5)
+        facts["unharmed"] = lab.models()
+        lab.until_round(7, begun=True)
+        lab.kill(lab.pid("site-2.supernode"))
+        lab.until_round(7)
+        lab.until(lambda: accepted_after(lab, "site-2", 7), "site-2 is back")
+        now = lab.view().round
+        lab.until_round(now + 1, begun=True)
+        lab.child_of("site-3.runner")
+        lab.kill(lab.pid("site-3.runner"))
+        facts["conduct"] = lab.until_over()
+        facts["models"] = lab.models()
+        facts["replies"] = lab.events("reply")
+        facts["resumed"] = lab.events("resumed")
+        facts["restarts"] = json.loads((lab.folder / "state" / "services.json").read_text())
+        facts["metrics"] = json.loads((lab.run_dir / "metrics.json").read_text())
+    return facts
+
+
+def test_the_run_ends_with_the_right_number_of_rounds(plain):
+    assert plain["conduct"].state == "finished", plain["conduct"]
+    assert sorted(plain["models"]) == list(range(1, 13))
+    assert plain["metrics"]["rounds"] == 12
+
+
+def test_where_nobody_was_lost_the_bits_are_those_of_a_run_without_faults(plain):
+    for number in range(1, 6):
+        assert plain["unharmed"][number] == plain["in process"][number - 1], number
+
+
+def test_a_dead_server_app_is_another_flower_run_of_the_same_run(plain):
+    assert plain["conduct"].tries == 2
+    assert [event["round"] for event in plain["resumed"]] == [4]
+
+
+def test_whoever_was_killed_is_up_again(plain):
+    for name in ("gateway", "superlink", "site-2.supernode", "site-3.runner"):
+        assert plain["restarts"][name]["restarts"] >= 1, name
+
+
+def test_a_site_that_was_lost_is_named_with_the_reason_and_comes_back(plain):
+    lost = [r for r in plain["replies"] if not r["accepted"] and r["kind"] == "train"]
+    assert {r["site"] for r in lost} <= {"site-2", "site-3"}
+    assert "site-2" in {r["site"] for r in lost}
+    assert all("error code" in r["reason"] for r in lost), lost
+
+
+@pytest.fixture(scope="module")
+def protected(tmp_path_factory):
+    """A run under differential privacy; killed are a runner's child, the ServerApp, the link."""
+    folder = tmp_path_factory.mktemp("protected")
+    facts = {}
+    with Lab(folder, PROTECTED, SITES) as lab:
+        lab.until_round(1, begun=True)
+        lab.kill(lab.child_of("site-1.runner"))
+        lab.until_round(1)
+        lab.until_round(2, begun=True)
+        lab.child_of("site-2.runner")
+        lab.kill(lab.child_of("executor"))
+        lab.until_round(2)
+        lab.until_round(3, begun=True)
+        lab.kill(lab.pid("superlink"))
+        facts["conduct"] = lab.until_over()
+        facts["models"] = lab.models()
+        facts["replies"] = lab.events("reply")
+        sites = [Site.open(home) for home in lab.homes.values()]
+        facts["ledgers"] = {
+            s.name: [(e.kind, e.values) for e in Ledger(s.home, s.data_binding, s.name).entries()]
+            for s in sites
+        }
+    return facts
+
+
+def test_under_privacy_the_run_ends_whole(protected):
+    assert protected["conduct"].state == "finished", protected["conduct"]
+    assert sorted(protected["models"]) == [1, 2, 3, 4]
+
+
+def test_no_answer_leaves_uncharged_and_none_is_charged_twice(protected):
+    for site, entries in protected["ledgers"].items():
+        charged = [v["request"] for kind, v in entries if kind == "reserved"]
+        assert len(charged) == len(set(charged)), site
+        sent = {
+            v["request"] for kind, v in entries
+            if kind == "sent" and v["what"] == "train" and v["code"] == "ok"
+        }  # fmt: skip
+        assert sent <= set(charged), site

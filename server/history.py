@@ -26,6 +26,10 @@ from fgvc_core.wire.arrays import first_not_finite
 from server.strategies import BLOCK, SoundReply, Tensors
 
 ROUNDS_KEPT = 5
+FIGURES_WANTED = 10
+"""Lengths shrink as a model settles: only as many of the last rounds count as it takes to have
+so many figures, mostly one."""
+
 LEAST_SPREAD = 0.1
 AGAINST = -0.2
 """No update is refused for its direction above this cosine: noise alone makes small ones."""
@@ -108,8 +112,10 @@ class UpdateHistory:
             for name, value in self._pending[site].items():
                 columns.setdefault(name, []).append(value)
         for name, values in columns.items():
-            rounds = [*self.kept.get(name, []), values]
-            self.kept[name] = rounds[-ROUNDS_KEPT:]
+            rounds = [*self.kept.get(name, []), values][-ROUNDS_KEPT:]
+            while sum(map(len, rounds[1:])) >= FIGURES_WANTED:
+                rounds = rounds[1:]
+            self.kept[name] = rounds
         if self.settings.screening and self.settings.direction_spread:
             self.direction = {
                 n: a - self._sent[n] for n, a in moved_to.items() if not is_statistic(n)

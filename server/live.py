@@ -91,6 +91,15 @@ class LiveView:
                 self._task, told=f"{self._answered}/{self._cohort} sites answered"
             )
 
+    def _on_site_set_aside(self, event: dict[str, Any]) -> None:
+        self._say(
+            f"round {event['round']}: {event['site']} is set aside after "
+            f"{event['refused_in_row']} unsound replies in a row"
+        )
+
+    def _on_screening_reset(self, event: dict[str, Any]) -> None:
+        self._say(f"round {event['round']}: most replies were unlike the last; comparison anew")
+
     def _on_round_void(self, event: dict[str, Any]) -> None:
         self._say(
             f"round {event['round']} is void: {event['accepted']} of {event['needed']} replies"

@@ -86,6 +86,7 @@ def _summary(
             for site, figures in sorted(state.sites.items())
         },
         **({"privacy": dict(sorted(state.privacy.items()))} if state.privacy else {}),
+        **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
         "history": state.history,
         "model": {
             "backbone": home.recipe.model.backbone,

@@ -78,7 +78,8 @@ def run_federation(
     data = recipe.data.model_copy(update={"path": home.settings.data_path})
     cache = Path(home.settings.cache)
     test = None
-    if home.settings.test:
+    # Where tensors stay at the sites, no whole model is the coordinator's to score.
+    if home.settings.test and not recipe.federation.local:
         table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
         if len(table):
             test = TestSplit(table, learner, cache, recipe.evaluate.batch_size)

@@ -198,13 +198,14 @@ def _show(metrics: dict[str, Any]) -> None:
             f"{figures['bytes_up'] / rounds / 1000:.0f}",
         )
     table.add_section()
-    table.add_row(
-        "all, held-out test",
-        str(metrics["test_examples"]),
-        _percent(metrics["top1"]),
-        _percent(metrics["macro_f1"]),
-        "",
-    )
+    if "top1" in metrics:
+        table.add_row(
+            "all, held-out test",
+            str(metrics["test_examples"]),
+            _percent(metrics["top1"]),
+            _percent(metrics["macro_f1"]),
+            "",
+        )
     baseline = metrics.get("pixel_baseline")
     if baseline:
         table.add_row(

@@ -17,7 +17,7 @@ from simulations.simulate import Plan, cache_folder, lay_out, site_homes
 from simulations.superlink import Federation
 from simulations.workers import hired
 
-PATIENCE_S = 300.0
+PATIENCE_S = 900.0
 
 
 def lay(recipe, out, engine, sites):

@@ -4,6 +4,7 @@ import hashlib
 import json
 from datetime import date
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -140,6 +141,22 @@ def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
             remedy=f"Set privacy.delta to at most {policy.delta:g}.",
         )
     return asked
+
+
+def check_inside(recipe: Recipe) -> None:
+    """Whether a recipe reads nothing but the site's own data.
+
+    Raises:
+        PolicyRefusal: if it leads out of ``data.path``: to pictures that are not in these books.
+    """
+    for name in ("manifest", "path_template"):
+        path = PurePosixPath(getattr(recipe.data, name))
+        if path.is_absolute() or ".." in path.parts:
+            raise PolicyRefusal(
+                f"data.{name} = '{path}' in the recipe leads out of this site's data.",
+                why="What is spent on other pictures would not be in their ledger.",
+                remedy="Name files by paths inside data.path.",
+            )
 
 
 def check_standing(policy: Policy, units: int, pictures: int, today: date) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from client.privacy.ledger import Ledger
-from client.privacy.policy import check_standing, check_subject, protection
+from client.privacy.policy import check_inside, check_standing, check_subject, protection
 from client.privacy.register import Claim, Register
 from client.site import Site
 from fgvc_core.errors import PolicyRefusal
@@ -48,6 +48,7 @@ class Terms:
             PolicyRefusal: if it does not work on it at all.
         """
         data, policy = self.site.settings.data, self.site.settings.policy
+        check_inside(recipe)
         check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
         privacy = protection(policy, recipe)
         if privacy is None:

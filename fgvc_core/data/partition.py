@@ -74,7 +74,7 @@ def partition(
         DataError: for more sites than subjects, a class that no site would hold, a
             subject that a column puts at two sites, or too few examples at a site.
     """
-    _refuse_unheld_classes(table)
+    _refuse_unheld_classes(table, settings.unseen)
     rng = np.random.default_rng(derive_seed(seed, "order"))
     if settings.scheme == "column":
         return _by_column(table, settings, rng)
@@ -269,7 +269,7 @@ def _class_sets(
     return holds
 
 
-def _refuse_unheld_classes(table: ExampleTable) -> None:
+def _refuse_unheld_classes(table: ExampleTable, unseen: Sequence[str]) -> None:
     unlabelled = [table.ids[i] for i in np.flatnonzero(table.labels_N < 0)]
     if unlabelled:
         raise DataError(
@@ -278,6 +278,7 @@ def _refuse_unheld_classes(table: ExampleTable) -> None:
             remedy="Label them, or move them to the pool.",
         )
     absent = [table.class_names[k] for k in np.flatnonzero(table.class_counts_K() == 0)]
+    absent = [name for name in absent if name not in unseen]
     if absent:
         raise DataError(
             f"No site would hold {len(absent)} of {table.num_classes} classes: "

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
+from fgvc_core.errors import ConfigurationError
+
 CONTROL = "control/"
 """Prefix of SCAFFOLD's control variates, which travel beside the tensors they belong to."""
 
@@ -34,6 +36,26 @@ def shared(tensors: Mapping[str, Value], patterns: Sequence[str]) -> dict[str, V
 def local(tensors: Mapping[str, Value], patterns: Sequence[str]) -> dict[str, Value]:
     """Those that stay."""
     return {name: value for name, value in tensors.items() if stays_local(name, patterns)}
+
+
+def check_local(names: Sequence[str], patterns: Sequence[str]) -> None:
+    """Refuse patterns that cannot be meant.
+
+    Raises:
+        ConfigurationError: if a pattern names no tensor, or all stay and nothing travels.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigurationError(
+                f"federation.local: '{pattern}' names no tensor that is trained.",
+                why="Nothing would stay at a site that was meant to.",
+                remedy=f"Trained are, for instance: {', '.join(names[:5])}.",
+            )
+    if names and all(stays_local(name, patterns) for name in names):
+        raise ConfigurationError(
+            f"federation.local = {list(patterns)}: all tensors stay, and nothing is left to share.",
+            remedy="Leave out the patterns of what the sites are to learn together.",
+        )
 
 
 def controlled(names: Iterable[str]) -> list[str]:

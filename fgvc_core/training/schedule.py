@@ -77,6 +77,8 @@ def mean_rate(settings: TrainSettings, stretch: Stretch, examples: int) -> float
     steps = min(settings.epochs * math.ceil(examples / settings.batch_size), 64)
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr)
     scheduler = make_scheduler(optimizer, settings, stretch, steps)
+    # PyTorch warns of a schedule that moves while nothing is trained; that is the point here.
+    optimizer._opt_called = True  # type: ignore[attr-defined]
     total = 0.0
     for _ in range(steps):
         total += float(optimizer.param_groups[0]["lr"])

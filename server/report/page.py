@@ -77,7 +77,11 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "notable": [
             e
             for e in run.events
-            if e.get("event") in ("round_void", "resumed", "interrupted", "failed")
+            if e.get("event")
+            in (
+                *("round_void", "resumed", "interrupted", "failed"),
+                *("site_set_aside", "screening_reset"),
+            )
         ],
         "recipe": run.recipe,
         "command": "fieldmark simulate recipe.toml",
@@ -98,6 +102,12 @@ def _headline(run: RunFolder) -> str:
             f"{_number(refused)} {'site' if refused == 1 else 'sites'} refused by "
             f"{'its' if refused == 1 else 'their'} own policy: this run was stopped at the sites, "
             f"{when}."
+        )
+    if metrics.get("top1") is None and metrics.get("local"):
+        kept = ", ".join(metrics["local"])
+        return (
+            f"{sites} {noun} learnt together for {metrics.get('rounds', 0)} rounds and kept {kept} "
+            "to themselves: each has a model of its own, scored on its own pictures."
         )
     if metrics.get("top1") is None:
         return f"{sites} {noun}, {metrics.get('rounds', 0)} rounds: this run was stopped early."

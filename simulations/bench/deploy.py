@@ -24,6 +24,8 @@ scheme = "iid"
 sites = 2
 [model]
 backbone = "fieldmark_nano"
+[train]
+schedule = "constant"
 [federation]
 rounds = 11
 [evaluate]

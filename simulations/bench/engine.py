@@ -155,10 +155,10 @@ def _alternate(timed: Timed, floor_round: Callable[[], None]) -> Callable[[dict[
 
     def listen(event: dict[str, Any]) -> None:
         if event["event"] == "round_started":
-            mark["wall"], mark["cpu"] = time.monotonic(), _tree_cpu()
+            mark["wall"], mark["cpu"] = time.monotonic(), tree_cpu()
         elif event["event"] == "round_finished":
             timed.wall.append(time.monotonic() - mark["wall"])
-            timed.cpu.append(_tree_cpu() - mark["cpu"])
+            timed.cpu.append(tree_cpu() - mark["cpu"])
             wall, cpu = time.monotonic(), time.process_time()
             floor_round()
             timed.floor_wall.append(time.monotonic() - wall)
@@ -167,7 +167,7 @@ def _alternate(timed: Timed, floor_round: Callable[[], None]) -> Callable[[dict[
     return listen
 
 
-def _tree_cpu() -> float:
+def tree_cpu() -> float:
     """Processor seconds of this process and its workers so far."""
     total = time.process_time()
     ticks = os.sysconf("SC_CLK_TCK")

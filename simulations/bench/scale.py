@@ -1,8 +1,9 @@
 """What a simulated run costs against its sites: ``python -m simulations.bench.scale SITES COHORT``.
 
 A process of its own. Every site has about eight pictures of 32 px and the smallest network, so that
-what is seen is the price of sites, not of learning. Prints seconds (laying out the homes, the
-roll call, a round), resident memory of the coordinator after each round in MB, and MB on disk.
+what is seen is the price of sites, not of learning. Prints seconds by the clock and of processors
+(the coordinator and its workers together), resident memory of the coordinator after each round
+in MB, and what is on the disk.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.recipe import parse_recipe
-from simulations.bench.engine import run_quietly
+from simulations.bench.engine import run_quietly, tree_cpu
 from simulations.bench.memory import resident_bytes
 from simulations.preparation import deal, prepare
 from simulations.simulate import Plan, lay_out
@@ -55,17 +56,23 @@ class Watch:
         self.began = time.monotonic()
         self.first_round: float | None = None
         self.seconds: list[float] = []
+        self.cpu: list[float] = []
         self.megabytes: list[float] = []
         self._since = self.began
+        self._cpu = self._first_cpu = tree_cpu()
+        self.roll_call_cpu = 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Told of every event."""
         now = time.monotonic()
         if event["event"] == "round_started":
-            self.first_round = self.first_round or now - self.began
-            self._since = now
+            if self.first_round is None:
+                self.first_round = now - self.began
+                self.roll_call_cpu = tree_cpu() - self._first_cpu
+            self._since, self._cpu = now, tree_cpu()
         elif event["event"] == "round_finished":
             self.seconds.append(now - self._since)
+            self.cpu.append(tree_cpu() - self._cpu)
             self.megabytes.append(resident_bytes() / 1e6)
 
 
@@ -81,9 +88,9 @@ def measure(sites: int, cohort: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, make_pool(workers) as pool:
         prepare(recipe, setting, pool, lambda done, total: None)
         plan = Plan(recipe, Path(folder) / "run")
-        began = time.monotonic()
+        began, cpu = time.monotonic(), time.process_time()
         lay_out(plan, setting)
-        laid_out = time.monotonic() - began
+        laid_out, laid_out_cpu = time.monotonic() - began, time.process_time() - cpu
         watch = Watch()
         run_quietly(plan, setting, pool, workers, watch)
         total = time.monotonic() - watch.began
@@ -92,6 +99,9 @@ def measure(sites: int, cohort: int, rounds: int) -> dict[str, Any]:
             "cohort": cohort,
             "rounds": rounds,
             "lay_out_s": round(laid_out, 2),
+            "lay_out_cpu_s": round(laid_out_cpu, 2),
+            "roll_call_cpu_s": round(watch.roll_call_cpu, 2),
+            "round_cpu_s": round(statistics.median(watch.cpu[1:] or watch.cpu), 3),
             "roll_call_s": round(watch.first_round or 0.0, 2),
             "round_s": round(statistics.median(watch.seconds[1:] or watch.seconds), 3),
             "closing_s": round(total - (watch.first_round or 0.0) - sum(watch.seconds), 2),

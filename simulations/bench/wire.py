@@ -18,7 +18,13 @@ from simulations.simulate import Plan, simulate
 RECIPE = Path(__file__).parents[1] / "recipes" / "cub50.toml"
 BASE = ("federation.rounds=8", "evaluate.every=0")
 HEAD = ("train.epochs=3",)
-FULL = ("model.train=all", "train.optimizer=adam", "train.lr=0.001")
+FULL = (
+    "model.train=all",
+    "train.optimizer=adam",
+    "train.lr=0.001",
+    "train.batch_size=16",
+    "evaluate.batch_size=32",
+)
 
 DELTA = ("wire.delta=true",)
 INT8 = ("wire.precision=int8", *DELTA)

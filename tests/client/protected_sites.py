@@ -19,7 +19,7 @@ from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import Recipe, parse_recipe
-from fgvc_core.wire.arrays import spec_of
+from fgvc_core.wire.arrays import TensorSpec
 
 COORDINATOR = new_key()
 STEPS = """
@@ -122,8 +122,19 @@ class Work:
         if self.asked.kind == "score":
             drawn = {"examples": float(noise[0]), "correct": float(noise[1])}
             return Payload({**fields, "noisy_scores": drawn}, {})
-        name = self.asked.phase or "w"
-        return Payload(fields, {name: noise.astype(np.float32).reshape(self.shape)})
+        drawn = noise.astype(np.float32).reshape(self.shape)
+        if self.asked.kind == "release":
+            return Payload(fields, {self.asked.phase: drawn})
+        return Payload(fields, {"w": drawn, "gain": np.array(drawn[0, 0])})
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """What its tensors will be."""
+        if self.asked.kind == "score":
+            return {}
+        whole = TensorSpec("float32", self.shape)
+        if self.asked.kind == "release":
+            return {self.asked.phase: whole}
+        return {"w": whole, "gain": TensorSpec("float32", ())}
 
 
 def event_for(recipe: Recipe, body: Request) -> PrivacyEvent:
@@ -137,9 +148,7 @@ def answer(site: Site, recipe: Recipe, body: Request, work=None, event=None) -> 
     """What the gate lets out for a request."""
     work = work or Work(body)
     event = event or event_for(recipe, body)
-    specs = None
-    if isinstance(work, Work) and body.kind != "score":
-        specs = {body.phase or "w": spec_of(np.zeros(work.shape, np.float32))}
+    specs = work.specs() if isinstance(work, Work) else None
     return Gate(site).protected_round(body, recipe, event, work, specs)
 
 

@@ -483,7 +483,7 @@ def test_an_entry_names_what_left(announced):
     line = json.loads((announced.home / "ledger.jsonl").read_text().splitlines()[-1])
     assert (line["kind"], line["protected"], line["scores"]) == ("sent", True, False)
     assert line["bytes"] == departure.nbytes
-    assert line["tensors"] == {"w": [2, 3]}
+    assert line["tensors"] == {"w": [2, 3], "gain": []}
     noisy = opened(announced, answer(announced, STEPS, request(STEPS, "score", round_=3)))
     assert noisy.noisy_scores is not None
     assert noisy.scores is None

@@ -15,7 +15,12 @@ from .protected_sites import request, steps
 RECIPE = steps()
 PAYLOAD = Payload(
     {"code": "ok", "examples": 40, "noisy_scores": {"examples": 3.5, "correct": -1.0}},
-    {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(0, np.float32)},
+    {
+        "w": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "scalar": np.array(1.5, np.float32),
+        "empty": np.zeros(0, np.float32),
+    },
 )
 CHANGED = {
     "kind": "score",

@@ -6,6 +6,7 @@ import pytest
 
 from client.privacy.policy import (
     Policy,
+    check_inside,
     check_standing,
     check_subject,
     check_tensors,
@@ -141,6 +142,26 @@ def test_where_subjects_are_promised_the_site_says_who_is_one(data, column, fits
     assert "subject_column" in caught.value.remedy
     # Where the policy promises no subject, the recipe may say what it likes.
     check_subject(Policy(), "subject", recipe, column)
+
+
+@pytest.mark.parametrize(
+    ("setting", "fits"),
+    [
+        ("data.manifest=../others/manifest.csv", False),
+        ("data.manifest=/srv/others/manifest.csv", False),
+        ("data.manifest=deep/./list..csv", True),
+        ("data.path_template=../others/{path}.jpg", False),
+        ("data.path_template=/srv/{path}", False),
+        ("data.path_template=a/{path}/..", False),
+        ("data.path_template=images/{path}.jpg", True),
+    ],
+)
+def test_a_recipe_reads_nothing_but_the_sites_own_data(setting, fits):
+    if fits:
+        check_inside(unprotected(setting))
+        return
+    with pytest.raises(PolicyRefusal, match="leads out of this site's data"):
+        check_inside(unprotected(setting))
 
 
 def test_the_digest_tells_policies_apart():

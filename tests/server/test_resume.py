@@ -10,12 +10,12 @@ import os
 import shutil
 import signal
 import sys
-from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from inline_executor import Here
 from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError
@@ -36,18 +36,6 @@ SETS = (
     *("federation.rounds=4", "model.train=head", "data.fieldmarks_test=24", "evaluate.every=0"),
     *("federation.fraction=0.5", "federation.patience=9", "train.optimizer=sgd", "train.lr=0.5"),
 )
-
-
-class Here(Executor):
-    """Runs everything at once, in this process."""
-
-    def submit(self, function, *arguments):
-        future = Future()
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
 
 
 class Points:

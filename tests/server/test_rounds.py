@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fgvc_core.errors import RunFailed
+from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.protocol.messages import Reply, Request, Scores
@@ -51,7 +51,9 @@ class Puppets:
     def reply(self, message):
         site = self.nodes[message.metadata.dst_node_id]
         key = KEYS.get(site, STRANGER)
+        self.asked = getattr(self, "asked", [])
         body = Request.parse(message.content.config_records["envelope"]["body"])
+        self.asked.append(body)
         trick = self.tricks.get(site, lambda round_, values: values)
         values, tensors, right = {}, {}, 4 + body.round
         if body.kind == "train":
@@ -206,3 +208,67 @@ def test_cohorts_are_drawn_over_names_by_the_rounds_own_seed():
     assert one != draw_cohort(names, 0.25, 7, 4)
     assert draw_cohort(names, 1.0, 7, 3) == sorted(names)
     assert len(draw_cohort(names, 0.001, 7, 3)) == 1
+
+
+def test_a_site_is_told_why_it_was_refused_and_set_aside_in_the_end(tmp_path):
+    nan = lambda r, v: {**v, "values": v.get("values", 0) * np.float32(np.nan)}  # noqa: E731
+    puppets = Puppets({"site-2": nan})
+    sets = ("federation.rounds=5", "federation.set_aside_after=2")
+    _, rounds, _ = run(tmp_path, puppets, *sets)
+    asked = [b for b in puppets.asked if b.site == "site-2"]
+    assert [b.round for b in asked] == [1, 2]
+    assert asked[0].notice == ""
+    assert "not finite" in asked[1].notice
+    (aside,) = [e for e in rounds.events if e["event"] == "site_set_aside"]
+    assert (aside["site"], aside["round"], aside["refused_in_row"]) == ("site-2", 2, 2)
+    assert "not finite" in aside["reason"]
+    assert all(b.notice == "" for b in puppets.asked if b.site != "site-2")
+
+
+def test_silence_is_no_reason_to_set_a_site_aside(tmp_path):
+    silent = lambda r, v: None  # noqa: E731
+    sets = ("federation.rounds=4", "federation.set_aside_after=1", "federation.deadline_s=0.05")
+    _, rounds, _ = run(tmp_path, Puppets({"site-2": silent}), *sets)
+    assert [e for e in rounds.events if e["event"] == "site_set_aside"] == []
+
+
+def test_a_run_whose_every_site_is_set_aside_fails(tmp_path):
+    def bad(round_, values):
+        return values if round_ < 2 else {**values, "values": np.full(4, np.nan, np.float32)}
+
+    with pytest.raises(RunFailed, match="set aside"):
+        run(tmp_path, Puppets(dict.fromkeys(KEYS, bad)), "federation.set_aside_after=1")
+
+
+def test_a_reply_that_comes_late_is_recorded_and_counts_for_nothing(tmp_path):
+    class Slow(Puppets):
+        ready: dict = {}  # noqa: RUF012
+
+        def push_messages(self, messages):
+            ids = super().push_messages(messages)
+            self.ready = self.ready | {i: self.reply(self.waiting[i]) for i in ids}
+            return ids
+
+        def is_late(self, message_id):
+            body = Request.parse(
+                self.waiting[message_id].content.config_records["envelope"]["body"]
+            )
+            begun = any(b.round == 2 for b in self.asked)
+            return (body.kind, body.site, body.round) == ("train", "site-2", 1) and not begun
+
+        def pull_messages(self, message_ids):
+            there = [i for i in message_ids if i in self.ready and not self.is_late(i)]
+            return [self.ready.pop(i) for i in there]
+
+    sets = ("federation.rounds=3", "federation.deadline_s=0.05")
+    _, rounds, home = run(tmp_path, Slow(), *sets)
+    assert last(home)[0]["w"].tolist() == [3.0] * 4
+    late = [e for e in rounds.events if e["event"] == "late_reply"]
+    assert [(e["site"], e["round"], e["accepted"]) for e in late] == [("site-2", 1, False)]
+    assert "after round 1 was closed" in late[0]["reason"]
+
+
+@pytest.mark.parametrize(("patterns", "said"), [('["x.*"]', "no tensor"), ('["*"]', "nothing")])
+def test_patterns_of_local_tensors_that_cannot_be_meant_are_refused(tmp_path, patterns, said):
+    with pytest.raises(ConfigurationError, match=said):
+        run(tmp_path, Puppets(), f"federation.local={patterns}")

@@ -18,7 +18,12 @@ from simulations.simulate import Plan, simulate
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["report"], ["bench"], ["data", "make"],
             ["data", "check"], ["data", "partition"], ["site", "budget"], ["site", "approve"],
-            ["site", "report"], ["site", "audit"])  # fmt: skip
+            ["site", "report"], ["site", "audit"], ["site", "key"], ["site", "join"],
+            ["site", "check"], ["site", "up"], ["site", "new-key"], ["site", "stop"],
+            ["server", "init"], ["server", "add-site"], ["server", "remove-site"],
+            ["server", "rotate-key"], ["server", "replace-key"], ["server", "renew"],
+            ["server", "up"], ["server", "stop"], ["server", "run"], ["server", "resume"],
+            ["server", "attach"], ["server", "cancel"], ["server", "status"])  # fmt: skip
 
 
 def test_help_opens_no_heavy_room():
@@ -96,7 +101,8 @@ def documented():
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
             for line in block.splitlines():
-                if line.startswith("fieldmark "):
+                # Numbered steps need each other: test_walkthrough.py takes them in order.
+                if line.startswith("fieldmark ") and "  # step " not in line:
                     yield pytest.param(line.split("  #")[0].strip(), id=f"{path.stem}: {line[:50]}")
 
 
@@ -137,7 +143,11 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
     if words[:2] == ["data", "check"]:
         made = ["data", "make", words[2], "--train", "24", "--test", "12"]
         assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
-    if words[0] == "site":
+    if words[:2] == ["site", "audit"]:
+        plan = ["simulate", words[3], "--out", "runs/audit", *SMALL]
+        assert CliRunner().invoke(fieldmark.app, plan).exit_code == 0
+        words += ["--set=audit.canaries=200", *SMALL]
+    elif words[0] == "site":
         homes = request.getfixturevalue("private_sites")
         shutil.copytree(homes, "sites")
         words = with_sites(words, homes)

@@ -22,8 +22,8 @@ def test_a_sparse_run_weighs_a_fraction_and_resumes_to_the_bit(tiny, tmp_path, m
     recipe = parse_recipe(tiny.to_toml(), (*SPARSE, "federation.rounds=3"))
     kept, write = tmp_path / "after-2.safetensors", Checkpoints.write
 
-    def keep(self, name, tensors, state):
-        path = write(self, name, tensors, state)
+    def keep(self, name, tensors, state, *beside):
+        path = write(self, name, tensors, state, *beside)
         if name == "last" and state.round == 2:
             shutil.copy(path, kept)
         return path

@@ -52,7 +52,7 @@ assert BATCH * EXAMPLES * len(WIRES) >= 10_000
 
 def screening(wire):
     history = UpdateHistory(FederationSettings())
-    history.begin(REFERENCE, 0.1)
+    history.begin(REFERENCE, lambda examples: 0.1)
     return Screening(SPECS, {"site-1": KEY.public_key()}, 1.0, history=history, wire=wire)
 
 

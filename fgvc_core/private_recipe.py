@@ -67,6 +67,12 @@ def refuse_unsafe(
             why="It clips a step's mean gradient, which bounds no unit's part of it.",
             remedy="Set train.clip_norm = 0 and privacy.clipping_norm instead.",
         )
+    if privacy.lr_distance is not None and train.optimizer != "sgd":
+        raise PolicyRefusal(
+            f"privacy.lr_distance needs train.optimizer = 'sgd', not '{train.optimizer}'.",
+            why="The rate follows from how long a noisy gradient is, which Adam divides away.",
+            remedy="Set train.optimizer = 'sgd', or leave privacy.lr_distance out.",
+        )
     if privacy.method == "class-sums":
         _refuse_unfit_sums(federation, model)
 

@@ -84,7 +84,7 @@ class Books:
         if reply is not None:
             figures["version"], figures["code"] = reply.version, reply.code_digest
         if reply is not None and request.kind in ("train", "release"):
-            figures["rounds"] += request.phase != "centre"
+            figures["rounds"] += request.phase not in ("centre", "statistics")
             # Under differential privacy it is the public number that weighs, not a count.
             figures["examples"] = reply.examples if reply.privacy is None else None
 

@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.wire.arrays import TensorSpec, unpack_all
-from fgvc_core.wire.decode import decode_model
+from fgvc_core.wire.decode import read_model
 from fgvc_core.wire.encode import encode_model
 from fgvc_core.wire.layout import model_parts, packed_bytes, update_parts
 from fgvc_core.wire.settings import WireSettings
@@ -44,7 +44,7 @@ class Outgoing:
     def received(self, sent: ArrayRecord) -> Tensors:
         """The model as the sites read it out of what was sent: what their updates refer to."""
         if self._read[0] is not sent:
-            self._read = sent, decode_model(from_array_record(sent), self._specs, self._wire)
+            self._read = sent, read_model(from_array_record(sent), self._specs, self._wire)
         return self._read[1]
 
 

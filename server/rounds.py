@@ -10,16 +10,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.errors import RunFailed
-from fgvc_core.protocol.messages import Phase, Request
+from fgvc_core.protocol.messages import Phase
 from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.training.schedule import Stretch, mean_rate
 from fgvc_core.wire.arrays import TensorSpec, pack_all, spec_of, unpack_all
+from server.asking import Asking
 from server.books import Books
 from server.checkpoint import Checkpoints, RunState, Tensors
 from server.closed_form import ClosedForm
@@ -41,6 +41,9 @@ from server.standing import Standing
 from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply, make_strategy
 from server.voids import nobody_left, void_round
+
+CLOSING_SITES = 100
+"""Most sites that are asked to score the last model: of a thousand, a hundred say enough."""
 
 
 class Rounds:
@@ -113,6 +116,15 @@ class Rounds:
         self._strategy = make_strategy(self._federation, recipe.train, home.run_dir)
         self._strategy.begin(self._specs, len(home.allow_list))
         recall(remembered or {}, self._strategy, self._history)
+        self._asking = Asking(
+            self._exchange,
+            self._strategy,
+            self._outgoing,
+            self._books,
+            self._standing,
+            state,
+            keeps=bool(self._strategy.keeps or self._federation.local or recipe.wire.top_k),
+        )
         self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names)
         self._sites: list[str] = []
         self._started = 0.0
@@ -176,7 +188,7 @@ class Rounds:
         sent = self._outgoing.received(self._outgoing(self._arrays))
         late = self._late.take(number, sent)
         self._history.begin(sent, self._rate(number))
-        requests = self._requests(number, cohort)
+        requests = self._asking.train(number, cohort, self._arrays, self._grid)
         needed = math.ceil(
             self._federation.quorum * wanted(len(sites), self._federation.fraction) - 1e-9
         )
@@ -220,31 +232,6 @@ class Rounds:
         )
         self.state.last_drawn.update(dict.fromkeys(cohort, number))
         return cohort
-
-    def _requests(self, number: int, cohort: list[str]) -> list[tuple[Request, Message]]:
-        requests: list[tuple[Request, Message]] = []
-        beside = to_array_record(pack_all(self._strategy.beside()))
-
-        def compose(round_: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
-            mu = config.get("proximal-mu", 0.0)
-            outgoing = self._outgoing(arrays)
-            outgoing = ArrayRecord({**outgoing, **beside}) if beside else outgoing
-            self._books.open(outgoing)
-            for site in cohort:
-                pair = self._exchange.compose(
-                    "train",
-                    round_,
-                    site,
-                    outgoing,
-                    mu if isinstance(mu, float) else 0.0,
-                    **self._told(site),
-                )
-                requests.append(pair)
-                yield pair[1]
-
-        self._strategy.compose = compose
-        list(self._strategy.configure_train(number, self._arrays, ConfigRecord(), self._grid))
-        return requests
 
     def _start(self) -> None:
         """The head before round 1, from every site's statistics."""
@@ -295,11 +282,7 @@ class Rounds:
         accepted: list[Screened],
     ) -> Iterator[SoundReply]:
         """What every site releases about its pictures under a model."""
-        self._books.open(arrays)
-        requests = [
-            self._exchange.compose("release", number, site, arrays, phase=phase, **self._told(site))
-            for site in self._sites
-        ]
+        requests = self._asking.release(number, phase, self._sites, arrays)
         answers = self._exchange.ask(requests, self._federation.deadline_s)
         return self._intake.sound(answers, accepted, specs)
 
@@ -324,16 +307,6 @@ class Rounds:
         self._events.emit("round_finished", **self.state.history[-1])
         self._checkpoint()
 
-    def _told(self, site: str) -> dict[str, Any]:
-        """What a request says of the site's own earlier replies."""
-        standing = self._standing.of(site)
-        keeps = bool(self._strategy.keeps or self._federation.local or self._recipe.wire.top_k)
-        return {
-            "known_head": str(self.state.ledgers.get(site, [0, ""])[1]),
-            "base_round": standing["folded"] if keeps else 0,
-            "notice": standing["notice"],
-        }
-
     def _take_scores(self, round_: int, arrays: ArrayRecord, replies: list[Screened]) -> None:
         def keep(model: ArrayRecord) -> None:
             self._checkpoints.write("best", self._whole(model), self.state)
@@ -355,15 +328,14 @@ class Rounds:
         void_round(self.state, self._events, number, accepted, needed, refusals)
 
     def _close(self) -> None:
-        """Score the last model at every site."""
+        """Score the last model at every site, or at a drawn hundred of very many."""
         self._sites = self._exchange.refresh()
         self._books.reset()
-        model = self._outgoing(self._arrays)
-        self._books.open(model)
-        requests = [
-            self._exchange.compose("score", self.state.round, site, model, **self._told(site))
-            for site in self._standing.in_use(self._sites)
-        ]
+        sites = self._standing.in_use(self._sites)
+        if len(sites) > CLOSING_SITES:
+            number = self.state.round + 1
+            sites = draw_cohort(sites, CLOSING_SITES / len(sites), self._recipe.seed, number)
+        requests = self._asking.score(self.state.round, sites, self._arrays)
         replies: list[Screened] = []
         answers = self._exchange.ask(requests, self._federation.deadline_s)
         for _ in self._intake.sound(answers, replies):

@@ -64,6 +64,35 @@ def gradient_noise(step: PrivacyEvent, privacy: PrivacySettings) -> tuple[float,
     return (z**-2 - (2 * z_count) ** -2) ** -0.5, z_count
 
 
+def learning_rate(
+    step: PrivacyEvent,
+    steps: int,
+    privacy: PrivacySettings,
+    public_units: int,
+    dimensions: int,
+) -> float:
+    """The rate of plain gradient descent that suits the noise, and so the target epsilon.
+
+    A convex loss is within distance**2 / (2 * rate * steps) + rate * length**2 / 2 of its
+    least, where ``length`` is that of a noisy gradient (Bassily, Smith and Thakurta 2014,
+    section 2, https://arxiv.org/abs/1405.7085); this is the rate for which it is least.
+    On made-up features (20 and 50 classes; 600, 1,500 and 3,000 units; epsilon 2 and 8; 20 to
+    300 steps) a cosine head with distance 4.5 * sqrt(classes) came within 0.03 of the top-1 of
+    the best of eleven rates. A linear head's distance varied fourfold: none is suggested.
+
+    Args:
+        step: One of the plan's.
+        steps: In the whole run.
+        privacy: ``[privacy]`` with ``lr_distance``.
+        public_units: The declared number of units.
+        dimensions: How many values train.
+    """
+    assert privacy.lr_distance is not None
+    bound, divisor = privacy.clipping_norm, step.sampling_rate * max(public_units, 1)
+    noise = gradient_noise(step, privacy)[0] * bound / divisor * math.sqrt(dimensions)
+    return privacy.lr_distance / (math.hypot(bound, noise) * math.sqrt(steps))
+
+
 def _shape(privacy: PrivacySettings, rounds: int) -> Plan:
     """Base noise multiplier -> events, with the budget's split fixed."""
 

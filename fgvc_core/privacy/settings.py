@@ -85,6 +85,14 @@ class PrivacySettings(Settings):
     steps: int = Field(
         10, ge=1, le=100_000, description="gradients: steps a round, fixed in advance."
     )
+    lr_distance: float | None = Field(
+        None,
+        gt=0.0,
+        le=1e6,
+        description="gradients, with train.optimizer = 'sgd': choose the learning rate from the "
+        "noise instead of train.lr, given how far the weights have to go: about 4.5 times the "
+        "root of the number of classes for a cosine head; for other models it has to be known.",
+    )
     views: int = Field(
         1,
         ge=1,

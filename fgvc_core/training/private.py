@@ -19,7 +19,7 @@ from fgvc_core.privacy.gradients import (
     size_of,
 )
 from fgvc_core.privacy.noise import make_grid, release
-from fgvc_core.privacy.planning import gradient_noise
+from fgvc_core.privacy.planning import gradient_noise, learning_rate
 from fgvc_core.privacy.sampling import draw_units, fresh_seed
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import clip_scales
@@ -136,6 +136,11 @@ class PrivateTraining:
             stretch: This round's place in the run.
         """
         settings = self._learner.settings
+        if self._privacy.lr_distance is not None:
+            steps, size = step.count * stretch.rounds, size_of(self._parameters)
+            rate = learning_rate(step, steps, self._privacy, public_units, size)
+            # With momentum each gradient counts 1 / (1 - momentum) times.
+            settings = settings.model_copy(update={"lr": rate * (1 - settings.momentum)})
         model = self._learner.model
         optimizer = make_optimizer(self._parameters, settings)
         scheduler = make_scheduler(optimizer, settings, stretch, step.count)
@@ -145,7 +150,10 @@ class PrivateTraining:
         model.train()
         # Views and dropout must not be known, nor depend on who else is drawn.
         with torch.random.fork_rng(devices=[]), self.engine.session():
-            torch.manual_seed(fresh_seed())
+            # Not torch.manual_seed: what it does for absent GPUs takes as long as two steps.
+            torch.default_generator.manual_seed(fresh_seed())
+            if self._parameters[0].device.type == "cuda":
+                torch.cuda.manual_seed_all(fresh_seed())
             for _ in range(step.count):
                 self.generator.manual_seed(fresh_seed())
                 batch = self.draw(step.sampling_rate)

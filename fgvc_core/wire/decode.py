@@ -62,14 +62,26 @@ def decode_model(
     Raises:
         PeerError: if they are not exactly what the recipe's model travels as.
     """
+    tensors = read_model(packed, specs, wire)
+    broken = first_not_finite(tensors)
+    if broken is not None:
+        raise PeerError(f"The received tensor '{broken}' is not finite.")
+    return tensors
+
+
+def read_model(
+    packed: Mapping[str, PackedTensor], specs: Mapping[str, TensorSpec], wire: WireSettings
+) -> dict[str, NDArray[np.float32]]:
+    """The same, whatever the values are: for the coordinator's own model.
+
+    Raises:
+        PeerError: if they are not exactly what the recipe's model travels as.
+    """
     tensors: dict[str, NDArray[np.float32]] = unpack_all(packed, model_parts(specs, wire))
     if wire.down != "float32":
         for name, values in tensors.items():
             if not travels_whole(name, values.size):
                 tensors[name] = read_halves(values, wire.down)
-    broken = first_not_finite(tensors)
-    if broken is not None:
-        raise PeerError(f"The received tensor '{broken}' is not finite.")
     return tensors
 
 

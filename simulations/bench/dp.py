@@ -26,7 +26,7 @@ def bench_dp() -> dict[str, Any]:
     for kind in ("loop", "opacus"):
         what = f"a step on {BATCH} units of one 64 px picture, demo network, one thread"
         figures[f"{kind}_time"] = figure(
-            seconds[kind], seconds["plain"], "s", f"{what}; median of {REPEATS} x {STEPS}"
+            seconds[kind], seconds["plain"], "s", f"{what}; CPU time, median of {REPEATS} x {STEPS}"
         )
         figures[f"{kind}_memory"] = figure(
             memory[kind] / 1e6, memory["plain"] / 1e6, "MB", f"{what}; peak above the start"
@@ -49,15 +49,18 @@ def bench_dp() -> dict[str, Any]:
 
 
 def _step_seconds() -> dict[str, float]:
-    """Median seconds a step; the kinds take turns, so that a busy moment hits all alike."""
+    """Median CPU seconds a step, of one thread: a busy machine makes it wait, not compute more.
+
+    The kinds take turns, so that a moment of full caches hits all alike.
+    """
     runs = {kind: stepper(kind, STEPS) for kind in ("plain", "loop", "opacus")}
     times: dict[str, list[float]] = {kind: [] for kind in runs}
     for repeat in range(REPEATS + 1):
         for kind, run in runs.items():
-            started = time.perf_counter()
+            started = time.process_time()
             run()
             if repeat:
-                times[kind].append((time.perf_counter() - started) / STEPS)
+                times[kind].append((time.process_time() - started) / STEPS)
     return {kind: statistics.median(found) for kind, found in times.items()}
 
 

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from fgvc_core.errors import RunFailed
 from fgvc_core.protocol.keys import new_key, public_text, write_private
+from fgvc_core.supervision import die_with_parent
 from server.deployment.certificates import issue, make_authority
 from server.deployment.conductor import answers
 from server.deployment.flower_internals import ControlApi
@@ -84,13 +86,17 @@ def stock_rounds(folder: Path) -> list[float]:
     make_authority(own, "stock")
     issue(own, "server", [LOOPBACK])
     port = free_loopback_port()
-    environment = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flwr")}
     binaries = Path(sys.executable).parent
+    # Flower starts its own helpers by name.
+    path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
+    environment = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flwr"), "PATH": path}
     with ExitStack() as stack:
 
         def start(name: str, *command: str) -> None:
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
             stack.callback(process.wait, 30)
             stack.callback(process.terminate)
 
@@ -127,8 +133,7 @@ def stock_rounds(folder: Path) -> list[float]:
     return seconds
 
 
-def _wait(condition: object, within_s: float, failure: str) -> None:
-    assert callable(condition)
+def _wait(condition: Callable[[], bool], within_s: float, failure: str) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:

@@ -204,15 +204,17 @@ def test_statistics_are_answered_once_they_are_in_the_recipe_and_the_policy_allo
     assert refused.code == "refused-request"
     assert "statistics are not part of this run" in refused.reason
     starting = parse_recipe(tiny.to_toml(), ["train.start=means"])
-    ask(home, request(starting, "roll_call"))
-    body = request(starting, "release", phase="statistics")
+    ask(home, request(starting, "roll_call", run="run-2"))
+    body = request(starting, "release", phase="statistics", run="run-2")
     departure = ask(home, body, make_learner(starting, 12).tensors())
     assert set(departure.tensors) == {"statistics.counts", "statistics.sums"}
     site = Site.open(home)
     policy = site.settings.policy.model_copy(update={"share_counts": False})
     write_settings(home, site.settings.model_copy(update={"policy": policy}))
     departure = ask(
-        home, request(starting, "release", phase="statistics"), make_learner(starting, 12).tensors()
+        home,
+        request(starting, "release", phase="statistics", run="run-2"),
+        make_learner(starting, 12).tensors(),
     )
     assert reply_of(home, departure).code == "refused-policy"
     assert departure.tensors == {}

@@ -28,6 +28,7 @@ def test_what_is_safe_is_read(text):
         (SUMS, "federation.rounds=2", "rounds = 1"),
         (SUMS, "model.head=linear", "'gradients'"),
         (SUMS, "model.train=all", "'gradients'"),
+        (GRADIENTS, "privacy.lr_distance=20.0", "'sgd'"),
         (GRADIENTS, "privacy.accountant=gdp", "'pld'"),
         (GRADIENTS, "privacy.accountant=rdp", "'pld'"),
     ],

@@ -143,7 +143,11 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
     if words[:2] == ["data", "check"]:
         made = ["data", "make", words[2], "--train", "24", "--test", "12"]
         assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
-    if words[0] == "site":
+    if words[:2] == ["site", "audit"]:
+        plan = ["simulate", words[3], "--out", "runs/audit", *SMALL]
+        assert CliRunner().invoke(fieldmark.app, plan).exit_code == 0
+        words += ["--set=audit.canaries=200", *SMALL]
+    elif words[0] == "site":
         homes = request.getfixturevalue("private_sites")
         shutil.copytree(homes, "sites")
         words = with_sites(words, homes)

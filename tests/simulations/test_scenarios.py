@@ -168,7 +168,15 @@ def test_who_fails_is_drawn_from_the_seed(tiny):
     [
         (["scenario.attack=not-a-number"], "attackers above 0"),
         (["federation.screening=false"], "not possible without"),
-        (["scenario.attackers=0.2", 'scenario.attack="backdoor"', "privacy.epsilon=1"], "privacy"),
+        (
+            [
+                "scenario.attackers=0.2",
+                'scenario.attack="backdoor"',
+                "privacy.epsilon=1",
+                "privacy.method=gradients",
+            ],
+            "privacy",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(sets, said):

@@ -105,6 +105,12 @@ def test_the_filter_is_never_below_pld(name):
     assert epsilon_of_filter(events, delta) >= epsilon_of_plan(events, delta)
 
 
+def test_orders_that_the_filter_leaves_out_are_not_the_users_trouble(caplog):
+    with caplog.at_level("WARNING"):
+        assert epsilon_of_filter([PrivacyEvent("step", 2.074, 0.25, 7)], 1e-5) > 0
+    assert not caplog.records
+
+
 def test_gdp_under_estimates_which_is_why_it_is_refused():
     setup, delta = SETUPS["steps"]
     gdp = of_opacus(GaussianAccountant, setup, delta)

@@ -4,7 +4,7 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.accountant import epsilon_of_plan
-from fgvc_core.privacy.planning import gradient_noise, plan_epsilon, plan_for
+from fgvc_core.privacy.planning import gradient_noise, learning_rate, plan_epsilon, plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 
 GRADIENTS = {"method": "gradients", "sampling_rate": 0.1, "steps": 5}
@@ -86,6 +86,28 @@ def test_adaptive_clipping_costs_what_one_release_does():
     ]
     one = [type(step)("step", step.noise_multiplier, 1.0, 7)]
     assert epsilon_of_plan(both, 1e-5) == pytest.approx(epsilon_of_plan(one, 1e-5), rel=1e-3)
+
+
+def test_the_learning_rate_is_where_the_bound_on_the_loss_is_least():
+    privacy = PrivacySettings(epsilon=2.0, clipping_norm=0.5, lr_distance=20.0, **GRADIENTS)
+    (step,) = plan_for(privacy, 6)
+    found = learning_rate(step, 30, privacy, 600, 5000)
+    # A noisy gradient's length, by hand.
+    noise = step.noise_multiplier * 0.5 / (0.1 * 600)
+    length = math.sqrt(0.5**2 + 5000 * noise**2)
+
+    def bound(rate):
+        return 20.0**2 / (2 * rate * 30) + rate * length**2 / 2
+
+    assert bound(found) == pytest.approx(min(bound(found * 1.01**k) for k in range(-50, 51)))
+
+
+def test_less_epsilon_means_smaller_steps():
+    rates = []
+    for epsilon in (4.0, 0.5):
+        privacy = PrivacySettings(epsilon=epsilon, lr_distance=20.0, **GRADIENTS)
+        rates.append(learning_rate(plan_for(privacy, 6)[0], 30, privacy, 600, 5000))
+    assert rates[1] < 0.5 * rates[0]
 
 
 @pytest.mark.parametrize(("name", "reason"), [("gdp", "14.45"), ("prv", "PLD"), ("rdp", "budget")])

@@ -12,6 +12,7 @@ from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.gradients import ClippedSum, ClosedFormEngine, LoopEngine
 from fgvc_core.privacy.hooks import OpacusEngine
 from fgvc_core.privacy.noise import make_grid
+from fgvc_core.privacy.planning import learning_rate
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training import private
@@ -147,6 +148,21 @@ def test_the_learning_rate_goes_on_over_the_rounds(examples, monkeypatch):
         training.run(steps(), 12, Stretch(number, 2))
     assert [(stretch.round, count) for _, stretch, count in seen] == [(1, 3), (2, 3)]
     assert seen[0][0] != seen[1][0]
+
+
+def test_the_rate_comes_from_the_noise_where_that_is_asked(examples, noiseless):
+    moved = {}
+    for momentum in (0.0, 0.5):
+        learner = head_learner("train.lr=1e-9", f"train.momentum={momentum}")
+        before = weights(learner)
+        chosen = privacy(lr_distance=3.0, sampling_rate=1.0)
+        training = PrivateTraining(learner, examples, UNITS, chosen)
+        summed = training.engine.clipped_sum(training.draw(1.0), 1.0).total_D / 12
+        training.run(steps(count=1, rate=1.0), 12, ROUND)
+        rate = learning_rate(steps(count=1, rate=1.0), 1, chosen, 12, len(before))
+        moved[momentum] = (before - weights(learner)).double()
+        expected = rate * (1 - momentum) * summed
+        assert float((moved[momentum] - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
 def test_two_runs_with_one_seed_differ(examples):

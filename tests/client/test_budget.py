@@ -169,7 +169,7 @@ def test_replies_that_no_epsilon_bounds_are_counted_beside(tmp_path, run, file_o
     leave_unprotected(site)
     code, out, _ = run("budget", site.home, "--plan", file_of(unprotected()))
     assert code == 0
-    assert "1 replies left without differential privacy" in out
+    assert "left without differential privacy, and that no epsilon bounds: 1" in out
     assert "no differential privacy is asked for" in out
     assert json.loads(run("budget", site.home, "--json")[1])["unprotected"] == 1
 

@@ -8,7 +8,7 @@ from inline_executor import Here
 from safetensors.numpy import load_file
 from tests_recipe import TINY
 
-from fgvc_core.errors import ConfigurationError
+from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.recipe import parse_recipe
 from server.checkpoint import read_checkpoint
@@ -69,6 +69,6 @@ def test_a_model_that_is_nobodys_is_not_scored_by_the_coordinator(done):
     ],
 )
 def test_under_privacy_nothing_is_kept_and_the_reason_is_given(sets, said):
-    with pytest.raises(ConfigurationError, match=said) as caught:
+    with pytest.raises(PolicyRefusal, match=said) as caught:
         parse_recipe(TINY, ["privacy.epsilon=1", *sets])
     assert caught.value.remedy

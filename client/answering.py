@@ -121,7 +121,7 @@ def _guarded(
 
 def _site_log(home: Path) -> logging.Logger:
     log = logging.getLogger(f"fieldmark.site.{home}")
-    if not log.handlers and home.is_dir():
+    if not log.handlers and (home / "site.toml").is_file():
         handler = RotatingFileHandler(
             home / "site.log", maxBytes=1_000_000, backupCount=3, delay=True, encoding="utf-8"
         )

@@ -69,6 +69,12 @@ def audit_site(site: Site, recipe: Recipe, tell: Tell = lambda done, total: None
             why="Without differential privacy there is no claim that an audit could refute.",
             remedy="Add a [privacy] section; simulations/recipes/audit.toml has one.",
         )
+    if not recipe.federation.rounds:
+        raise ConfigurationError(
+            f"The recipe '{recipe.name}' has federation.rounds = 0.",
+            why="A run without rounds releases nothing that could be attacked.",
+            remedy="Set federation.rounds to 1 at least.",
+        )
     refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
     refuse_coupled(privacy, recipe.loss, recipe.augment)
     claimed = plan_epsilon(privacy, recipe.federation.rounds)
@@ -197,7 +203,8 @@ def _in_words(
     canaries, pictures, attack = verdict.canaries, verdict.pictures, verdict.membership
     sure = f"{100 * verdict.confidence:g} %"
     lines = [
-        f"attacked: {observed.releases} releases of '{recipe.name}' ({observed.engine}), with "
+        f"attacked: '{recipe.name}', {observed.releases} "
+        f"{'releases' if observed.releases > 1 else 'release'} ({observed.engine}), with "
         f"{canaries.canaries:,} canaries of {recipe.audit.norm:g} clipping norms, each in by a "
         "fair coin",
         f"claimed:  epsilon {verdict.claimed:.3f} at delta {verdict.delta:g}, unit {privacy.unit}",
@@ -244,8 +251,8 @@ def _conclusion(verdict: Verdict) -> str:
         )
     return (
         f"holds:    nothing contradicts the claim; up to {verdict.provable:.2f} could have been "
-        "proven. No noise, no clipping or four times the sampling rate would show here; an error "
-        "of a factor of two would not, unit tests hold that"
+        "proven, were the noise off. An error of a factor of two would not show: unit tests hold "
+        "that"
     )
 
 

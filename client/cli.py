@@ -183,12 +183,12 @@ def _show_budget(found: "Budget") -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"spent:  epsilon {found.spent:.4g} at delta {found.delta:g} "
-        f"by {found.runs} runs ({found.how})"
+        f"by {found.runs} run{'' if found.runs == 1 else 's'} ({found.how})"
     )
     if found.unprotected:
         console.print(
-            f"beside: {found.unprotected} replies left without differential privacy; "
-            "no epsilon bounds what they tell"
+            "beside: replies that left without differential privacy, and that no epsilon bounds: "
+            f"{found.unprotected}"
         )
     if found.left is None:
         console.print("cap:    none in the policy")

@@ -56,11 +56,14 @@ class UpdateHistory:
         settings: ``[federation]``.
         kept: As a checkpoint holds it: the last rounds' figures of accepted updates.
         direction: The model's last movement, or empty.
+        waits: Rounds for which a change may be left out before it travels, with all that
+            has come to it since (``wire.top_k``): so many times longer an update may be.
     """
 
     settings: FederationSettings
     kept: dict[str, Any] = field(default_factory=dict)
     direction: Tensors = field(default_factory=dict)
+    waits: int = 1
     _sent: Tensors = field(default_factory=dict)
     _rate: Callable[[float], float] = field(default=lambda examples: 1.0)
     _pending: dict[str, Figures] = field(default_factory=dict)
@@ -173,7 +176,12 @@ class UpdateHistory:
         settings = self.settings
         for name, what, ratio, setting in (
             ("weight", "weight", settings.max_weight_ratio, "max_weight_ratio"),
-            ("pace", "norm over its learning rate", settings.max_norm_ratio, "max_norm_ratio"),
+            (
+                "pace",
+                "norm over its learning rate",
+                settings.max_norm_ratio * self.waits,
+                "max_norm_ratio",
+            ),
             ("control_norm", "variates' norm", settings.max_norm_ratio, "max_norm_ratio"),
         ):
             middle = self._median(name)

@@ -86,7 +86,9 @@ class Rounds:
         self._test = test
         self._events = events
         self._exchange = Exchange(grid, home, state.run, events)
-        self._history = UpdateHistory(self._federation, state.screening)
+        # With top-k a change waits at its site for so many rounds, and travels with theirs.
+        self._waits = math.ceil(1 / recipe.wire.top_k) if recipe.wire.top_k else 1
+        self._history = UpdateHistory(self._federation, state.screening, waits=self._waits)
         self._books = Books(state, events)
         self._standing = Standing(state.standing, self._federation.set_aside_after, events)
         screening = Screening(
@@ -208,8 +210,16 @@ class Rounds:
         self._finish(number, arrays, cohort, accepted, started)
 
     def _rate(self, number: int) -> Callable[[float], float]:
-        stretch = Stretch(number, self._federation.rounds)
-        return lambda examples: mean_rate(self._recipe.train, stretch, max(round(examples), 1))
+        # Of the fastest round that its updates may stem from, as far as eight of them tell.
+        earliest = max(1, number - self._waits + 1)
+        rounds = range(number, earliest - 1, -math.ceil((number - earliest + 1) / 8))
+        stretches = [Stretch(each, self._federation.rounds) for each in rounds]
+
+        def rate(examples: float) -> float:
+            count = max(round(examples), 1)
+            return max(mean_rate(self._recipe.train, stretch, count) for stretch in stretches)
+
+        return rate
 
     def _draw(self, sites: list[str], number: int) -> list[str]:
         cohort = draw_cohort(

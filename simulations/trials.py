@@ -39,7 +39,7 @@ def run_trials(
 
     Returns:
         The metrics of the run without faults, with ``trials``: one entry an attack and
-        strategy, ``top1`` None where the run failed.
+        strategy, ``top1`` None where the run failed; ``none`` is the strategy without faults.
     """
     scenario = plan.recipe.scenario
     assert scenario is not None
@@ -52,6 +52,15 @@ def run_trials(
         metrics = _metrics(_run(clean, setting, pool, workers))
         say(f"without faults, {clean.recipe.federation.strategy}: top-1 {metrics['top1']:.3f}")
         trials = []
+        for strategy in scenario.defences:
+            # A defence costs something by itself: what faults cost is measured from here.
+            changed = {
+                "federation": plan.recipe.federation.model_copy(update={"strategy": strategy})
+            }
+            recipe = without_faults(plan.recipe).model_copy(update=changed)
+            trial = replace(plan, recipe=recipe, out=plan.out / "trials" / f"none-{strategy}")
+            trials.append(_trial("none", strategy, trial, setting, pool, workers))
+            say(_told(trials[-1]))
         for attack in scenario.turns:
             for name, recipe in contenders(plan.recipe, attack):
                 out = plan.out / "trials" / f"{attack}-{name}"

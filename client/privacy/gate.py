@@ -132,6 +132,8 @@ class Gate:
             adjacency=ADJACENCY,
             policy=self._policy.digest,
         )
+        # Once more: what the register remembers of the ledger has this run in it.
+        self.terms.claim_data()
 
     def protected_round(
         self,

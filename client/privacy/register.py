@@ -35,7 +35,7 @@ class Claim(BaseModel):
     Attributes:
         data: Absolute path of the data, symbolic links resolved.
         home: Absolute path of the site's home.
-        key: Fingerprint of the site's key, by which a home that was moved is known.
+        key: Fingerprint of the site's key.
         head: Hash of the last entry of its ledger at the last roll call.
     """
 
@@ -132,8 +132,9 @@ class Register:
         """Lay claim to data for what is made inside; given up again if that fails."""
         with self._alone():
             before = self.claims()
-            others = [other for other in before if other.key != claim.key]
-            own = [other for other in before if other.key == claim.key]
+            # A home that was moved has its key, one that got a new key has its place.
+            own = [other for other in before if claim.key == other.key or claim.home == other.home]
+            others = [other for other in before if other not in own]
             for other in others:
                 if _overlap(Path(other.data), Path(claim.data)):
                     raise _taken(claim, other, self.path)

@@ -11,6 +11,7 @@ for rounding (1e-5 was seen between batches of 7 and of 32; of 16 and 32, none).
 import os
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -96,6 +97,12 @@ class FeatureStore:
                 ) from None
             self._known.update((keys[i].tobytes(), features_ND[i]) for i in range(len(keys)))
             self._read.add(path.name)
+
+
+@lru_cache(maxsize=2)
+def open_store(cache: Path, extractor: bytes) -> FeatureStore:
+    """The store that this process keeps open: a thousand sites of a simulation read it once."""
+    return FeatureStore(cache, extractor)
 
 
 def _sum(held: dict[str, NDArray[Any]]) -> NDArray[np.uint32]:

@@ -31,7 +31,12 @@ from fgvc_core.training.examples import (
     PictureExamples,
     knowledge_of,
 )
-from fgvc_core.training.features import FeatureStore, ensure_features, read_features
+from fgvc_core.training.features import (
+    FeatureStore,
+    ensure_features,
+    open_store,
+    read_features,
+)
 from fgvc_core.training.loop import Outcome, train_passes
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.settings import TrainSettings
@@ -104,7 +109,7 @@ class Learner:
         """A table's labelled examples, as features where the backbone is frozen."""
         known = knowledge_of(table)
         if self.frozen_backbone:
-            store = FeatureStore(cache, self.extractor)
+            store = open_store(cache, self.extractor)
             return FeatureExamples(read_features(self.model, table, store), table.labels_N, known)
         return PictureExamples(
             self._bank(table, cache), table.labels_N, self.augment, known, self._mixing

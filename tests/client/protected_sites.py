@@ -47,7 +47,7 @@ method = "class-sums"
 OPEN = """
 name = "open"
 [federation]
-rounds = 2
+rounds = 3
 """
 
 
@@ -62,7 +62,7 @@ def sums(*changes: str) -> Recipe:
 
 
 def unprotected(*changes: str) -> Recipe:
-    """Two rounds without differential privacy."""
+    """Three rounds without differential privacy."""
     return parse_recipe(OPEN, changes)
 
 

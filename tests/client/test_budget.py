@@ -169,16 +169,16 @@ def test_replies_that_no_epsilon_bounds_are_counted_beside(tmp_path, run, file_o
     leave_unprotected(site)
     code, out, _ = run("budget", site.home, "--plan", file_of(unprotected()))
     assert code == 0
-    assert "1 replies left without differential privacy" in out
+    assert "left without differential privacy, and that no epsilon bounds: 1" in out
     assert "no differential privacy is asked for" in out
     assert json.loads(run("budget", site.home, "--json")[1])["unprotected"] == 1
 
 
 def test_the_sites_own_noise_is_what_a_run_without_any_would_cost(tmp_path, run, file_of):
-    own = PrivacySettings(epsilon=2.0, method="gradients", steps=2)
+    own = STEPS.privacy
     site = make_site(tmp_path, own=own, epsilon_cap=4.0)
     found = json.loads(run("budget", site.home, "--plan", file_of(unprotected()), "--json")[1])
-    assert found["plan"]["epsilon"] == plan_epsilon(own, 2)
+    assert found["plan"]["epsilon"] == plan_epsilon(own, 3)
     assert found["plan"]["more_runs"] >= 1
 
 

@@ -243,6 +243,21 @@ def test_a_ledger_that_cannot_be_read_is_bad_data(tmp_path):
         Chain(tmp_path / "ledger.jsonl").entries()
 
 
+def test_a_writer_between_two_looks_of_a_reader_is_no_damage(written, monkeypatch):
+    chain = Chain(written)
+    look = chain._read_on
+
+    def interrupted():
+        rest = look()
+        write(written, 1)
+        return rest
+
+    monkeypatch.setattr(chain, "_read_on", interrupted)
+    assert len(chain.entries()) == LINES
+    monkeypatch.undo()
+    assert len(chain.entries()) == LINES + 1
+
+
 def test_several_processes_and_threads_write_one_chain_while_others_read_it(path):
     writers, each = 3, 25
     children = []

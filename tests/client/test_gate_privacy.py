@@ -120,7 +120,7 @@ def test_an_announced_run_has_cost_nothing_yet_and_twice_is_once(announced):
 
 
 def test_no_run_changes_its_plan(announced):
-    other = steps("privacy.epsilon=3.0")
+    other = steps("train.lr=0.5")
     with pytest.raises(PolicyRefusal, match="announced before with another plan"):
         announce(announced, other)
     refused(announced, request(other, "train"), kind=PeerError, match="never announced")

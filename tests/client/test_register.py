@@ -12,7 +12,7 @@ from client.privacy.register import Claim, Register, state_folder
 from client.provision import make_home
 from client.site import Site
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
-from fgvc_core.protocol.keys import new_key, public_text
+from fgvc_core.protocol.keys import new_key, public_text, write_private
 
 from .protected_sites import announce, request, steps, unprotected, with_data
 
@@ -158,6 +158,30 @@ def test_a_home_that_was_moved_is_known_by_its_key(first, data, tmp_path):
     assert claims() == [(str(data), str(tmp_path / "moved"))]
 
 
+def test_a_home_that_gets_a_new_key_keeps_its_data(first, data):
+    announce(first, RECIPE)
+    (first.home / "key").unlink()
+    write_private(new_key(), first.home / "key")
+    announce(Site.open(first.home), RECIPE, "run-2")
+    assert claims() == [(str(data), str(first.home))]
+    with pytest.raises(PolicyRefusal, match="have a ledger already"):
+        join(first.home.with_name("second"), data)
+
+
+@pytest.mark.parametrize("spent", [False, True])
+def test_a_home_is_made_again_in_its_place_only_if_nothing_was_announced(first, data, spent):
+    if spent:
+        announce(first, RECIPE)
+    shutil.rmtree(first.home)
+    if spent:
+        with pytest.raises(PolicyRefusal, match="older than the one that is registered"):
+            join(first.home, data)
+        assert not first.home.exists()
+    else:
+        join(first.home, data)
+    assert claims() == [(str(data), str(first.home))]
+
+
 def test_a_copy_of_a_home_is_a_second_ledger(first, tmp_path):
     announce(first, RECIPE)
     shutil.copytree(first.home, tmp_path / "copy")
@@ -169,8 +193,7 @@ def test_a_copy_of_a_home_is_a_second_ledger(first, tmp_path):
 def test_an_old_copy_put_back_with_its_head_is_noticed_at_the_roll_call(first):
     announce(first, RECIPE)
     old = {name: (first.home / name).read_bytes() for name in ("ledger.jsonl", "ledger.head")}
-    for run in ("run-2", "run-3"):
-        announce(first, RECIPE, run)
+    announce(first, RECIPE, "run-2")
     moved = first.home.with_name("as-a-new-process-sees-it")
     first.home.rename(moved)
     for name, text in old.items():

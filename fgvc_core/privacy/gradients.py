@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from fgvc_core.privacy.standardised import fixed_weights
 from fgvc_core.privacy.units import clip_scales
 
 CANCELLATION = 2.0**-40
@@ -72,6 +73,8 @@ class LoopEngine:
         losses: Per-picture losses of the present model.
         views: Random views of each picture, averaged.
         at_once: Most pictures (views counted) of a unit that are held at once.
+        model: What the losses are computed with; with it, what all units share of a forward
+            is done once a step.
     """
 
     def __init__(
@@ -80,7 +83,9 @@ class LoopEngine:
         losses: LossOf,
         views: int = 1,
         at_once: int = 1 << 30,
+        model: torch.nn.Module | None = None,
     ) -> None:
+        self._model = torch.nn.Module() if model is None else model
         self._parameters = parameters
         self._losses = losses
         self._views = views
@@ -100,24 +105,34 @@ class LoopEngine:
         unclipped = batch.count
         order = torch.from_numpy(np.argsort(batch.units_B, kind="stable"))
         counts = np.bincount(batch.units_B, minlength=batch.count).tolist()
-        for at in order.split(counts) if len(order) else ():
-            if not len(at):
-                continue
-            positions = torch.from_numpy(batch.positions_B)[at].repeat_interleave(self._views)
-            own_D.zero_()
-            for piece in positions.split(self._at_once):
-                self._add_gradient(piece, parts)
-            scale = float(clip_scales(np.array([float(own_D.dot(own_D))]), bound)[0])
-            unclipped -= scale < 1.0
-            if scale > 0.0:
-                total_D.add_(own_D, alpha=scale)
+        with fixed_weights(self._model):
+            for at in order.split(counts) if len(order) else ():
+                if not len(at):
+                    continue
+                positions = torch.from_numpy(batch.positions_B)[at].repeat_interleave(self._views)
+                for number, piece in enumerate(positions.split(self._at_once)):
+                    self._add_gradient(piece, parts, afresh=number == 0)
+                scale = float(clip_scales(np.array([float(own_D.dot(own_D))]), bound)[0])
+                unclipped -= scale < 1.0
+                if scale > 0.0:
+                    total_D.add_(own_D, alpha=scale)
         return ClippedSum(total_D, unclipped)
 
-    def _add_gradient(self, positions: torch.Tensor, parts: tuple[torch.Tensor, ...]) -> None:
+    def _add_gradient(
+        self, positions: torch.Tensor, parts: tuple[torch.Tensor, ...], afresh: bool
+    ) -> None:
         loss = self._losses(positions).sum() / self._views
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        # Retained is what units share; a unit's own graph goes with its loss.
+        gradients = torch.autograd.grad(
+            loss, self._parameters, retain_graph=True, allow_unused=True
+        )
         for part, gradient in zip(parts, gradients, strict=True):
-            if gradient is not None:
+            if gradient is None:
+                if afresh:
+                    part.zero_()
+            elif afresh:
+                part.copy_(gradient.reshape(-1))
+            else:
                 part.add_(gradient.reshape(-1))
 
 

@@ -218,7 +218,7 @@ class PrivateTraining:
             from fgvc_core.privacy.hooks import OpacusEngine
 
             return OpacusEngine(self._learner.model, self._parameters, self.losses, views, at_once)
-        return LoopEngine(self._parameters, self.losses, views, at_once)
+        return LoopEngine(self._parameters, self.losses, views, at_once, self._learner.model)
 
     def _closed_form_fits(self) -> bool:
         model = self._learner.model

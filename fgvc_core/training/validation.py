@@ -61,7 +61,7 @@ def validate_private(learner: Learner, privacy: PrivacySettings) -> None:
     if privacy.method != "gradients":
         return
     verdicts = _known.setdefault(learner, {})
-    key = (privacy.engine, privacy.views)
+    key = (privacy.engine,)
     if key not in verdicts:
         verdicts[key] = _verdict(learner, privacy)
     refusal = verdicts[key]
@@ -89,6 +89,8 @@ class _Trial:
     def __init__(self, learner: Learner, privacy: PrivacySettings) -> None:
         self._learner = learner
         units = np.arange(PICTURES, dtype=np.int64)
+        # In one piece and one view, so that draws can be repeated.
+        privacy = privacy.model_copy(update={"views": 1, "physical_batch": PICTURES})
         self._plain, self._other = (
             PrivateTraining(learner, _made_up(learner, changed), units, privacy)
             for changed in (False, True)
@@ -143,17 +145,21 @@ class _Trial:
     def check_engine(self) -> None:
         """The engine's gradients must be those of plain differentiation."""
         engine = self._plain.engine
-        if isinstance(engine, ClosedFormEngine):
-            batch = UnitBatch(np.arange(PICTURES), np.arange(PICTURES), PICTURES)
-            summed = engine.clipped_sum(batch, 1e9).total_D
-            expected = self._gradient(self._losses(self._plain).sum())
-            if _differ(summed.cpu(), torch.cat(expected).double().cpu(), SAME_ENGINE):
-                raise PolicyRefusal(
-                    "privacy.engine = 'closed-form' does not give this head's gradient.",
-                    remedy="Set privacy.engine = 'loop'.",
-                )
-        elif not isinstance(engine, LoopEngine):
+        if not isinstance(engine, ClosedFormEngine | LoopEngine):
             self._check_hooks(engine)
+            return
+        # One unit of all pictures: drawn and seen as plain differentiation sees them.
+        together = UnitBatch(np.arange(PICTURES), np.zeros(PICTURES, dtype=np.int64), 1)
+        expected = self._gradient(self._losses(self._plain).sum())
+        self._seed(self._plain, SEEDS[0])
+        summed = engine.clipped_sum(together, 1e9).total_D
+        if _differ(summed.cpu(), torch.cat(expected).double().cpu(), SAME_ENGINE):
+            kind = "closed-form" if isinstance(engine, ClosedFormEngine) else "loop"
+            raise PolicyRefusal(
+                f"privacy.engine = '{kind}' does not give this model's gradient.",
+                why="Clipping would bound something else than what is released.",
+                remedy="Take another privacy.engine or another backbone.",
+            )
 
     def _check_hooks(self, engine: GradientEngine) -> None:
         # Imported here: Opacus takes a second, and no other engine needs it.

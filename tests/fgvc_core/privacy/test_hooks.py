@@ -65,6 +65,38 @@ def test_it_gives_the_loops_sum(settings, at_once):
     assert found.unclipped == expected.unclipped
 
 
+@pytest.mark.parametrize("backbone", ["fieldmark_nano", "test_nfnet"])
+def test_weights_standardised_once_a_step_change_no_gradient_and_leave_no_trace(backbone):
+    model = network(backbone=backbone)
+    loop, _ = engines(model)
+    before, expected = traces(model), loop.clipped_sum(BATCH, 0.5)
+    for at_once in (1, 64):
+        shared = LoopEngine(loop._parameters, loop._losses, at_once=at_once, model=model)
+        found = shared.clipped_sum(BATCH, 0.5)
+        assert float((found.total_D - expected.total_D).abs().max()) < 1e-12
+        assert found.unclipped == expected.unclipped
+        assert traces(model) == before
+    # Each step reads the weights anew.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    moved = shared.clipped_sum(BATCH, 0.5).total_D
+    assert float((moved - loop.clipped_sum(BATCH, 0.5).total_D).abs().max()) < 1e-12
+    assert float((moved - expected.total_D).abs().max()) > 1e-3
+
+
+def test_a_loop_that_breaks_off_leaves_the_layers_as_they_were():
+    model = network(backbone="fieldmark_nano")
+    before = traces(model)
+
+    def broken(positions):
+        raise ValueError("no picture there")
+
+    with pytest.raises(ValueError, match="no picture"):
+        LoopEngine(list(model.parameters()), broken, model=model).clipped_sum(BATCH, 0.5)
+    assert traces(model) == before
+
+
 def test_groupnorm_networks_too():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False), GroupNorm(8, 4), nn.SiLU(), StdConv2d(8, 8, 3, groups=2),

@@ -229,7 +229,7 @@ def test_a_head_that_only_looks_linear_is_refused_by_the_closed_form():
 
     # By its type it is a linear head.
     learner.model.head.forward = lambda features: 2 * F.linear(features, learner.model.head.weight)
-    assert "does not give this head's gradient" in refusal(learner, "closed-form").what
+    assert "does not give this model's gradient" in refusal(learner, "closed-form").what
 
 
 def test_an_engine_that_does_not_fit_is_refused_before_a_step():

@@ -5,6 +5,7 @@ own. Only Multi-Krum's mean of the chosen is weighted, as Flower's is. Flower's 
 lend their names and settings; what they do with a list of messages is not used.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -43,9 +44,9 @@ class SpillingFedAvg(StreamingFedAvg):
             tensors = spill.tensors(self.combine(spill))
             return self.result(tensors, sum(spill.weights), len(spill))
 
+    @abstractmethod
     def combine(self, spill: Spill) -> NDArray[np.float32]:
         """float32 (size,): the rule itself."""
-        raise NotImplementedError
 
 
 class SpillingFedMedian(SpillingFedAvg, FedMedian):  # type: ignore[misc]
@@ -87,9 +88,9 @@ class _Choosing(SpillingFedAvg):
         scores_S = closest_scores(squared_distances(gram_matrix(spill)), hostile)
         return np.argsort(scores_S, kind="stable")[: self.wanted(len(spill), hostile)].tolist()
 
+    @abstractmethod
     def wanted(self, count: int, hostile: int) -> int:
         """How many are chosen."""
-        raise NotImplementedError
 
     def combine(self, spill: Spill) -> NDArray[np.float32]:
         """The mean of the chosen, weighted by examples."""

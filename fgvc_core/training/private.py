@@ -117,7 +117,7 @@ class PrivateTraining:
         refuse_unprotectable(learner.loss)
         # Pictures are seen one by one here: a recipe that mixes them is refused before.
         self._learner = learner
-        self._loss = learner.loss.informed(examples.known)
+        self.loss = learner.loss.informed(examples.known)
         self._examples = examples
         self._privacy = privacy
         self._units_N = units_N
@@ -245,4 +245,4 @@ class PrivateTraining:
         """The present losses (B,) of the pictures at B positions, each in a fresh random view."""
         logits_BK = self._examples.logits(self._learner.model, positions, self.generator)
         labels_B = self._examples.labels_N[positions].to(logits_BK.device)
-        return self._loss.per_example(logits_BK, labels_B)
+        return self.loss.per_example(logits_BK, labels_B)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import PolicyRefusal
+from fgvc_core.losses.base import ClassKnowledge
 from fgvc_core.privacy.gradients import ClosedFormEngine, GradientEngine, LoopEngine, UnitBatch
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
@@ -100,7 +101,7 @@ class _Trial:
 
     def check_traces(self) -> None:
         """A step must leave nothing behind."""
-        parts = self._learner.model, self._learner.loss
+        parts = self._learner.model, self._plain.loss
         versions = {p: p._version for part in parts for p in part.parameters()}
         held = [{n: b.clone() for n, b in part.named_buffers()} for part in parts]
         first = self._losses(self._plain)
@@ -236,7 +237,8 @@ def _made_up(learner: Learner, changed: bool) -> Examples:
     if learner.frozen_backbone:
         features_ND = random.standard_normal((PICTURES + 1, learner.model.feature_dim))
         features_ND[CHANGED] = features_ND[PICTURES if changed else CHANGED]
-        return FeatureExamples(torch.from_numpy(features_ND[:PICTURES]).float(), labels_N)
+        features = torch.from_numpy(features_ND[:PICTURES]).float()
+        return FeatureExamples(features, labels_N, _knowledge(learner.num_classes))
     shape = (PICTURES + 1, spec.size, spec.size, 3)
     pictures_NHWC = random.integers(0, 256, shape, dtype=np.uint8)
     pictures_NHWC[CHANGED] = pictures_NHWC[PICTURES if changed else CHANGED]
@@ -251,7 +253,13 @@ def _made_up(learner: Learner, changed: bool) -> Examples:
         class_names=tuple(str(number) for number in range(learner.num_classes)),
     )
     bank = PictureBank(table, spec.size, 1.0, spec.interpolation)
-    return PictureExamples(bank, labels_N, learner.augment)
+    return PictureExamples(bank, labels_N, learner.augment, _knowledge(learner.num_classes))
+
+
+def _knowledge(classes: int) -> ClassKnowledge:
+    """A taxonomy and attributes, for losses that use what is publicly known of the classes."""
+    attributes_KA = torch.rand(classes, 5, generator=torch.Generator().manual_seed(1))
+    return ClassKnowledge(tuple((f"kind {k % 2}", str(k)) for k in range(classes)), attributes_KA)
 
 
 @contextmanager

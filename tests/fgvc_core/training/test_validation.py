@@ -59,6 +59,13 @@ def test_what_is_safe_passes_and_is_left_as_it_was(overrides, engine):
     assert all(p.grad is None for p in learner.model.parameters())
 
 
+@pytest.mark.parametrize("loss", ["loss.hierarchy=0.5", "loss.semantic=0.5",
+                                  "loss.balance=weights", "loss.balance=logits"])  # fmt: skip
+def test_losses_of_single_pictures_pass_also_where_they_know_the_classes(loss):
+    learner = made("model.train=head", loss, "loss.class_counts=[4,3,2,1]")
+    validate_private(learner, privacy())
+
+
 def test_batchnorm_whose_statistics_are_frozen_passes():
     validate_private(made("model.backbone=resnet10t", "model.train=head"), privacy())
     learner = made("model.backbone=resnet10t")

@@ -71,7 +71,7 @@ class KeptTensors:
         On the disk when this returns, and before the reply may leave.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
         write_durably(self._path(round_), save(contiguous, {"round": json.dumps(round_)}))
         for path in self._folder.glob("*.safetensors"):
             if path not in (self._path(round_), self._path(base)):

@@ -51,6 +51,10 @@ def make_app(folder: Path) -> Starlette:
 def metric_lines(status: dict[str, Any]) -> Iterator[str]:
     """A state as Prometheus reads it."""
     yield from _metric("up", "gauge", "Whether the coordinator is up.", [({}, int(status["up"]))])
+    serving = int(status["superlink"] == "serving")
+    yield from _metric(
+        "superlink_serving", "gauge", "Whether the SuperLink says that it serves.", [({}, serving)]
+    )
     days = status["certificate"]["days"]
     yield from _metric(
         "certificate_days", "gauge", "Days that the certificate has left.",

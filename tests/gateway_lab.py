@@ -20,6 +20,21 @@ from server.deployment.provisioning import init_server
 from server.deployment.settings import DeploymentSettings, GatewaySettings
 
 UP_WITHIN_S = 60.0
+SCANNED = (
+    *(f"/v1/control/{call}" for call in ("start-run", "list-runs", "list-nodes", "stop-run",
+                                         "register-node", "unregister-node", "stream-logs",
+                                         "get-login-details")),
+    *(f"/v1/runtime/{call}" for call in ("acquire-task", "pull-task-input", "push-task-output",
+                                         "get-nodes", "pull-messages", "push-messages",
+                                         "send-task-heartbeat")),
+    "/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/", "/v1/fleet",
+    "/v1/fleet/pull-messages/", "/v1/fleet/Pull-Messages", "/v1/fleet/x/../../control/list-nodes",
+    "/v1/fleet/%2e%2e/control/list-nodes", "/v1/fleet/..%2fcontrol%2flist-nodes",
+    "/v1/fleet%2fpull-messages%2f..", "//v1/fleet/pull-messages", "/v1/fleet/pull-messages;x",
+    "/flwr.proto.Control/ListRuns", "/flwr.proto.Runtime/AcquireTask", "/health", "/metrics",
+    "/status.json", "/docs", "/openapi.json", "/.git/config", "/ca.key", "/sites.json", "/",
+)  # fmt: skip
+"""What a scan would try: the calls that Flower leaves open, ways round the path, common places."""
 
 
 class Upstream:
@@ -72,10 +87,10 @@ class Running:
         site: The key of the only site, 'lyon'.
     """
 
-    def __init__(self, folder, before=lambda folder: None, **bounds):
+    def __init__(self, folder, before=lambda folder: None, hosts=("127.0.0.1",), **bounds):
         self.folder, self.site = folder, new_key()
         settings = GatewaySettings(listen="127.0.0.1", **bounds)
-        init_server(folder, DeploymentSettings(hosts=("127.0.0.1",), gateway=settings))
+        init_server(folder, DeploymentSettings(hosts=hosts, gateway=settings))
         self.allowed = AllowList(folder)
         self.allowed.add("lyon", public_text(self.site.public_key()))
         before(folder)

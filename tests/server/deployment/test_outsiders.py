@@ -5,7 +5,7 @@ import time
 
 import httpx
 import pytest
-from gateway_lab import Running, received, status_of
+from gateway_lab import SCANNED, Running, received, status_of
 
 from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text
@@ -16,20 +16,6 @@ SERVED = tuple(
     f"/v1/fleet/{call}"
     for call in ("pull-messages", "get-run", "get-fab", "pull-object", "push-messages")
 )
-SCANNED = (
-    *(f"/v1/control/{call}" for call in ("start-run", "list-runs", "list-nodes", "stop-run",
-                                         "register-node", "unregister-node", "stream-logs",
-                                         "get-login-details")),
-    *(f"/v1/runtime/{call}" for call in ("acquire-task", "pull-task-input", "push-task-output",
-                                         "get-nodes", "pull-messages", "push-messages",
-                                         "send-task-heartbeat")),
-    "/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/", "/v1/fleet",
-    "/v1/fleet/pull-messages/", "/v1/fleet/Pull-Messages", "/v1/fleet/x/../../control/list-nodes",
-    "/v1/fleet/%2e%2e/control/list-nodes", "/v1/fleet/..%2fcontrol%2flist-nodes",
-    "/v1/fleet%2fpull-messages%2f..", "//v1/fleet/pull-messages", "/v1/fleet/pull-messages;x",
-    "/flwr.proto.Control/ListRuns", "/flwr.proto.Runtime/AcquireTask", "/health", "/metrics",
-    "/status.json", "/docs", "/openapi.json", "/.git/config", "/ca.key", "/sites.json", "/",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

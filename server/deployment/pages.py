@@ -100,7 +100,13 @@ def _metric(
     yield f"# TYPE fieldmark_{name} {kind}"
     for labels, value in rows:
         listed = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-        yield f"fieldmark_{name}{{{listed}}} {value:g}" if listed else f"fieldmark_{name} {value:g}"
+        braced = f"{{{listed}}}" if listed else ""
+        yield f"fieldmark_{name}{braced} {_number(value)}"
+
+
+def _number(value: float) -> str:
+    """Every digit of it: a count of bytes soon has more than a few."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def _escaped(label: str) -> str:

@@ -16,7 +16,7 @@ RECIPE = parse_recipe("[data]\nimage_size = 32\n[model]\nbackbone = 'fieldmark_n
 @pytest.fixture
 def run(tmp_path):
     learner = make_learner(RECIPE, 3)
-    tensors = {n: a + np.float32(0.01) for n, a in learner.tensors().items()}
+    tensors = {n: np.asarray(a + 0.01, np.float32) for n, a in learner.tensors().items()}
     learner.load(tensors)
     checkpoints = Checkpoints(tmp_path, RECIPE, ("a", "b", "c"))
     moments = {"moment": np.ones(3, np.float32)}

@@ -15,6 +15,7 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
@@ -53,6 +54,10 @@ class Terms:
         privacy = protection(policy, recipe)
         if privacy is None:
             return None
+        # A site's own protection meets recipes that were written without one.
+        refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+        refuse_coupled(privacy, recipe.loss, recipe.augment)
+        refuse_unsafe_wire(privacy, recipe.wire)
         if self.site.rows is None:
             # Of a simulated site nobody but the simulation says what its data are.
             check_subject(policy, privacy.unit, recipe, data.subject_column)

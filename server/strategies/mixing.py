@@ -1,4 +1,4 @@
-"""Nearest-neighbour mixing: before a robust rule, each reply becomes the mean of those nearest to it.
+"""Nearest-neighbour mixing: each reply becomes the mean of those nearest to it, before a rule.
 
 Where sites differ, honest replies lie far apart, and a rule that picks or weighs single ones
 gives hostile ones, who agree with each other, more say than their number. Mixed replies lie

@@ -168,21 +168,34 @@ def _object(one: "Prediction") -> dict[str, Any]:
 
 
 def _show(predictions: "list[Prediction]", top_k: int) -> None:
+    import os
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    read = [(one.name, one.verdict) for one in predictions if one.verdict is not None]
+    if not read:
+        return
+    folders = {os.path.dirname(name) for name, _ in read}
+    shared = os.path.commonpath(folders) if len(folders) > 1 and "" not in folders else ""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for title in ("picture", "answer", "level", "confidence", f"most probable {top_k}"):
-        table.add_column(title, justify="right" if title == "confidence" else "left")
-    for one in predictions:
-        verdict = one.verdict
-        if verdict is None:
-            continue
+    table.add_column(f"picture below {shared}" if shared else "picture", overflow="fold")
+    table.add_column("answer")
+    table.add_column("level")
+    table.add_column("sure", justify="right")
+    if top_k > 1:
+        table.add_column("other classes")
+    for name, verdict in read:
+        short = os.path.relpath(name, shared) if shared else name
         level = "" if verdict.unknown else verdict.level or "not sure"
-        top = ", ".join(f"{name} {100 * p:.0f} %" for name, p in verdict.top)
+        # Where the answer is a class, it is the first of the list itself.
+        others = verdict.top[verdict.told == verdict.top[0][0] :]
+        told = ", ".join(f"{other} {100 * p:.0f} %" for other, p in others)
         # Text, not markup: names may have brackets in them.
-        cells = [one.name, verdict.told, level, f"{100 * verdict.confidence:.0f} %", top]
-        table.add_row(*(Text(cell, overflow="fold") for cell in cells))
-    if table.row_count:
-        Console().print(table)
+        sure = "" if verdict.unknown else f"{100 * verdict.confidence:.0f} %"
+        cells = [short, verdict.told, level, sure, told]
+        table.add_row(*(Text(cell) for cell in cells[: 4 + (top_k > 1)]))
+    console = Console()
+    # In a pipe there is no width to keep to, and no line is broken.
+    Console(width=None if console.is_terminal else 240).print(table)

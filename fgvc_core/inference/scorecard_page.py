@@ -14,6 +14,9 @@ CELLS_SHOWN = 40
 
 PAIRS_SHOWN = 20
 
+FEW = 10
+"""Answers below which a bar says little, and is drawn pale."""
+
 _SIDE, _LEFT, _BOTTOM = 300, 42, 34
 
 
@@ -67,9 +70,10 @@ def reliability_figure(bins: Reliability) -> str:
         if not count:
             continue
         accuracy, confidence = float(bins.accuracy_M[number]), float(bins.confidence_M[number])
+        few = " few" if count < FEW else ""
         x, low, high = _LEFT + number * width, *sorted((accuracy, confidence))
         parts.append(
-            f'<rect class="bar" x="{x + 1:.1f}" y="{8 + _SIDE * (1 - accuracy):.1f}" '
+            f'<rect class="bar{few}" x="{x + 1:.1f}" y="{8 + _SIDE * (1 - accuracy):.1f}" '
             f'width="{width - 2:.1f}" height="{_SIDE * accuracy:.1f}"><title>{count} pictures: '
             f"confidence {100 * confidence:.1f} %, right {100 * accuracy:.1f} %</title></rect>"
             f'<rect class="gap" x="{x + 1:.1f}" y="{8 + _SIDE * (1 - high):.1f}" '
@@ -87,7 +91,7 @@ def _cells(confusion_KK: Any) -> list[list[dict[str, Any]]]:
     share_KK = confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
     return [
         [
-            {"count": int(confusion_KK[t, p]), "share": round(100 * float(share_KK[t, p]))}
+            {"count": int(confusion_KK[t, p]), "share": round(60 * float(share_KK[t, p]))}
             for p in range(len(confusion_KK))
         ]
         for t in range(len(confusion_KK))

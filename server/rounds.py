@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.errors import RunFailed
+from fgvc_core.inference.taxonomy import taxonomy_of
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.training.schedule import Stretch, mean_rate
@@ -125,7 +126,8 @@ class Rounds:
             state,
             keeps=bool(self._strategy.keeps or self._federation.local or recipe.wire.top_k),
         )
-        self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names)
+        known = None if test is None else taxonomy_of(test.table)
+        self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names, known)
         self._sites: list[str] = []
         self._started = 0.0
         self._wall_before = state.wall_s

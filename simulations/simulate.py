@@ -12,6 +12,7 @@ from client.site import Site
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
+from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import Recipe, differences
 from fgvc_core.training.baseline import pixel_baseline
@@ -24,7 +25,6 @@ from simulations.preparation import (
     Tell,
     deal,
     prepare,
-    split_key,
     write_partition,
 )
 from simulations.private_sites import extract_ledgers, public_units, simulated_policy
@@ -251,7 +251,7 @@ def _home(plan: Plan, setting: Setting, site: str, coordinator: str) -> Site:
         coordinator=coordinator,
         cache=setting.cache,
         data_path=plan.recipe.data.path,
-        split_key=split_key(plan.recipe, site),
+        split_key=simulated_split_key(plan.recipe, site),
         units=public_units(plan.recipe, setting),
         policy=simulated_policy(plan.recipe),
         simulated=True,

@@ -20,7 +20,12 @@ from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
+from fgvc_core.private_recipe import (
+    refuse_coupled,
+    refuse_pretraining,
+    refuse_unsafe,
+    refuse_unsafe_wire,
+)
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
@@ -101,6 +106,9 @@ def _check(
     refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
     refuse_coupled(privacy, recipe.loss, recipe.augment)
     refuse_unsafe_wire(privacy, recipe.wire)
+    refuse_pretraining(recipe.pretrain)
+    if request.kind == "train" and request.phase:
+        raise PeerError(f"A '{request.phase}' round is not part of this run.")
     rounds = recipe.federation.rounds
     if not (request.kind == "score" or 1 <= request.round <= rounds):
         raise PolicyRefusal(

@@ -15,19 +15,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fgvc_core import __version__
-from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError
+from fgvc_core.errors import ConfigurationError, FieldmarkError
+from fgvc_core.inference.checkpoint_file import SERVER, read_all, read_checkpoint
 from fgvc_core.recipe import Recipe, differences, parse_recipe
 
 Tensors = dict[str, NDArray[np.float32]]
 
 FORMAT = "2"
 """Changes with what a checkpoint holds."""
-
-SERVER = "server/"
 
 
 @dataclass
@@ -155,7 +153,7 @@ class Checkpoints:
         Raises:
             DataError: if the checkpoint is missing or damaged.
         """
-        tensors, _ = _read(self.folder / f"{name}.safetensors")
+        tensors, _ = read_all(self.folder / f"{name}.safetensors")
         return {n.removeprefix(SERVER): a for n, a in tensors.items() if n.startswith(SERVER)}
 
     def _differences(self, text: str) -> str:
@@ -163,29 +161,6 @@ class Checkpoints:
             return "; ".join(differences(parse_recipe(text), self._recipe)[:5])
         except FieldmarkError as error:
             return f"its own cannot be read ({error.what})"
-
-
-def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """The model's tensors and the metadata of any checkpoint.
-
-    Raises:
-        DataError: if it is missing or damaged.
-    """
-    tensors, metadata = _read(path)
-    return {n: a for n, a in tensors.items() if not n.startswith(SERVER)}, metadata
-
-
-def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"The checkpoint '{path}' cannot be read: {error}.",
-            remedy="Name a .safetensors file in a run's checkpoints folder.",
-        ) from None
-    return tensors, metadata
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Where a model looks, and how far that can be believed."""

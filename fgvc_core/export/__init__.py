@@ -1,0 +1,1 @@
+"""A model leaves the federation: ONNX, int8, a folder for timm, its card, the outside kit."""

@@ -10,7 +10,7 @@ from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
-from fgvc_core.training.settings import TrainSettings
+from fgvc_core.training.settings import PretrainSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
 
 NOT_PRIVATE = {
@@ -105,6 +105,21 @@ def refuse_unsafe_wire(privacy: PrivacySettings, wire: WireSettings) -> None:
             f"wire.down = '{wire.down}' is refused with privacy.method = 'class-sums'.",
             why="Sums are taken around the centre that was sent, and read around the exact one.",
             remedy="Set wire.down = 'float32'.",
+        )
+
+
+def refuse_pretraining(pretrain: PretrainSettings) -> None:
+    """Refuse to learn from pictures without labels, by methods that couple them.
+
+    Raises:
+        PolicyRefusal: naming the setting, the reason and the replacement.
+    """
+    if pretrain.method != "none":
+        raise PolicyRefusal(
+            f"pretrain.method = '{pretrain.method}' is refused under [privacy].",
+            why="Its loss compares the pictures of a batch with each other: no single one's part "
+            "can be bounded, and an unlabelled picture is as private as a labelled one.",
+            remedy="Set pretrain.method = 'none' and start from public weights (model.weights).",
         )
 
 

@@ -83,7 +83,7 @@ def run_federation(
         table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
         if len(table):
             test = TestSplit(table, learner, cache, recipe.evaluate.batch_size)
-    rounds = Rounds(grid, home, state, tensors, test, events, remembered)
+    rounds = Rounds(grid, home, state, tensors, test, events, remembered, learner.model.feature_dim)
     with live, _stop_cleanly():
         try:
             reason = rounds.run()

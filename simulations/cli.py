@@ -189,7 +189,7 @@ def _show(metrics: dict[str, Any]) -> None:
     for column in ("site", "examples", "top-1", "macro-F1", "kB up a round"):
         table.add_column(column, justify="left" if column == "site" else "right")
     for site, figures in metrics["sites"].items():
-        rounds = max(figures["rounds"], 1)
+        rounds = max(figures["rounds"] + len(metrics.get("pretraining", [])), 1)
         table.add_row(
             site,
             str(figures.get("examples", "-")),

@@ -264,6 +264,8 @@ def _assign(home: Path, setting: Setting, coordinator: str) -> None:
     rows = setting.rows[home.name].tolist()
     (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
     (home / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    pool = setting.pool[home.name].tolist() if setting.pool else []
+    (home / "pool.json").write_text(json.dumps(pool), encoding="utf-8")
 
 
 def _check_kept(plan: Plan, home: Path) -> None:

@@ -54,12 +54,15 @@ WAYS = (
 )
 
 
-def quantise(proto: Proto, views_NHWC: NDArray[np.uint8]) -> tuple[Proto, Way, float]:
+def quantise(
+    proto: Proto, views_NHWC: NDArray[np.uint8], most_bytes: int
+) -> tuple[Proto, Way, float]:
     """The graph in int8, by the first way that keeps the float model's answers, or the best.
 
     Args:
         proto: A float graph of this room; left as it was.
         views_NHWC: Calibration pictures, uint8 (N, S, S, 3), as the model sees them.
+        most_bytes: A way whose graph is larger is taken only where all are.
 
     Returns:
         The int8 graph, how it was made, and its share of equal top-1 answers on the
@@ -70,6 +73,7 @@ def quantise(proto: Proto, views_NHWC: NDArray[np.uint8]) -> tuple[Proto, Way, f
     """
     expected_N = OnnxModel(proto).logits(views_NHWC).argmax(axis=1)
     best: tuple[Proto, Way, float] | None = None
+    best_rank = (False, -1.0)
     fault = ""
     for way in WAYS:
         try:
@@ -80,9 +84,10 @@ def quantise(proto: Proto, views_NHWC: NDArray[np.uint8]) -> tuple[Proto, Way, f
             fault = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
         agreement = float((answers_N == expected_N).mean())
-        if best is None or agreement > best[2]:
-            best = (found, way, agreement)
-        if agreement >= ENOUGH:
+        rank = (found.ByteSize() <= most_bytes, agreement)
+        if rank > best_rank:
+            best, best_rank = (found, way, agreement), rank
+        if best_rank >= (True, ENOUGH):
             break
     if best is None:
         raise RunFailed(

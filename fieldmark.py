@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client.cli import site_app
 from fgvc_core.cli import data_app
+from fgvc_core.commands.explain import explain
 from fgvc_core.commands.export import export_app
 from fgvc_core.errors import FieldmarkError
 from server.cli import report, server_app
@@ -32,6 +33,7 @@ app.command()(simulate)
 app.command()(compare)
 app.command()(report)
 app.command()(bench)
+app.command()(explain)
 app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
 app.add_typer(server_app, name="server")

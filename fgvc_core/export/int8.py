@@ -6,9 +6,11 @@ https://arxiv.org/abs/1712.05877. A warning: on CPUs without VNNI, uint8 times i
 bits and may saturate; the check before writing runs where it is exported, not where it is used.
 """
 
+import io
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,12 +171,13 @@ class _Reader:
         return next(self._feed, None)
 
 
-class _quiet:  # noqa: N801
-    """The quantiser logs advice to the root logger; it would be taken for ours."""
-
-    def __enter__(self) -> None:
-        self._before = logging.root.level
-        logging.root.setLevel(logging.ERROR)
-
-    def __exit__(self, *fault: object) -> None:
-        logging.root.setLevel(self._before)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser logs advice and prints its progress; both would be taken for ours."""
+    before = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.root.setLevel(before)

@@ -13,6 +13,7 @@ from rich.console import Console
 from client.cli import site_app
 from fgvc_core.cli import data_app
 from fgvc_core.commands.evaluate import evaluate
+from fgvc_core.commands.explain import explain
 from fgvc_core.commands.export import export_app
 from fgvc_core.commands.predict import predict
 from fgvc_core.errors import FieldmarkError
@@ -36,6 +37,7 @@ app.command()(report)
 app.command()(bench)
 app.command()(predict)
 app.command()(evaluate)
+app.command()(explain)
 app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
 app.add_typer(server_app, name="server")

@@ -15,6 +15,7 @@ from fgvc_core.cli import data_app
 from fgvc_core.errors import FieldmarkError
 from server.cli import report, server_app
 from simulations.cli import bench, compare, simulate
+from simulations.sweeping.cli import sweep
 
 app = typer.Typer(
     name="fieldmark",
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(simulate)
 app.command()(compare)
+app.command()(sweep)
 app.command()(report)
 app.command()(bench)
 app.add_typer(data_app, name="data")

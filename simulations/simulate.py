@@ -42,6 +42,7 @@ class Plan:
     engine: Engine = "inprocess"
     sites: Path | None = None
     resume: bool = False
+    quiet: bool = False
 
 
 def simulate(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
         elif plan.engine == "superlink":
             run_superlink(plan.out, homes)
         else:
-            run_inprocess(plan.out, homes, pool, workers)
+            run_inprocess(plan.out, homes, pool, workers, quiet=plan.quiet)
     except PolicyRefusal:
         # The run's page says which sites refused, and why.
         render(plan.out)

@@ -43,6 +43,7 @@ class Plan:
     sites: Path | None = None
     resume: bool = False
     quiet: bool = False
+    track: tuple[str, ...] = ()
 
 
 def simulate(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]:
@@ -163,6 +164,7 @@ def lay_out(plan: Plan, setting: Setting) -> None:
             data_path=plan.recipe.data.path,
             engine=plan.engine,
             poll_s=POLL_S[plan.engine],
+            track=plan.track,
         )
         write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
         write_partition(setting, plan.out / "partition.json")

@@ -80,7 +80,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
             if e.get("event")
             in (
                 *("round_void", "resumed", "interrupted", "failed"),
-                *("site_set_aside", "screening_reset"),
+                *("site_set_aside", "screening_reset", "tracker_failed"),
             )
         ],
         "recipe": run.recipe,

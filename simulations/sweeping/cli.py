@@ -33,6 +33,12 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="The sweep's folder; by default runs/NAME-sweep.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WHERE]", help="Events also to tensorboard, mlflow or wandb; repeatable."
+        ),
+    ] = None,
     retry: Annotated[
         bool, typer.Option("--retry", help="Try runs again that failed before.")
     ] = False,
@@ -51,6 +57,9 @@ def sweep(
 
     axes = read_axes(over or [])
     points = plan_points(recipe, set_ or [], axes, seeds)
+    from simulations.cli import tracked_at
+
+    tracked = tracked_at(track)
     from simulations.sweeping.page import write_sweep
     from simulations.sweeping.runner import run_points
 
@@ -63,7 +72,7 @@ def sweep(
                 write_sweep(points, axes, seeds, folder)
             tell(point, seconds)
 
-        run_points(points, folder, retry=retry, done=done)
+        run_points(points, folder, retry=retry, track=tracked, done=done)
     result = write_sweep(points, axes, seeds, folder)
     if json_:
         typer.echo(json.dumps({**result, "sweep_dir": str(folder)}, indent=1))

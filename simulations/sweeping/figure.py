@@ -2,7 +2,7 @@
 
 Each run is a faint dot, each setting's mean a filled one with a whisker of one deviation;
 lines join what differs in the swept key alone. The axis is logarithmic where the values are
-positive and span more than a factor of ten.
+positive and span a factor of ten.
 """
 
 import math
@@ -51,9 +51,9 @@ class Horizontal:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether values are positive and span more than a factor of ten."""
+        """Whether values are positive and span a factor of ten."""
         low, high = min(self.ticks), max(self.ticks)
-        return self.names is None and low > 0 and high / low > 10
+        return self.names is None and low > 0 and high / low >= 10
 
 
 def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> str:

@@ -29,7 +29,12 @@ Done = Callable[[Point, float], None]
 
 
 def run_points(
-    points: Sequence[Point], out: Path, *, retry: bool = False, done: Done = lambda p, s: None
+    points: Sequence[Point],
+    out: Path,
+    *,
+    retry: bool = False,
+    track: tuple[str, ...] = (),
+    done: Done = lambda p, s: None,
 ) -> None:
     """Run what is not done yet.
 
@@ -37,6 +42,7 @@ def run_points(
         points: Every run of the sweep.
         out: The sweep's folder; new, or that of the same sweep.
         retry: Whether runs that failed before are tried again.
+        track: Where every run's events go besides its folder.
         done: Told of each run.
 
     Raises:
@@ -49,7 +55,7 @@ def run_points(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):
-            _run_all(points, out, retry, done)
+            _run_all(points, out, retry, track, done)
     except Timeout:
         raise ConfigurationError(
             f"Another sweep is at work in '{out}'.",
@@ -83,7 +89,9 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return metrics if ended else None
 
 
-def _run_all(points: Sequence[Point], out: Path, retry: bool, done: Done) -> None:
+def _run_all(
+    points: Sequence[Point], out: Path, retry: bool, track: tuple[str, ...], done: Done
+) -> None:
     failures = read_failures(out)
     waiting = []
     for point in points:
@@ -93,12 +101,16 @@ def _run_all(points: Sequence[Point], out: Path, retry: bool, done: Done) -> Non
         else:
             waiting.append(point)
     while waiting:
-        failed = _run_some(waiting, out, failures, done)
+        failed = _run_some(waiting, out, failures, track, done)
         waiting = waiting[waiting.index(failed) + 1 :] if failed else []
 
 
 def _run_some(
-    points: Sequence[Point], out: Path, failures: dict[str, dict[str, Any]], done: Done
+    points: Sequence[Point],
+    out: Path,
+    failures: dict[str, dict[str, Any]],
+    track: tuple[str, ...],
+    done: Done,
 ) -> Point | None:
     """Run until one fails; its workers may be gone, so that the rest gets new ones."""
     workers = len(available_cores())
@@ -110,7 +122,7 @@ def _run_some(
                 started = time.monotonic()
                 folder = run_dir(out, current)
                 resume = _begun(folder)
-                plan = Plan(current.recipe, folder, resume=resume, quiet=True)
+                plan = Plan(current.recipe, folder, resume=resume, quiet=True, track=track)
                 run_with(plan, pool, workers, lambda n, total: None)
                 if failures.pop(current.name, None) is not None:
                     write_json(out / FAILURES, failures)

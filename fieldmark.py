@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client.cli import site_app
 from fgvc_core.cli import data_app
+from fgvc_core.commands.export import export_app
 from fgvc_core.errors import FieldmarkError
 from server.cli import report, server_app
 from simulations.cli import bench, compare, simulate
@@ -34,6 +35,7 @@ app.command()(sweep)
 app.command()(report)
 app.command()(bench)
 app.add_typer(data_app, name="data")
+app.add_typer(export_app, name="export")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
 

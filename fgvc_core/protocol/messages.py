@@ -20,11 +20,13 @@ MAX_BODY_BYTES = 4_000_000
 """Longest body that is parsed, in bytes."""
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body of any kind: frozen, strict, without unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
-    def parse(cls, text: str) -> "_Body":
+    def parse(cls, text: str) -> "Body":
         """Read a stranger's body.
 
         Raises:
@@ -40,7 +42,7 @@ class _Body(BaseModel):
             raise PeerError(f"A body is malformed at '{where}': {first['msg']}.") from None
 
 
-class Request(_Body):
+class Request(Body):
     """What the coordinator asks of one site."""
 
     kind: Kind
@@ -107,7 +109,7 @@ class NoisyScores(BaseModel):
     correct: float = Field(allow_inf_nan=False)
 
 
-class Reply(_Body):
+class Reply(Body):
     """What one site answers."""
 
     kind: Kind

@@ -1,0 +1,13 @@
+"""``fieldmark export``: the group; each of its commands is in a file of its own."""
+
+import typer
+
+from fgvc_core.commands.export_kit import kit
+
+export_app = typer.Typer(
+    help="Hand a model on: to an outside site that checks it, to a phone, to a hub.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+export_app.command()(kit)

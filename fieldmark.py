@@ -19,6 +19,7 @@ from fgvc_core.commands.predict import predict
 from fgvc_core.errors import FieldmarkError
 from server.cli import report, server_app
 from simulations.cli import bench, compare, simulate
+from simulations.sweeping.cli import sweep
 
 app = typer.Typer(
     name="fieldmark",
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.command()(simulate)
 app.command()(compare)
+app.command()(sweep)
 app.command()(report)
 app.command()(bench)
 app.command()(predict)

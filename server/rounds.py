@@ -343,6 +343,12 @@ class Rounds:
             self._checkpoints.write("best", self._whole(model), self.state)
 
         take_scores(self.state, round_, arrays, replies, keep)
+        entry = self.state.history[round_ - 1] if round_ > 0 else {}
+        if entry.get("val_top1") is not None:
+            # A model's scores come with the replies of the round after it.
+            self._events.emit(
+                "scored", round=round_, val_top1=entry["val_top1"], val_loss=entry["val_loss"]
+            )
 
     def _test_round(self, number: int) -> None:
         every = self._recipe.evaluate.every

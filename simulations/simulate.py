@@ -42,6 +42,8 @@ class Plan:
     engine: Engine = "inprocess"
     sites: Path | None = None
     resume: bool = False
+    quiet: bool = False
+    track: tuple[str, ...] = ()
 
 
 def simulate(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
         elif plan.engine == "superlink":
             run_superlink(plan.out, homes)
         else:
-            run_inprocess(plan.out, homes, pool, workers)
+            run_inprocess(plan.out, homes, pool, workers, quiet=plan.quiet)
     except PolicyRefusal:
         # The run's page says which sites refused, and why.
         render(plan.out)
@@ -162,6 +164,7 @@ def lay_out(plan: Plan, setting: Setting) -> None:
             data_path=plan.recipe.data.path,
             engine=plan.engine,
             poll_s=POLL_S[plan.engine],
+            track=plan.track,
         )
         write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
         write_partition(setting, plan.out / "partition.json")

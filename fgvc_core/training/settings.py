@@ -142,6 +142,13 @@ class EvaluateSettings(Settings):
     pixel_baseline: bool = Field(
         True, description="Also fit a linear model on raw pixels, as the report's floor."
     )
+    explained_pairs: int = Field(
+        0,
+        ge=0,
+        le=6,
+        description="For so many of the most confused pairs, 0 to 6, the report shows where the "
+        "model saw either class (Grad-CAM; the 'explain' extra; pictures that may be shown).",
+    )
     unit_price: bool = Field(
         False,
         description="In a simulation of class-sums: also say what protecting subjects costs in "

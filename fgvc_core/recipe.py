@@ -83,6 +83,19 @@ class Recipe(Settings):
             )
 
     @model_validator(mode="after")
+    def _parts_train(self) -> Self:
+        trains = self.model.pooling == "parts" and self.model.train not in ("head", "norm")
+        if self.loss.diversity and not trains:
+            raise ConfigurationError(
+                f"loss.diversity = {self.loss.diversity:g} needs maps of parts that train; "
+                f"model.pooling = '{self.model.pooling}', model.train = '{self.model.train}'.",
+                why="It keeps learnt parts apart.",
+                remedy="Set model.pooling = 'parts' and model.train to all or a stage, or "
+                "loss.diversity = 0.",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _start_fits(self) -> Self:
         start, head = self.train.start, self.model.head
         if start == "none" and not self.federation.rounds:

@@ -89,7 +89,9 @@ def _train_and_score(
         trained = train_alone(learner, train, validation, rounds, patience, batch_size, name)
         learner.load(trained.tensors)
         best_round = trained.best_round
-    scored, _ = learner.evaluate(learner.examples(test, setting.cache), batch_size)
+    scored, _ = learner.evaluate(
+        learner.scored_examples(test, setting.cache, recipe.evaluate.zoom), batch_size
+    )
     return {"top1": scored.top1, "macro_f1": scored.macro_f1, "best_round": best_round}
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from fgvc_core.models.backbones import Backbone
 from fgvc_core.models.inputs import InputSpec
+from fgvc_core.models.parts import PartPooling
 from fgvc_core.models.pooling import AnyPooling
 from fgvc_core.models.scaling import Scaling
 
@@ -64,6 +65,17 @@ class FineGrainedClassifier(nn.Module):
         """
         values_NCHW = (images_NCHW.float() - self._mean) / self._std  # type: ignore[operator]
         return values_NCHW.contiguous(memory_format=torch.channels_last)
+
+    def embed_with_parts(
+        self, images_NCHW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As :meth:`embed`, for training; also where each part that trains looks, (N, K, h, w)."""
+        pooling = self.pooling
+        if not isinstance(pooling, PartPooling) or not pooling.find.weight.requires_grad:
+            return self.embed(images_NCHW), None
+        map_NCHW = self.attention(self.backbone(images_NCHW))
+        vectors_ND, maps_NKHW = pooling.with_maps(map_NCHW)
+        return self.scaling(vectors_ND), maps_NKHW
 
     def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to vectors (N, D)."""

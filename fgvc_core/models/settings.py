@@ -31,11 +31,18 @@ class ModelSettings(Settings):
         description="Stages of a convolutional backbone behind which attention is put, by name; "
         "empty: behind the last map alone.",
     )
-    pooling: Literal["avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov"] = Field(
+    pooling: Literal["avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov", "parts"] = Field(
         "avg",
         description="How the feature map becomes one vector: mean, maximum, avgmax (their mean), "
         "both (one after the other, twice as long), gem (generalised mean), bilinear or mpncov "
-        "(second order, of pooling_channels channels).",
+        "(second order, of pooling_channels channels), parts (learnt attention maps, one vector "
+        "each).",
+    )
+    parts: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="parts: how many maps, 1 to 64; the head is as many times as long.",
     )
     gem_power: float = Field(3.0, ge=1.0, le=16.0, description="gem: where its power starts.")
     pooling_channels: int = Field(

@@ -40,6 +40,7 @@ from fgvc_core.training.features import (
 from fgvc_core.training.loop import Outcome, train_passes
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.settings import TrainSettings
+from fgvc_core.training.zoom import ZoomedExamples
 
 
 class Learner:
@@ -114,6 +115,22 @@ class Learner:
         return PictureExamples(
             self._bank(table, cache), table.labels_N, self.augment, known, self._mixing
         )
+
+    def scored_examples(self, table: ExampleTable, cache: Path, zoom: float) -> Examples:
+        """A table's labelled examples to be scored, with a closer look where that is asked for.
+
+        Args:
+            table: The examples.
+            cache: Folder for decoded pictures and features.
+            zoom: ``evaluate.zoom``; 0: none, and the same as :meth:`examples`.
+        """
+        if not zoom:
+            return self.examples(table, cache)
+        spec = self.model.input
+        whole = PictureExamples(self._bank(table, cache), table.labels_N, None, knowledge_of(table))
+        side = round(spec.size / zoom)
+        larger = PictureBank(table, side, spec.crop, spec.interpolation, cache)
+        return ZoomedExamples(whole, larger)
 
     def train_round(
         self,

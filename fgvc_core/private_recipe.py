@@ -47,6 +47,13 @@ def refuse_unsafe(
             remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
             "fedavgm): what is done to released updates costs nothing more.",
         )
+    if model.norm == "local":
+        raise PolicyRefusal(
+            "model.norm = 'local' is refused under [privacy].",
+            why="Statistics, scales and shifts that stay were fitted to private pictures without "
+            "noise, and what they compute enters the tensors that are released.",
+            remedy="Set model.norm = 'frozen' or 'group', or take a backbone without BatchNorm.",
+        )
     if federation.local:
         raise PolicyRefusal(
             f"federation.local = {list(federation.local)} is refused under [privacy].",

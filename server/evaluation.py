@@ -43,11 +43,13 @@ class TestSplit:
         self._examples: Examples = learner.scored_examples(table, cache, zoom)
 
     def score(
-        self, tensors: dict[str, NDArray[np.float32]]
+        self,
+        tensors: dict[str, NDArray[np.float32]],
+        among_K: NDArray[np.bool_] | None = None,
     ) -> tuple[Evaluation, NDArray[np.int64]]:
-        """Confusion counts and predictions (N,) of a model."""
+        """Confusion counts and predictions (N,) of a model, among some classes or all."""
         self._learner.load(tensors)
-        return self._learner.evaluate(self._examples, self._batch_size)
+        return self._learner.evaluate(self._examples, self._batch_size, among_K)
 
 
 def confused_pairs(

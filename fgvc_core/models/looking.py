@@ -29,7 +29,7 @@ def look(
     Raises:
         ConfigurationError: if the backbone's map has a single position.
     """
-    map_NCHW = model.attention(model.backbone(images_NCHW))
+    map_NCHW = model.map(images_NCHW)
     if map_NCHW.shape[2] * map_NCHW.shape[3] < 2:
         raise ConfigurationError(
             "evaluate.zoom needs a backbone that gives a map, and this one gives a vector.",
@@ -38,9 +38,7 @@ def look(
         )
     vectors_ND = model.scaling(model.pooling(map_NCHW))
     if model.mirrored:
-        mirrored_ND = model.scaling(
-            model.pooling(model.attention(model.backbone(images_NCHW.flip(-1))))
-        )
+        mirrored_ND = model.scaling(model.pooling(model.map(images_NCHW.flip(-1))))
         vectors_ND = (vectors_ND + mirrored_ND) / 2
     logits_NK = model.classify(vectors_ND)
     if isinstance(model.pooling, PartPooling):

@@ -70,6 +70,7 @@ class Learner:
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings = train
+        self._norm_fixed_from = model.norm_fixed_from
         self.num_classes = num_classes
         self.seed = seed
         self.model = build_classifier(model, num_classes, image_size, derive_seed(seed, "model"))
@@ -149,6 +150,9 @@ class Learner:
             proximal_mu: FedProx's weight; 0: none.
             correct: Called after each backward pass; may change the gradients.
         """
+        if self.model.norm == "fixbn":
+            begun = (stretch.round - 1) / stretch.rounds
+            self.model.fixed_statistics = begun >= self._norm_fixed_from
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.seed, "order", purpose, stretch.round))
         with torch.random.fork_rng(devices=[]):
@@ -167,9 +171,11 @@ class Learner:
                 correct,
             )
 
-    def evaluate(self, examples: Examples, batch_size: int) -> tuple[Evaluation, NDArray[np.int64]]:
+    def evaluate(
+        self, examples: Examples, batch_size: int, among_K: NDArray[np.bool_] | None = None
+    ) -> tuple[Evaluation, NDArray[np.int64]]:
         """Confusion counts and predictions; see :func:`evaluate`."""
-        return evaluate(self.model, examples, self.num_classes, batch_size)
+        return evaluate(self.model, examples, self.num_classes, batch_size, among_K)
 
     def _bank(self, table: ExampleTable, cache: Path) -> PictureBank:
         spec = self.model.input

@@ -8,6 +8,7 @@ is the largest. What was run is kept in a folder, and not run again for an equal
 """
 
 import json
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -32,10 +33,18 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row and seed: its score (0 to 1), the run's seconds, and bytes both ways."""
+    """One row and seed.
+
+    Attributes:
+        score: 0 to 1.
+        seconds: Of the whole run, by the clock.
+        cpu: Seconds of the workers' cores, which a busy machine changes less.
+        sent: Bytes, up and down.
+    """
 
     score: float
     seconds: float
+    cpu: float
     sent: int
 
 
@@ -100,6 +109,7 @@ def row_figure(row: Row, found: list[Outcome], reference: list[Outcome] | None) 
         "verdict": None,
         "unit": row.score[-1],
         "seconds": round(statistics.mean(outcome.seconds for outcome in found), 1),
+        "cpu_seconds": round(statistics.mean(outcome.cpu for outcome in found), 1),
         "bytes": round(statistics.mean(outcome.sent for outcome in found)),
         "how": f"{row.what} ({' '.join(row.sets) or 'as the recipe is'})",
     }
@@ -127,23 +137,42 @@ def _of(found: dict[str, list[Outcome]], name: str) -> list[Outcome] | None:
 
 def _once(name: str, seed: int, kept: Path, pool: Executor, say: Say) -> Outcome:
     row = ROWS[name]
-    recipe = recipe_of(row, seed)
     path = kept / f"{name}-{seed}.json"
+    asked = {"recipe": RECIPE.read_text(encoding="utf-8"), "sets": list(row.sets), "seed": seed}
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["recipe"] == recipe.digest:
+        if known["asked"] == asked:
             return Outcome(**known["outcome"])
+    before = _cpu_seconds(pool)
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(recipe, Path(folder) / "run")
+        plan = Plan(recipe_of(row, seed), Path(folder) / "run")
         metrics = run_with(plan, pool, len(available_cores()), lambda done, total: None)
     score: Any = metrics
     for key in row.score:
         score = score[key]
-    outcome = Outcome(score, metrics["wall_s"], metrics["bytes_up"] + metrics["bytes_down"])
+    outcome = Outcome(
+        score,
+        metrics["wall_s"],
+        round(_cpu_seconds(pool) - before, 2),
+        metrics["bytes_up"] + metrics["bytes_down"],
+    )
     kept.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"recipe": recipe.digest, "outcome": asdict(outcome)})
+    write_json(path, {"asked": asked, "outcome": asdict(outcome)})
     say(f"{name}, seed {seed}: {score:.3f} in {outcome.seconds:.0f} s")
     return outcome
+
+
+def _cpu_seconds(pool: Executor) -> float:
+    """What the pool's workers have computed so far; 0 where the system does not tell."""
+    ticks = 0
+    for process in list(getattr(pool, "_processes", None) or {}):
+        try:
+            # After the command's name, which may hold spaces: utime and stime are 14 and 15.
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def show_learner(figures: dict[str, Any]) -> None:
@@ -152,7 +181,7 @@ def show_learner(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"learner: {len(SEEDS)} seeds a row")
-    for column in ("part", "score", "+-", "gain", "+-", "s", "MB", "verdict", "what"):
+    for column in ("part", "score", "+-", "gain", "+-", "s", "CPU s", "MB", "verdict", "what"):
         table.add_column(column, justify="left" if column in ("part", "what") else "right")
     for name, entry in figures.items():
         table.add_row(
@@ -162,6 +191,7 @@ def show_learner(figures: dict[str, Any]) -> None:
             "" if entry["gain"] is None else f"{entry['gain']:+.3f}",
             "" if entry["gain"] is None else f"{entry['gain_deviation']:.3f}",
             f"{entry['seconds']:.0f}",
+            f"{entry['cpu_seconds']:.0f}",
             f"{entry['bytes'] / 1e6:.1f}",
             entry["verdict"] or "",
             entry["how"],

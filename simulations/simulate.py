@@ -3,7 +3,7 @@
 import json
 import shutil
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from client.site import Site
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
+from fgvc_core.experiment import completed
 from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import Recipe, differences
@@ -69,6 +70,7 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
     check_out(plan)
     cache = cache_folder()
     setting = deal(plan.recipe, cache)
+    plan = replace(plan, recipe=completed(plan.recipe, setting.table))
     prepare(plan.recipe, setting, pool, tell)
     if plan.resume:
         check_same(plan)

@@ -14,7 +14,12 @@ from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
+from fgvc_core.private_recipe import (
+    refuse_coupled,
+    refuse_pretraining,
+    refuse_unsafe,
+    refuse_unsafe_wire,
+)
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
@@ -41,8 +46,12 @@ class Terms:
         policy = self.site.settings.policy
         return (UNLIMITED if policy.epsilon_cap is None else policy.epsilon_cap), policy.delta
 
-    def protection(self, recipe: Recipe) -> PrivacySettings | None:
+    def protection(self, recipe: Recipe, trains: bool = True) -> PrivacySettings | None:
         """The differential privacy under which this site works on a recipe.
+
+        Args:
+            recipe: The recipe.
+            trains: Whether its model is to learn here, and not only to be judged.
 
         Raises:
             PolicyRefusal: if it does not work on it at all.
@@ -53,10 +62,12 @@ class Terms:
         privacy = protection(policy, recipe)
         if privacy is None:
             return None
-        # A site's own protection meets recipes that were written without one.
-        refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
-        refuse_coupled(privacy, recipe.loss, recipe.augment)
-        refuse_unsafe_wire(privacy, recipe.wire)
+        if trains:
+            # A site's own protection meets recipes that were written without one.
+            refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+            refuse_coupled(privacy, recipe.loss, recipe.augment)
+            refuse_unsafe_wire(privacy, recipe.wire)
+            refuse_pretraining(recipe.pretrain)
         if self.site.rows is None:
             # Of a simulated site nobody but the simulation says what its data are.
             check_subject(policy, privacy.unit, recipe, data.subject_column)

@@ -1,6 +1,7 @@
 """SIGKILL of every process in mid-round: the run ends whole, and says whom it lost."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from deployment_lab import Lab, models_inprocess
@@ -61,8 +62,9 @@ def accepted_after(lab, site, round_):
 def plain(tmp_path_factory):
     """One run in which everything is killed once; those first whose loss changes nothing."""
     folder = tmp_path_factory.mktemp("faults")
-    facts = {"in process": models_inprocess(PLAIN, folder / "reference", SITES)}
-    with Lab(folder, PLAIN, SITES) as lab:
+    facts = {}
+    with Lab(folder, PLAIN, SITES) as lab, ThreadPoolExecutor(1) as beside:
+        reference = beside.submit(models_inprocess, PLAIN, folder / "reference", SITES)
         lab.until_round(1)
         lab.until_round(2, begun=True)
         lab.kill(lab.child_of("site-1.runner"))
@@ -91,6 +93,7 @@ def plain(tmp_path_factory):
         lab.kill(lab.pid("site-3.runner"))
         facts["site-3 lost in"] = now + 1
         facts["conduct"] = lab.until_over()
+        facts["in process"] = reference.result()
         facts["models"] = lab.models()
         facts["replies"] = lab.events("reply")
         facts["resumed"] = lab.events("resumed")

@@ -192,7 +192,7 @@ def test_no_answer_leaves_uncharged_and_none_is_charged_twice(protected):
                 assert v["request"] in paid, (site, v["round"])
 
 
-def test_every_reply_that_counted_was_paid_for_and_every_round_is_accounted_for(protected):
+def test_every_round_is_accounted_for_and_what_counted_was_paid_for(protected):
     for site, entries in protected["ledgers"].items():
         paid = {v["round"] for v in reserved(entries)}
         replies = [r for r in protected["replies"] if r["site"] == site and r["kind"] == "train"]

@@ -93,6 +93,7 @@ def evaluate(
     from fgvc_core.inference.scorecard import scorecard
     from fgvc_core.inference.scorecard_page import scorecard_page
     from fgvc_core.inference.trained import load_trained
+    from fgvc_core.inference.whole import refuse_partial
     from fgvc_core.training.robustness import robustness as corrupted
 
     if split not in _PARTS:
@@ -101,6 +102,7 @@ def evaluate(
             remedy=nearest(split, _PARTS, 1) or f"One of: {', '.join(_PARTS)}.",
         )
     trained = load_trained(checkpoint, weights=weights)
+    refuse_partial(trained.recipe)
     held_out = [name.strip() for name in (held_out_classes or "").split(",") if name.strip()]
     chosen = data_of(trained, set_ or (), data, path, held_out)
     cache, batch = cache_folder(), trained.recipe.evaluate.batch_size
@@ -154,7 +156,6 @@ def _calibrate(
     trained: "TrainedModel", chosen: "DataSettings", cache: Path, *, other: bool
 ) -> "Calibration":
     from fgvc_core.data.catalogue import load_table
-    from fgvc_core.errors import ConfigurationError
     from fgvc_core.inference.calibration import (
         calibrate,
         file_digest,
@@ -166,11 +167,6 @@ def _calibrate(
     from fgvc_core.inference.validation_split import validation_of_run
 
     recipe = trained.recipe
-    if recipe.federation.local:
-        raise ConfigurationError(
-            "The checkpoint has no whole model: some of its tensors stayed at the sites.",
-            remedy="Calibrate at a site, with its own tensors.",
-        )
     own = chosen.name == recipe.data.name
     if other and not (own and not chosen.path):
         part = read_table(chosen, "train", cache)

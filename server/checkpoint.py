@@ -48,6 +48,8 @@ class RunState:
         standing: Site name -> how its replies were taken; see :mod:`server.standing`.
         last_drawn: Site name -> the last round that it was drawn for.
         screening: What earlier rounds' updates were like; see :mod:`server.history`.
+        pretraining: One entry a round of pre-training.
+        pretrain_screening: What the updates of those rounds were like.
         closed: Whether the last model's scores are in.
         events: Length of ``events.jsonl`` in bytes when this was written.
     """
@@ -66,6 +68,8 @@ class RunState:
     standing: dict[str, dict[str, Any]] = field(default_factory=dict)
     last_drawn: dict[str, int] = field(default_factory=dict)
     screening: dict[str, Any] = field(default_factory=dict)
+    pretraining: list[dict[str, Any]] = field(default_factory=list)
+    pretrain_screening: dict[str, Any] = field(default_factory=dict)
     closed: bool = False
     events: int = 0
     wall_s: float = 0.0

@@ -162,6 +162,7 @@ class Gate:
         specs: Specs | None = None,
         encode: UpdateEncoder | None = None,
         form: type[Reply] = Reply,
+        before: Callable[[], None] | None = None,
     ) -> Departure:
         """Answer one request under differential privacy.
 
@@ -175,6 +176,8 @@ class Gate:
                 is then refused before its cost is charged.
             encode: What they travel as: made of the noised answer and of the request alone.
             form: What kind of reply it is.
+            before: Called before the cost of an answer that is yet to be computed is put on
+                the disk; what it raises has cost nothing.
 
         Raises:
             PolicyRefusal: if it may not be answered.
@@ -195,6 +198,8 @@ class Gate:
                     why="Computing it again would be a second release for one charge.",
                     remedy="Start a new run.",
                 )
+            if payload is None and before is not None:
+                before()
             if event is not None:
                 # Even where a reply is stored: in a ledger that was put back it is not charged.
                 self.ledger.reserve(request.run, request.round, digest, event, self.terms.cap)

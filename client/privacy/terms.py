@@ -14,6 +14,7 @@ from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
@@ -52,6 +53,10 @@ class Terms:
         privacy = protection(policy, recipe)
         if privacy is None:
             return None
+        # A site's own protection meets recipes that were written without one.
+        refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+        refuse_coupled(privacy, recipe.loss, recipe.augment)
+        refuse_unsafe_wire(privacy, recipe.wire)
         if self.site.rows is None:
             # Of a simulated site nobody but the simulation says what its data are.
             check_subject(policy, privacy.unit, recipe, data.subject_column)

@@ -2,7 +2,9 @@
 
 import typer
 
+from fgvc_core.commands.export_folder import folder
 from fgvc_core.commands.export_kit import kit
+from fgvc_core.commands.export_onnx import onnx
 from fgvc_core.commands.export_reply import read_reply
 
 export_app = typer.Typer(
@@ -13,3 +15,5 @@ export_app = typer.Typer(
 )
 export_app.command()(kit)
 export_app.command()(read_reply)
+export_app.command()(onnx)
+export_app.command()(folder)

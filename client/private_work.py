@@ -69,7 +69,7 @@ def answer_protected(
         specs = _specs_of_answer(request, event, received)
         encode = UpdateEncoder(site.home, request, recipe, packed)
         knows = partial(_check_knowledge, site, request, recipe, class_names)
-        return gate.protected_round(request, recipe, event, work, specs, encode, knows)
+        return gate.protected_round(request, recipe, event, work, specs, encode, before=knows)
     finally:
         # After a refusal, too: that the pictures have a fault must not be told by time.
         hold = site.settings.policy.reply_seconds - (time.monotonic() - started)

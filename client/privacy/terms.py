@@ -47,16 +47,29 @@ class Terms:
         Raises:
             PolicyRefusal: if it does not work on it at all.
         """
-        data, policy = self.site.settings.data, self.site.settings.policy
-        check_inside(recipe)
-        check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
-        privacy = protection(policy, recipe)
+        privacy = self.protection_of_scores(recipe)
         if privacy is None:
             return None
         # A site's own protection meets recipes that were written without one.
         refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
         refuse_coupled(privacy, recipe.loss, recipe.augment)
         refuse_unsafe_wire(privacy, recipe.wire)
+        return privacy
+
+    def protection_of_scores(self, recipe: Recipe) -> PrivacySettings | None:
+        """The same where a finished model is scored and nothing trains.
+
+        Scoring couples no pictures, whatever the model was trained by.
+
+        Raises:
+            PolicyRefusal: if this site does not take part.
+        """
+        data, policy = self.site.settings.data, self.site.settings.policy
+        check_inside(recipe)
+        check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
+        privacy = protection(policy, recipe)
+        if privacy is None:
+            return None
         if self.site.rows is None:
             # Of a simulated site nobody but the simulation says what its data are.
             check_subject(policy, privacy.unit, recipe, data.subject_column)

@@ -46,15 +46,29 @@ class Terms:
         policy = self.site.settings.policy
         return (UNLIMITED if policy.epsilon_cap is None else policy.epsilon_cap), policy.delta
 
-    def protection(self, recipe: Recipe, trains: bool = True) -> PrivacySettings | None:
+    def protection(self, recipe: Recipe) -> PrivacySettings | None:
         """The differential privacy under which this site works on a recipe.
-
-        Args:
-            recipe: The recipe.
-            trains: Whether its model is to learn here, and not only to be judged.
 
         Raises:
             PolicyRefusal: if it does not work on it at all.
+        """
+        privacy = self.protection_of_scores(recipe)
+        if privacy is None:
+            return None
+        # A site's own protection meets recipes that were written without one.
+        refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+        refuse_coupled(privacy, recipe.loss, recipe.augment)
+        refuse_unsafe_wire(privacy, recipe.wire)
+        refuse_pretraining(recipe.pretrain)
+        return privacy
+
+    def protection_of_scores(self, recipe: Recipe) -> PrivacySettings | None:
+        """The same where a finished model is scored and nothing trains.
+
+        Scoring couples no pictures, whatever the model was trained by.
+
+        Raises:
+            PolicyRefusal: if this site does not take part.
         """
         data, policy = self.site.settings.data, self.site.settings.policy
         check_inside(recipe)
@@ -62,12 +76,6 @@ class Terms:
         privacy = protection(policy, recipe)
         if privacy is None:
             return None
-        if trains:
-            # A site's own protection meets recipes that were written without one.
-            refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
-            refuse_coupled(privacy, recipe.loss, recipe.augment)
-            refuse_unsafe_wire(privacy, recipe.wire)
-            refuse_pretraining(recipe.pretrain)
         if self.site.rows is None:
             # Of a simulated site nobody but the simulation says what its data are.
             check_subject(policy, privacy.unit, recipe, data.subject_column)

@@ -32,7 +32,8 @@ def explain(
     examples: Annotated[
         int | None,
         typer.Option(
-            min=1, help="At most so many pictures, spread over all; by default 8, and all in a game."
+            min=1,
+            help="At most so many pictures, spread over all; by default 8, and all in a game.",
         ),
     ] = None,
     pointing: Annotated[
@@ -100,7 +101,9 @@ def explain(
     maker = ClassMaps(trained.model, method, stage)
     with busy("Explaining"):
         found = _explained(trained, pictures, set_, examples or 8, maker)
-    note = f"{method}, stage {stage}; red: told wrong. Maps are relative: each is scaled to its peak."
+    note = (
+        f"{method}, stage {stage}; red: told wrong. Maps are relative: each is scaled to its peak."
+    )
     write_sheet(found, out, note)
     if json_:
         told = {"file": str(out), "pictures": [one.as_json() for one in found]}

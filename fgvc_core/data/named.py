@@ -50,6 +50,4 @@ def _found(paths: Sequence[Path]) -> Iterator[Path]:
         elif path.is_file():
             yield path
         else:
-            raise DataError(
-                f"There is no picture or folder at '{path}'.", remedy="Check the path."
-            )
+            raise DataError(f"There is no picture or folder at '{path}'.", remedy="Check the path.")

@@ -90,9 +90,7 @@ class ClassMaps:
         other_NHW = self._maps(_Seen(self._model, own_ND), flipped_NCHW, targets)
         return (own_NHW + other_NHW[:, :, ::-1]) / 2
 
-    def _maps(
-        self, seen: "_Seen", images_NCHW: torch.Tensor, targets: list["_Difference"]
-    ) -> Maps:
+    def _maps(self, seen: "_Seen", images_NCHW: torch.Tensor, targets: list["_Difference"]) -> Maps:
         with self._cam(
             model=seen,
             target_layers=[self._layer],

@@ -76,17 +76,13 @@ def distinguishing(table: ExampleTable) -> NDArray[np.bool_] | None:
     largest_KK1 = differ_KKP.max(axis=2, keepdims=True)
     ranked_KKP = -np.sort(-differ_KKP, axis=2)
     floor_KK1 = ranked_KKP[:, :, min(MOST, differ_KKP.shape[2]) - 1][:, :, None]
-    found_KKP = (
-        (differ_KKP > 0) & (differ_KKP >= _LEAST * largest_KK1) & (differ_KKP >= floor_KK1)
-    )
+    found_KKP = (differ_KKP > 0) & (differ_KKP >= _LEAST * largest_KK1) & (differ_KKP >= floor_KK1)
     known_P = np.isin(np.arange(len(table.part_names)), list(groups))
     found_KKP[np.arange(classes), np.arange(classes)] = known_P
     return found_KKP
 
 
-def _groups(
-    attributes: tuple[str, ...], parts: tuple[str, ...]
-) -> dict[int, dict[str, list[int]]]:
+def _groups(attributes: tuple[str, ...], parts: tuple[str, ...]) -> dict[int, dict[str, list[int]]]:
     """Part -> kind of attribute -> its columns."""
     at = {name: number for number, name in enumerate(parts)}
     groups: dict[int, dict[str, list[int]]] = {}

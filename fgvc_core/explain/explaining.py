@@ -68,9 +68,7 @@ def explain(
         DataError: for a model of one class.
     """
     if len(trained.class_names) < 2:
-        raise DataError(
-            "The model knows one class only.", why="There is nothing to tell it from."
-        )
+        raise DataError("The model knows one class only.", why="There is nothing to tell it from.")
     found = []
     for start in range(0, len(names), _BATCH):
         stop = min(start + _BATCH, len(names))

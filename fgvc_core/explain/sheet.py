@@ -87,9 +87,7 @@ def _panels(one: Explained) -> list[tuple[str, Image.Image]]:
 
 
 def _heading(one: Explained) -> str:
-    return (
-        f"{one.name}: {one.best} ({one.shares[0]:.0%}), then {one.second} ({one.shares[1]:.0%})"
-    )
+    return f"{one.name}: {one.best} ({one.shares[0]:.0%}), then {one.second} ({one.shares[1]:.0%})"
 
 
 def _sheet(found: Sequence[Explained], note: str) -> Image.Image:

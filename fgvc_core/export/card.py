@@ -60,7 +60,7 @@ def model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
         # Markdown, not HTML; class names are escaped where a table would break.
-        autoescape=False,  # noqa: S701
+        autoescape=False,
     ).get_template("card.md.j2")
     shown = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": None})})
     return template.render(
@@ -118,9 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _front(
-    trained: TrainedModel, licence: str, rows: list[dict[str, Any]], private: bool
-) -> str:
+def _front(trained: TrainedModel, licence: str, rows: list[dict[str, Any]], private: bool) -> str:
     tags = ["image-classification", "fine-grained", "federated-learning", "fieldmark"]
     data = ModelCardData(
         license=licence,
@@ -195,9 +193,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     """
     z2 = _Z95**2
     middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    reach = (
-        _Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    )
+    reach = _Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
     return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 

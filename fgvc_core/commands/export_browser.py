@@ -23,9 +23,7 @@ def browser(
     checkpoint: Checkpoint,
     runtime: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR", help="onnxruntime-web's folder, after 'npm install onnxruntime-web'."
-        ),
+        typer.Option(metavar="DIR", help="node_modules, after 'npm install onnxruntime-web'."),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page (.html).")],
     int8: Annotated[bool, typer.Option("--int8", help="Carry the int8 graph.")] = False,
@@ -41,7 +39,7 @@ def browser(
     It makes no request, not even for its own parts, and works from a file. Pictures stay on the
     device. The graph is checked like that of 'fieldmark export onnx'.
 
-    Example: fieldmark export browser runs/demo --runtime node_modules/onnxruntime-web --out demo.html
+    Example: fieldmark export browser runs/demo --runtime node_modules --out demo.html
     """
     from fgvc_core.export.browser import find_runtime, make_page, write_page
     from fgvc_core.export.onnx_export import make_onnx

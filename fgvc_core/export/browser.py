@@ -48,14 +48,14 @@ def make_page(trained: TrainedModel, graph: bytes, runtime: Path) -> str:
 
 def find_runtime(runtime: Path) -> tuple[dict[str, Path], str]:
     """onnxruntime-web's files by name, and its version ("unknown" without its package.json)."""
-    for folder in (runtime / "dist", runtime, runtime / "node_modules/onnxruntime-web/dist"):
+    for folder in (runtime / "dist", runtime, runtime / "onnxruntime-web/dist"):
         files = {name: folder / name for name in (_MODULE, _WASM)}
         if all(path.is_file() for path in files.values()):
             return files, _version(folder.parent / "package.json")
     raise DataError(
         f"There is no onnxruntime-web in '{runtime}': {_MODULE} and {_WASM} are looked for.",
         why="The page carries the runtime in itself, so that it asks nothing of any network.",
-        remedy="Run 'npm install onnxruntime-web' and name node_modules/onnxruntime-web.",
+        remedy="Run 'npm install onnxruntime-web' and name the folder node_modules.",
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_core.commands.select import select
 from fgvc_core.commands.terminal import Json, Overrides, busy, progress, write_text
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ data_app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+data_app.command()(select)
 
 
 @data_app.command()

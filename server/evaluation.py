@@ -25,22 +25,32 @@ class TestSplit:
         learner: Scores with this learner's model.
         cache: Folder for decoded pictures and features.
         batch_size: Pictures scored at once.
+        zoom: ``evaluate.zoom``.
     """
 
     __test__ = False
 
-    def __init__(self, table: ExampleTable, learner: Learner, cache: Path, batch_size: int) -> None:
+    def __init__(
+        self,
+        table: ExampleTable,
+        learner: Learner,
+        cache: Path,
+        batch_size: int,
+        zoom: float = 0.0,
+    ) -> None:
         self.table = table
         self._learner = learner
         self._batch_size = batch_size
-        self._examples: Examples = learner.examples(table, cache)
+        self._examples: Examples = learner.scored_examples(table, cache, zoom)
 
     def score(
-        self, tensors: dict[str, NDArray[np.float32]]
+        self,
+        tensors: dict[str, NDArray[np.float32]],
+        among_K: NDArray[np.bool_] | None = None,
     ) -> tuple[Evaluation, NDArray[np.int64]]:
-        """Confusion counts and predictions (N,) of a model."""
+        """Confusion counts and predictions (N,) of a model, among some classes or all."""
         self._learner.load(tensors)
-        return self._learner.evaluate(self._examples, self._batch_size)
+        return self._learner.evaluate(self._examples, self._batch_size, among_K)
 
 
 def confused_pairs(

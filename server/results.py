@@ -100,6 +100,7 @@ def _summary(
         **({"privacy": dict(sorted(state.privacy.items()))} if state.privacy else {}),
         **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
         "history": state.history,
+        **({"pretraining": state.pretraining} if state.pretraining else {}),
         "model": {
             "backbone": home.recipe.model.backbone,
             "parameters": sum(p.numel() for p in learner.model.parameters()),

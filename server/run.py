@@ -85,8 +85,10 @@ def run_federation(
     if home.settings.test and not recipe.federation.local:
         table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
         if len(table):
-            test = TestSplit(table, learner, cache, recipe.evaluate.batch_size)
-    rounds = Rounds(grid, home, state, tensors, test, events, remembered)
+            test = TestSplit(
+                table, learner, cache, recipe.evaluate.batch_size, recipe.evaluate.zoom
+            )
+    rounds = Rounds(grid, home, state, tensors, test, events, remembered, learner.model.feature_dim)
     with live, _stop_cleanly():
         try:
             reason = rounds.run()

@@ -96,17 +96,29 @@ def compare(
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="Which benchmark: engine, dp, deploy, or all.")
+        str,
+        typer.Argument(help="Which: engine, dp, deploy, rounds, wire, learner, or all."),
     ] = "all",
+    rows: Annotated[
+        str, typer.Option(help="For learner: some rows of the ablation, with commas between.")
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="For learner: folder of rows done already; runs/bench-learner."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Benchmarks: each figure as a ratio to a reference measured in the same run.
 
-    Example: fieldmark bench engine
+    Example: fieldmark bench learner --rows triplet,parts
     """
+    from rich.console import Console
+
     from simulations.bench import run_benches, show
 
-    results = run_benches(name)
+    console = Console(stderr=True)
+    named = [row.strip() for row in rows.split(",") if row.strip()]
+    results = run_benches(name, named, out, lambda line: console.print(line, style="dim"))
     if json_:
         typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
     else:
@@ -207,7 +219,7 @@ def _show(metrics: dict[str, Any]) -> None:
     for column in ("site", "examples", "top-1", "macro-F1", "kB up a round"):
         table.add_column(column, justify="left" if column == "site" else "right")
     for site, figures in metrics["sites"].items():
-        rounds = max(figures["rounds"], 1)
+        rounds = max(figures["rounds"] + len(metrics.get("pretraining", [])), 1)
         table.add_row(
             site,
             str(figures.get("examples", "-")),

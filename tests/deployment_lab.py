@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from client.site import Site
@@ -128,6 +129,16 @@ class Lab:
 
     def kill(self, pid):
         os.kill(pid, signal.SIGKILL)
+
+    @contextmanager
+    def held(self, name):
+        """A service stands still meanwhile, as on a machine that has hung."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
     def lines(self, name):
         path = self.folder / "logs" / f"{name}.log"

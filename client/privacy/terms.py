@@ -13,8 +13,13 @@ from client.privacy.register import Claim, Register
 from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
-from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import (
+    refuse_coupled,
+    refuse_pretraining,
+    refuse_unsafe,
+    refuse_unsafe_wire,
+)
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
@@ -41,8 +46,12 @@ class Terms:
         policy = self.site.settings.policy
         return (UNLIMITED if policy.epsilon_cap is None else policy.epsilon_cap), policy.delta
 
-    def protection(self, recipe: Recipe) -> PrivacySettings | None:
+    def protection(self, recipe: Recipe, trains: bool = True) -> PrivacySettings | None:
         """The differential privacy under which this site works on a recipe.
+
+        Args:
+            recipe: The recipe.
+            trains: Whether its model is to learn here, and not only to be judged.
 
         Raises:
             PolicyRefusal: if it does not work on it at all.
@@ -53,6 +62,12 @@ class Terms:
         privacy = protection(policy, recipe)
         if privacy is None:
             return None
+        if trains:
+            # A site's own protection meets recipes that were written without one.
+            refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+            refuse_coupled(privacy, recipe.loss, recipe.augment)
+            refuse_unsafe_wire(privacy, recipe.wire)
+            refuse_pretraining(recipe.pretrain)
         if self.site.rows is None:
             # Of a simulated site nobody but the simulation says what its data are.
             check_subject(policy, privacy.unit, recipe, data.subject_column)
@@ -64,16 +79,19 @@ class Terms:
             )
         return privacy
 
-    def check_budget(self, privacy: PrivacySettings, recipe: Recipe) -> tuple[PrivacyEvent, ...]:
+    def check_budget(
+        self, privacy: PrivacySettings, name: str, events: tuple[PrivacyEvent, ...]
+    ) -> None:
         """Whether a new run fits beside what was charged.
 
-        Returns:
-            The run's events.
+        Args:
+            privacy: Under which it would be.
+            name: The run's recipe, for the refusal.
+            events: What it would release.
 
         Raises:
             PolicyRefusal: if its unit is another, or the cap would be exceeded.
         """
-        events = plan_for(privacy, recipe.federation.rounds)
         self.ledger.check_unit(privacy.unit)
         epsilon, delta = self.cap
         total, how = self.ledger.total(delta, events)
@@ -81,12 +99,11 @@ class Terms:
             spent, _ = self.ledger.total(delta)
             raise PolicyRefusal(
                 f"policy.epsilon_cap = {epsilon:g} at delta {delta:g}: {spent:.4g} is spent, and "
-                f"run '{recipe.name}' would bring the total to {total:.4g} ({how}).",
+                f"run '{name}' would bring the total to {total:.4g} ({how}).",
                 why="The budget of these data would be exceeded.",
                 remedy="Ask for a smaller privacy.epsilon; 'fieldmark site budget' says what "
                 "is left.",
             )
-        return events
 
     def check_memory(self, request: Request) -> None:
         """Whether the ledger holds what the coordinator has seen of it.

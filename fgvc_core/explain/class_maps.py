@@ -48,7 +48,7 @@ class ClassMaps:
     """
 
     def __init__(
-        self, model: FineGrainedClassifier, method: str = "gradcam", stage: str = "auto"
+        self, model: FineGrainedClassifier, method: str = "layercam", stage: str = "auto"
     ) -> None:
         if method not in METHODS:
             raise ConfigurationError(

@@ -36,9 +36,7 @@ def randomised(trained: TrainedModel, number: int) -> FineGrainedClassifier:
         # Its directions come from the pre-trained classifier: there are none without weights.
         settings = recipe.model
     model = build_classifier(settings, len(trained.class_names), recipe.data.image_size, seed)
-    model.input = trained.model.input
-    model._mean.copy_(trained.model._mean)  # type: ignore[operator]
-    model._std.copy_(trained.model._std)  # type: ignore[operator]
+    model.adapt(trained.model.input)
     generator = torch.Generator().manual_seed(seed)
     learnt = dict(trained.model.named_parameters())
     with torch.no_grad():

@@ -10,8 +10,8 @@ from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.models.backbones import TimmBackbone
 from fgvc_core.models.classifier import FineGrainedClassifier
 
-FINE_ENOUGH = 7
-"""Positions a side from which a map can point at a part, as 224 px give most networks."""
+FINE_ENOUGH = 14
+"""Positions a side from which a map can point at a part: stride 16 at 224 px."""
 
 Reshape = Callable[[torch.Tensor], torch.Tensor]
 
@@ -22,7 +22,7 @@ def find_layer(model: FineGrainedClassifier, stage: str) -> tuple[nn.Module, Res
     Args:
         model: Any classifier of ours.
         stage: ``last`` (behind the attention), a stage of the backbone by name, or ``auto``:
-            the deepest of these with at least 7 positions a side.
+            the deepest of these with at least 14 positions a side.
 
     Raises:
         ConfigurationError: for an unknown stage, or a network whose layers keep no places.

@@ -64,7 +64,7 @@ class Game:
         draws: How many networks with random weights are played, 1 at least.
     """
 
-    method: str = "gradcam"
+    method: str = "layercam"
     stage: str = "auto"
     tolerance: float = TOLERANCE
     contrast: bool = True

@@ -6,9 +6,11 @@ https://arxiv.org/abs/1712.05877. A warning: on CPUs without VNNI, uint8 times i
 bits and may saturate; the check before writing runs where it is exported, not where it is used.
 """
 
+import io
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,12 +56,15 @@ WAYS = (
 )
 
 
-def quantise(proto: Proto, views_NHWC: NDArray[np.uint8]) -> tuple[Proto, Way, float]:
+def quantise(
+    proto: Proto, views_NHWC: NDArray[np.uint8], most_bytes: int
+) -> tuple[Proto, Way, float]:
     """The graph in int8, by the first way that keeps the float model's answers, or the best.
 
     Args:
         proto: A float graph of this room; left as it was.
         views_NHWC: Calibration pictures, uint8 (N, S, S, 3), as the model sees them.
+        most_bytes: A way whose graph is larger is taken only where all are.
 
     Returns:
         The int8 graph, how it was made, and its share of equal top-1 answers on the
@@ -70,6 +75,7 @@ def quantise(proto: Proto, views_NHWC: NDArray[np.uint8]) -> tuple[Proto, Way, f
     """
     expected_N = OnnxModel(proto).logits(views_NHWC).argmax(axis=1)
     best: tuple[Proto, Way, float] | None = None
+    best_rank = (False, -1.0)
     fault = ""
     for way in WAYS:
         try:
@@ -80,9 +86,10 @@ def quantise(proto: Proto, views_NHWC: NDArray[np.uint8]) -> tuple[Proto, Way, f
             fault = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
         agreement = float((answers_N == expected_N).mean())
-        if best is None or agreement > best[2]:
-            best = (found, way, agreement)
-        if agreement >= ENOUGH:
+        rank = (found.ByteSize() <= most_bytes, agreement)
+        if rank > best_rank:
+            best, best_rank = (found, way, agreement), rank
+        if best_rank >= (True, ENOUGH):
             break
     if best is None:
         raise RunFailed(
@@ -164,12 +171,13 @@ class _Reader:
         return next(self._feed, None)
 
 
-class _quiet:  # noqa: N801
-    """The quantiser logs advice to the root logger; it would be taken for ours."""
-
-    def __enter__(self) -> None:
-        self._before = logging.root.level
-        logging.root.setLevel(logging.ERROR)
-
-    def __exit__(self, *fault: object) -> None:
-        logging.root.setLevel(self._before)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser logs advice and prints its progress; both would be taken for ours."""
+    before = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.root.setLevel(before)

@@ -25,7 +25,7 @@ from fgvc_core.protocol.envelope import Sealed, seal, unseal
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public
 from fgvc_core.protocol.messages import MAX_BODY_BYTES
 from fgvc_core.protocol.validation import KitBody, KitPrivacy
-from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import digest_all, pack_all
 
@@ -40,14 +40,12 @@ class Kit:
     Attributes:
         body: What it says.
         digest: SHA-256 (hex) of the signed body: one kit, one digest.
-        recipe: The recipe of its model, with the weights of this machine where it was given any.
-        learner: The model with its tensors.
+        trained: Its model, in evaluation mode.
     """
 
     body: KitBody
     digest: str
-    recipe: Recipe
-    learner: Learner
+    trained: TrainedModel
 
 
 def write_kit(
@@ -164,7 +162,8 @@ def open_kit(
         raise PeerError(f"The tensors of '{path}' are not the ones that were signed.")
     learner.load(tensors)
     learner.model.eval()
-    return Kit(body, sealed.digest, recipe, learner)
+    trained = TrainedModel(path, recipe, body.class_names, learner, {})
+    return Kit(body, sealed.digest, trained)
 
 
 def _read_tensors(path: Path, learner: Learner) -> dict[str, NDArray[np.float32]]:

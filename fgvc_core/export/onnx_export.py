@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
-from fgvc_core.export.checks import Verdict, compare, refuse_lossy, refuse_unfaithful
+from fgvc_core.export.checks import (
+    MAX_SIZE_RATIO,
+    Verdict,
+    compare,
+    refuse_lossy,
+    refuse_unfaithful,
+)
 from fgvc_core.export.graph import multiply_adds
 from fgvc_core.export.int8 import quantise
 from fgvc_core.export.judging import Judges
@@ -85,7 +91,11 @@ def make_onnx(
     }
     int8_bytes, how = None, {}
     if calibration is not None:
-        int8_proto, way, agreement = quantise(float_proto, calibration.views_NHWC)
+        # The metadata come on top of what the quantiser writes.
+        most = int(MAX_SIZE_RATIO * len(float_bytes)) - sum(
+            p.ByteSize() for p in float_proto.metadata_props
+        )
+        int8_proto, way, agreement = quantise(float_proto, calibration.views_NHWC, most)
         describe(int8_proto, trained)
         int8_bytes = int8_proto.SerializeToString()
         running8 = OnnxModel(int8_proto)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import PeerError
 
 Kind = Literal["roll_call", "train", "score", "release"]
-Phase = Literal["", "centre", "class-sums", "statistics"]
+Phase = Literal["", "centre", "class-sums", "statistics", "pretrain"]
 Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
 
 MAX_BODY_BYTES = 4_000_000
@@ -54,7 +54,9 @@ class Request(Body):
     recipe: str = Field("", description="The resolved recipe (TOML), in a roll call only.")
     class_names: tuple[str, ...] = Field((), description="In a roll call only.", strict=False)
     proximal_mu: float = Field(0.0, ge=0.0)
-    phase: Phase = Field("", description="What a 'release' asks for.")
+    phase: Phase = Field(
+        "", description="What a 'release' asks for, or which 'train' it is: pretrain, or none."
+    )
     known_head: str = Field(
         "", max_length=64, description="The last head of the site's ledger that we have seen."
     )

@@ -23,7 +23,7 @@ from fgvc_core.privacy.planning import gradient_noise, learning_rate
 from fgvc_core.privacy.sampling import draw_units, fresh_seed
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import clip_scales
-from fgvc_core.training.examples import Examples, FeatureExamples
+from fgvc_core.training.examples import Examples, FeatureExamples, Lesson
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import make_optimizer
 from fgvc_core.training.schedule import Stretch, make_scheduler
@@ -243,6 +243,14 @@ class PrivateTraining:
 
     def losses(self, positions: torch.Tensor) -> torch.Tensor:
         """The present losses (B,) of the pictures at B positions, each in a fresh random view."""
-        logits_BK = self._examples.logits(self._learner.model, positions, self.generator)
-        labels_B = self._examples.labels_N[positions].to(logits_BK.device)
-        return self.loss.per_example(logits_BK, labels_B)
+        model = self._learner.model
+        lesson = Lesson(*self._examples.lesson(model, positions, self.generator))
+        if lesson.targets.ndim != 1:
+            raise PolicyRefusal(
+                "augment.mix is refused under [privacy].",
+                why="It couples the examples of a batch: no single one's part can be bounded.",
+                remedy="Leave it out.",
+            )
+        logits_BK = model.classify(lesson.features_ND)
+        maps = () if lesson.part_maps_NKHW is None else (lesson.part_maps_NKHW,)
+        return self.loss.per_example(logits_BK, lesson.targets.to(logits_BK.device), *maps)

@@ -72,6 +72,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "headline": _headline(run),
         "sites": dict(list(sites.items())[:SITES_SHOWN]),
         "sites_left": max(len(sites) - SITES_SHOWN, 0),
+        "installed": _installed(sites),
         "classes": classes[:CLASSES_SHOWN],
         "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
@@ -95,6 +96,17 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "recipe_left": max(len(run.recipe) - RECIPE_SHOWN, 0),
         "command": "fieldmark simulate recipe.toml",
     }
+
+
+def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the sites say that they have installed: each version and code once, the most common
+    first, with the names of its sites."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, figures in sites.items():
+        if figures.get("code"):
+            groups.setdefault((str(figures["version"]), str(figures["code"])), []).append(name)
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    return [{"version": v, "code": code, "sites": names} for (v, code), names in ordered]
 
 
 def _headline(run: RunFolder) -> str:

@@ -17,6 +17,8 @@ from simulations.simulate import Plan, simulate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
+            ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"],
+            ["site", "validate"],
             ["data", "check"], ["data", "partition"], ["site", "budget"], ["site", "approve"],
             ["site", "report"], ["site", "audit"], ["site", "key"], ["site", "join"],
             ["site", "check"], ["site", "up"], ["site", "new-key"], ["site", "stop"],

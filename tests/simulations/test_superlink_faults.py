@@ -28,14 +28,14 @@ backbone = "fieldmark_nano"
 batch_size = 16
 epochs = 3
 [federation]
-rounds = 12
+rounds = 14
 deadline_s = 300
 quorum = 0.5
 [evaluate]
 pixel_baseline = false
 """
 PROTECTED = (
-    PLAIN.replace("rounds = 12", "rounds = 4").replace("epochs = 3", "epochs = 1")
+    PLAIN.replace("rounds = 14", "rounds = 4").replace("epochs = 3", "epochs = 1")
     + """
 [privacy]
 epsilon = 6.0
@@ -83,6 +83,7 @@ def plain(tmp_path_factory):
         lab.until_round(now + 1, begun=True)
         lab.child_of("site-3.runner")
         lab.kill(lab.pid("site-3.runner"))
+        facts["site-3 lost in"] = now + 1
         facts["conduct"] = lab.until_over()
         facts["models"] = lab.models()
         facts["replies"] = lab.events("reply")
@@ -94,8 +95,8 @@ def plain(tmp_path_factory):
 
 def test_the_run_ends_with_the_right_number_of_rounds(plain):
     assert plain["conduct"].state == "finished", plain["conduct"]
-    assert sorted(plain["models"]) == list(range(1, 13))
-    assert plain["metrics"]["rounds"] == 12
+    assert sorted(plain["models"]) == list(range(1, 15))
+    assert plain["metrics"]["rounds"] == 14
 
 
 def test_where_nobody_was_lost_the_bits_are_those_of_a_run_without_faults(plain):
@@ -118,6 +119,14 @@ def test_a_site_that_was_lost_is_named_with_the_reason_and_comes_back(plain):
     assert {r["site"] for r in lost} <= {"site-2", "site-3"}
     assert "site-2" in {r["site"] for r in lost}
     assert all("error code" in r["reason"] for r in lost), lost
+
+
+def test_a_site_whose_runner_died_gets_another_one_and_answers_again(plain):
+    assert plain["restarts"]["site-3.runner"]["restarts"] >= 1
+    # The message that died with the runner is given up by a restart of the node that holds it.
+    assert plain["restarts"]["site-3.supernode"]["restarts"] >= 1
+    answered = {r["round"] for r in plain["replies"] if r["site"] == "site-3" and r["accepted"]}
+    assert max(answered) > plain["site-3 lost in"]
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,27 @@ def test_the_page_states_what_the_metrics_say(tmp_path):
     assert "no differential privacy" in told
 
 
+def test_the_page_says_which_code_each_site_runs(tmp_path):
+    folder = write_run(tmp_path / "run")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for figures in metrics["sites"].values():
+        figures.update(version="0.1.0", code="ab" * 32)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert f"Every site says that it runs Fieldmark 0.1.0 with the code {'ab' * 8}" in words(folder)
+    metrics["sites"]["site-2"].update(version="<b>9</b>", code="cd" * 32)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    said = words(folder)
+    assert "The sites say that they run different code" in said
+    assert f"Fieldmark 0.1.0, code {'ab' * 8}: site-1, site-3, site-4, site-5" in said
+    assert f"Fieldmark <b>9</b>, code {'cd' * 8}: site-2" in said
+
+
+def words(folder):
+    """The text of a run's page, as a reader sees it."""
+    page = re.sub(r"<style.*?</style>", "", render(folder).read_text(), flags=re.S)
+    return " ".join(unescape(re.sub(r"<[^>]+>", "", page)).split())
+
+
 def test_the_page_asks_for_nothing_outside_itself(tmp_path):
     page = render(write_run(tmp_path / "run")).read_text()
     addresses = re.findall(r"""(?:src|href|url|action|srcset)\s*[=(]\s*["']?([^"'\s)>]+)""", page)

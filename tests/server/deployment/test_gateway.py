@@ -143,6 +143,15 @@ def test_who_proves_no_registered_key_gets_nothing_and_is_written_down(rig, give
     assert (refusal["status"], refusal["path"]) == (401, path)
 
 
+def test_no_sender_can_make_ever_new_kinds_of_refusals(rig):
+    for minutes in (6, 7, -8, 9):
+        at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=minutes)
+        given = {**TYPE, **headers(SITE, at=at)}
+        assert rig("POST", "/v1/fleet/pull-messages", b"", headers=given).status_code == 401
+    assert rig.gateway.meter.refusals == {("a clock that is N s off", 401): 4}
+    assert len({r["refused"] for r in rig.refusals()}) == 4
+
+
 def test_a_sites_call_is_forwarded_with_its_proof_and_its_body(rig):
     given = headers(SITE)
     answer = rig("POST", "/v1/fleet/push-object", b"piece", headers={**TYPE, **given, "x-y": "z"})

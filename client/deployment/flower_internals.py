@@ -24,6 +24,7 @@ from flwr.supercore.constant import (
     TaskType,
 )
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -37,8 +38,21 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
 
 from fgvc_core.protocol.keys import PrivateKey
 
-__all__ = ["Task", "acquire_tasks", "node_headers", "release_node"]
+__all__ = [
+    "LEFT_BEHIND",
+    "UNTAKEN",
+    "Task",
+    "acquire_tasks",
+    "heartbeat_of",
+    "node_headers",
+    "release_node",
+]
 
+LEFT_BEHIND = "is not in `RUNNING` status. Ignoring message"
+"""What a SuperNode says when a run ended while it fetched a message of it. It keeps the task
+that it had made for that message."""
+UNTAKEN = (httpx.HTTPError, ObjectPullError, RuntimeError)
+"""What taking a task's message from the SuperNode may end in."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -60,8 +74,15 @@ class Task:
 
     @classmethod
     def pull(cls, address: str, token: str) -> "Task":
-        """Take a task's message from the SuperNode; messages can be built in this process then."""
-        client = _task_client(address, token)
+        """Take a task's message from the SuperNode; messages can be built in this process then.
+
+        It may take as long as the SuperNode itself needs to fetch the message.
+
+        Raises:
+            one of UNTAKEN: if the SuperNode is gone, or does not have the message.
+        """
+        # Not tried again: a SuperNode that has started anew knows nothing of its tasks.
+        client = _task_client(address, token, again=False)
         try:
             message, context, _, fab = pull_task_input(client)
         finally:
@@ -92,11 +113,14 @@ class Task:
 
     def heartbeat(self) -> HeartbeatSender:
         """Say regularly that the task is alive, until stopped; starts a thread."""
-        sender = HeartbeatSender(
-            make_task_heartbeat_fn_http(_task_client(self.address, self.token))
-        )
-        sender.start()
-        return sender
+        return heartbeat_of(self.address, self.token)
+
+
+def heartbeat_of(address: str, token: str) -> HeartbeatSender:
+    """Say regularly that a task is alive, until stopped; starts a thread."""
+    sender = HeartbeatSender(make_task_heartbeat_fn_http(_task_client(address, token)))
+    sender.start()
+    return sender
 
 
 def acquire_tasks(address: str, secret: bytes) -> Iterator[str]:
@@ -151,7 +175,7 @@ def release_node(address: str, ca: str, key: PrivateKey, node_id: int) -> bool:
     return True
 
 
-def _task_client(address: str, token: str) -> RuntimeHttpClient:
+def _task_client(address: str, token: str, *, again: bool = True) -> RuntimeHttpClient:
     return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,
@@ -160,5 +184,5 @@ def _task_client(address: str, token: str) -> RuntimeHttpClient:
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
             RuntimeTokenHttpInterceptor(token),
         ],
-        retry_invoker=make_simple_http_retry_invoker(),
+        retry_invoker=make_simple_http_retry_invoker() if again else None,
     )

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from client.deployment.flower_internals import Task, acquire_tasks
+from client.deployment.flower_internals import UNTAKEN, Task, acquire_tasks, heartbeat_of
 from client.deployment.foresight import Foresight
 from client.deployment.parcels import open_in, pack_in
 from fgvc_core.errors import PeerError
@@ -56,7 +56,16 @@ class Runner:
                 time.sleep(POLL_S)
 
     def _answer(self, token: str) -> None:
-        task = Task.pull(self._address, token)
+        task = self._take(token)
+        if task is None:
+            return
+        try:
+            self._work_on(task)
+        except UNTAKEN as error:
+            # The SuperNode has started anew, and knows nothing of the task.
+            _say(f"a task could not be ended: {type(error).__name__}")
+
+    def _work_on(self, task: Task) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             status = self._in_child(task)
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, _REFUSED):
@@ -67,6 +76,20 @@ class Runner:
                  f"(status {status}), attempt {attempt} of {ATTEMPTS}")  # fmt: skip
         task.refuse(bundle=False)
         task.finish(well=False)
+
+    def _take(self, token: str) -> Task | None:
+        """A task with its message; None where the SuperNode has started anew meanwhile."""
+        # Over a slow line the SuperNode itself fetches the message for longer than a task lives.
+        heartbeat = heartbeat_of(self._address, token)
+        try:
+            return Task.pull(self._address, token)
+        except UNTAKEN as error:
+            _say(f"a task could not be taken: {type(error).__name__}")
+            return None
+        finally:
+            # Before the fork, which would copy nothing of its thread but what it holds.
+            if heartbeat.is_running:
+                heartbeat.stop()
 
     def _in_child(self, task: Task) -> int:
         """Fork, answer there, and wait; returns the child's wait status."""

@@ -30,7 +30,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -44,6 +44,7 @@ __all__ = [
     "Task",
     "acquire_tasks",
     "heartbeat_of",
+    "is_forgotten",
     "node_headers",
     "release_node",
 ]
@@ -53,6 +54,8 @@ LEFT_BEHIND = "is not in `RUNNING` status. Ignoring message"
 that it had made for that message."""
 UNTAKEN = (httpx.HTTPError, ObjectPullError, RuntimeError)
 """What taking a task's message from the SuperNode may end in."""
+PATIENCE_S = 60.0
+"""How long the answer to a message waits for a SuperNode that does not answer."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -184,5 +187,23 @@ def _task_client(address: str, token: str, *, again: bool = True) -> RuntimeHttp
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
             RuntimeTokenHttpInterceptor(token),
         ],
-        retry_invoker=make_simple_http_retry_invoker() if again else None,
+        retry_invoker=_patience() if again else None,
+    )
+
+
+def _patience() -> RetryInvoker:
+    """Waits for a SuperNode that starts anew; what it refuses then is refused for good."""
+    return RetryInvoker(
+        lambda: exponential(max_delay=5),
+        httpx.TransportError,
+        max_tries=None,
+        max_time=PATIENCE_S,
+    )
+
+
+def is_forgotten(error: Exception) -> bool:
+    """Whether the SuperNode knows nothing of a task (any more)."""
+    return (
+        isinstance(error, httpx.HTTPStatusError)
+        and error.response.status_code == httpx.codes.UNAUTHORIZED
     )

@@ -18,7 +18,13 @@ import sys
 import time
 from pathlib import Path
 
-from client.deployment.flower_internals import UNTAKEN, Task, acquire_tasks, heartbeat_of
+from client.deployment.flower_internals import (
+    UNTAKEN,
+    Task,
+    acquire_tasks,
+    heartbeat_of,
+    is_forgotten,
+)
 from client.deployment.foresight import Foresight
 from client.deployment.parcels import open_in, pack_in
 from fgvc_core.errors import PeerError
@@ -28,7 +34,7 @@ from fgvc_core.supervision import die_with_parent
 POLL_S = 0.2
 """Between two looks for a message, in seconds; each costs the SuperNode some milliseconds."""
 ATTEMPTS = 2
-_REFUSED = 3
+_REFUSED, _FORGOTTEN = 3, 4
 
 
 class Runner:
@@ -71,6 +77,8 @@ class Runner:
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, _REFUSED):
                 task.finish(well=os.WEXITSTATUS(status) == 0)
                 self._foresight.look()
+                return
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _FORGOTTEN:
                 return
             _say(f"the process of message {task.message.metadata.message_id[:12]} died "
                  f"(status {status}), attempt {attempt} of {ATTEMPTS}")  # fmt: skip
@@ -130,7 +138,13 @@ class Runner:
         open_in(task.message.content)
         reply = app(task.message, task.context)
         pack_in(reply.content)
-        task.push(reply)
+        try:
+            task.push(reply)
+        except UNTAKEN as error:
+            if not is_forgotten(error):
+                raise
+            _say("the SuperNode has started anew: the answer is for nobody")
+            return _FORGOTTEN
         return 0
 
 

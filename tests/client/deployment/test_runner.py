@@ -174,3 +174,20 @@ def test_a_node_that_starts_anew_while_its_message_is_worked_on_leaves_the_runne
     monkeypatch.setattr(task, "finish", finish)
     answered(home, task, monkeypatch, lambda message, context: message)
     assert (tmp_path / "pushed").exists()
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_not_worked_out_twice(
+    home, tmp_path, monkeypatch
+):
+    task = Task(tmp_path, make_bundle())
+
+    def push(reply):
+        with (tmp_path / "tries").open("a") as file:
+            file.write("x")
+        raise GONE
+
+    monkeypatch.setattr(task, "push", push)
+    answered(home, task, monkeypatch, lambda message, context: message)
+    assert (tmp_path / "tries").read_text() == "x"
+    assert task.finished == []
+    assert not (tmp_path / "refused").exists()

@@ -14,7 +14,12 @@ from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
+from fgvc_core.private_recipe import (
+    refuse_coupled,
+    refuse_pretraining,
+    refuse_unsafe,
+    refuse_unsafe_wire,
+)
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
@@ -54,6 +59,7 @@ class Terms:
         refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
         refuse_coupled(privacy, recipe.loss, recipe.augment)
         refuse_unsafe_wire(privacy, recipe.wire)
+        refuse_pretraining(recipe.pretrain)
         return privacy
 
     def protection_of_scores(self, recipe: Recipe) -> PrivacySettings | None:

@@ -121,32 +121,21 @@ def _explained(
 ) -> list[Any]:
     import numpy as np
 
-    from fgvc_core.data.named import NamedPictures
     from fgvc_core.explain.explaining import explain as explain_pictures
+    from fgvc_core.inference.named import named_views, spread
 
     spec = trained.model.input
     short = round(spec.size / spec.crop)
-    truths: list[str | None]
     if pictures:
-        named = NamedPictures(pictures)
-        at = _spread(len(named), examples)
-        views = [trained.view(named.picture(n, short)) for n in at]
-        names = [named.paths[n].name for n in at]
-        truths = [None] * len(at)
-    else:
-        table = _test_table(trained, overrides)
-        table = table.take(_spread(len(table), examples))
-        views = [trained.view(table.picture(n, short)) for n in range(len(table))]
-        names = list(table.ids)
-        truths = [table.class_names[k] for k in table.labels_N]
-    return explain_pictures(trained, names, np.stack(views), truths, maker)
-
-
-def _spread(count: int, most: int) -> list[int]:
-    import numpy as np
-
-    at = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-    return [int(n) for n in at]
+        found = named_views(trained, pictures, examples)
+        return explain_pictures(
+            trained, found.names, found.views_NHWC, [None] * len(found.names), maker
+        )
+    table = _test_table(trained, overrides)
+    table = table.take(spread(len(table), examples))
+    views = [trained.view(table.picture(n, short)) for n in range(len(table))]
+    truths = [table.class_names[k] for k in table.labels_N]
+    return explain_pictures(trained, table.ids, np.stack(views), truths, maker)
 
 
 def _test_table(trained: "TrainedModel", overrides: list[str] | None) -> "ExampleTable":
@@ -170,10 +159,11 @@ def _point(
     **settings: Any,
 ) -> None:
     from fgvc_core.explain.pointing import Game, play
+    from fgvc_core.inference.named import spread
 
     table = _test_table(trained, overrides)
     if examples is not None:
-        table = table.take(_spread(len(table), examples))
+        table = table.take(spread(len(table), examples))
     with progress("Pointing") as tell:
         found = play(trained, table, Game(**settings), tell)
     if json_:

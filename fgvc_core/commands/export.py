@@ -2,6 +2,7 @@
 
 import typer
 
+from fgvc_core.commands.export_browser import browser
 from fgvc_core.commands.export_folder import folder
 from fgvc_core.commands.export_kit import kit
 from fgvc_core.commands.export_onnx import onnx
@@ -16,4 +17,5 @@ export_app = typer.Typer(
 export_app.command()(kit)
 export_app.command()(read_reply)
 export_app.command()(onnx)
+export_app.command()(browser)
 export_app.command()(folder)

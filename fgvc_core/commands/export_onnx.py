@@ -40,7 +40,8 @@ Public = Annotated[
     bool,
     typer.Option(
         "--calibration-is-public",
-        help="Your word that those pictures are public; needed for a model trained under [privacy].",
+        help="Your word that those pictures are public: needed for a model trained under "
+        "[privacy].",
     ),
 ]
 
@@ -110,9 +111,9 @@ def judging_pictures(
     trained: "TrainedModel", check: list[Path] | None, overrides: list[str] | None
 ) -> "Judges":
     """The pictures that an export is checked on."""
-    from fgvc_core.export.judging import named, test_split
+    from fgvc_core.export.judging import held_out, named
 
-    return named(trained, check) if check else test_split(trained, overrides or [])
+    return named(trained, check) if check else held_out(trained, overrides or [])
 
 
 def show(figures: dict[str, Any]) -> None:

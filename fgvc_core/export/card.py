@@ -179,7 +179,8 @@ def _metric_rows(
                 }
             )
     if evaluation:
-        return rows, str(evaluation.get("data", "the data of the given evaluation"))
+        told = f"{evaluation.get('data', 'data')}, {evaluation.get('split', 'all')}"
+        return rows, f"{told} ({evaluation.get('examples', 0):,} pictures)"
     return rows, f"the test split ({metrics.get('test_examples', 0):,} pictures)"
 
 
@@ -199,39 +200,24 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def _interval_note(evaluation: dict[str, Any] | None) -> str:
     if evaluation:
-        return "Intervals as the evaluation states them."
+        return f"Intervals: {evaluation.get('interval', 'as the evaluation states them')}."
     return (
-        "The interval is Wilson's for independent pictures; several pictures of one subject make it "
-        "too narrow. `fieldmark evaluate` draws whole subjects."
+        "The interval is Wilson's for independent pictures; several pictures of one subject make "
+        "it too narrow. `fieldmark evaluate` draws whole subjects."
     )
 
 
 def _subgroup_rows(evaluation: dict[str, Any] | None) -> list[dict[str, str]]:
-    rows = []
-    for column, groups in ((evaluation or {}).get("subgroups") or {}).items():
-        listed = groups.get("groups", groups) if isinstance(groups, dict) else groups
-        entries = (
-            listed.items()
-            if isinstance(listed, dict)
-            else [(str(g.get("name", g.get("group", ""))), g) for g in listed]
-        )
-        for name, group in entries:
-            if not isinstance(group, dict) or "top1" not in group:
-                continue
-            top1 = group["top1"]
-            span = top1 if isinstance(top1, dict) else {}
-            value = span.get("value", top1)
-            rows.append(
-                {
-                    "name": _cell(f"{column}: {name}"),
-                    "count": str(group.get("pictures", group.get("examples", "?"))),
-                    "value": f"{value:.3f}",
-                    "interval": f"{span['low']:.3f} to {span['high']:.3f}"
-                    if "low" in span
-                    else "not known",
-                }
-            )
-    return rows
+    return [
+        {
+            "name": _cell(f"{groups['column']}: {group['name']}"),
+            "count": str(group["examples"]),
+            "value": f"{group['top1']['value']:.3f}",
+            "interval": f"{group['top1']['low']:.3f} to {group['top1']['high']:.3f}",
+        }
+        for groups in (evaluation or {}).get("groups") or []
+        for group in groups["groups"]
+    ]
 
 
 def _how(metrics: dict[str, Any]) -> str:
@@ -316,13 +302,14 @@ def _privacy_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
 def _robustness(
     trained: TrainedModel, metrics: dict[str, Any], evaluation: dict[str, Any] | None
 ) -> str:
-    told = []
     kept = (evaluation or {}).get("robustness") or {}
-    for name, value in kept.items() if isinstance(kept, dict) else ():
-        if isinstance(value, int | float):
-            told.append(f"{name}: {value:.3f}.")
-    if not told:
-        told.append("To corrupted pictures: not evaluated.")
+    told = ["To corrupted pictures: not evaluated."]
+    if kept:
+        worst = min(kept["corruptions"].items(), key=lambda each: each[1]["mean"])
+        told = [
+            f"To corrupted pictures: top-1 {kept['mean']:.3f} on average against "
+            f"{kept['clean']:.3f} on clean ones; worst {worst[0]}, {worst[1]['mean']:.3f}."
+        ]
     refused = sum(int(f.get("refused") or 0) for f in (metrics.get("sites") or {}).values())
     scenario = trained.recipe.scenario
     told.append(
@@ -337,8 +324,9 @@ def _cost(metrics: dict[str, Any]) -> str:
     if "wall_s" not in metrics:
         return ""
     return (
-        f"Learning took {metrics['wall_s']:,.0f} s of wall time; {metrics['bytes_up'] / 1e6:,.1f} MB "
-        f"went up from the sites and {metrics['bytes_down'] / 1e6:,.1f} MB down."
+        f"Learning took {metrics['wall_s']:,.0f} s of wall time; "
+        f"{metrics['bytes_up'] / 1e6:,.1f} MB went up from the sites and "
+        f"{metrics['bytes_down'] / 1e6:,.1f} MB down."
     )
 
 

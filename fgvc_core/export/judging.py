@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.data.cache import cache_folder
-from fgvc_core.data.named import NamedPictures
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_table
+from fgvc_core.inference.named import named_views
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.recipe import parse_recipe
 
@@ -31,7 +31,7 @@ class Judges:
     told: str
 
 
-def test_split(trained: TrainedModel, overrides: Sequence[str] = ()) -> Judges:
+def held_out(trained: TrainedModel, overrides: Sequence[str] = ()) -> Judges:
     """The test split of the data that the model's recipe names.
 
     Args:
@@ -74,10 +74,5 @@ def named(trained: TrainedModel, paths: Sequence[Path], most: int | None = None)
     Raises:
         DataError: if there are none, or one is damaged.
     """
-    pictures = NamedPictures(paths)
-    count = len(pictures) if most is None else min(most, len(pictures))
-    at = np.unique(np.linspace(0, len(pictures) - 1, count).round().astype(int))
-    spec = trained.model.input
-    short = round(spec.size / spec.crop)
-    views_NHWC = np.stack([trained.view(pictures.picture(int(n), short)) for n in at])
-    return Judges(views_NHWC, None, f"{len(at)} named pictures")
+    found = named_views(trained, paths, most)
+    return Judges(found.views_NHWC, None, f"{len(found.names)} named pictures")

@@ -17,6 +17,7 @@ import client.validation as validation
 import fieldmark
 from client.privacy.ledger import Ledger
 from client.privacy.policy import Policy
+from client.privacy.report.departures import departures
 from client.provision import make_home
 from client.site import Site, write_settings
 from client.validation import validate_kit
@@ -418,3 +419,19 @@ def test_export_kit_site_new_validate_and_read_reply_go_all_the_way(trained, dat
     told = run("export", "read-reply", kit, answer, "--signer", signer)
     assert "the expected key" in told
     assert "20 pictures of 10 subjects" in told
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({}, "figures in answer to a validation kit, over all pictures"),
+        ({"validation": "per-class"}, "over all pictures and of each class"),
+        ({"privacy": "required"}, "with noise, for a validation kit"),
+    ],
+)
+def test_the_sites_report_says_what_left_in_answer_to_a_kit(data, kit, tmp_path, policy, said):
+    site = home(data, tmp_path, **policy)
+    validate_kit(site, kit)
+    (row,) = departures(ledger(site).entries())
+    assert row.carried.endswith(said)
+    assert row.charge == ("charged" if policy.get("privacy") else "unprotected")

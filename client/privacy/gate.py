@@ -313,6 +313,7 @@ class Gate:
                 "examples": reply.examples,
                 "scores": reply.scores is not None or _has_figures(reply),
                 "protected": reply.privacy is not None,
+                **({"figures": reply.extent} if isinstance(reply, ValidationReply) else {}),
             }
 
         entry = self.ledger.note("sent", values)

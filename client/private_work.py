@@ -22,12 +22,6 @@ from fgvc_core.losses.base import ClassKnowledge
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import (
-    refuse_coupled,
-    refuse_pretraining,
-    refuse_unsafe,
-    refuse_unsafe_wire,
-)
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.examples import knowledge_of
@@ -106,11 +100,10 @@ def _check(
     class_names: tuple[str, ...],
     packed: Mapping[str, PackedTensor],
 ) -> dict[str, NDArray[np.float32]]:
-    """The received tensors, if request, recipe and model are fit; no picture is touched."""
-    refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
-    refuse_coupled(privacy, recipe.loss, recipe.augment)
-    refuse_unsafe_wire(privacy, recipe.wire)
-    refuse_pretraining(recipe.pretrain)
+    """The received tensors, if request and model are fit; no picture is touched.
+
+    What the recipe may not ask for was refused when the gate admitted the request.
+    """
     if request.kind == "train" and request.phase:
         raise PeerError(f"A '{request.phase}' round is not part of this run.")
     rounds = recipe.federation.rounds

@@ -134,7 +134,7 @@ def validate_kit(
     kit = open_kit(path, device, weights, read_public(body.issuer))
     gate = Gate(site)
     recipe = _recipe_here(site, kit, data, overrides)
-    privacy = gate.terms.protection(recipe)
+    privacy = gate.terms.protection_of_scores(recipe)
     check_validation(site.settings.policy, privacy is not None)
     request = Request(
         kind="score",

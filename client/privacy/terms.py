@@ -14,7 +14,12 @@ from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
+from fgvc_core.private_recipe import (
+    refuse_coupled,
+    refuse_pretraining,
+    refuse_unsafe,
+    refuse_unsafe_wire,
+)
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
@@ -47,16 +52,30 @@ class Terms:
         Raises:
             PolicyRefusal: if it does not work on it at all.
         """
-        data, policy = self.site.settings.data, self.site.settings.policy
-        check_inside(recipe)
-        check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
-        privacy = protection(policy, recipe)
+        privacy = self.protection_of_scores(recipe)
         if privacy is None:
             return None
         # A site's own protection meets recipes that were written without one.
         refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
         refuse_coupled(privacy, recipe.loss, recipe.augment)
         refuse_unsafe_wire(privacy, recipe.wire)
+        refuse_pretraining(recipe.pretrain)
+        return privacy
+
+    def protection_of_scores(self, recipe: Recipe) -> PrivacySettings | None:
+        """The same where a finished model is scored and nothing trains.
+
+        Scoring couples no pictures, whatever the model was trained by.
+
+        Raises:
+            PolicyRefusal: if this site does not take part.
+        """
+        data, policy = self.site.settings.data, self.site.settings.policy
+        check_inside(recipe)
+        check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
+        privacy = protection(policy, recipe)
+        if privacy is None:
+            return None
         if self.site.rows is None:
             # Of a simulated site nobody but the simulation says what its data are.
             check_subject(policy, privacy.unit, recipe, data.subject_column)

@@ -10,6 +10,7 @@ from fgvc_core.commands.terminal import Json, Overrides, progress, write_text
 
 if TYPE_CHECKING:
     from fgvc_core.data.settings import DataSettings
+    from fgvc_core.data.table import ExampleTable
     from fgvc_core.inference.calibration import Calibration
     from fgvc_core.inference.trained import TrainedModel
 
@@ -93,6 +94,7 @@ def evaluate(
     from fgvc_core.inference.scorecard import scorecard
     from fgvc_core.inference.scorecard_page import scorecard_page
     from fgvc_core.inference.trained import load_trained
+    from fgvc_core.inference.whole import refuse_partial
     from fgvc_core.training.robustness import robustness as corrupted
 
     if split not in _PARTS:
@@ -101,11 +103,12 @@ def evaluate(
             remedy=nearest(split, _PARTS, 1) or f"One of: {', '.join(_PARTS)}.",
         )
     trained = load_trained(checkpoint, weights=weights)
+    refuse_partial(trained.recipe)
     held_out = [name.strip() for name in (held_out_classes or "").split(",") if name.strip()]
     chosen = data_of(trained, set_ or (), data, path, held_out)
     cache, batch = cache_folder(), trained.recipe.evaluate.batch_size
     if calibrate:
-        fitted = _calibrate(trained, chosen, cache, other=bool(data or path))
+        fitted = _calibrate(trained, data_of(trained, set_ or (), data, path), chosen, held_out)
         if not json_:
             _show_calibration(fitted)
     calibration = read_calibration(trained.path)
@@ -151,10 +154,9 @@ def evaluate(
 
 
 def _calibrate(
-    trained: "TrainedModel", chosen: "DataSettings", cache: Path, *, other: bool
+    trained: "TrainedModel", own: "DataSettings", other: "DataSettings", held_out: list[str]
 ) -> "Calibration":
-    from fgvc_core.data.catalogue import load_table
-    from fgvc_core.errors import ConfigurationError
+    from fgvc_core.data.cache import cache_folder
     from fgvc_core.inference.calibration import (
         calibrate,
         file_digest,
@@ -162,26 +164,15 @@ def _calibrate(
         sidecar,
         write_calibration,
     )
-    from fgvc_core.inference.judging import logits_of, part_known, read_table, seen_classes
-    from fgvc_core.inference.validation_split import validation_of_run
+    from fgvc_core.inference.judging import logits_of, part_known, seen_classes
 
-    recipe = trained.recipe
-    if recipe.federation.local:
-        raise ConfigurationError(
-            "The checkpoint has no whole model: some of its tensors stayed at the sites.",
-            remedy="Calibrate at a site, with its own tensors.",
-        )
-    own = chosen.name == recipe.data.name
-    if other and not (own and not chosen.path):
-        part = read_table(chosen, "train", cache)
-        on = f"{chosen.name}, training part"
-    else:
-        run_dir = trained.path.parent.parent
-        part = validation_of_run(recipe, load_table(chosen, cache), run_dir)
-        on = "the simulated sites' validation pictures"
+    recipe, cache = trained.recipe, cache_folder()
+    part, on = _unlearnt(trained, own, other, cache)
     seen_K = seen_classes(recipe, trained.class_names)
     names = tuple(trained.class_names[k] for k in seen_K)
-    known, _ = part_known(part, names, (), recipe.partition.unseen)
+    # Held-out classes are set aside here as in the scoring, where these data have them.
+    held_out = [name for name in held_out if name in part.class_names]
+    known, _ = part_known(part, names, held_out, recipe.partition.unseen)
     logits_NK = logits_of(trained.learner, known, cache, recipe.evaluate.batch_size)[:, seen_K]
     digest = file_digest(trained.path)
     fitted = calibrate(logits_NK, known.labels_N, checkpoint=digest, on=on)
@@ -190,6 +181,26 @@ def _calibrate(
     write_calibration(fitted, trained.path)
     assert read_calibration(trained.path) == fitted
     return fitted
+
+
+def _unlearnt(
+    trained: "TrainedModel", own: "DataSettings", other: "DataSettings", cache: Path
+) -> "tuple[ExampleTable, str]":
+    """Pictures that the model has not learnt from, and which these are, in words.
+
+    Data of the run's own kind are taken for its own wherever a simulation says who held what:
+    their training part was learnt from.
+    """
+    from fgvc_core.data.catalogue import load_table
+    from fgvc_core.inference.judging import read_table
+    from fgvc_core.inference.validation_split import PARTITION, validation_of_run
+
+    recipe, run_dir = trained.recipe, trained.path.parent.parent
+    elsewhere = other.path != recipe.data.path and not (run_dir / PARTITION).exists()
+    if other.name == recipe.data.name and not elsewhere:
+        part = validation_of_run(recipe, load_table(own, cache), run_dir)
+        return part, "the simulated sites' validation pictures"
+    return read_table(other, "train", cache), f"{other.name}, training part"
 
 
 def _show_calibration(fitted: "Calibration") -> None:

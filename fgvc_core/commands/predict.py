@@ -1,5 +1,6 @@
 """``fieldmark predict``: what is on these pictures?"""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -78,18 +79,22 @@ def predict(
     from fgvc_core.inference.taxonomy import read_taxonomy
     from fgvc_core.inference.trained import load_trained
     from fgvc_core.inference.verdict import Judge
+    from fgvc_core.inference.whole import refuse_partial
 
     if csv and jsonl:
         raise ConfigurationError(
             "--csv and --jsonl exclude each other.", remedy="Ask for one of them."
         )
-    found = find_pictures(paths, sys.stdin if "-" in paths else ())
+    # As bytes: names of files need not be UTF-8.
+    lines = (os.fsdecode(line) for line in sys.stdin.buffer) if "-" in paths else ()
+    found = find_pictures(paths, lines)
     if not found:
         raise DataError("No picture was named.", remedy="Name files, folders or patterns.")
     if html is not None:
         # Better now than after an hour of work.
         write_text(html, "", "--html")
     trained = load_trained(checkpoint, weights=weights)
+    refuse_partial(trained.recipe)
     judge = Judge(
         trained.class_names,
         read_taxonomy(trained.metadata, trained.class_names),
@@ -136,7 +141,7 @@ def _told(
         if as_csv:
             writer.writerow(_row(one, top_k))
         elif as_jsonl:
-            out.write(json.dumps(_object(one), ensure_ascii=False) + "\n")
+            out.write(json.dumps(_object(one)) + "\n")
         yield one
 
 
@@ -168,8 +173,6 @@ def _object(one: "Prediction") -> dict[str, Any]:
 
 
 def _show(predictions: "list[Prediction]", top_k: int) -> None:
-    import os
-
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

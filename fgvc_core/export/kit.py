@@ -21,6 +21,7 @@ from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.inference.whole import refuse_partial
 from fgvc_core.protocol.envelope import Sealed, seal, unseal
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public
 from fgvc_core.protocol.messages import MAX_BODY_BYTES
@@ -68,15 +69,19 @@ def write_kit(
         What the kit says.
 
     Raises:
-        ConfigurationError: if the file cannot be written.
+        ConfigurationError: if the file cannot be written, or some tensors stayed at the sites.
     """
+    refuse_partial(trained.recipe)
+    # Where the pictures were on this machine is nobody else's business.
+    data = trained.recipe.data.model_copy(update={"path": None})
+    recipe = trained.recipe.model_copy(update={"data": data})
     tensors = trained.learner.tensors()
     body = KitBody(
         kit=f"kit-{secrets.token_hex(8)}",
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
         name=trained.recipe.name,
-        recipe=trained.recipe.to_toml(),
+        recipe=recipe.to_toml(),
         class_names=trained.class_names,
         temperature=temperature,
         frozen=trained.learner.extractor.hex(),

@@ -143,7 +143,7 @@ def calibrate(
     *,
     checkpoint: str,
     on: str,
-    score: Score = "logit",
+    score: Score = "probability",
 ) -> Calibration:
     """Fit temperature and threshold.
 
@@ -152,7 +152,9 @@ def calibrate(
         labels_N: Their classes.
         checkpoint: Digest of the checkpoint.
         on: Which pictures, in words.
-        score: By which "none of these" is found.
+        score: By which "none of these" is found. On the demo without three of its classes the
+            AUROC of ``probability`` was 0.943, of ``logit`` 0.776, of ``energy`` 0.696: label
+            smoothing presses logits together (docs/using-a-model.md).
 
     Raises:
         DataError: if there are no pictures.

@@ -16,7 +16,7 @@ class Found:
     """One picture to look at, or one name behind which there is none.
 
     Attributes:
-        name: As it is shown.
+        name: As it is shown; bytes that are no UTF-8 are escaped.
         root: The folder that the file must not lead out of, links resolved.
         relative: Its path below ``root``.
         fault: Why there is nothing to look at; empty where there is.
@@ -65,14 +65,14 @@ def _named(name: str) -> Iterator[Found]:
     elif any(sign in name for sign in _WILD):
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
-            yield Found(name, path.parent, path.name, "the pattern matches nothing")
+            yield Found(_shown(name), path.parent, path.name, "the pattern matches nothing")
         for match in matches:
             if Path(match).is_dir():
                 # With ** folders match beside the files in them.
                 continue
             yield _file(Path(match))
     else:
-        yield Found(name, path.parent, path.name, "there is no such file")
+        yield Found(_shown(name), path.parent, path.name, "there is no such file")
 
 
 def _below(folder: Path) -> Iterator[Found]:
@@ -84,11 +84,15 @@ def _below(folder: Path) -> Iterator[Found]:
             if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_ENDINGS:
                 empty = False
                 shown = Path(here) / name
-                yield Found(str(shown), root, str(shown.relative_to(folder)))
+                yield Found(_shown(shown), root, str(shown.relative_to(folder)))
     if empty:
-        yield Found(str(folder), root, "", "the folder holds no pictures")
+        yield Found(_shown(folder), root, "", "the folder holds no pictures")
 
 
 def _file(path: Path) -> Found:
     real = Path(os.path.realpath(path))
-    return Found(str(path), real.parent, real.name)
+    return Found(_shown(path), real.parent, real.name)
+
+
+def _shown(name: str | Path) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -12,6 +12,9 @@ from fgvc_core.errors import DataError, PolicyRefusal
 from fgvc_core.recipe import Recipe
 from fgvc_core.seeds import derive_seed
 
+PARTITION = "partition.json"
+"""In a simulated run's folder: who held what."""
+
 
 def simulated_split_key(recipe: Recipe, site: str) -> bytes:
     """The key of a simulated site's validation split: from the seed, so that runs repeat."""
@@ -36,7 +39,8 @@ def validation_of_run(recipe: Recipe, table: ExampleTable, run_dir: Path) -> Exa
             "The checkpoint was trained under differential privacy: its sites' validation "
             "pictures are private.",
             why="A temperature fitted on them would be a release that nobody has charged.",
-            remedy="Calibrate on public pictures: --calibrate --data NAME --path PATH.",
+            remedy="Calibrate on public pictures under another data.name: --calibrate --data NAME "
+            "--path PATH.",
         )
     train = table.take([i for i, split in enumerate(table.splits) if split == "train"])
     kept = [
@@ -76,7 +80,7 @@ def _name(table: ExampleTable, label: int) -> str:
 
 def _held(run_dir: Path) -> dict[str, list[int]] | None:
     try:
-        found = json.loads((run_dir / "partition.json").read_text(encoding="utf-8"))
+        found = json.loads((run_dir / PARTITION).read_text(encoding="utf-8"))
         return dict(found["sites"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

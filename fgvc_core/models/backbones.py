@@ -10,6 +10,7 @@ from torch import nn
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.models.inputs import InputSpec
 from fgvc_core.models.resnet import PRESETS, AttentionResNet
+from fgvc_core.models.tokens import TokenSelection
 from fgvc_core.models.weights import PACKAGED, load_local, packaged_input, packaged_state
 
 
@@ -40,6 +41,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, model: Any, size: int) -> None:
         super().__init__()
         self.model = model
+        self.selection: TokenSelection | None = None
         self.probe(size)
         self.stage_names = _stages(model, self.idle)
 
@@ -55,7 +57,10 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) to (N, C, h, w)."""
-        found = self.model.forward_features(images_NCHW)
+        if self.selection is not None:
+            found = self.selection.features(images_NCHW)
+        else:
+            found = self.model.forward_features(images_NCHW)
         if not isinstance(found, torch.Tensor | dict):
             raise TypeError("its features are several tensors, expected one map")
         if isinstance(found, torch.Tensor) and found.ndim == 4:

@@ -15,6 +15,7 @@ from fgvc_core.models.scaling import Scaling
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.spatial_transformer import SpatialTransformer
 from fgvc_core.models.subspace import public_directions
+from fgvc_core.models.tokens import TokenSelection
 from fgvc_core.models.trainable import select_trainable
 
 
@@ -40,6 +41,8 @@ def build_classifier(
         if settings.norm == "standardised" and isinstance(backbone, TimmBackbone):
             # Its tensors have other names now.
             backbone.probe(image_size)
+        if settings.token_selection:
+            _select_tokens(backbone, settings.backbone)
         attention: nn.Module = nn.Identity()
         if settings.attention_after:
             insert_attention(backbone, settings.attention, settings.attention_after, image_size)
@@ -80,3 +83,10 @@ def build_classifier(
     model.fixed_statistics = settings.norm == "frozen"
     select_trainable(model, settings.train)
     return model.to(memory_format=torch.channels_last).eval()
+
+
+def _select_tokens(backbone: nn.Module, name: str) -> None:
+    model = backbone.model if isinstance(backbone, TimmBackbone) else backbone
+    selection = TokenSelection(model, name)
+    if isinstance(backbone, TimmBackbone):
+        backbone.selection = selection

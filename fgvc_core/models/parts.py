@@ -28,7 +28,6 @@ class PartPooling(nn.Module):
         super().__init__()
         self.kind = f"parts-{parts}"
         self.out_dim = channels * parts
-        # A 1x1 convolution, as a layer whose per-picture gradient Opacus gets right.
         self.find = nn.Linear(channels, parts, bias=False)
         nn.init.normal_(self.find.weight, std=channels**-0.5)
 

@@ -41,6 +41,11 @@ class ModelSettings(Settings):
         description="Stages of a convolutional backbone behind which attention is put, by name; "
         "empty: behind the last map alone.",
     )
+    token_selection: bool = Field(
+        False,
+        description="For a ViT or DeiT: only the class token and the tokens that it attends to "
+        "most, one a head, enter the last layer.",
+    )
     spatial_transformer: bool = Field(
         False,
         description="Turn, move and enlarge each picture by an affine map that is learnt; starts "

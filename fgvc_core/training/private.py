@@ -23,7 +23,9 @@ from fgvc_core.privacy.planning import gradient_noise, learning_rate
 from fgvc_core.privacy.sampling import draw_units, fresh_seed
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import clip_scales
+from fgvc_core.training.averaging import Averaged
 from fgvc_core.training.examples import Examples, FeatureExamples, Lesson
+from fgvc_core.training.groups import parameter_groups
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import make_optimizer
 from fgvc_core.training.schedule import Stretch, make_scheduler
@@ -142,7 +144,10 @@ class PrivateTraining:
             # With momentum each gradient counts 1 / (1 - momentum) times.
             settings = settings.model_copy(update={"lr": rate * (1 - settings.momentum)})
         model = self._learner.model
-        optimizer = make_optimizer(self._parameters, settings)
+        groups = parameter_groups(model, settings.lr, settings.layer_decay)
+        optimizer = make_optimizer(groups, settings)
+        # An average of noisy steps is made of what is released: it costs nothing more.
+        averaged = Averaged(self._parameters, settings.ema)
         scheduler = make_scheduler(optimizer, settings, stretch, step.count)
         noise, count_noise = gradient_noise(step, self._privacy)
         bound = self._privacy.clipping_norm
@@ -163,8 +168,10 @@ class PrivateTraining:
                 self._apply(noisy_D)
                 optimizer.step()
                 scheduler.step()
+                averaged.step()
                 if np.isfinite(count_noise):
                     bound = self._next_bound(bound, summed.unclipped, batch, count_noise, divisor)
+        averaged.take_over()
         model.eval()
 
     def draw(self, rate: float) -> UnitBatch:

@@ -391,6 +391,7 @@ def test_no_unprotected_reply_passes_where_the_policy_demands_privacy(tmp_path, 
         (["federation.rounds=0", "train.start=means"], "federation.rounds = 0 is refused"),
         (["federation.strategy=scaffold"], "federation.strategy = 'scaffold' is refused"),
         (["loss.triplet=0.5"], "loss.triplet"),
+        (["pretrain.method=simclr"], "pretrain.method = 'simclr' is refused"),
     ],
 )
 def test_a_recipe_that_the_sites_own_noise_cannot_protect_is_refused_in_words(

@@ -5,6 +5,7 @@ import io
 import json
 import ssl
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
@@ -106,8 +107,10 @@ def answered_now(lab, site):
 def story(tmp_path_factory):
     """Three sites; after round 2 a fourth comes; then one is revoked in mid-round."""
     folder = tmp_path_factory.mktemp("superlink")
-    facts = {"in process": models_inprocess(RECIPE, folder / "reference", FIRST)}
-    with Lab(folder, RECIPE, FIRST) as lab:
+    facts = {}
+    with Lab(folder, RECIPE, FIRST) as lab, ThreadPoolExecutor(1) as beside:
+        # While the nodes start, and wait for their next look at what there is to do.
+        reference = beside.submit(models_inprocess, RECIPE, folder / "reference", FIRST)
         stranger = new_key()
         facts["strangers"] = {
             (who, path): ask(lab, path, key)
@@ -138,6 +141,7 @@ def story(tmp_path_factory):
             lab.until(lambda: "Sent succ" in lab.lines("site-4.supernode"), "it has answered")
         facts.update(revoke_in_mid_round(lab, "site-2", another="site-3"))
         facts["conduct"] = lab.until_over()
+        facts["in process"] = reference.result()
         facts["models"] = lab.models()
         facts["replies"] = lab.events("reply")
         facts["left"] = lab.events("site_left")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
@@ -148,7 +149,7 @@ def test_calibration_finds_the_temperature_and_takes_the_error_away(temperature)
     assert reliability(fresh_NK, fresh_N, fitted.temperature).ece < 0.03
     if temperature == 3.0:
         assert reliability(fresh_NK, fresh_N).ece > 0.1
-    kept = (known_scores(fresh_NK, fitted.score) >= fitted.threshold).mean()
+    kept = (known_scores(fresh_NK, fitted.score, fitted.temperature) >= fitted.threshold).mean()
     assert kept == pytest.approx(KEPT, abs=0.02)
 
 
@@ -284,3 +285,45 @@ def test_evaluate_prints_a_table_and_measures_corrupted_pictures(run_dir):
 def test_evaluate_refuses_changes_to_the_model(run_dir):
     with pytest.raises(ConfigurationError, match=r"only data\.\*"):
         run(run_dir, "--set", "model.head=cosine")
+
+
+def test_calibration_takes_other_data_by_their_training_part_and_never_what_was_learnt(
+    run_dir, tmp_path, cache
+):
+    other = tmp_path / "other"
+    rng = np.random.default_rng(7)
+    for split, count in (("train", 6), ("test", 3)):
+        for name in ("Gilded wandtail", "Russet lancet"):
+            folder = other / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    options = ("--draws", "100", "--json", "--data", "folder", "--path", other)
+    told = json.loads(run(run_dir, "--calibrate", *options).stdout)
+    assert told["calibration"]["on"] == "folder, training part"
+    assert (told["calibration"]["examples"], told["examples"]) == (12, 6)
+    # Of the run's own kind, whatever path is given: its training part was learnt from.
+    moved = run(run_dir, "--calibrate", "--draws", "100", "--json", "--data", "fieldmarks",
+                "--path", tmp_path)  # fmt: skip
+    assert "validation pictures" in json.loads(moved.stdout)["calibration"]["on"]
+
+
+def test_held_out_classes_are_set_aside_and_told_from_the_others(run_dir, tmp_path):
+    folder = tmp_path / "birds" / "test"
+    rng = np.random.default_rng(8)
+    for name in ("Gilded wandtail", "Great owl"):
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    (tmp_path / "birds" / "train" / "Gilded wandtail").mkdir(parents=True)
+    options = ("--draws", "100", "--json", "--data", "folder", "--path", tmp_path / "birds")
+    with pytest.raises(DataError, match="Great owl"):
+        run(run_dir, *options)
+    told = json.loads(run(run_dir, *options, "--held-out-classes", "Great owl").stdout)
+    assert told["examples"] == 4
+    found = told["open_set"]
+    assert (found["classes"], found["known"], found["unknown"]) == (["Great owl"], 4, 4)
+    assert set(found["scores"]) == {"probability", "logit", "energy"}
+    assert all(0 <= one["auroc"] <= 1 for one in found["scores"].values())

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import struct
 import zlib
 
@@ -15,7 +16,7 @@ from scipy.special import softmax
 from typer.testing import CliRunner
 
 import fieldmark
-from fgvc_core.errors import DataError
+from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.calibration import Calibration, file_digest, write_calibration
 from fgvc_core.inference.finding import find_pictures
@@ -222,3 +223,20 @@ def test_a_checkpoint_carries_its_taxonomy_and_older_ones_read_without(checkpoin
 def test_csv_and_json_lines_exclude_each_other(checkpoint, card):
     with pytest.raises(fieldmark.FieldmarkError, match="exclude each other"):
         run(checkpoint, card, "--csv", "--jsonl")
+
+
+def test_names_that_are_no_utf8_come_through_standard_input_and_are_escaped(checkpoint, card):
+    odd = os.fsencode(card) + b"/\xff.jpg"
+    with open(odd, "wb") as file:
+        file.write((card / "a.jpg").read_bytes())
+    result = run(checkpoint, "-", "--csv", stdin=odd + b"\n")
+    assert result.exit_code == 0
+    assert "\\xff.jpg," in result.stdout
+
+
+def test_a_model_whose_parts_stayed_at_the_sites_is_refused(card, tmp_path):
+    recipe = parse_recipe(RECIPE.to_toml(), ["federation.local=['head.*']"])
+    tensors = make_learner(recipe, 3).tensors()
+    Checkpoints(tmp_path, recipe, NAMES).write("best", tensors, RunState("run"))
+    with pytest.raises(ConfigurationError, match=r"head\.\*"):
+        run(tmp_path, card)

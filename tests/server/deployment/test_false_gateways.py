@@ -53,15 +53,15 @@ def home_for(folder, gateway):
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "said", "remedy"),
     [
-        (expired, "its certificate expired on {last:%Y-%m-%d %H:%M} UTC"),
-        (not_yet, "its certificate is valid from {first:%Y-%m-%d %H:%M} UTC only"),
-        (of_another_authority, "(issued by CN=somebody else)"),
+        (expired, "its certificate expired on {last:%Y-%m-%d %H:%M} UTC", "server renew"),
+        (not_yet, "its certificate is valid from {first:%Y-%m-%d %H:%M} UTC only", "date"),
+        (of_another_authority, "(issued by CN=somebody else)", "by another way"),
     ],
     ids=["expired", "not yet", "another authority"],
 )
-def test_a_site_refuses_it_says_why_and_sends_nothing(tmp_path, monkeypatch, made, said):
+def test_a_site_refuses_it_says_why_and_sends_nothing(tmp_path, monkeypatch, made, said, remedy):
     for name in ("HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     with Running(tmp_path / "fed", before=made) as gateway:
@@ -81,7 +81,7 @@ def test_a_site_refuses_it_says_why_and_sends_nothing(tmp_path, monkeypatch, mad
     assert checked.exit_code == 5
     first, last = shown.not_valid_before_utc, shown.not_valid_after_utc
     assert said.format(first=first, last=last) in tls.said
-    assert tls.remedy
+    assert remedy in tls.remedy
     later = {f.name: f.level for f in checked.findings if f.name in ("clock", "key", "version")}
     assert set(later.values()) == {"not reached"}
     # The gateway learns that somebody called; who, it does not.

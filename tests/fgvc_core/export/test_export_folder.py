@@ -59,7 +59,9 @@ def test_timm_loads_the_folder_through_the_documented_lines_with_equal_logits(
     images_NCHW = trained.model.normalise(torch.from_numpy(noise(3, size)).permute(0, 3, 1, 2))
     with torch.no_grad():
         expected_NK = trained.model(images_NCHW)
-    assert torch.allclose(load_as_documented(out, native, images_NCHW), expected_NK, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(
+        load_as_documented(out, native, images_NCHW), expected_NK, rtol=1e-5, atol=1e-4
+    )
     assert ("fgvc_core" in folders.snippet("hub", alone)) is not native
 
 

@@ -141,7 +141,7 @@ def test_the_sample_runs_it_without_torch_in_forty_lines(files, trained, tmp_pat
     picture = tmp_path / "wide.png"
     Image.fromarray(noise(1, 50)[0][:, 5:35]).save(picture)
     # Whoever imports one of these in the child gets an ImportError.
-    blocked = "torch torchvision timm fgvc_core safetensors onnx".split()
+    blocked = ["torch", "torchvision", "timm", "fgvc_core", "safetensors", "onnx"]
     code = (
         f"import sys, runpy\nsys.modules.update(dict.fromkeys({blocked!r}))\n"
         f"sys.argv = ['{SAMPLE}', 'model.onnx', 'wide.png']\n"

@@ -65,6 +65,20 @@ def test_each_confused_pair_is_shown_where_the_model_saw_either_class(scored, tm
     json.dumps(pairs)
 
 
+def test_whatever_goes_wrong_with_a_map_the_results_are_not_lost(scored, tmp_path, monkeypatch):
+    pytest.importorskip("pytorch_grad_cam", reason="needs the 'explain' extra")
+    table, learner, counts, predicted_N = scored
+    pairs = confused_pairs(table, counts, predicted_N, tmp_path / "pictures")
+
+    def fails(*given, **named):
+        raise RuntimeError("no gradient reached the layer")
+
+    monkeypatch.setattr("fgvc_core.explain.class_maps.ClassMaps.__call__", fails)
+    told = explain_pairs(learner.model, table, pairs, tmp_path / "pictures")
+    assert told == "RuntimeError: no gradient reached the layer"
+    assert not any("explained" in pair for pair in pairs)
+
+
 def test_a_pair_that_may_not_be_shown_leaves_no_picture(scored, tmp_path):
     table, _, counts, predicted_N = scored
     pairs = confused_pairs(table, counts, predicted_N, None)

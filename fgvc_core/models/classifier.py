@@ -47,11 +47,15 @@ class FineGrainedClassifier(nn.Module):
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         self.head = head
-        self.input = spec
         self.mirrored = mirrored
         self.norm: Policy = "batch"
         self.fixed_statistics = False
         """Whether BatchNorm keeps its statistics as they are, in training too."""
+        self.adapt(spec)
+
+    def adapt(self, spec: InputSpec) -> None:
+        """Expect pictures that look so from now on."""
+        self.input = spec
         self.register_buffer("_mean", torch.tensor(spec.mean)[:, None, None] * 255, False)
         self.register_buffer("_std", torch.tensor(spec.std)[:, None, None] * 255, False)
 

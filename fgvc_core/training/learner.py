@@ -177,6 +177,10 @@ class Learner:
         """Confusion counts and predictions; see :func:`evaluate`."""
         return evaluate(self.model, examples, self.num_classes, batch_size, among_K)
 
+    def pictures(self, table: ExampleTable, cache: Path) -> PictureBank:
+        """A table's pictures as the model sees them, labelled or not."""
+        return self._bank(table, cache)
+
     def _bank(self, table: ExampleTable, cache: Path) -> PictureBank:
         spec = self.model.input
         return PictureBank(table, spec.size, spec.crop, spec.interpolation, cache)

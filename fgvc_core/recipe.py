@@ -201,6 +201,35 @@ class Recipe(Settings):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+_FOUND_OUT = (
+    ("model", "class_groups"),
+    ("model", "class_attributes"),
+    ("model", "unseen_classes"),
+    ("federation", "local"),
+)
+
+
+def filled_like(recipe: Recipe, written: Recipe) -> Recipe:
+    """A recipe with what it leaves to be found out taken from what a run of it has written.
+
+    See :func:`fgvc_core.experiment.completed`; two recipes are then compared by the rest.
+    """
+    open_ = [
+        (section, key)
+        for section, key in _FOUND_OUT
+        if not getattr(getattr(recipe, section), key)
+        and (key != "local" or recipe.model.norm == "local")
+    ]
+    # Not model_copy: it would also copy the digest of the recipe as it was.
+    values, known = (
+        recipe.model_dump(mode="json", exclude_none=True),
+        written.model_dump(mode="json"),
+    )
+    for section, key in open_:
+        values[section][key] = known[section][key]
+    return Recipe.read(values)
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Every setting in which two recipes differ, in words; where the pictures are is left out.
 

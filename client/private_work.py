@@ -24,6 +24,7 @@ from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.private_recipe import (
     refuse_coupled,
+    refuse_personal,
     refuse_pretraining,
     refuse_unsafe,
     refuse_unsafe_wire,
@@ -79,6 +80,9 @@ def answer_protected(
 
 def _event_of(request: Request, recipe: Recipe, privacy: PrivacySettings) -> PrivacyEvent | None:
     """What the answer costs."""
+    if request.phase == "personal":
+        refuse_personal(recipe.personal)
+        raise PeerError("Fine-tuning at the sites is not part of this run.")
     if request.kind == "release":
         wanted: str = request.phase
     elif request.kind == "train":

@@ -222,6 +222,7 @@ class Gate:
                     "examples": reply.examples if counts else min(reply.examples, 1),
                     # Scores say how many pictures they are of: they would tell the count.
                     "scores": reply.scores if policy.share_scores and counts else None,
+                    "personal": reply.personal if policy.share_scores and counts else None,
                 }
             )
         return self._send(request, allowed, self._encoded(tensors, encode), "")
@@ -287,7 +288,7 @@ class Gate:
                 "tensors": {name: list(tensor.shape) for name, tensor in packed.items()},
                 "bytes": size + SIGNATURE_BYTES,
                 "examples": reply.examples,
-                "scores": reply.scores is not None,
+                "scores": reply.scores is not None or reply.personal is not None,
                 "protected": reply.privacy is not None,
             }
 

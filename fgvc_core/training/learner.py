@@ -122,6 +122,7 @@ class Learner:
         purpose: str,
         proximal_mu: float = 0.0,
         correct: Callable[[], None] | None = None,
+        settings: TrainSettings | None = None,
     ) -> Outcome:
         """Train in place; the generators derive from (seed, purpose, round).
 
@@ -131,6 +132,7 @@ class Learner:
             purpose: Who trains, for instance a site's name.
             proximal_mu: FedProx's weight; 0: none.
             correct: Called after each backward pass; may change the gradients.
+            settings: How; None: as the recipe says.
         """
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.seed, "order", purpose, stretch.round))
@@ -143,7 +145,7 @@ class Learner:
                 self.model,
                 examples,
                 loss,
-                self.settings,
+                settings or self.settings,
                 stretch,
                 generator,
                 proximal_mu,

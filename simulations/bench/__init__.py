@@ -5,7 +5,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp", "deploy", "rounds", "wire")
+NAMES = ("engine", "dp", "deploy", "rounds", "wire", "selection")
 
 
 def run_benches(name: str) -> list[dict[str, Any]]:
@@ -28,6 +28,7 @@ def run_benches(name: str) -> list[dict[str, Any]]:
     from simulations.bench.dp import bench_dp
     from simulations.bench.engine import bench_engine
     from simulations.bench.rounds import bench_rounds
+    from simulations.bench.selection import bench_selection
     from simulations.bench.wire import bench_wire
 
     runners = {
@@ -36,6 +37,7 @@ def run_benches(name: str) -> list[dict[str, Any]]:
         "deploy": bench_deploy,
         "rounds": bench_rounds,
         "wire": bench_wire,
+        "selection": bench_selection,
     }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]

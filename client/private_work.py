@@ -22,13 +22,7 @@ from fgvc_core.losses.base import ClassKnowledge
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import (
-    refuse_coupled,
-    refuse_personal,
-    refuse_pretraining,
-    refuse_unsafe,
-    refuse_unsafe_wire,
-)
+from fgvc_core.private_recipe import refuse_personal
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.examples import knowledge_of
@@ -70,7 +64,7 @@ def answer_protected(
         specs = _specs_of_answer(request, event, received)
         encode = UpdateEncoder(site.home, request, recipe, packed)
         knows = partial(_check_knowledge, site, request, recipe, class_names)
-        return gate.protected_round(request, recipe, event, work, specs, encode, knows)
+        return gate.protected_round(request, recipe, event, work, specs, encode, before=knows)
     finally:
         # After a refusal, too: that the pictures have a fault must not be told by time.
         hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
@@ -110,11 +104,10 @@ def _check(
     class_names: tuple[str, ...],
     packed: Mapping[str, PackedTensor],
 ) -> dict[str, NDArray[np.float32]]:
-    """The received tensors, if request, recipe and model are fit; no picture is touched."""
-    refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
-    refuse_coupled(privacy, recipe.loss, recipe.augment)
-    refuse_unsafe_wire(privacy, recipe.wire)
-    refuse_pretraining(recipe.pretrain)
+    """The received tensors, if request and model are fit; no picture is touched.
+
+    What the recipe may not ask for was refused when the gate admitted the request.
+    """
     if request.kind == "train" and request.phase:
         raise PeerError(f"A '{request.phase}' round is not part of this run.")
     rounds = recipe.federation.rounds

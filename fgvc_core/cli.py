@@ -133,12 +133,15 @@ def partition(
         ),
     ],
     set_: Overrides = None,
+    level: Annotated[
+        str, typer.Option(help="Count by this level of the taxonomy instead of by class.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw it as a picture (.svg).")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Preview which simulated site holds what.
+    """Preview which simulated site holds what; kin stand together where there is a taxonomy.
 
     Example: fieldmark data partition simulations/recipes/demo.toml --out who.svg
     """
@@ -148,6 +151,7 @@ def partition(
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.partition import partition as deal
     from fgvc_core.data.partition_figure import draw_partition
+    from fgvc_core.data.partition_levels import at_level, families, kin_order
     from fgvc_core.data.showing import show_partition
     from fgvc_core.recipe import load_recipe
     from fgvc_core.seeds import derive_seed
@@ -160,12 +164,18 @@ def partition(
     counts = {site: train.take(at).class_counts_K() for site, at in dealt.items()}
     subjects = {site: len(set(train.take(at).subjects)) for site, at in dealt.items()}
     title = f"{resolved.data.name}, {_describe(resolved.partition.model_dump())}"
+    names, groups = train.class_names, families(train)
+    if level:
+        counts, names = at_level(counts, train, level)
+        title, groups = f"{title}, by {level}", []
     if out is not None:
-        write_text(out, draw_partition(counts, train.class_names, title))
+        order = range(len(names)) if level else kin_order(train)
+        drawn = {site: counts_K[list(order)] for site, counts_K in counts.items()}
+        write_text(out, draw_partition(drawn, [names[k] for k in order], title, groups))
     if json_:
-        typer.echo(json.dumps(_as_json(title, counts, subjects, train.class_names), indent=1))
+        typer.echo(json.dumps(_as_json(title, counts, subjects, names), indent=1))
         return
-    show_partition(counts, subjects, train.class_names, title, Console())
+    show_partition(counts, subjects, names, title, Console())
     if out is not None:
         typer.echo(f"picture: {out}")
 

@@ -47,6 +47,20 @@ def refuse_unsafe(
             remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
             "fedavgm): what is done to released updates costs nothing more.",
         )
+    if federation.rounds < 1:
+        raise PolicyRefusal(
+            "federation.rounds = 0 is refused under [privacy].",
+            why="What a run of no rounds releases are class statistics of private pictures; "
+            "under [privacy] they are a release of round 1.",
+            remedy="Set federation.rounds = 1 with privacy.method = 'class-sums', or more rounds.",
+        )
+    if model.norm == "local":
+        raise PolicyRefusal(
+            "model.norm = 'local' is refused under [privacy].",
+            why="Statistics, scales and shifts that stay were fitted to private pictures without "
+            "noise, and what they compute enters the tensors that are released.",
+            remedy="Set model.norm = 'frozen' or 'group', or take a backbone without BatchNorm.",
+        )
     if federation.local:
         raise PolicyRefusal(
             f"federation.local = {list(federation.local)} is refused under [privacy].",

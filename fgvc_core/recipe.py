@@ -131,6 +131,31 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _parts_train(self) -> Self:
+        trains = self.model.pooling == "parts" and self.model.train not in ("head", "norm")
+        if self.loss.diversity and not trains:
+            raise ConfigurationError(
+                f"loss.diversity = {self.loss.diversity:g} needs maps of parts that train; "
+                f"model.pooling = '{self.model.pooling}', model.train = '{self.model.train}'.",
+                why="It keeps learnt parts apart.",
+                remedy="Set model.pooling = 'parts' and model.train to all or a stage, or "
+                "loss.diversity = 0.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _zoom_fits(self) -> Self:
+        if self.evaluate.zoom and self.model.spatial_transformer:
+            raise ConfigurationError(
+                f"evaluate.zoom = {self.evaluate.zoom:g} does not go with "
+                "model.spatial_transformer.",
+                why="The model looks at a turned and moved picture: where that is in the picture "
+                "itself is not known.",
+                remedy="Set one of the two.",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _start_fits(self) -> Self:
         start, head = self.train.start, self.model.head
         if start == "none" and not self.federation.rounds:
@@ -156,11 +181,13 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _unseen_can_be_named(self) -> Self:
-        if self.partition.unseen and self.train.start != "semantic":
+        named = self.train.start == "semantic" or self.model.head == "semantic"
+        if self.partition.unseen and not named:
             raise ConfigurationError(
-                f"partition.unseen = {list(self.partition.unseen)} needs train.start = 'semantic'.",
+                f"partition.unseen = {list(self.partition.unseen)} needs train.start = 'semantic' "
+                "or model.head = 'semantic'.",
                 why="A class without a training picture can only be named by its attributes.",
-                remedy="Set train.start = 'semantic', or deal all classes.",
+                remedy="Set one of the two, or deal all classes.",
             )
         return self
 

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, FieldmarkError
 from fgvc_core.inference.checkpoint_file import SERVER, read_all, read_checkpoint
+from fgvc_core.inference.taxonomy import Taxonomy
 from fgvc_core.recipe import Recipe, differences, parse_recipe
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -79,12 +80,26 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
 
-    def __init__(self, run_dir: Path, recipe: Recipe, class_names: tuple[str, ...]) -> None:
+    Args:
+        run_dir: The run's folder.
+        recipe: The run's.
+        class_names: K names in label order.
+        taxonomy: What is publicly known of them, to be carried along; None: nothing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        recipe: Recipe,
+        class_names: tuple[str, ...],
+        taxonomy: Taxonomy | None = None,
+    ) -> None:
         self.folder = run_dir / "checkpoints"
         self._recipe = recipe
         self._class_names = class_names
+        self._public = {} if taxonomy is None else taxonomy.as_metadata()
 
     def write(
         self, name: str, tensors: Tensors, state: RunState, server: Tensors | None = None
@@ -106,6 +121,7 @@ class Checkpoints:
             "recipe_digest": self._recipe.digest,
             "class_names": json.dumps(self._class_names),
             "state": json.dumps(asdict(state)),
+            **self._public,
         }
         aside = path.with_suffix(".part")
         remembered = {SERVER + key: np.ascontiguousarray(a) for key, a in (server or {}).items()}

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.protocol.tensor_names import is_statistic, split_control
 from fgvc_core.wire.arrays import first_not_finite
+from fgvc_core.wire.cores import on_all_cores, pieces
 from server.strategies import BLOCK, SoundReply, Tensors
 
 ROUNDS_KEPT = 5
@@ -136,26 +138,26 @@ class UpdateHistory:
 
     def _measure(self, model: Tensors) -> Figures:
         """Norm, root mean square and, where the model has moved before, the cosine."""
-        squared = inner = length = 0.0
-        count = 0
-        buffer = np.empty(BLOCK, dtype=np.float32)
-        for name, tensor in model.items():
-            if is_statistic(name):
-                # Statistics are of another size than what is learnt; finite they must be.
-                squared += 0.0 if np.isfinite(tensor).all() else np.nan
-                continue
-            new, old = tensor.reshape(-1), self._sent[name].reshape(-1)
-            count += new.size
-            ahead = self.direction[name].reshape(-1) if name in self.direction else None
-            for start in range(0, new.size, BLOCK):
-                part = buffer[: min(BLOCK, new.size - start)]
-                with np.errstate(over="ignore", invalid="ignore"):
-                    np.subtract(new[start : start + BLOCK], old[start : start + BLOCK], out=part)
-                    squared += float(np.dot(part, part))
-                    if ahead is not None:
-                        inner += float(np.dot(part, ahead[start : start + BLOCK]))
-            if ahead is not None:
-                length += float(np.dot(ahead, ahead))
+        learnt = {name: tensor for name, tensor in model.items() if not is_statistic(name)}
+        # Statistics are of another size than what is learnt; finite they must be.
+        others = (tensor for name, tensor in model.items() if is_statistic(name))
+        squared = 0.0 if all(np.isfinite(tensor).all() for tensor in others) else np.nan
+
+        def sums(piece: tuple[str, slice]) -> NDArray[np.float64]:
+            name, where = piece
+            ahead = self.direction.get(name)
+            return _sums(
+                learnt[name].reshape(-1)[where],
+                self._sent[name].reshape(-1)[where],
+                None if ahead is None else ahead.reshape(-1)[where],
+            )
+
+        of_all = pieces((name, tensor.size) for name, tensor in learnt.items())
+        found = on_all_cores(sums, of_all, sum(tensor.nbytes for tensor in learnt.values()))
+        count = sum(tensor.size for tensor in learnt.values())
+        # In the order of the pieces, so that the threads' order changes nothing.
+        of_update, inner, length = np.sum(found, axis=0).tolist() if found else (0.0, 0.0, 0.0)
+        squared += of_update
         figures = {"norm": float(np.sqrt(squared)), "rms": float(np.sqrt(squared / max(count, 1)))}
         if length > 0 and squared > 0:
             figures["cosine"] = inner / float(np.sqrt(squared * length))
@@ -213,6 +215,24 @@ class UpdateHistory:
 
     def _earlier(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.array([v for values in self.kept.get(name, []) for v in values])
+
+
+def _sums(
+    new: NDArray[np.float32], old: NDArray[np.float32], ahead: NDArray[np.float32] | None
+) -> NDArray[np.float64]:
+    """float64 (3,): the update's square, its product with the direction, that one's square."""
+    squared = inner = length = 0.0
+    buffer = np.empty(min(BLOCK, new.size), dtype=np.float32)
+    for start in range(0, new.size, BLOCK):
+        where = slice(start, min(start + BLOCK, new.size))
+        part = buffer[: where.stop - start]
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(new[where], old[where], out=part)
+            squared += float(np.dot(part, part))
+            if ahead is not None:
+                inner += float(np.dot(part, ahead[where]))
+                length += float(np.dot(ahead[where], ahead[where]))
+    return np.array([squared, inner, length])
 
 
 def _beyond(what: str, figures: Figures, name: str, limit: float, setting: str) -> UnsoundUpdate:

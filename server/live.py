@@ -110,6 +110,10 @@ class LiveView:
     def _on_screening_reset(self, event: dict[str, Any]) -> None:
         self._say(f"round {event['round']}: most replies were unlike the last; comparison anew")
 
+    def _on_tracker_failed(self, event: dict[str, Any]) -> None:
+        told = f"{event['tracker']} tracks no more ({event['reason']})"
+        self._say(f"warning: {told}; the run goes on")
+
     def _on_round_void(self, event: dict[str, Any]) -> None:
         self._say(
             f"round {event['round']} is void: {event['accepted']} of {event['needed']} replies"

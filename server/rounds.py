@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.errors import RunFailed
+from fgvc_core.inference.taxonomy import taxonomy_of
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.training.schedule import Stretch, mean_rate
@@ -128,7 +129,8 @@ class Rounds:
             state,
             keeps=bool(self._strategy.keeps or self._federation.local or recipe.wire.top_k),
         )
-        self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names)
+        known = None if test is None else taxonomy_of(test.table)
+        self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names, known)
         self._pretraining: FederatedPretraining | None = None
         if recipe.pretrain.method != "none" and state.round == 0:
             self._pretraining = FederatedPretraining(
@@ -342,6 +344,12 @@ class Rounds:
             self._checkpoints.write("best", self._whole(model), self.state)
 
         take_scores(self.state, round_, arrays, replies, keep)
+        entry = self.state.history[round_ - 1] if round_ > 0 else {}
+        if entry.get("val_top1") is not None:
+            # A model's scores come with the replies of the round after it.
+            self._events.emit(
+                "scored", round=round_, val_top1=entry["val_top1"], val_loss=entry["val_loss"]
+            )
 
     def _test_round(self, number: int) -> None:
         every = self._recipe.evaluate.every

@@ -5,13 +5,14 @@ so that the comparison also shows what protection costs.
 """
 
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.experiment import make_learner
+from fgvc_core.experiment import completed, make_learner
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.alone import train_alone
 from fgvc_core.training.class_means import fit_class_means
@@ -39,6 +40,7 @@ def compare(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]
     with hired(workers) as pool:
         metrics = run_with(plan, pool, workers, tell)
         setting = deal(plan.recipe, cache_folder())
+        plan = replace(plan, recipe=completed(plan.recipe, setting.table))
         others = _train_others(plan.recipe, setting, pool)
     pooled = others.pop(POOLED)
     result = {
@@ -93,7 +95,9 @@ def _train_and_score(
         trained = train_alone(learner, train, validation, rounds, patience, batch_size, name)
         learner.load(trained.tensors)
         best_round = trained.best_round
-    scored, _ = learner.evaluate(learner.examples(test, setting.cache), batch_size)
+    scored, _ = learner.evaluate(
+        learner.scored_examples(test, setting.cache, recipe.evaluate.zoom), batch_size
+    )
     return {"top1": scored.top1, "macro_f1": scored.macro_f1, "best_round": best_round}
 
 

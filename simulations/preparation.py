@@ -21,6 +21,7 @@ from fgvc_core.data.split import validation_mask
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 from fgvc_core.experiment import make_learner, make_table
+from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.losses.self_supervised import self_supervised_loss
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.seeds import derive_seed
@@ -58,15 +59,10 @@ class Setting:
         return {s: self.site_table(s).class_counts_K().tolist() for s in self.rows}
 
 
-def split_key(recipe: Recipe, site: str) -> bytes:
-    """The key of a simulated site's validation split: from the seed, so that runs repeat."""
-    return derive_seed(recipe.seed, "validation", site).to_bytes(8, "big") * 4
-
-
 def split_site(recipe: Recipe, setting: Setting, site: str) -> tuple[ExampleTable, ExampleTable]:
     """A simulated site's (training, validation) tables, as the site itself splits them."""
     table = setting.site_table(site)
-    held = validation_mask(table, recipe.data.val_fraction, split_key(recipe, site))
+    held = validation_mask(table, recipe.data.val_fraction, simulated_split_key(recipe, site))
     if held.all():
         held[:] = False
     return table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])

@@ -47,6 +47,7 @@ def kit(
 
     from fgvc_core.errors import ConfigurationError
     from fgvc_core.export.kit import write_kit
+    from fgvc_core.inference.calibration import read_calibration
     from fgvc_core.inference.trained import load_trained
     from fgvc_core.protocol.keys import fingerprint, read_public
     from fgvc_core.protocol.validation import KitPrivacy
@@ -61,7 +62,9 @@ def kit(
         ) from None
     trained = load_trained(checkpoint, weights=weights)
     signer = _signer(trained.path, key)
-    body = write_kit(trained, out, signer, privacy, None)
+    calibration = read_calibration(trained.path)
+    temperature = None if calibration is None else calibration.temperature
+    body = write_kit(trained, out, signer, privacy, temperature)
     told = {
         "kit": str(out),
         "name": body.kit,

@@ -1,1 +1,1 @@
-"""Where a model looks, and how far that can be believed."""
+"""Why a model says what it says: class maps, its own attention, and how far they can be trusted."""

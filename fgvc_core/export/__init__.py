@@ -1,1 +1,1 @@
-"""A model leaves the federation: ONNX, int8, a folder for timm, its card, the outside kit."""
+"""A model handed on: ONNX for other runtimes, int8 for small ones, a page, a folder for a hub."""

@@ -21,11 +21,12 @@ from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.inference.whole import refuse_partial
 from fgvc_core.protocol.envelope import Sealed, seal, unseal
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public
 from fgvc_core.protocol.messages import MAX_BODY_BYTES
 from fgvc_core.protocol.validation import KitBody, KitPrivacy
-from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import digest_all, pack_all
 
@@ -40,14 +41,12 @@ class Kit:
     Attributes:
         body: What it says.
         digest: SHA-256 (hex) of the signed body: one kit, one digest.
-        recipe: The recipe of its model, with the weights of this machine where it was given any.
-        learner: The model with its tensors.
+        trained: Its model, in evaluation mode.
     """
 
     body: KitBody
     digest: str
-    recipe: Recipe
-    learner: Learner
+    trained: TrainedModel
 
 
 def write_kit(
@@ -70,15 +69,19 @@ def write_kit(
         What the kit says.
 
     Raises:
-        ConfigurationError: if the file cannot be written.
+        ConfigurationError: if the file cannot be written, or some tensors stayed at the sites.
     """
+    refuse_partial(trained.recipe)
+    # Where the pictures were on this machine is nobody else's business.
+    data = trained.recipe.data.model_copy(update={"path": None})
+    recipe = trained.recipe.model_copy(update={"data": data})
     tensors = trained.learner.tensors()
     body = KitBody(
         kit=f"kit-{secrets.token_hex(8)}",
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
         name=trained.recipe.name,
-        recipe=trained.recipe.to_toml(),
+        recipe=recipe.to_toml(),
         class_names=trained.class_names,
         temperature=temperature,
         frozen=trained.learner.extractor.hex(),
@@ -164,7 +167,8 @@ def open_kit(
         raise PeerError(f"The tensors of '{path}' are not the ones that were signed.")
     learner.load(tensors)
     learner.model.eval()
-    return Kit(body, sealed.digest, recipe, learner)
+    trained = TrainedModel(path, recipe, body.class_names, learner, {})
+    return Kit(body, sealed.digest, trained)
 
 
 def _read_tensors(path: Path, learner: Learner) -> dict[str, NDArray[np.float32]]:

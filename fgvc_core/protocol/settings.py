@@ -103,8 +103,15 @@ class FederationSettings(Settings):
         0.2,
         ge=0.0,
         lt=0.5,
-        description="trimmed-mean, krum, multi-krum: share of a round's replies that may be "
-        "hostile, 0 to 0.5; rounded down to a number of replies.",
+        description="trimmed-mean, krum, multi-krum, mix_nearest: share of a round's replies that "
+        "may be hostile, 0 to 0.5; rounded down to a number of replies.",
+    )
+    mix_nearest: bool = Field(
+        False,
+        description="Against hostile sites where honest ones differ: before fedmedian, "
+        "trimmed-mean, krum, multi-krum or geometric-median each reply becomes the mean of those "
+        "nearest to it, all but byzantine_share of them (Allouah et al. 2023, "
+        "https://arxiv.org/abs/2302.01772).",
     )
     spill_mb: float = Field(
         256.0,

@@ -83,4 +83,7 @@ class Figures(BaseModel):
 class ValidationReply(Reply):
     """An outside site's answer to a kit: a reply whose run is the kit's name."""
 
+    kit_digest: str = Field(
+        min_length=64, max_length=64, description="SHA-256 of the kit's signed body."
+    )
     figures: Figures | None = Field(None, description="Where no privacy is asked for.")

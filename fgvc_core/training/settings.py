@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fgvc_core.configuration import Settings
 
@@ -154,11 +154,33 @@ class EvaluateSettings(Settings):
     every: int = Field(
         1, ge=0, description="Score the held-out test split every so many rounds; 0: at the end."
     )
+    zoom: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Also score a closer view of where the model looks, and average: its side as a "
+        "share of the picture's, 0.25 to below 1 (for instance 0.7); 0: none. For the held-out "
+        "test split, and convolutional backbones; doubles the cost of scoring.",
+    )
     pixel_baseline: bool = Field(
         True, description="Also fit a linear model on raw pixels, as the report's floor."
+    )
+    explained_pairs: int = Field(
+        0,
+        ge=0,
+        le=6,
+        description="For so many of the most confused pairs, 0 to 6, the report shows where the "
+        "model saw either class (Grad-CAM; the 'explain' extra; pictures that may be shown).",
     )
     unit_price: bool = Field(
         False,
         description="In a simulation of class-sums: also say what protecting subjects costs in "
         "accuracy against protecting images, on the same split.",
     )
+
+    @field_validator("zoom")
+    @classmethod
+    def _not_too_close(cls, value: float) -> float:
+        if 0.0 < value < 0.25:
+            raise ValueError("it must be 0 (none) or at least 0.25")
+        return value

@@ -12,9 +12,7 @@ np.float32(6.0)
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -26,11 +24,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fgvc_core.errors import PeerError
+from fgvc_core.wire.cores import on_all_cores
 
 DTYPES = ("float32", "float16", "int8", "uint16", "uint32")
 """The dtypes that may travel; uint16 also carries the bits of bfloat16, which NumPy lacks."""
-
-_WORTH_THREADS = 4_000_000
 
 Array = NDArray[Any]
 
@@ -151,12 +148,11 @@ def digest_all(packed: Mapping[str, PackedTensor]) -> dict[str, str]:
     Large updates are hashed on all cores that this process may use: hashing lets go of
     Python's lock, and is most of what receiving an update costs.
     """
-    cores = _cores()
-    if cores == 1 or sum(len(tensor.data) for tensor in packed.values()) < _WORTH_THREADS:
-        return {name: tensor.digest() for name, tensor in packed.items()}
-    with ThreadPoolExecutor(cores) as pool:
-        digests = pool.map(PackedTensor.digest, packed.values())
-        return dict(zip(packed, digests, strict=True))
+    names = sorted(packed, key=lambda name: -len(packed[name].data))
+    nbytes = sum(len(tensor.data) for tensor in packed.values())
+    digests = on_all_cores(PackedTensor.digest, [packed[name] for name in names], nbytes)
+    found = dict(zip(names, digests, strict=True))
+    return {name: found[name] for name in packed}
 
 
 def first_not_finite(arrays: Mapping[str, NDArray[np.float32]]) -> str | None:
@@ -170,12 +166,6 @@ def first_not_finite(arrays: Mapping[str, NDArray[np.float32]]) -> str | None:
         if not np.isfinite(total) and not np.isfinite(array).all():
             return name
     return None
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @lru_cache(maxsize=4096)

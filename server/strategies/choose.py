@@ -51,6 +51,7 @@ def make_strategy(
         return StreamingFedAvg(**bounds)
     strategy = _robust(settings, bounds)
     strategy.spill_folder, strategy.spill_mb = spill, settings.spill_mb
+    strategy.share, strategy.mix_nearest = settings.byzantine_share, settings.mix_nearest
     return strategy
 
 
@@ -73,13 +74,10 @@ def _optimiser(settings: FederationSettings, bounds: dict[str, Any]) -> Streamin
 
 
 def _robust(settings: FederationSettings, bounds: dict[str, Any]) -> SpillingFedAvg:
-    share = settings.byzantine_share
     if settings.strategy == "fedmedian":
         return SpillingFedMedian(**bounds)
     if settings.strategy == "trimmed-mean":
-        return SpillingTrimmedMean(beta=share, **bounds)
+        return SpillingTrimmedMean(beta=settings.byzantine_share, **bounds)
     if settings.strategy == "geometric-median":
         return SpillingGeometricMedian(**bounds)
-    krum = SpillingKrum(**bounds) if settings.strategy == "krum" else SpillingMultiKrum(**bounds)
-    krum.share = share
-    return krum
+    return SpillingKrum(**bounds) if settings.strategy == "krum" else SpillingMultiKrum(**bounds)

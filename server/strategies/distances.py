@@ -3,20 +3,20 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from server.strategies.spill import Spill
+from server.strategies.spill import Replies
 
 ITERATIONS = 100
 SMALLEST = 1e-6
 """Weiszfeld's divisor never falls below this share of the mean distance."""
 
 
-def gram_matrix(spill: Spill) -> NDArray[np.float64]:
+def gram_matrix(replies: Replies) -> NDArray[np.float64]:
     """float64 (S, S): inner products of all replies, seen from the first of them.
 
     Seen from one of them, distances are not drowned in the length of the model itself.
     """
-    gram_SS = np.zeros((len(spill), len(spill)))
-    for _, block_VS in spill.blocks():
+    gram_SS = np.zeros((len(replies), len(replies)))
+    for _, block_VS in replies.blocks():
         moved_VS = block_VS.astype(np.float64)
         moved_VS -= moved_VS[:, :1].copy()
         gram_SS += moved_VS.T @ moved_VS
@@ -63,10 +63,10 @@ def geometric_median(gram_SS: NDArray[np.float64]) -> NDArray[np.float64]:
     return weights_S
 
 
-def weighted_sum(spill: Spill, coefficients_S: NDArray[np.float64]) -> NDArray[np.float32]:
+def weighted_sum(replies: Replies, coefficients_S: NDArray[np.float64]) -> NDArray[np.float32]:
     """float32 (size,): the sum of all replies, each times its coefficient."""
-    flat = np.empty(spill.size, dtype=np.float32)
+    flat = np.empty(replies.size, dtype=np.float32)
     used = np.flatnonzero(coefficients_S)
-    for where, block_VS in spill.blocks():
+    for where, block_VS in replies.blocks():
         flat[where] = block_VS[:, used].astype(np.float64) @ coefficients_S[used]
     return flat

@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.wire.cores import on_all_cores, pieces
+
 Tensors = dict[str, NDArray[np.float32]]
 
 BLOCK = 1 << 16
@@ -31,12 +33,20 @@ class RunningMean:
             self.tensors = {n: np.array(array, order="C") for n, array in tensors.items()}
             return
         share = np.float32(weight / self.weight)
-        buffer = np.empty(BLOCK, dtype=np.float32)
-        for name, mean in self.tensors.items():
-            flat, new = mean.reshape(-1), tensors[name].reshape(-1)
-            for start in range(0, flat.size, BLOCK):
-                into = flat[start : start + BLOCK]
-                step = buffer[: into.size]
-                np.subtract(new[start : start + BLOCK], into, out=step)
-                step *= share
-                into += step
+
+        def move(piece: tuple[str, slice]) -> None:
+            name, where = piece
+            _move(self.tensors[name].reshape(-1)[where], tensors[name].reshape(-1)[where], share)
+
+        of_all = pieces((name, mean.size) for name, mean in self.tensors.items())
+        on_all_cores(move, of_all, sum(mean.nbytes for mean in self.tensors.values()))
+
+
+def _move(mean: NDArray[np.float32], new: NDArray[np.float32], share: np.float32) -> None:
+    buffer = np.empty(min(BLOCK, mean.size), dtype=np.float32)
+    for start in range(0, mean.size, BLOCK):
+        into = mean[start : start + BLOCK]
+        step = buffer[: into.size]
+        np.subtract(new[start : start + BLOCK], into, out=step)
+        step *= share
+        into += step

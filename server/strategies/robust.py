@@ -22,7 +22,8 @@ from server.strategies.distances import (
     squared_distances,
     weighted_sum,
 )
-from server.strategies.spill import Spill
+from server.strategies.mixing import Mixed
+from server.strategies.spill import Replies, Spill
 
 
 class SpillingFedAvg(StreamingFedAvg):
@@ -31,6 +32,11 @@ class SpillingFedAvg(StreamingFedAvg):
     needs: Literal["sum", "all"] = "all"
     spill_folder: Path | None = None
     spill_mb = 256.0
+    share = 0.0
+    """Share of a round's replies that may be hostile; what of a number is left over is dropped."""
+
+    mix_nearest = False
+    """Whether replies are mixed with their nearest neighbours before the rule."""
 
     def aggregate_train(  # type: ignore[override]
         self, server_round: int, replies: Iterable[SoundReply]
@@ -41,21 +47,24 @@ class SpillingFedAvg(StreamingFedAvg):
                 spill.add(reply.tensors, reply.weight)
             if len(spill) < max(self.needed, 1):
                 return None, None
-            tensors = spill.tensors(self.combine(spill))
+            read: Replies = spill
+            if self.mix_nearest and len(spill) > 1:
+                read = Mixed(spill, int(self.share * len(spill)))
+            tensors = spill.tensors(self.combine(read))
             return self.result(tensors, sum(spill.weights), len(spill))
 
     @abstractmethod
-    def combine(self, spill: Spill) -> NDArray[np.float32]:
+    def combine(self, replies: Replies) -> NDArray[np.float32]:
         """float32 (size,): the rule itself."""
 
 
 class SpillingFedMedian(SpillingFedAvg, FedMedian):  # type: ignore[misc]
     """The median of each value (Yin et al. 2018, https://arxiv.org/abs/1803.01498)."""
 
-    def combine(self, spill: Spill) -> NDArray[np.float32]:
+    def combine(self, replies: Replies) -> NDArray[np.float32]:
         """The median of each value; of an even number the mean of the middle two."""
-        flat = np.empty(spill.size, dtype=np.float32)
-        for where, block_VS in spill.blocks():
+        flat = np.empty(replies.size, dtype=np.float32)
+        for where, block_VS in replies.blocks():
             np.median(block_VS, axis=1, overwrite_input=True, out=flat[where])
         return flat
 
@@ -66,12 +75,12 @@ class SpillingTrimmedMean(SpillingFedAvg, FedTrimmedAvg):  # type: ignore[misc]
     ``int(beta * S)`` replies are cut at either end.
     """
 
-    def combine(self, spill: Spill) -> NDArray[np.float32]:
+    def combine(self, replies: Replies) -> NDArray[np.float32]:
         """The trimmed mean of each value."""
-        flat = np.empty(spill.size, dtype=np.float32)
-        low = int(self.beta * len(spill))
-        high = len(spill) - low
-        for where, block_VS in spill.blocks():
+        flat = np.empty(replies.size, dtype=np.float32)
+        low = int(self.beta * len(replies))
+        high = len(replies) - low
+        for where, block_VS in replies.blocks():
             block_VS.partition((low, high - 1), axis=1)
             flat[where] = block_VS[:, low:high].mean(axis=1, dtype=np.float64)
         return flat
@@ -80,24 +89,22 @@ class SpillingTrimmedMean(SpillingFedAvg, FedTrimmedAvg):  # type: ignore[misc]
 class _Choosing(SpillingFedAvg):
     """Krum's choice: the replies that are closest to their nearest neighbours."""
 
-    share = 0.0
-
-    def chosen(self, spill: Spill) -> list[int]:
+    def chosen(self, replies: Replies) -> list[int]:
         """Positions of the chosen replies, best first."""
-        hostile = int(self.share * len(spill))
-        scores_S = closest_scores(squared_distances(gram_matrix(spill)), hostile)
-        return np.argsort(scores_S, kind="stable")[: self.wanted(len(spill), hostile)].tolist()
+        hostile = int(self.share * len(replies))
+        scores_S = closest_scores(squared_distances(gram_matrix(replies)), hostile)
+        return np.argsort(scores_S, kind="stable")[: self.wanted(len(replies), hostile)].tolist()
 
     @abstractmethod
     def wanted(self, count: int, hostile: int) -> int:
         """How many are chosen."""
 
-    def combine(self, spill: Spill) -> NDArray[np.float32]:
+    def combine(self, replies: Replies) -> NDArray[np.float32]:
         """The mean of the chosen, weighted by examples."""
-        coefficients_S = np.zeros(len(spill))
-        for position in self.chosen(spill):
-            coefficients_S[position] = spill.weights[position]
-        return weighted_sum(spill, coefficients_S / coefficients_S.sum())
+        coefficients_S = np.zeros(len(replies))
+        for position in self.chosen(replies):
+            coefficients_S[position] = replies.weights[position]
+        return weighted_sum(replies, coefficients_S / coefficients_S.sum())
 
 
 class SpillingKrum(_Choosing, Krum):  # type: ignore[misc]
@@ -125,6 +132,6 @@ class SpillingGeometricMedian(SpillingFedAvg):
     Flower has none. https://arxiv.org/abs/1912.13445
     """
 
-    def combine(self, spill: Spill) -> NDArray[np.float32]:
+    def combine(self, replies: Replies) -> NDArray[np.float32]:
         """The geometric median, by Weiszfeld's iterations."""
-        return weighted_sum(spill, geometric_median(gram_matrix(spill)))
+        return weighted_sum(replies, geometric_median(gram_matrix(replies)))

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,19 @@ BYTES_A_VALUE = 24
 two temporaries in float64."""
 
 LEAST_VALUES = 256
+
+
+class Replies(Protocol):
+    """S replies of ``size`` values each, read block by block."""
+
+    weights: list[float]
+    size: int
+
+    def __len__(self) -> int: ...
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """(which values, float32 (V, S): those values of all S replies), block by block."""
+        ...
 
 
 class Spill:

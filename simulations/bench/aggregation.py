@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import Message
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fgvc_core.protocol.envelope import seal
@@ -38,7 +38,7 @@ from server.records import from_array_record, to_array_record, to_content
 from server.screening import Screening
 from server.strategies import SoundReply, make_strategy
 from simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
-from simulations.flower_internals import NodeInfo, Run, empty_run, enter_run, give_id
+from simulations.grid import InProcessGrid
 
 TENSORS = 9
 DISTINCT = 10
@@ -61,8 +61,8 @@ def write_updates(folder: Path, megabytes: int) -> None:
             np.save(folder / str(number) / f"layer{layer}.npy", tensor)
 
 
-class StandIns(Grid):
-    """A grid whose nodes answer from files.
+class StandIns(InProcessGrid):
+    """A grid whose nodes answer from files, in this process and at once.
 
     Args:
         home: Of the run; ``<site>.key`` lies beside it.
@@ -71,64 +71,21 @@ class StandIns(Grid):
 
     def __init__(self, home: CoordinatorHome, updates: Path) -> None:
         self._keys = {n: read_private(home.run_dir / f"{n}.key") for n in home.allow_list}
-        self._sites = dict(enumerate(sorted(self._keys), start=2))
-        self._sent: dict[str, Message] = {}
+        names = sorted(self._keys)
+        # Nothing is ever submitted to an executor: answers are made when they are pulled.
+        super().__init__(ThreadPoolExecutor(1), [{"name": name} for name in names], 1)
+        self._names = dict(zip(self._contexts, names, strict=True))
         self._files = {n: files_of(updates, n) for n in range(DISTINCT)}
         # A site hashes its own update at its own expense.
         self._digests = {n: {k: t.digest() for k, t in self._read(n).items()} for n in self._files}
-        self._run = empty_run(1)
-        self.read_seconds = 0.0
-        enter_run(1)
-
-    def set_run(self, run: Run) -> None:
-        """Flower's own way to name the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """Flower's description of the run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: Any,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message as Flower's constructor builds it."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """All stand-ins."""
-        return list(self._sites)
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """All stand-ins."""
-        return [NodeInfo(node_id=node) for node in self._sites]
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Remember what is asked."""
-        ids = []
-        for message in messages:
-            ids.append(give_id(message))
-            self._sent[ids[-1]] = message
-        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Answer, at once."""
-        return [self._answer(self._sent.pop(i)) for i in message_ids]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push, then pull."""
-        return self.pull_messages(self.push_messages(messages))
+        return [self._answer(self._waiting.pop(i)) for i in message_ids]
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        name = self._sites[node]
+        name = self._names[node]
         request = Request.parse(str(message.content.config_records["envelope"]["body"]))
         assert isinstance(request, Request)
         number = node % DISTINCT

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fgvc_core.protocol.settings import FederationSettings
 from server.strategies import SoundReply, make_strategy
 from server.strategies.distances import geometric_median, gram_matrix, weighted_sum
+from server.strategies.mixing import nearest_shares
 from server.strategies.spill import Spill
 
 ROBUST = ["fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median"]
@@ -24,10 +25,11 @@ def aggregate(name, arrays, weights=None, **changes):
     return found["w"].numpy()
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("name", ROBUST)
 @given(st.integers(0, 1000), st.floats(10, 1e6), st.permutations(range(10)))
 @settings(max_examples=15, deadline=None)
-def test_two_of_ten_sites_cannot_move_the_model_far(name, seed, size, order):
+def test_two_of_ten_sites_cannot_move_the_model_far(name, mixed, seed, size, order):
     generator = np.random.default_rng(seed)
     honest = [generator.normal(1, 0.1, 50).astype(np.float32) for _ in range(8)]
     hostile = [np.full(50, -size, np.float32)] * 2
@@ -35,29 +37,33 @@ def test_two_of_ten_sites_cannot_move_the_model_far(name, seed, size, order):
     # A claimed weight buys a hostile site nothing.
     weights = [1] * 8 + [10_000] * 2
     at = [replies[i] for i in order], [weights[i] for i in order]
-    found = aggregate(name, *at, byzantine_share=0.2)
+    found = aggregate(name, *at, byzantine_share=0.2, mix_nearest=mixed)
     assert np.abs(found - 1).max() < 0.5
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("name", ROBUST)
-def test_blocks_meet_without_a_seam_and_equal_updates_give_themselves(name):
+def test_blocks_meet_without_a_seam_and_equal_updates_give_themselves(name, mixed):
     generator = np.random.default_rng(0)
     array = generator.standard_normal(30_001, dtype=np.float32)
-    found = aggregate(name, [array] * 6, spill_mb=1.0)
+    found = aggregate(name, [array] * 6, spill_mb=1.0, mix_nearest=mixed)
     np.testing.assert_array_equal(found, array)
     many = [array + n * np.float32(0.01) for n in range(6)]
-    one, two = (aggregate(name, many, spill_mb=mb) for mb in (1.0, 100.0))
+    one, two = (aggregate(name, many, spill_mb=mb, mix_nearest=mixed) for mb in (1.0, 100.0))
     np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fedmedian", "krum", "geometric-median"])
-def test_memory_does_not_grow_with_the_number_of_replies(name):
+@pytest.mark.parametrize(
+    ("name", "mixed"),
+    [("fedmedian", False), ("krum", False), ("geometric-median", False), ("fedmedian", True)],
+)
+def test_memory_does_not_grow_with_the_number_of_replies(name, mixed):
     values = 200_000
 
     def peak(count):
         generator = np.random.default_rng(0)
         arrays = (generator.standard_normal(values, dtype=np.float32) for _ in range(count))
-        strategy = make_strategy(FederationSettings(strategy=name, spill_mb=2.0))
+        strategy = make_strategy(FederationSettings(strategy=name, spill_mb=2.0, mix_nearest=mixed))
         tracemalloc.start()
         strategy.aggregate_train(1, (SoundReply(str(i), 1, {"w": a}) for i, a in enumerate(arrays)))
         found = tracemalloc.get_traced_memory()[1]
@@ -83,6 +89,36 @@ def test_the_geometric_median_is_where_no_step_makes_the_distances_smaller():
     best = total(found)
     for _ in range(200):
         assert total(found + generator.normal(0, 0.01, 6)) >= best - 1e-5
+
+
+def test_a_reply_is_mixed_with_those_nearest_to_it_and_itself():
+    points = [0.0, 1.0, 2.5, 10.0, 11.0]
+    distances_SS = np.subtract.outer(points, points) ** 2
+    shares_SS = nearest_shares(distances_SS, 2)
+    assert (shares_SS * 3).round().tolist() == [
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 1, 1, 1],
+        [0, 0, 1, 1, 1],
+    ]
+    # Equal replies are at no distance from each other: each still counts itself.
+    assert np.diag(nearest_shares(np.zeros((4, 4)), 3)).tolist() == [1, 1, 1, 1]
+
+
+def test_where_sites_differ_mixing_keeps_hostile_ones_who_agree_from_being_preferred():
+    generator = np.random.default_rng(2)
+    honest = [generator.normal(0, 1, 400).astype(np.float32) for _ in range(12)]
+    spread = np.std(honest, axis=0)
+    # Within the honest spread, and all alike: closer to every honest one than those to each other.
+    hostile = [np.mean(honest, axis=0) + np.float32(0.6) * spread] * 3
+    centre = np.mean(honest, axis=0)
+
+    def off(**changes):
+        found = aggregate("geometric-median", honest + hostile, byzantine_share=0.2, **changes)
+        return np.linalg.norm(found - centre)
+
+    assert off(mix_nearest=True) < 0.7 * off()
 
 
 def test_a_spilled_file_leaves_no_name_behind(tmp_path):

@@ -25,13 +25,19 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.private_recipe import (
     refuse_coupled,
+    refuse_personal,
     refuse_pretraining,
     refuse_unsafe,
     refuse_unsafe_wire,
 )
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.scenario import ScenarioSettings
-from fgvc_core.training.settings import EvaluateSettings, PretrainSettings, TrainSettings
+from fgvc_core.training.settings import (
+    EvaluateSettings,
+    PersonalSettings,
+    PretrainSettings,
+    TrainSettings,
+)
 from fgvc_core.wire.settings import WireSettings
 
 
@@ -50,6 +56,7 @@ class Recipe(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     train: TrainSettings = TrainSettings()
     federation: FederationSettings = FederationSettings()
+    personal: PersonalSettings = PersonalSettings()
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -63,6 +70,7 @@ class Recipe(Settings):
             refuse_coupled(self.privacy, self.loss, self.augment)
             refuse_unsafe_wire(self.privacy, self.wire)
             refuse_pretraining(self.pretrain)
+            refuse_personal(self.personal)
         if not self.federation.screening and self.scenario is None:
             raise ConfigurationError(
                 "federation.screening = false is not possible without [scenario].",

@@ -242,6 +242,7 @@ class Gate:
                     "examples": reply.examples if counts else min(reply.examples, 1),
                     # Scores say how many pictures they are of: they would tell the count.
                     "scores": reply.scores if policy.share_scores and counts else None,
+                    "personal": reply.personal if policy.share_scores and counts else None,
                 }
             )
             if isinstance(allowed, ValidationReply):
@@ -322,7 +323,9 @@ class Gate:
 
 
 def _has_figures(reply: Reply) -> bool:
-    return isinstance(reply, ValidationReply) and reply.figures is not None
+    if isinstance(reply, ValidationReply) and reply.figures is not None:
+        return True
+    return reply.personal is not None
 
 
 def _specs_of(tensors: Tensors) -> dict[str, TensorSpec]:

@@ -58,6 +58,9 @@ def test_a_model_that_is_nobodys_is_not_scored_by_the_coordinator(done):
     assert "top1" not in metrics
     assert all(h["top1"] is None and h["val_top1"] is not None for h in metrics["history"])
     assert all(site["top1"] is not None for site in metrics["sites"].values())
+    # A site's own model is all that there is: nothing to have gained over.
+    assert all(site["personal_top1"] == site["top1"] for site in metrics["sites"].values())
+    assert all(site["personal_gain"] is None for site in metrics["sites"].values())
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
 lapsed, for 60 s, unless the coordinator could be told; the last wait is longer than that."""
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
 _REFUSED = re.compile(r"\b401\b|UNAUTHORIZED|Not a registered site")
+_DISTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?([^(]+)")
 
 
 def up(home: Path, say: Callable[[str], None]) -> None:
@@ -138,6 +139,11 @@ class _Node:
             self._restart()
         elif _REFUSED.search(line):
             self._say("the coordinator does not accept this site's key; is it still registered?")
+        elif found := _DISTRUSTED.search(line):
+            self._say(
+                f"the coordinator's certificate is refused: {found.group(1).strip()}. Nothing was "
+                f"sent to it; fieldmark site check {self._site.home} names its date and issuer"
+            )
 
     def after_death(self, status: int) -> None:
         """Let the coordinator know of a death that the node itself could not report."""

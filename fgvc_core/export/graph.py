@@ -33,8 +33,8 @@ class ExportedGraph(nn.Module):
             return model(images_NCHW)
         # Both views in one pass: half as many nodes as one pass each.
         both_2NCHW = torch.cat([images_NCHW, images_NCHW.flip(-1)])
-        own_ND, mirrored_ND = model._vectors(both_2NCHW).chunk(2)
-        return model.classify((own_ND + mirrored_ND) / 2)
+        vectors_2ND = model._vectors(both_2NCHW).reshape(2, -1, model.feature_dim)
+        return model.classify(vectors_2ND.mean(dim=0))
 
 
 def multiply_adds(model: FineGrainedClassifier) -> int:

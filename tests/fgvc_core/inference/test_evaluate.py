@@ -120,6 +120,10 @@ def test_where_all_are_right_the_interval_is_the_exact_one_over_subjects():
     found = by_subject(top1_parts(np.ones(40, bool)), subjects, top1_of)
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 20))
+    # Two subjects, three of four pictures right: a bootstrap would say 50 to 100 %.
+    two = by_subject(top1_parts(np.array([True, True, True, False])), list("aabb"), top1_of)
+    assert two.low < 0.2
+    assert two.high == pytest.approx(1.0, abs=0.02)
     one = by_subject(top1_parts(np.array([True, False])), ["a", "a"], top1_of)
     assert (one.low, one.high) == (0.0, 1.0)
 

@@ -135,6 +135,9 @@ class LiveView:
         parts.append(f"about {left:.0f} s left")
         self._say(f"round {event['round']}/{rounds}  " + "  ".join(parts))
 
+    def _on_personalised(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['sites']} sites fine-tuned the best model for themselves")
+
     def _on_run_finished(self, event: dict[str, Any]) -> None:
         why = "no better model for a while" if event["reason"] == "patience" else "all rounds done"
         self._say(f"finished after {event['rounds']} rounds: {why}")

@@ -65,3 +65,5 @@ class WeightsAndBiases:
         """What the run came to."""
         self._run.summary.update({**values, "state": state})
         self._run.finish(exit_code=0 if state == "finished" else 1)
+        # Its helper process would else wait for the end of ours.
+        wandb.teardown()

@@ -84,7 +84,9 @@ def plain(tmp_path_factory):
         lab.until_round(5)
         facts["unharmed"] = lab.models()
         lab.until_round(7, begun=True)
-        lab.kill(lab.pid("site-2.supernode"))
+        with lab.at_work(7):
+            # It has the request: nobody else can answer it.
+            lab.kill(lab.pid("site-2.supernode"))
         lab.until_round(7)
         lab.until(lambda: accepted_after(lab, "site-2", 7), "site-2 is back")
         now = lab.view().round

@@ -30,10 +30,11 @@ from fgvc_core.inference.intervals import (
     top1_of,
     top1_parts,
 )
-from fgvc_core.inference.judging import Judged, part_known
+from fgvc_core.inference.judging import Judged, logits_of, part_known
 from fgvc_core.inference.openset import auroc, open_set
 from fgvc_core.inference.scorecard import scorecard
 from fgvc_core.inference.subgroups import EMPTY, banded, subgroups
+from fgvc_core.inference.trained import load_trained
 from fgvc_core.inference.validation_split import validation_of_run
 from fgvc_core.recipe import parse_recipe
 from server.checkpoint import Checkpoints, RunState
@@ -327,3 +328,13 @@ def test_held_out_classes_are_set_aside_and_told_from_the_others(run_dir, tmp_pa
     assert (found["classes"], found["known"], found["unknown"]) == (["Great owl"], 4, 4)
     assert set(found["scores"]) == {"probability", "logit", "energy"}
     assert all(0 <= one["auroc"] <= 1 for one in found["scores"].values())
+
+
+def test_threads_change_no_bit_of_an_evaluation(run_dir, cache):
+    learner = load_trained(run_dir).learner
+    test = load_table(RECIPE.data, cache).where("test")
+    told = []
+    one, three = (logits_of(learner, test, cache, 7, threads=n) for n in (1, 3))
+    logits_of(learner, test, cache, 7, lambda done, total: told.append((done, total)))
+    assert np.array_equal(one, three)
+    assert told[-1] == (36, 36)

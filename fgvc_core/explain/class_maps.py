@@ -88,7 +88,7 @@ class ClassMaps:
             own_ND, other_ND = (self._model._vectors(x) for x in (images_NCHW, flipped_NCHW))
         own_NHW = self._maps(_Seen(self._model, other_ND), images_NCHW, targets)
         other_NHW = self._maps(_Seen(self._model, own_ND), flipped_NCHW, targets)
-        return (own_NHW + other_NHW[:, :, ::-1]) / 2
+        return np.asarray((own_NHW + other_NHW[:, :, ::-1]) / 2, dtype=np.float32)
 
     def _maps(self, seen: "_Seen", images_NCHW: torch.Tensor, targets: list["_Difference"]) -> Maps:
         with self._cam(

@@ -63,7 +63,7 @@ def _plain(layer: ScaledStdConv2d) -> nn.Conv2d:
         layer.out_channels,
         layer.kernel_size,  # type: ignore[arg-type]
         layer.stride,  # type: ignore[arg-type]
-        layer.padding,
+        layer.padding,  # type: ignore[arg-type]
         layer.dilation,  # type: ignore[arg-type]
         layer.groups,
         layer.bias is not None,
@@ -74,6 +74,6 @@ def _plain(layer: ScaledStdConv2d) -> nn.Conv2d:
     gain_O1 = layer.gain.double().flatten()[:, None] * layer.scale
     with torch.no_grad():
         plain.weight.copy_(((flat_OI - mean_O1) / spread_O1 * gain_O1).view_as(layer.weight))
-        if plain.bias is not None:
+        if plain.bias is not None and layer.bias is not None:
             plain.bias.copy_(layer.bias)
     return plain.requires_grad_(False)

@@ -153,6 +153,13 @@ class Recipe(Settings):
                 "itself is not known.",
                 remedy="Set one of the two.",
             )
+        if self.evaluate.zoom and self.model.closer:
+            raise ConfigurationError(
+                f"evaluate.zoom = {self.evaluate.zoom:g} does not go with "
+                f"model.closer = {self.model.closer:g}.",
+                why="Both look closer, one at each scoring and one at each picture.",
+                remedy="Set one of the two.",
+            )
         return self
 
     @model_validator(mode="after")

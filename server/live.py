@@ -82,10 +82,11 @@ class LiveView:
         self._on_round_started(event)
 
     def _on_pretraining_finished(self, event: dict[str, Any]) -> None:
-        rounds = self._recipe.pretrain.rounds
+        rounds, loss = self._recipe.pretrain.rounds, event["loss"]
         self._say(
             f"pre-training {event['round']}/{rounds}  {event['accepted']}/{event['cohort']} sites  "
-            f"loss {event['loss']:.3f}  {event['seconds']:.1f} s"
+            + ("" if loss is None else f"loss {loss:.3f}  ")
+            + f"{event['seconds']:.1f} s"
         )
 
     def _on_round_started(self, event: dict[str, Any]) -> None:

@@ -78,6 +78,7 @@ def build_classifier(
         spec,
         settings.mirrored,
         before,
+        settings.closer,
     )
     model.norm = settings.norm
     model.fixed_statistics = settings.norm == "frozen"

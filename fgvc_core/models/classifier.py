@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fgvc_core.models.backbones import Backbone
+from fgvc_core.models.closer import closer_look
 from fgvc_core.models.inputs import InputSpec
 from fgvc_core.models.normalisation import Policy, batch_norms
 from fgvc_core.models.parts import PartPooling
@@ -25,6 +26,8 @@ class FineGrainedClassifier(nn.Module):
         mirrored: Whether, outside training, a picture's vector is the mean of its own and its
             mirror image's.
         before: What a picture passes first, of the same size; None: nothing.
+        closer: If above 0: outside training, a picture's vector is the mean of its own and a
+            closer look's; see :func:`closer_look`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class FineGrainedClassifier(nn.Module):
         spec: InputSpec,
         mirrored: bool = False,
         before: nn.Module | None = None,
+        closer: float = 0.0,
     ) -> None:
         super().__init__()
         self.before = before if before is not None else nn.Identity()
@@ -48,6 +52,7 @@ class FineGrainedClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = head
         self.mirrored = mirrored
+        self.closer = closer
         self.norm: Policy = "batch"
         self.fixed_statistics = False
         """Whether BatchNorm keeps its statistics as they are, in training too."""
@@ -89,8 +94,19 @@ class FineGrainedClassifier(nn.Module):
 
     def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to vectors (N, D)."""
-        vectors_ND = self._vectors(images_NCHW)
-        if not self.mirrored or self.training:
+        if self.training:
+            return self._vectors(images_NCHW)
+        map_NCHW = self.map(images_NCHW)
+        first_ND = self._pooled(images_NCHW, map_NCHW)
+        if not self.closer:
+            return first_ND
+        nearer_NCHW = closer_look(images_NCHW, map_NCHW, self.closer)
+        return (first_ND + self._pooled(nearer_NCHW, self.map(nearer_NCHW))) / 2
+
+    def _pooled(self, images_NCHW: torch.Tensor, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """Vectors of pictures whose maps are there, and of their mirror images if wanted."""
+        vectors_ND = self.scaling(self.pooling(map_NCHW))
+        if not self.mirrored:
             return vectors_ND
         return (vectors_ND + self._vectors(images_NCHW.flip(-1))) / 2
 

@@ -82,6 +82,14 @@ class ModelSettings(Settings):
         description="Outside training, and for cached features: average the vectors of a picture "
         "and of its mirror image. Doubles the cost; not where left and right mean something.",
     )
+    closer: float = Field(
+        0.0,
+        ge=0.0,
+        le=4.0,
+        description="Outside training, and for cached features: average a picture's vector with "
+        "that of a closer look, the square around where its map is strong, so many standard "
+        "deviations to each side, 0 to 4. 0: none. Doubles the cost and more.",
+    )
     head: Literal["linear", "cosine", "subspace", "multilevel", "semantic"] = Field(
         "linear",
         description="linear: weights and bias; cosine: unit vectors, scaled; subspace: linear on "

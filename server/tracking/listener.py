@@ -9,6 +9,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,9 @@ class Tracking:
         if what in ("run_started", "resumed"):
             self._begin(str(event["run"]), int(event.get("round") or 0))
         if what in ("round_finished", "scored"):
-            figures, self._round = round_figures(event), int(event["round"])
-            self._do(lambda tracker, at=self._round: tracker.figures(at, figures))
+            figures, number = round_figures(event), int(event["round"])
+            self._round = number
+            self._do(lambda tracker: tracker.figures(number, figures))
         note = note_of(event)
         if note is not None:
             at = int(event.get("round") or self._round)
@@ -138,11 +140,14 @@ class Tracking:
     def _serve(self, facts: RunFacts) -> None:
         trackers: dict[str, Tracker] = {}
         for choice in self._choices:
-            self._try(choice.name, lambda c=choice: trackers.update({c.name: self._open(c, facts)}))
+            self._try(choice.name, partial(self._open_into, trackers, choice, facts))
         while (work := self._work.get()) is not None:
             for name, tracker in list(trackers.items()):
-                if not self._try(name, lambda w=work, t=tracker: w(t)):
+                if not self._try(name, partial(work, tracker)):
                     del trackers[name]
+
+    def _open_into(self, trackers: dict[str, Tracker], choice: Choice, facts: RunFacts) -> None:
+        trackers[choice.name] = self._open(choice, facts)
 
     def _try(self, name: str, do: Callable[[], None]) -> bool:
         try:

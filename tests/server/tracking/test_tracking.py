@@ -224,3 +224,5 @@ def test_settings_are_flat_and_leave_out_where_pictures_lie():
     assert found["model.head"] == "subspace"
     assert not any("/srv/private" in value for value in found.values())
     assert final_figures({"top1": None, "rounds": 3}) == {"final/rounds": 3.0}
+    own = {"personal": {"top1": 0.8, "gain": 0.05, "sites": 3}}
+    assert final_figures(own) == {"final/personal_top1": 0.8, "final/personal_gain": 0.05}

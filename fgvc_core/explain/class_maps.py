@@ -39,7 +39,7 @@ class ClassMaps:
     Args:
         model: The classifier; it is copied and left as it was. Frozen backbones are explained
             like any: the whole model is at hand, whatever its rounds sent. Of a model that
-            looks twice (``model.closer``) the first look is explained.
+            looks more than once (``model.closer``, ``model.middle``) the first look is explained.
         method: One of ``METHODS``.
         stage: See :func:`fgvc_core.explain.layers.find_layer`.
 

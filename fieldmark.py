@@ -12,9 +12,14 @@ from rich.console import Console
 
 from client.cli import site_app
 from fgvc_core.cli import data_app
+from fgvc_core.commands.evaluate import evaluate
+from fgvc_core.commands.explain import explain
+from fgvc_core.commands.export import export_app
+from fgvc_core.commands.predict import predict
 from fgvc_core.errors import FieldmarkError
 from server.cli import report, server_app
 from simulations.cli import bench, compare, simulate
+from simulations.sweeping.cli import sweep
 
 app = typer.Typer(
     name="fieldmark",
@@ -29,9 +34,14 @@ app = typer.Typer(
 )
 app.command()(simulate)
 app.command()(compare)
+app.command()(sweep)
 app.command()(report)
 app.command()(bench)
+app.command()(predict)
+app.command()(evaluate)
+app.command()(explain)
 app.add_typer(data_app, name="data")
+app.add_typer(export_app, name="export")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
 

@@ -64,6 +64,11 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
                 "The recipe has a [scenario]: faults and attacks are for simulated sites.",
                 remedy="Take [scenario] out of the recipe.",
             )
+        if recipe.pretrain.method != "none":
+            from fgvc_core.losses.self_supervised import self_supervised_loss
+
+            # A site without the extra is out before the first round, not in it.
+            self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
         remember(site.home, request)
         protected = gate.announce(request, recipe) is not None
         reply = Reply(
@@ -87,7 +92,10 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     if request.kind == "train":
         # What comes back is what was sent, trained.
         gate.check_leaving(encode.received, encode)
-    reply, tensors = answer_round(site, request, recipe, class_names, incoming.tensors)
+    work = answer_round
+    if request.phase == "pretrain":
+        from client.pretraining import answer_pretraining as work
+    reply, tensors = work(site, request, recipe, class_names, incoming.tensors)
     return gate.release(request, reply, tensors, encode)
 
 

@@ -29,7 +29,6 @@ from fgvc_core.privacy.events import ADJACENCY
 from fgvc_core.privacy.planning import plan_epsilon, plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import protected_units
-from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.validation import validate_private
 
@@ -69,14 +68,6 @@ def audit_site(site: Site, recipe: Recipe, tell: Tell = lambda done, total: None
             why="Without differential privacy there is no claim that an audit could refute.",
             remedy="Add a [privacy] section; simulations/recipes/audit.toml has one.",
         )
-    if not recipe.federation.rounds:
-        raise ConfigurationError(
-            f"The recipe '{recipe.name}' has federation.rounds = 0.",
-            why="A run without rounds releases nothing that could be attacked.",
-            remedy="Set federation.rounds to 1 at least.",
-        )
-    refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
-    refuse_coupled(privacy, recipe.loss, recipe.augment)
     claimed = plan_epsilon(privacy, recipe.federation.rounds)
     observed = _attack(site, recipe, privacy, tell)
     verdict = judge(observed, claimed, privacy.delta, recipe.audit)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from client.deployment.cli import mount
+from client.validation_cli import mount as mount_validation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ site_app = typer.Typer(
 )
 
 mount(site_app)
+mount_validation(site_app)
 
 Home = Annotated[Path, typer.Argument(help="The site's home, the folder with site.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

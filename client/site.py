@@ -7,6 +7,7 @@
     split.key        the secret that decides each subject's side of the validation split
     coordinator.pub  the only key whose requests are answered
     rows.json        in a simulation: which rows of the data set are this site's
+    pool.json        likewise: which pictures without labels, where the data set has such
     ledger.jsonl     what has been spent and what has left, chained; ledger.head: its last entry
     outbox/          finished replies under differential privacy, for whoever asks again
     runs/            what was announced, one file a run
@@ -19,7 +20,7 @@ has their ledger: :mod:`client.privacy.register`.
 import hashlib
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class Site:
     coordinator: PublicKey
     split_key: bytes
     rows: NDArray[np.int64] | None
+    pool_rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
     def name(self) -> str:
@@ -158,6 +160,7 @@ class Site:
             coordinator=coordinator,
             split_key=split_key,
             rows=_read_rows(home / "rows.json"),
+            pool_rows=_none(_read_rows(home / "pool.json")),
         )
 
 
@@ -165,6 +168,10 @@ def write_settings(home: Path, settings: SiteSettings) -> None:
     """Write ``site.toml``."""
     values = settings.model_dump(mode="json", exclude_none=True)
     (home / "site.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+def _none(rows: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64) if rows is None else rows
 
 
 def _read_rows(path: Path) -> NDArray[np.int64] | None:

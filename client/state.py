@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from client.privacy.journal import write_durably
-from fgvc_core.errors import ConfigurationError, DataError, PeerError
+from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, PeerError
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe, parse_recipe
 
@@ -76,6 +76,20 @@ def read_announced(home: Path, run: str) -> tuple[Recipe, tuple[str, ...]] | Non
             why="What this run is to do is not known.",
             remedy="Restore it from a copy, or start a new run.",
         ) from None
+
+
+def last_announced(home: Path) -> tuple[str, float, Recipe] | None:
+    """The run that was announced last, when (seconds since 1970), and its recipe; None where
+    there is none, or where it is damaged: its messages are refused for that."""
+    found = [(path.stat().st_mtime, path.stem) for path in (home / "runs").glob("*.json")]
+    if not found:
+        return None
+    when, run = max(found)
+    try:
+        held = read_announced(home, run)
+    except FieldmarkError:
+        return None
+    return None if held is None else (run, when, held[0])
 
 
 # A worker reads the same announcement for each site and round.

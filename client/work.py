@@ -179,6 +179,18 @@ def _own_rows(site: Site, table: ExampleTable) -> ExampleTable:
     return table.take(site.rows) if site.rows is not None else table.where("train")
 
 
+def pictures_without_labels(site: Site, recipe: Recipe) -> ExampleTable:
+    """What a site may learn from without labels: its part of the pool, and what it trains on."""
+    table = _desk.table(site, recipe)
+    _, held = split_table(site, recipe, table)
+    if site.rows is None:
+        own = [i for i, split in enumerate(table.splits) if split in ("train", "pool")]
+    else:
+        own = np.union1d(site.rows, site.pool_rows).tolist()
+    validation = set(held.ids)
+    return table.take([i for i in own if table.ids[i] not in validation])
+
+
 def site_table(site: Site, recipe: Recipe) -> ExampleTable:
     """The table that a site's rows are taken from, as this process holds it."""
     return _desk.table(site, recipe)

@@ -2,12 +2,13 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from fgvc_core.commands.select import select
+from fgvc_core.commands.terminal import Json, Overrides, busy, progress, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +24,8 @@ data_app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+data_app.command()(select)
 
 
 @data_app.command()
@@ -72,9 +70,9 @@ def make(
         _draw_sheet(sheet, seed)
     # Written out, the pictures need no copy in the user's cache.
     with tempfile.TemporaryDirectory() as cache:
-        with _busy("Drawing pictures"):
+        with busy("Drawing pictures"):
             table = load_table(settings, Path(cache))
-        with _progress("Writing pictures") as tell:
+        with progress("Writing pictures") as tell:
             write_tree(table, folder, tell)
     typer.echo(f"{len(table):,} pictures of {table.num_classes} classes in {folder}")
 
@@ -114,7 +112,7 @@ def check(
     settings = parse_recipe("", overrides, "fieldmark data check").data
     settings = settings.model_copy(update={"path": str(path)})
     table = load_table(settings, cache_folder(), require_pictures=False)
-    with _progress("Decoding pictures") as tell:
+    with progress("Decoding pictures") as tell:
         report = check_table(table, tell)
     if json_:
         typer.echo(json.dumps(report.as_json(), indent=1))
@@ -133,12 +131,15 @@ def partition(
         ),
     ],
     set_: Overrides = None,
+    level: Annotated[
+        str, typer.Option(help="Count by this level of the taxonomy instead of by class.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw it as a picture (.svg).")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Preview which simulated site holds what.
+    """Preview which simulated site holds what; kin stand together where there is a taxonomy.
 
     Example: fieldmark data partition simulations/recipes/demo.toml --out who.svg
     """
@@ -148,24 +149,31 @@ def partition(
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.partition import partition as deal
     from fgvc_core.data.partition_figure import draw_partition
+    from fgvc_core.data.partition_levels import at_level, families, kin_order
     from fgvc_core.data.showing import show_partition
     from fgvc_core.recipe import load_recipe
     from fgvc_core.seeds import derive_seed
 
     resolved = load_recipe(recipe, set_ or [])
-    with _busy("Reading the table"):
+    with busy("Reading the table"):
         train = load_table(resolved.data, cache_folder()).where("train")
     # The seed that a simulation of this recipe deals with.
     dealt = deal(train, resolved.partition, derive_seed(resolved.seed, "partition"))
     counts = {site: train.take(at).class_counts_K() for site, at in dealt.items()}
     subjects = {site: len(set(train.take(at).subjects)) for site, at in dealt.items()}
     title = f"{resolved.data.name}, {_describe(resolved.partition.model_dump())}"
+    names, groups = train.class_names, families(train)
+    if level:
+        counts, names = at_level(counts, train, level)
+        title, groups = f"{title}, by {level}", []
     if out is not None:
-        _write_text(out, draw_partition(counts, train.class_names, title))
+        order = range(len(names)) if level else kin_order(train)
+        drawn = {site: counts_K[list(order)] for site, counts_K in counts.items()}
+        write_text(out, draw_partition(drawn, [names[k] for k in order], title, groups))
     if json_:
-        typer.echo(json.dumps(_as_json(title, counts, subjects, train.class_names), indent=1))
+        typer.echo(json.dumps(_as_json(title, counts, subjects, names), indent=1))
         return
-    show_partition(counts, subjects, train.class_names, title, Console())
+    show_partition(counts, subjects, names, title, Console())
     if out is not None:
         typer.echo(f"picture: {out}")
 
@@ -203,18 +211,6 @@ def _as_json(
     return {"partition": title, "classes": list(class_names), "sites": sites}
 
 
-def _write_text(path: Path, text: str) -> None:
-    from fgvc_core.errors import ConfigurationError
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"--out '{path}' cannot be written: {error.strerror}.",
-            remedy="Name a file in a folder that exists and that you may write to.",
-        ) from None
-
-
 def _draw_sheet(path: Path, seed: int) -> None:
     from fgvc_core.data.fieldmarks import contact_sheet
     from fgvc_core.errors import ConfigurationError
@@ -232,39 +228,3 @@ def _draw_sheet(path: Path, seed: int) -> None:
             f"--sheet '{path}' cannot be written: {error.strerror}.",
             remedy="Name a file in a folder that you may write to.",
         ) from None
-
-
-@contextmanager
-def _busy(what: str) -> Iterator[None]:
-    """A spinner on standard error, on a terminal; nothing elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
-
-
-@contextmanager
-def _progress(what: str) -> "Iterator[Callable[[int, int], None] | None]":
-    """A progress bar on standard error, on a terminal; nothing elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -90,5 +90,18 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return "Did you mean " + " or ".join(repr(c) for c in close) + "?"
 
 
+def missing_extra(extra: str, what: str) -> ConfigurationError:
+    """The error where an optional dependency is not installed.
+
+    Args:
+        extra: Its name in the package's metadata.
+        what: What needs it, as the beginning of a sentence.
+    """
+    return ConfigurationError(
+        f"{what} needs the '{extra}' extra, which is not installed here.",
+        remedy=f"Install it: pip install 'fieldmark[{extra}]'",
+    )
+
+
 def _rebuild(kind: type[FieldmarkError], what: str, why: str, remedy: str) -> FieldmarkError:
     return kind(what, why=why, remedy=remedy)

@@ -1,17 +1,33 @@
 """From a recipe to the things it describes: its learner and its table of examples."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.models.build import build_classifier
+from fgvc_core.models.normalisation import norm_names
+from fgvc_core.models.trainable import travelling_names
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.learner import Learner
 
 
 def make_learner(recipe: Recipe, num_classes: int, device: torch.device | str = "cpu") -> Learner:
-    """The recipe's learner with its initial tensors; equal on every machine for one seed."""
+    """The recipe's learner with its initial tensors; equal on every machine for one seed.
+
+    Raises:
+        ConfigurationError: if the recipe's model cannot be built, or is not complete.
+    """
+    if recipe.model.norm == "local" and not recipe.federation.local:
+        raise ConfigurationError(
+            "model.norm = 'local', but federation.local does not name what stays.",
+            why="The norms would travel and be averaged like everything else.",
+            remedy="A simulation fills it in; for a federation copy federation.local from a "
+            "simulated run's recipe.toml.",
+        )
     return Learner(
         recipe.model,
         recipe.loss,
@@ -22,6 +38,53 @@ def make_learner(recipe: Recipe, num_classes: int, device: torch.device | str = 
         seed=recipe.seed,
         device=device,
     )
+
+
+def completed(recipe: Recipe, table: ExampleTable) -> Recipe:
+    """The recipe with what it leaves to be found out: from a table's public facts, and the model.
+
+    What its head has to know of the classes (``model.class_groups``, ``model.class_attributes``,
+    ``model.unseen_classes``), and which tensors ``model.norm = "local"`` keeps at the sites
+    (``federation.local``). What the recipe says already stays as it is.
+    """
+    return _with_local_norms(_with_class_knowledge(recipe, table), table.num_classes)
+
+
+def _with_local_norms(recipe: Recipe, num_classes: int) -> Recipe:
+    if recipe.model.norm != "local" or recipe.federation.local:
+        return recipe
+    model = build_classifier(recipe.model, num_classes, recipe.data.image_size, recipe.seed)
+    trained = travelling_names(model)
+    kept = [name for name in norm_names(model) if name in trained]
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    values["federation"]["local"] = kept
+    return Recipe.read(values)
+
+
+def _with_class_knowledge(recipe: Recipe, table: ExampleTable) -> Recipe:
+    model = recipe.model
+    found: dict[str, Any] = {}
+    if model.head == "multilevel" and not model.class_groups and table.taxonomy:
+        levels = range(len(table.taxonomy[0]) - 1)
+        found["class_groups"] = [_numbered([c[level] for c in table.taxonomy]) for level in levels]
+    if model.head == "semantic":
+        if not model.class_attributes and table.attributes_KA is not None:
+            found["class_attributes"] = table.attributes_KA.astype(float).round(6).tolist()
+        if not model.unseen_classes:
+            unseen = recipe.partition.unseen
+            found["unseen_classes"] = [
+                k for k, name in enumerate(table.class_names) if name in unseen
+            ]
+    if not any(found.values()):
+        return recipe
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    values["model"].update(found)
+    return Recipe.read(values)
+
+
+def _numbered(names: list[str]) -> list[int]:
+    number = {name: group for group, name in enumerate(dict.fromkeys(names))}
+    return [number[name] for name in names]
 
 
 def make_table(recipe: Recipe, cache: Path) -> ExampleTable:

@@ -10,7 +10,7 @@ from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
-from fgvc_core.training.settings import TrainSettings
+from fgvc_core.training.settings import PretrainSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
 
 NOT_PRIVATE = {
@@ -46,6 +46,20 @@ def refuse_unsafe(
             why=NOT_PRIVATE[strategy],
             remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
             "fedavgm): what is done to released updates costs nothing more.",
+        )
+    if federation.rounds < 1:
+        raise PolicyRefusal(
+            "federation.rounds = 0 is refused under [privacy].",
+            why="What a run of no rounds releases are class statistics of private pictures; "
+            "under [privacy] they are a release of round 1.",
+            remedy="Set federation.rounds = 1 with privacy.method = 'class-sums', or more rounds.",
+        )
+    if model.norm == "local":
+        raise PolicyRefusal(
+            "model.norm = 'local' is refused under [privacy].",
+            why="Statistics, scales and shifts that stay were fitted to private pictures without "
+            "noise, and what they compute enters the tensors that are released.",
+            remedy="Set model.norm = 'frozen' or 'group', or take a backbone without BatchNorm.",
         )
     if federation.local:
         raise PolicyRefusal(
@@ -98,6 +112,21 @@ def refuse_unsafe_wire(privacy: PrivacySettings, wire: WireSettings) -> None:
             f"wire.down = '{wire.down}' is refused with privacy.method = 'class-sums'.",
             why="Sums are taken around the centre that was sent, and read around the exact one.",
             remedy="Set wire.down = 'float32'.",
+        )
+
+
+def refuse_pretraining(pretrain: PretrainSettings) -> None:
+    """Refuse to learn from pictures without labels, by methods that couple them.
+
+    Raises:
+        PolicyRefusal: naming the setting, the reason and the replacement.
+    """
+    if pretrain.method != "none":
+        raise PolicyRefusal(
+            f"pretrain.method = '{pretrain.method}' is refused under [privacy].",
+            why="Its loss compares the pictures of a batch with each other: no single one's part "
+            "can be bounded, and an unlabelled picture is as private as a labelled one.",
+            remedy="Set pretrain.method = 'none' and start from public weights (model.weights).",
         )
 
 

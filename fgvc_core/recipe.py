@@ -23,10 +23,15 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_coupled, refuse_unsafe, refuse_unsafe_wire
+from fgvc_core.private_recipe import (
+    refuse_coupled,
+    refuse_pretraining,
+    refuse_unsafe,
+    refuse_unsafe_wire,
+)
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.scenario import ScenarioSettings
-from fgvc_core.training.settings import EvaluateSettings, TrainSettings
+from fgvc_core.training.settings import EvaluateSettings, PretrainSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
 
 
@@ -42,6 +47,7 @@ class Recipe(Settings):
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
     augment: AugmentSettings = AugmentSettings()
+    pretrain: PretrainSettings = PretrainSettings()
     train: TrainSettings = TrainSettings()
     federation: FederationSettings = FederationSettings()
     wire: WireSettings = WireSettings()
@@ -56,6 +62,7 @@ class Recipe(Settings):
             refuse_unsafe(self.privacy, self.federation, self.model, self.train)
             refuse_coupled(self.privacy, self.loss, self.augment)
             refuse_unsafe_wire(self.privacy, self.wire)
+            refuse_pretraining(self.pretrain)
         if not self.federation.screening and self.scenario is None:
             raise ConfigurationError(
                 "federation.screening = false is not possible without [scenario].",
@@ -83,6 +90,64 @@ class Recipe(Settings):
             )
 
     @model_validator(mode="after")
+    def _pretraining_fits(self) -> Self:
+        if self.pretrain.method == "none":
+            return self
+        what = f"pretrain.method = '{self.pretrain.method}'"
+        if self.model.train == "head":
+            raise ConfigurationError(
+                f"{what} does not go with model.train = 'head'.",
+                why="It is the backbone that learns from pictures without labels.",
+                remedy="Set model.train = 'all' or a stage, or pretrain.method = 'none'.",
+            )
+        if self.wire.top_k:
+            raise ConfigurationError(
+                f"{what} does not go with wire.top_k = {self.wire.top_k:g}.",
+                why="What is left out is kept by the number of a round of training.",
+                remedy="Set wire.top_k = 0; wire.precision = 'int8' with wire.delta is nearly "
+                "as small.",
+            )
+        if any(not pattern.startswith("head.") for pattern in self.federation.local):
+            raise ConfigurationError(
+                f"{what} does not go with federation.local = {list(self.federation.local)}.",
+                why="What stays at a site is versioned by rounds of training, and would be "
+                "forgotten from one round of pre-training to the next.",
+                remedy="Keep tensors of the head alone local, for instance ['head.*'].",
+            )
+        if self.scenario is not None and self.scenario.attack != "none":
+            raise ConfigurationError(
+                f"{what} does not go with scenario.attack = '{self.scenario.attack}'.",
+                why="Attackers are simulated in rounds of training alone.",
+                remedy="Leave out one of the two.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_train(self) -> Self:
+        trains = self.model.pooling == "parts" and self.model.train not in ("head", "norm")
+        if self.loss.diversity and not trains:
+            raise ConfigurationError(
+                f"loss.diversity = {self.loss.diversity:g} needs maps of parts that train; "
+                f"model.pooling = '{self.model.pooling}', model.train = '{self.model.train}'.",
+                why="It keeps learnt parts apart.",
+                remedy="Set model.pooling = 'parts' and model.train to all or a stage, or "
+                "loss.diversity = 0.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _zoom_fits(self) -> Self:
+        if self.evaluate.zoom and self.model.spatial_transformer:
+            raise ConfigurationError(
+                f"evaluate.zoom = {self.evaluate.zoom:g} does not go with "
+                "model.spatial_transformer.",
+                why="The model looks at a turned and moved picture: where that is in the picture "
+                "itself is not known.",
+                remedy="Set one of the two.",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _start_fits(self) -> Self:
         start, head = self.train.start, self.model.head
         if start == "none" and not self.federation.rounds:
@@ -108,11 +173,13 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _unseen_can_be_named(self) -> Self:
-        if self.partition.unseen and self.train.start != "semantic":
+        named = self.train.start == "semantic" or self.model.head == "semantic"
+        if self.partition.unseen and not named:
             raise ConfigurationError(
-                f"partition.unseen = {list(self.partition.unseen)} needs train.start = 'semantic'.",
+                f"partition.unseen = {list(self.partition.unseen)} needs train.start = 'semantic' "
+                "or model.head = 'semantic'.",
                 why="A class without a training picture can only be named by its attributes.",
-                remedy="Set train.start = 'semantic', or deal all classes.",
+                remedy="Set one of the two, or deal all classes.",
             )
         return self
 

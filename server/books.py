@@ -59,6 +59,7 @@ class Books:
             event,
             round=request.round,
             kind=request.kind,
+            **({"phase": request.phase} if request.phase else {}),
             site=request.site,
             accepted=reason is None,
             reason=reason,
@@ -84,7 +85,7 @@ class Books:
         if reply is not None:
             figures["version"], figures["code"] = reply.version, reply.code_digest
         if reply is not None and request.kind in ("train", "release"):
-            figures["rounds"] += request.phase not in ("centre", "statistics")
+            figures["rounds"] += request.phase not in ("centre", "statistics", "pretrain")
             # Under differential privacy it is the public number that weighs, not a count.
             figures["examples"] = reply.examples if reply.privacy is None else None
 

@@ -15,19 +15,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fgvc_core import __version__
-from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError
+from fgvc_core.errors import ConfigurationError, FieldmarkError
+from fgvc_core.inference.checkpoint_file import SERVER, read_all, read_checkpoint
+from fgvc_core.inference.taxonomy import Taxonomy
 from fgvc_core.recipe import Recipe, differences, parse_recipe
 
 Tensors = dict[str, NDArray[np.float32]]
 
 FORMAT = "2"
 """Changes with what a checkpoint holds."""
-
-SERVER = "server/"
 
 
 @dataclass
@@ -49,6 +48,8 @@ class RunState:
         standing: Site name -> how its replies were taken; see :mod:`server.standing`.
         last_drawn: Site name -> the last round that it was drawn for.
         screening: What earlier rounds' updates were like; see :mod:`server.history`.
+        pretraining: One entry a round of pre-training.
+        pretrain_screening: What the updates of those rounds were like.
         closed: Whether the last model's scores are in.
         events: Length of ``events.jsonl`` in bytes when this was written.
     """
@@ -67,6 +68,8 @@ class RunState:
     standing: dict[str, dict[str, Any]] = field(default_factory=dict)
     last_drawn: dict[str, int] = field(default_factory=dict)
     screening: dict[str, Any] = field(default_factory=dict)
+    pretraining: list[dict[str, Any]] = field(default_factory=list)
+    pretrain_screening: dict[str, Any] = field(default_factory=dict)
     closed: bool = False
     events: int = 0
     wall_s: float = 0.0
@@ -75,12 +78,26 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
 
-    def __init__(self, run_dir: Path, recipe: Recipe, class_names: tuple[str, ...]) -> None:
+    Args:
+        run_dir: The run's folder.
+        recipe: The run's.
+        class_names: K names in label order.
+        taxonomy: What is publicly known of them, to be carried along; None: nothing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        recipe: Recipe,
+        class_names: tuple[str, ...],
+        taxonomy: Taxonomy | None = None,
+    ) -> None:
         self.folder = run_dir / "checkpoints"
         self._recipe = recipe
         self._class_names = class_names
+        self._public = {} if taxonomy is None else taxonomy.as_metadata()
 
     def write(
         self, name: str, tensors: Tensors, state: RunState, server: Tensors | None = None
@@ -102,6 +119,7 @@ class Checkpoints:
             "recipe_digest": self._recipe.digest,
             "class_names": json.dumps(self._class_names),
             "state": json.dumps(asdict(state)),
+            **self._public,
         }
         aside = path.with_suffix(".part")
         remembered = {SERVER + key: np.ascontiguousarray(a) for key, a in (server or {}).items()}
@@ -151,7 +169,7 @@ class Checkpoints:
         Raises:
             DataError: if the checkpoint is missing or damaged.
         """
-        tensors, _ = _read(self.folder / f"{name}.safetensors")
+        tensors, _ = read_all(self.folder / f"{name}.safetensors")
         return {n.removeprefix(SERVER): a for n, a in tensors.items() if n.startswith(SERVER)}
 
     def _differences(self, text: str) -> str:
@@ -159,29 +177,6 @@ class Checkpoints:
             return "; ".join(differences(parse_recipe(text), self._recipe)[:5])
         except FieldmarkError as error:
             return f"its own cannot be read ({error.what})"
-
-
-def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """The model's tensors and the metadata of any checkpoint.
-
-    Raises:
-        DataError: if it is missing or damaged.
-    """
-    tensors, metadata = _read(path)
-    return {n: a for n, a in tensors.items() if not n.startswith(SERVER)}, metadata
-
-
-def _read(path: Path) -> tuple[Tensors, dict[str, str]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"The checkpoint '{path}' cannot be read: {error}.",
-            remedy="Name a .safetensors file in a run's checkpoints folder.",
-        ) from None
-    return tensors, metadata
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The held-out test split, scored by the coordinator; it belongs to no site."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,41 +25,52 @@ class TestSplit:
         learner: Scores with this learner's model.
         cache: Folder for decoded pictures and features.
         batch_size: Pictures scored at once.
+        zoom: ``evaluate.zoom``.
     """
 
     __test__ = False
 
-    def __init__(self, table: ExampleTable, learner: Learner, cache: Path, batch_size: int) -> None:
+    def __init__(
+        self,
+        table: ExampleTable,
+        learner: Learner,
+        cache: Path,
+        batch_size: int,
+        zoom: float = 0.0,
+    ) -> None:
         self.table = table
         self._learner = learner
         self._batch_size = batch_size
-        self._examples: Examples = learner.examples(table, cache)
+        self._examples: Examples = learner.scored_examples(table, cache, zoom)
 
     def score(
-        self, tensors: dict[str, NDArray[np.float32]]
+        self,
+        tensors: dict[str, NDArray[np.float32]],
+        among_K: NDArray[np.bool_] | None = None,
     ) -> tuple[Evaluation, NDArray[np.int64]]:
-        """Confusion counts and predictions (N,) of a model."""
+        """Confusion counts and predictions (N,) of a model, among some classes or all."""
         self._learner.load(tensors)
-        return self._learner.evaluate(self._examples, self._batch_size)
+        return self._learner.evaluate(self._examples, self._batch_size, among_K)
 
 
 def confused_pairs(
-    table: ExampleTable, scored: Evaluation, predicted_N: NDArray[np.int64], folder: Path
-) -> list[dict[str, object]]:
+    table: ExampleTable, scored: Evaluation, predicted_N: NDArray[np.int64], folder: Path | None
+) -> list[dict[str, Any]]:
     """The most confused pairs with pictures of both and of the mistakes themselves.
 
     Args:
         table: The scored examples.
         scored: Their confusion counts.
         predicted_N: int64 (N,).
-        folder: Thumbnails (PNG) are written here.
+        folder: Thumbnails (PNG) are written here; None where no picture may be shown.
 
     Returns:
         One entry a pair, as ``evaluation.json`` holds them.
     """
-    folder.mkdir(exist_ok=True)
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
     support_K = scored.confusion_KK.sum(axis=1)
-    pairs: list[dict[str, object]] = []
+    pairs: list[dict[str, Any]] = []
     for true, predicted, count in scored.most_confused(PAIRS_SHOWN):
         mistaken = np.flatnonzero((table.labels_N == true) & (predicted_N == predicted))
         pairs.append(
@@ -68,6 +80,7 @@ def confused_pairs(
                 "count": count,
                 "support": int(support_K[true]),
                 "rate": count / max(int(support_K[true]), 1),
+                "mistaken": mistaken[:PICTURES_A_CLASS].tolist(),
                 "pictures_true": _thumbnails(table, _right(table, predicted_N, true), folder),
                 "pictures_predicted": _thumbnails(
                     table, _right(table, predicted_N, predicted), folder
@@ -83,8 +96,12 @@ def _right(table: ExampleTable, predicted_N: NDArray[np.int64], label: int) -> N
     return right if len(right) else np.flatnonzero(table.labels_N == label)
 
 
-def _thumbnails(table: ExampleTable, positions: NDArray[np.int64], folder: Path) -> list[str]:
-    names = []
+def _thumbnails(
+    table: ExampleTable, positions: NDArray[np.int64], folder: Path | None
+) -> list[str]:
+    names: list[str] = []
+    if folder is None:
+        return names
     for position in positions[:PICTURES_A_CLASS].tolist():
         name = f"{position:06d}.png"
         picture = Image.fromarray(table.picture(position, THUMBNAIL))

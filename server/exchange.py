@@ -184,7 +184,7 @@ class Exchange:
                 gone = f"Site '{request.site}' was removed from the allow-list."
                 yield Answer(request, None, seconds, gone)
                 continue
-            if reply is None and request.kind == "train":
+            if reply is None and request.kind == "train" and not request.phase:
                 self._late[message_id] = request
             yield Answer(request, reply, seconds)
 

@@ -39,6 +39,11 @@ class ServerSettings(Settings):
     poll_s: float = Field(
         0.2, gt=0.0, le=60.0, description="Seconds between two looks for a reply, 0 to 60."
     )
+    track: tuple[str, ...] = Field(
+        (),
+        description="Where the run's events go besides its folder: tensorboard, mlflow, wandb, "
+        "each alone or as NAME=WHERE.",
+    )
 
 
 def read_allow_list(run_dir: Path) -> dict[str, str]:

@@ -78,6 +78,16 @@ class LiveView:
         if not event["accepted"]:
             self._say(f"a node was not admitted: {event['reason']}")
 
+    def _on_pretraining_started(self, event: dict[str, Any]) -> None:
+        self._on_round_started(event)
+
+    def _on_pretraining_finished(self, event: dict[str, Any]) -> None:
+        rounds = self._recipe.pretrain.rounds
+        self._say(
+            f"pre-training {event['round']}/{rounds}  {event['accepted']}/{event['cohort']} sites  "
+            f"loss {event['loss']:.3f}  {event['seconds']:.1f} s"
+        )
+
     def _on_round_started(self, event: dict[str, Any]) -> None:
         self._answered = 0
         self._cohort = len(event["cohort"])
@@ -99,6 +109,10 @@ class LiveView:
 
     def _on_screening_reset(self, event: dict[str, Any]) -> None:
         self._say(f"round {event['round']}: most replies were unlike the last; comparison anew")
+
+    def _on_tracker_failed(self, event: dict[str, Any]) -> None:
+        told = f"{event['tracker']} tracks no more ({event['reason']})"
+        self._say(f"warning: {told}; the run goes on")
 
     def _on_round_void(self, event: dict[str, Any]) -> None:
         self._say(

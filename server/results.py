@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core import __version__
+from fgvc_core.data.catalogue import may_be_shown
 from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
 from server.checkpoint import Checkpoints, RunState
 from server.evaluation import TestSplit, confused_pairs
+from server.explained import explain_pairs
 from server.home import CoordinatorHome
 from server.zero_shot import zero_shot
 
@@ -29,13 +31,23 @@ def write_results(
         if home.recipe.partition.unseen:
             unseen = home.recipe.partition.unseen
             metrics["zero_shot"] = zero_shot(test, tensors, home.class_names, unseen)
-        pairs = confused_pairs(test.table, scored, predicted_N, home.run_dir / "pictures")
+        shown = may_be_shown(home.recipe.data)
+        pictures = home.run_dir / "pictures" if shown else None
+        pairs = confused_pairs(test.table, scored, predicted_N, pictures)
+        explained = home.recipe.evaluate.explained_pairs
+        why_not = (
+            explain_pairs(learner.model, test.table, pairs[:explained], pictures)
+            if pictures is not None and explained
+            else None
+        )
         write_json(
             home.run_dir / "evaluation.json",
             {
                 "class_names": list(home.class_names),
                 "confusion": scored.confusion_KK.tolist(),
                 "pairs": pairs,
+                "pictures_shown": shown,
+                "not_explained": why_not,
             },
         )
     write_json(home.run_dir / "metrics.json", metrics)
@@ -88,6 +100,7 @@ def _summary(
         **({"privacy": dict(sorted(state.privacy.items()))} if state.privacy else {}),
         **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
         "history": state.history,
+        **({"pretraining": state.pretraining} if state.pretraining else {}),
         "model": {
             "backbone": home.recipe.model.backbone,
             "parameters": sum(p.numel() for p in learner.model.parameters()),

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.errors import RunFailed
+from fgvc_core.inference.taxonomy import taxonomy_of
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.training.schedule import Stretch, mean_rate
@@ -34,6 +35,7 @@ from server.intake import Intake
 from server.late import LateReplies
 from server.memory import recall, remember
 from server.outgoing import Outgoing, check_round_weight
+from server.pretraining import FederatedPretraining
 from server.records import from_array_record, to_array_record
 from server.scoring import take_scores
 from server.screening import Screened, Screening
@@ -57,6 +59,7 @@ class Rounds:
         test: The coordinator's test split, or None.
         events: Where events go.
         remembered: What the checkpoint's server remembered as tensors.
+        feature_dim: Length of the vector before the head; only pre-training asks.
 
     Raises:
         ConfigurationError: if ``federation.local`` leaves nothing to travel, or names nothing.
@@ -71,6 +74,7 @@ class Rounds:
         test: TestSplit | None,
         events: EventLog,
         remembered: Tensors | None = None,
+        feature_dim: int = 0,
     ) -> None:
         recipe = home.recipe
         self._grid = grid
@@ -125,7 +129,22 @@ class Rounds:
             state,
             keeps=bool(self._strategy.keeps or self._federation.local or recipe.wire.top_k),
         )
-        self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names)
+        known = None if test is None else taxonomy_of(test.table)
+        self._checkpoints = Checkpoints(home.run_dir, recipe, home.class_names, known)
+        self._pretraining: FederatedPretraining | None = None
+        if recipe.pretrain.method != "none" and state.round == 0:
+            self._pretraining = FederatedPretraining(
+                recipe,
+                travelling,
+                feature_dim,
+                self._exchange,
+                state,
+                self._books,
+                self._standing,
+                events,
+                home.run_dir,
+                remembered or {},
+            )
         self._sites: list[str] = []
         self._started = 0.0
         self._wall_before = state.wall_s
@@ -149,6 +168,8 @@ class Rounds:
         if not self._checkpoints.exists("last"):
             self._checkpoint()
         self._sites = self._exchange.roll_call()
+        if self._pretraining is not None:
+            self._pretrain(self._pretraining)
         if self.state.round == 0 and self._recipe.train.start != "none":
             self._start()
         closed_form = privacy is not None and privacy.method == "class-sums"
@@ -233,6 +254,16 @@ class Rounds:
         self.state.last_drawn.update(dict.fromkeys(cohort, number))
         return cohort
 
+    def _pretrain(self, pretraining: FederatedPretraining) -> None:
+        """The backbone before round 1, from pictures without labels."""
+        while not pretraining.done:
+            self._sites = self._exchange.refresh()
+            pretraining.round(self._sites, self._draw)
+            whole = {**self._unpacked(self._arrays), **pretraining.backbone}
+            self._arrays = to_array_record(pack_all(whole))
+            self._checkpoint()
+        self.state.last_drawn = {}
+
     def _start(self) -> None:
         """The head before round 1, from every site's statistics."""
         self._books.reset()
@@ -312,6 +343,12 @@ class Rounds:
             self._checkpoints.write("best", self._whole(model), self.state)
 
         take_scores(self.state, round_, arrays, replies, keep)
+        entry = self.state.history[round_ - 1] if round_ > 0 else {}
+        if entry.get("val_top1") is not None:
+            # A model's scores come with the replies of the round after it.
+            self._events.emit(
+                "scored", round=round_, val_top1=entry["val_top1"], val_loss=entry["val_loss"]
+            )
 
     def _test_round(self, number: int) -> None:
         every = self._recipe.evaluate.every
@@ -348,6 +385,8 @@ class Rounds:
         number = self.state.round
         self.state.wall_s = self._wall_before + time.monotonic() - self._started
         server = remember(self._strategy, self._history)
+        if self._pretraining is not None:
+            server |= self._pretraining.remember()
         # Said before it is done: what a checkpoint does not remember is cut off on resume.
         self._events.emit("checkpoint", round=number, file="last.safetensors")
         self.state.events = self._events.mark()

@@ -26,6 +26,7 @@ from server.home import CoordinatorHome
 from server.live import LiveView
 from server.results import write_interrupted, write_results
 from server.rounds import Rounds
+from server.tracking import Tracking, read_track
 
 
 def run_federation(
@@ -53,7 +54,9 @@ def run_federation(
             remedy="Take [scenario] out, or simulate with --engine inprocess.",
         )
     live = LiveView(recipe, Console(stderr=True, quiet=quiet))
-    events = EventLog(run_dir / "events.jsonl", (live, *listeners))
+    tracking = Tracking(read_track(home.settings.track), run_dir, recipe)
+    events = EventLog(run_dir / "events.jsonl", (live, *listeners, tracking))
+    tracking.report_to(events)
     learner = make_learner(recipe, len(home.class_names), pick_device(home.settings.device))
     tensors = learner.tensors()
     checkpoints = Checkpoints(run_dir, recipe, home.class_names)
@@ -82,8 +85,10 @@ def run_federation(
     if home.settings.test and not recipe.federation.local:
         table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
         if len(table):
-            test = TestSplit(table, learner, cache, recipe.evaluate.batch_size)
-    rounds = Rounds(grid, home, state, tensors, test, events, remembered)
+            test = TestSplit(
+                table, learner, cache, recipe.evaluate.batch_size, recipe.evaluate.zoom
+            )
+    rounds = Rounds(grid, home, state, tensors, test, events, remembered, learner.model.feature_dim)
     with live, _stop_cleanly():
         try:
             reason = rounds.run()

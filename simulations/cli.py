@@ -26,6 +26,12 @@ Out = Annotated[
     typer.Option(help="The run's folder. By default runs/NAME, or runs/NAME-2... if taken."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[=WHERE]", help="Events also to tensorboard, mlflow or wandb; repeatable."
+    ),
+]
 EngineName = Annotated[str, typer.Option(help="inprocess, ray or superlink.")]
 
 
@@ -39,13 +45,14 @@ def simulate(
         typer.Option(help="Keep the sites' homes here between runs; by default in the run."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    track: Track = None,
     json_: Json = False,
 ) -> None:
     """Simulate a federation on this machine.
 
     Example: fieldmark simulate simulations/recipes/demo.toml --set federation.rounds=5
     """
-    plan = _plan(recipe, set_, engine, out, sites, resume)
+    plan = _plan(recipe, set_, engine, out, sites, resume, track)
     scenario = plan.recipe.scenario
     if scenario is not None and scenario.turns:
         metrics = _take_turns(plan)
@@ -89,17 +96,29 @@ def compare(
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="Which benchmark: engine, dp, deploy, or all.")
+        str,
+        typer.Argument(help="Which: engine, dp, deploy, rounds, wire, learner, or all."),
     ] = "all",
+    rows: Annotated[
+        str, typer.Option(help="For learner: some rows of the ablation, with commas between.")
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="For learner: folder of rows done already; runs/bench-learner."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Benchmarks: each figure as a ratio to a reference measured in the same run.
 
-    Example: fieldmark bench engine
+    Example: fieldmark bench learner --rows triplet,parts
     """
+    from rich.console import Console
+
     from simulations.bench import run_benches, show
 
-    results = run_benches(name)
+    console = Console(stderr=True)
+    named = [row.strip() for row in rows.split(",") if row.strip()]
+    results = run_benches(name, named, out, lambda line: console.print(line, style="dim"))
     if json_:
         typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
     else:
@@ -135,11 +154,13 @@ def _plan(
     out: Path | None,
     sites: Path | None,
     resume: bool,
+    track: list[str] | None = None,
 ) -> "Plan":
     from fgvc_core.errors import ConfigurationError, nearest
     from fgvc_core.recipe import load_recipe
 
     recipe = load_recipe(path, overrides or [])
+    tracked = tracked_at(track)
     # The workers' own imports take as long as ours: let them start now.
     from simulations import workers
 
@@ -154,7 +175,16 @@ def _plan(
         )
     default = Path("runs") / recipe.name
     folder = out or (latest(default) if resume else next_free(default))
-    return Plan(recipe, folder, engine, sites, resume)
+    return Plan(recipe, folder, engine, sites, resume, track=tracked)
+
+
+def tracked_at(texts: list[str] | None) -> tuple[str, ...]:
+    """``--track``, checked, its places absolute."""
+    from server.tracking.choices import check_installed, read_track, settled
+
+    choices = read_track(texts or ())
+    check_installed(choices)
+    return settled(choices, Path.cwd())
 
 
 @contextmanager
@@ -189,7 +219,7 @@ def _show(metrics: dict[str, Any]) -> None:
     for column in ("site", "examples", "top-1", "macro-F1", "kB up a round"):
         table.add_column(column, justify="left" if column == "site" else "right")
     for site, figures in metrics["sites"].items():
-        rounds = max(figures["rounds"], 1)
+        rounds = max(figures["rounds"] + len(metrics.get("pretraining", [])), 1)
         table.add_row(
             site,
             str(figures.get("examples", "-")),

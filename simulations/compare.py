@@ -5,19 +5,23 @@ so that the comparison also shows what protection costs.
 """
 
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.experiment import make_learner
+from fgvc_core.experiment import completed, make_learner
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.alone import train_alone
 from fgvc_core.training.class_means import fit_class_means
+from fgvc_core.training.learner import Learner
+from fgvc_core.training.pretraining import Pretraining
+from fgvc_core.training.schedule import Stretch
 from server.report import render
 from server.results import write_json
-from simulations.preparation import Setting, Tell, deal, split_site
+from simulations.preparation import Setting, Tell, deal, split_site, without_labels
 from simulations.simulate import Plan, run_with
 from simulations.workers import available_cores, hired
 
@@ -36,6 +40,7 @@ def compare(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]
     with hired(workers) as pool:
         metrics = run_with(plan, pool, workers, tell)
         setting = deal(plan.recipe, cache_folder())
+        plan = replace(plan, recipe=completed(plan.recipe, setting.table))
         others = _train_others(plan.recipe, setting, pool)
     pooled = others.pop(POOLED)
     result = {
@@ -85,12 +90,27 @@ def _train_and_score(
     if recipe.privacy is not None and recipe.privacy.method == "class-sums":
         fit_class_means(learner, train, recipe.privacy)
     else:
+        _pretrain(recipe, setting, learner, name)
         rounds, patience = recipe.federation.rounds, recipe.federation.patience
         trained = train_alone(learner, train, validation, rounds, patience, batch_size, name)
         learner.load(trained.tensors)
         best_round = trained.best_round
-    scored, _ = learner.evaluate(learner.examples(test, setting.cache), batch_size)
+    scored, _ = learner.evaluate(
+        learner.scored_examples(test, setting.cache, recipe.evaluate.zoom), batch_size
+    )
     return {"top1": scored.top1, "macro_f1": scored.macro_f1, "best_round": best_round}
+
+
+def _pretrain(recipe: Recipe, setting: Setting, learner: Learner, name: str) -> None:
+    """The same rounds without labels as the federation's, on the same pictures."""
+    settings = recipe.pretrain
+    if settings.method == "none":
+        return
+    sites = sorted(setting.rows) if name == POOLED else [name]
+    bank = learner.pictures(without_labels(recipe, setting, sites), setting.cache)
+    work = Pretraining(learner, settings)
+    for number in range(1, settings.rounds + 1):
+        work.train_round(bank, Stretch(number, settings.rounds), name)
 
 
 def _union(whole: ExampleTable, parts: list[ExampleTable]) -> ExampleTable:

@@ -7,7 +7,7 @@ folder is made.
 import json
 from collections.abc import Callable
 from concurrent.futures import Executor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.data.partition import partition
+from fgvc_core.data.pool import deal_pool
 from fgvc_core.data.split import validation_mask
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 from fgvc_core.experiment import make_learner, make_table
+from fgvc_core.inference.validation_split import simulated_split_key
+from fgvc_core.losses.self_supervised import self_supervised_loss
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.learner import Learner
@@ -38,12 +41,14 @@ class Setting:
     Attributes:
         table: All examples.
         rows: Site name -> int64 rows of ``table``.
+        pool: Site name -> int64 rows of its pictures without labels.
         cache: Folder for decoded pictures and features.
     """
 
     table: ExampleTable
     rows: dict[str, NDArray[np.int64]]
     cache: Path
+    pool: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def site_table(self, site: str) -> ExampleTable:
         """One site's examples."""
@@ -54,18 +59,22 @@ class Setting:
         return {s: self.site_table(s).class_counts_K().tolist() for s in self.rows}
 
 
-def split_key(recipe: Recipe, site: str) -> bytes:
-    """The key of a simulated site's validation split: from the seed, so that runs repeat."""
-    return derive_seed(recipe.seed, "validation", site).to_bytes(8, "big") * 4
-
-
 def split_site(recipe: Recipe, setting: Setting, site: str) -> tuple[ExampleTable, ExampleTable]:
     """A simulated site's (training, validation) tables, as the site itself splits them."""
     table = setting.site_table(site)
-    held = validation_mask(table, recipe.data.val_fraction, split_key(recipe, site))
+    held = validation_mask(table, recipe.data.val_fraction, simulated_split_key(recipe, site))
     if held.all():
         held[:] = False
     return table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
+
+
+def without_labels(recipe: Recipe, setting: Setting, sites: list[str]) -> ExampleTable:
+    """What sites learn from without labels: their pools, and what they train on."""
+    own = [setting.rows[site] for site in sites]
+    own += [setting.pool[site] for site in sites if site in setting.pool]
+    held = {name for site in sites for name in split_site(recipe, setting, site)[1].ids}
+    rows = np.unique(np.concatenate(own)).tolist()
+    return setting.table.take([row for row in rows if setting.table.ids[row] not in held])
 
 
 def deal(recipe: Recipe, cache: Path) -> Setting:
@@ -93,7 +102,9 @@ def deal(recipe: Recipe, cache: Path) -> Setting:
             remedy="Mark some pictures as test, or set data.test_fraction.",
         )
     dealt = partition(train, recipe.partition, derive_seed(recipe.seed, "partition"))
-    return Setting(table, {site: train_rows[at] for site, at in dealt.items()}, cache)
+    rows = {site: train_rows[at] for site, at in dealt.items()}
+    pool = deal_pool(table, rows, recipe.partition, derive_seed(recipe.seed, "pool"))
+    return Setting(table, rows, cache, pool)
 
 
 def _dealt(table: ExampleTable, unseen: tuple[str, ...]) -> NDArray[np.bool_]:
@@ -117,6 +128,8 @@ def prepare(recipe: Recipe, setting: Setting, executor: Executor, tell: Tell) ->
         DataError: if a picture is missing or damaged.
     """
     probe = make_learner(recipe, setting.table.num_classes)
+    if recipe.pretrain.method != "none":
+        self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
     tables: list[ExampleTable] = [setting.table.where("test")]
     if probe.frozen_backbone:
         tables += [setting.site_table(site) for site in setting.rows]
@@ -128,6 +141,8 @@ def prepare(recipe: Recipe, setting: Setting, executor: Executor, tell: Tell) ->
     else:
         for site in setting.rows:
             tables += [t for t in split_site(recipe, setting, site) if len(t)]
+            if recipe.pretrain.method != "none":
+                tables.append(without_labels(recipe, setting, [site]))
     total, done = sum(len(t) for t in tables), 0
     tell(0, total)
     futures = {

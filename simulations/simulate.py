@@ -3,7 +3,7 @@
 import json
 import shutil
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from client.site import Site
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
+from fgvc_core.experiment import completed
+from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import Recipe, differences
 from fgvc_core.training.baseline import pixel_baseline
@@ -24,7 +26,6 @@ from simulations.preparation import (
     Tell,
     deal,
     prepare,
-    split_key,
     write_partition,
 )
 from simulations.private_sites import extract_ledgers, public_units, simulated_policy
@@ -42,6 +43,8 @@ class Plan:
     engine: Engine = "inprocess"
     sites: Path | None = None
     resume: bool = False
+    quiet: bool = False
+    track: tuple[str, ...] = ()
 
 
 def simulate(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]:
@@ -67,6 +70,7 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
     check_out(plan)
     cache = cache_folder()
     setting = deal(plan.recipe, cache)
+    plan = replace(plan, recipe=completed(plan.recipe, setting.table))
     prepare(plan.recipe, setting, pool, tell)
     if plan.resume:
         check_same(plan)
@@ -81,7 +85,7 @@ def run_with(plan: Plan, pool: Executor, workers: int, tell: Tell) -> dict[str, 
         elif plan.engine == "superlink":
             run_superlink(plan.out, homes)
         else:
-            run_inprocess(plan.out, homes, pool, workers)
+            run_inprocess(plan.out, homes, pool, workers, quiet=plan.quiet)
     except PolicyRefusal:
         # The run's page says which sites refused, and why.
         render(plan.out)
@@ -162,6 +166,7 @@ def lay_out(plan: Plan, setting: Setting) -> None:
             data_path=plan.recipe.data.path,
             engine=plan.engine,
             poll_s=POLL_S[plan.engine],
+            track=plan.track,
         )
         write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
         write_partition(setting, plan.out / "partition.json")
@@ -251,7 +256,7 @@ def _home(plan: Plan, setting: Setting, site: str, coordinator: str) -> Site:
         coordinator=coordinator,
         cache=setting.cache,
         data_path=plan.recipe.data.path,
-        split_key=split_key(plan.recipe, site),
+        split_key=simulated_split_key(plan.recipe, site),
         units=public_units(plan.recipe, setting),
         policy=simulated_policy(plan.recipe),
         simulated=True,
@@ -264,6 +269,8 @@ def _assign(home: Path, setting: Setting, coordinator: str) -> None:
     rows = setting.rows[home.name].tolist()
     (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
     (home / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    pool = setting.pool[home.name].tolist() if setting.pool else []
+    (home / "pool.json").write_text(json.dumps(pool), encoding="utf-8")
 
 
 def _check_kept(plan: Plan, home: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import RunFailed
+from fgvc_core.experiment import completed
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import Attack, ScenarioSettings
 from server.report import render
@@ -46,6 +47,7 @@ def run_trials(
     check_out(plan)
     workers = len(available_cores())
     setting = deal(plan.recipe, cache_folder())
+    plan = replace(plan, recipe=completed(plan.recipe, setting.table))
     with hired(workers) as pool:
         prepare(plan.recipe, setting, pool, tell)
         clean = replace(plan, recipe=without_faults(plan.recipe))

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from client.site import Site
@@ -44,6 +45,11 @@ def models_inprocess(text, out, sites):
     with hired(1) as pool:
         run_inprocess(out, [homes[name] for name in sites], pool, 1)
     return [entry["model"] for entry in json.loads((out / "metrics.json").read_text())["history"]]
+
+
+def children(pid):
+    """Processes that a process has started and that are still there."""
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Lab:
@@ -119,15 +125,47 @@ class Lab:
 
         def find():
             parent = self.pid(name)
-            if parent is None:
-                return None
-            listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-            return int(listed[0]) if listed else None
+            listed = [] if parent is None else children(parent)
+            return listed[0] if listed else None
 
         return self.until(find, f"{name} has a child")
 
     def kill(self, pid):
         os.kill(pid, signal.SIGKILL)
+
+    @contextmanager
+    def held(self, name, *, tree=False):
+        """A service stands still meanwhile, as on a machine that has hung.
+
+        What it works on goes on in its child, unless the whole tree is held: no longer than
+        30 s then, after which its node gives the work up.
+        """
+        pid = self.pid(name)
+        stopped = [pid, *(children(pid) if tree else ())]
+        for each in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for each in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGCONT)
+
+    @contextmanager
+    def at_work(self, round_):
+        """Every site has its request of a round, and stands still: nothing is on its way."""
+        with ExitStack() as held:
+            for site in self.sites:
+                held.enter_context(self.held(f"{site}.runner", tree=True))
+            for site in self.sites:
+                self.until(lambda: self.has_received(site, round_), f"{site} is asked")  # noqa: B023
+            yield
+
+    def has_received(self, site, round_):
+        """Whether a site's node has a round's request, whole."""
+        _, found, rest = self.lines(f"{site}.supernode").partition(f"ROUND {round_}]")
+        return bool(found) and "Received successfully" in rest
 
     def lines(self, name):
         path = self.folder / "logs" / f"{name}.log"

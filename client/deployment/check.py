@@ -1,6 +1,7 @@
 """``site check``: everything that can keep a site from taking part, in order, with the remedy."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from client.privacy.budget import Budget, read_budget
 from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.errors import DataError, FieldmarkError
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.recipe import Recipe, parse_recipe
 
 Level = Literal["ok", "note", "failed", "not reached"]
@@ -22,6 +24,15 @@ DISK_GB, MEMORY_GB = 2.0, 1.0
 SKEW_S = 60.0
 """Clocks further apart are a failure: the gateway believes signatures of 300 s at most."""
 CERTIFICATE_DAYS = 14
+
+_TLS_REMEDIES = {
+    "certificate expired": "Ask the coordinator to renew it (fieldmark server renew), unless it "
+    "is this machine's date that is wrong.",
+    "certificate is valid from": "Set this machine's date; if it is right, ask the coordinator to "
+    "issue the certificate anew (fieldmark server renew).",
+    "certificate is refused": "Ask the coordinator, by another way, whether this is its server; a "
+    "firewall that opens TLS in between has to let this address pass.",
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
         recipe = parse_recipe(contact.announcement.recipe, where="announced recipe")
     findings = [
         _data(site, recipe, contact),
-        _disk(home),
+        _disk(site),
         _memory(),
         _device(site),
         _clock(contact),
@@ -117,12 +128,17 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
     return Finding("data", "ok", f"{held} pictures of {table.num_classes} classes")
 
 
-def _disk(home: Path) -> Finding:
-    free = shutil.disk_usage(home).free / 1e9
-    if free < DISK_GB:
-        said = f"{free:.1f} GB free, {DISK_GB:g} needed"
-        return Finding("disk", "failed", said, "Free some, or move resources.cache.", 2)
-    return Finding("disk", "ok", f"{free:.0f} GB free")
+def _disk(site: Site) -> Finding:
+    remedy = "Free some; resources.cache in site.toml may lie on another disk than the home."
+    least = float("inf")
+    for path in (site.home, site.cache):
+        there = next(p for p in (path, *path.parents) if p.exists())
+        free = shutil.disk_usage(there).free / 1e9
+        if free < DISK_GB:
+            said = f"{free:.1f} GB free for '{path}', {DISK_GB:g} needed"
+            return Finding("disk", "failed", said, remedy, 2)
+        least = min(least, free)
+    return Finding("disk", "ok", f"{least:.0f} GB free")
 
 
 def _memory() -> Finding:
@@ -141,14 +157,21 @@ def _device(site: Site) -> Finding:
     wanted = site.settings.resources.device
     if wanted == "cpu":
         return Finding("GPU", "ok", "not wanted (resources.device = cpu)")
+    named = re.fullmatch(r"auto|cuda(?::(\d+))?", wanted)
+    if named is None:
+        said = f"resources.device = '{wanted}' is none of auto, cpu, cuda and cuda:N"
+        return Finding("GPU", "failed", said, "Correct it in site.toml.", 2)
     import torch
 
-    if torch.cuda.is_available():
-        return Finding("GPU", "ok", torch.cuda.get_device_name(0))
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = int(named[1] or 0)
+    if number < there:
+        return Finding("GPU", "ok", torch.cuda.get_device_name(number))
     if wanted == "auto":
         return Finding("GPU", "note", "none; the processor does the work (device = auto)")
     remedy = "Install the GPU's driver, or set resources.device = 'cpu' in site.toml."
-    return Finding("GPU", "failed", f"resources.device = {wanted}, and there is none", remedy, 2)
+    held = f"{there} are there" if there else "there is none"
+    return Finding("GPU", "failed", f"resources.device = {wanted}, and {held}", remedy, 2)
 
 
 def _clock(contact: Contact) -> Finding:
@@ -181,13 +204,9 @@ def _tls(link: Link, contact: Contact) -> Finding:
     if contact.dns:
         return _not_reached("TLS")
     if contact.tls:
-        remedy = (
-            "Ask the coordinator to renew it (fieldmark server renew)."
-            if "expired" in contact.tls
-            else "Ask the coordinator, by another way, whether this is its server; a firewall that "
-            "opens TLS in between has to let this address pass."
-            if "refused" in contact.tls
-            else f"Outbound TCP to {link.address} has to be open, and the coordinator up."
+        remedy = next(
+            (text for said, text in _TLS_REMEDIES.items() if said in contact.tls),
+            f"Outbound TCP to {link.address} has to be open, and the coordinator up.",
         )
         return Finding("TLS", "failed", contact.tls, remedy, 5)
     assert contact.until is not None
@@ -211,6 +230,11 @@ def _version(contact: Contact) -> Finding:
     if contact.version != __version__:
         said = f"the coordinator has {contact.version}, this site {__version__}"
         return Finding("version", "failed", said, "Install the same at both ends.", 2)
+    announced = "" if contact.announcement is None else contact.announcement.code
+    if announced and announced != code_digest():
+        remedy = "Ask the coordinator whether its installation was changed, or yours."
+        said = f"{__version__} at both ends, but the code is not the same"
+        return Finding("version", "note", said, remedy)
     return Finding("version", "ok", __version__)
 
 
@@ -223,7 +247,7 @@ def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
         budget: Budget = read_budget(site, recipe)
     except FieldmarkError as error:
         yield Finding("policy", "failed", error.what, error.remedy, error.exit_code)
-        yield _not_reached("cost")
+        yield _not_reached("cost", "the policy refuses it before")
         return
     plan = budget.plan or {}
     if plan.get("epsilon") is None:
@@ -232,7 +256,7 @@ def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
             yield Finding("cost", "ok", "nothing is charged")
         else:
             yield Finding("policy", "failed", str(plan["why"]), "See [policy] in site.toml.", 4)
-            yield _not_reached("cost")
+            yield _not_reached("cost", "the policy refuses it before")
         return
     yield Finding("policy", "ok", f"epsilon {plan['epsilon']:.3g} for each {plan['unit']}")
     cap = "no cap" if budget.cap is None else f"cap {budget.cap:g}"
@@ -244,5 +268,5 @@ def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
         yield Finding("cost", "ok", said)
 
 
-def _not_reached(name: str) -> Finding:
-    return Finding(name, "not reached", "the coordinator was not reached")
+def _not_reached(name: str, said: str = "the coordinator was not reached") -> Finding:
+    return Finding(name, "not reached", said)

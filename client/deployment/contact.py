@@ -4,16 +4,16 @@ Each step tells what is wrong with it in words that somebody at a hospital can a
 where a proxy is in the way, and where the certificate is expired or another's.
 """
 
+import base64
 import email.utils
 import http.client
-import os
 import socket
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import proxy_bypass
+from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from cryptography import x509
 
@@ -54,11 +54,17 @@ class Contact:
 
 def proxy_of(link: Link) -> str:
     """host:port of the proxy that HTTPS_PROXY names for the coordinator, or empty."""
-    named = os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY") or ""
+    parts = _proxy_parts(link)
+    return "" if parts is None else f"{parts.hostname}:{parts.port or 8080}"
+
+
+def _proxy_parts(link: Link) -> SplitResult | None:
+    """The proxy of the environment, as the node's own client finds it."""
+    found = getproxies()
+    named = found.get("https") or found.get("all") or ""
     if not named or proxy_bypass(link.host):
-        return ""
-    parts = urlsplit(named if "//" in named else f"//{named}")
-    return f"{parts.hostname}:{parts.port or 8080}"
+        return None
+    return urlsplit(named if "//" in named else f"//{named}")
 
 
 def look(home: Path, link: Link, key: PrivateKey, coordinator: PublicKey) -> Contact:
@@ -115,8 +121,17 @@ def _connection(link: Link, proxy: str, context: ssl.SSLContext) -> http.client.
         return http.client.HTTPSConnection(link.host, link.port, timeout=TIMEOUT_S, context=context)
     host, _, port = proxy.rpartition(":")
     connection = http.client.HTTPSConnection(host, int(port), timeout=TIMEOUT_S, context=context)
-    connection.set_tunnel(link.host, link.port)
+    connection.set_tunnel(link.host, link.port, _proxy_proof(link))
     return connection
+
+
+def _proxy_proof(link: Link) -> dict[str, str]:
+    """What a proxy that asks for a name and a password is told (RFC 7617)."""
+    parts = _proxy_parts(link)
+    if parts is None or parts.username is None:
+        return {}
+    told = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(told).decode('ascii')}"}
 
 
 def _distrusted(link: Link, proxy: str, error: ssl.SSLCertVerificationError) -> str:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from client.deployment.flower_internals import Task, acquire_tasks
+from client.deployment.foresight import Foresight
 from client.deployment.parcels import open_in, pack_in
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.bundle import check_bundle
@@ -41,6 +42,7 @@ class Runner:
 
     def __init__(self, home: Path, address: str, secret: bytes) -> None:
         self._home, self._address, self._secret = home, address, secret
+        self._foresight = Foresight(home)
 
     def serve(self) -> None:
         """Answer until told to stop."""
@@ -59,6 +61,7 @@ class Runner:
             status = self._in_child(task)
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, _REFUSED):
                 task.finish(well=os.WEXITSTATUS(status) == 0)
+                self._foresight.look()
                 return
             _say(f"the process of message {task.message.metadata.message_id[:12]} died "
                  f"(status {status}), attempt {attempt} of {ATTEMPTS}")  # fmt: skip

@@ -93,10 +93,11 @@ def _plan(terms: Terms, recipe: Recipe) -> dict[str, Any]:
             "more_runs": None,
         }
     ledger, (cap, delta) = terms.ledger, terms.cap
+    events, why = plan_for(privacy, recipe.federation.rounds), ""
     try:
-        events, why = terms.check_budget(privacy, recipe), ""
+        terms.check_budget(privacy, recipe.name, events)
     except PolicyRefusal as refusal:
-        events, why = plan_for(privacy, recipe.federation.rounds), refusal.what
+        why = refusal.what
     total, how = ledger.total(delta, events)
     if why:
         more: int | None = 0

@@ -19,7 +19,7 @@ from client.encoding import UpdateEncoder
 from client.privacy.chain import GENESIS
 from client.privacy.ledger import Ledger, Plan
 from client.privacy.outbox import Outbox, Payload, request_digest
-from client.privacy.policy import check_tensors
+from client.privacy.policy import allowed_figures, check_tensors
 from client.privacy.terms import Terms
 from client.site import Site
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
@@ -29,6 +29,7 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import SIGNATURE_BYTES
 from fgvc_core.protocol.messages import PrivacyStatement, Reply, Request
+from fgvc_core.protocol.validation import ValidationReply
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
 from fgvc_core.wire.layout import packed_bytes
@@ -74,8 +75,21 @@ class Gate:
         privacy = self.terms.protection(recipe)
         self.terms.check_approval(request, recipe.name)
         if privacy is not None:
-            self._announce(request, recipe, privacy)
+            events = plan_for(privacy, recipe.federation.rounds)
+            self._announce(request, recipe.name, privacy, events)
         return privacy
+
+    def announce_validation(
+        self, request: Request, name: str, privacy: PrivacySettings, event: PrivacyEvent
+    ) -> None:
+        """Announce what the answer to a validation kit will cost: one release, once.
+
+        Raises:
+            PolicyRefusal: naming the policy's line that says no.
+        """
+        self.terms.check_memory(request)
+        self.terms.check_approval(request, name)
+        self._announce(request, name, privacy, (event,))
 
     def admit(self, request: Request, recipe: Recipe) -> PrivacySettings | None:
         """Decide whether a request of an announced run is worked on; see :meth:`announce`."""
@@ -113,17 +127,21 @@ class Gate:
                 "or raise the site's policy.",
             )
 
-    def _announce(self, request: Request, recipe: Recipe, privacy: PrivacySettings) -> None:
-        plan = self.ledger.plan(request.run)
-        events = plan_for(privacy, recipe.federation.rounds)
-        if plan is None:
-            events = self.terms.check_budget(privacy, recipe)
+    def _announce(
+        self,
+        request: Request,
+        name: str,
+        privacy: PrivacySettings,
+        events: tuple[PrivacyEvent, ...],
+    ) -> None:
+        if self.ledger.plan(request.run) is None:
+            self.terms.check_budget(privacy, name, events)
         self.terms.claim_data()
         self.ledger.announce(
             request.run,
             request.recipe_digest,
             events,
-            name=recipe.name,
+            name=name,
             delta=privacy.delta,
             unit=privacy.unit,
             target=privacy.epsilon,
@@ -143,6 +161,8 @@ class Gate:
         work: Callable[[], Payload],
         specs: Specs | None = None,
         encode: UpdateEncoder | None = None,
+        form: type[Reply] = Reply,
+        before: Callable[[], None] | None = None,
     ) -> Departure:
         """Answer one request under differential privacy.
 
@@ -155,6 +175,9 @@ class Gate:
             specs: What the answer's tensors will be, where that is known: what may not leave
                 is then refused before its cost is charged.
             encode: What they travel as: made of the noised answer and of the request alone.
+            form: What kind of reply it is.
+            before: Called before the cost of an answer that is yet to be computed is put on
+                the disk; what it raises has cost nothing.
 
         Raises:
             PolicyRefusal: if it may not be answered.
@@ -175,6 +198,8 @@ class Gate:
                     why="Computing it again would be a second release for one charge.",
                     remedy="Start a new run.",
                 )
+            if payload is None and before is not None:
+                before()
             if event is not None:
                 # Even where a reply is stored: in a ledger that was put back it is not charged.
                 self.ledger.reserve(request.run, request.round, digest, event, self.terms.cap)
@@ -182,7 +207,7 @@ class Gate:
                 payload = work()
                 self._outbox.store(digest, payload)
             packed = self._encoded(payload.tensors, encode)
-            reply = self._reply(request, payload.fields)
+            reply = self._reply(request, payload.fields, form)
             return self._send(request, reply, packed, digest)
 
     def release(
@@ -219,6 +244,10 @@ class Gate:
                     "scores": reply.scores if policy.share_scores and counts else None,
                 }
             )
+            if isinstance(allowed, ValidationReply):
+                allowed = allowed.model_copy(
+                    update={"figures": allowed_figures(policy, allowed.figures)}
+                )
         return self._send(request, allowed, self._encoded(tensors, encode), "")
 
     def _encoded(self, tensors: Tensors, encode: UpdateEncoder | None) -> dict[str, PackedTensor]:
@@ -240,10 +269,10 @@ class Gate:
             )
         return self._send(request, reply, {}, "")
 
-    def _reply(self, request: Request, fields: dict[str, Any]) -> Reply:
+    def _reply(self, request: Request, fields: dict[str, Any], form: type[Reply]) -> Reply:
         plan = self.ledger.plan(request.run)
         assert plan is not None
-        return Reply(**{**fields, "nonce": request.nonce, "privacy": self._statement(plan)})
+        return form(**{**fields, "nonce": request.nonce, "privacy": self._statement(plan)})
 
     def _statement(self, plan: Plan) -> PrivacyStatement:
         epsilon, how = plan.cost()
@@ -282,13 +311,17 @@ class Gate:
                 "tensors": {name: list(tensor.shape) for name, tensor in packed.items()},
                 "bytes": size + SIGNATURE_BYTES,
                 "examples": reply.examples,
-                "scores": reply.scores is not None,
+                "scores": reply.scores is not None or _has_figures(reply),
                 "protected": reply.privacy is not None,
             }
 
         entry = self.ledger.note("sent", values)
         complete = numbered(entry.number).model_copy(update={"ledger_head": entry.hash})
         return Departure(seal(self._site.key, complete), packed)
+
+
+def _has_figures(reply: Reply) -> bool:
+    return isinstance(reply, ValidationReply) and reply.figures is not None
 
 
 def _specs_of(tensors: Tensors) -> dict[str, TensorSpec]:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings, Unit
+from fgvc_core.protocol.validation import Figures
 from fgvc_core.recipe import Recipe
 
 
@@ -64,6 +65,13 @@ class Policy(Settings):
     )
     share_scores: bool = Field(
         True, description="Whether the scores on the site's validation split may leave."
+    )
+    validation: Literal["none", "overall", "per-class"] = Field(
+        "overall",
+        description="What an answer to an external validation kit may hold without differential "
+        "privacy: nothing, figures over all pictures, or those of each class too (which say how "
+        "many pictures of each there are). share_scores and share_counts must be on besides. "
+        "Under it the answer is two noisy counts, whatever this says but none.",
     )
     expires: date | None = Field(None, description="Last day on which this site takes part.")
     approval: Literal["none", "each-run"] = Field(
@@ -211,6 +219,37 @@ def check_subject(policy: Policy, unit: Unit, recipe: Recipe, own_column: str | 
             remedy="Set data.subject_column in site.toml; the recipe's data.name must be "
             "'manifest'.",
         )
+
+
+def check_validation(policy: Policy, protected: bool) -> None:
+    """Whether an answer to a validation kit may hold anything.
+
+    Raises:
+        PolicyRefusal: naming the policy's line that says no.
+    """
+    line = ""
+    if policy.validation == "none":
+        line = "policy.validation = 'none'"
+    elif not protected and not policy.share_scores:
+        line = "policy.share_scores = false"
+    elif not protected and not policy.share_counts:
+        # Figures say how many pictures they are of.
+        line = "policy.share_counts = false"
+    if line:
+        raise PolicyRefusal(
+            f"{line}: no figure may leave in answer to a validation kit.",
+            why="Nothing was computed.",
+            remedy="Change the policy in site.toml, if that is what the site wants.",
+        )
+
+
+def allowed_figures(policy: Policy, figures: Figures | None) -> Figures | None:
+    """What of a validation's figures may leave without differential privacy."""
+    if figures is None or not (policy.share_scores and policy.share_counts):
+        return None
+    if policy.validation == "per-class":
+        return figures
+    return figures.model_copy(update={"classes": None}) if policy.validation == "overall" else None
 
 
 def check_tensors(policy: Policy, names: list[str]) -> None:

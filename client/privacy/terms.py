@@ -13,8 +13,13 @@ from client.privacy.register import Claim, Register
 from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
-from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import (
+    refuse_coupled,
+    refuse_pretraining,
+    refuse_unsafe,
+    refuse_unsafe_wire,
+)
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
@@ -47,6 +52,24 @@ class Terms:
         Raises:
             PolicyRefusal: if it does not work on it at all.
         """
+        privacy = self.protection_of_scores(recipe)
+        if privacy is None:
+            return None
+        # A site's own protection meets recipes that were written without one.
+        refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
+        refuse_coupled(privacy, recipe.loss, recipe.augment)
+        refuse_unsafe_wire(privacy, recipe.wire)
+        refuse_pretraining(recipe.pretrain)
+        return privacy
+
+    def protection_of_scores(self, recipe: Recipe) -> PrivacySettings | None:
+        """The same where a finished model is scored and nothing trains.
+
+        Scoring couples no pictures, whatever the model was trained by.
+
+        Raises:
+            PolicyRefusal: if this site does not take part.
+        """
         data, policy = self.site.settings.data, self.site.settings.policy
         check_inside(recipe)
         check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
@@ -64,16 +87,19 @@ class Terms:
             )
         return privacy
 
-    def check_budget(self, privacy: PrivacySettings, recipe: Recipe) -> tuple[PrivacyEvent, ...]:
+    def check_budget(
+        self, privacy: PrivacySettings, name: str, events: tuple[PrivacyEvent, ...]
+    ) -> None:
         """Whether a new run fits beside what was charged.
 
-        Returns:
-            The run's events.
+        Args:
+            privacy: Under which it would be.
+            name: The run's recipe, for the refusal.
+            events: What it would release.
 
         Raises:
             PolicyRefusal: if its unit is another, or the cap would be exceeded.
         """
-        events = plan_for(privacy, recipe.federation.rounds)
         self.ledger.check_unit(privacy.unit)
         epsilon, delta = self.cap
         total, how = self.ledger.total(delta, events)
@@ -81,12 +107,11 @@ class Terms:
             spent, _ = self.ledger.total(delta)
             raise PolicyRefusal(
                 f"policy.epsilon_cap = {epsilon:g} at delta {delta:g}: {spent:.4g} is spent, and "
-                f"run '{recipe.name}' would bring the total to {total:.4g} ({how}).",
+                f"run '{name}' would bring the total to {total:.4g} ({how}).",
                 why="The budget of these data would be exceeded.",
                 remedy="Ask for a smaller privacy.epsilon; 'fieldmark site budget' says what "
                 "is left.",
             )
-        return events
 
     def check_memory(self, request: Request) -> None:
         """Whether the ledger holds what the coordinator has seen of it.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.privacy.gradients import LossOf
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.training.examples import Examples
+from fgvc_core.training.examples import Examples, Lesson
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import PrivateTraining, Units
 
@@ -90,6 +90,6 @@ class Chosen:
 
     def lesson(
         self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Lesson:
         """See :class:`Examples`."""
         return self._examples.lesson(model, self._rows[positions], generator)

@@ -9,6 +9,9 @@ from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 
+PUBLISHED = frozenset({"fieldmarks", "cub", "cars", "aircraft", "ham10000"})
+"""Names whose pictures anybody can have."""
+
 Builder = Callable[[DataSettings, Path], ExampleTable]
 
 _BUILDERS: dict[str, Builder] = {}
@@ -40,6 +43,11 @@ def dataset_names() -> tuple[str, ...]:
     for module in _MODULES:
         importlib.import_module(module)
     return tuple(sorted(_BUILDERS))
+
+
+def may_be_shown(settings: DataSettings) -> bool:
+    """Whether pictures of a data set may leave it, into a report."""
+    return settings.name in PUBLISHED if settings.public is None else settings.public
 
 
 def load_table(

@@ -4,7 +4,7 @@ import hashlib
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +134,15 @@ class FileSource:
             if name not in listings[folder]:
                 absent.append(relative)
         return absent
+
+
+def tree_pictures(top: Path) -> Iterator[str]:
+    """Paths relative to a folder of all pictures below it, hidden ones left out, sorted."""
+    for folder, subfolders, files in os.walk(top):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_ENDINGS:
+                yield (Path(folder) / name).relative_to(top).as_posix()
 
 
 def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataError:

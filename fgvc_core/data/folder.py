@@ -4,14 +4,13 @@
 that torchvision's ``ImageFolder`` reads.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from fgvc_core.data.catalogue import data_root, dataset
-from fgvc_core.data.files import PICTURE_ENDINGS, FileSource
+from fgvc_core.data.files import PICTURE_ENDINGS, FileSource, tree_pictures
 from fgvc_core.data.labels import number_labels
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.split import held_out_splits
@@ -103,8 +102,6 @@ def _class_pictures(root: Path, top: Path) -> Iterator[tuple[str, str]]:
 
 
 def _pictures(root: Path, top: Path) -> Iterator[str]:
-    for folder, subfolders, files in os.walk(top):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_ENDINGS:
-                yield (Path(folder) / name).relative_to(root).as_posix()
+    below = top.relative_to(root).as_posix()
+    for path in tree_pictures(top):
+        yield path if below == "." else f"{below}/{path}"

@@ -18,6 +18,7 @@ _STYLE = """
   .line { stroke: #8a96a3; stroke-opacity: .22; }
   .bubble { fill: #0f8b8d; fill-opacity: .82; }
   .bar { fill: #e08e45; }
+  .family { fill: #75818d; fill-opacity: .09; }
   @media (prefers-color-scheme: dark) {
     text { fill: #c6d0da; }
     .head { fill: #f2f5f8; }
@@ -29,7 +30,10 @@ _STYLE = """
 
 
 def draw_partition(
-    counts: Mapping[str, NDArray[np.int64]], class_names: Sequence[str], title: str
+    counts: Mapping[str, NDArray[np.int64]],
+    class_names: Sequence[str],
+    title: str,
+    families: Sequence[tuple[str, int]] = (),
 ) -> str:
     """An SVG of a partition, readable on a light and on a dark page.
 
@@ -40,6 +44,8 @@ def draw_partition(
         counts: Site -> int64 (K,), examples of each class.
         class_names: K names.
         title: The heading.
+        families: (name, number of classes) of groups that stand side by side, if any: each
+            second one lies on a band, and their names stand below.
 
     Returns:
         A complete SVG document with no reference to anything outside.
@@ -52,7 +58,7 @@ def draw_partition(
     left = _MARGIN + _LETTER * min(max(map(len, counts)), 28) + 14
     top = 92.0 + (0.72 * _LETTER * min(max(map(len, class_names)), 26) if names else 14)
     width = max(left + classes * step + 28 + _BAR + 60 + _MARGIN, 420.0)
-    height = top + sites * row + 62
+    height = top + sites * row + (86 if families else 62)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label={quoteattr(title)}>',
@@ -60,12 +66,34 @@ def draw_partition(
         f'<text class="head" x="{_MARGIN}" y="38">{escape(title)}</text>',
         f'<text class="quiet" x="{_MARGIN}" y="59">{sites} sites, {classes} classes, '
         f"{int(table_SK.sum()):,} training examples</text>",
+        *_bands(families, left, top, step, sites * row),
         *_class_heads(class_names, left, top, step, names),
         *_rows(counts, class_names, table_SK, (left, top, step, row)),
-        *_legend(int(table_SK.max(initial=1)), left, top + sites * row + 34, step),
+        *_legend(int(table_SK.max(initial=1)), left, height - 28, step),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _bands(
+    families: Sequence[tuple[str, int]], left: float, top: float, step: float, tall: float
+) -> list[str]:
+    marks, x = [], left
+    for number, (name, width) in enumerate(families):
+        wide = width * step
+        if number % 2 == 0:
+            marks.append(
+                f'<rect class="family" x="{x:.1f}" y="{top - 4:.1f}" width="{wide:.1f}" '
+                f'height="{tall + 26:.1f}" rx="4"><title>{escape(name)}</title></rect>'
+            )
+        letters = int(wide / (0.95 * _LETTER))
+        if letters >= 3:
+            marks.append(
+                f'<text class="small quiet" x="{x + wide / 2:.1f}" y="{top + tall + 15:.1f}" '
+                f'text-anchor="middle">{escape(_short(name, letters))}</text>'
+            )
+        x += wide
+    return marks
 
 
 def _class_heads(

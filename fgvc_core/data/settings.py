@@ -65,6 +65,11 @@ class DataSettings(Settings):
         description="For manifest: the column that says train, test or pool. Without it a "
         "column named 'split' is taken, where there is one.",
     )
+    public: bool | None = Field(
+        None,
+        description="Whether a run's report may show pictures of the test split. By default those "
+        "of the embedded and the published sets, and none of a folder's or a manifest's.",
+    )
     fieldmarks_seed: int = Field(
         2026, ge=0, description="Seed of the embedded data set's pictures (another seed: others)."
     )

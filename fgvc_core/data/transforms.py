@@ -26,6 +26,20 @@ _FILTERS = {
 _LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
 
+def placement(
+    height: int, width: int, size: int, crop: float = 1.0
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where a picture lies when :func:`square` looks at it.
+
+    Returns:
+        (width, height) that it is resized to, and (left, top) of the square cut out of that,
+        all in pixels.
+    """
+    scale = round(size / crop) / min(height, width)
+    target = (max(round(width * scale), size), max(round(height * scale), size))
+    return target, ((target[0] - size) // 2, (target[1] - size) // 2)
+
+
 def square(
     picture_HWC: NDArray[np.uint8], size: int, crop: float = 1.0, interpolation: str = "bilinear"
 ) -> NDArray[np.uint8]:
@@ -43,11 +57,8 @@ def square(
     height, width = picture_HWC.shape[:2]
     if (height, width) == (size, size) and crop == 1.0:
         return picture_HWC
-    short = round(size / crop)
-    scale = short / min(height, width)
-    target = (max(round(width * scale), size), max(round(height * scale), size))
+    target, (left, top) = placement(height, width, size, crop)
     resized = Image.fromarray(picture_HWC).resize(target, _FILTERS[interpolation])
-    left, top = (target[0] - size) // 2, (target[1] - size) // 2
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 

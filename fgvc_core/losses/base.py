@@ -14,11 +14,13 @@ class Answers:
         logits_NK: Scores of the K classes.
         features_ND: The vectors before the head; None where only logits are known.
         class_vectors_KD: The head's own vector for each class; None where it has none.
+        part_maps_NKHW: Where each of the model's parts looks; None where it has none that train.
     """
 
     logits_NK: torch.Tensor
     features_ND: torch.Tensor | None = None
     class_vectors_KD: torch.Tensor | None = None
+    part_maps_NKHW: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,14 @@ class Loss(nn.Module):
         """The mean loss of a model's answers."""
         return self.each(answers, labels_N).mean()
 
-    def per_example(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    def per_example(
+        self,
+        logits_NK: torch.Tensor,
+        labels_N: torch.Tensor,
+        part_maps_NKHW: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The losses (N,) of single examples; where examples are coupled there are none."""
-        return self.each(Answers(logits_NK), labels_N)
+        return self.each(Answers(logits_NK, part_maps_NKHW=part_maps_NKHW), labels_N)
 
     def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
         """The losses (N,) of single examples, of a model's answers."""

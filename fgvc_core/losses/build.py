@@ -6,6 +6,7 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.losses.balanced import BalancedCrossEntropy
 from fgvc_core.losses.base import Loss
 from fgvc_core.losses.classification import SmoothedCrossEntropy
+from fgvc_core.losses.diversity import PartDiversity
 from fgvc_core.losses.hierarchy import HierarchicalCrossEntropy
 from fgvc_core.losses.semantic import SemanticCrossEntropy
 from fgvc_core.losses.settings import LossSettings
@@ -28,6 +29,8 @@ def build_loss(settings: LossSettings) -> Loss:
         terms.append((settings.hierarchy, HierarchicalCrossEntropy()))
     if settings.semantic:
         terms.append((settings.semantic, SemanticCrossEntropy(settings.semantic_temperature)))
+    if settings.diversity:
+        terms.append((settings.diversity, PartDiversity()))
     return terms[0][1] if len(terms) == 1 else WeightedSum(terms)
 
 

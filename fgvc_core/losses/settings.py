@@ -74,3 +74,9 @@ class LossSettings(Settings):
     semantic_temperature: float = Field(
         0.2, gt=0.0, le=10.0, description="semantic: temperature of the likeness, 0 to 10."
     )
+    diversity: float = Field(
+        0.0,
+        ge=0.0,
+        le=100.0,
+        description="Weight of what keeps the maps of model.pooling = 'parts' apart; 0: none.",
+    )

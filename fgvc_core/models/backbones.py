@@ -10,6 +10,7 @@ from torch import nn
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.models.inputs import InputSpec
 from fgvc_core.models.resnet import PRESETS, AttentionResNet
+from fgvc_core.models.tokens import TokenSelection
 from fgvc_core.models.weights import PACKAGED, load_local, packaged_input, packaged_state
 
 
@@ -40,20 +41,26 @@ class TimmBackbone(nn.Module):
     def __init__(self, model: Any, size: int) -> None:
         super().__init__()
         self.model = model
-        self.out_channels, self.idle = self._probe(size)
+        self.selection: TokenSelection | None = None
+        self.probe(size)
         self.stage_names = _stages(model, self.idle)
 
-    def _probe(self, size: int) -> tuple[int, frozenset[str]]:
+    def probe(self, size: int) -> None:
+        """Find out the map's channels and what it does not depend on, from one black square."""
         names, parameters = zip(*self.named_parameters(), strict=True)
         with torch.enable_grad():
             map_NCHW = self.eval()(torch.zeros(1, 3, size, size))
             found = torch.autograd.grad(map_NCHW.sum(), parameters, allow_unused=True)
-        idle = frozenset(n for n, gradient in zip(names, found, strict=True) if gradient is None)
-        return int(map_NCHW.shape[1]), idle
+        pairs = zip(names, found, strict=True)
+        self.idle = frozenset(name for name, gradient in pairs if gradient is None)
+        self.out_channels = int(map_NCHW.shape[1])
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) to (N, C, h, w)."""
-        found = self.model.forward_features(images_NCHW)
+        if self.selection is not None:
+            found = self.selection.features(images_NCHW)
+        else:
+            found = self.model.forward_features(images_NCHW)
         if not isinstance(found, torch.Tensor | dict):
             raise TypeError("its features are several tensors, expected one map")
         if isinstance(found, torch.Tensor) and found.ndim == 4:

@@ -5,6 +5,8 @@ from torch import nn
 
 from fgvc_core.models.backbones import Backbone
 from fgvc_core.models.inputs import InputSpec
+from fgvc_core.models.normalisation import Policy, batch_norms
+from fgvc_core.models.parts import PartPooling
 from fgvc_core.models.pooling import AnyPooling
 from fgvc_core.models.scaling import Scaling
 
@@ -22,6 +24,7 @@ class FineGrainedClassifier(nn.Module):
         spec: How pictures have to look.
         mirrored: Whether, outside training, a picture's vector is the mean of its own and its
             mirror image's.
+        before: What a picture passes first, of the same size; None: nothing.
     """
 
     def __init__(
@@ -34,16 +37,25 @@ class FineGrainedClassifier(nn.Module):
         head: nn.Module,
         spec: InputSpec,
         mirrored: bool = False,
+        before: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.before = before if before is not None else nn.Identity()
         self.backbone = backbone
         self.attention = attention
         self.pooling = pooling
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout)
         self.head = head
-        self.input = spec
         self.mirrored = mirrored
+        self.norm: Policy = "batch"
+        self.fixed_statistics = False
+        """Whether BatchNorm keeps its statistics as they are, in training too."""
+        self.adapt(spec)
+
+    def adapt(self, spec: InputSpec) -> None:
+        """Expect pictures that look so from now on."""
+        self.input = spec
         self.register_buffer("_mean", torch.tensor(spec.mean)[:, None, None] * 255, False)
         self.register_buffer("_std", torch.tensor(spec.std)[:, None, None] * 255, False)
 
@@ -65,6 +77,16 @@ class FineGrainedClassifier(nn.Module):
         values_NCHW = (images_NCHW.float() - self._mean) / self._std  # type: ignore[operator]
         return values_NCHW.contiguous(memory_format=torch.channels_last)
 
+    def embed_with_parts(
+        self, images_NCHW: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As :meth:`embed`, for training; also where each part that trains looks, (N, K, h, w)."""
+        pooling = self.pooling
+        if not isinstance(pooling, PartPooling) or not pooling.find.weight.requires_grad:
+            return self.embed(images_NCHW), None
+        vectors_ND, maps_NKHW = pooling.with_maps(self.map(images_NCHW))
+        return self.scaling(vectors_ND), maps_NKHW
+
     def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Normalised pictures (N, 3, S, S) to vectors (N, D)."""
         vectors_ND = self._vectors(images_NCHW)
@@ -73,7 +95,11 @@ class FineGrainedClassifier(nn.Module):
         return (vectors_ND + self._vectors(images_NCHW.flip(-1))) / 2
 
     def _vectors(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        return self.scaling(self.pooling(self.attention(self.backbone(images_NCHW))))
+        return self.scaling(self.pooling(self.map(images_NCHW)))
+
+    def map(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Normalised pictures (N, 3, S, S) to what is pooled, (N, C, h, w)."""
+        return self.attention(self.backbone(self.before(images_NCHW)))
 
     def classify(self, features_ND: torch.Tensor) -> torch.Tensor:
         """Vectors (N, D) to logits (N, K)."""
@@ -96,8 +122,11 @@ class FineGrainedClassifier(nn.Module):
         """
         super().train(mode)
         if mode:
-            for module in (self.backbone, self.attention, self.pooling):
+            for module in (self.before, self.backbone, self.attention, self.pooling):
                 _settle(module)
+            if self.fixed_statistics:
+                for _, norm in batch_norms(self):
+                    norm.eval()
         return self
 
 

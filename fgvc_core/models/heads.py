@@ -45,7 +45,7 @@ class CosineHead(nn.Module):
         A zero vector gives 0 and no gradient: that of its direction is unbounded.
         """
         directions_KD = F.normalize(self.weight, dim=1)
-        return self.scale * F.linear(_unit(features_ND), directions_KD)
+        return self.scale * F.linear(unit_vectors(features_ND), directions_KD)
 
 
 class SubspaceHead(nn.Module):
@@ -71,17 +71,18 @@ class SubspaceHead(nn.Module):
 
     def project(self, features_ND: torch.Tensor) -> torch.Tensor:
         """(N, D) to unit vectors (N, P), before the centre is taken off."""
-        return _unit(F.linear(_unit(features_ND), self.directions_PD))
+        return unit_vectors(F.linear(unit_vectors(features_ND), self.directions_PD))
 
     def centred(self, vectors_NP: torch.Tensor) -> torch.Tensor:
         """Projected vectors to unit vectors around the centre."""
-        return _unit(vectors_NP - self.centre)
+        return unit_vectors(vectors_NP - self.centre)
 
     def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
         """(N, D) to (N, K)."""
         return F.linear(self.centred(self.project(features_ND)), self.weight, self.bias)
 
 
-def _unit(vectors_NP: torch.Tensor) -> torch.Tensor:
+def unit_vectors(vectors_NP: torch.Tensor) -> torch.Tensor:
+    """Rows (N, P) at length 1; a row of zeros stays one, without a gradient."""
     length_N1 = vectors_NP.norm(dim=1, keepdim=True)
     return torch.where(length_N1 > _SHORTEST, vectors_NP / length_N1.clamp_min(_SHORTEST), 0.0)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fgvc_core.models.parts import PartPooling
 from fgvc_core.models.second_order import SecondOrderPooling
 from fgvc_core.models.settings import ModelSettings
 
@@ -56,7 +57,7 @@ class GeneralisedMean(nn.Module):
         return powers_NCHW.mean(dim=(2, 3)).pow(1 / self.power)
 
 
-AnyPooling = Pooling | GeneralisedMean | SecondOrderPooling
+AnyPooling = Pooling | GeneralisedMean | SecondOrderPooling | PartPooling
 
 
 def make_pooling(settings: ModelSettings, channels: int) -> AnyPooling:
@@ -65,4 +66,6 @@ def make_pooling(settings: ModelSettings, channels: int) -> AnyPooling:
         return GeneralisedMean(channels, settings.gem_power)
     if settings.pooling in ("bilinear", "mpncov"):
         return SecondOrderPooling(settings.pooling, channels, settings.pooling_channels)
+    if settings.pooling == "parts":
+        return PartPooling(channels, settings.parts)
     return Pooling(settings.pooling, channels)

@@ -20,6 +20,16 @@ class ModelSettings(Settings):
         description="none (seeded initialisation), hub (timm's pre-trained weights), package "
         "(the 'weights' extra, tf_efficientnet_lite0), or the path of a local .pth/.safetensors.",
     )
+    norm: Literal["batch", "frozen", "fixbn", "local", "group", "standardised"] = Field(
+        "batch",
+        description="What becomes of the backbone's BatchNorm: batch (as it is), frozen (its "
+        "statistics stay as they were pre-trained), fixbn (frozen from norm_fixed_from on), local "
+        "(stays at each site, FedBN; not under [privacy]), group (GroupNorm in its place), "
+        "standardised (that, and weight standardisation).",
+    )
+    norm_fixed_from: float = Field(
+        0.5, gt=0.0, lt=1.0, description="fixbn: the share of the rounds before that, 0 to 1."
+    )
     attention: Literal["none", "spatial", "se", "eca", "cbam", "nonlocal", "dual"] = Field(
         "spatial",
         description="What looks at a map: spatial (where), se and eca (which channels), cbam "
@@ -31,11 +41,28 @@ class ModelSettings(Settings):
         description="Stages of a convolutional backbone behind which attention is put, by name; "
         "empty: behind the last map alone.",
     )
-    pooling: Literal["avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov"] = Field(
+    token_selection: bool = Field(
+        False,
+        description="For a ViT or DeiT: only the class token and the tokens that it attends to "
+        "most, one a head, enter the last layer.",
+    )
+    spatial_transformer: bool = Field(
+        False,
+        description="Turn, move and enlarge each picture by an affine map that is learnt; starts "
+        "as the identity.",
+    )
+    pooling: Literal["avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov", "parts"] = Field(
         "avg",
         description="How the feature map becomes one vector: mean, maximum, avgmax (their mean), "
         "both (one after the other, twice as long), gem (generalised mean), bilinear or mpncov "
-        "(second order, of pooling_channels channels).",
+        "(second order, of pooling_channels channels), parts (learnt attention maps, one vector "
+        "each).",
+    )
+    parts: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="parts: how many maps, 1 to 64; the head is as many times as long.",
     )
     gem_power: float = Field(3.0, ge=1.0, le=16.0, description="gem: where its power starts.")
     pooling_channels: int = Field(
@@ -55,10 +82,27 @@ class ModelSettings(Settings):
         description="Outside training, and for cached features: average the vectors of a picture "
         "and of its mirror image. Doubles the cost; not where left and right mean something.",
     )
-    head: Literal["linear", "cosine", "subspace"] = Field(
+    head: Literal["linear", "cosine", "subspace", "multilevel", "semantic"] = Field(
         "linear",
         description="linear: weights and bias; cosine: unit vectors, scaled; subspace: linear on "
-        "unit vectors in the public subspace of the pre-trained classifier's own weights.",
+        "unit vectors in the public subspace of the pre-trained classifier's own weights; "
+        "multilevel: a part for each level of the taxonomy; semantic: reads public attributes "
+        "and names the class that has them.",
+    )
+    class_groups: tuple[tuple[int, ...], ...] = Field(
+        (),
+        description="multilevel: for each level above the class, coarse to fine, each class's "
+        "group as a number from 0. Empty: filled in from the data set in a simulation.",
+    )
+    class_attributes: tuple[tuple[float, ...], ...] = Field(
+        (),
+        description="semantic: each class's public attributes, 0 to 1. Empty: filled in from the "
+        "data set in a simulation.",
+    )
+    unseen_classes: tuple[int, ...] = Field(
+        (),
+        description="semantic: numbers of classes of which no site has a training picture. "
+        "Empty: filled in from partition.unseen in a simulation.",
     )
     directions: int = Field(
         58, ge=2, le=2048, description="subspace: principal directions kept, 2 to 2048."
@@ -70,7 +114,7 @@ class ModelSettings(Settings):
         "Empty: all classes alike.",
     )
     cosine_scale: float = Field(
-        16.0, gt=0.0, le=128.0, description="For cosine: the factor before softmax, 0 to 128."
+        16.0, gt=0.0, le=128.0, description="cosine, semantic: the factor before softmax, 0 to 128."
     )
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout before the head, 0 to 1.")
     train: str = Field(

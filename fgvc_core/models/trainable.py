@@ -70,6 +70,8 @@ def travelling_names(model: FineGrainedClassifier) -> tuple[str, ...]:
     """Sorted names of the tensors that train and travel."""
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
+        if model.norm == "frozen":
+            break
         if isinstance(module, _BatchNorm) and any(
             p.requires_grad for p in module.parameters(recurse=False)
         ):
@@ -79,7 +81,7 @@ def travelling_names(model: FineGrainedClassifier) -> tuple[str, ...]:
 
 def is_frozen_backbone(model: FineGrainedClassifier) -> bool:
     """Whether nothing before the head trains, so that features can be kept."""
-    parts = (model.backbone, model.attention, model.pooling)
+    parts = (model.before, model.backbone, model.attention, model.pooling)
     before = chain.from_iterable(part.parameters() for part in parts)
     return not any(p.requires_grad for p in before)
 
@@ -89,7 +91,12 @@ def frozen_digest(model: FineGrainedClassifier) -> bytes:
     digest = hashlib.sha256(
         f"{model.input} {model.pooling.kind} {model.scaling.kind} {model.mirrored}".encode()
     )
-    for part in (model.backbone, model.attention, model.pooling):
+    if getattr(model.backbone, "selection", None) is not None:
+        digest.update(b"token selection")
+    parts = [model.backbone, model.attention, model.pooling]
+    if not isinstance(model.before, nn.Identity):
+        parts.append(model.before)
+    for part in parts:
         digest.update(str(part).encode())
         for name, tensor in sorted(part.state_dict().items()):
             digest.update(name.encode())

@@ -22,18 +22,13 @@ from numpy.typing import NDArray
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.privacy.central_limit import LARGEST_NOISE, limit_epsilon, noise_by_limit
-from fgvc_core.privacy.events import Plan, PrivacyEvent, merge, take
+from fgvc_core.privacy.events import LEAST_SAMPLED_NOISE, Plan, PrivacyEvent, merge, take
 
 DISCRETISATION = 1e-4
 """Step of the privacy loss distribution's grid."""
 
 TOLERANCE = 1e-3
 """A target epsilon is met from below within this share of it."""
-
-
-LEAST_SAMPLED_NOISE = 0.2
-"""Noise multiplier below which sampled releases are not planned: their privacy loss would reach
-so far that composing it takes minutes, at an epsilon that promises nothing."""
 
 
 def epsilon_of_plan(events: Iterable[PrivacyEvent], delta: float) -> float:

@@ -7,6 +7,7 @@ PyTorch's in nothing that matters here; its weight-standardised convolutions do.
 
 import torch
 from opacus.grad_sample import GradSampleModule, register_grad_sampler
+from opacus.grad_sample.conv import compute_conv_grad_sample
 from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
 from timm.layers.norm import GroupNorm, GroupNorm1, LayerNorm
 from timm.layers.std_conv import ScaledStdConv2d
@@ -20,10 +21,24 @@ GradSamples = dict[torch.Tensor, torch.Tensor]
 
 def register_samplers() -> None:
     """Make Opacus use them; again and again does no harm."""
+    register_grad_sampler(nn.Conv2d)(conv_grads)
     register_grad_sampler(list(STANDARDISED))(standardised_conv_grads)
     samplers = GradSampleModule.GRAD_SAMPLERS
     register_grad_sampler([GroupNorm, GroupNorm1])(samplers[nn.GroupNorm])
     register_grad_sampler(LayerNorm)(samplers[nn.LayerNorm])
+
+
+def conv_grads(
+    layer: nn.Conv2d, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> GradSamples:
+    """Opacus's own, on tensors in the order that it takes for granted.
+
+    It views a map by the strides of a contiguous one: channels last in memory, which our models
+    are, it gives another gradient (relative error about 1, Opacus 1.6.0).
+    """
+    contiguous = [activation.contiguous() for activation in activations]
+    found: GradSamples = compute_conv_grad_sample(layer, contiguous, backprops.contiguous())
+    return found
 
 
 def standardised_conv_grads(

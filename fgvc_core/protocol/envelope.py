@@ -1,5 +1,6 @@
 """Signed bodies: who said it, and that nothing was changed on the way."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -7,11 +8,17 @@ from typing import TypeVar
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.validation import KitBody, ValidationReply
 
 # A signature made for a request can never be taken for a reply's.
-_DOMAINS = {Request: b"fieldmark request v1\n", Reply: b"fieldmark reply v1\n"}
+_DOMAINS: dict[type, bytes] = {
+    Request: b"fieldmark request v1\n",
+    Reply: b"fieldmark reply v1\n",
+    KitBody: b"fieldmark validation kit v1\n",
+    ValidationReply: b"fieldmark validation reply v1\n",
+}
 
-Body = TypeVar("Body", Request, Reply)
+Body = TypeVar("Body", Request, Reply, KitBody, ValidationReply)
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,13 @@ class Sealed:
     text: str
     signature: bytes
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the text: what was said, whoever signs it."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
-def seal(key: PrivateKey, body: Request | Reply) -> Sealed:
+
+def seal(key: PrivateKey, body: Request | Reply | KitBody) -> Sealed:
     """Sign a body."""
     text = body.model_dump_json()
     return Sealed(text, sign(key, _DOMAINS[type(body)] + text.encode()))

@@ -13,18 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import PeerError
 
 Kind = Literal["roll_call", "train", "score", "release"]
-Phase = Literal["", "centre", "class-sums", "statistics"]
+Phase = Literal["", "centre", "class-sums", "statistics", "pretrain"]
 Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
 
 MAX_BODY_BYTES = 4_000_000
 """Longest body that is parsed, in bytes."""
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body of any kind: frozen, strict, without unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
-    def parse(cls, text: str) -> "_Body":
+    def parse(cls, text: str) -> "Body":
         """Read a stranger's body.
 
         Raises:
@@ -40,7 +42,7 @@ class _Body(BaseModel):
             raise PeerError(f"A body is malformed at '{where}': {first['msg']}.") from None
 
 
-class Request(_Body):
+class Request(Body):
     """What the coordinator asks of one site."""
 
     kind: Kind
@@ -52,7 +54,9 @@ class Request(_Body):
     recipe: str = Field("", description="The resolved recipe (TOML), in a roll call only.")
     class_names: tuple[str, ...] = Field((), description="In a roll call only.", strict=False)
     proximal_mu: float = Field(0.0, ge=0.0)
-    phase: Phase = Field("", description="What a 'release' asks for.")
+    phase: Phase = Field(
+        "", description="What a 'release' asks for, or which 'train' it is: pretrain, or none."
+    )
     known_head: str = Field(
         "", max_length=64, description="The last head of the site's ledger that we have seen."
     )
@@ -107,7 +111,7 @@ class NoisyScores(BaseModel):
     correct: float = Field(allow_inf_nan=False)
 
 
-class Reply(_Body):
+class Reply(Body):
     """What one site answers."""
 
     kind: Kind

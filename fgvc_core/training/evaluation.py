@@ -115,9 +115,20 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: "FineGrainedClassifier", examples: Examples, num_classes: int, batch_size: int
+    model: "FineGrainedClassifier",
+    examples: Examples,
+    num_classes: int,
+    batch_size: int,
+    among_K: NDArray[np.bool_] | None = None,
 ) -> tuple[Evaluation, NDArray[np.int64]]:
     """Score a model.
+
+    Args:
+        model: Which.
+        examples: What it is scored on.
+        num_classes: K.
+        batch_size: Examples at once.
+        among_K: The classes that it may choose among; by default all. The loss is of all.
 
     Returns:
         The evaluation, and int64 (N,) predicted classes in the order of the examples.
@@ -131,6 +142,9 @@ def evaluate(
         logits_NK = examples.logits(model, positions, None)
         labels_N = examples.labels_N[positions].to(logits_NK.device)
         loss_sum += float(F.cross_entropy(logits_NK, labels_N, reduction="sum"))
+        if among_K is not None:
+            barred_K = torch.from_numpy(~among_K).to(logits_NK.device)
+            logits_NK = logits_NK.masked_fill(barred_K, -torch.inf)
         predicted.append(logits_NK.argmax(dim=1).cpu())
     model.train(was_training)
     predicted_N = torch.cat(predicted).numpy() if predicted else np.zeros(0, dtype=np.int64)

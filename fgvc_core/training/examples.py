@@ -4,7 +4,7 @@ Both hand out logits for positions, so that the loop and the evaluation need not
 know which of the two they are given.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,20 @@ def knowledge_of(table: "ExampleTable") -> ClassKnowledge:
     return ClassKnowledge(
         table.taxonomy, None if attributes_KA is None else torch.from_numpy(attributes_KA)
     )
+
+
+class Lesson(NamedTuple):
+    """What one training step is given.
+
+    Attributes:
+        features_ND: Vectors before the head.
+        targets: Labels (N,), or shares of the classes (N, K) where pictures were mixed.
+        part_maps_NKHW: Where the model's parts look, if it has any that train.
+    """
+
+    features_ND: torch.Tensor
+    targets: torch.Tensor
+    part_maps_NKHW: torch.Tensor | None = None
 
 
 class Examples(Protocol):
@@ -66,11 +80,8 @@ class Examples(Protocol):
 
     def lesson(
         self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A training step's vectors (B, D) and targets.
-
-        Targets are labels (B,), or shares of the classes (B, K) where pictures were mixed.
-        """
+    ) -> Lesson:
+        """A training step's vectors and targets, in random views drawn from the generator."""
         ...
 
 
@@ -110,16 +121,17 @@ class PictureExamples:
         generator: torch.Generator | None,
     ) -> torch.Tensor:
         """See :class:`Examples`."""
-        return _embed(model, self._views(positions, generator))
+        return model.embed(_normalised(model, self._views(positions, generator)))
 
     def lesson(
         self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Lesson:
         """See :class:`Examples`."""
         images_NCHW, targets = self._views(positions, generator), self.labels_N[positions]
         if self.mixing is not None:
             images_NCHW, targets = self.mixing(images_NCHW, targets, generator)
-        return _embed(model, images_NCHW), targets
+        features_ND, maps_NKHW = model.embed_with_parts(_normalised(model, images_NCHW))
+        return Lesson(features_ND, targets, maps_NKHW)
 
     def _views(self, positions: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         images_NCHW = self.bank.batch(positions.numpy())
@@ -164,11 +176,11 @@ class FeatureExamples:
 
     def lesson(
         self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Lesson:
         """See :class:`Examples`."""
-        return self.features(model, positions, generator), self.labels_N[positions]
+        return Lesson(self.features(model, positions, generator), self.labels_N[positions])
 
 
-def _embed(model: "FineGrainedClassifier", images_NCHW: torch.Tensor) -> torch.Tensor:
+def _normalised(model: "FineGrainedClassifier", images_NCHW: torch.Tensor) -> torch.Tensor:
     device = next(model.parameters()).device
-    return model.embed(model.normalise(images_NCHW.to(device, non_blocking=True)))
+    return model.normalise(images_NCHW.to(device, non_blocking=True))

@@ -40,6 +40,7 @@ from fgvc_core.training.features import (
 from fgvc_core.training.loop import Outcome, train_passes
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.settings import TrainSettings
+from fgvc_core.training.zoom import ZoomedExamples
 
 
 class Learner:
@@ -69,6 +70,7 @@ class Learner:
         device: torch.device | str = "cpu",
     ) -> None:
         self.settings = train
+        self._norm_fixed_from = model.norm_fixed_from
         self.num_classes = num_classes
         self.seed = seed
         self.model = build_classifier(model, num_classes, image_size, derive_seed(seed, "model"))
@@ -115,6 +117,22 @@ class Learner:
             self._bank(table, cache), table.labels_N, self.augment, known, self._mixing
         )
 
+    def scored_examples(self, table: ExampleTable, cache: Path, zoom: float) -> Examples:
+        """A table's labelled examples to be scored, with a closer look where that is asked for.
+
+        Args:
+            table: The examples.
+            cache: Folder for decoded pictures and features.
+            zoom: ``evaluate.zoom``; 0: none, and the same as :meth:`examples`.
+        """
+        if not zoom:
+            return self.examples(table, cache)
+        spec = self.model.input
+        whole = PictureExamples(self._bank(table, cache), table.labels_N, None, knowledge_of(table))
+        side = round(spec.size / zoom)
+        larger = PictureBank(table, side, spec.crop, spec.interpolation, cache)
+        return ZoomedExamples(whole, larger)
+
     def train_round(
         self,
         examples: Examples,
@@ -132,6 +150,9 @@ class Learner:
             proximal_mu: FedProx's weight; 0: none.
             correct: Called after each backward pass; may change the gradients.
         """
+        if self.model.norm == "fixbn":
+            begun = (stretch.round - 1) / stretch.rounds
+            self.model.fixed_statistics = begun >= self._norm_fixed_from
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.seed, "order", purpose, stretch.round))
         with torch.random.fork_rng(devices=[]):
@@ -150,9 +171,15 @@ class Learner:
                 correct,
             )
 
-    def evaluate(self, examples: Examples, batch_size: int) -> tuple[Evaluation, NDArray[np.int64]]:
+    def evaluate(
+        self, examples: Examples, batch_size: int, among_K: NDArray[np.bool_] | None = None
+    ) -> tuple[Evaluation, NDArray[np.int64]]:
         """Confusion counts and predictions; see :func:`evaluate`."""
-        return evaluate(self.model, examples, self.num_classes, batch_size)
+        return evaluate(self.model, examples, self.num_classes, batch_size, among_K)
+
+    def pictures(self, table: ExampleTable, cache: Path) -> PictureBank:
+        """A table's pictures as the model sees them, labelled or not."""
+        return self._bank(table, cache)
 
     def _bank(self, table: ExampleTable, cache: Path) -> PictureBank:
         spec = self.model.input

@@ -10,7 +10,7 @@ from torch import nn
 
 from fgvc_core.losses.base import Answers
 from fgvc_core.training.averaging import Averaged
-from fgvc_core.training.examples import Examples
+from fgvc_core.training.examples import Examples, Lesson
 from fgvc_core.training.groups import parameter_groups
 from fgvc_core.training.schedule import Stretch, make_scheduler
 from fgvc_core.training.settings import TrainSettings
@@ -66,9 +66,14 @@ def train_passes(
         for positions in order.split(settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
             with autocast:
-                features_ND, targets = examples.lesson(model, positions, generator)
-                answers = Answers(model.classify(features_ND), features_ND, model.class_vectors())
-                value = loss.of(answers, targets.to(device))
+                lesson = Lesson(*examples.lesson(model, positions, generator))
+                answers = Answers(
+                    model.classify(lesson.features_ND),
+                    lesson.features_ND,
+                    model.class_vectors(),
+                    lesson.part_maps_NKHW,
+                )
+                value = loss.of(answers, lesson.targets.to(device))
             value.backward()
             if correct is not None:
                 correct()

@@ -23,7 +23,9 @@ from fgvc_core.privacy.planning import gradient_noise, learning_rate
 from fgvc_core.privacy.sampling import draw_units, fresh_seed
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import clip_scales
-from fgvc_core.training.examples import Examples, FeatureExamples
+from fgvc_core.training.averaging import Averaged
+from fgvc_core.training.examples import Examples, FeatureExamples, Lesson
+from fgvc_core.training.groups import parameter_groups
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import make_optimizer
 from fgvc_core.training.schedule import Stretch, make_scheduler
@@ -142,7 +144,10 @@ class PrivateTraining:
             # With momentum each gradient counts 1 / (1 - momentum) times.
             settings = settings.model_copy(update={"lr": rate * (1 - settings.momentum)})
         model = self._learner.model
-        optimizer = make_optimizer(self._parameters, settings)
+        groups = parameter_groups(model, settings.lr, settings.layer_decay)
+        optimizer = make_optimizer(groups, settings)
+        # An average of noisy steps is made of what is released: it costs nothing more.
+        averaged = Averaged(self._parameters, settings.ema)
         scheduler = make_scheduler(optimizer, settings, stretch, step.count)
         noise, count_noise = gradient_noise(step, self._privacy)
         bound = self._privacy.clipping_norm
@@ -163,8 +168,10 @@ class PrivateTraining:
                 self._apply(noisy_D)
                 optimizer.step()
                 scheduler.step()
+                averaged.step()
                 if np.isfinite(count_noise):
                     bound = self._next_bound(bound, summed.unclipped, batch, count_noise, divisor)
+        averaged.take_over()
         model.eval()
 
     def draw(self, rate: float) -> UnitBatch:
@@ -243,6 +250,14 @@ class PrivateTraining:
 
     def losses(self, positions: torch.Tensor) -> torch.Tensor:
         """The present losses (B,) of the pictures at B positions, each in a fresh random view."""
-        logits_BK = self._examples.logits(self._learner.model, positions, self.generator)
-        labels_B = self._examples.labels_N[positions].to(logits_BK.device)
-        return self.loss.per_example(logits_BK, labels_B)
+        model = self._learner.model
+        lesson = Lesson(*self._examples.lesson(model, positions, self.generator))
+        if lesson.targets.ndim != 1:
+            raise PolicyRefusal(
+                "augment.mix is refused under [privacy].",
+                why="It couples the examples of a batch: no single one's part can be bounded.",
+                remedy="Leave it out.",
+            )
+        logits_BK = model.classify(lesson.features_ND)
+        maps = () if lesson.part_maps_NKHW is None else (lesson.part_maps_NKHW,)
+        return self.loss.per_example(logits_BK, lesson.targets.to(logits_BK.device), *maps)

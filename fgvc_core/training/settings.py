@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fgvc_core.configuration import Settings
 
@@ -85,6 +85,53 @@ class TrainSettings(Settings):
     )
 
 
+class PretrainSettings(Settings):
+    """What the backbone learns from pictures without labels, before round 1."""
+
+    method: Literal["none", "simclr", "vicreg"] = Field(
+        "none",
+        description="Two random views of a picture shall have one vector. simclr (Chen et al. "
+        "2020, https://arxiv.org/abs/2002.05709): and other pictures' another; vicreg (Bardes et "
+        "al. 2022, https://arxiv.org/abs/2105.04906): and its entries shall vary, each on its own. "
+        "Both couple the examples of a batch: not under [privacy]. Needs the extra 'pretraining'.",
+    )
+    rounds: int = Field(10, ge=1, le=100_000, description="Rounds, before those of training.")
+    epochs: int = Field(1, ge=1, le=1000, description="Passes over a site's pictures a round.")
+    batch_size: int = Field(
+        64, ge=2, le=4096, description="Pictures a step; each has two views. simclr wants many."
+    )
+    lr: float = Field(
+        1e-3, gt=0.0, le=100.0, description="Highest learning rate of Adam; cosine, with warm-up."
+    )
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="Weight decay, 0 to 1.")
+    temperature: float = Field(
+        0.2, gt=0.0, le=10.0, description="simclr: what similarities are divided by."
+    )
+    hidden: int = Field(
+        256, ge=1, le=16_384, description="Width of the projector's middle; it travels, too."
+    )
+    projection: int = Field(
+        128, ge=2, le=16_384, description="Length of the vectors that are compared."
+    )
+    crop: float = Field(
+        0.4,
+        gt=0.0,
+        le=1.0,
+        description="Smallest share of a picture's area that a view shows, above 0 to 1.",
+    )
+    rotation: float = Field(
+        10.0, ge=0.0, le=180.0, description="Largest rotation of a view either way, in degrees."
+    )
+    color: float = Field(
+        0.3,
+        ge=0.0,
+        le=1.0,
+        description="Largest relative change of a view's brightness, contrast and saturation. "
+        "What views may differ in, the backbone learns not to see: little, where colour tells.",
+    )
+    grey: float = Field(0.0, ge=0.0, le=1.0, description="Share of views without colour, 0 to 1.")
+
+
 class EvaluateSettings(Settings):
     """How the federation's model is scored."""
 
@@ -92,11 +139,33 @@ class EvaluateSettings(Settings):
     every: int = Field(
         1, ge=0, description="Score the held-out test split every so many rounds; 0: at the end."
     )
+    zoom: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Also score a closer view of where the model looks, and average: its side as a "
+        "share of the picture's, 0.25 to below 1 (for instance 0.7); 0: none. For the held-out "
+        "test split, and convolutional backbones; doubles the cost of scoring.",
+    )
     pixel_baseline: bool = Field(
         True, description="Also fit a linear model on raw pixels, as the report's floor."
+    )
+    explained_pairs: int = Field(
+        0,
+        ge=0,
+        le=6,
+        description="For so many of the most confused pairs, 0 to 6, the report shows where the "
+        "model saw either class (Grad-CAM; the 'explain' extra; pictures that may be shown).",
     )
     unit_price: bool = Field(
         False,
         description="In a simulation of class-sums: also say what protecting subjects costs in "
         "accuracy against protecting images, on the same split.",
     )
+
+    @field_validator("zoom")
+    @classmethod
+    def _not_too_close(cls, value: float) -> float:
+        if 0.0 < value < 0.25:
+            raise ValueError("it must be 0 (none) or at least 0.25")
+        return value

@@ -184,6 +184,12 @@ def run(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the run; by default the recipe's.")] = "",
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=WHERE]", help="Also to tensorboard, mlflow or wandb; repeatable."
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start it and come back.")] = False,
     json_: Json = False,
 ) -> None:
@@ -194,7 +200,7 @@ def run(
     from fgvc_core.recipe import load_recipe
     from server.deployment.launching import launch
 
-    run_dir = launch(folder, load_recipe(recipe, set_ or []), name)
+    run_dir = launch(folder, load_recipe(recipe, set_ or []), name, _tracked(track))
     _follow(folder, run_dir, detach, json_)
 
 
@@ -271,6 +277,16 @@ def _follow(folder: Path, run_dir: Path, detach: bool, json_: bool) -> None:
         typer.echo(json.dumps({**metrics, "run_dir": str(run_dir)}, indent=1))
     else:
         typer.echo(f"report: {run_dir / 'report.html'}")
+
+
+def _tracked(texts: list[str] | None) -> tuple[str, ...] | None:
+    from server.tracking.choices import check_installed, read_track, settled
+
+    if texts is None:
+        return None
+    choices = read_track(texts)
+    check_installed(choices)
+    return settled(choices, Path.cwd())
 
 
 def _read(path: Path) -> str:

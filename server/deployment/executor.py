@@ -18,7 +18,13 @@ from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
 from fgvc_core.supervision import die_with_parent, read_json
 from server.deployment.conduct import active_run, read_conduct
-from server.deployment.flower_internals import Work, acquire_work, give_up, open_work
+from server.deployment.flower_internals import (
+    LINK_FAILURES,
+    Work,
+    acquire_work,
+    give_up,
+    open_work,
+)
 from server.deployment.parcel_grid import ParcelGrid
 
 POLL_S = 0.3
@@ -89,6 +95,10 @@ class Executor:
                 failure = f"{type(error).__name__}: {error}"
             except KeyboardInterrupt:
                 _say("told to stop")
+            except LINK_FAILURES as error:
+                # Not the run's fault: it goes on from its checkpoint.
+                failure = f"died: {type(error).__name__}: {error}"
+                raise
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
                 raise

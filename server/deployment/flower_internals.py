@@ -48,6 +48,7 @@ from flwr.supercore.constant import (
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -64,6 +65,7 @@ from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 
 __all__ = [
+    "LINK_FAILURES",
     "PROTOBUF_MEDIA_TYPE",
     "PUBLIC_KEY_HEADER",
     "SIGNATURE_HEADER",
@@ -79,6 +81,9 @@ __all__ = [
 
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
 SIGNATURE_HEADER = FLEET_HTTP_SIGNATURE_HEADER
+LINK_FAILURES = (httpx.HTTPError, ObjectPushError)
+"""What a run's process meets when the SuperLink dies in the midst of a call. A piece that was
+stored, and whose receipt died with the SuperLink, is taken for refused when it comes again."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 FEDERATION = ""
 

@@ -82,13 +82,16 @@ class Gateway:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/v1/fleet/{call}", self.fleet, methods=["POST"]),
                 Route("/v1/announcement", self.announcement, methods=["GET"]),
             ],
             exception_handlers={Refused: self._refuse, 404: self._nothing, 405: self._nothing},
         )
+        # A redirect would tell a stranger which paths there are, and to whatever host it named.
+        app.router.redirect_slashes = False
+        return app
 
     async def announcement(self, request: Request) -> Response:
         """The signed announcement of the run that is on, for ``site check``."""

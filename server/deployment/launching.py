@@ -13,19 +13,23 @@ from server.deployment.allow_list import AllowList
 from server.deployment.conduct import Conduct, active_run, read_conduct, write_conduct
 from server.deployment.settings import DeploymentSettings, read_settings
 from server.home import CoordinatorHome, ServerSettings, write_home
+from server.tracking import check_installed, read_track, settled
 
 POLL_S = 0.25
 """Between two looks for a reply, in seconds."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
-def launch(folder: Path, recipe: Recipe, name: str = "") -> Path:
+def launch(
+    folder: Path, recipe: Recipe, name: str = "", track: tuple[str, ...] | None = None
+) -> Path:
     """Ask for a run.
 
     Args:
         folder: The coordinator's.
         recipe: What to run.
         name: Of the run's folder; by default the recipe's, with a number if that is taken.
+        track: Where its events go besides; by default where ``server.toml`` says.
 
     Returns:
         The run's folder. The conductor of ``server up`` does the rest.
@@ -38,6 +42,10 @@ def launch(folder: Path, recipe: Recipe, name: str = "") -> Path:
     folder = folder.resolve()
     settings = read_settings(folder)
     _check_up(folder)
+    if track is None:
+        choices = read_track(settings.track)
+        check_installed(choices)
+        track = settled(choices, folder)
     sites = {name: entry.public_key for name, entry in AllowList(folder).active().items()}
     if not sites:
         raise ConfigurationError(
@@ -65,6 +73,7 @@ def launch(folder: Path, recipe: Recipe, name: str = "") -> Path:
         test=test,
         wait_for_sites_s=settings.wait_for_sites_s,
         poll_s=POLL_S,
+        track=track,
     )
     write_home(run_dir, recipe, class_names, sites, server)
     write_conduct(run_dir, Conduct(state="wanted"))

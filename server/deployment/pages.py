@@ -51,6 +51,10 @@ def make_app(folder: Path) -> Starlette:
 def metric_lines(status: dict[str, Any]) -> Iterator[str]:
     """A state as Prometheus reads it."""
     yield from _metric("up", "gauge", "Whether the coordinator is up.", [({}, int(status["up"]))])
+    serving = int(status["superlink"] == "serving")
+    yield from _metric(
+        "superlink_serving", "gauge", "Whether the SuperLink says that it serves.", [({}, serving)]
+    )
     days = status["certificate"]["days"]
     yield from _metric(
         "certificate_days", "gauge", "Days that the certificate has left.",
@@ -96,7 +100,13 @@ def _metric(
     yield f"# TYPE fieldmark_{name} {kind}"
     for labels, value in rows:
         listed = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-        yield f"fieldmark_{name}{{{listed}}} {value:g}" if listed else f"fieldmark_{name} {value:g}"
+        braced = f"{{{listed}}}" if listed else ""
+        yield f"fieldmark_{name}{braced} {_number(value)}"
+
+
+def _number(value: float) -> str:
+    """Every digit of it: a count of bytes soon has more than a few."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def _escaped(label: str) -> str:

@@ -46,7 +46,7 @@ class Coordinator:
         say: Told in words what happens.
 
     Attributes:
-        ports: Of the SuperLink (loopback) and of the gateway.
+        ports: Of the SuperLink, its health service and the pages (loopback), and of the gateway.
         ready: Whether the SuperLink has answered.
     """
 
@@ -144,6 +144,7 @@ def _start(
         *("--ssl-keyfile", str(tls / "server.key")),
         *("--isolation", "process", "--enable-supernode-auth"),
         *("--superexec-auth-secret-file", str(folder / "secret")),
+        *("--health-server-address", f"{LOOPBACK}:{ports['health']}"),
         *("--disable-runtime-dependency-installation",),
         *("--database", str(folder / "state" / "superlink.db")),
     )
@@ -164,6 +165,7 @@ def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:
     ports = {
         "superlink": _free(before.get("superlink", 0), LOOPBACK),
         "gateway": _free(wanted, settings.gateway.listen),
+        "health": _free(before.get("health", 0), LOOPBACK),
         "pages": _free(settings.status_port or before.get("pages", 0), LOOPBACK),
     }
     if settings.gateway.port and ports["gateway"] != settings.gateway.port:

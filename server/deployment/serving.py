@@ -10,6 +10,8 @@ import ssl
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fgvc_core.supervision import read_json, write_json
 from server.deployment.gateway import Gateway
-from server.deployment.settings import read_settings
+from server.deployment.meters import Meter, Refused
+from server.deployment.settings import GatewaySettings, read_settings
 
 FORWARD_TIMEOUT_S = 60.0
 NOTE_EVERY_S = 1.0
+MAX_HEAD_BYTES = 64_000
+"""Longest request line and headers together; a node's own are about 1000."""
 
 
 def serve(folder: Path) -> None:
@@ -43,7 +48,7 @@ def serve(folder: Path) -> None:
         gateway.app(),
         host=settings.listen,
         port=ports["gateway"],
-        http=_protocol(settings.slow_s, settings.connections_per_address),
+        http=_protocol(settings, gateway.meter),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -59,10 +64,16 @@ def serve(folder: Path) -> None:
     config.load()
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    asyncio.run(_serve(uvicorn.Server(config), gateway, folder))
+    asyncio.run(_serve(uvicorn.Server(config), gateway, folder, settings.slow_s))
 
 
-async def _serve(server: uvicorn.Server, gateway: Gateway, folder: Path) -> None:
+async def _serve(
+    server: uvicorn.Server, gateway: Gateway, folder: Path, handshake_s: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    # uvicorn passes no such bound on, and a minute for each who never shakes hands is too long.
+    bounded = partial(loop.create_server, ssl_handshake_timeout=handshake_s)
+    setattr(loop, "create_server", bounded)  # noqa: B010
     noting = asyncio.create_task(_note(gateway, folder / "state" / "gateway.json"))
     try:
         await server.serve()
@@ -86,20 +97,21 @@ async def _note(gateway: Gateway, path: Path) -> None:
         write_json(path, values)
 
 
-def _protocol(slow_s: float, per_address: int) -> type[HttpToolsProtocol]:
-    """A protocol that drops who connects too often, says nothing, or goes silent."""
+def _protocol(settings: GatewaySettings, meter: Meter) -> type[HttpToolsProtocol]:
+    """A protocol that drops who connects too often, says nothing, drips, or goes silent."""
     open_from: Counter[str] = Counter()
 
     class Guarded(HttpToolsProtocol):
         def connection_made(self, transport: Any) -> None:
             self._address = (transport.get_extra_info("peername") or ("",))[0]
-            self._silence: asyncio.TimerHandle | None = None
+            self._timer: asyncio.TimerHandle | None = None
+            self._head: int | None = None
             open_from[self._address] += 1
             super().connection_made(transport)
-            if open_from[self._address] > per_address:
-                transport.abort()
+            if open_from[self._address] > settings.connections_per_address:
+                self._turn_away(429, "more connections than connections_per_address")
                 return
-            self._watch()
+            self._begin_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             open_from[self._address] -= 1
@@ -107,26 +119,60 @@ def _protocol(slow_s: float, per_address: int) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            self._watch()
+            if self._timer is None:
+                self._begin_head()
+            elif self._head is None:
+                self._watch(self.transport.abort)
             super().data_received(data)
+            if self._head is None:
+                return
+            self._head += len(data)
+            # The parser keeps a head until it is whole: it must not grow without end.
+            if self._head > MAX_HEAD_BYTES:
+                self._turn_away(413, "a head that is too long")
+
+        def on_message_begin(self) -> None:
+            if self._head is None:
+                self._begin_head()
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._head = None
+            # Cut off in the midst of its body it is the application that writes it down.
+            self._watch(self.transport.abort)
+            super().on_headers_complete()
 
         def on_message_complete(self) -> None:
             # The request is whole: what follows may take as long as it takes.
             self._unwatch()
             super().on_message_complete()
 
-        def _watch(self) -> None:
+        def send_400_response(self, msg: str) -> None:
             self._unwatch()
-            self._silence = self.loop.call_later(slow_s, self._drop)
+            meter.refused(Refused(400, "no HTTP request", self._address), "")
+            super().send_400_response(msg)
+
+        def _begin_head(self) -> None:
+            """Its time does not begin anew with each byte, or a drip would hold it open."""
+            self._head = 0
+            self._watch(self._too_slow)
+
+        def _too_slow(self) -> None:
+            self._turn_away(408, "a head that took too long" if self._head else "silence")
+
+        def _turn_away(self, status: int, what: str) -> None:
+            self._unwatch()
+            meter.refused(Refused(status, what, self._address), "")
+            self.transport.abort()
+
+        def _watch(self, otherwise: Callable[[], None]) -> None:
+            self._unwatch()
+            self._timer = self.loop.call_later(settings.slow_s, otherwise)
 
         def _unwatch(self) -> None:
-            if self._silence is not None:
-                self._silence.cancel()
-                self._silence = None
-
-        def _drop(self) -> None:
-            if not self.transport.is_closing():
-                self.transport.abort()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     return Guarded
 

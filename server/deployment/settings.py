@@ -60,6 +60,11 @@ class DeploymentSettings(Settings):
     wait_for_sites_s: float = Field(
         600.0, gt=0.0, description="How long a run waits for sites that are registered but away."
     )
+    track: tuple[str, ...] = Field(
+        (),
+        description="Where runs' events go besides their folders: tensorboard, mlflow, wandb, "
+        "each alone or as NAME=WHERE, relative to this folder.",
+    )
     status_port: int = Field(
         0, ge=0, le=65535, description="Loopback port of the status page and metrics; 0: any free."
     )

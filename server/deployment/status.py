@@ -17,6 +17,7 @@ from server.deployment.certificates import check_dates
 from server.deployment.conduct import active_run, read_conduct
 from server.deployment.flower_internals import ControlApi
 from server.deployment.following import RunView, view_of
+from server.deployment.health import superlink_health
 from server.deployment.settings import read_settings
 
 
@@ -32,11 +33,13 @@ def read_status(folder: Path) -> dict[str, Any]:
     run_dir = active_run(folder) or _latest(folder)
     view = None if run_dir is None else view_of(run_dir)
     counts = read_json(folder / "state" / "gateway.json") or {}
-    nodes = _nodes(folder) if up else {}
     ports = read_json(folder / "state" / "ports.json") or {}
+    health = superlink_health(ports["health"]) if up and "health" in ports else "down"
+    nodes = _nodes(folder, ports) if health == "serving" else {}
     return {
         "name": settings.name,
         "up": up,
+        "superlink": health,
         "version": __version__,
         "address": f"{settings.hosts[0]}:{ports.get('gateway', settings.gateway.port)}",
         "certificate": _certificate(folder),
@@ -94,9 +97,8 @@ def _run(run_dir: Path, view: RunView | None) -> dict[str, Any]:
     }
 
 
-def _nodes(folder: Path) -> dict[str, str]:
+def _nodes(folder: Path, ports: dict[str, int]) -> dict[str, str]:
     """Fingerprint -> status, as the SuperLink has them; empty where it does not answer."""
-    ports = read_json(folder / "state" / "ports.json") or {}
     try:
         api = ControlApi(ports["superlink"], (folder / "state/loopback/ca.pem").read_bytes())
         return {node.fingerprint: node.status for node in api.nodes()}
@@ -122,7 +124,8 @@ def show_status(found: dict[str, Any]) -> None:
     certificate = found["certificate"]
     until = certificate["error"] or f"certificate for {certificate['days']} days"
     up = "up" if found["up"] else "not up"
-    console.print(f"{found['name']} at {found['address']}: {up}; {until}")
+    link = f", SuperLink {found['superlink']}" if found["up"] else ""
+    console.print(f"{found['name']} at {found['address']}: {up}{link}; {until}")
     if found["page"]:
         console.print(f"  page: {found['page']}")
     for name, process in (found["processes"] or {}).items():

@@ -10,6 +10,9 @@ from html import escape
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 30
 
+MOST_BARS, MOST_POINTS, MOST_TITLES = 240, 1000, 3000
+"""What one figure holds at most, so that a page of a long run stays small."""
+
 Number = float | int | None
 
 
@@ -44,7 +47,10 @@ def curves(title: str, lines: Sequence[Curve], top: float, marked: int = 0) -> s
     if marked:
         parts.append(_line(x(marked), TOP, x(marked), HEIGHT - BOTTOM, "mark"))
     for line in lines:
-        points = [(x(i), y(v)) for i, v in enumerate(line.values, start=1) if v is not None]
+        every, wide = _thinned(line.values, MOST_POINTS)
+        points = [
+            (x(min(i * wide + 1, rounds)), y(v)) for i, v in enumerate(every) if v is not None
+        ]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
         parts.append(f'<polyline class="curve {line.style}" points="{path}"/>')
         for px, py in points if len(points) == 1 else points[-1:]:
@@ -53,7 +59,9 @@ def curves(title: str, lines: Sequence[Curve], top: float, marked: int = 0) -> s
 
 
 def bars(title: str, values: Sequence[Number], unit: str) -> str:
-    """One bar a round, with its value on hover."""
+    """One bar a round, with its value on hover; of very many rounds, one bar for several."""
+    total = len(values)
+    values, wide = _thinned(values, MOST_BARS)
     known = [v for v in values if v is not None]
     top = max(known, default=1) or 1
     height = 150
@@ -68,10 +76,11 @@ def bars(title: str, values: Sequence[Number], unit: str) -> str:
         parts.append(
             f'<rect class="bar" x="{left + step * 0.1:.1f}" y="{y(value):.1f}" '
             f'width="{step * 0.8:.1f}" height="{y(0) - y(value):.1f}">'
-            f"<title>round {number}: {value:.3g} {escape(unit)}</title></rect>"
+            f"<title>round {(number - 1) * wide + 1}: {value:.3g} {escape(unit)}</title></rect>"
         )
-    for number in _ticks(len(values)):
-        parts.append(_text(LEFT + (number - 0.5) * step, height - 8, str(number), "tick middle"))
+    for number in _ticks(total):
+        middle = LEFT + ((number - 1) // wide + 0.5) * step
+        parts.append(_text(middle, height - 8, str(number), "tick middle"))
     return "".join([*parts, "</svg>"])
 
 
@@ -105,18 +114,81 @@ def holdings(title: str, sites: dict[str, list[int]], class_names: Sequence[str]
     height = int(line * len(sites) + head + 12)
     most = max((max(counts, default=0) for counts in sites.values()), default=1) or 1
     parts = [_open(title, height)]
+    named = sum(count > 0 for counts in sites.values() for count in counts) <= MOST_TITLES
     for row, (site, counts) in enumerate(sites.items()):
         y = head + line * (row + 0.5)
         parts.append(_text(104, y + 4, _short(site, 14), "name end"))
         for k, count in enumerate(counts):
             radius = (count / most) ** 0.5 * min(column, line) * 0.46
             if count:
+                told = f"{escape(site)}: {count} of {escape(class_names[k])}"
                 parts.append(
                     f'<circle class="held" cx="{120 + column * (k + 0.5):.1f}" cy="{y:.1f}" '
-                    f'r="{max(radius, 0.8):.1f}"><title>{escape(site)}: {count} of '
-                    f"{escape(class_names[k])}</title></circle>"
+                    f'r="{max(radius, 0.8):.1f}"'
+                    + (f"><title>{told}</title></circle>" if named else "/>")
                 )
     return "".join([*parts, "</svg>"])
+
+
+def cells(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: dict[tuple[str, int], int],
+    crossed: set[tuple[str, int]],
+) -> str:
+    """A grid of sites and rounds, darker where more bytes moved; a cross where one was refused.
+
+    Args:
+        title: What it shows.
+        rows: Names of the rows.
+        columns: What each column is.
+        values: (row's name, column) -> bytes; what is not there is left empty.
+        crossed: Cells to cross out.
+    """
+    left, line = 120.0, 16.0
+    step = min((WIDTH - left - RIGHT) / max(len(columns), 1), 26.0)
+    height = line * len(rows) + 30
+    most = max(values.values(), default=1) or 1
+    parts = [_open(title, height)]
+    for number, name in enumerate(rows):
+        y = number * line + 4
+        parts.append(_text(left - 10, y + 12, _short(name, 15), "name end"))
+        for column, label in enumerate(columns):
+            value = values.get((name, column))
+            if value is None:
+                continue
+            x = left + column * step
+            told = f"{name}, {label}: {value / 1e6:.3g} MB"
+            parts.append(
+                f'<rect class="cell" x="{x:.1f}" y="{y:.0f}" width="{step * 0.88:.1f}" '
+                f'height="{line - 3:.0f}" fill-opacity="{0.12 + 0.78 * value / most:.2f}">'
+                f"<title>{escape(told)}</title></rect>"
+            )
+            if (name, column) in crossed:
+                middle, half = x + step * 0.44, min(step * 0.3, 4.0)
+                parts.append(
+                    f'<path class="cross" d="M{middle - half:.1f} {y + 2.5:.1f}l{2 * half:.1f} 8'
+                    f'm{-2 * half:.1f} 0l{2 * half:.1f} -8"/>'
+                )
+    for number in _ticks(len(columns)):
+        x = left + (number - 0.56) * step
+        label = columns[number - 1].removeprefix("rounds ").removeprefix("round ").split(" ")[0]
+        parts.append(_text(x, height - 8, label, "tick middle"))
+    return "".join([*parts, "</svg>"])
+
+
+def _thinned(values: Sequence[Number], most: int) -> tuple[list[Number], int]:
+    """At most so many values, each the mean of the known ones of ``n`` neighbours; and n."""
+    wide = max(-(-len(values) // most), 1)
+    if wide == 1:
+        return list(values), 1
+    groups = [values[start : start + wide] for start in range(0, len(values), wide)]
+    means: list[Number] = []
+    for group in groups:
+        known = [value for value in group if value is not None]
+        means.append(sum(known) / len(known) if known else None)
+    return means, wide
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

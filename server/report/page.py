@@ -10,18 +10,26 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from server.report.charts import Curve, bars, curves, holdings, ladder
+from server.report.faults import REASONS_SHOWN, refusals_by_reason, traffic
 from server.report.reading import RunFolder
 
 SITES_SHOWN = 60
 """Rows of the sites' table; with more sites the rest is counted."""
 
 CLASSES_SHOWN = 60
+NOTABLE_SHOWN = 100
+PICTURES_BYTES = 1_600_000
+"""Most that the pictures of a page weigh together; the page stays below 3 MB."""
+RECIPE_SHOWN = 60_000
+"""Characters of the recipe; a list of classes can be long."""
 _REFUSED = re.compile(
     r"(?:Site '([A-Za-z0-9._-]+)'|The site) answered 'refused-policy'\.\s*(.*)", re.S
 )
 """What the coordinator's events say of a site's own refusal, in a roll call or a round: its
 name, where the event does not have it, and the reason that it gave."""
 
+_NOTABLE = frozenset({"round_void", "resumed", "interrupted", "failed", "site_set_aside",
+                      "screening_reset", "tracker_failed", "site_left"})  # fmt: skip
 _NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 
 
@@ -56,12 +64,15 @@ def _view(run: RunFolder) -> dict[str, Any]:
     classes = sorted(metrics.get("classes", []), key=lambda c: c["f1"])
     costs: dict[str, Any] = metrics.get("privacy", {})
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    refusals = refusals_by_reason(run.events)
+    notable = [e for e in run.events if e.get("event") in _NOTABLE or e.get("accepted") is False]
     return {
         "style": Markup(style),
         "m": metrics,
         "headline": _headline(run),
         "sites": dict(list(sites.items())[:SITES_SHOWN]),
         "sites_left": max(len(sites) - SITES_SHOWN, 0),
+        "installed": _installed(sites),
         "classes": classes[:CLASSES_SHOWN],
         "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
@@ -73,19 +84,29 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "refused_by": dict(list(_refused_by(run.events).items())[:SITES_SHOWN]),
         "pairs": _pairs(run),
         "comparison": run.comparison,
-        "refusals": [e for e in run.events if e.get("accepted") is False][:100],
-        "notable": [
-            e
-            for e in run.events
-            if e.get("event")
-            in (
-                *("round_void", "resumed", "interrupted", "failed"),
-                *("site_set_aside", "screening_reset"),
-            )
-        ],
-        "recipe": run.recipe,
+        "not_explained": (run.evaluation or {}).get("not_explained"),
+        "pictures_shown": (run.evaluation or {}).get("pictures_shown", True),
+        "levels": _levels(metrics),
+        "refusals": refusals[:REASONS_SHOWN],
+        "refusals_left": max(len(refusals) - REASONS_SHOWN, 0),
+        "set_aside": {s: f["set_aside"] for s, f in sites.items() if f.get("set_aside")},
+        "notable": notable[:NOTABLE_SHOWN],
+        "notable_left": max(len(notable) - NOTABLE_SHOWN, 0),
+        "recipe": run.recipe[:RECIPE_SHOWN],
+        "recipe_left": max(len(run.recipe) - RECIPE_SHOWN, 0),
         "command": "fieldmark simulate recipe.toml",
     }
+
+
+def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the sites say that they have installed: each version and code once, the most common
+    first, with the names of its sites."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, figures in sites.items():
+        if figures.get("code"):
+            groups.setdefault((str(figures["version"]), str(figures["code"])), []).append(name)
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    return [{"version": v, "code": code, "sites": names} for (v, code), names in ordered]
 
 
 def _headline(run: RunFolder) -> str:
@@ -161,6 +182,9 @@ def _figures(run: RunFolder) -> dict[str, str]:
             )
         moved = [(h["bytes_up"] + h["bytes_down"]) / 1e6 for h in history]
         figures["bytes"] = bars("Megabytes a round", moved, "MB")
+        grid = traffic(run.events, list(run.metrics.get("sites", {})), len(history))
+        if grid:
+            figures["traffic"] = grid
         figures["seconds"] = bars("Seconds a round", [h["seconds"] for h in history], "s")
     if run.partition and len(run.partition["sites"]) <= SITES_SHOWN:
         figures["holdings"] = holdings(
@@ -180,27 +204,50 @@ def _figures(run: RunFolder) -> dict[str, str]:
     return figures
 
 
+def _levels(metrics: dict[str, Any]) -> list[tuple[str, float]]:
+    """(level of the taxonomy, share right at it), the coarsest first, the class itself last."""
+    levels = list(metrics.get("levels", {}).items())
+    return [*levels, ("class", metrics["top1"])] if levels and metrics.get("top1") else []
+
+
 def _pairs(run: RunFolder) -> list[dict[str, Any]]:
     if not run.evaluation:
         return []
     names = run.evaluation["class_names"]
-    return [
-        {
-            "true": names[pair["true"]],
-            "predicted": names[pair["predicted"]],
-            "count": pair["count"],
-            "support": pair["support"],
-            "groups": [
-                (title, [p for p in map(run.picture, pair[f"pictures_{kind}"]) if p])
-                for kind, title in (
-                    ("true", names[pair["true"]]),
-                    ("mistaken", "taken for the other"),
-                    ("predicted", names[pair["predicted"]]),
-                )
-            ],
-        }
-        for pair in run.evaluation["pairs"]
-    ]
+    left = PICTURES_BYTES
+
+    def pictures(files: list[str]) -> list[str]:
+        nonlocal left
+        found = []
+        for address in filter(None, map(run.picture, files)):
+            if len(address) <= left:
+                left -= len(address)
+                found.append(address)
+        return found
+
+    pairs = []
+    for pair in run.evaluation["pairs"]:
+        # Explanations first: where there is not room for all, they say more.
+        explained = pictures(pair.get("explained", []))
+        groups = [
+            (title, pictures(pair[f"pictures_{kind}"]))
+            for kind, title in (
+                ("true", names[pair["true"]]),
+                ("mistaken", "taken for the other"),
+                ("predicted", names[pair["predicted"]]),
+            )
+        ]
+        pairs.append(
+            {
+                "true": names[pair["true"]],
+                "predicted": names[pair["predicted"]],
+                "count": pair["count"],
+                "support": pair["support"],
+                "groups": groups,
+                "explained": explained if len(explained) == 3 else [],
+            }
+        )
+    return pairs
 
 
 def _percent(share: float | None) -> str:

@@ -1,15 +1,20 @@
 """Reading a run's folder for its report."""
 
 import base64
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from fgvc_core.errors import DataError
 
 LONGEST_PICTURE = 2_000_000
 """Pictures larger than this are left out of the page, in bytes."""
+SMALL = 12_000
+"""Up to so many bytes a picture stays as it is; a larger one (a photograph) becomes a JPEG."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,13 @@ class RunFolder:
         inside = path.is_relative_to(self.folder.resolve())
         if not inside or not path.is_file() or path.stat().st_size > LONGEST_PICTURE:
             return None
-        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        data, kind = path.read_bytes(), "png"
+        if len(data) > SMALL:
+            packed = io.BytesIO()
+            with Image.open(io.BytesIO(data)) as picture:
+                picture.convert("RGB").save(packed, "JPEG", quality=85, optimize=True)
+            data, kind = packed.getvalue(), "jpeg"
+        return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 
 def _text(path: Path) -> str:

@@ -1,15 +1,28 @@
 """Benchmarks: each figure beside a reference that is measured in the same run."""
 
 import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp", "deploy", "rounds", "wire")
+NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner")
 
 
-def run_benches(name: str) -> list[dict[str, Any]]:
+def run_benches(
+    name: str,
+    rows: Sequence[str] = (),
+    kept: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
     """Run one benchmark, or all of them.
+
+    Args:
+        name: One of ``NAMES``, or ``all``.
+        rows: For ``learner``: which of its rows; empty: all.
+        kept: For ``learner``: the folder of what was run already.
+        say: Told of what was run, where it takes long.
 
     Returns:
         One entry a benchmark: ``name``, ``machine``, and ``figures``, each with
@@ -17,16 +30,22 @@ def run_benches(name: str) -> list[dict[str, Any]]:
         ``unit`` and ``how``.
 
     Raises:
-        ConfigurationError: if there is no benchmark of that name.
+        ConfigurationError: if there is no benchmark, or no row, of that name.
     """
     if name != "all" and name not in NAMES:
         raise ConfigurationError(
             f"There is no benchmark '{name}'; there are {', '.join(NAMES)} and all.",
             remedy=nearest(name, NAMES) or "fieldmark bench engine",
         )
+    if (rows or kept) and name != "learner":
+        raise ConfigurationError(
+            f"--rows and --out belong to the benchmark learner, not to {name}.",
+            remedy="Leave them out, or run: fieldmark bench learner",
+        )
     from simulations.bench.deploy import bench_deploy
     from simulations.bench.dp import bench_dp
     from simulations.bench.engine import bench_engine
+    from simulations.bench.learner import KEPT, bench_learner
     from simulations.bench.rounds import bench_rounds
     from simulations.bench.wire import bench_wire
 
@@ -36,6 +55,7 @@ def run_benches(name: str) -> list[dict[str, Any]]:
         "deploy": bench_deploy,
         "rounds": bench_rounds,
         "wire": bench_wire,
+        "learner": lambda: bench_learner(rows, kept or KEPT, say),
     }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]
@@ -67,8 +87,13 @@ def show(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from simulations.bench.learner import show_learner
+
     console = Console()
     for result in results:
+        if result["name"] == "learner":
+            show_learner(result["figures"])
+            continue
         table = Table(title=f"{result['name']} on {result['machine']}")
         for column in ("figure", "value", "reference", "ratio", "unit", "how"):
             table.add_column(column, overflow="fold")

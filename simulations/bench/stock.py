@@ -1,7 +1,9 @@
 """Stock Flower for comparison: the same bytes over the same TLS, keys and SQLite, no gateway."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -95,10 +97,14 @@ def stock_rounds(folder: Path) -> list[float]:
         def start(name: str, *command: str) -> None:
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
             process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent
+                command,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
             )
-            stack.callback(process.wait, 30)
-            stack.callback(process.terminate)
+            stack.callback(_end, process)
 
         start(
             "superlink", str(binaries / "flower-superlink"),
@@ -131,6 +137,16 @@ def stock_rounds(folder: Path) -> list[float]:
             raise RunFailed(f"The stock run failed: {api.run_status(run)[2]}")
     seconds: list[float] = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
     return seconds
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its helpers. Nothing of it is kept, so it is not waited for long."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _wait(condition: Callable[[], bool], within_s: float, failure: str) -> None:

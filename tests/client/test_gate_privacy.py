@@ -385,6 +385,26 @@ def test_no_unprotected_reply_passes_where_the_policy_demands_privacy(tmp_path, 
     assert not (site.home / "ledger.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["federation.rounds=0", "train.start=means"], "federation.rounds = 0 is refused"),
+        (["federation.strategy=scaffold"], "federation.strategy = 'scaffold' is refused"),
+        (["loss.triplet=0.5"], "loss.triplet"),
+        (["pretrain.method=simclr"], "pretrain.method = 'simclr' is refused"),
+    ],
+)
+def test_a_recipe_that_the_sites_own_noise_cannot_protect_is_refused_in_words(
+    tmp_path, changes, line
+):
+    own = {"epsilon": 2.0, "method": "gradients"}
+    site = make_site(tmp_path, privacy="optional", own=own)
+    recipe = unprotected(*changes)
+    with pytest.raises(PolicyRefusal, match=line):
+        Gate(site).admit(request(recipe, "train"), recipe)
+    assert not (site.home / "ledger.jsonl").exists()
+
+
 def test_an_agreement_that_ends_stops_the_next_round(announced):
     ended = with_policy(announced, privacy="required", expires="2020-01-01")
     with pytest.raises(PolicyRefusal, match=r"policy\.expires = 2020-01-01"):

@@ -1,7 +1,7 @@
 """A site under differential privacy, from the request to the reply, with a real model."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,15 +12,16 @@ from client import private_work
 from client.answering import Incoming, answer
 from client.privacy.policy import Policy
 from client.site import Site
-from client.work import split_examples
+from client.work import Desk, split_examples
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
 
-from .protected_sites import COORDINATOR, ledger_of, make_site, with_policy
+from .protected_sites import COORDINATOR, kinds, ledger_of, make_site, with_policy
 from .protected_sites import opened as reply_of
 from .protected_sites import request as request_for
 
@@ -92,6 +93,42 @@ def test_a_model_that_couples_pictures_is_refused_and_costs_nothing(site, privat
     assert reply.code == "refused-policy"
     assert "running_mean" in reply.reason
     assert spent(site) == 0
+
+
+@pytest.mark.parametrize("term", ["hierarchy", "semantic"])
+def test_a_loss_that_asks_more_than_the_data_say_costs_nothing(site, private, term, monkeypatch):
+    recipe = parse_recipe(private.to_toml(), [f"loss.{term}=0.5"])
+    assert reply_of(site, ask(site, recipe, "roll_call")).code == "ok"
+    tensors = make_learner(recipe, 12).tensors()
+    whole = Desk.table
+
+    def bare(self, site, recipe):
+        return replace(whole(self, site, recipe), taxonomy=(), attributes_KA=None)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Desk, "table", bare)
+        reply = reply_of(site, ask(site, recipe, tensors=tensors))
+        assert (reply.code, reply.reason) == ("unavailable", "")
+    assert f"loss.{term} > 0" in (site.home / "site.log").read_text()
+    assert spent(site) == 0
+    assert "reserved" not in kinds(site)
+    # And where the data do say it, the same request is answered, and charged.
+    assert reply_of(site, ask(site, recipe, tensors=tensors)).code == "ok"
+    assert spent(site) > 0
+    assert "reserved" in kinds(site)
+
+
+def test_faults_of_the_labels_are_not_told_for_nothing(site, private, monkeypatch):
+    recipe = parse_recipe(private.to_toml(), ["loss.hierarchy=0.5"])
+    ask(site, recipe, "roll_call")
+
+    def damaged(self, site, recipe):
+        raise DataError("A label is no class.")
+
+    monkeypatch.setattr(Desk, "table", damaged)
+    tensors = make_learner(recipe, 12).tensors()
+    assert reply_of(site, ask(site, recipe, tensors=tensors)).code == "unavailable"
+    assert spent(site) > 0
 
 
 def test_no_picture_is_opened_before_the_model_is_found_fit(site, private, monkeypatch):

@@ -12,11 +12,17 @@ from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
+from fgvc_core.supervision import write_json
 from fgvc_core.wire.arrays import pack_all
+from server.books import Books
+from server.checkpoint import RunState
 from server.events import EventLog
 from server.exchange import Exchange
 from server.home import CoordinatorHome, ServerSettings, write_home
+from server.intake import Intake
 from server.records import from_message, to_array_record, to_content
+from server.screening import Screening
+from server.standing import Standing
 from simulations.flower_internals import enter_run, give_id
 
 KEYS = {"site-1": new_key(), "site-2": new_key()}
@@ -157,6 +163,57 @@ def test_answers_come_in_the_order_of_the_requests_and_silence_ends_at_the_deadl
     assert [answer.request.site for answer in answers] == ["site-1", "site-2"]
     assert [answer.message is None for answer in answers] == [True, False]
     assert answers[0].seconds < 5
+
+
+REMOVED = "Site 'site-2' was removed from the allow-list."
+
+
+def removing(tmp_path, then):
+    """An answer before which the site is taken off the run's allow-list."""
+
+    def answer(request):
+        path = tmp_path / "coordinator" / "sites.json"
+        listed = {n: key for n, key in json.loads(path.read_text()).items() if n != "site-2"}
+        write_json(path, listed)
+        return then(request)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "then", [lambda request: None, answering("site-2")], ids=["silent", "replying"]
+)
+def test_a_site_that_is_removed_while_it_is_asked_is_refused_at_once(exchange, tmp_path, then):
+    call, _ = exchange(answering("site-1"), answering("site-2"))
+    call.roll_call()
+    call._grid.answers[3] = removing(tmp_path, then)
+    requests = [call.compose("train", 1, site, ARRAYS) for site in ("site-1", "site-2")]
+    first, second = call.ask(requests, deadline_s=3600.0)
+    assert (first.message is not None, first.refusal) == (True, "")
+    assert (second.message, second.refusal) == (None, REMOVED)
+    assert second.seconds < 60
+    # Nor is it looked for again.
+    assert list(call.late(2)) == []
+
+
+def test_the_refusal_of_a_removed_site_is_recorded(exchange, tmp_path):
+    call, _ = exchange(answering("site-1"), answering("site-2"))
+    call.roll_call()
+    call._grid.answers[3] = removing(tmp_path, answering("site-2"))
+    state, events = RunState(run="run-1"), EventLog(tmp_path / "events.jsonl")
+    books, standing = Books(state, events), Standing(state.standing, 3, events)
+    books.open(ARRAYS)
+    intake = Intake(state, Screening({}, call.keys, 1.0), books, standing, 3600.0)
+    accepted = []
+    asked = [call.compose("score", 1, "site-2", ARRAYS)]
+    assert list(intake.sound(call.ask(asked, 3600.0), accepted)) == []
+    assert accepted == []
+    (recorded,) = [event for event in exchange.events() if event["event"] == "reply"]
+    assert (recorded["site"], recorded["round"]) == ("site-2", 1)
+    assert (recorded["accepted"], recorded["reason"]) == (False, REMOVED)
+    assert state.sites["site-2"]["refused"] == 1
+    # It has not sent anything unsound: it was shown the door.
+    assert state.standing == {}
 
 
 def test_a_reply_that_names_another_message_is_never_taken(exchange, monkeypatch):

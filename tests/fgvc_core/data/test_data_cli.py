@@ -141,6 +141,23 @@ def test_partition_previews_what_a_simulation_deals(recipe: Path) -> None:
     assert sum(sum(v["classes"].values()) for v in values["sites"].values()) == 140
 
 
+def test_partition_counts_by_a_level_of_the_taxonomy_and_draws_kin_side_by_side(
+    tmp_path: Path,
+) -> None:
+    recipe = tmp_path / "drawn.toml"
+    recipe.write_text("[data]\nimage_size = 16\nfieldmarks_train = 60\nfieldmarks_test = 12\n")
+    by_class = json.loads(run("partition", recipe, "--json").stdout)
+    by_order = json.loads(run("partition", recipe, "--level", "order", "--json").stdout)
+    assert 1 < len(by_order["classes"]) < len(by_class["classes"])
+    for site, held in by_class["sites"].items():
+        assert sum(by_order["sites"][site]["classes"].values()) == sum(held["classes"].values())
+    run("partition", recipe, "--out", tmp_path / "who.svg")
+    assert '<rect class="family"' in (tmp_path / "who.svg").read_text()
+    result = run("partition", recipe, "--level", "ordre")
+    assert isinstance(result.exception, ConfigurationError)
+    assert "Did you mean" in str(result.exception)
+
+
 def test_partition_takes_settings_and_names_a_file_that_it_cannot_write(
     recipe: Path, tmp_path: Path
 ) -> None:

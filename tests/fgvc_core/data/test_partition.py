@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from fgvc_core.data.partition import partition
 from fgvc_core.data.partition_figure import draw_partition
+from fgvc_core.data.partition_levels import at_level, families, kin_order
 from fgvc_core.data.settings import PartitionSettings
 from fgvc_core.data.site_names import name_sites_by_value, numbered_sites
 from fgvc_core.data.table import ExampleTable
@@ -227,3 +229,23 @@ def test_the_picture_is_well_formed_and_holds_every_count() -> None:
     titles = [e.text for e in root.iter("{http://www.w3.org/2000/svg}title")]
     assert titles == ["A&B, x<y: 3", "A&B, c: 7", "C, b: 2"]
     assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_kin_stand_together_in_the_order_of_their_first_class() -> None:
+    paths = (("p", "a"), ("q", "b"), ("p", "c"), ("q", "d"))
+    table = SimpleNamespace(taxonomy=paths, taxonomy_levels=("order", "class"), num_classes=4)
+    assert kin_order(table) == [0, 2, 1, 3]
+    assert families(table) == [("p", 2), ("q", 2)]
+    totals, names = at_level({"s": np.array([1, 2, 4, 8])}, table, "order")
+    assert names == ("p", "q")
+    assert totals["s"].tolist() == [5, 10]
+
+
+def test_families_of_one_class_each_or_of_all_are_none() -> None:
+    alone = SimpleNamespace(
+        taxonomy=(("p", "a"), ("q", "b")), taxonomy_levels=("order", "class"), num_classes=2
+    )
+    assert families(alone) == []
+    bare = SimpleNamespace(taxonomy=(), taxonomy_levels=(), num_classes=3)
+    assert families(bare) == []
+    assert kin_order(bare) == [0, 1, 2]

@@ -10,7 +10,7 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import frozen_digest, is_frozen_backbone
 
 MAP = torch.rand(2, 6, 4, 3, generator=torch.Generator().manual_seed(0))
-KINDS = ("avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov")
+KINDS = ("avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov", "parts")
 
 
 @pytest.mark.parametrize("kind", KINDS)

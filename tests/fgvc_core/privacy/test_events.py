@@ -57,6 +57,8 @@ def test_take_keeps_all_but_the_count():
         {"purpose": "step", "noise_multiplier": 1.0, "count": 0},
         {"purpose": "step", "noise_multiplier": 1.0, "count": 2.0},
         {"purpose": "step", "noise_multiplier": 1.0, "count": True},
+        {"purpose": "step", "noise_multiplier": 1.0, "count": 10**12},
+        {"purpose": "step", "noise_multiplier": 0.01, "sampling_rate": 0.1},
         {"purpose": "step", "noise_multiplier": "1"},
         {"purpose": "step"},
         {"noise_multiplier": 1.0, "extra": 1},

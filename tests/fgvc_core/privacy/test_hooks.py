@@ -228,3 +228,21 @@ def test_a_picture_that_is_no_number_spoils_no_other_unit(engine):
     less = made.clipped_sum(UnitBatch(np.array([0, 1, 3]), np.array([0, 1, 2]), 3), 1.0)
     assert float((whole.total_D - less.total_D).abs().max()) < 1e-9
     assert torch.isfinite(whole.total_D).all()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_plain_convolution_that_is_channels_last_has_the_right_gradient_by_picture(kernel):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 8, kernel, padding=kernel // 2)
+    model = nn.Sequential(layer).double().to(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 9, 9, dtype=torch.float64)
+    images = images.contiguous(memory_format=torch.channels_last)
+    parameters = list(model.parameters())
+    engine = OpacusEngine(model, parameters, lambda at: (model(images[at]) ** 2).flatten(1).sum(1))
+    with engine.session():
+        found = engine.picture_gradients(torch.arange(4))
+    for number, parameter in enumerate(parameters):
+        for picture in range(4):
+            loss = (model(images[picture : picture + 1]) ** 2).sum()
+            (expected,) = torch.autograd.grad(loss, parameter)
+            torch.testing.assert_close(found[number][picture], expected.flatten())

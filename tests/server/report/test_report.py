@@ -87,6 +87,27 @@ def test_the_page_states_what_the_metrics_say(tmp_path):
     assert "no differential privacy" in told
 
 
+def test_the_page_says_which_code_each_site_runs(tmp_path):
+    folder = write_run(tmp_path / "run")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for figures in metrics["sites"].values():
+        figures.update(version="0.1.0", code="ab" * 32)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert f"Every site says that it runs Fieldmark 0.1.0 with the code {'ab' * 8}" in words(folder)
+    metrics["sites"]["site-2"].update(version="<b>9</b>", code="cd" * 32)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    said = words(folder)
+    assert "The sites say that they run different code" in said
+    assert f"Fieldmark 0.1.0, code {'ab' * 8}: site-1, site-3, site-4, site-5" in said
+    assert f"Fieldmark <b>9</b>, code {'cd' * 8}: site-2" in said
+
+
+def words(folder):
+    """The text of a run's page, as a reader sees it."""
+    page = re.sub(r"<style.*?</style>", "", render(folder).read_text(), flags=re.S)
+    return " ".join(unescape(re.sub(r"<[^>]+>", "", page)).split())
+
+
 def test_the_page_asks_for_nothing_outside_itself(tmp_path):
     page = render(write_run(tmp_path / "run")).read_text()
     addresses = re.findall(r"""(?:src|href|url|action|srcset)\s*[=(]\s*["']?([^"'\s)>]+)""", page)
@@ -212,6 +233,100 @@ def test_a_thousand_sites_make_a_page_of_bounded_size(tmp_path):
     assert text_of(page).count("940 more sites") == 2
 
 
+def test_a_long_run_of_many_classes_with_photographs_stays_below_three_megabytes(tmp_path):
+    names = [f"A species with a rather long name, number {k}" for k in range(200)]
+    run = write_run(tmp_path / "run", sites=60, names=names)
+    noise = np.random.default_rng(0)
+    files = []
+    for number in range(72):
+        pixels = noise.integers(0, 256, (160, 160, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(run / "pictures" / f"{number}.png")
+        files.append(f"pictures/{number}.png")
+    pairs = []
+    for number in range(6):
+        own = files[12 * number : 12 * number + 12]
+        pairs.append(
+            {"true": number, "predicted": 50 + number, "count": 9, "support": 30,
+             "pictures_true": own[:3], "pictures_mistaken": own[3:6],
+             "pictures_predicted": own[6:9], "explained": own[9:]}
+        )  # fmt: skip
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps({**evaluation, "pairs": pairs}))
+    partition = {"class_names": names, "sites": {f"site-{n}": [7] * 200 for n in range(1, 61)}}
+    (run / "partition.json").write_text(json.dumps(partition))
+    entry = json.loads((run / "metrics.json").read_text())["history"][0]
+    history = [{**entry, "round": r, "val_top1": 0.5} for r in range(1, 5001)]
+    events = [
+        {"event": "reply", "round": r, "site": f"site-{1 + r % 60}", "accepted": bool(r % 3),
+         "reason": f"The update's norm is {r}.5 times the others'", "bytes_up": 10, "bytes_down": 9}
+        for r in range(1, 5001)
+    ]  # fmt: skip
+    changed(run, recipe="# long\n" * 20000, history=history, events=events, rounds=5000)
+    page = render(run)
+    assert page.stat().st_size < 3_000_000
+    # Noise does not compress: not all of it fits, and explanations go first.
+    told = page.read_text()
+    assert told.count("evidence for") == 12
+    assert 18 < told.count("<img") < 72
+    assert "… and 1,566 more, in events.jsonl" in text_of(page)
+    assert text_of(page).count("The update's norm is 3.5 times") == 2
+
+
+def test_refusals_are_counted_by_reason_whatever_their_numbers(tmp_path):
+    def refused(round_, site, reason):
+        return {"event": "reply", "round": round_, "site": site, "accepted": False,
+                "reason": reason, "bytes_up": 5, "bytes_down": 5}  # fmt: skip
+
+    run = write_run(tmp_path / "run")
+    events = [
+        {"event": "roll_call", "site": None, "accepted": False, "reason": "an unknown key"},
+        refused(2, "site-1", "A norm of 9.5 times the others'."),
+        refused(5, "site-4", "A norm of 12 times the others'."),
+        refused(6, "site-4", "No reply within 600 s."),
+        {"event": "site_set_aside", "round": 6, "site": "site-4", "reason": "3 in a row"},
+    ]
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["sites"]["site-4"]["set_aside"] = 6
+    told = re.sub(r"\s+", " ", text_of(render(changed(run, events=events, **metrics))))
+    assert "2 2 to 5 site-1, site-4 A norm of 9.5 times the others'." in told
+    assert "1 6 site-4 No reply within 600 s." in told
+    assert "1 roll call a node an unknown key" in told
+    assert "Set aside at the end, after unsound replies in a row: site-4." in told
+    assert "site-4: site set aside: 3 in a row" in told
+
+
+def test_who_moved_how_much_in_which_round_is_a_grid_with_refusals_crossed(tmp_path):
+    run = write_run(tmp_path / "run", sites=3)
+    events = [
+        {"event": "reply", "round": r, "site": f"site-{s}", "accepted": (r, s) != (2, 3),
+         "reason": "late", "bytes_up": 1_000_000 * s, "bytes_down": 500_000}
+        for r in range(1, 8) for s in (1, 2, 3)
+    ]  # fmt: skip
+    page = render(changed(run, events=events)).read_text()
+    assert page.count('<rect class="cell"') == 21
+    assert page.count('<path class="cross"') == 1
+    assert "site-3, round 2: 3.5 MB" in page
+    assert 'fill-opacity="0.90"' in page
+
+
+def test_levels_of_the_taxonomy_are_told_where_there_are_some(tmp_path):
+    run = changed(write_run(tmp_path / "run"), levels={"order": 0.99, "family": 0.955})
+    told = re.sub(r"\s+", " ", text_of(render(run)))
+    assert "the right order in 99.0 %, the right family in 95.5 %, the right class" in told
+
+
+def test_pictures_that_may_not_be_shown_are_not_and_the_page_says_so(tmp_path):
+    run = write_run(tmp_path / "run")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    pair = {**evaluation["pairs"][0], **{f"pictures_{k}": [] for k in
+            ("true", "predicted", "mistaken")}}  # fmt: skip
+    shown = {**evaluation, "pairs": [pair], "pictures_shown": False}
+    (run / "evaluation.json").write_text(json.dumps(shown))
+    page = render(run)
+    assert "<img" not in page.read_text()
+    assert "not known to be public" in text_of(page)
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "recipe.toml", "evaluation.json"])
 def test_a_damaged_or_missing_file_is_named(tmp_path, name):
     run = write_run(tmp_path / "run")
@@ -239,6 +354,72 @@ def _chromium() -> str | None:
     return next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
+
+
+def busy_run(folder: Path) -> Path:
+    """A run with everything on its page: costs, faults, trials, explanations, many rounds."""
+    run = write_run(folder, sites=12)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["pairs"][0]["explained"] = [f"pictures/{i}.png" for i in range(3)]
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    long = "A reply whose reason names /a/path/that/has/no/space/in/it/at/all/" + "x" * 120
+    events = [
+        {"event": "reply", "round": r, "site": f"site-{s}", "accepted": s < 11,
+         "reason": None if s < 11 else long, "bytes_up": 10**6 * s, "bytes_down": 10**6}
+        for r in range(1, 41) for s in range(1, 13)
+    ]  # fmt: skip
+    trial = {"attack": "little-is-enough", "strategy": "geometric-median", "top1": 0.5,
+             "failed": None, "hostile_refused": 10, "hostile_accepted": 2,
+             "honest_refused": 0}  # fmt: skip
+    return changed(run, events=events, trials=[trial], privacy={"site-1": COST},
+                   levels={"order": 0.9, "family": 0.8})  # fmt: skip
+
+
+def measured(page: Path, script: str, width: int, tmp_path: Path) -> str:
+    """What a script makes of a page in a frame of some width, in headless Chromium."""
+    # Headless Chromium will not make a window narrower than 500 px: a frame will.
+    framed = page.with_name("framed.html")
+    framed.write_text(
+        f'<iframe id="f" src="{page.name}" width="{width}" height="900"></iframe><script>'
+        "document.getElementById('f').onload = () => { const w ="
+        " document.getElementById('f').contentWindow, d = w.document.documentElement;"
+        f" document.body.dataset.found = {script}; }}</script>"
+    )
+    done = subprocess.run(
+        [_chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=3000", "--dump-dom", framed.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert found, done.stdout[:500]
+    return found[1]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.skipif(_chromium() is None, reason="no Chromium on this machine")
+def test_a_page_with_everything_on_it_does_not_scroll_sideways_either(tmp_path, width):
+    page = render(busy_run(tmp_path / "run"))
+    assert int(measured(page, "d.scrollWidth", width, tmp_path)) <= width
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(_chromium() is None, reason="no Chromium on this machine")
+def test_on_paper_no_table_is_cut_and_nothing_is_dark(tmp_path):
+    page = render(busy_run(tmp_path / "run"))
+    # The rules for paper, on a screen as wide as a sheet of A4 between its margins.
+    page.write_text(page.read_text().replace("@media print", "@media screen"))
+    beyond = (
+        "[Math.max(...[...d.querySelectorAll('.scroll, .card, pre')]"
+        ".map(e => e.scrollWidth - e.clientWidth)), d.scrollWidth,"
+        " w.getComputedStyle(w.document.body).backgroundColor].join(' ')"
+    )
+    cut, wide, paper = measured(page, beyond, 688, tmp_path).split(" ", 2)
+    assert int(cut) <= 0
+    assert int(wide) <= 688
+    assert paper == "rgb(255, 255, 255)"
 
 
 @pytest.mark.browser

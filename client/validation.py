@@ -1,0 +1,267 @@
+"""An outside site checks somebody's model: a validation kit in, signed figures out.
+
+The person at the site runs it; no coordinator is asked. What leaves passes the gate like any
+other reply: without differential privacy as far as the policy lets it, under it as two noisy
+counts that are charged before they are computed. The same kit again gives the same answer.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.privacy.gate import Departure, Gate
+from client.privacy.outbox import Payload
+from client.privacy.policy import check_validation
+from client.site import Site
+from client.work import echo
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
+from fgvc_core.experiment import pick_device
+from fgvc_core.export.kit import Kit, open_kit, read_body
+from fgvc_core.inference.calibration import reliability
+from fgvc_core.inference.judging import (
+    Judged,
+    Part,
+    data_of,
+    logits_of,
+    part_known,
+    read_table,
+    seen_classes,
+)
+from fgvc_core.inference.scorecard import Scorecard, scorecard
+from fgvc_core.privacy.accountant import noise_for
+from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.units import protected_units
+from fgvc_core.protocol.keys import fingerprint, public_text, read_public
+from fgvc_core.protocol.messages import Request, new_nonce
+from fgvc_core.protocol.validation import (
+    ClassFigures,
+    Figures,
+    Interval,
+    KitBody,
+    ValidationReply,
+)
+from fgvc_core.recipe import Recipe
+from fgvc_core.training.private import noisy_scores
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What came of a kit.
+
+    Attributes:
+        departure: What may leave.
+        reply: The same, read.
+    """
+
+    departure: Departure
+    reply: ValidationReply
+
+    def write(self, path: Path) -> None:
+        """Write the file that goes back.
+
+        Raises:
+            ConfigurationError: if it cannot be written.
+        """
+        sealed = self.departure.sealed
+        values = {"body": sealed.text, "signature": sealed.signature.hex()}
+        try:
+            path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(
+                f"--out '{path}' cannot be written: {error.strerror}.",
+                why="The answer is in the site's ledger; running this again costs nothing more.",
+                remedy="Name a file in a folder that exists and that you may write to.",
+            ) from None
+
+
+def check_issuer(site: Site, body: KitBody, trusted: str | None) -> None:
+    """Whether the kit is from whom this site trusts: its coordinator, or a key that is named.
+
+    Args:
+        site: Whose home.
+        body: What the kit says; its signature was checked.
+        trusted: The fingerprint that a person gave, in full, or None.
+
+    Raises:
+        PeerError: if it is from somebody else.
+    """
+    found = fingerprint(read_public(body.issuer))
+    if body.issuer == public_text(site.coordinator) or found == trusted:
+        return
+    raise PeerError(
+        f"The kit was made by a key that this site does not know: {found}.",
+        why="Whoever made it gets the answer's figures.",
+        remedy="Ask the sender for the fingerprint by another way, then: --issuer FINGERPRINT",
+    )
+
+
+def validate_kit(
+    site: Site,
+    path: Path,
+    *,
+    issuer: str | None = None,
+    data: str | None = None,
+    overrides: tuple[str, ...] = (),
+    part: Part = "all",
+    weights: str | None = None,
+) -> Validation:
+    """Judge a kit's model on this site's pictures.
+
+    Args:
+        site: Whose.
+        path: The kit.
+        issuer: Fingerprint of the key that made it, where that is not the coordinator's.
+        data: How this site's data are laid out (``data.name``); None: as the recipe says.
+        overrides: ``data.KEY=VALUE``; never ``data.path``, which is the site's own.
+        part: Which part of them.
+        weights: Weights of the model's frozen part on this machine.
+
+    Raises:
+        PolicyRefusal: naming the policy's line that says no; nothing was charged then.
+        PeerError: if the kit is not from whom it has to be.
+        DataError: if kit or data are damaged.
+        ConfigurationError: if the model cannot be built, or an override cannot be.
+    """
+    body, _ = read_body(path)
+    check_issuer(site, body, issuer)
+    _refuse_other_data(overrides)
+    device = str(pick_device(site.settings.resources.device))
+    kit = open_kit(path, device, weights, read_public(body.issuer))
+    gate = Gate(site)
+    recipe = _recipe_here(site, kit, data, overrides)
+    privacy = gate.terms.protection_of_scores(recipe)
+    check_validation(site.settings.policy, privacy is not None)
+    request = Request(
+        kind="score",
+        run=body.kit,
+        round=0,
+        site=site.name,
+        nonce=new_nonce(),
+        recipe_digest=kit.digest,
+    )
+    if site.settings.policy.approval != "none":
+        # The person who runs this at the site says yes by running it; the ledger says so.
+        values = {"run": request.run, "recipe_digest": request.recipe_digest, "name": body.name}
+        gate.ledger.note("approved", values)
+    table, names = _table(site, kit, recipe, part)
+    fields: dict[str, Any] = {
+        **echo(site, request),
+        "code": "ok",
+        "public_key": site.public_key,
+        "kit_digest": kit.digest,
+    }
+    if privacy is None:
+        card = _score(site, kit, table, names)
+        reply = ValidationReply(**fields, figures=_figures(card))
+        departure = gate.release(request, reply, {})
+    else:
+        if len(names) != len(body.class_names):
+            raise PolicyRefusal(
+                "The kit's model has classes that it has never seen.",
+                why="Noisy counts are over all of its answers.",
+                remedy="Ask for a model of seen classes alone.",
+            )
+        event = _event(privacy)
+        gate.announce_validation(request, body.name, privacy, event)
+
+        def work() -> Payload:
+            noisy = _noisy(site, kit, table, privacy, event)
+            return Payload({**fields, "noisy_scores": noisy}, {})
+
+        departure = gate.protected_round(request, recipe, event, work, form=ValidationReply)
+    reply_sent = ValidationReply.parse(departure.sealed.text)
+    assert isinstance(reply_sent, ValidationReply)
+    return Validation(departure, reply_sent)
+
+
+def _refuse_other_data(overrides: tuple[str, ...]) -> None:
+    if any(text.startswith("data.path=") for text in overrides):
+        raise ConfigurationError(
+            "--set data.path: the pictures are those that site.toml names.",
+            why="What is spent on other pictures would not be in their ledger.",
+            remedy="Make a home of its own for the other pictures: fieldmark site new",
+        )
+
+
+def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, ...]) -> Recipe:
+    """The kit's recipe over this site's data, with the privacy that the stricter of both asks."""
+    own, policy = site.settings.data, site.settings.policy
+    data = data_of(kit.trained, overrides, name, own.path)
+    if own.subject_column is not None:
+        data = data.model_copy(update={"subject_column": own.subject_column})
+    offered = kit.body.privacy
+    privacy = None
+    if policy.demand:
+        privacy = PrivacySettings(
+            epsilon=offered.epsilon,
+            delta=min(offered.delta, policy.delta),
+            unit=policy.unit or offered.unit,
+        )
+    return kit.trained.recipe.model_copy(update={"data": data, "privacy": privacy})
+
+
+def _table(
+    site: Site, kit: Kit, recipe: Recipe, part: Part
+) -> tuple[ExampleTable, tuple[str, ...]]:
+    seen_K = seen_classes(kit.trained.recipe, kit.body.class_names)
+    names = tuple(kit.body.class_names[k] for k in seen_K)
+    table = read_table(recipe.data, "all" if site.rows is not None else part, site.cache)
+    if site.rows is not None:
+        held = set(site.rows.tolist())
+        table = table.take([i for i, row in enumerate(table.rows.tolist()) if row in held])
+    known, _ = part_known(table, names, (), kit.trained.recipe.partition.unseen)
+    return known, names
+
+
+def _score(site: Site, kit: Kit, table: ExampleTable, names: tuple[str, ...]) -> Scorecard:
+    seen_K = seen_classes(kit.trained.recipe, kit.body.class_names)
+    batch = kit.trained.recipe.evaluate.batch_size
+    logits_NK = logits_of(kit.trained.learner, table, site.cache, batch)[:, seen_K]
+    judged = Judged(logits_NK, table.labels_N, table.subjects, table.columns)
+    card = scorecard(judged, names)
+    if kit.body.temperature is None:
+        return card
+    fitted = reliability(logits_NK, table.labels_N, kit.body.temperature)
+    return Scorecard(**{**card.__dict__, "calibrated": fitted})
+
+
+def _figures(card: Scorecard) -> Figures:
+    return Figures(
+        examples=card.counts.examples,
+        subjects=card.subjects,
+        top1=Interval(**card.top1.as_json()),
+        top5=card.top5,
+        macro_precision=card.counts.macro_precision,
+        macro_recall=card.counts.macro_recall,
+        macro_f1=Interval(**card.macro_f1.as_json()),
+        ece=card.reliable.ece,
+        loss=card.counts.loss,
+        classes={
+            one["name"]: ClassFigures(**{k: v for k, v in one.items() if k != "name"})
+            for one in card.classes()
+        },
+    )
+
+
+def _event(privacy: PrivacySettings) -> PrivacyEvent:
+    """The one release that costs what was offered."""
+    noise = noise_for(
+        lambda multiplier: [PrivacyEvent("scores", multiplier)], privacy.epsilon, privacy.delta
+    )
+    return PrivacyEvent("scores", noise)
+
+
+def _noisy(
+    site: Site, kit: Kit, table: ExampleTable, privacy: PrivacySettings, event: PrivacyEvent
+) -> dict[str, float]:
+    contents = [table.content_key(i) for i in range(len(table))]
+    units_N = protected_units(privacy.unit, contents, table.subjects)
+    units_N = np.unique(units_N, return_inverse=True)[1].astype(np.int64)
+    examples = kit.trained.learner.examples(table, site.cache)
+    batch = kit.trained.recipe.evaluate.batch_size
+    return noisy_scores(kit.trained.learner, examples, units_N, event, batch)

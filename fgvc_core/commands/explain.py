@@ -1,0 +1,208 @@
+"""``fieldmark explain``: why this and not that, and whether the maps can be trusted."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fgvc_core.commands.terminal import Json, Overrides, busy, progress
+
+if TYPE_CHECKING:
+    from fgvc_core.data.table import ExampleTable
+    from fgvc_core.explain.class_maps import ClassMaps
+    from fgvc_core.inference.trained import TrainedModel
+
+
+def explain(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run's folder or a checkpoint of one.", show_default=False)
+    ],
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            help="Pictures and folders; without any, some of the test split of the model's data.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="A sheet (.png) or a page (.html).")
+    ] = Path("explanations.html"),
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="At most so many pictures, spread over all; by default 8, and all in a game.",
+        ),
+    ] = None,
+    pointing: Annotated[
+        bool,
+        typer.Option(
+            "--pointing", help="Play the pointing game on the test split, with its controls."
+        ),
+    ] = False,
+    method: Annotated[
+        str, typer.Option(help="layercam, hirescam, gradcam or gradcam++.")
+    ] = "layercam",
+    stage: Annotated[
+        str,
+        typer.Option(
+            help="Layer that maps are made from: last, a stage of the backbone, or auto (the "
+            "deepest of at least 14 positions a side)."
+        ),
+    ] = "auto",
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.5, help="--pointing: share of the side that may be missed."),
+    ] = 15 / 224,
+    draws: Annotated[
+        int, typer.Option(min=1, help="--pointing: networks with random weights to compare with.")
+    ] = 3,
+    alone: Annotated[
+        bool,
+        typer.Option(
+            "--alone", help="--pointing: maps of the true class alone, not against its runner-up."
+        ),
+    ] = False,
+    set_: Overrides = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Show where a model saw what it says, beside its second-best class.
+
+    Five maps a picture: for the class, for the runner-up, for the one and not the other both
+    ways, and the model's own attention where it has any. What it writes shows the pictures:
+    at a site it stays there.
+
+    Example: fieldmark explain runs/demo birds/test --out why.html
+    """
+    from fgvc_core.errors import ConfigurationError
+    from fgvc_core.inference.trained import load_trained
+
+    trained = load_trained(checkpoint, weights=weights)
+    if pointing:
+        if pictures:
+            raise ConfigurationError(
+                "--pointing takes no pictures.",
+                why="It needs part locations, which the data set of the recipe has.",
+                remedy="Say where the data are with --set data.path=FOLDER.",
+            )
+        _point(
+            trained, set_, examples, json_, method=method, stage=stage, tolerance=tolerance,
+            draws=draws, contrast=not alone,
+        )  # fmt: skip
+        return
+    from fgvc_core.explain.class_maps import ClassMaps
+    from fgvc_core.explain.sheet import write_sheet
+
+    maker = ClassMaps(trained.model, method, stage)
+    with busy("Explaining"):
+        found = _explained(trained, pictures, set_, examples or 8, maker)
+    note = (
+        f"{method}, stage {stage}; red: told wrong. Maps are relative: each is scaled to its peak."
+    )
+    write_sheet(found, out, note)
+    if json_:
+        told = {"file": str(out), "pictures": [one.as_json() for one in found]}
+        typer.echo(json.dumps(told, indent=1))
+    else:
+        typer.echo(f"{len(found)} pictures explained: {out}")
+
+
+def _explained(
+    trained: "TrainedModel",
+    pictures: list[Path] | None,
+    overrides: list[str] | None,
+    examples: int,
+    maker: "ClassMaps",
+) -> list[Any]:
+    import numpy as np
+
+    from fgvc_core.explain.explaining import explain as explain_pictures
+    from fgvc_core.inference.named import named_views, spread
+
+    spec = trained.model.input
+    short = round(spec.size / spec.crop)
+    if pictures:
+        found = named_views(trained, pictures, examples)
+        return explain_pictures(
+            trained, found.names, found.views_NHWC, [None] * len(found.names), maker
+        )
+    table = _test_table(trained, overrides)
+    table = table.take(spread(len(table), examples))
+    views = [trained.view(table.picture(n, short)) for n in range(len(table))]
+    truths = [table.class_names[k] for k in table.labels_N]
+    return explain_pictures(trained, table.ids, np.stack(views), truths, maker)
+
+
+def _test_table(trained: "TrainedModel", overrides: list[str] | None) -> "ExampleTable":
+    from fgvc_core.data.cache import cache_folder
+    from fgvc_core.errors import DataError
+    from fgvc_core.experiment import make_table
+    from fgvc_core.recipe import parse_recipe
+
+    recipe = parse_recipe(trained.recipe.to_toml(), overrides or [])
+    table = make_table(recipe, cache_folder()).where("test")
+    if not len(table):
+        raise DataError("The data have no test split.", remedy="Name pictures instead.")
+    return table
+
+
+def _point(
+    trained: "TrainedModel",
+    overrides: list[str] | None,
+    examples: int | None,
+    json_: bool,
+    **settings: Any,
+) -> None:
+    from fgvc_core.explain.pointing import Game, play
+    from fgvc_core.inference.named import spread
+
+    table = _test_table(trained, overrides)
+    if examples is not None:
+        table = table.take(spread(len(table), examples))
+    with progress("Pointing") as tell:
+        found = play(trained, table, Game(**settings), tell)
+    if json_:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fgvc_core.explain.controls import UNCHANGED
+
+    kind = "the true class against its runner-up" if found["contrast"] else "the true class alone"
+    table = Table(title=f"{found['scored']:,} pictures; maps of {kind}; {found['method']}")
+    table.add_column("map")
+    for column in ("on a part that distinguishes", "on any part", "energy in the box"):
+        table.add_column(column, justify="right")
+    names = {"trained": "this model", "random_weights": "random weights", "centre": "the centre"}
+    for key, name in names.items():
+        row = found[key]
+        cells = (row["hit_rate"], row["any_part_hit_rate"], row["energy_in_box"])
+        table.add_row(name, *("none" if cell is None else f"{cell:.3f}" for cell in cells))
+    console = Console()
+    console.print(table)
+    ratios = " and ".join(
+        f"{found[key]:.2f} x {name}"
+        for key, name in (("ratio_centre", "the centre"), ("ratio_random", "random weights"))
+        if found[key] is not None
+    )
+    console.print(f"Hit rate: {ratios or 'no control hit anything'}; a miss of "
+                  f"{found['tolerance']:.3f} of the side is forgiven.")  # fmt: skip
+    alike = found["rank_correlation"]
+    console.print(f"Rank correlation with maps of random weights: {alike:.2f}")
+    if found["flat_maps"]:
+        console.print(f"{found['flat_maps']} maps are empty and count as misses.")
+    if alike is not None and alike >= UNCHANGED:
+        console.print(
+            "[bold yellow]These maps hardly change when the weights are randomised: they show the "
+            "picture, or the network's shape, and not what was learnt.[/]"
+        )

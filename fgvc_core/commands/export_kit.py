@@ -1,0 +1,94 @@
+"""``fieldmark export kit``: one file by which an outside site checks a model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fgvc_core.commands.terminal import Json
+
+if TYPE_CHECKING:
+    from fgvc_core.protocol.keys import PrivateKey
+
+
+def kit(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The kit.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The private key that signs it; by default the coordinator's in the run's folder.",
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float,
+        typer.Option(
+            help="What the answer may cost where a site's policy wants privacy, 0 to 100."
+        ),
+    ] = 1.0,
+    delta: Annotated[float, typer.Option(help="The delta of that cost, 0 to 0.01.")] = 1e-5,
+    unit: Annotated[str, typer.Option(help="What it protects there: image or subject.")] = "image",
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Make one file by which an outside site checks a model without handing over a picture.
+
+    The kit holds the trained tensors, the recipe and the class names, signed; no code. The
+    outside site opens it with 'fieldmark site validate HOME KIT'; what comes back is a signed file
+    of figures, read with 'fieldmark export read-reply KIT REPLY'.
+
+    Example: fieldmark export kit runs/demo --out demo.kit
+    """
+    from pydantic import ValidationError
+
+    from fgvc_core.errors import ConfigurationError
+    from fgvc_core.export.kit import write_kit
+    from fgvc_core.inference.calibration import read_calibration
+    from fgvc_core.inference.trained import load_trained
+    from fgvc_core.protocol.keys import fingerprint, read_public
+    from fgvc_core.protocol.validation import KitPrivacy
+
+    try:
+        privacy = KitPrivacy.model_validate({"epsilon": epsilon, "delta": delta, "unit": unit})
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        raise ConfigurationError(
+            f"--{first['loc'][0]} cannot be: {first['msg']}.",
+            remedy="For instance: --epsilon 1 --delta 1e-5 --unit subject",
+        ) from None
+    trained = load_trained(checkpoint, weights=weights)
+    signer = _signer(trained.path, key)
+    calibration = read_calibration(trained.path)
+    temperature = None if calibration is None else calibration.temperature
+    body = write_kit(trained, out, signer, privacy, temperature)
+    told = {
+        "kit": str(out),
+        "name": body.kit,
+        "bytes": out.stat().st_size,
+        "issuer": fingerprint(read_public(body.issuer)),
+    }
+    if json_:
+        typer.echo(json.dumps(told, indent=1))
+        return
+    typer.echo(f"kit: {out} ({told['bytes']:,} bytes), {body.kit}")
+    typer.echo(f"signed by {told['issuer']}: tell the outside site by another way than the file")
+
+
+def _signer(checkpoint: Path, key: Path | None) -> "PrivateKey":
+    from fgvc_core.errors import ConfigurationError
+    from fgvc_core.protocol.keys import read_private
+
+    if key is not None:
+        return read_private(key)
+    own = checkpoint.parent.parent / "coordinator" / "key"
+    if not own.is_file():
+        raise ConfigurationError(
+            "No key was given to sign the kit with, and the checkpoint lies in no run's folder.",
+            why="The outside site has to know whose model it checks.",
+            remedy="Give --key FILE; make one with: ssh-keygen -t ecdsa -b 256",
+        )
+    return read_private(own)

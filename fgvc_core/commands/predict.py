@@ -1,0 +1,204 @@
+"""``fieldmark predict``: what is on these pictures?"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from fgvc_core.commands.terminal import progress, write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fgvc_core.inference.predicting import Prediction
+
+_BAD_DATA = 3
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Pictures, folders, patterns such as 'card/**/*.jpg', or - for a list of paths on "
+            "standard input.",
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to list for each.")] = 3,
+    sure: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="From which probability on a name is given, 0 to 1; below it "
+            "the answer is that of a coarser level.",
+        ),
+    ] = 0.8,
+    unknown_below: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Call a picture none of these if its best class has less than "
+            "this probability; by default as the checkpoint's calibration says.",
+        ),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", "--json", help="Print one JSON object a picture.")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a contact sheet with small copies."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="How many work at once; by default one a core.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
+    ] = None,
+) -> None:
+    """Say what is on pictures, how sure that is, and when it is none of the classes.
+
+    Damaged files are named on standard error and passed over; the exit code is then 3.
+    Confidences are calibrated once 'fieldmark evaluate CHECKPOINT --calibrate' has been run, and
+    said to be uncalibrated before.
+
+    Example: fieldmark predict runs/demo card/ --html card.html
+
+    Example: find card -name '*.jpg' | fieldmark predict runs/demo - --csv > card.csv
+    """
+    from fgvc_core.errors import ConfigurationError, DataError
+    from fgvc_core.inference.calibration import read_calibration
+    from fgvc_core.inference.contact_sheet import confidence_in_words, contact_sheet
+    from fgvc_core.inference.finding import find_pictures
+    from fgvc_core.inference.predicting import predict as look
+    from fgvc_core.inference.taxonomy import read_taxonomy
+    from fgvc_core.inference.trained import load_trained
+    from fgvc_core.inference.verdict import Judge
+    from fgvc_core.inference.whole import refuse_partial
+
+    if csv and jsonl:
+        raise ConfigurationError(
+            "--csv and --jsonl exclude each other.", remedy="Ask for one of them."
+        )
+    # As bytes: names of files need not be UTF-8.
+    lines = (os.fsdecode(line) for line in sys.stdin.buffer) if "-" in paths else ()
+    found = find_pictures(paths, lines)
+    if not found:
+        raise DataError("No picture was named.", remedy="Name files, folders or patterns.")
+    if html is not None:
+        # Better now than after an hour of work.
+        write_text(html, "", "--html")
+    trained = load_trained(checkpoint, weights=weights)
+    refuse_partial(trained.recipe)
+    judge = Judge(
+        trained.class_names,
+        read_taxonomy(trained.metadata, trained.class_names),
+        read_calibration(trained.path),
+        top_k=min(top, len(trained.class_names)),
+        sure=sure,
+        unknown_below=unknown_below,
+    )
+    faults = 0
+    kept: list[Prediction] = []
+    with progress("Looking") as tell:
+        stream = look(
+            trained, judge, found, thumbnails=html is not None, threads=threads, tell=tell
+        )
+        for one in _told(stream, sys.stdout, csv, jsonl, judge.top_k):
+            if one.verdict is None:
+                faults += 1
+                typer.echo(one.fault, err=True)
+            if html is not None or not (csv or jsonl):
+                kept.append(one)
+    if not (csv or jsonl):
+        _show(kept, judge.top_k)
+        typer.echo(confidence_in_words(judge))
+    if html is not None:
+        write_text(html, contact_sheet(trained, judge, kept), "--html")
+        typer.echo(f"contact sheet: {html}", err=csv or jsonl)
+    if faults:
+        typer.echo(f"{faults:,} of {len(found):,} could not be read.", err=True)
+        raise typer.Exit(_BAD_DATA)
+
+
+def _told(
+    predictions: "Iterable[Prediction]", out: TextIO, as_csv: bool, as_jsonl: bool, top_k: int
+) -> "Iterable[Prediction]":
+    """Hand each prediction on, printed where a program reads it."""
+    import csv
+    import json
+
+    writer = csv.writer(out, lineterminator="\n")
+    if as_csv:
+        ranks = [f"{what}{n}" for n in range(1, top_k + 1) for what in ("class", "probability")]
+        writer.writerow(["path", "answer", "level", "confidence", "unknown", *ranks, "fault"])
+    for one in predictions:
+        if as_csv:
+            writer.writerow(_row(one, top_k))
+        elif as_jsonl:
+            out.write(json.dumps(_object(one)) + "\n")
+        yield one
+
+
+def _row(one: "Prediction", top_k: int) -> list[str]:
+    verdict = one.verdict
+    if verdict is None:
+        return [one.name, *[""] * (4 + 2 * top_k), one.fault]
+    ranks = [text for name, p in verdict.top for text in (name, f"{p:.4f}")]
+    told = [verdict.told, verdict.level, f"{verdict.confidence:.4f}"]
+    return [one.name, *told, str(verdict.unknown).lower(), *ranks, ""]
+
+
+def _object(one: "Prediction") -> dict[str, Any]:
+    verdict = one.verdict
+    if verdict is None:
+        return {"path": one.name, "fault": one.fault}
+    return {
+        "path": one.name,
+        "answer": verdict.told,
+        "level": verdict.level or None,
+        "confidence": round(verdict.confidence, 6),
+        "unknown": verdict.unknown,
+        "top": [{"class": name, "probability": round(p, 6)} for name, p in verdict.top],
+        "levels": [
+            {"level": level, "name": name, "probability": round(p, 6)}
+            for level, name, p in verdict.levels
+        ],
+    }
+
+
+def _show(predictions: "list[Prediction]", top_k: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    read = [(one.name, one.verdict) for one in predictions if one.verdict is not None]
+    if not read:
+        return
+    folders = {os.path.dirname(name) for name, _ in read}
+    shared = os.path.commonpath(folders) if len(folders) > 1 and "" not in folders else ""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column(f"picture below {shared}" if shared else "picture", overflow="fold")
+    table.add_column("answer")
+    table.add_column("level")
+    table.add_column("sure", justify="right")
+    if top_k > 1:
+        table.add_column("other classes")
+    for name, verdict in read:
+        short = os.path.relpath(name, shared) if shared else name
+        level = "" if verdict.unknown else verdict.level or "not sure"
+        # Where the answer is a class, it is the first of the list itself.
+        others = verdict.top[verdict.told == verdict.top[0][0] :]
+        told = ", ".join(f"{other} {100 * p:.0f} %" for other, p in others)
+        # Text, not markup: names may have brackets in them.
+        sure = "" if verdict.unknown else f"{100 * verdict.confidence:.0f} %"
+        cells = [short, verdict.told, level, sure, told]
+        table.add_row(*(Text(cell) for cell in cells[: 4 + (top_k > 1)]))
+    console = Console()
+    # In a pipe there is no width to keep to, and no line is broken.
+    Console(width=None if console.is_terminal else 240).print(table)

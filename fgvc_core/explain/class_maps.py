@@ -1,0 +1,135 @@
+"""Where in a picture a class is seen, and where it is told from another one.
+
+Grad-CAM: Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; HiResCAM: Draelos and Carin
+2020, https://arxiv.org/abs/2011.08891; LayerCAM: Jiang et al. 2021,
+https://doi.org/10.1109/TIP.2021.3089943; all by the grad-cam library. The map of a difference of
+two logits answers "why this and not that", as in Finer-CAM, Zhang et al. 2025,
+https://arxiv.org/abs/2501.11309. A warning: such maps are as coarse as the layer that they are made
+from and say where the layer's evidence lies, not what the model would do without it.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fgvc_core.errors import ConfigurationError, missing_extra, nearest
+from fgvc_core.explain.layers import find_layer
+from fgvc_core.models.classifier import FineGrainedClassifier
+
+METHODS = {
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+}
+"""Name -> the library's class."""
+
+Maps = NDArray[np.float32]
+"""float32 (N, S, S), each 0 to 1; all zero where nothing speaks for the class."""
+
+
+class ClassMaps:
+    """Makes class maps of one model.
+
+    Args:
+        model: The classifier; it is copied and left as it was. Frozen backbones are explained
+            like any: the whole model is at hand, whatever its rounds sent.
+        method: One of ``METHODS``.
+        stage: See :func:`fgvc_core.explain.layers.find_layer`.
+
+    Raises:
+        ConfigurationError: for an unknown method or stage, a network whose layers keep no
+            places, or without the 'explain' extra.
+    """
+
+    def __init__(
+        self, model: FineGrainedClassifier, method: str = "layercam", stage: str = "auto"
+    ) -> None:
+        if method not in METHODS:
+            raise ConfigurationError(
+                f"--method '{method}' is unknown.",
+                remedy=nearest(method, METHODS) or f"Choices: {', '.join(METHODS)}.",
+            )
+        self._cam = _library_class(METHODS[method])
+        self._model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._layer, self._reshape = find_layer(self._model, stage)
+
+    def __call__(
+        self,
+        views_NHWC: NDArray[np.uint8],
+        wanted_N: Sequence[int] | NDArray[np.int64],
+        against_N: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> Maps:
+        """Maps of N squares as :meth:`TrainedModel.view` makes them.
+
+        Args:
+            views_NHWC: uint8 (N, S, S, 3).
+            wanted_N: The class whose evidence is looked for in each.
+            against_N: If given: only what speaks for the wanted class and not for this one.
+        """
+        targets = [
+            _Difference(int(wanted), None if against_N is None else int(against_N[n]))
+            for n, wanted in enumerate(wanted_N)
+        ]
+        device = next(self._model.parameters()).device
+        images_NCHW = self._model.normalise(
+            torch.from_numpy(np.ascontiguousarray(views_NHWC)).permute(0, 3, 1, 2).to(device)
+        )
+        if not self._model.mirrored:
+            return self._maps(_Seen(self._model, None), images_NCHW, targets)
+        # The logit is of the mean of two vectors; each view's map is made with the other fixed.
+        flipped_NCHW = images_NCHW.flip(-1)
+        with torch.no_grad():
+            own_ND, other_ND = (self._model._vectors(x) for x in (images_NCHW, flipped_NCHW))
+        own_NHW = self._maps(_Seen(self._model, other_ND), images_NCHW, targets)
+        other_NHW = self._maps(_Seen(self._model, own_ND), flipped_NCHW, targets)
+        return (own_NHW + other_NHW[:, :, ::-1]) / 2
+
+    def _maps(self, seen: "_Seen", images_NCHW: torch.Tensor, targets: list["_Difference"]) -> Maps:
+        with self._cam(
+            model=seen,
+            target_layers=[self._layer],
+            reshape_transform=self._reshape,
+        ) as cam:
+            # A frozen backbone has gradients only if the picture does.
+            asked_NCHW = images_NCHW.detach().clone().requires_grad_()
+            return np.asarray(cam(input_tensor=asked_NCHW, targets=targets), dtype=np.float32)
+
+
+class _Difference:
+    """The library's target: one logit, or the difference of two."""
+
+    def __init__(self, wanted: int, against: int | None) -> None:
+        self.wanted, self.against = wanted, against
+
+    def __call__(self, logits_K: torch.Tensor) -> torch.Tensor:
+        value = logits_K[self.wanted]
+        return value if self.against is None else value - logits_K[self.against]
+
+
+class _Seen(nn.Module):
+    """The classifier in one pass, with the mirror image's vectors (N, D) given, if any."""
+
+    def __init__(self, model: FineGrainedClassifier, mirror_ND: torch.Tensor | None) -> None:
+        super().__init__()
+        self.model = model
+        self.mirror_ND = mirror_ND
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        vectors_ND = self.model._vectors(images_NCHW)
+        if self.mirror_ND is not None:
+            vectors_ND = (vectors_ND + self.mirror_ND) / 2
+        return self.model.classify(vectors_ND)
+
+
+def _library_class(name: str) -> Any:
+    try:
+        import pytorch_grad_cam
+    except ImportError:
+        raise missing_extra("explain", "A class map") from None
+    return getattr(pytorch_grad_cam, name)

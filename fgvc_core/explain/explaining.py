@@ -1,0 +1,119 @@
+"""One picture explained: what it was taken for, where, and why not for the next best class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.errors import DataError
+from fgvc_core.explain.attention_maps import attention_maps
+from fgvc_core.explain.class_maps import ClassMaps
+from fgvc_core.inference.trained import TrainedModel
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What can be shown of one picture.
+
+    Attributes:
+        name: The picture's.
+        view_HWC: uint8 (S, S, 3), as the model sees it.
+        truth: Its true class, where it is known.
+        best: The class it is taken for.
+        second: The next best.
+        shares: The softmax of the two, 0 to 1; not calibrated.
+        maps: Title -> float32 (S, S), 0 to 1.
+    """
+
+    name: str
+    view_HWC: NDArray[np.uint8]
+    truth: str | None
+    best: str
+    second: str
+    shares: tuple[float, float]
+    maps: dict[str, NDArray[np.float32]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Names and figures; of each map its peak (fractions of the square) and its mean."""
+        return {
+            "picture": self.name,
+            "truth": self.truth,
+            "best": {"class": self.best, "share": self.shares[0]},
+            "second": {"class": self.second, "share": self.shares[1]},
+            "maps": {title: _summary(map_HW) for title, map_HW in self.maps.items()},
+        }
+
+
+def explain(
+    trained: TrainedModel,
+    names: Sequence[str],
+    views_NHWC: NDArray[np.uint8],
+    truths: Sequence[str | None],
+    maker: ClassMaps,
+) -> list[Explained]:
+    """Explain N pictures.
+
+    Args:
+        trained: The model, of at least two classes.
+        names: Theirs.
+        views_NHWC: uint8 (N, S, S, 3).
+        truths: Their true classes, None where unknown.
+        maker: Makes the class maps.
+
+    Raises:
+        DataError: for a model of one class.
+    """
+    if len(trained.class_names) < 2:
+        raise DataError("The model knows one class only.", why="There is nothing to tell it from.")
+    found = []
+    for start in range(0, len(names), _BATCH):
+        stop = min(start + _BATCH, len(names))
+        found += _batch(
+            trained, names[start:stop], views_NHWC[start:stop], truths[start:stop], maker
+        )
+    return found
+
+
+def _batch(
+    trained: TrainedModel,
+    names: Sequence[str],
+    views_NHWC: NDArray[np.uint8],
+    truths: Sequence[str | None],
+    maker: ClassMaps,
+) -> list[Explained]:
+    shares_NK = trained.logits(views_NHWC).softmax(dim=1).numpy()
+    order_NK = np.argsort(-shares_NK, axis=1, kind="stable")
+    best_N, second_N = order_NK[:, 0], order_NK[:, 1]
+    maps = {
+        "for {best}": maker(views_NHWC, best_N),
+        "for {second}": maker(views_NHWC, second_N),
+        "{best}, not {second}": maker(views_NHWC, best_N, second_N),
+        "{second}, not {best}": maker(views_NHWC, second_N, best_N),
+    }
+    own_NHW = attention_maps(trained.model, views_NHWC)
+    if own_NHW is not None:
+        maps["the model's own attention"] = own_NHW
+    classes = trained.class_names
+    found = []
+    for n, name in enumerate(names):
+        best, second = classes[best_N[n]], classes[second_N[n]]
+        titled = {t.replace("{best}", best).replace("{second}", second): m for t, m in maps.items()}
+        shares = (float(shares_NK[n, best_N[n]]), float(shares_NK[n, second_N[n]]))
+        own = {title: maps_NHW[n] for title, maps_NHW in titled.items()}
+        found.append(Explained(name, views_NHWC[n], truths[n], best, second, shares, own))
+    return found
+
+
+def _summary(map_HW: NDArray[np.float32]) -> dict[str, Any]:
+    if not map_HW.any():
+        return {"peak": None, "mean": 0.0}
+    row, column = np.unravel_index(int(map_HW.argmax()), map_HW.shape)
+    side = map_HW.shape[0]
+    return {
+        "peak": [(int(column) + 0.5) / side, (int(row) + 0.5) / side],
+        "mean": float(map_HW.mean()),
+    }

@@ -1,0 +1,148 @@
+"""Explanations to look at: one PNG, or one page of HTML that loads nothing."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.explain.explaining import Explained
+
+_SIDE, _GAP, _LINE = 176, 8, 15
+_INK, _PAPER = (32, 32, 32), (255, 255, 255)
+
+# Dark blue, magenta, orange, pale yellow: equally bright steps, for grey prints too.
+_STOPS = np.array([[13, 8, 135], [156, 23, 158], [237, 121, 83], [240, 249, 33]], dtype=np.float64)
+
+_STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #202020; background: #fff }
+section { border-top: 1px solid #ccc; padding: .8rem 0; break-inside: avoid }
+h2 { font-size: 1rem; margin: 0 0 .4rem } h2 b.wrong { color: #a40000 }
+div { display: flex; flex-wrap: wrap; gap: .6rem } figure { margin: 0; width: 11rem }
+img { width: 100%; image-rendering: auto; display: block } figcaption { font-size: .8rem }
+"""
+
+
+def write_sheet(found: Sequence[Explained], path: Path, note: str) -> None:
+    """Write what was explained, as its ending says.
+
+    Args:
+        found: At least one.
+        path: ``.png``, or ``.html`` for a page.
+        note: One line on how the maps were made.
+
+    Raises:
+        ConfigurationError: for another ending, or a path that cannot be written.
+    """
+    if path.suffix.lower() not in (".png", ".html"):
+        raise ConfigurationError(
+            f"--out '{path}' ends in neither .png nor .html.",
+            remedy=f"For instance: --out {path.with_suffix('.html')}",
+        )
+    try:
+        if path.suffix.lower() == ".png":
+            _sheet(found, note).save(path)
+        else:
+            path.write_text(_page(found, note), encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"--out '{path}' cannot be written: {error.strerror}.",
+            remedy="Name a file in a folder that exists and that you may write to.",
+        ) from None
+
+
+def overlay(view_HWC: NDArray[np.uint8], map_HW: NDArray[np.float32]) -> Image.Image:
+    """A map laid over its picture: (176, 176), grey where it says nothing.
+
+    Args:
+        view_HWC: uint8 (S, S, 3).
+        map_HW: float32 (S, S), 0 to 1.
+    """
+    picture = Image.fromarray(view_HWC).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    grey_HW1 = np.asarray(picture.convert("L"), dtype=np.float64)[:, :, None]
+    heat = Image.fromarray(map_HW.astype(np.float32)).resize(
+        (_SIDE, _SIDE), Image.Resampling.BILINEAR
+    )
+    heat_HW = np.clip(np.asarray(heat, dtype=np.float64), 0, 1)
+    at = np.linspace(0, 1, len(_STOPS))
+    colour_HWC = np.stack([np.interp(heat_HW, at, _STOPS[:, c]) for c in range(3)], axis=2)
+    share_HW1 = (0.15 + 0.5 * heat_HW)[:, :, None]
+    mixed_HWC = grey_HW1 * (1 - share_HW1) + colour_HWC * share_HW1
+    return Image.fromarray(mixed_HWC.round().clip(0, 255).astype(np.uint8))
+
+
+def _picture(view_HWC: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(view_HWC).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+
+
+def _panels(one: Explained) -> list[tuple[str, Image.Image]]:
+    told = f"true: {one.truth}" if one.truth else "as the model sees it"
+    panels = [(told, _picture(one.view_HWC))]
+    return panels + [(title, overlay(one.view_HWC, m_HW)) for title, m_HW in one.maps.items()]
+
+
+def _heading(one: Explained) -> str:
+    return f"{one.name}: {one.best} ({one.shares[0]:.0%}), then {one.second} ({one.shares[1]:.0%})"
+
+
+def _sheet(found: Sequence[Explained], note: str) -> Image.Image:
+    font = ImageFont.load_default(12)
+    most = max(len(_panels(one)) for one in found)
+    row = _LINE * 4 + _SIDE + 2 * _GAP
+    width = most * (_SIDE + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, row * len(found) + _LINE + 2 * _GAP), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, _GAP), note, _INK, font)
+    for number, one in enumerate(found):
+        top = number * row + _LINE + 2 * _GAP
+        wrong = one.truth is not None and one.truth != one.best
+        pen.text((_GAP, top), _heading(one), (164, 0, 0) if wrong else _INK, font)
+        for at, (title, panel) in enumerate(_panels(one)):
+            left = _GAP + at * (_SIDE + _GAP)
+            sheet.paste(panel, (left, top + _LINE + 4))
+            for line, text in enumerate(_wrap(title, font)):
+                pen.text((left, top + _LINE + _SIDE + 6 + line * _LINE), text, _INK, font)
+    return sheet
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= _SIDE or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines[:3]
+
+
+def _page(found: Sequence[Explained], note: str) -> str:
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        '<meta name=viewport content="width=device-width">',
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; style-src 'unsafe-inline'\">",
+        f"<title>Explanations</title><style>{_STYLE}</style><h1>Explanations</h1>",
+        f"<p>{escape(note)}</p>",
+    ]
+    for one in found:
+        wrong = ' class="wrong"' if one.truth is not None and one.truth != one.best else ""
+        parts.append(f"<section><h2><b{wrong}>{escape(_heading(one))}</b></h2><div>")
+        for title, panel in _panels(one):
+            parts.append(
+                f'<figure><img alt="{escape(title)}" src="{_data_url(panel)}">'
+                f"<figcaption>{escape(title)}</figcaption></figure>"
+            )
+        parts.append("</div></section>")
+    return "\n".join(parts) + "\n"
+
+
+def _data_url(image: Image.Image) -> str:
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(held.getvalue()).decode()

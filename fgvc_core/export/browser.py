@@ -1,0 +1,85 @@
+"""The model as one page of HTML that classifies a dropped picture and asks no network.
+
+onnxruntime-web comes from a folder that the user fills (``npm install onnxruntime-web``): its
+module, its WebAssembly and the model are packed into the page, and a Content-Security-Policy
+forbids it every connection.
+"""
+
+import base64
+import gzip
+import html
+import json
+from pathlib import Path
+
+from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.export.onnx_graph import preprocessing
+from fgvc_core.inference.trained import TrainedModel
+
+_MODULE, _WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+
+
+def make_page(trained: TrainedModel, graph: bytes, runtime: Path) -> str:
+    """The page.
+
+    Args:
+        trained: Gives names and preprocessing.
+        graph: A float or int8 graph of this room.
+        runtime: The folder of onnxruntime-web's package, or its ``dist``.
+
+    Raises:
+        DataError: if the runtime's files are not there.
+    """
+    files, version = find_runtime(runtime)
+    facts = {"class_names": list(trained.class_names), "preprocessing": preprocessing(trained)}
+    values = {
+        "TITLE": html.escape(trained.recipe.name),
+        "VERSION": html.escape(version),
+        # A class may be called "</script>".
+        "FACTS": json.dumps(facts).replace("<", "\\u003c"),
+        "RUNTIME": _packed(files[_MODULE].read_bytes()),
+        "WASM": _packed(files[_WASM].read_bytes()),
+        "MODEL": _packed(graph),
+    }
+    page = Path(__file__).with_name("browser.html").read_text(encoding="utf-8")
+    for name, value in values.items():
+        page = page.replace(f"@@{name}@@", value)
+    return page
+
+
+def find_runtime(runtime: Path) -> tuple[dict[str, Path], str]:
+    """onnxruntime-web's files by name, and its version ("unknown" without its package.json)."""
+    for folder in (runtime / "dist", runtime, runtime / "onnxruntime-web/dist"):
+        files = {name: folder / name for name in (_MODULE, _WASM)}
+        if all(path.is_file() for path in files.values()):
+            return files, _version(folder.parent / "package.json")
+    raise DataError(
+        f"There is no onnxruntime-web in '{runtime}': {_MODULE} and {_WASM} are looked for.",
+        why="The page carries the runtime in itself, so that it asks nothing of any network.",
+        remedy="Run 'npm install onnxruntime-web' and name the folder node_modules.",
+    )
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write it.
+
+    Raises:
+        ConfigurationError: if it cannot be written there.
+    """
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"--out '{path}' cannot be written: {error.strerror}.",
+            remedy="Name a file in a folder that exists and that you may write to.",
+        ) from None
+
+
+def _version(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+def _packed(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()

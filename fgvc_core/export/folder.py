@@ -1,0 +1,141 @@
+"""A folder in Hugging Face's form: ``model.safetensors``, ``config.json``, ``README.md``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from fgvc_core import __version__
+from fgvc_core.errors import RunFailed
+from fgvc_core.export.onnx_export import write_folder
+from fgvc_core.export.timm_entry import ENTRY
+from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.models.backbones import TimmBackbone
+
+SNIPPET = """\
+import timm
+{register}
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+logits_NK = model(images_NCHW)  # normalised with config.json's mean and std
+"""
+
+_SAME = 1e-5
+"""Largest difference of logits at which timm's own network is the same as ours."""
+
+
+def make_folder(trained: TrainedModel) -> tuple[dict[str, bytes], bool]:
+    """Tensors and configuration of the folder, and whether timm alone can load them.
+
+    Where timm has the same network under a name of its own (no attention, mean pooling, a
+    linear head), the tensors get timm's names. That is tried, not assumed: the folder is of
+    that kind only if timm's network gives the same logits.
+
+    Returns:
+        File name -> content, without the card; and True for a folder that needs no Fieldmark.
+    """
+    native = _native_state(trained)
+    if native is not None:
+        state, architecture, arguments = native
+    else:
+        state = {n: t.detach().cpu().contiguous() for n, t in trained.model.state_dict().items()}
+        recipe = trained.recipe.model_copy(
+            update={"data": trained.recipe.data.model_copy(update={"path": None})}
+        )
+        architecture, arguments = ENTRY, {"recipe": recipe.to_toml()}
+    spec = trained.model.input
+    config = {
+        "architecture": architecture,
+        "num_classes": len(trained.class_names),
+        "num_features": trained.model.feature_dim,
+        "label_names": list(trained.class_names),
+        "model_args": {**arguments, "num_classes": len(trained.class_names)},
+        "pretrained_cfg": {
+            "input_size": [3, spec.size, spec.size],
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "interpolation": spec.interpolation,
+            "crop_pct": spec.crop,
+            "crop_mode": "center",
+            "num_classes": len(trained.class_names),
+        },
+        "fieldmark": {"version": __version__, "recipe_digest": trained.recipe.digest},
+    }
+    return {
+        "model.safetensors": save(state, {"format": "pt"}),
+        "config.json": json.dumps(config, indent=1).encode(),
+    }, native is not None
+
+
+def snippet(folder: str, native: bool) -> str:
+    """The lines that load a folder."""
+    register = "" if native else "import fgvc_core.export.timm_entry  # Fieldmark's own networks"
+    return SNIPPET.format(folder=folder, register=register).replace("\n\n", "\n")
+
+
+def write(trained: TrainedModel, parts: dict[str, bytes], card: str, folder: Path) -> list[Path]:
+    """Write the folder, once timm has loaded it from its path with equal logits.
+
+    Raises:
+        RunFailed: if timm's model gives other logits; the folder is left for a look.
+        ConfigurationError: if it cannot be written.
+    """
+    paths = write_folder(folder, {**parts, "README.md": card.encode()})
+    images_NCHW = _noise(trained)
+    loaded = timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True).eval()
+    with torch.no_grad():
+        expected_NK = trained.model(images_NCHW)
+        found_NK = loaded(images_NCHW)
+    if not torch.allclose(found_NK, expected_NK, rtol=0, atol=_SAME):
+        raise RunFailed(
+            "timm loads the folder, but gives other logits, by up to "
+            f"{float((found_NK - expected_NK).abs().max()):.2g}.",
+            remedy=f"Do not hand on '{folder}'; report it with the recipe.",
+        )
+    return paths
+
+
+def _native_state(
+    trained: TrainedModel,
+) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]] | None:
+    """timm's own names for the tensors, or None where timm has no such network."""
+    model, settings = trained.model, trained.recipe.model
+    own = (settings.pooling, settings.head, settings.scaling) == ("avg", "linear", "none")
+    plain = isinstance(model.attention, nn.Identity) and not settings.attention_after
+    if not isinstance(model.backbone, TimmBackbone) or not own or not plain or model.mirrored:
+        return None
+    architecture = settings.backbone.split(".")[0]
+    arguments: dict[str, Any] = {}
+    if model.backbone.model.pretrained_cfg.get("fixed_input_size"):
+        arguments["img_size"] = model.input.size
+    try:
+        network: Any = timm.create_model(
+            architecture, num_classes=len(trained.class_names), **arguments
+        )
+        classifier = network.pretrained_cfg["classifier"]
+        state = {
+            name.removeprefix("backbone.model."): tensor.detach().cpu().contiguous()
+            for name, tensor in model.state_dict().items()
+            if name.startswith("backbone.model.")
+        }
+        state |= {
+            f"{classifier}.{part}": model.get_parameter(f"head.{part}").detach().cpu().contiguous()
+            for part in ("weight", "bias")
+        }
+        network.load_state_dict(state)
+    except (RuntimeError, KeyError, TypeError, AttributeError):
+        # Another head than a linear layer, or other tensors: no network of timm's.
+        return None
+    images_NCHW = _noise(trained)
+    with torch.no_grad():
+        same = torch.allclose(network.eval()(images_NCHW), model(images_NCHW), rtol=0, atol=_SAME)
+    return (state, architecture, arguments) if same else None
+
+
+def _noise(trained: TrainedModel) -> torch.Tensor:
+    size = trained.model.input.size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, size, size, generator=generator)

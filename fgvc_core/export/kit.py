@@ -1,0 +1,205 @@
+"""The external validation kit: one file by which an outside site can check a model.
+
+It is a safetensors file: the tensors that trained, and in the header one signed body that
+says what they are and lists the digest of each. There is no code in it, and nothing of it is
+unpickled; every name, shape and length is compared with what the recipe's own model has before
+anything is allocated.
+"""
+
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fgvc_core import __version__
+from fgvc_core.errors import ConfigurationError, DataError, PeerError
+from fgvc_core.experiment import make_learner
+from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.inference.whole import refuse_partial
+from fgvc_core.protocol.envelope import Sealed, seal, unseal
+from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public
+from fgvc_core.protocol.messages import MAX_BODY_BYTES
+from fgvc_core.protocol.validation import KitBody, KitPrivacy
+from fgvc_core.recipe import parse_recipe
+from fgvc_core.training.learner import Learner
+from fgvc_core.wire.arrays import digest_all, pack_all
+
+MAX_HEADER_BYTES = 2 * MAX_BODY_BYTES
+"""Longest header that is read, in bytes: a body in quotes, and the tensors' places."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A kit that was opened: whose it is has been checked, its model has been built.
+
+    Attributes:
+        body: What it says.
+        digest: SHA-256 (hex) of the signed body: one kit, one digest.
+        trained: Its model, in evaluation mode.
+    """
+
+    body: KitBody
+    digest: str
+    trained: TrainedModel
+
+
+def write_kit(
+    trained: TrainedModel,
+    path: Path,
+    key: PrivateKey,
+    privacy: KitPrivacy,
+    temperature: float | None,
+) -> KitBody:
+    """Make a kit of a trained model.
+
+    Args:
+        trained: The model.
+        path: The kit's file; an existing one is replaced.
+        key: Signs it.
+        privacy: What is offered to sites that want differential privacy.
+        temperature: Of the model's calibration, if it has one.
+
+    Returns:
+        What the kit says.
+
+    Raises:
+        ConfigurationError: if the file cannot be written, or some tensors stayed at the sites.
+    """
+    refuse_partial(trained.recipe)
+    # Where the pictures were on this machine is nobody else's business.
+    data = trained.recipe.data.model_copy(update={"path": None})
+    recipe = trained.recipe.model_copy(update={"data": data})
+    tensors = trained.learner.tensors()
+    body = KitBody(
+        kit=f"kit-{secrets.token_hex(8)}",
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        name=trained.recipe.name,
+        recipe=recipe.to_toml(),
+        class_names=trained.class_names,
+        temperature=temperature,
+        frozen=trained.learner.extractor.hex(),
+        privacy=privacy,
+        issuer=public_text(key.public_key()),
+        tensors=digest_all(pack_all(tensors)),
+    )
+    sealed = seal(key, body)
+    metadata = {"body": sealed.text, "signature": sealed.signature.hex()}
+    content = save({n: np.require(a, requirements="C") for n, a in tensors.items()}, metadata)
+    aside = path.with_name(path.name + ".part")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--out '{path}' cannot be written: {error.strerror}.",
+            remedy="Name a file in a folder that exists and that you may write to.",
+        ) from None
+    return body
+
+
+def read_body(path: Path) -> tuple[KitBody, Sealed]:
+    """What a kit says, and that its own issuer's key has signed it; no tensor is read.
+
+    Raises:
+        DataError: if there is no such file, or it is no kit.
+        PeerError: if the signature is not the issuer's.
+    """
+    with _opened(path) as file:
+        metadata = dict(file.metadata() or {})
+    try:
+        if set(metadata) != {"body", "signature"}:
+            raise ValueError("it has no signed body")
+        sealed = Sealed(metadata["body"], bytes.fromhex(metadata["signature"]))
+        issuer = KitBody.parse(sealed.text)
+        assert isinstance(issuer, KitBody)
+        key = read_public(issuer.issuer)
+    except (ValueError, PeerError) as error:
+        raise _no_kit(path, str(error)) from None
+    # The tensors' own digests are compared when they are read.
+    return unseal(KitBody, sealed, key, issuer.tensors), sealed
+
+
+def open_kit(
+    path: Path, device: str = "cpu", weights: str | None = None, issuer: PublicKey | None = None
+) -> Kit:
+    """Open a kit and build its model.
+
+    Args:
+        path: The kit.
+        device: Where the model computes.
+        weights: Pre-trained weights of the frozen part on this machine.
+        issuer: The key that must have signed it; None: whichever key it names.
+
+    Raises:
+        DataError: if it is missing, damaged, or its tensors are not its model's.
+        PeerError: if another key has signed it, or a tensor is not the one that was signed.
+        ConfigurationError: if its model cannot be built here, or its frozen part is another.
+    """
+    body, sealed = read_body(path)
+    if issuer is not None and public_text(issuer) != body.issuer:
+        raise PeerError(f"The kit '{path}' was signed by another key than the expected one.")
+    recipe = parse_recipe(body.recipe, where="the kit's recipe")
+    wanted = recipe.model.weights if weights is None else weights
+    if weights is None and wanted not in ("none", "package"):
+        raise ConfigurationError(
+            f"The kit's model starts from weights that are not in it (model.weights = '{wanted}').",
+            why="A kit never makes this machine fetch or open anything else.",
+            remedy="Give the same weights as a local file with --weights FILE.",
+        )
+    model = recipe.model.model_copy(update={"weights": wanted})
+    recipe = recipe.model_copy(update={"model": model})
+    learner = make_learner(recipe, len(body.class_names), device)
+    if learner.extractor.hex() != body.frozen:
+        raise ConfigurationError(
+            "The frozen part of the kit's model is another here than where it was made.",
+            why="The trained part would be judged on features that it has never seen.",
+            remedy="Install the same fieldmark[weights], or name the same file with --weights.",
+        )
+    tensors = _read_tensors(path, learner)
+    if digest_all(pack_all(tensors)) != body.tensors:
+        raise PeerError(f"The tensors of '{path}' are not the ones that were signed.")
+    learner.load(tensors)
+    learner.model.eval()
+    trained = TrainedModel(path, recipe, body.class_names, learner, {})
+    return Kit(body, sealed.digest, trained)
+
+
+def _read_tensors(path: Path, learner: Learner) -> dict[str, NDArray[np.float32]]:
+    expected = {n: tuple(learner.model.state_dict()[n].shape) for n in learner.names}
+    with _opened(path) as file:
+        if set(file.keys()) != set(expected):
+            odd = sorted(set(file.keys()) ^ set(expected))
+            raise _no_kit(path, f"its tensors are not its model's: {odd[:3]} differ")
+        for name, shape in expected.items():
+            found = file.get_slice(name)
+            if found.get_dtype() != "F32" or tuple(found.get_shape()) != shape:
+                raise _no_kit(path, f"tensor '{name}' is not float32 {list(shape)}")
+        return {name: file.get_tensor(name) for name in expected}
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise _no_kit(path, f"its header says that it has {length} bytes")
+        return safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise DataError(f"There is no kit at '{path}'.") from None
+    except (OSError, SafetensorError) as error:
+        raise _no_kit(path, str(error)) from None
+
+
+def _no_kit(path: Path, what: str) -> DataError:
+    return DataError(
+        f"'{path}' is no validation kit: {what}.",
+        why="Nothing of it was used.",
+        remedy="Ask for it again; it is made with: fieldmark export kit CHECKPOINT --out FILE",
+    )

@@ -1,0 +1,134 @@
+"""What came back from an outside site, read strictly and never believed without its signature."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fgvc_core.errors import DataError, PeerError
+from fgvc_core.export.kit import read_body
+from fgvc_core.protocol.envelope import Sealed, unseal
+from fgvc_core.protocol.keys import fingerprint, public_text, read_public
+from fgvc_core.protocol.messages import MAX_BODY_BYTES
+from fgvc_core.protocol.validation import ValidationReply
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    body: str
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+@dataclass(frozen=True)
+class KitReply:
+    """An answer whose signature holds.
+
+    Attributes:
+        reply: What it says.
+        signer: Fingerprint of the key that signed it.
+        expected: Whether that is the key that was expected; None where none was named.
+    """
+
+    reply: ValidationReply
+    signer: str
+    expected: bool | None
+
+
+def read_kit_reply(kit: Path, path: Path, expected: str | None = None) -> KitReply:
+    """Read an outside site's answer to a kit.
+
+    Args:
+        kit: The kit that was sent.
+        path: What came back.
+        expected: Fingerprint of the site's key, as it was told by another way; None: unknown.
+
+    Raises:
+        DataError: if a file is missing or is not what it has to be.
+        PeerError: if the signature does not hold, is another key's than expected, or the
+            answer is to another kit.
+    """
+    body, sealed_kit = read_body(kit)
+    file = _read(path)
+    sealed = Sealed(file.body, bytes.fromhex(file.signature))
+    claimed = ValidationReply.parse(sealed.text)
+    assert isinstance(claimed, ValidationReply)
+    key = read_public(claimed.public_key)
+    # Only a key's own text is taken: the fingerprint below is then that of what signed.
+    if public_text(key) != claimed.public_key:
+        raise PeerError("The answer's public key is not in its usual form.")
+    reply = unseal(ValidationReply, sealed, key, {})
+    if (reply.run, reply.kit_digest) != (body.kit, sealed_kit.digest):
+        raise PeerError(
+            f"The answer is to another kit ({reply.run}).",
+            remedy=f"Name the kit that was sent to '{reply.site}'.",
+        )
+    signer = fingerprint(key)
+    if expected is not None and signer != expected:
+        raise PeerError(
+            f"The answer was signed by {signer}, not by the expected key.",
+            why="Somebody else may have made it.",
+            remedy="Ask the site for its key's fingerprint by another way than the file.",
+        )
+    return KitReply(reply, signer, None if expected is None else True)
+
+
+def reply_in_words(reply: ValidationReply) -> list[str]:
+    """What an answer says, line by line."""
+    lines = [f"site '{reply.site}', kit {reply.run}"]
+    figures = reply.figures
+    if figures is not None:
+        lines += [
+            f"{figures.examples:,} pictures of {figures.subjects:,} subjects",
+            f"top-1 {_percent(figures.top1.value)} "
+            f"(95 %: {_percent(figures.top1.low)} to {_percent(figures.top1.high)}), "
+            f"top-5 {_percent(figures.top5)}",
+            f"macro F1 {_percent(figures.macro_f1.value)} "
+            f"(95 %: {_percent(figures.macro_f1.low)} to {_percent(figures.macro_f1.high)}), "
+            f"precision {_percent(figures.macro_precision)}, "
+            f"recall {_percent(figures.macro_recall)}",
+            f"calibration error {figures.ece:.3f}, loss {figures.loss:.3f}",
+        ]
+        for name, one in (figures.classes or {}).items():
+            lines.append(
+                f"{name}: {one.examples:,} pictures, precision {_percent(one.precision)}, "
+                f"recall {_percent(one.recall)}"
+            )
+    if reply.noisy_scores is not None:
+        noisy = reply.noisy_scores
+        lines.append(
+            f"with noise: {noisy.correct:.1f} right of {noisy.examples:.1f}"
+            + (
+                f" (about {_percent(min(max(noisy.correct / noisy.examples, 0.0), 1.0))})"
+                if noisy.examples >= 1
+                else ""
+            )
+        )
+    if reply.privacy is not None:
+        cost = reply.privacy
+        lines.append(
+            f"cost: epsilon {cost.epsilon:.4g} at delta {cost.delta:g}, unit {cost.unit} "
+            f"({cost.adjacency}); the site's total {cost.epsilon_total:.4g}"
+        )
+    if reply.code != "ok":
+        lines.append(f"refused: {reply.code} {reply.reason}".rstrip())
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _read(path: Path) -> _File:
+    try:
+        if path.stat().st_size > 2 * MAX_BODY_BYTES:
+            raise ValueError("it is too long")
+        return _File.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"There is no answer at '{path}'.") from None
+    except (OSError, ValueError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"'{path}' is no answer to a validation kit: {reason}.",
+            remedy="Ask the site for it again; it is made with: fieldmark site validate",
+        ) from None

@@ -1,0 +1,174 @@
+"""``fieldmark export onnx``: make, check, measure, and only then write."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
+from fgvc_core.export.checks import (
+    MAX_SIZE_RATIO,
+    Verdict,
+    compare,
+    refuse_lossy,
+    refuse_unfaithful,
+)
+from fgvc_core.export.graph import multiply_adds
+from fgvc_core.export.int8 import quantise
+from fgvc_core.export.judging import Judges
+from fgvc_core.export.latency import latencies
+from fgvc_core.export.onnx_graph import describe, preprocessing, to_onnx
+from fgvc_core.export.running import OnnxModel
+from fgvc_core.inference.trained import TrainedModel
+
+SAMPLE = "run_onnx.py"
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class OnnxFiles:
+    """What an export holds before it is written.
+
+    Attributes:
+        float_bytes: The float graph.
+        int8_bytes: The int8 graph; None if it was not asked for.
+        figures: The table: one entry a model, with verdict, size, latency and multiply-adds.
+    """
+
+    float_bytes: bytes
+    int8_bytes: bytes | None
+    figures: dict[str, Any]
+
+
+def make_onnx(
+    trained: TrainedModel,
+    judges: Judges,
+    calibration: Judges | None = None,
+    *,
+    public: bool = False,
+    force: bool = False,
+) -> OnnxFiles:
+    """Export, check against PyTorch, quantise if asked, and measure.
+
+    Args:
+        trained: The model, on the CPU.
+        judges: The pictures that it is checked on.
+        calibration: Pictures that int8's ranges are taken from; None: no int8.
+        public: The user's word that the calibration pictures are public.
+        force: Let through what the checks refuse; the figures say so.
+
+    Raises:
+        PolicyRefusal: for int8 of a model trained under [privacy] without that word.
+        RunFailed: if a check refuses.
+        ConfigurationError: without the 'export' extra.
+    """
+    if calibration is not None and trained.recipe.privacy is not None and not public:
+        raise PolicyRefusal(
+            "The model was trained under [privacy], and nobody said that the calibration "
+            "pictures are public.",
+            why="int8 keeps the range of activations that they show: an unnoised release.",
+            remedy="Calibrate on public pictures, and say so with --calibration-is-public.",
+        )
+    float_proto = to_onnx(trained)
+    float_bytes = float_proto.SerializeToString()
+    expected_NK = _torch_logits(trained, judges.views_NHWC)
+    running = OnnxModel(float_proto)
+    float_verdict = compare(expected_NK, running.logits(judges.views_NHWC), judges.labels_N)
+    if not force:
+        refuse_unfaithful(float_verdict)
+    answering: dict[str, Any] = {
+        "pytorch": lambda views_NHWC: trained.logits(views_NHWC),
+        "float": running.logits,
+    }
+    rows = {
+        "pytorch": _row(compare(expected_NK, expected_NK, judges.labels_N), _torch_bytes(trained)),
+        "float": _row(float_verdict, len(float_bytes)),
+    }
+    int8_bytes, how = None, {}
+    if calibration is not None:
+        # The metadata come on top of what the quantiser writes.
+        most = int(MAX_SIZE_RATIO * len(float_bytes)) - sum(
+            p.ByteSize() for p in float_proto.metadata_props
+        )
+        int8_proto, way, agreement = quantise(float_proto, calibration.views_NHWC, most)
+        describe(int8_proto, trained)
+        int8_bytes = int8_proto.SerializeToString()
+        running8 = OnnxModel(int8_proto)
+        verdict = compare(expected_NK, running8.logits(judges.views_NHWC), judges.labels_N)
+        if not force:
+            refuse_lossy(float_verdict, verdict, len(int8_bytes) / len(float_bytes))
+        answering["int8"] = running8.logits
+        rows["int8"] = _row(verdict, len(int8_bytes))
+        how = {
+            "way": str(way),
+            "pictures": len(calibration.views_NHWC),
+            "agreement_on_them": agreement,
+            "size_ratio": len(int8_bytes) / len(float_bytes),
+        }
+    for name, milliseconds in latencies(answering, judges.views_NHWC[0]).items():
+        rows[name]["latency_ms"] = milliseconds
+    figures = {
+        "judged_on": judges.told,
+        "pictures": len(judges.views_NHWC),
+        "multiply_adds": multiply_adds(trained.model),
+        "models": rows,
+        "forced": force,
+    }
+    return OnnxFiles(float_bytes, int8_bytes, figures | ({"int8": how} if how else {}))
+
+
+def write_onnx(files: OnnxFiles, trained: TrainedModel, folder: Path) -> list[Path]:
+    """Write graphs, what they take, figures and the sample that runs them.
+
+    Raises:
+        ConfigurationError: if the folder cannot be written.
+    """
+    texts = {
+        "preprocessing.json": json.dumps(
+            preprocessing(trained) | {"class_names": list(trained.class_names)}, indent=1
+        ),
+        "export.json": json.dumps(files.figures, indent=1),
+        SAMPLE: Path(__file__).with_name(SAMPLE).read_text(encoding="utf-8"),
+    }
+    parts: dict[str, bytes] = {"model.onnx": files.float_bytes}
+    if files.int8_bytes is not None:
+        parts["model.int8.onnx"] = files.int8_bytes
+    parts |= {name: text.encode() for name, text in texts.items()}
+    return write_folder(folder, parts)
+
+
+def write_folder(folder: Path, parts: dict[str, bytes]) -> list[Path]:
+    """Write files into a folder, made if it is not there.
+
+    Raises:
+        ConfigurationError: if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in parts.items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--out '{folder}' cannot be written: {error.strerror}.",
+            remedy="Name a folder that you may write to.",
+        ) from None
+    return [folder / name for name in parts]
+
+
+def _torch_logits(trained: TrainedModel, views_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+    starts: Sequence[int] = range(0, len(views_NHWC), _BATCH)
+    return np.concatenate([trained.logits(views_NHWC[s : s + _BATCH]).numpy() for s in starts])
+
+
+def _torch_bytes(trained: TrainedModel) -> int:
+    """Of all tensors: what a safetensors file of the whole model weighs, less its header."""
+    return sum(t.numel() * t.element_size() for t in trained.model.state_dict().values())
+
+
+def _row(verdict: Verdict, size: int) -> dict[str, Any]:
+    return verdict.as_json() | {"bytes": size}

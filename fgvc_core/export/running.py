@@ -1,0 +1,42 @@
+"""An exported graph on ONNX Runtime."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.errors import missing_extra
+from fgvc_core.export.onnx_graph import INPUT, OUTPUT, Proto
+
+_BATCH = 32
+
+
+class OnnxModel:
+    """Answers as :class:`TrainedModel` does.
+
+    Args:
+        proto: An ONNX model with this room's input and output.
+        threads: Of one picture's computation.
+    """
+
+    def __init__(self, proto: Proto, threads: int = 1) -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise missing_extra("export", "ONNX Runtime") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Notes on what its optimiser could not fold are no user's concern.
+        options.log_severity_level = 3
+        self._session: Any = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def logits(self, views_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (N, S, S, 3) to float32 (N, K)."""
+        parts = [
+            self._session.run([OUTPUT], {INPUT: views_NHWC[start : start + _BATCH]})[0]
+            for start in range(0, len(views_NHWC), _BATCH)
+        ]
+        return np.concatenate(parts)

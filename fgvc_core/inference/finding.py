@@ -1,0 +1,98 @@
+"""From what a person names (files, folders, patterns, a list) to pictures."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fgvc_core.data.files import PICTURE_ENDINGS
+
+_WILD = ("*", "?", "[")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One picture to look at, or one name behind which there is none.
+
+    Attributes:
+        name: As it is shown; bytes that are no UTF-8 are escaped.
+        root: The folder that the file must not lead out of, links resolved.
+        relative: Its path below ``root``.
+        fault: Why there is nothing to look at; empty where there is.
+    """
+
+    name: str
+    root: Path
+    relative: str
+    fault: str = ""
+
+
+def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[Found]:
+    """The pictures that arguments name, each once, in their order.
+
+    A folder stands for the pictures below it, sorted, without hidden ones; a name with
+    ``*``, ``?`` or ``[`` that is no file for what it matches (``**`` goes deeper); ``-`` for
+    ``listed``. A link that a person names is followed; one that lies in a named folder must not
+    lead out of it.
+
+    Args:
+        arguments: Files, folders, patterns, ``-``.
+        listed: One path each, with or without line ends, for instance standard input.
+    """
+    seen: set[str] = set()
+    pictures = []
+    for argument in arguments:
+        if argument == "-":
+            names = [line.rstrip("\r\n") for line in listed]
+            found = (one for name in names if name for one in _named(name))
+        else:
+            found = _named(argument)
+        for one in found:
+            key = os.path.join(one.root, one.relative)
+            if key not in seen:
+                seen.add(key)
+                pictures.append(one)
+    return pictures
+
+
+def _named(name: str) -> Iterator[Found]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        yield from _below(path)
+    elif path.exists():
+        yield _file(path)
+    elif any(sign in name for sign in _WILD):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
+            yield Found(_shown(name), path.parent, path.name, "the pattern matches nothing")
+        for match in matches:
+            if Path(match).is_dir():
+                # With ** folders match beside the files in them.
+                continue
+            yield _file(Path(match))
+    else:
+        yield Found(_shown(name), path.parent, path.name, "there is no such file")
+
+
+def _below(folder: Path) -> Iterator[Found]:
+    root = Path(os.path.realpath(folder))
+    empty = True
+    for here, subfolders, files in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_ENDINGS:
+                empty = False
+                shown = Path(here) / name
+                yield Found(_shown(shown), root, str(shown.relative_to(folder)))
+    if empty:
+        yield Found(_shown(folder), root, "", "the folder holds no pictures")
+
+
+def _file(path: Path) -> Found:
+    real = Path(os.path.realpath(path))
+    return Found(_shown(path), real.parent, real.name)
+
+
+def _shown(name: str | Path) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

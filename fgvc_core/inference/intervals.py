@@ -1,0 +1,138 @@
+"""Intervals that know that pictures of one subject are not independent.
+
+A bootstrap draws whole subjects (patients, animals) with replacement, never single pictures, and
+takes bias-corrected and accelerated percentiles: Efron 1987, "Better Bootstrap Confidence
+Intervals", J. Am. Stat. Assoc. 82, https://doi.org/10.1080/01621459.1987.10478410; drawing
+clusters: Davison and Hinkley 1997, section 3.8, https://doi.org/10.1017/CBO9780511802843.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+LEVEL = 0.95
+DRAWS = 2000
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
+"""Sums over subjects (B, M) -> the figure of each (B,)."""
+
+_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % interval, all from 0 to 1."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_json(self) -> dict[str, float]:
+        """Plain values."""
+        return asdict(self)
+
+
+def by_subject(
+    parts_NM: Floats,
+    subjects: Sequence[str],
+    statistic: Statistic,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """A figure of sums over pictures, with its interval over subjects.
+
+    Where no draw differs (every subject is right, or there is one alone) a bootstrap says
+    nothing; the interval then is the exact binomial one over subjects (Clopper and Pearson 1934,
+    https://doi.org/10.1093/biomet/26.4.404), or 0 to 1.
+
+    Args:
+        parts_NM: What each of N pictures adds to M sums.
+        subjects: N ids; equal ids are drawn together.
+        statistic: The figure, between 0 and 1, of M sums.
+        draws: How many resamples, at least 100.
+        seed: Another seed draws others.
+    """
+    numbers_N = np.unique(np.asarray(subjects, dtype=object).astype(str), return_inverse=True)[1]
+    count = int(numbers_N.max()) + 1 if len(numbers_N) else 0
+    if count == 0:
+        return Interval(0.0, 0.0, 1.0)
+    parts_SM = np.zeros((count, parts_NM.shape[1]))
+    np.add.at(parts_SM, numbers_N, parts_NM)
+    total_M = parts_SM.sum(axis=0)
+    value = float(statistic(total_M[None])[0])
+    found_B = np.concatenate([statistic(sums) for sums in _resampled(parts_SM, draws, seed)])
+    found_B = found_B[np.isfinite(found_B)]
+    if count < 2 or not len(found_B) or np.ptp(found_B) == 0:
+        return _without_spread(value, count)
+    left_S = statistic(total_M - parts_SM)
+    low, high = np.quantile(found_B, _shares(found_B, value, left_S[np.isfinite(left_S)]))
+    return Interval(value, float(min(low, value)), float(max(high, value)))
+
+
+def top1_parts(right_N: NDArray[np.bool_]) -> Floats:
+    """What pictures add to (right ones, all)."""
+    return np.stack([right_N.astype(np.float64), np.ones(len(right_N))], axis=1)
+
+
+def top1_of(sums_B2: Floats) -> Floats:
+    """The share that was right."""
+    return sums_B2[:, 0] / np.maximum(sums_B2[:, 1], 1e-12)
+
+
+def macro_f1_parts(
+    labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64], classes: int
+) -> Floats:
+    """What pictures add to each class's (found, there, said): float64 (N, 3 K)."""
+    at = np.arange(len(labels_N))
+    parts_N3K = np.zeros((len(labels_N), 3, classes))
+    right_N = labels_N == predicted_N
+    parts_N3K[at[right_N], 0, labels_N[right_N]] = 1
+    parts_N3K[at, 1, labels_N] = 1
+    parts_N3K[at, 2, predicted_N] = 1
+    return parts_N3K.reshape(len(labels_N), 3 * classes)
+
+
+def macro_f1_of(sums_BM: Floats) -> Floats:
+    """Mean F1 over the classes that are there."""
+    found_BK, there_BK, said_BK = np.split(sums_BM, 3, axis=1)
+    both_BK = there_BK + said_BK
+    f1_BK = np.divide(2 * found_BK, both_BK, out=np.zeros_like(found_BK), where=both_BK > 0)
+    present_BK = there_BK > 0
+    return (f1_BK * present_BK).sum(axis=1) / np.maximum(present_BK.sum(axis=1), 1)
+
+
+def _resampled(parts_SM: Floats, draws: int, seed: int) -> Iterator[Floats]:
+    count = len(parts_SM)
+    generator = np.random.default_rng(seed)
+    step = max(1, min(draws, _AT_ONCE // max(count, 1)))
+    for start in range(0, draws, step):
+        times_BS = generator.multinomial(
+            count, np.full(count, 1 / count), size=min(step, draws - start)
+        )
+        yield times_BS.astype(np.float64) @ parts_SM
+
+
+def _shares(found_B: Floats, value: float, left_S: Floats) -> list[float]:
+    """Which percentiles of the resamples bound the interval."""
+    below = ((found_B < value).sum() + 0.5 * (found_B == value).sum()) / len(found_B)
+    bias = float(ndtri(np.clip(below, 1 / len(found_B), 1 - 1 / len(found_B))))
+    gaps_S = left_S.mean() - left_S
+    spread = float((gaps_S**2).sum())
+    skew = float((gaps_S**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    shares = []
+    for end in (float(ndtri((1 - LEVEL) / 2)), float(ndtri((1 + LEVEL) / 2))):
+        shifted = bias + end
+        shares.append(float(ndtr(bias + shifted / max(1 - skew * shifted, 1e-6))))
+    return shares
+
+
+def _without_spread(value: float, count: int) -> Interval:
+    if count < 2 or 0 < value < 1:
+        return Interval(value, 0.0, 1.0)
+    reach = ((1 - LEVEL) / 2) ** (1 / count)
+    return Interval(value, reach, 1.0) if value >= 1 else Interval(value, 0.0, 1 - reach)

@@ -1,0 +1,29 @@
+"""Pages that need nothing but themselves: one file, no script, no request."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+
+def percent(share: float) -> str:
+    """A share as a person reads it.
+
+    >>> percent(0.925)
+    '92.5 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def render_page(template: str, values: dict[str, Any]) -> str:
+    """A page from a template of this package; every value is escaped."""
+    environment = Environment(
+        loader=PackageLoader("fgvc_core.inference", ""),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    environment.globals["percent"] = percent
+    return environment.get_template(template).render(style=Markup(style), **values)

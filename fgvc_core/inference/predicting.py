@@ -1,0 +1,138 @@
+"""Pictures in, verdicts out: decoded and classified on all cores, in the order they came.
+
+Each core has a thread of its own that decodes a chunk of pictures and runs the model on it;
+Pillow and PyTorch let go of the interpreter while they work, and each has one thread inside.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from fgvc_core.data.files import FileSource
+from fgvc_core.errors import DataError
+from fgvc_core.inference.finding import Found
+from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.inference.verdict import Judge, Verdict
+
+CHUNK = 16
+"""Pictures that a thread decodes and classifies at once."""
+
+THUMBNAIL = 176
+"""Longest side of a thumbnail, in pixels."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What came of one picture.
+
+    Attributes:
+        name: The picture, as it was named.
+        verdict: What is said of it; None where it could not be read.
+        fault: Why it could not be read; empty where it could.
+        thumbnail: A small JPEG of it, where one was asked for.
+    """
+
+    name: str
+    verdict: Verdict | None
+    fault: str = ""
+    thumbnail: bytes = b""
+
+
+def predict(
+    trained: TrainedModel,
+    judge: Judge,
+    pictures: Sequence[Found],
+    *,
+    thumbnails: bool = False,
+    threads: int | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> Iterator[Prediction]:
+    """Look at pictures.
+
+    Args:
+        trained: The model.
+        judge: What is told of its logits.
+        pictures: Which.
+        thumbnails: Keep a small copy of each.
+        threads: How many work at once; None: one a core.
+        tell: Called with (pictures done, pictures in all).
+
+    Yields:
+        One prediction a picture, in their order; a damaged one is said to be so.
+    """
+    # CUB's published boxes refer to stored pixels, and so did its models' training.
+    upright = trained.recipe.data.name != "cub"
+    threads = threads or _cores()
+
+    def look(chunk: Sequence[Found]) -> list[Prediction]:
+        views, kept, made = [], [], {}
+        for number, found in enumerate(chunk):
+            try:
+                picture_HWC = _decode(trained, found, upright)
+            except DataError as error:
+                made[number] = Prediction(found.name, None, error.what)
+                continue
+            views.append(trained.view(picture_HWC))
+            kept.append((number, _thumbnail(picture_HWC) if thumbnails else b""))
+        if views:
+            logits_NK = trained.logits(np.stack(views)).numpy().astype(np.float64)
+            for (number, small), verdict in zip(kept, judge(logits_NK), strict=True):
+                made[number] = Prediction(chunk[number].name, verdict, "", small)
+        return [made[number] for number in range(len(chunk))]
+
+    chunks = [pictures[at : at + CHUNK] for at in range(0, len(pictures), CHUNK)]
+    done = 0
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for predictions in _in_order(pool, look, chunks, 2 * threads):
+            yield from predictions
+            done += len(predictions)
+            if tell is not None:
+                tell(done, len(pictures))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    look: Callable[[Sequence[Found]], list[Prediction]],
+    chunks: Sequence[Sequence[Found]],
+    ahead: int,
+) -> Iterator[list[Prediction]]:
+    """Results in the chunks' order, with only so many waiting: memory does not grow."""
+    waiting: list[Future[list[Prediction]]] = []
+    for chunk in chunks:
+        waiting.append(pool.submit(look, chunk))
+        if len(waiting) >= ahead:
+            yield waiting.pop(0).result()
+    for future in waiting:
+        yield future.result()
+
+
+def _decode(trained: TrainedModel, found: Found, upright: bool) -> NDArray[np.uint8]:
+    if found.fault:
+        raise DataError(f"'{found.name}' was passed over: {found.fault}.")
+    spec = trained.model.input
+    source = FileSource(found.root, (found.relative,), upright=upright)
+    return source.picture(0, round(spec.size / spec.crop))
+
+
+def _thumbnail(picture_HWC: NDArray[np.uint8]) -> bytes:
+    image = Image.fromarray(picture_HWC)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,181 @@
+"""Pictures that a site should have labelled next, by a trained model; nothing leaves.
+
+Candidates are every picture below a folder, or the pool of a data set: the one that a
+``site.toml`` names, or the recipe's own. What has a label already (the training split) tells
+``core-set`` what is covered.
+"""
+
+import csv
+import io
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fgvc_core.data.catalogue import load_table
+from fgvc_core.data.files import FileSource, tree_pictures
+from fgvc_core.data.table import UNLABELLED, ExampleTable
+from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.training.acquisition import Method, pick
+from fgvc_core.training.learner import Learner
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One picture that should be labelled.
+
+    Attributes:
+        rank: From 1, most wanted first.
+        id: Its path below the folder, or its name in the data set.
+        score: What it was picked by; see :func:`fgvc_core.training.acquisition.pick`.
+        predicted: The class that the model takes it for.
+        share: The model's share for that class, 0 to 1.
+    """
+
+    rank: int
+    id: str
+    score: float
+    predicted: str
+    share: float
+
+
+def select(
+    trained: TrainedModel,
+    candidates: ExampleTable,
+    labelled: ExampleTable | None,
+    method: Method,
+    count: int,
+    cache: Path,
+    seed: int = 0,
+) -> list[Pick]:
+    """Rank unlabelled pictures by how much a label would be worth.
+
+    Args:
+        trained: The model.
+        candidates: Pictures without labels.
+        labelled: Pictures that have one; only ``core-set`` looks at them. None: none.
+        method: How pictures are chosen.
+        count: How many, at least 1.
+        cache: Folder for decoded pictures and features.
+        seed: Of ``random`` alone.
+
+    Raises:
+        DataError: if there is no candidate, or pictures are missing or damaged.
+    """
+    if not len(candidates):
+        raise DataError(
+            "There is no unlabelled picture to choose from.",
+            remedy="Name a folder of pictures, or give the data set a pool (split = pool).",
+        )
+    learner, batch_size = trained.learner, trained.recipe.evaluate.batch_size
+    features_ND, logits_NK = embed_all(learner, candidates, cache, batch_size)
+    covered_MD = np.zeros((0, features_ND.shape[1]), dtype=np.float32)
+    if method == "core-set" and labelled is not None and len(labelled):
+        covered_MD, _ = embed_all(learner, labelled, cache, batch_size)
+    chosen, scores = pick(method, logits_NK, features_ND, covered_MD, count, seed)
+    shares_NK = torch.from_numpy(logits_NK).softmax(dim=1).numpy()
+    predicted_N = logits_NK.argmax(axis=1)
+    return [
+        Pick(
+            rank,
+            candidates.ids[at],
+            float(score),
+            trained.class_names[predicted_N[at]],
+            float(shares_NK[at].max()),
+        )
+        for rank, (at, score) in enumerate(
+            zip(chosen.tolist(), scores.tolist(), strict=True), start=1
+        )
+    ]
+
+
+@torch.inference_mode()
+def embed_all(
+    learner: Learner, table: ExampleTable, cache: Path, batch_size: int
+) -> tuple[Vectors, Vectors]:
+    """Vectors (N, D) before the head and logits (N, K), float32, of pictures as they are."""
+    model = learner.model
+    model.eval()
+    examples = learner.examples(table, cache)
+    features, logits = [], []
+    for positions in torch.arange(len(table)).split(batch_size):
+        features_BD = examples.features(model, positions, None)
+        features.append(features_BD.float().cpu())
+        logits.append(model.classify(features_BD).float().cpu())
+    return torch.cat(features).numpy(), torch.cat(logits).numpy()
+
+
+def folder_candidates(folder: Path, class_names: Sequence[str]) -> ExampleTable:
+    """Every picture below a folder, without labels.
+
+    Raises:
+        DataError: if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"'{folder}' is not a folder.", remedy="Name the folder that holds the pictures."
+        )
+    paths = tuple(tree_pictures(folder))
+    return ExampleTable(
+        source=FileSource(folder, paths),
+        rows=np.arange(len(paths), dtype=np.int64),
+        ids=paths,
+        labels_N=np.full(len(paths), UNLABELLED, dtype=np.int64),
+        splits=tuple("pool" for _ in paths),
+        subjects=paths,
+        class_names=tuple(class_names),
+    )
+
+
+def data_set(trained: TrainedModel, site: Path | None, cache: Path) -> ExampleTable:
+    """The data set that the model's recipe describes: a site's own, or the recipe's.
+
+    Args:
+        trained: The model.
+        site: A site's home, or its ``site.toml``; None: where the recipe says.
+        cache: A folder for what may be kept.
+
+    Raises:
+        ConfigurationError: if ``site.toml`` cannot be read.
+        DataError: if the data are missing or wrong.
+    """
+    settings = trained.recipe.data
+    if site is not None:
+        settings = settings.model_copy(update=_own_data(site))
+    table = load_table(settings, cache)
+    if table.class_names != trained.class_names:
+        raise DataError(
+            f"The data set's {table.num_classes} classes are not the model's "
+            f"{len(trained.class_names)}, in their order.",
+            remedy="Use the model's own data set, or name a folder of pictures.",
+        )
+    return table
+
+
+def as_csv(picks: Sequence[Pick]) -> str:
+    """The picks as CSV, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Pick.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(each) for each in picks)
+    return text.getvalue()
+
+
+def _own_data(site: Path) -> dict[str, str]:
+    path = site / "site.toml" if site.is_dir() else site
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(
+            f"The site's settings '{path}' cannot be read: {error}.",
+            remedy="Name the folder that holds site.toml.",
+        ) from None
+    data = values.get("data", {})
+    return {name: data[name] for name in ("path", "subject_column") if data.get(name)}

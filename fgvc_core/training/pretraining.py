@@ -1,0 +1,165 @@
+"""Learning from pictures without labels: the backbone before round 1.
+
+Two random views of each picture go through backbone and projector; the loss sees only those.
+The projector (Chen et al. 2020, section 4.2, https://arxiv.org/abs/2002.05709) is thrown away
+afterwards. It has no BatchNorm, unlike the papers': what sites average are weights, not statistics.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fgvc_core.data.pictures import PictureBank
+from fgvc_core.data.views import RandomViews
+from fgvc_core.errors import ConfigurationError, PeerError
+from fgvc_core.losses.self_supervised import self_supervised_loss
+from fgvc_core.seeds import derive_seed
+from fgvc_core.training.learner import Learner
+from fgvc_core.training.loop import Outcome, make_optimizer
+from fgvc_core.training.schedule import Stretch, make_scheduler
+from fgvc_core.training.settings import PretrainSettings, TrainSettings
+
+HEAD = "head."
+PROJECTOR = "projector."
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+class Pretraining:
+    """A learner's backbone with a projector behind it.
+
+    Args:
+        learner: Its backbone is trained in place; its head is left alone.
+        settings: ``[pretrain]``, with a method.
+
+    Raises:
+        ConfigurationError: if nothing before the head trains, or lightly is missing.
+    """
+
+    def __init__(self, learner: Learner, settings: PretrainSettings) -> None:
+        if learner.frozen_backbone:
+            raise ConfigurationError(
+                "pretrain.method is set, and nothing of the model trains but its head.",
+                why="It is the backbone that learns from pictures without labels.",
+                remedy="Set model.train = 'all' or a stage, or pretrain.method = 'none'.",
+            )
+        self._learner = learner
+        self._settings = settings
+        self._loss = self_supervised_loss(settings.method, settings.temperature)
+        self._views = RandomViews(settings.crop, settings.rotation, settings.color, settings.grey)
+        self._train = steps_of(settings)
+        model = learner.model
+        device = next(model.parameters()).device
+        self._projector = _projector(model.feature_dim, settings, learner.seed).to(device)
+
+    def tensors(self) -> Tensors:
+        """Copies of what travels: what trains before the head, and the projector."""
+        backbone = {n: a for n, a in self._learner.tensors().items() if not n.startswith(HEAD)}
+        state = self._projector.state_dict()
+        return backbone | {PROJECTOR + n: t.cpu().float().numpy().copy() for n, t in state.items()}
+
+    def load(self, tensors: Tensors) -> None:
+        """Take over exactly what :meth:`tensors` names.
+
+        Raises:
+            PeerError: if a name or a shape is another.
+        """
+        parted, backbone = split_projector(tensors)
+        head = {n: a for n, a in self._learner.tensors().items() if n.startswith(HEAD)}
+        state = {
+            n.removeprefix(PROJECTOR): torch.from_numpy(np.array(a)) for n, a in parted.items()
+        }
+        try:
+            self._projector.load_state_dict(state)
+        except RuntimeError as error:
+            raise PeerError(f"The projector's tensors are not its own: {error}") from None
+        self._learner.load({**head, **backbone})
+
+    def train_round(self, bank: PictureBank, stretch: Stretch, purpose: str) -> Outcome:
+        """Train in place; the generators derive from (seed, purpose, round).
+
+        Args:
+            bank: The pictures; of fewer than two nothing is learnt.
+            stretch: Which round of how many.
+            purpose: Who trains, for instance a site's name.
+
+        Returns:
+            Mean loss, and pictures a pass.
+        """
+        seed = self._learner.seed
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(seed, "pretrain", purpose, stretch.round))
+        with torch.random.fork_rng(devices=[]):
+            # Dropout draws from the global generator and takes no other.
+            torch.default_generator.manual_seed(
+                derive_seed(seed, "pretrain dropout", purpose, stretch.round)
+            )
+            return self._passes(bank, stretch, generator)
+
+    def _passes(self, bank: PictureBank, stretch: Stretch, generator: torch.Generator) -> Outcome:
+        model, settings = self._learner.model, self._settings
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters += list(self._projector.parameters())
+        optimizer = make_optimizer(parameters, self._train)
+        steps = settings.epochs * math.ceil(len(bank) / settings.batch_size)
+        scheduler = make_scheduler(optimizer, self._train, stretch, max(steps, 1))
+        device = parameters[0].device
+        total, seen = 0.0, 0
+        model.train()
+        for _ in range(settings.epochs):
+            order = torch.randperm(len(bank), generator=generator)
+            for positions in order.split(settings.batch_size):
+                if len(positions) < 2:
+                    # Alone in its batch a picture has nothing to differ from.
+                    continue
+                images_NCHW = bank.batch(positions.numpy())
+                views_MCHW = torch.cat([self._views(images_NCHW, generator) for _ in range(2)])
+                optimizer.zero_grad(set_to_none=True)
+                features_MD = model.embed(model.normalise(views_MCHW.to(device)))
+                one_NP, two_NP = self._projector(features_MD).chunk(2)
+                value = self._loss(one_NP, two_NP)
+                value.backward()
+                optimizer.step()
+                scheduler.step()
+                total += float(value.detach()) * len(positions)
+                seen += len(positions)
+        model.eval()
+        return Outcome(total / max(seen, 1), len(bank))
+
+
+def fresh_projector(dim: int, settings: PretrainSettings, seed: int) -> Tensors:
+    """The projector's tensors before the first round, by their names on the wire."""
+    state = _projector(dim, settings, seed).state_dict()
+    return {PROJECTOR + name: tensor.numpy().copy() for name, tensor in state.items()}
+
+
+def split_projector(tensors: Tensors) -> tuple[Tensors, Tensors]:
+    """The projector's tensors, and the others."""
+    projector = {n: a for n, a in tensors.items() if n.startswith(PROJECTOR)}
+    return projector, {n: a for n, a in tensors.items() if n not in projector}
+
+
+def steps_of(settings: PretrainSettings) -> TrainSettings:
+    """``[pretrain]`` as the settings of a training loop: what it steps with, and how fast."""
+    return TrainSettings(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        optimizer="adam",
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        schedule="cosine",
+        warmup=0.1,
+    )
+
+
+def _projector(dim: int, settings: PretrainSettings, seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "projector"))
+        return nn.Sequential(
+            nn.Linear(dim, settings.hidden),
+            nn.ReLU(),
+            nn.Linear(settings.hidden, settings.projection),
+        )

@@ -1,0 +1,69 @@
+"""What a tracker is told: numbers of a round, settings, the end; nothing that no event says."""
+
+import json
+from typing import Any, Protocol
+
+from fgvc_core.recipe import Recipe
+
+ROUND = ("top1", "macro_f1", "loss", "val_top1", "val_loss", "seconds", "bytes_up", "bytes_down",
+         "cohort", "accepted", "refused")  # fmt: skip
+"""Of ``round_finished`` and ``scored``: shares of 1, nats, seconds, bytes, counts of sites."""
+
+FINAL = ("top1", "macro_f1", "macro_precision", "macro_recall", "rounds", "best_round",
+         "wall_s", "bytes_up", "bytes_down", "test_examples")  # fmt: skip
+LONGEST = 500
+"""Most characters of a setting; a list of 200 classes is longer."""
+
+
+class Tracker(Protocol):
+    """Writes one run for one tool. What it raises is told and ends it, not the run."""
+
+    def figures(self, round_: int, values: dict[str, float]) -> None:
+        """Numbers of a round; one round's may come in several calls."""
+
+    def note(self, round_: int, text: str) -> None:
+        """Something out of the ordinary, in words."""
+
+    def finish(self, state: str, values: dict[str, float]) -> None:
+        """The run has ended: ``finished``, ``interrupted`` or ``failed``, and what it came to."""
+
+
+def round_figures(event: dict[str, Any]) -> dict[str, float]:
+    """An event's numbers by name; what was not measured is left out."""
+    return {name: float(event[name]) for name in ROUND if event.get(name) is not None}
+
+
+def final_figures(metrics: dict[str, Any]) -> dict[str, float]:
+    """What a run came to, by ``final/NAME`` and ``epsilon/SITE``."""
+    known = {f"final/{n}": float(metrics[n]) for n in FINAL if metrics.get(n) is not None}
+    costs = metrics.get("privacy", {})
+    return known | {f"epsilon/{site}": float(cost["epsilon"]) for site, cost in costs.items()}
+
+
+def settings_of(recipe: Recipe) -> dict[str, str]:
+    """The recipe, flat; without where this machine keeps its pictures."""
+    flat: dict[str, str] = {}
+
+    def walk(values: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict) and value:
+                walk(value, f"{prefix}{key}.")
+            elif value is not None:
+                text = value if isinstance(value, str) else json.dumps(value)
+                flat[prefix + key] = text[:LONGEST]
+
+    walk(recipe.model_dump(mode="json"), "")
+    flat.pop("data.path", None)
+    return flat
+
+
+def note_of(event: dict[str, Any]) -> str | None:
+    """An event in words if it is out of the ordinary, else None."""
+    what = event["event"]
+    if what == "reply" and event["accepted"] is False:
+        return f"{event['site']} refused: {event['reason']}"
+    if what in ("round_void", "site_set_aside", "screening_reset", "site_left", "start_refused"):
+        told = [f"{event['site']}: "] if event.get("site") else []
+        reason = event.get("reason") or event.get("why")
+        return "".join([*told, what.replace("_", " "), f": {reason}" if reason else ""])
+    return None

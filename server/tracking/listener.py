@@ -1,0 +1,169 @@
+"""Listens to a run's events and hands them to trackers, which can neither stop nor slow it.
+
+Trackers work in a thread of their own, fed through a queue: importing MLflow takes seconds,
+and a disk or a server can hang. What one raises ends that one; the run says so once, in its
+events and on the terminal. At the end of the run they have a bounded time to write what is left.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fgvc_core.recipe import Recipe
+from server.tracking.choices import Choice
+from server.tracking.figures import (
+    Tracker,
+    final_figures,
+    note_of,
+    round_figures,
+    settings_of,
+)
+
+if TYPE_CHECKING:
+    from server.events import EventLog
+
+WAIT_S = 120.0
+"""Longest that the end of a run waits for its trackers, in seconds."""
+
+Open = Callable[[Choice, "RunFacts"], Tracker]
+Work = Callable[[Tracker], None]
+_ENDS = {"run_finished": "finished", "interrupted": "interrupted", "failed": "failed"}
+
+
+class RunFacts:
+    """What a tracker is told when it opens.
+
+    Args:
+        run_dir: The run's folder.
+        recipe: Its recipe.
+        run: Fieldmark's id of the run, the same when it is gone on with.
+        done: Rounds that are done; what was written of later ones counts no more.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe, run: str, done: int) -> None:
+        self.run_dir = run_dir
+        self.name = run_dir.name
+        self.project = recipe.name
+        self.settings = settings_of(recipe)
+        self.run = run
+        self.done = done
+
+
+class Tracking:
+    """A listener of an :class:`~server.events.EventLog`, for any number of trackers.
+
+    Args:
+        choices: Which trackers, and where they write.
+        run_dir: The run's folder.
+        recipe: Its recipe.
+        opened: Makes a tracker; called in the trackers' own thread.
+        wait_s: Longest that the end waits, in seconds.
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        run_dir: Path,
+        recipe: Recipe,
+        opened: Open | None = None,
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self._choices = choices
+        self._run_dir = run_dir
+        self._recipe = recipe
+        self._open = opened or open_tracker
+        self._wait_s = wait_s
+        self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._failed: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._events: EventLog | None = None
+        self._round = 0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Hand on what an event says."""
+        what = event["event"]
+        if not self._choices or what == "tracker_failed":
+            return
+        self._tell()
+        if what in ("run_started", "resumed"):
+            self._begin(str(event["run"]), int(event.get("round") or 0))
+        if what in ("round_finished", "scored"):
+            figures, self._round = round_figures(event), int(event["round"])
+            self._do(lambda tracker, at=self._round: tracker.figures(at, figures))
+        note = note_of(event)
+        if note is not None:
+            at = int(event.get("round") or self._round)
+            self._do(lambda tracker: tracker.note(at, note))
+        if what in _ENDS:
+            self._end(_ENDS[what])
+
+    def report_to(self, events: "EventLog") -> None:
+        """Where a tracker's failure is recorded."""
+        self._events = events
+
+    def _tell(self) -> None:
+        while self._events is not None and not self._failed.empty():
+            name, why = self._failed.get()
+            self._events.emit("tracker_failed", round=self._round, tracker=name, reason=why)
+
+    def _begin(self, run: str, done: int) -> None:
+        facts = RunFacts(self._run_dir, self._recipe, run, done)
+        self._round = done
+        # A daemon: what hangs in a tracker must not keep the process from ending.
+        self._thread = threading.Thread(target=self._serve, args=(facts,), daemon=True)
+        self._thread.start()
+
+    def _do(self, work: Work) -> None:
+        if self._thread is not None:
+            self._work.put(work)
+
+    def _end(self, state: str) -> None:
+        if self._thread is None:
+            return
+        path = self._run_dir / "metrics.json"
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        values = final_figures(metrics) if state == "finished" else {}
+        self._work.put(lambda tracker: tracker.finish(state, values))
+        self._work.put(None)
+        self._thread.join(self._wait_s)
+        if self._thread.is_alive():
+            told = f"it did not end within {self._wait_s:g} s"
+            self._failed.put((", ".join(c.name for c in self._choices), told))
+        self._thread = None
+        self._tell()
+
+    def _serve(self, facts: RunFacts) -> None:
+        trackers: dict[str, Tracker] = {}
+        for choice in self._choices:
+            self._try(choice.name, lambda c=choice: trackers.update({c.name: self._open(c, facts)}))
+        while (work := self._work.get()) is not None:
+            for name, tracker in list(trackers.items()):
+                if not self._try(name, lambda w=work, t=tracker: w(t)):
+                    del trackers[name]
+
+    def _try(self, name: str, do: Callable[[], None]) -> bool:
+        try:
+            do()
+        except Exception as error:
+            # Whatever a tracker does, the run has to go on.
+            self._failed.put((name, f"{type(error).__name__}: {error}"[:500]))
+            return False
+        return True
+
+
+def open_tracker(choice: Choice, facts: RunFacts) -> Tracker:
+    """Open a tracker; its package is imported here and not before."""
+    if choice.name == "tensorboard":
+        from server.tracking.to_tensorboard import TensorBoard
+
+        return TensorBoard(choice.where, facts)
+    if choice.name == "mlflow":
+        from server.tracking.to_mlflow import MLflow
+
+        return MLflow(choice.where, facts)
+    from server.tracking.to_wandb import WeightsAndBiases
+
+    return WeightsAndBiases(choice.where, facts)

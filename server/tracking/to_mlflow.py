@@ -1,0 +1,96 @@
+"""MLflow: a SQLite file, or a tracking server of the user's own; its telemetry is off.
+
+MLflow 3 keeps files in folders for old stores only; SQLite needs nothing that is not
+installed with Flower. A run that is gone on with is found by Fieldmark's own id.
+"""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# Read while the package is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A server that is away should be given up, not asked for an hour.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+if TYPE_CHECKING:
+    from server.tracking.listener import RunFacts
+
+RUN_TAG = "fieldmark.run"
+LONGEST_TAG = 4000
+_BATCH = 100
+"""Most settings that MLflow takes in one request."""
+_STATES = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
+
+
+class MLflow:
+    """Settings as parameters, numbers as metrics by round, notes as tags.
+
+    Args:
+        where: A SQLite file, or an address (``https://...``, ``postgresql://...``); "" is a
+            file in the run's folder.
+        facts: Of the run.
+    """
+
+    def __init__(self, where: str, facts: "RunFacts") -> None:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._client = MlflowClient(_address(where, facts.run_dir))
+        experiment = self._experiment(facts)
+        found = self._client.search_runs(
+            [experiment], f"tags.`{RUN_TAG}` = '{facts.run}'", max_results=1
+        )
+        if found:
+            self._run = found[0].info.run_id
+            self._client.update_run(self._run, "RUNNING")
+            return
+        tags = {RUN_TAG: facts.run}
+        self._run = self._client.create_run(experiment, run_name=facts.name, tags=tags).info.run_id
+        params = [Param(key, value) for key, value in facts.settings.items()]
+        for start in range(0, len(params), _BATCH):
+            self._client.log_batch(self._run, params=params[start : start + _BATCH])
+
+    def figures(self, round_: int, values: dict[str, float]) -> None:
+        """Numbers of a round."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, round_) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def note(self, round_: int, text: str) -> None:
+        """Something out of the ordinary; a round's last note is the one that is kept."""
+        self._client.set_tag(self._run, f"out_of_the_ordinary.{round_}", text[:LONGEST_TAG])
+
+    def finish(self, state: str, values: dict[str, float]) -> None:
+        """What the run came to."""
+        self.figures(int(values.get("final/rounds", 0)), values)
+        self._client.set_terminated(self._run, _STATES[state])
+
+    def _experiment(self, facts: "RunFacts") -> str:
+        known = self._client.get_experiment_by_name(facts.project)
+        if known is not None:
+            return str(known.experiment_id)
+        try:
+            # Nothing is stored as an artifact; MLflow would else name a folder here for them.
+            place = (facts.run_dir / "tracking" / "mlflow-artifacts").resolve().as_uri()
+            return str(self._client.create_experiment(facts.project, place))
+        except MlflowException:
+            # Another run has made it a moment before.
+            made = self._client.get_experiment_by_name(facts.project)
+            if made is None:
+                raise
+            return str(made.experiment_id)
+
+
+def _address(where: str, run_dir: Path) -> str:
+    if "://" in where:
+        return where
+    path = Path(where) if where else run_dir / "tracking" / "mlflow.db"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{path.resolve()}"

@@ -1,0 +1,1 @@
+"""A grid of runs over settings and seeds: planned, run, summed up, drawn."""

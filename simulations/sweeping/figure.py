@@ -1,0 +1,173 @@
+"""A sweep's figures: a score against a setting, epsilon or bytes, mean and deviation.
+
+Each run is a faint dot, each setting's mean a filled one with a whisker of one deviation;
+lines join what differs in the swept key alone. The axis is logarithmic where the values are
+positive and span a factor of ten.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 640, 320
+LEFT, RIGHT, TOP, BOTTOM = 52, 18, 16, 46
+STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A setting's mean.
+
+    Attributes:
+        x: Where on the axis.
+        mean: Share of 1.
+        deviation: Of the mean's runs, or None of a single one.
+        runs: (x, share) of every run.
+    """
+
+    x: float
+    mean: float
+    deviation: float | None
+    runs: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Marks in order of x; a line joins them where there is something between two values."""
+
+    name: str
+    marks: tuple[Mark, ...]
+    joined: bool = True
+
+
+@dataclass(frozen=True)
+class Horizontal:
+    """The x-axis: a title, and the places to name; names where the values are no numbers."""
+
+    title: str
+    ticks: tuple[float, ...]
+    names: tuple[str, ...] | None = None
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether values are positive and span a factor of ten."""
+        low, high = min(self.ticks), max(self.ticks)
+        return self.names is None and low > 0 and high / low >= 10
+
+
+def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> str:
+    """An SVG in the page's colours.
+
+    Args:
+        title: What it shows, for those who cannot see it.
+        axis: The x-axis.
+        series: At most six; each has marks within the axis.
+        score: Name of the y-axis.
+    """
+    place = _across(axis)
+    low, high = _span(series)
+    y = _linear(low, high, HEIGHT - BOTTOM, TOP)
+    parts = [
+        f'<svg class="figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
+    for value in _steps(low, high):
+        parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
+        parts.append(_text(LEFT - 8, y(value) + 4, f"{100 * value:g} %", "tick end"))
+    parts += _named(axis, place)
+    parts.append(_text(LEFT, TOP - 4, score, "tick"))
+    for number, one in enumerate(series):
+        # Side by side where a name is all that tells where they stand.
+        aside = 9.0 * (number - (len(series) - 1) / 2) if axis.names else 0.0
+        parts += _one(one, STYLES[number % len(STYLES)], _shifted(place, aside), y)
+    return "".join([*parts, "</svg>"])
+
+
+def _one(
+    series: Series, style: str, x: Callable[[float], float], y: Callable[[float], float]
+) -> list[str]:
+    path = " ".join(f"{x(mark.x):.1f},{y(mark.mean):.1f}" for mark in series.marks)
+    parts = [f'<polyline class="curve {style}" points="{path}"/>'] if series.joined else []
+    for mark in series.marks:
+        told = f"{series.name}: {100 * mark.mean:.1f} %"
+        if mark.deviation is not None:
+            top, bottom = y(mark.mean + mark.deviation), y(mark.mean - mark.deviation)
+            parts.append(_line(x(mark.x), bottom, x(mark.x), top, f"whisker {style}"))
+            told += f" ± {100 * mark.deviation:.1f}"
+        parts += [
+            f'<circle class="run {style}" cx="{x(at):.1f}" cy="{y(share):.1f}" r="2.6"/>'
+            for at, share in mark.runs
+        ]
+        parts.append(
+            f'<circle class="dot {style}" cx="{x(mark.x):.1f}" cy="{y(mark.mean):.1f}" r="4.6">'
+            f"<title>{escape(told)}</title></circle>"
+        )
+    return parts
+
+
+def _named(axis: Horizontal, place: Callable[[float], float]) -> list[str]:
+    parts = []
+    end = -math.inf
+    for number, value in enumerate(axis.ticks):
+        name = axis.names[number] if axis.names else f"{value:.4g}"
+        name = name if len(name) <= 18 else name[:17] + "…"
+        half = 3.6 * len(name)
+        # A name that would run into the last one is left out: its dot says it.
+        if place(value) - half < end + 6:
+            continue
+        end = place(value) + half
+        parts.append(
+            _line(place(value), HEIGHT - BOTTOM, place(value), HEIGHT - BOTTOM + 4, "rule")
+        )
+        parts.append(_text(place(value), HEIGHT - BOTTOM + 18, name, "tick middle"))
+    title = axis.title + (", logarithmic" if axis.logarithmic else "")
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, title, "tick middle"))
+    return parts
+
+
+def _across(axis: Horizontal) -> Callable[[float], float]:
+    low, high = min(axis.ticks), max(axis.ticks)
+    start, end = LEFT + 26.0, WIDTH - RIGHT - 26.0
+    if axis.logarithmic:
+        scale = _linear(math.log(low), math.log(high), start, end)
+        return lambda value: scale(math.log(value))
+    return _linear(low, high, start, end)
+
+
+def _span(series: Sequence[Series]) -> tuple[float, float]:
+    """The y-axis: all of what is shown, with room, in steps of 5 %."""
+    values = [share for one in series for mark in one.marks for _, share in mark.runs]
+    for one in series:
+        for mark in one.marks:
+            spread = mark.deviation or 0.0
+            values += [mark.mean - spread, mark.mean + spread]
+    low = max(math.floor((min(values) - 0.01) * 20) / 20, 0.0)
+    high = min(math.ceil((max(values) + 0.01) * 20) / 20, 1.0)
+    return low, max(high, low + 0.05)
+
+
+def _steps(low: float, high: float) -> list[float]:
+    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25):
+        if (high - low) / step <= 6.5:
+            break
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _shifted(place: Callable[[float], float], aside: float) -> Callable[[float], float]:
+    return lambda value: place(value) + aside
+
+
+def _linear(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    if high <= low:
+        return lambda value: (start + end) / 2
+    return lambda value: start + (min(max(value, low), high) - low) / (high - low) * (end - start)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, style: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'

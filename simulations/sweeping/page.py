@@ -1,0 +1,108 @@
+"""A sweep's files for people: one HTML page, two CSV files, one JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+import server.report
+from simulations.sweeping.axes import Axis, Point
+from simulations.sweeping.table import (
+    Row,
+    read_runs,
+    runs_csv,
+    summarise,
+    table_csv,
+    write_text,
+)
+from simulations.sweeping.views import SCORES, score_of, views
+
+RUNS_SHOWN = 300
+
+
+def write_sweep(
+    points: Sequence[Point], axes: Sequence[Axis], seeds: int, out: Path
+) -> dict[str, Any]:
+    """Write ``sweep.html``, ``runs.csv``, ``table.csv`` and ``sweep.json`` from what is done.
+
+    Returns:
+        What ``sweep.json`` holds: ``over``, ``seeds``, ``table`` (one entry a setting) and
+        ``runs``.
+    """
+    rows = read_runs(points, out)
+    table = summarise(rows)
+    result = {
+        "name": points[0].recipe.name,
+        "over": {axis.key: list(axis.values) for axis in axes},
+        "seeds": [points[0].recipe.seed + number for number in range(seeds)],
+        "table": table,
+        "runs": rows,
+    }
+    write_text(out / "runs.csv", runs_csv(rows, axes))
+    write_text(out / "table.csv", table_csv(table, axes))
+    write_text(out / "sweep.json", json.dumps(result, indent=1))
+    write_text(out / "sweep.html", _page(result, rows, table, axes))
+    return result
+
+
+def _page(
+    result: dict[str, Any], rows: Sequence[Row], table: Sequence[Row], axes: Sequence[Axis]
+) -> str:
+    environment = Environment(
+        loader=PackageLoader("simulations.sweeping", ""),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(share=share, number=number)
+    style = (Path(server.report.__file__).parent / "page.css").read_text(encoding="utf-8")
+    score = score_of(rows)
+    return environment.get_template("page.html.j2").render(
+        style=Markup(style),
+        name=result["name"],
+        seeds=result["seeds"],
+        axes=axes,
+        table=table,
+        score=score,
+        score_name=SCORES[score],
+        best=max((e for e in table if e[score] is not None), key=lambda e: e[score], default=None),
+        rows=rows[:RUNS_SHOWN],
+        rows_left=max(len(rows) - RUNS_SHOWN, 0),
+        done=sum(row["state"] == "done" for row in rows),
+        failed=[row for row in rows if row["state"] == "failed"],
+        waiting=sum(row["state"] == "waiting" for row in rows),
+        private=any(row["epsilon"] is not None for row in rows),
+        spent=sum(row["epsilon"] or 0.0 for row in rows),
+        views=[(v.heading, Markup(v.svg), v.legend) for v in views(rows, table, axes)],
+    )
+
+
+def share(mean: float | None, deviation: float | None = None) -> str:
+    """``81.2 ± 0.4 %``, or a dash."""
+    if mean is None:
+        return "–"
+    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    return f"{100 * mean:.1f}{spread}\N{NO-BREAK SPACE}%"
+
+
+def number(mean: float | None, deviation: float | None = None, scale: float = 1.0) -> str:
+    """Three digits and the deviation, left out below a thousandth; or a dash."""
+    if mean is None:
+        return "–"
+    spread = f" ± {deviation / scale:.2g}" if deviation and deviation > mean / 1000 else ""
+    digits = 0 if mean / scale >= 100 else 1 if mean / scale >= 10 else 2
+    text = f"{mean / scale:,.{digits}f}" if mean >= scale else f"{mean / scale:.3g}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + spread
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """Keys without their sections, where that leaves them different.
+
+    >>> short_names(["partition.alpha", "train.lr"])
+    ['alpha', 'lr']
+    """
+    short = [key.rpartition(".")[2] for key in keys]
+    return short if len(set(short)) == len(short) else list(keys)

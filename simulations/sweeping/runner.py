@@ -1,0 +1,188 @@
+"""The runs of a sweep, one after the other: what is done stays, what was cut off goes on.
+
+Each run is an ordinary run's folder below ``runs/``, so that any of them can be looked at,
+reported on, resumed or compared by itself. Nothing else has to be remembered: a run is done
+when its folder says so. Only failures are written beside, in ``failures.json``.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, RunInterrupted
+from fgvc_core.experiment import make_table
+from fgvc_core.recipe import differences, load_recipe
+from server.results import write_json
+from simulations.simulate import Plan, run_with
+from simulations.sweeping.axes import Point
+from simulations.workers import available_cores, hired
+
+FAILURES = "failures.json"
+Done = Callable[[Point, float], None]
+"""Called with each run that has ended, and the seconds it took; 0 if it was done before."""
+
+
+def run_points(
+    points: Sequence[Point],
+    out: Path,
+    *,
+    retry: bool = False,
+    track: tuple[str, ...] = (),
+    done: Done = lambda p, s: None,
+) -> None:
+    """Run what is not done yet.
+
+    Args:
+        points: Every run of the sweep.
+        out: The sweep's folder; new, or that of the same sweep.
+        retry: Whether runs that failed before are tried again.
+        track: Where every run's events go besides its folder.
+        done: Told of each run.
+
+    Raises:
+        ConfigurationError: if the folder holds runs of another recipe, or another sweep is
+            at work in it.
+        DataError: if the data are missing or wrong; no run was started.
+        RunInterrupted: if a person stopped it.
+    """
+    _check(points, out)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            _run_all(points, out, retry, track, done)
+    except Timeout:
+        raise ConfigurationError(
+            f"Another sweep is at work in '{out}'.",
+            why="Two would write into the same runs.",
+            remedy="Wait for it, or name another folder (--out).",
+        ) from None
+
+
+def run_dir(out: Path, point: Point) -> Path:
+    """Where a point's run is."""
+    return out / "runs" / point.name
+
+
+def read_failures(out: Path) -> dict[str, dict[str, Any]]:
+    """Run's name -> ``what`` failed and its ``exit_code``."""
+    path = out / FAILURES
+    found: dict[str, dict[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    )
+    return found
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """A run's metrics if it came to its end, else None."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return None
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # The last that is written of a run is what was measured beside it.
+    ended = metrics.get("stopped") in ("rounds", "patience") and "pixel_baseline" in metrics
+    return metrics if ended else None
+
+
+def _run_all(
+    points: Sequence[Point], out: Path, retry: bool, track: tuple[str, ...], done: Done
+) -> None:
+    failures = read_failures(out)
+    waiting = []
+    for point in points:
+        known = point.name in failures and not retry
+        if known or finished(run_dir(out, point)) is not None:
+            done(point, 0.0)
+        else:
+            waiting.append(point)
+    while waiting:
+        failed = _run_some(waiting, out, failures, track, done)
+        waiting = waiting[waiting.index(failed) + 1 :] if failed else []
+
+
+def _run_some(
+    points: Sequence[Point],
+    out: Path,
+    failures: dict[str, dict[str, Any]],
+    track: tuple[str, ...],
+    done: Done,
+) -> Point | None:
+    """Run until one fails; its workers may be gone, so that the rest gets new ones."""
+    workers = len(available_cores())
+    current = points[0]
+    started = time.monotonic()
+    try:
+        with hired(workers) as pool:
+            for current in points:
+                started = time.monotonic()
+                folder = run_dir(out, current)
+                resume = _begun(folder)
+                plan = Plan(current.recipe, folder, resume=resume, quiet=True, track=track)
+                run_with(plan, pool, workers, lambda n, total: None)
+                if failures.pop(current.name, None) is not None:
+                    write_json(out / FAILURES, failures)
+                done(current, time.monotonic() - started)
+    except RunInterrupted as error:
+        raise RunInterrupted(
+            f"The sweep was stopped in '{current.name}'.",
+            why=error.what,
+            remedy="The same command goes on where it stopped.",
+        ) from None
+    except Exception as error:
+        # Whatever ended one run, the other points of the study are worth having.
+        known = isinstance(error, FieldmarkError)
+        failures[current.name] = {
+            "what": str(error) if known else f"{type(error).__name__}: {error}",
+            "exit_code": error.exit_code if isinstance(error, FieldmarkError) else 6,
+        }
+        write_json(out / FAILURES, failures)
+        done(current, time.monotonic() - started)
+        return current
+    return None
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run can be gone on with; what was cut off before it began is removed."""
+    # The last file that is written when a run's folder is laid out.
+    if (folder / "partition.json").is_file():
+        return True
+    if folder.exists():
+        shutil.rmtree(folder)
+    return False
+
+
+def _check(points: Sequence[Point], out: Path) -> None:
+    """Refuse another recipe's folder and data that are not there, before anything runs."""
+    if out.exists() and not (out / "runs").is_dir() and any(out.iterdir()):
+        raise ConfigurationError(
+            f"'{out}' holds something else than a sweep.",
+            why="Nothing is ever written over.",
+            remedy="Name another folder (--out).",
+        )
+    for point in points:
+        path = run_dir(out, point) / "recipe.toml"
+        if not path.is_file():
+            continue
+        before = load_recipe(path)
+        if before.digest != point.recipe.digest or before.data.path != point.recipe.data.path:
+            changed = differences(before, point.recipe) or ["data.path differs"]
+            raise ConfigurationError(
+                f"'{out}' holds runs of another recipe: {'; '.join(changed[:5])}.",
+                why="A table of two experiments would compare nothing.",
+                remedy="Sweep with the recipe it was started with, or name another folder (--out).",
+            )
+    seen = set()
+    for point in points:
+        data = point.recipe.data.model_dump_json()
+        if data not in seen:
+            seen.add(data)
+            if not len(make_table(point.recipe, cache_folder()).where("train")):
+                raise DataError(
+                    "The data set has no training pictures.",
+                    remedy="Look at it: fieldmark data check",
+                )

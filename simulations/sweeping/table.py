@@ -1,0 +1,108 @@
+"""A sweep's table: one row a run, and of each setting the mean and deviation over its seeds."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulations.sweeping.axes import Axis, Point
+from simulations.sweeping.runner import finished, read_failures, run_dir
+
+FIGURES = ("top1", "macro_f1", "sites_top1", "epsilon", "bytes", "rounds", "seconds")
+"""What is read of each run: shares of 1; the largest site's epsilon of the run; bytes both
+ways over all rounds and sites; rounds that were run; wall-clock seconds."""
+
+Row = dict[str, Any]
+
+
+def read_runs(points: Sequence[Point], out: Path) -> list[Row]:
+    """One row a run: its settings, seed, state (done, failed, waiting) and figures."""
+    failures = read_failures(out)
+    rows = []
+    for point in points:
+        metrics = finished(run_dir(out, point))
+        failure = failures.get(point.name)
+        state = "done" if metrics else "failed" if failure else "waiting"
+        rows.append(
+            {
+                "run": point.name,
+                "settings": point.settings,
+                "seed": point.recipe.seed,
+                "state": state,
+                **(_figures(metrics) if metrics else dict.fromkeys(FIGURES)),
+                "reason": failure["what"] if failure and not metrics else None,
+            }
+        )
+    return rows
+
+
+def summarise(rows: Iterable[Row]) -> list[Row]:
+    """One row a setting: how many of its runs are done, mean and sample deviation of each figure.
+
+    The deviation has n - 1 below, and is None of a single run.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row["settings"].values()), []).append(row)
+    table = []
+    for members in groups.values():
+        entry: Row = {
+            "settings": members[0]["settings"],
+            "runs": len(members),
+            "done": sum(row["state"] == "done" for row in members),
+            "failed": sum(row["state"] == "failed" for row in members),
+        }
+        for name in FIGURES:
+            values = [row[name] for row in members if row[name] is not None]
+            entry[name] = float(np.mean(values)) if values else None
+            entry[f"{name}_deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        table.append(entry)
+    return table
+
+
+def runs_csv(rows: Sequence[Row], axes: Sequence[Axis]) -> str:
+    """All runs as CSV."""
+    keys = [axis.key for axis in axes]
+    columns = ["run", *keys, "seed", "state", *FIGURES, "reason"]
+    return _csv(columns, ({**row, **row["settings"]} for row in rows))
+
+
+def table_csv(table: Sequence[Row], axes: Sequence[Axis]) -> str:
+    """Means and deviations as CSV."""
+    columns = [axis.key for axis in axes] + ["runs", "done", "failed"]
+    columns += [column for name in FIGURES for column in (name, f"{name}_deviation")]
+    return _csv(columns, ({**row, **row["settings"]} for row in table))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, then rename: a sweep that is killed leaves whole files."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _figures(metrics: dict[str, Any]) -> Row:
+    costs = [cost["epsilon"] for cost in metrics.get("privacy", {}).values()]
+    own = [s["top1"] for s in metrics.get("sites", {}).values() if s.get("top1") is not None]
+    return {
+        "top1": metrics.get("top1"),
+        "macro_f1": metrics.get("macro_f1"),
+        "sites_top1": float(np.mean(own)) if own else None,
+        "epsilon": max(costs) if costs else None,
+        "bytes": metrics["bytes_up"] + metrics["bytes_down"],
+        "rounds": metrics["rounds"],
+        "seconds": metrics["wall_s"],
+    }
+
+
+def _csv(columns: list[str], rows: Iterable[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if row[name] is None else row[name] for name in columns})
+    return text.getvalue()

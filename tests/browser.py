@@ -1,0 +1,120 @@
+"""A headless Chromium that a test looks at pages with, over its DevTools protocol.
+
+https://chromedevtools.github.io/devtools-protocol/: all requests of a page are seen, and its
+window can be as narrow as a phone's.
+"""
+
+import base64
+import contextlib
+import itertools
+import json
+import shutil
+import subprocess
+import time
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+class Browser:
+    """One browser with one page.
+
+    Attributes:
+        requests: Address of everything that the page has asked for.
+        said: What it has written to its console, and its errors.
+    """
+
+    def __init__(self, folder):
+        self._profile, self._open = folder / "profile", contextlib.ExitStack()
+        self._process = subprocess.Popen(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             "--hide-scrollbars=false", "--remote-debugging-port=0", "--no-proxy-server",
+             f"--user-data-dir={self._profile}", "about:blank"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self._numbers = itertools.count(1)
+        self.requests, self.said, self._loaded = [], [], 0
+
+    def __enter__(self):
+        try:
+            port = self._port()
+            with httpx.Client(trust_env=False) as client:
+                pages = client.get(f"http://127.0.0.1:{port}/json/list").json()
+            (page,) = [p for p in pages if p["type"] == "page"]
+            address = page["webSocketDebuggerUrl"]
+            self._link = self._open.enter_context(
+                connect(address, max_size=None, proxy=None, open_timeout=30)
+            )
+            for domain in ("Page", "Network", "Runtime", "Log"):
+                self.tell(f"{domain}.enable")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error):
+        self._open.close()
+        self._process.terminate()
+        self._process.wait(30)
+
+    def _port(self):
+        path, deadline = self._profile / "DevToolsActivePort", time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, IndexError):
+                return int(path.read_text().splitlines()[0])
+            time.sleep(0.05)
+        raise AssertionError("Chromium did not come up")
+
+    def tell(self, method, **values):
+        """One command; returns its result."""
+        number = next(self._numbers)
+        self._link.send(json.dumps({"id": number, "method": method, "params": values}))
+        while True:
+            found = self._next()
+            if found.get("id") == number:
+                assert "error" not in found, found
+                return found["result"]
+
+    def _next(self):
+        found = json.loads(self._link.recv(60))
+        kind, values = found.get("method"), found.get("params")
+        if kind == "Network.requestWillBeSent":
+            self.requests.append(values["request"]["url"])
+        elif kind == "Page.loadEventFired":
+            self._loaded += 1
+        elif kind in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+            self.said.append(values)
+        return found
+
+    def open(self, address, width, height=900):
+        """Load a page in a window of this size."""
+        self.tell(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=False,
+        )  # fmt: skip
+        before = self._loaded
+        self.tell("Page.navigate", url=address)
+        while self._loaded == before:
+            self._next()
+
+    def ask(self, script):
+        """The value of an expression in the page."""
+        found = self.tell("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def picture(self, path):
+        """The whole page as a PNG."""
+        found = self.tell("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(found["data"]))
+
+
+WIDEST = """Math.max(document.documentElement.scrollWidth,
+...[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right))"""
+"""How far a page's content reaches to the right, in pixels."""

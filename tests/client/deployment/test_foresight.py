@@ -1,0 +1,61 @@
+"""What each message would work out anew is worked out before the fork, and nothing else is."""
+
+import os
+
+import pytest
+
+from client.deployment.foresight import Foresight
+from client.state import remember
+from fgvc_core.privacy import accountant, planning
+from fgvc_core.privacy.accountant import epsilon_of_plan
+from fgvc_core.privacy.planning import plan_for
+
+from ..protected_sites import make_site, request, steps, unprotected
+
+
+@pytest.fixture(autouse=True)
+def _cold(monkeypatch):
+    plan_for.cache_clear()
+    accountant._epsilon.cache_clear()
+    monkeypatch.setattr(accountant, "_FOUND", {})
+
+
+def announced(site, recipe, run="run-1"):
+    remember(site.home, request(recipe, "roll_call", run, 0, recipe=recipe.to_toml(),
+                                class_names=("a", "b")))  # fmt: skip
+
+
+def test_a_private_runs_noise_and_cost_are_there_before_the_next_message(tmp_path, monkeypatch):
+    site, recipe = make_site(tmp_path), steps()
+    announced(site, recipe)
+    assert Foresight(site.home).look()
+    refuse = lambda *args: pytest.fail("it was worked out again")  # noqa: E731
+    monkeypatch.setattr(planning, "noise_for", refuse)
+    monkeypatch.setattr(accountant, "_dp_event", refuse)
+    plan = plan_for(recipe.privacy, recipe.federation.rounds)
+    assert epsilon_of_plan(plan, recipe.privacy.delta) <= recipe.privacy.epsilon
+    assert epsilon_of_plan(plan, site.settings.policy.delta) > 0
+
+
+def test_each_announcement_is_looked_at_once(tmp_path):
+    site = make_site(tmp_path)
+    foresight = Foresight(site.home)
+    assert not foresight.look()
+    announced(site, steps())
+    assert foresight.look()
+    assert not foresight.look()
+    announced(site, steps("federation.rounds=2"), "run-2")
+    later = (site.home / "runs" / "run-1.json").stat().st_mtime + 1
+    os.utime(site.home / "runs" / "run-2.json", (later, later))
+    assert foresight.look()
+
+
+def test_a_run_without_privacy_a_damaged_one_and_an_impossible_one_are_left_alone(tmp_path):
+    open_site = make_site(tmp_path, "open", privacy="optional")
+    announced(open_site, unprotected())
+    assert not Foresight(open_site.home).look()
+    site = make_site(tmp_path)
+    announced(site, steps("privacy.steps=100000", "federation.rounds=11"))
+    assert not Foresight(site.home).look()
+    (site.home / "runs" / "run-1.json").write_text("{")
+    assert not Foresight(site.home).look()

@@ -1,0 +1,279 @@
+"""A hostile site: the real app of a real home behind a node of ours, one thing changed a round.
+
+It has a registered key, and it knows more than it could: another site's node and message ids, as
+if the coordinator's database had leaked. Each lie and what it got is a line of ``lies.jsonl``.
+Run as a process of its own: ``python lying_site.py HOME ADDRESS COORDINATOR_FOLDER``.
+"""
+
+import json
+import socket
+import sqlite3
+import ssl
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from client.app import app
+from client.deployment.flower_internals import node_headers
+from client.deployment.parcels import open_in, pack_in
+from client.site import Site
+from fgvc_core.protocol.envelope import seal
+from fgvc_core.protocol.keys import new_key
+from fgvc_core.protocol.messages import Reply
+from fgvc_core.wire.arrays import PackedTensor, pack
+
+PIECE = 5_000_000
+VICTIM = "site-1"
+LIES = {
+    1: ["signed by another key"],
+    2: ["claims another site"],
+    3: ["answers another round"],
+    4: ["pushes as another node", "answers another's message", "2 GB in one tree",
+        "2 GB in pieces", "drips", "tensors that were not signed"],
+    5: ["honest", "the same again", "another answer"],
+    6: ["replays round 5"],
+    7: ["more than the recipe allows"],
+    8: ["honest"],
+}  # fmt: skip
+"""Round -> what is sent in it, in order. Only the first that is well formed can be the answer."""
+
+
+class Liar:
+    """A node at the gateway of a coordinator."""
+
+    def __init__(self, home: Path, address: str, folder: Path) -> None:
+        self.site, self.home, self.address, self.folder = Site.open(home), home, address, folder
+        self.client = FleetHttpClient.from_server_address(
+            address,
+            False,
+            str(folder / "ca.pem"),
+            [RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+             NodeAuthHttpInterceptor(self.site.key, self.site.key.public_key())],
+        )  # fmt: skip
+        pem = public_key_to_bytes(self.site.key.public_key())
+        found = self.client.ActivateNode(
+            ActivateNodeRequest(public_key=pem, heartbeat_interval=600)
+        )
+        self.node = Node(node_id=found.node_id)
+        self.kept: dict[int, tuple[str, bytes, dict[str, PackedTensor]]] = {}
+
+    def serve(self) -> None:
+        while True:
+            found = self.client.PullMessages(PullMessagesRequest(node=self.node))
+            if found.messages_list:
+                run = found.messages_list[0].metadata.run_id
+                self.answer(self.pull(found.message_object_trees[0], run), run)
+            time.sleep(0.2)
+
+    def pull(self, tree: ObjectTree, run: int) -> Message:
+        TaskIdentity.task_id, TaskIdentity.run_id = 1, run
+        TaskIdentity.node_id = self.node.node_id
+        message = pull_and_inflate_object_from_tree(
+            tree,
+            make_pull_object_fn_protobuf(self.client.PullObject, self.node, run),
+            make_confirm_message_received_fn_protobuf(
+                self.client.ConfirmMessageReceived, self.node, run
+            ),
+            return_type=Message,
+        )
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        return message
+
+    def answer(self, message: Message, run: int) -> None:
+        """The real app's answer, then what this round makes of it."""
+        open_in(message.content)
+        config = {"site-home": str(self.home)}
+        context = Context(run, self.node.node_id, config, RecordDict(), {})
+        reply = app(message, context)
+        envelope = reply.content.config_records["envelope"]
+        body = Reply.parse(envelope["body"])
+        assert isinstance(body, Reply)
+        honest = (
+            envelope["body"],
+            envelope["signature"],
+            {n: PackedTensor(a.dtype, tuple(a.shape), a.data)
+             for n, a in reply.content.array_records["tensors"].items()},
+        )  # fmt: skip
+        self.kept[body.round] = honest
+        # The roll call and the scores at the end are answered as they should be.
+        lies = LIES.get(body.round, []) if body.kind == "train" else ["honest"]
+        for lie in lies:
+            try:
+                got = self.tell(lie, message, body, honest)
+            except httpx.HTTPStatusError as error:
+                got = {"status": error.response.status_code, "text": error.response.text}
+            line = {"round": body.round, "kind": body.kind, "lie": lie, **got}
+            with (self.home / "lies.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def tell(self, lie: str, message: Message, body: Reply, honest: tuple) -> dict:
+        text, signature, tensors = honest
+        if lie in ("honest", "the same again"):
+            return self.push(message, honest)
+        if lie == "replays round 5":
+            return self.push(message, self.kept[5])
+        if lie == "signed by another key":
+            return self.push(message, self.sealed(body, tensors, new_key()))
+        if lie == "claims another site":
+            return self.push(message, self.sealed(body, tensors, site=VICTIM))
+        if lie == "answers another round":
+            return self.push(message, self.sealed(body, tensors, round=body.round + 1))
+        if lie == "another answer":
+            return self.push(message, self.sealed(body, tensors, examples=10_000))
+        if lie == "tensors that were not signed":
+            name = max(tensors, key=lambda n: len(tensors[n].data))
+            data = tensors[name].data[:-4] + np.float32(1e6).tobytes()
+            swapped = PackedTensor(tensors[name].dtype, tensors[name].shape, data)
+            return self.push(message, (text, signature, {**tensors, name: swapped}))
+        if lie == "more than the recipe allows":
+            heavy = {**tensors, "more": pack(np.zeros(2_500_000, np.float32))}
+            return self.push(message, self.sealed(body, heavy))
+        if lie == "pushes as another node":
+            return self.push(message, honest, source=self.leaked()[0])
+        if lie == "answers another's message":
+            return self.push(message, honest, answers=self.leaked()[1])
+        if lie == "2 GB in one tree":
+            return self.push(message, honest, pieces=2_000_000_000 // PIECE)
+        if lie == "2 GB in pieces":
+            return self.flood(message)
+        assert lie == "drips"
+        return self.drip()
+
+    def sealed(self, body: Reply, tensors: dict, key: object = None, **changes: object) -> tuple:
+        digests = {name: tensor.digest() for name, tensor in tensors.items()}
+        changed = body.model_copy(update={"tensors": digests, **changes})
+        sealed = seal(key or self.site.key, changed)
+        return sealed.text, sealed.signature, tensors
+
+    def push(
+        self,
+        message: Message,
+        parts: tuple,
+        source: int | None = None,
+        answers: str = "",
+        pieces: int = 0,
+    ) -> dict:
+        """Send a reply as Flower's node does, but for what is given; says what was taken."""
+        text, signature, tensors = parts
+        content = RecordDict()
+        content["envelope"] = ConfigRecord({"body": text, "signature": signature})
+        content["tensors"] = ArrayRecord(
+            {n: Array(t.dtype, t.shape, "numpy.ndarray", t.data) for n, t in tensors.items()}
+        )
+        pack_in(content)
+        reply = Message(content, reply_to=message)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        proto = message_to_proto(remove_content_from_message(reply))
+        if source is not None:
+            proto.metadata.src_node_id = source
+        if answers:
+            proto.metadata.reply_to_message_id = answers
+        tree = get_object_tree(reply)
+        tree.children.extend(ObjectTree(object_id=f"{n:064x}") for n in range(pieces))
+        found = self.client.PushMessages(
+            PushMessagesRequest(
+                node=self.node,
+                messages_list=[proto],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[0.0],
+            )
+        )
+        wanted = set(found.objects_to_push)
+        push_objects(
+            get_all_nested_objects(reply),
+            make_push_object_fn_protobuf(
+                self.client.PushObject, self.node, proto.metadata.run_id, found.session_id
+            ),
+            object_ids_to_push=wanted,
+        )
+        return {"status": 200, "taken": len(wanted)}
+
+    def flood(self, message: Message) -> dict:
+        """Pieces that nobody has asked for, 2 GB of them or until it is no use."""
+        statuses = []
+        for number in range(2_000_000_000 // PIECE):
+            piece = PushObjectRequest(
+                node=self.node,
+                run_id=message.metadata.run_id,
+                session_id="",
+                object_id=f"{number:064x}",
+                object_content=bytes(PIECE),
+            )
+            try:
+                answer = self.client.PushObject(piece)
+                statuses.append(1 if answer.stored else 200)
+            except httpx.HTTPStatusError as error:
+                statuses.append(error.response.status_code)
+            except httpx.TransportError:
+                # Refused by the head while the body was still on its way.
+                statuses.append(0)
+            if len(statuses) > 20:
+                break
+        return {"status": statuses[-1], "statuses": statuses}
+
+    def drip(self) -> dict:
+        """A request's body at ten bytes a second, on a connection of its own."""
+        host, port = self.address.split(":")
+        context = ssl.create_default_context(cafile=self.folder / "ca.pem")
+        raw = socket.create_connection((host, int(port)), timeout=30)
+        started, answer = time.monotonic(), b""
+        lines = ["POST /v1/fleet/push-object HTTP/1.1", "host: gate", f"content-length: {PIECE}",
+                 "content-type: application/protobuf",
+                 *(f"{n}: {v}" for n, v in node_headers(self.site.key).items())]  # fmt: skip
+        with context.wrap_socket(raw, server_hostname=host) as connection:
+            connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+            connection.settimeout(0.1)
+            while time.monotonic() - started < 60:
+                try:
+                    connection.sendall(b"x")
+                    answer = connection.recv(1000)
+                    break
+                except TimeoutError:
+                    continue
+                except OSError:
+                    break
+        status = int(answer.split(b" ")[1]) if answer else 0
+        return {"status": status, "seconds": round(time.monotonic() - started, 1)}
+
+    def leaked(self) -> tuple[int, str]:
+        """The victim's node, and the message that it is answering just now."""
+        database = f"file:{self.folder / 'state' / 'superlink.db'}?mode=ro"
+        with sqlite3.connect(database, uri=True) as link:
+            ((node, message),) = link.execute(
+                "select dst_node_id, message_id from message_ins where dst_node_id != ? "
+                "order by created_at desc limit 1",
+                (_signed(self.node.node_id),),
+            ).fetchall()
+        return node % 2**64, message
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
+if __name__ == "__main__":
+    Liar(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])).serve()

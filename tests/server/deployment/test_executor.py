@@ -1,0 +1,92 @@
+"""How a run's process ends decides whether another one goes on with it."""
+
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+
+import httpx
+import pytest
+
+import server.app
+import server.deployment.executor as executors
+from fgvc_core.errors import PolicyRefusal, RunFailed
+from fgvc_core.protocol.bundle import RUN_KEY, make_bundle
+from fgvc_core.supervision import write_json
+from server.deployment.conduct import Conduct, write_conduct
+from server.deployment.executor import Executor
+from server.deployment.flower_internals import LINK_FAILURES
+
+(PUSH_ERROR,) = (kind for kind in LINK_FAILURES if not issubclass(kind, httpx.HTTPError))
+
+
+@pytest.fixture
+def carried_out(tmp_path, monkeypatch):
+    """What the SuperLink is told when the ServerApp ends in a certain way."""
+    for made in ("state/loopback", "runs/birds/coordinator"):
+        (tmp_path / made).mkdir(parents=True)
+    write_json(tmp_path / "state" / "ports.json", {"superlink": 1})
+    (tmp_path / "state" / "loopback" / "ca.pem").write_bytes(b"")
+    (tmp_path / "secret").write_bytes(b"")
+    run_dir = tmp_path / "runs" / "birds"
+    write_conduct(run_dir, Conduct(state="running", flower_run=7))
+
+    def carry_out(end, bundle=None, run_id=7):
+        told = []
+        context = SimpleNamespace(run_config={RUN_KEY: str(run_dir)})
+        work = SimpleNamespace(
+            grid=None, context=context, run_id=run_id, bundle=bundle or make_bundle(),
+            finish=told.append,
+        )  # fmt: skip
+
+        @contextmanager
+        def open_work(*args):
+            yield work
+
+        monkeypatch.setattr(executors, "open_work", open_work)
+        monkeypatch.setattr(executors, "ASKED_WITHIN_S", 0.01)
+        monkeypatch.setattr(server.app, "app", lambda grid, context: end())
+        with suppress(Exception):
+            Executor(tmp_path)._carry_out("token")
+        (failure,) = told
+        return failure
+
+    return carry_out
+
+
+def ending(error):
+    def end():
+        raise error
+
+    return end
+
+
+def test_a_run_that_ends_well_says_nothing(carried_out):
+    assert carried_out(lambda: None) == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [httpx.ConnectError("gone"), httpx.ReadTimeout("slow"), PUSH_ERROR("ab" * 32, 7, "session")],
+    ids=["connection", "time", "receipt"],
+)
+def test_a_run_that_the_superlinks_death_ended_has_died_and_is_gone_on_with(carried_out, error):
+    # The conductor starts another one after such a failure, and after no other.
+    assert carried_out(ending(error)).startswith(f"died: {type(error).__name__}: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PolicyRefusal("no site may go on"), "PolicyRefusal: no site may go on"),
+        (RunFailed("no quorum"), "RunFailed: no quorum"),
+        (ValueError("a fault of ours"), "ValueError: a fault of ours"),
+    ],
+    ids=["policy", "quorum", "fault"],
+)
+def test_what_ended_for_a_reason_is_told_with_it_and_not_tried_again(carried_out, error, said):
+    assert carried_out(ending(error)).startswith(said)
+
+
+def test_a_foreign_bundle_and_a_run_that_nobody_asked_for_are_not_carried_out(carried_out):
+    never = ending(AssertionError("it was run"))
+    assert "not Fieldmark's own" in carried_out(never, bundle=b"another")
+    assert "was not asked for" in carried_out(never, run_id=8)

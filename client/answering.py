@@ -1,10 +1,11 @@
 """From what arrived to what leaves: check the coordinator, do the work, pass the gate."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 from client.privacy.gate import Departure, Gate
 from client.site import Site
@@ -12,7 +13,13 @@ from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.protocol.envelope import Sealed, unseal
 from fgvc_core.protocol.messages import Code, Reply, Request
+from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, digest_all
+
+AnswerWithoutPrivacy = Callable[
+    [Site, Request, Recipe, tuple[str, ...], Mapping[str, PackedTensor]],
+    tuple[Reply, dict[str, Any]],
+]
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     # Imported here: a roll call of a site that cannot take part costs no torch.
     from client.encoding import UpdateEncoder, check_weight
     from client.private_work import answer_protected
-    from client.work import answer_round, echo, read_announcement
+    from client.work import echo, read_announcement
 
     gate = Gate(site)
     if request.notice:
@@ -92,11 +99,31 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     if request.kind == "train":
         # What comes back is what was sent, trained.
         gate.check_leaving(encode.received, encode)
-    work = answer_round
-    if request.phase == "pretrain":
-        from client.pretraining import answer_pretraining as work
+    work = _part_of_the_run(request)
     reply, tensors = work(site, request, recipe, class_names, incoming.tensors)
     return gate.release(request, reply, tensors, encode)
+
+
+def _part_of_the_run(request: Request) -> "AnswerWithoutPrivacy":
+    """What answers a request to train or to score: rounds, or what comes before or after them.
+
+    Raises:
+        PeerError: if there is no such part.
+    """
+    from client.personal import answer_personal
+    from client.pretraining import answer_pretraining
+    from client.work import answer_round
+
+    parts: dict[tuple[str, str], AnswerWithoutPrivacy] = {
+        ("train", ""): answer_round,
+        ("score", ""): answer_round,
+        ("train", "pretrain"): answer_pretraining,
+        ("score", "personal"): answer_personal,
+    }
+    found = parts.get((request.kind, request.phase))
+    if found is None:
+        raise PeerError(f"There is no '{request.kind}' of phase '{request.phase}'.")
+    return found
 
 
 def _guarded(

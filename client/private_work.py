@@ -22,6 +22,7 @@ from fgvc_core.losses.base import ClassKnowledge
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.private_recipe import refuse_personal
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.examples import knowledge_of
@@ -73,6 +74,9 @@ def answer_protected(
 
 def _event_of(request: Request, recipe: Recipe, privacy: PrivacySettings) -> PrivacyEvent | None:
     """What the answer costs."""
+    if request.phase == "personal":
+        refuse_personal(recipe.personal)
+        raise PeerError("Fine-tuning at the sites is not part of this run.")
     if request.kind == "release":
         wanted: str = request.phase
     elif request.kind == "train":

@@ -10,6 +10,7 @@
     pool.json        likewise: which pictures without labels, where the data set has such
     ledger.jsonl     what has been spent and what has left, chained; ledger.head: its last entry
     outbox/          finished replies under differential privacy, for whoever asks again
+    personal/        this site's own models, fine-tuned here, one file a run
     runs/            what was announced, one file a run
     site.log         what went wrong here, in words that never leave
 

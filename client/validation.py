@@ -221,7 +221,9 @@ def _table(
 def _score(site: Site, kit: Kit, table: ExampleTable, names: tuple[str, ...]) -> Scorecard:
     seen_K = seen_classes(kit.trained.recipe, kit.body.class_names)
     batch = kit.trained.recipe.evaluate.batch_size
-    logits_NK = logits_of(kit.trained.learner, table, site.cache, batch)[:, seen_K]
+    logits_NK = logits_of(
+        kit.trained.learner, table, site.cache, batch, threads=site.settings.resources.threads
+    )[:, seen_K]
     judged = Judged(logits_NK, table.labels_N, table.subjects, table.columns)
     card = scorecard(judged, names)
     if kit.body.temperature is None:

@@ -31,6 +31,7 @@ from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
 from fgvc_core.protocol.tensor_names import local
 from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
@@ -239,15 +240,20 @@ def answer_round(
         code="ok",
         examples=trained,
         loss=loss,
-        scores=Scores(
-            examples=scored.examples,
-            correct=scored.correct,
-            loss_sum=scored.loss_sum,
-            macro_f1=scored.macro_f1,
-        ),
+        scores=scores_of(scored),
         seconds=fixed_seconds(time.perf_counter() - started),
     )
     return reply, outgoing
+
+
+def scores_of(scored: Evaluation) -> Scores:
+    """Scores as a reply states them."""
+    return Scores(
+        examples=scored.examples,
+        correct=scored.correct,
+        loss_sum=scored.loss_sum,
+        macro_f1=scored.macro_f1,
+    )
 
 
 def round_work(site: Site, request: Request, recipe: Recipe, learner: Learner) -> RoundWork:

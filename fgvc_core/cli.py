@@ -104,6 +104,7 @@ def check(
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.check import check_table
+    from fgvc_core.data.published import beside_published
     from fgvc_core.data.recognising import recognise
     from fgvc_core.data.showing import show_check
     from fgvc_core.recipe import parse_recipe
@@ -114,10 +115,11 @@ def check(
     table = load_table(settings, cache_folder(), require_pictures=False)
     with progress("Decoding pictures") as tell:
         report = check_table(table, tell)
+    published = beside_published(settings.name, report.splits)
     if json_:
-        typer.echo(json.dumps(report.as_json(), indent=1))
+        typer.echo(json.dumps({**report.as_json(), "published": published}, indent=1))
     else:
-        show_check(report, Console())
+        show_check(report, Console(), published)
     if report.faults():
         raise typer.Exit(_BAD_DATA)
 

@@ -10,7 +10,7 @@ from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
-from fgvc_core.training.settings import PretrainSettings, TrainSettings
+from fgvc_core.training.settings import PersonalSettings, PretrainSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
 
 NOT_PRIVATE = {
@@ -127,6 +127,21 @@ def refuse_pretraining(pretrain: PretrainSettings) -> None:
             why="Its loss compares the pictures of a batch with each other: no single one's part "
             "can be bounded, and an unlabelled picture is as private as a labelled one.",
             remedy="Set pretrain.method = 'none' and start from public weights (model.weights).",
+        )
+
+
+def refuse_personal(personal: PersonalSettings) -> None:
+    """Refuse fine-tuning at the sites, whose scores would leave.
+
+    Raises:
+        PolicyRefusal: naming the setting, the reason and the replacement.
+    """
+    if personal.epochs:
+        raise PolicyRefusal(
+            f"personal.epochs = {personal.epochs} is refused under [privacy].",
+            why="A model that was fitted to private pictures without noise would be scored for "
+            "the coordinator: a release that no event of the plan pays for.",
+            remedy="Set personal.epochs = 0; a site may fine-tune the released model by itself.",
         )
 
 

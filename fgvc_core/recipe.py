@@ -25,13 +25,19 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.private_recipe import (
     refuse_coupled,
+    refuse_personal,
     refuse_pretraining,
     refuse_unsafe,
     refuse_unsafe_wire,
 )
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.scenario import ScenarioSettings
-from fgvc_core.training.settings import EvaluateSettings, PretrainSettings, TrainSettings
+from fgvc_core.training.settings import (
+    EvaluateSettings,
+    PersonalSettings,
+    PretrainSettings,
+    TrainSettings,
+)
 from fgvc_core.wire.settings import WireSettings
 
 
@@ -50,6 +56,7 @@ class Recipe(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     train: TrainSettings = TrainSettings()
     federation: FederationSettings = FederationSettings()
+    personal: PersonalSettings = PersonalSettings()
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -63,6 +70,7 @@ class Recipe(Settings):
             refuse_coupled(self.privacy, self.loss, self.augment)
             refuse_unsafe_wire(self.privacy, self.wire)
             refuse_pretraining(self.pretrain)
+            refuse_personal(self.personal)
         if not self.federation.screening and self.scenario is None:
             raise ConfigurationError(
                 "federation.screening = false is not possible without [scenario].",
@@ -145,6 +153,13 @@ class Recipe(Settings):
                 "itself is not known.",
                 remedy="Set one of the two.",
             )
+        if self.evaluate.zoom and self.model.closer:
+            raise ConfigurationError(
+                f"evaluate.zoom = {self.evaluate.zoom:g} does not go with "
+                f"model.closer = {self.model.closer:g}.",
+                why="Both look closer, one at each scoring and one at each picture.",
+                remedy="Set one of the two.",
+            )
         return self
 
     @model_validator(mode="after")
@@ -199,6 +214,35 @@ class Recipe(Settings):
         values.pop("audit")
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_FOUND_OUT = (
+    ("model", "class_groups"),
+    ("model", "class_attributes"),
+    ("model", "unseen_classes"),
+    ("federation", "local"),
+)
+
+
+def filled_like(recipe: Recipe, written: Recipe) -> Recipe:
+    """A recipe with what it leaves to be found out taken from what a run of it has written.
+
+    See :func:`fgvc_core.experiment.completed`; two recipes are then compared by the rest.
+    """
+    open_ = [
+        (section, key)
+        for section, key in _FOUND_OUT
+        if not getattr(getattr(recipe, section), key)
+        and (key != "local" or recipe.model.norm == "local")
+    ]
+    # Not model_copy: it would also copy the digest of the recipe as it was.
+    values, known = (
+        recipe.model_dump(mode="json", exclude_none=True),
+        written.model_dump(mode="json"),
+    )
+    for section, key in open_:
+        values[section][key] = known[section][key]
+    return Recipe.read(values)
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

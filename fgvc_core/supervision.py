@@ -76,6 +76,7 @@ class Supervisor:
         for made in (self._logs, self._state):
             made.mkdir(mode=0o700, exist_ok=True)
         self._running: dict[str, _Running] = {}
+        self._asked: set[str] = set()
         self.log = _file_log(self._logs / "supervisor.log")
 
     def add(self, service: Service) -> None:
@@ -87,6 +88,9 @@ class Supervisor:
     def step(self) -> None:
         """Notice what has ended, and start what is due again."""
         changed = False
+        while self._asked:
+            self.restart(self._asked.pop())
+            changed = True
         for running in self._running.values():
             process = running.process
             if process is not None and process.poll() is not None:
@@ -104,6 +108,10 @@ class Supervisor:
         if running.process is not None:
             _end([running.process])
             running.process, running.due = None, 0.0
+
+    def ask_restart(self, name: str) -> None:
+        """Have a service restarted at the next step; may be called from any thread."""
+        self._asked.add(name)
 
     def stop(self) -> None:
         """End all services, the last first."""

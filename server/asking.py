@@ -84,12 +84,12 @@ class Asking:
             for site in sites
         ]
 
-    def score(self, number: int, sites: list[str], model: ArrayRecord) -> Asked:
-        """Requests for scores of a model."""
+    def score(self, number: int, sites: list[str], model: ArrayRecord, phase: Phase = "") -> Asked:
+        """Requests for scores of a model; with a phase, of what a site makes of it, too."""
         outgoing = self._outgoing(model)
         self._books.open(outgoing)
         return [
-            self._exchange.compose("score", number, site, outgoing, **self._told(site))
+            self._exchange.compose("score", number, site, outgoing, phase=phase, **self._told(site))
             for site in sites
         ]
 

@@ -50,6 +50,7 @@ class RunState:
         screening: What earlier rounds' updates were like; see :mod:`server.history`.
         pretraining: One entry a round of pre-training.
         pretrain_screening: What the updates of those rounds were like.
+        personal: Site name -> scores of the best model there, and of the site's own after it.
         closed: Whether the last model's scores are in.
         events: Length of ``events.jsonl`` in bytes when this was written.
     """
@@ -70,6 +71,7 @@ class RunState:
     screening: dict[str, Any] = field(default_factory=dict)
     pretraining: list[dict[str, Any]] = field(default_factory=list)
     pretrain_screening: dict[str, Any] = field(default_factory=dict)
+    personal: dict[str, dict[str, Any]] = field(default_factory=dict)
     closed: bool = False
     events: int = 0
     wall_s: float = 0.0

@@ -33,6 +33,8 @@ ROUNDS_LATE = 2
 ROLL_CALL_DEADLINE_S = 300.0
 GRACE_S = 15.0
 """How long a quorum of sites waits for the others when a run begins, in seconds."""
+AGAIN_S = 30.0
+"""How long a roll call waits for nodes that went away in the midst of it, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Exchange:
         self._listed: tuple[int, int] = (0, 0)
         self._calls: dict[int, tuple[str, Request]] = {}
         self._known: set[int] = set()
+        self._gone: set[int] = set()
         self.nodes: dict[str, int] = {}
         self.units: dict[str, int] = {}
         self.refusals: dict[str, str] = {}
@@ -82,7 +85,8 @@ class Exchange:
             if not self._hear(node, deadline):
                 # It stays asked: a slow site may still come in later.
                 self._not_admitted(node, "No answer to the roll call.")
-        called = len(self._known)
+        called = len(self._known | self._gone)
+        self._call_again(deadline)
         if not self.nodes and self.refusals:
             raise refused_by_all(self.refusals)
         if not self.nodes:
@@ -92,6 +96,21 @@ class Exchange:
                 remedy="The run's events.jsonl says what each answered, each site's log why.",
             )
         return sorted(self.nodes)
+
+    def _call_again(self, deadline: float) -> None:
+        """Call those once more whose node went away in the midst of the call, as they come back.
+
+        A node that starts anew does so in seconds; a round would pass without its site.
+        """
+        left, patience = set(self._gone), time.monotonic() + AGAIN_S
+        while left and time.monotonic() < patience:
+            for node in sorted(left & set(self._grid.get_node_ids())):
+                left.discard(node)
+                self._call(node)
+                if not self._hear(node, deadline):
+                    self._not_admitted(node, "No answer to the roll call.")
+            if left:
+                time.sleep(self._home.settings.poll_s)
 
     def refresh(self) -> list[str]:
         """Look who has come or gone since; returns the names of those present, sorted.
@@ -206,6 +225,7 @@ class Exchange:
     def _call(self, node: int) -> None:
         """Ask a node who it is."""
         self._known.add(node)
+        self._gone.discard(node)
         recipe = self._home.recipe
         path_free = recipe.data.model_copy(update={"path": None})
         request = Request(
@@ -228,6 +248,10 @@ class Exchange:
         if message is None and node in self._grid.get_node_ids():
             return False
         del self._calls[node]
+        if message is None or message.has_error():
+            # Nobody has answered: whoever is there next time is called anew.
+            self._known.discard(node)
+            self._gone.add(node)
         known = {fingerprint(key): name for name, key in self.keys.items()}
         self._admit(node, request, message, known)
         return True

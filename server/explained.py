@@ -4,7 +4,7 @@ Only pictures of the coordinator's test split that may be shown; a site's are ne
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.data.transforms import square
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.models.classifier import FineGrainedClassifier
+
+if TYPE_CHECKING:
+    from fgvc_core.explain.class_maps import ClassMaps
 
 SIDE = 160
 """Of the pictures, in pixels."""
@@ -41,30 +44,40 @@ def explain_pairs(
     """
     from fgvc_core.explain.class_maps import ClassMaps
 
-    model.eval()
     try:
-        maps = ClassMaps(model)
+        maps = ClassMaps(model.eval())
+        for pair in pairs:
+            if pair["mistaken"]:
+                pair["explained"] = _drawn(model, maps, table, pair, folder)
     except FieldmarkError as error:
         return str(error)
-    spec = model.input
-    for pair in pairs:
-        if not pair["mistaken"]:
-            continue
-        position = int(pair["mistaken"][0])
-        view_HWC = square(
-            table.picture(position, spec.size), spec.size, spec.crop, spec.interpolation
-        )
-        both_NHWC = np.stack([view_HWC, view_HWC])
-        wanted = [pair["predicted"], pair["true"]]
-        maps_NHW = maps(both_NHWC, wanted, wanted[::-1])
-        names = [f"{position:06d}-seen.png", f"{position:06d}-named.png", f"{position:06d}-is.png"]
-        pictures = [view_HWC, *(overlay(view_HWC, map_HW) for map_HW in maps_NHW)]
-        for name, picture_HWC in zip(names, pictures, strict=True):
-            Image.fromarray(picture_HWC).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(
-                folder / name
-            )
-        pair["explained"] = [f"{folder.name}/{name}" for name in names]
+    except Exception as error:
+        # The run's results are not to be lost for a picture.
+        return f"{type(error).__name__}: {error}"
     return None
+
+
+def _drawn(
+    model: FineGrainedClassifier,
+    maps: "ClassMaps",
+    table: ExampleTable,
+    pair: dict[str, Any],
+    folder: Path,
+) -> list[str]:
+    position, spec = int(pair["mistaken"][0]), model.input
+    view_HWC = square(table.picture(position, spec.size), spec.size, spec.crop, spec.interpolation)
+    wanted = [pair["predicted"], pair["true"]]
+    maps_NHW = maps(np.stack([view_HWC, view_HWC]), wanted, wanted[::-1])
+    names = []
+    for kind, picture_HWC in (
+        ("seen", view_HWC),
+        ("named", overlay(view_HWC, maps_NHW[0])),
+        ("is", overlay(view_HWC, maps_NHW[1])),
+    ):
+        names.append(f"{folder.name}/{position:06d}-{kind}.png")
+        picture = Image.fromarray(picture_HWC)
+        picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder.parent / names[-1])
+    return names
 
 
 def overlay(view_HWC: NDArray[np.uint8], map_HW: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -82,10 +82,11 @@ class LiveView:
         self._on_round_started(event)
 
     def _on_pretraining_finished(self, event: dict[str, Any]) -> None:
-        rounds = self._recipe.pretrain.rounds
+        rounds, loss = self._recipe.pretrain.rounds, event["loss"]
         self._say(
             f"pre-training {event['round']}/{rounds}  {event['accepted']}/{event['cohort']} sites  "
-            f"loss {event['loss']:.3f}  {event['seconds']:.1f} s"
+            + ("" if loss is None else f"loss {loss:.3f}  ")
+            + f"{event['seconds']:.1f} s"
         )
 
     def _on_round_started(self, event: dict[str, Any]) -> None:
@@ -134,6 +135,9 @@ class LiveView:
         left = (rounds - event["round"]) * sum(self._seconds) / len(self._seconds)
         parts.append(f"about {left:.0f} s left")
         self._say(f"round {event['round']}/{rounds}  " + "  ".join(parts))
+
+    def _on_personalised(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['sites']} sites fine-tuned the best model for themselves")
 
     def _on_run_finished(self, event: dict[str, Any]) -> None:
         why = "no better model for a while" if event["reason"] == "patience" else "all rounds done"

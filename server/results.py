@@ -86,6 +86,7 @@ def _summary(
                 **({} if figures["examples"] is None else {"examples": figures["examples"]}),
                 "top1": state.best_sites.get(site, {}).get("top1"),
                 "macro_f1": state.best_sites.get(site, {}).get("macro_f1"),
+                **_personal(home, state, site),
                 "rounds": figures["rounds"],
                 "refused": figures["refused"],
                 "bytes_up": figures["bytes_up"],
@@ -100,6 +101,7 @@ def _summary(
         **({"privacy": dict(sorted(state.privacy.items()))} if state.privacy else {}),
         **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
         "history": state.history,
+        **_all_personal(state),
         **({"pretraining": state.pretraining} if state.pretraining else {}),
         "model": {
             "backbone": home.recipe.model.backbone,
@@ -112,6 +114,40 @@ def _summary(
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "flwr", "timm")},
         },
+    }
+
+
+def _personal(home: CoordinatorHome, state: RunState, site: str) -> dict[str, Any]:
+    """Top-1 of a site's own model on its validation pictures, and what it gained there."""
+    if site in state.personal:
+        scored = state.personal[site]
+        gained = scored["personal"] - scored["global"]
+        return {
+            "personal_top1": scored["personal"] / scored["examples"],
+            "personal_gain": gained / scored["examples"],
+        }
+    if home.recipe.federation.local:
+        # What stays at a site makes its model its own; there is no other to compare it with.
+        return {"personal_top1": state.best_sites.get(site, {}).get("top1"), "personal_gain": None}
+    return {}
+
+
+def _all_personal(state: RunState) -> dict[str, Any]:
+    """The same over all sites' validation pictures together."""
+    examples = sum(scored["examples"] for scored in state.personal.values())
+    if not examples:
+        return {}
+    before, after = (
+        sum(scored[which] for scored in state.personal.values()) / examples
+        for which in ("global", "personal")
+    )
+    return {
+        "personal": {
+            "sites": len(state.personal),
+            "examples": examples,
+            "top1": after,
+            "gain": after - before,
+        }
     }
 
 

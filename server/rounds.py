@@ -37,7 +37,7 @@ from server.memory import recall, remember
 from server.outgoing import Outgoing, check_round_weight
 from server.pretraining import FederatedPretraining
 from server.records import from_array_record, to_array_record
-from server.scoring import take_scores
+from server.scoring import personal_scores, take_scores
 from server.screening import Screened, Screening
 from server.standing import Standing
 from server.start import FederatedStart, refused_start
@@ -179,15 +179,16 @@ class Rounds:
                 self._closed_round(self.state.round + 1)
             else:
                 self._round(self.state.round + 1)
-        if self.state.closed:
-            return reason
-        self.state.closed = True
-        if privacy is None or privacy.score_share:
-            self._close()
-        else:
-            # Scores stay at the sites: the last model is the one that is kept.
-            self._take_scores(self.state.round, self._arrays, [])
-            self._checkpoint()
+        if not self.state.closed:
+            self.state.closed = True
+            if privacy is None or privacy.score_share:
+                self._close()
+            else:
+                # Scores stay at the sites: the last model is the one that is kept.
+                self._take_scores(self.state.round, self._arrays, [])
+                self._checkpoint()
+        if self._recipe.personal.epochs and not self.state.personal:
+            self._personalise()
         return reason
 
     def _ended(self) -> str | None:
@@ -379,6 +380,27 @@ class Rounds:
             raise RunFailed("A scoring reply carried an update.")
         self._books.close()
         self._take_scores(self.state.round, self._arrays, replies)
+        self._checkpoint()
+
+    def _personalise(self) -> None:
+        """Each site fine-tunes the best model for itself, and says what it gained."""
+        self._sites = self._exchange.refresh()
+        self._books.reset()
+        number, arrays = self.state.round, self._arrays
+        if not self._local:
+            # What stays at the sites goes with the last round; else it is the best model.
+            best, _ = self._checkpoints.read("best")
+            number, arrays = self.state.best_round, to_array_record(pack_all(best))
+        replies: list[Screened] = []
+        requests = self._asking.score(
+            number, self._standing.in_use(self._sites), arrays, "personal"
+        )
+        answers = self._exchange.ask(requests, self._federation.deadline_s)
+        for _ in self._intake.sound(answers, replies):
+            raise RunFailed("A scoring reply carried an update.")
+        self._books.close()
+        self.state.personal = personal_scores([screened.reply for screened in replies])
+        self._events.emit("personalised", sites=len(self.state.personal))
         self._checkpoint()
 
     def _checkpoint(self) -> None:

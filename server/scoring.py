@@ -1,6 +1,7 @@
 """Which model is the best so far: scores that came with replies, and patience."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flwr.app import ArrayRecord
 
@@ -45,6 +46,22 @@ def take_scores(
         site: {"top1": share(s), "macro_f1": s.macro_f1} for site, s in scores.items()
     }
     keep(arrays)
+
+
+def personal_scores(replies: list[Reply]) -> dict[str, dict[str, Any]]:
+    """Site -> validation ``examples``, and of them right with the best model (``global``) and with
+    the site's own (``personal``); sites that keep their scores, or have no validation, are left
+    out."""
+    found = {}
+    for reply in replies:
+        before, after = reply.scores, reply.personal
+        if before and after and before.examples == after.examples > 0:
+            found[reply.site] = {
+                "examples": after.examples,
+                "global": before.correct,
+                "personal": after.correct,
+            }
+    return found
 
 
 def _take_noisy(state: RunState, round_: int, replies: list[Reply]) -> None:

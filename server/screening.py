@@ -153,12 +153,12 @@ class Screening:
     def _check_figures(self, reply: Reply) -> None:
         if reply.loss is not None and not math.isfinite(reply.loss):
             raise PeerError("The site's training loss is not finite.")
-        scores = reply.scores
-        if scores is not None and not scores.correct <= scores.examples <= self._max_weight:
-            raise PeerError(
-                f"The site claims {scores.correct} of {scores.examples} validation examples right; "
-                f"at most all of them, and {self._max_weight}, count."
-            )
+        for scores in (reply.scores, reply.personal):
+            if scores is not None and not scores.correct <= scores.examples <= self._max_weight:
+                raise PeerError(
+                    f"The site claims {scores.correct} of {scores.examples} validation examples "
+                    f"right; at most all of them, and {self._max_weight}, count."
+                )
 
 
 def reply_bytes(body: str, signature: bytes, packed: dict[str, PackedTensor]) -> int:

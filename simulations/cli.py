@@ -247,6 +247,12 @@ def _show(metrics: dict[str, Any]) -> None:
         )
     console = Console()
     console.print(table)
+    if metrics.get("personal"):
+        personal = metrics["personal"]
+        console.print(
+            f"Fine-tuned at {personal['sites']} sites: {_percent(personal['top1'])} on their "
+            f"{personal['examples']} validation pictures, {100 * personal['gain']:+.1f} points."
+        )
     if metrics.get("privacy"):
         _show_privacy(metrics["privacy"], console)
         if metrics.get("unit_price"):

@@ -94,7 +94,7 @@ class Federation:
             self.folder / "ca.pem",
             state,
             self.supervisor.log.info,
-            restart_node=lambda: self.supervisor.restart(f"{site.name}.supernode"),
+            restart_node=lambda: self.supervisor.ask_restart(f"{site.name}.supernode"),
         ):
             self.supervisor.add(replace(service, name=f"{site.name}.{service.name}"))
 

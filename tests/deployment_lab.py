@@ -153,6 +153,21 @@ class Lab:
                     os.kill(each, signal.SIGCONT)
 
     @contextmanager
+    def busy(self, site):
+        """The process that answers a site's message stands still: no round ends meanwhile.
+
+        Its runner says all the time that the message is worked on, so nothing lapses.
+        """
+        child = self.child_of(f"{site}.runner")
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGCONT)
+
+    @contextmanager
     def at_work(self, round_):
         """Every site has its request of a round, and stands still: nothing is on its way."""
         with ExitStack() as held:

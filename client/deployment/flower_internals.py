@@ -24,12 +24,13 @@ from flwr.supercore.constant import (
     TaskType,
 )
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -37,8 +38,24 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
 
 from fgvc_core.protocol.keys import PrivateKey
 
-__all__ = ["Task", "acquire_tasks", "node_headers", "release_node"]
+__all__ = [
+    "LEFT_BEHIND",
+    "UNTAKEN",
+    "Task",
+    "acquire_tasks",
+    "heartbeat_of",
+    "is_forgotten",
+    "node_headers",
+    "release_node",
+]
 
+LEFT_BEHIND = "is not in `RUNNING` status. Ignoring message"
+"""What a SuperNode says when a run ended while it fetched a message of it. It keeps the task
+that it had made for that message."""
+UNTAKEN = (httpx.HTTPError, ObjectPullError, RuntimeError)
+"""What taking a task's message from the SuperNode may end in."""
+PATIENCE_S = 60.0
+"""How long the answer to a message waits for a SuperNode that does not answer."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
@@ -60,8 +77,15 @@ class Task:
 
     @classmethod
     def pull(cls, address: str, token: str) -> "Task":
-        """Take a task's message from the SuperNode; messages can be built in this process then."""
-        client = _task_client(address, token)
+        """Take a task's message from the SuperNode; messages can be built in this process then.
+
+        It may take as long as the SuperNode itself needs to fetch the message.
+
+        Raises:
+            one of UNTAKEN: if the SuperNode is gone, or does not have the message.
+        """
+        # Not tried again: a SuperNode that has started anew knows nothing of its tasks.
+        client = _task_client(address, token, again=False)
         try:
             message, context, _, fab = pull_task_input(client)
         finally:
@@ -92,11 +116,14 @@ class Task:
 
     def heartbeat(self) -> HeartbeatSender:
         """Say regularly that the task is alive, until stopped; starts a thread."""
-        sender = HeartbeatSender(
-            make_task_heartbeat_fn_http(_task_client(self.address, self.token))
-        )
-        sender.start()
-        return sender
+        return heartbeat_of(self.address, self.token)
+
+
+def heartbeat_of(address: str, token: str) -> HeartbeatSender:
+    """Say regularly that a task is alive, until stopped; starts a thread."""
+    sender = HeartbeatSender(make_task_heartbeat_fn_http(_task_client(address, token)))
+    sender.start()
+    return sender
 
 
 def acquire_tasks(address: str, secret: bytes) -> Iterator[str]:
@@ -151,7 +178,7 @@ def release_node(address: str, ca: str, key: PrivateKey, node_id: int) -> bool:
     return True
 
 
-def _task_client(address: str, token: str) -> RuntimeHttpClient:
+def _task_client(address: str, token: str, *, again: bool = True) -> RuntimeHttpClient:
     return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,
@@ -160,5 +187,23 @@ def _task_client(address: str, token: str) -> RuntimeHttpClient:
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
             RuntimeTokenHttpInterceptor(token),
         ],
-        retry_invoker=make_simple_http_retry_invoker(),
+        retry_invoker=_patience() if again else None,
+    )
+
+
+def _patience() -> RetryInvoker:
+    """Waits for a SuperNode that starts anew; what it refuses then is refused for good."""
+    return RetryInvoker(
+        lambda: exponential(max_delay=5),
+        httpx.TransportError,
+        max_tries=None,
+        max_time=PATIENCE_S,
+    )
+
+
+def is_forgotten(error: Exception) -> bool:
+    """Whether the SuperNode knows nothing of a task (any more)."""
+    return (
+        isinstance(error, httpx.HTTPStatusError)
+        and error.response.status_code == httpx.codes.UNAUTHORIZED
     )

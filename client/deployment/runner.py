@@ -18,7 +18,13 @@ import sys
 import time
 from pathlib import Path
 
-from client.deployment.flower_internals import Task, acquire_tasks
+from client.deployment.flower_internals import (
+    UNTAKEN,
+    Task,
+    acquire_tasks,
+    heartbeat_of,
+    is_forgotten,
+)
 from client.deployment.foresight import Foresight
 from client.deployment.parcels import open_in, pack_in
 from fgvc_core.errors import PeerError
@@ -28,7 +34,7 @@ from fgvc_core.supervision import die_with_parent
 POLL_S = 0.2
 """Between two looks for a message, in seconds; each costs the SuperNode some milliseconds."""
 ATTEMPTS = 2
-_REFUSED = 3
+_REFUSED, _FORGOTTEN = 3, 4
 
 
 class Runner:
@@ -56,17 +62,42 @@ class Runner:
                 time.sleep(POLL_S)
 
     def _answer(self, token: str) -> None:
-        task = Task.pull(self._address, token)
+        task = self._take(token)
+        if task is None:
+            return
+        try:
+            self._work_on(task)
+        except UNTAKEN as error:
+            # The SuperNode has started anew, and knows nothing of the task.
+            _say(f"a task could not be ended: {type(error).__name__}")
+
+    def _work_on(self, task: Task) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             status = self._in_child(task)
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, _REFUSED):
                 task.finish(well=os.WEXITSTATUS(status) == 0)
                 self._foresight.look()
                 return
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _FORGOTTEN:
+                return
             _say(f"the process of message {task.message.metadata.message_id[:12]} died "
                  f"(status {status}), attempt {attempt} of {ATTEMPTS}")  # fmt: skip
         task.refuse(bundle=False)
         task.finish(well=False)
+
+    def _take(self, token: str) -> Task | None:
+        """A task with its message; None where the SuperNode has started anew meanwhile."""
+        # Over a slow line the SuperNode itself fetches the message for longer than a task lives.
+        heartbeat = heartbeat_of(self._address, token)
+        try:
+            return Task.pull(self._address, token)
+        except UNTAKEN as error:
+            _say(f"a task could not be taken: {type(error).__name__}")
+            return None
+        finally:
+            # Before the fork, which would copy nothing of its thread but what it holds.
+            if heartbeat.is_running:
+                heartbeat.stop()
 
     def _in_child(self, task: Task) -> int:
         """Fork, answer there, and wait; returns the child's wait status."""
@@ -107,7 +138,13 @@ class Runner:
         open_in(task.message.content)
         reply = app(task.message, task.context)
         pack_in(reply.content)
-        task.push(reply)
+        try:
+            task.push(reply)
+        except UNTAKEN as error:
+            if not is_forgotten(error):
+                raise
+            _say("the SuperNode has started anew: the answer is for nobody")
+            return _FORGOTTEN
         return 0
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from client.deployment.flower_internals import release_node
+from client.deployment.flower_internals import LEFT_BEHIND, release_node
 from client.deployment.link import CA, read_link
 from client.deployment.ports import free_port
 from client.site import Site
@@ -29,6 +29,7 @@ NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
 lapsed, for 60 s, unless the coordinator could be told; the last wait is longer than that."""
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
 _REFUSED = re.compile(r"\b401\b|UNAUTHORIZED|Not a registered site")
+_DISTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?([^(]+)")
 
 
 def up(home: Path, say: Callable[[str], None]) -> None:
@@ -50,7 +51,7 @@ def up(home: Path, say: Callable[[str], None]) -> None:
                     home / CA,
                     home / "state",
                     say,
-                    restart_node=lambda: supervisor.restart("supernode"),
+                    restart_node=lambda: supervisor.ask_restart("supernode"),
                 ):
                     supervisor.add(service)
                 while not stopping:
@@ -77,12 +78,12 @@ def site_services(
         ca: The only authority that may vouch for it.
         state: Folder for what is between the two: a secret, Flower's own files.
         say: Told in words what happens.
-        restart_node: Restarts the SuperNode in good order. When the runner has died, the message
-            that it worked on is lost; a node that leaves says so at once, where the lapse of a
-            heartbeat would take a minute.
+        restart_node: Has the SuperNode restarted in good order; called from any thread. When the
+            runner has died, the message that it worked on is lost; a node that leaves says so at
+            once, where the lapse of a heartbeat would take a minute.
     """
     port, secret = free_port(), _fresh_secret(state / "secret")
-    node = _Node(site, address, ca, state / "node.json", say)
+    node = _Node(site, address, ca, state / "node.json", say, restart_node)
     variables = environment(state / "flwr")
     command = (
         str(Path(sys.executable).parent / "flower-supernode"),
@@ -111,10 +112,16 @@ class _Node:
     """What the SuperNode's own lines tell of it."""
 
     def __init__(
-        self, site: Site, address: str, ca: Path, note: Path, say: Callable[[str], None]
+        self,
+        site: Site,
+        address: str,
+        ca: Path,
+        note: Path,
+        say: Callable[[str], None],
+        restart: Callable[[], None],
     ) -> None:
         self._site, self._address, self._ca = site, address, ca
-        self._note, self._say = note, say
+        self._note, self._say, self._restart = note, say, restart
         self.node_id: int | None = None
 
     def on_line(self, line: str) -> None:
@@ -125,8 +132,18 @@ class _Node:
             self._say(f"connected to {self._address}")
             connected = {"node_id": self.node_id, "connected": round(time.time(), 1)}
             write_json(self._note, connected)
+        elif LEFT_BEHIND in line:
+            # It has a task for a message that it never got, and would wait for the answer to it
+            # before it sends any other.
+            self._say("the run ended while its message was on its way; the node starts anew")
+            self._restart()
         elif _REFUSED.search(line):
             self._say("the coordinator does not accept this site's key; is it still registered?")
+        elif found := _DISTRUSTED.search(line):
+            self._say(
+                f"the coordinator's certificate is refused: {found.group(1).strip()}. Nothing was "
+                f"sent to it; fieldmark site check {self._site.home} names its date and issuer"
+            )
 
     def after_death(self, status: int) -> None:
         """Let the coordinator know of a death that the node itself could not report."""

@@ -242,6 +242,7 @@ class Gate:
                     "examples": reply.examples if counts else min(reply.examples, 1),
                     # Scores say how many pictures they are of: they would tell the count.
                     "scores": reply.scores if policy.share_scores and counts else None,
+                    "personal": reply.personal if policy.share_scores and counts else None,
                 }
             )
             if isinstance(allowed, ValidationReply):
@@ -313,6 +314,7 @@ class Gate:
                 "examples": reply.examples,
                 "scores": reply.scores is not None or _has_figures(reply),
                 "protected": reply.privacy is not None,
+                **({"figures": reply.extent} if isinstance(reply, ValidationReply) else {}),
             }
 
         entry = self.ledger.note("sent", values)
@@ -321,7 +323,9 @@ class Gate:
 
 
 def _has_figures(reply: Reply) -> bool:
-    return isinstance(reply, ValidationReply) and reply.figures is not None
+    if isinstance(reply, ValidationReply) and reply.figures is not None:
+        return True
+    return reply.personal is not None
 
 
 def _specs_of(tensors: Tensors) -> dict[str, TensorSpec]:

@@ -176,8 +176,6 @@ def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fgvc_core.explain.controls import UNCHANGED
-
     kind = "the true class against its runner-up" if found["contrast"] else "the true class alone"
     table = Table(title=f"{found['scored']:,} pictures; maps of {kind}; {found['method']}")
     table.add_column("map")
@@ -198,10 +196,11 @@ def _show(found: dict[str, Any]) -> None:
     console.print(f"Hit rate: {ratios or 'no control hit anything'}; a miss of "
                   f"{found['tolerance']:.3f} of the side is forgiven.")  # fmt: skip
     alike = found["rank_correlation"]
-    console.print(f"Rank correlation with maps of random weights: {alike:.2f}")
+    if alike is not None:
+        console.print(f"Rank correlation with maps of random weights: {alike:.2f}")
     if found["flat_maps"]:
         console.print(f"{found['flat_maps']} maps are empty and count as misses.")
-    if alike is not None and alike >= UNCHANGED:
+    if found["unchanged_by_randomising"]:
         console.print(
             "[bold yellow]These maps hardly change when the weights are randomised: they show the "
             "picture, or the network's shape, and not what was learnt.[/]"

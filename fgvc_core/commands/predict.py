@@ -97,7 +97,7 @@ def predict(
     refuse_partial(trained.recipe)
     judge = Judge(
         trained.class_names,
-        read_taxonomy(trained.metadata, trained.class_names),
+        read_taxonomy(trained.metadata, trained.class_names, trained.recipe.data.name),
         read_calibration(trained.path),
         top_k=min(top, len(trained.class_names)),
         sure=sure,

@@ -48,7 +48,7 @@ def decode_each(
 
     done = 0
     # Threads suffice: Pillow lets go of the interpreter while it decodes and resizes.
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         try:
             for count in pool.map(decode, range(0, len(table), _CHUNK)):
                 done += count
@@ -60,7 +60,7 @@ def decode_each(
     return dict(sorted(faults.items()))
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use, fewer than the machine's if it is pinned."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -1,6 +1,6 @@
 """A partition by the taxonomy: kin side by side, or examples counted by a coarser level."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, nearest
 
-Counts = Mapping[str, NDArray[np.int64]]
+Counts = dict[str, NDArray[np.int64]]
 
 
 def at_level(counts: Counts, table: ExampleTable, level: str) -> tuple[Counts, tuple[str, ...]]:
@@ -34,7 +34,7 @@ def at_level(counts: Counts, table: ExampleTable, level: str) -> tuple[Counts, t
     depth = table.taxonomy_levels.index(level)
     owners = [path[: depth + 1] for path in table.taxonomy]
     groups = list(dict.fromkeys(owners[k] for k in kin_order(table)))
-    totals = {}
+    totals: Counts = {}
     for site, counts_K in counts.items():
         totals_G = np.zeros(len(groups), dtype=np.int64)
         np.add.at(totals_G, [groups.index(owner) for owner in owners], counts_K)

@@ -16,8 +16,8 @@ _MOST_ROWS = 60
 _FEW = 12
 
 
-def show_check(report: CheckReport, console: Console) -> None:
-    """Counts by class and split, then faults and notes."""
+def show_check(report: CheckReport, console: Console, published: str = "") -> None:
+    """Counts by class and split, what was published, then faults and notes."""
     splits = [split for split, count in report.splits.items() if count]
     table = Table(title=f"{report.examples:,} examples of {report.subjects:,} subjects")
     table.add_column("class")
@@ -31,6 +31,8 @@ def show_check(report: CheckReport, console: Console) -> None:
     table.add_section()
     table.add_row("all", *(f"{report.splits[split]:,}" for split in splits), style="bold")
     console.print(table)
+    if published:
+        console.print(published, highlight=False)
     for word, style, sentences in (
         ("Fault", "bold red", report.faults()),
         ("Note", "bold yellow", report.notes()),

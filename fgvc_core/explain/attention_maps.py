@@ -37,7 +37,7 @@ def attention_maps(
         gates weigh channels, and a plain convolutional network has none.
     """
     model = copy.deepcopy(model).requires_grad_(False).eval()
-    model.mirrored = False
+    model.mirrored, model.closer, model.middle = False, 0.0, 0.0
     found: list[torch.Tensor] = []
     handles = [
         module.register_forward_hook(_spatial(found) if gate else _non_local(found))

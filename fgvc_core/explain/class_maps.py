@@ -38,7 +38,8 @@ class ClassMaps:
 
     Args:
         model: The classifier; it is copied and left as it was. Frozen backbones are explained
-            like any: the whole model is at hand, whatever its rounds sent.
+            like any: the whole model is at hand, whatever its rounds sent. Of a model that
+            looks more than once (``model.closer``, ``model.middle``) the first look is explained.
         method: One of ``METHODS``.
         stage: See :func:`fgvc_core.explain.layers.find_layer`.
 
@@ -88,7 +89,7 @@ class ClassMaps:
             own_ND, other_ND = (self._model._vectors(x) for x in (images_NCHW, flipped_NCHW))
         own_NHW = self._maps(_Seen(self._model, other_ND), images_NCHW, targets)
         other_NHW = self._maps(_Seen(self._model, own_ND), flipped_NCHW, targets)
-        return (own_NHW + other_NHW[:, :, ::-1]) / 2
+        return np.asarray((own_NHW + other_NHW[:, :, ::-1]) / 2, dtype=np.float32)
 
     def _maps(self, seen: "_Seen", images_NCHW: torch.Tensor, targets: list["_Difference"]) -> Maps:
         with self._cam(

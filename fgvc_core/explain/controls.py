@@ -20,7 +20,7 @@ UNCHANGED = 0.5
 
 
 def randomised(trained: TrainedModel, number: int) -> FineGrainedClassifier:
-    """The same network with every tensor drawn anew, the pre-trained ones too.
+    """The same network with every tensor initialised anew, the pre-trained ones too.
 
     Layers that our networks start at zero (a linear head, gates) are drawn from a Gaussian as
     wide as the trained tensor: at zero there would be no map at all.

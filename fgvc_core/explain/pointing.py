@@ -17,7 +17,7 @@ from fgvc_core.data.decoding import Tell
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
 from fgvc_core.explain.class_maps import ClassMaps, Maps
-from fgvc_core.explain.controls import centre_map, randomised, rank_correlation
+from fgvc_core.explain.controls import UNCHANGED, centre_map, randomised, rank_correlation
 from fgvc_core.explain.distinguishing import distinguishing
 from fgvc_core.explain.regions import box_mask, seen_box, seen_parts
 from fgvc_core.inference.trained import TrainedModel
@@ -93,7 +93,8 @@ def play(
     Returns:
         ``trained``, ``random_weights`` (mean over draws) and ``centre``, each with
         ``hit_rate``, ``any_part_hit_rate`` and ``energy_in_box``; ``ratio_centre`` and
-        ``ratio_random`` of the hit rates; ``rank_correlation`` between trained and random maps;
+        ``ratio_random`` of the hit rates; ``rank_correlation`` between trained and random maps,
+        and ``unchanged_by_randomising`` where it is 0.5 or more;
         ``pictures``, ``scored`` and the settings.
 
     Raises:
@@ -220,6 +221,8 @@ def _told(
         "ratio_centre": _ratio(trained["hit_rate"], middle["hit_rate"]),
         "ratio_random": _ratio(trained["hit_rate"], random["hit_rate"]),
         "rank_correlation": _mean(alike),
+        # Adebayo et al.: such maps say nothing of what was learnt.
+        "unchanged_by_randomising": bool(alike) and float(np.mean(alike)) >= UNCHANGED,
         "method": game.method,
         "stage": game.stage,
         "contrast": game.contrast,

@@ -158,15 +158,16 @@ def _metric_rows(
     metrics: dict[str, Any], evaluation: dict[str, Any] | None
 ) -> tuple[list[dict[str, Any]], str]:
     rows = []
+    tested = int(metrics.get("test_examples") or 0)
     for key, (name, kind) in _METRICS.items():
-        found = (evaluation or metrics).get(key)
+        found: Any = (evaluation or metrics).get(key)
         interval = "not known"
         if isinstance(found, dict) and "value" in found:
             if "low" in found and "high" in found:
                 interval = f"{found['low']:.3f} to {found['high']:.3f}"
             found = found["value"]
-        elif key == "top1" and found is not None and metrics.get("test_examples"):
-            low, high = wilson(float(found), int(metrics["test_examples"]))
+        elif evaluation is None and key == "top1" and found is not None and tested:
+            low, high = wilson(float(found), tested)
             interval = f"{low:.3f} to {high:.3f}"
         if isinstance(found, int | float) and math.isfinite(found):
             rows.append(
@@ -181,7 +182,7 @@ def _metric_rows(
     if evaluation:
         told = f"{evaluation.get('data', 'data')}, {evaluation.get('split', 'all')}"
         return rows, f"{told} ({evaluation.get('examples', 0):,} pictures)"
-    return rows, f"the test split ({metrics.get('test_examples', 0):,} pictures)"
+    return rows, f"the test split ({tested:,} pictures)"
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from fgvc_core.models.classifier import FineGrainedClassifier
 class ExportedGraph(nn.Module):
     """Everything between a square picture and its logits.
 
-    Normalisation and a mirrored second view are inside; resizing and cropping are not.
+    Normalisation and further looks (mirrored, middle, closer) are inside; resizing is not.
 
     Args:
         model: The classifier; it is copied and left as it was.
@@ -29,12 +29,12 @@ class ExportedGraph(nn.Module):
         """uint8 (N, S, S, 3) to float32 (N, K)."""
         model = self.classifier
         images_NCHW = model.normalise(pictures.permute(0, 3, 1, 2))
-        if not model.mirrored:
+        if not model.mirrored or model.closer or model.middle:
             return model(images_NCHW)
         # Both views in one pass: half as many nodes as one pass each.
         both_2NCHW = torch.cat([images_NCHW, images_NCHW.flip(-1)])
-        own_ND, mirrored_ND = model._vectors(both_2NCHW).chunk(2)
-        return model.classify((own_ND + mirrored_ND) / 2)
+        vectors_2ND = model._vectors(both_2NCHW).reshape(2, -1, model.feature_dim)
+        return model.classify(vectors_2ND.mean(dim=0))
 
 
 def multiply_adds(model: FineGrainedClassifier) -> int:
@@ -63,7 +63,7 @@ def _plain(layer: ScaledStdConv2d) -> nn.Conv2d:
         layer.out_channels,
         layer.kernel_size,  # type: ignore[arg-type]
         layer.stride,  # type: ignore[arg-type]
-        layer.padding,
+        layer.padding,  # type: ignore[arg-type]
         layer.dilation,  # type: ignore[arg-type]
         layer.groups,
         layer.bias is not None,
@@ -74,6 +74,6 @@ def _plain(layer: ScaledStdConv2d) -> nn.Conv2d:
     gain_O1 = layer.gain.double().flatten()[:, None] * layer.scale
     with torch.no_grad():
         plain.weight.copy_(((flat_OI - mean_O1) / spread_O1 * gain_O1).view_as(layer.weight))
-        if plain.bias is not None:
+        if plain.bias is not None and layer.bias is not None:
             plain.bias.copy_(layer.bias)
     return plain.requires_grad_(False)

@@ -38,7 +38,7 @@ def to_onnx(trained: TrainedModel) -> Proto:
     except ImportError:
         raise missing_extra("export", "ONNX") from None
     size = trained.model.input.size
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    example = torch.zeros(3, size, size, 3, dtype=torch.uint8)
     try:
         with warnings.catch_warnings():
             # The exporter warns of its own deprecations.

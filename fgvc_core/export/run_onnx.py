@@ -15,9 +15,9 @@ def square(path: str, size: int, short_side: int, interpolation: str) -> np.ndar
     """The picture as the uint8 (size, size, 3) square that the model sees."""
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     scale = short_side / min(image.size)
-    target = tuple(max(round(side * scale), size) for side in image.size)
+    width, height = (max(round(side * scale), size) for side in image.size)
     if image.size != (size, size) or short_side != size:
-        image = image.resize(target, Image.Resampling[interpolation.upper()])
+        image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = ((side - size) // 2 for side in image.size)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 

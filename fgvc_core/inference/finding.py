@@ -45,7 +45,7 @@ def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[
     for argument in arguments:
         if argument == "-":
             names = [line.rstrip("\r\n") for line in listed]
-            found = (one for name in names if name for one in _named(name))
+            found: Iterator[Found] = (one for name in names if name for one in _named(name))
         else:
             found = _named(argument)
         for one in found:

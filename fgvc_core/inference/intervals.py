@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import betaincinv, ndtr, ndtri
 
 LEVEL = 0.95
 DRAWS = 2000
+
+FEWEST = 10
+"""Subjects below which resampling says too little."""
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -46,9 +49,9 @@ def by_subject(
 ) -> Interval:
     """A figure of sums over pictures, with its interval over subjects.
 
-    Where no draw differs (every subject is right, or there is one alone) a bootstrap says
-    nothing; the interval then is the exact binomial one over subjects (Clopper and Pearson 1934,
-    https://doi.org/10.1093/biomet/26.4.404), or 0 to 1.
+    Of fewer than ten subjects, or where no draw differs (every subject is right), a bootstrap
+    claims too much; the interval then is the exact binomial one over subjects (Clopper and
+    Pearson 1934, https://doi.org/10.1093/biomet/26.4.404), and 0 to 1 for a single subject.
 
     Args:
         parts_NM: What each of N pictures adds to M sums.
@@ -65,10 +68,12 @@ def by_subject(
     np.add.at(parts_SM, numbers_N, parts_NM)
     total_M = parts_SM.sum(axis=0)
     value = float(statistic(total_M[None])[0])
+    if count < FEWEST:
+        return _exact(value, count)
     found_B = np.concatenate([statistic(sums) for sums in _resampled(parts_SM, draws, seed)])
     found_B = found_B[np.isfinite(found_B)]
-    if count < 2 or not len(found_B) or np.ptp(found_B) == 0:
-        return _without_spread(value, count)
+    if not len(found_B) or np.ptp(found_B) == 0:
+        return _exact(value, count)
     left_S = statistic(total_M - parts_SM)
     low, high = np.quantile(found_B, _shares(found_B, value, left_S[np.isfinite(left_S)]))
     return Interval(value, float(min(low, value)), float(max(high, value)))
@@ -131,8 +136,11 @@ def _shares(found_B: Floats, value: float, left_S: Floats) -> list[float]:
     return shares
 
 
-def _without_spread(value: float, count: int) -> Interval:
-    if count < 2 or 0 < value < 1:
+def _exact(value: float, count: int) -> Interval:
+    """Clopper and Pearson's, as if so large a share of so many subjects were right."""
+    if count < 2:
         return Interval(value, 0.0, 1.0)
-    reach = ((1 - LEVEL) / 2) ** (1 / count)
-    return Interval(value, reach, 1.0) if value >= 1 else Interval(value, 0.0, 1 - reach)
+    right, tail = value * count, (1 - LEVEL) / 2
+    low = float(betaincinv(right, count - right + 1, tail)) if right > 0 else 0.0
+    high = float(betaincinv(right + 1, count - right, 1 - tail)) if right < count else 1.0
+    return Interval(value, min(low, value), max(high, value))

@@ -69,7 +69,7 @@ def open_set(
         calibration: The checkpoint's, whose threshold is tried too.
     """
     temperature = 1.0 if calibration is None else calibration.temperature
-    scores = {}
+    scores: dict[str, Separation] = {}
     for score in SCORES:
         known_N, unknown_M = (known_scores(x, score, temperature) for x in (known_NK, unknown_MK))
         bar = float(np.quantile(known_N, 1 - KEPT, method="lower"))

@@ -5,7 +5,6 @@ Pillow and PyTorch let go of the interpreter while they work, and each has one t
 """
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from fgvc_core.data.decoding import cores
 from fgvc_core.data.files import FileSource
 from fgvc_core.errors import DataError
 from fgvc_core.inference.finding import Found
@@ -69,7 +69,7 @@ def predict(
     """
     # CUB's published boxes refer to stored pixels, and so did its models' training.
     upright = trained.recipe.data.name != "cub"
-    threads = threads or _cores()
+    threads = threads or cores()
 
     def look(chunk: Sequence[Found]) -> list[Prediction]:
         views, kept, made = [], [], {}
@@ -130,9 +130,3 @@ def _thumbnail(picture_HWC: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return file.getvalue()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

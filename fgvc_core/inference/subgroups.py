@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 
 from fgvc_core.errors import ConfigurationError, nearest
-from fgvc_core.inference.intervals import Interval, by_subject, top1_of, top1_parts
+from fgvc_core.inference.intervals import FEWEST, Interval, by_subject, top1_of, top1_parts
 from fgvc_core.inference.judging import Judged
 from fgvc_core.training.evaluation import Evaluation
 
 EMPTY = "(empty)"
-
-FEWEST = 10
-"""Subjects below which a group is shown and not called the worst: it says too little."""
 
 _VALUES = 12
 _BANDS = 6
@@ -31,7 +28,7 @@ class Group:
         subjects: Different subjects.
         top1: With its interval.
         macro_f1: Over the classes that the group has.
-        enough: Whether it has enough subjects to be called the worst.
+        enough: Whether it has ten subjects; one with fewer is shown and not called the worst.
     """
 
     name: str

@@ -52,8 +52,22 @@ def taxonomy_of(table: ExampleTable) -> Taxonomy | None:
     return Taxonomy(table.taxonomy_levels, table.taxonomy) if table.taxonomy else None
 
 
-def read_taxonomy(metadata: Mapping[str, str], class_names: tuple[str, ...]) -> Taxonomy:
-    """A checkpoint's taxonomy; of an older one of the embedded set's, the set's own.
+def by_last_word(class_names: tuple[str, ...]) -> Taxonomy:
+    """CUB's names say their group last: a ``Sooty Albatross`` is an ``Albatross``."""
+    chains = tuple((name.split()[-1] if name.split() else name, name) for name in class_names)
+    return Taxonomy(("group", "species"), chains)
+
+
+def read_taxonomy(
+    metadata: Mapping[str, str], class_names: tuple[str, ...], data_name: str = ""
+) -> Taxonomy:
+    """A checkpoint's taxonomy; where it carries none, what its classes' names say.
+
+    Args:
+        metadata: The checkpoint's.
+        class_names: Its classes.
+        data_name: The recipe's ``data.name``: the embedded set's taxonomy is known, and CUB's
+            names say their group.
 
     Raises:
         DataError: if it is none, or not of these classes.
@@ -62,6 +76,8 @@ def read_taxonomy(metadata: Mapping[str, str], class_names: tuple[str, ...]) -> 
         known = dict(zip(CLASS_NAMES, TAXONOMY, strict=True))
         if set(class_names) <= set(known):
             return Taxonomy(LEVELS, tuple(known[name] for name in class_names))
+        if data_name == "cub":
+            return by_last_word(class_names)
         return flat(class_names)
     try:
         found = json.loads(metadata[KEY])

@@ -51,7 +51,8 @@ class TrainedModel:
     def logits(self, views_NHWC: NDArray[np.uint8]) -> torch.Tensor:
         """Logits (N, K), float32 on the CPU, of N squares as :meth:`view` makes them."""
         device = next(self.model.parameters()).device
-        images_NCHW = torch.from_numpy(np.ascontiguousarray(views_NHWC)).permute(0, 3, 1, 2)
+        pixels_NHWC = torch.from_numpy(np.require(views_NHWC, requirements=["C", "W"]))
+        images_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
         return self.model(self.model.normalise(images_NCHW.to(device))).float().cpu()
 
 

@@ -72,7 +72,9 @@ def attention_of(layer: Any, tokens_NTC: torch.Tensor) -> torch.Tensor:
     """(N, H, T, T): how much each token (row) takes from each other in a layer; rows sum to 1."""
     attention = layer.attn
     count, length, _ = tokens_NTC.shape
-    qkv = attention.qkv(layer.norm1(tokens_NTC)).reshape(count, length, 3, attention.num_heads, -1)
+    heads = attention.num_heads
+    width = attention.qkv.out_features // (3 * heads)
+    qkv = attention.qkv(layer.norm1(tokens_NTC)).reshape(count, length, 3, heads, width)
     query_NHTC, key_NHTC, _ = qkv.permute(2, 0, 3, 1, 4)
     query_NHTC, key_NHTC = attention.q_norm(query_NHTC), attention.k_norm(key_NHTC)
     return (query_NHTC @ key_NHTC.transpose(2, 3) * attention.scale).softmax(dim=3)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import PeerError
 
 Kind = Literal["roll_call", "train", "score", "release"]
-Phase = Literal["", "centre", "class-sums", "statistics", "pretrain"]
+Phase = Literal["", "centre", "class-sums", "statistics", "pretrain", "personal"]
 Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
 
 MAX_BODY_BYTES = 4_000_000
@@ -55,7 +55,8 @@ class Request(Body):
     class_names: tuple[str, ...] = Field((), description="In a roll call only.", strict=False)
     proximal_mu: float = Field(0.0, ge=0.0)
     phase: Phase = Field(
-        "", description="What a 'release' asks for, or which 'train' it is: pretrain, or none."
+        "",
+        description="What a release is of; else which part of a run it is, if not its rounds.",
     )
     known_head: str = Field(
         "", max_length=64, description="The last head of the site's ledger that we have seen."
@@ -128,6 +129,9 @@ class Reply(Body):
     examples: int = Field(0, ge=0, description="Training examples: the update's weight.")
     loss: float | None = Field(None, description="Mean training loss of this round.")
     scores: Scores | None = None
+    personal: Scores | None = Field(
+        None, description="Of the site's own model, fine-tuned there, on the same pictures."
+    )
     seconds: str = Field(
         "0000000.0000",
         pattern=r"^\d{7}\.\d{4}$",

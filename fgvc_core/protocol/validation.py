@@ -87,3 +87,10 @@ class ValidationReply(Reply):
         min_length=64, max_length=64, description="SHA-256 of the kit's signed body."
     )
     figures: Figures | None = Field(None, description="Where no privacy is asked for.")
+
+    @property
+    def extent(self) -> str:
+        """What it holds: per-class, overall, noisy-counts or nothing."""
+        if self.figures is not None:
+            return "overall" if self.figures.classes is None else "per-class"
+        return "nothing" if self.noisy_scores is None else "noisy-counts"

@@ -140,6 +140,7 @@ class Learner:
         purpose: str,
         proximal_mu: float = 0.0,
         correct: Callable[[], None] | None = None,
+        settings: TrainSettings | None = None,
     ) -> Outcome:
         """Train in place; the generators derive from (seed, purpose, round).
 
@@ -149,6 +150,7 @@ class Learner:
             purpose: Who trains, for instance a site's name.
             proximal_mu: FedProx's weight; 0: none.
             correct: Called after each backward pass; may change the gradients.
+            settings: How; None: as the recipe says.
         """
         if self.model.norm == "fixbn":
             begun = (stretch.round - 1) / stretch.rounds
@@ -164,7 +166,7 @@ class Learner:
                 self.model,
                 examples,
                 loss,
-                self.settings,
+                settings or self.settings,
                 stretch,
                 generator,
                 proximal_mu,

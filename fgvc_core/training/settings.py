@@ -132,6 +132,21 @@ class PretrainSettings(Settings):
     grey: float = Field(0.0, ge=0.0, le=1.0, description="Share of views without colour, 0 to 1.")
 
 
+class PersonalSettings(Settings):
+    """What each site makes of the federation's model for itself, after the last round."""
+
+    epochs: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Passes over its own pictures with which each site fine-tunes the best model; "
+        "the result stays there. 0: none. Not under [privacy].",
+    )
+    lr: float = Field(
+        1e-3, gt=0.0, le=100.0, description="Highest learning rate; cosine, with warm-up."
+    )
+
+
 class EvaluateSettings(Settings):
     """How the federation's model is scored."""
 

@@ -34,7 +34,7 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
-from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullTaskInputRequest,
@@ -77,6 +77,7 @@ __all__ = [
     "give_up",
     "open_work",
     "read_push",
+    "took_nothing",
 ]
 
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
@@ -205,6 +206,20 @@ def read_push(body: bytes) -> Pushed:
         waiting.extend(waiting.pop().children)
     claimed = {message.metadata.src_node_id for message in request.messages_list}
     return Pushed(request.node.node_id, claimed, pieces)
+
+
+def took_nothing(body: bytes) -> bool:
+    """Whether the answer to a push-messages call asks for no object at all.
+
+    The SuperLink asks for the objects that it lacks, the message's own among them, unless it has
+    not stored the message: it answers one that was sent to another node, or has an answer.
+    """
+    answer = PushMessagesResponse()
+    try:
+        answer.ParseFromString(body)
+    except DecodeError:
+        return False
+    return not answer.objects_to_push
 
 
 @dataclass

@@ -34,6 +34,7 @@ from server.deployment.flower_internals import (
     SIGNATURE_HEADER,
     TIMESTAMP_HEADER,
     read_push,
+    took_nothing,
 )
 from server.deployment.meters import Meter, Refused
 from server.deployment.settings import GatewaySettings
@@ -58,6 +59,7 @@ SKEW_S = 300.0
 PIECE_MB, PIECES_BESIDE = 5.0, 64
 """Flower's pieces of an array, in MB, and how many a message may have beside them."""
 VERSION_HEADER = "fieldmark-version"
+NOT_TAKEN = "a reply that was not taken: another's message, or one that is answered"
 _PASSED_ON = ("content-type", "accept", PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)
 _VERSION_PREFIX = "flwr-"
 
@@ -147,7 +149,16 @@ class Gateway:
             for name, value in answer.headers.items()
             if name in ("content-type", "content-length") or name.startswith(_VERSION_PREFIX)
         }
+        if call == "push-messages":
+            whole = await self._whole(answer, site)
+            if answer.status_code == 200 and took_nothing(whole):
+                # The node is told so by the answer itself; here it is written down.
+                self.meter.refused(Refused(200, NOT_TAKEN, site=site.name), request.url.path)
+            return Response(whole, answer.status_code, kept)
         return StreamingResponse(self._answer(answer, site), answer.status_code, kept)
+
+    async def _whole(self, answer: httpx.Response, site: Entry) -> bytes:
+        return b"".join([piece async for piece in self._answer(answer, site)])
 
     async def _answer(self, answer: httpx.Response, site: Entry) -> AsyncIterator[bytes]:
         try:

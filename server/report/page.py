@@ -49,7 +49,9 @@ def render(run_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, size=_size, span=_span, count=_count)
+    environment.filters.update(
+        percent=_percent, size=_size, points=_points, span=_span, count=_count
+    )
     page = environment.get_template("page.html.j2").render(_view(run))
     path = run_dir / "report.html"
     aside = path.with_suffix(".part")
@@ -71,6 +73,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "m": metrics,
         "headline": _headline(run),
         "sites": dict(list(sites.items())[:SITES_SHOWN]),
+        "personal": any("personal_top1" in figures for figures in sites.values()),
         "sites_left": max(len(sites) - SITES_SHOWN, 0),
         "installed": _installed(sites),
         "classes": classes[:CLASSES_SHOWN],
@@ -252,6 +255,11 @@ def _pairs(run: RunFolder) -> list[dict[str, Any]]:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _points(share: float | None) -> str:
+    """A difference of shares, in points of a percent."""
+    return "–" if share is None else f"{100 * share:+.1f}\N{NO-BREAK SPACE}points"
 
 
 def _count(number: int | None) -> str:

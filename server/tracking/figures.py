@@ -36,6 +36,8 @@ def round_figures(event: dict[str, Any]) -> dict[str, float]:
 def final_figures(metrics: dict[str, Any]) -> dict[str, float]:
     """What a run came to, by ``final/NAME`` and ``epsilon/SITE``."""
     known = {f"final/{n}": float(metrics[n]) for n in FINAL if metrics.get(n) is not None}
+    own = metrics.get("personal") or {}
+    known |= {f"final/personal_{n}": float(own[n]) for n in ("top1", "gain") if n in own}
     costs = metrics.get("privacy", {})
     return known | {f"epsilon/{site}": float(cost["epsilon"]) for site, cost in costs.items()}
 

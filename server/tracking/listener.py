@@ -9,17 +9,18 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_core.recipe import Recipe
 from server.tracking.choices import Choice
+from server.tracking.facts import RunFacts
 from server.tracking.figures import (
     Tracker,
     final_figures,
     note_of,
     round_figures,
-    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -28,28 +29,9 @@ if TYPE_CHECKING:
 WAIT_S = 120.0
 """Longest that the end of a run waits for its trackers, in seconds."""
 
-Open = Callable[[Choice, "RunFacts"], Tracker]
+Open = Callable[[Choice, RunFacts], Tracker]
 Work = Callable[[Tracker], None]
 _ENDS = {"run_finished": "finished", "interrupted": "interrupted", "failed": "failed"}
-
-
-class RunFacts:
-    """What a tracker is told when it opens.
-
-    Args:
-        run_dir: The run's folder.
-        recipe: Its recipe.
-        run: Fieldmark's id of the run, the same when it is gone on with.
-        done: Rounds that are done; what was written of later ones counts no more.
-    """
-
-    def __init__(self, run_dir: Path, recipe: Recipe, run: str, done: int) -> None:
-        self.run_dir = run_dir
-        self.name = run_dir.name
-        self.project = recipe.name
-        self.settings = settings_of(recipe)
-        self.run = run
-        self.done = done
 
 
 class Tracking:
@@ -91,8 +73,9 @@ class Tracking:
         if what in ("run_started", "resumed"):
             self._begin(str(event["run"]), int(event.get("round") or 0))
         if what in ("round_finished", "scored"):
-            figures, self._round = round_figures(event), int(event["round"])
-            self._do(lambda tracker, at=self._round: tracker.figures(at, figures))
+            figures, number = round_figures(event), int(event["round"])
+            self._round = number
+            self._do(lambda tracker: tracker.figures(number, figures))
         note = note_of(event)
         if note is not None:
             at = int(event.get("round") or self._round)
@@ -138,11 +121,14 @@ class Tracking:
     def _serve(self, facts: RunFacts) -> None:
         trackers: dict[str, Tracker] = {}
         for choice in self._choices:
-            self._try(choice.name, lambda c=choice: trackers.update({c.name: self._open(c, facts)}))
+            self._try(choice.name, partial(self._open_into, trackers, choice, facts))
         while (work := self._work.get()) is not None:
             for name, tracker in list(trackers.items()):
-                if not self._try(name, lambda w=work, t=tracker: w(t)):
+                if not self._try(name, partial(work, tracker)):
                     del trackers[name]
+
+    def _open_into(self, trackers: dict[str, Tracker], choice: Choice, facts: RunFacts) -> None:
+        trackers[choice.name] = self._open(choice, facts)
 
     def _try(self, name: str, do: Callable[[], None]) -> bool:
         try:

@@ -13,7 +13,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 
 if TYPE_CHECKING:
-    from server.tracking.listener import RunFacts
+    from server.tracking.facts import RunFacts
 
 
 class WeightsAndBiases:
@@ -65,3 +65,5 @@ class WeightsAndBiases:
         """What the run came to."""
         self._run.summary.update({**values, "state": state})
         self._run.finish(exit_code=0 if state == "finished" else 1)
+        # Its helper process would else wait for the end of ours.
+        wandb.teardown()

@@ -7,7 +7,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner")
+NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner", "selection")
 
 
 def run_benches(
@@ -47,6 +47,7 @@ def run_benches(
     from simulations.bench.engine import bench_engine
     from simulations.bench.learner import KEPT, bench_learner
     from simulations.bench.rounds import bench_rounds
+    from simulations.bench.selection import bench_selection
     from simulations.bench.wire import bench_wire
 
     runners = {
@@ -56,6 +57,7 @@ def run_benches(
         "rounds": bench_rounds,
         "wire": bench_wire,
         "learner": lambda: bench_learner(rows, kept or KEPT, say),
+        "selection": lambda: bench_selection(say),
     }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]

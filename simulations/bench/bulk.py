@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 TENSORS, TENSOR_VALUES = 20, 1_250_000
 """20 tensors of 5 MB: 100 MB a message."""
-ROUNDS = 6
+ROUNDS = 5
 POLL_S = 0.25
 
 echo_client = ClientApp()

@@ -7,6 +7,7 @@ that no site has) adds that set-up as a row too, and names it as what it is comp
 from dataclasses import dataclass
 
 PLAIN = "plain"
+FEW = "few-labels"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Row:
     score: tuple[str, ...] = ("top1",)
 
 
+_FEW = ("data.fieldmarks_train=150", "data.fieldmarks_pool=1350")
 _SMALL = ("model.pooling_channels=32",)
 
 ROWS: dict[str, Row] = {
@@ -68,4 +70,7 @@ ROWS: dict[str, Row] = {
     "ema": Row("moving average of the weights, 0.9", ("train.ema=0.9",)),
     "cosine-schedule": Row("cosine instead of one cycle", ("train.schedule=cosine",)),
     "layer-decay": Row("rates by depth, 0.8 a stage", ("train.layer_decay=0.8",)),
+    FEW: Row("150 labelled pictures, 1,350 without", _FEW, against=None),
+    "simclr": Row("learnt from without labels first", (*_FEW, "pretrain.method=simclr"), FEW),
+    "vicreg": Row("the same, without negatives", (*_FEW, "pretrain.method=vicreg"), FEW),
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 320
+WIDTH, HEIGHT = 500, 290
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 16, 46
 STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, RunInterrupted
 from fgvc_core.experiment import make_table
-from fgvc_core.recipe import differences, load_recipe
+from fgvc_core.recipe import differences, filled_like, load_recipe
 from server.results import write_json
 from simulations.simulate import Plan, run_with
 from simulations.sweeping.axes import Point
@@ -169,8 +169,9 @@ def _check(points: Sequence[Point], out: Path) -> None:
         if not path.is_file():
             continue
         before = load_recipe(path)
-        if before.digest != point.recipe.digest or before.data.path != point.recipe.data.path:
-            changed = differences(before, point.recipe) or ["data.path differs"]
+        recipe = filled_like(point.recipe, before)
+        if before.digest != recipe.digest or before.data.path != recipe.data.path:
+            changed = differences(before, recipe) or ["data.path differs"]
             raise ConfigurationError(
                 f"'{out}' holds runs of another recipe: {'; '.join(changed[:5])}.",
                 why="A table of two experiments would compare nothing.",

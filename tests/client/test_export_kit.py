@@ -6,6 +6,8 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -15,6 +17,7 @@ import client.validation as validation
 import fieldmark
 from client.privacy.ledger import Ledger
 from client.privacy.policy import Policy
+from client.privacy.report.departures import departures
 from client.provision import make_home
 from client.site import Site, write_settings
 from client.validation import validate_kit
@@ -48,6 +51,7 @@ backbone = "fieldmark_nano"
 """
 )
 KEY = new_key()
+FIXED = [HealthCheck.function_scoped_fixture]
 PRIVACY = KitPrivacy(epsilon=1.0, delta=1e-5, unit="image")
 
 
@@ -80,6 +84,13 @@ def data(tmp_path):
     with (root / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "patient"), *rows])
     return root
+
+
+@pytest.fixture
+def answered(site, kit, tmp_path):
+    """A kit and a site's answer to it."""
+    validate_kit(site, kit).write(tmp_path / "clinic.reply")
+    return kit, tmp_path / "clinic.reply"
 
 
 @pytest.fixture
@@ -212,7 +223,7 @@ def test_kits_that_the_budget_does_not_hold_are_refused(trained, kit, data, tmp_
 def test_at_a_large_epsilon_the_noise_is_small_and_is_still_drawn_afresh(trained, data, tmp_path):
     site = home(data, tmp_path, privacy="required")
     close = []
-    for number in range(3):
+    for number in range(2):
         path = tmp_path / f"{number}.kit"
         write_kit(trained, path, KEY, KitPrivacy(epsilon=60.0, delta=1e-5, unit="image"), None)
         close.append(validate_kit(site, path).reply.noisy_scores.examples)
@@ -308,6 +319,49 @@ def test_what_is_no_kit_is_said_to_be_none(tmp_path, content):
         open_kit(path)
 
 
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_whichever_byte_of_a_kit_is_changed_it_is_refused_or_says_the_same(kit, share, mask):
+    whole = kit.read_bytes()
+    # Half of the flips in the header, which is short beside the tensors.
+    header = 8 + int.from_bytes(whole[:8], "little")
+    at = int(2 * share * header) if share < 0.5 else int((2 * share - 1) * len(whole))
+    changed = bytearray(whole)
+    changed[at] ^= mask
+    path = kit.with_name("changed.kit")
+    path.write_bytes(changed)
+    try:
+        opened = open_kit(path)
+    except FieldmarkError:
+        return
+    original = open_kit(kit)
+    assert opened.digest == original.digest
+    ours, theirs = opened.trained.learner.tensors(), original.trained.learner.tensors()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+def test_whichever_byte_of_an_answer_is_changed_it_is_refused_or_says_the_same(
+    answered, share, mask
+):
+    kit, path = answered
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[int(share * len(whole))] ^= mask
+    other = path.with_name("changed.reply")
+    other.write_bytes(changed)
+    try:
+        read = read_kit_reply(kit, other)
+    except FieldmarkError:
+        return
+    assert read == read_kit_reply(kit, path)
+
+
 def test_a_kit_never_makes_a_site_open_another_file(trained, tmp_path):
     from dataclasses import replace
 
@@ -365,3 +419,19 @@ def test_export_kit_site_new_validate_and_read_reply_go_all_the_way(trained, dat
     told = run("export", "read-reply", kit, answer, "--signer", signer)
     assert "the expected key" in told
     assert "20 pictures of 10 subjects" in told
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({}, "figures in answer to a validation kit, over all pictures"),
+        ({"validation": "per-class"}, "over all pictures and of each class"),
+        ({"privacy": "required"}, "with noise, for a validation kit"),
+    ],
+)
+def test_the_sites_report_says_what_left_in_answer_to_a_kit(data, kit, tmp_path, policy, said):
+    site = home(data, tmp_path, **policy)
+    validate_kit(site, kit)
+    (row,) = departures(ledger(site).entries())
+    assert row.carried.endswith(said)
+    assert row.charge == ("charged" if policy.get("privacy") else "unprotected")

@@ -84,6 +84,7 @@ def test_nothing_in_the_package_goes_round_by_the_app():
 def test_what_speaks_to_the_network_reads_no_picture():
     """The deployment carries what the app answered; only the local check reads the data tree."""
     reading = ("client.work", "client.private_work", "client.statistics", "client.round_work",
+               "client.personal", "client.pretraining",
                "fgvc_core.experiment", "fgvc_core.training", "fgvc_core.data")  # fmt: skip
     found = {
         (name, module)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -68,6 +69,24 @@ def test_what_fails_again_and_again_is_tried_ever_more_seldom(supervisor):
         supervisor.step()
         time.sleep(0.02)
     assert started == [3, 3, 3]
+
+
+def test_what_is_to_start_anew_ends_and_starts_at_the_next_step(supervisor):
+    deaths = []
+    supervisor.add(Service("a", SLEEPER, after_death=deaths.append))
+    first = supervisor.pid("a")
+    asking = threading.Thread(target=supervisor.ask_restart, args=("a",))
+    asking.start()
+    asking.join()
+    assert supervisor.pid("a") == first
+    supervisor.step()
+    assert gone(first)
+    assert supervisor.pid("a") not in (None, first)
+    second = supervisor.pid("a")
+    supervisor.step()
+    assert supervisor.pid("a") == second
+    # It was told to: nobody has to be told of a death.
+    assert deaths == []
 
 
 def test_stopping_leaves_nobody(tmp_path):

@@ -165,6 +165,49 @@ def test_answers_come_in_the_order_of_the_requests_and_silence_ends_at_the_deadl
     assert answers[0].seconds < 5
 
 
+class Restarting(Nodes):
+    """The node 3 goes away in the midst of its first call, and is back after a while."""
+
+    def __init__(self, *answers, back_after):
+        super().__init__(*answers)
+        self.calls, self.looks, self.back_after = 0, 0, back_after
+
+    def get_node_ids(self):
+        self.looks += 1
+        away = self.calls == 1 and self.looks <= self.back_after
+        return [node for node in super().get_node_ids() if not (away and node == 3)]
+
+    def push_messages(self, messages):
+        self.calls += sum(message.metadata.dst_node_id == 3 for message in messages)
+        return super().push_messages(messages)
+
+    def pull_messages(self, ids):
+        (message,) = (self.sent[message_id] for message_id in ids)
+        if message.metadata.dst_node_id == 3 and self.calls == 1:
+            return [Message(Error(5, "node unavailable"), reply_to=message)]
+        return super().pull_messages(ids)
+
+
+def test_a_node_that_starts_anew_in_the_midst_of_its_call_is_called_again_when_it_is_back(exchange):
+    call, _ = exchange(answering("site-1"), answering("site-2"))
+    call._grid = Restarting(answering("site-1"), answering("site-2"), back_after=5)
+    assert call.roll_call() == ["site-1", "site-2"]
+    assert call._grid.calls == 2
+    said = [(e["accepted"], e["reason"]) for e in exchange.events() if e["node"] == 3]
+    assert [accepted for accepted, _ in said] == [False, True]
+    assert "error code 5" in said[0][1]
+
+
+def test_one_that_is_not_back_in_time_is_called_before_a_later_round(exchange, monkeypatch):
+    monkeypatch.setattr(server.exchange, "AGAIN_S", 0.05)
+    call, _ = exchange(answering("site-1"), answering("site-2"))
+    call._grid = Restarting(answering("site-1"), answering("site-2"), back_after=10**9)
+    assert call.roll_call() == ["site-1"]
+    assert call.refresh() == ["site-1"]
+    call._grid.back_after = 0
+    assert call.refresh() == ["site-1", "site-2"]
+
+
 REMOVED = "Site 'site-2' was removed from the allow-list."
 
 

@@ -18,6 +18,7 @@ from simulations.simulate import Plan, simulate
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
             ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"],
+            ["explain"], ["export", "onnx"], ["export", "browser"], ["export", "folder"],
             ["site", "validate"],
             ["data", "check"], ["data", "partition"], ["site", "budget"], ["site", "approve"],
             ["site", "report"], ["site", "audit"], ["site", "key"], ["site", "join"],

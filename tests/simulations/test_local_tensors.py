@@ -10,11 +10,11 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
-from fgvc_core.recipe import parse_recipe
+from fgvc_core.recipe import load_recipe, parse_recipe
 from server.checkpoint import read_checkpoint
 from simulations.engines import run_inprocess
 from simulations.preparation import deal, prepare
-from simulations.simulate import Plan, lay_out, site_homes
+from simulations.simulate import Plan, lay_out, run_with, site_homes
 
 SETS = ("federation.rounds=2", "data.fieldmarks_train=60", "data.fieldmarks_test=12")
 
@@ -58,6 +58,9 @@ def test_a_model_that_is_nobodys_is_not_scored_by_the_coordinator(done):
     assert "top1" not in metrics
     assert all(h["top1"] is None and h["val_top1"] is not None for h in metrics["history"])
     assert all(site["top1"] is not None for site in metrics["sites"].values())
+    # A site's own model is all that there is: nothing to have gained over.
+    assert all(site["personal_top1"] == site["top1"] for site in metrics["sites"].values())
+    assert all(site["personal_gain"] is None for site in metrics["sites"].values())
 
 
 @pytest.mark.parametrize(
@@ -72,3 +75,32 @@ def test_under_privacy_nothing_is_kept_and_the_reason_is_given(sets, said):
     with pytest.raises(PolicyRefusal, match=said) as caught:
         parse_recipe(TINY, ["privacy.epsilon=1", *sets])
     assert caught.value.remedy
+
+
+def test_local_norms_stay_at_the_site_and_all_else_is_shared(tmp_path):
+    sets = (
+        *("model.backbone=test_resnet", "model.attention=none", "model.norm=local"),
+        # At 32 px its last map has one position: a last batch of one picture has no variance.
+        "data.image_size=64",
+    )
+    recipe = parse_recipe(TINY, [*SETS, *sets, "federation.rounds=1"])
+    metrics = run_with(Plan(recipe, tmp_path / "run"), Here(), 1, lambda done, total: None)
+    kept = [load_file(next(h.glob("runs/*.kept/*.safetensors"))) for h in site_folders(tmp_path)]
+    names = set(kept[0])
+    assert {name.rpartition(".")[2] for name in names} == {
+        *("weight", "bias", "running_mean", "running_var")
+    }
+    assert all(".bn" in name or "downsample" in name for name in names)
+    assert metrics["local"] == sorted(names, key=metrics["local"].index)
+    means = [name for name in names if name.endswith("running_mean")]
+    assert any((kept[0][name] != kept[1][name]).any() for name in means)
+    tensors, _ = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    fresh = make_learner(load_recipe(tmp_path / "run" / "recipe.toml"), 12).tensors()
+    assert set(tensors) == set(fresh) > names
+    for name in tensors:
+        # What stays, the coordinator has never seen.
+        assert np.array_equal(tensors[name], fresh[name]) == (name in names), name
+
+
+def site_folders(folder):
+    return sorted((folder / "run" / "sites").iterdir())

@@ -13,6 +13,7 @@ from client.site import Site
 from fgvc_core.supervision import Service
 from server.deployment.allow_list import AllowList
 from server.deployment.conduct import Conduct, write_conduct
+from server.deployment.gateway import NOT_TAKEN
 from server.deployment.settings import read_settings, write_settings
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
@@ -147,6 +148,8 @@ def test_who_answers_twice_is_heard_once(story):
         assert story["got"][number, again]["taken"] == 0, again
     accepted = reply(story, number)
     assert accepted["accepted"]
+    # These two, and the answer to another's message.
+    assert refusals(story, 200) == [NOT_TAKEN] * 3
     assert accepted.get("examples") != 10_000
 
 

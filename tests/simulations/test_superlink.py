@@ -78,7 +78,7 @@ def revoke_in_mid_round(lab, site, another):
     """Revoke a site that has been asked and cannot have answered: its runner stands still."""
     facts = {}
     with ExitStack() as held:
-        with lab.held(f"{another}.runner"):
+        with lab.busy(another):
             # No round ends without the other one: who has answered in it is not asked again.
             while True:
                 answered = lab.until(lambda: answered_now(lab, site), f"{site} has answered")
@@ -129,14 +129,14 @@ def story(tmp_path_factory):
             lab.until(lambda: local.run_status(run)[0] == "finished", f"{name} is over")  # noqa: B023
             facts[name] = local.run_status(run)
         facts["code ran"] = (folder / "ran").exists()
-        with lab.held("site-3.runner"):
+        with lab.busy("site-3"):
             # No round ends meanwhile: the fourth is there before the next one begins,
             fourth = Site.open(lab.homes["site-4"])
             AllowList(lab.folder).add("site-4", fourth.public_key)
             lab.federation.start_site(fourth)
             lab.until(lambda: "SuperNode ID" in lab.lines("site-4.supernode"), "it is connected")
         lab.until(lambda: "ROUND 0]" in lab.lines("site-4.supernode"), "the fourth is called")
-        with lab.held("site-3.runner"):
+        with lab.busy("site-3"):
             # and has said who it is before the one after.
             lab.until(lambda: "Sent succ" in lab.lines("site-4.supernode"), "it has answered")
         facts.update(revoke_in_mid_round(lab, "site-2", another="site-3"))

@@ -12,7 +12,8 @@ def test_a_tracked_run_is_the_same_run_with_its_rounds_at_the_tracker(tmp_path, 
     pytest.importorskip("tensorboard", reason="needs the 'tensorboard' extra")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    args = ["simulate", str(tiny_file), "--set", "partition.sites=2", "--json"]
+    sets = ["partition.sites=2", "data.fieldmarks_train=60"]
+    args = ["simulate", str(tiny_file), *(f"--set={each}" for each in sets), "--json"]
     log = tmp_path / "log"
     told = CliRunner().invoke(
         fieldmark.app, [*args, "--out", str(tmp_path / "run"), "--track", f"tensorboard={log}"]
@@ -28,7 +29,7 @@ def test_a_tracked_run_is_the_same_run_with_its_rounds_at_the_tracker(tmp_path, 
     assert scored == pytest.approx({h["round"]: h["val_top1"] for h in metrics["history"]})
     # Where somebody looks at curves is no part of what the sites are asked to do.
     recipe = load_recipe(tmp_path / "run" / "recipe.toml")
-    overridden = load_recipe(tiny_file, ["partition.sites=2"])
+    overridden = load_recipe(tiny_file, sets)
     assert recipe.digest == overridden.digest
 
 

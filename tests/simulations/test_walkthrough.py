@@ -52,7 +52,7 @@ def test_both_guides_work_as_they_are_written(tmp_path):
     finally:
         for stop in ("site stop lyon", "server stop federation"):
             run(tmp_path, stop, check=False)
-    assert "up;" in said[8]
+    assert ": up, SuperLink serving;" in said[8]
     assert "lyon" in said[8]
     assert "report:" in said[9]
     run_dir = tmp_path / "federation" / "runs" / "birds"

@@ -23,6 +23,12 @@ uncharged    it says that it is protected, and the ledger has no charge for it
 LISTED_ONE_BY_ONE = 120
 """Up to so many replies are listed singly; more are summed up by run and kind."""
 
+_ANSWERS = {
+    "per-class": "figures in answer to a validation kit, over all pictures and of each class",
+    "overall": "figures in answer to a validation kit, over all pictures",
+    "noisy-counts": "numbers of pictures and of right answers, with noise, for a validation kit",
+}
+
 _RELEASES = {
     "centre": "the centre of the features, with noise",
     "class-sums": "sums of features over each class, with noise",
@@ -135,6 +141,8 @@ def _carried(values: dict[str, Any], charge: Charge, purpose: str) -> str:
             if values["code"] == "unavailable"
             else "a refusal and its reason"
         )
+    if values.get("figures") in _ANSWERS:
+        return _ANSWERS[values["figures"]]
     if charge == "public":
         if values["what"] == "roll_call":
             units = f", public number of units ({values['examples']})" if values["examples"] else ""

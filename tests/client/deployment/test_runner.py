@@ -6,10 +6,12 @@ import os
 import signal
 import zipfile
 
+import httpx
 import pytest
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 
 import client.app
+from client.deployment.flower_internals import UNTAKEN
 from client.deployment.runner import Runner
 from client.privacy.ledger import Ledger
 from client.provision import make_home
@@ -64,6 +66,7 @@ class Task:
 def answered(home, task, monkeypatch, app):
     monkeypatch.setattr(client.app, "app", app)
     monkeypatch.setattr("client.deployment.runner.Task.pull", lambda address, token: task)
+    monkeypatch.setattr("client.deployment.runner.heartbeat_of", lambda address, token: Beat())
     Runner(home, "127.0.0.1:1", b"secret")._answer("token")
 
 
@@ -132,3 +135,59 @@ def test_what_an_app_raises_stays_here(home, tmp_path, monkeypatch):
     answered(home, task, monkeypatch, app)
     assert (tmp_path / "refused").read_text() == "False"
     assert not (tmp_path / "pushed").exists()
+
+
+GONE = httpx.HTTPStatusError(
+    "401", request=httpx.Request("POST", "http://x"), response=httpx.Response(401)
+)
+
+
+@pytest.mark.parametrize("error", UNTAKEN, ids=lambda kind: kind.__name__)
+def test_a_task_that_the_node_has_forgotten_ends_neither_the_runner_nor_the_node(
+    home, monkeypatch, error
+):
+    beats = []
+
+    def beat(address, token):
+        beats.append(Beat())
+        return beats[-1]
+
+    def pull(address, token):
+        # It may take longer than a task lives without a sign of life.
+        assert beats[-1].is_running
+        raise GONE if error is httpx.HTTPError else error(*["x"] * (error is not RuntimeError) * 2)
+
+    monkeypatch.setattr("client.deployment.runner.Task.pull", pull)
+    monkeypatch.setattr("client.deployment.runner.heartbeat_of", beat)
+    Runner(home, "127.0.0.1:1", b"secret")._answer("token")
+    assert [b.is_running for b in beats] == [False]
+
+
+def test_a_node_that_starts_anew_while_its_message_is_worked_on_leaves_the_runner_up(
+    home, tmp_path, monkeypatch
+):
+    task = Task(tmp_path, make_bundle())
+
+    def finish(*, well):
+        raise GONE
+
+    monkeypatch.setattr(task, "finish", finish)
+    answered(home, task, monkeypatch, lambda message, context: message)
+    assert (tmp_path / "pushed").exists()
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_not_worked_out_twice(
+    home, tmp_path, monkeypatch
+):
+    task = Task(tmp_path, make_bundle())
+
+    def push(reply):
+        with (tmp_path / "tries").open("a") as file:
+            file.write("x")
+        raise GONE
+
+    monkeypatch.setattr(task, "push", push)
+    answered(home, task, monkeypatch, lambda message, context: message)
+    assert (tmp_path / "tries").read_text() == "x"
+    assert task.finished == []
+    assert not (tmp_path / "refused").exists()

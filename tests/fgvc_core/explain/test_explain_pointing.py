@@ -178,6 +178,7 @@ def test_a_model_that_looks_at_the_part_that_tells_wins_against_both_controls(mo
     assert found["ratio_centre"] is None
     assert found["trained"]["energy_in_box"] == pytest.approx(0.5, abs=0.05)
     assert found["rank_correlation"] < 0.5
+    assert not found["unchanged_by_randomising"]
 
 
 def test_maps_that_do_not_change_with_the_weights_are_found_out(monkeypatch):
@@ -185,6 +186,7 @@ def test_maps_that_do_not_change_with_the_weights_are_found_out(monkeypatch):
     monkeypatch.setattr(pointing, "randomised", lambda trained, number: coloured())
     found = play(_Coloured(), two_classes(2), Game(draws=2))
     assert found["rank_correlation"] == pytest.approx(1)
+    assert found["unchanged_by_randomising"]
     assert found["ratio_random"] == pytest.approx(1)
 
 

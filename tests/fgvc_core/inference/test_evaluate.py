@@ -30,10 +30,11 @@ from fgvc_core.inference.intervals import (
     top1_of,
     top1_parts,
 )
-from fgvc_core.inference.judging import Judged, part_known
+from fgvc_core.inference.judging import Judged, logits_of, part_known
 from fgvc_core.inference.openset import auroc, open_set
 from fgvc_core.inference.scorecard import scorecard
 from fgvc_core.inference.subgroups import EMPTY, banded, subgroups
+from fgvc_core.inference.trained import load_trained
 from fgvc_core.inference.validation_split import validation_of_run
 from fgvc_core.recipe import parse_recipe
 from server.checkpoint import Checkpoints, RunState
@@ -119,6 +120,10 @@ def test_where_all_are_right_the_interval_is_the_exact_one_over_subjects():
     found = by_subject(top1_parts(np.ones(40, bool)), subjects, top1_of)
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 20))
+    # Two subjects, three of four pictures right: a bootstrap would say 50 to 100 %.
+    two = by_subject(top1_parts(np.array([True, True, True, False])), list("aabb"), top1_of)
+    assert two.low < 0.2
+    assert two.high == pytest.approx(1.0, abs=0.02)
     one = by_subject(top1_parts(np.array([True, False])), ["a", "a"], top1_of)
     assert (one.low, one.high) == (0.0, 1.0)
 
@@ -327,3 +332,27 @@ def test_held_out_classes_are_set_aside_and_told_from_the_others(run_dir, tmp_pa
     assert (found["classes"], found["known"], found["unknown"]) == (["Great owl"], 4, 4)
     assert set(found["scores"]) == {"probability", "logit", "energy"}
     assert all(0 <= one["auroc"] <= 1 for one in found["scores"].values())
+
+
+def test_threads_change_no_bit_of_an_evaluation(run_dir, cache):
+    learner = load_trained(run_dir).learner
+    test = load_table(RECIPE.data, cache).where("test")
+    told = []
+    one, three = (logits_of(learner, test, cache, 7, threads=n) for n in (1, 3))
+    logits_of(learner, test, cache, 7, lambda done, total: told.append((done, total)))
+    assert np.array_equal(one, three)
+    assert told[-1] == (36, 36)
+
+
+def test_classes_that_a_recipe_keeps_unseen_are_none_of_these_and_no_answer(tmp_path, cache):
+    changes = ["partition.unseen=['Gilded wandtail']", "train.start=semantic", "model.train=head"]
+    recipe = parse_recipe(RECIPE.to_toml(), changes)
+    names = load_table(recipe.data, cache).class_names
+    Checkpoints(tmp_path, recipe, names).write(
+        "best", make_learner(recipe, len(names)).tensors(), RunState("run")
+    )
+    told = json.loads(run(tmp_path, "--draws", "100", "--json").stdout)
+    assert told["open_set"]["classes"] == ["Gilded wandtail"]
+    assert told["open_set"]["unknown"] + told["examples"] == 36
+    assert "Gilded wandtail" not in told["class_names"]
+    assert len(told["confusion"]) == len(names) - 1

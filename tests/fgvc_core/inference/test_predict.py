@@ -216,6 +216,8 @@ def test_a_checkpoint_carries_its_taxonomy_and_older_ones_read_without(checkpoin
     assert read_taxonomy({}, NAMES) == flat(NAMES)
     embedded = read_taxonomy({}, ("Gilded wandtail", "Russet lancet"))
     assert embedded.chains[0] == ("Spearbills", "wandtail", "Gilded wandtail")
+    birds = read_taxonomy({}, ("Sooty Albatross", "Laysan Albatross", "Frigatebird"), "cub")
+    assert birds.names(0) == ("Albatross", "Frigatebird")
     with pytest.raises(DataError, match="not one of its own classes"):
         read_taxonomy(TAXONOMY.as_metadata(), ("jay", "wren", "owl"))
 

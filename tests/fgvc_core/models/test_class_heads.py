@@ -9,7 +9,7 @@ from fgvc_core.experiment import completed, make_learner
 from fgvc_core.losses.hierarchy import group_log_probabilities
 from fgvc_core.models.attribute_head import AttributeHead
 from fgvc_core.models.multilevel import MultiLevelHead
-from fgvc_core.recipe import parse_recipe
+from fgvc_core.recipe import filled_like, parse_recipe
 from fgvc_core.training.validation import validate_private
 
 GROUPS = ((0, 0, 0, 1), (0, 0, 1, 2))
@@ -161,3 +161,16 @@ def test_both_are_fit_for_privacy(head, engine):
 def test_knowledge_that_does_not_fit_is_refused_by_name(sets, said):
     with pytest.raises(ConfigurationError, match=said):
         make_learner(parse_recipe("", ["data.image_size=32", *sets]), 4)
+
+
+def test_a_recipe_is_the_one_that_its_run_has_written():
+    class Table:
+        taxonomy = species.TAXONOMY
+        num_classes = 12
+
+    recipe = parse_recipe("", ["model.head=multilevel"])
+    written = completed(recipe, Table)
+    assert written.digest != recipe.digest
+    assert filled_like(recipe, written).digest == written.digest
+    other = parse_recipe("", ["model.head=multilevel", "model.class_groups=[[0,1]]"])
+    assert filled_like(other, written).digest != written.digest

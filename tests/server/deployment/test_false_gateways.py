@@ -2,6 +2,7 @@
 
 import datetime
 import shutil
+import time
 
 import httpx
 import pytest
@@ -13,9 +14,12 @@ from gateway_lab import Running
 from client.deployment.check import check_site
 from client.deployment.joining import Answers, join
 from client.deployment.link import CA
+from client.deployment.supervisor import site_services
 from client.privacy.policy import Policy
+from client.site import Site
 from fgvc_core.protocol.keys import fingerprint, new_key, private_text, public_text
 from fgvc_core.protocol.kit import StartKit
+from fgvc_core.supervision import Supervisor
 from server.deployment.certificates import issue, make_authority, read_certificate
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -86,3 +90,31 @@ def test_a_site_refuses_it_says_why_and_sends_nothing(tmp_path, monkeypatch, mad
     assert set(later.values()) == {"not reached"}
     # The gateway learns that somebody called; who, it does not.
     assert gateway.refusals(site="lyon") == []
+
+
+@pytest.mark.deployment
+@pytest.mark.slow
+def test_the_real_node_refuses_it_and_site_up_says_so(tmp_path):
+    said = []
+    with Running(tmp_path / "fed", before=expired) as gateway:
+        site = Site.open(home_for(tmp_path, gateway))
+        supervisor = Supervisor(site.home)
+        node, _ = site_services(
+            site,
+            f"127.0.0.1:{gateway.port}",
+            site.home / CA,
+            site.home / "state",
+            said.append,
+            restart_node=lambda: None,
+        )
+        try:
+            supervisor.add(node)
+            deadline = time.monotonic() + 120
+            while not said and time.monotonic() < deadline:
+                time.sleep(0.1)
+        finally:
+            supervisor.stop()
+        assert gateway.upstream.reached == []
+    assert "certificate is refused: certificate has expired." in said[0]
+    assert f"fieldmark site check {site.home}" in said[0]
+    assert "is up as" in (site.home / "logs" / "supervisor.log").read_text()

@@ -17,7 +17,7 @@ SLOW_S, REQUEST_S = 1.0, 2.0
 PIECE = 5_000_000
 MESSAGE_MB = 30
 HELD_MB = 25
-"""Far less than what is sent; the gateway itself is about 90 MB."""
+"""Far less than what is sent; the gateway itself is about 130 MB."""
 OBJECT = "/v1/fleet/push-object"
 
 

@@ -10,13 +10,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 
 from fgvc_core.protocol.keys import new_key, public_text
 from server.deployment.allow_list import AllowList
-from server.deployment.gateway import Gateway
+from server.deployment.gateway import NOT_TAKEN, Gateway
 from server.deployment.provisioning import init_server
 from server.deployment.settings import DeploymentSettings, GatewaySettings
 
@@ -143,6 +143,15 @@ def test_who_proves_no_registered_key_gets_nothing_and_is_written_down(rig, give
     assert (refusal["status"], refusal["path"]) == (401, path)
 
 
+def test_no_sender_can_make_ever_new_kinds_of_refusals(rig):
+    for minutes in (6, 7, -8, 9):
+        at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=minutes)
+        given = {**TYPE, **headers(SITE, at=at)}
+        assert rig("POST", "/v1/fleet/pull-messages", b"", headers=given).status_code == 401
+    assert rig.gateway.meter.refusals == {("a clock that is N s off", 401): 4}
+    assert len({r["refused"] for r in rig.refusals()}) == 4
+
+
 def test_a_sites_call_is_forwarded_with_its_proof_and_its_body(rig):
     given = headers(SITE)
     answer = rig("POST", "/v1/fleet/push-object", b"piece", headers={**TYPE, **given, "x-y": "z"})
@@ -177,6 +186,24 @@ def test_a_message_that_is_not_one_of_its_own_is_refused(rig, body):
     answer = rig("POST", "/v1/fleet/push-messages", body, headers=given)
     assert answer.status_code in (400, 403)
     assert rig.reached == []
+
+
+@pytest.mark.parametrize(("wanted", "recorded"), [([], 1), (["a" * 64], 0)])
+def test_a_reply_that_the_superlink_does_not_take_is_recorded(rig, wanted, recorded):
+    said = PushMessagesResponse(objects_to_push=wanted, session_id="s").SerializeToString()
+
+    async def pieces():
+        yield said
+
+    rig.gateway._upstream = httpx.AsyncClient(
+        base_url="https://superlink",
+        transport=httpx.MockTransport(lambda request: httpx.Response(200, content=pieces())),
+    )
+    given = {**TYPE, **headers(SITE)}
+    answer = rig("POST", "/v1/fleet/push-messages", push(7, [7]), headers=given)
+    assert (answer.status_code, answer.content) == (200, said)
+    assert [r["refused"] for r in rig.refusals()] == [NOT_TAKEN] * recorded
+    assert {r["site"] for r in rig.refusals()} <= {"lyon"}
 
 
 def test_a_message_that_names_one_piece_ten_thousand_times_is_refused(rig):

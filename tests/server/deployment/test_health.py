@@ -1,6 +1,9 @@
 """Flower's own gRPC health service on a real socket, and what 'server status' makes of it."""
 
+import os
+import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -10,12 +13,12 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 
 import server.deployment.status
-from fgvc_core.supervision import alone, write_json
+from fgvc_core.supervision import Supervisor, alone, write_json
 from server.deployment.health import superlink_health
 from server.deployment.pages import metric_lines
-from server.deployment.processes import free_loopback_port
+from server.deployment.processes import Coordinator, free_loopback_port
 from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings
+from server.deployment.settings import DeploymentSettings, GatewaySettings
 from server.deployment.status import read_status, show_status
 
 
@@ -81,3 +84,33 @@ def test_the_status_reads_it_and_asks_for_nodes_only_where_it_serves(
 def test_of_a_coordinator_that_is_not_up_nothing_is_asked(tmp_path):
     init_server(tmp_path / "fed", DeploymentSettings(hosts=("gate",)))
     assert read_status(tmp_path / "fed")["superlink"] == "down"
+
+
+@pytest.mark.deployment
+@pytest.mark.slow
+def test_the_real_superlink_serves_is_down_when_killed_and_serves_again(tmp_path):
+    folder = tmp_path / "fed"
+    gateway = GatewaySettings(listen="127.0.0.1", port=0)
+    init_server(folder, DeploymentSettings(hosts=("127.0.0.1",), gateway=gateway))
+    with alone(folder, "The coordinator"):
+        supervisor = Supervisor(folder)
+        coordinator = Coordinator(folder, supervisor, lambda text: None)
+
+        def until(wanted):
+            deadline = time.monotonic() + 180
+            while (found := read_status(folder)["superlink"]) != wanted:
+                assert time.monotonic() < deadline, found
+                coordinator.step()
+                time.sleep(0.1)
+
+        try:
+            # No run is carried out here: anything that stays up stands for the executor.
+            coordinator.start(executor=("sleep", "1000"))
+            until("serving")
+            os.kill(supervisor.pid("superlink"), signal.SIGKILL)
+            until("down")
+            until("serving")
+            coordinator.step()
+        finally:
+            supervisor.stop()
+            coordinator.close()

@@ -9,8 +9,8 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
 from server.events import EventLog
 from server.tracking import Choice, Tracking, check_installed, read_track, settled
+from server.tracking.facts import RunFacts
 from server.tracking.figures import final_figures, settings_of
-from server.tracking.listener import RunFacts
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wandb_file import records, values
@@ -224,3 +224,5 @@ def test_settings_are_flat_and_leave_out_where_pictures_lie():
     assert found["model.head"] == "subspace"
     assert not any("/srv/private" in value for value in found.values())
     assert final_figures({"top1": None, "rounds": 3}) == {"final/rounds": 3.0}
+    own = {"personal": {"top1": 0.8, "gain": 0.05, "sites": 3}}
+    assert final_figures(own) == {"final/personal_top1": 0.8, "final/personal_gain": 0.05}

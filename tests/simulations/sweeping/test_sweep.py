@@ -295,7 +295,7 @@ def test_a_killed_sweep_goes_on_in_the_round_where_it_was(tmp_path):
     ]  # fmt: skip
     second = out / "runs" / "lr=0.003_seed=3"
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as child:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while _rounds(second) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         os.killpg(child.pid, signal.SIGKILL)

@@ -1,0 +1,108 @@
+"""``fieldmark explain`` as it is typed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import fieldmark
+from fgvc_core.data.fieldmarks.species import CLASS_NAMES
+from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.experiment import make_learner
+from fgvc_core.explain.controls import randomised
+from fgvc_core.explain.sheet import overlay
+from fgvc_core.inference.trained import load_trained
+from fgvc_core.recipe import parse_recipe
+from server.checkpoint import Checkpoints, RunState
+
+pytest.importorskip("pytorch_grad_cam", reason="needs the 'explain' extra")
+
+RECIPE = "[data]\nimage_size=32\nfieldmarks_train=24\nfieldmarks_test=12\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    recipe = parse_recipe(RECIPE)
+    learner = make_learner(recipe, len(CLASS_NAMES))
+    with torch.no_grad():
+        learner.model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    Checkpoints(folder, recipe, CLASS_NAMES).write("best", learner.tensors(), RunState("r"), {})
+    return folder
+
+
+def said(*words):
+    return CliRunner().invoke(fieldmark.app, ["explain", *map(str, words)])
+
+
+def test_a_sheet_and_a_page_show_each_picture_with_its_five_maps(run, tmp_path):
+    sheet = said(run, "--examples", 2, "--out", tmp_path / "why.png", "--json")
+    assert sheet.exit_code == 0, sheet.exception
+    first = json.loads(sheet.stdout)["pictures"][0]
+    best, second = first["best"]["class"], first["second"]["class"]
+    assert list(first["maps"]) == [
+        f"for {best}", f"for {second}", f"{best}, not {second}", f"{second}, not {best}",
+        "the model's own attention"]  # fmt: skip
+    assert first["best"]["share"] >= first["second"]["share"]
+    assert Image.open(tmp_path / "why.png").size[0] > 6 * 176
+    page = said(run, "--examples", 2, "--out", tmp_path / "why.html")
+    assert page.exit_code == 0, page.exception
+    text = (tmp_path / "why.html").read_text()
+    assert text.count("<img") == 2 * 6
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_named_pictures_are_explained_and_their_names_escaped(run, tmp_path):
+    folder = tmp_path / "card"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "<b>.png")
+    done = said(run, folder, "--out", tmp_path / "why.html")
+    assert done.exit_code == 0, done.exception
+    text = (tmp_path / "why.html").read_text()
+    assert "&lt;b&gt;.png" in text
+    assert "<b>.png" not in text
+    assert "true:" not in text
+
+
+def test_the_pointing_game_prints_all_three_rows_and_the_correlation(run):
+    done = said(run, "--pointing", "--draws", 1)
+    assert done.exit_code == 0, done.exception
+    for word in ("this model", "random weights", "the centre", "Rank correlation"):
+        assert word in done.stdout
+
+
+def test_mistakes_are_told(run, tmp_path):
+    for words, kind in (
+        ((run, "--out", tmp_path / "why.gif"), ConfigurationError),
+        ((run, "--out", tmp_path / "no" / "why.png"), ConfigurationError),
+        ((run, "--stage", "stage9"), ConfigurationError),
+        ((run, tmp_path / "nothing.png"), DataError),
+        ((run, run, "--pointing"), ConfigurationError),
+    ):
+        assert isinstance(said(*words).exception, kind), words
+
+
+def test_random_weights_are_other_weights_everywhere_and_see_what_the_model_sees(run):
+    trained = load_trained(run)
+    one, two = randomised(trained, 0), randomised(trained, 1)
+    learnt = dict(trained.model.named_parameters())
+    for (name, first), second in zip(one.named_parameters(), two.parameters(), strict=True):
+        if name.endswith("weight"):
+            assert not torch.equal(first, second), name
+            assert not torch.equal(first, learnt[name]), name
+    assert one.input == trained.model.input
+    assert torch.equal(one._mean, trained.model._mean)
+
+
+def test_an_overlay_is_grey_where_the_map_is_silent_and_bright_where_it_speaks():
+    view_HWC = np.full((32, 32, 3), 128, dtype=np.uint8)
+    map_HW = np.zeros((32, 32), dtype=np.float32)
+    map_HW[:, 16:] = 1
+    pixels_HWC = np.asarray(overlay(view_HWC, map_HW)).astype(int)
+    silent, speaking = pixels_HWC[88, 20], pixels_HWC[88, 160]
+    assert np.ptp(silent) < 40
+    assert speaking[:2].min() > speaking[2] + 60

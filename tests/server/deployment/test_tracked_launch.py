@@ -1,0 +1,51 @@
+import pytest
+from typer.testing import CliRunner
+
+import fieldmark
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.recipe import load_recipe, parse_recipe
+from server.deployment import launching
+from server.deployment.launching import launch
+from server.deployment.provisioning import add_site, init_server
+from server.deployment.settings import DeploymentSettings, read_settings, write_settings
+from server.home import CoordinatorHome
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A coordinator's folder with one site, taken for up."""
+    made = tmp_path / "federation"
+    init_server(made, DeploymentSettings(hosts=("127.0.0.1",)))
+    add_site(made, "lyon")
+    monkeypatch.setattr(launching, "_check_up", lambda folder: None)
+    return made
+
+
+def tracked(run_dir):
+    return CoordinatorHome.open(run_dir).settings.track
+
+
+def test_the_coordinators_setting_tracks_every_run_and_the_command_one(folder, tiny, monkeypatch):
+    pytest.importorskip("tensorboard", reason="needs the 'tensorboard' extra")
+    assert tracked(launch(folder, tiny)) == ()
+    changed = read_settings(folder).model_copy(update={"track": ("tensorboard=curves",)})
+    write_settings(folder, changed)
+    run_dir = launch(folder, tiny)
+    assert tracked(run_dir) == (f"tensorboard={folder / 'curves'}",)
+    # The sites are asked for the same, wherever somebody looks at curves.
+    assert load_recipe(run_dir / "recipe.toml").digest == tiny.digest
+    recipe = folder / "tiny.toml"
+    recipe.write_text(tiny.to_toml())
+    monkeypatch.chdir(folder.parent)
+    args = ["server", "run", str(folder), str(recipe), "--name", "own", "--detach"]
+    result = CliRunner().invoke(fieldmark.app, [*args, "--track", "tensorboard=here"])
+    assert result.exit_code == 0, result.exception
+    assert tracked(folder / "runs" / "own") == (f"tensorboard={folder.parent / 'here'}",)
+
+
+def test_a_wrong_setting_is_refused_before_a_run_is_made(folder, tiny):
+    changed = read_settings(folder).model_copy(update={"track": ("tensorbord",)})
+    write_settings(folder, changed)
+    with pytest.raises(ConfigurationError, match="tensorbord"):
+        launch(folder, parse_recipe(tiny.to_toml()))
+    assert not list((folder / "runs").iterdir())

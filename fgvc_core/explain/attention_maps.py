@@ -34,10 +34,13 @@ def attention_maps(
     Returns:
         float32 (N, S, S), each scaled to 0..1 (a constant one is 0 everywhere); the mean over
         the places that attend. None where nothing in the model attends to places: channel
-        gates weigh channels, and a plain convolutional network has none.
+        gates weigh channels, and a plain convolutional network has none. None too behind a spatial
+        transformer, whose maps are of the turned picture.
     """
+    if not isinstance(model.before, nn.Identity):
+        return None
     model = copy.deepcopy(model).requires_grad_(False).eval()
-    model.mirrored, model.closer = False, 0.0
+    model.mirrored, model.closer, model.middle = False, 0.0, 0.0
     found: list[torch.Tensor] = []
     handles = [
         module.register_forward_hook(_spatial(found) if gate else _non_local(found))

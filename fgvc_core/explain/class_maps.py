@@ -39,7 +39,7 @@ class ClassMaps:
     Args:
         model: The classifier; it is copied and left as it was. Frozen backbones are explained
             like any: the whole model is at hand, whatever its rounds sent. Of a model that
-            looks twice (``model.closer``) the first look is explained.
+            looks more than once (``model.closer``, ``model.middle``) the first look is explained.
         method: One of ``METHODS``.
         stage: See :func:`fgvc_core.explain.layers.find_layer`.
 
@@ -81,15 +81,23 @@ class ClassMaps:
         images_NCHW = self._model.normalise(
             torch.from_numpy(np.ascontiguousarray(views_NHWC)).permute(0, 3, 1, 2).to(device)
         )
+        own_NHW = self._maps(self._seen(images_NCHW, images_NCHW), images_NCHW, targets)
         if not self._model.mirrored:
-            return self._maps(_Seen(self._model, None), images_NCHW, targets)
-        # The logit is of the mean of two vectors; each view's map is made with the other fixed.
+            return own_NHW
         flipped_NCHW = images_NCHW.flip(-1)
-        with torch.no_grad():
-            own_ND, other_ND = (self._model._vectors(x) for x in (images_NCHW, flipped_NCHW))
-        own_NHW = self._maps(_Seen(self._model, other_ND), images_NCHW, targets)
-        other_NHW = self._maps(_Seen(self._model, own_ND), flipped_NCHW, targets)
+        other_NHW = self._maps(self._seen(images_NCHW, flipped_NCHW), flipped_NCHW, targets)
         return np.asarray((own_NHW + other_NHW[:, :, ::-1]) / 2, dtype=np.float32)
+
+    def _seen(self, images_NCHW: torch.Tensor, view_NCHW: torch.Tensor) -> "_Seen":
+        """The classifier as a function of one view; what its other views add stays fixed.
+
+        A mirrored model's vector is the mean over two views, one with a closer look of two more.
+        """
+        model = self._model
+        share = 1 / ((2 if model.mirrored else 1) * (2 if model.closer else 1))
+        with torch.no_grad():
+            rest_ND = model.embed(images_NCHW) - share * model._vectors(view_NCHW)
+        return _Seen(model, share, rest_ND)
 
     def _maps(self, seen: "_Seen", images_NCHW: torch.Tensor, targets: list["_Difference"]) -> Maps:
         with self._cam(
@@ -114,18 +122,16 @@ class _Difference:
 
 
 class _Seen(nn.Module):
-    """The classifier in one pass, with the mirror image's vectors (N, D) given, if any."""
+    """The classifier in one pass over one view."""
 
-    def __init__(self, model: FineGrainedClassifier, mirror_ND: torch.Tensor | None) -> None:
+    def __init__(self, model: FineGrainedClassifier, share: float, rest_ND: torch.Tensor) -> None:
         super().__init__()
         self.model = model
-        self.mirror_ND = mirror_ND
+        self.share = share
+        self.rest_ND = rest_ND
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        vectors_ND = self.model._vectors(images_NCHW)
-        if self.mirror_ND is not None:
-            vectors_ND = (vectors_ND + self.mirror_ND) / 2
-        return self.model.classify(vectors_ND)
+        return self.model.classify(self.share * self.model._vectors(images_NCHW) + self.rest_ND)
 
 
 def _library_class(name: str) -> Any:

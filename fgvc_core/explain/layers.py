@@ -27,6 +27,12 @@ def find_layer(model: FineGrainedClassifier, stage: str) -> tuple[nn.Module, Res
     Raises:
         ConfigurationError: for an unknown stage, or a network whose layers keep no places.
     """
+    if not isinstance(model.before, nn.Identity):
+        raise ConfigurationError(
+            "No class map can be made for a model that turns its pictures first.",
+            why="Its layers' maps are of the turned picture, and would lie in the wrong places.",
+            remedy="Explain a model without a spatial transformer.",
+        )
     shapes = _map_sides(model)
     if shapes.get("last", 0) < 2 and _is_of_tokens(model):
         return _last_block(model, stage)

@@ -105,7 +105,7 @@ def _native_state(
     model, settings = trained.model, trained.recipe.model
     own = (settings.pooling, settings.head, settings.scaling) == ("avg", "linear", "none")
     plain = isinstance(model.attention, nn.Identity) and not settings.attention_after
-    plain = plain and not model.mirrored and not model.closer
+    plain = plain and not (model.mirrored or model.closer or model.middle)
     if not isinstance(model.backbone, TimmBackbone) or not own or not plain:
         return None
     architecture = settings.backbone.split(".")[0]

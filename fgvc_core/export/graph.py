@@ -12,7 +12,7 @@ from fgvc_core.models.classifier import FineGrainedClassifier
 class ExportedGraph(nn.Module):
     """Everything between a square picture and its logits.
 
-    Normalisation and further views (mirrored, closer) are inside; resizing and cropping are not.
+    Normalisation and further looks (mirrored, middle, closer) are inside; resizing is not.
 
     Args:
         model: The classifier; it is copied and left as it was.
@@ -29,7 +29,7 @@ class ExportedGraph(nn.Module):
         """uint8 (N, S, S, 3) to float32 (N, K)."""
         model = self.classifier
         images_NCHW = model.normalise(pictures.permute(0, 3, 1, 2))
-        if not model.mirrored or model.closer:
+        if not model.mirrored or model.closer or model.middle:
             return model(images_NCHW)
         # Both views in one pass: half as many nodes as one pass each.
         both_2NCHW = torch.cat([images_NCHW, images_NCHW.flip(-1)])

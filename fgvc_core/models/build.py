@@ -1,5 +1,7 @@
 """One model from settings."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -37,6 +39,8 @@ def build_classifier(
         # torch.manual_seed would also seed a GPU's generator, which is not forked here.
         torch.default_generator.manual_seed(seed)
         backbone, spec = make_backbone(settings.backbone, settings.weights, image_size)
+        if settings.crop:
+            spec = replace(spec, crop=settings.crop)
         apply_policy(backbone, settings.norm, settings.backbone)
         if settings.norm == "standardised" and isinstance(backbone, TimmBackbone):
             # Its tensors have other names now.
@@ -79,6 +83,7 @@ def build_classifier(
         settings.mirrored,
         before,
         settings.closer,
+        settings.middle,
     )
     model.norm = settings.norm
     model.fixed_statistics = settings.norm == "frozen"

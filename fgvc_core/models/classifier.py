@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fgvc_core.models.backbones import Backbone
-from fgvc_core.models.closer import closer_look
+from fgvc_core.models.closer import closer_look, middle_look
 from fgvc_core.models.inputs import InputSpec
 from fgvc_core.models.normalisation import Policy, batch_norms
 from fgvc_core.models.parts import PartPooling
@@ -28,6 +28,7 @@ class FineGrainedClassifier(nn.Module):
         before: What a picture passes first, of the same size; None: nothing.
         closer: If above 0: outside training, a picture's vector is the mean of its own and a
             closer look's; see :func:`closer_look`.
+        middle: Likewise with a look at the middle; see :func:`middle_look`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class FineGrainedClassifier(nn.Module):
         mirrored: bool = False,
         before: nn.Module | None = None,
         closer: float = 0.0,
+        middle: float = 0.0,
     ) -> None:
         super().__init__()
         self.before = before if before is not None else nn.Identity()
@@ -53,6 +55,7 @@ class FineGrainedClassifier(nn.Module):
         self.head = head
         self.mirrored = mirrored
         self.closer = closer
+        self.middle = middle
         self.norm: Policy = "batch"
         self.fixed_statistics = False
         """Whether BatchNorm keeps its statistics as they are, in training too."""
@@ -97,14 +100,20 @@ class FineGrainedClassifier(nn.Module):
         if self.training:
             return self._vectors(images_NCHW)
         map_NCHW = self.map(images_NCHW)
-        first_ND = self._pooled(images_NCHW, map_NCHW)
-        if not self.closer:
-            return first_ND
-        nearer_NCHW = closer_look(images_NCHW, map_NCHW, self.closer)
-        return (first_ND + self._pooled(nearer_NCHW, self.map(nearer_NCHW))) / 2
+        vectors_ND, looks = self._pooled(images_NCHW, map_NCHW), 1
+        if self.middle:
+            middle_NCHW = middle_look(images_NCHW, self.middle)
+            vectors_ND, looks = vectors_ND + self._pooled(middle_NCHW), looks + 1
+        if self.closer:
+            nearer_NCHW = closer_look(images_NCHW, map_NCHW, self.closer)
+            vectors_ND, looks = vectors_ND + self._pooled(nearer_NCHW), looks + 1
+        return vectors_ND / looks if looks > 1 else vectors_ND
 
-    def _pooled(self, images_NCHW: torch.Tensor, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """Vectors of pictures whose maps are there, and of their mirror images if wanted."""
+    def _pooled(
+        self, images_NCHW: torch.Tensor, map_NCHW: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Vectors of one look, its map given where it is there, and its mirror image if wanted."""
+        map_NCHW = self.map(images_NCHW) if map_NCHW is None else map_NCHW
         vectors_ND = self.scaling(self.pooling(map_NCHW))
         if not self.mirrored:
             return vectors_ND

@@ -1,10 +1,10 @@
-"""A second, closer look at where the map of the first one is strong.
+"""Further looks at a picture: at its middle, and at where the map of the first look is strong.
 
 In the spirit of Wei et al. 2017, "Selective Convolutional Descriptor Aggregation", section 3.1
 (https://arxiv.org/abs/1604.04994: the sum of a map's channels says where the object is), and Fu
 et al. 2017, "Look Closer to See Better" (https://openaccess.thecvf.com/content_cvpr_2017/html/
 Fu_Look_Closer_to_CVPR_2017_paper.html); nothing is trained for it, so that it goes with cached
-features of a frozen backbone. Cost: as much again as the first look. A warning: it is cut
+features of a frozen backbone. Cost of each: as much again as the first look. A warning: it is cut
 from the square that the model sees, and shows no detail that was not in there; where the object
 fills the picture already it only loses the rim.
 """
@@ -45,6 +45,24 @@ def closer_look(images_NCHW: torch.Tensor, map_NCHW: torch.Tensor, spread: float
         wide_N.append((along_NS * (at_S - found_N[:, None]).square()).sum(dim=1).sqrt())
     half_N = (spread * torch.maximum(*wide_N)).clamp(LEAST, MOST)
     row_N, column_N = (torch.minimum(torch.maximum(m, half_N), 1 - half_N) for m in middle_N)
+    return _cut(images_NCHW, row_N, column_N, half_N)
+
+
+def middle_look(images_NCHW: torch.Tensor, share: float) -> torch.Tensor:
+    """The middle squares of pictures, at the pictures' size: (N, C, S, S), bicubic.
+
+    Args:
+        images_NCHW: (N, C, S, S).
+        share: Of the side, above 0 to 1.
+    """
+    half_N = images_NCHW.new_full((images_NCHW.shape[0],), share / 2)
+    at_N = torch.full_like(half_N, 0.5)
+    return _cut(images_NCHW, at_N, at_N, half_N)
+
+
+def _cut(
+    images_NCHW: torch.Tensor, row_N: torch.Tensor, column_N: torch.Tensor, half_N: torch.Tensor
+) -> torch.Tensor:
     side = images_NCHW.shape[-1]
     # From -1 to 1 over the picture, at the middles of the cut square's pixels.
     step_S = (2 * torch.arange(side, device=images_NCHW.device) + 1) / side - 1

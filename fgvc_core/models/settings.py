@@ -88,7 +88,20 @@ class ModelSettings(Settings):
         le=4.0,
         description="Outside training, and for cached features: average a picture's vector with "
         "that of a closer look, the square around where its map is strong, so many standard "
-        "deviations to each side, 0 to 4. 0: none. Doubles the cost and more.",
+        "deviations to each side, 0 to 4. 0: none. It costs as much again.",
+    )
+    middle: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Likewise a look at the middle, this share of the side, 0 to 1. 0: none.",
+    )
+    crop: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of a picture's short side that the square keeps, 0 to 1. 0: what the "
+        "weights were trained with.",
     )
     head: Literal["linear", "cosine", "subspace", "multilevel", "semantic"] = Field(
         "linear",

@@ -91,8 +91,8 @@ def frozen_digest(model: FineGrainedClassifier) -> bytes:
     digest = hashlib.sha256(
         f"{model.input} {model.pooling.kind} {model.scaling.kind} {model.mirrored}".encode()
     )
-    if model.closer:
-        digest.update(f"closer {model.closer}".encode())
+    if model.closer or model.middle:
+        digest.update(f"closer {model.closer} middle {model.middle}".encode())
     if getattr(model.backbone, "selection", None) is not None:
         digest.update(b"token selection")
     parts = [model.backbone, model.attention, model.pooling]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from fgvc_core.recipe import Recipe
 from server.tracking.choices import Choice
+from server.tracking.facts import RunFacts
 from server.tracking.figures import (
     Tracker,
     final_figures,
     note_of,
     round_figures,
-    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -29,28 +29,9 @@ if TYPE_CHECKING:
 WAIT_S = 120.0
 """Longest that the end of a run waits for its trackers, in seconds."""
 
-Open = Callable[[Choice, "RunFacts"], Tracker]
+Open = Callable[[Choice, RunFacts], Tracker]
 Work = Callable[[Tracker], None]
 _ENDS = {"run_finished": "finished", "interrupted": "interrupted", "failed": "failed"}
-
-
-class RunFacts:
-    """What a tracker is told when it opens.
-
-    Args:
-        run_dir: The run's folder.
-        recipe: Its recipe.
-        run: Fieldmark's id of the run, the same when it is gone on with.
-        done: Rounds that are done; what was written of later ones counts no more.
-    """
-
-    def __init__(self, run_dir: Path, recipe: Recipe, run: str, done: int) -> None:
-        self.run_dir = run_dir
-        self.name = run_dir.name
-        self.project = recipe.name
-        self.settings = settings_of(recipe)
-        self.run = run
-        self.done = done
 
 
 class Tracking:

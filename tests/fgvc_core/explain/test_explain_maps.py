@@ -61,6 +61,23 @@ def test_a_mirrored_models_map_is_of_both_views_and_mirrors_with_the_picture():
     assert np.allclose(map_HW, flipped_HW[:, ::-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_closer_look_is_kept_fixed_and_the_map_is_of_the_whole_picture(mirrored):
+    model = coloured(mirrored=mirrored)
+    model.closer = 0.5
+    map_HW = ClassMaps(model, "hirescam")(two_patches()[None], [0])[0]
+    assert map_HW[12, 12] > 0.9
+    assert map_HW[48, 50] < 0.1
+
+
+def test_a_model_that_turns_its_pictures_is_refused():
+    model = coloured()
+    model.before = torch.nn.AvgPool2d(1)
+    with pytest.raises(ConfigurationError, match="turns its pictures"):
+        ClassMaps(model)
+    assert attention_maps(model, two_patches()[None]) is None
+
+
 def test_the_model_is_left_as_it_was_and_a_frozen_backbone_is_explained_too():
     model = built("model.train='head'", "data.image_size=32")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -6,7 +6,7 @@ import torch
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.closer import closer_look
+from fgvc_core.models.closer import closer_look, middle_look
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import frozen_digest
 from fgvc_core.recipe import parse_recipe
@@ -63,6 +63,25 @@ def test_a_pictures_vector_is_the_mean_of_both_looks_outside_training():
         model.train()
         plain.train()
         assert torch.equal(model.embed(images_NCHW), plain.embed(images_NCHW))
+
+
+def test_the_middle_is_cut_and_averaged_as_well():
+    assert middle_look(ramps(), 0.5)[0, 0].min() == pytest.approx(0.25, abs=0.01)
+    settings = ModelSettings(backbone="fieldmark_nano", middle=0.5, closer=1.5)
+    model = build_classifier(settings, 3, 32, 1)
+    plain = build_classifier(settings.model_copy(update={"middle": 0.0, "closer": 0.0}), 3, 32, 1)
+    images_NCHW = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        nearer_NCHW = closer_look(images_NCHW, plain.map(images_NCHW), 1.5)
+        looks = (images_NCHW, middle_look(images_NCHW, 0.5), nearer_NCHW)
+        expected_ND = sum(plain.embed(look_NCHW) for look_NCHW in looks) / 3
+        assert torch.allclose(model.embed(images_NCHW), expected_ND, atol=1e-6)
+
+
+def test_a_recipe_says_how_much_of_a_picture_the_square_keeps():
+    text = "[model]\nbackbone = 'fieldmark_nano'\ncrop = {}\n"
+    crops = [make_learner(parse_recipe(text.format(c)), 3).model.input.crop for c in (0, 0.5)]
+    assert crops == [1.0, 0.5]
 
 
 def test_no_picture_changes_anothers_closer_look():

@@ -9,8 +9,8 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
 from server.events import EventLog
 from server.tracking import Choice, Tracking, check_installed, read_track, settled
+from server.tracking.facts import RunFacts
 from server.tracking.figures import final_figures, settings_of
-from server.tracking.listener import RunFacts
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wandb_file import records, values

@@ -114,6 +114,7 @@ class FederatedPretraining:
         )
         self._strategy = make_strategy(federation, recipe.train, run_dir)
         self._strategy.begin(self._specs, len(exchange.keys))
+        self._strategy.found = standing.found
 
     @property
     def done(self) -> bool:

@@ -119,6 +119,7 @@ class Rounds:
         self._class_count = len(home.class_names)
         self._strategy = make_strategy(self._federation, recipe.train, home.run_dir)
         self._strategy.begin(self._specs, len(home.allow_list))
+        self._strategy.found = self._standing.found
         recall(remembered or {}, self._strategy, self._history)
         self._asking = Asking(
             self._exchange,

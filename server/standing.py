@@ -32,6 +32,10 @@ class Standing:
         """Those that are not set aside."""
         return [site for site in sites if not self.kept.get(site, _FRESH)["set_aside"]]
 
+    def found(self) -> int:
+        """How many sites' last word was unsound: set aside, or refused and not heard since."""
+        return sum(standing["refused_in_row"] > 0 for standing in self.kept.values())
+
     def sound(self, site: str) -> None:
         """A reply was accepted."""
         self.of(site).update(refused_in_row=0, notice="")

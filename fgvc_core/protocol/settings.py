@@ -103,8 +103,9 @@ class FederationSettings(Settings):
         0.2,
         ge=0.0,
         lt=0.5,
-        description="trimmed-mean, krum, multi-krum, mix_nearest: share of a round's replies that "
-        "may be hostile, 0 to 0.5; rounded down to a number of replies.",
+        description="trimmed-mean, krum, multi-krum, mix_nearest: share of the sites that may be "
+        "hostile, 0 to 0.5. Of a round's replies so many, rounded down, less those sites whose "
+        "last reply was refused, are guarded against.",
     )
     mix_nearest: bool = Field(
         False,

@@ -52,6 +52,9 @@ class StreamingFedAvg(FedAvg):
 
     compose: Compose
 
+    found: Callable[[], int] = staticmethod(lambda: 0)
+    """How many sites screening has found out, asked once a round's replies are in."""
+
     needed = 1
     """Replies without which a round is void; what the strategy remembers stays as it was."""
 

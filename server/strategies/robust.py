@@ -33,7 +33,7 @@ class SpillingFedAvg(StreamingFedAvg):
     spill_folder: Path | None = None
     spill_mb = 256.0
     share = 0.0
-    """Share of a round's replies that may be hostile; what of a number is left over is dropped."""
+    """Share of the sites that may be hostile; what of a number is left over is dropped."""
 
     mix_nearest = False
     """Whether replies are mixed with their nearest neighbours before the rule."""
@@ -49,9 +49,17 @@ class SpillingFedAvg(StreamingFedAvg):
                 return None, None
             read: Replies = spill
             if self.mix_nearest and len(spill) > 1:
-                read = Mixed(spill, int(self.share * len(spill)))
+                read = Mixed(spill, self.hostile(len(spill)))
             tensors = spill.tensors(self.combine(read))
             return self.result(tensors, sum(spill.weights), len(spill))
+
+    def hostile(self, count: int) -> int:
+        """How many of so many sound replies may be hostile: who was found out is not among them.
+
+        Guarding against them once more would only leave out honest sites.
+        """
+        found = self.found()
+        return max(int(self.share * (count + found)) - found, 0)
 
     @abstractmethod
     def combine(self, replies: Replies) -> NDArray[np.float32]:
@@ -72,13 +80,13 @@ class SpillingFedMedian(SpillingFedAvg, FedMedian):  # type: ignore[misc]
 class SpillingTrimmedMean(SpillingFedAvg, FedTrimmedAvg):  # type: ignore[misc]
     """The mean of each value without its extremes (Yin et al. 2018, as above).
 
-    ``int(beta * S)`` replies are cut at either end.
+    As many replies as may be hostile are cut at either end.
     """
 
     def combine(self, replies: Replies) -> NDArray[np.float32]:
         """The trimmed mean of each value."""
         flat = np.empty(replies.size, dtype=np.float32)
-        low = int(self.beta * len(replies))
+        low = self.hostile(len(replies))
         high = len(replies) - low
         for where, block_VS in replies.blocks():
             block_VS.partition((low, high - 1), axis=1)
@@ -91,7 +99,7 @@ class _Choosing(SpillingFedAvg):
 
     def chosen(self, replies: Replies) -> list[int]:
         """Positions of the chosen replies, best first."""
-        hostile = int(self.share * len(replies))
+        hostile = self.hostile(len(replies))
         scores_S = closest_scores(squared_distances(gram_matrix(replies)), hostile)
         return np.argsort(scores_S, kind="stable")[: self.wanted(len(replies), hostile)].tolist()
 

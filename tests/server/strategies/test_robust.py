@@ -16,8 +16,9 @@ from server.strategies.spill import Spill
 ROBUST = ["fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median"]
 
 
-def aggregate(name, arrays, weights=None, **changes):
+def aggregate(name, arrays, weights=None, refused=0, **changes):
     strategy = make_strategy(FederationSettings(strategy=name, **changes))
+    strategy.found = lambda: refused
     weights = weights or [1] * len(arrays)
     stream = (SoundReply(str(i), w, {"w": a})
               for i, (a, w) in enumerate(zip(arrays, weights, strict=True)))  # fmt: skip
@@ -119,6 +120,24 @@ def test_where_sites_differ_mixing_keeps_hostile_ones_who_agree_from_being_prefe
         return np.linalg.norm(found - centre)
 
     assert off(mix_nearest=True) < 0.7 * off()
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "refused", "left"),
+    [(0.3, 14, 0, 4), (0.3, 10, 4, 0), (0.3, 12, 2, 2), (0.2, 10, 5, 0), (0.0, 10, 0, 0)],
+)
+def test_who_was_found_out_is_not_guarded_against_once_more(share, count, refused, left):
+    strategy = make_strategy(FederationSettings(strategy="multi-krum", byzantine_share=share))
+    strategy.found = lambda: refused
+    assert strategy.hostile(count) == left
+
+
+@pytest.mark.parametrize("name", ["trimmed-mean", "multi-krum"])
+def test_once_the_hostile_are_found_out_every_honest_reply_counts(name):
+    generator = np.random.default_rng(3)
+    honest = [generator.normal(0, 1, 50).astype(np.float32) for _ in range(8)]
+    found = aggregate(name, honest, refused=3, byzantine_share=0.3)
+    np.testing.assert_allclose(found, np.mean(honest, axis=0), atol=1e-6)
 
 
 def test_a_spilled_file_leaves_no_name_behind(tmp_path):

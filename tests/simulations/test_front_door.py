@@ -140,9 +140,13 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         words = [words[0], "--help"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "simulations").symlink_to(ROOT / "simulations")
-    if words[0] == "report":
+    if words[0] == "report" or words[:2] == ["data", "select"]:
         plan = ["simulate", "simulations/recipes/demo.toml", "--set", "federation.rounds=1"]
-        assert CliRunner().invoke(fieldmark.app, [*plan, "--out", words[1], *SMALL]).exit_code == 0
+        made = [*plan, "--out", words[2] if words[0] == "data" else words[1], *SMALL]
+        assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
+    if words[:2] == ["data", "select"]:
+        made = ["data", "make", words[3], "--train", "24", "--test", "12"]
+        assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
     if words[:2] == ["data", "check"]:
         made = ["data", "make", words[2], "--train", "24", "--test", "12"]
         assert CliRunner().invoke(fieldmark.app, made).exit_code == 0

@@ -131,7 +131,7 @@ def report(
 @site_app.command()
 def audit(
     home: Home,
-    recipe: Annotated[Path, typer.Argument(help="A recipe with [privacy] and [audit].")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe with sections privacy and audit.")],
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:

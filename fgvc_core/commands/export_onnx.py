@@ -41,7 +41,7 @@ Public = Annotated[
     typer.Option(
         "--calibration-is-public",
         help="Your word that those pictures are public: needed for a model trained under "
-        "[privacy].",
+        "differential privacy.",
     ),
 ]
 

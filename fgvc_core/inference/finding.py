@@ -32,8 +32,8 @@ def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[
     """The pictures that arguments name, each once, in their order.
 
     A folder stands for the pictures below it, sorted, without hidden ones; a name with
-    ``*``, ``?`` or ``[`` that is no file for what it matches (``**`` goes deeper); ``-`` for
-    ``listed``. A link that a person names is followed; one that lies in a named folder must not
+    ``*``, ``?`` or ``[`` that is no file for the files that it matches (``**`` goes deeper), or for
+    the pictures below the folders where it matches nothing else; ``-`` for ``listed``. A link that a person names is followed; one that lies in a named folder must not
     lead out of it.
 
     Args:
@@ -66,11 +66,13 @@ def _named(name: str) -> Iterator[Found]:
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
             yield Found(_shown(name), path.parent, path.name, "the pattern matches nothing")
-        for match in matches:
-            if Path(match).is_dir():
-                # With ** folders match beside the files in them.
-                continue
-            yield _file(Path(match))
+        # With ** folders match beside the files in them.
+        files = [match for match in matches if not Path(match).is_dir()]
+        for file in files:
+            yield _file(Path(file))
+        if not files:
+            for folder in matches:
+                yield from _below(Path(folder))
     else:
         yield Found(_shown(name), path.parent, path.name, "there is no such file")
 

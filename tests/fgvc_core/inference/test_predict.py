@@ -75,6 +75,14 @@ def run(*arguments, stdin=None):
     )
 
 
+def test_a_pattern_that_matches_folders_alone_stands_for_the_pictures_in_them(tmp_path):
+    for name in ("012.a/x.png", "012.b/y.png", "013.c/z.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    found = find_pictures([str(tmp_path / "012*")])
+    assert [(one.relative, one.fault) for one in found] == [("x.png", ""), ("y.png", "")]
+
+
 def test_files_folders_patterns_and_standard_input_name_pictures_once(card, monkeypatch):
     monkeypatch.chdir(card.parent)
     listed = ["card/b.png\n", "\n"]

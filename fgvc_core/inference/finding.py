@@ -32,9 +32,9 @@ def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[
     """The pictures that arguments name, each once, in their order.
 
     A folder stands for the pictures below it, sorted, without hidden ones; a name with
-    ``*``, ``?`` or ``[`` that is no file for the files that it matches (``**`` goes deeper), or for
-    the pictures below the folders where it matches nothing else; ``-`` for ``listed``. A link that a person names is followed; one that lies in a named folder must not
-    lead out of it.
+    ``*``, ``?`` or ``[`` that is no file for the files that it matches (``**`` goes deeper), or
+    for the pictures below the folders where it matches nothing else; ``-`` for ``listed``. A
+    link that a person names is followed; one that lies in a named folder must not lead out of it.
 
     Args:
         arguments: Files, folders, patterns, ``-``.

@@ -23,7 +23,7 @@ def round_entry(
         cohort: Who was asked.
         accepted: Sound replies' bodies.
         books: The round's bytes.
-        digests: Name -> SHA-256 of the new model's tensors: two runs whose models are equal
+        digests: Name -> digest of the new model's tensors: two runs whose models are equal
             to the bit have equal digests, round by round.
         started: When it began, by the monotonic clock.
     """

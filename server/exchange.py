@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
@@ -17,9 +18,10 @@ from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, new_nonce
 from fgvc_core.wire.arrays import digest_all
+from server.ahead import LookAhead
 from server.events import EventLog
 from server.home import CoordinatorHome, allow_list_stamp, read_allow_list
-from server.records import from_array_record, from_message, take_tensors, to_content
+from server.records import from_array_record, from_message, is_large, take_tensors, to_content
 
 _TYPES: dict[str, str] = {
     "roll_call": "query.roll_call",
@@ -184,7 +186,8 @@ class Exchange:
     ) -> Iterator[Answer]:
         """Send requests, then yield the answers one at a time in the order of the requests.
 
-        Only one answer is held at a time: the next is fetched when it is asked for. The
+        Answers are held one at a time, and the next is fetched when it is asked for; behind a
+        large one it is fetched while that one is read, so that two are held. The
         deadline counts from the sending of the last request, and it is arrival that counts:
         what was there in time is taken however late it is read. What was not is remembered,
         and may be found by :meth:`late`.
@@ -194,18 +197,22 @@ class Exchange:
             (message_id,) = self._grid.push_messages([message])
             sent.append((message_id, request, message))
         started, began = self._clock(), time.monotonic()
-        for message_id, request, message in sent:
-            reply = self._pull(message_id, started + deadline_s, request.site)
-            take_tensors(message)
-            seconds = time.monotonic() - began
-            self._read_allow_list()
-            if request.site not in self.keys:
-                gone = f"Site '{request.site}' was removed from the allow-list."
-                yield Answer(request, None, seconds, gone)
-                continue
-            if reply is None and request.kind == "train" and not request.phase:
-                self._late[message_id] = request
-            yield Answer(request, reply, seconds)
+        with LookAhead(self._grid.pull_messages) as ahead:
+            following = [message_id for message_id, _, _ in sent[1:]]
+            for (message_id, request, message), then in zip_longest(sent, following):
+                reply = self._pull(message_id, started + deadline_s, request.site, ahead)
+                take_tensors(message)
+                seconds = time.monotonic() - began
+                self._read_allow_list()
+                if request.site not in self.keys:
+                    gone = f"Site '{request.site}' was removed from the allow-list."
+                    yield Answer(request, None, seconds, gone)
+                    continue
+                if reply is None and request.kind == "train" and not request.phase:
+                    self._late[message_id] = request
+                if then is not None and reply is not None and is_large(reply):
+                    ahead.look(then)
+                yield Answer(request, reply, seconds)
 
     def late(self, round_: int) -> Iterator[Answer]:
         """Replies to earlier requests that have arrived since, one at a time.
@@ -273,13 +280,16 @@ class Exchange:
         self.keys.clear()
         self.keys.update({name: read_public(text) for name, text in found.items()})
 
-    def _pull(self, message_id: str, deadline: float, site: str = "") -> Message | None:
+    def _pull(
+        self, message_id: str, deadline: float, site: str = "", ahead: LookAhead | None = None
+    ) -> Message | None:
         """The reply to a message; None at the deadline, or once its site was removed."""
         while True:
             arrived = self._arrived(message_id)
             if arrived is not None and arrived > deadline:
                 return None
-            for message in self._grid.pull_messages([message_id]):
+            pulled = ahead.pull(message_id) if ahead else self._grid.pull_messages([message_id])
+            for message in pulled:
                 if message.metadata.reply_to_message_id == message_id:
                     return message
             self._read_allow_list()
@@ -351,7 +361,7 @@ class Exchange:
         )
 
     def digests(self, arrays: ArrayRecord) -> dict[str, str]:
-        """Name -> SHA-256 (hex) of each tensor of a model."""
+        """Name -> digest (hex) of each tensor of a model."""
         # The same record goes to every site of a round: hash it once.
         if self._digested[0] is not arrays:
             digests = digest_all(from_array_record(arrays))

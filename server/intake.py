@@ -55,8 +55,12 @@ class Intake:
                 continue
             # The tensors are folded in and forgotten; what is kept is the body.
             accepted.append(replace(screened, update=None))
-            if screened.update is not None:
-                yield screened.update
+            update = screened.update
+            del screened
+            if update is not None:
+                yield update
+            # Not held on to while the next answer is fetched and screened.
+            del update
 
     def late(self, answer: Answer) -> SoundReply | None:
         """A late reply's update, if it is sound; its scores count for nothing any more."""

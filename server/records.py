@@ -7,6 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.wire.arrays import DTYPES, PackedTensor
+from fgvc_core.wire.cores import WORTH_THREADS
 
 MAX_AXES = 32
 """Most axes of a tensor that is looked at."""
@@ -75,3 +76,13 @@ def take_tensors(message: Message) -> ArrayRecord:
     """
     arrays = message.content.pop("tensors", None)
     return arrays if isinstance(arrays, ArrayRecord) else ArrayRecord()
+
+
+def is_large(message: Message) -> bool:
+    """Whether a message's tensors are worth another thread."""
+    if message.has_error():
+        return False
+    arrays = message.content.get("tensors")
+    if not isinstance(arrays, ArrayRecord):
+        return False
+    return sum(len(array.data) for array in arrays.values()) >= WORTH_THREADS

@@ -49,7 +49,7 @@ def unseal(
         kind: Request or Reply.
         sealed: What arrived.
         key: The key that must have signed it, from our own register.
-        tensor_digests: Name -> SHA-256 (hex), computed here from what arrived.
+        tensor_digests: Name -> BLAKE3 digest (hex), computed here from what arrived.
 
     Raises:
         PeerError: if the signature is not the key's, the body is malformed, or the

@@ -1,7 +1,7 @@
 """The bodies of requests and replies.
 
 A body is one strict JSON text. It names the run, the round and a nonce, carries
-every number that goes along, and lists the SHA-256 of every tensor beside it:
+every number that goes along, and lists the BLAKE3 digest of every tensor beside it:
 whoever signs the body has signed everything.
 """
 

@@ -11,7 +11,6 @@ expected dtype and shape can have, before anything is allocated.
 np.float32(6.0)
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
@@ -64,9 +64,12 @@ class PackedTensor:
     data: bytes
 
     def digest(self) -> str:
-        """SHA-256 (hex) over dtype, shape and bytes."""
-        head = f"{self.dtype}{list(self.shape)}".encode()
-        return hashlib.sha256(head + b"\0" + hashlib.sha256(self.data).digest()).hexdigest()
+        """BLAKE3 (hex, 32 bytes) over dtype, shape and bytes.
+
+        As hard to forge as SHA-256 and several times faster (https://github.com/BLAKE3-team/BLAKE3-specs).
+        """
+        hasher = blake3(f"{self.dtype}{list(self.shape)}\0".encode())
+        return hasher.update(self.data).hexdigest()
 
 
 def spec_of(array: Array) -> TensorSpec:
@@ -143,10 +146,10 @@ def unpack_all(
 
 
 def digest_all(packed: Mapping[str, PackedTensor]) -> dict[str, str]:
-    """Name -> SHA-256 (hex) of each tensor.
+    """Name -> digest (hex) of each tensor.
 
     Large updates are hashed on all cores that this process may use: hashing lets go of
-    Python's lock, and is most of what receiving an update costs.
+    Python's lock.
     """
     names = sorted(packed, key=lambda name: -len(packed[name].data))
     nbytes = sum(len(tensor.data) for tensor in packed.values())

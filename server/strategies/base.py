@@ -90,6 +90,8 @@ class StreamingFedAvg(FedAvg):
         mean = RunningMean()
         for reply in replies:
             mean.fold(reply.tensors, reply.weight)
+            # Let go of it before the next is asked for, here and in the other rules.
+            del reply
         return self.result(mean.tensors, mean.weight, mean.count)
 
     def result(self, tensors: Tensors, weight: float, count: int) -> Aggregate:

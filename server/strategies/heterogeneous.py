@@ -54,6 +54,7 @@ class Scaffold(StreamingFedAvg):
             model, control = split_control(reply.tensors)
             mean.fold(model, reply.weight)
             change.fold(control, 1)
+            del reply, model, control
         result = self.result(mean.tensors, mean.weight, mean.count)
         if result[0] is not None:
             share = np.float32(min(change.count / max(self._sites, 1), 1.0))
@@ -107,6 +108,7 @@ class FedNova(StreamingFedAvg):
                 for n, t in reply.tensors.items()
             }
             mean.fold(step, reply.weight)
+            del reply, step
         effective = np.float32(lengths / max(weights, 1.0))
         tensors = {
             n: self._sent[n] + effective * t if n in optimised else t

@@ -45,6 +45,7 @@ class SpillingFedAvg(StreamingFedAvg):
         with Spill(self.spill_folder, self.spill_mb) as spill:
             for reply in replies:
                 spill.add(reply.tensors, reply.weight)
+                del reply
             if len(spill) < max(self.needed, 1):
                 return None, None
             read: Replies = spill

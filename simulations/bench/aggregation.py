@@ -3,7 +3,7 @@
 A process of its own. The sites are stand-ins in it: when an answer is fetched, its tensors are
 read from the files in DIR and its body is signed; exchange, screening and strategy are the
 coordinator's own. What is timed is the coordinator's path from the read to the new model:
-SHA-256 of every tensor, the signature, headers and lengths, finiteness and norm (the screening
+the digest of every tensor, the signature, headers and lengths, finiteness and norm (the screening
 of a first round), the strategy.
 
 ``memory`` prints {"peak": bytes above the start}; ``time`` prints {"ours", "numpy", "hashed"}:
@@ -11,7 +11,6 @@ seconds of the round, of reading and adding the same files once with NumPy, and 
 in between too. They take turns at every reply, so that a busy moment meets all.
 """
 
-import hashlib
 import json
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from flwr.app import Message
 from numpy.typing import NDArray
 
@@ -143,7 +143,7 @@ class NumpyFloor:
         for path in files_of(self._updates, number):
             data = path.read_bytes()
             started = time.perf_counter()
-            hashlib.sha256(data).digest()
+            blake3(data).digest()
             self.hash_seconds += time.perf_counter() - started
 
 
@@ -190,6 +190,7 @@ def _sound(
         update = screening.screen(answer.message, answer.request).update
         if update is not None:
             yield update
+        del update
         if floor is not None:
             clock.stop()
             floor.add(number % DISTINCT)

@@ -63,13 +63,13 @@ def _time(updates: Path) -> dict[str, Any]:
             middle["numpy"],
             "s",
             f"{how}reading and adding the same bytes once with NumPy. Ours also hashes them "
-            "(SHA-256), checks signature, headers, lengths, finiteness and norm",
+            "(BLAKE3), checks signature, headers, lengths, finiteness and norm",
         ),
         "time_vs_numpy_hashed": figure(
             middle["ours"],
             middle["ours"] / hashed,
             "s",
-            f"{how}reading, hashing (SHA-256, one thread) and adding them: what checking the "
+            f"{how}reading, hashing (BLAKE3, one thread) and adding them: what checking the "
             "signature of an update costs at least",
         ),
     }

@@ -14,6 +14,8 @@ from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.supervision import write_json
 from fgvc_core.wire.arrays import pack_all
+from fgvc_core.wire.cores import WORTH_THREADS
+from server.ahead import LookAhead
 from server.books import Books
 from server.checkpoint import RunState
 from server.events import EventLog
@@ -163,6 +165,26 @@ def test_answers_come_in_the_order_of_the_requests_and_silence_ends_at_the_deadl
     assert [answer.request.site for answer in answers] == ["site-1", "site-2"]
     assert [answer.message is None for answer in answers] == [True, False]
     assert answers[0].seconds < 5
+
+
+def test_large_answers_belong_to_their_requests_although_the_next_is_fetched_ahead(
+    exchange, monkeypatch
+):
+    large = {"w": np.ones(WORTH_THREADS // 4, np.float32)}
+    call, _ = exchange(answering("site-1"), answering("site-2"))
+    call.roll_call()
+    call._grid.answers[2] = answering("site-1", tensors=large)
+    call._grid.answers[3] = answering("site-2", tensors=large)
+    looked = []
+    look = LookAhead.look
+    monkeypatch.setattr(LookAhead, "look", lambda self, i: looked.append(i) or look(self, i))
+    requests = [call.compose("train", 1, site, ARRAYS) for site in ("site-2", "site-1", "site-2")]
+    for answer in call.ask(requests, 5.0):
+        sealed, packed = from_message(answer.message)
+        digests = {name: tensor.digest() for name, tensor in packed.items()}
+        reply = unseal(Reply, sealed, call.keys[answer.request.site], digests)
+        assert reply.nonce == answer.request.nonce
+    assert len(looked) == 2
 
 
 class Restarting(Nodes):

@@ -1,0 +1,52 @@
+"""One look ahead: while a large reply is read, the next one is fetched.
+
+Fetching waits for bytes and reading works on them, so that one hides behind the other. Only
+one call goes out, and only once the reply before it has come: what is not there yet is
+waited for as before, in its own turn.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from flwr.app import Message
+
+
+class LookAhead:
+    """Fetches replies by id, at most one of them ahead of its turn.
+
+    Args:
+        pull: Asks the grid once for the replies to some messages; nobody else may ask the
+            grid for anything while a look is under way.
+    """
+
+    def __init__(self, pull: Callable[[list[str]], Iterable[Message]]) -> None:
+        self._pull = pull
+        self._thread: ThreadPoolExecutor | None = None
+        self._looking: dict[str, Future[list[Message]]] = {}
+
+    def __enter__(self) -> "LookAhead":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def look(self, message_id: str) -> None:
+        """Begin to fetch the reply to a message; what comes of it is :meth:`pull`'s."""
+        self._thread = self._thread or ThreadPoolExecutor(1, "look-ahead")
+        self._looking[message_id] = self._thread.submit(self._now, message_id)
+
+    def pull(self, message_id: str) -> list[Message]:
+        """The replies to a message that are there: what a look found, or asked for now."""
+        looking = self._looking.pop(message_id, None)
+        found = looking.result() if looking is not None else []
+        return found or self._now(message_id)
+
+    def _now(self, message_id: str) -> list[Message]:
+        return list(self._pull([message_id]))

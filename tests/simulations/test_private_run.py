@@ -93,7 +93,7 @@ def test_a_run_cut_off_after_the_replies_goes_on_from_them_uncharged(tmp_path, m
 
     def cut_off(self, number, arrays, *rest):
         if number == 2:
-            seen.append(self._unpacked(arrays))
+            seen.append(self._parts.unpacked(arrays))
             raise KeyboardInterrupt
         finish(self, number, arrays, *rest)
 

@@ -1,0 +1,75 @@
+"""Heads that follow from what sites release about their pictures, without training."""
+
+from collections.abc import Iterator
+
+from flwr.app import ArrayRecord
+
+from fgvc_core.protocol.messages import Phase
+from fgvc_core.wire.arrays import TensorSpec, pack_all
+from server.closed_form import ClosedForm
+from server.parts import Parts
+from server.records import to_array_record
+from server.screening import Screened
+from server.start import FederatedStart, refused_start
+from server.strategies import SoundReply
+
+
+def started_head(parts: Parts, sites: list[str], arrays: ArrayRecord) -> ArrayRecord:
+    """The model before round 1, its head made of every site's statistics.
+
+    Raises:
+        FieldmarkError: if too few sites answered, or the start needs what there is not.
+    """
+    parts.books.reset()
+    parts.intake.refusals = {}
+    attributes_KA = parts.test.table.attributes_KA if parts.test is not None else None
+    start = FederatedStart(parts.recipe, parts.unpacked(arrays), attributes_KA)
+    tensors, arrived = start.run(released(parts, 0, "statistics", sites, arrays, start.specs, []))
+    for site, reason in start.refused.items():
+        parts.events.emit("start_refused", site=site, reason=reason)
+    needed = parts.quorum(len(sites))
+    if tensors is None or arrived < needed:
+        raise refused_start(arrived, needed, parts.intake.refusals)
+    parts.books.close()
+    parts.events.emit("started", method=parts.recipe.train.start, sites=arrived)
+    return to_array_record(pack_all(tensors))
+
+
+def closed_head(
+    parts: Parts, number: int, sites: list[str], arrays: ArrayRecord, accepted: list[Screened]
+) -> tuple[ArrayRecord | None, int]:
+    """A round of two phases: noisy centre, noisy class sums, and the head from them.
+
+    Args:
+        parts: The run's.
+        number: Which round.
+        sites: Who is asked.
+        arrays: The model.
+        accepted: Collects the sound bodies of the second phase.
+
+    Returns:
+        The new model, or None where nothing sound came; and how many sites' did.
+    """
+
+    def ask(phase: Phase, model: ArrayRecord, specs: dict[str, TensorSpec]) -> Iterator[SoundReply]:
+        accepted.clear()
+        return released(parts, number, phase, sites, model, specs, accepted)
+
+    closed = ClosedForm(parts.recipe, parts.exchange.units, parts.class_count)
+    tensors, arrived = closed.run(parts.unpacked(arrays), ask)
+    return None if tensors is None else to_array_record(pack_all(tensors)), arrived
+
+
+def released(
+    parts: Parts,
+    number: int,
+    phase: Phase,
+    sites: list[str],
+    arrays: ArrayRecord,
+    specs: dict[str, TensorSpec],
+    accepted: list[Screened],
+) -> Iterator[SoundReply]:
+    """What every site releases about its pictures under a model."""
+    requests = parts.asking.release(number, phase, sites, arrays)
+    answers = parts.exchange.ask(requests, parts.recipe.federation.deadline_s)
+    return parts.intake.sound(answers, accepted, specs)

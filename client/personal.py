@@ -56,8 +56,9 @@ def answer_personal(
         work = round_work(site, request, recipe, learner)
         work.load(decode_model(packed, work.expected(specs), recipe.wire))
         before, _ = learner.evaluate(examples.validation, batch_size)
+        lr = recipe.train.lr / 10 if settings.lr is None else settings.lr
         steps = recipe.train.model_copy(
-            update={"epochs": settings.epochs, "lr": settings.lr, "schedule": "cosine"}
+            update={"epochs": settings.epochs, "lr": lr, "schedule": "cosine"}
         )
         purpose = f"personal {site.name}"
         outcome = learner.train_round(examples.train, Stretch(1, 1), purpose, settings=steps)

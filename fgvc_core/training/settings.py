@@ -142,8 +142,11 @@ class PersonalSettings(Settings):
         description="Passes over its own pictures with which each site fine-tunes the best model; "
         "the result stays there. 0: none. Not under [privacy].",
     )
-    lr: float = Field(
-        1e-3, gt=0.0, le=100.0, description="Highest learning rate; cosine, with warm-up."
+    lr: float | None = Field(
+        None,
+        gt=0.0,
+        le=100.0,
+        description="Highest learning rate; cosine, with warm-up. Left out: a tenth of train.lr.",
     )
 
 

@@ -1,15 +1,27 @@
-"""One look ahead: while a large reply is read, the next one is fetched.
+"""One look ahead: while a large reply is read, the next one is fetched and hashed.
 
-Fetching waits for bytes and reading works on them, so that one hides behind the other. Only
-one call goes out, and only once the reply before it has come: what is not there yet is
-waited for as before, in its own turn.
+Fetching and hashing need nothing but the reply's own bytes, so that they hide behind the
+screening and folding in of the reply before it. Only one call goes out, and only once the
+reply before it has come: what is not there yet is waited for as before, in its own turn.
 """
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 
 from flwr.app import Message
+
+from fgvc_core.wire.cores import core_taken
+from server.records import digests_of
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A reply, and the digests of its tensors where they were computed from it already."""
+
+    message: Message
+    digests: dict[str, str] | None = None
 
 
 class LookAhead:
@@ -23,7 +35,7 @@ class LookAhead:
     def __init__(self, pull: Callable[[list[str]], Iterable[Message]]) -> None:
         self._pull = pull
         self._thread: ThreadPoolExecutor | None = None
-        self._looking: dict[str, Future[list[Message]]] = {}
+        self._looking: dict[str, Future[list[Fetched]]] = {}
 
     def __enter__(self) -> "LookAhead":
         return self
@@ -40,13 +52,14 @@ class LookAhead:
     def look(self, message_id: str) -> None:
         """Begin to fetch the reply to a message; what comes of it is :meth:`pull`'s."""
         self._thread = self._thread or ThreadPoolExecutor(1, "look-ahead")
-        self._looking[message_id] = self._thread.submit(self._now, message_id)
+        self._looking[message_id] = self._thread.submit(self._ahead, message_id)
 
-    def pull(self, message_id: str) -> list[Message]:
+    def pull(self, message_id: str) -> list[Fetched]:
         """The replies to a message that are there: what a look found, or asked for now."""
         looking = self._looking.pop(message_id, None)
         found = looking.result() if looking is not None else []
-        return found or self._now(message_id)
+        return found or [Fetched(message) for message in self._pull([message_id])]
 
-    def _now(self, message_id: str) -> list[Message]:
-        return list(self._pull([message_id]))
+    def _ahead(self, message_id: str) -> list[Fetched]:
+        with core_taken():
+            return [Fetched(m, digests_of(m)) for m in self._pull([message_id])]

@@ -18,7 +18,7 @@ from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, new_nonce
 from fgvc_core.wire.arrays import digest_all
-from server.ahead import LookAhead
+from server.ahead import Fetched, LookAhead
 from server.events import EventLog
 from server.home import CoordinatorHome, allow_list_stamp, read_allow_list
 from server.records import from_array_record, from_message, is_large, take_tensors, to_content
@@ -42,12 +42,14 @@ AGAIN_S = 30.0
 @dataclass(frozen=True)
 class Answer:
     """A site's answer to a request; ``message`` is None where none came in time, or where it is
-    not to be read for the reason that ``refusal`` names."""
+    not to be read for the reason that ``refusal`` names; ``digests`` are those of its tensors
+    where they were computed from it already."""
 
     request: Request
     message: Message | None
     seconds: float
     refusal: str = ""
+    digests: dict[str, str] | None = None
 
 
 class Exchange:
@@ -200,7 +202,7 @@ class Exchange:
         with LookAhead(self._grid.pull_messages) as ahead:
             following = [message_id for message_id, _, _ in sent[1:]]
             for (message_id, request, message), then in zip_longest(sent, following):
-                reply = self._pull(message_id, started + deadline_s, request.site, ahead)
+                fetched = self._pull(message_id, started + deadline_s, request.site, ahead)
                 take_tensors(message)
                 seconds = time.monotonic() - began
                 self._read_allow_list()
@@ -208,11 +210,14 @@ class Exchange:
                     gone = f"Site '{request.site}' was removed from the allow-list."
                     yield Answer(request, None, seconds, gone)
                     continue
-                if reply is None and request.kind == "train" and not request.phase:
-                    self._late[message_id] = request
-                if then is not None and reply is not None and is_large(reply):
+                if fetched is None:
+                    if request.kind == "train" and not request.phase:
+                        self._late[message_id] = request
+                    yield Answer(request, None, seconds)
+                    continue
+                if then is not None and is_large(fetched.message):
                     ahead.look(then)
-                yield Answer(request, reply, seconds)
+                yield Answer(request, fetched.message, seconds, digests=fetched.digests)
 
     def late(self, round_: int) -> Iterator[Answer]:
         """Replies to earlier requests that have arrived since, one at a time.
@@ -251,7 +256,8 @@ class Exchange:
     def _hear(self, node: int, deadline: float) -> bool:
         """Admit a node, or not, by its answer; False where there is none by the deadline."""
         message_id, request = self._calls[node]
-        message = self._pull(message_id, deadline)
+        fetched = self._pull(message_id, deadline)
+        message = None if fetched is None else fetched.message
         if message is None and node in self._grid.get_node_ids():
             return False
         del self._calls[node]
@@ -282,16 +288,20 @@ class Exchange:
 
     def _pull(
         self, message_id: str, deadline: float, site: str = "", ahead: LookAhead | None = None
-    ) -> Message | None:
+    ) -> Fetched | None:
         """The reply to a message; None at the deadline, or once its site was removed."""
         while True:
             arrived = self._arrived(message_id)
             if arrived is not None and arrived > deadline:
                 return None
-            pulled = ahead.pull(message_id) if ahead else self._grid.pull_messages([message_id])
-            for message in pulled:
-                if message.metadata.reply_to_message_id == message_id:
-                    return message
+            pulled = (
+                ahead.pull(message_id)
+                if ahead is not None
+                else map(Fetched, self._grid.pull_messages([message_id]))
+            )
+            for fetched in pulled:
+                if fetched.message.metadata.reply_to_message_id == message_id:
+                    return fetched
             self._read_allow_list()
             if self._clock() >= deadline or (site and site not in self.keys):
                 return None

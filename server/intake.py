@@ -79,7 +79,9 @@ class Intake:
             # A late reply may have been overtaken by one to a later round.
             known = self._state.ledgers.get(site, [0, ""])
             length = int(known[0]) if event == "reply" else 0
-            screened = self._screening.screen(answer.message, answer.request, specs, length)
+            screened = self._screening.screen(
+                answer.message, answer.request, specs, length, answer.digests
+            )
         except PeerError as error:
             if isinstance(error, SiteRefusal) and error.reply.code == "refused-policy":
                 self.refusals[site] = error.reply.reason

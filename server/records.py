@@ -6,7 +6,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import Sealed
-from fgvc_core.wire.arrays import DTYPES, PackedTensor
+from fgvc_core.wire.arrays import DTYPES, PackedTensor, digest_all
 from fgvc_core.wire.cores import WORTH_THREADS
 
 MAX_AXES = 32
@@ -54,10 +54,13 @@ def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
     if not _is_text(body):
         raise PeerError("The reply's body is not text.")
     packed = from_array_record(take_tensors(message))
-    for tensor in packed.values():
-        if tensor.dtype not in DTYPES or len(tensor.shape) > MAX_AXES:
-            raise PeerError("A tensor of the reply has a dtype or a shape that does not travel.")
+    if not all(map(_travels, packed.values())):
+        raise PeerError("A tensor of the reply has a dtype or a shape that does not travel.")
     return Sealed(body, signature), packed
+
+
+def _travels(tensor: PackedTensor) -> bool:
+    return tensor.dtype in DTYPES and len(tensor.shape) <= MAX_AXES
 
 
 def _is_text(body: str) -> bool:
@@ -80,9 +83,17 @@ def take_tensors(message: Message) -> ArrayRecord:
 
 def is_large(message: Message) -> bool:
     """Whether a message's tensors are worth another thread."""
+    return sum(len(t.data) for t in _tensors_of(message).values()) >= WORTH_THREADS
+
+
+def digests_of(message: Message) -> dict[str, str] | None:
+    """Digests of a message's tensors, whoever sent it; None if some are not such as travel."""
+    packed = _tensors_of(message)
+    return digest_all(packed) if all(map(_travels, packed.values())) else None
+
+
+def _tensors_of(message: Message) -> dict[str, PackedTensor]:
     if message.has_error():
-        return False
+        return {}
     arrays = message.content.get("tensors")
-    if not isinstance(arrays, ArrayRecord):
-        return False
-    return sum(len(array.data) for array in arrays.values()) >= WORTH_THREADS
+    return from_array_record(arrays) if isinstance(arrays, ArrayRecord) else {}

@@ -88,6 +88,7 @@ class Screening:
         request: Request,
         specs: dict[str, TensorSpec] | None = None,
         ledger_length: int = 0,
+        digests: dict[str, str] | None = None,
     ) -> Screened:
         """Check the answer to a request.
 
@@ -96,6 +97,7 @@ class Screening:
             request: What it has to answer.
             specs: What its tensors must be; by default the model's.
             ledger_length: How long we have seen this site's ledger before.
+            digests: Of the message's tensors, where they were computed from it already.
 
         Raises:
             PeerError: with the reason, if the reply is to be refused.
@@ -107,7 +109,7 @@ class Screening:
                 f"The reply weighs {nbytes / 1e6:.1f} MB, more than "
                 f"wire.max_update_mb = {self._max_bytes / 1e6:g}."
             )
-        digests = digest_all(packed)
+        digests = digest_all(packed) if digests is None else digests
         reply = unseal(Reply, sealed, self._keys[request.site], digests)
         for name in ("kind", "run", "round", "site", "nonce", "recipe_digest"):
             if getattr(reply, name) != getattr(request, name):

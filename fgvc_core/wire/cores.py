@@ -5,8 +5,10 @@ pieces is put together in their order: the number of cores changes no bit of it.
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 WORTH_THREADS = 4_000_000
@@ -14,6 +16,9 @@ WORTH_THREADS = 4_000_000
 
 PIECE = 1 << 20
 """Values of a tensor that are one piece of work."""
+
+_taken: list[int] = []
+_lock = threading.Lock()
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,7 +34,7 @@ def on_all_cores(
         items: Largest first, where they differ much: threads then end together.
         nbytes: What they come to; little is done in this thread alone.
     """
-    cores = available()
+    cores = spare()
     if cores == 1 or nbytes < WORTH_THREADS or len(items) < 2:
         return [function(item) for item in items]
     # Threads of its own each time: they would not outlive a fork.
@@ -44,6 +49,27 @@ def pieces(sizes: Iterable[tuple[str, int]]) -> list[tuple[str, slice]]:
         for name, size in sizes
         for start in range(0, size, PIECE)
     ]
+
+
+@contextmanager
+def core_taken() -> Iterator[None]:
+    """While it lasts, work on all cores leaves one to the thread that is in here.
+
+    More threads than cores share the same caches and wait for Python's lock in turns: on two
+    cores three are slower than two.
+    """
+    with _lock:
+        _taken.append(threading.get_ident())
+    try:
+        yield
+    finally:
+        with _lock:
+            _taken.remove(threading.get_ident())
+
+
+def spare() -> int:
+    """Cores for work on large tensors now; at least one."""
+    return max(available() - len(_taken), 1)
 
 
 def available() -> int:

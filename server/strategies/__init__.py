@@ -2,6 +2,6 @@
 
 from server.strategies.base import SoundReply, StreamingFedAvg
 from server.strategies.choose import make_strategy
-from server.strategies.mean import BLOCK, RunningMean, Tensors
+from server.strategies.mean import RunningMean, Tensors
 
-__all__ = ["BLOCK", "RunningMean", "SoundReply", "StreamingFedAvg", "Tensors", "make_strategy"]
+__all__ = ["RunningMean", "SoundReply", "StreamingFedAvg", "Tensors", "make_strategy"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from blake3 import blake3
 from flwr.app import Message
 from numpy.typing import NDArray
@@ -187,7 +188,9 @@ def _sound(
     for number, answer in enumerate(exchange.ask(requests, 3600.0)):
         if answer.message is None:
             raise TimeoutError(answer.request.site)
-        update = screening.screen(answer.message, answer.request).update
+        screened = screening.screen(answer.message, answer.request, digests=answer.digests)
+        update = screened.update
+        del screened
         if update is not None:
             yield update
         del update
@@ -199,6 +202,8 @@ def _sound(
 
 def main(mode: str, strategy: str, sites: int, updates: Path) -> dict[str, Any]:
     """What one process measures."""
+    # As a coordinator does.
+    torch.set_num_threads(1)
     if mode == "memory":
         return {"peak": aggregate(strategy, sites, updates, None)["peak"]}
     floor = NumpyFloor(updates)

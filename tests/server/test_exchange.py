@@ -175,7 +175,7 @@ def test_large_answers_belong_to_their_requests_although_the_next_is_fetched_ahe
     call.roll_call()
     call._grid.answers[2] = answering("site-1", tensors=large)
     call._grid.answers[3] = answering("site-2", tensors=large)
-    looked = []
+    looked, hashed = [], []
     look = LookAhead.look
     monkeypatch.setattr(LookAhead, "look", lambda self, i: looked.append(i) or look(self, i))
     requests = [call.compose("train", 1, site, ARRAYS) for site in ("site-2", "site-1", "site-2")]
@@ -184,7 +184,10 @@ def test_large_answers_belong_to_their_requests_although_the_next_is_fetched_ahe
         digests = {name: tensor.digest() for name, tensor in packed.items()}
         reply = unseal(Reply, sealed, call.keys[answer.request.site], digests)
         assert reply.nonce == answer.request.nonce
+        assert answer.digests in (None, digests)
+        hashed.append(answer.digests is not None)
     assert len(looked) == 2
+    assert hashed == [False, True, True]
 
 
 class Restarting(Nodes):

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import fgvc_core.wire.cores
 from fgvc_core.protocol.settings import FederationSettings
-from server.strategies import BLOCK, RunningMean, SoundReply, StreamingFedAvg, make_strategy
+from fgvc_core.wire.cores import PIECE
+from server.strategies import RunningMean, SoundReply, StreamingFedAvg, make_strategy
 from simulations.flower_internals import enter_run
 
 values = hnp.arrays(np.float32, (3, 2), elements=st.floats(-1e3, 1e3, width=32))
@@ -34,10 +36,20 @@ def test_equal_updates_give_themselves_to_the_bit(array, weights):
 
 def test_float32_stays_float32_and_blocks_meet_without_a_seam():
     generator = np.random.default_rng(0)
-    arrays = [generator.standard_normal(2 * BLOCK + 7, dtype=np.float32) for _ in range(4)]
+    arrays = [generator.standard_normal(2 * PIECE + 7, dtype=np.float32) for _ in range(4)]
     mean = fold([(a, 1) for a in arrays])
     assert mean.dtype == np.float32
     np.testing.assert_allclose(mean, np.mean(arrays, axis=0), atol=1e-6)
+
+
+def test_the_number_of_cores_changes_no_bit(monkeypatch):
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal(2 * PIECE + 7, dtype=np.float32) for _ in range(3)]
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr(fgvc_core.wire.cores, "available", lambda cores=cores: cores)
+        found.append(fold([(a, w) for w, a in enumerate(arrays, 1)]).tobytes())
+    assert found[0] == found[1]
 
 
 def test_folding_does_not_change_what_it_is_given():

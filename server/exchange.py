@@ -1,42 +1,27 @@
-"""Messages to sites and back: roll call, signed requests, replies bound to them.
+"""Messages to sites and back: signed requests, and replies bound to them.
 
 A reply is found by the id of the message that it answers, which we remember with the
 site that we sent it to; what the reply claims about its sender is never used.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
-from fgvc_core.protocol.envelope import seal, unseal
-from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
-from fgvc_core.protocol.messages import Kind, Phase, Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Kind, Phase, Request, new_nonce
 from fgvc_core.wire.arrays import digest_all
-from server.ahead import Fetched, LookAhead
+from server.ahead import LookAhead
+from server.attendance import Attendance
 from server.events import EventLog
-from server.home import CoordinatorHome, allow_list_stamp, read_allow_list
-from server.records import from_array_record, from_message, is_large, take_tensors, to_content
+from server.home import CoordinatorHome
+from server.records import from_array_record, is_large, take_tensors
 
-_TYPES: dict[str, str] = {
-    "roll_call": "query.roll_call",
-    "train": "train",
-    "score": "evaluate",
-    "release": "query.release",
-}
 ROUNDS_LATE = 2
 """A reply that is later than this is not looked for any more."""
-
-ROLL_CALL_DEADLINE_S = 300.0
-GRACE_S = 15.0
-"""How long a quorum of sites waits for the others when a run begins, in seconds."""
-AGAIN_S = 30.0
-"""How long a roll call waits for nodes that went away in the midst of it, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -52,107 +37,13 @@ class Answer:
     digests: dict[str, str] | None = None
 
 
-class Exchange:
-    """Carries signed messages between the coordinator and named sites."""
+class Exchange(Attendance):
+    """Carries signed messages between the coordinator and the named sites that are present."""
 
     def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
-        self._grid = grid
-        self._home = home
-        self._run = run
-        self._events = events
-        self.keys: dict[str, PublicKey] = {
-            name: read_public(text) for name, text in home.allow_list.items()
-        }
-        self._listed: tuple[int, int] = (0, 0)
-        self._calls: dict[int, tuple[str, Request]] = {}
-        self._known: set[int] = set()
-        self._gone: set[int] = set()
-        self.nodes: dict[str, int] = {}
-        self.units: dict[str, int] = {}
-        self.refusals: dict[str, str] = {}
-        # A grid may keep its own time (a simulated one does), and know when a reply arrived.
-        self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
-        self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
+        super().__init__(grid, home, run, events)
         self._late: dict[str, Request] = {}
         self._digested: tuple[ArrayRecord | None, dict[str, str]] = (None, {})
-
-    def roll_call(self) -> list[str]:
-        """Learn which node is which site; returns the names of those present, sorted.
-
-        Raises:
-            RunFailed: if no registered site answers.
-        """
-        for node in self._wait_for_nodes():
-            self._call(node)
-        deadline = self._clock() + ROLL_CALL_DEADLINE_S
-        for node in list(self._calls):
-            if not self._hear(node, deadline):
-                # It stays asked: a slow site may still come in later.
-                self._not_admitted(node, "No answer to the roll call.")
-        called = len(self._known | self._gone)
-        self._call_again(deadline)
-        if not self.nodes and self.refusals:
-            raise refused_by_all(self.refusals)
-        if not self.nodes:
-            raise RunFailed(
-                f"None of {called} nodes proved to be a registered site.",
-                why="Without a site there is nothing to learn from.",
-                remedy="The run's events.jsonl says what each answered, each site's log why.",
-            )
-        return sorted(self.nodes)
-
-    def _call_again(self, deadline: float) -> None:
-        """Call those once more whose node went away in the midst of the call, as they come back.
-
-        A node that starts anew does so in seconds; a round would pass without its site.
-        """
-        left, patience = set(self._gone), time.monotonic() + AGAIN_S
-        while left and time.monotonic() < patience:
-            for node in sorted(left & set(self._grid.get_node_ids())):
-                left.discard(node)
-                self._call(node)
-                if not self._hear(node, deadline):
-                    self._not_admitted(node, "No answer to the roll call.")
-            if left:
-                time.sleep(self._home.settings.poll_s)
-
-    def refresh(self) -> list[str]:
-        """Look who has come or gone since; returns the names of those present, sorted.
-
-        A node that was not there before gets a roll call of its own, and is in from the
-        round after its answer. A site that the allow-list does not name any more is out.
-        Where all are away, it waits for one to come back.
-
-        Raises:
-            RunFailed: if none does.
-        """
-        deadline = time.monotonic() + self._home.settings.wait_for_sites_s
-        while not self._look() and time.monotonic() < deadline:
-            time.sleep(self._home.settings.poll_s)
-        if not self.nodes:
-            raise RunFailed(
-                "No site is left that takes part.",
-                why="All that were here are away, or were removed.",
-                remedy="Go on when they are back; the last checkpoint is whole.",
-            )
-        return sorted(self.nodes)
-
-    def _look(self) -> bool:
-        """Who has come or gone just now; False where nobody is left."""
-        self._read_allow_list()
-        present = set(self._grid.get_node_ids())
-        for site, node in list(self.nodes.items()):
-            if site not in self.keys:
-                self._leave(site, "removed")
-            elif node not in present:
-                # It is called again when it comes back: it may be another process by then.
-                self._known.discard(node)
-                self._leave(site, "away")
-        for node in sorted(present - self._known):
-            self._call(node)
-        for node in list(self._calls):
-            self._hear(node, self._clock())
-        return bool(self.nodes)
 
     def compose(
         self,
@@ -234,142 +125,6 @@ class Exchange:
                     del self._late[message_id]
                     yield Answer(request, message, 0.0)
 
-    def _call(self, node: int) -> None:
-        """Ask a node who it is."""
-        self._known.add(node)
-        self._gone.discard(node)
-        recipe = self._home.recipe
-        path_free = recipe.data.model_copy(update={"path": None})
-        request = Request(
-            kind="roll_call",
-            run=self._run,
-            round=0,
-            site="",
-            nonce=new_nonce(),
-            recipe_digest=recipe.digest,
-            recipe=recipe.model_copy(update={"data": path_free}).to_toml(),
-            class_names=self._home.class_names,
-        )
-        (message_id,) = self._grid.push_messages([self._message(request, node, None)])
-        self._calls[node] = message_id, request
-
-    def _hear(self, node: int, deadline: float) -> bool:
-        """Admit a node, or not, by its answer; False where there is none by the deadline."""
-        message_id, request = self._calls[node]
-        fetched = self._pull(message_id, deadline)
-        message = None if fetched is None else fetched.message
-        if message is None and node in self._grid.get_node_ids():
-            return False
-        del self._calls[node]
-        if message is None or message.has_error():
-            # Nobody has answered: whoever is there next time is called anew.
-            self._known.discard(node)
-            self._gone.add(node)
-        known = {fingerprint(key): name for name, key in self.keys.items()}
-        self._admit(node, request, message, known)
-        return True
-
-    def _not_admitted(self, node: int, reason: str) -> None:
-        self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason)
-
-    def _leave(self, site: str, why: str) -> None:
-        node = self.nodes.pop(site)
-        self._events.emit("site_left", site=site, node=node, why=why)
-
-    def _read_allow_list(self) -> None:
-        """Keys as the coordinator's allow-list has them now; the same dictionary, filled anew."""
-        stamp = allow_list_stamp(self._home.run_dir)
-        if stamp == self._listed:
-            return
-        self._listed = stamp
-        found = read_allow_list(self._home.run_dir)
-        self.keys.clear()
-        self.keys.update({name: read_public(text) for name, text in found.items()})
-
-    def _pull(
-        self, message_id: str, deadline: float, site: str = "", ahead: LookAhead | None = None
-    ) -> Fetched | None:
-        """The reply to a message; None at the deadline, or once its site was removed."""
-        while True:
-            arrived = self._arrived(message_id)
-            if arrived is not None and arrived > deadline:
-                return None
-            pulled = (
-                ahead.pull(message_id)
-                if ahead is not None
-                else map(Fetched, self._grid.pull_messages([message_id]))
-            )
-            for fetched in pulled:
-                if fetched.message.metadata.reply_to_message_id == message_id:
-                    return fetched
-            self._read_allow_list()
-            if self._clock() >= deadline or (site and site not in self.keys):
-                return None
-            time.sleep(self._home.settings.poll_s)
-
-    def _wait_for_nodes(self) -> list[int]:
-        """All nodes once as many are there as sites are registered, or those that came.
-
-        A quorum of them waits for the rest only a little while.
-        """
-        started = time.monotonic()
-        needed = math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
-        enough: float | None = None
-        while True:
-            self._read_allow_list()
-            nodes = sorted(self._grid.get_node_ids())
-            now = time.monotonic()
-            if len(nodes) >= needed and enough is None:
-                enough = now
-            patience = now - started > self._home.settings.wait_for_sites_s
-            if len(nodes) >= len(self.keys) or patience:
-                return nodes
-            if enough is not None and now - enough > GRACE_S:
-                return nodes
-            time.sleep(self._home.settings.poll_s)
-
-    def _admit(
-        self, node: int, request: Request, message: Message | None, known: dict[str, str]
-    ) -> None:
-        try:
-            if message is None:
-                raise PeerError("No answer to the roll call.")
-            sealed, packed = from_message(message)
-            if packed:
-                raise PeerError("An answer to the roll call carries tensors.")
-            claimed = Reply.parse(sealed.text)
-            if not isinstance(claimed, Reply):
-                raise PeerError("The answer is no reply.")
-            # Not trusted yet: it only picks the registered key that the signature must match.
-            name = known.get(fingerprint(read_public(claimed.public_key)))
-            if name is None:
-                raise PeerError("The key that answered is not registered.")
-            reply = unseal(Reply, sealed, self.keys[name], {})
-            if (reply.nonce, reply.run) != (request.nonce, request.run):
-                raise PeerError("The answer is to another roll call.")
-            if reply.site != name:
-                raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
-            if reply.code == "refused-policy":
-                self.refusals[name] = reply.reason
-            if reply.code != "ok":
-                raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
-            if name in self.nodes:
-                raise PeerError(f"Site '{name}' has answered from another node already.")
-        except PeerError as error:
-            self._not_admitted(node, error.what)
-            return
-        self.nodes[name] = node
-        self.units[name] = reply.examples
-        self._events.emit(
-            "roll_call",
-            site=name,
-            node=node,
-            accepted=True,
-            reason=None,
-            version=reply.version,
-            code_digest=reply.code_digest,
-        )
-
     def digests(self, arrays: ArrayRecord) -> dict[str, str]:
         """Name -> digest (hex) of each tensor of a model."""
         # The same record goes to every site of a round: hash it once.
@@ -377,22 +132,3 @@ class Exchange:
             digests = digest_all(from_array_record(arrays))
             self._digested = arrays, digests
         return self._digested[1]
-
-    def _message(self, request: Request, node: int, arrays: ArrayRecord | None) -> Message:
-        content = to_content(seal(self._home.key, request), arrays)
-        return Message(
-            content,
-            dst_node_id=node,
-            message_type=_TYPES[request.kind],
-            group_id=str(request.round),
-        )
-
-
-def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:
-    """What ends a run in which no site may go on; site -> its reason."""
-    reasons = sorted(set(refusals.values()))
-    return PolicyRefusal(
-        f"{len(refusals)} sites refuse by their own policy: {' '.join(reasons[:3])}",
-        why="A site's policy is not the coordinator's to change; its ledger is as it was.",
-        remedy="Ask for what the sites allow; 'fieldmark site budget' at a site says what is left.",
-    )

@@ -10,7 +10,7 @@ from fgvc_core.models.class_statistics import ClassStatistics, unpack_statistics
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.start import expected_statistics, no_attributes, started
 from fgvc_core.wire.arrays import TensorSpec
-from server.exchange import refused_by_all
+from server.attendance import refused_by_all
 from server.strategies import SoundReply
 
 Tensors = dict[str, NDArray[np.float32]]

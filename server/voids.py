@@ -1,9 +1,9 @@
 """What ends a run that gets nowhere."""
 
 from fgvc_core.errors import RunFailed
+from server.attendance import refused_by_all
 from server.checkpoint import RunState
 from server.events import EventLog
-from server.exchange import refused_by_all
 
 VOID_ROUNDS_ALLOWED = 3
 

@@ -1,0 +1,34 @@
+"""What tests of the coordinator share: an exchange over nodes that answer as a test says."""
+
+import json
+
+import pytest
+from nodes_lab import KEYS, Nodes
+
+import server.attendance
+from fgvc_core.protocol.keys import new_key, public_text, write_private
+from fgvc_core.recipe import parse_recipe
+from server.events import EventLog
+from server.exchange import Exchange
+from server.home import CoordinatorHome, ServerSettings, write_home
+
+
+@pytest.fixture
+def exchange(tmp_path, monkeypatch):
+    monkeypatch.setattr(server.attendance, "ROLL_CALL_DEADLINE_S", 0.05)
+    (tmp_path / "coordinator").mkdir()
+    write_private(new_key(), tmp_path / "coordinator" / "key")
+    sites = {name: public_text(key.public_key()) for name, key in KEYS.items()}
+    recipe = parse_recipe("", ["data.path=secret/place"])
+    settings = ServerSettings(cache=str(tmp_path), poll_s=0.01, wait_for_sites_s=0.01)
+    write_home(tmp_path, recipe, ("a", "b"), sites, settings)
+    home = CoordinatorHome.open(tmp_path)
+
+    def make(*answers):
+        log = EventLog(tmp_path / "events.jsonl")
+        return Exchange(Nodes(*answers), home, "run-1", log), home
+
+    make.events = lambda: [
+        json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()
+    ]
+    return make

@@ -25,7 +25,7 @@ class Fetched:
 
 
 class LookAhead:
-    """Fetches replies by id, at most one of them ahead of its turn.
+    """Fetches replies ahead of their turn, one at a time.
 
     Args:
         pull: Asks the grid once for the replies to some messages; nobody else may ask the
@@ -50,15 +50,14 @@ class LookAhead:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
     def look(self, message_id: str) -> None:
-        """Begin to fetch the reply to a message; what comes of it is :meth:`pull`'s."""
+        """Begin to fetch the reply to a message; what comes of it is :meth:`found`'s."""
         self._thread = self._thread or ThreadPoolExecutor(1, "look-ahead")
         self._looking[message_id] = self._thread.submit(self._ahead, message_id)
 
-    def pull(self, message_id: str) -> list[Fetched]:
-        """The replies to a message that are there: what a look found, or asked for now."""
+    def found(self, message_id: str) -> list[Fetched]:
+        """What a look at a message has found, once it is over; nothing where there was none."""
         looking = self._looking.pop(message_id, None)
-        found = looking.result() if looking is not None else []
-        return found or [Fetched(message) for message in self._pull([message_id])]
+        return looking.result() if looking is not None else []
 
     def _ahead(self, message_id: str) -> list[Fetched]:
         with core_taken():

@@ -196,18 +196,17 @@ class Attendance:
         self, message_id: str, deadline: float, site: str = "", ahead: LookAhead | None = None
     ) -> Fetched | None:
         """The reply to a message; None at the deadline, or once its site was removed."""
+        # Before anything else is asked of the grid: a look may still be under way in it.
+        for fetched in ahead.found(message_id) if ahead is not None else ():
+            if fetched.message.metadata.reply_to_message_id == message_id:
+                return fetched
         while True:
             arrived = self._arrived(message_id)
             if arrived is not None and arrived > deadline:
                 return None
-            pulled = (
-                ahead.pull(message_id)
-                if ahead is not None
-                else map(Fetched, self._grid.pull_messages([message_id]))
-            )
-            for fetched in pulled:
-                if fetched.message.metadata.reply_to_message_id == message_id:
-                    return fetched
+            for message in self._grid.pull_messages([message_id]):
+                if message.metadata.reply_to_message_id == message_id:
+                    return Fetched(message)
             self._read_allow_list()
             if self._clock() >= deadline or (site and site not in self.keys):
                 return None

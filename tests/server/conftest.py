@@ -24,9 +24,9 @@ def exchange(tmp_path, monkeypatch):
     write_home(tmp_path, recipe, ("a", "b"), sites, settings)
     home = CoordinatorHome.open(tmp_path)
 
-    def make(*answers):
+    def make(*answers, grid=Nodes):
         log = EventLog(tmp_path / "events.jsonl")
-        return Exchange(Nodes(*answers), home, "run-1", log), home
+        return Exchange(grid(*answers), home, "run-1", log), home
 
     make.events = lambda: [
         json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()

@@ -24,34 +24,25 @@ def digest(value, size=3):
     return digest_all(pack_all({"w": np.full(size, value, np.float32)}))
 
 
-def test_what_a_look_found_is_handed_out_once_and_asked_for_only_once():
-    asked, there = [], {"a": reply(1), "b": reply(2)}
+def test_what_a_look_found_is_handed_out_once():
+    asked, there = [], reply(2)
 
     def pull(ids):
-        asked.append((ids[0], threading.current_thread() is threading.main_thread()))
-        return [there[ids[0]]]
+        asked.append((*ids, threading.current_thread() is threading.main_thread()))
+        return [there]
 
     with LookAhead(pull) as ahead:
-        assert [f.message for f in ahead.pull("a")] == [there["a"]]
+        assert ahead.found("a") == []
         ahead.look("b")
-        assert [f.message for f in ahead.pull("b")] == [there["b"]]
-        assert [f.message for f in ahead.pull("b")] == [there["b"]]
-    assert asked == [("a", True), ("b", False), ("b", True)]
+        assert [f.message for f in ahead.found("b")] == [there]
+        assert ahead.found("b") == []
+    assert asked == [("b", False)]
 
 
-def test_each_message_comes_with_the_digests_of_its_own_tensors_or_none():
+def test_each_message_comes_with_the_digests_of_its_own_tensors():
     with LookAhead(lambda ids: [reply(1), reply(2)]) as ahead:
         ahead.look("a")
-        assert [f.digests for f in ahead.pull("a")] == [digest(1), digest(2)]
-        assert [f.digests for f in ahead.pull("a")] == [None, None]
-
-
-def test_a_look_that_found_nothing_is_followed_by_an_ordinary_call():
-    there = iter([[], [reply(1)]])
-    with LookAhead(lambda ids: next(there)) as ahead:
-        ahead.look("a")
-        (fetched,) = ahead.pull("a")
-        assert fetched.digests is None
+        assert [f.digests for f in ahead.found("a")] == [digest(1), digest(2)]
 
 
 def test_a_look_goes_on_while_the_reply_before_it_is_read_and_has_a_core_of_its_own():
@@ -67,7 +58,7 @@ def test_a_look_goes_on_while_the_reply_before_it_is_read_and_has_a_core_of_its_
         assert begun.wait(10)
         assert spare() == max(available() - 1, 1)
         read.set()
-        assert len(ahead.pull("next")) == 1
+        assert len(ahead.found("next")) == 1
     assert spare() == available()
 
 
@@ -78,7 +69,7 @@ def test_what_goes_wrong_in_a_look_is_raised_where_its_reply_is_asked_for():
     with LookAhead(pull) as ahead:
         ahead.look("a")
         with pytest.raises(ConnectionError, match="gone"):
-            ahead.pull("a")
+            ahead.found("a")
     assert spare() == available()
 
 

@@ -1,11 +1,12 @@
 """Requests are signed, and a reply belongs to the request that it answers."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 from flwr.app import Error, Message
-from nodes_lab import ARRAYS, answering
+from nodes_lab import ARRAYS, Nodes, answering
 
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.messages import Reply, Request
@@ -67,6 +68,43 @@ def test_large_answers_belong_to_their_requests_although_the_next_is_fetched_ahe
         hashed.append(answer.digests is not None)
     assert len(looked) == 2
     assert hashed == [False, True, True]
+
+
+class Slow(Nodes):
+    """Keeps its own time: who asks for the second site's reply before it is due moves the clock."""
+
+    now, due = 0.0, 10.0
+
+    def clock(self):
+        return self.now
+
+    def arrived(self, message_id):
+        return self.due if self._is_slow(message_id) and self.due <= self.now else None
+
+    def pull_messages(self, ids):
+        if self._is_slow(ids[0]) and self.due > self.now:
+            # Long enough for the other thread to look at the clock before it moves.
+            time.sleep(0.2)
+            self.now = self.due
+            return []
+        return super().pull_messages(ids)
+
+    def _is_slow(self, message_id):
+        message = self.sent[message_id]
+        return message.metadata.dst_node_id == 3 and message.metadata.group_id == "1"
+
+
+@pytest.mark.parametrize(("deadline", "in_time"), [(5.0, False), (15.0, True)])
+def test_a_reply_is_late_by_its_arrival_although_it_was_looked_for_ahead(
+    exchange, monkeypatch, deadline, in_time
+):
+    monkeypatch.setattr("server.exchange.is_large", lambda message: True)
+    call, _ = exchange(answering("site-1"), answering("site-2"), grid=Slow)
+    call.roll_call()
+    requests = [call.compose("train", 1, site, ARRAYS) for site in ("site-1", "site-2")]
+    first, second = call.ask(requests, deadline)
+    assert (first.message is not None, second.message is not None) == (True, in_time)
+    assert len(list(call.late(2))) == (0 if in_time else 1)
 
 
 def removing(tmp_path, then):

@@ -58,6 +58,8 @@ SKEW_S = 300.0
 """Largest difference between a site's clock and ours, in seconds; Flower allows the same."""
 PIECE_MB, PIECES_BESIDE = 5.0, 64
 """Flower's pieces of an array, in MB, and how many a message may have beside them."""
+KEYS_KEPT = 1000
+"""Most public keys kept as read."""
 VERSION_HEADER = "fieldmark-version"
 NOT_TAKEN = "a reply that was not taken: another's message, or one that is answered"
 _PASSED_ON = ("content-type", "accept", PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)
@@ -209,7 +211,10 @@ class Gateway:
                 raise ValueError("no ECDSA key")
             found = fingerprint(key), key
             if self._allowed.by_fingerprint(found[0]) is not None:
-                # Only keys of sites are kept: strangers cannot fill our memory.
+                # Only keys of sites are kept, and not many: who knows a site's public key can
+                # write it in many ways, which must not fill our memory.
+                if len(self._keys) >= KEYS_KEPT:
+                    self._keys.clear()
                 self._keys[header] = found
         return found
 

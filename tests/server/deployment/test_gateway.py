@@ -152,6 +152,17 @@ def test_no_sender_can_make_ever_new_kinds_of_refusals(rig):
     assert len({r["refused"] for r in rig.refusals()}) == 4
 
 
+def test_a_public_key_written_in_many_ways_does_not_fill_our_memory(rig, monkeypatch):
+    monkeypatch.setattr("server.deployment.gateway.KEYS_KEPT", 3)
+    given = {**TYPE, **headers(SITE, signer=STRANGER)}
+    pem = base64.b64decode(given["flwr-public-key"])
+    for lines in range(8):
+        given["flwr-public-key"] = base64.b64encode(pem + b"\n" * lines).decode()
+        assert rig("POST", "/v1/fleet/pull-messages", b"", headers=given).status_code == 401
+        assert len(rig.gateway._keys) <= 3
+    assert rig("POST", "/v1/fleet/pull-messages", b"", headers={**TYPE, **headers(SITE)}).is_success
+
+
 def test_a_sites_call_is_forwarded_with_its_proof_and_its_body(rig):
     given = headers(SITE)
     answer = rig("POST", "/v1/fleet/push-object", b"piece", headers={**TYPE, **given, "x-y": "z"})

@@ -51,6 +51,7 @@ class Attendance:
         self.keys: dict[str, PublicKey] = {
             name: read_public(text) for name, text in home.allow_list.items()
         }
+        self._names = {fingerprint(key): name for name, key in self.keys.items()}
         self._listed: tuple[int, int] = (0, 0)
         self._calls: dict[int, tuple[str, Request]] = {}
         self._known: set[int] = set()
@@ -171,8 +172,7 @@ class Attendance:
             # Nobody has answered: whoever is there next time is called anew.
             self._known.discard(node)
             self._gone.add(node)
-        known = {fingerprint(key): name for name, key in self.keys.items()}
-        self._admit(node, request, message, known)
+        self._admit(node, request, message)
         return True
 
     def _not_admitted(self, node: int, reason: str) -> None:
@@ -191,6 +191,7 @@ class Attendance:
         found = read_allow_list(self._home.run_dir)
         self.keys.clear()
         self.keys.update({name: read_public(text) for name, text in found.items()})
+        self._names = {fingerprint(key): name for name, key in self.keys.items()}
 
     def _pull(
         self, message_id: str, deadline: float, site: str = "", ahead: LookAhead | None = None
@@ -233,9 +234,7 @@ class Attendance:
                 return nodes
             time.sleep(self._home.settings.poll_s)
 
-    def _admit(
-        self, node: int, request: Request, message: Message | None, known: dict[str, str]
-    ) -> None:
+    def _admit(self, node: int, request: Request, message: Message | None) -> None:
         try:
             if message is None:
                 raise PeerError("No answer to the roll call.")
@@ -246,7 +245,7 @@ class Attendance:
             if not isinstance(claimed, Reply):
                 raise PeerError("The answer is no reply.")
             # Not trusted yet: it only picks the registered key that the signature must match.
-            name = known.get(fingerprint(read_public(claimed.public_key)))
+            name = self._names.get(fingerprint(read_public(claimed.public_key)))
             if name is None:
                 raise PeerError("The key that answered is not registered.")
             reply = unseal(Reply, sealed, self.keys[name], {})

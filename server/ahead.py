@@ -8,7 +8,6 @@ reply before it has come: what is not there yet is waited for as before, in its 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
 
 from flwr.app import Message
 
@@ -37,15 +36,8 @@ class LookAhead:
         self._thread: ThreadPoolExecutor | None = None
         self._looking: dict[str, Future[list[Fetched]]] = {}
 
-    def __enter__(self) -> "LookAhead":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Wait for a look that is under way; what it finds is dropped."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 

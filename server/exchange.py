@@ -6,6 +6,7 @@ site that we sent it to; what the reply claims about its sender is never used.
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -80,7 +81,7 @@ class Exchange(Attendance):
         """Send requests, then yield the answers one at a time in the order of the requests.
 
         Answers are held one at a time, and the next is fetched when it is asked for; behind a
-        large one it is fetched while that one is read, so that two are held. The
+        large one it is fetched and hashed while that one is read, so that two are held. The
         deadline counts from the sending of the last request, and it is arrival that counts:
         what was there in time is taken however late it is read. What was not is remembered,
         and may be found by :meth:`late`.
@@ -90,7 +91,7 @@ class Exchange(Attendance):
             (message_id,) = self._grid.push_messages([message])
             sent.append((message_id, request, message))
         started, began = self._clock(), time.monotonic()
-        with LookAhead(self._grid.pull_messages) as ahead:
+        with closing(LookAhead(self._grid.pull_messages)) as ahead:
             following = [message_id for message_id, _, _ in sent[1:]]
             for (message_id, request, message), then in zip_longest(sent, following):
                 fetched = self._pull(message_id, started + deadline_s, request.site, ahead)

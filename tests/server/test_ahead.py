@@ -1,6 +1,7 @@
 """The next reply is fetched and hashed while a large one is read; nothing else about it changes."""
 
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_what_a_look_found_is_handed_out_once():
         asked.append((*ids, threading.current_thread() is threading.main_thread()))
         return [there]
 
-    with LookAhead(pull) as ahead:
+    with closing(LookAhead(pull)) as ahead:
         assert ahead.found("a") == []
         ahead.look("b")
         assert [f.message for f in ahead.found("b")] == [there]
@@ -40,7 +41,7 @@ def test_what_a_look_found_is_handed_out_once():
 
 
 def test_each_message_comes_with_the_digests_of_its_own_tensors():
-    with LookAhead(lambda ids: [reply(1), reply(2)]) as ahead:
+    with closing(LookAhead(lambda ids: [reply(1), reply(2)])) as ahead:
         ahead.look("a")
         assert [f.digests for f in ahead.found("a")] == [digest(1), digest(2)]
 
@@ -53,7 +54,7 @@ def test_a_look_goes_on_while_the_reply_before_it_is_read_and_has_a_core_of_its_
         assert read.wait(10)
         return [reply(1)]
 
-    with LookAhead(pull) as ahead:
+    with closing(LookAhead(pull)) as ahead:
         ahead.look("next")
         assert begun.wait(10)
         assert spare() == max(available() - 1, 1)
@@ -66,7 +67,7 @@ def test_what_goes_wrong_in_a_look_is_raised_where_its_reply_is_asked_for():
     def pull(ids):
         raise ConnectionError("gone")
 
-    with LookAhead(pull) as ahead:
+    with closing(LookAhead(pull)) as ahead:
         ahead.look("a")
         with pytest.raises(ConnectionError, match="gone"):
             ahead.found("a")
@@ -74,7 +75,7 @@ def test_what_goes_wrong_in_a_look_is_raised_where_its_reply_is_asked_for():
 
 
 def test_no_look_is_left_behind():
-    with LookAhead(lambda ids: []) as ahead:
+    with closing(LookAhead(lambda ids: [])) as ahead:
         ahead.look("a")
     assert not [t for t in threading.enumerate() if t.name.startswith("look-ahead")]
 

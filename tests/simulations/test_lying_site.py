@@ -167,6 +167,7 @@ def test_two_gigabytes_are_refused_at_the_bound_and_never_held(story):
     got = story["got"][4, "2 GB in one tree"]
     assert (got["status"], got["text"]) == (413, '{"detail":"Too large"}')
     statuses = story["got"][4, "2 GB in pieces"]["statuses"]
+    assert statuses
     # Nothing was stored (1); nothing that is past the bound was even forwarded (200).
     assert 1 not in statuses
     assert statuses.count(200) <= BOUNDS["message_mb"] / 5

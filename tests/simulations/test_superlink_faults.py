@@ -203,6 +203,7 @@ def test_no_answer_leaves_uncharged_and_none_is_charged_twice(protected):
 
 
 def test_every_round_is_accounted_for_and_what_counted_was_paid_for(protected):
+    assert "site-2" in protected["ledgers"]
     for site, entries in protected["ledgers"].items():
         paid = {v["round"] for v in reserved(entries)}
         replies = [r for r in protected["replies"] if r["site"] == site and r["kind"] == "train"]

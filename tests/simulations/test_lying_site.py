@@ -61,7 +61,9 @@ class LyingLab(Lab):
             AllowList(self.folder).add(LIAR, Site.open(home).public_key)
             self.until(lambda: self.lines("supervisor").count(" is node ") == 2, "it is registered")
             address = f"127.0.0.1:{self.coordinator.ports['gateway']}"
-            command = (sys.executable, lying_site.__file__, str(home), address, str(self.folder))
+            # -P: beside the file lie folders named as the packages that it imports.
+            script = (sys.executable, "-P", lying_site.__file__)
+            command = (*script, str(home), address, str(self.folder))
             self.supervisor.add(Service("liar", command))
             (self.folder / "runs" / "run").symlink_to(self.run_dir)
             write_conduct(self.run_dir, Conduct(state="wanted"))

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvc_core.data.catalogue import data_root, dataset
+from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import number_labels
+from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable, Split
 from fgvc_core.errors import DataError
@@ -26,8 +27,10 @@ _LISTS: tuple[tuple[Split, str], ...] = (("train", "trainval"), ("test", "test")
 _BOXES = "images_box.txt"
 
 
-@dataset("aircraft")
-def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+@tolerant_dataset("aircraft")
+def build_table(
+    settings: DataSettings, cache: Path, left_out: LeftOut | None = None
+) -> ExampleTable:
     """The table of an FGVC-Aircraft tree.
 
     ``data.path`` is the folder with the lists (the archive's ``data``), or the one above.
@@ -38,6 +41,9 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
     Args:
         settings: ``[data]``.
         cache: Not used.
+        left_out: If given, faulty lines are recorded here and left out. Boxes are not read
+            then, and there is no taxonomy: the lists give it picture by picture, so that
+            one picture could change it for all.
 
     Raises:
         ConfigurationError: if no path is given.
@@ -48,18 +54,27 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
     if not has_lists(root) and has_lists(root / "data"):
         root = root / "data"
     level = settings.level
-    listed = {split: _read_list(root, level, part) for split, part in _LISTS}
-    _refuse_both(listed)
+    listed = {split: _read_list(root, level, part, left_out) for split, part in _LISTS}
+    if left_out is None:
+        _refuse_both(listed)
+    else:
+        for picture in sorted(set(listed["train"]) & set(listed["test"])):
+            left_out.add("in two splits", picture)
+            del listed["train"][picture], listed["test"][picture]
     ids = [i for split, _ in _LISTS for i in listed[split]]
     own = [name for split, _ in _LISTS for name in listed[split].values()]
     if settings.classes is None:
         names = _class_names(root, level) or sorted(set(own))
         mapped = (settings.label_map.get(name, name) for name in names)
         settings = settings.model_copy(update={"classes": tuple(dict.fromkeys(mapped))})
-    labels_N, class_names = number_labels(own, settings, f"images_{level}_*.txt")
     paths = tuple(f"images/{i}.jpg" for i in ids)
+    where = f"images_{level}_*.txt"
+    labels_N, class_names = number_labels(own, settings, where, left_out, paths)
     source = FileSource(root, paths, upright=False, banner=BANNER)
-    taxonomy, levels = _taxonomy(root, level, dict(zip(ids, own, strict=True)), class_names)
+    taxonomy: tuple[tuple[str, ...], ...] = ()
+    levels: tuple[str, ...] = ()
+    if left_out is None:
+        taxonomy, levels = _taxonomy(root, level, dict(zip(ids, own, strict=True)), class_names)
     return ExampleTable(
         source=source,
         rows=np.arange(len(paths), dtype=np.int64),
@@ -70,7 +85,7 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
         class_names=class_names,
         taxonomy=taxonomy,
         taxonomy_levels=levels,
-        boxes_N4=_boxes(root, ids, source),
+        boxes_N4=_boxes(root, ids, source) if left_out is None else None,
     )
 
 
@@ -88,35 +103,43 @@ def _find(root: Path, level: str, part: str) -> Path | None:
     return others[0] if len(others) == 1 else None
 
 
-def _read_list(root: Path, level: str, part: str) -> dict[str, str]:
+def _read_list(
+    root: Path, level: str, part: str, left_out: LeftOut | None = None
+) -> dict[str, str]:
     """Picture id -> name, in the list's order."""
     path = _find(root, level, part)
     if path is None and part == "trainval":
         # Some copies have the two halves only.
         halves = [_find(root, level, half) for half in ("train", "val")]
         if all(halves):
-            parts = [_read_list(root, level, half) for half in ("train", "val")]
+            parts = [_read_list(root, level, half, left_out) for half in ("train", "val")]
             return {**parts[0], **parts[1]}
     if path is None:
         raise _damaged(f"'{root / f'images_{level}_{part}.txt'}' does not exist.")
     found: dict[str, str] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path, left_out is not None), start=1):
         key, _, name = line.strip().partition(" ")
         if not key:
+            continue
+        sound = key.isdecimal() and bool(name.strip()) and key not in found
+        if left_out is not None and not sound:
+            left_out.add("on a damaged line", f"{path.name}, line {number}")
             continue
         if not key.isdecimal() or not name.strip():
             raise _damaged(f"{path.name}, line {number}: '{line[:60]}' is not 'number name'.")
         if key in found:
             raise _damaged(f"{path.name}, line {number}: picture {key} is listed twice.")
         found[key] = name.strip()
-    if not found:
+    if not found and left_out is None:
         raise _damaged(f"{path.name} is empty.")
     return found
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, whatever: bool = False) -> list[str]:
+    """The lines of a list; with ``whatever`` bytes that are no text do not end the reading."""
+    errors = "backslashreplace" if whatever else "strict"
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8", errors=errors).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(f"'{path}' cannot be read as text: {error}.") from None
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvc_core.data.catalogue import data_root, dataset
+from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import number_labels
+from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable, Split
 from fgvc_core.errors import DataError
@@ -28,8 +29,10 @@ _CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 _TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
 
 
-@dataset("cars")
-def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+@tolerant_dataset("cars", knows=("taxonomy",))
+def build_table(
+    settings: DataSettings, cache: Path, left_out: LeftOut | None = None
+) -> ExampleTable:
     """The table of a Stanford Cars tree.
 
     The annotation files are looked for in ``data.path`` and in ``data.path/devkit``. Test
@@ -39,6 +42,8 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
     Args:
         settings: ``[data]``.
         cache: Not used.
+        left_out: If given, faulty records are recorded here and left out; boxes, which
+            training does not use, are not read then.
 
     Raises:
         ConfigurationError: if no path is given.
@@ -56,16 +61,27 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
         (_TRAIN, "train", "cars_train"),
         (test_file, "test", "cars_test"),
     )
+    faulty: list[int] = []
     for file, split, folder in parts:
-        records = _records(root, file)
-        paths += [f"{folder}/{record['fname']}" for record in records]
-        splits += [split] * len(records)
-        own += [_name(record, names, file) for record in records]
-        corners += [_corners(record, file) for record in records]
+        for record in _records(root, file, left_out):
+            number = len(paths)
+            paths.append(f"{folder}/{record['fname']}")
+            splits.append(split)
+            try:
+                own.append(_name(record, names, file))
+            except DataError:
+                if left_out is None:
+                    raise
+                left_out.add("without a class", paths[-1])
+                faulty.append(number)
+                own.append(None)
+            if left_out is None:
+                corners.append(_corners(record, file))
     if settings.classes is None:
         mapped = (settings.label_map.get(name, name) for name in names)
         settings = settings.model_copy(update={"classes": tuple(dict.fromkeys(mapped))})
-    labels_N, class_names = number_labels(own, settings, test_file)
+    labels_N, class_names = number_labels(own, settings, test_file, left_out, paths)
+    labels_N[faulty] = LEFT_OUT
     source = FileSource(root, paths, upright=False)
     return ExampleTable(
         source=source,
@@ -77,7 +93,7 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
         class_names=class_names,
         taxonomy=_taxonomy(names, class_names),
         taxonomy_levels=("make", "model", "year") if class_names == tuple(names) else (),
-        boxes_N4=_boxes(np.array(corners), source),
+        boxes_N4=_boxes(np.array(corners), source) if corners else None,
     )
 
 
@@ -102,20 +118,28 @@ def _field(root: Path, name: str, field: str) -> Any:
         raise _damaged(f"{name} cannot be read as a MATLAB file: {error}.") from None
 
 
-def _records(root: Path, name: str) -> list[dict[str, Any]]:
+def _records(root: Path, name: str, left_out: LeftOut | None) -> list[dict[str, Any]]:
     found = _field(root, name, "annotations")
     records = [found] if isinstance(found, dict) else list(found)
     needed = {"fname", *_CORNERS}
+    sound = []
     for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or not needed <= set(record):
+        if isinstance(record, dict) and needed <= set(record):
+            sound.append(record)
+        elif left_out is None:
             raise _damaged(f"{name}, record {number} lacks one of {', '.join(sorted(needed))}.")
-    return records
+        else:
+            left_out.add("on a damaged line", f"{name}, record {number}")
+    return sound
 
 
 def _name(record: dict[str, Any], names: Sequence[str], file: str) -> str | None:
     if "class" not in record:
         return None
-    number = int(record["class"])
+    try:
+        number = int(record["class"])
+    except (TypeError, ValueError, OverflowError):
+        number = 0
     if not 1 <= number <= len(names):
         raise _damaged(
             f"{file}: '{record['fname']}' has class {number}; {META} names 1 to {len(names)}."

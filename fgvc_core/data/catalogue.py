@@ -3,29 +3,45 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from fgvc_core.data.files import FileSource, first_few, missing_pictures
+from fgvc_core.data.labels import NO_LABEL
+from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.data.settings import DataSettings
-from fgvc_core.data.table import ExampleTable
+from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
+
+Knowledge = Literal["taxonomy", "attributes"]
+"""What a kind of data set says of its classes, whichever pictures it holds."""
 
 PUBLISHED = frozenset({"fieldmarks", "cub", "cars", "aircraft", "ham10000"})
 """Names whose pictures anybody can have."""
 
 Builder = Callable[[DataSettings, Path], ExampleTable]
+TolerantBuilder = Callable[[DataSettings, Path, LeftOut | None], ExampleTable]
 
 _BUILDERS: dict[str, Builder] = {}
+_TOLERANT: dict[str, TolerantBuilder] = {}
+_KNOWS: dict[str, tuple[Knowledge, ...]] = {}
 _MODULES = tuple(
     f"fgvc_core.data.{name}"
     for name in ("aircraft", "cars", "cub", "folder", "ham10000", "manifest")
 )
 
 
-def dataset(name: str) -> Callable[[Builder], Builder]:
+def dataset(name: str, *, knows: tuple[Knowledge, ...] = ()) -> Callable[[Builder], Builder]:
     """Register a data set under a name for ``data.name``.
 
     The function gets ``[data]`` and a folder for what it wants to keep between runs. It
     may leave unchecked whether each picture's file exists: ``load_table`` looks.
+
+    Args:
+        name: For ``data.name``, and for ``kind`` in a site's settings.
+        knows: What tables of this kind say of their classes in files of their own: never
+            derived from the rows, so that it does not depend on any picture.
 
     >>> @dataset("my-camera-traps")
     ... def build(settings: DataSettings, cache: Path) -> ExampleTable: ...
@@ -33,9 +49,39 @@ def dataset(name: str) -> Callable[[Builder], Builder]:
 
     def register(build: Builder) -> Builder:
         _BUILDERS[name] = build
+        _KNOWS[name] = knows
         return build
 
     return register
+
+
+def tolerant_dataset(
+    name: str, *, knows: tuple[Knowledge, ...] = ()
+) -> Callable[[TolerantBuilder], TolerantBuilder]:
+    """Register a data set whose builder can leave faulty rows out.
+
+    The function gets a record as its third argument, or None. With a record it raises for
+    nothing that is wrong with single rows: it marks each such row with the label
+    ``LEFT_OUT`` (or makes none of it) and records it. Whether a row is left out, and what is
+    made of it, must follow from that row and its picture alone.
+
+    Args:
+        name: See :func:`dataset`.
+        knows: See :func:`dataset`.
+    """
+
+    def register(build: TolerantBuilder) -> TolerantBuilder:
+        _TOLERANT[name] = build
+        dataset(name, knows=knows)(lambda settings, cache: build(settings, cache, None))
+        return build
+
+    return register
+
+
+def knowledge_by_kind(name: str) -> tuple[Knowledge, ...]:
+    """What every table of a kind says of its classes; nothing is read for it."""
+    dataset_names()
+    return _KNOWS.get(name, ())
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -51,7 +97,11 @@ def may_be_shown(settings: DataSettings) -> bool:
 
 
 def load_table(
-    settings: DataSettings, cache: Path, *, require_pictures: bool = True
+    settings: DataSettings,
+    cache: Path,
+    *,
+    require_pictures: bool = True,
+    left_out: LeftOut | None = None,
 ) -> ExampleTable:
     """The table of examples that ``[data]`` describes, on this machine.
 
@@ -60,6 +110,10 @@ def load_table(
         cache: A folder for what may be kept between runs; made when needed.
         require_pictures: False lets a table through whose files are partly missing
             (``fieldmark data check`` counts them).
+        left_out: If given, rows that cannot be used are left out and recorded here instead of
+            raising: whether this function returns then does not depend on any one row. What
+            is wrong with the whole (no such folder, no manifest, no such column) still
+            raises. A data set of a kind that cannot leave rows out is read strictly.
 
     Raises:
         ConfigurationError: for an unknown name, or no ``data.path`` where one is needed.
@@ -73,7 +127,12 @@ def load_table(
             why=f"Known are: {', '.join(known)}.",
             remedy=nearest(settings.name, known, 1) or "Set data.name to one of these.",
         )
+    tolerant = _TOLERANT.get(settings.name)
+    if left_out is not None and tolerant is not None:
+        return _without_faulty(tolerant(settings, cache, left_out), left_out)
     table = _BUILDERS[settings.name](settings, cache)
+    if (table.labels_N == LEFT_OUT).any():
+        table = table.take(np.flatnonzero(table.labels_N != LEFT_OUT))
     if require_pictures and isinstance(table.source, FileSource):
         missing = table.source.missing()
         if missing:
@@ -81,6 +140,22 @@ def load_table(
     if require_pictures:
         _refuse_unlabelled(table)
     return table
+
+
+def _without_faulty(table: ExampleTable, left_out: LeftOut) -> ExampleTable:
+    """The rows that can be used as far as names and labels go; no picture is opened."""
+    faulty = set(np.flatnonzero(table.labels_N == LEFT_OUT).tolist())
+    if isinstance(table.source, FileSource):
+        missing, paths = set(table.source.missing()), table.source.relative_paths
+        for position, row in enumerate(table.rows.tolist()):
+            if position not in faulty and paths[row] in missing:
+                faulty.add(position)
+                left_out.add("whose picture is missing", table.ids[position])
+    for position in np.flatnonzero(table.labels_N == UNLABELLED).tolist():
+        if table.splits[position] != "pool":
+            faulty.add(position)
+            left_out.add(NO_LABEL, table.ids[position])
+    return table.take([i for i in range(len(table)) if i not in faulty])
 
 
 def _refuse_unlabelled(table: ExampleTable) -> None:
@@ -118,7 +193,7 @@ def data_root(settings: DataSettings) -> Path:
     return root
 
 
-@dataset("fieldmarks")
+@dataset("fieldmarks", knows=("taxonomy", "attributes"))
 def _fieldmarks(settings: DataSettings, cache: Path) -> ExampleTable:
     from fgvc_core.data.fieldmarks import build_table
 

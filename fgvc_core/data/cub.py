@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvc_core.data.catalogue import data_root, dataset
-from fgvc_core.data.cub_files import align, damaged, read_names, read_numbers
+from fgvc_core.data.catalogue import data_root, tolerant_dataset
+from fgvc_core.data.cub_files import align, damaged, read_names, read_numbers, readable_lines
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import number_labels
+from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
 
@@ -32,8 +33,10 @@ _ATTRIBUTES = "attributes/class_attribute_labels_continuous.txt"
 _ATTRIBUTE_NAMES = ("attributes.txt", "attributes/attributes.txt", "../attributes.txt")
 
 
-@dataset("cub")
-def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+@tolerant_dataset("cub", knows=("attributes",))
+def build_table(
+    settings: DataSettings, cache: Path, left_out: LeftOut | None = None
+) -> ExampleTable:
     """The table of a CUB tree.
 
     Class names lose their number and underscores: ``001.Black_footed_Albatross`` is
@@ -45,6 +48,8 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
     Args:
         settings: ``[data]``; ``path`` is the folder that holds ``images.txt``.
         cache: Not used.
+        left_out: If given, faulty rows are recorded here and left out; boxes and parts, which
+            training does not use, are not read then.
 
     Raises:
         ConfigurationError: if no path is given.
@@ -52,10 +57,12 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
             that ``classes.txt`` does not have, or a picture without label or split.
     """
     root = data_root(settings)
+    birds = {k: _pretty(name) for k, name in sorted(read_names(root, "classes.txt").items())}
+    if left_out is not None:
+        return _tolerant_table(root, settings, birds, left_out)
     listed = read_names(root, "images.txt")
     image_ids, paths = list(listed), tuple(listed.values())
     _refuse_twice(paths)
-    birds = {k: _pretty(name) for k, name in sorted(read_names(root, "classes.txt").items())}
     own = _own_labels(root, image_ids, paths, birds)
     if settings.classes is None:
         mapped = (settings.label_map.get(bird, bird) for bird in birds.values())
@@ -79,6 +86,41 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
         parts_NP3=parts_NP3,
         part_names=part_names,
         boxes_N4=_boxes(root, image_ids, sizes_N2),
+    )
+
+
+def _tolerant_table(
+    root: Path, settings: DataSettings, birds: Mapping[int, str], left_out: LeftOut
+) -> ExampleTable:
+    """The table with every fault of a single picture recorded, and its row marked."""
+    listed = readable_lines(root, "images.txt", left_out)
+    numbers, flags = (readable_lines(root, name, left_out) for name in (_LABELS, _SPLIT))
+    paths = tuple(listed.values())
+    own: list[str | None] = []
+    faulty = []
+    for position, (image_id, path) in enumerate(listed.items()):
+        number, flag = numbers.get(image_id, ""), flags.get(image_id, "")
+        bird = birds.get(int(number)) if number.isdecimal() else None
+        if bird is None or flag not in ("0", "1"):
+            faulty.append(position)
+            left_out.add("without a class" if bird is None else "without a split", path)
+        own.append(None if position in faulty[-1:] else bird)
+    if settings.classes is None:
+        mapped = (settings.label_map.get(bird, bird) for bird in birds.values())
+        settings = settings.model_copy(update={"classes": tuple(dict.fromkeys(mapped))})
+    labels_N, class_names = number_labels(own, settings, _LABELS, left_out, paths)
+    labels_N[faulty] = LEFT_OUT
+    attributes_KA, attribute_names = _attributes(root, birds, settings, class_names)
+    return ExampleTable(
+        source=FileSource(root / "images", paths, upright=False),
+        rows=np.arange(len(paths), dtype=np.int64),
+        ids=paths,
+        labels_N=labels_N,
+        splits=tuple("train" if flags.get(i) == "1" else "test" for i in listed),
+        subjects=paths,
+        class_names=class_names,
+        attributes_KA=attributes_KA,
+        attribute_names=attribute_names,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.data.files import first_few
+from fgvc_core.data.left_out import LeftOut
 from fgvc_core.errors import DataError
 
 
@@ -78,6 +79,30 @@ def align(
     if absent:
         raise damaged(f"{name} has no line for {len(absent)} images: {first_few(absent)}.")
     return numbers_LC[[at[i] for i in image_ids], 1:]
+
+
+def readable_lines(root: Path, name: str, left_out: LeftOut) -> dict[int, str]:
+    """Lines of ``id text`` by id; a damaged line, or a second one for an id, is left out.
+
+    Raises:
+        DataError: if there is no such file, or it cannot be read at all.
+    """
+    try:
+        lines = (root / name).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise damaged(f"'{root / name}' does not exist.") from None
+    except OSError as error:
+        raise damaged(f"'{root / name}' cannot be read: {error.strerror}.") from None
+    found: dict[int, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        key, _, text = line.decode("utf-8", "replace").strip().partition(" ")
+        if not key.isdecimal() or not text.strip() or int(key) in found or "\ufffd" in text:
+            left_out.add("on a damaged line", f"{name}, line {number}")
+        else:
+            found[int(key)] = text.strip()
+    return found
 
 
 def _read_text(root: Path, name: str) -> str:

@@ -172,7 +172,8 @@ def _file_names(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
+    except (OSError, ValueError):
+        # ValueError: a path with a null byte in it names no folder.
         return set()
 
 

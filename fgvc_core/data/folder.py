@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvc_core.data.catalogue import data_root, dataset
+from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import PICTURE_ENDINGS, FileSource, tree_pictures
 from fgvc_core.data.labels import number_labels
+from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.split import held_out_splits
 from fgvc_core.data.table import ExampleTable, Split
@@ -21,8 +22,14 @@ _VALIDATION = ("val", "valid", "validation")
 _POOL = ("pool", "unlabelled", "unlabeled")
 
 
-@dataset("folder")
-def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+Found = tuple[str, str | None, Split | None]
+"""Path of a picture, its label, and its split; None: not labelled, left to the hash."""
+
+
+@tolerant_dataset("folder")
+def build_table(
+    settings: DataSettings, cache: Path, left_out: LeftOut | None = None
+) -> ExampleTable:
     """The table of a tree with one folder a class.
 
     With a folder ``train`` the first level is the split: ``test`` is the test split,
@@ -32,9 +39,14 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
     each picture's path holds ``data.test_fraction`` out. Hidden files and files that
     are no pictures are passed over.
 
+    With ``data.folders = "splits"`` a picture's split follows from its own path alone:
+    ``val`` belongs to the training split whatever other folders there are, and a picture
+    outside all of these folders is at fault.
+
     Args:
         settings: ``[data]``; ``label_map`` leads folder names to ``classes``.
         cache: Not used.
+        left_out: If given, faulty rows are recorded here and left out.
 
     Raises:
         ConfigurationError: if no path is given.
@@ -42,11 +54,14 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
             or a folder's name is no class.
     """
     root = data_root(settings)
-    if (root / "train").is_dir():
-        found = list(_split_pictures(root))
+    found: list[Found]
+    if settings.folders == "splits":
+        found = list(_pictures_by_split_folder(root, left_out))
+    elif settings.folders == "auto" and (root / "train").is_dir():
+        found = list(_split_pictures(root, left_out))
     else:
-        found = [(path, label, None) for path, label in _class_pictures(root, root)]
-    if not found:
+        found = [(path, label, None) for path, label in _class_pictures(root, root, left_out)]
+    if not found and left_out is None:
         raise DataError(
             f"data.path = '{settings.path}' holds no pictures in class folders.",
             why="data.name = 'folder' reads DIR/<class>/<picture> or DIR/train/<class>/<picture>.",
@@ -55,7 +70,11 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
     found.sort(key=lambda item: item[0])
     paths = tuple(path for path, _, _ in found)
     labels_N, class_names = number_labels(
-        [label for _, label, _ in found], settings, f"data.path = '{settings.path}'"
+        [label for _, label, _ in found],
+        settings,
+        f"data.path = '{settings.path}'",
+        left_out,
+        paths,
     )
     hashed = held_out_splits(paths, settings.test_fraction)
     splits = tuple(split or hashed[i] for i, (_, _, split) in enumerate(found))
@@ -70,35 +89,58 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
     )
 
 
-def _split_pictures(root: Path) -> Iterator[tuple[str, str | None, Split | None]]:
+def _pictures_by_split_folder(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
+    """Path, label and split of each picture by the first two folders of its own path."""
+    splits: dict[str, Split] = {"train": "train", "test": "test"}
+    splits |= dict.fromkeys(_VALIDATION, "train") | dict.fromkeys(_POOL, "pool")
+    for path in tree_pictures(root):
+        parts = path.split("/")
+        split = splits.get(parts[0])
+        if split == "pool" and len(parts) > 1:
+            yield path, None, split
+        elif split is not None and len(parts) > 2:
+            yield path, parts[1], split
+        else:
+            _refuse_place(path, left_out)
+
+
+def _split_pictures(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
     """Path, label and split of each picture; a split of None is left to the hash."""
     folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
     has_test = "test" in folders
     has_validation = any(name in folders for name in _VALIDATION)
     training: Split | None = "train" if has_test or has_validation else None
-    for path, label in _class_pictures(root, root / "train"):
+    for path, label in _class_pictures(root, root / "train", left_out):
         yield path, label, training
     for name in _VALIDATION:
-        for path, label in _class_pictures(root, root / name):
+        for path, label in _class_pictures(root, root / name, left_out):
             yield path, label, "train" if has_test else "test"
-    for path, label in _class_pictures(root, root / "test"):
+    for path, label in _class_pictures(root, root / "test", left_out):
         yield path, label, "test"
     for name in _POOL:
         for path in _pictures(root, root / name):
             yield path, None, "pool"
 
 
-def _class_pictures(root: Path, top: Path) -> Iterator[tuple[str, str]]:
+def _class_pictures(root: Path, top: Path, left_out: LeftOut | None) -> Iterator[tuple[str, str]]:
     depth = len(top.relative_to(root).parts)
     for path in _pictures(root, top):
         parts = path.split("/")
         if len(parts) <= depth + 1:
-            raise DataError(
-                f"The picture '{path}' lies in no class folder.",
-                why="data.name = 'folder' takes a picture's label from the folder it is in.",
-                remedy="Move it into its class's folder, or use data.name = 'manifest'.",
-            )
-        yield path, parts[depth]
+            _refuse_place(path, left_out)
+        else:
+            yield path, parts[depth]
+
+
+def _refuse_place(path: str, left_out: LeftOut | None) -> None:
+    if left_out is not None:
+        left_out.add("in no class folder", path)
+        return
+    raise DataError(
+        f"The picture '{path}' lies in no class folder.",
+        why="data.name = 'folder' takes a picture's label from the folder it is in.",
+        remedy="Move it into its class's folder, or use data.name = 'manifest'.",
+    )
 
 
 def _pictures(root: Path, top: Path) -> Iterator[str]:

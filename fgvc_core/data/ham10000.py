@@ -9,7 +9,8 @@ lesions is two subjects.
 
 from pathlib import Path
 
-from fgvc_core.data.catalogue import data_root, dataset
+from fgvc_core.data.catalogue import data_root, tolerant_dataset
+from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.manifest import build_table as read_manifest
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
@@ -18,13 +19,16 @@ METADATA = "HAM10000_metadata.csv"
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 
-@dataset("ham10000")
-def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+@tolerant_dataset("ham10000")
+def build_table(
+    settings: DataSettings, cache: Path, left_out: LeftOut | None = None
+) -> ExampleTable:
     """The table of ``images/*.jpg`` beside the published metadata: a manifest, set up.
 
     Args:
         settings: ``[data]``; the manifest's own settings are not looked at.
         cache: Handed on.
+        left_out: Handed on.
 
     Raises:
         ConfigurationError: if no path is given.
@@ -40,4 +44,4 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
         "split_column": None,
         "classes": settings.classes or CLASSES,
     }
-    return read_manifest(settings.model_copy(update=fixed), cache)
+    return read_manifest(settings.model_copy(update=fixed), cache, left_out)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fgvc_core.data.catalogue import data_root, dataset
+from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import FileSource, first_few
-from fgvc_core.data.labels import number_labels
+from fgvc_core.data.labels import NO_LABEL, number_labels
+from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.split import held_out_splits
 from fgvc_core.data.table import SPLITS, ExampleTable, Split
@@ -30,8 +32,10 @@ _SPLIT_WORDS: dict[str, Split] = {
 }
 
 
-@dataset("manifest")
-def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+@tolerant_dataset("manifest")
+def build_table(
+    settings: DataSettings, cache: Path, left_out: LeftOut | None = None
+) -> ExampleTable:
     """The table of a CSV with a header line (UTF-8, comma-separated).
 
     ``data.path_column`` (through ``data.path_template``) gives each picture's path
@@ -44,6 +48,9 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
     Args:
         settings: ``[data]``.
         cache: Not used.
+        left_out: If given, faulty lines are recorded here and left out. A record is then one
+            line of the file, so that an open quote spoils its own line alone; a picture that
+            is listed twice, or a subject in two splits, is no fault.
 
     Raises:
         ConfigurationError: if no path is given.
@@ -52,6 +59,8 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
             subject in two splits.
     """
     root = data_root(settings)
+    if left_out is not None:
+        return _tolerant_table(root, settings, left_out)
     sheet = _read(root / settings.manifest, settings.manifest)
     raw_paths = sheet.filled(settings.path_column, "data.path_column")
     raw_labels = sheet.column(settings.label_column, "data.label_column")
@@ -74,6 +83,19 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
         settings,
         sheet.name,
     )
+    return _table(root, settings, sheet, paths, labels_N, splits, subjects, class_names)
+
+
+def _table(
+    root: Path,
+    settings: DataSettings,
+    sheet: "_Sheet",
+    paths: tuple[str, ...],
+    labels_N: NDArray[np.int64],
+    splits: tuple[Split, ...],
+    subjects: tuple[str, ...],
+    class_names: tuple[str, ...],
+) -> ExampleTable:
     own = {settings.path_column, settings.label_column}
     return ExampleTable(
         source=FileSource(root, paths),
@@ -85,6 +107,52 @@ def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
         class_names=class_names,
         columns={n: tuple(values) for n, values in sheet.values.items() if n not in own},
     )
+
+
+def _tolerant_table(root: Path, settings: DataSettings, left_out: LeftOut) -> ExampleTable:
+    """The table with every fault of a single line recorded, and its row marked."""
+    sheet = _read_line_by_line(root / settings.manifest, settings.manifest, left_out)
+    raw_paths = sheet.column(settings.path_column, "data.path_column")
+    raw_labels = sheet.column(settings.label_column, "data.label_column")
+    subject_column = sheet.chosen(settings.subject_column, "subject", "data.subject_column")
+    split_column = sheet.chosen(settings.split_column, "split", "data.split_column")
+    paths = tuple(settings.path_template.replace("{path}", value) for value in raw_paths)
+    subjects = tuple(sheet.column(subject_column, "")) if subject_column else paths
+    if split_column:
+        words = [word.lower() for word in sheet.column(split_column, "")]
+    else:
+        words = list(held_out_splits(subjects, settings.test_fraction))
+    # The names of rows in the record: a path may be empty.
+    names = [f"line {line} ({path})" for line, path in zip(sheet.lines, raw_paths, strict=True)]
+    faulty: set[int] = set()
+
+    def mark(position: int, reason: str) -> None:
+        if position not in faulty:
+            faulty.add(position)
+            left_out.add(reason, names[position])
+
+    for position, word in enumerate(words):
+        if not raw_paths[position]:
+            mark(position, "without a path")
+        elif not subjects[position]:
+            mark(position, "without a subject")
+        elif word not in _SPLIT_WORDS:
+            mark(position, "in an unknown split")
+        elif not raw_labels[position] and _SPLIT_WORDS[word] != "pool":
+            mark(position, NO_LABEL)
+    splits = tuple(_SPLIT_WORDS.get(word, "pool") for word in words)
+    labels_N, class_names = number_labels(
+        [
+            None if i in faulty or split == "pool" else raw_labels[i]
+            for i, split in enumerate(splits)
+        ],
+        settings,
+        sheet.name,
+        left_out,
+        names,
+    )
+    labels_N[sorted(faulty)] = LEFT_OUT
+    return _table(root, settings, sheet, paths, labels_N, splits, subjects, class_names)
 
 
 @dataclass(frozen=True)
@@ -148,11 +216,7 @@ def _read(path: Path, name: str) -> _Sheet:
                 for field, value in zip(header, fields, strict=True):
                     values[field].append(value.strip())
     except FileNotFoundError:
-        raise DataError(
-            f"There is no manifest at '{path}'.",
-            why="data.name = 'manifest' reads paths and labels from it.",
-            remedy="Set data.manifest to the CSV's path, relative to data.path.",
-        ) from None
+        raise _no_manifest(path) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{name} cannot be read as a CSV: {error}.",
@@ -161,6 +225,56 @@ def _read(path: Path, name: str) -> _Sheet:
     if not lines:
         raise DataError(f"{name} lists no pictures.", remedy="Give it one line a picture.")
     return _Sheet(name, values, lines)
+
+
+def _read_line_by_line(path: Path, name: str, left_out: LeftOut) -> _Sheet:
+    """The sheet with damaged lines left out; no line has a say in how another is read.
+
+    Raises:
+        DataError: if there is no such file, or its header is damaged.
+    """
+    try:
+        header_line, *lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise _no_manifest(path) from None
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}.") from None
+    header = [field.strip() for field in _fields(header_line.removeprefix(b"\xef\xbb\xbf")) or ()]
+    if not header:
+        raise DataError(
+            f"{name} has no header line that can be read as comma-separated UTF-8.",
+            remedy="Give it a first line with the names of its columns.",
+        )
+    _check_header(header, name)
+    sheet = _Sheet(name, {field: [] for field in header}, [])
+    for number, line in enumerate(lines, start=2):
+        if not line.strip():
+            continue
+        fields = _fields(line)
+        if fields is None or len(fields) != len(header):
+            left_out.add("on a damaged line", f"line {number}")
+            continue
+        sheet.lines.append(number)
+        for field, value in zip(header, fields, strict=True):
+            sheet.values[field].append(value.strip())
+    return sheet
+
+
+def _fields(line: bytes) -> list[str] | None:
+    """The fields of one line, or None if it is damaged."""
+    try:
+        (fields,) = csv.reader([line.rstrip(b"\r").decode("utf-8")], strict=True)
+    except (UnicodeDecodeError, ValueError, csv.Error):
+        return None
+    return fields
+
+
+def _no_manifest(path: Path) -> DataError:
+    return DataError(
+        f"There is no manifest at '{path}'.",
+        why="data.name = 'manifest' reads paths and labels from it.",
+        remedy="Set data.manifest to the CSV's path, relative to data.path.",
+    )
 
 
 def _check_header(header: list[str], name: str) -> None:

@@ -27,7 +27,8 @@ class DataSettings(Settings):
     )
     label_map: dict[str, str] = Field(
         default_factory=dict,
-        description="A tree's own label -> class name, where the two differ.",
+        description="A tree's own label -> class name, where the two differ; '-> none' leaves "
+        "pictures with that label out.",
     )
     val_fraction: float = Field(
         0.15,
@@ -37,9 +38,15 @@ class DataSettings(Settings):
     )
     test_fraction: float = Field(
         0.25,
-        gt=0.0,
+        ge=0.0,
         le=0.9,
-        description="Share of subjects held out for test where a data set publishes no split.",
+        description="Share of subjects held out for test where a data set publishes no split, "
+        "0 to 0.9; 0: none.",
+    )
+    folders: Literal["auto", "classes", "splits"] = Field(
+        "auto",
+        description="For folder: whether the folders directly below data.path are classes or "
+        "splits (train, val, test, pool). auto: splits if one of them is called train.",
     )
     level: Literal["variant", "family", "manufacturer"] = Field(
         "variant", description="For aircraft: what a class is; coarser levels are its taxonomy."

@@ -29,7 +29,9 @@ def unit_interval(name: str, key: bytes) -> float:
     """
     if not 1 <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
         raise ValueError(f"a split's key has 1 to 64 bytes, not {len(key)}")
-    digest = hashlib.blake2b(name.encode(), key=key, digest_size=8).digest()
+    # A file's name may hold bytes that are no text; Python carries them as lone surrogates.
+    text = name.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(text, key=key, digest_size=8).digest()
     # 53 bits are what a float holds exactly, so that 1.0 cannot come out.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from client.privacy.gate import Departure, Gate
+from client.reading import check_knowledge
 from client.site import Site
 from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
@@ -66,6 +67,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         _site_log(site.home).warning("the last reply was refused: %s", request.notice)
     if request.kind == "roll_call":
         recipe = read_announcement(request)
+        check_knowledge(site, recipe)
         if recipe.scenario is not None and site.rows is None:
             raise PolicyRefusal(
                 "The recipe has a [scenario]: faults and attacks are for simulated sites.",
@@ -86,6 +88,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         )
         return gate.release(request, reply, {})
     recipe, class_names = recall(site.home, request)
+    check_knowledge(site, recipe)
     check_weight(incoming.tensors, recipe.wire)
     privacy = gate.admit(request, recipe)
     if privacy is not None:

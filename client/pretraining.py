@@ -43,7 +43,8 @@ def answer_pretraining(
         work = Pretraining(learner, settings)
         specs = {name: spec_of(array) for name, array in work.tensors().items()}
         work.load(decode_model(packed, specs, recipe.wire))
-        bank = learner.pictures(pictures_without_labels(site, recipe), site.cache)
+        own = pictures_without_labels(site, recipe, learner, class_names)
+        bank = learner.pictures(own, site.cache)
         if len(bank) < 2:
             raise DataError(
                 f"This site has {len(bank)} pictures to learn from without labels.",

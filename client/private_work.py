@@ -6,7 +6,6 @@ no counts, no loss, no scores, no time.
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,14 @@ from client.encoding import UpdateEncoder
 from client.privacy.gate import Departure, Gate
 from client.privacy.outbox import Payload
 from client.site import Site
-from client.work import at_the_desk, echo, learner_at_the_desk, site_table
-from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
-from fgvc_core.losses.base import ClassKnowledge
+from client.work import at_the_desk, echo, learner_at_the_desk
+from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.private_recipe import refuse_personal
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
-from fgvc_core.training.examples import knowledge_of
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.validation import validate_private
@@ -63,8 +60,7 @@ def answer_protected(
 
         specs = _specs_of_answer(request, event, received)
         encode = UpdateEncoder(site.home, request, recipe, packed)
-        knows = partial(_check_knowledge, site, request, recipe, class_names)
-        return gate.protected_round(request, recipe, event, work, specs, encode, before=knows)
+        return gate.protected_round(request, recipe, event, work, specs, encode)
     finally:
         # After a refusal, too: that the pictures have a fault must not be told by time.
         hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
@@ -122,31 +118,6 @@ def _check(
     with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
         validate_private(learner, privacy)
         return decode_model(packed, specs, recipe.wire)
-
-
-def _check_knowledge(
-    site: Site, request: Request, recipe: Recipe, class_names: tuple[str, ...]
-) -> None:
-    """Whether this site's data say of the classes what the loss asks; no picture is touched.
-
-    That follows from which kind of data set it is, not from what is in it. Faults of its labels
-    are left to the work and charged with it: a refusal that costs nothing would tell them to
-    whoever asks often enough.
-
-    Raises:
-        ConfigurationError: if they do not.
-    """
-    if request.kind != "train":
-        return
-    with learner_at_the_desk(site, recipe, class_names) as (learner, _):
-        try:
-            learner.loss.informed(ClassKnowledge())
-        except ConfigurationError:
-            try:
-                known = knowledge_of(site_table(site, recipe))
-            except DataError:
-                return
-            learner.loss.informed(known)
 
 
 def _specs_of_answer(

@@ -1,7 +1,9 @@
 """Making a site's home."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from client.privacy.policy import Policy
 from client.privacy.register import Claim, Register
@@ -28,6 +30,7 @@ def make_home(
     split_key: bytes | None = None,
     device: str = "auto",
     units: int = 0,
+    reading: Mapping[str, Any] | None = None,
     policy: Policy | None = None,
     key: PrivateKey | None = None,
     simulated: bool = False,
@@ -43,6 +46,7 @@ def make_home(
         split_key: Secret of the validation split; drawn afresh if not given.
         device: What the site computes with.
         units: The public number of protected units.
+        reading: How its pictures are read: further keys of ``[data]``.
         policy: What the site allows.
         key: The site's private key; a fresh one if not given.
         simulated: Whether its data are a share of a set that it has in common with others;
@@ -59,7 +63,7 @@ def make_home(
         data_path = str(Path(data_path).expanduser().absolute())
     values = {
         "name": name,
-        "data": {"path": data_path, "units": units},
+        "data": {**(reading or {}), "path": data_path, "units": units},
         "resources": {"device": device, "cache": str(cache)},
         "policy": (policy or Policy()).model_dump(),
     }

@@ -23,14 +23,14 @@ import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from client.privacy.policy import Policy
+from client.reading import SiteData
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.protocol.keys import (
@@ -40,34 +40,6 @@ from fgvc_core.protocol.keys import (
     read_private,
     read_public,
 )
-
-
-class SiteData(Settings):
-    """Where this site's pictures are."""
-
-    path: str | None = Field(None, description="Root of the data set on this machine.")
-    units: int = Field(
-        0,
-        ge=0,
-        description="The public number of protected units: about how many images or subjects this "
-        "site says that it holds. Noise, sampling rate and weight are computed from it; the "
-        "true number never leaves. 0: not declared, no part in a run with privacy.",
-    )
-    pictures: int = Field(
-        0, ge=0, description="The public number of pictures; 0: as many as units."
-    )
-    subject_column: str | None = Field(
-        None,
-        description="For a manifest: the column that says which subject (patient, lesion, animal) "
-        "a picture shows, whatever a recipe says.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _as_many(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("pictures"):
-            return {**values, "pictures": values.get("units", 0)}
-        return values
 
 
 class Resources(Settings):

@@ -15,8 +15,12 @@ import numpy as np
 from client.privacy.gate import Departure, Gate
 from client.privacy.outbox import Payload
 from client.privacy.policy import check_validation
+from client.reading import data_settings
 from client.site import Site
-from client.work import echo
+from client.work import echo, log_left_out
+from fgvc_core.data.catalogue import load_table
+from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.experiment import pick_device
@@ -45,7 +49,7 @@ from fgvc_core.protocol.validation import (
     KitBody,
     ValidationReply,
 )
-from fgvc_core.recipe import Recipe
+from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.private import noisy_scores
 
 
@@ -148,7 +152,7 @@ def validate_kit(
         # The person who runs this at the site says yes by running it; the ledger says so.
         values = {"run": request.run, "recipe_digest": request.recipe_digest, "name": body.name}
         gate.ledger.note("approved", values)
-    table, names = _table(site, kit, recipe, part)
+    names = _seen_names(kit)
     fields: dict[str, Any] = {
         **echo(site, request),
         "code": "ok",
@@ -156,7 +160,7 @@ def validate_kit(
         "kit_digest": kit.digest,
     }
     if privacy is None:
-        card = _score(site, kit, table, names)
+        card = _score(site, kit, _table(site, kit, recipe, part), names)
         reply = ValidationReply(**fields, figures=_figures(card))
         departure = gate.release(request, reply, {})
     else:
@@ -167,10 +171,10 @@ def validate_kit(
                 remedy="Ask for a model of seen classes alone.",
             )
         event = _event(privacy)
-        gate.announce_validation(request, body.name, privacy, event)
+        gate.announce_validation(request, recipe, body.name, privacy, event)
 
         def work() -> Payload:
-            noisy = _noisy(site, kit, table, privacy, event)
+            noisy = _noisy(site, kit, recipe, part, privacy, event)
             return Payload({**fields, "noisy_scores": noisy}, {})
 
         departure = gate.protected_round(request, recipe, event, work, form=ValidationReply)
@@ -191,9 +195,13 @@ def _refuse_other_data(overrides: tuple[str, ...]) -> None:
 def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, ...]) -> Recipe:
     """The kit's recipe over this site's data, with the privacy that the stricter of both asks."""
     own, policy = site.settings.data, site.settings.policy
-    data = data_of(kit.trained, overrides, name, own.path)
-    if own.subject_column is not None:
-        data = data.model_copy(update={"subject_column": own.subject_column})
+    if site.rows is None and own.kind is not None and name is None:
+        read = data_settings(site, kit.trained.recipe, _seen_names(kit))
+        data = _with_overrides(read, overrides)
+    else:
+        data = data_of(kit.trained, overrides, name, own.path)
+        if own.subject_column is not None:
+            data = data.model_copy(update={"subject_column": own.subject_column})
     offered = kit.body.privacy
     privacy = None
     if policy.demand:
@@ -205,17 +213,36 @@ def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, .
     return kit.trained.recipe.model_copy(update={"data": data, "privacy": privacy})
 
 
-def _table(
-    site: Site, kit: Kit, recipe: Recipe, part: Part
-) -> tuple[ExampleTable, tuple[str, ...]]:
+def _with_overrides(data: DataSettings, overrides: tuple[str, ...]) -> DataSettings:
+    """The site's own reading, changed as the person at the site says for this once."""
+    values = parse_recipe("", overrides, "--set").data
+    changed = {name: getattr(values, name) for name in values.model_fields_set}
+    return data.model_copy(update=changed)
+
+
+def _seen_names(kit: Kit) -> tuple[str, ...]:
     seen_K = seen_classes(kit.trained.recipe, kit.body.class_names)
-    names = tuple(kit.body.class_names[k] for k in seen_K)
-    table = read_table(recipe.data, "all" if site.rows is not None else part, site.cache)
+    return tuple(kit.body.class_names[k] for k in seen_K)
+
+
+def _table(
+    site: Site, kit: Kit, recipe: Recipe, part: Part, left_out: LeftOut | None = None
+) -> ExampleTable:
+    """The labelled pictures to judge on; with a record, those at fault are left out."""
+    chosen: Part = "all" if site.rows is not None else part
+    if left_out is None:
+        table = read_table(recipe.data, chosen, site.cache)
+    else:
+        table = load_table(recipe.data, site.cache, left_out=left_out)
+        table = table.take(np.flatnonzero(table.labels_N >= 0))
+        table = table if chosen == "all" else table.where(chosen)
     if site.rows is not None:
         held = set(site.rows.tolist())
         table = table.take([i for i, row in enumerate(table.rows.tolist()) if row in held])
-    known, _ = part_known(table, names, (), kit.trained.recipe.partition.unseen)
-    return known, names
+    if left_out is not None and table.class_names == _seen_names(kit):
+        return table
+    known, _ = part_known(table, _seen_names(kit), (), kit.trained.recipe.partition.unseen)
+    return known
 
 
 def _score(site: Site, kit: Kit, table: ExampleTable, names: tuple[str, ...]) -> Scorecard:
@@ -259,8 +286,19 @@ def _event(privacy: PrivacySettings) -> PrivacyEvent:
 
 
 def _noisy(
-    site: Site, kit: Kit, table: ExampleTable, privacy: PrivacySettings, event: PrivacyEvent
+    site: Site,
+    kit: Kit,
+    recipe: Recipe,
+    part: Part,
+    privacy: PrivacySettings,
+    event: PrivacyEvent,
 ) -> dict[str, float]:
+    """Noisy counts; nothing that is wrong with one picture shows in whether there are any."""
+    left_out = LeftOut() if site.rows is None else None
+    table = _table(site, kit, recipe, part, left_out)
+    if left_out is not None:
+        table = kit.trained.learner.without_unreadable(table, site.cache, left_out)
+        log_left_out(site, left_out)
     contents = [table.content_key(i) for i in range(len(table))]
     units_N = protected_units(privacy.unit, contents, table.subjects)
     units_N = np.unique(units_N, return_inverse=True)[1].astype(np.int64)

@@ -6,25 +6,28 @@ site to another: a learner's travelling tensors are overwritten by each request,
 everything else in it is frozen.
 """
 
+import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client.reading import data_settings, load_site_table
 from client.round_work import RoundWork
 from client.site import Site
 from fgvc_core import __version__
+from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.split import held_names, validation_mask
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError, PeerError
-from fgvc_core.experiment import make_learner, make_table, pick_device
+from fgvc_core.experiment import make_learner, pick_device
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.privacy.units import protected_units, unit_names
 from fgvc_core.protocol.code import code_digest
@@ -50,6 +53,7 @@ class SiteExamples:
     validation: Examples
     train_units: NDArray[np.int64] | None = None
     validation_units: NDArray[np.int64] | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 class Desk:
@@ -58,7 +62,7 @@ class Desk:
     def __init__(self) -> None:
         self._learners: dict[tuple[Any, ...], tuple[Learner, dict[str, TensorSpec]]] = {}
         self._examples: OrderedDict[tuple[Any, ...], SiteExamples] = OrderedDict()
-        self._tables: dict[tuple[Any, ...], ExampleTable] = {}
+        self._tables: dict[tuple[Any, ...], tuple[ExampleTable, LeftOut]] = {}
         self.fresh: dict[str, NDArray[np.float32]] = {}
         """Local tensors as every site has them before its first round."""
         self.lock = threading.Lock()
@@ -86,34 +90,62 @@ class Desk:
         unit: Unit | None,
     ) -> SiteExamples:
         """A site's examples, from memory if this process served it lately."""
-        key = (str(site.home), recipe.digest, class_names, unit)
+        own = site.settings.data.model_dump_json()
+        key = (str(site.home), own, recipe.digest, class_names, unit)
         if key in self._examples:
             self._examples.move_to_end(key)
         else:
-            table = self.table(site, recipe)
+            tolerant = leaves_out(site, unit)
+            table, left_out = self.table(site, recipe, class_names, tolerant)
             _check_classes(table, class_names)
-            self._examples[key] = split_examples(site, recipe, learner, table, unit)
+            found = split_examples(
+                site, recipe, learner, table, unit, left_out if tolerant else None
+            )
+            log_left_out(site, found.left_out)
+            self._examples[key] = found
             while len(self._examples) > SITES_KEPT:
                 self._examples.popitem(last=False)
         return self._examples[key]
 
-    def table(self, site: Site, recipe: Recipe) -> ExampleTable:
-        """The table that a site's rows are taken from; simulated sites share one."""
+    def table(
+        self, site: Site, recipe: Recipe, class_names: tuple[str, ...], tolerant: bool = False
+    ) -> tuple[ExampleTable, LeftOut]:
+        """The table that a site's rows are taken from, and what it leaves out.
+
+        Simulated sites share one table.
+        """
+        settings = data_settings(site, recipe, class_names).model_dump_json()
         own = site.settings.data
-        key = (own.path, own.subject_column, str(site.cache), recipe.digest)
-        found = self._tables.get(key)
-        if found is None:
+        whose = None if site.rows is not None else (own.site_column, own.site_value, own.split)
+        key = (settings, whose, str(site.cache), tolerant)
+        if key not in self._tables:
             self._tables.clear()
-            changes = {"path": own.path, "subject_column": own.subject_column}
-            if own.subject_column is None:
-                changes.pop("subject_column")
-            data = recipe.data.model_copy(update=changes)
-            found = make_table(recipe.model_copy(update={"data": data}), site.cache)
-            self._tables[key] = found
-        return found
+            left_out = LeftOut()
+            table = load_site_table(site, recipe, class_names, left_out if tolerant else None)
+            self._tables[key] = table, left_out
+        return self._tables[key]
 
 
 _desk = Desk()
+
+
+def leaves_out(site: Site, unit: Unit | None) -> bool:
+    """Whether pictures at fault count as nothing, instead of ending the work.
+
+    Under differential privacy they have to: an answer must not depend on one of them. The
+    data of a simulated site were looked through before the run.
+    """
+    return site.rows is None and (unit is not None or site.settings.data.faults == "leave-out")
+
+
+def log_left_out(site: Site, left_out: LeftOut) -> None:
+    """Say in the site's own log which rows count as nothing, and why."""
+    if left_out.total:
+        logging.getLogger(f"fieldmark.site.{site.home}").warning(
+            "%d rows of the data count as nothing: %s",
+            left_out.total,
+            "; ".join(left_out.sentences()),
+        )
 
 
 @contextmanager
@@ -137,21 +169,42 @@ def at_the_desk(
 
 
 def split_examples(
-    site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit | None = None
+    site: Site,
+    recipe: Recipe,
+    learner: Learner,
+    table: ExampleTable,
+    unit: Unit | None = None,
+    left_out: LeftOut | None = None,
 ) -> SiteExamples:
-    """A site's own rows of a table, split by the keyed hash of their subjects."""
+    """A site's own rows of a table, split by the keyed hash of their subjects.
+
+    Args:
+        site: Whose.
+        recipe: Says which share is kept for validation.
+        learner: Decides how pictures are decoded.
+        table: All rows.
+        unit: What is protected; None without differential privacy.
+        left_out: What the table has left out; pictures that cannot be read are added and left
+            out too. None: such a picture raises.
+    """
+    table = own_rows(site, table)
+    if left_out is not None:
+        of_table, left_out = left_out, LeftOut()
+        left_out.extend(of_table.names)
+        table = learner.without_unreadable(table, site.cache, left_out)
     if unit is not None:
-        return _split_units(site, recipe, learner, table, unit)
-    parts = split_table(site, recipe, table)
-    train, validation = (learner.examples(part, site.cache) for part in parts)
-    return SiteExamples(train, validation)
+        found = _split_units(site, recipe, learner, table, unit)
+    else:
+        parts = _split_rows(site, recipe, table)
+        train, validation = (learner.examples(part, site.cache) for part in parts)
+        found = SiteExamples(train, validation)
+    return found if left_out is None else replace(found, left_out=left_out)
 
 
 def _split_units(
     site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit
 ) -> SiteExamples:
     """Protected units are found among all pictures, and each is on one side as a whole."""
-    table = _own_rows(site, table)
     contents = [table.content_key(i) for i in range(len(table))]
     units = protected_units(unit, contents, table.subjects)
     held = held_names(unit_names(units, table.subjects), recipe.data.val_fraction, site.split_key)
@@ -167,7 +220,12 @@ def split_table(
     site: Site, recipe: Recipe, table: ExampleTable
 ) -> tuple[ExampleTable, ExampleTable]:
     """A site's own rows of a table, without differential privacy: (training, validation)."""
-    table = _own_rows(site, table)
+    return _split_rows(site, recipe, own_rows(site, table))
+
+
+def _split_rows(
+    site: Site, recipe: Recipe, table: ExampleTable
+) -> tuple[ExampleTable, ExampleTable]:
     held = validation_mask(table, recipe.data.val_fraction, site.split_key)
     if held.all():
         # A site of very few subjects may have drawn them all: it trains on them instead. Not
@@ -176,13 +234,22 @@ def split_table(
     return table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
 
 
-def _own_rows(site: Site, table: ExampleTable) -> ExampleTable:
+def own_rows(site: Site, table: ExampleTable) -> ExampleTable:
+    """The rows that a site trains on and validates with."""
     return table.take(site.rows) if site.rows is not None else table.where("train")
 
 
-def pictures_without_labels(site: Site, recipe: Recipe) -> ExampleTable:
+def pictures_without_labels(
+    site: Site, recipe: Recipe, learner: Learner, class_names: tuple[str, ...]
+) -> ExampleTable:
     """What a site may learn from without labels: its part of the pool, and what it trains on."""
-    table = _desk.table(site, recipe)
+    tolerant = leaves_out(site, None)
+    table, of_table = _desk.table(site, recipe, class_names, tolerant)
+    if tolerant:
+        left_out = LeftOut()
+        left_out.extend(of_table.names)
+        table = learner.without_unreadable(table, site.cache, left_out)
+        log_left_out(site, left_out)
     _, held = split_table(site, recipe, table)
     if site.rows is None:
         own = [i for i, split in enumerate(table.splits) if split in ("train", "pool")]
@@ -194,7 +261,7 @@ def pictures_without_labels(site: Site, recipe: Recipe) -> ExampleTable:
 
 def site_table(site: Site, recipe: Recipe) -> ExampleTable:
     """The table that a site's rows are taken from, as this process holds it."""
-    return _desk.table(site, recipe)
+    return _desk.table(site, recipe, recipe.data.classes or ())[0]
 
 
 def read_announcement(request: Request) -> Recipe:
@@ -269,7 +336,7 @@ def _check_classes(table: ExampleTable, class_names: tuple[str, ...]) -> None:
         f"This site's {table.num_classes} classes are not the {len(class_names)} announced, "
         f"in their order; not among them: {', '.join(other[:5]) or 'none'}.",
         why="Its labels would mean other classes than the coordinator's.",
-        remedy="List the classes in the recipe's data.classes.",
+        remedy="Map this site's labels to the announced names: data.label_map in site.toml.",
     )
 
 

@@ -14,7 +14,7 @@ from client.deployment.link import Link, read_link
 from client.privacy.budget import Budget, read_budget
 from client.site import Site
 from fgvc_core import __version__
-from fgvc_core.errors import DataError, FieldmarkError
+from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.recipe import Recipe, parse_recipe
 
@@ -109,23 +109,41 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
             return Finding("data", "note", "no path is set; only embedded pictures can be used")
         if not any(Path(path).iterdir()):
             return Finding("data", "failed", f"'{path}' is empty", remedy, 3)
-        return Finding("data", "ok", f"'{path}' is there; its labels are checked with a recipe")
+        if site.settings.data.kind is None and site.rows is None:
+            said = "data.kind in site.toml is not set: how the pictures are read is not said"
+            return Finding("data", "failed", said, "fieldmark site reading DIR --save", 2)
+        said = f"'{path}' is there, read as '{site.settings.data.kind}'; 'fieldmark site reading "
+        return Finding("data", "ok", said + "DIR' shows what of, a recipe checks its labels")
     # Imported here: without a recipe no torch is needed.
-    from fgvc_core.experiment import make_table
+    from client.recognition import understand
 
-    data = recipe.data.model_copy(update={"path": path})
-    try:
-        table = make_table(recipe.model_copy(update={"data": data}), site.cache)
-    except (DataError, FieldmarkError) as error:
-        return Finding("data", "failed", error.what, error.remedy or remedy, 3)
     classes = () if contact.announcement is None else contact.announcement.class_names
-    if classes and table.class_names != classes:
-        said = f"its {table.num_classes} classes are not the {len(classes)} that were announced"
+    try:
+        found = understand(site, recipe, classes or recipe.data.classes or ())
+    except FieldmarkError as error:
+        return Finding("data", "failed", error.what, error.remedy or remedy, error.exit_code)
+    if classes and tuple(found.classes) != classes:
+        said = f"its {len(found.classes)} classes are not the {len(classes)} that were announced"
         return Finding("data", "failed", said, "Map your labels in site.toml.", 3)
-    held = len(table.where("train")) if site.rows is None else len(site.rows)
-    if not held:
+    if not found.pictures:
         return Finding("data", "failed", "no picture to learn from", remedy, 3)
-    return Finding("data", "ok", f"{held} pictures of {table.num_classes} classes")
+    said = (
+        f"{found.pictures} pictures of {len(found.classes)} classes, {found.held_out} of them kept "
+        "for validation"
+    )
+    gone = sum(found.left_out.values())
+    if not gone:
+        return Finding("data", "ok", said)
+    said += f"; {gone} count as nothing: {'; '.join(found.examples_left_out)}"
+    private = recipe.privacy is not None or bool(site.settings.policy.demand)
+    if private or site.settings.data.faults == "leave-out":
+        remedy = "Mend them, or leave them out: the run goes on without them either way."
+        return Finding("data", "note", said, remedy)
+    remedy = (
+        "Mend them, map their labels (data.label_map), or set data.faults = 'leave-out' in "
+        "site.toml: without differential privacy this site would answer 'unavailable'."
+    )
+    return Finding("data", "failed", said, remedy, 3)
 
 
 def _disk(site: Site) -> Finding:

@@ -5,6 +5,24 @@ from typing import Annotated
 
 import typer
 
+from client.reading_cli import (
+    Faults,
+    Kind,
+    LabelColumn,
+    Manifest,
+    MapLabel,
+    PathColumn,
+    PathTemplate,
+    SiteColumn,
+    SiteValue,
+    SplitColumn,
+    SplitOption,
+    SubjectColumn,
+    reading,
+    reading_said,
+    settle_reading,
+)
+
 Home = Annotated[
     Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
 ]
@@ -45,11 +63,29 @@ def join(
         float | None, typer.Option(help="Most epsilon that all runs together may cost.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    kind: Kind = None,
+    manifest: Manifest = None,
+    path_column: PathColumn = None,
+    path_template: PathTemplate = None,
+    label_column: LabelColumn = None,
+    subject_column: SubjectColumn = None,
+    split_column: SplitColumn = None,
+    site_column: SiteColumn = None,
+    site_value: SiteValue = None,
+    map_label: MapLabel = None,
+    split: SplitOption = None,
+    faults: Faults = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe whose [data] proposes how to read the pictures.")
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Ask nothing; what is not given has its default.")
     ] = False,
 ) -> None:
     """Make this site's home from a start kit; asks for what it needs.
+
+    How the pictures are read is recognized, shown and asked about: so many pictures of these
+    classes, so many left out and why. It is in [data] of site.toml afterwards.
 
     Example: fieldmark site join lyon.kit lyon --key lyon.key --data /data/skin --yes
     """
@@ -78,6 +114,23 @@ def join(
         {"privacy": privacy or "optional", "epsilon_cap": epsilon_cap}, "the policy"
     )
     answers = Answers(data=data, units=units or 0, policy=policy, device=device)
+    if data is not None:
+        said = reading_said(
+            kind=kind,
+            manifest=manifest,
+            path_column=path_column,
+            path_template=path_template,
+            label_column=label_column,
+            subject_column=subject_column,
+            split_column=split_column,
+            site_column=site_column,
+            site_value=site_value,
+            split=split,
+            faults=faults,
+            map_label=map_label,
+            recipe=recipe,
+        )
+        answers = settle_reading(found, home, answers, said, ask=not yes)
     site = make(found, home, answers, key_file)
     typer.echo(f"made {home} for site {site.name}; next: fieldmark site check {home}")
     if key_file is not None:
@@ -175,6 +228,6 @@ def check(
 
 def mount(app: typer.Typer) -> None:
     """Add these commands to the site's."""
-    for command in (key, join, check, up, stop):
+    for command in (key, join, reading, check, up, stop):
         app.command()(command)
     app.command("new-key")(new_key)

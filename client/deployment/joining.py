@@ -5,13 +5,15 @@ the public half, which the coordinator registers; the kit that comes back holds 
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from client.deployment.link import Link, write_link
 from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site
+from client.provision import SPLIT_KEY_BYTES, make_home
+from client.site import Site, SiteSettings
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.protocol.keys import (
     PrivateKey,
@@ -20,6 +22,7 @@ from fgvc_core.protocol.keys import (
     parse_private,
     public_text,
     read_private,
+    read_public,
     write_private,
 )
 from fgvc_core.protocol.kit import StartKit
@@ -35,6 +38,8 @@ class Answers:
         policy: What the site allows.
         device: What it computes with.
         cache: Folder for decoded pictures; by default inside the home.
+        reading: How the pictures are read: further keys of ``[data]``.
+        split_key: The secret of the validation split, 32 bytes; by default a fresh one.
     """
 
     data: Path | None
@@ -42,6 +47,8 @@ class Answers:
     policy: Policy
     device: str = "auto"
     cache: Path | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    split_key: bytes | None = None
 
 
 def make_key(path: Path) -> str:
@@ -90,12 +97,35 @@ def join(kit: StartKit, home: Path, answers: Answers, key_path: Path | None = No
         data_path=None if answers.data is None else str(answers.data.resolve()),
         device=answers.device,
         units=answers.units,
+        reading=answers.reading,
+        split_key=answers.split_key,
         policy=answers.policy,
         key=key,
     )
     os.chmod(home, 0o700)
     write_link(home, Link(address=kit.address), kit.ca)
     return site
+
+
+def preview(kit: StartKit, home: Path, answers: Answers) -> Site:
+    """The site that :func:`join` would make, to see how it reads its data; nothing is made.
+
+    Raises:
+        ConfigurationError: if a setting is out of range.
+    """
+    values = {
+        "name": kit.site,
+        "data": {**answers.reading, "path": str(answers.data), "units": answers.units},
+        "resources": {"device": answers.device, "cache": str(answers.cache or home / "cache")},
+    }
+    return Site(
+        home=home,
+        settings=SiteSettings.read(values, "site.toml"),
+        key=new_key(),
+        coordinator=read_public(kit.coordinator),
+        split_key=answers.split_key or os.urandom(SPLIT_KEY_BYTES),
+        rows=None,
+    )
 
 
 def _key_of(kit: StartKit, key_path: Path | None) -> PrivateKey:

@@ -37,6 +37,8 @@ class Plan:
         unit: What is protected.
         target: The epsilon that the recipe asked for.
         units: The site's public number of units then.
+        reading: Digest of how the site told its units apart then; empty in older ledgers.
+        subject_column: The column that said who is a subject then, if one did.
     """
 
     run: str
@@ -51,6 +53,8 @@ class Plan:
     unit: Unit
     target: float
     units: int
+    reading: str = ""
+    subject_column: str | None = None
 
     @property
     def remaining(self) -> tuple[PrivacyEvent, ...]:
@@ -234,6 +238,8 @@ class _Announced(_Values):
     unit: Unit
     target: float
     units: int = Field(ge=0)
+    reading: str = ""
+    subject_column: str | None = None
 
 
 class _Reserved(_Values):

@@ -21,6 +21,7 @@ from client.privacy.ledger import Ledger, Plan
 from client.privacy.outbox import Outbox, Payload, request_digest
 from client.privacy.policy import allowed_figures, check_tensors
 from client.privacy.terms import Terms
+from client.reading import subject_column, units_digest
 from client.site import Site
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
@@ -76,11 +77,16 @@ class Gate:
         self.terms.check_approval(request, recipe.name)
         if privacy is not None:
             events = plan_for(privacy, recipe.federation.rounds)
-            self._announce(request, recipe.name, privacy, events)
+            self._announce(request, recipe, recipe.name, privacy, events)
         return privacy
 
     def announce_validation(
-        self, request: Request, name: str, privacy: PrivacySettings, event: PrivacyEvent
+        self,
+        request: Request,
+        recipe: Recipe,
+        name: str,
+        privacy: PrivacySettings,
+        event: PrivacyEvent,
     ) -> None:
         """Announce what the answer to a validation kit will cost: one release, once.
 
@@ -89,7 +95,7 @@ class Gate:
         """
         self.terms.check_memory(request)
         self.terms.check_approval(request, name)
-        self._announce(request, name, privacy, (event,))
+        self._announce(request, recipe, name, privacy, (event,))
 
     def admit(self, request: Request, recipe: Recipe) -> PrivacySettings | None:
         """Decide whether a request of an announced run is worked on; see :meth:`announce`."""
@@ -130,6 +136,7 @@ class Gate:
     def _announce(
         self,
         request: Request,
+        recipe: Recipe,
         name: str,
         privacy: PrivacySettings,
         events: tuple[PrivacyEvent, ...],
@@ -146,6 +153,8 @@ class Gate:
             unit=privacy.unit,
             target=privacy.epsilon,
             units=self._site.settings.data.units,
+            reading=units_digest(self._site, recipe),
+            subject_column=subject_column(self._site, recipe),
             portion=privacy.steps if privacy.method == "gradients" else 1,
             adjacency=ADJACENCY,
             policy=self._policy.digest,
@@ -162,7 +171,6 @@ class Gate:
         specs: Specs | None = None,
         encode: UpdateEncoder | None = None,
         form: type[Reply] = Reply,
-        before: Callable[[], None] | None = None,
     ) -> Departure:
         """Answer one request under differential privacy.
 
@@ -176,8 +184,6 @@ class Gate:
                 is then refused before its cost is charged.
             encode: What they travel as: made of the noised answer and of the request alone.
             form: What kind of reply it is.
-            before: Called before the cost of an answer that is yet to be computed is put on
-                the disk; what it raises has cost nothing.
 
         Raises:
             PolicyRefusal: if it may not be answered.
@@ -189,6 +195,7 @@ class Gate:
         plan = self.ledger.plan(request.run)
         if plan is None or plan.recipe_digest != request.recipe_digest:
             raise PeerError(f"Run '{request.run}' was never announced to this site.")
+        self.ledger.check_reading(units_digest(self._site, recipe))
         self.check_leaving(specs or {}, encode)
         with self._outbox.alone(digest):
             payload = self._outbox.find(digest)
@@ -198,8 +205,6 @@ class Gate:
                     why="Computing it again would be a second release for one charge.",
                     remedy="Start a new run.",
                 )
-            if payload is None and before is not None:
-                before()
             if event is not None:
                 # Even where a reply is stored: in a ledger that was put back it is not charged.
                 self.ledger.reserve(request.run, request.round, digest, event, self.terms.cap)

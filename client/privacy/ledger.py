@@ -124,6 +124,7 @@ class Ledger:
             self._check_binding(chain, books)
             if books.plan(run) is None:
                 _check_unit(books, terms["unit"])
+                _check_reading(books, terms.get("reading", ""))
                 chain.append("announced", values)
                 return
             (before,) = (
@@ -137,6 +138,18 @@ class Ledger:
                     why="A plan is fixed before its first release.",
                     remedy="Start a new run.",
                 )
+
+    def check_reading(self, reading: str) -> None:
+        """Refuse to count units in another way than they were counted so far.
+
+        Args:
+            reading: Digest of how they are told apart today.
+
+        Raises:
+            PolicyRefusal: if something was charged under another one.
+        """
+        with self._shelf.reading() as books:
+            _check_reading(books, reading)
 
     def reserve(
         self, run: str, round_: int, request: str, event: PrivacyEvent, cap: tuple[float, float]
@@ -259,6 +272,21 @@ def _check_unit(books: Books, unit: Unit) -> None:
             why="Costs of two kinds of units do not add up.",
             remedy="Keep to the unit that the ledger was begun with.",
         )
+
+
+def _check_reading(books: Books, reading: str) -> None:
+    for plan in books.plans():
+        # Ledgers of earlier versions do not say.
+        if plan.reading and plan.charged[1] and plan.reading != reading:
+            column = f" (subject column '{plan.subject_column}')" if plan.subject_column else ""
+            raise PolicyRefusal(
+                "[data] in site.toml tells units apart in another way than when this ledger was "
+                "charged.",
+                why=f"Run '{plan.run}' was charged under the earlier reading{column}; costs of "
+                "unlike units do not add up, and a report could not say whose they are.",
+                remedy="Restore kind, manifest, path, subject and site columns of [data] in "
+                "site.toml as they were; labels and the label map may change.",
+            )
 
 
 class _Shelf:

@@ -15,6 +15,9 @@ from fgvc_core.privacy.settings import PrivacySettings, Unit
 from fgvc_core.protocol.validation import Figures
 from fgvc_core.recipe import Recipe
 
+SUBJECTS_OF_THEIR_OWN = ("fieldmarks", "ham10000")
+"""Kinds of data whose published files say who is a subject."""
+
 
 class Policy(Settings):
     """Bounds that no coordinator and no recipe can widen."""
@@ -196,28 +199,32 @@ def check_standing(policy: Policy, units: int, pictures: int, today: date) -> No
             )
 
 
-def check_subject(policy: Policy, unit: Unit, recipe: Recipe, own_column: str | None) -> None:
-    """Whether it is the site that says who is a subject, where the policy protects subjects.
+def check_subject(unit: Unit, kind: str, column: str | None) -> None:
+    """Whether the data say who is a subject, where a run protects subjects.
 
     Args:
-        policy: The site's.
         unit: What is to be protected.
-        recipe: Which data it reads, and how.
-        own_column: The site's own ``data.subject_column``.
+        kind: Of the site's data.
+        column: The column that says who is a subject, if one was named.
 
     Raises:
-        PolicyRefusal: if the coordinator's recipe says it: a column that differs in every line
-            would make each picture a subject.
+        PolicyRefusal: if they do not: each picture would be a subject of its own, and somebody
+            with many pictures would be protected less than the report says.
     """
-    if policy.unit != "subject" or unit != "subject" or recipe.data.name == "fieldmarks":
-        # The embedded pictures are nobody's.
+    if unit != "subject" or kind in SUBJECTS_OF_THEIR_OWN:
         return
-    if recipe.data.name != "manifest" or own_column is None:
+    if kind != "manifest":
         raise PolicyRefusal(
-            "policy.unit = 'subject', and it would be the recipe that says who is a subject.",
-            why="By another column, or another reading of the data, each picture would be one.",
-            remedy="Set data.subject_column in site.toml; the recipe's data.name must be "
-            "'manifest'.",
+            f"privacy.unit = 'subject', and data of kind '{kind}' do not say who is a subject.",
+            why="Each picture would count as a subject of its own.",
+            remedy="Set privacy.unit = 'image', or list the pictures in a manifest with a column "
+            "of subjects (data.kind and data.subject_column in site.toml).",
+        )
+    if column is None:
+        raise PolicyRefusal(
+            "privacy.unit = 'subject', and no column is named that says who is a subject.",
+            why="Each picture would count as a subject of its own.",
+            remedy="Set data.subject_column in site.toml (in a simulation: in the recipe).",
         )
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from client.privacy.ledger import Ledger
 from client.privacy.policy import check_inside, check_standing, check_subject, protection
 from client.privacy.register import Claim, Register
+from client.reading import kind_of, subject_column
 from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
@@ -76,9 +77,7 @@ class Terms:
         privacy = protection(policy, recipe)
         if privacy is None:
             return None
-        if self.site.rows is None:
-            # Of a simulated site nobody but the simulation says what its data are.
-            check_subject(policy, privacy.unit, recipe, data.subject_column)
+        check_subject(privacy.unit, kind_of(self.site, recipe), subject_column(self.site, recipe))
         if data.units < 1:
             raise PolicyRefusal(
                 "data.units in site.toml is 0: no public number of units is declared.",

@@ -20,7 +20,12 @@ _CHUNK = 16
 
 
 def decode_each(
-    table: ExampleTable, short_side: int, use: Use, tell: Tell | None = None
+    table: ExampleTable,
+    short_side: int,
+    use: Use,
+    tell: Tell | None = None,
+    *,
+    whatever: bool = False,
 ) -> dict[int, DataError]:
     """Decode each picture of a table once and hand it to ``use``.
 
@@ -29,6 +34,8 @@ def decode_each(
         short_side: Pixels that a picture's short side needs to keep.
         use: Called for each picture, in no order; what it raises ends the decoding.
         tell: Called now and then with the progress.
+        whatever: Whatever a decoder raises over a picture is that picture's fault, also what
+            no decoder should raise.
 
     Returns:
         Position -> error of each picture that is missing or damaged, by position.
@@ -42,6 +49,12 @@ def decode_each(
                 picture_HWC = table.picture(position, short_side)
             except DataError as error:
                 faults[position] = error
+                continue
+            except Exception as error:
+                if not whatever:
+                    raise
+                what = f"The picture '{table.ids[position]}' cannot be read: {error!r}."
+                faults[position] = DataError(what, remedy="Copy it again or remove it.")
                 continue
             use(position, picture_HWC)
         return stop - start

@@ -20,6 +20,12 @@ from fgvc_core.errors import DataError
 
 _VALIDATION = ("val", "valid", "validation")
 _POOL = ("pool", "unlabelled", "unlabeled")
+_BY_FOLDER: dict[str, Split] = {
+    "train": "train",
+    "test": "test",
+    **dict.fromkeys(_VALIDATION, "train"),
+    **dict.fromkeys(_POOL, "pool"),
+}
 
 
 Found = tuple[str, str | None, Split | None]
@@ -91,11 +97,9 @@ def build_table(
 
 def _pictures_by_split_folder(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
     """Path, label and split of each picture by the first two folders of its own path."""
-    splits: dict[str, Split] = {"train": "train", "test": "test"}
-    splits |= dict.fromkeys(_VALIDATION, "train") | dict.fromkeys(_POOL, "pool")
     for path in tree_pictures(root):
         parts = path.split("/")
-        split = splits.get(parts[0])
+        split = _BY_FOLDER.get(parts[0])
         if split == "pool" and len(parts) > 1:
             yield path, None, split
         elif split is not None and len(parts) > 2:

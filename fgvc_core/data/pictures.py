@@ -7,6 +7,7 @@ in order, and of how they were cut: other pictures, or another order, are anothe
 
 import errno
 import hashlib
+import json
 import mmap
 import os
 from collections.abc import Sequence
@@ -45,6 +46,11 @@ class PictureBank:
         interpolation: ``bilinear`` or ``bicubic``.
         cache: Folder under which ``pictures/<key>.npy`` is kept; without one the pictures
             stay in this process's memory.
+        tolerant: Keep a picture that cannot be read as a black one, and name it in
+            ``faults``, instead of raising.
+
+    Attributes:
+        faults: Position -> what is wrong with the picture there; empty unless ``tolerant``.
 
     Raises:
         DataError: if pictures are missing or damaged (naming the first few and how
@@ -58,8 +64,11 @@ class PictureBank:
         crop: float = 1.0,
         interpolation: str = "bilinear",
         cache: Path | None = None,
+        *,
+        tolerant: bool = False,
     ) -> None:
         self.size = size
+        self.faults: dict[int, str] = {}
         self._length = len(table)
         self._path: Path | None = None
         self._ready_table: ExampleTable | None = None
@@ -67,11 +76,12 @@ class PictureBank:
         if self._pictures is not None:
             self._ready_table = table
         elif cache is None or not len(table):
-            decoded_NHWC = np.empty((len(table), size, size, 3), dtype=np.uint8)
-            _decode_into(decoded_NHWC, table, crop, interpolation)
+            decoded_NHWC = np.zeros((len(table), size, size, 3), dtype=np.uint8)
+            self.faults = _decode_into(decoded_NHWC, table, crop, interpolation, tolerant)
             self._pictures = decoded_NHWC
         else:
-            self._path = _cached(table, size, crop, interpolation, Path(cache) / "pictures")
+            folder = Path(cache) / "pictures"
+            self._path, self.faults = _cached(table, size, crop, interpolation, folder, tolerant)
 
     def __len__(self) -> int:
         return self._length
@@ -138,28 +148,58 @@ def _is_mapped(array: NDArray[np.uint8]) -> bool:
     return False
 
 
-def _cached(table: ExampleTable, size: int, crop: float, interpolation: str, folder: Path) -> Path:
-    """The table's file in the cache; made if it is not there, by one process at a time."""
+def _cached(
+    table: ExampleTable, size: int, crop: float, interpolation: str, folder: Path, tolerant: bool
+) -> tuple[Path, dict[int, str]]:
+    """The table's file in the cache and its faults; made if it is not there, by one at a time.
+
+    What cannot be read follows from the contents, which the file's name is a digest of: a
+    tolerant bank's faults are kept beside it, under a name that no strict bank looks for.
+    """
     shape = (len(table), size, size, 3)
-    path = folder / f"{_key(table, size, crop, interpolation)}.npy"
-    if _is_whole(path, shape):
-        return path
+    stem = _key(table, size, crop, interpolation)
+    strict = folder / f"{stem}.npy"
+    if _is_whole(strict, shape):
+        return strict, {}
+    path = folder / f"{stem}.tolerant.npy" if tolerant else strict
+    if tolerant and _is_whole(path, shape):
+        return path, _read_faults(path)
     _make_folder(folder)
     with FileLock(path.with_suffix(".lock")):
         if _is_whole(path, shape):
-            return path
+            return path, _read_faults(path) if tolerant else {}
         partial = path.with_suffix(".partial")
         try:
             pictures_NHWC = _reserve(partial, shape)
-            _decode_into(pictures_NHWC, table, crop, interpolation)
+            faults = _decode_into(pictures_NHWC, table, crop, interpolation, tolerant)
             pictures_NHWC.flush()
             del pictures_NHWC
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
+            if not faults:
+                path = strict
+            else:
+                _faults_of(path).write_text(json.dumps(faults), encoding="utf-8")
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-    return path
+    return path, faults
+
+
+def _faults_of(path: Path) -> Path:
+    return path.with_suffix(".faults.json")
+
+
+def _read_faults(path: Path) -> dict[int, str]:
+    try:
+        found = json.loads(_faults_of(path).read_text(encoding="utf-8"))
+        return {int(position): str(what) for position, what in found.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"The cache '{path}' does not say which of its pictures could be read: {error}.",
+            why="Others would be learnt from as black squares.",
+            remedy="Delete that file; its pictures will be decoded again.",
+        ) from None
 
 
 def _make_folder(folder: Path) -> None:
@@ -217,8 +257,13 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.
 
 
 def _decode_into(
-    pictures_NHWC: NDArray[np.uint8], table: ExampleTable, crop: float, interpolation: str
-) -> None:
+    pictures_NHWC: NDArray[np.uint8],
+    table: ExampleTable,
+    crop: float,
+    interpolation: str,
+    tolerant: bool = False,
+) -> dict[int, str]:
+    """Decode all pictures; returns what is wrong with some of them, or raises it."""
     from fgvc_core.data.transforms import square
 
     size = pictures_NHWC.shape[1]
@@ -226,7 +271,10 @@ def _decode_into(
     def keep(position: int, picture_HWC: NDArray[np.uint8]) -> None:
         pictures_NHWC[position] = square(picture_HWC, size, crop, interpolation)
 
-    faults = list(decode_each(table, round(size / crop), keep).values())
+    found = decode_each(table, round(size / crop), keep, whatever=tolerant)
+    if tolerant:
+        return {position: fault.what for position, fault in found.items()}
+    faults = list(found.values())
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -236,3 +284,4 @@ def _decode_into(
             why=faults[0].why,
             remedy=faults[0].remedy,
         )
+    return {}

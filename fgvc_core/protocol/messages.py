@@ -5,16 +5,26 @@ every number that goes along, and lists the BLAKE3 digest of every tensor beside
 whoever signs the body has signed everything.
 """
 
+import re
 import secrets
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from fgvc_core.errors import PeerError
 
 Kind = Literal["roll_call", "train", "score", "release"]
 Phase = Literal["", "centre", "class-sums", "statistics", "pretrain", "personal"]
 Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
+
+_FIXED = re.compile(r"[+-]\d\.\d{15}e[+-]\d{2}")
 
 MAX_BODY_BYTES = 4_000_000
 """Longest body that is parsed, in bytes."""
@@ -103,13 +113,35 @@ class PrivacyStatement(BaseModel):
     events: list[dict[str, str | float | int]] = Field(max_length=100_000)
 
 
+def fixed_number(value: float) -> str:
+    """A number as a noisy score travels: 22 characters, whatever it is.
+
+    >>> fixed_number(-3.5)
+    '-3.500000000000000e+00'
+    """
+    text = f"{value:+.15e}"
+    if not _FIXED.fullmatch(text):
+        raise ValueError(f"{value} is no number of less than 100 digits")
+    return text
+
+
+def _from_fixed(value: object) -> object:
+    return float(value) if isinstance(value, str) and _FIXED.fullmatch(value) else value
+
+
+FixedNumber = Annotated[
+    float, BeforeValidator(_from_fixed), PlainSerializer(fixed_number, when_used="json")
+]
+"""A float of fixed width in JSON, so that a body's size does not depend on it."""
+
+
 class NoisyScores(BaseModel):
     """Validation scores with noise: they may be negative, and more right than there are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    examples: float = Field(allow_inf_nan=False)
-    correct: float = Field(allow_inf_nan=False)
+    examples: FixedNumber = Field(allow_inf_nan=False)
+    correct: FixedNumber = Field(allow_inf_nan=False)
 
 
 class Reply(Body):

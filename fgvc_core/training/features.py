@@ -6,6 +6,9 @@ of its own (written aside, then renamed), each with the content digests of its
 pictures beside their features, and a sum over both. Two processes can add at once: the
 worst that can happen is that a picture is in two files, with features that are equal but
 for rounding (1e-5 was seen between batches of 7 and of 32; of 16 and 32, none).
+
+A picture that cannot be read has features that are not numbers, so that it is not tried
+again with each message; who asks for them without expecting that gets an error.
 """
 
 import os
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from fgvc_core.data.files import first_few
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
 
@@ -118,6 +122,8 @@ def ensure_features(
     store: FeatureStore,
     batch_size: int = 32,
     tell: Callable[[int], None] | None = None,
+    *,
+    tolerant: bool = False,
 ) -> None:
     """Compute and keep what is missing of a table's features.
 
@@ -127,6 +133,7 @@ def ensure_features(
         store: Where features are kept.
         batch_size: Pictures at once; each batch is decoded, embedded and forgotten.
         tell: Called with the number of pictures after each batch.
+        tolerant: Keep NaN for a picture that cannot be read, instead of raising.
 
     Raises:
         DataError: if a picture is missing or damaged.
@@ -140,13 +147,16 @@ def ensure_features(
     model.eval()
     for start in range(0, len(todo), batch_size):
         positions = todo[start : start + batch_size]
-        bank = PictureBank(table.take(positions), spec.size, spec.crop, spec.interpolation)
+        bank = PictureBank(
+            table.take(positions), spec.size, spec.crop, spec.interpolation, tolerant=tolerant
+        )
         # Every batch is full, its last picture repeated: a short batch takes other kernels,
         # and a picture's features would depend in the last bits on who was embedded with it.
         full = np.minimum(np.arange(batch_size), len(positions) - 1)
         images_NCHW = bank.batch(full)
         features_BD = model.embed(model.normalise(images_NCHW.to(device)))
         features_ND = features_BD[: len(positions)].float().cpu().numpy()
+        features_ND[list(bank.faults)] = np.nan
         store.add([keys[i] for i in positions], features_ND)
         if tell is not None:
             tell(len(positions))
@@ -162,4 +172,26 @@ def read_features(
         store.missing(keys)
     if not keys:
         return torch.zeros((0, model.feature_dim))
-    return torch.from_numpy(store.get(keys))
+    features_ND = store.get(keys)
+    unread = np.flatnonzero(np.isnan(features_ND).all(axis=1))
+    if len(unread):
+        raise DataError(
+            f"{len(unread)} of {len(table)} pictures cannot be read: "
+            f"{first_few([table.ids[i] for i in unread])}.",
+            why="They are cut short, damaged, too large, or no pictures.",
+            remedy="Copy them again or remove them; 'fieldmark data check' lists all such files.",
+        )
+    return torch.from_numpy(features_ND)
+
+
+def unreadable(
+    model: "FineGrainedClassifier", table: ExampleTable, store: FeatureStore
+) -> list[int]:
+    """Positions of the pictures that cannot be read; the features of the others are kept."""
+    ensure_features(model, table, store, tolerant=True)
+    keys = [table.content_key(i) for i in range(len(table))]
+    store.missing(keys)
+    if not keys:
+        return []
+    unread: list[int] = np.flatnonzero(np.isnan(store.get(keys)).all(axis=1)).tolist()
+    return unread

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.mixing import Mixing
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.settings import AugmentSettings
@@ -36,11 +37,15 @@ from fgvc_core.training.features import (
     ensure_features,
     open_store,
     read_features,
+    unreadable,
 )
 from fgvc_core.training.loop import Outcome, train_passes
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.settings import TrainSettings
 from fgvc_core.training.zoom import ZoomedExamples
+
+UNREADABLE = "that cannot be read as pictures"
+"""Why a picture is left out."""
 
 
 class Learner:
@@ -117,6 +122,39 @@ class Learner:
             self._bank(table, cache), table.labels_N, self.augment, known, self._mixing
         )
 
+    def without_unreadable(
+        self, table: ExampleTable, cache: Path, left_out: LeftOut
+    ) -> ExampleTable:
+        """The rows whose pictures can be read; the others are recorded.
+
+        Whether a row is among them follows from its own file alone.
+
+        Args:
+            table: The examples, labelled or not.
+            cache: Folder for decoded pictures and features.
+            left_out: Gets the names of the pictures that cannot be read.
+        """
+        openable = []
+        for position in range(len(table)):
+            try:
+                table.content_key(position)
+            except Exception:
+                # A link out of the tree, a pipe, a name with a null byte: whatever it is.
+                left_out.add(UNREADABLE, table.ids[position])
+            else:
+                openable.append(position)
+        found = table.take(openable)
+        if self.frozen_backbone:
+            unread = unreadable(self.model, found, open_store(cache, self.extractor))
+        else:
+            unread = list(self._bank(found, cache, tolerant=True).faults)
+        for position in unread:
+            left_out.add(UNREADABLE, found.ids[position])
+        if not unread:
+            return found
+        faulty = set(unread)
+        return found.take([i for i in range(len(found)) if i not in faulty])
+
     def scored_examples(self, table: ExampleTable, cache: Path, zoom: float) -> Examples:
         """A table's labelled examples to be scored, with a closer look where that is asked for.
 
@@ -183,6 +221,8 @@ class Learner:
         """A table's pictures as the model sees them, labelled or not."""
         return self._bank(table, cache)
 
-    def _bank(self, table: ExampleTable, cache: Path) -> PictureBank:
+    def _bank(self, table: ExampleTable, cache: Path, tolerant: bool = False) -> PictureBank:
         spec = self.model.input
-        return PictureBank(table, spec.size, spec.crop, spec.interpolation, cache)
+        return PictureBank(
+            table, spec.size, spec.crop, spec.interpolation, cache, tolerant=tolerant
+        )

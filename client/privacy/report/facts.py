@@ -1,6 +1,7 @@
 """Plain values from a ledger's entries: nothing else is asked, so anybody can ask again."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -53,6 +54,7 @@ def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
     return {
         "ledger": _ledger(entries),
         "units": sorted({plan.unit for plan in plans}),
+        "subject_columns": _subject_columns(plans),
         "adjacency": ADJACENCY,
         "total": total,
         "meaning": _meaning(total),
@@ -148,6 +150,9 @@ def _protection(plan: Plan, announced: Entry) -> dict[str, Any]:
         "announced": plan.time,
         "recipe_digest": plan.recipe_digest,
         "unit": plan.unit,
+        "subject_column": plain_column(plan.subject_column or "") or None
+        if plan.unit == "subject"
+        else None,
         "units": plan.units,
         "target": plan.target,
         "epsilon": _finite(epsilon),
@@ -247,6 +252,8 @@ def _irregular(entries: Sequence[Entry], plans: list[Plan], rows: list[Row]) -> 
     found = []
     if len({plan.unit for plan in plans}) > 1:
         found.append("it protects two kinds of units, whose costs do not add up")
+    if len({plan.reading for plan in plans if plan.reading and plan.charged[1]}) > 1:
+        found.append("it adds up costs of units that were told apart in different ways")
     if any(e.values["adjacency"] != ADJACENCY for e in _of(entries, "announced")):
         found.append("a run was accounted for under another adjacency")
     for plan in plans:
@@ -260,6 +267,17 @@ def _irregular(entries: Sequence[Entry], plans: list[Plan], rows: list[Row]) -> 
         count = sum(row.run == run for row in uncharged)
         found.append(f"run {run}: {count} replies that call themselves protected were not charged")
     return found[:SHOWN]
+
+
+def _subject_columns(plans: list[Plan]) -> list[str]:
+    """The columns that said who is a subject, as of each run that protected subjects."""
+    named = {plan.subject_column for plan in plans if plan.unit == "subject"}
+    return sorted(plain_column(column) for column in named if column)
+
+
+def plain_column(column: str) -> str:
+    """A column's name as a report shows it: letters, digits and a few signs."""
+    return re.sub(r"[^\w .:-]", "?", column)[:200]
 
 
 def _finite(epsilon: float) -> float | None:

@@ -1,6 +1,5 @@
 """What a report says on the site's word alone; everything else in it is recomputed."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,15 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from client.privacy.chain import Entry
 from client.privacy.policy import Policy
-from client.privacy.report.facts import collect
+from client.privacy.report.facts import collect, plain_column
 from client.privacy.report.words import words_of
 from client.site import Site
-from client.state import read_announced
 from fgvc_core import __version__
-from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.keys import fingerprint
 
-FORMAT = "fieldmark privacy report 1"
+FORMAT = "fieldmark privacy report 2"
 """Changes whenever a report of before could no longer be checked."""
 
 
@@ -30,7 +27,8 @@ class StatedSite(BaseModel):
         version: Of the installed code.
         units: The public number of protected units, as declared when the report was made.
         pictures: The public number of pictures.
-        subject_column: The column of subject ids in the site's records, where one was named.
+        subject_column: The column of subject ids that site.toml names today; the facts have
+            the one of each run.
         data_as_founded: Whether the data are those that the ledger was begun for.
     """
 
@@ -56,7 +54,7 @@ def stated_site(site: Site, facts: dict[str, Any]) -> StatedSite:
         version=f"fieldmark {__version__}",
         units=site.settings.data.units,
         pictures=site.settings.data.pictures,
-        subject_column=_subject_column(site, facts),
+        subject_column=_subject_column(site),
         data_as_founded=founded in (None, site.data_binding),
     )
 
@@ -85,24 +83,7 @@ def state(made: str, site: StatedSite, policy: Policy, entries: Sequence[Entry])
     }
 
 
-def _subject_column(site: Site, facts: dict[str, Any]) -> str | None:
-    """The column that tells subjects apart: the site's own, else the last such recipe's."""
-    if site.settings.data.subject_column:
-        return _plain(site.settings.data.subject_column)
-    for run in reversed(facts["runs"]):
-        protection = run["protection"]
-        if protection is None or protection["unit"] != "subject":
-            continue
-        try:
-            held = read_announced(site.home, run["run"])
-        except FieldmarkError:
-            continue
-        # The ledger has the recipe's digest: what was put in its place is not believed.
-        if held is not None and held[0].digest == protection["recipe_digest"]:
-            column = held[0].data.subject_column
-            return _plain(column) if column else None
-    return None
-
-
-def _plain(column: str) -> str:
-    return re.sub(r"[^\w .:-]", "?", column)[:200]
+def _subject_column(site: Site) -> str | None:
+    """The column that tells subjects apart today; the ledger has that of each run."""
+    column = site.settings.data.subject_column
+    return plain_column(column) if column else None

@@ -42,7 +42,7 @@ def words_of(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> dict[
         "headline": _headline(site, facts),
         "warnings": _warnings(facts),
         "budget": _budget(facts["total"], facts["refusals"]["by_cap"]),
-        "unit": _unit(site, facts["units"]),
+        "unit": _unit(facts["units"], facts["subject_columns"]),
         "policy": _demand(policy),
         "protected_from": PROTECTED_FROM if facts["units"] else "Nobody, so far.",
         "how": HOW if facts["units"] else "Not at all, so far.",
@@ -142,7 +142,7 @@ def _demand(policy: Policy) -> str:
     )
 
 
-def _unit(site: "StatedSite", units: list[str]) -> str:
+def _unit(units: list[str], columns: list[str]) -> str:
     if not units:
         return "Nothing has been protected yet, so that no unit is settled."
     if units == ["image"]:
@@ -150,11 +150,8 @@ def _unit(site: "StatedSite", units: list[str]) -> str:
             "One image (byte-equal pictures count as one). An image is not a person: whoever is on "
             "several pictures is protected less, by up to epsilon for each of them."
         )
-    column = (
-        f"the column '{site.subject_column}' of this site's records"
-        if site.subject_column
-        else "this site's records"
-    )
+    named = " or ".join(f"'{column}'" for column in columns)
+    column = f"the column {named} of this site's records" if columns else "this site's records"
     return (
         f"One subject: all pictures that carry the same id in {column}. That is what a subject is "
         "here, and nothing else: a lesion is not a patient. If the id names lesions, a patient "

@@ -1,0 +1,295 @@
+"""How a site's pictures are read: ``[data]`` of its ``site.toml``, and nobody else's word.
+
+A recipe says class names, sizes and shares. Which files are pictures, which column is a label
+and who is a subject is the site's to say: a recipe that could choose a column could read any
+column. A simulated site is the exception: its data are the simulation's, and so is the reading.
+"""
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fgvc_core.configuration import Settings
+from fgvc_core.data.left_out import NO_CLASS
+from fgvc_core.data.settings import DataSettings
+from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
+
+if TYPE_CHECKING:
+    from client.site import Site
+    from fgvc_core.data.left_out import LeftOut
+    from fgvc_core.data.table import ExampleTable, Split
+    from fgvc_core.recipe import Recipe
+
+EMBEDDED = "fieldmarks"
+"""The kind whose pictures are made here from a seed: nobody's, and in no folder."""
+
+_UNITS = (
+    "kind",
+    "manifest",
+    "path_column",
+    "path_template",
+    "subject_column",
+    "site_column",
+    "site_value",
+)
+"""What decides which pictures there are and which of them are one unit."""
+
+
+class SiteData(Settings):
+    """Where this site's pictures are, and how they are read."""
+
+    path: str | None = Field(None, description="Root of the data set on this machine.")
+    units: int = Field(
+        0,
+        ge=0,
+        description="The public number of protected units: about how many images or subjects this "
+        "site says that it holds. Noise, sampling rate and weight are computed from it; the "
+        "true number never leaves. 0: not declared, no part in a run with privacy.",
+    )
+    pictures: int = Field(
+        0, ge=0, description="The public number of pictures; 0: as many as units."
+    )
+    kind: str | None = Field(
+        None,
+        description="How the pictures are read: folder, manifest, cub, cars, aircraft, ham10000 or "
+        "fieldmarks (the embedded ones). 'fieldmark site join' fills it in.",
+    )
+    manifest: str = Field(
+        "manifest.csv", description="For manifest: the CSV's path, relative to path."
+    )
+    path_column: str = Field("path", description="For manifest: the column of picture paths.")
+    path_template: str = Field(
+        "{path}",
+        description="For manifest: how a value of path_column becomes a path relative to path, for "
+        "instance 'images/{path}.jpg'.",
+    )
+    label_column: str = Field("label", description="For manifest: the column of labels.")
+    subject_column: str | None = Field(
+        None,
+        description="For manifest: the column that says which subject (patient, lesion, animal) "
+        "a picture shows. Required for runs whose unit is the subject.",
+    )
+    split_column: str | None = Field(
+        None, description="For manifest: the column that says train, test or pool."
+    )
+    site_column: str | None = Field(
+        None,
+        description="For a manifest of several sites: the column that says whose a picture is.",
+    )
+    site_value: str | None = Field(
+        None, description="This site's value in site_column; by default its name."
+    )
+    level: Literal["variant", "family", "manufacturer"] = Field(
+        "variant", description="For aircraft: what a class is."
+    )
+    split: Literal["own", "none"] = Field(
+        "own",
+        description="own: folders, column or lists that say train, test and pool are followed "
+        "where the data have such; pictures of the test split are left out of training. none: "
+        "every labelled picture is trained on.",
+    )
+    folders: Literal["classes", "splits"] = Field(
+        "classes",
+        description="For folder: whether the folders directly below path are classes or splits "
+        "(train, val, test, pool).",
+    )
+    label_map: dict[str, str] = Field(
+        default_factory=dict,
+        description="This site's own label -> the federation's class name; several may lead to "
+        "one; '-> none' leaves pictures with that label out.",
+    )
+    faults: Literal["refuse", "leave-out"] = Field(
+        "refuse",
+        description="What a picture that cannot be used (damaged, unknown label, no subject) "
+        "does to a run without differential privacy: refuse: the site answers 'unavailable'; "
+        "leave-out: the picture counts as nothing. Under differential privacy it always counts "
+        "as nothing. Either way site.log and 'site check' say how many.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("pictures"):
+            return {**values, "pictures": values.get("units", 0)}
+        return values
+
+    @field_validator("path_template")
+    @classmethod
+    def _has_place(cls, value: str) -> str:
+        if value.count("{path}") != 1:
+            raise ValueError("it must hold '{path}' once, for instance 'images/{path}.jpg'")
+        return value
+
+    @field_validator("label_map")
+    @classmethod
+    def _leads_somewhere(cls, value: dict[str, str]) -> dict[str, str]:
+        if any(not target.strip() for target in value.values()):
+            raise ValueError(f"a label leads to a class name, or to '{NO_CLASS}'")
+        return value
+
+    def units_digest(self) -> str:
+        """SHA-256 (hex) of what decides which pictures there are and who is one unit.
+
+        Labels are not part of it: to read them otherwise changes nobody's unit.
+        """
+        values = {name: getattr(self, name) for name in _UNITS}
+        return _digest(values)
+
+
+def units_digest(site: "Site", recipe: "Recipe") -> str:
+    """SHA-256 (hex) of the reading under which this site's units are counted; see `SiteData`."""
+    if site.rows is None:
+        return site.settings.data.units_digest()
+    data, own = recipe.data, site.settings.data
+    values = {
+        "kind": data.name,
+        "manifest": data.manifest,
+        "path_column": data.path_column,
+        "path_template": data.path_template,
+        "subject_column": own.subject_column or data.subject_column,
+    }
+    return _digest(values)
+
+
+def subject_column(site: "Site", recipe: "Recipe") -> str | None:
+    """The column that says who is a subject; None where none was named."""
+    own = site.settings.data.subject_column
+    if kind_of(site, recipe) == "ham10000":
+        return "lesion_id"
+    return own if site.rows is None else own or recipe.data.subject_column
+
+
+def kind_of(site: "Site", recipe: "Recipe") -> str:
+    """Of which kind this site's data are.
+
+    Raises:
+        PolicyRefusal: if the site has pictures and does not say how they are read.
+    """
+    own = site.settings.data
+    if site.rows is not None:
+        return recipe.data.name
+    if own.kind is None and own.path is None:
+        return EMBEDDED
+    if own.kind is None:
+        raise PolicyRefusal(
+            "data.kind in site.toml is not set: this site does not say how its pictures are read.",
+            why="A recipe that said it could choose which files and columns are read.",
+            remedy="Look at what is recognized and keep it: fieldmark site reading DIR --save",
+        )
+    return own.kind
+
+
+def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) -> DataSettings:
+    """How this site's table is read for a run.
+
+    Args:
+        site: Whose.
+        recipe: Says sizes, and the share of subjects that are kept for validation.
+        class_names: The federation's, in label order; empty: the labels that occur.
+
+    Raises:
+        PolicyRefusal: if the site does not say how its pictures are read.
+        ConfigurationError: if pictures are read from a folder and none is named.
+    """
+    own, kind = site.settings.data, kind_of(site, recipe)
+    if site.rows is not None or kind == EMBEDDED:
+        changes: dict[str, Any] = {"path": own.path, "name": kind}
+        if own.subject_column is not None:
+            changes["subject_column"] = own.subject_column
+        return recipe.data.model_copy(update=changes)
+    if own.path is None:
+        raise ConfigurationError(
+            f"data.path in site.toml is not set, and data of kind '{kind}' are in a folder.",
+            remedy="Set [data] path in site.toml.",
+        )
+    same = (
+        "path",
+        "manifest",
+        "path_column",
+        "path_template",
+        "label_column",
+        "subject_column",
+        "split_column",
+        "level",
+        "folders",
+        "label_map",
+    )
+    return DataSettings(
+        name=kind,
+        classes=class_names or None,
+        image_size=recipe.data.image_size,
+        val_fraction=recipe.data.val_fraction,
+        # The quarter that a simulation holds out is not held out here.
+        test_fraction=0.0,
+        **{name: getattr(own, name) for name in same},
+    )
+
+
+def check_knowledge(site: "Site", recipe: "Recipe") -> None:
+    """Whether data of this site's kind say of the classes what the run's loss asks.
+
+    That follows from the kind alone; nothing of the data is read.
+
+    Raises:
+        PolicyRefusal: if they do not.
+    """
+    from fgvc_core.data.catalogue import Knowledge, knowledge_by_kind
+
+    asked: dict[str, Knowledge] = {"loss.hierarchy": "taxonomy", "loss.semantic": "attributes"}
+    weights = {"loss.hierarchy": recipe.loss.hierarchy, "loss.semantic": recipe.loss.semantic}
+    kind = kind_of(site, recipe)
+    for name, needed in asked.items():
+        if weights[name] > 0 and needed not in knowledge_by_kind(kind):
+            raise PolicyRefusal(
+                f"{name} > 0 needs the classes' {needed}, which data of kind '{kind}' do not give.",
+                why="Whether single pictures give it must not decide over the answer.",
+                remedy=f"Set {name} = 0 in the recipe.",
+            )
+
+
+def _digest(values: dict[str, Any]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_site_table(
+    site: "Site", recipe: "Recipe", class_names: tuple[str, ...], left_out: "LeftOut | None" = None
+) -> "ExampleTable":
+    """This site's table, read as it says; no picture is opened.
+
+    Args:
+        site: Whose.
+        recipe: See :func:`data_settings`.
+        class_names: See :func:`data_settings`.
+        left_out: If given, rows at fault are left out and recorded here, and nothing that is
+            wrong with a single row raises.
+
+    Raises:
+        PolicyRefusal: if the site does not say how its pictures are read.
+        ConfigurationError: if what it says cannot be.
+        DataError: if the data are missing as a whole, or, without a record, at fault anywhere.
+    """
+    from fgvc_core.data.catalogue import load_table
+
+    own = site.settings.data
+    table = load_table(data_settings(site, recipe, class_names), site.cache, left_out=left_out)
+    if site.rows is not None:
+        return table
+    if own.site_column is not None and own.kind == "manifest":
+        values = table.columns.get(own.site_column)
+        if values is None:
+            raise DataError(
+                f"{own.manifest} has no column '{own.site_column}' (data.site_column).",
+                why=f"Its other columns are: {', '.join(table.columns)}.",
+                remedy=nearest(own.site_column, table.columns) or "Set it in site.toml.",
+            )
+        wanted = own.site_value or site.name
+        table = table.take([i for i, value in enumerate(values) if value == wanted])
+    if own.split == "none":
+        labelled_N = table.labels_N >= 0
+        splits: tuple[Split, ...] = tuple("train" if has else "pool" for has in labelled_N)
+        table = replace(table, splits=splits)
+    return table

@@ -1,0 +1,377 @@
+"""What a data set looks like: a proposal for ``[data]`` that a person at the site looks at.
+
+Nothing is decided here for good: ``site join`` and ``site reading`` show what was understood,
+so many pictures of these classes, so many left out and why, and write it down after a yes.
+"""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from client.privacy.ledger import Ledger
+from client.reading import EMBEDDED, SiteData, load_site_table
+from client.site import Site, write_settings
+from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
+
+if TYPE_CHECKING:
+    from fgvc_core.recipe import Recipe
+
+LINES_LOOKED_AT = 200
+"""How many lines of a CSV decide which of its columns are which."""
+
+
+class _NoPaths(ConfigurationError):
+    """No column of a manifest names files."""
+
+
+_LABELS = ("label", "class", "species", "category", "diagnosis", "dx", "variety", "model")
+_SUBJECTS = (
+    "subject",
+    "subject_id",
+    "patient",
+    "patient_id",
+    "lesion_id",
+    "animal",
+    "animal_id",
+    "individual",
+    "individual_id",
+)
+_SPLITS = ("split", "set", "partition", "subset")
+_SPLIT_WORDS = {"train", "training", "test", "testing", "val", "valid", "validation", "pool"}
+_SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation", "pool", "unlabelled", "unlabeled"}
+
+
+def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of ``[data]`` for the tree below a folder.
+
+    Args:
+        root: The data set.
+        said: What a person has settled already; it holds, and guides the rest.
+
+    Raises:
+        ConfigurationError: if a manifest is meant and its columns cannot be told, naming them.
+        DataError: if a manifest that was named cannot be read.
+    """
+    found = dict(said)
+    found.setdefault("kind", _kind(root, said))
+    if found["kind"] == "manifest":
+        try:
+            return {**_manifest(root, found), **found}
+        except _NoPaths:
+            # A CSV beside class folders need not list the pictures.
+            if {"kind", "manifest", "path_column", "path_template"} & set(said):
+                raise
+            found["kind"] = "folder"
+    if found["kind"] == "folder" and "folders" not in said:
+        names = {entry.name for entry in root.iterdir() if entry.is_dir()}
+        # A class may be called 'pool': only these folders and no other are splits.
+        shown = {name for name in names if not name.startswith(".")}
+        splits = "train" in shown and shown <= _SPLIT_FOLDERS
+        found["folders"] = "splits" if splits else "classes"
+    return found
+
+
+def _kind(root: Path, said: Mapping[str, Any]) -> str:
+    from fgvc_core.data.aircraft import has_lists
+    from fgvc_core.data.cars import META
+    from fgvc_core.data.ham10000 import METADATA
+
+    if {"manifest", "label_column", "path_column", "subject_column"} & set(said):
+        return "manifest"
+    if (root / "images.txt").is_file() and (root / "classes.txt").is_file():
+        return "cub"
+    if (root / METADATA).is_file():
+        return "ham10000"
+    if (root / META).is_file() or (root / "devkit" / META).is_file():
+        return "cars"
+    if has_lists(root) or has_lists(root / "data"):
+        return "aircraft"
+    return "manifest" if _csvs(root) else "folder"
+
+
+def _csvs(root: Path) -> list[str]:
+    return sorted(p.name for p in root.glob("*.csv") if not p.name.startswith("."))
+
+
+def _manifest(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+    name = said.get("manifest")
+    if name is None:
+        names = _csvs(root)
+        if len(names) != 1 and "manifest.csv" not in names:
+            raise ConfigurationError(
+                f"'{root}' holds {len(names)} CSV files: {', '.join(names[:5]) or 'none'}.",
+                why="It is not clear which one lists the pictures.",
+                remedy="Name it: --manifest FILE.",
+            )
+        name = names[0] if len(names) == 1 else "manifest.csv"
+    header, rows = _look(root / name)
+    found: dict[str, Any] = {"manifest": name}
+    _check_named(said, header, name)
+    if "path_column" not in said:
+        found |= _paths(root, header, rows, said.get("path_template"))
+    taken = {said.get("path_column", found.get("path_column"))}
+    if "label_column" not in said:
+        column = _named(header, _LABELS, taken)
+        if column is None:
+            raise _untold("label", header, name, "--label-column")
+        found["label_column"] = column
+    if "subject_column" not in said:
+        column = _named(header, _SUBJECTS, taken)
+        if column is not None:
+            found["subject_column"] = column
+    if "split_column" not in said:
+        column = _named(header, _SPLITS, taken)
+        if column is not None and _holds_splits([row.get(column, "") for row in rows]):
+            found["split_column"] = column
+    return found
+
+
+def _look(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.reader(file)
+            header = [field.strip() for field in next(reader, [])]
+            rows = [
+                dict(zip(header, (value.strip() for value in row), strict=False))
+                for row in islice(reader, LINES_LOOKED_AT)
+            ]
+    except (OSError, csv.Error) as error:
+        raise DataError(
+            f"The manifest '{path}' cannot be read: {error}.",
+            remedy="Name a comma-separated UTF-8 file with --manifest, relative to the data.",
+        ) from None
+    return header, rows
+
+
+def _check_named(said: Mapping[str, Any], header: list[str], name: str) -> None:
+    for key in ("path_column", "label_column", "subject_column", "split_column", "site_column"):
+        column = said.get(key)
+        if column is not None and column not in header:
+            raise ConfigurationError(
+                f"{name} has no column '{column}' (--{key.replace('_', '-')}).",
+                why=f"Its columns are: {', '.join(header)}.",
+                remedy=nearest(str(column), header) or "Name one of these.",
+            )
+
+
+def _paths(
+    root: Path, header: list[str], rows: list[dict[str, str]], template: str | None
+) -> dict[str, Any]:
+    """The column whose values are files, as they are or below a folder or with an ending."""
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    templates = [template] if template else ["{path}", *(f"{f}/{{path}}" for f in folders)]
+    if template is None:
+        templates += [f"{t}{end}" for t in templates for end in (".jpg", ".jpeg", ".png")]
+    sample = rows[:20]
+    best: tuple[int, dict[str, Any]] = (0, {})
+    for made in templates:
+        for column in header:
+            values = [row.get(column, "") for row in sample]
+            hits = sum(bool(v) and _is_file(root / made.replace("{path}", v)) for v in values)
+            if hits > best[0]:
+                best = hits, {"path_column": column, "path_template": made}
+    if not best[0]:
+        raise _NoPaths(
+            "No column of the manifest names files below the data's folder.",
+            why=f"Its columns are: {', '.join(header)}.",
+            remedy="Name the column with --path-column, and how its values become paths with "
+            "--path-template, for instance 'images/{path}.jpg'.",
+        )
+    return best[1]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _named(header: list[str], names: tuple[str, ...], taken: set[Any]) -> str | None:
+    by_name = {field.casefold(): field for field in header if field not in taken}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _holds_splits(values: list[str]) -> bool:
+    return bool(values) and {value.casefold() for value in values} <= _SPLIT_WORDS
+
+
+def _untold(what: str, header: list[str], name: str, option: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Which column of {name} is the {what} cannot be told.",
+        why=f"Its columns are: {', '.join(header)}.",
+        remedy=f"Name it: {option} COLUMN.",
+    )
+
+
+@dataclass(frozen=True)
+class Understood:
+    """What a reading makes of a site's data: for people at the site, never for a reply.
+
+    Attributes:
+        kind: How the pictures are read.
+        pictures: Labelled pictures to train on, those kept for validation included.
+        held_out: How many of them are kept for validation.
+        val_fraction: The share of units or subjects that is kept.
+        other_splits: Pictures of the site's own test split and pool.
+        classes: Class name -> labelled pictures to train on.
+        left_out: Reason -> how many rows count as nothing.
+        examples_left_out: One phrase for each reason, with the first few names.
+        subjects: How many subjects there are, where a column says so.
+    """
+
+    kind: str
+    pictures: int
+    held_out: int
+    val_fraction: float
+    other_splits: dict[str, int]
+    classes: dict[str, int]
+    left_out: dict[str, int]
+    examples_left_out: tuple[str, ...]
+    subjects: int | None
+
+    def lines(self) -> list[str]:
+        """The same in words."""
+        told = [
+            f"{self.pictures} pictures of {len(self.classes)} classes, read as '{self.kind}'"
+            + (f", of {self.subjects} subjects" if self.subjects is not None else "")
+        ]
+        told.append(
+            f"{self.held_out} of them are kept for validation ({self.val_fraction:.0%} of the "
+            "subjects, by a keyed hash); a run may set another share"
+        )
+        others = [f"{count} in '{split}'" for split, count in self.other_splits.items() if count]
+        if others:
+            told.append(f'not trained on: {", ".join(others)} (data.split = "none" changes that)')
+        shown = [f"{name} {count}" for name, count in list(self.classes.items())[:12]]
+        more = len(self.classes) - len(shown)
+        told.append("classes: " + ", ".join(shown) + (f" and {more} more" if more > 0 else ""))
+        total = sum(self.left_out.values())
+        if total:
+            told.append(f"{total} count as nothing:")
+            told += [f"  {phrase}" for phrase in self.examples_left_out]
+        else:
+            told.append("nothing is left out")
+        return told
+
+
+def understand(
+    site: "Site", recipe: "Recipe | None" = None, class_names: tuple[str, ...] = ()
+) -> Understood:
+    """Read a site's data as it says, with every picture opened once.
+
+    Args:
+        site: Whose.
+        recipe: Of a run, for its sizes and shares; None: the defaults.
+        class_names: The federation's; empty: the site's own labels, as its label map leads.
+
+    Raises:
+        FieldmarkError: if the data cannot be read as a whole.
+    """
+    from collections import Counter
+
+    from client.work import own_rows, split_table
+    from fgvc_core.data.decoding import decode_each
+    from fgvc_core.data.left_out import LeftOut
+    from fgvc_core.recipe import Recipe
+    from fgvc_core.training.learner import UNREADABLE
+
+    recipe = Recipe() if recipe is None else recipe
+    left_out = LeftOut()
+    table = load_site_table(site, recipe, class_names, left_out)
+    faults = decode_each(table, 16, lambda _position, _picture: None, whatever=True)
+    for position in faults:
+        left_out.add(UNREADABLE, table.ids[position])
+    sound = table.take([i for i in range(len(table)) if i not in faults])
+    _, validation = split_table(site, recipe, sound)
+    own = own_rows(site, sound)
+    counts = own.class_counts_K().tolist()
+    others = Counter(split for split in sound.splits if split != "train")
+    column = site.settings.data.subject_column
+    return Understood(
+        kind=site.settings.data.kind or EMBEDDED,
+        pictures=len(own),
+        held_out=len(validation),
+        val_fraction=recipe.data.val_fraction,
+        other_splits=dict(sorted(others.items())) if site.rows is None else {},
+        classes=dict(zip(own.class_names, counts, strict=True)),
+        left_out=left_out.counts(),
+        examples_left_out=tuple(left_out.sentences()),
+        subjects=len(set(own.subjects)) if column else None,
+    )
+
+
+def proposed_by(recipe: "Recipe") -> dict[str, Any]:
+    """What a recipe's ``[data]`` proposes; a person at the site looks at it before it holds."""
+    shared = set(SiteData.model_fields) - {"path", "units", "pictures", "kind"}
+    said = recipe.data.model_fields_set
+    found = {name: getattr(recipe.data, name) for name in sorted(said & shared)}
+    if found.get("folders") == "auto":
+        del found["folders"]
+    if "name" in said:
+        found["kind"] = recipe.data.name
+    return found
+
+
+def label_map_of(pairs: list[str]) -> dict[str, str]:
+    """``OWN=CLASS`` strings as a label map; several may lead to one class.
+
+    Raises:
+        ConfigurationError: if one has no equals sign or names no class.
+    """
+    found = {}
+    for pair in pairs:
+        own, equals, target = pair.partition("=")
+        if not equals or not target.strip():
+            raise ConfigurationError(
+                f"--map-label '{pair}' is not OWN=CLASS.",
+                remedy="For instance --map-label 'Parus major=Great tit', or 'unknown=-> none' to "
+                "leave pictures with that label out.",
+            )
+        found[own.strip()] = target.strip()
+    return found
+
+
+def with_reading(site: Site, said: Mapping[str, Any]) -> Site:
+    """The site with parts of its reading said anew; recognized where it has none yet.
+
+    Raises:
+        ConfigurationError: if what is said cannot be, or the site is a simulated one.
+    """
+    if site.rows is not None:
+        raise ConfigurationError(
+            f"'{site.home}' is the home of a simulated site.",
+            why="How its data are read is the simulation's recipe to say.",
+            remedy="Change [data] of the recipe.",
+        )
+    own = site.settings.data
+    values = own.model_dump(exclude_unset=True)
+    label_map = {**own.label_map, **said.get("label_map", {})}
+    values |= {**said, "label_map": label_map}
+    if own.path is not None and (own.kind is None or "kind" in said):
+        values = recognize(Path(own.path), {k: v for k, v in values.items() if v is not None})
+    data = SiteData.read({**values, "path": own.path, "units": own.units}, "[data]")
+    return replace(site, settings=site.settings.model_copy(update={"data": data}))
+
+
+def save_reading(site: Site, changed: Site) -> None:
+    """Write the changed ``[data]`` into ``site.toml``.
+
+    Raises:
+        PolicyRefusal: if something was charged under another way of telling units apart.
+    """
+    ledger = Ledger(site.home, site.data_binding, site.name)
+    ledger.check_reading(changed.settings.data.units_digest())
+    before, after = site.settings.data, changed.settings.data
+    unknown = any(plan.charged[1] and not plan.reading for plan in ledger.plans())
+    if unknown and before.kind is not None and before.units_digest() != after.units_digest():
+        raise PolicyRefusal(
+            "This ledger was charged by an earlier version, which did not write down how units "
+            "were told apart.",
+            why="Whether the change makes other units of the pictures cannot be told.",
+            remedy="Keep kind, manifest, path, subject and site columns; labels may change.",
+        )
+    write_settings(site.home, changed.settings)

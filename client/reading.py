@@ -156,10 +156,11 @@ def units_digest(site: "Site", recipe: "Recipe") -> str:
 
 def subject_column(site: "Site", recipe: "Recipe") -> str | None:
     """The column that says who is a subject; None where none was named."""
-    own = site.settings.data.subject_column
-    if kind_of(site, recipe) == "ham10000":
+    own = site.settings.data
+    kind = own.kind if site.rows is None else recipe.data.name
+    if kind == "ham10000":
         return "lesion_id"
-    return own if site.rows is None else own or recipe.data.subject_column
+    return own.subject_column or (None if site.rows is None else recipe.data.subject_column)
 
 
 def kind_of(site: "Site", recipe: "Recipe") -> str:

@@ -199,11 +199,10 @@ def check_standing(policy: Policy, units: int, pictures: int, today: date) -> No
             )
 
 
-def check_subject(unit: Unit, kind: str, column: str | None) -> None:
-    """Whether the data say who is a subject, where a run protects subjects.
+def check_subject(kind: str, column: str | None) -> None:
+    """Whether the data say who is a subject, for a run that protects subjects.
 
     Args:
-        unit: What is to be protected.
         kind: Of the site's data.
         column: The column that says who is a subject, if one was named.
 
@@ -211,7 +210,7 @@ def check_subject(unit: Unit, kind: str, column: str | None) -> None:
         PolicyRefusal: if they do not: each picture would be a subject of its own, and somebody
             with many pictures would be protected less than the report says.
     """
-    if unit != "subject" or kind in SUBJECTS_OF_THEIR_OWN:
+    if kind in SUBJECTS_OF_THEIR_OWN:
         return
     if kind != "manifest":
         raise PolicyRefusal(

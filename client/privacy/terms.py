@@ -77,7 +77,8 @@ class Terms:
         privacy = protection(policy, recipe)
         if privacy is None:
             return None
-        check_subject(privacy.unit, kind_of(self.site, recipe), subject_column(self.site, recipe))
+        if privacy.unit == "subject":
+            check_subject(kind_of(self.site, recipe), subject_column(self.site, recipe))
         if data.units < 1:
             raise PolicyRefusal(
                 "data.units in site.toml is 0: no public number of units is declared.",

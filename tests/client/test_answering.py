@@ -133,7 +133,9 @@ def test_a_damaged_picture_is_told_to_nobody_outside(home, tiny, tmp_path):
     broken.write_bytes(broken.read_bytes()[:150])
     recipe = parse_recipe(tiny.to_toml(), ["data.name=folder", f"data.path={tree}"])
     settings = Site.open(home).settings
-    data = settings.data.model_copy(update={"path": str(tree)})
+    data = settings.data.model_copy(
+        update={"path": str(tree), "kind": "folder", "folders": "splits"}
+    )
     write_settings(home, settings.model_copy(update={"data": data}))
     (home / "rows.json").unlink()
     ask(home, request(recipe, "roll_call", class_names=("jay", "wren")))

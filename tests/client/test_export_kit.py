@@ -19,7 +19,7 @@ from client.privacy.ledger import Ledger
 from client.privacy.policy import Policy
 from client.privacy.report.departures import departures
 from client.provision import make_home
-from client.site import Site, write_settings
+from client.site import Site
 from client.validation import validate_kit
 from fgvc_core.errors import (
     ConfigurationError,
@@ -106,10 +106,9 @@ def home(data, tmp_path, name="clinic", **policy):
         cache=tmp_path / "cache",
         data_path=str(data),
         units=10,
+        reading={"kind": "manifest", "subject_column": "patient"},
         policy=Policy.read(policy, "test"),
     )
-    own = made.settings.data.model_copy(update={"subject_column": "patient"})
-    write_settings(made.home, made.settings.model_copy(update={"data": own}))
     return Site.open(made.home)
 
 

@@ -129,19 +129,16 @@ def test_tensors_that_may_not_leave_are_named():
         ("folder", "patient", False),
         ("cub", None, False),
         ("fieldmarks", None, True),
+        ("ham10000", None, True),
     ],
 )
-def test_where_subjects_are_promised_the_site_says_who_is_one(data, column, fits):
-    recipe = steps("privacy.unit=subject", f"data.name={data}", "data.subject_column=path")
-    policy = Policy(unit="subject")
+def test_where_subjects_are_promised_the_data_say_who_is_one(data, column, fits):
     if fits:
-        check_subject(policy, "subject", recipe, column)
+        check_subject(data, column)
         return
-    with pytest.raises(PolicyRefusal, match=r"policy\.unit = 'subject'") as caught:
-        check_subject(policy, "subject", recipe, column)
+    with pytest.raises(PolicyRefusal, match=r"privacy\.unit = 'subject'") as caught:
+        check_subject(data, column)
     assert "subject_column" in caught.value.remedy
-    # Where the policy promises no subject, the recipe may say what it likes.
-    check_subject(Policy(), "subject", recipe, column)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """A site under differential privacy, from the request to the reply, with a real model."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -95,21 +95,20 @@ def test_a_model_that_couples_pictures_is_refused_and_costs_nothing(site, privat
     assert spent(site) == 0
 
 
-@pytest.mark.parametrize("term", ["hierarchy", "semantic"])
-def test_a_loss_that_asks_more_than_the_data_say_costs_nothing(site, private, term, monkeypatch):
+@pytest.mark.parametrize(("term", "known"), [("hierarchy", "taxonomy"), ("semantic", "attributes")])
+def test_a_loss_that_asks_more_than_the_kind_of_data_says_costs_nothing(
+    site, private, term, known, monkeypatch
+):
+    """Decided by the kind alone: nothing of the data is read for it."""
     recipe = parse_recipe(private.to_toml(), [f"loss.{term}=0.5"])
     assert reply_of(site, ask(site, recipe, "roll_call")).code == "ok"
     tensors = make_learner(recipe, 12).tensors()
-    whole = Desk.table
-
-    def bare(self, site, recipe):
-        return replace(whole(self, site, recipe), taxonomy=(), attributes_KA=None)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Desk, "table", bare)
+        patched.setattr("fgvc_core.data.catalogue._KNOWS", {})
+        patched.setattr(Desk, "table", None)
         reply = reply_of(site, ask(site, recipe, tensors=tensors))
-        assert (reply.code, reply.reason) == ("unavailable", "")
-    assert f"loss.{term} > 0" in (site.home / "site.log").read_text()
+        assert reply.code == "refused-policy"
+        assert f"loss.{term} > 0 needs the classes' {known}" in reply.reason
     assert spent(site) == 0
     assert "reserved" not in kinds(site)
     # And where the data do say it, the same request is answered, and charged.
@@ -118,14 +117,17 @@ def test_a_loss_that_asks_more_than_the_data_say_costs_nothing(site, private, te
     assert "reserved" in kinds(site)
 
 
-def test_faults_of_the_labels_are_not_told_for_nothing(site, private, monkeypatch):
-    recipe = parse_recipe(private.to_toml(), ["loss.hierarchy=0.5"])
+@pytest.mark.parametrize("term", ["hierarchy", "semantic"])
+def test_nothing_of_the_data_is_read_before_the_cost_is_on_the_disk(
+    site, private, term, monkeypatch
+):
+    recipe = parse_recipe(private.to_toml(), [f"loss.{term}=0.5"])
     ask(site, recipe, "roll_call")
 
-    def damaged(self, site, recipe):
-        raise DataError("A label is no class.")
+    def gone(*_, **__):
+        raise DataError("There is no such folder.")
 
-    monkeypatch.setattr(Desk, "table", damaged)
+    monkeypatch.setattr(Desk, "table", gone)
     tensors = make_learner(recipe, 12).tensors()
     assert reply_of(site, ask(site, recipe, tensors=tensors)).code == "unavailable"
     assert spent(site) > 0

@@ -13,7 +13,7 @@ from dp_accounting.rdp import RdpAccountant
 
 from client.privacy.ledger import Ledger
 from client.privacy.report import verify_report, write_report
-from client.site import Site
+from client.site import Site, write_settings
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.keys import fingerprint
@@ -187,13 +187,16 @@ def test_no_cap_is_said(tmp_path):
 
 
 def test_what_a_subject_is_comes_from_the_sites_records_and_is_no_patient(site):
-    of = recipe("privacy.unit=subject", "data.subject_column=lesion_id")
-    (site.home / "runs").mkdir()
-    announced = {"recipe": of.to_toml(), "class_names": []}
-    (site.home / "runs" / "a1.json").write_text(json.dumps(announced))
-    private_run(site, "a1", of)
-    statement, text = report(site)
-    assert statement["site"]["subject_column"] == "lesion_id"
+    own = site.settings.data.model_copy(update={"kind": "manifest", "subject_column": "lesion_id"})
+    write_settings(site.home, site.settings.model_copy(update={"data": own}))
+    site = Site.open(site.home)
+    private_run(site, "a1", recipe("privacy.unit=subject", "data.subject_column=path"))
+    # The column as of the run: what site.toml names later changes nothing of it.
+    later = own.model_copy(update={"subject_column": "patient"})
+    write_settings(site.home, site.settings.model_copy(update={"data": later}))
+    statement, text = report(Site.open(site.home))
+    assert statement["site"]["subject_column"] == "patient"
+    assert statement["facts"]["subject_columns"] == ["lesion_id"]
     assert "the same id in the column 'lesion_id'" in text
     assert "a lesion is not a patient" in text
     assert "A subject that is also at another site" in text

@@ -136,11 +136,12 @@ def aimed_weights(learner, examples, target):
     along_N = features_ND @ direction_D
     others = along_N[torch.arange(len(along_N)) != target].max()
     assert along_N[target] > others > 0
-    # Half a step beyond the largest float a sum is rounded to infinity.
-    scale = 2.0**103 / (along_N[target] * others).sqrt()
+    # The product alone overflows, so that it does not matter in which order a processor adds.
+    scale = float(np.finfo(np.float32).max) / (along_N[target] * others).sqrt()
     tensors = learner.tensors()
     tensors["head.weight"][0] = (direction_D * scale).float().numpy()
-    tensors["head.bias"][0] = np.finfo(np.float32).max
+    tensors["head.bias"][0] = 0.0
+    assert np.isfinite(tensors["head.weight"]).all()
     return tensors
 
 

@@ -131,16 +131,19 @@ def test_a_data_folder_of_other_classes_than_were_announced(home_for, announce, 
     small = RECIPE.data.model_copy(update={"image_size": 32})
     write_tree(load_table(small, tmp_path / "cache"), tmp_path / "birds", lambda *_: None)
     recipe = parse_recipe("", ["data.name=folder", "data.image_size=32"])
-    home = home_for(data=tmp_path / "birds")
+    reading = {"kind": "folder", "folders": "splits"}
+    home = home_for(data=tmp_path / "birds", reading=reading)
     announce(recipe, tuple(sorted(CLASS_NAMES)))
     assert found(home, "data")[0].level == "ok", found(home, "data")
     announce(recipe, ("a sparrow", "a gull"))
-    refused(home, "data", 3, "classes are not the 2 that were announced", "Map your labels")
+    refused(home, "data", 3, "no picture to learn from", "data check")
+    announce(recipe, CLASS_NAMES[:3])
+    refused(home, "data", 3, "with a label that is no class of the run", "data.label_map")
 
 
 def test_a_data_folder_without_a_picture_says_what_the_recipe_needs(home_for, tmp_path):
     (tmp_path / "birds" / "train" / "wren").mkdir(parents=True)
-    home = home_for(data=tmp_path / "birds")
+    home = home_for(data=tmp_path / "birds", reading={"kind": "folder", "folders": "splits"})
     recipe = parse_recipe("", ["data.name=folder", "data.image_size=32"])
     finding, code = found(home, "data", recipe)
     assert (finding.level, code) == ("failed", 3)

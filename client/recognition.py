@@ -173,7 +173,7 @@ def _paths(
             hits = sum(bool(v) and _is_file(root / made.replace("{path}", v)) for v in values)
             if hits > best[0]:
                 best = hits, {"path_column": column, "path_template": made}
-    if not best[0]:
+    if 2 * best[0] < len(sample) or not best[0]:
         raise _NoPaths(
             "No column of the manifest names files below the data's folder.",
             why=f"Its columns are: {', '.join(header)}.",

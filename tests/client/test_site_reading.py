@@ -335,7 +335,7 @@ def test_layouts_are_recognized(tmp_path):
 
 def test_a_csv_beside_class_folders_that_lists_no_pictures_is_left_alone(tmp_path):
     root = folder_tree(tmp_path / "f")
-    (root / "weather.csv").write_text("day,rain\n2026-05-01,2\n")
+    (root / "weather.csv").write_text("day,rain\n2026-05-01,0.25\n")
     assert recognize(root, {})["kind"] == "folder"
     with pytest.raises(ConfigurationError, match="No column of the manifest names files"):
         recognize(root, {"kind": "manifest"})

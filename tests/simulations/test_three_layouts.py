@@ -132,8 +132,9 @@ def story(tmp_path_factory):
                 )
                 found = check_site(site.home, recipe)
                 checks[site.name] = {f.name: f for f in found.findings}
+            lines = (run_dir / "events.jsonl").read_text().splitlines()
             yield {
-                "events": [json.loads(x) for x in (run_dir / "events.jsonl").read_text().splitlines()],
+                "events": [json.loads(line) for line in lines],
                 "metrics": json.loads((run_dir / "metrics.json").read_text()),
                 "checks": checks,
                 "homes": {site.name: site.home for site in sites},

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -435,3 +438,12 @@ def test_a_gate_will_not_reserve_for_units_told_apart_in_another_way(tmp_path):
     ask(site, recipe, tensors=make_learner(recipe, 2).tensors())
     with pytest.raises(PolicyRefusal, match="tells units apart in another way"):
         Gate(site).ledger.check_reading("another")
+
+
+def test_the_engineers_page_shows_a_reading_that_can_be():
+    page = (Path(__file__).parents[2] / "docs" / "site-engineer.md").read_text()
+    (block,) = (b for b in re.findall(r"```toml\n(.*?)```", page, re.S) if "[data.label_map]" in b)
+    own = SiteData.read(tomllib.loads(block)["data"], "the page")
+    assert own.label_map["unclear"] == "-> none"
+    keys = set(re.findall(r"`(\w+)`", page.split("| Key | What it says |")[1].split("\n\n")[0]))
+    assert set(SiteData.model_fields) - {"path", "units", "pictures"} <= keys

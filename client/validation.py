@@ -297,7 +297,7 @@ def _noisy(
     left_out = LeftOut() if site.rows is None else None
     table = _table(site, kit, recipe, part, left_out)
     if left_out is not None:
-        table = kit.trained.learner.without_unreadable(table, site.cache, left_out)
+        table, _ = kit.trained.learner.readable_examples(table, site.cache, left_out)
         log_left_out(site, left_out)
     contents = [table.content_key(i) for i in range(len(table))]
     units_N = protected_units(privacy.unit, contents, table.subjects)

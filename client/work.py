@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -188,50 +188,59 @@ def split_examples(
             out too. None: such a picture raises.
     """
     table = own_rows(site, table)
-    if left_out is not None:
-        of_table, left_out = left_out, LeftOut()
+    examples = None
+    of_table, left_out = left_out, LeftOut()
+    if of_table is not None:
         left_out.extend(of_table.names)
-        table = learner.without_unreadable(table, site.cache, left_out)
-    if unit is not None:
-        found = _split_units(site, recipe, learner, table, unit)
+        table, examples = learner.readable_examples(table, site.cache, left_out)
+    if unit is None:
+        held = held_rows(site, recipe, table)
+        sides = [np.flatnonzero(~held), np.flatnonzero(held)]
+        units = None
     else:
-        parts = _split_rows(site, recipe, table)
-        train, validation = (learner.examples(part, site.cache) for part in parts)
-        found = SiteExamples(train, validation)
-    return found if left_out is None else replace(found, left_out=left_out)
-
-
-def _split_units(
-    site: Site, recipe: Recipe, learner: Learner, table: ExampleTable, unit: Unit
-) -> SiteExamples:
-    """Protected units are found among all pictures, and each is on one side as a whole."""
-    contents = [table.content_key(i) for i in range(len(table))]
-    units = protected_units(unit, contents, table.subjects)
-    held = held_names(unit_names(units, table.subjects), recipe.data.val_fraction, site.split_key)
-    sides = [(~held).nonzero()[0], held.nonzero()[0]]
-    train, validation = (learner.examples(table.take(side), site.cache) for side in sides)
-    train_units, validation_units = (
-        np.unique(units[side], return_inverse=True)[1].astype(np.int64) for side in sides
+        sides, units = _unit_sides(site, recipe, table, unit)
+    train, validation = (
+        learner.examples(table.take(side), site.cache) if examples is None else examples.take(side)
+        for side in sides
     )
-    return SiteExamples(train, validation, train_units, validation_units)
+    of_train, of_validation = units or (None, None)
+    return SiteExamples(train, validation, of_train, of_validation, left_out)
+
+
+def _unit_sides(
+    site: Site, recipe: Recipe, table: ExampleTable, unit: Unit
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Positions for training and for validation, and the units of each.
+
+    Protected units are found among all pictures, and each is on one side as a whole.
+    """
+    contents = [table.content_key(i) for i in range(len(table))]
+    units_N = protected_units(unit, contents, table.subjects)
+    names = unit_names(units_N, table.subjects)
+    held = held_names(names, recipe.data.val_fraction, site.split_key)
+    sides = [np.flatnonzero(~held), np.flatnonzero(held)]
+    return sides, [
+        np.unique(units_N[side], return_inverse=True)[1].astype(np.int64) for side in sides
+    ]
 
 
 def split_table(
     site: Site, recipe: Recipe, table: ExampleTable
 ) -> tuple[ExampleTable, ExampleTable]:
     """A site's own rows of a table, without differential privacy: (training, validation)."""
-    return _split_rows(site, recipe, own_rows(site, table))
+    table = own_rows(site, table)
+    held = held_rows(site, recipe, table)
+    return table.take(np.flatnonzero(~held)), table.take(np.flatnonzero(held))
 
 
-def _split_rows(
-    site: Site, recipe: Recipe, table: ExampleTable
-) -> tuple[ExampleTable, ExampleTable]:
+def held_rows(site: Site, recipe: Recipe, table: ExampleTable) -> NDArray[np.bool_]:
+    """bool (N,), which of a site's own rows are kept for validation, without privacy."""
     held = validation_mask(table, recipe.data.val_fraction, site.split_key)
     if held.all():
         # A site of very few subjects may have drawn them all: it trains on them instead. Not
         # under differential privacy, where one subject more would then move all the others.
         held[:] = False
-    return table.take((~held).nonzero()[0]), table.take(held.nonzero()[0])
+    return held
 
 
 def own_rows(site: Site, table: ExampleTable) -> ExampleTable:
@@ -248,7 +257,7 @@ def pictures_without_labels(
     if tolerant:
         left_out = LeftOut()
         left_out.extend(of_table.names)
-        table = learner.without_unreadable(table, site.cache, left_out)
+        table, _ = learner.readable_examples(table, site.cache, left_out)
         log_left_out(site, left_out)
     _, held = split_table(site, recipe, table)
     if site.rows is None:

@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,7 @@ class PictureBank:
         self.size = size
         self.faults: dict[int, str] = {}
         self._length = len(table)
+        self._index: NDArray[np.int64] | None = None
         self._path: Path | None = None
         self._ready_table: ExampleTable | None = None
         self._pictures: Pictures | None = _ready(table, size) if crop == 1.0 else None
@@ -98,12 +100,23 @@ class PictureBank:
         import torch
 
         at = np.asarray(positions, dtype=np.int64)
+        if self._index is not None:
+            at = self._index[at]
         pictures = self._open()
         if isinstance(pictures, np.ndarray):
             chosen_BHWC = np.asarray(pictures[at])
         else:
             chosen_BHWC = np.stack([pictures[i] for i in at.tolist()])
         return torch.from_numpy(chosen_BHWC).permute(0, 3, 1, 2).contiguous()
+
+    def take(self, positions: Sequence[int] | NDArray[np.int64]) -> "PictureBank":
+        """The bank of the pictures at these positions; it shares what is decoded."""
+        at = np.asarray(positions, dtype=np.int64)
+        part = copy(self)
+        part._index = at if self._index is None else self._index[at]
+        part._length = len(at)
+        part.faults = {}
+        return part
 
     def _open(self) -> Pictures:
         if self._pictures is None:

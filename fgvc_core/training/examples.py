@@ -105,6 +105,12 @@ class PictureExamples:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def take(self, positions: NDArray[np.int64]) -> "PictureExamples":
+        """The examples at these positions, in their order."""
+        labels_M = self.labels_N.numpy()[positions]
+        bank = self.bank.take(positions)
+        return PictureExamples(bank, labels_M, self.augment, self.known, self.mixing)
+
     def logits(
         self,
         model: "FineGrainedClassifier",
@@ -155,6 +161,11 @@ class FeatureExamples:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def take(self, positions: NDArray[np.int64]) -> "FeatureExamples":
+        """The examples at these positions, in their order."""
+        labels_M = self.labels_N.numpy()[positions]
+        return FeatureExamples(self.features_ND[positions], labels_M, self.known)
 
     def logits(
         self,

@@ -184,14 +184,15 @@ def read_features(
     return torch.from_numpy(features_ND)
 
 
-def unreadable(
+def readable_features(
     model: "FineGrainedClassifier", table: ExampleTable, store: FeatureStore
-) -> list[int]:
-    """Positions of the pictures that cannot be read; the features of the others are kept."""
+) -> tuple[torch.Tensor, list[int]]:
+    """float32 (N, D), and the positions of pictures that cannot be read: NaN in all of a row."""
     ensure_features(model, table, store, tolerant=True)
     keys = [table.content_key(i) for i in range(len(table))]
     store.missing(keys)
     if not keys:
-        return []
-    unread: list[int] = np.flatnonzero(np.isnan(store.get(keys)).all(axis=1)).tolist()
-    return unread
+        return torch.zeros((0, model.feature_dim)), []
+    features_ND = store.get(keys)
+    unread: list[int] = np.flatnonzero(np.isnan(features_ND).all(axis=1)).tolist()
+    return torch.from_numpy(features_ND), unread

@@ -37,7 +37,7 @@ from fgvc_core.training.features import (
     ensure_features,
     open_store,
     read_features,
-    unreadable,
+    readable_features,
 )
 from fgvc_core.training.loop import Outcome, train_passes
 from fgvc_core.training.schedule import Stretch
@@ -122,10 +122,10 @@ class Learner:
             self._bank(table, cache), table.labels_N, self.augment, known, self._mixing
         )
 
-    def without_unreadable(
+    def readable_examples(
         self, table: ExampleTable, cache: Path, left_out: LeftOut
-    ) -> ExampleTable:
-        """The rows whose pictures can be read; the others are recorded.
+    ) -> tuple[ExampleTable, PictureExamples | FeatureExamples]:
+        """The rows whose pictures can be read, and the same as examples.
 
         Whether a row is among them follows from its own file alone.
 
@@ -143,17 +143,23 @@ class Learner:
                 left_out.add(UNREADABLE, table.ids[position])
             else:
                 openable.append(position)
-        found = table.take(openable)
+        table = table.take(openable)
+        found: PictureExamples | FeatureExamples
+        known = knowledge_of(table)
         if self.frozen_backbone:
-            unread = unreadable(self.model, found, open_store(cache, self.extractor))
+            store = open_store(cache, self.extractor)
+            features_ND, unread = readable_features(self.model, table, store)
+            found = FeatureExamples(features_ND, table.labels_N, known)
         else:
-            unread = list(self._bank(found, cache, tolerant=True).faults)
-        for position in unread:
-            left_out.add(UNREADABLE, found.ids[position])
+            bank = self._bank(table, cache, tolerant=True)
+            unread = sorted(bank.faults)
+            found = PictureExamples(bank, table.labels_N, self.augment, known, self._mixing)
         if not unread:
-            return found
-        faulty = set(unread)
-        return found.take([i for i in range(len(found)) if i not in faulty])
+            return table, found
+        for position in unread:
+            left_out.add(UNREADABLE, table.ids[position])
+        kept = np.setdiff1d(np.arange(len(table)), unread)
+        return table.take(kept), found.take(kept)
 
     def scored_examples(self, table: ExampleTable, cache: Path, zoom: float) -> Examples:
         """A table's labelled examples to be scored, with a closer look where that is asked for.

@@ -193,7 +193,8 @@ def _show_budget(found: "Budget") -> None:
             f"{found.unprotected}"
         )
     if found.left is None:
-        console.print("cap:    none in the policy")
+        chosen = " (policy.epsilon_cap = 'none'): no run is stopped for what it costs"
+        console.print("cap:    none" + (chosen if found.uncapped else " in the policy"))
     else:
         console.print(f"cap:    epsilon {found.cap:g}; left: {found.left:.4g}")
     plan = found.plan

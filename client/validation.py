@@ -205,10 +205,12 @@ def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, .
     offered = kit.body.privacy
     privacy = None
     if policy.demand:
+        most = policy.delta if policy.own is None else policy.own.delta
+        subjects = policy.own is not None and policy.own.unit == "subject"
         privacy = PrivacySettings(
             epsilon=offered.epsilon,
-            delta=min(offered.delta, policy.delta),
-            unit=policy.unit or offered.unit,
+            delta=min(offered.delta, most),
+            unit=policy.unit or ("subject" if subjects else offered.unit),
         )
     return kit.trained.recipe.model_copy(update={"data": data, "privacy": privacy})
 

@@ -38,7 +38,11 @@ def new(
         str | None, typer.Option(help="What must be protected at least: image or subject.")
     ] = None,
     epsilon_cap: Annotated[
-        float | None, typer.Option(help="Most epsilon that all answers together may cost.")
+        str | None,
+        typer.Option(
+            help="Most epsilon that all answers together may cost one unit, or 'none' for no "
+            "limit; --privacy required and --unit need it."
+        ),
     ] = None,
     subject_column: Annotated[
         str | None, typer.Option(help="For a manifest: the column that names the subject.")
@@ -51,7 +55,7 @@ def new(
 
     Example: fieldmark site new clinic model.kit --name clinic --path /data/skin --issuer 4f0c...
     """
-    from client.privacy.policy import Policy
+    from client.privacy.policy import Policy, read_cap
     from client.provision import make_home
     from client.site import write_settings
     from fgvc_core.data.cache import cache_folder
@@ -68,7 +72,7 @@ def new(
             why="This home would take whatever that key has signed.",
             remedy="Ask its maker for the fingerprint by another way than the file.",
         )
-    values = {"privacy": privacy, "unit": unit, "epsilon_cap": epsilon_cap}
+    values = {"privacy": privacy, "unit": unit, "epsilon_cap": read_cap(epsilon_cap)}
     policy = Policy.read({k: v for k, v in values.items() if v is not None}, "site new")
     site = make_home(
         home,

@@ -277,7 +277,7 @@ def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
             yield _not_reached("cost", "the policy refuses it before")
         return
     yield Finding("policy", "ok", f"epsilon {plan['epsilon']:.3g} for each {plan['unit']}")
-    cap = "no cap" if budget.cap is None else f"cap {budget.cap:g}"
+    cap = site.settings.policy.cap_in_words
     said = f"the total would be {plan['total_after']:.3g} ({cap})"
     if not plan["allowed"]:
         remedy = "Ask for a smaller privacy.epsilon, or raise policy.epsilon_cap."

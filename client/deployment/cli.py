@@ -60,7 +60,11 @@ def join(
         typer.Option(help="required: only with differential privacy; optional: also without."),
     ] = None,
     epsilon_cap: Annotated[
-        float | None, typer.Option(help="Most epsilon that all runs together may cost.")
+        str | None,
+        typer.Option(
+            help="Most epsilon that all runs together may cost one unit, or 'none' for no limit; "
+            "--privacy required needs it."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     kind: Kind = None,
@@ -91,7 +95,8 @@ def join(
     """
     from client.deployment.joining import Answers
     from client.deployment.joining import join as make
-    from client.privacy.policy import Policy
+    from client.privacy.policy import Policy, read_cap
+    from fgvc_core.errors import ConfigurationError
     from fgvc_core.protocol.kit import read_kit
 
     found = read_kit(kit)
@@ -108,10 +113,19 @@ def join(
             privacy = "required" if required else "optional"
         if privacy == "required" and epsilon_cap is None:
             epsilon_cap = typer.prompt(
-                "Most epsilon that all runs together may cost", default=8.0, type=float, err=True
+                "Most epsilon that all runs together may cost one unit (or: none)",
+                default="8.0",
+                err=True,
             )
+    if privacy == "required" and epsilon_cap is None:
+        raise ConfigurationError(
+            "--privacy required needs --epsilon-cap.",
+            why="Each run would be protected, and nothing would limit what all of them together "
+            "tell about one unit.",
+            remedy="Give the most that they may cost (--epsilon-cap 8.0), or --epsilon-cap none.",
+        )
     policy = Policy.read(
-        {"privacy": privacy or "optional", "epsilon_cap": epsilon_cap}, "the policy"
+        {"privacy": privacy or "optional", "epsilon_cap": read_cap(epsilon_cap)}, "the policy"
     )
     answers = Answers(data=data, units=units or 0, policy=policy, device=device)
     if data is not None:

@@ -13,6 +13,7 @@ from client.privacy.policy import protection
 from client.site import Site
 from client.state import last_announced
 from fgvc_core.privacy.accountant import epsilon_of_plan
+from fgvc_core.privacy.odometer import choose_rule
 from fgvc_core.privacy.planning import plan_for
 
 
@@ -44,6 +45,7 @@ class Foresight:
             plan = plan_for(privacy, found[2].federation.rounds)
             for delta in (privacy.delta, policy.delta):
                 epsilon_of_plan(plan, delta)
+            choose_rule(plan, policy.cap, policy.delta)
         except Exception:
             # A stranger's recipe must not end the runner, whatever it asks for.
             return False

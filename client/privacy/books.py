@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.privacy.chain import RESTORE, TORN, Entry
 from fgvc_core.errors import DataError
-from fgvc_core.privacy.accountant import cost_of_plan, total_cost
+from fgvc_core.privacy.accountant import cost_of_plan
 from fgvc_core.privacy.events import PrivacyEvent, Purpose, merge, read_events, take
+from fgvc_core.privacy.odometer import Rule, all_orders, choose_rule, total_cost
 from fgvc_core.privacy.settings import Unit
 
 Key = tuple[Purpose, float, float]
@@ -39,6 +40,9 @@ class Plan:
         units: The site's public number of units then.
         reading: Digest of how the site told its units apart then; empty in older ledgers.
         subject_column: The column that said who is a subject then, if one did.
+        recorded: How the ledger adds up its costs if this plan is charged first; None: the
+            entry is of a version that wrote down no such rule.
+        first: Whether this plan was charged before any other: its rule is the ledger's.
     """
 
     run: str
@@ -55,6 +59,19 @@ class Plan:
     units: int
     reading: str = ""
     subject_column: str | None = None
+    recorded: Rule | None = None
+    first: bool = False
+
+    @property
+    def rule(self) -> Rule:
+        """How costs are added up where this plan was charged first.
+
+        It follows from the announcement, never from what was released. Earlier versions gave
+        one plan's cost by PLD, and chose an order when there were more: so do we for theirs.
+        """
+        if self.recorded is not None:
+            return self.recorded
+        return Rule(choose_rule(self.events, None, self.delta).orders, one_plan=True)
 
     @property
     def remaining(self) -> tuple[PrivacyEvent, ...]:
@@ -71,6 +88,12 @@ class Plan:
     def charged(self) -> tuple[tuple[PrivacyEvent, ...], tuple[PrivacyEvent, ...]]:
         """(announced, released), with what crashes may have cost in both."""
         return (*self.events, *self.lost), (*self.released, *self.lost)
+
+    @property
+    def priced(self) -> tuple[PrivacyEvent, ...]:
+        """The events that :meth:`cost` is the epsilon of: all or, before any charge, none."""
+        announced, released = self.charged
+        return merge(announced) if released else ()
 
     def holds(self, event: PrivacyEvent) -> bool:
         """Whether all of an event is still to be reserved."""
@@ -155,7 +178,8 @@ class Books:
             events=read_events(values.events),
             released=(),
             lost=(),
-            **values.model_dump(exclude={"events"}),
+            recorded=_rule_of(entry, values.rule),
+            **values.model_dump(exclude={"events", "rule"}),
         )
 
     def _reserve(self, entry: Entry) -> None:
@@ -165,6 +189,7 @@ class Books:
         if plan is None:
             raise _malformed(entry, "its run was never announced")
         self._plans[values.run] = plan.having_released(event)
+        self._settle_first()
         self._reserved[values.run, values.request] = event
         self._rounds.add((values.run, values.round, event.purpose))
 
@@ -188,6 +213,15 @@ class Books:
             if not any(_covers(other, event) for other in others):
                 plan = self._plans[run]
                 self._plans[run] = replace(plan, lost=merge((*plan.lost, event)))
+        self._settle_first()
+
+    def _settle_first(self) -> None:
+        """The first charge settles whose rule the ledger keeps, for good."""
+        if any(plan.first for plan in self._plans.values()):
+            return
+        run = next((plan.run for plan in self._plans.values() if plan.charged[1]), None)
+        if run is not None:
+            self._plans[run] = replace(self._plans[run], first=True)
 
 
 def plans_of(entries: Iterable[Entry]) -> list[Plan]:
@@ -202,8 +236,16 @@ def plans_of(entries: Iterable[Entry]) -> list[Plan]:
     return books.plans()
 
 
+def rule_of(plans: Iterable[Plan]) -> Rule | None:
+    """How a ledger adds up its costs; None while nothing was charged and it is still open."""
+    return next((plan.rule for plan in plans if plan.first), None)
+
+
 def total_of(
-    plans: Iterable[Plan], delta: float, extra: Iterable[PrivacyEvent] = ()
+    plans: Iterable[Plan],
+    delta: float,
+    extra: Iterable[PrivacyEvent] = (),
+    rule: Rule | None = None,
 ) -> tuple[float, str]:
     """Epsilon of all plans together at a delta, and the method.
 
@@ -211,11 +253,17 @@ def total_of(
         plans: As far as each was carried out.
         delta: Of the whole.
         extra: The events of one more plan, as if it had been carried out.
+        rule: With ``extra``: what was chosen for it, where nothing was charged before.
     """
-    pairs: list[tuple[Iterable[PrivacyEvent], Iterable[PrivacyEvent]]]
-    pairs = [plan.charged for plan in plans]
-    extra = tuple(extra)
-    return total_cost([*pairs, (extra, extra)], delta)
+    plans, extra = list(plans), tuple(extra)
+    settled = rule_of(plans)
+    if settled is not None:
+        first = next(plan.charged for plan in plans if plan.first)
+        others = [plan.charged for plan in plans if not plan.first]
+        return total_cost(first, [*others, (extra, extra)], settled, delta)
+    if not extra:
+        return 0.0, "nothing was released"
+    return total_cost((extra, extra), [], rule or choose_rule(extra, None, delta), delta)
 
 
 class _Values(BaseModel):
@@ -226,6 +274,11 @@ class _Values(BaseModel):
 
 class _Founded(_Values):
     data: str
+
+
+class _Rule(_Values):
+    orders: list[float] = Field(min_length=1, max_length=64)
+    one_plan: bool
 
 
 class _Announced(_Values):
@@ -240,6 +293,7 @@ class _Announced(_Values):
     units: int = Field(ge=0)
     reading: str = ""
     subject_column: str | None = None
+    rule: _Rule | None = None
 
 
 class _Reserved(_Values):
@@ -272,6 +326,14 @@ def _read(kind: type[_Kind], entry: Entry) -> _Kind:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise _malformed(entry, f"'{where}': {first['msg']}") from None
+
+
+def _rule_of(entry: Entry, values: "_Rule | None") -> Rule | None:
+    if values is None:
+        return None
+    if not set(values.orders) <= set(all_orders()):
+        raise _malformed(entry, "'rule.orders' has an order that costs are not computed at")
+    return Rule(tuple(values.orders), values.one_plan)
 
 
 def _malformed(entry: Entry, what: str) -> DataError:

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from client.privacy.ledger import Ledger
+from client.privacy.ledger import Ledger, rule_of, total_of
 from client.privacy.terms import UNLIMITED, Terms
 from client.site import Site
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.privacy.accountant import epsilon_of_filter, epsilon_of_plan
+from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
+from fgvc_core.privacy.odometer import total_cost
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import Recipe
 
@@ -24,6 +25,7 @@ class Budget:
         spent: Epsilon of everything so far.
         how: The method by which it was composed.
         cap: The policy's cap, or None.
+        uncapped: Whether the policy says in words that there is none.
         delta: The policy's delta.
         runs: How many runs have released something.
         unprotected: How many replies left without differential privacy; no epsilon bounds them.
@@ -33,6 +35,7 @@ class Budget:
     spent: float
     how: str
     cap: float | None
+    uncapped: bool
     delta: float
     runs: int
     unprotected: int
@@ -40,7 +43,7 @@ class Budget:
 
     @property
     def left(self) -> float | None:
-        """Cap less what is spent; composition makes later runs cheaper than this suggests."""
+        """Cap less what is spent; several runs may fit where one of that size would not."""
         return None if self.cap is None else max(self.cap - self.spent, 0.0)
 
     def as_json(self) -> dict[str, Any]:
@@ -49,6 +52,7 @@ class Budget:
             "spent": self.spent,
             "how": self.how,
             "cap": self.cap,
+            "uncapped": self.uncapped,
             "left": self.left,
             "delta": self.delta,
             "adjacency": ADJACENCY,
@@ -72,7 +76,8 @@ def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
     return Budget(
         spent=spent,
         how=how,
-        cap=policy.epsilon_cap,
+        cap=policy.cap,
+        uncapped=policy.epsilon_cap == "none",
         delta=policy.delta,
         runs=sum(bool(plan.released) for plan in ledger.plans()),
         unprotected=ledger.unprotected(),
@@ -98,11 +103,11 @@ def _plan(terms: Terms, recipe: Recipe) -> dict[str, Any]:
         terms.check_budget(privacy, recipe.name, events)
     except PolicyRefusal as refusal:
         why = refusal.what
-    total, how = ledger.total(delta, events)
+    total, how = ledger.total(delta, events, terms.rule_for(events))
     if why:
         more: int | None = 0
     else:
-        more = None if cap == UNLIMITED else _more_runs(ledger, delta, events, cap)
+        more = None if cap == UNLIMITED else _more_runs(terms, events)
     return {
         "allowed": not why,
         "why": why,
@@ -116,14 +121,17 @@ def _plan(terms: Terms, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _more_runs(ledger: Ledger, delta: float, events: tuple[PrivacyEvent, ...], cap: float) -> int:
+def _more_runs(terms: Terms, events: tuple[PrivacyEvent, ...]) -> int:
     """How many such runs, one after the other, stay within the cap."""
-    charged = [event for plan in ledger.plans() for event in plan.charged[1]]
+    (cap, delta), rule = terms.cap, terms.rule_for(events)
+    plans = terms.ledger.plans()
 
     def fits(runs: int) -> bool:
-        if runs == 1:
-            return ledger.total(delta, events)[0] <= cap
-        return epsilon_of_filter([*charged, *(events * runs)], delta) <= cap
+        if rule_of(plans) is not None:
+            return total_of(plans, delta, events * runs)[0] <= cap
+        # All of them as one plan would be cheaper than one after the other.
+        further = events * (runs - 1)
+        return total_cost((events, events), [(further, further)], rule, delta)[0] <= cap
 
     if not fits(1):
         return 0

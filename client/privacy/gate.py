@@ -24,7 +24,7 @@ from client.privacy.terms import Terms
 from client.reading import subject_column, units_digest
 from client.site import Site
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
-from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
+from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.envelope import Sealed, seal
@@ -148,6 +148,7 @@ class Gate:
             request.run,
             request.recipe_digest,
             events,
+            self.terms.rule_for(events),
             name=name,
             delta=privacy.delta,
             unit=privacy.unit,
@@ -292,7 +293,7 @@ class Gate:
             delta_total=self._policy.delta,
             unit=plan.unit,
             adjacency=ADJACENCY,
-            events=[event.as_json() for event in merge(plan.charged[1])],
+            events=[event.as_json() for event in plan.priced],
         )
 
     def _send(

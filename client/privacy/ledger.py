@@ -7,7 +7,8 @@ Kinds of entries:
 
 =========  ====================================================================
 founded    whose ledger, over which data
-announced  a run's whole plan: events, delta, unit, public number of units
+announced  a run's whole plan: events, delta, unit, public number of units, and how costs are
+           added up from now on if it is the first to be charged
 approved   a person at the site has said yes to a run
 reserved   one release of a plan, before the work for it
 sent       a reply that may leave from now on: what is in it, how large
@@ -19,16 +20,18 @@ audited    the site audited itself; nothing left
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from client.privacy.books import Books, Plan, plans_of, total_of
+from client.privacy.books import Books, Plan, plans_of, rule_of, total_of
 from client.privacy.chain import RESTORE, TORN, Chain, Entry
 from fgvc_core.errors import DataError, PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, merge
+from fgvc_core.privacy.odometer import Rule
 from fgvc_core.privacy.settings import Unit
 
-__all__ = ["FILE", "Ledger", "Plan", "plans_of", "total_of"]
+__all__ = ["FILE", "Ledger", "Plan", "plans_of", "rule_of", "total_of"]
 
 FILE = "ledger.jsonl"
 
@@ -87,14 +90,15 @@ class Ledger:
         with self._shelf.reading() as books:
             return books.unprotected
 
-    def total(self, delta: float, extra: Iterable[PrivacyEvent] = ()) -> tuple[float, str]:
-        """Epsilon of everything at a delta, and the method.
+    def rule(self) -> Rule | None:
+        """How costs are added up, since the first charge; None before it."""
+        return rule_of(self.plans())
 
-        Args:
-            delta: Of the whole.
-            extra: The events of one more plan, as if it had been carried out.
-        """
-        return total_of(self.plans(), delta, extra)
+    def total(
+        self, delta: float, extra: Iterable[PrivacyEvent] = (), rule: Rule | None = None
+    ) -> tuple[float, str]:
+        """Epsilon of everything at a delta, and the method; see :func:`total_of`."""
+        return total_of(self.plans(), delta, extra, rule)
 
     def check_unit(self, unit: Unit) -> None:
         """Refuse another unit than the one that was charged so far.
@@ -106,9 +110,21 @@ class Ledger:
             _check_unit(books, unit)
 
     def announce(
-        self, run: str, recipe_digest: str, events: Iterable[PrivacyEvent], **terms: Any
+        self,
+        run: str,
+        recipe_digest: str,
+        events: Iterable[PrivacyEvent],
+        rule: Rule,
+        **terms: Any,
     ) -> None:
         """Write down a run's plan; doing so costs nothing yet, and twice is once.
+
+        Args:
+            run: Its id.
+            recipe_digest: Of the announced recipe.
+            events: All that it is to release.
+            rule: How the ledger adds up its costs if this plan is the first to be charged.
+            terms: Everything else that the entry says.
 
         Raises:
             PolicyRefusal: if the same run was announced with another plan, the ledger
@@ -118,6 +134,7 @@ class Ledger:
             "run": run,
             "recipe_digest": recipe_digest,
             "events": [event.as_json() for event in merge(events)],
+            "rule": rule.as_json(),
             **terms,
         }
         with self._writing() as chain, self._shelf.reading() as books:
@@ -132,7 +149,9 @@ class Ledger:
                 for e in chain.entries()
                 if e.kind == "announced" and e.values["run"] == run
             )
-            if {**before, "policy": ""} != {**values, "policy": ""}:
+            # What was settled at the first announcement stays; a policy may change meanwhile.
+            settled = {"policy": "", "rule": ""}
+            if {**before, **settled} != {**values, **settled}:
                 raise PolicyRefusal(
                     f"Run '{run}' was announced before with another plan.",
                     why="A plan is fixed before its first release.",
@@ -236,9 +255,11 @@ class Ledger:
 
     def _check_cap(self, books: Books, after: Plan, cap: tuple[float, float]) -> None:
         epsilon, delta = cap
-        total, _ = total_of(
-            [after if plan.run == after.run else plan for plan in books.plans()], delta
-        )
+        plans = [after if plan.run == after.run else plan for plan in books.plans()]
+        if rule_of(plans) is None:
+            # The first charge of all: from now on its plan's rule is the ledger's.
+            plans = [replace(plan, first=plan.run == after.run) for plan in plans]
+        total, _ = total_of(plans, delta)
         if total > epsilon:
             raise PolicyRefusal(
                 f"policy.epsilon_cap = {epsilon:g}: this release would bring the total to "

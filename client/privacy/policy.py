@@ -5,18 +5,20 @@ import json
 from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fgvc_core.configuration import Settings
-from fgvc_core.errors import PolicyRefusal
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings, Unit
 from fgvc_core.protocol.validation import Figures
 from fgvc_core.recipe import Recipe
 
 SUBJECTS_OF_THEIR_OWN = ("fieldmarks", "ham10000")
 """Kinds of data whose published files say who is a subject."""
+
+LARGEST_CAP = 1000.0
 
 
 class Policy(Settings):
@@ -26,19 +28,20 @@ class Policy(Settings):
         "optional",
         description="required: nothing computed from the pictures leaves without differential "
         "privacy; a recipe without it is refused, or run with policy.own where that is set. "
-        "own, epsilon_cap and unit each require it too.",
+        "own, a number for epsilon_cap, and unit each require it too. Whatever requires it needs "
+        "epsilon_cap.",
     )
     own: PrivacySettings | None = Field(
         None,
         description="The protection that this site adds by itself (method = 'gradients') to a "
-        "recipe that has none.",
+        "recipe that has none. It is a ceiling too: a recipe with a larger epsilon or delta, or a "
+        "smaller unit, is refused.",
     )
-    epsilon_cap: float | None = Field(
+    epsilon_cap: float | Literal["none"] | None = Field(
         None,
-        gt=0.0,
-        le=1000.0,
         description="Most epsilon that all runs together may cost a unit, 0 to 1000; without "
-        "differential privacy a run costs more than any cap.",
+        "differential privacy a run costs more than any cap. none: runs are added up and never "
+        "stopped for what they cost, and the privacy report says so in its first line.",
     )
     delta: float = Field(
         1e-5, gt=0.0, le=1e-2, description="The delta at which the cap holds, 0 to 0.01."
@@ -89,6 +92,19 @@ class Policy(Settings):
         "request, so that the time taken tells nothing; 0 holds none.",
     )
 
+    @field_validator("epsilon_cap", mode="before")
+    @classmethod
+    def _number_or_none(cls, value: Any) -> Any:
+        if value is None or value == "none":
+            return value
+        try:
+            number = float("" if isinstance(value, bool) else value)
+        except (TypeError, ValueError):
+            number = 0.0
+        if not 0.0 < number <= LARGEST_CAP:
+            raise ValueError(f"a number above 0 and at most {LARGEST_CAP:g}, or 'none'")
+        return number
+
     @model_validator(mode="after")
     def _own_fits(self) -> Self:
         own = self.own
@@ -100,17 +116,38 @@ class Policy(Settings):
             raise ValueError(f"own.delta must be at most policy.delta = {self.delta:g}")
         if self.unit == "subject" and own.unit == "image":
             raise ValueError("own.unit must be 'subject', as policy.unit is")
-        if self.epsilon_cap is not None and own.epsilon > self.epsilon_cap:
-            raise ValueError(f"own.epsilon must be at most epsilon_cap = {self.epsilon_cap:g}")
+        if self.cap is not None and own.epsilon > self.cap:
+            raise ValueError(f"own.epsilon must be at most epsilon_cap = {self.cap:g}")
         return self
+
+    @model_validator(mode="after")
+    def _capped(self) -> Self:
+        if self.demand and self.epsilon_cap is None:
+            raise ValueError(
+                f"{self.demand.removeprefix('policy.')} needs epsilon_cap: the most epsilon that "
+                "all runs together may cost one unit (such as 8.0), or 'none' for no limit"
+            )
+        return self
+
+    @property
+    def cap(self) -> float | None:
+        """Most epsilon that all runs together may cost; None where nothing limits it."""
+        return None if self.epsilon_cap == "none" else self.epsilon_cap
+
+    @property
+    def cap_in_words(self) -> str:
+        """The cap for a reader, and who decided that there is none."""
+        if self.cap is not None:
+            return f"cap {self.cap:g}"
+        return "no cap (policy.epsilon_cap = 'none')" if self.epsilon_cap else "no cap"
 
     @property
     def demand(self) -> str:
         """The line by which nothing leaves without differential privacy; empty if none does."""
         if self.privacy == "required":
             return "policy.privacy = 'required'"
-        if self.epsilon_cap is not None:
-            return f"policy.epsilon_cap = {self.epsilon_cap:g}"
+        if self.cap is not None:
+            return f"policy.epsilon_cap = {self.cap:g}"
         if self.unit is not None:
             return f"policy.unit = '{self.unit}'"
         return "policy.own is set" if self.own is not None else ""
@@ -120,6 +157,23 @@ class Policy(Settings):
         """SHA-256 (hex) of the policy, by which the ledger says under which one it acted."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_cap(text: str | None) -> float | Literal["none"] | None:
+    """``epsilon_cap`` from a command line: a number, or none.
+
+    Raises:
+        ConfigurationError: if it is neither.
+    """
+    if text is None or text == "none":
+        return None if text is None else "none"
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"--epsilon-cap {text} is neither a number nor 'none'.",
+            remedy="Give the most epsilon that all runs together may cost, such as 8.0.",
+        ) from None
 
 
 def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
@@ -151,7 +205,27 @@ def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
             why="Its bound would fail more often than this site allows.",
             remedy=f"Set privacy.delta to at most {policy.delta:g}.",
         )
+    if policy.own is not None:
+        _check_ceiling(policy.own, asked)
     return asked
+
+
+def _check_ceiling(own: PrivacySettings, asked: PrivacySettings) -> None:
+    """Refuse a recipe that protects less than the site's own protection does."""
+    for name in ("epsilon", "delta"):
+        most, wanted = getattr(own, name), getattr(asked, name)
+        if wanted > most:
+            raise PolicyRefusal(
+                f"policy.own.{name} = {most:g}, and the recipe asks for {wanted:g}.",
+                why="A recipe with its own privacy would be protected less than one without any.",
+                remedy=f"Set privacy.{name} to at most {most:g}.",
+            )
+    if own.unit == "subject" and asked.unit == "image":
+        raise PolicyRefusal(
+            "policy.own.unit = 'subject', and the recipe protects single images.",
+            why="A subject with many pictures would be protected less than by the site itself.",
+            remedy="Set privacy.unit = 'subject' in the recipe.",
+        )
 
 
 def check_inside(recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from client.reading import kind_of, subject_column
 from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.odometer import Rule, choose_rule
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.private_recipe import (
     refuse_coupled,
@@ -45,7 +46,15 @@ class Terms:
     def cap(self) -> tuple[float, float]:
         """(epsilon, delta) that the whole ledger must not exceed."""
         policy = self.site.settings.policy
-        return (UNLIMITED if policy.epsilon_cap is None else policy.epsilon_cap), policy.delta
+        return (UNLIMITED if policy.cap is None else policy.cap), policy.delta
+
+    def rule_for(self, events: tuple[PrivacyEvent, ...]) -> Rule:
+        """How costs are added up where a run with these events comes next.
+
+        Settled once something was charged; before, it is chosen for this run and the cap.
+        """
+        policy = self.site.settings.policy
+        return self.ledger.rule() or choose_rule(events, policy.cap, policy.delta)
 
     def protection(self, recipe: Recipe) -> PrivacySettings | None:
         """The differential privacy under which this site works on a recipe.
@@ -102,7 +111,7 @@ class Terms:
         """
         self.ledger.check_unit(privacy.unit)
         epsilon, delta = self.cap
-        total, how = self.ledger.total(delta, events)
+        total, how = self.ledger.total(delta, events, self.rule_for(events))
         if total > epsilon:
             spent, _ = self.ledger.total(delta)
             raise PolicyRefusal(

@@ -1,28 +1,25 @@
-"""What events cost: dp-accounting's privacy loss distributions, and a Renyi filter.
+"""What one plan costs: dp-accounting's privacy loss distributions (PLD).
 
 Inside one plan, announced before its first release, the events are composed as privacy
 loss distributions (Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380;
-pessimistic estimates, add-or-remove-one). Across plans that were chosen one after
-another, each perhaps because of what the last one showed, that is not proven; a Renyi
-filter is (Feldman and Zrnic 2021, https://arxiv.org/abs/2008.11193; Lecuyer 2021,
-https://arxiv.org/abs/2103.01379), and costs some more.
+pessimistic estimates, add-or-remove-one). The coordinator may ask for a plan's releases in any
+order, and stop early, because of what it has seen: the events are the same whatever their order,
+and fewer are a function of all of them, so the bound holds. Across plans that were chosen one
+after another it does not; :mod:`fgvc_core.privacy.odometer` adds those up, and costs some more.
 
 Opacus's GDP accountant is not offered, nor used for more than a first guess: it
 under-estimates (13.88 where both
 PLD and PRV give 14.45 for N = 500, B = 64, 240 steps, noise multiplier 1).
 """
 
-import logging
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.privacy.central_limit import LARGEST_NOISE, limit_epsilon, noise_by_limit
-from fgvc_core.privacy.events import LEAST_SAMPLED_NOISE, Plan, PrivacyEvent, merge, take
+from fgvc_core.privacy.events import LEAST_SAMPLED_NOISE, Plan, PrivacyEvent, merge
 
 DISCRETISATION = 1e-4
 """Step of the privacy loss distribution's grid."""
@@ -41,50 +38,23 @@ def epsilon_of_plan(events: Iterable[PrivacyEvent], delta: float) -> float:
     Returns:
         Epsilon under add-or-remove-one, an upper bound; 0 where there are no events.
     """
-    return _epsilon("pld", merge(events), delta)
-
-
-def epsilon_of_filter(events: Iterable[PrivacyEvent], delta: float) -> float:
-    """Epsilon by Renyi composition, valid across adaptively chosen plans."""
-    return _epsilon("renyi", merge(events), delta)
+    return _epsilon(merge(events), delta)
 
 
 def cost_of_plan(
     announced: Iterable[PrivacyEvent], released: Iterable[PrivacyEvent], delta: float
 ) -> tuple[float, str]:
-    """Epsilon of one plan as far as it was carried out, and the name of the method.
+    """Epsilon of one plan of which something was released, and the name of the method.
 
-    When a plan was left unfinished, the moment may have been chosen because of what was
-    seen: then the cheaper of two bounds that hold all the same, the whole plan's and the
-    Renyi filter's over what was released.
+    A plan that was left unfinished costs as much as the whole: the moment may have been chosen
+    because of what was seen, and whatever was released is a function of the whole plan's
+    releases.
     """
     announced, released = merge(announced), merge(released)
     if not released:
         return 0.0, "nothing was released"
     whole = epsilon_of_plan(announced, delta)
-    if announced == released:
-        return whole, "PLD of one plan"
-    part = epsilon_of_filter(released, delta)
-    return (part, "Renyi filter") if part < whole else (whole, "PLD of one plan, unfinished")
-
-
-def total_cost(
-    plans: Iterable[tuple[Iterable[PrivacyEvent], Iterable[PrivacyEvent]]], delta: float
-) -> tuple[float, str]:
-    """Epsilon of all plans of a ledger together, and the name of the method.
-
-    Args:
-        plans: (announced, released) events of each plan.
-        delta: Of the whole.
-    """
-    used = [(merge(a), merge(r)) for a, r in plans]
-    used = [(announced, released) for announced, released in used if released]
-    if not used:
-        return 0.0, "nothing was released"
-    if len(used) == 1:
-        return cost_of_plan(*used[0], delta)
-    released = [event for _, events in used for event in events]
-    return epsilon_of_filter(released, delta), "Renyi filter over several plans"
+    return whole, "PLD of one plan" if announced == released else "PLD of one plan, unfinished"
 
 
 def noise_for(plan: Plan, epsilon: float, delta: float) -> float:
@@ -143,47 +113,23 @@ def _search(plan: Plan, epsilon: float, delta: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(method: str, events: tuple[PrivacyEvent, ...], delta: float) -> float:
+def _epsilon(events: tuple[PrivacyEvent, ...], delta: float) -> float:
     if not events:
         return 0.0
     # Imported here: the library takes a second, and a run without privacy needs none of it.
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
-    from dp_accounting.rdp import compute_epsilon
 
-    if method == "renyi":
-        curves = [(event.count, *_renyi_curve(take(event, 1))) for event in events]
-        orders = curves[0][1]
-        total = sum((count * curve for count, _, curve in curves), np.zeros(len(orders)))
-        return float(compute_epsilon(orders, total, delta)[0])
     accountant = PLDAccountant(
         NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=DISCRETISATION
     )
     for event in events:
-        accountant.compose(_dp_event(event), event.count)
+        accountant.compose(dp_event(event), event.count)
     return float(accountant.get_epsilon(delta))
 
 
-@lru_cache(maxsize=4096)
-def _renyi_curve(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(orders, Renyi divergences) of one release: a round adds one more to a sum of these."""
-    from dp_accounting import NeighboringRelation
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
-    # A series that does not converge at some order leaves that order out, which is sound; the
-    # library says so each time on standard error, where nobody can do anything about it.
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)
-    try:
-        accountant.compose(_dp_event(event))
-    finally:
-        absl.setLevel(level)
-    return accountant.orders, accountant.rdp
-
-
-def _dp_event(event: PrivacyEvent) -> object:
+def dp_event(event: PrivacyEvent) -> Any:
+    """One release of an event, as dp-accounting's."""
     import dp_accounting
 
     gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)

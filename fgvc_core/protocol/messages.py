@@ -95,9 +95,11 @@ class Scores(BaseModel):
 
 
 class PrivacyStatement(BaseModel):
-    """What a run has cost at a site so far, as the site states it.
+    """What a run costs at a site once it has released anything, as the site states it.
 
-    ``events`` are enough to compute ``epsilon`` again.
+    ``epsilon`` is the cost of ``events``, all that was announced, by PLD. ``epsilon_total`` is the
+    ledger's, by the method that it fixed before its first release: after a single run it is often
+    a little above ``epsilon``, as it holds at whatever moment the runs end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -67,20 +67,21 @@ def unprotected(*changes: str) -> Recipe:
 
 
 def make_site(folder: Path, name: str = "site-1", units: int = 40, **policy) -> Site:
-    """A fresh home under a policy; by default differential privacy is required."""
+    """A fresh home under a policy; by default differential privacy is required, without a cap."""
     return make_home(
         folder / name,
         name=name,
         coordinator=public_text(COORDINATOR.public_key()),
         cache=folder / "cache",
         units=units,
-        policy=Policy(**{"privacy": "required", **policy}),
+        policy=Policy(**{"privacy": "required", "epsilon_cap": "none", **policy}),
     )
 
 
 def with_policy(site: Site, **policy) -> Site:
-    """The same home under another policy."""
-    write_settings(site.home, site.settings.model_copy(update={"policy": Policy(**policy)}))
+    """The same home under another policy; without a cap where none is named."""
+    changed = Policy(**{"epsilon_cap": "none", **policy})
+    write_settings(site.home, site.settings.model_copy(update={"policy": changed}))
     return Site.open(site.home)
 
 

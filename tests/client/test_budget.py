@@ -158,7 +158,9 @@ def test_a_site_without_a_cap_says_so(tmp_path, run, file_of):
     carry_out(site, "run-1")
     code, out, _ = run("budget", site.home, "--plan", file_of(SUMS))
     assert code == 0
-    assert "cap:    none in the policy" in out
+    assert "cap:    none (policy.epsilon_cap = 'none'): no run is stopped for" in out
+    lax = with_policy(site, epsilon_cap=None)
+    assert "cap:    none in the policy" in run("budget", lax.home)[1]
     assert "allows:" not in out
     found = json.loads(run("budget", site.home, "--json")[1])
     assert (found["cap"], found["left"], found["plan"]) == (None, None, None)

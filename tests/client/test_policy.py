@@ -11,6 +11,7 @@ from client.privacy.policy import (
     check_subject,
     check_tensors,
     protection,
+    read_cap,
 )
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings
@@ -24,9 +25,9 @@ TODAY = date(2026, 3, 1)
 @pytest.mark.parametrize(
     ("policy", "line"),
     [
-        ({"privacy": "required"}, "policy.privacy = 'required'"),
+        ({"privacy": "required", "epsilon_cap": "none"}, "policy.privacy = 'required'"),
         ({"epsilon_cap": 2.0}, "policy.epsilon_cap = 2"),
-        ({"unit": "image"}, "policy.unit = 'image'"),
+        ({"unit": "image", "epsilon_cap": "none"}, "policy.unit = 'image'"),
     ],
 )
 def test_a_policy_that_demands_privacy_refuses_a_recipe_without(policy, line):
@@ -38,24 +39,73 @@ def test_a_policy_that_demands_privacy_refuses_a_recipe_without(policy, line):
 
 def test_a_policy_that_demands_nothing_takes_recipes_as_they_are():
     assert Policy().demand == ""
+    # That there is no cap asks for nothing.
+    assert Policy(epsilon_cap="none").demand == ""
     assert protection(Policy(), unprotected()) is None
     assert protection(Policy(), sums()) == sums().privacy
 
 
-@pytest.mark.parametrize("more", [{}, {"privacy": "required"}, {"epsilon_cap": 3.0}])
+@pytest.mark.parametrize(
+    "demand", [{"privacy": "required"}, {"unit": "image"}, {"unit": "subject"}, {"own": OWN}]
+)
+def test_whatever_demands_privacy_needs_a_cap_or_the_word_none(demand):
+    if "unit" in demand and demand["unit"] == "subject":
+        demand = {**demand, "privacy": "required"}
+    with pytest.raises(ConfigurationError, match="needs epsilon_cap") as caught:
+        Policy.read(demand, "site.toml")
+    assert "'none' for no limit" in str(caught.value)
+    assert Policy(**demand, epsilon_cap=4.0).cap == 4.0
+    open_ended = Policy(**demand, epsilon_cap="none")
+    assert (open_ended.cap, bool(open_ended.demand)) == (None, True)
+    assert open_ended.cap_in_words == "no cap (policy.epsilon_cap = 'none')"
+
+
+@pytest.mark.parametrize("cap", [0.0, -1.0, 1e4, float("nan"), "nine", True])
+def test_a_cap_is_a_number_or_the_word_none(cap):
+    with pytest.raises(ConfigurationError, match=r"above 0 and at most 1000, or 'none'"):
+        Policy.read({"epsilon_cap": cap}, "site.toml")
+
+
+def test_a_command_line_says_a_cap_as_the_file_does():
+    assert (read_cap(None), read_cap("none"), read_cap("2.5")) == (None, "none", 2.5)
+    with pytest.raises(ConfigurationError, match="neither a number nor 'none'"):
+        read_cap("much")
+
+
+@pytest.mark.parametrize(
+    "more", [{"epsilon_cap": "none"}, {"privacy": "required", "epsilon_cap": 9.0}]
+)
 def test_the_policys_own_noise_is_added_where_the_recipe_has_none(more):
     policy = Policy(own=OWN, **more)
     assert policy.demand
     assert protection(policy, unprotected()) == OWN
-    # A recipe that has its own keeps it: the cap bounds what it may cost.
-    assert protection(policy, steps()) == steps().privacy
+    # A recipe that has its own, and asks for no more, keeps it.
+    assert protection(policy, steps("privacy.epsilon=1.5")) == steps("privacy.epsilon=1.5").privacy
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ("privacy.epsilon=100", "policy.own.epsilon = 2, and the recipe asks for 100"),
+        ("privacy.epsilon=2.01", "policy.own.epsilon = 2, and the recipe asks for 2.01"),
+        ("privacy.delta=1e-5", "policy.own.delta = 1e-06, and the recipe asks for 1e-05"),
+        ("privacy.unit=image", "policy.own.unit = 'subject'"),
+    ],
+)
+def test_the_policys_own_protection_is_a_ceiling_for_a_recipe_that_has_one(asked, line):
+    own = PrivacySettings(epsilon=2.0, delta=1e-6, unit="subject", method="gradients")
+    policy = Policy(own=own, epsilon_cap=1000.0)
+    within = ["privacy.epsilon=2.0", "privacy.delta=1e-6", "privacy.unit=subject"]
+    assert protection(policy, steps(*within)) == steps(*within).privacy
+    with pytest.raises(PolicyRefusal, match=line):
+        protection(policy, steps(*within, asked))
 
 
 @pytest.mark.parametrize(
     ("policy", "line"),
     [
         ({"delta": 1e-6}, "policy.delta = 1e-06"),
-        ({"unit": "subject"}, "policy.unit = 'subject'"),
+        ({"unit": "subject", "epsilon_cap": 9.0}, "policy.unit = 'subject'"),
     ],
 )
 def test_a_recipe_that_promises_less_than_the_policy_is_refused(policy, line):
@@ -65,7 +115,7 @@ def test_a_recipe_that_promises_less_than_the_policy_is_refused(policy, line):
 
 def test_a_recipe_may_promise_more_than_the_policy():
     stricter = steps("privacy.delta=1e-7", "privacy.unit=subject")
-    policy = Policy(privacy="required", delta=1e-6, unit="image")
+    policy = Policy(privacy="required", epsilon_cap=9.0, delta=1e-6, unit="image")
     assert protection(policy, stricter) == stricter.privacy
 
 

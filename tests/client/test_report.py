@@ -1,6 +1,7 @@
 """The privacy report: does it say what is true, about any ledger, in a page that needs nothing?"""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from client.privacy.ledger import Ledger
 from client.privacy.report import verify_report, write_report
 from client.site import Site, write_settings
 from fgvc_core.errors import ConfigurationError, DataError
-from fgvc_core.privacy.planning import plan_for
+from fgvc_core.privacy.planning import plan_epsilon, plan_for
 from fgvc_core.protocol.keys import fingerprint
 
 from .report_homes import (
@@ -48,6 +49,17 @@ def by_hand(accountant, event, count):
     return accountant.get_epsilon(1e-5)
 
 
+def odometer_by_hand(event, count, orders, delta=1e-5):
+    """At each recorded order the divergences' sum, converted at its share of delta; the least."""
+    renyi = RdpAccountant(orders, ADD_REMOVE)
+    renyi.compose(event, count)
+    share = delta / len(orders)
+    return min(
+        divergence + math.log(1 - 1 / a) - math.log(share * a) / (a - 1)
+        for a, divergence in zip(orders, renyi.rdp, strict=True)
+    )
+
+
 def pld():
     return PLDAccountant(ADD_REMOVE, value_discretization_interval=1e-4)
 
@@ -62,11 +74,15 @@ def test_figures_are_those_of_the_ledger_and_of_an_accountant_asked_by_hand(site
     statement, text = report(site)
     facts, lines = statement["facts"], entries_of(site.home / "ledger.jsonl")
     (step,) = plan_for(recipe().privacy, 2)
-    epsilon = by_hand(pld(), GaussianDpEvent(step.noise_multiplier), 4)
+    release, rule = GaussianDpEvent(step.noise_multiplier), lines[1]["rule"]
+    epsilon = odometer_by_hand(release, 4, rule["orders"])
     assert facts["total"]["epsilon"] == pytest.approx(epsilon, rel=1e-6)
     assert facts["total"]["left"] == pytest.approx(5 - epsilon, rel=1e-6)
+    assert (facts["total"]["how"], facts["total"]["rule"]) == ("Renyi odometer", rule)
     (run,) = facts["runs"]
-    assert run["protection"]["epsilon"] == facts["total"]["epsilon"]
+    own = by_hand(pld(), release, 4)
+    assert run["protection"]["epsilon"] == pytest.approx(own, rel=1e-6)
+    assert own < epsilon < 1.15 * own
     assert (run["protection"]["planned"], run["protection"]["released"]) == (4, 4)
     assert facts["departures"]["by_charge"] == {"charged": 2, "public": 1}
     assert facts["departures"]["bytes"] == sum(x["bytes"] for x in lines if x["kind"] == "sent")
@@ -85,6 +101,7 @@ def test_figures_are_those_of_the_ledger_and_of_an_accountant_asked_by_hand(site
         "the trained tensors, with noise in every step (10 numbers)",
         "PLD of one plan",
         "1 in 100,000",
+        "the total after one run is often a little above the run's own epsilon",
     ):
         assert told in text, told
 
@@ -99,11 +116,14 @@ def test_the_sampling_rate_that_was_used_is_accounted_for(site):
     sampled = PoissonSampledDpEvent(0.2, GaussianDpEvent(1.25))
     statement, text = report(site)
     epsilon = statement["facts"]["total"]["epsilon"]
-    assert epsilon == pytest.approx(by_hand(pld(), sampled, 4), rel=1e-6)
+    orders = entries[1]["rule"]["orders"]
+    assert epsilon == pytest.approx(odometer_by_hand(sampled, 4, orders), rel=1e-6)
+    own = statement["facts"]["runs"][0]["protection"]["epsilon"]
+    assert own == pytest.approx(by_hand(pld(), sampled, 4), rel=1e-6)
     assert "4 × step: noise multiplier 1.25, sampling rate 0.2" in text
 
 
-def test_several_runs_cost_what_a_renyi_filter_gives_and_the_cap_stops_the_next(site):
+def test_several_runs_cost_what_the_odometer_gives_and_the_cap_stops_the_next(site):
     small = recipe("privacy.epsilon=1.5")
     for run in ("a1", "b2"):
         private_run(site, run, small)
@@ -111,17 +131,17 @@ def test_several_runs_cost_what_a_renyi_filter_gives_and_the_cap_stops_the_next(
     statement, text = report(site)
     facts = statement["facts"]
     (step,) = plan_for(small.privacy, 2)
-    renyi = RdpAccountant(neighboring_relation=ADD_REMOVE)
-    epsilon = by_hand(renyi, GaussianDpEvent(step.noise_multiplier), 8)
+    orders = facts["total"]["rule"]["orders"]
+    epsilon = odometer_by_hand(GaussianDpEvent(step.noise_multiplier), 8, orders)
     assert facts["total"]["epsilon"] == pytest.approx(epsilon, rel=1e-6)
-    assert facts["total"]["how"] == "Renyi filter over several plans"
+    assert facts["total"]["how"] == "Renyi odometer"
     assert facts["refusals"]["by_cap"] == 1
     (refusal,) = facts["refusals"]["rows"]
     assert (refusal["run"], refusal["line"]) == ("c3", "policy.epsilon_cap")
     assert facts["runs"][2]["protection"] is None
     assert "The cap was reached: 1 request was stopped here at the site." in text
     assert "would bring the total to" in text
-    assert "A Renyi filter" in text
+    assert "A Renyi odometer" in text
 
 
 def test_an_unfinished_run_and_a_charge_without_reply_are_named_and_stay_charged(site):
@@ -184,6 +204,33 @@ def test_no_cap_is_said(tmp_path):
     _, text = report(home(tmp_path))
     assert "nothing at this site stops the spending" in text
     assert "there is no bound to explain" in text
+
+
+def test_no_cap_by_the_sites_own_word_is_the_first_thing_that_the_report_says(tmp_path):
+    site = home(tmp_path, privacy="required", epsilon_cap="none")
+    private_run(site, "a1", recipe())
+    statement, text = report(site)
+    assert statement["words"]["headline"].startswith("This site has set no cap")
+    assert "epsilon_cap = 'none'" in statement["words"]["headline"]
+    assert "left under differential privacy" in statement["words"]["headline"]
+    assert text.index("This site has set no cap") < text.index("Spent, epsilon")
+    assert "The policy says epsilon_cap = 'none'" in text
+
+
+def test_a_run_that_fits_only_as_one_plan_is_explained(tmp_path):
+    private = plan_epsilon(recipe().privacy, 2)
+    site = home(tmp_path, epsilon_cap=private)
+    private_run(site, "a1", recipe())
+    statement, text = report(site)
+    assert statement["facts"]["total"]["epsilon"] == private
+    assert statement["facts"]["total"]["rule"]["one_plan"] is True
+    assert "fits under the cap only as one plan that was fixed beforehand" in text
+    assert "twice delta" not in text
+    site = with_policy(site, epsilon_cap=30.0)
+    private_run(site, "b2", recipe())
+    statement, text = report(site)
+    assert statement["facts"]["total"]["how"] == "Renyi odometer, after one plan"
+    assert "both together at twice delta" in text
 
 
 def test_what_a_subject_is_comes_from_the_sites_records_and_is_no_patient(site):

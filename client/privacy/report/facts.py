@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from client.privacy.chain import GENESIS, TORN, Entry
-from client.privacy.ledger import Plan, plans_of, total_of
+from client.privacy.ledger import Plan, plans_of, rule_of, total_of
 from client.privacy.policy import Policy
 from client.privacy.report.departures import LISTED_ONE_BY_ONE, Row, departures, summed
 from client.privacy.report.meaning import meaning_of
@@ -90,12 +90,13 @@ def _ledger(entries: Sequence[Entry]) -> dict[str, Any]:
 
 def _total(plans: list[Plan], policy: Policy) -> dict[str, Any]:
     epsilon, how = total_of(plans, policy.delta)
-    cap = policy.epsilon_cap
+    cap, rule = policy.cap, rule_of(plans)
     return {
         "epsilon": _finite(epsilon),
         "delta": policy.delta,
         "how": how,
         "cap": cap,
+        "rule": None if rule is None else rule.as_json(),
         "left": None if cap is None else max(cap - epsilon, 0.0),
         "runs": sum(bool(plan.charged[1]) for plan in plans),
     }
@@ -163,7 +164,7 @@ def _protection(plan: Plan, announced: Entry) -> dict[str, Any]:
         "planned": _count(plan.events),
         "released": _count(plan.released),
         "lost": _count(plan.lost),
-        "events": [event.as_json() for event in merge(plan.charged[1])],
+        "events": [event.as_json() for event in plan.priced],
     }
 
 

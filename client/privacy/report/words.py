@@ -23,9 +23,11 @@ HOW = (
 
 METHODS = {
     "PLD": "Privacy loss distributions: an upper bound, exact up to rounding, for a plan that was "
-    "fixed before its first release.",
-    "Renyi": "A Renyi filter: an upper bound that also holds where later requests were chosen "
-    "after earlier answers had been seen. It is a little larger.",
+    "fixed before its first release. A run that ended early costs as much as its whole plan.",
+    "Renyi": "A Renyi odometer: an upper bound at whatever moment it is read, also where later "
+    "requests, or the end, were chosen after earlier answers had been seen. Its orders were fixed "
+    "before the first release. That is why the total after one run is often a little above the "
+    "run's own epsilon.",
 }
 """What the accountant's methods are; the first word by which they are known -> a sentence."""
 
@@ -39,14 +41,14 @@ def words_of(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> dict[
         facts: From the ledger.
     """
     return {
-        "headline": _headline(site, facts),
+        "headline": _uncapped(policy) + _headline(site, facts),
         "warnings": _warnings(facts),
-        "budget": _budget(facts["total"], facts["refusals"]["by_cap"]),
+        "budget": _budget(policy, facts["total"], facts["refusals"]["by_cap"]),
         "unit": _unit(facts["units"], facts["subject_columns"]),
         "policy": _demand(policy),
         "protected_from": PROTECTED_FROM if facts["units"] else "Nobody, so far.",
         "how": HOW if facts["units"] else "Not at all, so far.",
-        "methods": [sentence for word, sentence in METHODS.items() if word in _methods_used(facts)],
+        "methods": _methods(facts),
         "assumptions": _assumptions(site, policy, facts),
         "not_protected": _not_protected(policy, facts),
     }
@@ -91,6 +93,16 @@ def _headline(site: "StatedSite", facts: dict[str, Any]) -> str:
     return told
 
 
+def _uncapped(policy: Policy) -> str:
+    """The first sentence of all, where the site has decided that nothing stops the spending."""
+    if policy.epsilon_cap != "none":
+        return ""
+    return (
+        "This site has set no cap (policy.epsilon_cap = 'none'): nothing at the site limits what "
+        "all runs together may cost. "
+    )
+
+
 def _cost(total: dict[str, Any]) -> str:
     if total["epsilon"] is None:
         return f"no finite epsilon (delta {total['delta']:g})"
@@ -117,9 +129,12 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     return told
 
 
-def _budget(total: dict[str, Any], by_cap: int) -> str:
+def _budget(policy: Policy, total: dict[str, Any], by_cap: int) -> str:
     if total["cap"] is None:
-        return "The policy names no cap: nothing at this site stops the spending."
+        names = "says epsilon_cap = 'none'" if policy.epsilon_cap else "names no cap"
+        return f"The policy {names}: nothing at this site stops the spending."
+    if total["rule"] is not None and total["rule"]["one_plan"]:
+        return _budget_of_one_plan(total)
     told = (
         f"Epsilon {total['left']:.3f} is left. Several runs together cost less than the sum of "
         "each alone, so that a run of that size or a little more may still fit: 'fieldmark site "
@@ -129,6 +144,21 @@ def _budget(total: dict[str, Any], by_cap: int) -> str:
         told += (
             f" The cap has stopped {_count(by_cap, 'request', 'requests')}: the site itself "
             "refused, and no coordinator can raise the cap."
+        )
+    return told
+
+
+def _budget_of_one_plan(total: dict[str, Any]) -> str:
+    told = (
+        "The first run fits under the cap only as one plan that was fixed beforehand, so that the "
+        "whole of it is spent once anything of it was released. Another run is added to the whole "
+        "of the first by the odometer, which gives more: 'fieldmark site budget DIR --plan RECIPE' "
+        "says whether it fits, and it hardly ever does before the cap is raised."
+    )
+    if total["how"].endswith("after one plan"):
+        told += (
+            " That has happened here: the total that was stated before the second run and the "
+            "total stated since hold at delta each, and both together at twice delta."
         )
     return told
 
@@ -159,9 +189,10 @@ def _unit(units: list[str], columns: list[str]) -> str:
     )
 
 
-def _methods_used(facts: dict[str, Any]) -> str:
+def _methods(facts: dict[str, Any]) -> list[str]:
     hows = [run["protection"]["how"] for run in facts["runs"] if run["protection"]]
-    return " ".join([facts["total"]["how"], *hows])
+    used = " ".join([facts["total"]["how"], *hows])
+    return [sentence for word, sentence in METHODS.items() if word in used]
 
 
 def _assumptions(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> list[str]:

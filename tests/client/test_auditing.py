@@ -140,7 +140,7 @@ def test_without_a_claim_there_is_nothing_to_audit(tmp_path, command):
 
 def test_the_policys_own_protection_is_what_is_audited_where_the_recipe_has_none(tmp_path):
     own = {"epsilon": 1.0, "method": "gradients", "sampling_rate": 0.25, "steps": 24}
-    site = made(tmp_path / "own", privacy="required", own=own)
+    site = made(tmp_path / "own", privacy="required", epsilon_cap="none", own=own)
     found = audit_site(site, parse_recipe(QUICK.partition("[privacy]")[0]))
     assert found["claimed"]["epsilon"] == pytest.approx(1.0, rel=2e-3)
     assert found["holds"]
@@ -151,7 +151,7 @@ def test_the_policys_own_protection_is_what_is_audited_where_the_recipe_has_none
     [({"unit": "subject"}, "policy.unit"), ({"delta": 1e-6}, "policy.delta")],
 )
 def test_a_run_that_the_policy_refuses_is_not_audited_either(tmp_path, command, changes, said):
-    home = made(tmp_path / "strict", privacy="required", **changes).home
+    home = made(tmp_path / "strict", privacy="required", epsilon_cap="none", **changes).home
     code, _, err = command(home=home)
     assert code == 4
     assert said in err
@@ -198,7 +198,7 @@ def test_the_shipped_recipe_claims_little_enough_and_plants_enough_to_be_refutab
 def small_site(tmp_path):
     """A home with 60 pictures of the shipped recipe's data: the rest takes its time."""
     site = made(tmp_path / "shipped")
-    settings = site.settings.model_copy(update={"policy": Policy(privacy="required")})
+    settings = site.settings.model_copy(update={"policy": Policy(privacy="required", epsilon_cap="none")})
     write_settings(site.home, settings)
     (site.home / "rows.json").write_text(json.dumps(list(range(60))))
     return site.home

@@ -126,7 +126,7 @@ def test_a_site_that_protects_itself_refuses_error_feedback_before_it_is_charged
     own = PrivacySettings(epsilon=4.0, method="gradients")
     site = Site.open(home).settings
     data = site.data.model_copy(update={"units": 50, "pictures": 50})
-    policy = Policy(privacy="required", own=own)
+    policy = Policy(privacy="required", epsilon_cap="none", own=own)
     write_settings(home, site.model_copy(update={"policy": policy, "data": data}))
     ask(home, request(recipe, "roll_call"))
     reply = reply_of(home, ask(home, request(recipe, "train"), make_learner(recipe, 12).tensors()))

@@ -187,7 +187,8 @@ def test_under_privacy_two_noisy_counts_leave_and_were_charged_before(data, kit,
     assert reply.privacy.epsilon == pytest.approx(1.0, rel=2e-3)
     assert reply.privacy.epsilon <= 1.0
     assert [kind for kind in kinds(site) if kind != "founded"] == ["announced", "reserved", "sent"]
-    assert ledger(site).total(1e-5)[0] == pytest.approx(1.0, rel=2e-3)
+    # The site's total holds at whatever moment it is read: it is a little above this answer's own.
+    assert 1.0 < ledger(site).total(1e-5)[0] < 1.2
     # Asked again: the same numbers, for nothing.
     again = validate_kit(site, kit).reply
     assert again.noisy_scores == reply.noisy_scores
@@ -197,7 +198,7 @@ def test_under_privacy_two_noisy_counts_leave_and_were_charged_before(data, kit,
 def test_what_fails_after_the_charge_stays_charged_and_nothing_leaves(
     data, kit, tmp_path, monkeypatch
 ):
-    site = home(data, tmp_path, privacy="required")
+    site = home(data, tmp_path, privacy="required", epsilon_cap="none")
 
     def broken(*_):
         raise RuntimeError("the disk went away")
@@ -220,7 +221,7 @@ def test_kits_that_the_budget_does_not_hold_are_refused(trained, kit, data, tmp_
 
 
 def test_at_a_large_epsilon_the_noise_is_small_and_is_still_drawn_afresh(trained, data, tmp_path):
-    site = home(data, tmp_path, privacy="required")
+    site = home(data, tmp_path, privacy="required", epsilon_cap="none")
     close = []
     for number in range(2):
         path = tmp_path / f"{number}.kit"
@@ -425,7 +426,7 @@ def test_export_kit_site_new_validate_and_read_reply_go_all_the_way(trained, dat
     [
         ({}, "figures in answer to a validation kit, over all pictures"),
         ({"validation": "per-class"}, "over all pictures and of each class"),
-        ({"privacy": "required"}, "with noise, for a validation kit"),
+        ({"privacy": "required", "epsilon_cap": "none"}, "with noise, for a validation kit"),
     ],
 )
 def test_the_sites_report_says_what_left_in_answer_to_a_kit(data, kit, tmp_path, policy, said):

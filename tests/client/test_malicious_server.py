@@ -125,7 +125,9 @@ def test_the_whole_run_costs_what_was_announced(site, recipe):
         assert reply.code == "ok"
         check_nothing_uncharged(reply)
         assert set(update) == set(tensors)
-    assert spent(site) == plan_epsilon(recipe.privacy, 2) == reply.privacy.epsilon <= 4.0
+    assert plan_epsilon(recipe.privacy, 2) == reply.privacy.epsilon <= 4.0
+    # The total holds at every moment, also one chosen by what was seen: it is a little more.
+    assert 4.0 < spent(site) == reply.privacy.epsilon_total < 4.6
 
 
 def aimed_weights(learner, examples, target):
@@ -272,7 +274,8 @@ def test_a_recipe_without_privacy_is_trained_with_the_sites_own_noise(make, tiny
         assert reply.code == "ok"
         check_nothing_uncharged(reply)
         assert set(update) == set(tensors)
-    assert spent(site) == plan_epsilon(OWN, 2) == reply.privacy.epsilon
+    assert plan_epsilon(OWN, 2) == reply.privacy.epsilon
+    assert reply.privacy.epsilon < spent(site) < 1.2 * reply.privacy.epsilon
     reply, _ = ask(site, tiny, "score", tensors=tensors, round=2)
     check_nothing_uncharged(reply)
 

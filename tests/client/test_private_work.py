@@ -142,7 +142,7 @@ def test_no_picture_is_opened_before_the_model_is_found_fit(site, private, monke
 
 
 def test_a_sites_own_protection_refuses_what_private_steps_leave_out(site, tiny):
-    own = Policy(privacy="required", own=parse_recipe("", PRIVATE).privacy)
+    own = Policy(privacy="required", epsilon_cap="none", own=parse_recipe("", PRIVATE).privacy)
     site = with_policy(site, **own.model_dump())
     recipe = parse_recipe(tiny.to_toml(), ["federation.strategy=fedprox"])
     ask(site, recipe, "roll_call")

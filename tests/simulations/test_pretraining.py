@@ -117,7 +117,7 @@ def test_a_site_that_protects_its_pictures_refuses_before_anything_is_spent(tmp_
     plan, setting = begin(tmp_path, "model.attention=none")
     for home in site_homes(plan, setting):
         site = Site.open(home)
-        policy = Policy(privacy="required", own=own)
+        policy = Policy(privacy="required", epsilon_cap="none", own=own)
         data = site.settings.data.model_copy(update={"units": 30})
         write_settings(home, site.settings.model_copy(update={"policy": policy, "data": data}))
     with pytest.raises((PolicyRefusal, RunFailed), match="pretrain"):

@@ -374,7 +374,7 @@ def test_the_same_version_with_other_code_is_a_note(home_for, announce):
 
 def test_a_policy_that_the_announced_run_does_not_meet(home_for, announce):
     announce()
-    home = home_for(policy=Policy(privacy="required"))
+    home = home_for(policy=Policy(privacy="required", epsilon_cap="none"))
     refused(home, "policy", 4, "policy.privacy", "")
     assert found(home, "policy")[0].remedy
     assert found(home, "cost")[0].level == "not reached"

@@ -200,7 +200,7 @@ def test_data_that_are_away_are_the_first_failure(serve, home_for, tmp_path):
 
 
 def test_a_policy_that_refuses_the_announced_run_is_named(serve, home_for):
-    home = home_for(serve(text=announced()), policy=Policy(privacy="required"))
+    home = home_for(serve(text=announced()), policy=Policy(privacy="required", epsilon_cap="none"))
     checked = check_site(home)
     assert checked.exit_code == 4
     assert "policy.privacy" in finding(checked, "policy").said

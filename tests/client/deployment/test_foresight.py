@@ -6,7 +6,7 @@ import pytest
 
 from client.deployment.foresight import Foresight
 from client.state import remember
-from fgvc_core.privacy import accountant, planning
+from fgvc_core.privacy import accountant, odometer, planning
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.planning import plan_for
 
@@ -17,6 +17,7 @@ from ..protected_sites import make_site, request, steps, unprotected
 def _cold(monkeypatch):
     plan_for.cache_clear()
     accountant._epsilon.cache_clear()
+    odometer._curve.cache_clear()
     monkeypatch.setattr(accountant, "_FOUND", {})
 
 
@@ -31,10 +32,12 @@ def test_a_private_runs_noise_and_cost_are_there_before_the_next_message(tmp_pat
     assert Foresight(site.home).look()
     refuse = lambda *args: pytest.fail("it was worked out again")  # noqa: E731
     monkeypatch.setattr(planning, "noise_for", refuse)
-    monkeypatch.setattr(accountant, "_dp_event", refuse)
+    monkeypatch.setattr(accountant, "dp_event", refuse)
+    monkeypatch.setattr(odometer, "dp_event", refuse)
     plan = plan_for(recipe.privacy, recipe.federation.rounds)
     assert epsilon_of_plan(plan, recipe.privacy.delta) <= recipe.privacy.epsilon
     assert epsilon_of_plan(plan, site.settings.policy.delta) > 0
+    assert odometer.choose_rule(plan, None, site.settings.policy.delta).orders
 
 
 def test_each_announcement_is_looked_at_once(tmp_path):

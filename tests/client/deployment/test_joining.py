@@ -3,10 +3,13 @@
 import stat
 
 import pytest
+from typer.testing import CliRunner
 
+from client.cli import site_app
 from client.deployment.joining import Answers, join, make_key
 from client.deployment.link import CA, read_link
 from client.privacy.policy import Policy
+from client.site import Site
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.protocol.keys import (
     fingerprint,
@@ -100,3 +103,41 @@ def test_a_damaged_kit_is_refused_at_the_place_that_is_wrong(tmp_path):
         read_kit(path)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_kit(tmp_path / "none")
+
+
+@pytest.fixture
+def join_with(tmp_path):
+    """Run ``site join`` on a kit, answers on standard input."""
+    public = make_key(tmp_path / "lyon.key")
+    write_kit(kit_for(public), tmp_path / "lyon.kit")
+
+    def command(*more, typed=None):
+        words = ["join", tmp_path / "lyon.kit", tmp_path / "home", "--key", tmp_path / "lyon.key"]
+        return CliRunner().invoke(site_app, [str(w) for w in (*words, *more)], input=typed)
+
+    return command
+
+
+def test_joining_with_privacy_required_needs_a_cap_and_says_what_to_give(join_with, tmp_path):
+    done = join_with("--privacy", "required", "--units", "9", "--yes")
+    assert isinstance(done.exception, ConfigurationError)
+    assert "--privacy required needs --epsilon-cap" in done.exception.what
+    assert "--epsilon-cap none" in done.exception.remedy
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(("given", "cap"), [("6.5", 6.5), ("none", None)])
+def test_a_cap_is_given_as_a_number_or_as_the_word_none(join_with, tmp_path, given, cap):
+    done = join_with("--privacy", "required", "--units", "9", "--epsilon-cap", given, "--yes")
+    assert done.exception is None, done.exception
+    policy = Site.open(tmp_path / "home").settings.policy
+    assert (policy.cap, policy.privacy) == (cap, "required")
+    assert f"epsilon_cap = {given if cap else chr(34) + given + chr(34)}" in (
+        tmp_path / "home" / "site.toml"
+    ).read_text()
+
+
+def test_a_cap_that_is_neither_is_refused_before_a_home_is_made(join_with, tmp_path):
+    done = join_with("--privacy", "required", "--epsilon-cap", "lots", "--yes")
+    assert isinstance(done.exception, ConfigurationError)
+    assert not (tmp_path / "home").exists()

@@ -169,7 +169,6 @@ def _work(
                 examples.validation,
                 examples.validation_units,
                 event,
-                recipe.evaluate.batch_size,
             )
             return Payload(fields, {})
         training = PrivateTraining(learner, examples.train, examples.train_units, privacy)

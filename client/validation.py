@@ -305,5 +305,4 @@ def _noisy(
     units_N = protected_units(privacy.unit, contents, table.subjects)
     units_N = np.unique(units_N, return_inverse=True)[1].astype(np.int64)
     examples = kit.trained.learner.examples(table, site.cache)
-    batch = kit.trained.recipe.evaluate.batch_size
-    return noisy_scores(kit.trained.learner, examples, units_N, event, batch)
+    return noisy_scores(kit.trained.learner, examples, units_N, event)

@@ -2,10 +2,11 @@
 
 Both give the same float64 sum for the same draws; a third engine, Opacus, is in
 :mod:`fgvc_core.privacy.hooks`. A unit's gradient is summed over its pictures (its views
-averaged), counts as zero if any of it is not finite, and is then clipped.
+averaged), counts as zero if any of it is not finite, and is then clipped. By how much follows
+from its own pictures, to the bit, whoever is drawn with it; and no unit is too large for memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from fgvc_core.privacy.rows import AT_ONCE, row_products, row_sums
 from fgvc_core.privacy.standardised import fixed_weights
 from fgvc_core.privacy.units import clip_scales
 
 CANCELLATION = 2.0**-40
 """Share of a gradient's squared parts by which rounding may make its squared norm too small."""
+
+UNBOUNDED = 1 << 30
+"""Pictures at once where nothing bounds them."""
 
 LossOf = Callable[[torch.Tensor], torch.Tensor]
 """Positions (B,) to the losses (B,) of the pictures there, in a fresh random view."""
@@ -82,7 +87,7 @@ class LoopEngine:
         parameters: list[torch.nn.Parameter],
         losses: LossOf,
         views: int = 1,
-        at_once: int = 1 << 30,
+        at_once: int = UNBOUNDED,
         model: torch.nn.Module | None = None,
     ) -> None:
         self._model = torch.nn.Module() if model is None else model
@@ -182,55 +187,136 @@ class ClosedFormEngine:
 
     def clipped_sum(self, batch: UnitBatch, bound: float) -> ClippedSum:
         """See :class:`GradientEngine`; the weight's values first, then the bias's."""
-        head = self._head()
-        # Small, and in float64: the CPU's work wherever the model is.
-        weight_KD = head.weight_KD.detach().cpu().double()
-        if not len(batch.positions_B):
-            size = weight_KD.numel() + (head.bias_K is not None) * len(weight_KD)
-            return ClippedSum(torch.zeros(size, dtype=torch.float64), batch.count)
-        rows = torch.from_numpy(batch.positions_B)
-        inputs_BD = self._features_ND[rows].double()
-        if head.scale is None:
-            push_BK, along_BK, directions_KD = self._linear(head, inputs_BD, weight_KD, rows)
-        else:
-            inputs_BD, push_BK, along_BK, directions_KD = self._cosine(
-                head, inputs_BD, weight_KD, rows
-            )
-        squares_U = _squares(inputs_BD, push_BK, along_BK, head.bias_K is not None, batch)
-        scales_U = torch.from_numpy(clip_scales(squares_U, bound))
-        scales_B = scales_U[torch.from_numpy(batch.units_B)]
-        kept_B = scales_B > 0
+        head = _Read.of(self._head())
+        total = head.zeros()
+        unclipped = batch.count
+        order = np.argsort(batch.units_B, kind="stable")
+        positions_B, units_B = batch.positions_B[order], batch.units_B[order]
+        for start, stop in whole_units(units_B, AT_ONCE) if len(order) else ():
+            rows = torch.from_numpy(positions_B[start:stop])
+            if stop - start > AT_ONCE:
+                unclipped -= self._add_large(head, rows, bound, total)
+            else:
+                unclipped -= self._add_units(head, rows, units_B[start:stop], bound, total)
+        return ClippedSum(torch.cat([part.reshape(-1) for part in total]), unclipped)
+
+    def _add_units(
+        self,
+        head: "_Read",
+        rows: torch.Tensor,
+        units_B: NDArray[np.int64],
+        bound: float,
+        total: list[torch.Tensor],
+    ) -> int:
+        """Add whole units from the inner products of their pictures; how many were clipped."""
+        pushed = self._pushed(head, rows)
+        units_B = np.cumsum(np.diff(units_B, prepend=units_B[0]) != 0)
+        squares_U = _squares(pushed, head.bias_K is not None, units_B)
+        scales_U = clip_scales(squares_U, bound)
+        scales_B = torch.from_numpy(scales_U[units_B])
         # Taken out, not multiplied by zero: zero times infinity is no number.
-        push_BK = push_BK[kept_B] * scales_B[kept_B, None]
-        total_KD = push_BK.T @ inputs_BD[kept_B]
-        if along_BK is not None:
-            # Weights that are no numbers leave no unit, and must not leave their mark either.
-            directions_KD = directions_KD.nan_to_num(0.0, 0.0, 0.0)
-            total_KD -= (push_BK * along_BK[kept_B]).sum(dim=0)[:, None] * directions_KD
-        parts = [total_KD.reshape(-1)]
-        if head.bias_K is not None:
-            parts.append(push_BK.sum(dim=0))
-        return ClippedSum(torch.cat(parts), int((scales_U >= 1.0).sum()))
+        kept_B = scales_B > 0
+        kept = pushed.take(kept_B)
+        kept.push_BK.mul_(scales_B[kept_B, None])
+        head.add(kept, total)
+        return int((scales_U < 1.0).sum())
 
-    def _linear(
-        self, head: HeadView, inputs_BD: torch.Tensor, weight_KD: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, None, torch.Tensor]:
-        logits_BK = inputs_BD @ weight_KD.T
-        if head.bias_K is not None:
-            logits_BK = logits_BK + head.bias_K.detach().cpu().double()
-        return _pushes(logits_BK, self._labels_N[rows], head.smoothing), None, weight_KD
+    def _add_large(
+        self, head: "_Read", rows: torch.Tensor, bound: float, total: list[torch.Tensor]
+    ) -> int:
+        """Add one unit of very many pictures, whose gradient is formed piece by piece.
 
-    def _cosine(
-        self, head: HeadView, inputs_BD: torch.Tensor, weight_KD: torch.Tensor, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        assert head.scale is not None
-        lengths_K1 = weight_KD.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        directions_KD = weight_KD / lengths_K1
-        length_B1 = inputs_BD.norm(dim=1, keepdim=True)
+        Inner products of all its pictures would take memory with the square of their number.
+        """
+        own = head.zeros()
+        for piece in rows.split(AT_ONCE):
+            head.add(self._pushed(head, piece), own)
+        square = sum(float(part.reshape(-1).dot(part.reshape(-1))) for part in own)
+        scale = float(clip_scales(np.array([np.inf if np.isnan(square) else square]), bound)[0])
+        if scale > 0:
+            for part, summand in zip(total, own, strict=True):
+                part.add_(summand, alpha=scale)
+        return int(scale < 1.0)
+
+    def _pushed(self, head: "_Read", rows: torch.Tensor) -> "_Pushed":
+        """The pictures' vectors, and how far each pushes each class's row along them."""
+        inputs_BD = self._features_ND[rows].cpu().double()
+        labels_B = self._labels_N[rows]
+        if head.scale is None:
+            logits_BK = row_products(inputs_BD, head.weight_KD)
+            if head.bias_K is not None:
+                logits_BK = logits_BK + head.bias_K
+            return _Pushed(inputs_BD, _pushes(logits_BK, labels_B, head.smoothing), None)
+        length_B1 = row_sums(inputs_BD.square()).sqrt()[:, None]
         inputs_BD = torch.where(length_B1 > 1e-12, inputs_BD / length_B1.clamp_min(1e-12), 0.0)
-        along_BK = inputs_BD @ directions_KD.T
-        push_BK = _pushes(head.scale * along_BK, self._labels_N[rows], head.smoothing)
-        return inputs_BD, push_BK * head.scale / lengths_K1.T, along_BK, directions_KD
+        along_BK = row_products(inputs_BD, head.directions_KD)
+        push_BK = _pushes(head.scale * along_BK, labels_B, head.smoothing)
+        return _Pushed(inputs_BD, push_BK * head.scale / head.lengths_K1.T, along_BK)
+
+
+@dataclass(frozen=True)
+class _Pushed:
+    """Pictures' gradients in parts: row k's is push_k times (input - along_k * direction_k)."""
+
+    inputs_BD: torch.Tensor
+    push_BK: torch.Tensor
+    along_BK: torch.Tensor | None
+
+    def take(self, kept_B: torch.Tensor) -> "_Pushed":
+        along_BK = None if self.along_BK is None else self.along_BK[kept_B]
+        return _Pushed(self.inputs_BD[kept_B], self.push_BK[kept_B], along_BK)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A head as it is now. It is small, and in float64: the CPU's work wherever the model is."""
+
+    weight_KD: torch.Tensor
+    bias_K: torch.Tensor | None
+    scale: float | None
+    smoothing: float
+    lengths_K1: torch.Tensor
+    directions_KD: torch.Tensor
+
+    @classmethod
+    def of(cls, head: HeadView) -> "_Read":
+        weight_KD = head.weight_KD.detach().cpu().double()
+        bias_K = None if head.bias_K is None else head.bias_K.detach().cpu().double()
+        lengths_K1 = weight_KD.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return cls(
+            weight_KD, bias_K, head.scale, head.smoothing, lengths_K1, weight_KD / lengths_K1
+        )
+
+    def zeros(self) -> list[torch.Tensor]:
+        """A gradient of zeros: of the weight, and of the bias where there is one."""
+        weight = torch.zeros_like(self.weight_KD)
+        return [weight] if self.bias_K is None else [weight, torch.zeros_like(self.bias_K)]
+
+    def add(self, pushed: _Pushed, total: list[torch.Tensor]) -> None:
+        """Add pictures' gradients."""
+        total[0] += pushed.push_BK.T @ pushed.inputs_BD
+        if pushed.along_BK is not None:
+            # Weights that are no numbers leave no unit, and must not leave their mark either.
+            directions_KD = self.directions_KD.nan_to_num(0.0, 0.0, 0.0)
+            total[0] -= (pushed.push_BK * pushed.along_BK).sum(dim=0)[:, None] * directions_KD
+        if self.bias_K is not None:
+            total[1] += pushed.push_BK.sum(dim=0)
+
+
+def whole_units(units_B: NDArray[np.int64], at_once: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of stretches of whole units, each of ``at_once`` rows at most or of one unit.
+
+    Args:
+        units_B: Sorted, at least one.
+        at_once: At least 1.
+    """
+    start = stop = 0
+    for end in (np.flatnonzero(np.diff(units_B)) + 1).tolist() + [len(units_B)]:
+        if end - start > at_once and stop > start:
+            yield start, stop
+            start = stop
+        stop = end
+    yield start, stop
 
 
 def size_of(parameters: list[torch.nn.Parameter]) -> int:
@@ -245,31 +331,31 @@ def _pushes(logits_BK: torch.Tensor, labels_B: torch.Tensor, smoothing: float) -
     return logits_BK.softmax(dim=1) - wanted_BK
 
 
-def _squares(
-    inputs_BD: torch.Tensor,
-    push_BK: torch.Tensor,
-    along_BK: torch.Tensor | None,
-    bias: bool,
-    batch: UnitBatch,
-) -> NDArray[np.float64]:
-    """float64 (U,), squared norms of the units' summed gradients."""
-    parts_B = push_BK.square().sum(dim=1) * (inputs_BD.square().sum(dim=1) + bias)
+def _squares(pushed: _Pushed, bias: bool, units_B: NDArray[np.int64]) -> NDArray[np.float64]:
+    """float64 (U,), squared norms of the units' summed gradients.
+
+    Args:
+        pushed: The pictures' gradients.
+        bias: Whether the head has one.
+        units_B: int64, sorted, 0 to U - 1, each of them there.
+    """
+    inputs_BD, push_BK, along_BK = pushed.inputs_BD, pushed.push_BK, pushed.along_BK
+    parts_B = row_sums(push_BK.square()) * (row_sums(inputs_BD.square()) + bias)
     squares_B = parts_B
     if along_BK is not None:
-        squares_B = squares_B - (push_BK * along_BK).square().sum(dim=1)
-    squares_U = np.bincount(batch.units_B, weights=squares_B.numpy(), minlength=batch.count)
-    lengths_U = np.bincount(batch.units_B, weights=parts_B.sqrt().numpy(), minlength=batch.count)
-    order = torch.from_numpy(np.argsort(batch.units_B, kind="stable"))
-    sizes_U = np.bincount(batch.units_B, minlength=batch.count)
-    for unit, at in enumerate(order.split(sizes_U.tolist())):
-        if len(at) < 2:
-            continue
-        inner = inputs_BD[at] @ inputs_BD[at].T + bias
-        pushes = push_BK[at] @ push_BK[at].T
-        total = (inner * pushes).sum()
+        squares_B = squares_B - row_sums((push_BK * along_BK).square())
+    sizes_U = np.bincount(units_B)
+    squares_U = np.bincount(units_B, weights=squares_B.numpy())
+    lengths_U = np.bincount(units_B, weights=parts_B.sqrt().numpy())
+    stops_U = np.cumsum(sizes_U)
+    for unit in np.flatnonzero(sizes_U > 1).tolist():
+        # Copies: a unit's rows are then computed from the same place in memory's grid.
+        at = slice(int(stops_U[unit] - sizes_U[unit]), int(stops_U[unit]))
+        own_BD, own_BK = inputs_BD[at].clone(), push_BK[at].clone()
+        total = ((own_BD @ own_BD.T + bias) * (own_BK @ own_BK.T)).sum()
         if along_BK is not None:
-            turned = push_BK[at] * along_BK[at]
-            total = total - (turned @ turned.T).sum()
+            turned_BK = own_BK * along_BK[at]
+            total = total - (turned_BK @ turned_BK.T).sum()
         squares_U[unit] = float(total)
     with np.errstate(over="ignore", invalid="ignore"):
         squares_U = np.maximum(squares_U, 0.0) + CANCELLATION * lengths_U**2

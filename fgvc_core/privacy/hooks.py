@@ -13,11 +13,19 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.privacy.gradients import ClippedSum, LossOf, UnitBatch, size_of
+from fgvc_core.privacy.gradients import (
+    UNBOUNDED,
+    ClippedSum,
+    LossOf,
+    UnitBatch,
+    size_of,
+    whole_units,
+)
 from fgvc_core.privacy.samplers import register_samplers
 from fgvc_core.privacy.units import clip_scales
 
@@ -32,8 +40,8 @@ class OpacusEngine:
         parameters: What trains of it, in order.
         losses: Per-picture losses of the present model.
         views: Random views of each picture, averaged.
-        at_once: Most pictures (views counted) whose gradients are held at once; units may be
-            larger.
+        at_once: Pictures (views counted) whose gradients are held at once; units may be larger.
+            Fewer are filled up to it, so that each picture's gradient is computed in one shape.
     """
 
     def __init__(
@@ -42,7 +50,7 @@ class OpacusEngine:
         parameters: list[nn.Parameter],
         losses: LossOf,
         views: int = 1,
-        at_once: int = 1 << 30,
+        at_once: int = UNBOUNDED,
     ) -> None:
         self._model = model
         self._parameters = parameters
@@ -79,26 +87,27 @@ class OpacusEngine:
             return ClippedSum(total_D, batch.count)
         order = np.argsort(batch.units_B, kind="stable")
         positions = torch.from_numpy(np.repeat(batch.positions_B[order], self._views))
-        units = torch.from_numpy(np.repeat(batch.units_B[order], self._views))
+        units_B = np.repeat(batch.units_B[order], self._views)
         unclipped = batch.count
-        open_unit, open_parts = -1, None
         with self.session():
-            pieces = zip(positions.split(self._at_once), units.split(self._at_once), strict=True)
-            for piece, owners in pieces:
-                names, index_B = owners.unique_consecutive(return_inverse=True)
-                sums = self._unit_sums(piece, index_B.to(device), len(names))
-                # A unit that the last piece began goes on in this one, or is complete.
-                if open_parts is not None:
-                    if open_unit == int(names[0]):
-                        for part_Ud, begun_d in zip(sums, open_parts, strict=True):
-                            part_Ud[0] += begun_d
-                    else:
-                        unclipped -= _add_clipped(total_D, [p[None] for p in open_parts], bound)
-                open_unit, open_parts = int(names[-1]), [part_Ud[-1].clone() for part_Ud in sums]
-                unclipped -= _add_clipped(total_D, [part_Ud[:-1] for part_Ud in sums], bound)
-            assert open_parts is not None
-            unclipped -= _add_clipped(total_D, [p[None] for p in open_parts], bound)
+            for start, stop in whole_units(units_B, self._at_once):
+                sums = self._sums(positions[start:stop], units_B[start:stop])
+                unclipped -= _add_clipped(total_D, sums, bound)
         return ClippedSum(total_D, unclipped)
+
+    def _sums(self, positions: torch.Tensor, units_B: NDArray[np.int64]) -> list[torch.Tensor]:
+        """One (U, d) for each parameter: summed gradients of the whole units in a stretch."""
+        device = self._parameters[0].device
+        index_B = torch.from_numpy(np.cumsum(np.diff(units_B, prepend=units_B[0]) != 0))
+        count, sums = int(index_B[-1]) + 1, None
+        # More than one piece only of a unit that is larger than a piece.
+        for piece, owners in zip(
+            positions.split(self._at_once), index_B.split(self._at_once), strict=True
+        ):
+            found = self._unit_sums(piece, owners.to(device), count)
+            sums = found if sums is None else [a.add_(b) for a, b in zip(sums, found, strict=True)]
+        assert sums is not None
+        return sums
 
     def picture_gradients(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One (B, d) for each parameter: the gradients of the losses at B positions.
@@ -127,10 +136,15 @@ class OpacusEngine:
     def _unit_sums(
         self, piece: torch.Tensor, index_B: torch.Tensor, count: int
     ) -> list[torch.Tensor]:
+        # All pieces have one shape, the last picture repeated: another shape takes other kernels,
+        # and a unit's gradient would depend in the last bits on who is drawn with it.
+        missing = self._at_once - len(piece) if self._at_once < UNBOUNDED else 0
+        full = torch.cat([piece, piece[-1:].expand(missing)])
         sums = []
-        for sample_Bd in self.picture_gradients(piece):
-            sum_Ud = sample_Bd.new_zeros(count, sample_Bd.shape[1])
-            sums.append(sum_Ud.index_add_(0, index_B, sample_Bd / self._views))
+        for sample_Bd in self.picture_gradients(full):
+            own_Bd = sample_Bd[: len(piece)] / self._views
+            sum_Ud = own_Bd.new_zeros(count, own_Bd.shape[1])
+            sums.append(sum_Ud.index_add_(0, index_B, own_Bd))
         return sums
 
     def _forget(self) -> None:

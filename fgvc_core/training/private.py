@@ -20,6 +20,7 @@ from fgvc_core.privacy.gradients import (
 )
 from fgvc_core.privacy.noise import make_grid, release
 from fgvc_core.privacy.planning import gradient_noise, learning_rate
+from fgvc_core.privacy.rows import each_row
 from fgvc_core.privacy.sampling import draw_units, fresh_seed
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import clip_scales
@@ -47,10 +48,14 @@ def projected_vectors(learner: Learner, examples: Examples, centred: bool) -> ND
             remedy="Set model.train = 'head' and model.head = 'subspace', or privacy.method = "
             "'gradients'.",
         )
-    vectors_NP = head.project(examples.features_ND.to(head.weight.device))
-    if centred:
-        vectors_NP = head.centred(vectors_NP)
-    return unit_vectors(vectors_NP.cpu().numpy())
+    features_ND = examples.features_ND.to(head.weight.device)
+
+    def project(row_1D: torch.Tensor) -> torch.Tensor:
+        vector_1P = head.project(row_1D)
+        return head.centred(vector_1P) if centred else vector_1P
+
+    # Each by itself: the last bits of the one must not depend on the others.
+    return unit_vectors(each_row(project, features_ND, len(head.directions_PD)))
 
 
 def release_sums(
@@ -83,14 +88,16 @@ def release_sums(
 
 
 def noisy_scores(
-    learner: Learner, examples: Examples, units_N: Units, event: PrivacyEvent, batch_size: int
+    learner: Learner, examples: Examples, units_N: Units, event: PrivacyEvent
 ) -> dict[str, float]:
     """Noisy numbers of validation pictures and of right answers.
 
     Each unit adds (pictures, right ones), clipped together to the length of one picture
     answered rightly: a subject with many pictures counts as one.
     """
-    _, predicted_N = learner.evaluate(examples, batch_size)
+    # One by one: who is scored beside a picture rounds its logits in another way, and where two
+    # classes are as likely the answer would turn. A unit can then move no answer but its own.
+    _, predicted_N = learner.evaluate(examples, 1)
     right_N = (predicted_N == examples.labels_N.numpy()).astype(np.float64)
     rows_N2 = np.stack([np.ones(len(right_N)), right_N], axis=1)
     units = int(units_N.max()) + 1 if len(units_N) else 0

@@ -123,7 +123,9 @@ def test_views_are_averaged_within_their_unit_and_physical_batches_change_nothin
         for name, engine in (("loop", setting.loop), ("opacus", setting.opacus)):
             setting.views_seen = {}
             found[name, at_once] = engine.clipped_sum(UNITS, 0.7)
-            assert set(setting.views_seen.values()) == {3}
+            # A picture that fills a piece up is looked at again, and counts no further.
+            assert min(setting.views_seen.values()) == 3
+            assert name == "opacus" or set(setting.views_seen.values()) == {3}
     sums = torch.stack([summed.total_D for summed in found.values()])
     assert float((sums - sums[0]).abs().max()) < 1e-12
     assert len({summed.unclipped for summed in found.values()}) == 1

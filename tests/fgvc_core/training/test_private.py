@@ -17,7 +17,12 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training import private
 from fgvc_core.training.examples import FeatureExamples
-from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
+from fgvc_core.training.private import (
+    PrivateTraining,
+    noisy_scores,
+    projected_vectors,
+    release_sums,
+)
 from fgvc_core.training.schedule import Stretch
 
 CLASSES, N, DIM = 4, 24, 256
@@ -310,7 +315,7 @@ def exact_scores(monkeypatch, right, units):
     examples = FeatureExamples(torch.zeros(len(right), 1), labels)
     scorer = Scorer([0 if r else 1 for r in right])
     event = PrivacyEvent("scores", 3.0)
-    found = noisy_scores(scorer, examples, np.array(units, dtype=np.int64), event, 8)
+    found = noisy_scores(scorer, examples, np.array(units, dtype=np.int64), event)
     return np.array([found["examples"], found["correct"]]), grids[0]
 
 
@@ -338,9 +343,48 @@ def test_scores_are_noisy_also_of_nothing():
     examples = FeatureExamples(torch.zeros(0, 1), np.zeros(0, dtype=np.int64))
     event = PrivacyEvent("scores", 3.0)
     none = np.zeros(0, dtype=np.int64)
-    found = [noisy_scores(Scorer([]), examples, none, event, 8) for _ in range(2)]
+    found = [noisy_scores(Scorer([]), examples, none, event) for _ in range(2)]
     assert found[0] != found[1]
     assert found[0]["examples"] != 0
+
+
+def test_no_answer_turns_because_of_who_else_is_scored(noiseless):
+    """Two classes that are all but alike: the last bit of a logit decides."""
+    learner = head_learner()
+    width = learner.model.head.weight.shape[1]
+    generator = torch.Generator().manual_seed(6)
+    row, small = torch.randn(2, width, generator=generator)
+    with torch.no_grad():
+        learner.model.head.weight.copy_(torch.stack([row, row + 1e-7 * small, row, row]))
+        learner.model.head.bias.zero_()
+    features = torch.randn(60, width, generator=generator)
+    labels = torch.randint(2, (60,), generator=generator).numpy()
+    event = PrivacyEvent("scores", 1.0)
+
+    def correct(kept):
+        some = FeatureExamples(features[kept], labels[kept])
+        return noisy_scores(learner, some, np.arange(len(kept)), event)["correct"]
+
+    alone = [correct([at]) for at in range(60)]
+    assert 0 < sum(alone) < 60
+    for gone in range(60):
+        others = [at for at in range(60) if at != gone]
+        assert correct(others) == sum(alone) - alone[gone]
+
+
+def test_projected_vectors_are_the_same_to_the_bit_whoever_else_is_there(learner, examples):
+    torch.manual_seed(2)
+    head = SubspaceHead(torch.linalg.qr(torch.randn(DIM, 5))[0].T.contiguous(), CLASSES)
+    with torch.no_grad():
+        head.centre.copy_(0.1 * torch.randn(5))
+    learner.model.head = head
+    whole = [projected_vectors(learner, examples, centred) for centred in (False, True)]
+    for gone in range(N):
+        kept = np.delete(np.arange(N), gone)
+        less = FeatureExamples(examples.features_ND[kept], examples.labels_N.numpy()[kept])
+        for vectors, centred in zip(whole, (False, True), strict=True):
+            found = projected_vectors(learner, less, centred)
+            assert found.tobytes() == vectors[kept].tobytes()
 
 
 def test_class_sums_are_of_unit_vectors_around_the_centre(learner, examples, noiseless):

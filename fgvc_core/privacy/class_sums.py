@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from fgvc_core.privacy.noise import make_grid, release
 from fgvc_core.privacy.units import clip_scales
 
+BLOCK = 4096
+"""Parts that are added up before they are added to the others: see
+:data:`~fgvc_core.privacy.noise.SUMMING`."""
+
 
 def unit_vectors(vectors_NP: NDArray[np.floating]) -> NDArray[np.float64]:
     """float64 (N, P), each row of length 1, or 0 where it has no direction or is not finite."""
@@ -50,8 +54,12 @@ def clipped_class_sums(
     squares_U = np.zeros(int(units_N.max()) + 1)
     np.add.at(squares_U, units_M, (parts_MP**2).sum(axis=1))
     scales_U = clip_scales(squares_U, bound)
-    kept_M = scales_U[units_M] > 0
-    np.add.at(sums_KP, labels_M[kept_M], parts_MP[kept_M] * scales_U[units_M[kept_M]][:, None])
+    kept_M = np.flatnonzero(scales_U[units_M] > 0)
+    for start in range(0, len(kept_M), BLOCK):
+        some = kept_M[start : start + BLOCK]
+        block_KP = np.zeros_like(sums_KP)
+        np.add.at(block_KP, labels_M[some], parts_MP[some] * scales_U[units_M[some]][:, None])
+        sums_KP += block_KP
     return sums_KP
 
 

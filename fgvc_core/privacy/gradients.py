@@ -26,6 +26,11 @@ CANCELLATION = 2.0**-40
 UNBOUNDED = 1 << 30
 """Pictures at once where nothing bounds them."""
 
+CANCELLING = 64.0
+"""A unit whose parts are together this many times as long as their sum is summed by itself: in
+one sum with other units its parts would be rounded by more than
+:data:`~fgvc_core.privacy.noise.SUMMING` allows for."""
+
 LossOf = Callable[[torch.Tensor], torch.Tensor]
 """Positions (B,) to the losses (B,) of the pictures there, in a fresh random view."""
 
@@ -211,22 +216,30 @@ class ClosedFormEngine:
         """Add whole units from the inner products of their pictures; how many were clipped."""
         pushed = self._pushed(head, rows)
         units_B = np.cumsum(np.diff(units_B, prepend=units_B[0]) != 0)
-        squares_U = _squares(pushed, head.bias_K is not None, units_B)
+        squares_U, lengths_U = _squares(pushed, head.bias_K is not None, units_B)
         scales_U = clip_scales(squares_U, bound)
+        # What cancels within a unit would be rounded together with the other units' parts.
+        with np.errstate(over="ignore", invalid="ignore"):
+            cancelling_U = (lengths_U > CANCELLING * np.sqrt(squares_U)) & (scales_U > 0)
+        clipped = int((scales_U[~cancelling_U] < 1.0).sum())
+        for unit in np.flatnonzero(cancelling_U).tolist():
+            clipped += self._add_large(head, rows[units_B == unit], bound, total)
+        scales_U[cancelling_U] = 0.0
         scales_B = torch.from_numpy(scales_U[units_B])
         # Taken out, not multiplied by zero: zero times infinity is no number.
         kept_B = scales_B > 0
         kept = pushed.take(kept_B)
         kept.push_BK.mul_(scales_B[kept_B, None])
         head.add(kept, total)
-        return int((scales_U < 1.0).sum())
+        return clipped
 
     def _add_large(
         self, head: "_Read", rows: torch.Tensor, bound: float, total: list[torch.Tensor]
     ) -> int:
-        """Add one unit of very many pictures, whose gradient is formed piece by piece.
+        """Add one unit whose gradient is formed itself, piece by piece; whether it was clipped.
 
-        Inner products of all its pictures would take memory with the square of their number.
+        Inner products of very many pictures would take memory with the square of their number;
+        and of parts that cancel, what is left has a norm that is known by itself alone.
         """
         own = head.zeros()
         for piece in rows.split(AT_ONCE):
@@ -331,8 +344,13 @@ def _pushes(logits_BK: torch.Tensor, labels_B: torch.Tensor, smoothing: float) -
     return logits_BK.softmax(dim=1) - wanted_BK
 
 
-def _squares(pushed: _Pushed, bias: bool, units_B: NDArray[np.int64]) -> NDArray[np.float64]:
-    """float64 (U,), squared norms of the units' summed gradients.
+def _squares(
+    pushed: _Pushed, bias: bool, units_B: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Twice float64 (U,): squared norms of the units' summed gradients, and what these are made of.
+
+    The second is the sum of the lengths of all that is added up within the unit, whether or not
+    it cancels.
 
     Args:
         pushed: The pictures' gradients.
@@ -359,4 +377,4 @@ def _squares(pushed: _Pushed, bias: bool, units_B: NDArray[np.int64]) -> NDArray
         squares_U[unit] = float(total)
     with np.errstate(over="ignore", invalid="ignore"):
         squares_U = np.maximum(squares_U, 0.0) + CANCELLATION * lengths_U**2
-    return np.where(np.isnan(squares_U), np.inf, squares_U)
+    return np.where(np.isnan(squares_U), np.inf, squares_U), lengths_U

@@ -37,8 +37,14 @@ LARGEST_INFLATION = 0.01
 """The grid is made finer while rounding to it adds more than this share to the sensitivity."""
 
 SUMMING = 2.0**-20
-"""Share added to the sensitivity for float64's rounding while units are added up: two sums of
-U units, in any order, are off by less than U**2 * 2**-52 bounds, so it covers 65,536 units."""
+"""Share added to the sensitivity for float64's rounding while units are added up, each once its
+part is finished and clipped.
+
+Where a sum has n terms a coordinate and the lengths of all terms are S bounds together, its error
+is at most n * S * 2**-53 bounds (Higham 2002, section 4.2), and twice that sets two neighbouring
+sums apart. U finished parts, one after another: n = S = U, so it covers 65,536 units. Blocks of b
+parts: n = b + U / b, so for class sums (b = 4096) it covers 900,000. Pictures of several units at
+once, in the closed form: n = 1024 and S = 64 * U, so it covers 65,536 units again."""
 
 _MOST_LEVELS = 4
 _CHUNK = 1 << 16

@@ -198,7 +198,9 @@ def test_the_shipped_recipe_claims_little_enough_and_plants_enough_to_be_refutab
 def small_site(tmp_path):
     """A home with 60 pictures of the shipped recipe's data: the rest takes its time."""
     site = made(tmp_path / "shipped")
-    settings = site.settings.model_copy(update={"policy": Policy(privacy="required", epsilon_cap="none")})
+    settings = site.settings.model_copy(
+        update={"policy": Policy(privacy="required", epsilon_cap="none")}
+    )
     write_settings(site.home, settings)
     (site.home / "rows.json").write_text(json.dumps(list(range(60))))
     return site.home

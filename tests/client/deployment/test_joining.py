@@ -132,9 +132,10 @@ def test_a_cap_is_given_as_a_number_or_as_the_word_none(join_with, tmp_path, giv
     assert done.exception is None, done.exception
     policy = Site.open(tmp_path / "home").settings.policy
     assert (policy.cap, policy.privacy) == (cap, "required")
-    assert f"epsilon_cap = {given if cap else chr(34) + given + chr(34)}" in (
-        tmp_path / "home" / "site.toml"
-    ).read_text()
+    assert (
+        f"epsilon_cap = {given if cap else chr(34) + given + chr(34)}"
+        in (tmp_path / "home" / "site.toml").read_text()
+    )
 
 
 def test_a_cap_that_is_neither_is_refused_before_a_home_is_made(join_with, tmp_path):

@@ -261,3 +261,32 @@ def test_a_parameter_that_the_loss_does_not_use_has_a_gradient_of_zero():
     found = loop.clipped_sum(IMAGES, 1.0).total_D
     assert not found[-3:].any()
     assert float((found[:-3] - setting.by_hand(IMAGES, 1.0)).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_pictures_of_one_unit_that_all_but_cancel_do_not_round_the_others(kind):
+    # Two pictures of one subject whose gradients are 1e8 times their sum. Rounded together with
+    # the other units' parts they would move these by far more than the noise allows for.
+    setting = Setting(kind, 0.0)
+    with torch.no_grad():
+        setting.head.weight.mul_(1e-3)
+        setting.features[0] *= 1e6
+        setting.features[1] = setting.features[0] + 1e-2 * torch.randn(D, dtype=torch.float64)
+    opposite = 0 if int(setting.labels[0]) else 1
+    setting.labels[1] = opposite
+    if kind == "linear":
+        with torch.no_grad():
+            setting.head.weight.zero_()
+            setting.head.bias.zero_()
+            # Both classes alike for sure: the two gradients are opposite.
+            setting.head.bias[[int(setting.labels[0]), opposite]] = 60.0
+    # In the middle, where the others' sum is rounded with each of the two.
+    whole = UnitBatch(np.arange(12), np.array([5, 5, 0, 1, 2, 3, 4, 6, 7, 8, 9, 10]), 11)
+    less = UnitBatch(np.arange(2, 12), np.arange(10), 10)
+    alone = UnitBatch(np.array([0, 1]), np.array([0, 0]), 1)
+    for bound in (1e-6, 1e-3):
+        of = setting.closed.clipped_sum
+        moved = of(whole, bound).total_D - of(less, bound).total_D
+        own = of(alone, bound).total_D
+        assert float(own.norm()) <= bound * (1 + 2.0**-40)
+        assert float((moved - own).norm()) <= bound * 2.0**-40

@@ -154,7 +154,10 @@ def test_a_unit_of_very_many_pictures_is_summed_like_any_other(kind):
     units = np.concatenate([[0, 1], np.full(count, 2), [3, 0, 1]])
     batch = UnitBatch(np.arange(count + 5), units, 4)
     for bound in (1e-2, 1e9):
-        found, loop = setting.closed.clipped_sum(batch, bound), setting.loop.clipped_sum(batch, bound)
+        found, loop = (
+            setting.closed.clipped_sum(batch, bound),
+            setting.loop.clipped_sum(batch, bound),
+        )
         scale = max(1.0, float(loop.total_D.abs().max()))
         assert float((found.total_D - loop.total_D).abs().max()) < 2e-5 * scale
         assert found.unclipped == loop.unclipped == (4 if bound > 1 else 0)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
-from fgvc_core.models.heads import SubspaceHead
+from fgvc_core.models.heads import LinearHead, SubspaceHead
 from fgvc_core.privacy import class_sums
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.gradients import ClippedSum, ClosedFormEngine, LoopEngine
@@ -349,16 +349,17 @@ def test_scores_are_noisy_also_of_nothing():
 
 
 def test_no_answer_turns_because_of_who_else_is_scored(noiseless):
-    """Two classes that are all but alike: the last bit of a logit decides."""
-    learner = head_learner()
-    width = learner.model.head.weight.shape[1]
+    """Classes that are all but alike: the last bit of a logit decides."""
+    learner, width = head_learner(), 130
     generator = torch.Generator().manual_seed(6)
-    row, small = torch.randn(2, width, generator=generator)
+    row = torch.randn(width, generator=generator)
+    far = 9.0 * torch.randn(width, generator=generator).sign()
+    learner.model.head = LinearHead(width, CLASSES)
     with torch.no_grad():
-        learner.model.head.weight.copy_(torch.stack([row, row + 1e-7 * small, row, row]))
-        learner.model.head.bias.zero_()
+        rows = [row, torch.nextafter(row, far), torch.nextafter(row, -far), row]
+        learner.model.head.weight.copy_(torch.stack(rows))
     features = torch.randn(60, width, generator=generator)
-    labels = torch.randint(2, (60,), generator=generator).numpy()
+    labels = torch.randint(3, (60,), generator=generator).numpy()
     event = PrivacyEvent("scores", 1.0)
 
     def correct(kept):
@@ -372,16 +373,19 @@ def test_no_answer_turns_because_of_who_else_is_scored(noiseless):
         assert correct(others) == sum(alone) - alone[gone]
 
 
-def test_projected_vectors_are_the_same_to_the_bit_whoever_else_is_there(learner, examples):
+@pytest.mark.parametrize("width", [130, 256])
+def test_projected_vectors_are_the_same_to_the_bit_whoever_else_is_there(learner, width):
     torch.manual_seed(2)
-    head = SubspaceHead(torch.linalg.qr(torch.randn(DIM, 5))[0].T.contiguous(), CLASSES)
+    head = SubspaceHead(torch.linalg.qr(torch.randn(width, 10))[0].T.contiguous(), CLASSES)
     with torch.no_grad():
-        head.centre.copy_(0.1 * torch.randn(5))
+        head.centre.copy_(0.1 * torch.randn(10))
     learner.model.head = head
+    labels, features = np.zeros(N, dtype=np.int64), torch.randn(N, width)
+    examples = FeatureExamples(features, labels)
     whole = [projected_vectors(learner, examples, centred) for centred in (False, True)]
     for gone in range(N):
         kept = np.delete(np.arange(N), gone)
-        less = FeatureExamples(examples.features_ND[kept], examples.labels_N.numpy()[kept])
+        less = FeatureExamples(features[kept], labels[kept])
         for vectors, centred in zip(whole, (False, True), strict=True):
             found = projected_vectors(learner, less, centred)
             assert found.tobytes() == vectors[kept].tobytes()

@@ -324,7 +324,7 @@ def whole_units(units_B: NDArray[np.int64], at_once: int) -> Iterator[tuple[int,
         at_once: At least 1.
     """
     start = stop = 0
-    for end in (np.flatnonzero(np.diff(units_B)) + 1).tolist() + [len(units_B)]:
+    for end in [*(np.flatnonzero(np.diff(units_B)) + 1).tolist(), len(units_B)]:
         if end - start > at_once and stop > start:
             yield start, stop
             start = stop
@@ -364,7 +364,7 @@ def _squares(
         squares_B = squares_B - row_sums((push_BK * along_BK).square())
     sizes_U = np.bincount(units_B)
     squares_U = np.bincount(units_B, weights=squares_B.numpy())
-    lengths_U = np.bincount(units_B, weights=parts_B.sqrt().numpy())
+    lengths_U = np.asarray(np.bincount(units_B, parts_B.sqrt().numpy()), dtype=np.float64)
     stops_U = np.cumsum(sizes_U)
     for unit in np.flatnonzero(sizes_U > 1).tolist():
         # Copies: a unit's rows are then computed from the same place in memory's grid.

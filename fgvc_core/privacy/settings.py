@@ -110,8 +110,8 @@ class PrivacySettings(Settings):
         ge=1,
         le=65_536,
         description="gradients: most pictures (views counted) whose activations, and with opacus "
-        "whose gradients, are held in memory at once; it changes no result. closed-form "
-        "holds all that are drawn.",
+        "whose gradients, are held in memory at once; it changes no result. opacus "
+        "always computes so many, in one shape; closed-form holds up to 1,024 features.",
     )
     score_share: float = Field(
         0.0,
@@ -129,7 +129,7 @@ class PrivacySettings(Settings):
         None,
         gt=0.0,
         description="In a simulation: the cap of epsilon in the policy of a fresh simulated site; "
-        "without it this run's epsilon.",
+        "without it this run's epsilon, under which one such run fits and no other.",
     )
 
     @field_validator("accountant")

@@ -363,7 +363,7 @@ def _squares(
     if along_BK is not None:
         squares_B = squares_B - row_sums((push_BK * along_BK).square())
     sizes_U = np.bincount(units_B)
-    squares_U = np.bincount(units_B, weights=squares_B.numpy())
+    squares_U = np.asarray(np.bincount(units_B, squares_B.numpy()), dtype=np.float64)
     lengths_U = np.asarray(np.bincount(units_B, parts_B.sqrt().numpy()), dtype=np.float64)
     stops_U = np.cumsum(sizes_U)
     for unit in np.flatnonzero(sizes_U > 1).tolist():

@@ -101,7 +101,7 @@ def test_a_site_under_its_own_protection_takes_part_and_tunes_nothing_for_others
     own = parse_recipe("", ["privacy.epsilon=8", "privacy.method=gradients"]).privacy
     plan, setting = begin(tmp_path, *TUNED, "model.attention=none")
     home = site_homes(plan, setting)[1]
-    with_policy(home, privacy="required", own=own)
+    with_policy(home, privacy="required", epsilon_cap="none", own=own)
     metrics = run(plan, setting)
     assert metrics["personal"]["sites"] == 2
     assert "personal_top1" not in metrics["sites"]["site-2"]

@@ -1,5 +1,6 @@
 """The odometer against the exact loss of Gaussian releases, and against other accountants."""
 
+import doctest
 import math
 import warnings
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from opacus.accountants import RDPAccountant
 
+from fgvc_core.privacy import odometer as module
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.odometer import Rule, all_orders, choose_rule, odometer, total_cost
@@ -184,3 +186,8 @@ def test_a_rule_round_trips():
     rule = choose_rule([STEP], 20.0, 1e-5)
     values = rule.as_json()
     assert Rule(tuple(values["orders"]), values["one_plan"]) == rule
+
+
+def test_the_example_in_the_docstring_gives_what_it_says():
+    found = doctest.testmod(module)
+    assert (found.failed, found.attempted) == (0, 5)

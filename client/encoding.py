@@ -3,7 +3,7 @@
 Under differential privacy the tensors that come in are the noised release: differences from
 the public model that was received, and rounding, are post-processing of it and cost nothing.
 Error feedback is state from private data, and no part of such a run
-(:func:`fgvc_core.private_recipe.refuse_unsafe_wire`).
+(:func:`fgvc_core.recipe_rules.refuse_wire`).
 """
 
 from collections.abc import Mapping

@@ -20,7 +20,6 @@ from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_personal
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
@@ -71,7 +70,6 @@ def answer_protected(
 def _event_of(request: Request, recipe: Recipe, privacy: PrivacySettings) -> PrivacyEvent | None:
     """What the answer costs."""
     if request.phase == "personal":
-        refuse_personal(recipe.personal)
         raise PeerError("Fine-tuning at the sites is not part of this run.")
     if request.kind == "release":
         wanted: str = request.phase

@@ -23,14 +23,8 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import (
-    refuse_coupled,
-    refuse_personal,
-    refuse_pretraining,
-    refuse_unsafe,
-    refuse_unsafe_wire,
-)
 from fgvc_core.protocol.settings import FederationSettings
+from fgvc_core.recipe_rules import refuse_unprotectable
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.training.settings import (
     EvaluateSettings,
@@ -66,11 +60,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         if self.privacy is not None:
-            refuse_unsafe(self.privacy, self.federation, self.model, self.train)
-            refuse_coupled(self.privacy, self.loss, self.augment)
-            refuse_unsafe_wire(self.privacy, self.wire)
-            refuse_pretraining(self.pretrain)
-            refuse_personal(self.personal)
+            refuse_unprotectable(self, self.privacy)
         if not self.federation.screening and self.scenario is None:
             raise ConfigurationError(
                 "federation.screening = false is not possible without [scenario].",
@@ -172,12 +162,6 @@ class Recipe(Settings):
             )
         if start == "none":
             return self
-        if self.privacy is not None:
-            raise ConfigurationError(
-                f"train.start = '{start}' is not possible with [privacy].",
-                why="Class statistics without noise would be a release of their own.",
-                remedy="Set privacy.method = 'class-sums', which starts from noisy ones.",
-            )
         if head != "linear":
             raise ConfigurationError(
                 f"train.start = '{start}' needs model.head = 'linear', not '{head}'.",

@@ -16,15 +16,10 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.odometer import Rule, choose_rule
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import (
-    refuse_coupled,
-    refuse_pretraining,
-    refuse_unsafe,
-    refuse_unsafe_wire,
-)
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
+from fgvc_core.recipe_rules import refuse_unprotectable
 
 UNLIMITED = 1e9
 """The cap of a site whose policy names none."""
@@ -66,10 +61,7 @@ class Terms:
         if privacy is None:
             return None
         # A site's own protection meets recipes that were written without one.
-        refuse_unsafe(privacy, recipe.federation, recipe.model, recipe.train)
-        refuse_coupled(privacy, recipe.loss, recipe.augment)
-        refuse_unsafe_wire(privacy, recipe.wire)
-        refuse_pretraining(recipe.pretrain)
+        refuse_unprotectable(recipe, privacy)
         return privacy
 
     def protection_of_scores(self, recipe: Recipe) -> PrivacySettings | None:

@@ -55,10 +55,6 @@ def test_rounds_go_on_from_the_start(recipe, tmp_path):
     [
         (["federation.rounds=0"], "nothing would be learnt"),
         (["train.start=lda", "model.head=cosine"], "needs model.head = 'linear'"),
-        (
-            ["train.start=means", "privacy.epsilon=1", "privacy.method=gradients"],
-            "not possible with",
-        ),
     ],
 )
 def test_a_start_that_cannot_be_is_refused_in_the_recipe(changes, said):

@@ -2,8 +2,8 @@ import pytest
 
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.private_recipe import refuse_unsafe
 from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.recipe_rules import refuse_unprotectable
 
 GRADIENTS = "[privacy]\nepsilon = 4.0\nmethod = 'gradients'\n"
 SUMS = (
@@ -33,6 +33,7 @@ def test_what_is_safe_is_read(text):
         (SUMS, "pretrain.method=vicreg", "model.weights"),
         (GRADIENTS, "personal.epochs=2", "personal.epochs = 0"),
         (SUMS, "personal.epochs=2", "personal.epochs = 0"),
+        (GRADIENTS, "train.start=means", "train.start = 'none'"),
         (GRADIENTS, "privacy.accountant=gdp", "'pld'"),
         (GRADIENTS, "privacy.accountant=rdp", "'pld'"),
     ],
@@ -58,6 +59,5 @@ def test_a_sites_own_protection_refuses_what_the_recipe_without_any_may_ask():
     recipe = parse_recipe("", ["federation.strategy=fedprox"])
     own = PrivacySettings(epsilon=1.0, method="gradients")
     with pytest.raises(PolicyRefusal, match="fedprox"):
-        refuse_unsafe(own, recipe.federation, recipe.model, recipe.train)
-    plain = Recipe()
-    refuse_unsafe(own, plain.federation, plain.model, plain.train)
+        refuse_unprotectable(recipe, own)
+    refuse_unprotectable(Recipe(), own)

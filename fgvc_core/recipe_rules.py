@@ -1,8 +1,12 @@
-"""What a recipe may not ask for under differential privacy, by its settings alone.
+"""What a recipe may not ask for under differential privacy, by its settings alone: one list.
 
-What depends on the model is found out by experiment, in :mod:`fgvc_core.training.validation`.
-A site asks both before it spends anything, whatever the coordinator says.
+A recipe with ``[privacy]`` is held against the list when it is read, and a site whose own policy
+adds the protection holds any recipe against the same list, whatever the coordinator says. What
+depends on the model is found out by experiment, in :mod:`fgvc_core.training.validation`.
 """
+
+from collections.abc import Callable
+from typing import Protocol
 
 from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.errors import PolicyRefusal
@@ -13,6 +17,46 @@ from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import PersonalSettings, PretrainSettings, TrainSettings
 from fgvc_core.wire.settings import WireSettings
 
+
+class RecipeLike(Protocol):
+    """The sections of a recipe that rules look at."""
+
+    @property
+    def federation(self) -> FederationSettings:
+        """``[federation]``."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """``[model]``."""
+
+    @property
+    def train(self) -> TrainSettings:
+        """``[train]``."""
+
+    @property
+    def loss(self) -> LossSettings:
+        """``[loss]``."""
+
+    @property
+    def augment(self) -> AugmentSettings:
+        """``[augment]``."""
+
+    @property
+    def wire(self) -> WireSettings:
+        """``[wire]``."""
+
+    @property
+    def pretrain(self) -> PretrainSettings:
+        """``[pretrain]``."""
+
+    @property
+    def personal(self) -> PersonalSettings:
+        """``[personal]``."""
+
+
+Rule = Callable[[RecipeLike, PrivacySettings], None]
+"""Raises PolicyRefusal, naming the setting, the reason and the replacement, or returns."""
+
 NOT_PRIVATE = {
     "fedprox": "The pull towards the received model is no part of private steps.",
     "scaffold": "Its control variates are computed from private pictures at every round, and "
@@ -22,24 +66,9 @@ NOT_PRIVATE = {
 """Strategies that [privacy] refuses, and why."""
 
 
-def refuse_unsafe(
-    privacy: PrivacySettings,
-    federation: FederationSettings,
-    model: ModelSettings,
-    train: TrainSettings,
-) -> None:
-    """Refuse settings that private training would have to leave out, or that would leak.
-
-    Args:
-        privacy: The protection that applies: the recipe's, or a site's own.
-        federation: ``[federation]``.
-        model: ``[model]``.
-        train: ``[train]``.
-
-    Raises:
-        PolicyRefusal: naming the setting, the reason and the replacement.
-    """
-    strategy = federation.strategy
+def refuse_strategy(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Strategies whose replies hold more than the released update."""
+    strategy = recipe.federation.strategy
     if strategy in NOT_PRIVATE:
         raise PolicyRefusal(
             f"federation.strategy = '{strategy}' is refused under [privacy].",
@@ -47,6 +76,11 @@ def refuse_unsafe(
             remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
             "fedavgm): what is done to released updates costs nothing more.",
         )
+
+
+def refuse_rounds(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Runs without a round, or stopped by private scores."""
+    federation = recipe.federation
     if federation.rounds < 1:
         raise PolicyRefusal(
             "federation.rounds = 0 is refused under [privacy].",
@@ -54,6 +88,18 @@ def refuse_unsafe(
             "under [privacy] they are a release of round 1.",
             remedy="Set federation.rounds = 1 with privacy.method = 'class-sums', or more rounds.",
         )
+    if federation.patience:
+        raise PolicyRefusal(
+            f"federation.patience = {federation.patience} is refused under [privacy].",
+            why="When to stop would be chosen by scores of private pictures. They stay at the "
+            "site, and the noisy ones that privacy.score_share buys are of the last model alone.",
+            remedy="Set federation.patience = 0 and fix federation.rounds beforehand.",
+        )
+
+
+def refuse_local(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Tensors that stay at a site and were fitted without noise."""
+    model, federation = recipe.model, recipe.federation
     if model.norm == "local":
         raise PolicyRefusal(
             "model.norm = 'local' is refused under [privacy].",
@@ -68,13 +114,11 @@ def refuse_unsafe(
             "computes enters the tensors that are released.",
             remedy="Leave federation.local out, or freeze those tensors ([model] train).",
         )
-    if federation.patience:
-        raise PolicyRefusal(
-            f"federation.patience = {federation.patience} is refused under [privacy].",
-            why="When to stop would be chosen by scores of private pictures. They stay at the "
-            "site, and the noisy ones that privacy.score_share buys are of the last model alone.",
-            remedy="Set federation.patience = 0 and fix federation.rounds beforehand.",
-        )
+
+
+def refuse_steps(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Optimiser settings that private steps would have to leave out."""
+    train = recipe.train
     if privacy.method == "gradients" and train.clip_norm:
         raise PolicyRefusal(
             f"train.clip_norm = {train.clip_norm:g} is refused under [privacy].",
@@ -87,19 +131,15 @@ def refuse_unsafe(
             why="The rate follows from how long a noisy gradient is, which Adam divides away.",
             remedy="Set train.optimizer = 'sgd', or leave privacy.lr_distance out.",
         )
-    if privacy.method == "class-sums":
-        _refuse_unfit_sums(federation, model)
 
 
-def refuse_unsafe_wire(privacy: PrivacySettings, wire: WireSettings) -> None:
-    """Refuse what ``[wire]`` may not be under differential privacy.
+def refuse_wire(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Encodings that keep state at a site, or round what sums are taken around.
 
     Differences from the received model and rounding come after the noise: they are
     post-processing of a release, and cost nothing.
-
-    Raises:
-        PolicyRefusal: naming the setting, the reason and the replacement.
     """
+    wire = recipe.wire
     if wire.top_k:
         raise PolicyRefusal(
             f"wire.top_k = {wire.top_k:g} is refused under [privacy].",
@@ -115,12 +155,9 @@ def refuse_unsafe_wire(privacy: PrivacySettings, wire: WireSettings) -> None:
         )
 
 
-def refuse_pretraining(pretrain: PretrainSettings) -> None:
-    """Refuse to learn from pictures without labels, by methods that couple them.
-
-    Raises:
-        PolicyRefusal: naming the setting, the reason and the replacement.
-    """
+def refuse_pretraining(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Learning from pictures without labels, by methods that couple them."""
+    pretrain = recipe.pretrain
     if pretrain.method != "none":
         raise PolicyRefusal(
             f"pretrain.method = '{pretrain.method}' is refused under [privacy].",
@@ -130,12 +167,9 @@ def refuse_pretraining(pretrain: PretrainSettings) -> None:
         )
 
 
-def refuse_personal(personal: PersonalSettings) -> None:
-    """Refuse fine-tuning at the sites, whose scores would leave.
-
-    Raises:
-        PolicyRefusal: naming the setting, the reason and the replacement.
-    """
+def refuse_personal(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Fine-tuning at the sites, whose scores would leave."""
+    personal = recipe.personal
     if personal.epochs:
         raise PolicyRefusal(
             f"personal.epochs = {personal.epochs} is refused under [privacy].",
@@ -145,12 +179,9 @@ def refuse_personal(personal: PersonalSettings) -> None:
         )
 
 
-def refuse_coupled(privacy: PrivacySettings, loss: LossSettings, augment: AugmentSettings) -> None:
-    """Refuse losses and mixing that couple pictures, and weights from private counts.
-
-    Raises:
-        PolicyRefusal: naming the setting, the reason and the replacement.
-    """
+def refuse_coupled(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Losses and mixing that couple pictures, and weights from private counts."""
+    loss, augment = recipe.loss, recipe.augment
     if privacy.method != "gradients":
         return
     coupling = {
@@ -173,7 +204,11 @@ def refuse_coupled(privacy: PrivacySettings, loss: LossSettings, augment: Augmen
         )
 
 
-def _refuse_unfit_sums(federation: FederationSettings, model: ModelSettings) -> None:
+def refuse_unfit_sums(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Anything but one release of class sums in a public subspace."""
+    if privacy.method != "class-sums":
+        return
+    federation, model = recipe.federation, recipe.model
     if federation.rounds > 1:
         raise PolicyRefusal(
             f"privacy.method = 'class-sums' takes one round, not federation.rounds = "
@@ -187,3 +222,44 @@ def _refuse_unfit_sums(federation: FederationSettings, model: ModelSettings) -> 
             why="Sums of vectors of bounded length in a public subspace are what it releases.",
             remedy="Set these two, or privacy.method = 'gradients'.",
         )
+
+
+def refuse_start(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """A head that starts from class statistics."""
+    start = recipe.train.start
+    if start != "none":
+        raise PolicyRefusal(
+            f"train.start = '{start}' is refused under [privacy].",
+            why="Class statistics without noise would be a release of their own.",
+            remedy="Set train.start = 'none'; privacy.method = 'class-sums' releases noisy ones.",
+        )
+
+
+PRIVATE_RULES: tuple[Rule, ...] = (
+    refuse_strategy,
+    refuse_rounds,
+    refuse_local,
+    refuse_steps,
+    refuse_unfit_sums,
+    refuse_coupled,
+    refuse_wire,
+    refuse_pretraining,
+    refuse_personal,
+    refuse_start,
+)
+"""All that a recipe may not ask for under [privacy], in the order in which it is looked at."""
+
+
+def refuse_unprotectable(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+    """Refuse a recipe that cannot be run under differential privacy.
+
+    Args:
+        recipe: What is asked.
+        privacy: The protection that applies: the recipe's, or a site's own.
+
+    Raises:
+        PolicyRefusal: naming the first setting that is in the way, the reason and the
+            replacement.
+    """
+    for rule in PRIVATE_RULES:
+        rule(recipe, privacy)

@@ -40,7 +40,7 @@ from fgvc_core.privacy.accountant import noise_for
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import protected_units
-from fgvc_core.protocol.keys import fingerprint, public_text, read_public
+from fgvc_core.protocol.keys import has_fingerprint, public_text, read_public, short_fingerprint
 from fgvc_core.protocol.messages import Request, new_nonce
 from fgvc_core.protocol.validation import (
     ClassFigures,
@@ -89,16 +89,18 @@ def check_issuer(site: Site, body: KitBody, trusted: str | None) -> None:
     Args:
         site: Whose home.
         body: What the kit says; its signature was checked.
-        trusted: The fingerprint that a person gave, in full, or None.
+        trusted: The fingerprint that a person gave, the short form or all of it, or None.
 
     Raises:
         PeerError: if it is from somebody else.
     """
-    found = fingerprint(read_public(body.issuer))
-    if body.issuer == public_text(site.coordinator) or found == trusted:
+    key = read_public(body.issuer)
+    if body.issuer == public_text(site.coordinator):
+        return
+    if trusted is not None and has_fingerprint(key, trusted):
         return
     raise PeerError(
-        f"The kit was made by a key that this site does not know: {found}.",
+        f"The kit was made by a key that this site does not know: {short_fingerprint(key)}.",
         why="Whoever made it gets the answer's figures.",
         remedy="Ask the sender for the fingerprint by another way, then: --issuer FINGERPRINT",
     )

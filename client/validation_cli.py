@@ -53,7 +53,7 @@ def new(
     The home has this site's own key, its policy and its ledger; site.toml says all that may
     leave. The kit's maker is the only one whose kits it takes without --issuer.
 
-    Example: fieldmark site new clinic model.kit --name clinic --path /data/skin --issuer 4f0c...
+    Example: fieldmark site new clinic model.kit --name clinic --path /data/skin --issuer "4f0c ..."
     """
     from client.privacy.policy import Policy, read_cap
     from client.provision import make_home
@@ -61,13 +61,13 @@ def new(
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.errors import PeerError
     from fgvc_core.export.kit import read_body
-    from fgvc_core.protocol.keys import fingerprint, read_public
+    from fgvc_core.protocol.keys import has_fingerprint, read_public, short_fingerprint
 
     body, _ = read_body(kit)
-    found = fingerprint(read_public(body.issuer))
-    if issuer != found:
+    key = read_public(body.issuer)
+    if issuer is None or not has_fingerprint(key, issuer):
         raise PeerError(
-            f"The kit was made by the key {found}, and "
+            f"The kit was made by the key {short_fingerprint(key)}, and "
             + ("no --issuer was given." if issuer is None else f"--issuer says {issuer}."),
             why="This home would take whatever that key has signed.",
             remedy="Ask its maker for the fingerprint by another way than the file.",
@@ -87,7 +87,7 @@ def new(
         data = site.settings.data.model_copy(update={"subject_column": subject_column})
         write_settings(home, site.settings.model_copy(update={"data": data}))
     typer.echo(f"home: {home}; read {home / 'site.toml'} before the first kit")
-    typer.echo(f"its key: {fingerprint(site.key.public_key())}: tell the kit's maker")
+    typer.echo(f"its key: {short_fingerprint(site.key.public_key())}: tell the kit's maker")
 
 
 def validate(

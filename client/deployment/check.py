@@ -16,6 +16,7 @@ from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.code import code_digest
+from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.recipe import Recipe, parse_recipe
 
 Level = Literal["ok", "note", "failed", "not reached"]
@@ -239,7 +240,9 @@ def _key(site: Site, contact: Contact) -> Finding:
     if contact.key:
         remedy = f"Ask the coordinator whether '{site.name}' is registered, with this home's key."
         return Finding("key", "failed", contact.key, remedy, 5)
-    return Finding("key", "ok", f"registered as '{site.name}'")
+    own, theirs = short_fingerprint(site.key.public_key()), short_fingerprint(site.coordinator)
+    said = f"registered as '{site.name}', key {own}; the coordinator's is {theirs}"
+    return Finding("key", "ok", said)
 
 
 def _version(contact: Contact) -> Finding:

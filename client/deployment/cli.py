@@ -1,7 +1,7 @@
 """The site's commands in a real federation: key, join, check, up, stop."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from client.reading_cli import (
     settle_reading,
 )
 
+if TYPE_CHECKING:
+    from fgvc_core.protocol.kit import StartKit
+
 Home = Annotated[
     Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
 ]
@@ -38,8 +41,10 @@ def key(
     Example: fieldmark site key lyon.key
     """
     from client.deployment.joining import make_key
+    from fgvc_core.protocol.keys import read_public, short_fingerprint
 
     text = make_key(file)
+    typer.echo(f"The key's fingerprint: {short_fingerprint(read_public(text))}", err=True)
     typer.echo(f"Send {file}.pub to the coordinator, or this line:", err=True)
     typer.echo(text)
 
@@ -82,6 +87,10 @@ def join(
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe whose [data] proposes how to read the pictures.")
     ] = None,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(help="The coordinator's fingerprint, as it was read to you: 8 groups of 4."),
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Ask nothing; what is not given has its default.")
     ] = False,
@@ -97,9 +106,11 @@ def join(
     from client.deployment.joining import join as make
     from client.privacy.policy import Policy, read_cap
     from fgvc_core.errors import ConfigurationError
+    from fgvc_core.protocol.keys import short_fingerprint
     from fgvc_core.protocol.kit import read_kit
 
     found = read_kit(kit)
+    _compare_keys(found, fingerprint, ask=not yes)
     if not yes:
         typer.echo(f"Site '{found.site}' of the coordinator at {found.address}.", err=True)
         if data is None:
@@ -146,9 +157,36 @@ def join(
         )
         answers = settle_reading(found, home, answers, said, ask=not yes)
     site = make(found, home, answers, key_file)
+    typer.echo(f"this site's key: {short_fingerprint(site.key.public_key())}")
     typer.echo(f"made {home} for site {site.name}; next: fieldmark site check {home}")
     if key_file is not None:
         typer.echo(f"The key is in the home now; keep {key_file} as its only backup, or delete it.")
+
+
+def _compare_keys(kit: "StartKit", said: str | None, *, ask: bool) -> None:
+    """Compare the coordinator's fingerprint with the one that a person has from the telephone."""
+    from client.deployment.joining import check_coordinator
+    from fgvc_core.errors import PeerError
+    from fgvc_core.protocol.keys import short_fingerprint
+
+    if said is not None:
+        check_coordinator(kit, said)
+        return
+    shown = short_fingerprint(kit.coordinator_key)
+    if not ask:
+        typer.echo(
+            f"WARNING: the coordinator's key was not compared: {shown}. Compare it on the "
+            "telephone, or join with --fingerprint.",
+            err=True,
+        )
+        return
+    typer.echo(f"The coordinator's key: {shown}", err=True)
+    if not typer.confirm("Has the coordinator read the same to you?", default=False, err=True):
+        raise PeerError(
+            "The coordinator's key was not compared.",
+            why="Whoever made this kit would get this site's replies.",
+            remedy="Call the coordinator: 'fieldmark server status' shows its key. Then join.",
+        )
 
 
 def up(
@@ -185,13 +223,15 @@ def new_key(
 
     Example: fieldmark site new-key lyon
     """
+    from client.deployment.rotation import NEXT, prepare
     from client.deployment.rotation import finish as put_in_place
-    from client.deployment.rotation import prepare
+    from fgvc_core.protocol.keys import read_private, short_fingerprint, short_form
 
     if finish:
-        typer.echo(f"the key {put_in_place(home)[:16]}... is in place")
+        typer.echo(f"in place: the key {short_form(put_in_place(home))}")
         return
     made = prepare(home, lost=lost)
+    typer.echo(f"the new key: {short_fingerprint(read_private(home / NEXT).public_key())}")
     typer.echo(f"send {made} to the coordinator; on its word: site new-key {home} --finish")
 
 

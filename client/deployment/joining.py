@@ -18,11 +18,14 @@ from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.protocol.keys import (
     PrivateKey,
     fingerprint,
+    has_fingerprint,
     new_key,
     parse_private,
     public_text,
     read_private,
     read_public,
+    short_fingerprint,
+    short_form,
     write_private,
 )
 from fgvc_core.protocol.kit import StartKit
@@ -73,6 +76,30 @@ def make_key(path: Path) -> str:
     text = public_text(key.public_key())
     public_path.write_text(text + "\n", encoding="utf-8")
     return text
+
+
+def check_coordinator(kit: StartKit, said: str) -> None:
+    """Whether a kit is from the coordinator that read its key's fingerprint out.
+
+    The coordinator's key has signed the kit, so that this one comparison vouches for all of
+    it: address, certificate and the site's own key.
+
+    Args:
+        kit: As it was read.
+        said: The fingerprint, in any spacing and case.
+
+    Raises:
+        ConfigurationError: if that is not a fingerprint.
+        PeerError: if it is another key's.
+    """
+    if not has_fingerprint(kit.coordinator_key, said):
+        raise PeerError(
+            "The start kit is not from the coordinator with that fingerprint: its key is "
+            f"{short_fingerprint(kit.coordinator_key)}.",
+            why="Whoever made it would get this site's replies.",
+            remedy="Ask the coordinator, on the telephone, for its fingerprint (fieldmark server "
+            "status) and for the kit again.",
+        )
 
 
 def join(kit: StartKit, home: Path, answers: Answers, key_path: Path | None = None) -> Site:
@@ -142,7 +169,7 @@ def _key_of(kit: StartKit, key_path: Path | None) -> PrivateKey:
     if fingerprint(key.public_key()) != kit.fingerprint:
         raise PeerError(
             f"This key is not the one that the coordinator has registered for '{kit.site}' "
-            f"(fingerprint {kit.fingerprint[:16]}...).",
+            f"(fingerprint {short_form(kit.fingerprint)}).",
             why="Nothing signed with it would be believed.",
             remedy="Name the key whose public half you sent, or send this one's.",
         )

@@ -49,7 +49,7 @@ def kit(
     from fgvc_core.export.kit import write_kit
     from fgvc_core.inference.calibration import read_calibration
     from fgvc_core.inference.trained import load_trained
-    from fgvc_core.protocol.keys import fingerprint, read_public
+    from fgvc_core.protocol.keys import fingerprint, short_fingerprint
     from fgvc_core.protocol.validation import KitPrivacy
 
     try:
@@ -69,13 +69,14 @@ def kit(
         "kit": str(out),
         "name": body.kit,
         "bytes": out.stat().st_size,
-        "issuer": fingerprint(read_public(body.issuer)),
+        "issuer": fingerprint(signer.public_key()),
     }
     if json_:
         typer.echo(json.dumps(told, indent=1))
         return
     typer.echo(f"kit: {out} ({told['bytes']:,} bytes), {body.kit}")
-    typer.echo(f"signed by {told['issuer']}: tell the outside site by another way than the file")
+    shown = short_fingerprint(signer.public_key())
+    typer.echo(f"signed by {shown}: tell the outside site by another way than the file")
 
 
 def _signer(checkpoint: Path, key: Path | None) -> "PrivateKey":

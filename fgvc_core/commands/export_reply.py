@@ -26,9 +26,10 @@ def read_reply(
     Exit code 5 if its signature does not hold, is another key's than --signer, or it answers
     another kit.
 
-    Example: fieldmark export read-reply model.kit clinic.reply --signer 9a31...
+    Example: fieldmark export read-reply model.kit clinic.reply --signer "9a31 ..."
     """
     from fgvc_core.export.kit_reply import read_kit_reply, reply_in_words
+    from fgvc_core.protocol.keys import short_form
 
     found = read_kit_reply(kit, reply, signer)
     if json_:
@@ -40,4 +41,4 @@ def read_reply(
     for line in reply_in_words(found.reply):
         typer.echo(line)
     trust = "the expected key" if found.expected else "compare with what the site has told you"
-    typer.echo(f"signed by {found.signer} ({trust})")
+    typer.echo(f"signed by {short_form(found.signer)} ({trust})")

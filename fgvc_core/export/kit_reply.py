@@ -8,7 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.export.kit import read_body
 from fgvc_core.protocol.envelope import Sealed, unseal
-from fgvc_core.protocol.keys import fingerprint, public_text, read_public
+from fgvc_core.protocol.keys import (
+    fingerprint,
+    has_fingerprint,
+    public_text,
+    read_public,
+    short_form,
+)
 from fgvc_core.protocol.messages import MAX_BODY_BYTES
 from fgvc_core.protocol.validation import ValidationReply
 
@@ -64,9 +70,9 @@ def read_kit_reply(kit: Path, path: Path, expected: str | None = None) -> KitRep
             remedy=f"Name the kit that was sent to '{reply.site}'.",
         )
     signer = fingerprint(key)
-    if expected is not None and signer != expected:
+    if expected is not None and not has_fingerprint(key, expected):
         raise PeerError(
-            f"The answer was signed by {signer}, not by the expected key.",
+            f"The answer was signed by {short_form(signer)}, not by the expected key.",
             why="Somebody else may have made it.",
             remedy="Ask the site for its key's fingerprint by another way than the file.",
         )

@@ -6,6 +6,7 @@ authentication, so that one key can serve a site in every engine.
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -24,13 +25,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from fgvc_core.errors import PeerError
+from fgvc_core.errors import ConfigurationError, PeerError
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
 
 _SCALAR_BYTES = 32
 SIGNATURE_BYTES = 2 * _SCALAR_BYTES
+SHORT_DIGITS, FULL_DIGITS, _GROUP = 32, 64, 4
 _MAKE_ONE = "Make one with: ssh-keygen -t ecdsa -b 256"
 
 
@@ -111,9 +113,58 @@ def read_public(text: str) -> PublicKey:
 
 
 def fingerprint(key: PublicKey) -> str:
-    """SHA-256 (hex) of the public key's DER encoding: a key's short name."""
+    """SHA-256 (hex) of the public key's DER encoding: a key's name in files and registers."""
     der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
+
+
+def short_fingerprint(key: PublicKey) -> str:
+    """A key's fingerprint as people read it to each other; see :func:`short_form`."""
+    return short_form(fingerprint(key))
+
+
+def short_form(digest: str) -> str:
+    """The one form in which a fingerprint is shown: its first 128 bits, in eight groups.
+
+    Nobody can make a key with the same 128 bits as another's (2^128 attempts). A public key's
+    own text must not be compared instead: all of them share their first 73 characters.
+
+    Args:
+        digest: A fingerprint in full, 64 hexadecimal digits.
+
+    >>> short_form("0123456789abcdef" * 4)
+    '0123 4567 89ab cdef 0123 4567 89ab cdef'
+    """
+    return " ".join(digest[at : at + _GROUP] for at in range(0, SHORT_DIGITS, _GROUP))
+
+
+def read_fingerprint(text: str) -> str:
+    """The hexadecimal digits of a fingerprint that a person typed: the short form or all 64.
+
+    Case, spaces, colons and hyphens do not matter.
+
+    Raises:
+        ConfigurationError: if it is neither.
+    """
+    digits = re.sub(r"[\s:-]", "", text).lower()
+    if not re.fullmatch(rf"[0-9a-f]{{{SHORT_DIGITS}}}|[0-9a-f]{{{FULL_DIGITS}}}", digits):
+        raise ConfigurationError(
+            f"'{text[:100]}' is not a fingerprint.",
+            why=f"A part of one is easily forged: {SHORT_DIGITS} or all {FULL_DIGITS} "
+            "hexadecimal digits are compared.",
+            remedy="Give all eight groups of four, for instance "
+            "'0123 4567 89ab cdef 0123 4567 89ab cdef'.",
+        )
+    return digits
+
+
+def has_fingerprint(key: PublicKey, text: str) -> bool:
+    """Whether a fingerprint that a person typed is this key's.
+
+    Raises:
+        ConfigurationError: if the text is not a fingerprint.
+    """
+    return fingerprint(key).startswith(read_fingerprint(text))
 
 
 def sign(key: PrivateKey, message: bytes) -> bytes:

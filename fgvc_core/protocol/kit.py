@@ -1,9 +1,14 @@
 """The start kit: the one file by which a site learns whom to talk to.
 
+The coordinator signs all of it, the certificate of its CA included: whoever compares the
+fingerprint of the coordinator's key with the one that the coordinator reads out has
+authenticated the whole kit.
+
 It holds nothing secret, unless the coordinator has made the site's key too (``key``):
 whoever has that kit is the site.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -11,10 +16,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgvc_core.errors import ConfigurationError, PeerError
+from fgvc_core.protocol.keys import PrivateKey, PublicKey, read_public, sign, verify
 
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ADDRESS = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
 MAX_KIT_BYTES = 100_000
+_AGAIN = "Ask the coordinator for it again: it keeps every kit in its kits folder."
+_DOMAIN = b"fieldmark start kit v1\n"
 
 
 class StartKit(BaseModel):
@@ -31,20 +39,33 @@ class StartKit(BaseModel):
     key: str = Field("", max_length=5000, description="The site's private key, if made for it.")
     version: str = Field("", max_length=64, description="Fieldmark's at the coordinator.")
 
+    @property
+    def coordinator_key(self) -> PublicKey:
+        """The coordinator's public key.
 
-def write_kit(kit: StartKit, path: Path) -> None:
-    """Write a kit readable by its owner alone."""
+        Raises:
+            PeerError: if the kit holds no such key.
+        """
+        return read_public(self.coordinator)
+
+
+def write_kit(kit: StartKit, path: Path, key: PrivateKey) -> None:
+    """Sign a kit with the coordinator's key and write it, readable by its owner alone."""
+    body = kit.model_dump_json()
+    values = {"body": body, "signature": sign(key, _DOMAIN + body.encode()).hex()}
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(kit.model_dump_json(indent=1) + "\n")
+        file.write(json.dumps(values, indent=1) + "\n")
 
 
 def read_kit(path: Path) -> StartKit:
-    """Read a kit.
+    """Read a kit; its signature is the one of the coordinator's key that it holds.
+
+    Whether that key is the coordinator's, only a person can tell: by its fingerprint.
 
     Raises:
         ConfigurationError: if there is no such file.
-        PeerError: if it is damaged or of another format.
+        PeerError: if it is damaged, was changed after it was signed, or has another format.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -56,13 +77,34 @@ def read_kit(path: Path) -> StartKit:
     try:
         if len(text) > MAX_KIT_BYTES:
             raise PeerError(f"'{path}' is no start kit: it has {len(text)} characters.")
-        return StartKit.model_validate_json(text)
+        body, signature = _parts(text, path)
+        kit = StartKit.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise PeerError(
             f"The start kit '{path}' is damaged at '{where}': {first['msg']}.",
-            remedy="Ask the coordinator for it again: it keeps every kit in its kits folder.",
+            remedy=_AGAIN,
+        ) from None
+    if not verify(kit.coordinator_key, _DOMAIN + body.encode(), signature):
+        raise PeerError(
+            f"The start kit '{path}' is not signed by the coordinator's key in it.",
+            why="Somebody has changed it after it was made.",
+            remedy=f"{_AGAIN} Compare the key's fingerprint on the telephone.",
+        )
+    return kit
+
+
+def _parts(text: str, path: Path) -> tuple[str, bytes]:
+    """A kit's signed text and its signature."""
+    try:
+        values = json.loads(text)
+        return str(values["body"]), bytes.fromhex(values["signature"])
+    except (ValueError, KeyError, TypeError):
+        raise PeerError(
+            f"The start kit '{path}' is damaged: it holds no signed text.",
+            why="Kits of Fieldmark before signed kits are not taken either.",
+            remedy=_AGAIN,
         ) from None
 
 

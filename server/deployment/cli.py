@@ -50,6 +50,7 @@ def init(
         "gateway": {"listen": listen, "port": port},
     }
     init_server(folder, DeploymentSettings.read(values, "server init"))
+    typer.echo(f"the coordinator's key: {_own_key(folder)}")
     typer.echo(f"made {folder}; next: fieldmark server add-site {folder} NAME --their-key FILE.pub")
 
 
@@ -67,6 +68,7 @@ def add_site(
 
     Example: fieldmark server add-site federation lyon --their-key lyon.pub
     """
+    from fgvc_core.protocol.keys import short_form
     from server.deployment.provisioning import add_site as add
 
     text = "" if their_key is None else _read(their_key)
@@ -74,7 +76,9 @@ def add_site(
     if json_:
         typer.echo(json.dumps({"site": name, "fingerprint": entry.fingerprint, "kit": str(kit)}))
         return
-    typer.echo(f"registered {name}, key {entry.fingerprint[:16]}...")
+    typer.echo(f"registered {name}; its key: {short_form(entry.fingerprint)}")
+    typer.echo(f"the coordinator's key: {_own_key(folder)}")
+    typer.echo("Compare both with the site on the telephone.")
     if their_key is None:
         typer.echo("The kit holds the site's private key: send it only where nobody else reads.")
     typer.echo(f"kit: {kit}")
@@ -86,12 +90,13 @@ def remove_site(folder: Folder, name: Name) -> None:
 
     Example: fieldmark server remove-site federation lyon
     """
+    from fgvc_core.protocol.keys import short_form
     from server.deployment.allow_list import AllowList
     from server.deployment.settings import read_settings
 
     read_settings(folder)
     entry = AllowList(folder).remove(name)
-    typer.echo(f"removed {name}; the key {entry.fingerprint[:16]}... is refused from now on")
+    typer.echo(f"removed {name}; refused from now on: the key {short_form(entry.fingerprint)}")
 
 
 @server_app.command("rotate-key")
@@ -103,10 +108,11 @@ def rotate_key(
 
     Example: fieldmark server rotate-key federation new-key.json
     """
+    from fgvc_core.protocol.keys import short_form
     from server.deployment.provisioning import rotate_key as rotate
 
     entry = rotate(folder, _read(file))
-    typer.echo(f"{entry.name} has the key {entry.fingerprint[:16]}... from now on")
+    typer.echo(f"{entry.name} has from now on the key {short_form(entry.fingerprint)}")
 
 
 @server_app.command("replace-key")
@@ -121,12 +127,14 @@ def replace_key(
 
     Example: fieldmark server replace-key federation lyon --their-key new-key.pub
     """
+    from fgvc_core.protocol.keys import short_form
     from server.deployment.allow_list import AllowList
     from server.deployment.settings import read_settings
 
     read_settings(folder)
     entry = AllowList(folder).replace(name, _read(their_key), "lost")
-    typer.echo(f"{name} has the key {entry.fingerprint[:16]}... from now on; the old one is void")
+    typer.echo(f"{name} has from now on the key {short_form(entry.fingerprint)}")
+    typer.echo("The old one is void. Compare the new one with the site on the telephone.")
 
 
 @server_app.command()
@@ -262,6 +270,13 @@ def status(folder: Folder, json_: Json = False) -> None:
         typer.echo(json.dumps(found, indent=1))
     else:
         show_status(found)
+
+
+def _own_key(folder: Path) -> str:
+    from fgvc_core.protocol.keys import short_fingerprint
+    from server.deployment.provisioning import coordinator_key
+
+    return short_fingerprint(coordinator_key(folder))
 
 
 def _follow(folder: Path, run_dir: Path, detach: bool, json_: bool) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.protocol.keys import (
+    PublicKey,
     fingerprint,
     new_key,
     private_text,
@@ -37,6 +38,21 @@ from server.deployment.settings import DeploymentSettings, read_settings, write_
 
 SECRETS = ("coordinator.key", "ca.key", "server.key", "secret")
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
+
+
+def coordinator_key(folder: Path) -> PublicKey:
+    """The public key of a coordinator's folder.
+
+    Raises:
+        ConfigurationError: if it cannot be read.
+    """
+    try:
+        return read_public((folder / "coordinator.pub").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, PeerError) as error:
+        raise ConfigurationError(
+            f"The coordinator's public key in '{folder}' cannot be read: {error}.",
+            remedy="Restore coordinator.pub from the backup.",
+        ) from None
 
 
 def init_server(folder: Path, settings: DeploymentSettings) -> None:
@@ -170,7 +186,7 @@ def make_kit(folder: Path, settings: DeploymentSettings, entry: Entry, private: 
         version=__version__,
     )
     path = folder / "kits" / f"{entry.name}.kit"
-    write_kit(kit, path)
+    write_kit(kit, path, read_private(folder / "coordinator.key"))
     return path
 
 

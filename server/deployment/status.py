@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError
+from fgvc_core.protocol.keys import fingerprint, short_form
 from fgvc_core.supervision import holder, read_json
 from server.deployment.allow_list import AllowList
 from server.deployment.certificates import check_dates
@@ -18,6 +19,7 @@ from server.deployment.conduct import active_run, read_conduct
 from server.deployment.flower_internals import ControlApi
 from server.deployment.following import RunView, view_of
 from server.deployment.health import superlink_health
+from server.deployment.provisioning import coordinator_key
 from server.deployment.settings import read_settings
 
 
@@ -38,6 +40,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     nodes = _nodes(folder, ports) if health == "serving" else {}
     return {
         "name": settings.name,
+        "fingerprint": fingerprint(coordinator_key(folder)),
         "up": up,
         "superlink": health,
         "version": __version__,
@@ -59,7 +62,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 def _site(
     name: str,
-    fingerprint: str,
+    key: str,
     nodes: dict[str, str],
     counts: dict[str, Any],
     view: RunView | None,
@@ -67,8 +70,8 @@ def _site(
     seen = counts.get("last_seen", {}).get(name)
     in_run = None if view is None else view.sites.get(name)
     return {
-        "fingerprint": fingerprint,
-        "online": nodes.get(fingerprint) == "online",
+        "fingerprint": key,
+        "online": nodes.get(key) == "online",
         "last_seen_s": None if seen is None else round(max(time.time() - seen, 0.0), 1),
         "bytes_in": counts.get("bytes_in", {}).get(name, 0),
         "bytes_out": counts.get("bytes_out", {}).get(name, 0),
@@ -151,6 +154,9 @@ def show_status(found: dict[str, Any]) -> None:
             "-" if stated is None else f"{stated:.3g}",
         )
     console.print(table)
+    console.print(f"key of the coordinator: {short_form(found['fingerprint'])}")
+    for name, site in found["sites"].items():
+        console.print(f"key of {name}: {short_form(site['fingerprint'])}")
     if run is not None:
         why = f" ({run['why']})" if run["why"] else ""
         console.print(f"run {run['name']}: {run['state']}{why}, round {run['round']} of "

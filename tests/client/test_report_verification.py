@@ -17,7 +17,7 @@ from client.privacy.report.signing import canonical, read_signed, sign_statement
 from client.site import Site
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.protocol.envelope import Sealed, check_signature
-from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public
+from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public, short_form
 from fgvc_core.protocol.messages import Reply, Request
 
 from .report_homes import entries_of, home, open_round, private_run, recipe, roll_call, write_chain
@@ -62,7 +62,7 @@ def test_two_files_are_enough(made, files, tmp_path):
         found = verify_report(file, ledger)
         assert found["holds"], found["in_words"]
         assert found["in_words"].startswith("The report of site-1 verifies.")
-        assert found["fingerprint"] in found["in_words"]
+        assert short_form(found["fingerprint"]) in found["in_words"]
         assert found["epsilon"] == pytest.approx(4.322, abs=2e-3)
     (tmp_path / "known.pub").write_text(made.public_key + "\n")
     assert failing(page, ledger, tmp_path / "known.pub") == set()

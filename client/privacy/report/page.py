@@ -13,6 +13,7 @@ from client.privacy.report.figures import attack_curve, belief_figure, budget_ba
 from client.privacy.report.signing import Signed
 from client.privacy.report.words import one_in
 from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.protocol.keys import short_form
 
 CHARGES = {
     "charged": "charged",
@@ -53,6 +54,7 @@ def draw(signed: Signed) -> bytes:
         rounds=_rounds,
         event=_event,
         groups=_groups,
+        short=short_form,
         odds=one_in,
         label=lambda name: str(name).replace("_", " "),
     )

@@ -21,7 +21,7 @@ from client.privacy.report.stated import FORMAT, StatedSite, state
 from client.privacy.report.words import words_of
 from fgvc_core import __version__
 from fgvc_core.errors import DataError, PeerError
-from fgvc_core.protocol.keys import fingerprint, read_public
+from fgvc_core.protocol.keys import fingerprint, read_public, short_form
 
 TOLERANCE = 1e-6
 """By how much, in parts of it, an epsilon may differ: libraries round differently."""
@@ -140,7 +140,9 @@ def _known(site: StatedSite, key: Path | None) -> list[Check]:
         return []
     known = fingerprint(read_known_key(key))
     if known != site.fingerprint:
-        told = f"The report was signed by another key than '{key}' (fingerprint {known})."
+        told = (
+            f"The report was signed by another key than '{key}' (fingerprint {short_form(known)})."
+        )
         return [Check("key", False, told)]
     return [Check("key", True, f"The key is the one in '{key}'.")]
 
@@ -265,5 +267,5 @@ def _in_words(holds: bool, site: StatedSite, key: Path | None, checks: list[Chec
             "know it from elsewhere (or give its public key with --key): whoever made up a ledger "
             "can sign a report with a key of their own."
         )
-    told += [f"Key: {site.fingerprint}", UNCHECKED]
+    told += [f"Key: {short_form(site.fingerprint)}", UNCHECKED]
     return "\n".join(told)

@@ -1,12 +1,13 @@
 """From a key and a kit to a home; whatever does not fit leaves nothing behind."""
 
+import json
 import stat
 
 import pytest
 from typer.testing import CliRunner
 
 from client.cli import site_app
-from client.deployment.joining import Answers, join, make_key
+from client.deployment.joining import Answers, check_coordinator, join, make_key
 from client.deployment.link import CA, read_link
 from client.privacy.policy import Policy
 from client.site import Site
@@ -18,10 +19,12 @@ from fgvc_core.protocol.keys import (
     public_text,
     read_private,
     read_public,
+    short_fingerprint,
 )
 from fgvc_core.protocol.kit import StartKit, read_kit, write_kit
 
-COORDINATOR = public_text(new_key().public_key())
+COORDINATOR_KEY = new_key()
+COORDINATOR = public_text(COORDINATOR_KEY.public_key())
 
 
 def kit_for(public, key="", **changes):
@@ -93,12 +96,13 @@ def test_a_home_is_never_made_over_another(tmp_path):
 
 def test_a_damaged_kit_is_refused_at_the_place_that_is_wrong(tmp_path):
     path = tmp_path / "lyon.kit"
-    write_kit(kit_for(COORDINATOR), path)
+    write_kit(kit_for(COORDINATOR), path, COORDINATOR_KEY)
     assert read_kit(path) == kit_for(COORDINATOR)
     path.write_text(path.read_text()[:-20])
     with pytest.raises(PeerError, match="damaged"):
         read_kit(path)
-    path.write_text(kit_for(COORDINATOR).model_dump_json().replace(":8443", ":port"))
+    body = kit_for(COORDINATOR).model_dump_json().replace(":8443", ":port")
+    path.write_text(json.dumps({"body": body, "signature": "00" * 64}))
     with pytest.raises(PeerError, match="'address'"):
         read_kit(path)
     with pytest.raises(ConfigurationError, match="cannot be read"):
@@ -109,7 +113,7 @@ def test_a_damaged_kit_is_refused_at_the_place_that_is_wrong(tmp_path):
 def join_with(tmp_path):
     """Run ``site join`` on a kit, answers on standard input."""
     public = make_key(tmp_path / "lyon.key")
-    write_kit(kit_for(public), tmp_path / "lyon.kit")
+    write_kit(kit_for(public), tmp_path / "lyon.kit", COORDINATOR_KEY)
 
     def command(*more, typed=None):
         words = ["join", tmp_path / "lyon.kit", tmp_path / "home", "--key", tmp_path / "lyon.key"]
@@ -141,4 +145,82 @@ def test_a_cap_is_given_as_a_number_or_as_the_word_none(join_with, tmp_path, giv
 def test_a_cap_that_is_neither_is_refused_before_a_home_is_made(join_with, tmp_path):
     done = join_with("--privacy", "required", "--epsilon-cap", "lots", "--yes")
     assert isinstance(done.exception, ConfigurationError)
+
+
+def changed(path, **changes):
+    """The kit of a file with some lines changed, and the coordinator's signature left as it was."""
+    values = json.loads(path.read_text())
+    body = {**json.loads(values["body"]), **changes}
+    path.write_text(json.dumps({**values, "body": json.dumps(body, separators=(",", ":"))}))
+
+
+@pytest.mark.parametrize("line", ["address", "ca", "coordinator", "site", "fingerprint"])
+def test_one_comparison_vouches_for_every_line_of_the_kit(tmp_path, line):
+    path = tmp_path / "lyon.kit"
+    write_kit(kit_for(COORDINATOR), path, COORDINATOR_KEY)
+    other = public_text(new_key().public_key())
+    changes = {
+        "address": "evil.example.org:8443",
+        "ca": "-----BEGIN CERTIFICATE-----\nanother",
+        "coordinator": other,
+        "site": "oslo",
+        "fingerprint": "0" * 64,
+    }
+    changed(path, **{line: changes[line]})
+    with pytest.raises(PeerError, match="not signed by the coordinator's key"):
+        read_kit(path)
+
+
+def test_a_kit_signed_by_its_forger_is_found_out_by_the_fingerprint(tmp_path):
+    forger = new_key()
+    path = tmp_path / "lyon.kit"
+    forged = kit_for(COORDINATOR, coordinator=public_text(forger.public_key()))
+    write_kit(forged, path, forger)
+    kit = read_kit(path)
+    check_coordinator(kit, short_fingerprint(forger.public_key()))
+    with pytest.raises(PeerError, match="not from the coordinator") as caught:
+        check_coordinator(kit, short_fingerprint(COORDINATOR_KEY.public_key()))
+    assert caught.value.exit_code == 5
+
+
+@pytest.fixture
+def joining(tmp_path):
+    """Runs 'site join' on a kit of the coordinator's with these options."""
+    public = make_key(tmp_path / "lyon.key")
+    write_kit(kit_for(public), tmp_path / "lyon.kit", COORDINATOR_KEY)
+
+    def run(*options, answer=None):
+        words = [tmp_path / "lyon.kit", tmp_path / "home", "--key", tmp_path / "lyon.key"]
+        return CliRunner().invoke(
+            site_app, ["join", *map(str, words), *options], input=answer, catch_exceptions=True
+        )
+
+    return run
+
+
+def test_join_compares_the_coordinators_fingerprint(joining, tmp_path):
+    said = short_fingerprint(COORDINATOR_KEY.public_key())
+    wrong = joining("--yes", "--fingerprint", short_fingerprint(new_key().public_key()))
+    assert isinstance(wrong.exception, PeerError)
+    part = joining("--yes", "--fingerprint", said[:19])
+    assert isinstance(part.exception, ConfigurationError)
+    assert not (tmp_path / "home").exists()
+    found = joining("--yes", "--fingerprint", said.upper().replace(" ", ":"))
+    assert found.exit_code == 0
+    assert "WARNING" not in found.output
+    own = read_private(tmp_path / "home" / "key").public_key()
+    assert short_fingerprint(own) in found.output
+
+
+def test_join_without_the_comparison_says_so(joining):
+    found = joining("--yes")
+    assert found.exit_code == 0
+    assert "WARNING: the coordinator's key was not compared" in found.output
+    assert short_fingerprint(COORDINATOR_KEY.public_key()) in found.output
+
+
+def test_join_asks_whether_the_keys_were_compared(joining, tmp_path):
+    found = joining(answer="n\n")
+    assert isinstance(found.exception, PeerError)
+    assert short_fingerprint(COORDINATOR_KEY.public_key()) in found.output
     assert not (tmp_path / "home").exists()

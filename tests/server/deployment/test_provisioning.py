@@ -5,13 +5,30 @@ import os
 import stat
 
 import pytest
+from typer.testing import CliRunner
 
 from fgvc_core.errors import ConfigurationError, PeerError
-from fgvc_core.protocol.keys import fingerprint, new_key, parse_private, private_text, public_text
+from fgvc_core.protocol.keys import (
+    fingerprint,
+    new_key,
+    parse_private,
+    private_text,
+    public_text,
+    read_private,
+    short_fingerprint,
+)
 from fgvc_core.protocol.kit import read_kit
 from server.deployment.allow_list import AllowList
 from server.deployment.certificates import check_dates, issue, read_certificate
-from server.deployment.provisioning import SECRETS, add_site, check_server, init_server, renew
+from server.deployment.cli import server_app
+from server.deployment.provisioning import (
+    SECRETS,
+    add_site,
+    check_server,
+    coordinator_key,
+    init_server,
+    renew,
+)
 from server.deployment.settings import DeploymentSettings
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -156,3 +173,29 @@ def test_removing_a_site_that_is_none_names_those_there_are(folder):
     with pytest.raises(ConfigurationError) as caught:
         AllowList(folder).remove("lion")
     assert "lyon" in caught.value.remedy
+
+
+def test_the_coordinator_shows_both_keys_in_the_one_form(tmp_path):
+    folder, key = tmp_path / "fed", new_key()
+    (tmp_path / "lyon.pub").write_text(public(key))
+
+    def run(*words):
+        return CliRunner().invoke(server_app, [str(word) for word in words]).output
+
+    made = run("init", folder, "--host", "fl.example.org")
+    own = short_fingerprint(read_private(folder / "coordinator.key").public_key())
+    assert own in made
+    added = run("add-site", folder, "lyon", "--their-key", tmp_path / "lyon.pub")
+    assert own in added
+    assert short_fingerprint(key.public_key()) in added
+    listed = run("status", folder)
+    assert own in listed
+    assert short_fingerprint(key.public_key()) in listed
+    assert short_fingerprint(key.public_key()) in run("remove-site", folder, "lyon")
+
+
+def test_the_coordinators_key_has_signed_the_kit_with_its_certificate(folder):
+    _, path = add_site(folder, "lyon", public(new_key()))
+    kit = read_kit(path)
+    assert fingerprint(kit.coordinator_key) == fingerprint(coordinator_key(folder))
+    assert kit.ca == (folder / "ca.pem").read_text()

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from client.reading import check_knowledge
 from client.site import Site
 from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
+from fgvc_core.files import PrivateLogFile
 from fgvc_core.protocol.envelope import Sealed, unseal
 from fgvc_core.protocol.messages import Code, Reply, Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, digest_all
+from fgvc_core.words import OneRecord
 
 AnswerWithoutPrivacy = Callable[
     [Site, Request, Recipe, tuple[str, ...], Mapping[str, PackedTensor]],
@@ -160,10 +161,10 @@ def _guarded(
 def _site_log(home: Path) -> logging.Logger:
     log = logging.getLogger(f"fieldmark.site.{home}")
     if not log.handlers and (home / "site.toml").is_file():
-        handler = RotatingFileHandler(
+        handler = PrivateLogFile(
             home / "site.log", maxBytes=1_000_000, backupCount=3, delay=True, encoding="utf-8"
         )
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(OneRecord("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.propagate = False
     return log

@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from client.answering import Incoming, answer
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.words import OneRecord
 
 app = ClientApp()
 
@@ -52,7 +53,7 @@ def _handle(message: Message, context: Context) -> Message:
         outgoing = answer(site_home(context), read_incoming(message.content))
     except Exception:
         # Flower would send the text of what went wrong.
-        logging.getLogger("fieldmark.site").exception("a message was not answered")
+        _stray_log().exception("a message was not answered")
         outgoing = None
     content = RecordDict()
     if outgoing is None:
@@ -81,8 +82,18 @@ def site_home(context: Context) -> Path:
     number = int(context.node_config.get("partition-id", -1))
     if 0 <= number < len(homes):
         return homes[number]
-    logging.getLogger("fieldmark.site").error("no site's home for node %s", context.node_id)
+    _stray_log().error("no site's home for node %s", context.node_id)
     return root
+
+
+def _stray_log() -> logging.Logger:
+    """Where words go that belong to no site's log: no home could be opened."""
+    log = logging.getLogger("fieldmark.site")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(OneRecord("%(message)s"))
+        log.addHandler(handler)
+    return log
 
 
 def read_incoming(content: RecordDict) -> Incoming:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from client.privacy.journal import write_durably
 from client.privacy.ledger import Ledger
 from client.privacy.terms import Terms
 from client.site import Site
@@ -25,6 +24,7 @@ from fgvc_core.audit.verdict import Verdict, judge
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner, pick_device
+from fgvc_core.files import private_folder, write_durably
 from fgvc_core.privacy.events import ADJACENCY
 from fgvc_core.privacy.planning import plan_epsilon, plan_for
 from fgvc_core.privacy.settings import PrivacySettings
@@ -249,6 +249,6 @@ def _conclusion(verdict: Verdict) -> str:
 
 def _keep(site: Site, found: dict[str, Any]) -> None:
     folder = site.home / FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
+    private_folder(folder)
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     write_durably(folder / f"{name}.json", (json.dumps(found, indent=1) + "\n").encode())

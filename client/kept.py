@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from client.privacy.journal import write_durably
 from client.state import announcement
 from fgvc_core.errors import DataError, PeerError
+from fgvc_core.files import private_folder, write_durably
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -70,7 +70,7 @@ class KeptTensors:
 
         On the disk when this returns, and before the reply may leave.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self._folder)
         contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
         write_durably(self._path(round_), save(contiguous, {"round": json.dumps(round_)}))
         for path in self._folder.glob("*.safetensors"):

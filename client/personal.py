@@ -16,11 +16,11 @@ import numpy as np
 from safetensors.numpy import save
 
 from client.kept import Tensors
-from client.privacy.journal import write_durably
 from client.site import Site
 from client.work import at_the_desk, echo, round_work, scores_of
 from fgvc_core import __version__
 from fgvc_core.errors import PeerError
+from fgvc_core.files import private_folder, write_durably
 from fgvc_core.protocol.messages import Reply, Request, fixed_seconds
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.schedule import Stretch
@@ -85,7 +85,7 @@ def keep(
 ) -> None:
     """Keep the site's own model, on the disk before its scores may leave."""
     path = personal_checkpoint(site.home, request.run)
-    path.parent.mkdir(exist_ok=True)
+    private_folder(path.parent)
     metadata = {
         "fieldmark": __version__,
         "format": FORMAT,

@@ -9,6 +9,7 @@ from client.privacy.policy import Policy
 from client.privacy.register import Claim, Register
 from client.site import Site, SiteSettings, write_settings
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.files import FOLDER_MODE, private_folder, write_privately
 from fgvc_core.protocol.keys import (
     PrivateKey,
     fingerprint,
@@ -86,11 +87,12 @@ def _make(
     key: PrivateKey,
 ) -> Site:
     try:
-        home.mkdir(parents=True)
+        private_folder(home.parent)
+        home.mkdir(mode=FOLDER_MODE)
     except FileExistsError:
         raise _exists(home) from None
-    (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
-    _write_secret(home / "split.key", split_key or os.urandom(SPLIT_KEY_BYTES))
+    write_privately(home / "coordinator.pub", coordinator + "\n")
+    write_privately(home / "split.key", split_key or os.urandom(SPLIT_KEY_BYTES))
     write_private(key, home / "key")
     write_settings(home, settings)
     return Site.open(home)
@@ -102,9 +104,3 @@ def _exists(home: Path) -> ConfigurationError:
         why="A site's home holds its key and what it has let out; it is never overwritten.",
         remedy="Name another folder.",
     )
-
-
-def _write_secret(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)

@@ -33,6 +33,7 @@ from client.privacy.policy import Policy
 from client.reading import SiteData
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.files import write_privately
 from fgvc_core.protocol.keys import (
     PrivateKey,
     PublicKey,
@@ -140,7 +141,7 @@ class Site:
 def write_settings(home: Path, settings: SiteSettings) -> None:
     """Write ``site.toml``."""
     values = settings.model_dump(mode="json", exclude_none=True)
-    (home / "site.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+    write_privately(home / "site.toml", tomli_w.dumps(values))
 
 
 def _none(rows: NDArray[np.int64] | None) -> NDArray[np.int64]:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from client.privacy.journal import write_durably
 from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, PeerError
+from fgvc_core.files import private_folder, write_durably
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe, parse_recipe
 
@@ -34,7 +34,7 @@ def remember(home: Path, request: Request) -> None:
     path = announcement(home, request.run)
     held = read_announced(home, request.run)
     if held is None:
-        path.parent.mkdir(exist_ok=True)
+        private_folder(path.parent)
         values = {"recipe": request.recipe, "class_names": request.class_names}
         write_durably(path, json.dumps(values).encode())
         return

@@ -25,6 +25,7 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.experiment import pick_device
 from fgvc_core.export.kit import Kit, open_kit, read_body
+from fgvc_core.files import write_privately
 from fgvc_core.inference.calibration import reliability
 from fgvc_core.inference.judging import (
     Judged,
@@ -74,7 +75,7 @@ class Validation:
         sealed = self.departure.sealed
         values = {"body": sealed.text, "signature": sealed.signature.hex()}
         try:
-            path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            write_privately(path, json.dumps(values, indent=1) + "\n")
         except OSError as error:
             raise ConfigurationError(
                 f"--out '{path}' cannot be written: {error.strerror}.",

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -24,6 +23,8 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.files import FILE_MODE, PrivateLogFile, make_private, private_folder, write_privately
+from fgvc_core.words import OneRecord
 
 STEADY_S = 60.0
 """After so long, a process counts as up, and its next failure as the first."""
@@ -74,7 +75,7 @@ class Supervisor:
     def __init__(self, folder: Path) -> None:
         self._logs, self._state = folder / "logs", folder / "state"
         for made in (self._logs, self._state):
-            made.mkdir(mode=0o700, exist_ok=True)
+            private_folder(made)
         self._running: dict[str, _Running] = {}
         self._asked: set[str] = set()
         self.log = _file_log(self._logs / "supervisor.log")
@@ -184,8 +185,8 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         ConfigurationError: if another holds it.
     """
     state = folder / "state"
-    state.mkdir(mode=0o700, exist_ok=True)
-    lock = FileLock(state / "up.lock", timeout=0)
+    private_folder(state)
+    lock = FileLock(state / "up.lock", timeout=0, mode=FILE_MODE)
     try:
         lock.acquire()
     except Timeout:
@@ -194,7 +195,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
             remedy="Stop it first, or look at it with the status command.",
         ) from None
     try:
-        (state / "up.pid").write_text(f"{os.getpid()}\n", encoding="utf-8")
+        write_privately(state / "up.pid", f"{os.getpid()}\n")
         yield
     finally:
         (state / "up.pid").unlink(missing_ok=True)
@@ -220,7 +221,7 @@ def until_told() -> Iterator[list[int]]:
 def holder(folder: Path) -> int | None:
     """The process id of the supervisor that holds a folder, or None if nobody does."""
     state = folder / "state"
-    lock = FileLock(state / "up.lock", timeout=0)
+    lock = FileLock(state / "up.lock", timeout=0, mode=FILE_MODE)
     if not state.is_dir():
         return None
     try:
@@ -248,6 +249,8 @@ def stop_holder(folder: Path, within_s: float = 60.0) -> bool:
 
 def start_detached(command: tuple[str, ...], log: Path) -> subprocess.Popen[bytes]:
     """Start a supervisor that outlives this terminal."""
+    if not log.exists():
+        make_private(log)
     with log.open("ab") as file:
         return subprocess.Popen(
             command,
@@ -267,7 +270,7 @@ def die_with_parent() -> None:
 def write_json(path: Path, values: Any) -> None:
     """Write JSON aside, then rename: a reader sees the old file or the new one."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    write_privately(aside, json.dumps(values, indent=1))
     os.replace(aside, path)
 
 
@@ -301,8 +304,8 @@ def _copy(stream: IO[bytes], log: logging.Logger, on_line: Callable[[str], None]
 def _file_log(path: Path) -> logging.Logger:
     log = logging.getLogger(f"fieldmark.supervision.{path}")
     if not log.handlers:
-        handler = RotatingFileHandler(path, maxBytes=5_000_000, backupCount=3, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler = PrivateLogFile(path, maxBytes=5_000_000, backupCount=3, encoding="utf-8")
+        handler.setFormatter(OneRecord("%(asctime)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False

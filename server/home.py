@@ -19,6 +19,7 @@ from pydantic import Field
 
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.files import write_privately
 from fgvc_core.protocol.keys import PrivateKey, fingerprint, read_private, read_public
 from fgvc_core.recipe import Recipe, load_recipe
 
@@ -134,5 +135,5 @@ def write_home(
     values = {k: v for k, v in settings.model_dump(mode="json").items() if v is not None}
     (run_dir / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     (run_dir / "class_names.json").write_text(json.dumps(class_names), encoding="utf-8")
-    (own / "sites.json").write_text(json.dumps(sites, indent=1), encoding="utf-8")
-    (own / "server.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+    write_privately(own / "sites.json", json.dumps(sites, indent=1))
+    write_privately(own / "server.toml", tomli_w.dumps(values))

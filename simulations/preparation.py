@@ -21,6 +21,7 @@ from fgvc_core.data.split import validation_mask
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 from fgvc_core.experiment import make_learner, make_table
+from fgvc_core.files import write_privately
 from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.losses.self_supervised import self_supervised_loss
 from fgvc_core.recipe import Recipe, parse_recipe
@@ -168,10 +169,15 @@ def _learner(recipe: str, num_classes: int) -> Learner:
     return make_learner(parse_recipe(recipe), num_classes)
 
 
-def write_partition(setting: Setting, path: Path) -> None:
-    """Write who holds what, for the report."""
+def write_partition(setting: Setting, path: Path, *, private: bool = False) -> None:
+    """Write who holds what: true counts, for the researcher alone (mode 0600).
+
+    Under differential privacy they are what a site would never tell: the file says so, and the
+    report leaves them out.
+    """
     values: dict[str, Any] = {
+        "private": private,
         "class_names": list(setting.table.class_names),
         "sites": setting.counts(),
     }
-    path.write_text(json.dumps(values), encoding="utf-8")
+    write_privately(path, json.dumps(values))

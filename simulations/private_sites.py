@@ -5,6 +5,7 @@ from pathlib import Path
 
 from client.privacy.ledger import FILE
 from client.privacy.policy import Policy
+from fgvc_core.files import narrow, private_folder
 from fgvc_core.recipe import Recipe
 from simulations.preparation import Setting
 
@@ -44,5 +45,6 @@ def extract_ledgers(out: Path, homes: list[Path]) -> None:
         ledger = home / FILE
         if target.resolve() == home.resolve() or not ledger.is_file():
             continue
-        target.mkdir(parents=True, exist_ok=True)
+        private_folder(target)
         shutil.copyfile(ledger, target / FILE)
+        narrow(target / FILE)

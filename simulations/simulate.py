@@ -13,6 +13,7 @@ from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.experiment import completed
+from fgvc_core.files import private_folder, write_privately
 from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import Recipe, differences
@@ -154,7 +155,7 @@ def lay_out(plan: Plan, setting: Setting) -> None:
             remedy="Name a folder that you may write to (--out).",
         ) from None
     try:
-        (plan.out / "coordinator").mkdir()
+        private_folder(plan.out / "coordinator")
         key = new_key()
         write_private(key, plan.out / "coordinator" / "key")
         sites = {
@@ -169,7 +170,8 @@ def lay_out(plan: Plan, setting: Setting) -> None:
             track=plan.track,
         )
         write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
-        write_partition(setting, plan.out / "partition.json")
+        private = plan.recipe.privacy is not None
+        write_partition(setting, plan.out / "partition.json", private=private)
     except BaseException:
         for made in (plan.out, *(home for home in homes if home not in kept)):
             shutil.rmtree(made, ignore_errors=True)
@@ -267,10 +269,10 @@ def _home(plan: Plan, setting: Setting, site: str, coordinator: str) -> Site:
 
 def _assign(home: Path, setting: Setting, coordinator: str) -> None:
     rows = setting.rows[home.name].tolist()
-    (home / "coordinator.pub").write_text(coordinator + "\n", encoding="utf-8")
-    (home / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    write_privately(home / "coordinator.pub", coordinator + "\n")
+    write_privately(home / "rows.json", json.dumps(rows))
     pool = setting.pool[home.name].tolist() if setting.pool else []
-    (home / "pool.json").write_text(json.dumps(pool), encoding="utf-8")
+    write_privately(home / "pool.json", json.dumps(pool))
 
 
 def _check_kept(plan: Plan, home: Path) -> None:

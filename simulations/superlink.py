@@ -20,6 +20,7 @@ from rich.console import Console
 from client.deployment.supervisor import site_services
 from client.site import Site
 from fgvc_core.errors import RunFailed, RunInterrupted
+from fgvc_core.files import private_folder
 from fgvc_core.supervision import Supervisor
 from server.deployment.allow_list import AllowList
 from server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
@@ -86,7 +87,7 @@ class Federation:
     def start_site(self, site: Site) -> None:
         """Start one site's SuperNode and runner."""
         state = self.folder / "sites" / site.name
-        state.mkdir(parents=True, mode=0o700)
+        private_folder(state)
         address = f"{LOOPBACK}:{self.coordinator.ports['gateway']}"
         for service in site_services(
             site,

@@ -15,6 +15,7 @@ from client.privacy.budget import Budget, read_budget
 from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError
+from fgvc_core.files import widely_readable
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.recipe import Recipe, parse_recipe
@@ -87,6 +88,7 @@ def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
     findings = [
         _data(site, recipe, contact),
         _disk(site),
+        _modes(site),
         _memory(),
         _device(site),
         _clock(contact),
@@ -158,6 +160,15 @@ def _disk(site: Site) -> Finding:
             return Finding("disk", "failed", said, remedy, 2)
         least = min(least, free)
     return Finding("disk", "ok", f"{least:.0f} GB free")
+
+
+def _modes(site: Site) -> Finding:
+    """Whether others on this machine can read what is in the home; an older home may be open."""
+    found = widely_readable(site.home)
+    if found:
+        said = f"others on this machine can get at {len(found)} files, for instance '{found[0]}'"
+        return Finding("modes", "note", said, f"Take them away: chmod -R go= {site.home}")
+    return Finding("modes", "ok", "the home is its owner's alone")
 
 
 def _memory() -> Finding:

@@ -4,7 +4,6 @@ The recommended way keeps the private key at the site: ``site key FILE`` makes i
 the public half, which the coordinator registers; the kit that comes back holds no secret.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +128,6 @@ def join(kit: StartKit, home: Path, answers: Answers, key_path: Path | None = No
         policy=answers.policy,
         key=key,
     )
-    os.chmod(home, 0o700)
     write_link(home, Link(address=kit.address), kit.ca)
     return site
 

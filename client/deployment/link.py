@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.files import write_privately
 from fgvc_core.protocol.kit import ADDRESS
 
 CA = "coordinator-ca.pem"
@@ -49,5 +50,5 @@ def read_link(home: Path) -> Link:
 
 def write_link(home: Path, link: Link, ca: str) -> None:
     """Write where the coordinator is, and whom to trust for it."""
-    (home / CA).write_text(ca, encoding="ascii")
-    (home / _FILE).write_text(tomli_w.dumps(link.model_dump()), encoding="utf-8")
+    write_privately(home / CA, ca)
+    write_privately(home / _FILE, tomli_w.dumps(link.model_dump()))

@@ -12,6 +12,7 @@ from client.privacy.ledger import Ledger
 from client.privacy.register import Register
 from client.site import Site
 from fgvc_core.errors import ConfigurationError, PeerError
+from fgvc_core.files import write_privately
 from fgvc_core.protocol.keys import (
     PrivateKey,
     fingerprint,
@@ -54,13 +55,13 @@ def prepare(home: Path, *, lost: bool = False) -> Path:
     if lost:
         write_private(key, path)
         out = home / "new-key.pub"
-        out.write_text(public_text(key.public_key()) + "\n", encoding="utf-8")
+        write_privately(out, public_text(key.public_key()) + "\n")
         return out
     site = Site.open(home)
     signed = sign_rotation(site.name, fingerprint(site.key.public_key()), site.key, key)
     write_private(key, path)
     out = home / "new-key.json"
-    out.write_text(signed.to_text(), encoding="utf-8")
+    write_privately(out, signed.to_text())
     return out
 
 

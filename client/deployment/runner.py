@@ -30,6 +30,7 @@ from client.deployment.parcels import open_in, pack_in
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.bundle import check_bundle
 from fgvc_core.supervision import die_with_parent
+from fgvc_core.words import visible
 
 POLL_S = 0.2
 """Between two looks for a message, in seconds; each costs the SuperNode some milliseconds."""
@@ -160,7 +161,7 @@ def record_refusal(home: Path, error: PeerError) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(visible(text), flush=True)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from client.deployment.link import CA, read_link
 from client.deployment.ports import free_port
 from client.site import Site
 from fgvc_core.errors import PeerError
+from fgvc_core.files import PRIVATE_UMASK, private_folder
 from fgvc_core.supervision import (
     Service,
     Supervisor,
@@ -40,6 +41,8 @@ def up(home: Path, say: Callable[[str], None]) -> None:
     """
     home = home.resolve()
     site, link = Site.open(home), read_link(home)
+    # For what Flower writes into the home, in the processes that this one starts.
+    os.umask(PRIVATE_UMASK)
     with alone(home, "The site"):
         supervisor = Supervisor(home)
         try:
@@ -188,7 +191,7 @@ def up_detached(home: Path, say: Callable[[str], None]) -> None:
     Site.open(home)
     read_link(home)
     for part in ("logs", "state"):
-        (home / part).mkdir(mode=0o700, exist_ok=True)
+        private_folder(home / part)
     log, node = home / "logs" / "up.log", home / "state" / "node.json"
     node.unlink(missing_ok=True)
     command = (sys.executable, "-P", "-m", "fieldmark", "site", "up", str(home))

@@ -25,8 +25,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from client.privacy.journal import append_durably, write_durably
 from fgvc_core.errors import DataError
+from fgvc_core.files import FILE_MODE, append_durably, write_durably
 
 GENESIS = "0" * 64
 """What the first entry names as the one before."""
@@ -98,7 +98,7 @@ class Chain:
             DataError: if the chain does not hold, or is shorter than its remembered head.
         """
         # A lock of its own each time: one that was made before a fork is of no use after it.
-        with FileLock(self._lock_path), self.guard:
+        with FileLock(self._lock_path, mode=FILE_MODE), self.guard:
             rest = self._refresh()
             if rest and not rest.endswith(b"\n"):
                 append_durably(self.path, b"\n")

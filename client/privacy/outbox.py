@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from client.privacy.journal import sync_folder, write_durably
 from fgvc_core.errors import DataError
+from fgvc_core.files import FILE_MODE, private_folder, sync_folder, write_durably
 from fgvc_core.protocol.messages import Request
 
 
@@ -55,9 +55,9 @@ class Outbox:
     def alone(self, request: str) -> Iterator[None]:
         """Nobody else works on the same request meanwhile, in any process."""
         if not self._folder.exists():
-            self._folder.mkdir(exist_ok=True)
+            private_folder(self._folder)
             sync_folder(self._folder.parent)
-        with FileLock(self._folder / f"{request}.lock"):
+        with FileLock(self._folder / f"{request}.lock", mode=FILE_MODE):
             yield
 
     def find(self, request: str) -> Payload | None:

@@ -22,8 +22,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from client.privacy.chain import GENESIS
-from client.privacy.journal import sync_folder, write_durably
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
+from fgvc_core.files import FILE_MODE, private_folder, sync_folder, write_durably
 
 FILE = "register.json"
 STATE_VARIABLE = "FIELDMARK_STATE"
@@ -153,9 +153,9 @@ class Register:
     def _alone(self) -> Iterator[None]:
         try:
             if not self.path.parent.exists():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                private_folder(self.path.parent)
                 sync_folder(self.path.parent.parent)
-            lock = FileLock(self.path.with_suffix(".lock"))
+            lock = FileLock(self.path.with_suffix(".lock"), mode=FILE_MODE)
             lock.acquire()
         except OSError as error:
             raise self._unwritable(error) from None

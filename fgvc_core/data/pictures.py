@@ -23,6 +23,7 @@ from fgvc_core.data.decoding import decode_each
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
+from fgvc_core.files import FILE_MODE, make_private, private_folder
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +179,7 @@ def _cached(
     if tolerant and _is_whole(path, shape):
         return path, _read_faults(path)
     _make_folder(folder)
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock"), mode=FILE_MODE):
         if _is_whole(path, shape):
             return path, _read_faults(path) if tolerant else {}
         partial = path.with_suffix(".partial")
@@ -217,7 +218,7 @@ def _read_faults(path: Path) -> dict[int, str]:
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -250,6 +251,7 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.
 
     Without the grant a full disk shows as a bus error on the first write to a page.
     """
+    make_private(path)
     pictures_NHWC = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     if hasattr(os, "posix_fallocate"):
         try:

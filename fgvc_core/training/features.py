@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 from fgvc_core.data.files import first_few
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
+from fgvc_core.files import make_private, narrow, private_folder
 
 if TYPE_CHECKING:
     from fgvc_core.models.classifier import FineGrainedClassifier
@@ -66,7 +67,7 @@ class FeatureStore:
 
     def add(self, keys: list[bytes], features_ND: NDArray[np.float32]) -> None:
         """Keep features; durable and whole, or not there at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         held: dict[str, NDArray[Any]] = {
             "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, DIGEST_BYTES).copy(),
             "features": np.ascontiguousarray(features_ND, dtype=np.float32),
@@ -75,7 +76,9 @@ class FeatureStore:
         name = uuid4().hex
         aside = self.folder / f"{name}.part"
         try:
+            make_private(aside)
             save_file(held, aside)
+            narrow(aside)
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(aside, self.folder / f"{name}.safetensors")

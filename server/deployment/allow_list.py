@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from fgvc_core.errors import ConfigurationError, nearest
+from fgvc_core.files import FILE_MODE
 from fgvc_core.protocol.keys import fingerprint, public_text, read_public
 from fgvc_core.protocol.kit import is_site_name
 from fgvc_core.supervision import read_json, write_json
@@ -36,7 +37,7 @@ class AllowList:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
-        self._lock = FileLock(folder / f"{FILE}.lock", timeout=10)
+        self._lock = FileLock(folder / f"{FILE}.lock", timeout=10, mode=FILE_MODE)
         self._read: tuple[float, int] = (0.0, 0)
         self._entries: list[Entry] = []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_table
+from fgvc_core.files import private_folder
 from fgvc_core.recipe import Recipe
 from fgvc_core.supervision import holder
 from server.deployment.allow_list import AllowList
@@ -62,7 +63,7 @@ def launch(
             "or give another --name.",
         ) from None
     own = run_dir / "coordinator"
-    own.mkdir()
+    private_folder(own)
     # Not a copy: there is one key, in one place, to be kept and to be rotated.
     os.symlink(Path("..") / ".." / ".." / "coordinator.key", own / "key")
     server = ServerSettings(

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from fgvc_core.errors import ConfigurationError, RunFailed
+from fgvc_core.files import PRIVATE_UMASK, private_folder
 from fgvc_core.supervision import (
     Service,
     Supervisor,
@@ -112,6 +113,8 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
     """
     folder = folder.resolve()
     left = check_server(folder)
+    # For what Flower and trackers write, in this process and in those that it starts.
+    os.umask(PRIVATE_UMASK)
     with alone(folder, "The coordinator"):
         if left < WARN_DAYS:
             say(f"the certificate expires in {left} days: fieldmark server renew {folder}")
@@ -201,7 +204,7 @@ def _make_loopback(folder: Path) -> None:
     own = folder / "state" / "loopback"
     if (own / "server.pem").exists():
         return
-    own.mkdir(mode=0o700, exist_ok=True)
+    private_folder(own)
     make_authority(own, "Fieldmark loopback")
     issue(own, "server", [LOOPBACK, "localhost"], days=3650)
     # It has vouched for all that it ever will.

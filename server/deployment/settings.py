@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.files import write_privately
 
 
 class GatewaySettings(Settings):
@@ -91,4 +92,4 @@ def read_settings(folder: Path) -> DeploymentSettings:
 def write_settings(folder: Path, settings: DeploymentSettings) -> None:
     """Write ``server.toml``."""
     values = settings.model_dump(mode="json", exclude_none=True)
-    (folder / "server.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+    write_privately(folder / "server.toml", tomli_w.dumps(values))

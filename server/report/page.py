@@ -79,7 +79,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "classes": classes[:CLASSES_SHOWN],
         "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
-        "private": bool(costs) or _asks_for_privacy(run.recipe),
+        "private": _is_private(run),
         "validated": any(h.get("val_top1") is not None for h in metrics.get("history", [])),
         "costs": dict(list(costs.items())[:SITES_SHOWN]),
         "costs_left": max(len(costs) - SITES_SHOWN, 0),
@@ -150,6 +150,11 @@ def _number(count: int) -> str:
     return _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
 
 
+def _is_private(run: RunFolder) -> bool:
+    """Whether a site answered, or was asked to, under differential privacy."""
+    return bool(run.metrics.get("privacy")) or _asks_for_privacy(run.recipe)
+
+
 def _asks_for_privacy(recipe: str) -> bool:
     try:
         return "privacy" in tomllib.loads(recipe)
@@ -189,7 +194,9 @@ def _figures(run: RunFolder) -> dict[str, str]:
         if grid:
             figures["traffic"] = grid
         figures["seconds"] = bars("Seconds a round", [h["seconds"] for h in history], "s")
-    if run.partition and len(run.partition["sites"]) <= SITES_SHOWN:
+    # A private site's true counts are nobody's but its own; of simulated sites the researcher
+    # finds them in partition.json, which is made for its owner alone.
+    if run.partition and not _is_private(run) and len(run.partition["sites"]) <= SITES_SHOWN:
         figures["holdings"] = holdings(
             "Training pictures of each class at each site",
             run.partition["sites"],

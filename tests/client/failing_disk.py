@@ -1,4 +1,4 @@
-"""A stand-in for ``os`` in the journal: kills, cuts the power or is full at a chosen point."""
+"""A stand-in for ``os`` in fgvc_core.files: kills, cuts the power or is full at a chosen point."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ class Point:
 
 
 class Disk:
-    """What the journal sees as ``os``.
+    """What fgvc_core.files sees as ``os``.
 
     A sync is counted and not carried out: what a killed process has written stays in the
     kernel. What the syncs are worth is shown by cutting the power instead.

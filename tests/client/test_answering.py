@@ -220,3 +220,15 @@ def test_statistics_are_answered_once_they_are_in_the_recipe_and_the_policy_allo
     )
     assert reply_of(home, departure).code == "refused-policy"
     assert departure.tensors == {}
+
+
+def test_no_word_of_the_coordinator_forges_a_line_of_the_sites_log(home, tiny):
+    ask(home, request(tiny, "roll_call"))
+    forged = "late\n2026-01-01 00:00:00,000 ERROR round 7 refused: all is lost\x1b[2J\u202e"
+    ask(home, request(tiny, "train", notice=forged))
+    ask(home, request(tiny, "train", site="site-1\n2026-01-01 ERROR forged", notice=forged))
+    lines = (home / "site.log").read_text(encoding="utf-8").split("\n")
+    records = [line for line in lines if line and not line.startswith("  | ")]
+    assert any(r"late\n2026-01-01" in line for line in records)
+    assert not any(line.startswith("2026-01-01") for line in records)
+    assert not any(set("\x1b\u202e\r") & set(line) for line in lines)

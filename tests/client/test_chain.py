@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from client.privacy import chain as chains
-from client.privacy import journal
 from client.privacy.chain import GENESIS, TORN, Chain, Entry, read_chain
+from fgvc_core import files
 from fgvc_core.errors import DataError
 
 from .failing_disk import Disk, Point
@@ -225,7 +225,7 @@ def test_a_disk_that_is_full_while_a_torn_line_is_owned_up_to_costs_nothing(writ
     # The line's end still fits, what owns up to it does not.
     disk = Disk(Point(4, 20), "full")
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "os", disk)
+        patch.setattr(files, "os", disk)
         for _ in range(2):
             with pytest.raises(OSError, match="No space") as caught, chain.writing():
                 pytest.fail("nothing may be written")

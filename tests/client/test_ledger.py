@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from client.privacy import gate, journal
+from client.privacy import gate
 from client.privacy.books import total_of
 from client.privacy.chain import Chain, read_chain
 from client.privacy.gate import Gate
 from client.privacy.outbox import Outbox, request_digest
 from client.site import Site
+from fgvc_core import files
 from fgvc_core.privacy.events import merge, read_events
 from fgvc_core.privacy.planning import plan_for
 
@@ -115,7 +116,7 @@ def home_of(root):
 @pytest.fixture
 def quick(monkeypatch):
     """Recovery without waiting for the disk."""
-    monkeypatch.setattr(journal, "os", Disk())
+    monkeypatch.setattr(files, "os", Disk())
 
 
 def calls_of(make, runs: tuple[str, ...] = tuple(RUNS)) -> list[tuple[str, int]]:
@@ -123,7 +124,7 @@ def calls_of(make, runs: tuple[str, ...] = tuple(RUNS)) -> list[tuple[str, int]]
     site, _ = make(-1)
     disk = Disk()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "os", disk)
+        patch.setattr(files, "os", disk)
         take_part(site, runs)
         wanted = len(disk.calls)
         take_part(site)
@@ -135,7 +136,7 @@ def killed_at(point: Point, how: str, site: Site, witness: Witness, runs=tuple(R
     child = os.fork()
     if child == 0:
         try:
-            journal.os, gate.seal = Disk(point, how), witness
+            files.os, gate.seal = Disk(point, how), witness
             take_part(site, runs)
         finally:
             os._exit(1)
@@ -272,7 +273,7 @@ def test_a_full_disk_refuses_before_anything_leaves(home_of, quick):
         site, witness = home_of(f"full{number}")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gate, "seal", witness)
-            patch.setattr(journal, "os", Disk(point, "full"))
+            patch.setattr(files, "os", Disk(point, "full"))
             with pytest.raises(OSError, match="No space") as caught:
                 take_part(site)
         refused[caught.value.errno] += 1
@@ -283,7 +284,7 @@ def test_a_full_disk_refuses_before_anything_leaves(home_of, quick):
             full = Disk(Point(0), "full")
             full.full = True
             patch.setattr(gate, "seal", witness)
-            patch.setattr(journal, "os", full)
+            patch.setattr(files, "os", full)
             with pytest.raises(OSError, match="No space"):
                 take_part(site)
         assert len(witness.departures()) == stopped_after
@@ -295,11 +296,9 @@ def test_a_full_disk_keeps_no_half_written_files(home_of, quick):
     site, _ = home_of("rest")
     announce(site, STEPS, "run-a")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Outbox, "store", lambda *_: journal.write_durably(site.home / "big", b"x" * 9)
-        )
+        patch.setattr(Outbox, "store", lambda *_: files.write_durably(site.home / "big", b"x" * 9))
         full = Disk(Point(10**9), "full")
-        patch.setattr(journal, "os", full)
+        patch.setattr(files, "os", full)
 
         def work():
             full.full = True

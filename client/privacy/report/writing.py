@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from client.privacy.chain import Chain
-from client.privacy.journal import write_durably
 from client.privacy.ledger import FILE
 from client.privacy.report.facts import collect
 from client.privacy.report.page import draw
@@ -13,6 +12,7 @@ from client.privacy.report.signing import sign_statement
 from client.privacy.report.stated import state, stated_site
 from client.site import Site
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.files import write_durably
 
 
 def write_report(home: Path, page: Path) -> dict[str, Any]:

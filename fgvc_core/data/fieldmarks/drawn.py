@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.fieldmarks.bird import PART_NAMES
 from fgvc_core.errors import DataError
+from fgvc_core.files import FILE_MODE, make_private, private_folder
 
 Picture = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 """uint8 (size, size, 3), its parts float32 (P, 3) and its box float32 (4,)."""
@@ -53,8 +54,8 @@ def ensure_drawn(stem: Path, count: int, size: int, draw_one: Callable[[int], Pi
     if _is_drawn(stem):
         return
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{stem}.lock"):
+        private_folder(stem.parent)
+        with FileLock(f"{stem}.lock", mode=FILE_MODE):
             if not _is_drawn(stem):
                 _draw_all(stem, count, size, draw_one)
     except OSError as error:
@@ -119,6 +120,7 @@ def _whole(path: Path) -> Iterator[BinaryIO]:
     """A file that is at its path whole and on the disk, or not there at all."""
     aside = path.with_suffix(".part")
     try:
+        make_private(aside)
         with aside.open("w+b") as file:
             yield file
             file.flush()

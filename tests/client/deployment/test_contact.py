@@ -109,7 +109,7 @@ def test_a_site_that_is_in_order_passes_every_check_in_the_documented_order(serv
     checked = check_site(home_for(serve(text=announced())))
     assert checked.exit_code == 0, checked
     assert [f.name for f in checked.findings] == [
-        "data", "disk", "memory", "GPU", "clock", "DNS", "proxy", "TLS", "key", "version",
+        "data", "disk", "modes", "memory", "GPU", "clock", "DNS", "proxy", "TLS", "key", "version",
         "policy", "cost",
     ]  # fmt: skip
     assert {f.level for f in checked.findings} <= {"ok", "note"}

@@ -1,0 +1,73 @@
+"""Files that are private from their first byte, whatever the umask."""
+
+import logging
+import os
+import stat
+
+import pytest
+
+from fgvc_core.files import (
+    PrivateLogFile,
+    append_durably,
+    make_private,
+    narrow,
+    private_folder,
+    widely_readable,
+    write_durably,
+    write_privately,
+)
+
+
+@pytest.fixture(autouse=True, params=[0o022, 0o000, 0o077])
+def _umask(request):
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("write", [write_privately, write_durably, append_durably])
+def test_a_file_is_its_owners_alone_also_where_a_wider_one_was_there(tmp_path, write):
+    write(tmp_path / "fresh", b"x")
+    assert mode(tmp_path / "fresh") == 0o600
+    (tmp_path / "old").write_text("y")
+    (tmp_path / "old").chmod(0o644)
+    (tmp_path / "old.part").write_text("cut off before")
+    (tmp_path / "old.part").chmod(0o644)
+    write(tmp_path / "old", b"x")
+    assert mode(tmp_path / "old") == 0o600
+    assert (tmp_path / "old").read_bytes().endswith(b"x")
+
+
+def test_a_folder_and_those_above_it_that_were_missing_are_their_owners_alone(tmp_path):
+    given = tmp_path / "given"
+    given.mkdir()
+    given.chmod(0o755)
+    assert private_folder(given / "a" / "b") == given / "a" / "b"
+    assert mode(given / "a") == mode(given / "a" / "b") == 0o700
+    private_folder(given)
+    assert mode(given) == 0o755, "the user's own folder stays as it is"
+
+
+def test_a_log_is_its_owners_alone_and_so_is_each_file_that_it_is_rotated_into(tmp_path):
+    handler = PrivateLogFile(tmp_path / "site.log", maxBytes=10, backupCount=2, encoding="utf-8")
+    for text in ("first line", "second line"):
+        handler.emit(logging.LogRecord("x", logging.INFO, "", 1, text, (), None))
+    handler.close()
+    assert (tmp_path / "site.log").read_text() == "second line\n"
+    assert mode(tmp_path / "site.log") == mode(tmp_path / "site.log.1") == 0o600
+
+
+def test_what_a_library_writes_by_name_can_be_made_private(tmp_path):
+    make_private(tmp_path / "array")
+    with (tmp_path / "array").open("w+b") as file:
+        file.write(b"x")
+    assert mode(tmp_path / "array") == 0o600
+    (tmp_path / "wide").mkdir(mode=0o755)
+    (tmp_path / "wide").chmod(0o755)
+    assert widely_readable(tmp_path / "wide") == [tmp_path / "wide"]
+    narrow(tmp_path / "wide")
+    assert widely_readable(tmp_path / "wide") == []

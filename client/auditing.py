@@ -16,6 +16,7 @@ import torch
 from client.privacy.ledger import Ledger
 from client.privacy.terms import Terms
 from client.site import Site
+from client.weights import site_weights
 from client.work import site_table
 from fgvc_core.audit.gradient_attack import attack_gradients
 from fgvc_core.audit.planted import Observed
@@ -91,7 +92,8 @@ def audit_site(site: Site, recipe: Recipe, tell: Tell = lambda done, total: None
 def _attack(site: Site, recipe: Recipe, privacy: PrivacySettings, tell: Tell) -> Observed:
     torch.set_num_threads(site.settings.resources.threads)
     table = _own_table(site, recipe)
-    learner = make_learner(recipe, table.num_classes, pick_device(site.settings.resources.device))
+    device = pick_device(site.settings.resources.device)
+    learner = make_learner(recipe, table.num_classes, device, site_weights(site, recipe))
     validate_private(learner, privacy)
     examples = learner.examples(table, site.cache)
     contents = [table.content_key(i) for i in range(len(table))]

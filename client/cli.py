@@ -9,6 +9,7 @@ import typer
 
 from client.deployment.cli import mount
 from client.validation_cli import mount as mount_validation
+from client.weights_cli import weights_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ site_app = typer.Typer(
 
 mount(site_app)
 mount_validation(site_app)
+site_app.add_typer(weights_app, name="weights")
 
 Home = Annotated[Path, typer.Argument(help="The site's home, the folder with site.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -49,7 +51,7 @@ def budget(
     from client.site import Site
     from fgvc_core.recipe import load_recipe
 
-    recipe = None if plan is None else load_recipe(plan, set_ or [])
+    recipe = None if plan is None else load_recipe(plan, set_ or []).announced
     found = read_budget(Site.open(home), recipe)
     if json_:
         typer.echo(json.dumps(found.as_json(), indent=1))
@@ -152,7 +154,7 @@ def audit(
     from client.site import Site
     from fgvc_core.recipe import load_recipe
 
-    site, loaded = Site.open(home), load_recipe(recipe, set_ or [])
+    site, loaded = Site.open(home), load_recipe(recipe, set_ or []).announced
     with _releases() as tell:
         found = audit_site(site, loaded, tell)
     if json_:

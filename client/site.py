@@ -12,6 +12,7 @@
     outbox/          finished replies under differential privacy, for whoever asks again
     personal/        this site's own models, fine-tuned here, one file a run
     runs/            what was announced, one file a run
+    weights/         public weights files that runs may start from, each named by its SHA-256
     site.log         what went wrong here, in words that never leave
 
 Of a site with pictures of its own the register in the user's state folder says that this home

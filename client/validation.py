@@ -17,6 +17,7 @@ from client.privacy.outbox import Payload
 from client.privacy.policy import check_validation
 from client.reading import data_settings
 from client.site import Site
+from client.weights import weights_folder
 from client.work import echo, log_left_out
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.left_out import LeftOut
@@ -37,6 +38,7 @@ from fgvc_core.inference.judging import (
     seen_classes,
 )
 from fgvc_core.inference.scorecard import Scorecard, scorecard
+from fgvc_core.models.weights_folder import find_weights, kind_of
 from fgvc_core.privacy.accountant import noise_for
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
@@ -138,10 +140,10 @@ def validate_kit(
     check_issuer(site, body, issuer)
     _refuse_other_data(overrides)
     device = str(pick_device(site.settings.resources.device))
-    kit = open_kit(path, device, weights, read_public(body.issuer))
+    kit = open_kit(path, device, weights or _own_weights(site, body), read_public(body.issuer))
     gate = Gate(site)
     recipe = _recipe_here(site, kit, data, overrides)
-    privacy = gate.terms.protection_of_scores(recipe)
+    privacy = gate.terms.protection_of_scores(recipe.announced)
     check_validation(site.settings.policy, privacy is not None)
     request = Request(
         kind="score",
@@ -184,6 +186,13 @@ def validate_kit(
     reply_sent = ValidationReply.parse(departure.sealed.text)
     assert isinstance(reply_sent, ValidationReply)
     return Validation(departure, reply_sent)
+
+
+def _own_weights(site: Site, body: KitBody) -> str | None:
+    """The weights that a kit names by their digest, where this site has the file."""
+    wanted = parse_recipe(body.recipe, where="the kit's recipe").model.weights
+    found = find_weights(wanted, [weights_folder(site)]) if kind_of(wanted) == "digest" else None
+    return None if found is None else str(found)
 
 
 def _refuse_other_data(overrides: tuple[str, ...]) -> None:

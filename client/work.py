@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from client.reading import data_settings, load_site_table
 from client.round_work import RoundWork
 from client.site import Site
+from client.weights import site_weights
 from fgvc_core import __version__
 from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.split import held_names, validation_mask
@@ -68,13 +69,13 @@ class Desk:
         self.lock = threading.Lock()
 
     def learner(
-        self, recipe: Recipe, num_classes: int, device: torch.device
+        self, site: Site, recipe: Recipe, num_classes: int, device: torch.device
     ) -> tuple[Learner, dict[str, TensorSpec]]:
         """The recipe's learner and the specs of its travelling tensors."""
         key = (recipe.digest, num_classes, str(device))
         if key not in self._learners:
             self._learners.clear()
-            learner = make_learner(recipe, num_classes, device)
+            learner = make_learner(recipe, num_classes, device, site_weights(site, recipe))
             tensors = learner.tensors()
             specs = {name: spec_of(array) for name, array in tensors.items()}
             self.fresh = local(tensors, recipe.federation.local)
@@ -156,7 +157,7 @@ def learner_at_the_desk(
     device = pick_device(site.settings.resources.device)
     torch.set_num_threads(site.settings.resources.threads)
     with _desk.lock:
-        yield _desk.learner(recipe, len(class_names), device)
+        yield _desk.learner(site, recipe, len(class_names), device)
 
 
 @contextmanager

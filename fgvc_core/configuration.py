@@ -5,11 +5,26 @@ keys are errors that name the nearest known one, and every message carries the
 setting's full name, the value that was given and the range that is allowed.
 """
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fgvc_core.errors import ConfigurationError, nearest
+
+Text = Literal["word", "label", "inside", "root", "weights"]
+"""What the text in a setting is, as to files: a ``word`` names something that Fieldmark or a
+library knows, a ``label`` is free text that is only ever compared (a class, a column); neither is
+ever opened. ``inside`` is a path relative to the data set, ``root`` a folder of one machine, and
+``weights`` names a weights file in one of several ways."""
+
+
+def text(kind: Text) -> dict[str, Any]:
+    """For ``Field(json_schema_extra=...)``: what the text in a setting is.
+
+    :mod:`fgvc_core.recipe_paths` goes by it where a recipe travels; a setting without it is
+    taken for a ``word``, which may hold least.
+    """
+    return {"text": kind}
 
 
 class Settings(BaseModel):

@@ -15,8 +15,20 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.training.learner import Learner
 
 
-def make_learner(recipe: Recipe, num_classes: int, device: torch.device | str = "cpu") -> Learner:
+def make_learner(
+    recipe: Recipe,
+    num_classes: int,
+    device: torch.device | str = "cpu",
+    weights: str | None = None,
+) -> Learner:
     """The recipe's learner with its initial tensors; equal on every machine for one seed.
+
+    Args:
+        recipe: What to build.
+        num_classes: K.
+        device: Where it computes.
+        weights: Where ``model.weights`` is on this machine, if the recipe names it by its digest
+            (:func:`fgvc_core.models.weights_folder.resolve_weights`).
 
     Raises:
         ConfigurationError: if the recipe's model cannot be built, or is not complete.
@@ -28,8 +40,11 @@ def make_learner(recipe: Recipe, num_classes: int, device: torch.device | str = 
             remedy="A simulation fills it in; for a federation copy federation.local from a "
             "simulated run's recipe.toml.",
         )
+    model = recipe.model
+    if weights is not None:
+        model = model.model_copy(update={"weights": weights})
     return Learner(
-        recipe.model,
+        model,
         recipe.loss,
         recipe.augment,
         recipe.train,

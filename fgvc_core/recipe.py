@@ -186,6 +186,14 @@ class Recipe(Settings):
         """The resolved recipe as TOML; reading it gives an equal recipe."""
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
 
+    @property
+    def announced(self) -> Self:
+        """The recipe as a coordinator announces it: without where its own pictures are.
+
+        The digest is the same: it leaves ``data.path`` out.
+        """
+        return self.model_copy(update={"data": self.data.model_copy(update={"path": None})})
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of what a site is asked to do.

@@ -146,7 +146,6 @@ class Attendance:
         self._known.add(node)
         self._gone.discard(node)
         recipe = self._home.recipe
-        path_free = recipe.data.model_copy(update={"path": None})
         request = Request(
             kind="roll_call",
             run=self._run,
@@ -154,7 +153,7 @@ class Attendance:
             site="",
             nonce=new_nonce(),
             recipe_digest=recipe.digest,
-            recipe=recipe.model_copy(update={"data": path_free}).to_toml(),
+            recipe=recipe.announced.to_toml(),
             class_names=self._home.class_names,
         )
         (message_id,) = self._grid.push_messages([self._message(request, node, None)])

@@ -29,6 +29,9 @@ class ServerSettings(Settings):
 
     cache: str = Field(description="Folder for decoded pictures and features.")
     data_path: str | None = Field(None, description="Root of the data set with the test split.")
+    weights: str | None = Field(
+        None, description="Folder of the weights files that recipes name by their digest."
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     engine: str = Field("inprocess", description="What carries the messages; for the records.")
     test: bool = Field(

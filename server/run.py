@@ -19,6 +19,7 @@ from fgvc_core.errors import (
     RunInterrupted,
 )
 from fgvc_core.experiment import make_learner, make_table, pick_device
+from fgvc_core.models.weights_folder import resolve_weights
 from server.checkpoint import Checkpoints, RunState, Tensors
 from server.evaluation import TestSplit
 from server.events import EventLog, Listener
@@ -57,7 +58,10 @@ def run_federation(
     tracking = Tracking(read_track(home.settings.track), run_dir, recipe)
     events = EventLog(run_dir / "events.jsonl", (live, *listeners, tracking))
     tracking.report_to(events)
-    learner = make_learner(recipe, len(home.class_names), pick_device(home.settings.device))
+    folders = [] if home.settings.weights is None else [Path(home.settings.weights)]
+    weights = resolve_weights(recipe.model.weights, folders)
+    device = pick_device(home.settings.device)
+    learner = make_learner(recipe, len(home.class_names), device, weights)
     tensors = learner.tensors()
     checkpoints = Checkpoints(run_dir, recipe, home.class_names)
     state = RunState(run=uuid4().hex)

@@ -269,7 +269,7 @@ def check(
     from client.deployment.check import check_site
     from fgvc_core.recipe import load_recipe
 
-    found = check_site(home, None if recipe is None else load_recipe(recipe, set_ or []))
+    found = check_site(home, None if recipe is None else load_recipe(recipe, set_ or []).announced)
     if json_:
         typer.echo(json.dumps(found.as_json(), indent=1))
     else:

@@ -4,6 +4,7 @@ The recommended way keeps the private key at the site: ``site key FILE`` makes i
 the public half, which the coordinator registers; the kit that comes back holds no secret.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,7 +4,6 @@ import hashlib
 import json
 from datetime import date
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -78,6 +77,11 @@ class Policy(Settings):
         "privacy: nothing, figures over all pictures, or those of each class too (which say how "
         "many pictures of each there are). share_scores and share_counts must be on besides. "
         "Under it the answer is two noisy counts, whatever this says but none.",
+    )
+    network: Literal["none", "weights"] = Field(
+        "none",
+        description="Whom this site calls besides its coordinator: none, or weights (a hub of "
+        "pre-trained weights, where a recipe says model.weights = 'hub').",
     )
     expires: date | None = Field(None, description="Last day on which this site takes part.")
     approval: Literal["none", "each-run"] = Field(
@@ -226,22 +230,6 @@ def _check_ceiling(own: PrivacySettings, asked: PrivacySettings) -> None:
             why="A subject with many pictures would be protected less than by the site itself.",
             remedy="Set privacy.unit = 'subject' in the recipe.",
         )
-
-
-def check_inside(recipe: Recipe) -> None:
-    """Whether a recipe reads nothing but the site's own data.
-
-    Raises:
-        PolicyRefusal: if it leads out of ``data.path``: to pictures that are not in these books.
-    """
-    for name in ("manifest", "path_template"):
-        path = PurePosixPath(getattr(recipe.data, name))
-        if path.is_absolute() or ".." in path.parts:
-            raise PolicyRefusal(
-                f"data.{name} = '{path}' in the recipe leads out of this site's data.",
-                why="What is spent on other pictures would not be in their ledger.",
-                remedy="Name files by paths inside data.path.",
-            )
 
 
 def check_standing(policy: Policy, units: int, pictures: int, today: date) -> None:

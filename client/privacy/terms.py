@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from client.privacy.ledger import Ledger
-from client.privacy.policy import check_inside, check_standing, check_subject, protection
+from client.privacy.policy import check_standing, check_subject, protection
 from client.privacy.register import Claim, Register
 from client.reading import kind_of, subject_column
 from client.site import Site
+from client.weights import check_weights
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.odometer import Rule, choose_rule
@@ -19,6 +20,7 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
+from fgvc_core.recipe_paths import refuse_paths
 from fgvc_core.recipe_rules import refuse_unprotectable
 
 UNLIMITED = 1e9
@@ -58,6 +60,7 @@ class Terms:
             PolicyRefusal: if it does not work on it at all.
         """
         privacy = self.protection_of_scores(recipe)
+        check_weights(self.site, recipe)
         if privacy is None:
             return None
         # A site's own protection meets recipes that were written without one.
@@ -73,7 +76,8 @@ class Terms:
             PolicyRefusal: if this site does not take part.
         """
         data, policy = self.site.settings.data, self.site.settings.policy
-        check_inside(recipe)
+        if self.site.rows is None:
+            refuse_paths(recipe)
         check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
         privacy = protection(policy, recipe)
         if privacy is None:

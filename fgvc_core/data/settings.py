@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, text
 
 
 class DataSettings(Settings):
@@ -14,9 +14,12 @@ class DataSettings(Settings):
         "fieldmarks",
         description="Data set: fieldmarks (embedded), cub, cars, aircraft, ham10000, folder or "
         "manifest.",
+        json_schema_extra=text("word"),
     )
     path: str | None = Field(
-        None, description="Root folder of the data set on this machine; not used by fieldmarks."
+        None,
+        description="Root folder of the data set on this machine; not used by fieldmarks.",
+        json_schema_extra=text("root"),
     )
     image_size: int = Field(
         64, ge=16, le=1024, description="Side of the square the model sees, in pixels, 16 to 1024."
@@ -24,11 +27,13 @@ class DataSettings(Settings):
     classes: tuple[str, ...] | None = Field(
         None,
         description="Class names in label order; required by folder and manifest in a federation.",
+        json_schema_extra=text("label"),
     )
     label_map: dict[str, str] = Field(
         default_factory=dict,
         description="A tree's own label -> class name, where the two differ; '-> none' leaves "
         "pictures with that label out.",
+        json_schema_extra=text("label"),
     )
     val_fraction: float = Field(
         0.15,
@@ -52,25 +57,36 @@ class DataSettings(Settings):
         "variant", description="For aircraft: what a class is; coarser levels are its taxonomy."
     )
     manifest: str = Field(
-        "manifest.csv", description="For manifest: the CSV's path, relative to data.path."
+        "manifest.csv",
+        description="For manifest: the CSV's path, relative to data.path.",
+        json_schema_extra=text("inside"),
     )
-    path_column: str = Field("path", description="For manifest: the column of picture paths.")
+    path_column: str = Field(
+        "path",
+        description="For manifest: the column of picture paths.",
+        json_schema_extra=text("label"),
+    )
     path_template: str = Field(
         "{path}",
         description="For manifest: how a value of path_column becomes a path relative to "
         "data.path, for instance 'images/{path}.jpg'.",
+        json_schema_extra=text("inside"),
     )
-    label_column: str = Field("label", description="For manifest: the column of labels.")
+    label_column: str = Field(
+        "label", description="For manifest: the column of labels.", json_schema_extra=text("label")
+    )
     subject_column: str | None = Field(
         None,
         description="For manifest: the column of subject ids (patient, lesion, animal); "
         "pictures of one subject never meet in two splits or sites. Without it a column "
         "named 'subject' is taken, where there is one.",
+        json_schema_extra=text("label"),
     )
     split_column: str | None = Field(
         None,
         description="For manifest: the column that says train, test or pool. Without it a "
         "column named 'split' is taken, where there is one.",
+        json_schema_extra=text("label"),
     )
     public: bool | None = Field(
         None,
@@ -123,12 +139,15 @@ class PartitionSettings(Settings):
         2, ge=1, description="For pathological: how many classes each site holds."
     )
     column: str | None = Field(
-        None, description="For column: which column of the table names the site."
+        None,
+        description="For column: which column of the table names the site.",
+        json_schema_extra=text("label"),
     )
     unseen: tuple[str, ...] = Field(
         (),
         description="Class names of which no site gets a training picture: the test split keeps "
         "them, for train.start = 'semantic' to name.",
+        json_schema_extra=text("label"),
     )
     min_examples: int = Field(
         2, ge=1, description="Fewest training examples a site may hold; a draw below it is redone."

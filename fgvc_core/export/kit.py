@@ -22,6 +22,7 @@ from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.inference.whole import refuse_partial
+from fgvc_core.models.weights_folder import by_digest, check_digest
 from fgvc_core.protocol.envelope import Sealed, seal, unseal
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public
 from fgvc_core.protocol.messages import MAX_BODY_BYTES
@@ -72,9 +73,10 @@ def write_kit(
         ConfigurationError: if the file cannot be written, or some tensors stayed at the sites.
     """
     refuse_partial(trained.recipe)
-    # Where the pictures were on this machine is nobody else's business.
-    data = trained.recipe.data.model_copy(update={"path": None})
-    recipe = trained.recipe.model_copy(update={"data": data})
+    # Where pictures and weights were on this machine is nobody else's business.
+    recipe = trained.recipe.announced
+    model = recipe.model.model_copy(update={"weights": by_digest(recipe.model.weights)})
+    recipe = recipe.model_copy(update={"model": model})
     tensors = trained.learner.tensors()
     body = KitBody(
         kit=f"kit-{secrets.token_hex(8)}",
@@ -153,6 +155,8 @@ def open_kit(
             why="A kit never makes this machine fetch or open anything else.",
             remedy="Give the same weights as a local file with --weights FILE.",
         )
+    if weights is not None:
+        check_digest(recipe.model.weights, Path(weights))
     model = recipe.model.model_copy(update={"weights": wanted})
     recipe = recipe.model_copy(update={"model": model})
     learner = make_learner(recipe, len(body.class_names), device)

@@ -15,6 +15,7 @@ from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.checkpoint_file import find_checkpoint, read_checkpoint
 from fgvc_core.models.classifier import FineGrainedClassifier
+from fgvc_core.models.weights_folder import WEIGHTS, check_digest, find_weights, kind_of
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.learner import Learner
 
@@ -69,7 +70,8 @@ def load_trained(
 
     Raises:
         DataError: if there is no checkpoint, or it is damaged or no run's.
-        ConfigurationError: if its recipe cannot be built here.
+        ConfigurationError: if its recipe cannot be built here, or the weights are not those that
+            it names by their digest.
     """
     file = find_checkpoint(Path(path))
     tensors, metadata = read_checkpoint(file)
@@ -81,6 +83,10 @@ def load_trained(
         )
     recipe = parse_recipe(metadata["recipe"])
     if weights is not None:
+        check_digest(recipe.model.weights, Path(weights))
+    elif kind_of(recipe.model.weights) == "digest":
+        weights = _beside(file, recipe.model.weights)
+    if weights is not None:
         model = recipe.model.model_copy(update={"weights": weights})
         recipe = recipe.model_copy(update={"model": model})
     class_names = tuple(json.loads(metadata["class_names"]))
@@ -88,3 +94,13 @@ def load_trained(
     learner.load(tensors)
     learner.model.eval()
     return TrainedModel(file, recipe, class_names, learner, metadata)
+
+
+def _beside(file: Path, weights: str) -> str | None:
+    """The weights file of a checkpoint in a coordinator's folder, if it is still there.
+
+    ``FOLDER/runs/NAME/checkpoints/best.safetensors`` has ``FOLDER/weights/``.
+    """
+    above = file.resolve().parents
+    found = find_weights(weights, [folder / WEIGHTS for folder in above[1:4]])
+    return None if found is None else str(found)

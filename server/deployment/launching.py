@@ -8,6 +8,7 @@ from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_table
 from fgvc_core.files import private_folder
+from fgvc_core.models.weights_folder import WEIGHTS, add_weights, kind_of, resolve_weights
 from fgvc_core.recipe import Recipe
 from fgvc_core.supervision import holder
 from server.deployment.allow_list import AllowList
@@ -28,7 +29,8 @@ def launch(
 
     Args:
         folder: The coordinator's.
-        recipe: What to run.
+        recipe: What to run. Where ``model.weights`` is a path, the file is copied into this
+            folder's ``weights/``, and sites are told its digest.
         name: Of the run's folder; by default the recipe's, with a number if that is taken.
         track: Where its events go besides; by default where ``server.toml`` says.
 
@@ -37,7 +39,7 @@ def launch(
 
     Raises:
         ConfigurationError: if the coordinator is not up, another run is on, no site is
-            registered, or nobody knows the classes.
+            registered, nobody knows the classes, or the recipe's weights are not here.
         DataError: if the coordinator's own data are wrong.
     """
     folder = folder.resolve()
@@ -52,6 +54,7 @@ def launch(
         raise ConfigurationError(
             "No site is registered.", remedy=f"fieldmark server add-site {folder} NAME"
         )
+    recipe = _named_weights(recipe, folder)
     recipe, class_names, test = _own_data(recipe, settings)
     run_dir = _folder_of(folder, name or recipe.name, free=not name)
     try:
@@ -69,6 +72,7 @@ def launch(
     server = ServerSettings(
         cache=settings.cache or str(cache_folder()),
         data_path=recipe.data.path,
+        weights=str(folder / WEIGHTS),
         device=settings.device,
         engine="superlink",
         test=test,
@@ -134,6 +138,18 @@ def _own_data(recipe: Recipe, settings: DeploymentSettings) -> tuple[Recipe, tup
     cache = Path(settings.cache) if settings.cache else cache_folder()
     table = make_table(recipe, cache)
     return recipe, table.class_names, bool(len(table.where("test")))
+
+
+def _named_weights(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with weights that every site can find: a path becomes the file's digest."""
+    weights, kept = recipe.model.weights, folder / WEIGHTS
+    if kind_of(weights) != "path":
+        resolve_weights(weights, [kept])
+        return recipe
+    # Not model_copy: it would also copy the digest of the recipe as it was.
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    values["model"]["weights"] = add_weights(Path(weights), kept)
+    return Recipe.read(values)
 
 
 def _folder_of(folder: Path, name: str, *, free: bool) -> Path:

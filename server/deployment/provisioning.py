@@ -9,6 +9,7 @@
     secret             between the SuperLink and our executor
     sites.json         the allow-list: key -> site
     kits/              start kits, one file a site
+    weights/           weights files that runs start from, each named by its SHA-256
     runs/              one folder a run
     state/, logs/      of the processes; nothing that cannot be lost but superlink.db
 """

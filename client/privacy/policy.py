@@ -57,7 +57,9 @@ class Policy(Settings):
         0, ge=0, description="Fewest pictures (as publicly declared) with which it takes part."
     )
     tensors: tuple[str, ...] = Field(
-        ("*",), description="Names of tensors that may leave; * stands for any characters."
+        ("*",),
+        description="Names of tensors that may leave; * stands for any characters. Closed-form "
+        "releases, from which a head is computed, are head.centre and head.class-sums.",
     )
     max_update_mb: float = Field(
         1024.0, gt=0.0, description="Largest reply that may leave in one round, in MB (1e6 bytes)."
@@ -65,8 +67,9 @@ class Policy(Settings):
     share_counts: bool = Field(
         True,
         description="Whether the number of training examples may leave; without it the site's "
-        "update weighs as little as one example, and its scores stay too: they would tell "
-        "the number. Under differential privacy it never leaves.",
+        "update weighs as little as one example, its scores, loss and working time stay too "
+        "(they would tell the number), and strategies whose replies tell the number of steps are "
+        "refused. Under differential privacy it never leaves.",
     )
     share_scores: bool = Field(
         True, description="Whether the scores on the site's validation split may leave."
@@ -289,6 +292,32 @@ def check_subject(kind: str, column: str | None) -> None:
         )
 
 
+TELLS_STEPS = {
+    "scaffold": "A control variate is the update divided by the number of steps: beside the update "
+    "it tells that number, with a batch size of 1 exactly how many pictures there are.",
+    "fednova": "It divides each update by its site's number of steps, which follows from how many "
+    "pictures there are.",
+}
+"""Strategies that do not work without the number of a site's training examples, and why."""
+
+
+def check_counts(policy: Policy, recipe: Recipe) -> None:
+    """Whether a run without differential privacy leaves this site its counts, if it keeps them.
+
+    Raises:
+        PolicyRefusal: if the strategy's replies would tell the number of steps.
+    """
+    strategy = recipe.federation.strategy
+    if policy.share_counts or strategy not in TELLS_STEPS:
+        return
+    raise PolicyRefusal(
+        f"policy.share_counts = false, and federation.strategy = '{strategy}' needs the count.",
+        why=TELLS_STEPS[strategy],
+        remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
+        "fedavgm).",
+    )
+
+
 def check_validation(policy: Policy, protected: bool) -> None:
     """Whether an answer to a validation kit may hold anything.
 
@@ -320,14 +349,19 @@ def allowed_figures(policy: Policy, figures: Figures | None) -> Figures | None:
     return figures.model_copy(update={"classes": None}) if policy.validation == "overall" else None
 
 
+CLOSED_FORM = ("centre", "class-sums")
+"""Releases from which the coordinator computes a head: whoever lets the head out means them too."""
+
+
 def check_tensors(policy: Policy, names: list[str]) -> None:
-    """Whether all these tensors may leave.
+    """Whether all these tensors may leave; a closed-form release also as a part of the head.
 
     Raises:
         PolicyRefusal: naming the first that may not.
     """
     for name in names:
-        if not any(fnmatchcase(name, pattern) for pattern in policy.tensors):
+        known_as = (name, f"head.{name}") if name in CLOSED_FORM else (name,)
+        if not any(fnmatchcase(one, pattern) for pattern in policy.tensors for one in known_as):
             raise PolicyRefusal(
                 f"policy.tensors = {list(policy.tensors)}: '{name}' may not leave.",
                 remedy="Train only what may ([model] train), or widen the policy.",

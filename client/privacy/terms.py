@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from client.privacy.ledger import Ledger
-from client.privacy.policy import check_standing, check_subject, protection
+from client.privacy.policy import check_counts, check_standing, check_subject, protection
 from client.privacy.register import Claim, Register
 from client.reading import kind_of, subject_column
 from client.site import Site
@@ -62,6 +62,7 @@ class Terms:
         privacy = self.protection_of_scores(recipe)
         check_weights(self.site, recipe)
         if privacy is None:
+            check_counts(self.site.settings.policy, recipe)
             return None
         # A site's own protection meets recipes that were written without one.
         refuse_unprotectable(recipe, privacy)

@@ -14,8 +14,10 @@ from client.site import Site, write_settings
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
-from fgvc_core.protocol.messages import Reply, Request, Scores, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds, new_nonce
 from fgvc_core.wire.arrays import pack
+
+from .protected_sites import request, unprotected
 
 SCORES = Scores(examples=9, correct=3, loss_sum=2.0, macro_f1=0.25)
 TENSORS = {"w": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
@@ -36,7 +38,8 @@ def with_policy(site, **changes):
 def exchange():
     same = {"kind": "train", "run": "r", "round": 1, "site": "site-1", "nonce": new_nonce(),
             "recipe_digest": "0" * 64}  # fmt: skip
-    return Request(**same), Reply(**same, code="ok", examples=120, loss=1.5, scores=SCORES)
+    told = {"examples": 120, "loss": 1.5, "seconds": fixed_seconds(2.0), "scores": SCORES}
+    return Request(**same), Reply(**same, code="ok", **told)
 
 
 def opened(site, departure):
@@ -81,6 +84,22 @@ def test_a_policy_keeps_counts_and_scores_at_the_site(site):
         site = with_policy(site, **policy)
         reply = opened(site, Gate(site).release(*exchange(), TENSORS))
         assert (reply.examples, reply.scores) == kept
+        assert (reply.loss, float(reply.seconds)) == ((None, 0.0) if kept[0] == 1 else (1.5, 2.0))
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "fednova"])
+def test_a_strategy_that_tells_the_steps_is_refused_at_the_roll_call_where_counts_stay(
+    site, strategy
+):
+    recipe = unprotected(f"federation.strategy={strategy}", "train.batch_size=1")
+    body = request(recipe, "roll_call", round_=0)
+    assert Gate(with_policy(site)).announce(body, recipe) is None
+    site = with_policy(site, share_counts=False)
+    with pytest.raises(PolicyRefusal, match=r"policy\.share_counts = false") as caught:
+        Gate(site).announce(body, recipe)
+    assert "number of steps" in caught.value.why
+    assert "fedavg" in caught.value.remedy
+    Gate(site).announce(body, unprotected())
 
 
 def test_a_line_that_a_crash_has_torn_does_not_swallow_the_next(site):

@@ -4,10 +4,17 @@ import re
 import tomllib
 from pathlib import Path
 
-from client.privacy.policy import Policy
+import pytest
+
+from client.privacy.gate import Gate
+from client.privacy.policy import Policy, check_tensors
 from client.privacy.report.figures import percent
 from client.privacy.report.meaning import belief
 from client.site import SiteData
+from fgvc_core.errors import PolicyRefusal
+from fgvc_core.wire.arrays import TensorSpec
+
+from .protected_sites import make_site
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data-protection-officer.md").read_text()
 
@@ -19,6 +26,26 @@ def test_the_sample_policy_is_one():
     assert policy.demand
     assert policy.epsilon_cap == 6.0
     assert SiteData.read(values["data"], "sample").subject_column == "patient_id"
+
+
+def sample_policy():
+    (sample,) = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
+    return Policy.read(tomllib.loads(sample)["policy"], "sample")
+
+
+@pytest.mark.parametrize("released", ["centre", "class-sums"])
+def test_the_sample_policy_lets_out_the_head_whichever_way_it_is_learnt(tmp_path, released):
+    policy = sample_policy()
+    assert policy.tensors == ("head.*",)
+    check_tensors(policy, ["head.weight", "head.bias", released])
+    site = make_site(tmp_path, **policy.model_dump(exclude_unset=True))
+    Gate(site).check_leaving({released: TensorSpec("float32", (12, 17))})
+    for name in ("backbone.conv1.weight", "counts", "scatter"):
+        with pytest.raises(PolicyRefusal, match=f"'{name}' may not leave"):
+            check_tensors(policy, [name])
+    with pytest.raises(PolicyRefusal):
+        check_tensors(Policy(tensors=("backbone.*",)), [released])
+    check_tensors(Policy(tensors=(released,)), [released])
 
 
 def test_every_line_that_a_policy_can_have_is_explained_and_no_other():

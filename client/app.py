@@ -19,6 +19,11 @@ from fgvc_core.words import OneRecord
 
 app = ClientApp()
 
+# For words that belong to no site's own log: no home could be opened.
+_stray = logging.StreamHandler()
+_stray.setFormatter(OneRecord("%(message)s"))
+logging.getLogger("fieldmark.site").addHandler(_stray)
+
 HOMES_VARIABLE = "FIELDMARK_SITES"
 """In Flower's own simulation nodes carry only a partition's number: this names the
 folder of homes, in which the number counts the names in order."""
@@ -53,7 +58,7 @@ def _handle(message: Message, context: Context) -> Message:
         outgoing = answer(site_home(context), read_incoming(message.content))
     except Exception:
         # Flower would send the text of what went wrong.
-        _stray_log().exception("a message was not answered")
+        logging.getLogger("fieldmark.site").exception("a message was not answered")
         outgoing = None
     content = RecordDict()
     if outgoing is None:
@@ -82,18 +87,8 @@ def site_home(context: Context) -> Path:
     number = int(context.node_config.get("partition-id", -1))
     if 0 <= number < len(homes):
         return homes[number]
-    _stray_log().error("no site's home for node %s", context.node_id)
+    logging.getLogger("fieldmark.site").error("no site's home for node %s", context.node_id)
     return root
-
-
-def _stray_log() -> logging.Logger:
-    """Where words go that belong to no site's log: no home could be opened."""
-    log = logging.getLogger("fieldmark.site")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(OneRecord("%(message)s"))
-        log.addHandler(handler)
-    return log
 
 
 def read_incoming(content: RecordDict) -> Incoming:

@@ -7,6 +7,7 @@ went wrong is written to the site's own log; the reply carries a code.
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -19,8 +20,16 @@ from fgvc_core.words import OneRecord
 
 app = ClientApp()
 
-# For words that belong to no site's own log: no home could be opened.
-_stray = logging.StreamHandler()
+
+class _Stray(logging.Handler):
+    """Prints words that belong to no site's own log: no home could be opened."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, whatever standard error is by now."""
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+_stray = _Stray()
 _stray.setFormatter(OneRecord("%(message)s"))
 logging.getLogger("fieldmark.site").addHandler(_stray)
 

@@ -16,7 +16,7 @@ def request(recipe, kind, **changes):
     values = {"kind": kind, "run": "run-1", "round": 0 if kind == "roll_call" else 1,
               "site": "site-1", "nonce": new_nonce(), "recipe_digest": recipe.digest}  # fmt: skip
     if kind == "roll_call":
-        values |= {"recipe": recipe.to_toml(), "class_names": CLASS_NAMES, "site": ""}
+        values |= {"recipe": recipe.announced.to_toml(), "class_names": CLASS_NAMES, "site": ""}
     return Request(**{**values, **changes})
 
 

@@ -23,7 +23,7 @@ from fgvc_core.data.decoding import decode_each
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
-from fgvc_core.files import FILE_MODE, make_private, private_folder
+from fgvc_core.files import FILE_MODE, make_private, private_folder, write_privately
 
 if TYPE_CHECKING:
     import torch
@@ -193,7 +193,7 @@ def _cached(
             if not faults:
                 path = strict
             else:
-                _faults_of(path).write_text(json.dumps(faults), encoding="utf-8")
+                write_privately(_faults_of(path), json.dumps(faults))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

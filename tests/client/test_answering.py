@@ -1,4 +1,5 @@
 import json
+import logging
 import sys
 
 import numpy as np
@@ -41,7 +42,7 @@ def request(recipe, kind, site="site-1", **changes):
     values = {"kind": kind, "run": "run-1", "round": 0 if kind == "roll_call" else 1, "site": site,
               "nonce": new_nonce(), "recipe_digest": recipe.digest}  # fmt: skip
     if kind == "roll_call":
-        values |= {"recipe": recipe.to_toml(), "class_names": CLASS_NAMES, "site": ""}
+        values |= {"recipe": recipe.announced.to_toml(), "class_names": CLASS_NAMES, "site": ""}
     return Request(**{**values, **changes})
 
 
@@ -232,3 +233,15 @@ def test_no_word_of_the_coordinator_forges_a_line_of_the_sites_log(home, tiny):
     assert any(r"late\n2026-01-01" in line for line in records)
     assert not any(line.startswith("2026-01-01") for line in records)
     assert not any(set("\x1b\u202e\r") & set(line) for line in lines)
+
+
+def test_no_word_of_an_error_forges_a_line_where_no_home_can_be_opened(capfd):
+    log = logging.getLogger("fieldmark.site")
+    try:
+        raise ValueError("no\nready\x1b[2J")
+    except ValueError:
+        log.exception("a message was not answered")
+    told = capfd.readouterr().err
+    assert told.startswith("a message was not answered\n  | Traceback")
+    assert "\nready" not in told
+    assert "\x1b" not in told

@@ -79,8 +79,7 @@ def ask(site, of, kind, run="run-1", tensors=None, **changes):
     values = {"kind": kind, "run": run, "round": 1, "site": "site-1", "nonce": new_nonce(),
               "recipe_digest": of.digest}  # fmt: skip
     if kind == "roll_call":
-        path_free = of.data.model_copy(update={"path": None})
-        text = of.model_copy(update={"data": path_free}).to_toml()
+        text = of.announced.to_toml()
         values |= {"recipe": text, "class_names": CLASS_NAMES, "site": "", "round": 0}
     packed = pack_all(tensors or {})
     values["tensors"] = {name: tensor.digest() for name, tensor in packed.items()}

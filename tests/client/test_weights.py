@@ -145,3 +145,11 @@ def test_a_round_starts_from_the_file_that_the_digest_names_and_the_recipe_stays
     departure = ask(home, request_of(other, "train", run="run-2"), learner.tensors())
     assert reply_of(home, departure).code == "unavailable"
     assert "are not the file with the SHA-256" in (home / "site.log").read_text()
+
+
+def test_a_folder_of_one_machine_in_an_announced_recipe_is_refused_at_the_roll_call(tmp_path):
+    site = make_site(tmp_path)
+    named = steps(f"data.path={tmp_path}", "data.name=folder", "data.classes=['a']")
+    error = refusal(site, named)
+    assert "data.path" in error.what
+    assert "in the recipe names a folder of one machine" in error.what

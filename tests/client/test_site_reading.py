@@ -27,7 +27,13 @@ from fgvc_core.data.left_out import LeftOut
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.protocol.envelope import seal
-from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public
+from fgvc_core.protocol.keys import (
+    fingerprint,
+    new_key,
+    public_text,
+    read_public,
+    short_fingerprint,
+)
 from fgvc_core.protocol.kit import StartKit, write_kit
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
@@ -370,13 +376,14 @@ def kit(tmp_path):
     made = StartKit(site="lyon", address="fl.example.org:8443", ca="-----BEGIN CERTIFICATE-----\n",
                     coordinator=public_text(COORDINATOR.public_key()),
                     fingerprint=fingerprint(read_public(public)))  # fmt: skip
-    write_kit(made, tmp_path / "lyon.kit")
+    write_kit(made, tmp_path / "lyon.kit", COORDINATOR)
     return tmp_path / "lyon.kit"
 
 
 def run_join(tmp_path, kit, root, *more, said=None):
     line = ["site", "join", kit, tmp_path / "lyon", "--key", tmp_path / "lyon.key", "--data", root,
-            "--units", "8", "--privacy", "optional", *more]  # fmt: skip
+            "--units", "8", "--privacy", "optional",
+            "--fingerprint", short_fingerprint(COORDINATOR.public_key()), *more]  # fmt: skip
     return CliRunner().invoke(fieldmark.app, [str(word) for word in line], input=said)
 
 

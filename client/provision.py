@@ -75,7 +75,9 @@ def make_home(
     key = key or new_key()
     if data_path is None or simulated:
         return _make(home, settings, coordinator, split_key, key)
-    with Register().claiming(Claim.of(data_path, home, fingerprint(key.public_key()))):
+    register = Register()
+    claim = register.sampled(Claim.of(data_path, home, fingerprint(key.public_key())))
+    with register.claiming(claim):
         return _make(home, settings, coordinator, split_key, key)
 
 

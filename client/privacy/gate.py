@@ -3,7 +3,9 @@
 Nothing else in this package signs or returns a reply. Under differential privacy the order
 is: check the request against policy, plan and budget; reserve its cost on the disk; work;
 keep the finished payload on the disk; write down that it may leave; sign. Whatever
-happens between two of these, what has left was charged, and was charged once.
+happens between two of these, what has left was charged, and was charged once. Charge and
+departure are also written to the user's register, which is not in the home: a copy of the home
+that knows less of them releases nothing.
 
 Without differential privacy a reply is checked, listed and signed.
 """
@@ -144,9 +146,22 @@ class Gate:
         if self.ledger.plan(request.run) is None:
             self.terms.check_budget(privacy, name, events)
         self.terms.claim_data()
+        self.write_plan(request.run, request.recipe_digest, name, privacy, events)
+        # Once more: what the register remembers of the ledger has this run in it.
+        self.terms.claim_data()
+
+    def write_plan(
+        self,
+        run: str,
+        recipe_digest: str,
+        name: str,
+        privacy: PrivacySettings,
+        events: tuple[PrivacyEvent, ...],
+    ) -> None:
+        """Write down what a run will release; it costs nothing yet."""
         self.ledger.announce(
-            request.run,
-            request.recipe_digest,
+            run,
+            recipe_digest,
             events,
             self.terms.rule_for(events),
             name=name,
@@ -160,8 +175,6 @@ class Gate:
             adjacency=ADJACENCY,
             policy=self._policy.digest,
         )
-        # Once more: what the register remembers of the ledger has this run in it.
-        self.terms.claim_data()
 
     def protected_round(
         self,
@@ -208,13 +221,16 @@ class Gate:
                 )
             if event is not None:
                 # Even where a reply is stored: in a ledger that was put back it is not charged.
-                self.ledger.reserve(request.run, request.round, digest, event, self.terms.cap)
+                with self.terms.guarded():
+                    self.ledger.reserve(request.run, request.round, digest, event, self.terms.cap)
             if payload is None:
                 payload = work()
                 self._outbox.store(digest, payload)
             packed = self._encoded(payload.tensors, encode)
             reply = self._reply(request, payload.fields, form)
-            return self._send(request, reply, packed, digest)
+            # Once it is written down that this reply may leave, a copy of before is an old one.
+            with self.terms.guarded():
+                return self._send(request, reply, packed, digest)
 
     def release(
         self,

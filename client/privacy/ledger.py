@@ -100,6 +100,15 @@ class Ledger:
         """Epsilon of everything at a delta, and the method; see :func:`total_of`."""
         return total_of(self.plans(), delta, extra, rule)
 
+    def check_binding(self) -> None:
+        """Refuse other data than those that were charged so far; nothing is written.
+
+        Raises:
+            PolicyRefusal: if runs were announced over other data.
+        """
+        with self._shelf.reading() as books:
+            _check_binding(books, self._data)
+
     def check_unit(self, unit: Unit) -> None:
         """Refuse another unit than the one that was charged so far.
 
@@ -243,13 +252,7 @@ class Ledger:
     def _check_binding(self, chain: Chain, books: Books) -> None:
         if books.data == self._data:
             return
-        if books.plans():
-            raise PolicyRefusal(
-                "The ledger belongs to other data than those this site names now.",
-                why="What was spent on one unit cannot be told from another's.",
-                remedy="Restore data.path in site.toml, or make a home of its own for the "
-                "other data.",
-            )
+        _check_binding(books, self._data)
         # Nothing was ever announced to it: it may begin again over these data.
         chain.append("founded", {"site": self._site, "data": self._data})
 
@@ -283,6 +286,15 @@ class Ledger:
             if not founded:
                 chain.append("founded", {"site": self._site, "data": self._data})
             yield chain
+
+
+def _check_binding(books: Books, data: str) -> None:
+    if books.data != data and books.plans():
+        raise PolicyRefusal(
+            "The ledger belongs to other data than those this site names now.",
+            why="What was spent on one unit cannot be told from another's.",
+            remedy="Restore data.path in site.toml, or make a home of its own for the other data.",
+        )
 
 
 def _check_unit(books: Books, unit: Unit) -> None:

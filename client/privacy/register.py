@@ -3,40 +3,67 @@
 A ledger is bound to its data. Somebody who joins again with a new folder would begin an
 empty ledger over pictures that have been paid for; this register, one file in the user's
 state folder (``$FIELDMARK_STATE``, else ``$XDG_STATE_HOME/fieldmark``, else
-``~/.local/state/fieldmark``), remembers the home that has them. It knows data by where they
-are: symbolic links are resolved, and a folder inside a registered one, or around it, counts
-as the same. It also remembers the head of each ledger at its last roll call, so that an old
-copy of a home is noticed though its ``ledger.head`` was put back with it.
+``~/.local/state/fieldmark``), remembers the home that has them. A claim is kept for each data
+set that a home ever named, and no later claim replaces it.
 
-What it cannot see: data that were copied or moved elsewhere, another user's homes, another
-machine's. Simulated sites are not in it: they share a data set.
+Data are the same by place or by content. By place: symbolic links are resolved, and a folder
+inside a registered one, or around it, counts as the same. By content: most of two samples
+agree (:mod:`client.privacy.sample`). Samples are taken at ``site join``, ``site up`` and ``site
+check``, and at the first announcement under a path that has none yet, never at a later one.
+
+The register also fences off copies of a home. A claim holds the head of the home's ledger,
+written on the disk after each charge and before each reply that says anything about the
+pictures (:meth:`Register.guarding`). A home whose ledger lacks that head is an older copy, put
+back while or after the other one went on: it releases nothing. A home whose key is in use in
+another folder that is still there is a second copy: it releases nothing either. Unlike a lock
+that dies with the machine's boot, this holds after a restart as well. Where both copies answer
+at the same moment the file's lock decides who is first, and the other finds the first one's
+head. It costs one small durable write for each charge and each reply.
+
+What it cannot see: another user's homes, another machine's, another ``$FIELDMARK_STATE``; data
+whose files were encoded anew and put elsewhere. Simulated sites are not in it: they share a data
+set.
 """
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from client.privacy.chain import GENESIS
-from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
+from client.privacy.sample import Sample, take_sample
+from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
 from fgvc_core.files import FILE_MODE, private_folder, sync_folder, write_durably
+from fgvc_core.protocol.keys import fingerprint, read_private
 
 FILE = "register.json"
+SAMPLE_KEY = "sample.key"
 STATE_VARIABLE = "FIELDMARK_STATE"
+
+Holds = Callable[[str], bool]
+"""Whether a home's ledger has an entry with this hash."""
+
+Head = Callable[[], tuple[int, str]]
+"""A ledger's length in entries, and the hash of its last entry."""
 
 
 class Claim(BaseModel):
     """One home's claim to its data.
 
     Attributes:
-        data: Absolute path of the data, symbolic links resolved.
+        data: Absolute path of the data, symbolic links resolved; empty for a home without
+            pictures of its own, which is here for its ledger's head alone.
         home: Absolute path of the site's home.
         key: Fingerprint of the site's key.
-        head: Hash of the last entry of its ledger at the last roll call.
+        head: Hash of the last entry of its ledger that was registered.
+        length: Entries that the ledger had then.
+        samples: Of the data's content, oldest first: a further one wherever none of them was
+            like it any more, so that data which change slowly stay known as what they were.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -45,12 +72,29 @@ class Claim(BaseModel):
     home: str
     key: str
     head: str
+    length: int = Field(0, ge=0)
+    samples: tuple[Sample, ...] = ()
 
     @classmethod
-    def of(cls, data: str, home: Path, key: str, head: str = GENESIS) -> "Claim":
+    def of(
+        cls,
+        data: str,
+        home: Path,
+        key: str,
+        head: str = GENESIS,
+        length: int = 0,
+        samples: tuple[Sample, ...] = (),
+    ) -> "Claim":
         """A claim with its paths resolved."""
-        where = Path(data).expanduser().resolve()
-        return cls(data=str(where), home=str(home.resolve()), key=key, head=head)
+        where = str(Path(data).expanduser().resolve()) if data else ""
+        return cls(
+            data=where,
+            home=str(home.resolve()),
+            key=key,
+            head=head,
+            length=length,
+            samples=samples,
+        )
 
 
 _CLAIMS = TypeAdapter(list[Claim])
@@ -93,7 +137,26 @@ class Register:
                 remedy="Restore it from a copy.",
             ) from None
 
-    def claim(self, claim: Claim, holds: Callable[[str], bool] = lambda head: False) -> None:
+    def sampled(self, claim: Claim) -> Claim:
+        """The claim with a sample of its data's content as it is now.
+
+        Raises:
+            ConfigurationError: if the samples' key cannot be read or written.
+        """
+        if not claim.data:
+            return claim
+        sample = take_sample(Path(claim.data), self._sample_key())
+        return claim.model_copy(update={"samples": (sample,) if sample.marks else ()})
+
+    def has_sample(self, claim: Claim) -> bool:
+        """Whether a sample of these data is registered for this home's key."""
+        return any(
+            own.samples
+            for own in self.claims()
+            if (own.data, own.key) == (claim.data, claim.key)
+        )
+
+    def claim(self, claim: Claim, holds: Holds = lambda head: False) -> None:
         """Lay claim to data, or renew the claim.
 
         Args:
@@ -126,28 +189,91 @@ class Register:
                 self._write(after)
 
     @contextmanager
-    def claiming(
-        self, claim: Claim, holds: Callable[[str], bool] = lambda head: False
-    ) -> Iterator[None]:
+    def claiming(self, claim: Claim, holds: Holds = lambda head: False) -> Iterator[None]:
         """Lay claim to data for what is made inside; given up again if that fails."""
         with self._alone():
             before = self.claims()
-            # A home that was moved has its key, one that got a new key has its place.
-            own = [other for other in before if claim.key == other.key or claim.home == other.home]
-            others = [other for other in before if other not in own]
-            for other in others:
-                if _overlap(Path(other.data), Path(claim.data)):
-                    raise _taken(claim, other, self.path)
-            for other in own:
-                _check_own(claim, other, holds, self.path)
-            after = [*others, claim]
-            if own != [claim]:
+            after = self._settled(before, claim, holds)
+            if after != before:
                 self._write(after)
             try:
                 yield
             except BaseException:
-                self._write(before)
+                if after != before:
+                    self._write(before)
                 raise
+
+    @contextmanager
+    def guarding(self, claim: Claim, holds: Holds, head: Head) -> Iterator[None]:
+        """Hold off every other copy of a home while its ledger is written inside.
+
+        When this returns, the ledger's new head is on the disk here.
+
+        Args:
+            claim: Of the home that writes.
+            holds: Whether its ledger has an entry with this hash.
+            head: Its ledger's length and head, asked for afterwards.
+
+        Raises:
+            PolicyRefusal: if this is a second or an older copy of the home, or its data have
+                another ledger. Nothing was written inside then.
+            ConfigurationError: if the register cannot be written.
+        """
+        with self._alone():
+            before = self.claims()
+            after = self._settled(before, claim, holds)
+            yield
+            length, last = head()
+            after = [
+                other.model_copy(update={"head": last, "length": length})
+                if (other.key, other.home) == (claim.key, claim.home)
+                else other
+                for other in after
+            ]
+            if after != before:
+                self._write(after)
+
+    def lacking(self, key: str, holds: Holds) -> list[Claim]:
+        """Claims of a key whose registered head its ledger lacks: it is an older copy.
+
+        Args:
+            key: Fingerprint of the site's key.
+            holds: Whether its ledger has an entry with this hash.
+        """
+        return [
+            claim for claim in self.claims() if claim.key == key and not _known(claim, holds)
+        ]
+
+    def _settled(self, before: list[Claim], claim: Claim, holds: Holds) -> list[Claim]:
+        """All claims once this one is laid; every claim of before stays.
+
+        Raises:
+            PolicyRefusal: if it cannot be laid.
+        """
+        kept: list[Claim] = []
+        renewed = claim
+        for other in before:
+            # A home that was moved has its key, one that got a new key has its place.
+            if claim.key != other.key and claim.home != other.home:
+                if _same_data(claim, other):
+                    raise _taken(claim, other, self.path)
+                kept.append(other)
+                continue
+            if other.home != claim.home and _is_home_of(Path(other.home), other.key):
+                raise _taken(claim, other, self.path)
+            known = _known(other, holds)
+            if not known and (other.key == claim.key or _same_data(claim, other)):
+                raise _older(self.path)
+            if other.data == claim.data:
+                renewed = renewed.model_copy(
+                    update={"samples": _gathered(other.samples, claim.samples)}
+                )
+            elif known:
+                kept.append(other.model_copy(update={"key": claim.key, "home": claim.home}))
+            else:
+                # Of a home that was here before this one, over other data: they stay paid for.
+                kept.append(other)
+        return [*kept, renewed]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -164,6 +290,16 @@ class Register:
         finally:
             lock.release()
 
+    def _sample_key(self) -> bytes:
+        path = self.path.with_name(SAMPLE_KEY)
+        with self._alone():
+            try:
+                if not path.exists():
+                    write_durably(path, secrets.token_bytes(32))
+                return path.read_bytes()[:64]
+            except OSError as error:
+                raise self._unwritable(error) from None
+
     def _write(self, claims: list[Claim]) -> None:
         text = json.dumps([claim.model_dump() for claim in claims], indent=1)
         try:
@@ -179,6 +315,14 @@ class Register:
         )
 
 
+def _same_data(one: Claim, other: Claim) -> bool:
+    if not one.data or not other.data:
+        return False
+    if _overlap(Path(one.data), Path(other.data)):
+        return True
+    return any(sample.is_like(known) for sample in one.samples for known in other.samples)
+
+
 def _overlap(one: Path, other: Path) -> bool:
     if one.is_relative_to(other) or other.is_relative_to(one):
         return True
@@ -189,20 +333,44 @@ def _overlap(one: Path, other: Path) -> bool:
         return False
 
 
-def _check_own(claim: Claim, other: Claim, holds: Callable[[str], bool], register: Path) -> None:
-    if other.home != claim.home and (Path(other.home) / "site.toml").exists():
-        raise _taken(claim, other, register)
-    if other.data == claim.data and other.head != GENESIS and not holds(other.head):
-        raise PolicyRefusal(
-            "This site's ledger is older than the one that is registered for its data.",
-            why="An old copy of the ledger was put back: what was spent since is forgotten.",
-            remedy="Restore the newest copy of the site's home. If there is none, what was spent "
-            f"is not known; to begin anew all the same, take its entry out of '{register}'.",
-        )
+def _known(claim: Claim, holds: Holds) -> bool:
+    return claim.head == GENESIS or holds(claim.head)
+
+
+def _gathered(known: tuple[Sample, ...], fresh: tuple[Sample, ...]) -> tuple[Sample, ...]:
+    """The known samples, and after them each fresh one that none of them is like."""
+    return known + tuple(s for s in fresh if not any(s.is_like(other) for other in known))
+
+
+def _is_home_of(home: Path, key: str) -> bool:
+    """Whether a home is there that has this key, or one that cannot be told."""
+    if not (home / "site.toml").exists():
+        return False
+    try:
+        return fingerprint(read_private(home / "key").public_key()) == key
+    except PeerError:
+        return True
+
+
+def _older(register: Path) -> PolicyRefusal:
+    return PolicyRefusal(
+        "This site's ledger is older than the one that is registered for its data.",
+        why="An old copy of the ledger was put back: what was spent since is forgotten.",
+        remedy="Restore the newest copy of the site's home. If there is none, ask the coordinator "
+        "for its statement, and charge what is missing: fieldmark site ledger recover DIR "
+        f"STATEMENT. (The register is '{register}'.)",
+    )
 
 
 def _taken(claim: Claim, other: Claim, register: Path) -> PolicyRefusal:
     # The first sentence may reach the coordinator: it names no path.
+    if not claim.data:
+        return PolicyRefusal(
+            "This site's ledger is in use in another home.",
+            why=f"'{claim.home}' and '{other.home}' are copies with one key; each would spend the "
+            "same budget.",
+            remedy="Use one of them, and delete the other.",
+        )
     return PolicyRefusal(
         "These data have a ledger already, in another home.",
         why=f"What was spent on '{other.data}' is written down in '{other.home}'; a second ledger "

@@ -4,6 +4,8 @@ Everything here depends on the request, the recipe, ``site.toml`` and the ledger
 picture: a refusal says nothing about them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -129,7 +131,9 @@ class Terms:
             raise PolicyRefusal(
                 "The coordinator has seen an entry of this site's ledger that is not in it.",
                 why="An old copy of the ledger was put back: what was spent since is forgotten.",
-                remedy="Restore the newest copy of the site's home.",
+                remedy="Restore the newest copy of the site's home. If there is none, ask the "
+                "coordinator for its statement, and charge what is missing: fieldmark site ledger "
+                "recover DIR STATEMENT.",
             )
 
     def check_approval(self, request: Request, name: str) -> None:
@@ -147,19 +151,49 @@ class Terms:
                 f"{request.run}",
             )
 
-    def claim_data(self) -> None:
+    def claim_data(self, *, afresh: bool = False) -> None:
         """Make sure that no other ledger is charged for the same data.
 
+        Args:
+            afresh: Sample the data's content also where that was done before. A message never
+                asks for it: its answer must not depend on the pictures.
+
         Raises:
-            PolicyRefusal: if another home has them, or this ledger is an old copy.
+            PolicyRefusal: if this ledger belongs to other data, another home has these, or
+                this ledger is an old copy.
+            ConfigurationError: if the register cannot be written.
         """
-        claim = claim_of(self.site, self.ledger.head()[1])
-        if claim is not None:
-            Register().claim(claim, self.ledger.holds)
+        # First: data that this ledger is not charged for are not this home's to claim.
+        self.ledger.check_binding()
+        claim = claim_of(self.site, *self.ledger.head())
+        if claim is None:
+            return
+        register = Register()
+        if afresh or not register.has_sample(claim):
+            claim = register.sampled(claim)
+        register.claim(claim, self.ledger.holds)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Hold off every other copy of this home while its ledger is written inside.
+
+        Raises:
+            PolicyRefusal: if this is a second or an older copy, or its ledger belongs to other
+                data.
+            ConfigurationError: if the register cannot be written.
+        """
+        self.ledger.check_binding()
+        claim = claim_of(self.site, *self.ledger.head())
+        if claim is None:
+            yield
+            return
+        with Register().guarding(claim, self.ledger.holds, self.ledger.head):
+            yield
 
 
-def claim_of(site: Site, head: str) -> Claim | None:
-    """What a site with pictures of its own lays claim to; simulated sites share a data set."""
-    if site.settings.data.path is None or site.rows is not None:
+def claim_of(site: Site, length: int, head: str) -> Claim | None:
+    """What a site lays claim to; None for a simulated one, which shares a data set."""
+    if site.rows is not None:
         return None
-    return Claim.of(site.settings.data.path, site.home, fingerprint(site.key.public_key()), head)
+    key = fingerprint(site.key.public_key())
+    return Claim.of(site.settings.data.path or "", site.home, key, head, length)

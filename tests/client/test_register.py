@@ -14,7 +14,16 @@ from client.site import Site
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 
-from .protected_sites import announce, request, steps, unprotected, with_data
+from .protected_sites import (
+    Work,
+    announce,
+    answer,
+    ledger_of,
+    request,
+    steps,
+    unprotected,
+    with_data,
+)
 
 COORDINATOR = public_text(new_key().public_key())
 RECIPE = steps()
@@ -255,3 +264,189 @@ def test_a_run_without_privacy_needs_no_register(data, tmp_path, monkeypatch):
     recipe = unprotected()
     assert Gate(site).announce(request(recipe, "roll_call", round_=0), recipe) is None
     assert not (tmp_path / "nowhere").exists()
+
+
+def fill(folder, count=12, start=0, names="{:04d}.png"):
+    """Pictures of random bytes: what is in them does not matter here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(start, start + count):
+        (folder / names.format(number)).write_bytes(os.urandom(300))
+    return folder
+
+
+def spend(site, run="run-1", round_=1):
+    """One release, paid for."""
+    announce(site, RECIPE, run)
+    return answer(site, RECIPE, request(RECIPE, "train", run, round_))
+
+
+def test_data_that_were_paid_for_stay_claimed_when_data_path_is_edited_away_and_back(
+    first, data, tmp_path
+):
+    spend(first)
+    other = fill(tmp_path / "others")
+    with pytest.raises(PolicyRefusal, match="belongs to other data"):
+        announce(with_data(first, path=str(other)), RECIPE, "run-2")
+    with_data(first, path=str(data))
+    with pytest.raises(PolicyRefusal, match="have a ledger already"):
+        join(tmp_path / "second", data)
+    # The other data were never this ledger's: they are free.
+    join(tmp_path / "third", other)
+
+
+def test_a_home_keeps_its_claim_to_each_data_set_that_it_ever_named(first, data, tmp_path):
+    other = fill(tmp_path / "others")
+    announce(with_data(first, path=str(other)), RECIPE)
+    assert claims() == [(str(data), str(first.home)), (str(other), str(first.home))]
+    for taken in (data, other):
+        with pytest.raises(PolicyRefusal, match="have a ledger already"):
+            join(tmp_path / "second", taken)
+
+
+def test_the_claim_of_a_wiped_home_outlives_a_new_home_in_its_place(first, data, tmp_path):
+    spend(first)
+    shutil.rmtree(first.home)
+    again = join(first.home, fill(tmp_path / "others"))
+    spend(again)
+    with pytest.raises(PolicyRefusal, match="have a ledger already"):
+        join(tmp_path / "second", data)
+    with pytest.raises(PolicyRefusal, match="older than the one that is registered"):
+        Register().claim(Claim.of(str(data), again.home, "f" * 64))
+
+
+@pytest.mark.parametrize("how", ["copied", "moved", "a part", "with more", "renamed"])
+def test_a_copy_of_data_that_have_a_ledger_is_known_by_its_content(tmp_path, how):
+    data = fill(tmp_path / "paid", 60)
+    join(tmp_path / "first", data)
+    copy = tmp_path / "copy"
+    if how == "moved":
+        data.rename(copy)
+    else:
+        shutil.copytree(data, copy)
+    paths = sorted(copy.iterdir())
+    if how == "a part":
+        for path in paths[:30]:
+            path.unlink()
+    elif how == "with more":
+        fill(copy, 10, 100)
+    elif how == "renamed":
+        for number, path in enumerate(paths):
+            path.rename(copy / f"new-{number}.png")
+    with pytest.raises(PolicyRefusal, match="have a ledger already") as caught:
+        join(tmp_path / "second", copy)
+    assert str(tmp_path) not in caught.value.what
+    assert not (tmp_path / "second").exists()
+
+
+def test_data_that_share_a_few_pictures_are_two_data_sets(tmp_path):
+    data = fill(tmp_path / "one", 40)
+    join(tmp_path / "first", data)
+    other = fill(tmp_path / "two", 40)
+    for path in sorted(data.iterdir())[:5]:
+        shutil.copy(path, other / f"shared-{path.name}")
+    join(tmp_path / "second", other)
+    assert len(claims()) == 2
+
+
+def test_the_register_knows_the_ledgers_head_after_each_reserve_and_reply(first):
+    announce(first, RECIPE)
+    heads = set()
+    body = request(RECIPE, "train")
+
+    def work():
+        heads.add(Register().claims()[0].head)
+        assert Register().claims()[0].head == ledger_of(first).head()[1]
+        return Work(body)()
+
+    answer(first, RECIPE, body, work)
+    assert Register().claims()[0].head == ledger_of(first).head()[1]
+    assert Register().claims()[0].head not in heads
+
+
+def test_a_home_put_back_in_mid_run_releases_nothing(first):
+    announce(first, RECIPE)
+    shutil.copytree(first.home, first.home.with_name("backup"))
+    answer(first, RECIPE, request(RECIPE, "train"))
+    shutil.rmtree(first.home)
+    # Under another name: a process that has read the ledger before sees the change by itself.
+    put_back = Site.open(first.home.with_name("backup"))
+    work = Work(request(RECIPE, "train"))
+    with pytest.raises(PolicyRefusal, match="older than the one that is registered"):
+        answer(put_back, RECIPE, work.asked, work)
+    assert work.calls == 0
+
+
+def test_a_home_put_back_between_charge_and_reply_does_not_release_twice_for_one_charge(first):
+    announce(first, RECIPE)
+    body = request(RECIPE, "train")
+    backup = first.home.with_name("backup")
+
+    def work():
+        shutil.copytree(first.home, backup)
+        return Work(body)()
+
+    answer(first, RECIPE, body, work)
+    shutil.rmtree(first.home)
+    again = Work(body)
+    with pytest.raises(PolicyRefusal, match="older than the one that is registered"):
+        answer(Site.open(backup), RECIPE, body.model_copy(update={"nonce": "0" * 32}), again)
+    assert again.calls == 0
+
+
+def test_two_copies_of_a_home_after_the_roll_call_do_not_both_answer(first, tmp_path):
+    announce(first, RECIPE)
+    shutil.copytree(first.home, tmp_path / "copy")
+    body = request(RECIPE, "train")
+    answer(first, RECIPE, body)
+    work = Work(body)
+    with pytest.raises(PolicyRefusal, match="have a ledger already"):
+        answer(Site.open(tmp_path / "copy"), RECIPE, body, work)
+    assert work.calls == 0
+    # The original goes on.
+    answer(first, RECIPE, request(RECIPE, "train", round_=2))
+
+
+def test_two_copies_of_a_home_without_data_of_its_own_do_not_both_answer(tmp_path):
+    site = join(tmp_path / "first")
+    announce(site, RECIPE)
+    shutil.copytree(site.home, tmp_path / "copy")
+    body = request(RECIPE, "train")
+    answer(site, RECIPE, body)
+    with pytest.raises(PolicyRefusal, match="in another home"):
+        answer(Site.open(tmp_path / "copy"), RECIPE, body)
+
+
+def test_of_two_copies_that_answer_at_once_one_is_refused(first, tmp_path):
+    announce(first, RECIPE)
+    shutil.copytree(first.home, tmp_path / "copy")
+    body, children = request(RECIPE, "train"), []
+    for home in (first.home, tmp_path / "copy"):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                answer(Site.open(home), RECIPE, body)
+                code = 0
+            except PolicyRefusal:
+                code = 4
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    # Who comes second finds the other's home, and is refused; a copy that comes first may be too.
+    assert codes.count(0) <= 1
+    assert 4 in codes
+
+
+def test_a_run_that_is_on_goes_on_where_the_register_is_gone(first):
+    announce(first, RECIPE)
+    Register().path.unlink()
+    answer(first, RECIPE, request(RECIPE, "train"))
+    assert Register().claims()[0].head == ledger_of(first).head()[1]
+
+
+def test_a_register_of_an_earlier_version_is_read(first, data):
+    old = [claim.model_dump(include={"data", "home", "key", "head"}) for claim in Register().claims()]
+    Register().path.write_text(json.dumps(old))
+    spend(first)
+    assert Register().claims()[0].length > 0

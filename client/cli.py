@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from client.deployment.cli import mount
+from client.recovery_cli import mount as mount_recovery
 from client.validation_cli import mount as mount_validation
 from client.weights_cli import weights_app
 
@@ -22,6 +23,7 @@ site_app = typer.Typer(
 
 mount(site_app)
 mount_validation(site_app)
+mount_recovery(site_app)
 site_app.add_typer(weights_app, name="weights")
 
 Home = Annotated[Path, typer.Argument(help="The site's home, the folder with site.toml.")]

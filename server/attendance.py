@@ -18,6 +18,7 @@ from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from server.ahead import Fetched, LookAhead
 from server.events import EventLog
 from server.home import CoordinatorHome, allow_list_stamp, read_allow_list
+from server.ledger_memory import LedgerMemory
 from server.records import from_message, to_content
 
 _TYPES: dict[str, str] = {
@@ -41,6 +42,7 @@ class Attendance:
         nodes: Site -> its node, of those present.
         units: Site -> what it stated as its public number of units.
         refusals: Site -> its own policy's reason at the roll call.
+        ledgers: What is remembered of the sites' ledgers, across runs.
     """
 
     def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
@@ -53,6 +55,7 @@ class Attendance:
         }
         self._names = {fingerprint(key): name for name, key in self.keys.items()}
         self._listed: tuple[int, int] = (0, 0)
+        self.ledgers = LedgerMemory(home.run_dir, home.recipe)
         self._calls: dict[int, tuple[str, Request]] = {}
         self._known: set[int] = set()
         self._gone: set[int] = set()
@@ -146,6 +149,8 @@ class Attendance:
         self._known.add(node)
         self._gone.discard(node)
         recipe = self._home.recipe
+        # A node has not said yet whose it is; the SuperLink knows which key it is registered for.
+        seen = self.ledgers.head_at(node)
         request = Request(
             kind="roll_call",
             run=self._run,
@@ -155,6 +160,7 @@ class Attendance:
             recipe_digest=recipe.digest,
             recipe=recipe.announced.to_toml(),
             class_names=self._home.class_names,
+            known_head="" if seen is None else seen.head,
         )
         (message_id,) = self._grid.push_messages([self._message(request, node, None)])
         self._calls[node] = message_id, request
@@ -256,6 +262,10 @@ class Attendance:
                 self.refusals[name] = reply.reason
             if reply.code != "ok":
                 raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
+            seen = self.ledgers.head(name)
+            if seen is not None and reply.ledger_length < seen.length:
+                raise PeerError(shorter(reply.ledger_length, seen.length))
+            self.ledgers.saw(reply, sealed)
             if name in self.nodes:
                 raise PeerError(f"Site '{name}' has answered from another node already.")
         except PeerError as error:
@@ -281,6 +291,15 @@ class Attendance:
             message_type=_TYPES[request.kind],
             group_id=str(request.round),
         )
+
+
+def shorter(length: int, seen: int) -> str:
+    """Why a site is refused whose ledger has fewer entries than it was seen to have."""
+    return (
+        f"The site's ledger has {length} entries, and had {seen}: an old copy was put back. What "
+        "it lacks is charged with: fieldmark server ledger-statement, then at the site: fieldmark "
+        "site ledger recover."
+    )
 
 
 def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:

@@ -73,6 +73,7 @@ class Exchange(Attendance):
             notice=notice,
             tensors=self.digests(arrays),
         )
+        self.ledgers.asked(site, self._run, request.nonce)
         return request, self._message(request, self.nodes[site], arrays)
 
     def ask(

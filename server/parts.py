@@ -116,7 +116,13 @@ def assemble(
         max_weight=federation.max_weight,
         history=history,
         wire=recipe.wire,
+        ledgers=exchange.ledgers,
     )
+    for site in exchange.keys:
+        # Known from earlier runs: the first request names it, and no reply may be of less.
+        seen = exchange.ledgers.head(site)
+        if seen is not None and seen.length >= int(state.ledgers.get(site, [0, ""])[0]):
+            state.ledgers[site] = [seen.length, seen.head]
     intake = Intake(state, screening, books, standing, federation.deadline_s)
     outgoing = Outgoing(specs, recipe.wire)
     strategy = make_strategy(federation, recipe.train, home.run_dir)

@@ -19,6 +19,7 @@ from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_no
 from fgvc_core.wire.decode import decode_update
 from fgvc_core.wire.settings import WireSettings
 from server.history import Figures, UpdateHistory
+from server.ledger_memory import LedgerMemory
 from server.records import from_message
 from server.strategies import SoundReply, Tensors
 
@@ -62,6 +63,7 @@ class Screening:
         max_weight: Most examples that a site may claim to have.
         history: What updates are compared with, and what encoded ones refer to; None: nothing.
         wire: What updates travel as; None: as they are.
+        ledgers: Told of every reply that is the site's; None: nothing is remembered.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Screening:
         max_weight: int = MAX_EXAMPLES,
         history: UpdateHistory | None = None,
         wire: WireSettings | None = None,
+        ledgers: LedgerMemory | None = None,
     ) -> None:
         self._specs = specs
         self._keys = keys
@@ -81,6 +84,7 @@ class Screening:
         self._max_weight = max_weight
         self._history = history
         self._wire = wire or WireSettings()
+        self._ledgers = ledgers
 
     def screen(
         self,
@@ -119,6 +123,9 @@ class Screening:
                 f"The site's ledger has {reply.ledger_length} entries, and had {ledger_length}: "
                 "an old copy was put back."
             )
+        if self._ledgers is not None:
+            # Refusals too: whatever the site answers, its ledger has gone on.
+            self._ledgers.saw(reply, sealed)
         if reply.code != "ok":
             raise SiteRefusal(f"The site answered '{reply.code}'. {reply.reason}".strip(), reply)
         self._check_figures(reply)

@@ -12,6 +12,9 @@ from typing import Any, Literal
 from client.deployment.contact import Contact, look
 from client.deployment.link import Link, read_link
 from client.privacy.budget import Budget, read_budget
+from client.privacy.ledger import Ledger
+from client.privacy.register import Register
+from client.privacy.terms import Terms
 from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError
@@ -97,6 +100,7 @@ def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
         _tls(link, contact),
         _key(site, contact),
         _version(contact),
+        _ledger(site, contact),
         *_policy_and_cost(site, recipe),
     ]
     return Checked(tuple(findings))
@@ -268,6 +272,36 @@ def _version(contact: Contact) -> Finding:
         said = f"{__version__} at both ends, but the code is not the same"
         return Finding("version", "note", said, remedy)
     return Finding("version", "ok", __version__)
+
+
+def _ledger(site: Site, contact: Contact) -> Finding:
+    """Whether this ledger is the newest that this machine and the coordinator know of."""
+    ledger = Ledger(site.home, site.data_binding, site.name)
+    try:
+        length, _ = ledger.head()
+        if Register().path.exists():
+            # The data's content is sampled anew here: no message may ask for that.
+            Terms(site, ledger).claim_data(afresh=True)
+        if contact.dns or contact.tls or contact.key:
+            return _not_reached("ledger")
+        seen = contact.seen
+        if seen is None:
+            said = f"{length} entries; the coordinator has seen none of them yet"
+            return Finding("ledger", "ok", said)
+        if not ledger.holds(seen.ledger_head):
+            said = (
+                f"the coordinator has seen {seen.ledger_length} entries, of which the last is not "
+                f"in this ledger ({length} entries): it is an old copy"
+            )
+            remedy = (
+                "Restore the newest copy of the home. If there is none, ask the coordinator for a "
+                f"statement, then: fieldmark site ledger recover {site.home} STATEMENT"
+            )
+            return Finding("ledger", "failed", said, remedy, 4)
+    except FieldmarkError as error:
+        return Finding("ledger", "failed", error.what, error.remedy, error.exit_code)
+    said = f"{length} entries; the coordinator has seen {seen.ledger_length} of them"
+    return Finding("ledger", "ok", said)
 
 
 def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:

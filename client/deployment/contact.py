@@ -20,8 +20,9 @@ from cryptography import x509
 from client.deployment.flower_internals import node_headers
 from client.deployment.link import CA, Link
 from fgvc_core.errors import PeerError
-from fgvc_core.protocol.announcement import Announcement, read_announcement
+from fgvc_core.protocol.announcement import Announcement, read_announcement, read_seen
 from fgvc_core.protocol.keys import PrivateKey, PublicKey
+from fgvc_core.protocol.messages import Reply
 
 TIMEOUT_S = 10.0
 VERSION_HEADER = "fieldmark-version"
@@ -40,6 +41,7 @@ class Contact:
         key: What is wrong with our key there, or empty.
         version: Of Fieldmark at the coordinator.
         announcement: The run that is on, if any.
+        seen: This site's own reply with the longest ledger that the coordinator remembers.
     """
 
     dns: str = ""
@@ -50,6 +52,7 @@ class Contact:
     key: str = ""
     version: str = ""
     announcement: Announcement | None = None
+    seen: Reply | None = None
 
 
 def proxy_of(link: Link) -> str:
@@ -100,10 +103,12 @@ def look(home: Path, link: Link, key: PrivateKey, coordinator: PublicKey) -> Con
         skew_s=_skew(answer.headers.get("date", "")),
         version=answer.headers.get(VERSION_HEADER, ""),
     )
-    return _with_answer(found, answer.status, text, coordinator)
+    return _with_answer(found, answer.status, text, coordinator, key)
 
 
-def _with_answer(found: Contact, status: int, text: str, coordinator: PublicKey) -> Contact:
+def _with_answer(
+    found: Contact, status: int, text: str, coordinator: PublicKey, own: PrivateKey
+) -> Contact:
     values = dict(vars(found))
     if status == 401:
         return Contact(**{**values, "key": "the coordinator does not know this site's key"})
@@ -113,7 +118,12 @@ def _with_answer(found: Contact, status: int, text: str, coordinator: PublicKey)
         announced = read_announcement(text, coordinator)
     except PeerError as error:
         return Contact(**{**values, "key": error.what})
-    return Contact(**{**values, "announcement": announced})
+    try:
+        seen = read_seen(text, own.public_key())
+    except PeerError:
+        # Signed by the key that this site had before.
+        seen = None
+    return Contact(**{**values, "announcement": announced, "seen": seen})
 
 
 def _connection(link: Link, proxy: str, context: ssl.SSLContext) -> http.client.HTTPSConnection:

@@ -10,8 +10,11 @@ from pathlib import Path
 from client.deployment.flower_internals import LEFT_BEHIND, release_node
 from client.deployment.link import CA, read_link
 from client.deployment.ports import free_port
+from client.privacy.ledger import Ledger
+from client.privacy.register import Register
+from client.privacy.terms import Terms
 from client.site import Site
-from fgvc_core.errors import PeerError
+from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.files import PRIVATE_UMASK, private_folder
 from fgvc_core.supervision import (
     Service,
@@ -38,9 +41,11 @@ def up(home: Path, say: Callable[[str], None]) -> None:
 
     Raises:
         ConfigurationError: if the home is not whole, or is up already.
+        PolicyRefusal: if it is a second or an older copy of a home.
     """
     home = home.resolve()
     site, link = Site.open(home), read_link(home)
+    check_alone(site, say)
     # For what Flower writes into the home, in the processes that this one starts.
     os.umask(PRIVATE_UMASK)
     with alone(home, "The site"):
@@ -63,6 +68,24 @@ def up(home: Path, say: Callable[[str], None]) -> None:
                 say("stopping")
         finally:
             supervisor.stop()
+
+
+def check_alone(site: Site, say: Callable[[str], None]) -> None:
+    """Refuse a home that is a second or an older copy of one that this user has.
+
+    The data's content is sampled anew here, where a person waits and no message does.
+
+    Raises:
+        PolicyRefusal: naming the other home, or the way back.
+    """
+    if not Register().path.exists():
+        # Nothing is known here; a run with differential privacy makes one.
+        return
+    try:
+        Terms(site, Ledger(site.home, site.data_binding, site.name)).claim_data(afresh=True)
+    except ConfigurationError as error:
+        # Without privacy nothing needs it; with it the roll call refuses.
+        say(f"{error.what} {error.remedy}")
 
 
 def site_services(
@@ -188,7 +211,8 @@ def up_detached(home: Path, say: Callable[[str], None]) -> None:
         FieldmarkError: what it would have raised here; or that it did not connect.
     """
     home = home.resolve()
-    Site.open(home)
+    # What would be refused there is refused here, in words.
+    check_alone(Site.open(home), say)
     read_link(home)
     for part in ("logs", "state"):
         private_folder(home / part)

@@ -31,7 +31,8 @@ class Plan:
         name: The recipe's name.
         time: When it was announced.
         events: All that it was to release.
-        released: What was reserved of it so far, equal events counted together.
+        released: What was reserved of it so far, equal events counted together; with what a
+            recovery has charged.
         lost: What entries that a crash cut short may have reserved; charged on top.
         portion: Most releases that one reservation takes.
         delta: Of the plan.
@@ -119,6 +120,9 @@ class Books:
         self._sent: set[tuple[str, str]] = set()
         self._approved: set[tuple[str, str]] = set()
         self._hashes: set[str] = set()
+        self.ahead = 0
+        """By how many entries the ledger is longer than its file, since it was recovered."""
+        self._announced: dict[str, dict[str, Any]] = {}
 
     def add(self, entry: Entry) -> None:
         """Take in one more entry.
@@ -139,6 +143,8 @@ class Books:
             self._send(_read(_Sent, entry))
         elif entry.kind == TORN:
             self._tear()
+        elif entry.kind == "recovered":
+            self._recover(entry)
         self._hashes.add(entry.hash)
 
     def plans(self) -> list[Plan]:
@@ -148,6 +154,10 @@ class Books:
     def plan(self, run: str) -> Plan | None:
         """One run's plan."""
         return self._plans.get(run)
+
+    def announced(self, run: str) -> dict[str, Any] | None:
+        """The values of a run's announcement."""
+        return self._announced.get(run)
 
     def reservation(self, run: str, request: str) -> PrivacyEvent | None:
         """What was charged for a request."""
@@ -181,6 +191,7 @@ class Books:
             recorded=_rule_of(entry, values.rule),
             **values.model_dump(exclude={"events", "rule"}),
         )
+        self._announced[values.run] = entry.values
 
     def _reserve(self, entry: Entry) -> None:
         values = _read(_Reserved, entry)
@@ -192,6 +203,19 @@ class Books:
         self._settle_first()
         self._reserved[values.run, values.request] = event
         self._rounds.add((values.run, values.round, event.purpose))
+
+    def _recover(self, entry: Entry) -> None:
+        values = _read(_Recovered, entry)
+        charged = [(run.run, read_events(run.events)) for run in values.runs]
+        for run, events in charged:
+            plan = self._plans.get(run)
+            if plan is None:
+                raise _malformed(entry, f"its run '{run}' was never announced")
+            self._plans[run] = replace(plan, released=merge((*plan.released, *events)))
+        self._hashes.update(values.heads)
+        self.unprotected += values.unprotected
+        # Longer than anybody has seen it, from this entry on.
+        self.ahead = max(self.ahead, values.length - entry.number)
 
     def _send(self, values: "_Sent") -> None:
         self._sent.add((values.run, values.request))
@@ -301,6 +325,18 @@ class _Reserved(_Values):
     round: int
     request: str
     event: dict[str, Any]
+
+
+class _RecoveredRun(_Values):
+    run: str
+    events: list[dict[str, Any]]
+
+
+class _Recovered(_Values):
+    length: int = Field(ge=0)
+    heads: list[str]
+    runs: list[_RecoveredRun]
+    unprotected: int = Field(ge=0)
 
 
 class _Approved(_Values):

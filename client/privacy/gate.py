@@ -322,7 +322,8 @@ class Gate:
         reply = reply.model_copy(update={"tensors": digests, "ledger_head": GENESIS})
 
         def numbered(number: int) -> Reply:
-            return reply.model_copy(update={"ledger_length": number + 1})
+            length = self.ledger.length_with(number)
+            return reply.model_copy(update={"ledger_length": length})
 
         def values(number: int) -> dict[str, Any]:
             # A head has a fixed width: the size is right before the head is known.

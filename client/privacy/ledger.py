@@ -14,6 +14,8 @@ reserved   one release of a plan, before the work for it
 sent       a reply that may leave from now on: what is in it, how large
 refused    a run or a request that was turned down, and why
 torn       a crash cut an entry short; what it may have reserved is charged
+recovered  entries were lost with a disk; what they may have reserved is charged
+key        this site has another key from now on
 audited    the site audited itself; nothing left
 =========  ====================================================================
 """
@@ -61,9 +63,17 @@ class Ledger:
             return tuple(self._shelf.chain.entries())
 
     def head(self) -> tuple[int, str]:
-        """How many entries there are, and the last one's hash."""
-        with self._shelf.reading():
-            return len(self._shelf.chain.entries()), self._shelf.chain.head
+        """How many entries there are, and the last one's hash.
+
+        A recovered ledger counts on from the longest that anybody has seen of it.
+        """
+        with self._shelf.reading() as books:
+            return len(self._shelf.chain.entries()) + books.ahead, self._shelf.chain.head
+
+    def length_with(self, number: int) -> int:
+        """How many entries there are once the one with this number is the last."""
+        with self._shelf.reading() as books:
+            return number + 1 + books.ahead
 
     def holds(self, head: str) -> bool:
         """Whether an entry with this hash is in the chain."""
@@ -153,11 +163,7 @@ class Ledger:
                 _check_reading(books, terms.get("reading", ""))
                 chain.append("announced", values)
                 return
-            (before,) = (
-                e.values
-                for e in chain.entries()
-                if e.kind == "announced" and e.values["run"] == run
-            )
+            before = books.announced(run) or {}
             # What was settled at the first announcement stays; a policy may change meanwhile.
             settled = {"policy": "", "rule": ""}
             if {**before, **settled} != {**values, **settled}:

@@ -151,9 +151,7 @@ class Register:
     def has_sample(self, claim: Claim) -> bool:
         """Whether a sample of these data is registered for this home's key."""
         return any(
-            own.samples
-            for own in self.claims()
-            if (own.data, own.key) == (claim.data, claim.key)
+            own.samples for own in self.claims() if (own.data, own.key) == (claim.data, claim.key)
         )
 
     def claim(self, claim: Claim, holds: Holds = lambda head: False) -> None:
@@ -240,9 +238,7 @@ class Register:
             key: Fingerprint of the site's key.
             holds: Whether its ledger has an entry with this hash.
         """
-        return [
-            claim for claim in self.claims() if claim.key == key and not _known(claim, holds)
-        ]
+        return [claim for claim in self.claims() if claim.key == key and not _known(claim, holds)]
 
     def _settled(self, before: list[Claim], claim: Claim, holds: Holds) -> list[Claim]:
         """All claims once this one is laid; every claim of before stays.

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
+from fgvc_core.protocol.ledger_statement import SignedReply
+from fgvc_core.protocol.messages import Reply
 
 _DOMAIN = b"fieldmark announcement v1\n"
 MAX_BYTES = 4_000_000
@@ -29,6 +31,26 @@ def seal_announcement(key: PrivateKey, announcement: Announcement) -> Sealed:
     """Sign an announcement."""
     text = announcement.model_dump_json()
     return Sealed(text, sign(key, _DOMAIN + text.encode()))
+
+
+def read_seen(text: str, key: PublicKey) -> Reply | None:
+    """The site's own reply with the longest ledger that the coordinator has seen, if it says one.
+
+    It needs no signature of the coordinator's: it has the site's.
+
+    Args:
+        text: What the gateway answered.
+        key: The site's own key.
+
+    Raises:
+        PeerError: if this site's key has not signed it.
+    """
+    try:
+        seen = json.loads(text)["seen"]
+        signed = SignedReply.model_validate(seen)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return signed.check([key])
 
 
 def read_announcement(text: str, key: PublicKey) -> Announcement | None:

@@ -89,7 +89,7 @@ class AllowList:
     def replace(self, name: str, public_key: str, why: str) -> Entry:
         """Give a site another key; the old one is removed."""
         with self._lock:
-            self._known(name)
+            self.known(name)
             entry = self._entry(name, public_key)
             self._write([*self._without(name, why), entry])
         return entry
@@ -101,11 +101,16 @@ class AllowList:
             ConfigurationError: if there is no such site.
         """
         with self._lock:
-            entry = self._known(name)
+            entry = self.known(name)
             self._write(self._without(name, "removed"))
         return entry
 
-    def _known(self, name: str) -> Entry:
+    def known(self, name: str) -> Entry:
+        """An active site's entry.
+
+        Raises:
+            ConfigurationError: if there is no such site.
+        """
         active = self.active()
         if name not in active:
             raise ConfigurationError(

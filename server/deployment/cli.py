@@ -137,6 +137,37 @@ def replace_key(
     typer.echo("The old one is void. Compare the new one with the site on the telephone.")
 
 
+@server_app.command("ledger-statement")
+def ledger_statement(
+    folder: Folder,
+    name: Name,
+    out: Annotated[Path, typer.Option(help="The file to send; NAME.statement by default.")] = Path(
+        ""
+    ),
+) -> None:
+    """Write what was seen of a site's ledger, for a site that has lost its newest copy.
+
+    The site charges what its restored ledger lacks with: fieldmark site ledger recover.
+
+    Example: fieldmark server ledger-statement federation lyon --out lyon.statement
+    """
+    from fgvc_core.errors import ConfigurationError
+    from fgvc_core.protocol.keys import read_private
+    from server.deployment.allow_list import AllowList
+    from server.deployment.settings import read_settings
+    from server.ledger_memory import statement_of
+
+    read_settings(folder)
+    AllowList(folder).known(name)
+    text = statement_of(folder, name, read_private(folder / "coordinator.key"))
+    path = Path(f"{name}.statement") if out == Path("") else out
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"'{path}' cannot be written: {error.strerror}.") from None
+    typer.echo(f"send {path} to {name}; there: fieldmark site ledger recover DIR {path.name}")
+
+
 @server_app.command()
 def renew(folder: Folder, host: Hosts = None) -> None:
     """Issue the server's certificate anew; kits and sites stay as they are.

@@ -27,6 +27,7 @@ from server.deployment.conduct import (
 )
 from server.deployment.flower_internals import ControlApi
 from server.home import CoordinatorHome
+from server.ledger_memory import NODES, link_memory
 
 STOP_WITHIN_S = 30.0
 _DIED = ("died:", "RunInterrupted")
@@ -94,10 +95,15 @@ class Conductor:
         """Let the run know who may take part: sites come and go while it runs."""
         keys = {name: entry.public_key for name, entry in self._allowed.active().items()}
         if self._shared != (run_dir, keys):
+            # Which site each node is registered for: a roll call names the head of its ledger.
+            names = {entry.fingerprint: name for name, entry in self._allowed.active().items()}
+            nodes = {str(n.node_id): names.get(n.fingerprint) for n in self._api.nodes()}
+            write_json(run_dir / NODES, {node: name for node, name in nodes.items() if name})
             write_json(run_dir / "coordinator" / "sites.json", keys)
             self._shared = run_dir, keys
 
     def _start(self, run_dir: Path, conduct: Conduct) -> None:
+        link_memory(run_dir, self._folder)
         self._announce(run_dir)
         number = self._api.start_run(make_bundle(), str(run_dir.resolve()))
         tries, done = conduct.tries + 1, rounds_done(run_dir)

@@ -9,6 +9,7 @@ counted. One more thing is answered: the announcement of the run, to registered 
 import base64
 import binascii
 import datetime
+import json
 import math
 import time
 from collections import Counter
@@ -38,6 +39,7 @@ from server.deployment.flower_internals import (
 )
 from server.deployment.meters import Meter, Refused
 from server.deployment.settings import GatewaySettings
+from server.ledger_memory import FOLDER, read_signed_head
 
 CALLS = frozenset(
     {
@@ -78,6 +80,7 @@ class Gateway:
     def __init__(self, folder: Path, upstream: httpx.AsyncClient, settings: GatewaySettings):
         self._allowed = AllowList(folder)
         self._announcement = folder / "state" / "announcement.json"
+        self._ledgers = folder / FOLDER
         self._upstream = upstream
         self._settings = settings
         self.meter = Meter(folder / "logs" / "gateway.jsonl", settings)
@@ -102,9 +105,14 @@ class Gateway:
         site = self._authenticate(request)
         with self.meter.open(site.name):
             try:
-                text = self._announcement.read_text(encoding="utf-8")
-            except OSError:
-                text = '{"run": null}'
+                told = json.loads(self._announcement.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                told = {"run": None}
+            seen = read_signed_head(self._ledgers, site.name)
+            if seen is not None:
+                # The site's own words, signed by it: what this coordinator remembers of its ledger.
+                told["seen"] = seen.model_dump()
+            text = json.dumps(told)
             return Response(text, 200, {VERSION_HEADER: __version__}, "application/json")
 
     async def fleet(self, request: Request) -> Response:

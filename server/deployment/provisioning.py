@@ -36,6 +36,7 @@ from fgvc_core.protocol.rotation import check_rotation, read_rotation
 from server.deployment.allow_list import AllowList, Entry
 from server.deployment.certificates import check_dates, check_mode, issue, make_authority
 from server.deployment.settings import DeploymentSettings, read_settings, write_settings
+from server.ledger_memory import forget
 
 SECRETS = ("coordinator.key", "ca.key", "server.key", "secret")
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
@@ -144,6 +145,8 @@ def add_site(folder: Path, name: str, their_key: str = "") -> tuple[Entry, Path]
         key = new_key()
         their_key, private = public_text(key.public_key()), private_text(key)
     entry = AllowList(folder).add(name, their_key)
+    # A site of this name that was removed before was another, with another ledger.
+    forget(folder, name)
     return entry, make_kit(folder, settings, entry, private)
 
 

@@ -446,7 +446,9 @@ def test_a_run_that_is_on_goes_on_where_the_register_is_gone(first):
 
 
 def test_a_register_of_an_earlier_version_is_read(first, data):
-    old = [claim.model_dump(include={"data", "home", "key", "head"}) for claim in Register().claims()]
+    old = [
+        claim.model_dump(include={"data", "home", "key", "head"}) for claim in Register().claims()
+    ]
     Register().path.write_text(json.dumps(old))
     spend(first)
     assert Register().claims()[0].length > 0

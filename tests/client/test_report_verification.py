@@ -277,7 +277,7 @@ def test_a_reports_signature_is_no_replys_and_no_requests(made):
     ["", "{}", "<html></html>", '{"statement": 3, "signature": "00"}', '{"statement": {"a": NaN}',
      '{"statement": {"a": NaN}, "signature": ""}', '{"statement": {}, "signature": "zz"}',
      '{"statement": {"format": "fieldmark privacy report 9"}, "signature": ""}',
-     '{"statement": {"format": "fieldmark privacy report 1"}, "signature": ""}',
+     '{"statement": {"format": "fieldmark privacy report 2"}, "signature": ""}',
      "{" * 100_000],
 )  # fmt: skip
 def test_what_is_no_report_is_bad_data(files, text):

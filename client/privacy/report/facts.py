@@ -12,7 +12,7 @@ from client.privacy.policy import Policy
 from client.privacy.report.departures import LISTED_ONE_BY_ONE, Row, departures, summed
 from client.privacy.report.meaning import meaning_of
 from fgvc_core.errors import DataError
-from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
+from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge, read_events
 
 RUNS_SHOWN = 100
 """Latest runs that are shown one by one; earlier ones are summed up."""
@@ -20,7 +20,7 @@ RUNS_SHOWN = 100
 T = TypeVar("T")
 
 SHOWN = 50
-"""Latest refusals, crashes, approvals and audits that are shown one by one."""
+"""Latest refusals, crashes, recoveries, approvals and audits that are shown one by one."""
 
 
 def collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
         },
         "refusals": _refusals(entries),
         "crashes": _crashes(entries, plans),
+        "recoveries": _recoveries(entries),
         "approvals": _last(_of(entries, "approved"), ("run", "name")),
         "audits": _audits(entries),
         "irregular": _irregular(entries, plans, rows),
@@ -231,6 +232,20 @@ def _crashes(entries: Sequence[Entry], plans: list[Plan]) -> dict[str, Any]:
         "charged_unanswered": len(unanswered),
         "rows": unanswered[-SHOWN:],
     }
+
+
+def _recoveries(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Entries that were lost with a disk, and what was charged for them."""
+    return [
+        {
+            "time": entry.time,
+            "missing": int(entry.values["missing"]),
+            "charged": sum(_count(read_events(run["events"])) for run in entry.values["runs"]),
+            "runs": len(entry.values["runs"]),
+            "unprotected": int(entry.values["unprotected"]),
+        }
+        for entry in _of(entries, "recovered")
+    ][-SHOWN:]
 
 
 def _audits(entries: Sequence[Entry]) -> list[dict[str, Any]]:

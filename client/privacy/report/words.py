@@ -124,7 +124,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     if total["cap"] is not None and (total["epsilon"] is None or total["epsilon"] > total["cap"]):
         told.append(
             "More is spent than today's cap allows: the cap was lowered after it was spent, or "
-            "crashes were charged."
+            "crashes or a recovery were charged."
         )
     return told
 

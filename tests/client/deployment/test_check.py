@@ -37,7 +37,7 @@ from fgvc_core.supervision import write_json
 RECIPE = parse_recipe("", ["data.fieldmarks_train=24", "data.fieldmarks_test=10"])
 PRIVATE = "[privacy]\nepsilon=6.0\ndelta=1e-5\nmethod='gradients'\n"
 ORDER = ["data", "disk", "modes", "memory", "GPU", "clock", "DNS", "proxy", "TLS", "key", "version",
-         "policy", "cost"]  # fmt: skip
+         "ledger", "policy", "cost"]  # fmt: skip
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
 
 

@@ -1,0 +1,357 @@
+"""``site ledger recover``: what a lost ledger may have charged, from the coordinator's statement.
+
+After a disk was lost, the newest copy of a site's ledger lacks entries: *own* is the copy that
+was restored, *lost* the ledger that it was cut from. The coordinator remembers how long *lost*
+was (N entries) and gives out a statement (:mod:`fgvc_core.protocol.ledger_statement`). Neither
+side is trusted for a charge: every figure below comes from a reply that this site's own key has
+signed, from *own*, or from a recipe whose digest such a reply names.
+
+**What is charged.** Let c be the largest length among the signed replies whose head *own* holds:
+up to there *own* and *lost* are one chain, because a hash fixes all that came before it. For each
+run let n be the length of *lost* at its signed reply, and E the releases that the reply says the
+run had charged by then. At most
+
+    E + k * (most releases that one reservation takes),    k = N - max(n, c) + unanswered
+
+releases of each kind can have been reserved: an entry reserves once, the entries before n are in
+E, those before c in *own*, and what was reserved after N answers one of the requests that never
+got a reply. And a run releases no more than its plan, which follows from its recipe and this
+site's policy alone. The smaller of both is charged, for the runs in the statement, and with E = 0
+and n = 0 for every other run that *own* knows to be open. So no reservation is left out, whichever
+run it was for: never less than was spent. A run that went to its end is charged exactly; one that
+was broken off may be charged to its end.
+
+Where the user's register is still there and saw a longer ledger than the coordinator did, its
+length is used for N.
+
+**Why the coordinator cannot burn the budget.** It can withhold replies, repeat them, or call more
+requests unanswered than there were. The charge of a run stays below the run's plan, and a run is
+only taken from a reply that this site signed.
+
+**Why it cannot hide a charge** that it had seen at some signed reply: each such reply states the
+total of the whole ledger. If what *own* and the statement give together comes to less than the
+largest total that this site has signed, the statement leaves something out, and nothing is
+recovered. That also finds answers to validation kits, which the coordinator never sees; they are
+given as files. What a coordinator hides altogether, every reply since some moment, no statement
+can show: it then does not know of a later head either, and does not refuse the restored copy in
+the first place. Such a coordinator can have the same budget spent twice whenever a disk is lost
+together with the register; the ceiling of that is one more ``policy.epsilon_cap``. For the same
+reason *own* is taken to have charged nothing since it was restored: an honest coordinator makes
+it refuse from the first message on.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from client.privacy.books import Plan, total_of
+from client.privacy.gate import Gate
+from client.privacy.policy import protection
+from client.privacy.register import Register
+from client.site import Site
+from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
+from fgvc_core.privacy.events import PrivacyEvent, merge, read_events, take
+from fgvc_core.privacy.planning import plan_for
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.protocol.envelope import Sealed, check_signature
+from fgvc_core.protocol.keys import PublicKey, fingerprint
+from fgvc_core.protocol.ledger_statement import LedgerStatement, SeenRun, read_statement
+from fgvc_core.protocol.messages import PrivacyStatement, Reply
+from fgvc_core.protocol.validation import ValidationReply
+from fgvc_core.recipe import parse_recipe
+from fgvc_core.supervision import holder
+
+TOLERANCE = 1e-6
+"""By how much, in parts of it, a total may fall below the signed one: libraries round."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What was recovered.
+
+    Attributes:
+        missing: Entries that the ledger lacked, at most.
+        charged: Run -> releases that were charged for them.
+        before: Epsilon of the ledger as it was restored.
+        after: Epsilon of the ledger now.
+        delta: At which both hold.
+    """
+
+    missing: int
+    charged: dict[str, tuple[PrivacyEvent, ...]]
+    before: float
+    after: float
+    delta: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        charged = {run: [e.as_json() for e in events] for run, events in self.charged.items()}
+        return {**self.__dict__, "charged": charged}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run as far as it can have gone on in the lost entries.
+
+    Attributes:
+        plan: As *own* has it, or made anew from the recipe.
+        privacy: Under which a run that *own* has never heard of was announced, else None.
+        stated: What this site has signed that the run had charged.
+        reservations: Most that can have followed.
+    """
+
+    plan: Plan
+    privacy: PrivacySettings | None
+    stated: tuple[PrivacyEvent, ...]
+    reservations: int
+
+    def missing(self) -> tuple[PrivacyEvent, ...]:
+        """What *own* has not charged, at its dearest."""
+        own, stated = _counts(self.plan.charged[1]), _counts(self.stated)
+        found = []
+        for event in merge((*self.plan.events, *self.stated)):
+            planned = _counts(self.plan.events).get(_kind(event), 0)
+            surely = max(own.get(_kind(event), 0), stated.get(_kind(event), 0))
+            most = min(planned, surely + self.reservations * min(self.plan.portion, planned))
+            add = max(surely, most) - own.get(_kind(event), 0)
+            if add > 0:
+                found.append(take(event, add))
+        return tuple(found)
+
+
+def recover_ledger(
+    home: Path,
+    text: str,
+    old_keys: Sequence[PublicKey] = (),
+    answers: Sequence[str] = (),
+) -> Recovery:
+    """Charge what a restored ledger lacks, and go on from the head that the coordinator has seen.
+
+    Args:
+        home: The site's.
+        text: The coordinator's statement, as its file holds it.
+        old_keys: Keys that this site had before the one in its home.
+        answers: Texts of its answers to validation kits since the copy was made.
+
+    Raises:
+        ConfigurationError: if the site is up, nothing is missing, or its policy is another than
+            the one under which a run was answered.
+        PeerError: if a signature does not hold, or the statement contradicts itself.
+        PolicyRefusal: if the statement leaves something out.
+        DataError: if the ledger is damaged.
+    """
+    if holder(home) is not None:
+        raise ConfigurationError("This site is up.", remedy=f"fieldmark site stop {home}")
+    site = Site.open(home)
+    statement = read_statement(text, site.coordinator)
+    gate, keys = Gate(site), [site.key.public_key(), *old_keys]
+    ledger, delta = gate.ledger, site.settings.policy.delta
+    ledger.check_binding()
+    head, seen = _replies(statement, site.name, keys)
+    lacking = Register().lacking(fingerprint(keys[0]), ledger.holds)
+    if ledger.holds(head.ledger_head) and not lacking:
+        raise ConfigurationError(
+            "Nothing is missing in this ledger: it holds the last entry that the coordinator has "
+            "seen.",
+            remedy=f"fieldmark site up {home}",
+        )
+    if any(claim.length == 0 for claim in lacking):
+        raise PolicyRefusal(
+            "The register has seen an entry of this ledger that is not in it, and not how many "
+            "there were.",
+            why="An earlier version has written it; what is missing cannot be bounded.",
+            remedy="Restore the newest copy of the site's home.",
+        )
+    length = max([head.ledger_length, *(claim.length for claim in lacking)])
+    held = [r.ledger_length for r, _ in [(head, 0), *seen] if ledger.holds(r.ledger_head)]
+    common = max(held, default=0)
+    runs = _runs(gate, statement, seen, length, common)
+    runs += [_answered_kit(gate, answer, keys) for answer in answers]
+    _check_total(gate, runs, [reply.privacy for reply, _ in seen if reply.privacy is not None])
+    before, _ = ledger.total(delta)
+    for run in runs:
+        if run.privacy is not None:
+            plan = run.plan
+            gate.write_plan(plan.run, plan.recipe_digest, plan.name, run.privacy, plan.events)
+    charged = {run.plan.run: run.missing() for run in runs if run.missing()}
+    bare = any(reply.kind != "roll_call" and reply.privacy is None for reply, _ in seen)
+    ledger.note(
+        "recovered",
+        {
+            "length": length,
+            "missing": length - common,
+            "heads": [head.ledger_head, *(claim.head for claim in lacking)],
+            "runs": [
+                {"run": run, "events": [event.as_json() for event in events]}
+                for run, events in charged.items()
+            ],
+            "unprotected": length - common if bare else 0,
+            "statement": hashlib.sha256(text.encode()).hexdigest(),
+        },
+    )
+    gate.terms.claim_data()
+    return Recovery(length - common, charged, before, ledger.total(delta)[0], delta)
+
+
+def _replies(
+    statement: LedgerStatement, name: str, keys: list[PublicKey]
+) -> tuple[Reply, list[tuple[Reply, int]]]:
+    """(head, [(last reply of a run, unanswered requests)]), all signed by this site."""
+    head = statement.head.check(keys)
+    seen = [(_of_run(run, keys), run.unanswered) for run in statement.runs]
+    for reply in (head, *(reply for reply, _ in seen)):
+        if statement.site != name or reply.site != name:
+            raise PeerError(
+                f"The ledger statement is of site '{statement.site}', and this is '{name}'."
+            )
+        if reply.ledger_length > head.ledger_length:
+            raise PeerError(
+                "The ledger statement contradicts itself: a run's reply is of a longer ledger "
+                "than the longest that the coordinator has seen."
+            )
+    if len({reply.run for reply, _ in seen}) != len(seen):
+        raise PeerError("The ledger statement names a run twice.")
+    return head, seen
+
+
+def _of_run(run: SeenRun, keys: list[PublicKey]) -> Reply:
+    reply = run.reply.check(keys)
+    if reply.code != "ok":
+        raise PeerError("The ledger statement names a run by a refusal.")
+    return reply
+
+
+def _runs(
+    gate: Gate,
+    statement: LedgerStatement,
+    seen: list[tuple[Reply, int]],
+    length: int,
+    common: int,
+) -> list[_Run]:
+    """Every run that can have reserved something in the lost entries."""
+    found = []
+    for reply, unanswered in seen:
+        stated = () if reply.privacy is None else read_events(reply.privacy.events)
+        known = gate.ledger.plan(reply.run)
+        reservations = length - max(reply.ledger_length, common) + unanswered
+        if known is not None:
+            found.append(_Run(known, None, stated, reservations))
+        elif reply.privacy is not None or reply.kind == "roll_call":
+            made = _plan_of(gate, statement, reply, stated)
+            if made is not None:
+                found.append(_Run(*made, stated, reservations))
+    named = {reply.run for reply, _ in seen}
+    found += [
+        _Run(plan, None, (), length - common)
+        for plan in gate.ledger.plans()
+        if plan.run not in named
+    ]
+    return found
+
+
+def _plan_of(
+    gate: Gate, statement: LedgerStatement, reply: Reply, stated: tuple[PrivacyEvent, ...]
+) -> tuple[Plan, PrivacySettings] | None:
+    """The plan of a run that the restored ledger has never heard of; None for one without."""
+    text = statement.recipes.get(reply.recipe_digest)
+    recipe = None if text is None else parse_recipe(text, where="the statement's recipe")
+    if recipe is None or recipe.digest != reply.recipe_digest:
+        raise PeerError(f"The ledger statement lacks the recipe of run '{reply.run}'.")
+    try:
+        privacy = protection(gate.terms.site.settings.policy, recipe)
+    except PolicyRefusal as refusal:
+        raise _other_policy(reply, refusal.what) from None
+    if privacy is None:
+        if stated:
+            raise _other_policy(reply, "it asks for no differential privacy today.")
+        return None
+    events = plan_for(privacy, recipe.federation.rounds)
+    if not _counts(stated).keys() <= _counts(events).keys():
+        raise _other_policy(reply, "the releases that were charged are not in its plan.")
+    return _fresh(reply, recipe.name, privacy, events), privacy
+
+
+def _answered_kit(gate: Gate, text: str, keys: list[PublicKey]) -> _Run:
+    """An answer to a validation kit: one release, as this site has signed it."""
+    try:
+        values = json.loads(text)
+        sealed = Sealed(str(values["body"]), bytes.fromhex(values["signature"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PeerError(f"This is no answer to a validation kit: {error}.") from None
+    if not any(_signed(sealed, key) for key in keys):
+        raise PeerError("An answer to a validation kit is not signed by this site's key.")
+    reply = ValidationReply.parse(sealed.text)
+    if reply.privacy is None:
+        raise PeerError(f"The answer to '{reply.run}' was made without differential privacy.")
+    stated, known = read_events(reply.privacy.events), gate.ledger.plan(reply.run)
+    if known is not None:
+        return _Run(known, None, stated, 0)
+    privacy = PrivacySettings(
+        epsilon=reply.privacy.epsilon, delta=reply.privacy.delta, unit=reply.privacy.unit
+    )
+    return _Run(_fresh(reply, reply.run, privacy, stated), privacy, stated, 0)
+
+
+def _fresh(
+    reply: Reply, name: str, privacy: PrivacySettings, events: tuple[PrivacyEvent, ...]
+) -> Plan:
+    return Plan(
+        run=reply.run,
+        recipe_digest=reply.recipe_digest,
+        name=name,
+        time="",
+        events=merge(events),
+        released=(),
+        lost=(),
+        portion=privacy.steps if privacy.method == "gradients" else 1,
+        delta=privacy.delta,
+        unit=privacy.unit,
+        target=privacy.epsilon,
+        units=0,
+    )
+
+
+def _check_total(gate: Gate, runs: list[_Run], stated: list[PrivacyStatement]) -> None:
+    """Raise PolicyRefusal where this site has once signed a larger total."""
+    after = [
+        replace(run.plan, released=merge((*run.plan.released, *run.missing()))) for run in runs
+    ]
+    named = {plan.run for plan in after}
+    after += [plan for plan in gate.ledger.plans() if plan.run not in named]
+    for signed in stated:
+        total, _ = total_of(after, signed.delta_total)
+        if total < signed.epsilon_total * (1 - TOLERANCE):
+            raise PolicyRefusal(
+                f"The statement leaves something out: with it this ledger would come to epsilon "
+                f"{total:.4g}, and this site has signed {signed.epsilon_total:.4g}.",
+                why="What is left out was spent, and would be forgotten.",
+                remedy="If this site has answered validation kits, name the answers: --answer "
+                "FILE. Else ask the coordinator for a whole statement.",
+            )
+
+
+def _other_policy(reply: Reply, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"Run '{reply.run}' was answered under another policy than the one in site.toml: {what}",
+        why="What it was to release follows from its recipe and this site's policy.",
+        remedy="Set [policy] in site.toml as it was then, recover, and change it afterwards.",
+    )
+
+
+def _signed(sealed: Sealed, key: PublicKey) -> bool:
+    try:
+        check_signature(ValidationReply, sealed, key)
+    except PeerError:
+        return False
+    return True
+
+
+def _counts(events: Iterable[PrivacyEvent]) -> dict[tuple[str, float, float], int]:
+    return {_kind(event): event.count for event in merge(events)}
+
+
+def _kind(event: PrivacyEvent) -> tuple[str, float, float]:
+    return event.purpose, event.noise_multiplier, event.sampling_rate

@@ -1,0 +1,127 @@
+"""The coordinator's statement of a site's ledger: what it has seen of it, signed twice.
+
+A site whose disk was lost, and whose newest copy of the ledger lacks entries, asks for this
+statement. The coordinator signs the whole, and so says that it leaves nothing out. Everything
+in it that costs the site anything is a reply that the site itself has signed: the coordinator
+can neither invent a charge nor lower one.
+
+As a file: JSON with ``body`` (the statement's text) and ``signature`` (hexadecimal).
+"""
+
+import json
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.envelope import Sealed, check_signature
+from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
+from fgvc_core.protocol.messages import Reply
+
+_DOMAIN = b"fieldmark ledger statement v1\n"
+MAX_BYTES = 256_000_000
+"""Longest statement that is read, in bytes."""
+
+
+class SignedReply(BaseModel):
+    """A site's reply as it arrived: its text, and the site's signature in hexadecimal."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    body: str
+    signature: str = Field(max_length=256)
+
+    def check(self, keys: list[PublicKey]) -> Reply:
+        """Read the reply, if one of these keys has signed it.
+
+        Raises:
+            PeerError: if none of them has, or it is malformed.
+        """
+        sealed = Sealed(self.body, _bytes(self.signature))
+        for key in keys:
+            try:
+                check_signature(Reply, sealed, key)
+            except PeerError:
+                continue
+            reply = Reply.parse(self.body)
+            assert isinstance(reply, Reply)
+            return reply
+        raise PeerError("A reply in the statement is not signed by this site's key.")
+
+
+class SeenRun(BaseModel):
+    """One run, as the coordinator has seen it at the site.
+
+    Attributes:
+        reply: The last reply of the run that states what the run has cost; where none does,
+            the last one with code ``ok``.
+        unanswered: Requests of the run that the site was sent and whose replies never came.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    reply: SignedReply
+    unanswered: int = Field(ge=0, le=1_000_000)
+
+
+class LedgerStatement(BaseModel):
+    """What a coordinator has seen of a site's ledger.
+
+    Attributes:
+        site: The site's name.
+        made: When, UTC, ISO 8601.
+        head: The reply with the longest ledger that it has seen, whatever its code.
+        runs: Every run that the site has taken part in, in the order of their last replies.
+        recipes: Digest -> text (TOML) of the recipe of each of these runs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    site: str = Field(max_length=128)
+    made: str = Field(max_length=40)
+    head: SignedReply
+    runs: tuple[SeenRun, ...] = Field(max_length=100_000)
+    recipes: dict[str, str]
+
+
+def seal_statement(key: PrivateKey, statement: LedgerStatement) -> str:
+    """A signed statement, as its file holds it."""
+    body = statement.model_dump_json()
+    signature = sign(key, _DOMAIN + body.encode()).hex()
+    return json.dumps({"body": body, "signature": signature}) + "\n"
+
+
+def read_statement(text: str, coordinator: PublicKey) -> LedgerStatement:
+    """Read a statement's file and check the coordinator's signature, not yet the site's.
+
+    Raises:
+        PeerError: if it is no statement, or not signed by the coordinator.
+    """
+    if len(text) > MAX_BYTES:
+        raise PeerError(f"A ledger statement of {len(text)} bytes is longer than {MAX_BYTES}.")
+    try:
+        values = json.loads(text)
+        body, signature = str(values["body"]), _bytes(str(values["signature"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PeerError(
+            f"This is no ledger statement: {type(error).__name__}: {error}.",
+            remedy="Ask the coordinator for the file that 'fieldmark server ledger-statement' "
+            "writes.",
+        ) from None
+    if not verify(coordinator, _DOMAIN + body.encode(), signature):
+        raise PeerError(
+            "The ledger statement is not signed by the coordinator's key.",
+            why="Somebody else has made it, or it was changed.",
+            remedy="Ask the coordinator for it again, by another way than this one.",
+        )
+    try:
+        return LedgerStatement.model_validate_json(body)
+    except ValidationError as error:
+        said = error.errors(include_input=False)[0]["msg"]
+        raise PeerError(f"The ledger statement is malformed: {said}.") from None
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""

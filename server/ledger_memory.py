@@ -1,0 +1,301 @@
+"""What a coordinator remembers of its sites' ledgers, across runs.
+
+A site's own ledger can be lost with its disk; an older copy, put back, has forgotten what was
+spent since. The coordinator has seen the ledger's length and head in each reply. It keeps them in
+a folder beside ``sites.json`` that outlasts every run, and names the last head in each roll call
+and request::
+
+    ledgers/SITE/head.json        the site's reply with the longest ledger, whatever its code
+    ledgers/SITE/runs/RUN.json    its last reply of a run that states a cost, or else with code ok
+    ledgers/recipes/DIGEST.toml   the recipes of these runs
+
+Replies are kept as the site has signed them, so that a statement made of them
+(:func:`statement_of`) can be checked against the site's own key. A reply is on the disk before
+anything is done with it. Files are readable by their owner alone.
+
+A run's folder links to it: ``coordinator/ledgers``. Without the link (a simulation) nothing is
+remembered.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fgvc_core.errors import ConfigurationError, DataError, PeerError
+from fgvc_core.protocol.envelope import Sealed
+from fgvc_core.protocol.keys import PrivateKey
+from fgvc_core.protocol.ledger_statement import (
+    LedgerStatement,
+    SeenRun,
+    SignedReply,
+    seal_statement,
+)
+from fgvc_core.protocol.messages import Reply
+from fgvc_core.recipe import Recipe
+
+FOLDER = "ledgers"
+LINK = Path("coordinator") / FOLDER
+NODES = Path("coordinator") / "nodes.json"
+
+
+@dataclass(frozen=True)
+class SeenHead:
+    """The last that was seen of a site's ledger.
+
+    Attributes:
+        length: In entries.
+        head: Hash of its last entry.
+        run: The run in whose reply it was.
+    """
+
+    length: int
+    head: str
+    run: str
+
+
+class LedgerMemory:
+    """The memory that one run uses.
+
+    Args:
+        run_dir: The run's folder.
+        recipe: The run's.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe) -> None:
+        self._folder = run_dir / LINK
+        self._nodes = run_dir / NODES
+        self._recipe = recipe
+        self._on = self._folder.is_dir()
+        self._heads: dict[str, SeenHead | None] = {}
+        self._unanswered: dict[tuple[str, str], list[str]] = {}
+
+    def head(self, site: str) -> SeenHead | None:
+        """The last that was seen of a site's ledger, in whichever run."""
+        if not self._on:
+            return None
+        if site not in self._heads:
+            self._heads[site] = read_head(self._folder, site)
+        return self._heads[site]
+
+    def head_at(self, node: int) -> SeenHead | None:
+        """The same of the site that is registered for a node, where that is known."""
+        site = _read_json(self._nodes).get(str(node)) if self._on else None
+        return self.head(site) if isinstance(site, str) else None
+
+    def asked(self, site: str, run: str, nonce: str) -> None:
+        """A request is about to be sent to a site."""
+        if not self._on:
+            return
+        open_ = self._open_requests(site, run)
+        open_.append(nonce)
+        path = self._run_file(site, run)
+        # Without a reply of this run there is nothing yet that could be charged by it. Not
+        # synced: where the power fails, too, the site's answer says what it had charged.
+        if path.exists():
+            _write(path, {**_read_json(path), "unanswered": open_}, sync=False)
+
+    def saw(self, reply: Reply, sealed: Sealed) -> None:
+        """A site's reply has come, and its signature holds; on the disk when this returns.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        if not self._on or not reply.ledger_head:
+            return
+        open_ = self._open_requests(reply.site, reply.run)
+        if reply.nonce in open_:
+            open_.remove(reply.nonce)
+        signed = {"body": sealed.text, "signature": sealed.signature.hex()}
+        known = self.head(reply.site)
+        if known is None or reply.ledger_length >= known.length:
+            _write(self._folder / reply.site / "head.json", signed)
+            self._heads[reply.site] = SeenHead(reply.ledger_length, reply.ledger_head, reply.run)
+        path = self._run_file(reply.site, reply.run)
+        if self._replaces(path, reply):
+            recipe = self._folder / "recipes" / f"{reply.recipe_digest}.toml"
+            if not recipe.exists():
+                _write_bytes(recipe, _sent(self._recipe).encode())
+            _write(path, {**signed, "unanswered": open_})
+
+    def _replaces(self, path: Path, reply: Reply) -> bool:
+        """Whether a reply says more of what its run has cost than the one that is kept."""
+        if reply.code != "ok":
+            return False
+        known = _signed_of(path)
+        if known is None:
+            return True
+        before = Reply.parse(known.body)
+        assert isinstance(before, Reply)
+        if (reply.privacy is None) != (before.privacy is None):
+            return reply.privacy is not None
+        return reply.ledger_length >= before.ledger_length
+
+    def _run_file(self, site: str, run: str) -> Path:
+        return self._folder / site / "runs" / f"{run}.json"
+
+    def _open_requests(self, site: str, run: str) -> list[str]:
+        if (site, run) not in self._unanswered:
+            held = _read_json(self._run_file(site, run)).get("unanswered", [])
+            self._unanswered[site, run] = [str(nonce) for nonce in held]
+        return self._unanswered[site, run]
+
+
+def link_memory(run_dir: Path, folder: Path) -> None:
+    """Have a run remember in a coordinator's folder.
+
+    Args:
+        run_dir: The run's folder.
+        folder: The coordinator's.
+    """
+    kept = folder.resolve() / FOLDER
+    kept.mkdir(mode=0o700, exist_ok=True)
+    link = run_dir / LINK
+    if link.is_symlink() and link.readlink() == kept:
+        return
+    link.unlink(missing_ok=True)
+    link.symlink_to(kept)
+
+
+def read_head(ledgers: Path, site: str) -> SeenHead | None:
+    """The last that was seen of a site's ledger, from a coordinator's ``ledgers``.
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    signed = _signed_of(ledgers / site / "head.json")
+    if signed is None:
+        return None
+    reply = Reply.parse(signed.body)
+    assert isinstance(reply, Reply)
+    return SeenHead(reply.ledger_length, reply.ledger_head, reply.run)
+
+
+def read_signed_head(ledgers: Path, site: str) -> SignedReply | None:
+    """The reply itself, as the site has signed it; None where there is none, or it is damaged."""
+    try:
+        return _signed_of(ledgers / site / "head.json")
+    except DataError:
+        return None
+
+
+def forget(folder: Path, site: str) -> None:
+    """Lay aside what is remembered of a name that another site has from now on."""
+    kept = folder / FOLDER / site
+    if kept.exists():
+        kept.rename(kept.with_name(f"{site}.{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"))
+
+
+def statement_of(folder: Path, site: str, key: PrivateKey) -> str:
+    """The signed statement of a site's ledger, as its file holds it.
+
+    Args:
+        folder: The coordinator's.
+        site: The site's name.
+        key: The coordinator's.
+
+    Raises:
+        ConfigurationError: if nothing was ever seen of the site's ledger.
+        DataError: if a file is damaged.
+    """
+    ledgers = folder / FOLDER
+    head = _signed_of(ledgers / site / "head.json")
+    if head is None:
+        raise ConfigurationError(
+            f"Nothing was ever seen of the ledger of site '{site}'.",
+            why="It has not answered a roll call of a run of this coordinator.",
+            remedy="Its newest copy is as good as this coordinator knows.",
+        )
+    runs = sorted(_runs(ledgers / site / "runs"), key=lambda pair: pair[0].ledger_length)
+    digests = {reply.recipe_digest for reply, _ in runs}
+    try:
+        recipes = {
+            digest: (ledgers / "recipes" / f"{digest}.toml").read_text(encoding="utf-8")
+            for digest in sorted(digests)
+        }
+    except (OSError, UnicodeDecodeError) as error:
+        raise _damaged(ledgers / "recipes", str(error)) from None
+    statement = LedgerStatement(
+        site=site,
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        head=head,
+        runs=tuple(run for _, run in runs),
+        recipes=recipes,
+    )
+    return seal_statement(key, statement)
+
+
+def _runs(folder: Path) -> Iterator[tuple[Reply, SeenRun]]:
+    for path in sorted(folder.glob("*.json")):
+        signed = _signed_of(path)
+        assert signed is not None
+        reply = Reply.parse(signed.body)
+        assert isinstance(reply, Reply)
+        unanswered = len(_read_json(path).get("unanswered", []))
+        yield reply, SeenRun(reply=signed, unanswered=unanswered)
+
+
+def _sent(recipe: Recipe) -> str:
+    """A recipe as sites are sent it: where the coordinator keeps its pictures is its own."""
+    path_free = recipe.data.model_copy(update={"path": None})
+    return recipe.model_copy(update={"data": path_free}).to_toml()
+
+
+def _signed_of(path: Path) -> SignedReply | None:
+    values = _read_json(path)
+    if not values:
+        return None
+    try:
+        signed = SignedReply(body=values["body"], signature=values["signature"])
+        Reply.parse(signed.body)
+    except (KeyError, ValueError, PeerError) as error:
+        raise _damaged(path, str(error)) from None
+    return signed
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(values, dict):
+        raise _damaged(path, "it is no object")
+    return values
+
+
+def _write(path: Path, values: dict[str, Any], *, sync: bool = True) -> None:
+    _write_bytes(path, json.dumps(values).encode(), sync=sync)
+
+
+def _write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write a whole file or nothing, readable by its owner alone."""
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+    os.replace(aside, path)
+    if sync:
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(
+        f"What is remembered of a site's ledger, '{path}', is damaged: {what}.",
+        why="It is how an old copy of a ledger is noticed.",
+        remedy="Restore it from a copy. Without one move the file away: from then on an old copy "
+        "of that site's ledger is noticed by its later replies alone.",
+    )

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -22,17 +23,22 @@ from client.deployment.contact import Contact
 from client.deployment.joining import Answers, join
 from client.deployment.link import Link, write_link
 from client.deployment.supervisor import environment
+from client.privacy.ledger import Ledger
 from client.privacy.policy import Policy
+from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.data.writing import write_tree
 from fgvc_core.protocol.announcement import Announcement, seal_announcement
 from fgvc_core.protocol.code import code_digest
+from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import fingerprint, new_key, private_text, read_private
 from fgvc_core.protocol.kit import StartKit
+from fgvc_core.protocol.messages import Reply
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.supervision import write_json
+from server.ledger_memory import LedgerMemory, link_memory
 
 RECIPE = parse_recipe("", ["data.fieldmarks_train=24", "data.fieldmarks_test=10"])
 PRIVATE = "[privacy]\nepsilon=6.0\ndelta=1e-5\nmethod='gradients'\n"
@@ -417,3 +423,56 @@ def test_every_failure_is_shown_with_its_remedy_and_the_first_gives_the_exit_cod
     for name in ("GPU", "key"):
         (at,) = [i for i, line in enumerate(lines) if f"failed  {name}: " in line]
         assert lines[at + 1].startswith(" " * 13)
+
+
+def remembered(gateway, site, **changes):
+    """The coordinator remembers a reply of this site."""
+    run_dir = gateway.folder / "runs" / "demo"
+    (run_dir / "coordinator").mkdir(parents=True, exist_ok=True)
+    link_memory(run_dir, gateway.folder)
+    length, head = Ledger(site.home, site.data_binding, site.name).head()
+    values = {
+        "kind": "train", "run": "run-1", "round": 1, "site": "lyon", "nonce": "0" * 32,
+        "recipe_digest": RECIPE.digest, "code": "ok", "ledger_length": length,
+        "ledger_head": head, **changes,
+    }  # fmt: skip
+    body = Reply(**values)
+    LedgerMemory(run_dir, RECIPE).saw(body, seal(site.key, body))
+
+
+@pytest.fixture
+def forgetful(gateway):
+    yield
+    shutil.rmtree(gateway.folder / "ledgers", ignore_errors=True)
+
+
+def test_the_ledger_is_held_against_what_the_coordinator_remembers(home_for, gateway, forgetful):
+    home = home_for()
+    assert "has seen none of them yet" in found(home, "ledger")[0].said
+    site = Site.open(home)
+    Ledger(home, site.data_binding, site.name).note("refused", {"run": "x"})
+    remembered(gateway, site)
+    assert "2 entries; the coordinator has seen 2 of them" in found(home, "ledger")[0].said
+
+
+def test_an_old_copy_is_said_with_the_way_back_also_where_no_run_is_on(
+    home_for, gateway, forgetful
+):
+    home = home_for()
+    remembered(gateway, Site.open(home), ledger_length=40, ledger_head="a" * 64)
+    refused(home, "ledger", 4, "has seen 40 entries", "site ledger recover")
+
+
+def test_what_another_key_has_signed_says_nothing_of_this_ledger(home_for, gateway, forgetful):
+    home = home_for()
+    site = Site.open(home)
+    remembered(gateway, replace(site, key=new_key()), ledger_length=40, ledger_head="a" * 64)
+    assert found(home, "ledger")[0].level == "ok"
+
+
+def test_a_second_copy_of_a_home_is_said(home_for, tmp_path):
+    (tmp_path / "pictures" / "wren").mkdir(parents=True)
+    (tmp_path / "pictures" / "wren" / "1.png").write_bytes(b"x")
+    home = home_for(data=tmp_path / "pictures")
+    shutil.copytree(home, tmp_path / "copy")
+    refused(tmp_path / "copy", "ledger", 4, "have a ledger already", "Use that home")

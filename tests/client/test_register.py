@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from client.privacy import register
 from client.privacy.gate import Gate
 from client.privacy.register import Claim, Register, state_folder
 from client.provision import make_home
@@ -452,3 +453,45 @@ def test_a_register_of_an_earlier_version_is_read(first, data):
     Register().path.write_text(json.dumps(old))
     spend(first)
     assert Register().claims()[0].length > 0
+
+
+def test_a_roll_call_reads_the_pictures_at_most_once_for_each_path(tmp_path, monkeypatch):
+    """Later answers must not depend on them, nor their time."""
+    site = join(tmp_path / "home", fill(tmp_path / "data"))
+    taken = []
+    real = register.take_sample
+    monkeypatch.setattr(register, "take_sample", lambda *a: taken.append(a) or real(*a))
+    announce(site, RECIPE)
+    answer(site, RECIPE, request(RECIPE, "train"))
+    announce(site, RECIPE, "run-2")
+    assert taken == []
+    other = with_data(join(tmp_path / "second"), path=str(fill(tmp_path / "others")))
+    announce(other, RECIPE)
+    announce(other, RECIPE, "run-2")
+    assert len(taken) == 1
+
+
+def test_the_register_holds_no_picture_and_is_for_its_owner_alone(tmp_path):
+    join(tmp_path / "home", fill(tmp_path / "data", 300))
+    (claim,) = Register().claims()
+    assert len(claim.samples[0].marks) == 128
+    for path in Register().path.parent.glob("*.*"):
+        if not path.name.endswith(".lock"):
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_data_that_change_slowly_stay_known_as_what_they_were(tmp_path):
+    data = fill(tmp_path / "data", 40)
+    site = join(tmp_path / "home", data)
+    shutil.copytree(data, tmp_path / "first-copy")
+    for batch in range(1, 6):
+        for path in sorted(data.iterdir())[:15]:
+            path.unlink()
+        fill(data, 15, 1000 * batch)
+        Gate(site).terms.claim_data(afresh=True)
+    assert len(Register().claims()[0].samples) > 1
+    for copy in (tmp_path / "first-copy", data):
+        shutil.copytree(copy, tmp_path / "now", dirs_exist_ok=True)
+        with pytest.raises(PolicyRefusal, match="have a ledger already"):
+            join(tmp_path / "second", tmp_path / "now")
+        shutil.rmtree(tmp_path / "now")

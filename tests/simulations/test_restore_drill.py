@@ -1,0 +1,176 @@
+"""The restore drill: a disk is lost between two runs, and nothing is spent twice.
+
+Everything is what a real federation has: ``server up`` and ``site up`` as processes of their own,
+TLS and keys, on this machine's loopback. The new machine is one without this user's register
+(another FIELDMARK_STATE).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from client.deployment.joining import Answers, join, make_key
+from client.privacy.ledger import Ledger
+from client.privacy.policy import Policy
+from client.site import Site
+from fgvc_core.protocol.kit import read_kit
+from fgvc_core.recipe import parse_recipe
+from server.deployment.conduct import ACTIVE, read_conduct
+from server.deployment.launching import launch
+from server.deployment.processes import free_loopback_port
+from server.deployment.provisioning import add_site, init_server
+from server.deployment.settings import DeploymentSettings, GatewaySettings
+
+pytestmark = pytest.mark.deployment
+
+RECIPE = parse_recipe("""
+name = "drill"
+seed = 3
+[data]
+name = "fieldmarks"
+image_size = 32
+fieldmarks_train = 60
+fieldmarks_test = 24
+[model]
+backbone = "fieldmark_nano"
+[train]
+batch_size = 16
+[federation]
+rounds = 1
+deadline_s = 120
+[evaluate]
+pixel_baseline = false
+[privacy]
+epsilon = 6.0
+delta = 1e-5
+method = "gradients"
+steps = 2
+sampling_rate = 0.2
+""")
+PATIENCE_S = 240.0
+
+
+def fieldmark(*command, state, code=0):
+    """One command, as a person at that machine types it."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "fieldmark", *map(str, command)],
+        env={**os.environ, "FIELDMARK_STATE": str(state)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run(folder, name):
+    """One run, to its end; how it ended."""
+    run_dir = launch(folder, RECIPE, name)
+    deadline = time.monotonic() + PATIENCE_S
+    while read_conduct(run_dir).state in ACTIVE:
+        assert time.monotonic() < deadline, f"waited in vain for run {name}"
+        time.sleep(0.1)
+    return read_conduct(run_dir)
+
+
+def ledger_at(home):
+    site = Site.open(home)
+    return Ledger(site.home, site.data_binding, site.name)
+
+
+def charged(home):
+    """(run, purpose) -> releases charged."""
+    plans = ledger_at(home).plans()
+    return {(p.run, e.purpose): e.count for p in plans for e in p.charged[1]}
+
+
+@pytest.fixture(scope="module")
+def drill(tmp_path_factory):
+    """A run, a back-up, another run, the loss, a refused run, the recovery, one more run."""
+    folder = tmp_path_factory.mktemp("drill")
+    coordinator, home, copy = folder / "fed", folder / "lyon", folder / "backup"
+    old, new, facts = folder / "state", folder / "new-state", {}
+    gateway = GatewaySettings(listen="127.0.0.1", port=free_loopback_port())
+    init_server(coordinator, DeploymentSettings(hosts=("127.0.0.1",), gateway=gateway))
+    _, kit = add_site(coordinator, "lyon", make_key(folder / "lyon.key"))
+    policy = Policy(privacy="required", epsilon_cap=30.0)
+    answers = Answers(data=None, units=60, policy=policy, device="cpu")
+    join(read_kit(kit), home, answers, folder / "lyon.key")
+    try:
+        fieldmark("server", "up", coordinator, "--detach", state=old)
+        fieldmark("site", "up", home, "--detach", state=old)
+        facts["first"] = run(coordinator, "first")
+        shutil.copytree(home, copy, ignore=shutil.ignore_patterns("state", "logs", "cache"))
+        facts["second"] = run(coordinator, "second")
+        fieldmark("site", "stop", home, state=old)
+        facts["spent"], facts["charged"] = ledger_at(home).total(1e-5)[0], charged(home)
+        shutil.rmtree(home)
+        # The new machine: the copy is put back, and nobody there remembers anything.
+        copy.rename(folder / "lyon-2")
+        home = folder / "lyon-2"
+        facts["forgotten"] = ledger_at(home).total(1e-5)[0]
+        checked = fieldmark("site", "check", home, "--json", state=new, code=4)
+        facts["check"] = {c["name"]: c for c in json.loads(checked)["checks"]}
+        fieldmark("site", "up", home, "--detach", state=new)
+        facts["refused"] = run(coordinator, "refused")
+        events = (coordinator / "runs" / "refused" / "events.jsonl").read_text().splitlines()
+        facts["roll call"] = [e for e in map(json.loads, events) if e["event"] == "roll_call"]
+        facts["still"] = ledger_at(home).total(1e-5)[0]
+        fieldmark("site", "stop", home, state=new)
+        statement = folder / "lyon.statement"
+        command = ("server", "ledger-statement", coordinator, "lyon", "--out", statement)
+        fieldmark(*command, state=old)
+        told = fieldmark("site", "ledger", "recover", home, statement, "--json", state=new)
+        facts["recovery"] = json.loads(told)
+        facts["recovered"], facts["charged now"] = ledger_at(home).total(1e-5)[0], charged(home)
+        fieldmark("site", "up", home, "--detach", state=new)
+        facts["check after"] = fieldmark("site", "check", home, "--json", state=new)
+        facts["third"] = run(coordinator, "third")
+        facts["at the end"] = ledger_at(home).total(1e-5)[0]
+    finally:
+        for command in (("site", "stop", home), ("server", "stop", coordinator)):
+            subprocess.run(
+                [sys.executable, "-P", "-m", "fieldmark", *map(str, command)],
+                capture_output=True,
+                timeout=PATIENCE_S,
+            )
+    return facts
+
+
+def test_the_runs_before_the_loss_end_well_and_cost_something(drill):
+    assert (drill["first"].state, drill["second"].state) == ("finished", "finished")
+    assert drill["spent"] > drill["forgotten"] > 0
+
+
+def test_site_check_says_that_the_copy_is_old_before_any_run(drill):
+    assert drill["check"]["ledger"]["level"] == "failed"
+    assert "it is an old copy" in drill["check"]["ledger"]["said"]
+    assert "site ledger recover" in drill["check"]["ledger"]["remedy"]
+
+
+def test_the_copy_is_refused_at_the_next_roll_call_and_spends_nothing(drill):
+    assert drill["refused"].state == "failed"
+    (answer,) = drill["roll call"]
+    assert not answer["accepted"]
+    assert "The coordinator has seen an entry of this site's ledger" in answer["reason"]
+    assert drill["still"] == drill["forgotten"]
+
+
+def test_it_is_recovered_by_the_coordinators_statement_and_says_at_least_what_was_spent(drill):
+    assert drill["recovered"] >= drill["spent"] * (1 - 1e-9)
+    for key, count in drill["charged"].items():
+        assert drill["charged now"][key] >= count
+    assert drill["recovery"]["missing"] > 0
+    # Every run went to its end: nothing beyond it is charged.
+    assert drill["recovered"] == pytest.approx(drill["spent"])
+
+
+def test_it_takes_part_again_and_goes_on_from_there(drill):
+    assert json.loads(drill["check after"])["ok"]
+    assert drill["third"].state == "finished", drill["third"]
+    assert drill["at the end"] > drill["recovered"]

@@ -3,9 +3,8 @@
 One entry is one line of JSON. Changing, dropping or reordering a line breaks the chain
 from there on. Cutting lines off the end, or putting back an old copy, leaves a whole chain;
 only somebody who remembers a later head can see it. Three do: the file ``ledger.head``
-beside it, the register in the user's state folder (of a site with data of its own, since
-its last roll call), and the coordinator, who names the last head that it has seen in each
-request.
+beside it, the register in the user's state folder (since its last charge or reply), and the
+coordinator, who names the last head that it has seen, in whichever run, in each request.
 
 What nobody can see: ledger and ``ledger.head`` put back together, where the register was
 put back too and no coordinator has seen more. And the hashes have no secret in them: whoever

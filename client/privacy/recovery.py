@@ -284,6 +284,7 @@ def _answered_kit(gate: Gate, text: str, keys: list[PublicKey]) -> _Run:
     if not any(_signed(sealed, key) for key in keys):
         raise PeerError("An answer to a validation kit is not signed by this site's key.")
     reply = ValidationReply.parse(sealed.text)
+    assert isinstance(reply, ValidationReply)
     if reply.privacy is None:
         raise PeerError(f"The answer to '{reply.run}' was made without differential privacy.")
     stated, known = read_events(reply.privacy.events), gate.ledger.plan(reply.run)

@@ -83,31 +83,33 @@ def take_sample(root: Path, key: bytes) -> Sample:
         key: Secret of the hashes, 1 to 64 bytes; samples under two keys cannot be compared.
     """
     level = 0
-    candidates: list[tuple[int, Path]] = []
-    for path in _pictures(root):
+    candidates: list[tuple[int, str]] = []
+    for folder, name in _pictures(root):
         # With its folder's name: in many data sets each subject has a 1.png.
-        zeros = _zeros("/".join(path.relative_to(root).parts[-2:]), key)
+        inside = "" if folder == str(root) else os.path.basename(folder) + "/"
+        zeros = _zeros(inside + name, key)
         if zeros < level:
             continue
-        candidates.append((zeros, path))
+        candidates.append((zeros, os.path.join(folder, name)))
         while len(candidates) > MOST_READ and level < 64:
             level += 1
             candidates = [(z, p) for z, p in candidates if z >= level]
     found: dict[str, int] = {}
     for zeros, path in candidates[:MOST_READ]:
-        mark = _mark(path, key)
+        mark = _mark(Path(path), key)
         if mark:
             found[mark] = max(zeros, found.get(mark, 0))
     return Sample(level=level, marks={mark: found[mark] for mark in sorted(found)[:KEPT]})
 
 
-def _pictures(root: Path) -> Iterator[Path]:
-    """All pictures below a folder, hidden ones left out, in an order that the names fix."""
+def _pictures(root: Path) -> Iterator[tuple[str, str]]:
+    """(folder, name) of all pictures below a folder, hidden ones left out, in a fixed order."""
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_ENDINGS:
-                yield Path(folder, name)
+            ending = os.path.splitext(name)[1].lower()
+            if ending in PICTURE_ENDINGS and not name.startswith("."):
+                yield folder, name
 
 
 def _zeros(name: str, key: bytes) -> int:

@@ -1,6 +1,7 @@
 """The way back after a lost disk: never less is charged than was spent, and no more than a plan."""
 
 import json
+import random
 import shutil
 from dataclasses import dataclass, field
 
@@ -394,3 +395,62 @@ def test_the_command_says_what_was_charged(coordinator, tmp_path):
     assert told["before"] == 0.0
     assert told["after"] > 1.0
     assert set(told["charged"]) == {"run-1"}
+
+
+def test_a_coordinator_that_keeps_silent_is_not_noticed_by_a_site_that_remembers_nothing(
+    coordinator,
+):
+    """What no software at the site can prevent: it is one more budget, and no more."""
+    coordinator.call(STEPS, "run-1")
+    copy = back_up(coordinator)
+    coordinator.ask(STEPS, "run-1", 1)
+    lost = lose(coordinator, copy)
+    assert answer(lost.site, STEPS, request(STEPS, "train", "run-1", 1))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_lost_ledger_is_never_charged_less_whatever_had_happened(coordinator, seed):
+    """Histories drawn at random: runs of two kinds, silent replies, a copy made anywhere."""
+    chance = random.Random(seed)
+    steps_left, sums_left = {}, {}
+    unanswered, copy = 0, None
+    copied_at = chance.randrange(12)
+    for at in range(12):
+        if at == copied_at:
+            copy = back_up(coordinator)
+        kind = chance.choice(["call", "train", "train", "train", "sums", "silent", "refused"])
+        if kind == "call" or not steps_left:
+            run = f"run-{at}"
+            coordinator.call(STEPS, run)
+            steps_left[run] = 1
+        elif kind == "sums":
+            coordinator.call(SUMS, f"sums-{at}")
+            coordinator.ask(SUMS, f"sums-{at}", 1, "release", phase="centre")
+            sums_left[f"sums-{at}"] = 1
+        elif kind == "refused":
+            ledger_of(coordinator.site).note("refused", {"run": "x", "reason": "y"})
+        else:
+            run = chance.choice([r for r, n in steps_left.items() if n <= 3] or [None])
+            if run is None:
+                continue
+            body = request(STEPS, "train", run, steps_left[run])
+            departure = answer(coordinator.site, STEPS, body)
+            steps_left[run] += 1
+            if kind == "silent":
+                # Paid for and sent, and never arrived.
+                unanswered += 1
+            else:
+                coordinator.note(departure, STEPS)
+    lost = lose(coordinator, copy or coordinator.site.home)
+    if ledger_of(lost.site).holds(Reply.parse(coordinator.head.body).ledger_head):
+        # Nothing that the coordinator has seen is missing.
+        with pytest.raises(ConfigurationError, match="Nothing is missing"):
+            recover_ledger(lost.site.home, coordinator.statement(unanswered=unanswered))
+        return
+    recover_ledger(lost.site.home, coordinator.statement(unanswered=unanswered))
+    check_not_less(lost)
+    recipes = {STEPS.digest: STEPS, SUMS.digest: SUMS}
+    for plan in ledger_of(lost.site).plans():
+        recipe = recipes[plan.recipe_digest]
+        whole = {e.purpose: e.count for e in plan_for(recipe.privacy, recipe.federation.rounds)}
+        assert all(event.count <= whole[event.purpose] for event in plan.released)

@@ -20,6 +20,7 @@ from .protected_sites import (
     announce,
     answer,
     ledger_of,
+    opened,
     request,
     steps,
     unprotected,
@@ -495,3 +496,42 @@ def test_data_that_change_slowly_stay_known_as_what_they_were(tmp_path):
         with pytest.raises(PolicyRefusal, match="have a ledger already"):
             join(tmp_path / "second", tmp_path / "now")
         shutil.rmtree(tmp_path / "now")
+
+
+def test_home_and_register_put_back_together_are_not_noticed_here(first):
+    """Only a coordinator that has seen more can tell."""
+    announce(first, RECIPE)
+    backup, register_then = first.home.with_name("backup"), Register().path.read_bytes()
+    shutil.copytree(first.home, backup)
+    reply = opened(first, answer(first, RECIPE, request(RECIPE, "train")))
+    shutil.rmtree(first.home)
+    Register().path.write_bytes(register_then)
+    site = Site.open(backup)
+    body = request(RECIPE, "train", round_=2)
+    with pytest.raises(PolicyRefusal, match="The coordinator has seen an entry"):
+        answer(site, RECIPE, body.model_copy(update={"known_head": reply.ledger_head}))
+    answer(site, RECIPE, body)
+
+
+def test_a_copy_on_another_machine_is_noticed_by_the_coordinators_next_request(
+    first, tmp_path, monkeypatch
+):
+    announce(first, RECIPE)
+    shutil.copytree(first.home, tmp_path / "copy")
+    reply = opened(first, answer(first, RECIPE, request(RECIPE, "train")))
+    monkeypatch.setenv("FIELDMARK_STATE", str(tmp_path / "another machine"))
+    shutil.move(first.home, tmp_path / "out of sight")
+    copy, body = Site.open(tmp_path / "copy"), request(RECIPE, "train", round_=2)
+    with pytest.raises(PolicyRefusal, match="The coordinator has seen an entry"):
+        answer(copy, RECIPE, body.model_copy(update={"known_head": reply.ledger_head}))
+    # The very message that the other one has answered, both would answer.
+    answer(copy, RECIPE, request(RECIPE, "train"))
+
+
+def test_pictures_that_were_encoded_anew_elsewhere_are_not_noticed(tmp_path):
+    data = fill(tmp_path / "data")
+    join(tmp_path / "first", data)
+    for path in sorted(data.iterdir()):
+        (tmp_path / "anew").mkdir(exist_ok=True)
+        (tmp_path / "anew" / path.name).write_bytes(path.read_bytes() + b"another encoder")
+    join(tmp_path / "second", tmp_path / "anew")

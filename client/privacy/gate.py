@@ -146,7 +146,7 @@ class Gate:
         if self.ledger.plan(request.run) is None:
             self.terms.check_budget(privacy, name, events)
         self.terms.claim_data()
-        self.write_plan(request.run, request.recipe_digest, name, privacy, events)
+        self.write_plan(request.run, request.recipe_digest, recipe, name, privacy, events)
         # Once more: what the register remembers of the ledger has this run in it.
         self.terms.claim_data()
 
@@ -154,6 +154,7 @@ class Gate:
         self,
         run: str,
         recipe_digest: str,
+        recipe: Recipe,
         name: str,
         privacy: PrivacySettings,
         events: tuple[PrivacyEvent, ...],

@@ -61,7 +61,7 @@ from fgvc_core.protocol.keys import PublicKey, fingerprint
 from fgvc_core.protocol.ledger_statement import LedgerStatement, SeenRun, read_statement
 from fgvc_core.protocol.messages import PrivacyStatement, Reply
 from fgvc_core.protocol.validation import ValidationReply
-from fgvc_core.recipe import parse_recipe
+from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
 
 TOLERANCE = 1e-6
@@ -98,13 +98,13 @@ class _Run:
 
     Attributes:
         plan: As *own* has it, or made anew from the recipe.
-        privacy: Under which a run that *own* has never heard of was announced, else None.
+        new: (recipe, privacy) of a run that *own* has never heard of, else None.
         stated: What this site has signed that the run had charged.
         reservations: Most that can have followed.
     """
 
     plan: Plan
-    privacy: PrivacySettings | None
+    new: tuple[Recipe, PrivacySettings] | None
     stated: tuple[PrivacyEvent, ...]
     reservations: int
 
@@ -173,9 +173,9 @@ def recover_ledger(
     _check_total(gate, runs, [reply.privacy for reply, _ in seen if reply.privacy is not None])
     before, _ = ledger.total(delta)
     for run in runs:
-        if run.privacy is not None:
-            plan = run.plan
-            gate.write_plan(plan.run, plan.recipe_digest, plan.name, run.privacy, plan.events)
+        if run.new is not None:
+            plan, (recipe, privacy) = run.plan, run.new
+            gate.write_plan(plan.run, plan.recipe_digest, recipe, plan.name, privacy, plan.events)
     charged = {run.plan.run: run.missing() for run in runs if run.missing()}
     bare = any(reply.kind != "roll_call" and reply.privacy is None for reply, _ in seen)
     ledger.note(
@@ -254,7 +254,7 @@ def _runs(
 
 def _plan_of(
     gate: Gate, statement: LedgerStatement, reply: Reply, stated: tuple[PrivacyEvent, ...]
-) -> tuple[Plan, PrivacySettings] | None:
+) -> tuple[Plan, tuple[Recipe, PrivacySettings]] | None:
     """The plan of a run that the restored ledger has never heard of; None for one without."""
     text = statement.recipes.get(reply.recipe_digest)
     recipe = None if text is None else parse_recipe(text, where="the statement's recipe")
@@ -271,7 +271,7 @@ def _plan_of(
     events = plan_for(privacy, recipe.federation.rounds)
     if not _counts(stated).keys() <= _counts(events).keys():
         raise _other_policy(reply, "the releases that were charged are not in its plan.")
-    return _fresh(reply, recipe.name, privacy, events), privacy
+    return _fresh(reply, recipe.name, privacy, events), (recipe, privacy)
 
 
 def _answered_kit(gate: Gate, text: str, keys: list[PublicKey]) -> _Run:
@@ -293,7 +293,9 @@ def _answered_kit(gate: Gate, text: str, keys: list[PublicKey]) -> _Run:
     privacy = PrivacySettings(
         epsilon=reply.privacy.epsilon, delta=reply.privacy.delta, unit=reply.privacy.unit
     )
-    return _Run(_fresh(reply, reply.run, privacy, stated), privacy, stated, 0)
+    # How a kit's pictures are read is this site's to say, not a recipe's.
+    new = parse_recipe(""), privacy
+    return _Run(_fresh(reply, reply.run, privacy, stated), new, stated, 0)
 
 
 def _fresh(

@@ -454,3 +454,35 @@ def test_a_lost_ledger_is_never_charged_less_whatever_had_happened(coordinator, 
         recipe = recipes[plan.recipe_digest]
         whole = {e.purpose: e.count for e in plan_for(recipe.privacy, recipe.federation.rounds)}
         assert all(event.count <= whole[event.purpose] for event in plan.released)
+
+
+def test_an_answer_to_a_validation_kit_is_charged_where_it_is_named(coordinator):
+    """The coordinator never sees it; the total that the site has signed since shows it."""
+    from client.privacy.outbox import Payload
+    from fgvc_core.privacy.events import PrivacyEvent
+    from fgvc_core.privacy.settings import PrivacySettings
+    from fgvc_core.protocol.validation import ValidationReply
+
+    copy = back_up(coordinator)
+    body = request(STEPS, "score", "kit-0123456789abcdef", 0)
+    gate, event = Gate(coordinator.site), PrivacyEvent("scores", 2.0)
+    privacy = PrivacySettings(epsilon=3.0, delta=1e-5)
+    gate.announce_validation(body, STEPS, "kit", privacy, event)
+    fields = {n: getattr(body, n) for n in ("kind", "run", "round", "site", "recipe_digest")}
+    fields |= {"code": "ok", "kit_digest": "0" * 64}
+    fields["noisy_scores"] = {"examples": 1.0, "correct": 1.0}
+    left = gate.protected_round(
+        body, STEPS, event, lambda: Payload(fields, {}), form=ValidationReply
+    )
+    written = {"body": left.sealed.text, "signature": left.sealed.signature.hex()}
+    whole_run(coordinator, STEPS, "run-1")
+    lost = lose(coordinator, copy)
+    with pytest.raises(PolicyRefusal, match="leaves something out") as caught:
+        recover_ledger(copy, coordinator.statement())
+    assert "--answer" in caught.value.remedy
+    forged = json.dumps({**written, "signature": "00" * 64})
+    for text in (forged, "", "[]"):
+        with pytest.raises(PeerError, match="validation kit"):
+            recover_ledger(copy, coordinator.statement(), answers=[text])
+    recover_ledger(copy, coordinator.statement(), answers=[json.dumps(written)])
+    check_not_less(lost)

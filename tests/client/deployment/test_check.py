@@ -475,4 +475,7 @@ def test_a_second_copy_of_a_home_is_said(home_for, tmp_path):
     (tmp_path / "pictures" / "wren" / "1.png").write_bytes(b"x")
     home = home_for(data=tmp_path / "pictures")
     shutil.copytree(home, tmp_path / "copy")
-    refused(tmp_path / "copy", "ledger", 4, "have a ledger already", "Use that home")
+    finding, _ = found(tmp_path / "copy", "ledger")
+    assert (finding.level, finding.exit_code) == ("failed", 4)
+    assert "have a ledger already" in finding.said
+    assert "Use that home" in finding.remedy

@@ -29,7 +29,7 @@ from server.deployment.provisioning import add_site, init_server
 from server.deployment.settings import DeploymentSettings, GatewaySettings
 from server.ledger_memory import statement_of
 
-pytestmark = pytest.mark.deployment
+pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
 RECIPE = parse_recipe("""
 name = "drill"

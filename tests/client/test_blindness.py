@@ -332,6 +332,9 @@ POLICIES = (
 
 
 def make_site(folder: Path, root: Path, kind: str, policy: dict):
+    # Each on a machine of its own: data that differ in one unit are the same data to a register,
+    # and get one ledger. Set back after the test.
+    os.environ["FIELDMARK_STATE"] = str(folder.parent / "state")
     return make_home(
         folder,
         name="site-1",

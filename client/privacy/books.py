@@ -212,6 +212,7 @@ class Books:
             if plan is None:
                 raise _malformed(entry, f"its run '{run}' was never announced")
             self._plans[run] = replace(plan, released=merge((*plan.released, *events)))
+        self._settle_first()
         self._hashes.update(values.heads)
         self.unprotected += values.unprotected
         # Longer than anybody has seen it, from this entry on.

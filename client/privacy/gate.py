@@ -26,7 +26,7 @@ from client.privacy.terms import Terms
 from client.reading import subject_column, units_digest
 from client.site import Site
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
-from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
+from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.envelope import Sealed, seal
@@ -314,6 +314,7 @@ class Gate:
             unit=plan.unit,
             adjacency=ADJACENCY,
             events=[event.as_json() for event in plan.priced],
+            charged=[event.as_json() for event in merge(plan.charged[1])],
         )
 
     def _send(

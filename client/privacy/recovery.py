@@ -21,6 +21,10 @@ and n = 0 for every other run that *own* knows to be open. So no reservation is 
 run it was for: never less than was spent. A run that went to its end is charged exactly; one that
 was broken off may be charged to its end.
 
+How costs are added up (:mod:`fgvc_core.privacy.odometer`) was settled in *lost* by the run that was
+charged first. Where *own* has charged nothing, the run whose last reply is of the shortest ledger
+is taken for it, with the cap that ``site.toml`` names: as it was then, where [policy] is.
+
 Where the user's register is still there and saw a longer ledger than the coordinator did, its
 length is used for N.
 
@@ -101,12 +105,14 @@ class _Run:
         new: (recipe, privacy) of a run that *own* has never heard of, else None.
         stated: What this site has signed that the run had charged.
         reservations: Most that can have followed.
+        length: Of the ledger at the reply that says so; 0 where there is none.
     """
 
     plan: Plan
     new: tuple[Recipe, PrivacySettings] | None
     stated: tuple[PrivacyEvent, ...]
     reservations: int
+    length: int = 0
 
     def missing(self) -> tuple[PrivacyEvent, ...]:
         """What *own* has not charged, at its dearest."""
@@ -170,6 +176,8 @@ def recover_ledger(
     common = max(held, default=0)
     runs = _runs(gate, statement, seen, length, common)
     runs += [_answered_kit(gate, answer, keys) for answer in answers]
+    # Ours, not the coordinator's order: who was charged first says how costs are added up.
+    runs.sort(key=lambda run: run.length)
     _check_total(gate, runs, [reply.privacy for reply, _ in seen if reply.privacy is not None])
     before, _ = ledger.total(delta)
     for run in runs:
@@ -234,15 +242,15 @@ def _runs(
     """Every run that can have reserved something in the lost entries."""
     found = []
     for reply, unanswered in seen:
-        stated = () if reply.privacy is None else read_events(reply.privacy.events)
+        stated = () if reply.privacy is None else _charged(reply.privacy)
         known = gate.ledger.plan(reply.run)
         reservations = length - max(reply.ledger_length, common) + unanswered
         if known is not None:
-            found.append(_Run(known, None, stated, reservations))
+            found.append(_Run(known, None, stated, reservations, reply.ledger_length))
         elif reply.privacy is not None or reply.kind == "roll_call":
             made = _plan_of(gate, statement, reply, stated)
             if made is not None:
-                found.append(_Run(*made, stated, reservations))
+                found.append(_Run(*made, stated, reservations, reply.ledger_length))
     named = {reply.run for reply, _ in seen}
     found += [
         _Run(plan, None, (), length - common)
@@ -271,7 +279,7 @@ def _plan_of(
     events = plan_for(privacy, recipe.federation.rounds)
     if not _counts(stated).keys() <= _counts(events).keys():
         raise _other_policy(reply, "the releases that were charged are not in its plan.")
-    return _fresh(reply, recipe.name, privacy, events), (recipe, privacy)
+    return _fresh(gate, reply, recipe.name, privacy, events), (recipe, privacy)
 
 
 def _answered_kit(gate: Gate, text: str, keys: list[PublicKey]) -> _Run:
@@ -287,19 +295,24 @@ def _answered_kit(gate: Gate, text: str, keys: list[PublicKey]) -> _Run:
     assert isinstance(reply, ValidationReply)
     if reply.privacy is None:
         raise PeerError(f"The answer to '{reply.run}' was made without differential privacy.")
-    stated, known = read_events(reply.privacy.events), gate.ledger.plan(reply.run)
+    stated, known = _charged(reply.privacy), gate.ledger.plan(reply.run)
     if known is not None:
-        return _Run(known, None, stated, 0)
+        return _Run(known, None, stated, 0, reply.ledger_length)
     privacy = PrivacySettings(
         epsilon=reply.privacy.epsilon, delta=reply.privacy.delta, unit=reply.privacy.unit
     )
     # How a kit's pictures are read is this site's to say, not a recipe's.
     new = parse_recipe(""), privacy
-    return _Run(_fresh(reply, reply.run, privacy, stated), new, stated, 0)
+    plan = _fresh(gate, reply, reply.run, privacy, stated)
+    return _Run(plan, new, stated, 0, reply.ledger_length)
 
 
 def _fresh(
-    reply: Reply, name: str, privacy: PrivacySettings, events: tuple[PrivacyEvent, ...]
+    gate: Gate,
+    reply: Reply,
+    name: str,
+    privacy: PrivacySettings,
+    events: tuple[PrivacyEvent, ...],
 ) -> Plan:
     return Plan(
         run=reply.run,
@@ -314,16 +327,22 @@ def _fresh(
         unit=privacy.unit,
         target=privacy.epsilon,
         units=0,
+        recorded=gate.terms.rule_for(events),
     )
 
 
 def _check_total(gate: Gate, runs: list[_Run], stated: list[PrivacyStatement]) -> None:
     """Raise PolicyRefusal where this site has once signed a larger total."""
-    after = [
-        replace(run.plan, released=merge((*run.plan.released, *run.missing()))) for run in runs
-    ]
-    named = {plan.run for plan in after}
-    after += [plan for plan in gate.ledger.plans() if plan.run not in named]
+    charged = {
+        run.plan.run: replace(run.plan, released=merge((*run.plan.released, *run.missing())))
+        for run in runs
+    }
+    # In the order in which the ledger will have them: the first charge settles its rule.
+    own = {plan.run: plan for plan in gate.ledger.plans()}
+    after = list({**own, **charged}.values())
+    if not any(plan.first for plan in after):
+        first = next((plan.run for plan in after if plan.charged[1]), None)
+        after = [replace(plan, first=plan.run == first) for plan in after]
     for signed in stated:
         total, _ = total_of(after, signed.delta_total)
         if total < signed.epsilon_total * (1 - TOLERANCE):
@@ -332,8 +351,14 @@ def _check_total(gate: Gate, runs: list[_Run], stated: list[PrivacyStatement]) -
                 f"{total:.4g}, and this site has signed {signed.epsilon_total:.4g}.",
                 why="What is left out was spent, and would be forgotten.",
                 remedy="If this site has answered validation kits, name the answers: --answer "
-                "FILE. Else ask the coordinator for a whole statement.",
+                "FILE. Else make sure that [policy] in site.toml is as it was then, or ask the "
+                "coordinator for a whole statement.",
             )
+
+
+def _charged(signed: PrivacyStatement) -> tuple[PrivacyEvent, ...]:
+    """What a run had charged by then; all of its plan where an earlier version did not say."""
+    return read_events(signed.charged or signed.events)
 
 
 def _other_policy(reply: Reply, what: str) -> ConfigurationError:

@@ -113,6 +113,12 @@ class PrivacyStatement(BaseModel):
     unit: Literal["image", "subject"]
     adjacency: str = Field(max_length=100)
     events: list[dict[str, str | float | int]] = Field(max_length=100_000)
+    charged: list[dict[str, str | float | int]] = Field(
+        default_factory=list,
+        max_length=100_000,
+        description="What of the run was charged so far: at most the events, and what crashes or "
+        "a recovery have added. A lost ledger is recovered from it.",
+    )
 
 
 def fixed_number(value: float) -> str:

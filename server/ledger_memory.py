@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
+from fgvc_core.files import private_folder, sync_folder, write_durably, write_privately
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.protocol.keys import PrivateKey
 from fgvc_core.protocol.ledger_statement import (
@@ -118,7 +119,8 @@ class LedgerMemory:
         if self._replaces(path, reply):
             recipe = self._folder / "recipes" / f"{reply.recipe_digest}.toml"
             if not recipe.exists():
-                _write_bytes(recipe, _sent(self._recipe).encode())
+                # As sites are sent it: what it says of this machine stays here.
+                _write_bytes(recipe, self._recipe.announced.to_toml().encode())
             _write(path, {**signed, "unanswered": open_})
 
     def _replaces(self, path: Path, reply: Reply) -> bool:
@@ -238,12 +240,6 @@ def _runs(folder: Path) -> Iterator[tuple[Reply, SeenRun]]:
         yield reply, SeenRun(reply=signed, unanswered=unanswered)
 
 
-def _sent(recipe: Recipe) -> str:
-    """A recipe as sites are sent it: where the coordinator keeps its pictures is its own."""
-    path_free = recipe.data.model_copy(update={"path": None})
-    return recipe.model_copy(update={"data": path_free}).to_toml()
-
-
 def _signed_of(path: Path) -> SignedReply | None:
     values = _read_json(path)
     if not values:
@@ -274,22 +270,17 @@ def _write(path: Path, values: dict[str, Any], *, sync: bool = True) -> None:
 
 def _write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write a whole file or nothing, readable by its owner alone."""
-    for folder in (path.parent.parent, path.parent):
-        folder.mkdir(mode=0o700, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-    os.replace(aside, path)
+    fresh = not path.parent.exists()
+    private_folder(path.parent)
     if sync:
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_durably(path, data)
+        if fresh:
+            for folder in (path.parent.parent, path.parent.parent.parent):
+                sync_folder(folder)
+        return
+    aside = path.with_name(path.name + ".part")
+    write_privately(aside, data)
+    os.replace(aside, path)
 
 
 def _damaged(path: Path, what: str) -> DataError:

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from tests_recipe import TINY
 from typer.testing import CliRunner
 
 import fieldmark
+from client.provision import make_home
+from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import parse_recipe
 from simulations.compare import _union, compare
 from simulations.preparation import deal, split_site
@@ -21,7 +24,9 @@ COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data"
             ["explain"], ["export", "onnx"], ["export", "browser"], ["export", "folder"],
             ["site", "validate"],
             ["data", "check"], ["data", "partition"], ["site", "budget"], ["site", "approve"],
-            ["site", "report"], ["site", "audit"], ["site", "key"], ["site", "join"],
+            ["site", "report"], ["site", "audit"], ["site", "reading"],
+            ["site", "weights", "add"], ["site", "weights", "list"], ["site", "ledger", "recover"],
+            ["server", "ledger-statement"], ["site", "key"], ["site", "join"],
             ["site", "check"], ["site", "up"], ["site", "new-key"], ["site", "stop"],
             ["server", "init"], ["server", "add-site"], ["server", "remove-site"],
             ["server", "rotate-key"], ["server", "replace-key"], ["server", "renew"],
@@ -104,8 +109,9 @@ def documented():
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
             for line in block.splitlines():
-                # Numbered steps need each other: test_walkthrough.py takes them in order.
-                if line.startswith("fieldmark ") and "  # step " not in line:
+                # Numbered steps need each other: test_walkthrough.py takes them in order, and
+                # test_restore_drill.py those of the drill.
+                if line.startswith("fieldmark ") and not re.search("  # (step|drill)", line):
                     yield pytest.param(line.split("  #")[0].strip(), id=f"{path.stem}: {line[:50]}")
 
 
@@ -132,9 +138,23 @@ def with_sites(words, homes):
     return [announced.stem if word == "RUN" else word for word in words]
 
 
+def make_real_home(name):
+    """A site with pictures of its own, as 'site join' leaves it."""
+    made = ["data", "make", "birds", "--train", "24", "--test", "12"]
+    assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
+    make_home(
+        Path(name),
+        name=name,
+        coordinator=public_text(new_key().public_key()),
+        cache=Path("cache"),
+        data_path="birds",
+        reading={"kind": "folder", "folders": "splits"},
+    )
+
+
 @pytest.mark.parametrize("line", list(documented()))
 def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
-    words = line.split()[1:]
+    words = shlex.split(line.removesuffix("\\"))[1:]
     if words[0] == "bench" or "PATH/TO/" in line:
         # Too long, or in need of pictures: the command line itself still has to be right.
         words = [words[0], "--help"]
@@ -154,6 +174,8 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         plan = ["simulate", words[3], "--out", "runs/audit", *SMALL]
         assert CliRunner().invoke(fieldmark.app, plan).exit_code == 0
         words += ["--set=audit.canaries=200", *SMALL]
+    elif words[:2] == ["site", "reading"]:
+        make_real_home(words[2])
     elif words[0] == "site":
         homes = request.getfixturevalue("private_sites")
         shutil.copytree(homes, "sites")

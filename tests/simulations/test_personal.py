@@ -97,19 +97,21 @@ def test_a_finished_run_is_not_tuned_again(done):
     assert again["personal"] == metrics["personal"]
 
 
-def test_a_site_under_its_own_protection_takes_part_and_tunes_nothing_for_others(tmp_path):
+def test_a_site_under_its_own_protection_refuses_a_run_that_tunes_before_it_pays(tmp_path):
     own = parse_recipe("", ["privacy.epsilon=8", "privacy.method=gradients"]).privacy
     plan, setting = begin(tmp_path, *TUNED, "model.attention=none")
     home = site_homes(plan, setting)[1]
     with_policy(home, privacy="required", epsilon_cap="none", own=own)
     metrics = run(plan, setting)
     assert metrics["personal"]["sites"] == 2
-    assert "personal_top1" not in metrics["sites"]["site-2"]
+    assert "site-2" not in metrics["sites"]
     assert not (home / "personal").exists()
-    events = map(json.loads, (plan.out / "events.jsonl").read_text().splitlines())
-    refused = [e for e in events if e.get("phase") == "personal" and not e["accepted"]]
-    assert [e["site"] for e in refused] == ["site-2"]
-    assert "personal.epochs" in refused[0]["reason"]
+    # It says so at the roll call, before it has paid for anything.
+    lines = (plan.out / "events.jsonl").read_text().splitlines()
+    called = [e for e in map(json.loads, lines) if e["event"] == "roll_call"]
+    (refused,) = (e for e in called if not e["accepted"])
+    assert "personal.epochs" in refused["reason"]
+    assert '"reserved"' not in (home / "ledger.jsonl").read_text()
 
 
 def test_personal_models_go_with_local_heads(tmp_path):

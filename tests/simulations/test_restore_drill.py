@@ -7,10 +7,12 @@ TLS and keys, on this machine's loopback. The new machine is one without this us
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +21,6 @@ from client.deployment.joining import Answers, join, make_key
 from client.privacy.ledger import Ledger
 from client.privacy.policy import Policy
 from client.site import Site
-from fgvc_core.protocol.keys import read_private
 from fgvc_core.protocol.kit import read_kit
 from fgvc_core.recipe import parse_recipe
 from server.deployment.conduct import ACTIVE, read_conduct
@@ -27,7 +28,6 @@ from server.deployment.launching import launch
 from server.deployment.processes import free_loopback_port
 from server.deployment.provisioning import add_site, init_server
 from server.deployment.settings import DeploymentSettings, GatewaySettings
-from server.ledger_memory import statement_of
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
@@ -58,8 +58,13 @@ sampling_rate = 0.2
 PATIENCE_S = 240.0
 
 
+TYPED = set()
+"""Every command that the drill has typed, without what differs from machine to machine."""
+
+
 def fieldmark(*command, state):
     """One command, as a person at that machine types it."""
+    TYPED.add(" ".join(word for word in map(str, command) if re.fullmatch("[a-z-]+", word)))
     done = subprocess.run(
         [sys.executable, "-P", "-m", "fieldmark", *map(str, command)],
         env={**os.environ, "FIELDMARK_STATE": str(state)},
@@ -130,13 +135,13 @@ def drill(tmp_path_factory):
         facts["still"] = ledger_at(home).total(1e-5)[0]
         fieldmark("site", "stop", home, state=new)
         statement = folder / "lyon.statement"
-        key = read_private(coordinator / "coordinator.key")
-        statement.write_text(statement_of(coordinator, "lyon", key))
+        fieldmark("server", "ledger-statement", coordinator, "lyon", "--out", statement, state=old)
         told = fieldmark("site", "ledger", "recover", home, statement, "--json", state=new)
         facts["recovery"] = json.loads(told)
         facts["recovered"], facts["charged now"] = ledger_at(home).total(1e-5)[0], charged(home)
         fieldmark("site", "up", home, "--detach", state=new)
         facts["check after"] = checked(home, new)
+        fieldmark("site", "check", home, state=new)
         facts["second"] = run(coordinator, "second")
         facts["at the end"] = ledger_at(home).total(1e-5)[0]
     finally:
@@ -182,3 +187,17 @@ def test_it_takes_part_again_and_goes_on_from_there(drill):
     assert drill["check after"].exit_code == 0
     assert drill["second"].state == "finished", drill["second"]
     assert drill["at the end"] > drill["recovered"]
+
+
+def test_the_pages_drill_is_the_one_that_was_typed(drill):
+    pages = Path(__file__).parents[2] / "docs"
+    lines = [
+        line
+        for page in ("operations.md", "site-engineer.md")
+        for line in re.findall(r"^fieldmark (.*)  # drill$", (pages / page).read_text(), re.M)
+    ]
+    assert len(lines) == 7
+    for line in lines:
+        words = [word for word in line.split() if re.fullmatch("[a-z-]+", word)]
+        named = [word for word in words if word not in ("federation", "lyon")]
+        assert any(set(named) <= set(typed.split()) for typed in TYPED), line

@@ -66,7 +66,7 @@ def test_epsilon_from_rates_stays_below_randomised_responses_and_comes_near():
 
 
 def test_a_model_that_learnt_its_pictures_by_heart_gives_its_members_away():
-    learner = head_learner("linear", "train.lr=2.0", "train.epochs=60", "train.optimizer=sgd")
+    learner = head_learner("linear", "train.lr=2.0", "train.epochs=120", "train.optimizer=sgd")
     generator = np.random.default_rng(2)
     everyone = features(generator, 160, signal=0.0)
     included = generator.random(160) < 0.5

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from client.privacy.gate import Departure, Gate
-from client.reading import check_knowledge
+from client.reading import check_class_names, check_knowledge
 from client.site import Site
 from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
@@ -69,6 +69,8 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     if request.kind == "roll_call":
         recipe = read_announcement(request)
         check_knowledge(site, recipe)
+        if site.rows is None:
+            check_class_names(request.class_names)
         if recipe.scenario is not None and site.rows is None:
             raise PolicyRefusal(
                 "The recipe has a [scenario]: faults and attacks are for simulated sites.",

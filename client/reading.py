@@ -15,7 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from fgvc_core.configuration import Settings
 from fgvc_core.data.left_out import NO_CLASS
 from fgvc_core.data.settings import DataSettings
-from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
+from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
+from fgvc_core.recipe_paths import leads_out
 
 if TYPE_CHECKING:
     from client.site import Site
@@ -123,11 +124,20 @@ class SiteData(Settings):
             raise ValueError("it must hold '{path}' once, for instance 'images/{path}.jpg'")
         return value
 
+    @field_validator("manifest", "path_template")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        if leads_out(value):
+            raise ValueError("it must be a path inside data.path, without '..'")
+        return value
+
     @field_validator("label_map")
     @classmethod
     def _leads_somewhere(cls, value: dict[str, str]) -> dict[str, str]:
-        if any(not target.strip() for target in value.values()):
-            raise ValueError(f"a label leads to a class name, or to '{NO_CLASS}'")
+        for target in value.values():
+            # Not quite '-> none' would be a class of that name.
+            if not target.strip() or (target.strip().startswith("->") and target != NO_CLASS):
+                raise ValueError(f"a label leads to a class name, or to '{NO_CLASS}' as it is here")
         return value
 
     def units_digest(self) -> str:
@@ -217,7 +227,9 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
         "level",
         "folders",
         "label_map",
+        "site_column",
     )
+    whose = own.site_value or site.name
     return DataSettings(
         name=kind,
         classes=class_names or None,
@@ -225,8 +237,26 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
         val_fraction=recipe.data.val_fraction,
         # The quarter that a simulation holds out is not held out here.
         test_fraction=0.0,
+        site_value=whose if own.site_column is not None else None,
         **{name: getattr(own, name) for name in same},
     )
+
+
+def check_class_names(class_names: tuple[str, ...]) -> None:
+    """Whether class names can be a run's, before anything is charged for it.
+
+    Raises:
+        PeerError: if there are none, one is named twice, or one could be taken for ``-> none``.
+    """
+    wrong = ""
+    if not class_names:
+        wrong = "names no classes"
+    elif len(set(class_names)) != len(class_names):
+        wrong = "names a class twice"
+    elif any(not name.strip() or name.strip().startswith("->") for name in class_names):
+        wrong = "has a class without a name, or one that begins with '->'"
+    if wrong:
+        raise PeerError(f"The announced run {wrong}.", why="No label could be told from another.")
 
 
 def check_knowledge(site: "Site", recipe: "Recipe") -> None:
@@ -279,16 +309,6 @@ def load_site_table(
     table = load_table(data_settings(site, recipe, class_names), site.cache, left_out=left_out)
     if site.rows is not None:
         return table
-    if own.site_column is not None and own.kind == "manifest":
-        values = table.columns.get(own.site_column)
-        if values is None:
-            raise DataError(
-                f"{own.manifest} has no column '{own.site_column}' (data.site_column).",
-                why=f"Its other columns are: {', '.join(table.columns)}.",
-                remedy=nearest(own.site_column, table.columns) or "Set it in site.toml.",
-            )
-        wanted = own.site_value or site.name
-        table = table.take([i for i, value in enumerate(values) if value == wanted])
     if own.split == "none":
         labelled_N = table.labels_N >= 0
         splits: tuple[Split, ...] = tuple("train" if has else "pool" for has in labelled_N)

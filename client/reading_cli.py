@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,7 +68,7 @@ def reading_said(
 
 
 def settle_reading(
-    kit: "StartKit", home: Path, answers: "Answers", said: dict[str, Any], *, ask: bool
+    kit: "StartKit", answers: "Answers", said: dict[str, Any], *, ask: bool
 ) -> "Answers":
     """The answers with the reading that was recognized, shown, and agreed to.
 
@@ -78,23 +79,32 @@ def settle_reading(
     """
     from client.deployment.joining import preview
     from client.provision import SPLIT_KEY_BYTES
-    from client.recognition import recognize, understand
+    from client.recognition import passed_over, recognize, understand
     from fgvc_core.errors import DataError
 
-    assert answers.data is not None
-    if not answers.data.is_dir():
+    root = answers.data
+    assert root is not None
+    if not root.is_dir():
         raise DataError(
-            f"There is no folder '{answers.data}'.",
+            f"There is no folder '{root}'.",
             remedy="Give the root of the data set with --data.",
         )
     answers = replace(
         answers,
-        reading=recognize(answers.data, said),
+        reading=recognize(root, said),
         split_key=os.urandom(SPLIT_KEY_BYTES),
     )
-    understood = understand(preview(kit, home, answers))
-    for line in understood.lines():
+    with TemporaryDirectory(prefix="fieldmark-") as cache:
+        understood = understand(preview(kit, replace(answers, cache=Path(cache))))
+    for line in [*understood.lines(), *passed_over(root, answers.reading)]:
         typer.echo(line, err=True)
+    if not understood.pictures:
+        raise DataError(
+            f"'{root}' holds no picture to learn from, read like that.",
+            why="Nothing was made.",
+            remedy="Say how with --kind, --manifest, --label-column, --map-label and the others of "
+            "'fieldmark site join --help'.",
+        )
     if ask and not typer.confirm("Is that right?", default=True, err=True):
         typer.echo(
             "Nothing was made. Say how with --kind, --manifest, --label-column, "

@@ -5,6 +5,7 @@ so many pictures of these classes, so many left out and why, and write it down a
 """
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from client.privacy.ledger import Ledger
 from client.reading import EMBEDDED, SiteData, load_site_table
 from client.site import Site, write_settings
+from fgvc_core.data.files import first_few
+from fgvc_core.data.left_out import NO_CLASS
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
 
 if TYPE_CHECKING:
@@ -27,17 +30,17 @@ class _NoPaths(ConfigurationError):
     """No column of a manifest names files."""
 
 
-_LABELS = ("label", "class", "species", "category", "diagnosis", "dx", "variety", "model")
+_LABELS = ("label", "class", "species", "category", "diagnosis", "dx", "variety")
 _SUBJECTS = (
     "subject",
-    "subject_id",
+    "subjectid",
     "patient",
-    "patient_id",
-    "lesion_id",
+    "patientid",
+    "lesionid",
     "animal",
-    "animal_id",
+    "animalid",
     "individual",
-    "individual_id",
+    "individualid",
 )
 _SPLITS = ("split", "set", "partition", "subset")
 _SPLIT_WORDS = {"train", "training", "test", "testing", "val", "valid", "validation", "pool"}
@@ -93,7 +96,8 @@ def _kind(root: Path, said: Mapping[str, Any]) -> str:
 
 
 def _csvs(root: Path) -> list[str]:
-    return sorted(p.name for p in root.glob("*.csv") if not p.name.startswith("."))
+    names = (p.name for p in root.iterdir() if p.suffix.casefold() == ".csv" and p.is_file())
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _manifest(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +195,10 @@ def _is_file(path: Path) -> bool:
 
 
 def _named(header: list[str], names: tuple[str, ...], taken: set[Any]) -> str | None:
-    by_name = {field.casefold(): field for field in header if field not in taken}
+    # PatientID, patient_id and "Patient ID" are one name.
+    by_name = {
+        re.sub("[^a-z0-9]", "", field.casefold()): field for field in header if field not in taken
+    }
     return next((by_name[name] for name in names if name in by_name), None)
 
 
@@ -221,6 +228,10 @@ class Understood:
         left_out: Reason -> how many rows count as nothing.
         examples_left_out: One phrase for each reason, with the first few names.
         subjects: How many subjects there are, where a column says so.
+        how: Which files and columns are read, as ``[data]`` says it.
+        unused_labels: Own labels in the label map that no picture has.
+        strict_fault: What reading without leaving anything out says is wrong; empty: nothing.
+        leaves_out: Whether a run without differential privacy leaves faults out too.
     """
 
     kind: str
@@ -232,6 +243,10 @@ class Understood:
     left_out: dict[str, int]
     examples_left_out: tuple[str, ...]
     subjects: int | None
+    how: dict[str, str]
+    unused_labels: tuple[str, ...]
+    strict_fault: str
+    leaves_out: bool
 
     def lines(self) -> list[str]:
         """The same in words."""
@@ -239,6 +254,7 @@ class Understood:
             f"{self.pictures} pictures of {len(self.classes)} classes, read as '{self.kind}'"
             + (f", of {self.subjects} subjects" if self.subjects is not None else "")
         ]
+        told += [f"{name}: {value}" for name, value in self.how.items()]
         told.append(
             f"{self.held_out} of them are kept for validation ({self.val_fraction:.0%} of the "
             "subjects, by a keyed hash); a run may set another share"
@@ -255,6 +271,13 @@ class Understood:
             told += [f"  {phrase}" for phrase in self.examples_left_out]
         else:
             told.append("nothing is left out")
+        if self.unused_labels:
+            told.append(f"labels in the map that no picture has: {first_few(self.unused_labels)}")
+        if self.strict_fault and not self.leaves_out:
+            told.append(
+                "without differential privacy a run would answer 'unavailable' "
+                f'(data.faults = "refuse"): {self.strict_fault}'
+            )
         return told
 
 
@@ -281,6 +304,7 @@ def understand(
 
     recipe = Recipe() if recipe is None else recipe
     left_out = LeftOut()
+    own_data = site.settings.data
     table = load_site_table(site, recipe, class_names, left_out)
     faults = decode_each(table, 16, lambda _position, _picture: None, whatever=True)
     for position in faults:
@@ -290,9 +314,12 @@ def understand(
     own = own_rows(site, sound)
     counts = own.class_counts_K().tolist()
     others = Counter(split for split in sound.splits if split != "train")
-    column = site.settings.data.subject_column
+    column = own_data.subject_column
+    fault = _strict_fault(site, recipe, class_names)
+    if not fault and left_out.counts().get(UNREADABLE):
+        fault = f"{left_out.counts()[UNREADABLE]} pictures cannot be read"
     return Understood(
-        kind=site.settings.data.kind or EMBEDDED,
+        kind=own_data.kind or EMBEDDED,
         pictures=len(own),
         held_out=len(validation),
         val_fraction=recipe.data.val_fraction,
@@ -301,7 +328,55 @@ def understand(
         left_out=left_out.counts(),
         examples_left_out=tuple(left_out.sentences()),
         subjects=len(set(own.subjects)) if column else None,
+        how=_how(own_data, site.name),
+        unused_labels=tuple(sorted(set(own_data.label_map) - left_out.labels)),
+        strict_fault=fault,
+        leaves_out=own_data.faults == "leave-out" or bool(site.settings.policy.demand),
     )
+
+
+def _strict_fault(site: Site, recipe: "Recipe", class_names: tuple[str, ...]) -> str:
+    try:
+        load_site_table(site, recipe, class_names)
+    except DataError as error:
+        return error.what
+    return ""
+
+
+def _how(data: SiteData, name: str) -> dict[str, str]:
+    """Which files and columns are read."""
+    if data.kind == "folder":
+        first = "class" if data.folders == "classes" else "split (train, val, test, pool)"
+        return {"labels from": f"folders below '{data.path}'; the first level is the {first}"}
+    if data.kind != "manifest":
+        return {"labels from": f"the published files below '{data.path}'"}
+    found = {
+        "manifest": f"{data.path}/{data.manifest}",
+        "pictures from": f"column '{data.path_column}' as '{data.path_template}'",
+        "labels from": f"column '{data.label_column}'",
+        "subjects from": "no column: each picture is one"
+        if data.subject_column is None
+        else f"column '{data.subject_column}'",
+    }
+    if data.split_column is not None:
+        found["splits from"] = f"column '{data.split_column}'"
+    if data.site_column is not None:
+        found["lines where"] = f"'{data.site_column}' is '{data.site_value or name}'"
+    return found
+
+
+def passed_over(root: Path, reading: Mapping[str, Any]) -> list[str]:
+    """A line about tables beside the pictures that are not read, so that no labels get lost."""
+    if reading.get("kind") != "folder":
+        return []
+    tables = sorted(
+        entry.name
+        for entry in root.iterdir()
+        if entry.suffix.casefold() in (".csv", ".tsv", ".xls", ".xlsx", ".json", ".parquet")
+    )
+    if not tables:
+        return []
+    return [f"not read: {first_few(tables)} (a CSV that lists the pictures: --manifest FILE)"]
 
 
 def proposed_by(recipe: "Recipe") -> dict[str, Any]:
@@ -331,7 +406,15 @@ def label_map_of(pairs: list[str]) -> dict[str, str]:
                 remedy="For instance --map-label 'Parus major=Great tit', or 'unknown=-> none' to "
                 "leave pictures with that label out.",
             )
-        found[own.strip()] = target.strip()
+        target = target.strip()
+        if target.startswith("->"):
+            if target[2:].strip().casefold() != "none":
+                raise ConfigurationError(
+                    f"--map-label '{pair}' leads nowhere.",
+                    remedy=f"What begins with '->' is '{NO_CLASS}' and nothing else.",
+                )
+            target = NO_CLASS
+        found[own.strip()] = target
     return found
 
 

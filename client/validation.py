@@ -15,15 +15,15 @@ import numpy as np
 from client.privacy.gate import Departure, Gate
 from client.privacy.outbox import Payload
 from client.privacy.policy import check_validation
-from client.reading import data_settings
+from client.reading import SiteData, load_site_table
+from client.reading import kind_of as kind_of_data
+from client.recognition import with_reading
 from client.site import Site
 from client.weights import weights_folder
-from client.work import echo, log_left_out
-from fgvc_core.data.catalogue import load_table
+from client.work import echo, leaves_out, log_left_out
 from fgvc_core.data.left_out import LeftOut
-from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
+from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal, nearest
 from fgvc_core.experiment import pick_device
 from fgvc_core.export.kit import Kit, open_kit, read_body
 from fgvc_core.files import write_privately
@@ -52,7 +52,7 @@ from fgvc_core.protocol.validation import (
     KitBody,
     ValidationReply,
 )
-from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.recipe import Recipe, parse_recipe, toml_value
 from fgvc_core.training.private import noisy_scores
 
 
@@ -125,8 +125,9 @@ def validate_kit(
         site: Whose.
         path: The kit.
         issuer: Fingerprint of the key that made it, where that is not the coordinator's.
-        data: How this site's data are laid out (``data.name``); None: as the recipe says.
-        overrides: ``data.KEY=VALUE``; never ``data.path``, which is the site's own.
+        data: Another kind than ``site.toml`` says, for this once.
+        overrides: ``data.KEY=VALUE`` of the site's own ``[data]``, for this once; never its
+            path. What decides who is one unit cannot change once something was charged.
         part: Which part of them.
         weights: Weights of the model's frozen part on this machine.
 
@@ -138,11 +139,12 @@ def validate_kit(
     """
     body, _ = read_body(path)
     check_issuer(site, body, issuer)
-    _refuse_other_data(overrides)
+    site = _read_as_said(site, data, overrides)
     device = str(pick_device(site.settings.resources.device))
     kit = open_kit(path, device, weights or _own_weights(site, body), read_public(body.issuer))
     gate = Gate(site)
     recipe = _recipe_here(site, kit, data, overrides)
+    kind_of_data(site, recipe)
     privacy = gate.terms.protection_of_scores(recipe.announced)
     check_validation(site.settings.policy, privacy is not None)
     request = Request(
@@ -165,7 +167,7 @@ def validate_kit(
         "kit_digest": kit.digest,
     }
     if privacy is None:
-        card = _score(site, kit, _table(site, kit, recipe, part), names)
+        card = _score(site, kit, _judged_on(site, kit, recipe, part), names)
         reply = ValidationReply(**fields, figures=_figures(card))
         departure = gate.release(request, reply, {})
     else:
@@ -195,22 +197,39 @@ def _own_weights(site: Site, body: KitBody) -> str | None:
     return None if found is None else str(found)
 
 
-def _refuse_other_data(overrides: tuple[str, ...]) -> None:
+def _read_as_said(site: Site, kind: str | None, overrides: tuple[str, ...]) -> Site:
+    """The site with its own reading changed as the person at the site says, for this once.
+
+    Everything that asks how units are told apart, the ledger above all, asks this one.
+    """
     if any(text.startswith("data.path=") for text in overrides):
         raise ConfigurationError(
             "--set data.path: the pictures are those that site.toml names.",
             why="What is spent on other pictures would not be in their ledger.",
             remedy="Make a home of its own for the other pictures: fieldmark site new",
         )
+    if site.rows is not None or (kind is None and not overrides):
+        return site
+    said: dict[str, Any] = {} if kind is None else {"kind": kind}
+    known = sorted(set(SiteData.model_fields) - {"path", "units", "pictures"})
+    for text in overrides:
+        key, _, value = text.removeprefix("data.").partition("=")
+        if not text.startswith("data.") or key not in known:
+            raise ConfigurationError(
+                f"--set {text}: only how this site reads its pictures can be changed here.",
+                why=f"That is data.KEY for KEY one of {', '.join(known)}.",
+                remedy=nearest(key, known) or "For instance: --set data.label_column=species",
+            )
+        said[key] = toml_value(value)
+    return with_reading(site, said)
 
 
 def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, ...]) -> Recipe:
     """The kit's recipe over this site's data, with the privacy that the stricter of both asks."""
     own, policy = site.settings.data, site.settings.policy
-    if site.rows is None and own.kind is not None and name is None:
-        read = data_settings(site, kit.trained.recipe, _seen_names(kit))
-        data = _with_overrides(read, overrides)
-    else:
+    data = kit.trained.recipe.data
+    if site.rows is not None:
+        # A simulated site's data are the simulation's, and so is how they are read.
         data = data_of(kit.trained, overrides, name, own.path)
         if own.subject_column is not None:
             data = data.model_copy(update={"subject_column": own.subject_column})
@@ -227,13 +246,6 @@ def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, .
     return kit.trained.recipe.model_copy(update={"data": data, "privacy": privacy})
 
 
-def _with_overrides(data: DataSettings, overrides: tuple[str, ...]) -> DataSettings:
-    """The site's own reading, changed as the person at the site says for this once."""
-    values = parse_recipe("", overrides, "--set").data
-    changed = {name: getattr(values, name) for name in values.model_fields_set}
-    return data.model_copy(update=changed)
-
-
 def _seen_names(kit: Kit) -> tuple[str, ...]:
     seen_K = seen_classes(kit.trained.recipe, kit.body.class_names)
     return tuple(kit.body.class_names[k] for k in seen_K)
@@ -243,20 +255,35 @@ def _table(
     site: Site, kit: Kit, recipe: Recipe, part: Part, left_out: LeftOut | None = None
 ) -> ExampleTable:
     """The labelled pictures to judge on; with a record, those at fault are left out."""
-    chosen: Part = "all" if site.rows is not None else part
-    if left_out is None:
-        table = read_table(recipe.data, chosen, site.cache)
-    else:
-        table = load_table(recipe.data, site.cache, left_out=left_out)
+    names = _seen_names(kit)
+    if site.rows is None:
+        table = load_site_table(site, recipe, names, left_out)
         table = table.take(np.flatnonzero(table.labels_N >= 0))
-        table = table if chosen == "all" else table.where(chosen)
-    if site.rows is not None:
+        table = table if part == "all" else table.where(part)
+        if not len(table) and left_out is None:
+            raise DataError(
+                f"This site has no labelled pictures in the part '{part}'.",
+                remedy="Take --split all, or look at: fieldmark site reading DIR",
+            )
+        if table.class_names == names:
+            return table
+    else:
+        table = read_table(recipe.data, "all", site.cache)
         held = set(site.rows.tolist())
         table = table.take([i for i, row in enumerate(table.rows.tolist()) if row in held])
-    if left_out is not None and table.class_names == _seen_names(kit):
-        return table
-    known, _ = part_known(table, _seen_names(kit), (), kit.trained.recipe.partition.unseen)
+    known, _ = part_known(table, names, (), kit.trained.recipe.partition.unseen)
     return known
+
+
+def _judged_on(site: Site, kit: Kit, recipe: Recipe, part: Part) -> ExampleTable:
+    """Without differential privacy: what is at fault raises, unless the site leaves it out."""
+    if not leaves_out(site, None):
+        return _table(site, kit, recipe, part)
+    left_out = LeftOut()
+    table = _table(site, kit, recipe, part, left_out)
+    table, _ = kit.trained.learner.readable_examples(table, site.cache, left_out)
+    log_left_out(site, left_out)
+    return table
 
 
 def _score(site: Site, kit: Kit, table: ExampleTable, names: tuple[str, ...]) -> Scorecard:

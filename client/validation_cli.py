@@ -57,9 +57,9 @@ def new(
     """
     from client.privacy.policy import Policy, read_cap
     from client.provision import make_home
-    from client.site import write_settings
+    from client.recognition import passed_over, recognize, understand
     from fgvc_core.data.cache import cache_folder
-    from fgvc_core.errors import PeerError
+    from fgvc_core.errors import DataError, PeerError
     from fgvc_core.export.kit import read_body
     from fgvc_core.protocol.keys import has_fingerprint, read_public, short_fingerprint
 
@@ -74,6 +74,10 @@ def new(
         )
     values = {"privacy": privacy, "unit": unit, "epsilon_cap": read_cap(epsilon_cap)}
     policy = Policy.read({k: v for k, v in values.items() if v is not None}, "site new")
+    if not path.is_dir():
+        raise DataError(f"There is no folder '{path}'.", remedy="Give the root of the data set.")
+    said = {} if subject_column is None else {"subject_column": subject_column}
+    reading = recognize(path, said)
     site = make_home(
         home,
         name=name,
@@ -81,11 +85,11 @@ def new(
         cache=cache_folder(),
         data_path=str(path),
         units=units,
+        reading=reading,
         policy=policy,
     )
-    if subject_column is not None:
-        data = site.settings.data.model_copy(update={"subject_column": subject_column})
-        write_settings(home, site.settings.model_copy(update={"data": data}))
+    for line in [*understand(site).lines(), *passed_over(path, reading)]:
+        typer.echo(line, err=True)
     typer.echo(f"home: {home}; read {home / 'site.toml'} before the first kit")
     typer.echo(f"its key: {short_fingerprint(site.key.public_key())}: tell the kit's maker")
 
@@ -98,13 +102,15 @@ def validate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="How this site's pictures are laid out, if not as the kit's recipe says."
+            help="Another kind than site.toml says, for this once: folder, manifest, cub..."
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="data.KEY=VALUE", help="Change how they are read; repeatable."
+            "--set",
+            metavar="data.KEY=VALUE",
+            help="Read them differently than site.toml says, for this once; repeatable.",
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Which part of them: all, test or train.")] = "all",

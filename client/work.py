@@ -117,8 +117,7 @@ class Desk:
         """
         settings = data_settings(site, recipe, class_names).model_dump_json()
         own = site.settings.data
-        whose = None if site.rows is not None else (own.site_column, own.site_value, own.split)
-        key = (settings, whose, str(site.cache), tolerant)
+        key = (settings, own.split, str(site.cache), tolerant)
         if key not in self._tables:
             self._tables.clear()
             left_out = LeftOut()

@@ -292,6 +292,14 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
     return Recipe.read(values, where)
 
 
+def toml_value(text: str) -> Any:
+    """The value of a ``key=value`` override: TOML, and anything else as text."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -301,10 +309,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             why="Nothing was started.",
             remedy="For instance: --set federation.rounds=5",
         )
-    try:
-        value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = toml_value(text)
     for part in parts[:-1]:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):

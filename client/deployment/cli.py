@@ -155,7 +155,7 @@ def join(
             map_label=map_label,
             recipe=recipe,
         )
-        answers = settle_reading(found, home, answers, said, ask=not yes)
+        answers = settle_reading(found, answers, said, ask=not yes)
     site = make(found, home, answers, key_file)
     typer.echo(f"this site's key: {short_fingerprint(site.key.public_key())}")
     typer.echo(f"made {home} for site {site.name}; next: fieldmark site check {home}")

@@ -133,7 +133,7 @@ def join(kit: StartKit, home: Path, answers: Answers, key_path: Path | None = No
     return site
 
 
-def preview(kit: StartKit, home: Path, answers: Answers) -> Site:
+def preview(kit: StartKit, answers: Answers) -> Site:
     """The site that :func:`join` would make, to see how it reads its data; nothing is made.
 
     Raises:
@@ -142,10 +142,11 @@ def preview(kit: StartKit, home: Path, answers: Answers) -> Site:
     values = {
         "name": kit.site,
         "data": {**answers.reading, "path": str(answers.data), "units": answers.units},
-        "resources": {"device": answers.device, "cache": str(answers.cache or home / "cache")},
+        "resources": {"device": answers.device, "cache": str(answers.cache)},
+        "policy": answers.policy.model_dump(),
     }
     return Site(
-        home=home,
+        home=Path(str(answers.cache)),
         settings=SiteSettings.read(values, "site.toml"),
         key=new_key(),
         coordinator=read_public(kit.coordinator),

@@ -256,6 +256,8 @@ class Register:
                 kept.append(other)
                 continue
             if other.home != claim.home and _is_home_of(Path(other.home), other.key):
+                if not _same_data(claim, other):
+                    raise _key_in_use(other)
                 raise _taken(claim, other, self.path)
             known = _known(other, holds)
             if not known and (other.key == claim.key or _same_data(claim, other)):
@@ -348,6 +350,14 @@ def _is_home_of(home: Path, key: str) -> bool:
         return fingerprint(read_private(home / "key").public_key()) == key
     except PeerError:
         return True
+
+
+def _key_in_use(other: Claim) -> PolicyRefusal:
+    return PolicyRefusal(
+        "This site's key is in use in another home.",
+        why=f"That is '{other.home}': one key is one site, and answers from one home.",
+        remedy="Use that home, or make a key for this one: fieldmark site key FILE.",
+    )
 
 
 def _older(register: Path) -> PolicyRefusal:

@@ -57,6 +57,7 @@ def number_labels(
     if left_out is None:
         _refuse_strange_targets(settings, class_names)
     else:
+        left_out.labels.update(name for name in names if name is not None)
         for row, name in zip(rows, mapped, strict=True):
             if name == NO_CLASS:
                 left_out.add("left out by the label map", row)
@@ -70,6 +71,8 @@ def number_labels(
             remedy=f"{hint} Map them in data.label_map or add them to data.classes.".strip(),
         )
     number = {name: k for k, name in enumerate(class_names)}
+    # Whatever classes somebody announces: what a map leaves out is left out.
+    number[NO_CLASS] = LEFT_OUT
     labels_N = np.array(
         [UNLABELLED if name is None else number.get(name, LEFT_OUT) for name in mapped],
         dtype=np.int64,

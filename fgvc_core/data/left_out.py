@@ -29,6 +29,8 @@ class LeftOut:
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
+        self.labels: set[str] = set()
+        """The data's own labels that were met, before any map."""
 
     def add(self, reason: str, name: str) -> None:
         """Record one row.

@@ -61,7 +61,7 @@ def build_table(
     root = data_root(settings)
     if left_out is not None:
         return _tolerant_table(root, settings, left_out)
-    sheet = _read(root / settings.manifest, settings.manifest)
+    sheet = _read(root / settings.manifest, settings.manifest).only(settings)
     raw_paths = sheet.filled(settings.path_column, "data.path_column")
     raw_labels = sheet.column(settings.label_column, "data.label_column")
     subject_column = sheet.chosen(settings.subject_column, "subject", "data.subject_column")
@@ -112,6 +112,7 @@ def _table(
 def _tolerant_table(root: Path, settings: DataSettings, left_out: LeftOut) -> ExampleTable:
     """The table with every fault of a single line recorded, and its row marked."""
     sheet = _read_line_by_line(root / settings.manifest, settings.manifest, left_out)
+    sheet = sheet.only(settings)
     raw_paths = sheet.column(settings.path_column, "data.path_column")
     raw_labels = sheet.column(settings.label_column, "data.label_column")
     subject_column = sheet.chosen(settings.subject_column, "subject", "data.subject_column")
@@ -173,6 +174,15 @@ class _Sheet:
                 remedy=hint,
             )
         return self.values[name]
+
+    def only(self, settings: DataSettings) -> "_Sheet":
+        """The lines of one site, where the sheet is of several."""
+        if settings.site_column is None:
+            return self
+        values = self.column(settings.site_column, "data.site_column")
+        own = [i for i, value in enumerate(values) if value == settings.site_value]
+        kept = {name: [column[i] for i in own] for name, column in self.values.items()}
+        return _Sheet(self.name, kept, [self.lines[i] for i in own])
 
     def filled(self, name: str, setting: str) -> list[str]:
         """A column without empty values."""

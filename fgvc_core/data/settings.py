@@ -88,6 +88,17 @@ class DataSettings(Settings):
         "column named 'split' is taken, where there is one.",
         json_schema_extra=text("label"),
     )
+    site_column: str | None = Field(
+        None,
+        description="For a manifest of several sites: the column that says whose a picture is; "
+        "lines of others are passed over before anything in them is looked at.",
+        json_schema_extra=text("label"),
+    )
+    site_value: str | None = Field(
+        None,
+        description="The value in site_column whose lines are read.",
+        json_schema_extra=text("label"),
+    )
     public: bool | None = Field(
         None,
         description="Whether a run's report may show pictures of the test split. By default those "
@@ -111,6 +122,8 @@ class DataSettings(Settings):
     def _distinct(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and len(set(value)) != len(value):
             raise ValueError("class names must be distinct")
+        if value is not None and any(name.strip().startswith("->") for name in value):
+            raise ValueError("a class name must not begin with '->', which leaves out")
         return value
 
     @field_validator("path_template")

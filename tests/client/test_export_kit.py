@@ -19,7 +19,7 @@ from client.privacy.ledger import Ledger
 from client.privacy.policy import Policy
 from client.privacy.report.departures import departures
 from client.provision import make_home
-from client.site import Site
+from client.site import Site, write_settings
 from client.validation import validate_kit
 from fgvc_core.errors import (
     ConfigurationError,
@@ -252,8 +252,54 @@ def test_a_strangers_kit_needs_its_fingerprint(trained, site, tmp_path):
 def test_the_pictures_are_those_of_the_ledger(site, kit):
     with pytest.raises(ConfigurationError, match=r"data\.path"):
         validate_kit(site, kit, overrides=("data.path=/elsewhere",))
-    with pytest.raises(PolicyRefusal, match="leads out of"):
+    with pytest.raises(ConfigurationError, match=r"inside data\.path"):
         validate_kit(site, kit, overrides=("data.manifest=../other.csv",))
+
+
+def test_how_a_kit_is_read_is_the_sites_and_units_stay_what_they_are_called(data, tmp_path, kit):
+    """--data and --set change the site's own reading, and so what the ledger says of units."""
+    site = home(data, tmp_path, unit="subject", epsilon_cap=50.0)
+    assert validate_kit(site, kit).reply.noisy_scores is not None
+    (plan,) = ledger(site).plans()
+    assert (plan.unit, plan.subject_column) == ("subject", "patient")
+    for changes in ({"data": "folder"}, {"overrides": ("data.subject_column=path",)}):
+        with pytest.raises((PolicyRefusal, ConfigurationError)) as caught:
+            validate_kit(site, kit, **changes)
+        assert "who is a subject" in str(caught.value) or "announced before" in str(caught.value)
+    # And a setting of the kit's recipe that is none of the site's.
+    with pytest.raises(ConfigurationError, match="only how this site reads") as caught:
+        validate_kit(site, kit, overrides=("data.lable_column=x",))
+    assert "label_column" in caught.value.remedy
+
+
+def test_another_way_of_telling_units_apart_is_refused_once_something_was_charged(
+    data, tmp_path, trained
+):
+    site = home(data, tmp_path, unit="subject", epsilon_cap=50.0)
+    for name in ("one.kit", "two.kit"):
+        write_kit(trained, tmp_path / name, KEY, PRIVACY, None)
+    validate_kit(site, tmp_path / "one.kit")
+    with pytest.raises(PolicyRefusal, match="tells units apart in another way"):
+        validate_kit(site, tmp_path / "two.kit", overrides=("data.subject_column=path",))
+
+
+def test_a_kit_is_judged_on_the_lines_of_this_site_alone(data, tmp_path, kit):
+    lines = (data / "manifest.csv").read_text().splitlines()
+    sited = [f"{lines[0]},ward", *(f"{x},{'lyon' if i < 5 else 'bern'}" for i, x in
+                                   enumerate(lines[1:]))]  # fmt: skip
+    (data / "manifest.csv").write_text("\n".join(sited) + "\n")
+    site = home(data, tmp_path)
+    own = site.settings.data.model_copy(update={"site_column": "ward", "site_value": "lyon"})
+    write_settings(site.home, site.settings.model_copy(update={"data": own}))
+    assert validate_kit(Site.open(site.home), kit).reply.figures.examples == 5
+
+
+def test_a_home_that_says_nothing_of_its_reading_is_read_as_no_kit_says(data, tmp_path, kit):
+    site = home(data, tmp_path)
+    own = site.settings.data.model_copy(update={"kind": None})
+    write_settings(site.home, site.settings.model_copy(update={"data": own}))
+    with pytest.raises(PolicyRefusal, match=r"data\.kind"):
+        validate_kit(Site.open(site.home), kit)
 
 
 def _rewrite(kit, change):

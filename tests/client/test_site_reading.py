@@ -23,7 +23,8 @@ from client.provision import make_home
 from client.reading import SiteData, data_settings, load_site_table
 from client.recognition import label_map_of, proposed_by, recognize, understand
 from client.site import Site, write_settings
-from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.labels import number_labels
+from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.protocol.envelope import seal
@@ -454,3 +455,85 @@ def test_the_engineers_page_shows_a_reading_that_can_be():
     assert own.label_map["unclear"] == "-> none"
     keys = set(re.findall(r"`(\w+)`", page.split("| Key | What it says |")[1].split("\n\n")[0]))
     assert set(SiteData.model_fields) - {"path", "units", "pictures"} <= keys
+
+
+@pytest.mark.parametrize("classes", [("-> none", "Great tit"), ("Great tit", "-> none")])
+def test_what_a_map_leaves_out_stays_out_whatever_classes_are_announced(tmp_path, classes):
+    root = folder_tree(tmp_path / "data", ("Great tit", "dubious"))
+    site = site_over(tmp_path / "home", root, kind="folder", label_map={"dubious": "-> none"})
+    recipe = parse_recipe(RECIPE, PRIVATE)
+    reply = ask(site, recipe, "roll_call", classes)
+    assert (reply.code, "begins with '->'" in reply.reason) == ("refused-request", True)
+    settings = data_settings(site, recipe, ("Great tit",)).model_copy(update={"classes": classes})
+    for left_out in (LeftOut(), None):
+        labels_N, _ = number_labels(("dubious", "Great tit"), settings, "", left_out, ("a", "b"))
+        assert labels_N.tolist() == [LEFT_OUT, classes.index("Great tit")]
+    with pytest.raises(ConfigurationError, match="must not begin with '->'"):
+        parse_recipe(RECIPE, ['data.classes=["a", "-> none"]'])
+
+
+@pytest.mark.parametrize("classes", [(), ("a", "a"), ("a", " ")])
+def test_class_names_that_cannot_be_cost_nothing(tmp_path, classes):
+    site = site_over(tmp_path / "home", folder_tree(tmp_path / "data"), kind="folder")
+    reply = ask(site, parse_recipe(RECIPE, PRIVATE), "roll_call", classes)
+    assert reply.code == "refused-request"
+    assert ledger(site).plans() == []
+
+
+def test_a_map_that_nearly_leaves_out_is_mended_or_refused():
+    assert label_map_of(["a=->none", "b=-> None"]) == {"a": "-> none", "b": "-> none"}
+    with pytest.raises(ConfigurationError, match="leads nowhere"):
+        label_map_of(["a=-> nothing"])
+    with pytest.raises(ConfigurationError, match="as it is here"):
+        SiteData.read({"label_map": {"a": "->none"}})
+
+
+@pytest.mark.parametrize("key", ["manifest", "path_template"])
+def test_a_reading_stays_inside_the_data(key):
+    value = "../other/{path}" if key == "path_template" else "../other/secret.csv"
+    with pytest.raises(ConfigurationError, match=r"inside data\.path"):
+        SiteData.read({key: value})
+
+
+def test_other_sites_lines_are_passed_over_before_anything_in_them_is_looked_at(tmp_path):
+    rows = [(f"{i}.png", CLASSES[i % 2], "lyon" if i < 3 else "bern") for i in range(8)]
+    root = manifest_tree(tmp_path / "data", rows, ("file", "species", "ward"))
+    for number in range(3, 8):
+        (root / "photos" / f"{number}.png").unlink()
+    site = site_over(tmp_path / "home", root, Policy(), kind="manifest", manifest="birds.csv",
+                     path_column="file", path_template="photos/{path}", label_column="species",
+                     site_column="ward", site_value="lyon")  # fmt: skip
+    found = understand(site, parse_recipe(RECIPE), CLASSES)
+    assert (found.pictures, found.left_out, found.strict_fault) == (3, {}, "")
+
+
+def test_what_a_run_without_privacy_would_stumble_over_is_said_before(tmp_path, kit):
+    rows = [(f"{i}.png", CLASSES[i % 2], f"r{i}") for i in range(4)]
+    root = manifest_tree(tmp_path / "data", [*rows, rows[0]], ("file", "species", "ring"))
+    found = run_join(tmp_path, kit, root, "--yes")
+    assert found.exit_code == 0
+    assert "would answer 'unavailable'" in found.output
+    assert "lists 1 pictures twice" in found.output
+    for words in (f"manifest: {root}/birds.csv", "column 'file' as 'photos/{path}'",
+                  "labels from: column 'species'", "subjects from: no column"):  # fmt: skip
+        assert words in found.output
+
+
+def test_join_makes_no_home_over_nothing_and_says_which_tables_it_passed_over(tmp_path, kit):
+    (tmp_path / "empty" / "Robin").mkdir(parents=True)
+    found = run_join(tmp_path, kit, tmp_path / "empty", "--yes")
+    assert found.exception.exit_code == 3
+    assert not (tmp_path / "lyon").exists()
+    root = folder_tree(tmp_path / "data")
+    (root / "labels.TSV").write_text("a\tb\n")
+    (root / "rings.CSV").write_text("ring;species\n1;Robin\n")
+    found = run_join(tmp_path, kit, root, "--yes", "--map-label", "Erithacus=Robin")
+    assert found.exit_code == 0, found.output
+    assert "not read: 'labels.TSV', 'rings.CSV'" in found.output
+    assert "labels in the map that no picture has: 'Erithacus'" in found.output
+
+
+def test_a_kind_in_no_folder_leaves_nothing_behind_when_it_is_previewed(tmp_path, kit):
+    (tmp_path / "data").mkdir()
+    found = run_join(tmp_path, kit, tmp_path / "data", "--yes", "--kind", "fieldmarks")
+    assert found.exit_code == 0, found.output

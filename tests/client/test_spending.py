@@ -157,7 +157,7 @@ def test_a_torn_line_before_any_charge_settles_the_rule_of_the_plan_it_is_charge
 
 
 def test_a_ledger_of_an_earlier_version_is_added_up_as_one_plan_then_with_the_whole_of_it(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
     site = make_site(tmp_path, epsilon_cap=40.0)
     announce(site, STEPS)
@@ -168,6 +168,8 @@ def test_a_ledger_of_an_earlier_version_is_added_up_as_one_plan_then_with_the_wh
     moved = tmp_path / "moved"
     site.home.rename(moved)
     write_chain(moved / "ledger.jsonl", entries)
+    # The earlier version's register knew nothing of a home without pictures of its own.
+    monkeypatch.setenv("FIELDMARK_STATE", str(tmp_path / "state"))
     old = type(site).open(moved)
     assert total(old) == (WHOLE, "PLD of one plan")
     train(old, rounds=(2,))

@@ -7,7 +7,6 @@ digest names it in every message of the run.
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.recipe_rules import refuse_unprotectable
 from fgvc_core.scenario import ScenarioSettings
+from fgvc_core.toml_text import MAX_CHARACTERS, read_toml
 from fgvc_core.training.settings import (
     EvaluateSettings,
     PersonalSettings,
@@ -269,7 +269,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             remedy="Give the path of a .toml file; examples are in simulations/recipes/.",
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            # No more than can be parsed: one character more says that it is too long.
+            text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"The recipe '{path}' cannot be read as text: {error}.", remedy="Give a TOML file."
@@ -279,14 +281,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
     """Read a recipe from TOML text; see :func:`load_recipe`."""
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(
-            f"{where} is not TOML: {error}.",
-            why="Nothing was started.",
-            remedy="Mend the line it names; text values need quotes.",
-        ) from None
+    values = read_toml(text, where)
     for override in overrides:
         _apply(values, override)
     return Recipe.read(values, where)
@@ -295,8 +290,8 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
 def toml_value(text: str) -> Any:
     """The value of a ``key=value`` override: TOML, and anything else as text."""
     try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+        return read_toml(f"v = {text}", "--set")["v"]
+    except ConfigurationError:
         return text
 
 

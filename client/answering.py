@@ -81,7 +81,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
 
             # A site without the extra is out before the first round, not in it.
             self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
-        remember(site.home, request)
+        remember(site.home, request, gate.ledger.is_unfinished)
         protected = gate.announce(request, recipe) is not None
         reply = Reply(
             **echo(site, request),

@@ -1,11 +1,15 @@
 """What a site remembers of a run between messages: the recipe that was announced.
 
 Flower keeps no state across processes that lasts (a SuperNode's is in memory), so
-the announcement is on the site's disk, one file a run.
+the announcement is on the site's disk, one file a run. A coordinator may announce a run a second:
+what is kept is bounded in number and size, and the oldest goes first. A run that has been charged
+and is not done is never among them: its site could not answer the rest of what it has paid for.
 """
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +20,12 @@ from fgvc_core.files import private_folder, write_durably
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe, parse_recipe
 
+MAX_ANNOUNCED = 500
+"""Most runs whose announcements are kept."""
+
+MAX_ANNOUNCED_BYTES = 50_000_000
+"""Most bytes that they have together."""
+
 _RUN = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -24,11 +34,17 @@ class _Announced(BaseModel):
     class_names: tuple[str, ...]
 
 
-def remember(home: Path, request: Request) -> None:
+def remember(home: Path, request: Request, unfinished: Callable[[str], bool]) -> None:
     """Keep an announcement; the first of a run holds for all of it.
 
+    Args:
+        home: The site's.
+        request: A roll call.
+        unfinished: Whether a run has been charged here and has still something to release.
+
     Raises:
-        PeerError: if the run was announced before with another recipe or other classes.
+        PeerError: if the run was announced before with another recipe or other classes, or too
+            many runs are not done.
         DataError: if what was kept of the run is damaged.
     """
     path = announcement(home, request.run)
@@ -36,11 +52,46 @@ def remember(home: Path, request: Request) -> None:
     if held is None:
         private_folder(path.parent)
         values = {"recipe": request.recipe, "class_names": request.class_names}
-        write_durably(path, json.dumps(values).encode())
+        data = json.dumps(values).encode()
+        _make_room(path.parent, len(data), unfinished)
+        write_durably(path, data)
         return
     recipe, class_names = held
     if (recipe.digest, class_names) != (request.recipe_digest, request.class_names):
         raise PeerError(f"Run '{request.run}' was announced before with another recipe.")
+
+
+def _make_room(folder: Path, nbytes: int, unfinished: Callable[[str], bool]) -> None:
+    """Forget the oldest announcements, with what was kept of their runs, until one more fits.
+
+    Raises:
+        PeerError: if those that may be forgotten are too few.
+    """
+    kept = sorted(
+        (found.st_mtime, found.st_size, path)
+        for path in folder.glob("*.json")
+        for found in [path.stat()]
+    )
+    number, size = len(kept) + 1, sum(held for _, held, _ in kept) + nbytes
+    going = []
+    for _, held, path in kept:
+        if number <= MAX_ANNOUNCED and size <= MAX_ANNOUNCED_BYTES:
+            break
+        if not unfinished(path.stem):
+            going.append(path)
+            number, size = number - 1, size - held
+    if number > MAX_ANNOUNCED or size > MAX_ANNOUNCED_BYTES:
+        raise PeerError(
+            f"This site keeps the announcements of {len(kept)} runs, and no more fit.",
+            why=f"At most {MAX_ANNOUNCED} runs and {MAX_ANNOUNCED_BYTES / 1e6:g} MB are kept; "
+            "runs that were charged here and are not done stay.",
+            remedy="Finish the runs that were begun, or have the site remove files from its "
+            "home's folder runs/ of those that never will be.",
+        )
+    for path in going:
+        path.unlink(missing_ok=True)
+        for own in folder.glob(f"{path.stem}.*"):
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:

@@ -90,6 +90,11 @@ class Ledger:
         with self._shelf.reading() as books:
             return books.plan(run)
 
+    def is_unfinished(self, run: str) -> bool:
+        """Whether a run has been charged, and has still something to release."""
+        plan = self.plan(run)
+        return plan is not None and bool(plan.charged[1]) and bool(plan.remaining)
+
     def is_approved(self, run: str, recipe_digest: str) -> bool:
         """Whether a person has said yes to a run with this recipe."""
         with self._shelf.reading() as books:

@@ -23,7 +23,7 @@ def _cold(monkeypatch):
 
 def announced(site, recipe, run="run-1"):
     remember(site.home, request(recipe, "roll_call", run, 0, recipe=recipe.to_toml(),
-                                class_names=("a", "b")))  # fmt: skip
+                                class_names=("a", "b")), lambda run: False)  # fmt: skip
 
 
 def test_a_private_runs_noise_and_cost_are_there_before_the_next_message(tmp_path, monkeypatch):

@@ -84,6 +84,10 @@ class Books:
         figures["refused"] += reply is None
         if reply is not None:
             figures["version"], figures["code"] = reply.version, reply.code_digest
+            # Scores too: they choose the model that is kept.
+            figures["answered"] = figures.get("answered", 0) + 1
+            bare = reply.privacy is None
+            figures["unprotected"] = figures.get("unprotected", 0) + bare
         if reply is not None and request.kind in ("train", "release"):
             figures["rounds"] += request.phase not in ("centre", "statistics", "pretrain")
             # Under differential privacy it is the public number that weighs, not a count.

@@ -9,6 +9,7 @@ from typing import Any
 
 from fgvc_core import __version__
 from fgvc_core.data.catalogue import may_be_shown
+from fgvc_core.privacy.claims import privacy_claim
 from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
 from server.checkpoint import Checkpoints, RunState
@@ -71,6 +72,8 @@ def _summary(
     home: CoordinatorHome, state: RunState, reason: str, learner: Learner
 ) -> dict[str, Any]:
     tensors = learner.tensors()
+    claim = privacy_claim(home.recipe.privacy, state.sites, state.privacy)
+    costs = {site: state.privacy[site] for site in claim.protected}
     return {
         "name": home.recipe.name,
         "engine": home.settings.engine,
@@ -98,7 +101,9 @@ def _summary(
             }
             for site, figures in sorted(state.sites.items())
         },
-        **({"privacy": dict(sorted(state.privacy.items()))} if state.privacy else {}),
+        # Of those sites whose statement holds; why another's does not is in the claim.
+        **({"privacy": costs} if costs else {}),
+        "privacy_claim": claim.as_json(),
         **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
         "history": state.history,
         **_all_personal(state),

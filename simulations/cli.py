@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_core.words import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -254,7 +256,13 @@ def _show(metrics: dict[str, Any]) -> None:
             f"{personal['examples']} validation pictures, {100 * personal['gain']:+.1f} points."
         )
     if metrics.get("privacy"):
+        from fgvc_core.privacy.claims import read_claim
+
         _show_privacy(metrics["privacy"], console)
+        for site, why in read_claim(metrics).open.items():
+            console.print(
+                visible(f"Differential privacy does not hold for {site}: {why}."), markup=False
+            )
         if metrics.get("unit_price"):
             console.print(metrics["unit_price"]["in_words"])
     else:

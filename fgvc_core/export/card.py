@@ -18,6 +18,7 @@ from fgvc_core.export.folder import snippet
 from fgvc_core.export.graph import multiply_adds
 from fgvc_core.export.onnx_graph import preprocessing
 from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.privacy.claims import PrivacyClaim, read_claim
 
 _FEW = 5
 _Z95 = 1.959963984540054
@@ -53,6 +54,7 @@ def model_card(
     pairs = _read(run / "evaluation.json").get("pairs", [])
     rows, told_of = _metric_rows(metrics, evaluation)
     recipe = trained.recipe
+    claim = read_claim(metrics)
     template = Environment(
         loader=PackageLoader("fgvc_core.export", "."),
         undefined=StrictUndefined,
@@ -64,7 +66,7 @@ def model_card(
     ).get_template("card.md.j2")
     shown = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": None})})
     return template.render(
-        front=_front(trained, licence, rows, bool(metrics.get("privacy"))),
+        front=_front(trained, licence, rows, claim.holds),
         name=recipe.name,
         class_names=[_cell(name) for name in trained.class_names],
         how=_how(metrics),
@@ -75,7 +77,7 @@ def model_card(
         recipe=recipe,
         toml=shown.to_toml(),
         sites=_site_rows(metrics),
-        private=bool(metrics.get("privacy")),
+        private=claim.holds,
         training=_training_rows(trained, metrics),
         metrics=rows,
         metrics_on=told_of,
@@ -87,8 +89,11 @@ def model_card(
             f"{_cell(trained.class_names[p['predicted']])} ({p['count']} of {p['support']})"
             for p in pairs[:_FEW]
         ],
-        privacy_text=_privacy_text(metrics),
+        privacy_text=_privacy_text(claim),
         privacy_rows=_privacy_rows(metrics),
+        unprotected=[(_cell(site), _cell(why)) for site, why in claim.open.items()]
+        if claim.protected or recipe.privacy is not None
+        else [],
         robustness=_robustness(trained, metrics, evaluation),
         multiply_adds=f"{multiply_adds(trained.model) / 1e6:,.1f} million",
         cost=_cost(metrics),
@@ -277,9 +282,15 @@ def _worst(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _privacy_text(metrics: dict[str, Any]) -> str:
-    if metrics.get("privacy"):
+def _privacy_text(claim: PrivacyClaim) -> str:
+    if claim.holds:
         return "Learnt under differential privacy. What it cost each site:"
+    if claim.protected:
+        return (
+            "Not learnt under differential privacy as a whole: it holds for "
+            f"{len(claim.protected)} of {len(claim.sites)} sites. Treat the weights as data of the "
+            "others."
+        )
     return (
         "Learnt without differential privacy: the pictures stayed at their sites, but no epsilon "
         "bounds what these weights say about them. Treat the weights as data of the sites."

@@ -2,13 +2,15 @@
 
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.privacy.claims import read_claim
+from fgvc_core.toml_text import read_toml
 from server.report.charts import Curve, bars, curves, holdings, ladder
 from server.report.faults import REASONS_SHOWN, refusals_by_reason, traffic
 from server.report.reading import RunFolder
@@ -64,6 +66,8 @@ def _view(run: RunFolder) -> dict[str, Any]:
     metrics = run.metrics
     sites: dict[str, Any] = metrics.get("sites", {})
     classes = sorted(metrics.get("classes", []), key=lambda c: c["f1"])
+    claim = read_claim(metrics)
+    listed = claim.open if claim.protected or _asks_for_privacy(run.recipe) else {}
     costs: dict[str, Any] = metrics.get("privacy", {})
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     refusals = refusals_by_reason(run.events)
@@ -79,7 +83,11 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "classes": classes[:CLASSES_SHOWN],
         "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
-        "private": _is_private(run),
+        "private": claim.holds or (_asks_for_privacy(run.recipe) and not claim.sites),
+        "claim": claim,
+        # Where nobody asked for it and nobody insists, one sentence says it of all sites.
+        "listed": dict(list(listed.items())[:SITES_SHOWN]),
+        "listed_left": max(len(listed) - SITES_SHOWN, 0),
         "validated": any(h.get("val_top1") is not None for h in metrics.get("history", [])),
         "costs": dict(list(costs.items())[:SITES_SHOWN]),
         "costs_left": max(len(costs) - SITES_SHOWN, 0),
@@ -150,15 +158,15 @@ def _number(count: int) -> str:
     return _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
 
 
-def _is_private(run: RunFolder) -> bool:
-    """Whether a site answered, or was asked to, under differential privacy."""
-    return bool(run.metrics.get("privacy")) or _asks_for_privacy(run.recipe)
+def _has_private_site(run: RunFolder) -> bool:
+    """Whether any site answered, or was asked to, under differential privacy."""
+    return bool(read_claim(run.metrics).protected) or _asks_for_privacy(run.recipe)
 
 
 def _asks_for_privacy(recipe: str) -> bool:
     try:
-        return "privacy" in tomllib.loads(recipe)
-    except tomllib.TOMLDecodeError:
+        return "privacy" in read_toml(recipe, "recipe")
+    except ConfigurationError:
         return False
 
 
@@ -196,7 +204,7 @@ def _figures(run: RunFolder) -> dict[str, str]:
         figures["seconds"] = bars("Seconds a round", [h["seconds"] for h in history], "s")
     # A private site's true counts are nobody's but its own; of simulated sites the researcher
     # finds them in partition.json, which is made for its owner alone.
-    if run.partition and not _is_private(run) and len(run.partition["sites"]) <= SITES_SHOWN:
+    if run.partition and not _has_private_site(run) and len(run.partition["sites"]) <= SITES_SHOWN:
         figures["holdings"] = holdings(
             "Training pictures of each class at each site",
             run.partition["sites"],

@@ -47,6 +47,7 @@ def steps(tmp_path_factory):
 def test_a_private_run_states_its_cost_and_enough_to_compute_it_again(steps):
     _, metrics = steps
     assert set(metrics["privacy"]) == {"site-1", "site-2"}
+    assert metrics["privacy_claim"] == {"holds": True, "sites": {"site-1": "", "site-2": ""}}
     for stated in metrics["privacy"].values():
         again = epsilon_of_plan(read_events(stated["events"]), stated["delta"])
         assert stated["epsilon"] == pytest.approx(again, abs=1e-9)

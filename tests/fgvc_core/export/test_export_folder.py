@@ -105,14 +105,33 @@ def test_the_card_is_one_of_hugging_face_and_states_what_the_run_states(tmp_path
 def test_a_private_runs_card_states_its_cost_and_no_sites_counts(tmp_path):
     cost = {"epsilon": 4.0, "epsilon_total": 6.5, "delta": 1e-5, "unit": "subject"}
     sites = {"lyon": {"top1": None, "rounds": 3, "refused": 0}}
+    claim = {"holds": True, "sites": {"lyon": ""}}
     trained = load_trained(
-        write_run(tmp_path / "run", sites=sites, privacy={"lyon": cost}, rounds=3)
+        write_run(
+            tmp_path / "run", sites=sites, privacy={"lyon": cost}, privacy_claim=claim, rounds=3
+        )
     )
     text = model_card(trained, "hub", False)
     assert "| lyon | 4 | 6.5 | 1.0e-05 | subject |" in text
     assert "| lyon | not stated | not stated | 3 |" in text
     assert "replace-one" in text
     assert "differential-privacy" in ModelCard(text).data.tags
+
+
+def test_a_card_calls_a_model_private_only_if_every_sites_part_is(tmp_path):
+    cost = {"epsilon": 4.0, "epsilon_total": 6.5, "delta": 1e-5, "unit": "subject"}
+    sites = {name: {"top1": None, "rounds": 3, "refused": 0} for name in ("lyon", "oslo")}
+    why = "its replies left without differential privacy"
+    claim = {"holds": False, "sites": {"lyon": "", "oslo": why}}
+    run = write_run(
+        tmp_path / "run", sites=sites, privacy={"lyon": cost}, privacy_claim=claim, rounds=3
+    )
+    text = model_card(load_trained(run), "hub", False)
+    assert "Learnt under differential privacy" not in text
+    assert "Not learnt under differential privacy as a whole: it holds for 1 of 2 sites" in text
+    assert f"- oslo: {why}." in text
+    assert "differential-privacy" not in ModelCard(text).data.tags
+    assert "no site states" not in text
 
 
 def test_without_the_runs_files_the_card_says_what_is_not_known(run, trained):

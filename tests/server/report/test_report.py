@@ -151,6 +151,9 @@ CAPPED = "policy.epsilon_cap = 4 at delta 1e-05: 3.997 is spent, and run 'demo' 
 
 def changed(run, *, recipe="", events=(), **metrics):
     """A run's folder, changed; None takes a metric out."""
+    if metrics.get("privacy"):
+        sites = dict.fromkeys(metrics["privacy"], "")
+        metrics = {"privacy_claim": {"holds": True, "sites": sites}, **metrics}
     known = json.loads((run / "metrics.json").read_text()) | metrics
     known = {name: value for name, value in known.items() if value is not None}
     (run / "metrics.json").write_text(json.dumps(known))
@@ -178,6 +181,29 @@ def test_each_sites_cost_is_shown_as_the_site_stated_it(tmp_path):
         assert row in told, row
     for untrue in ("no differential privacy", "Sites also sent their number", "same run on the"):
         assert untrue not in told
+
+
+def test_a_run_that_is_private_at_one_site_alone_is_not_called_private(tmp_path):
+    run = write_run(tmp_path / "run")
+    bare = "its replies left without differential privacy"
+    claim = {"holds": False, "sites": {"site-1": "", "site-2": bare}}
+    changed(run, privacy={"site-1": COST}, privacy_claim=claim)
+    told = re.sub(r"\s+", " ", text_of(render(run)))
+    assert "not under differential privacy as a whole: it holds for 1 of 2 sites" in told
+    assert f"site-2 {bare}" in told
+    assert "site-1 subject 3.997" in told
+    assert "Sites also sent their number of training pictures" in told
+
+
+def test_a_run_whose_sites_all_stated_falsely_is_not_called_private(tmp_path):
+    run = write_run(tmp_path / "run")
+    false = "it states epsilon 0.1, and what it released costs 7.06"
+    claim = {"holds": False, "sites": {"site-1": false}}
+    changed(run, recipe="[privacy]\nepsilon = 4.0\n", privacy_claim=claim)
+    told = re.sub(r"\s+", " ", text_of(render(run)))
+    assert "Of no site of this run is it established that differential privacy holds" in told
+    assert f"site-1 {false}" in told
+    assert "it cost nothing" not in told
 
 
 def test_sums_of_noisy_scores_are_called_so_and_absent_losses_have_no_chart(tmp_path):

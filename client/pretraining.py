@@ -12,6 +12,7 @@ from client.site import Site
 from client.work import echo, learner_at_the_desk, pictures_without_labels
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.protocol.messages import Reply, Request, fixed_seconds
+from fgvc_core.protocol.ranges import stated_loss
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.pretraining import Pretraining
 from fgvc_core.training.schedule import Stretch
@@ -57,7 +58,7 @@ def answer_pretraining(
         **echo(site, request),
         code="ok",
         examples=outcome.examples,
-        loss=outcome.loss,
+        loss=stated_loss(outcome.loss),
         seconds=fixed_seconds(time.perf_counter() - started),
     )
     return reply, outgoing

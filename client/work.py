@@ -33,6 +33,7 @@ from fgvc_core.privacy.settings import Unit
 from fgvc_core.privacy.units import protected_units, unit_names
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
+from fgvc_core.protocol.ranges import stated_loss, stated_sum
 from fgvc_core.protocol.tensor_names import local
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.evaluation import Evaluation
@@ -315,7 +316,7 @@ def answer_round(
         **echo(site, request),
         code="ok",
         examples=trained,
-        loss=loss,
+        loss=None if loss is None else stated_loss(loss),
         scores=scores_of(scored),
         seconds=fixed_seconds(time.perf_counter() - started),
     )
@@ -327,7 +328,7 @@ def scores_of(scored: Evaluation) -> Scores:
     return Scores(
         examples=scored.examples,
         correct=scored.correct,
-        loss_sum=scored.loss_sum,
+        loss_sum=stated_sum(scored.loss_sum),
         macro_f1=scored.macro_f1,
     )
 

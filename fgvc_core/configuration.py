@@ -30,7 +30,9 @@ def text(kind: Text) -> dict[str, Any]:
 class Settings(BaseModel):
     """Base of all settings: frozen, keyword-only, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     @classmethod
     def read(cls, values: dict[str, Any], where: str = "") -> Self:

@@ -169,7 +169,12 @@ def as_message(spoilt, key, question):
     fields = dict(spoilt.fields)
     if spoilt.digests:
         fields["tensors"] = {n: _digest(p) for n, p in spoilt.parts.items()}
-    text = Reply(**fields).model_dump_json() if _encodable(fields) else json.dumps(fields)
+    if _encodable(fields):
+        # Names of tensors that no sound reply could have.
+        tensors = fields.pop("tensors", {})
+        text = Reply(**fields).model_copy(update={"tensors": tensors}).model_dump_json()
+    else:
+        text = json.dumps(fields)
     if spoilt.texts:
         values = {name: json.dumps(value) for name, value in json.loads(text).items()}
         values |= spoilt.texts

@@ -9,6 +9,8 @@ from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.ledger_statement import SignedReply
 from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.ranges import ClassNames
+from fgvc_core.toml_text import MAX_CHARACTERS
 
 _DOMAIN = b"fieldmark announcement v1\n"
 MAX_BYTES = 4_000_000
@@ -20,9 +22,9 @@ class Announcement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     run: str = Field(max_length=128)
-    recipe: str = Field(description="The resolved recipe (TOML).")
+    recipe: str = Field(max_length=MAX_CHARACTERS, description="The resolved recipe (TOML).")
     recipe_digest: str = Field(min_length=64, max_length=64)
-    class_names: tuple[str, ...] = Field((), strict=False)
+    class_names: ClassNames = ()
     version: str = Field(max_length=64)
     code: str = Field(max_length=64, description="Digest of the code at the coordinator.")
 

@@ -19,6 +19,20 @@ from pydantic import (
 )
 
 from fgvc_core.errors import PeerError
+from fgvc_core.protocol.ranges import (
+    MOST_NOISY,
+    ClassNames,
+    Cost,
+    Count,
+    Event,
+    Loss,
+    LossSum,
+    Probability,
+    RoundNumber,
+    Share,
+    Tensors,
+)
+from fgvc_core.toml_text import MAX_CHARACTERS
 
 Kind = Literal["roll_call", "train", "score", "release"]
 Phase = Literal["", "centre", "class-sums", "statistics", "pretrain", "personal"]
@@ -57,13 +71,17 @@ class Request(Body):
 
     kind: Kind
     run: str = Field(max_length=64)
-    round: int = Field(ge=0)
+    round: RoundNumber
     site: str = Field(max_length=128, description="Empty in a roll call: not yet known.")
     nonce: str = Field(min_length=32, max_length=64)
     recipe_digest: str = Field(min_length=64, max_length=64)
-    recipe: str = Field("", description="The resolved recipe (TOML), in a roll call only.")
-    class_names: tuple[str, ...] = Field((), description="In a roll call only.", strict=False)
-    proximal_mu: float = Field(0.0, ge=0.0)
+    recipe: str = Field(
+        "",
+        max_length=MAX_CHARACTERS,
+        description="The resolved recipe (TOML), in a roll call only.",
+    )
+    class_names: ClassNames = Field((), description="In a roll call only.")
+    proximal_mu: float = Field(0.0, ge=0.0, le=1e9, allow_inf_nan=False)
     phase: Phase = Field(
         "",
         description="What a release is of; else which part of a run it is, if not its rounds.",
@@ -71,16 +89,15 @@ class Request(Body):
     known_head: str = Field(
         "", max_length=64, description="The last head of the site's ledger that we have seen."
     )
-    base_round: int = Field(
+    base_round: RoundNumber = Field(
         0,
-        ge=0,
         description="The last round whose reply from this site counted: what the site keeps "
         "(variates, local tensors) starts from the version of that round; 0: from nothing.",
     )
     notice: str = Field(
         "", max_length=500, description="Why this site's last reply was refused, if it was."
     )
-    tensors: dict[str, str] = Field(default_factory=dict)
+    tensors: Tensors = Field(default_factory=dict)
 
 
 class Scores(BaseModel):
@@ -88,10 +105,10 @@ class Scores(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    examples: int = Field(ge=0)
-    correct: int = Field(ge=0)
-    loss_sum: float = Field(ge=0.0, allow_inf_nan=False)
-    macro_f1: float = Field(ge=0.0, le=1.0)
+    examples: Count
+    correct: Count
+    loss_sum: LossSum
+    macro_f1: Share
 
 
 class PrivacyStatement(BaseModel):
@@ -104,18 +121,18 @@ class PrivacyStatement(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    epsilon: float = Field(ge=0.0)
+    epsilon: Cost
     how: str = Field(max_length=100)
-    epsilon_total: float = Field(ge=0.0)
+    epsilon_total: Cost
     how_total: str = Field(max_length=100)
-    delta: float = Field(gt=0.0, lt=1.0)
-    delta_total: float = Field(gt=0.0, lt=1.0)
+    delta: Probability
+    delta_total: Probability
     unit: Literal["image", "subject"]
     adjacency: str = Field(max_length=100)
-    events: list[dict[str, str | float | int]] = Field(max_length=100_000)
-    charged: list[dict[str, str | float | int]] = Field(
+    events: list[Event] = Field(max_length=1000)
+    charged: list[Event] = Field(
         default_factory=list,
-        max_length=100_000,
+        max_length=1000,
         description="What of the run was charged so far: at most the events, and what crashes or "
         "a recovery have added. A lost ledger is recovered from it.",
     )
@@ -148,8 +165,8 @@ class NoisyScores(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    examples: FixedNumber = Field(allow_inf_nan=False)
-    correct: FixedNumber = Field(allow_inf_nan=False)
+    examples: FixedNumber = Field(ge=-MOST_NOISY, le=MOST_NOISY, allow_inf_nan=False)
+    correct: FixedNumber = Field(ge=-MOST_NOISY, le=MOST_NOISY, allow_inf_nan=False)
 
 
 class Reply(Body):
@@ -157,7 +174,7 @@ class Reply(Body):
 
     kind: Kind
     run: str = Field(max_length=64)
-    round: int = Field(ge=0)
+    round: RoundNumber
     site: str = Field(max_length=128)
     nonce: str = Field(min_length=32, max_length=64)
     recipe_digest: str = Field(min_length=64, max_length=64)
@@ -166,8 +183,8 @@ class Reply(Body):
     public_key: str = Field("", max_length=1000, description="In a roll call only.")
     version: str = Field("", max_length=64)
     code_digest: str = Field("", max_length=64, description="Of the code installed at the site.")
-    examples: int = Field(0, ge=0, description="Training examples: the update's weight.")
-    loss: float | None = Field(None, description="Mean training loss of this round.")
+    examples: Count = Field(0, description="Training examples: the update's weight.")
+    loss: Loss | None = Field(None, description="Mean training loss of this round.")
     scores: Scores | None = None
     personal: Scores | None = Field(
         None, description="Of the site's own model, fine-tuned there, on the same pictures."
@@ -181,9 +198,9 @@ class Reply(Body):
     privacy: PrivacyStatement | None = Field(
         None, description="What the run has cost here; absent without differential privacy."
     )
-    ledger_length: int = Field(0, ge=0, description="Entries in the site's ledger.")
+    ledger_length: Count = Field(0, description="Entries in the site's ledger.")
     ledger_head: str = Field("", max_length=64, description="Hash of the last of them.")
-    tensors: dict[str, str] = Field(default_factory=dict)
+    tensors: Tensors = Field(default_factory=dict)
 
 
 def fixed_seconds(seconds: float) -> str:

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fgvc_core.protocol.messages import Body, Reply
+from fgvc_core.protocol.ranges import ClassNames, Count, Loss, Share, Tensors
+from fgvc_core.toml_text import MAX_CHARACTERS
 
 KIT_NAME = r"^kit-[0-9a-f]{16}$"
 
@@ -19,7 +21,7 @@ class KitPrivacy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     epsilon: float = Field(gt=0.0, le=100.0, allow_inf_nan=False)
-    delta: float = Field(gt=0.0, le=1e-2)
+    delta: float = Field(gt=0.0, le=1e-2, allow_inf_nan=False)
     unit: Literal["image", "subject"]
 
 
@@ -31,15 +33,17 @@ class KitBody(Body):
     made: str = Field(max_length=40, description="When, UTC.")
     version: str = Field(max_length=64, description="Fieldmark's where it was made.")
     name: str = Field(max_length=200, description="The recipe's name.")
-    recipe: str = Field(description="The resolved recipe (TOML).")
-    class_names: tuple[str, ...] = Field(min_length=1, max_length=100_000, strict=False)
-    temperature: float | None = Field(None, gt=0.0, description="Of the calibration, if any.")
+    recipe: str = Field(max_length=MAX_CHARACTERS, description="The resolved recipe (TOML).")
+    class_names: ClassNames = Field(min_length=1)
+    temperature: float | None = Field(
+        None, gt=0.0, le=1e6, allow_inf_nan=False, description="Of the calibration, if any."
+    )
     frozen: str = Field(
         "", max_length=64, description="SHA-256 of the frozen part, which does not go along."
     )
     privacy: KitPrivacy
     issuer: str = Field(max_length=1000, description="Public key of who made the kit.")
-    tensors: dict[str, str] = Field(default_factory=dict)
+    tensors: Tensors = Field(default_factory=dict)
 
 
 class Interval(BaseModel):
@@ -47,9 +51,9 @@ class Interval(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    value: float = Field(ge=0.0, le=1.0)
-    low: float = Field(ge=0.0, le=1.0)
-    high: float = Field(ge=0.0, le=1.0)
+    value: Share
+    low: Share
+    high: Share
 
 
 class ClassFigures(BaseModel):
@@ -57,10 +61,10 @@ class ClassFigures(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    examples: int = Field(ge=0)
-    precision: float = Field(ge=0.0, le=1.0)
-    recall: float = Field(ge=0.0, le=1.0)
-    f1: float = Field(ge=0.0, le=1.0)
+    examples: Count
+    precision: Share
+    recall: Share
+    f1: Share
 
 
 class Figures(BaseModel):
@@ -68,16 +72,16 @@ class Figures(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    examples: int = Field(ge=0)
-    subjects: int = Field(ge=0)
+    examples: Count
+    subjects: Count
     top1: Interval
-    top5: float = Field(ge=0.0, le=1.0)
-    macro_precision: float = Field(ge=0.0, le=1.0)
-    macro_recall: float = Field(ge=0.0, le=1.0)
+    top5: Share
+    macro_precision: Share
+    macro_recall: Share
     macro_f1: Interval
-    ece: float = Field(ge=0.0, le=1.0)
-    loss: float = Field(ge=0.0, allow_inf_nan=False)
-    classes: dict[str, ClassFigures] | None = None
+    ece: Share
+    loss: Loss
+    classes: dict[str, ClassFigures] | None = Field(None, max_length=100_000)
 
 
 class ValidationReply(Reply):

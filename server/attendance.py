@@ -268,6 +268,7 @@ class Attendance:
             self.ledgers.saw(reply, sealed)
             if name in self.nodes:
                 raise PeerError(f"Site '{name}' has answered from another node already.")
+            self._check_units(name, reply.examples)
         except PeerError as error:
             self._not_admitted(node, error.what)
             return
@@ -282,6 +283,27 @@ class Attendance:
             version=reply.version,
             code_digest=reply.code_digest,
         )
+
+    def _check_units(self, name: str, units: int) -> None:
+        """Whether a site may declare so many units: they weigh its part in every run.
+
+        Raises:
+            PeerError: if not.
+        """
+        most = self._home.recipe.federation.max_weight
+        if units > most or (self._home.recipe.privacy is not None and units < 1):
+            raise PeerError(
+                f"Site '{name}' declares {units} units; 1 to {most} count (federation.max_weight)."
+            )
+        if not units:
+            return
+        declared = self.units.get(name) or self.ledgers.units(name)
+        if declared and declared != units:
+            raise PeerError(
+                f"Site '{name}' declares {units} units, and declared {declared} before. If that "
+                "is right: fieldmark server accept-units."
+            )
+        self.ledgers.keep_units(name, units)
 
     def _message(self, request: Request, node: int, arrays: ArrayRecord | None) -> Message:
         content = to_content(seal(self._home.key, request), arrays)

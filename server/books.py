@@ -74,11 +74,21 @@ class Books:
         )
         self._add(request, reply, up, down)
 
-    def _add(self, request: Request, reply: Reply | None, up: int, down: int) -> None:
-        figures: dict[str, Any] = self._state.sites.setdefault(
-            request.site,
+    def left_out(self, site: str, phase: str) -> None:
+        """An accepted release of a site was found to be none that can be; with no phase, its
+        declared number of units."""
+        figures = self._figures(site)
+        figures["refused"] += 1
+        figures["rounds"] -= phase == "class-sums"
+
+    def _figures(self, site: str) -> dict[str, Any]:
+        return self._state.sites.setdefault(
+            site,
             {"rounds": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "examples": None},
         )
+
+    def _add(self, request: Request, reply: Reply | None, up: int, down: int) -> None:
+        figures = self._figures(request.site)
         figures["bytes_up"] += up
         figures["bytes_down"] += down
         figures["refused"] += reply is None

@@ -1,6 +1,7 @@
 """A round without training: noisy sums from every site, and the head that follows from them.
 
-Two phases of one round. First every site releases a noisy sum of its vectors, whose mean
+Two phases of one round, and each site's part of the first is judged before any pays for the
+second. First every site releases a noisy sum of its vectors, whose mean
 over all sites is the centre; then, around that centre, noisy class sums. Both are tiny.
 A site whose second reply is missing has paid for the first all the same; its classes are
 then learnt from the others.
@@ -13,7 +14,8 @@ import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from fgvc_core.privacy.class_sums import sums_deviation
+from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
+from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.posterior import infer_means, linear_scores
 from fgvc_core.protocol.messages import Phase
@@ -21,12 +23,16 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, pack_all
 from server.records import to_array_record
 from server.strategies import SoundReply
+from server.sums_screening import SumsScreening
 
 HEAD = ("head.centre", "head.weight", "head.bias")
 
 Tensors = dict[str, NDArray[np.float32]]
 Ask = Callable[[Phase, ArrayRecord, dict[str, TensorSpec]], Iterable[SoundReply]]
 """Sends one phase's request with a model and yields the sound replies."""
+
+LeaveOut = Callable[[Phase, dict[str, str]], None]
+"""Told which sites' releases cannot be, and why: they are asked nothing more."""
 
 
 @dataclass(frozen=True)
@@ -37,47 +43,86 @@ class ClosedForm:
         recipe: Its ``privacy.method`` is ``class-sums``.
         units: Site name -> its public number of units, as its roll-call answer states it.
         classes: K.
+        needed: Fewest sites whose releases make a head.
     """
 
     recipe: Recipe
     units: dict[str, int]
     classes: int
+    needed: int = 1
 
-    def run(self, tensors: Tensors, ask: Ask) -> tuple[Tensors | None, int]:
+    def run(
+        self, tensors: Tensors, ask: Ask, leave_out: LeaveOut
+    ) -> tuple[Tensors | None, int]:
         """Both phases.
 
         Args:
             tensors: The model as it is; only its head is replaced.
             ask: Carries the requests.
+            leave_out: Told of releases that cannot be.
 
         Returns:
             The new tensors, or None where no site's sums arrived; and how many sites' did.
         """
         directions = len(tensors["head.centre"])
         specs = {"centre": TensorSpec("float32", (directions,))}
-        replies = ask("centre", to_array_record(pack_all(tensors)), specs)
+        centres = self._asked("centre", tensors, ask, specs, leave_out)
+        if len(centres) < self.needed:
+            # Nobody pays for class sums that could not make a head.
+            return None, len(centres)
+        # Float64 sums in order of sites: the same replies, the same centre.
         centre_P, units = np.zeros(directions), 0
-        for reply in replies:
-            # Float64 sums in order of sites: the same replies, the same centre.
-            centre_P += reply.tensors["centre"].astype(np.float64)
-            units += self.units[reply.site]
-        if not units:
-            return None, 0
+        for site, found_P in centres.items():
+            centre_P += found_P
+            units += self.units[site]
         centred = {**tensors, "head.centre": (centre_P / units).astype(np.float32)}
         specs = {"class-sums": TensorSpec("float32", (self.classes, directions + 1))}
-        found = {
-            reply.site: np.array(reply.tensors["class-sums"], dtype=np.float64)
-            for reply in ask("class-sums", to_array_record(pack_all(centred)), specs)
-        }
+        found = self._asked("class-sums", centred, ask, specs, leave_out)
         if not found:
             return None, 0
         return {**centred, **self._head(found, directions)}, len(found)
 
-    def _head(self, found: dict[str, NDArray[np.float64]], directions: int) -> Tensors:
+    def _asked(
+        self,
+        phase: Phase,
+        model: Tensors,
+        ask: Ask,
+        specs: dict[str, TensorSpec],
+        leave_out: LeaveOut,
+    ) -> dict[str, NDArray[np.float64]]:
+        """One phase's releases by site, without those that cannot be."""
+        found = {
+            reply.site: np.array(reply.tensors[phase], dtype=np.float64)
+            for reply in ask(phase, to_array_record(pack_all(model)), specs)
+        }
+        refused = self._screening(phase, specs[phase].shape).refused(found)
+        if refused:
+            leave_out(phase, refused)
+        return {site: values for site, values in found.items() if site not in refused}
+
+    def _screening(self, phase: Phase, shape: tuple[int, ...]) -> SumsScreening:
+        privacy = self.recipe.privacy
+        assert privacy is not None
+        noise = self._noise(phase)
+        spread = self.recipe.federation.direction_spread
+        if phase == "centre":
+            deviation = make_grid(1.0, shape[0], noise).deviation
+            return SumsScreening(self.units, 1.0, deviation, spread)
+        count = privacy.count_coordinate
+        deviation = sums_deviation(self.classes, shape[1] - 1, count, noise)
+        return SumsScreening(self.units, sums_bound(count), deviation, spread, count)
+
+    def _noise(self, phase: Phase) -> float:
+        """The noise multiplier of a phase, as the recipe's plan has it."""
         privacy = self.recipe.privacy
         assert privacy is not None
         plan = plan_for(privacy, self.recipe.federation.rounds)
-        noise = next(e.noise_multiplier for e in plan if e.purpose == "class-sums")
+        return next(event.noise_multiplier for event in plan if event.purpose == phase)
+
+    def _head(self, found: dict[str, NDArray[np.float64]], directions: int) -> Tensors:
+        privacy = self.recipe.privacy
+        assert privacy is not None
+        noise = self._noise("class-sums")
         deviation = sums_deviation(self.classes, directions, privacy.count_coordinate, noise)
         sums_SKQ = np.stack(list(found.values()))
         means = infer_means(

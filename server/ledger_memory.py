@@ -7,6 +7,7 @@ and request::
 
     ledgers/SITE/head.json        the site's reply with the longest ledger, whatever its code
     ledgers/SITE/runs/RUN.json    its last reply of a run that states a cost, or else with code ok
+    ledgers/SITE/units.json       the public number of units that it declared
     ledgers/recipes/DIGEST.toml   the recipes of these runs
 
 Replies are kept as the site has signed them, so that a statement made of them
@@ -81,6 +82,15 @@ class LedgerMemory:
         if site not in self._heads:
             self._heads[site] = read_head(self._folder, site)
         return self._heads[site]
+
+    def units(self, site: str) -> int:
+        """What a site declared as its public number of units in earlier runs; 0: not known."""
+        return read_units(self._folder, site) if self._on else 0
+
+    def keep_units(self, site: str, units: int) -> None:
+        """A site has declared its units."""
+        if self._on and self.units(site) != units:
+            write_units(self._folder, site, units)
 
     def head_at(self, node: int) -> SeenHead | None:
         """The same of the site that is registered for a node, where that is known."""
@@ -174,6 +184,24 @@ def read_head(ledgers: Path, site: str) -> SeenHead | None:
     reply = Reply.parse(signed.body)
     assert isinstance(reply, Reply)
     return SeenHead(reply.ledger_length, reply.ledger_head, reply.run)
+
+
+def read_units(ledgers: Path, site: str) -> int:
+    """What a site declared as its public number of units, from a coordinator's ``ledgers``.
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    path = ledgers / site / "units.json"
+    units = _read_json(path).get("units", 0)
+    if type(units) is not int or units < 0:
+        raise _damaged(path, "it names no number of units")
+    return units
+
+
+def write_units(ledgers: Path, site: str, units: int) -> None:
+    """Write it, for good: the coordinator's own word where the site's has changed."""
+    _write(ledgers / site / "units.json", {"units": units})
 
 
 def read_signed_head(ledgers: Path, site: str) -> SignedReply | None:

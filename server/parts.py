@@ -117,6 +117,7 @@ def assemble(
         history=history,
         wire=recipe.wire,
         ledgers=exchange.ledgers,
+        units=exchange.units,
     )
     for site in exchange.keys:
         # Known from earlier runs: the first request names it, and no reply may be of less.

@@ -12,6 +12,7 @@ from server.records import to_array_record
 from server.screening import Screened
 from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply
+from server.sums_screening import too_many_units
 
 
 def started_head(parts: Parts, sites: list[str], arrays: ArrayRecord) -> ArrayRecord:
@@ -40,6 +41,8 @@ def closed_head(
 ) -> tuple[ArrayRecord | None, int]:
     """A round of two phases: noisy centre, noisy class sums, and the head from them.
 
+    A site whose release cannot be is set aside: it is not asked again, and the run's end says so.
+
     Args:
         parts: The run's.
         number: Which round.
@@ -53,10 +56,20 @@ def closed_head(
 
     def ask(phase: Phase, model: ArrayRecord, specs: dict[str, TensorSpec]) -> Iterator[SoundReply]:
         accepted.clear()
-        return released(parts, number, phase, sites, model, specs, accepted)
+        left = parts.standing.in_use(sites)
+        return released(parts, number, phase, left, model, specs, accepted)
 
-    closed = ClosedForm(parts.recipe, parts.exchange.units, parts.class_count)
-    tensors, arrived = closed.run(parts.unpacked(arrays), ask)
+    def leave_out(phase: Phase, refused: dict[str, str]) -> None:
+        for site, reason in refused.items():
+            parts.books.left_out(site, phase)
+            parts.standing.leave_out(site, reason, number)
+        accepted[:] = [screened for screened in accepted if screened.reply.site not in refused]
+
+    units = {site: parts.exchange.units[site] for site in sites}
+    leave_out("", too_many_units(units, parts.recipe.federation.max_weight_ratio))
+    needed = parts.quorum(len(sites))
+    closed = ClosedForm(parts.recipe, parts.exchange.units, parts.class_count, needed)
+    tensors, arrived = closed.run(parts.unpacked(arrays), ask, leave_out)
     return None if tensors is None else to_array_record(pack_all(tensors)), arrived
 
 

@@ -192,16 +192,19 @@ class Rounds:
     def _closed_round(self, number: int) -> None:
         parts = self._parts
         started = time.monotonic()
-        self._events.emit("round_started", round=number, cohort=self._sites)
+        sites = parts.standing.in_use(self._sites)
+        if not sites:
+            raise nobody_left(number)
+        self._events.emit("round_started", round=number, cohort=sites)
         parts.books.reset()
         parts.intake.refusals = {}
         accepted: list[Screened] = []
-        arrays, arrived = closed_head(parts, number, self._sites, self._arrays, accepted)
-        needed = parts.quorum(len(self._sites))
+        arrays, arrived = closed_head(parts, number, sites, self._arrays, accepted)
+        needed = parts.quorum(len(sites))
         if arrays is None or arrived < needed:
             self._void(number, arrived, needed)
             return
-        self._finish(number, arrays, self._sites, accepted, started)
+        self._finish(number, arrays, sites, accepted, started)
 
     def _finish(
         self,

@@ -7,6 +7,7 @@ names, shapes and dtypes, and that every value and figure can be.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -64,6 +65,7 @@ class Screening:
         history: What updates are compared with, and what encoded ones refer to; None: nothing.
         wire: What updates travel as; None: as they are.
         ledgers: Told of every reply that is the site's; None: nothing is remembered.
+        units: Site -> what it declared at the roll call; None: nobody was asked.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Screening:
         history: UpdateHistory | None = None,
         wire: WireSettings | None = None,
         ledgers: LedgerMemory | None = None,
+        units: Mapping[str, int] | None = None,
     ) -> None:
         self._specs = specs
         self._keys = keys
@@ -85,6 +88,7 @@ class Screening:
         self._history = history
         self._wire = wire or WireSettings()
         self._ledgers = ledgers
+        self._units = units
 
     def screen(
         self,
@@ -143,6 +147,11 @@ class Screening:
             raise PeerError(
                 f"The site claims {reply.examples} training examples; 1 to {self._max_weight} "
                 "count (federation.max_weight)."
+            )
+        declared = None if self._units is None else self._units.get(reply.site)
+        if reply.kind == "train" and reply.privacy and declared and reply.examples != declared:
+            raise PeerError(
+                f"The site weighs its update by {reply.examples} units, and declared {declared}."
             )
         # What other kinds of replies carry is small, and travels as it is.
         encoded = self._history is not None and reply.kind == "train"

@@ -46,6 +46,15 @@ class Standing:
         standing["refused_in_row"] += 1
         standing["notice"] = reason[:500]
 
+    def leave_out(self, site: str, reason: str, round_: int) -> None:
+        """What a site released cannot be: it is set aside at once, whatever the limit.
+
+        There is one release of its kind in a run: nothing better can come.
+        """
+        self.unsound(site, reason)
+        self.of(site)["set_aside"] = reason
+        self.events.emit("site_set_aside", round=round_, site=site, refused_in_row=1, reason=reason)
+
     def counted(self, sites: list[str], round_: int) -> None:
         """A round closed with these sites' replies in it."""
         for site in sites:

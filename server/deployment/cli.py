@@ -84,6 +84,28 @@ def add_site(
     typer.echo(f"kit: {kit}")
 
 
+@server_app.command("accept-units")
+def accept_units(
+    folder: Folder,
+    name: Name,
+    units: Annotated[int, typer.Argument(min=1, max=10_000_000, help="Its new public number.")],
+) -> None:
+    """Accept another public number of units from a site; runs take no other number from it.
+
+    Example: fieldmark server accept-units federation lyon 1200
+    """
+    from server.deployment.allow_list import AllowList
+    from server.deployment.settings import read_settings
+    from server.ledger_memory import FOLDER, read_units, write_units
+
+    read_settings(folder)
+    AllowList(folder).known(name)
+    before = read_units(folder / FOLDER, name)
+    write_units(folder / FOLDER, name, units)
+    typer.echo(f"{name} may declare {units:,} units; before: {before:,}" if before else
+               f"{name} may declare {units:,} units")  # fmt: skip
+
+
 @server_app.command("remove-site")
 def remove_site(folder: Folder, name: Name) -> None:
     """Revoke a site's key, at once and for good.

@@ -11,6 +11,7 @@ from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.messages import Request, new_nonce
 from fgvc_core.recipe import parse_recipe
+from server.ledger_memory import FOLDER, link_memory, write_units
 from server.records import from_message
 
 
@@ -32,10 +33,11 @@ def test_each_registered_site_is_found_at_its_node(exchange):
         (answering("site-2", code="unavailable"), "unavailable"),
         (answering("site-2", public_key=""), "cannot be read"),
         (answering("site-2", tensors={"w": np.ones(2, np.float32)}), "carries tensors"),
+        (answering("site-2", examples=10**9), "declares 1000000000 units"),
         (lambda request: None, "No answer"),
     ],
     ids=["stranger", "forged", "wrong name", "twice", "replayed", "another run", "refused",
-         "no key", "tensors", "silent"],
+         "no key", "tensors", "units", "silent"],
 )  # fmt: skip
 def test_a_node_that_proves_nothing_is_left_out_with_its_reason(exchange, wrong, said):
     call, _ = exchange(answering("site-1"), wrong)
@@ -44,6 +46,23 @@ def test_a_node_that_proves_nothing_is_left_out_with_its_reason(exchange, wrong,
     (refused,) = [event for event in exchange.events() if not event["accepted"]]
     assert said in refused["reason"]
     assert (refused["site"], refused["node"]) == (None, 3)
+
+
+def test_a_site_keeps_to_the_units_that_it_has_declared_until_they_are_accepted(exchange, tmp_path):
+    def called(units):
+        call, _ = exchange(answering("site-1"), answering("site-2", examples=units))
+        return call.roll_call()
+
+    (tmp_path / "federation").mkdir()
+    link_memory(tmp_path, tmp_path / "federation")
+    assert called(40) == ["site-1", "site-2"]
+    assert called(40) == ["site-1", "site-2"]
+    assert called(4000) == ["site-1"]
+    said = exchange.events()[-1]["reason"]
+    assert "declares 4000 units, and declared 40 before" in said
+    assert "fieldmark server accept-units" in said
+    write_units(tmp_path / "federation" / FOLDER, "site-2", 4000)
+    assert called(4000) == ["site-1", "site-2"]
 
 
 def test_a_run_without_a_single_site_fails(exchange):

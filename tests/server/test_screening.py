@@ -111,3 +111,15 @@ def test_screening_frees_the_message_of_its_tensors():
     message = answer()
     screening().screen(message, ASKED)
     assert "tensors" not in message.content
+
+
+COST = {"epsilon": 1.0, "how": "", "epsilon_total": 1.0, "how_total": "", "delta": 1e-5,
+        "delta_total": 1e-5, "unit": "image", "adjacency": "", "events": []}  # fmt: skip
+
+
+def test_an_update_is_weighed_by_the_units_that_were_declared_at_the_roll_call():
+    keys = {"site-1": KEY.public_key()}
+    screen = Screening(SPECS, keys, 1.0, units={"site-1": 10})
+    assert screen.screen(answer(privacy=COST), ASKED).update.weight == 10
+    with pytest.raises(PeerError, match="by 11 units, and declared 10"):
+        screen.screen(answer(privacy=COST, examples=11), ASKED)

@@ -31,7 +31,8 @@ COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data"
             ["server", "init"], ["server", "add-site"], ["server", "remove-site"],
             ["server", "rotate-key"], ["server", "replace-key"], ["server", "renew"],
             ["server", "up"], ["server", "stop"], ["server", "run"], ["server", "resume"],
-            ["server", "attach"], ["server", "cancel"], ["server", "status"])  # fmt: skip
+            ["server", "attach"], ["server", "cancel"], ["server", "status"],
+            ["server", "accept-units"])  # fmt: skip
 
 
 def test_help_opens_no_heavy_room():

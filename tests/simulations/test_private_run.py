@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 from tests_recipe import TINY
 
+import server.released
 from client.privacy.chain import read_chain
 from client.privacy.ledger import plans_of, total_of
 from fgvc_core.errors import PolicyRefusal
@@ -145,3 +147,29 @@ def test_the_price_of_the_subject_unit_is_stated_on_one_split(tmp_path):
     assert 0 < price["image"]["top1"] <= 1
     assert 0 < price["subject"]["top1"] <= 1
     assert "epsilon 4" in price["in_words"]
+
+
+@needs_weights
+def test_a_centre_that_cannot_be_is_left_out_and_its_site_pays_no_more(tmp_path, monkeypatch):
+    honest = server.released.released
+
+    def lying(parts, number, phase, *rest):
+        for reply in honest(parts, number, phase, *rest):
+            if (reply.site, phase) == ("site-2", "centre"):
+                reply.tensors["centre"] = reply.tensors["centre"] + np.float32(1e30)
+            yield reply
+
+    monkeypatch.setattr(server.released, "released", lying)
+    plan = Plan(recipe(*SUMS, "partition.sites=3"), tmp_path / "run")
+    metrics = simulate(plan)
+    figures = metrics["sites"]["site-2"]
+    assert "declared units" in figures["set_aside"]
+    assert (figures["refused"], figures["rounds"]) == (1, 0)
+    assert all(metrics["sites"][site]["rounds"] == 1 for site in ("site-1", "site-3"))
+    spent = {
+        home.name: [e.values["event"]["purpose"] for e in entries_of(home) if e.kind == "reserved"]
+        for home in (plan.out / "sites").iterdir()
+    }
+    assert spent["site-2"] == ["centre"]
+    assert spent["site-1"] == ["centre", "class-sums"]
+    assert "declared units" in (plan.out / "report.html").read_text()

@@ -30,6 +30,7 @@ from server.deployment.provisioning import (
     renew,
 )
 from server.deployment.settings import DeploymentSettings
+from server.ledger_memory import FOLDER, read_units
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -192,6 +193,18 @@ def test_the_coordinator_shows_both_keys_in_the_one_form(tmp_path):
     assert own in listed
     assert short_fingerprint(key.public_key()) in listed
     assert short_fingerprint(key.public_key()) in run("remove-site", folder, "lyon")
+
+
+def test_another_number_of_units_is_accepted_for_a_registered_site_alone(folder):
+    add_site(folder, "lyon", public(new_key()))
+
+    def run(*words):
+        return CliRunner().invoke(server_app, [str(word) for word in words])
+
+    assert "1,200 units" in run("accept-units", folder, "lyon", 1200).output
+    assert read_units(folder / FOLDER, "lyon") == 1200
+    assert "before: 1,200" in run("accept-units", folder, "lyon", 900).output
+    assert "no site 'oslo'" in str(run("accept-units", folder, "oslo", 5).exception)
 
 
 def test_the_coordinators_key_has_signed_the_kit_with_its_certificate(folder):

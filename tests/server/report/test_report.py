@@ -317,7 +317,7 @@ def test_refusals_are_counted_by_reason_whatever_their_numbers(tmp_path):
     assert "2 2 to 5 site-1, site-4 A norm of 9.5 times the others'." in told
     assert "1 6 site-4 No reply within 600 s." in told
     assert "1 roll call a node an unknown key" in told
-    assert "Set aside at the end, after unsound replies in a row: site-4." in told
+    assert "Set aside at the end, for replies that cannot be or were unsound in a row: site-4 (" in told
     assert "site-4: site set aside: 3 in a row" in told
 
 

@@ -17,6 +17,7 @@ from fgvc_core.commands.explain import explain
 from fgvc_core.commands.export import export_app
 from fgvc_core.commands.predict import predict
 from fgvc_core.errors import FieldmarkError
+from fgvc_core.words import visible
 from server.cli import report, server_app
 from simulations.cli import bench, compare, simulate
 from simulations.sweeping.cli import sweep
@@ -69,6 +70,7 @@ def _tell(error: FieldmarkError) -> None:
     for label, text in (("Error", error.what), ("Why", error.why), ("Instead", error.remedy)):
         if text:
             console.print(f"[bold]{label}:[/bold] ", end="")
+            text = "\n".join(visible(line) for line in text.split("\n"))
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -183,10 +183,10 @@ def _releases() -> "Iterator[Callable[[int, int], None]]":
 
 
 def _show_budget(found: "Budget") -> None:
-    from rich.console import Console
+    from fgvc_core.console import PlainConsole
 
     # Policies and recipes have names in brackets, which rich would take for styles.
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     console.print(
         f"spent:  epsilon {found.spent:.4g} at delta {found.delta:g} "
         f"by {found.runs} run{'' if found.runs == 1 else 's'} ({found.how})"
@@ -219,8 +219,8 @@ def _show_budget(found: "Budget") -> None:
 
 
 def _show_audit(found: dict[str, Any]) -> None:
-    from rich.console import Console
+    from fgvc_core.console import PlainConsole
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     for line in found["in_words"]:
-        console.print(line, markup=False)
+        console.print(line)

@@ -99,8 +99,7 @@ def check(
 
     Example: fieldmark data check CUB_200_2011
     """
-    from rich.console import Console
-
+    from fgvc_core.console import PlainConsole
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.check import check_table
@@ -119,7 +118,7 @@ def check(
     if json_:
         typer.echo(json.dumps({**report.as_json(), "published": published}, indent=1))
     else:
-        show_check(report, Console(), published)
+        show_check(report, PlainConsole(), published)
     if report.faults():
         raise typer.Exit(_BAD_DATA)
 
@@ -145,8 +144,7 @@ def partition(
 
     Example: fieldmark data partition simulations/recipes/demo.toml --out who.svg
     """
-    from rich.console import Console
-
+    from fgvc_core.console import PlainConsole
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.partition import partition as deal
@@ -175,7 +173,7 @@ def partition(
     if json_:
         typer.echo(json.dumps(_as_json(title, counts, subjects, names), indent=1))
         return
-    show_partition(counts, subjects, names, title, Console())
+    show_partition(counts, subjects, names, title, PlainConsole())
     if out is not None:
         typer.echo(f"picture: {out}")
 

@@ -3,6 +3,10 @@
 A notice, a reason, a name or an id that somebody else has written may hold line breaks (which
 forge a line of a log), escape sequences (which move a terminal's cursor), or marks that turn the
 direction of what stands beside them. All of them are shown by their code instead.
+
+What else can go wrong depends on where text is shown: a spreadsheet computes a cell that begins
+with ``=``, Markdown makes tables and links of marks. HTML and SVG are escaped where they are made
+(jinja's autoescape, :func:`html.escape`), the terminal by :mod:`fgvc_core.console`.
 """
 
 import logging
@@ -11,6 +15,9 @@ import unicodedata
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's control, format (bidirectional marks too) and surrogate characters, and its line
 and paragraph separators."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_MARKS = frozenset("\\|<>[]`*_&~$")
 
 CONTINUED = "  | "
 """What every further line of a log record begins with: no such line can pass for a record."""
@@ -25,6 +32,29 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_shown(c) if unicodedata.category(c) in _HIDDEN else c for c in text)
+
+
+def csv_cell(text: str) -> str:
+    """Text as a cell of a CSV: no spreadsheet takes it for a formula.
+
+    OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection. A quotation
+    mark in front, which spreadsheets do not show, is all that changes.
+
+    >>> csv_cell("=1+2"), csv_cell("Pica pica")
+    ("'=1+2", 'Pica pica')
+    """
+    shown = visible(text)
+    return f"'{shown}" if text.startswith(_FORMULA) else shown
+
+
+def markdown_cell(text: str) -> str:
+    r"""Text inside a sentence or a cell of Markdown: no tag, link, mark or cell of its own.
+
+    >>> markdown_cell("a | <b> [x](y)")
+    'a \\| \\<b\\> \\[x\\](y)'
+    """
+    shown = visible(" ".join(text.split()))
+    return "".join(f"\\{c}" if c in _MARKS else c for c in shown)
 
 
 class OneRecord(logging.Formatter):

@@ -51,9 +51,7 @@ class ClosedForm:
     classes: int
     needed: int = 1
 
-    def run(
-        self, tensors: Tensors, ask: Ask, leave_out: LeaveOut
-    ) -> tuple[Tensors | None, int]:
+    def run(self, tensors: Tensors, ask: Ask, leave_out: LeaveOut) -> tuple[Tensors | None, int]:
         """Both phases.
 
         Args:

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from fgvc_core.recipe import Recipe
+from fgvc_core.words import visible
 
 
 class LiveView:
@@ -62,7 +63,7 @@ class LiveView:
 
     def _say(self, line: str) -> None:
         (self._progress.console if self._progress else self._console).print(
-            line, highlight=False, markup=False, soft_wrap=True
+            visible(line), highlight=False, markup=False, soft_wrap=True
         )
 
     def _on_run_started(self, event: dict[str, Any]) -> None:
@@ -105,7 +106,7 @@ class LiveView:
     def _on_site_set_aside(self, event: dict[str, Any]) -> None:
         self._say(
             f"round {event['round']}: {event['site']} is set aside after "
-            f"{event['refused_in_row']} unsound replies in a row"
+            f"{event['refused_in_row']} unsound replies in a row: {event['reason']}"
         )
 
     def _on_screening_reset(self, event: dict[str, Any]) -> None:

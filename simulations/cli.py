@@ -144,9 +144,9 @@ def _take_turns(plan: "Plan") -> dict[str, Any]:
 
 
 def _console() -> "Console":
-    from rich.console import Console
+    from fgvc_core.console import PlainConsole
 
-    return Console()
+    return PlainConsole()
 
 
 def _plan(
@@ -212,7 +212,6 @@ def _preparing() -> "Iterator[Tell]":
 
 
 def _show(metrics: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -247,7 +246,7 @@ def _show(metrics: dict[str, Any]) -> None:
             _percent(baseline["macro_f1"]),
             "",
         )
-    console = Console()
+    console = _console()
     console.print(table)
     if metrics.get("personal"):
         personal = metrics["personal"]
@@ -287,7 +286,6 @@ def _show_privacy(statements: dict[str, Any], console: "Console") -> None:
 
 
 def _show_comparison(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"On the same {result['test_examples']} held-out pictures")
@@ -298,7 +296,7 @@ def _show_comparison(result: dict[str, Any]) -> None:
     rows += [(f"  {site} alone", figures) for site, figures in result["local"].items()]
     for name, figures in rows:
         table.add_row(name, _percent(figures["top1"]), _percent(figures["macro_f1"]))
-    Console().print(table)
+    _console().print(table)
 
 
 def _percent(share: float | None) -> str:

@@ -85,7 +85,8 @@ def _one_release(
             yield SoundReply(site, 1, {phase: released.astype(np.float32)})
 
     units = dict.fromkeys(setting.rows, public_units(changed, setting))
-    tensors, _ = ClosedForm(changed, units, setting.table.num_classes).run(start, ask)
+    closed = ClosedForm(changed, units, setting.table.num_classes)
+    tensors, _ = closed.run(start, ask, lambda phase, refused: None)
     assert tensors is not None
     return tensors
 

@@ -22,6 +22,7 @@ from client.reading_cli import (
     reading_said,
     settle_reading,
 )
+from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.kit import StartKit
@@ -274,7 +275,7 @@ def check(
         typer.echo(json.dumps(found.as_json(), indent=1))
     else:
         for finding in found.findings:
-            typer.echo(f"{finding.level:>11}  {finding.name}: {finding.said}")
+            typer.echo(f"{finding.level:>11}  {finding.name}: {visible(finding.said)}")
             if finding.remedy:
                 typer.echo(f"{'':>13}{finding.remedy}")
     raise typer.Exit(found.exit_code)

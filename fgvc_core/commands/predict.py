@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from fgvc_core.commands.terminal import progress, write_text
+from fgvc_core.words import csv_cell, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -112,7 +113,7 @@ def predict(
         for one in _told(stream, sys.stdout, csv, jsonl, judge.top_k):
             if one.verdict is None:
                 faults += 1
-                typer.echo(one.fault, err=True)
+                typer.echo(visible(one.fault), err=True)
             if html is not None or not (csv or jsonl):
                 kept.append(one)
     if not (csv or jsonl):
@@ -139,7 +140,7 @@ def _told(
         writer.writerow(["path", "answer", "level", "confidence", "unknown", *ranks, "fault"])
     for one in predictions:
         if as_csv:
-            writer.writerow(_row(one, top_k))
+            writer.writerow([csv_cell(cell) for cell in _row(one, top_k)])
         elif as_jsonl:
             out.write(json.dumps(_object(one)) + "\n")
         yield one
@@ -173,9 +174,10 @@ def _object(one: "Prediction") -> dict[str, Any]:
 
 
 def _show(predictions: "list[Prediction]", top_k: int) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from fgvc_core.console import PlainConsole
 
     read = [(one.name, one.verdict) for one in predictions if one.verdict is not None]
     if not read:
@@ -198,7 +200,7 @@ def _show(predictions: "list[Prediction]", top_k: int) -> None:
         # Text, not markup: names may have brackets in them.
         sure = "" if verdict.unknown else f"{100 * verdict.confidence:.0f} %"
         cells = [short, verdict.told, level, sure, told]
-        table.add_row(*(Text(cell) for cell in cells[: 4 + (top_k > 1)]))
-    console = Console()
+        table.add_row(*(Text(visible(cell)) for cell in cells[: 4 + (top_k > 1)]))
+    console = PlainConsole()
     # In a pipe there is no width to keep to, and no line is broken.
-    Console(width=None if console.is_terminal else 240).print(table)
+    PlainConsole(width=None if console.is_terminal else 240).print(table)

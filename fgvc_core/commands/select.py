@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fgvc_core.commands.terminal import Json, busy, write_text
+from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.inference.selecting import Pick
@@ -86,9 +87,10 @@ def select(
 
 
 def _show(picks: "list[Pick]", method: str, total: int) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from fgvc_core.console import PlainConsole
 
     table = Table(title=f"{len(picks)} of {total:,} pictures, by {method}")
     for column in ("rank", "picture", method, "taken for", "share"):
@@ -97,9 +99,9 @@ def _show(picks: "list[Pick]", method: str, total: int) -> None:
     for each in picks:
         table.add_row(
             str(each.rank),
-            Text(each.id),
+            Text(visible(each.id)),
             f"{each.score:.4g}",
-            Text(each.predicted),
+            Text(visible(each.predicted)),
             f"{each.share:.2f}",
         )
-    Console().print(table)
+    PlainConsole().print(table)

@@ -19,6 +19,7 @@ from fgvc_core.export.graph import multiply_adds
 from fgvc_core.export.onnx_graph import preprocessing
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.privacy.claims import PrivacyClaim, read_claim
+from fgvc_core.words import markdown_cell as _cell
 
 _FEW = 5
 _Z95 = 1.959963984540054
@@ -186,7 +187,7 @@ def _metric_rows(
             )
     if evaluation:
         told = f"{evaluation.get('data', 'data')}, {evaluation.get('split', 'all')}"
-        return rows, f"{told} ({evaluation.get('examples', 0):,} pictures)"
+        return rows, f"{_cell(told)} ({evaluation.get('examples', 0):,} pictures)"
     return rows, f"the test split ({tested:,} pictures)"
 
 
@@ -206,7 +207,8 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 def _interval_note(evaluation: dict[str, Any] | None) -> str:
     if evaluation:
-        return f"Intervals: {evaluation.get('interval', 'as the evaluation states them')}."
+        told = str(evaluation.get("interval", "as the evaluation states them"))
+        return f"Intervals: {_cell(told)}."
     return (
         "The interval is Wilson's for independent pictures; several pictures of one subject make "
         "it too narrow. `fieldmark evaluate` draws whole subjects."
@@ -304,7 +306,7 @@ def _privacy_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
             "epsilon": f"{cost['epsilon']:.3g}",
             "total": f"{cost['epsilon_total']:.3g}" if "epsilon_total" in cost else "not stated",
             "delta": f"{cost['delta']:.1e}" if "delta" in cost else "not stated",
-            "unit": str(cost.get("unit", "not stated")),
+            "unit": _cell(str(cost.get("unit", "not stated"))),
         }
         for name, cost in (metrics.get("privacy") or {}).items()
         if cost.get("epsilon") is not None
@@ -340,8 +342,3 @@ def _cost(metrics: dict[str, Any]) -> str:
         f"{metrics['bytes_up'] / 1e6:,.1f} MB went up from the sites and "
         f"{metrics['bytes_down'] / 1e6:,.1f} MB down."
     )
-
-
-def _cell(text: str) -> str:
-    """A stranger's name in a table of Markdown: no cell, tag or link of its own."""
-    return "".join(f"\\{c}" if c in "|<>[]`*_" else c for c in " ".join(text.split()))

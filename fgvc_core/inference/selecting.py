@@ -23,6 +23,7 @@ from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.training.acquisition import Method, pick
 from fgvc_core.training.learner import Learner
+from fgvc_core.words import csv_cell
 
 Vectors = NDArray[np.float32]
 
@@ -164,7 +165,9 @@ def as_csv(picks: Sequence[Pick]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Pick.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(each) for each in picks)
+    for each in picks:
+        row = asdict(each).items()
+        writer.writerow({k: csv_cell(v) if isinstance(v, str) else v for k, v in row})
     return text.getvalue()
 
 

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fgvc_core.console import PlainConsole
 from fgvc_core.inference.intervals import Interval
 from fgvc_core.inference.scorecard import Scorecard
 
@@ -13,7 +14,7 @@ PAIRS_SHOWN = 5
 
 def show_scorecard(card: Scorecard, title: str, data: str, console: Console | None = None) -> None:
     """Print it."""
-    console = console or Console(highlight=False)
+    console = console or PlainConsole(highlight=False)
     console.print(Text(f"{title}. {data}"), soft_wrap=True)
     console.print(
         f"{card.counts.examples:,} pictures of {card.subjects:,} subjects; intervals are 95 %, "

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from fgvc_core.console import PlainConsole
+from fgvc_core.words import visible
 from server.deployment.following import RunView, follow
 from server.home import CoordinatorHome
 from server.live import LiveView
@@ -25,7 +27,7 @@ def watch(folder: Path, run_dir: Path) -> dict[str, Any] | None:
     Raises:
         FieldmarkError: with the exit code that says why it did not end well.
     """
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     # Without a progress bar of its own: the table has the place.
     lines = LiveView(CoordinatorHome.open(run_dir).recipe, console)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -56,11 +58,11 @@ def site_table(view: RunView) -> Table:
     for name, site in sorted(view.sites.items()):
         table.add_row(
             name,
-            f"[{_STYLES.get(site.state, 'none')}]{site.state}[/]",
+            Text(site.state, style=_STYLES.get(site.state, "none")),
             str(site.rounds),
             str(site.refused),
             f"{site.bytes_up / 1e6:.1f}",
             f"{site.bytes_down / 1e6:.1f}",
-            site.reason[:60],
+            visible(site.reason)[:60],
         )
     return table

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
 from rich.table import Table
 
 from fgvc_core import __version__
+from fgvc_core.console import PlainConsole
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.keys import fingerprint, short_form
 from fgvc_core.supervision import holder, read_json
+from fgvc_core.words import visible
 from server.deployment.allow_list import AllowList
 from server.deployment.certificates import check_dates
 from server.deployment.conduct import active_run, read_conduct
@@ -123,7 +124,7 @@ def _latest(folder: Path) -> Path | None:
 
 def show_status(found: dict[str, Any]) -> None:
     """Print a state for a person."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     certificate = found["certificate"]
     until = certificate["error"] or f"certificate for {certificate['days']} days"
     up = "up" if found["up"] else "not up"
@@ -147,7 +148,9 @@ def show_status(found: dict[str, Any]) -> None:
             name,
             "yes" if site["online"] else "no",
             "never" if seen is None else f"{seen:.0f} s ago",
-            within.get("state", "-") + (f": {within['reason']}" if within.get("reason") else ""),
+            visible(
+                within.get("state", "-") + (f": {within['reason']}" if within.get("reason") else "")
+            ),
             str(within.get("rounds", "-")),
             str(within.get("refused", "-")),
             f"{site['bytes_in'] / 1e6:.1f}",
@@ -158,8 +161,10 @@ def show_status(found: dict[str, Any]) -> None:
     for name, site in found["sites"].items():
         console.print(f"key of {name}: {short_form(site['fingerprint'])}")
     if run is not None:
-        why = f" ({run['why']})" if run["why"] else ""
+        why = f" ({visible(run['why'])})" if run["why"] else ""
         console.print(f"run {run['name']}: {run['state']}{why}, round {run['round']} of "
                       f"{run['rounds']}, {run['tries']} tries")  # fmt: skip
     for refusal in found["refusals"]:
-        console.print(f"refused {refusal['count']} times ({refusal['status']}): {refusal['what']}")
+        console.print(
+            f"refused {refusal['count']} times ({refusal['status']}): {visible(refusal['what'])}"
+        )

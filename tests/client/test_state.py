@@ -3,11 +3,12 @@
 import os
 
 import pytest
-from .protected_sites import announce, answer, ledger_of, make_site, request, steps
 
 from client import state
 from client.state import read_announced, recall, remember
 from fgvc_core.errors import PeerError
+
+from .protected_sites import announce, answer, ledger_of, make_site, request, steps
 
 
 def call(recipe, run):

@@ -108,7 +108,7 @@ def test_honest_sites_of_few_classes_each_are_all_taken():
 )  # fmt: skip
 def test_a_release_that_cannot_be_is_left_out_and_its_site_is_named(phase, lie, said):
     federation = Federation({("site-2", phase): lie})
-    tensors, arrived = federation.run()
+    _, arrived = federation.run()
     assert list(federation.out) == ["site-2"]
     assert said in federation.out["site-2"]
     assert arrived == 4

@@ -206,6 +206,23 @@ def test_a_run_whose_sites_all_stated_falsely_is_not_called_private(tmp_path):
     assert "it cost nothing" not in told
 
 
+def test_the_report_and_its_figures_have_no_element_of_it(tmp_path):
+    hostile = "\"'><script>alert(1)</script>[/]\x1b[2J"
+    run = write_run(tmp_path / "run", names=[hostile, "b", "c"])
+    metrics = json.loads((run / "metrics.json").read_text())
+    for figures in metrics["sites"].values():
+        figures.update(version=hostile, code=hostile, set_aside=hostile)
+    cost = {"epsilon": 1.0, "how": hostile, "epsilon_total": 1.0, "how_total": hostile,
+            "delta": 1e-5, "delta_total": 1e-5, "unit": hostile, "adjacency": hostile,
+            "events": []}  # fmt: skip
+    metrics["privacy"] = {"site-1": cost}
+    metrics["privacy_claim"] = {"holds": False, "sites": {"site-1": "", "site-2": hostile}}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    event = {"event": "reply", "round": 1, "site": "site-1", "accepted": False, "reason": hostile}
+    (run / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert "<script>alert" not in render(run).read_text()
+
+
 def test_sums_of_noisy_scores_are_called_so_and_absent_losses_have_no_chart(tmp_path):
     run = write_run(tmp_path / "run")
     history = json.loads((run / "metrics.json").read_text())["history"]
@@ -317,7 +334,10 @@ def test_refusals_are_counted_by_reason_whatever_their_numbers(tmp_path):
     assert "2 2 to 5 site-1, site-4 A norm of 9.5 times the others'." in told
     assert "1 6 site-4 No reply within 600 s." in told
     assert "1 roll call a node an unknown key" in told
-    assert "Set aside at the end, for replies that cannot be or were unsound in a row: site-4 (" in told
+    assert (
+        "Set aside at the end, for replies that cannot be or were unsound in a row: site-4 ("
+        in told
+    )
     assert "site-4: site set aside: 3 in a row" in told
 
 

@@ -17,6 +17,7 @@ from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import number_labels
 from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import ExampleTable, Split
 from fgvc_core.errors import DataError
 
@@ -139,6 +140,7 @@ def _lines(path: Path, whatever: bool = False) -> list[str]:
     """The lines of a list; with ``whatever`` bytes that are no text do not end the reading."""
     errors = "backslashreplace" if whatever else "strict"
     try:
+        refuse_unsound_list(path.parent, path)
         return path.read_text(encoding="utf-8", errors=errors).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(f"'{path}' cannot be read as text: {error}.") from None

@@ -18,6 +18,7 @@ from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import number_labels
 from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import ExampleTable, Split
 from fgvc_core.errors import DataError
 
@@ -109,6 +110,7 @@ def _field(root: Path, name: str, field: str) -> Any:
     path = _find(root, name)
     if path is None:
         raise _damaged(f"'{root / name}' does not exist, nor does 'devkit/{name}' there.")
+    refuse_unsound_list(root, path)
     try:
         return loadmat(path, simplify_cells=True)[field]
     except KeyError:

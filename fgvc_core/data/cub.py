@@ -21,6 +21,7 @@ from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import number_labels
 from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import ExampleTable
 
 _LABELS = "image_class_labels.txt"
@@ -155,6 +156,7 @@ def _sizes(root: Path, image_ids: Sequence[int], source: FileSource) -> NDArray[
     if not (root / _SIZES).is_file():
         unknown = (float("nan"), float("nan"))
         return np.array([source.pixel_size(row) or unknown for row in range(len(source))])
+    refuse_unsound_list(root, root / _SIZES)
     with (root / _SIZES).open(encoding="utf-8", newline="") as file:
         try:
             known = {

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.files import first_few
 from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.errors import DataError
 
 
@@ -107,6 +108,7 @@ def readable_lines(root: Path, name: str, left_out: LeftOut) -> dict[int, str]:
 
 def _read_text(root: Path, name: str) -> str:
     try:
+        refuse_unsound_list(root, root / name)
         return (root / name).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise damaged(f"'{root / name}' does not exist.") from None

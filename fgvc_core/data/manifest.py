@@ -14,6 +14,7 @@ from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import NO_LABEL, number_labels
 from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.split import held_out_splits
 from fgvc_core.data.table import SPLITS, ExampleTable, Split
 from fgvc_core.errors import DataError, nearest
@@ -61,7 +62,7 @@ def build_table(
     root = data_root(settings)
     if left_out is not None:
         return _tolerant_table(root, settings, left_out)
-    sheet = _read(root / settings.manifest, settings.manifest).only(settings)
+    sheet = _read(root, root / settings.manifest, settings.manifest).only(settings)
     raw_paths = sheet.filled(settings.path_column, "data.path_column")
     raw_labels = sheet.column(settings.label_column, "data.label_column")
     subject_column = sheet.chosen(settings.subject_column, "subject", "data.subject_column")
@@ -111,7 +112,7 @@ def _table(
 
 def _tolerant_table(root: Path, settings: DataSettings, left_out: LeftOut) -> ExampleTable:
     """The table with every fault of a single line recorded, and its row marked."""
-    sheet = _read_line_by_line(root / settings.manifest, settings.manifest, left_out)
+    sheet = _read_line_by_line(root, root / settings.manifest, settings.manifest, left_out)
     sheet = sheet.only(settings)
     raw_paths = sheet.column(settings.path_column, "data.path_column")
     raw_labels = sheet.column(settings.label_column, "data.label_column")
@@ -204,9 +205,10 @@ class _Sheet:
         return name
 
 
-def _read(path: Path, name: str) -> _Sheet:
+def _read(root: Path, path: Path, name: str) -> _Sheet:
     lines: list[int] = []
     try:
+        refuse_unsound_list(root, path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [field.strip() for field in next(reader, [])]
@@ -237,13 +239,14 @@ def _read(path: Path, name: str) -> _Sheet:
     return _Sheet(name, values, lines)
 
 
-def _read_line_by_line(path: Path, name: str, left_out: LeftOut) -> _Sheet:
+def _read_line_by_line(root: Path, path: Path, name: str, left_out: LeftOut) -> _Sheet:
     """The sheet with damaged lines left out; no line has a say in how another is read.
 
     Raises:
         DataError: if there is no such file, or its header is damaged.
     """
     try:
+        refuse_unsound_list(root, path)
         header_line, *lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise _no_manifest(path) from None

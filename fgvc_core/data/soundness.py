@@ -22,8 +22,26 @@ MAX_SIDE = 30_000
 MAX_FILE_BYTES = 512 * 1024**2
 """Longest file that is read as one picture."""
 
+MAX_LIST_BYTES = 1024**3
+"""Longest manifest or other list that is read: some ten million lines."""
+
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """The decoders that a file may reach, whatever its name ends in."""
+
+
+def refuse_unsound_list(root: Path, path: Path) -> None:
+    """The same for a manifest or another list of a tree, whose reading would never end.
+
+    Args:
+        root: The tree's root.
+        path: The list.
+
+    Raises:
+        DataError: naming the list and what is wrong with it.
+        FileNotFoundError: if there is none.
+        OSError: if its folder cannot be read.
+    """
+    _refuse_unsound(os.path.realpath(root), path, "list", MAX_LIST_BYTES)
 
 
 def refuse_unsound_file(root: str, path: Path) -> None:
@@ -38,27 +56,31 @@ def refuse_unsound_file(root: str, path: Path) -> None:
         FileNotFoundError: if there is none.
         OSError: if its folder cannot be read.
     """
+    _refuse_unsound(root, path, "picture", MAX_FILE_BYTES)
+
+
+def _refuse_unsound(root: str, path: Path, what: str, most: int) -> None:
     real = os.path.realpath(path)
     if os.path.commonpath([root, real]) != root:
         raise DataError(
-            f"The picture '{path}' leads out of the data tree, to '{real}'.",
+            f"The {what} '{path}' leads out of the data tree, to '{real}'.",
             why="A link in a tree could show this site's other files to whoever made the tree.",
-            remedy="Copy the picture into the tree, or point data.path at where it really lies.",
+            remedy=f"Copy the {what} into the tree, or point data.path at where it really lies.",
         )
     found = os.stat(real)
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no plain file"
         raise DataError(
-            f"The picture '{path}' cannot be read: it is {kind}.",
-            why="Only plain files are read as pictures.",
+            f"The {what} '{path}' cannot be read: it is {kind}.",
+            why=f"Only plain files are read as {what}s.",
             remedy="Remove it from the tree.",
         )
-    if found.st_size > MAX_FILE_BYTES:
+    if found.st_size > most:
         raise DataError(
-            f"The picture '{path}' is a file of {found.st_size / 1e6:,.0f} MB; "
-            f"{MAX_FILE_BYTES / 1e6:,.0f} MB is the most.",
-            why="A file of that length is hardly one picture, and is not read.",
-            remedy="Cut it into tiles, or take it out.",
+            f"The {what} '{path}' is a file of {found.st_size / 1e6:,.0f} MB; "
+            f"{most / 1e6:,.0f} MB is the most.",
+            why=f"A file of that length is hardly one {what}, and is not read.",
+            remedy="Cut it into parts, or take it out.",
         )
 
 

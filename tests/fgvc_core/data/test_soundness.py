@@ -9,6 +9,7 @@ from PIL import Image
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.check import check_table
 from fgvc_core.data.files import FileSource
+from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.errors import DataError
 
@@ -110,3 +111,35 @@ def test_modern_phones_pictures_still_open(tmp_path: Path) -> None:
         tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (40, 30))]
     )
     assert FileSource(tmp_path, ["a.jpg"]).picture(0).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("left_out", [None, LeftOut()], ids=["strict", "tolerant"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("manifest.csv", {"name": "manifest"}),
+        ("classes.txt", {"name": "cub"}),
+    ],
+)
+def test_a_list_that_never_ends_or_lies_elsewhere_is_refused(
+    tmp_path: Path, name: str, settings: dict[str, str], left_out: LeftOut | None
+) -> None:
+    tree = tmp_path / "tree"
+    (tree / name).parent.mkdir(parents=True)
+    (tmp_path / "elsewhere.csv").write_text("path,label\na.png,x\n")
+    read = DataSettings(path=str(tree), **settings)
+    for make, said in (
+        (lambda path: path.symlink_to("/dev/zero"), "leads out of the data tree"),
+        (lambda path: path.symlink_to(tmp_path / "elsewhere.csv"), "leads out of the data tree"),
+        (os.mkfifo, "no plain file"),
+        (lambda path: _sparse(path, 2 * 1024**3), "a file of 2,147 MB"),
+    ):
+        (tree / name).unlink(missing_ok=True)
+        make(tree / name)
+        with pytest.raises(DataError, match=said):
+            load_table(read, tmp_path / "cache", left_out=left_out)
+
+
+def _sparse(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_core.words import visible
+
 if TYPE_CHECKING:
     from client.deployment.joining import Answers
     from fgvc_core.protocol.kit import StartKit
@@ -97,7 +99,7 @@ def settle_reading(
     with TemporaryDirectory(prefix="fieldmark-") as cache:
         understood = understand(preview(kit, replace(answers, cache=Path(cache))))
     for line in [*understood.lines(), *passed_over(root, answers.reading)]:
-        typer.echo(line, err=True)
+        typer.echo(visible(line), err=True)
     if not understood.pictures:
         raise DataError(
             f"'{root}' holds no picture to learn from, read like that.",
@@ -170,6 +172,6 @@ def reading(
         typer.echo(json.dumps(shown, indent=1))
         return
     for line in understood.lines():
-        typer.echo(line)
+        typer.echo(visible(line))
     if changed.settings != site.settings and not save:
         typer.echo("Not saved: add --save to write it into site.toml.")

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgvc_core.words import visible
+
 if TYPE_CHECKING:
     from client.privacy.recovery import Recovery
 
@@ -60,7 +62,7 @@ def _show(found: "Recovery", home: Path) -> None:
     typer.echo(f"{found.missing} entries of the ledger were missing.")
     for run, events in found.charged.items():
         for event in events:
-            typer.echo(f"charged: run {run}: {event.count} x {event.purpose}")
+            typer.echo(f"charged: run {visible(run)}: {event.count} x {event.purpose}")
     typer.echo(
         f"spent:   epsilon {found.before:.4g} before, {found.after:.4g} now, at delta "
         f"{found.delta:g}"

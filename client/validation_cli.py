@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from fgvc_core.words import visible
+
 if TYPE_CHECKING:
     from fgvc_core.protocol.validation import ValidationReply
 
@@ -153,7 +155,7 @@ def validate(
 
     typer.echo("This leaves the site once you send it:")
     for line in reply_in_words(found.reply):
-        typer.echo(f"  {line}")
+        typer.echo(f"  {visible(line)}")
     typer.echo(f"answer: {out}")
 
 

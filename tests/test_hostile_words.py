@@ -18,6 +18,7 @@ from server.deployment.following import SiteView
 from server.deployment.screen import site_table
 from server.deployment.status import show_status
 from server.live import LiveView
+from server.tracking.figures import note_of
 
 HOSTILE = (
     "=cmd|' /C calc'!A0[/][red]ok\x1b[2J\x1b[1A\r\nsite-9 │ yes\t\x07\u202e"
@@ -102,6 +103,14 @@ def test_no_cell_of_a_csv_is_a_formula(text):
 def test_predictions_are_shown_and_do_nothing(capsys):
     _show([prediction(HOSTILE)], 1)
     checked_terminal(capsys.readouterr().out)
+
+
+def test_a_tracker_is_told_it_on_one_line():
+    for event in (
+        {"event": "reply", "accepted": False, "site": HOSTILE, "reason": HOSTILE},
+        {"event": "site_set_aside", "site": HOSTILE, "reason": HOSTILE},
+    ):
+        checked_terminal(note_of(event))
 
 
 def test_markdown_has_no_cell_tag_or_link_of_it():

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fgvc_core.commands.terminal import Json
+from fgvc_core.words import visible
 
 
 def read_reply(
@@ -39,6 +40,6 @@ def read_reply(
         )
         return
     for line in reply_in_words(found.reply):
-        typer.echo(line)
+        typer.echo(visible(line))
     trust = "the expected key" if found.expected else "compare with what the site has told you"
     typer.echo(f"signed by {short_form(found.signer)} ({trust})")

@@ -4,6 +4,7 @@ import json
 from typing import Any, Protocol
 
 from fgvc_core.recipe import Recipe
+from fgvc_core.words import visible
 
 ROUND = ("top1", "macro_f1", "loss", "val_top1", "val_loss", "seconds", "bytes_up", "bytes_down",
          "cohort", "accepted", "refused")  # fmt: skip
@@ -63,9 +64,9 @@ def note_of(event: dict[str, Any]) -> str | None:
     """An event in words if it is out of the ordinary, else None."""
     what = event["event"]
     if what == "reply" and event["accepted"] is False:
-        return f"{event['site']} refused: {event['reason']}"
+        return visible(f"{event['site']} refused: {event['reason']}")
     if what in ("round_void", "site_set_aside", "screening_reset", "site_left", "start_refused"):
         told = [f"{event['site']}: "] if event.get("site") else []
         reason = event.get("reason") or event.get("why")
-        return "".join([*told, what.replace("_", " "), f": {reason}" if reason else ""])
+        return visible("".join([*told, what.replace("_", " "), f": {reason}" if reason else ""]))
     return None

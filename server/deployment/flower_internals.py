@@ -6,7 +6,8 @@ name when one of these moves.
 """
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_public_key,
 )
-from flwr.app import Context
+from flwr.app import Context, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
 from flwr.common.constant import TIMESTAMP_HEADER, SubStatus
 from flwr.common.serde import (
     context_from_proto,
@@ -35,8 +37,10 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
 )
@@ -48,7 +52,13 @@ from flwr.supercore.constant import (
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
+    inflate_object_from_contents,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -70,12 +80,16 @@ __all__ = [
     "PUBLIC_KEY_HEADER",
     "SIGNATURE_HEADER",
     "TIMESTAMP_HEADER",
+    "Announced",
     "ControlApi",
     "Node",
+    "ReplyLink",
     "Work",
     "acquire_work",
+    "error_reply",
     "give_up",
     "open_work",
+    "put_together",
     "read_push",
     "took_nothing",
 ]
@@ -220,6 +234,145 @@ def took_nothing(body: bytes) -> bool:
     except DecodeError:
         return False
     return not answer.objects_to_push
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A reply that a node has announced; its pieces may not have come yet.
+
+    Attributes:
+        message_id: Id of the reply, and of the object that it unfolds from.
+        answers: Id of the message that the SuperLink took it as the answer to.
+        pieces: Ids of its objects, each once, in the order in which an honest node sends them.
+    """
+
+    message_id: str
+    answers: str
+    pieces: tuple[str, ...]
+
+
+class ReplyLink:
+    """The SuperLink's replies, one call at a time: nothing here waits for a node.
+
+    Flower's own ``HttpGrid.pull_messages`` waits up to two hours for the pieces of a message
+    that was announced.
+
+    Args:
+        grid: A run's grid; its connection is shared.
+        run_id: Flower's number of the run.
+    """
+
+    def __init__(self, grid: HttpGrid, run_id: int) -> None:
+        self._grid = grid
+        self.run_id = run_id
+
+    def announced(self, message_ids: Iterable[str]) -> list[Announced]:
+        """Replies to these messages that were announced since; the SuperLink names each once."""
+        client: RuntimeHttpClient = self._grid._runtime_client
+        try:
+            found = client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
+                # What a site has sent can do that; whatever it was, no reply can be had now.
+                return []
+            raise
+        return [
+            Announced(m.metadata.message_id, m.metadata.reply_to_message_id, _pieces_of(tree))
+            for m, tree in zip(found.messages_list, found.message_object_trees, strict=True)
+        ]
+
+    def piece(self, object_id: str) -> bytes | None:
+        """The content of an object; None if it has not come yet.
+
+        Raises:
+            LookupError: if the SuperLink expects no such object (any more).
+        """
+        client: RuntimeHttpClient = self._grid._runtime_client
+        request = PullObjectRequest(node=self._grid.node, run_id=self.run_id, object_id=object_id)
+        answer = client.PullObject(request)
+        if not answer.object_found:
+            raise LookupError(object_id)
+        return bytes(answer.object_content) if answer.object_available else None
+
+    def confirm(self, message_id: str) -> None:
+        """Tell the SuperLink that it may delete a reply's objects."""
+        client: RuntimeHttpClient = self._grid._runtime_client
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._grid.node,
+                run_id=self.run_id,
+                message_object_id=message_id,
+            )
+        )
+
+
+def _pieces_of(tree: ObjectTree) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    waiting = [(tree, False)]
+    while waiting:
+        node, opened = waiting.pop()
+        if opened:
+            found[node.object_id] = None
+        else:
+            waiting.append((node, True))
+            waiting.extend((child, False) for child in reversed(node.children))
+    return tuple(found)
+
+
+def put_together(announced: Announced, contents: dict[str, bytes]) -> Message:
+    """A reply from the contents of its objects, whoever sent them; they are used up.
+
+    Raises:
+        ValueError: if they do not make up a message that answers what it was announced for, or
+            if they would unfold to more than was sent.
+    """
+    try:
+        _check_unfolded(contents)
+        message = inflate_object_from_contents(announced.message_id, contents)
+        if not isinstance(message, Message):
+            raise ValueError(f"its root is a {type(message).__name__}")
+        if message.metadata.reply_to_message_id != announced.answers:
+            raise ValueError("it answers another message than it was announced for")
+        if not message.has_error() and not isinstance(message.content, RecordDict):
+            raise ValueError(f"its content is a {type(message.content).__name__}")
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        # Flower's decoders raise whatever they meet: a stranger's bytes decide which.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    message.metadata.__dict__["_message_id"] = announced.message_id
+    return message
+
+
+def _check_unfolded(contents: Mapping[str, bytes]) -> None:
+    """Raise ValueError if an array is made of one chunk several times.
+
+    Chunks are sent once and joined as often as they are named: 5 MB could become gigabytes.
+    A parcel's chunks all differ.
+    """
+    for content in contents.values():
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind != "Array":
+            continue
+        body = json.loads(content[content.index(b"\0") + 1 :])
+        if len(body["arraychunk_ids"]) > len(set(children)):
+            raise ValueError("an array names a chunk more than once")
+
+
+def error_reply(run_id: int, answers: str, code: int, reason: str) -> Message:
+    """What stands for a reply that cannot be handed on."""
+    metadata = Metadata(
+        run_id=run_id,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=0,
+        reply_to_message_id=answers,
+        group_id="",
+        created_at=0.0,
+        ttl=0.0,
+        message_type="system",
+    )
+    return make_message(metadata=metadata, error=Error(code=code, reason=reason))
 
 
 @dataclass

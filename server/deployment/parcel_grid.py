@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from fgvc_core.errors import PeerError
 from fgvc_core.wire.parcel import make_parcel, open_parcel
+from server.deployment.arrivals import Arrivals
 from server.records import from_array_record, to_array_record
 
 PARCEL = "parcel"
@@ -18,10 +19,12 @@ class ParcelGrid(Grid):
 
     Args:
         inner: Carries them.
+        arrivals: Where replies are taken from; None: from the inner grid, which may wait.
     """
 
-    def __init__(self, inner: Grid) -> None:
+    def __init__(self, inner: Grid, arrivals: Arrivals | None = None) -> None:
         self._inner = inner
+        self._arrivals = arrivals
         self._packed: tuple[ArrayRecord | None, ArrayRecord] = (None, ArrayRecord())
 
     def set_run(self, run: Any) -> None:
@@ -62,12 +65,33 @@ class ParcelGrid(Grid):
         return self._inner.push_messages(packed)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies, their parcels opened; one that cannot be opened has no tensors."""
-        replies = list(self._inner.pull_messages(message_ids))
+        """Replies, their parcels opened; one that cannot be opened has no tensors.
+
+        Through ``arrivals`` it never waits, and a reply that is the site's own fault is an
+        error message with a code of ``server.records.FAULTS``.
+        """
+        if self._arrivals is not None:
+            replies = self._arrivals.pull(message_ids)
+        else:
+            replies = list(self._inner.pull_messages(message_ids))
         for reply in replies:
             if not reply.has_error():
                 open_in(reply.content)
         return replies
+
+    def arriving(self, message_id: str) -> tuple[int, int] | None:
+        """(pieces that have come, pieces in all) of a reply that is announced, not complete."""
+        return None if self._arrivals is None else self._arrivals.arriving(message_id)
+
+    def forget(self, message_id: str) -> None:
+        """A reply that nobody will ask for any more."""
+        if self._arrivals is not None:
+            self._arrivals.forget(message_id)
+
+    def limit_reply(self, nbytes: float) -> None:
+        """Refuse a reply whose pieces weigh more, before it is put together."""
+        if self._arrivals is not None:
+            self._arrivals.limit_bytes = nbytes
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

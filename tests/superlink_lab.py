@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import httpx
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import ObjectTree
@@ -84,6 +85,13 @@ MALFORMED = {
 """Graphs of objects whose ids are true, so that the SuperLink takes them."""
 
 
+def failure(status):
+    request = httpx.Request("POST", "https://superlink")
+    return httpx.HTTPStatusError(
+        "failed", request=request, response=httpx.Response(status, request=request)
+    )
+
+
 class MemoryLink:
     """Stands for the SuperLink's Runtime API.
 
@@ -91,11 +99,14 @@ class MemoryLink:
         answers: Node -> (Request -> content of its reply, or None).
         spoil: Node -> (Graph -> Graph), for what it does to its reply.
         withheld: Node -> how many of its reply's last pieces never come.
+        pushed: Ids of the objects that the coordinator has pushed.
+        poisoned: Ids that somebody has registered with other children.
     """
 
     def __init__(self, *answers):
         self.answers = dict(enumerate(answers, start=2))
         self.spoil, self.withheld, self.confirmed = {}, {}, []
+        self.pushed, self.poisoned = [], set()
         self.asked, self._objects, self._kept = {}, {}, {}
         self._stored, self._open = {}, {}
 
@@ -113,12 +124,15 @@ class MemoryLink:
     def PushMessages(self, request):
         (tree,) = request.message_object_trees
         (proto,) = request.messages_list
-        self.asked[tree.object_id] = proto.metadata.dst_node_id
-        self._open[tree.object_id] = proto.metadata.dst_node_id
         ids = []
         for node in (waiting := [tree]):
             ids.append(node.object_id)
             waiting.extend(node.children)
+        if self.poisoned & set(ids):
+            raise failure(500)
+        self.pushed.extend(ids)
+        self.asked[tree.object_id] = proto.metadata.dst_node_id
+        self._open[tree.object_id] = proto.metadata.dst_node_id
         return PushAppMessagesResponse(message_ids=[tree.object_id], objects_to_push=ids)
 
     def PushObject(self, request):

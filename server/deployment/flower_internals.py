@@ -78,6 +78,7 @@ __all__ = [
     "LINK_FAILURES",
     "PROTOBUF_MEDIA_TYPE",
     "PUBLIC_KEY_HEADER",
+    "REFUSED_OBJECTS",
     "SIGNATURE_HEADER",
     "TIMESTAMP_HEADER",
     "Announced",
@@ -91,6 +92,7 @@ __all__ = [
     "open_work",
     "put_together",
     "read_push",
+    "refused_objects",
     "took_nothing",
 ]
 
@@ -99,6 +101,8 @@ SIGNATURE_HEADER = FLEET_HTTP_SIGNATURE_HEADER
 LINK_FAILURES = (httpx.HTTPError, ObjectPushError)
 """What a run's process meets when the SuperLink dies in the midst of a call. A piece that was
 stored, and whose receipt died with the SuperLink, is taken for refused when it comes again."""
+REFUSED_OBJECTS = httpx.HTTPStatusError
+"""What a push raises whose objects the SuperLink knows as others; see :func:`refused_objects`."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 FEDERATION = ""
 
@@ -220,6 +224,11 @@ def read_push(body: bytes) -> Pushed:
         waiting.extend(waiting.pop().children)
     claimed = {message.metadata.src_node_id for message in request.messages_list}
     return Pushed(request.node.node_id, claimed, pieces)
+
+
+def refused_objects(error: httpx.HTTPStatusError) -> bool:
+    """Whether the SuperLink may have refused a push for its objects: it fails, and says no more."""
+    return error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
 
 
 def took_nothing(body: bytes) -> bool:

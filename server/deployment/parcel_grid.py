@@ -9,9 +9,12 @@ from flwr.serverapp import Grid
 from fgvc_core.errors import PeerError
 from fgvc_core.wire.parcel import make_parcel, open_parcel
 from server.deployment.arrivals import Arrivals
+from server.deployment.flower_internals import REFUSED_OBJECTS, refused_objects
 from server.records import from_array_record, to_array_record
 
 PARCEL = "parcel"
+PACKED_ANEW = 3
+"""How often a message is packed anew whose objects the SuperLink refuses."""
 
 
 class ParcelGrid(Grid):
@@ -58,11 +61,21 @@ class ParcelGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Push messages, their tensors in a parcel."""
         packed = list(messages)
-        for message in packed:
-            tensors = message.content.array_records.get("tensors")
-            if tensors:
-                message.content["tensors"] = self._parcel(tensors)
-        return self._inner.push_messages(packed)
+        tensors = [message.content.array_records.get("tensors") for message in packed]
+        for tries in range(PACKED_ANEW, -1, -1):
+            for message, record in zip(packed, tensors, strict=True):
+                # No tensors make a parcel, too: an empty record's digest is known to anybody.
+                if record is not None:
+                    message.content["tensors"] = self._parcel(record)
+            try:
+                return self._inner.push_messages(packed)
+            except REFUSED_OBJECTS as error:
+                if not tries or not refused_objects(error):
+                    raise
+                # A site has registered one of these objects as something else, having seen it
+                # in an earlier message: a new parcel is new objects.
+                self._packed = None, ArrayRecord()
+        raise AssertionError("unreachable")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies, their parcels opened; one that cannot be opened has no tensors.

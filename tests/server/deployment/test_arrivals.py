@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pytest
 from nodes_lab import ARRAYS, answering
-from superlink_lab import MALFORMED, MemoryLink
+from superlink_lab import MALFORMED, MemoryLink, failure
 
 import server.exchange
 from server.books import Books
@@ -106,7 +106,7 @@ def test_a_reply_that_is_announced_and_never_sent_does_not_outlast_the_deadline(
 def test_a_slow_line_is_told_from_a_staller_by_its_progress_and_may_come_late(federation):
     link, call, home, _ = federation
     link.withheld[2] = 1
-    slow, honest = asked(call)
+    slow, _ = asked(call)
     assert (slow.message, slow.stalled) == (None, False)
     assert "5 of 6 pieces" in slow.refusal
     _, standing = taken(call, home, [slow])
@@ -182,9 +182,7 @@ def test_a_failure_of_the_superlink_over_one_reply_is_no_reply_and_any_other_end
 
     def failing(status):
         def spoil(graph):
-            request = httpx.Request("POST", "https://superlink")
-            response = httpx.Response(status, request=request)
-            raise httpx.HTTPStatusError("failed", request=request, response=response)
+            raise failure(status)
 
         return spoil
 
@@ -194,3 +192,40 @@ def test_a_failure_of_the_superlink_over_one_reply_is_no_reply_and_any_other_end
     link.spoil[2] = failing(401)
     with pytest.raises(httpx.HTTPStatusError):
         asked(call)
+
+
+def test_the_objects_of_a_message_cannot_be_computed_before_it_is_sent(federation):
+    link, call, _, _ = federation
+    pushed = []
+    for _ in range(2):
+        link.pushed.clear()
+        _, message = call.compose("train", 1, "site-1", ARRAYS)
+        call._grid._packed = None, None
+        call._grid.push_messages([message])
+        pushed.append(set(link.pushed))
+    first, again = pushed
+    # The same model to the same site, and no object of it is the same.
+    assert not first & again
+
+
+def test_the_objects_of_an_empty_message_cannot_be_computed_either(exchange):
+    link = MemoryLink(answering("site-1"), answering("site-2"))
+    call, _ = exchange(grid=lambda: link.grid())
+    call.roll_call()
+    first = set(link.pushed)
+    link.pushed.clear()
+    call._call(2)
+    assert len(link.pushed) > 3
+    assert not first & set(link.pushed)
+
+
+def test_a_message_whose_objects_were_registered_as_others_is_packed_anew(federation):
+    link, call, _, _ = federation
+    call.ask([call.compose("train", 1, "site-1", ARRAYS)], DEADLINE_S)
+    _, message = call.compose("train", 1, "site-1", ARRAYS)
+    call._grid.push_messages([message])
+    link.poisoned = {i for i in link.pushed if link._stored[i].startswith(b"Array ")}
+    assert link.poisoned
+    _, again = call.compose("train", 1, "site-2", ARRAYS)
+    (message_id,) = call._grid.push_messages([again])
+    assert message_id in link.asked

@@ -7,6 +7,7 @@ name when one of these moves.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,11 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
-from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.proto.fleet_pb2 import (
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
@@ -73,6 +78,7 @@ from google.protobuf.message import DecodeError
 
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
+from server.deployment.bodies import check_push
 
 __all__ = [
     "LINK_FAILURES",
@@ -91,9 +97,12 @@ __all__ = [
     "give_up",
     "open_work",
     "put_together",
+    "read_confirmed",
+    "read_handed",
+    "read_pulled",
     "read_push",
+    "read_wanted",
     "refused_objects",
-    "took_nothing",
 ]
 
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
@@ -105,6 +114,7 @@ REFUSED_OBJECTS = httpx.HTTPStatusError
 """What a push raises whose objects the SuperLink knows as others; see :func:`refused_objects`."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 FEDERATION = ""
+_OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -198,51 +208,87 @@ class Pushed:
 
     Attributes:
         node: The node that pushes; the SuperLink checks that it is the key's.
-        claimed: Nodes that the messages say they come from.
-        pieces: Objects that they are made of, each as often as it is named.
+        claimed: The node that the message says it comes from.
+        answers: Id of the message that it answers.
+        objects: Ids of the objects that it is made of.
     """
 
     node: int
-    claimed: set[int]
-    pieces: int
+    claimed: int
+    answers: str
+    objects: frozenset[str]
 
 
-def read_push(body: bytes) -> Pushed:
+def read_push(body: bytes, most_objects: int) -> Pushed:
     """Read the body of a push-messages call.
 
+    Args:
+        body: From a stranger; a few kilobytes.
+        most_objects: Objects that a message may be made of.
+
     Raises:
-        ValueError: if it is no such request.
+        ValueError: if it is no such request, or announces anything but one message, whose tree
+            has that message at its root, is within bounds and names each object once.
     """
-    request = PushMessagesRequest()
-    try:
-        request.ParseFromString(body)
-    except DecodeError as error:
-        raise ValueError("no PushMessages request") from error
-    waiting, pieces = list(request.message_object_trees), 0
+    check_push(body, most_objects)
+    request = _parsed(PushMessagesRequest(), body)
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        raise ValueError("not one message")
+    (message,), (tree,) = request.messages_list, request.message_object_trees
+    if message.HasField("content") and message.content.ByteSize():
+        raise ValueError("a message with its content beside it")
+    ids, waiting = [], [tree]
     while waiting:
-        pieces += 1
-        waiting.extend(waiting.pop().children)
-    claimed = {message.metadata.src_node_id for message in request.messages_list}
-    return Pushed(request.node.node_id, claimed, pieces)
+        node = waiting.pop()
+        ids.append(node.object_id)
+        waiting.extend(node.children)
+    if tree.object_id != message.metadata.message_id or not all(map(_OBJECT_ID.fullmatch, ids)):
+        raise ValueError("a tree that is not the message's")
+    if len(ids) != len(set(ids)):
+        raise ValueError("a message that names an object more than once")
+    meta = message.metadata
+    return Pushed(request.node.node_id, meta.src_node_id, meta.reply_to_message_id, frozenset(ids))
+
+
+def read_wanted(answer: bytes) -> list[str]:
+    """Ids of the objects that the answer to a push-messages call asks for.
+
+    The SuperLink asks for those that it lacks, the message's own among them, unless it has
+    not stored the message: it answers one that was sent to another node, or has an answer.
+    """
+    return list(_parsed(PushMessagesResponse(), answer).objects_to_push)
+
+
+def read_handed(answer: bytes) -> list[tuple[str, list[str]]]:
+    """(message id, ids of its objects) of what the answer to a pull-messages call hands over."""
+    found = _parsed(PullMessagesResponse(), answer)
+    return [
+        (message.metadata.message_id, list(_pieces_of(tree)))
+        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True)
+    ]
+
+
+def read_pulled(body: bytes) -> str:
+    """The id of the object that a pull-object call asks for."""
+    return str(_parsed(PullObjectRequest(), body).object_id)
+
+
+def read_confirmed(body: bytes) -> str:
+    """The id of the message that a confirm-message-received call names."""
+    return str(_parsed(ConfirmMessageReceivedRequest(), body).message_object_id)
+
+
+def _parsed(message: Any, body: bytes) -> Any:
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise ValueError(f"no {type(message).__name__}") from error
+    return message
 
 
 def refused_objects(error: httpx.HTTPStatusError) -> bool:
     """Whether the SuperLink may have refused a push for its objects: it fails, and says no more."""
     return error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
-
-
-def took_nothing(body: bytes) -> bool:
-    """Whether the answer to a push-messages call asks for no object at all.
-
-    The SuperLink asks for the objects that it lacks, the message's own among them, unless it has
-    not stored the message: it answers one that was sent to another node, or has an answer.
-    """
-    answer = PushMessagesResponse()
-    try:
-        answer.ParseFromString(body)
-    except DecodeError:
-        return False
-    return not answer.objects_to_push
 
 
 @dataclass(frozen=True)

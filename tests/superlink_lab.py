@@ -47,6 +47,11 @@ class Graph:
         self.tree = ObjectTree(object_id=self.root, children=[ObjectTree(object_id=i) for i in ids])
         return self
 
+    def replace_tree(self, tree):
+        """Another tree, and its root's id for the message's."""
+        self.tree, self.root = tree, tree.object_id
+        return self
+
     def change(self, kind, content):
         """Another content for an object; its parents name it, so that every id is true."""
         old = self.of(kind)

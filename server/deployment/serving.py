@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import uvicorn
@@ -184,7 +184,7 @@ def _protocol(settings: GatewaySettings, meter: Meter) -> type[HttpToolsProtocol
                 self._begin_head()
             super().on_message_begin()
             self._read_by = self.loop.time() + 2 * settings.request_s
-            self.scope[OWNER] = self.belongs
+            cast(dict[str, Any], self.scope)[OWNER] = self.belongs
 
         def on_headers_complete(self) -> None:
             self._head = None

@@ -87,7 +87,9 @@ class Mail:
             raise Refused(403, "an answer to a message that was not handed to it", site=site)
         if handed.announced >= ANNOUNCED_AT_MOST:
             raise Refused(429, "an answer that is announced again and again", site=site)
-        if any(self._taken[i] and i not in handed.wanted for i in pushed.objects):
+        own = Counter(i for other in self._of(site).values() for i in other.wanted)
+        if any(self._taken[i] > own[i] for i in pushed.objects):
+            # Its own earlier answer it may send again: that harms nobody but itself.
             raise Refused(403, "a message that names objects of another", site=site)
         handed.announced += 1
 

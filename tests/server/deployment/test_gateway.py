@@ -291,7 +291,8 @@ def test_pieces_that_add_up_to_more_than_a_message_may_weigh_are_refused(rig):
     rig.gateway.mail.hand("lyon", "ef" * 32, [])
     answer = push(7, [7], answers="ef" * 32, tree=ObjectTree(object_id=wanted[0]))
     # Nor does an answer to another message that names the same pieces.
-    assert rig("POST", "/v1/fleet/push-messages", answer, headers=given).status_code == 403
+    assert rig("POST", "/v1/fleet/push-messages", answer, headers=given).status_code == 200
+    assert sent() == 413
 
 
 def test_a_body_without_a_length_or_of_another_type_is_refused(rig):
@@ -372,6 +373,17 @@ def test_a_message_whose_tree_is_not_its_own_or_too_large_never_reaches_the_supe
     assert rig.reached == []
     (refusal,) = rig.refusals()
     assert (refusal["site"], refusal["status"]) == ("lyon", status)
+
+
+def test_a_message_that_names_an_object_of_another_sites_answer_is_refused(rig):
+    theirs = frozenset({"99" * 32})
+    rig.gateway.mail.hand("bergen", "77" * 32, ["77" * 32])
+    rig.gateway.mail.opened("bergen", Pushed(8, 8, "77" * 32, theirs), theirs)
+    tree = ObjectTree(object_id="0" * 64, children=[ObjectTree(object_id="99" * 32)])
+    given = {**TYPE, **headers(SITE)}
+    for _ in range(2):
+        answer = rig("POST", "/v1/fleet/push-messages", push(7, [7], tree=tree), headers=given)
+        assert (answer.status_code, rig.reached) == (403, [])
 
 
 def test_a_tree_that_is_rooted_at_another_object_than_its_message_is_refused(rig):

@@ -188,6 +188,7 @@ class Gateway:
             raise Refused(403, "a message that claims another node's identity", site=site.name)
         self.mail.announce(site.name, pushed)
         answer = await self._forward(request, "push-messages", body, len(body), site)
+        self.mail.announced(site.name, pushed.answers)
         whole = await self._whole(answer, site)
         if answer.status_code == 200:
             wanted = self._understood(read_wanted, whole)

@@ -91,7 +91,15 @@ class Mail:
         if any(self._taken[i] > own[i] for i in pushed.objects):
             # Its own earlier answer it may send again: that harms nobody but itself.
             raise Refused(403, "a message that names objects of another", site=site)
-        handed.announced += 1
+
+    def announced(self, site: str, answers: str) -> None:
+        """The SuperLink has answered an announcement, whatever it said: count it.
+
+        What a SuperLink that is away was never told does not count; nodes try again and again.
+        """
+        handed = self._of(site).get(answers)
+        if handed is not None:
+            handed.announced += 1
 
     def opened(self, site: str, pushed: Pushed, wanted: Iterable[str]) -> None:
         """The SuperLink has answered an announcement, and asks for these objects."""

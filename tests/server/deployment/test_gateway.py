@@ -405,6 +405,22 @@ def test_a_site_answers_only_what_it_was_handed_and_not_without_end(rig):
     assert codes == [200] * 16 + [429] * 4
 
 
+def test_an_answer_that_a_superlink_which_is_away_never_heard_of_may_be_announced_again(rig):
+    given = {**TYPE, **headers(SITE)}
+    there = rig.gateway._upstream
+
+    async def nobody(request):
+        raise httpx.ConnectError("refused")
+
+    rig.gateway._upstream = httpx.AsyncClient(
+        base_url="https://superlink", transport=httpx.MockTransport(nobody)
+    )
+    call = ("POST", "/v1/fleet/push-messages", push(7, [7]))
+    assert {rig(*call, headers=given).status_code for _ in range(20)} == {503}
+    rig.gateway._upstream = there
+    assert rig(*call, headers=given).status_code == 200
+
+
 def test_a_piece_that_nobody_asked_for_never_reaches_the_superlink(rig):
     given = {**TYPE, **headers(SITE)}
     rig.opened("1" * 64)

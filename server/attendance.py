@@ -19,7 +19,7 @@ from server.ahead import Fetched, LookAhead
 from server.events import EventLog
 from server.home import CoordinatorHome, allow_list_stamp, read_allow_list
 from server.ledger_memory import LedgerMemory
-from server.records import from_message, to_content
+from server.records import FAULTS, from_message, to_content, words_of_a_site
 
 _TYPES: dict[str, str] = {
     "roll_call": "query.roll_call",
@@ -65,6 +65,10 @@ class Attendance:
         # A grid may keep its own time (a simulated one does), and know when a reply arrived.
         self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
         self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
+        # (pieces come, pieces in all) of a reply that is announced and not complete.
+        self._arriving: Callable[[str], tuple[int, int] | None] = getattr(
+            grid, "arriving", lambda _: None
+        )
 
     def roll_call(self) -> list[str]:
         """Learn which node is which site; returns the names of those present, sorted.
@@ -173,7 +177,7 @@ class Attendance:
         if message is None and node in self._grid.get_node_ids():
             return False
         del self._calls[node]
-        if message is None or message.has_error():
+        if message is None or (message.has_error() and message.error.code not in FAULTS):
             # Nobody has answered: whoever is there next time is called anew.
             self._known.discard(node)
             self._gone.add(node)
@@ -199,9 +203,17 @@ class Attendance:
         self._names = {fingerprint(key): name for name, key in self.keys.items()}
 
     def _pull(
-        self, message_id: str, deadline: float, site: str = "", ahead: LookAhead | None = None
+        self,
+        message_id: str,
+        deadline: float,
+        site: str = "",
+        ahead: LookAhead | None = None,
+        grace: float = 0.0,
     ) -> Fetched | None:
-        """The reply to a message; None at the deadline, or once its site was removed."""
+        """The reply to a message; None at the deadline, or once its site was removed.
+
+        A reply that was announced by then has ``grace`` seconds more to become complete.
+        """
         # Before anything else is asked of the grid: a look may still be under way in it.
         for fetched in ahead.found(message_id) if ahead is not None else ():
             if fetched.message.metadata.reply_to_message_id == message_id:
@@ -214,7 +226,9 @@ class Attendance:
                 if message.metadata.reply_to_message_id == message_id:
                     return Fetched(message)
             self._read_allow_list()
-            if self._clock() >= deadline or (site and site not in self.keys):
+            over = self._clock() - deadline
+            announced = grace > 0 and self._arriving(message_id) is not None
+            if over >= (grace if announced else 0) or (site and site not in self.keys):
                 return None
             time.sleep(self._home.settings.poll_s)
 
@@ -243,32 +257,8 @@ class Attendance:
         try:
             if message is None:
                 raise PeerError("No answer to the roll call.")
-            sealed, packed = from_message(message)
-            if packed:
-                raise PeerError("An answer to the roll call carries tensors.")
-            claimed = Reply.parse(sealed.text)
-            if not isinstance(claimed, Reply):
-                raise PeerError("The answer is no reply.")
-            # Not trusted yet: it only picks the registered key that the signature must match.
-            name = self._names.get(fingerprint(read_public(claimed.public_key)))
-            if name is None:
-                raise PeerError("The key that answered is not registered.")
-            reply = unseal(Reply, sealed, self.keys[name], {})
-            if (reply.nonce, reply.run) != (request.nonce, request.run):
-                raise PeerError("The answer is to another roll call.")
-            if reply.site != name:
-                raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
-            if reply.code == "refused-policy":
-                self.refusals[name] = reply.reason
-            if reply.code != "ok":
-                raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
-            seen = self.ledgers.head(name)
-            if seen is not None and reply.ledger_length < seen.length:
-                raise PeerError(shorter(reply.ledger_length, seen.length))
-            self.ledgers.saw(reply, sealed)
-            if name in self.nodes:
-                raise PeerError(f"Site '{name}' has answered from another node already.")
-            self._check_units(name, reply.examples)
+            with words_of_a_site():
+                name, reply = self._proven(request, message)
         except PeerError as error:
             self._not_admitted(node, error.what)
             return
@@ -304,6 +294,40 @@ class Attendance:
                 "is right: fieldmark server accept-units."
             )
         self.ledgers.keep_units(name, units)
+
+    def _proven(self, request: Request, message: Message) -> tuple[str, Reply]:
+        """The site that an answer to the roll call proves to be, and the answer.
+
+        Raises:
+            PeerError: if it proves none, or one that may not take part.
+        """
+        sealed, packed = from_message(message)
+        if packed:
+            raise PeerError("An answer to the roll call carries tensors.")
+        claimed = Reply.parse(sealed.text)
+        if not isinstance(claimed, Reply):
+            raise PeerError("The answer is no reply.")
+        # Not trusted yet: it only picks the registered key that the signature must match.
+        name = self._names.get(fingerprint(read_public(claimed.public_key)))
+        if name is None:
+            raise PeerError("The key that answered is not registered.")
+        reply = unseal(Reply, sealed, self.keys[name], {})
+        if (reply.nonce, reply.run) != (request.nonce, request.run):
+            raise PeerError("The answer is to another roll call.")
+        if reply.site != name:
+            raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
+        if reply.code == "refused-policy":
+            self.refusals[name] = reply.reason
+        if reply.code != "ok":
+            raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
+        seen = self.ledgers.head(name)
+        if seen is not None and reply.ledger_length < seen.length:
+            raise PeerError(shorter(reply.ledger_length, seen.length))
+        self.ledgers.saw(reply, sealed)
+        if name in self.nodes:
+            raise PeerError(f"Site '{name}' has answered from another node already.")
+        self._check_units(name, reply.examples)
+        return name, reply
 
     def _message(self, request: Request, node: int, arrays: ArrayRecord | None) -> Message:
         content = to_content(seal(self._home.key, request), arrays)

@@ -5,7 +5,7 @@ site that we sent it to; what the reply claims about its sender is never used.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -23,19 +23,27 @@ from server.records import from_array_record, is_large, take_tensors
 
 ROUNDS_LATE = 2
 """A reply that is later than this is not looked for any more."""
+GRACE_FOR_PIECES_S = 3.0
+"""How long, after the deadline, replies that were announced have to become complete, in seconds;
+one such time for all replies of a round."""
+UNFINISHED = f"The reply was announced, and was not complete {ROUNDS_LATE} rounds later."
+BESIDE_TENSORS = 16_000_000
+"""Bytes that a reply may weigh beside its tensors."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """A site's answer to a request; ``message`` is None where none came in time, or where it is
     not to be read for the reason that ``refusal`` names; ``digests`` are those of its tensors
-    where they were computed from it already."""
+    where they were computed from it already; ``stalled``: the site has announced a reply and sent
+    nothing of it, which is its own fault."""
 
     request: Request
     message: Message | None
     seconds: float
     refusal: str = ""
     digests: dict[str, str] | None = None
+    stalled: bool = False
 
 
 class Exchange(Attendance):
@@ -44,6 +52,9 @@ class Exchange(Attendance):
     def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
         super().__init__(grid, home, run, events)
         self._late: dict[str, Request] = {}
+        self._forget: Callable[[str], None] = getattr(grid, "forget", lambda _: None)
+        limit_reply: Callable[[float], None] = getattr(grid, "limit_reply", lambda _: None)
+        limit_reply(home.recipe.wire.max_update_mb * 1e6 + BESIDE_TENSORS)
         self._digested: tuple[ArrayRecord | None, dict[str, str]] = (None, {})
 
     def compose(
@@ -95,7 +106,9 @@ class Exchange(Attendance):
         with closing(LookAhead(self._grid.pull_messages)) as ahead:
             following = [message_id for message_id, _, _ in sent[1:]]
             for (message_id, request, message), then in zip_longest(sent, following):
-                fetched = self._pull(message_id, started + deadline_s, request.site, ahead)
+                fetched = self._pull(
+                    message_id, started + deadline_s, request.site, ahead, GRACE_FOR_PIECES_S
+                )
                 take_tensors(message)
                 seconds = time.monotonic() - began
                 self._read_allow_list()
@@ -104,13 +117,25 @@ class Exchange(Attendance):
                     yield Answer(request, None, seconds, gone)
                     continue
                 if fetched is None:
-                    if request.kind == "train" and not request.phase:
-                        self._late[message_id] = request
-                    yield Answer(request, None, seconds)
+                    yield self._missing(request, message_id, seconds)
                     continue
                 if then is not None and is_large(fetched.message):
                     ahead.look(then)
                 yield Answer(request, fetched.message, seconds, digests=fetched.digests)
+
+    def _missing(self, request: Request, message_id: str, seconds: float) -> Answer:
+        """What is said of a reply that is not there at the deadline."""
+        arriving = self._arriving(message_id)
+        if request.kind == "train" and not request.phase:
+            self._late[message_id] = request
+        else:
+            self._forget(message_id)
+        if arriving is None:
+            return Answer(request, None, seconds)
+        come, pieces = arriving
+        said = f"The reply was announced; {come} of {pieces} pieces had come by the deadline."
+        # A slow line brings one piece after the other: its reply may still come late.
+        return Answer(request, None, seconds, said, stalled=come == 0)
 
     def late(self, round_: int) -> Iterator[Answer]:
         """Replies to earlier requests that have arrived since, one at a time.
@@ -121,6 +146,9 @@ class Exchange(Attendance):
         for message_id, request in list(self._late.items()):
             if round_ - request.round > ROUNDS_LATE or request.site not in self.keys:
                 del self._late[message_id]
+                if self._arriving(message_id) is not None and request.site in self.keys:
+                    yield Answer(request, None, 0.0, UNFINISHED, stalled=True)
+                self._forget(message_id)
                 continue
             for message in self._grid.pull_messages([message_id]):
                 if message.metadata.reply_to_message_id == message_id:

@@ -10,6 +10,7 @@ from server.books import Books
 from server.checkpoint import RunState
 from server.exchange import Answer
 from server.history import UnsoundUpdate
+from server.records import SiteFault, words_of_a_site
 from server.screening import Screened, Screening, SiteRefusal
 from server.standing import Standing
 from server.strategies import SoundReply
@@ -72,20 +73,24 @@ class Intake:
     ) -> Screened | None:
         site = answer.request.site
         if answer.message is None:
+            if answer.stalled:
+                self._standing.unsound(site, answer.refusal)
             late = f"No reply within deadline_s = {self._deadline_s:g}."
-            self._books.note(answer, None, answer.refusal or late)
+            self._books.note(answer, None, answer.refusal or late, event=event)
             return None
         try:
             # A late reply may have been overtaken by one to a later round.
             known = self._state.ledgers.get(site, [0, ""])
             length = int(known[0]) if event == "reply" else 0
-            screened = self._screening.screen(
-                answer.message, answer.request, specs, length, answer.digests
-            )
+            with words_of_a_site():
+                screened = self._screening.screen(
+                    answer.message, answer.request, specs, length, answer.digests
+                )
         except PeerError as error:
             if isinstance(error, SiteRefusal) and error.reply.code == "refused-policy":
                 self.refusals[site] = error.reply.reason
-            if not isinstance(error, SiteRefusal) and not answer.message.has_error():
+            own = isinstance(error, SiteFault) or not answer.message.has_error()
+            if own and not isinstance(error, SiteRefusal):
                 self._standing.unsound(site, error.what)
             figures = error.figures if isinstance(error, UnsoundUpdate) else None
             self._books.note(answer, None, error.what, figures, event)

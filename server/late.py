@@ -63,6 +63,9 @@ class LateReplies:
 
     def _found(self, number: int, sent: Tensors) -> Iterator[SoundReply]:
         for answer in self._exchange.late(number):
+            if answer.message is None:
+                self._intake.late(answer)
+                continue
             then = self._sent.get(answer.request.round)
             if then is None:
                 reason = f"It arrived after round {answer.request.round} was closed."

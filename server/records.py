@@ -1,6 +1,7 @@
 """Flower's records <-> our packed tensors and signed bodies."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -11,6 +12,34 @@ from fgvc_core.wire.cores import WORTH_THREADS
 
 MAX_AXES = 32
 """Most axes of a tensor that is looked at."""
+UNREADABLE, TOO_LARGE, WITHDRAWN = 9001, 9002, 9003
+FAULTS = {
+    UNREADABLE: "The reply is no message that can be put together.",
+    TOO_LARGE: "The reply is larger than wire.max_update_mb allows.",
+    WITHDRAWN: "The reply was announced, and its pieces never came.",
+}
+"""Error codes, beyond Flower's own, under which a grid reports a reply that is the site's own
+fault -> what is recorded. A site that sends such a code itself is taken at its word."""
+
+
+class SiteFault(PeerError):
+    """A reply that cannot be read because of what the site sent."""
+
+
+@contextmanager
+def words_of_a_site() -> Iterator[None]:
+    """Whatever reading what a site has sent raises is that site's fault, and nothing else's.
+
+    Raises:
+        SiteFault: in place of what is no PeerError already.
+    """
+    try:
+        yield
+    except (PeerError, OSError, MemoryError):
+        # A full disk or memory of ours is no site's fault: the run's process is started anew.
+        raise
+    except Exception as error:
+        raise SiteFault(f"The reply cannot be read ({type(error).__name__}).") from error
 
 
 def to_array_record(tensors: Mapping[str, PackedTensor]) -> ArrayRecord:
@@ -40,9 +69,12 @@ def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
     """What a stranger's message holds; its tensors are taken out of it.
 
     Raises:
+        SiteFault: if the grid found that it cannot be read, through the site's own fault.
         PeerError: if it carries an error, or is not a signed body with tensors.
     """
     if message.has_error():
+        if message.error.code in FAULTS:
+            raise SiteFault(FAULTS[message.error.code])
         raise PeerError(f"The site's runtime reported error code {message.error.code}.")
     content = message.content
     envelope = content.config_records.get("envelope")
@@ -83,13 +115,22 @@ def take_tensors(message: Message) -> ArrayRecord:
 
 def is_large(message: Message) -> bool:
     """Whether a message's tensors are worth another thread."""
-    return sum(len(t.data) for t in _tensors_of(message).values()) >= WORTH_THREADS
+    try:
+        with words_of_a_site():
+            return sum(len(t.data) for t in _tensors_of(message).values()) >= WORTH_THREADS
+    except PeerError:
+        return False
 
 
 def digests_of(message: Message) -> dict[str, str] | None:
-    """Digests of a message's tensors, whoever sent it; None if some are not such as travel."""
-    packed = _tensors_of(message)
-    return digest_all(packed) if all(map(_travels, packed.values())) else None
+    """Digest of each tensor in an unverified message; None if any has an unsupported dtype or
+    shape, or cannot be read."""
+    try:
+        with words_of_a_site():
+            packed = _tensors_of(message)
+            return digest_all(packed) if all(map(_travels, packed.values())) else None
+    except PeerError:
+        return None
 
 
 def _tensors_of(message: Message) -> dict[str, PackedTensor]:

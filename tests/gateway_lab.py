@@ -11,6 +11,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.node_pb2 import Node
+
 from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.supervision import write_json
@@ -20,6 +23,25 @@ from server.deployment.provisioning import init_server
 from server.deployment.settings import DeploymentSettings, GatewaySettings
 
 UP_WITHIN_S = 60.0
+QUESTION, OBJECT_ID = "ab" * 32, "cd" * 32
+"""A message that every site was handed, and the only piece that its answer is made of."""
+SITES = ("lyon", "turku", "bergen", "tromso")
+"""Sites that have announced an answer; the first is registered from the beginning."""
+
+
+def piece(nbytes):
+    """The body of a push-object call, of so many bytes in all."""
+    beside = PushObjectRequest(node=Node(node_id=7), object_id=OBJECT_ID, session_id="s")
+    room = nbytes - beside.ByteSize()
+    for length in range(room, 0, -1):
+        beside.object_content = bytes(length)
+        if beside.ByteSize() <= nbytes:
+            break
+    beside.session_id = "s" * (1 + nbytes - beside.ByteSize())
+    assert beside.ByteSize() == nbytes
+    return beside.SerializeToString()
+
+
 SCANNED = (
     *(f"/v1/control/{call}" for call in ("start-run", "list-runs", "list-nodes", "stop-run",
                                          "register-node", "unregister-node", "stream-logs",
@@ -38,10 +60,10 @@ SCANNED = (
 
 
 class Upstream:
-    """Stands for the SuperLink: reads every body to its end, keeps its length, answers 'inner'."""
+    """Stands for the SuperLink: reads every body to its end, keeps its length, and answers."""
 
     def __init__(self, tls):
-        self.reached = []
+        self.reached, self.answer = [], b"inner"
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,9 +80,9 @@ class Upstream:
                     left -= len(piece)
                 outer.reached.append((self.path, length - left))
                 self.send_response(200)
-                self.send_header("content-length", "5")
+                self.send_header("content-length", str(len(outer.answer)))
                 self.end_headers()
-                self.wfile.write(b"inner")
+                self.wfile.write(outer.answer)
 
             def log_message(self, *args):
                 pass
@@ -95,6 +117,10 @@ class Running:
         self.allowed.add("lyon", public_text(self.site.public_key()))
         before(folder)
         _make_loopback(folder)
+        for name in SITES:
+            mail = folder / "state" / "mail"
+            mail.mkdir(parents=True, exist_ok=True)
+            write_json(mail / f"{name}.json", {"handed": [[QUESTION, [QUESTION], [OBJECT_ID], 1]]})
         self.port = free_loopback_port()
         self.upstream = Upstream(folder / "state" / "loopback")
         ports = {"gateway": self.port, "superlink": self.upstream.port}

@@ -247,9 +247,11 @@ class Liar:
         with context.wrap_socket(raw, server_hostname=host) as connection:
             connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
             connection.settimeout(0.1)
+            # A piece as it should be, but for its speed.
+            body = iter(PushObjectRequest(node=self.node, object_id="0" * 64).SerializeToString())
             while time.monotonic() - started < 60:
                 try:
-                    connection.sendall(b"x")
+                    connection.sendall(bytes([next(body)]))
                     answer = connection.recv(1000)
                     break
                 except TimeoutError:

@@ -25,9 +25,12 @@ def open_in(content: RecordDict) -> None:
 
 
 def pack_in(content: RecordDict) -> None:
-    """Put the tensors of a reply's content into one parcel, in place."""
+    """Put the tensors of a reply's content into one parcel, in place; none make one, too.
+
+    A record without arrays would be an object whose digest anybody knows.
+    """
     record = content.array_records.get("tensors")
-    if not record:
+    if record is None:
         return
     tensors = {n: PackedTensor(a.dtype, tuple(a.shape), a.data) for n, a in record.items()}
     data = make_parcel(tensors)

@@ -5,28 +5,50 @@ model of seventy tensors cost six hundred requests a site and round. A parcel is
 (and one more for each further 5 MB). It adds no trust and needs none: the signed body lists
 the digest of every tensor, and a parcel that was changed opens to other tensors.
 
-Layout: 8 bytes length of the head (little-endian), the head (JSON: a list of [name, dtype,
-shape, bytes]), then the tensors' bytes in that order.
+Layout: 16 random bytes, then, encrypted with AES-128 in counter mode under them: 8 bytes length
+of the head (little-endian), the head (JSON: a list of [name, dtype, shape, bytes]), then the
+tensors' bytes in that order.
+
+The encryption hides nothing, for its key lies beside it. It makes each parcel's bytes new:
+the SuperLink knows an object by its digest, and who could compute the digest of what another
+will send (the first model, or one that is sent again) could register it there with false
+children, and the rightful sender would be refused.
 """
 
 import json
+import os
 from collections.abc import Mapping
+
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES128
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from fgvc_core.errors import PeerError
 from fgvc_core.wire.arrays import PackedTensor
 
 MAX_TENSORS = 100_000
 MAX_HEAD_BYTES = 20_000_000
-_PREFIX = 8
+_PREFIX, _SALT = 8, 16
 
 
 def make_parcel(tensors: Mapping[str, PackedTensor]) -> bytes:
-    """Pack tensors into one run of bytes, in order of names."""
+    """Pack tensors into one run of bytes, in order of names; no two parcels are alike."""
     ordered = sorted(tensors.items())
     listed = [[name, t.dtype, list(t.shape), len(t.data)] for name, t in ordered]
     head = json.dumps(listed, separators=(",", ":")).encode()
     prefix = len(head).to_bytes(_PREFIX, "little")
-    return b"".join([prefix, head, *(tensor.data for _, tensor in ordered)])
+    return _encrypted([prefix, head, *(tensor.data for _, tensor in ordered)])
+
+
+def _encrypted(parts: list[bytes]) -> bytes:
+    salt = os.urandom(_SALT)
+    cipher = _cipher(salt)
+    return b"".join([salt, *map(cipher.update, parts)])
+
+
+def _cipher(salt: bytes) -> CipherContext:
+    """Encrypts and, which in counter mode is the same, decrypts."""
+    return Cipher(AES128(salt), CTR(bytes(16))).encryptor()
 
 
 def open_parcel(data: bytes) -> dict[str, PackedTensor]:
@@ -36,10 +58,11 @@ def open_parcel(data: bytes) -> dict[str, PackedTensor]:
         PeerError: if it is not exactly what its head says.
     """
     try:
-        length = int.from_bytes(data[:_PREFIX], "little")
-        if len(data) < _PREFIX or length > min(MAX_HEAD_BYTES, len(data) - _PREFIX):
+        cipher, view = _cipher(data[:_SALT]), memoryview(data)[_SALT:]
+        length = int.from_bytes(cipher.update(view[:_PREFIX]), "little")
+        if len(view) < _PREFIX or length > min(MAX_HEAD_BYTES, len(view) - _PREFIX):
             raise ValueError("its head is longer than it")
-        listed = json.loads(data[_PREFIX : _PREFIX + length])
+        listed = json.loads(cipher.update(view[_PREFIX : _PREFIX + length]))
         if not isinstance(listed, list) or len(listed) > MAX_TENSORS:
             raise ValueError("its head is no list of tensors")
         at, found = _PREFIX + length, {}
@@ -48,9 +71,9 @@ def open_parcel(data: bytes) -> dict[str, PackedTensor]:
             numbers = all(type(n) is int and n >= 0 for n in (*shape, nbytes))
             if not texts or not numbers or name in found:
                 raise ValueError("its head lists what cannot be")
-            found[name] = PackedTensor(dtype, tuple(shape), data[at : at + nbytes])
+            found[name] = PackedTensor(dtype, tuple(shape), cipher.update(view[at : at + nbytes]))
             at += nbytes
-        if at != len(data):
+        if at != len(view):
             raise ValueError("its length is not what its head says")
     except (ValueError, TypeError, RecursionError) as error:
         raise PeerError(f"A parcel of tensors cannot be opened: {error}.") from None

@@ -17,9 +17,10 @@ from pathlib import Path
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
 from fgvc_core.supervision import die_with_parent, read_json
+from server.deployment.arrivals import Arrivals
 from server.deployment.conduct import active_run, read_conduct
 from server.deployment.flower_internals import (
-    LINK_FAILURES,
+    ReplyLink,
     Work,
     acquire_work,
     give_up,
@@ -89,18 +90,16 @@ class Executor:
             try:
                 check_bundle(work.bundle)
                 self._check_wanted(work)
-                app(ParcelGrid(work.grid), work.context)
+                arrivals = Arrivals(ReplyLink(work.grid, work.run_id))
+                app(ParcelGrid(work.grid, arrivals), work.context)
                 failure = ""
             except FieldmarkError as error:
                 failure = f"{type(error).__name__}: {error}"
             except KeyboardInterrupt:
                 _say("told to stop")
-            except LINK_FAILURES as error:
-                # Not the run's fault: it goes on from its checkpoint.
-                failure = f"died: {type(error).__name__}: {error}"
-                raise
             except Exception as error:
-                failure = f"{type(error).__name__}: {error}"
+                # Nobody's fault that could be named: it goes on from its checkpoint, a few times.
+                failure = f"died: {type(error).__name__}: {error}"
                 raise
             finally:
                 work.finish(failure)

@@ -6,7 +6,9 @@ name when one of these moves.
 """
 
 import hashlib
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_public_key,
 )
-from flwr.app import Context
+from flwr.app import Context, Error, Message, Metadata, RecordDict
+from flwr.app.message import make_message
 from flwr.common.constant import TIMESTAMP_HEADER, SubStatus
 from flwr.common.serde import (
     context_from_proto,
@@ -34,9 +37,15 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
-from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+from flwr.proto.fleet_pb2 import (
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
 )
@@ -48,7 +57,13 @@ from flwr.supercore.constant import (
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_head_values_from_object_content,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPushError,
+    inflate_object_from_contents,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -63,21 +78,31 @@ from google.protobuf.message import DecodeError
 
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
+from server.deployment.bodies import check_push
 
 __all__ = [
     "LINK_FAILURES",
     "PROTOBUF_MEDIA_TYPE",
     "PUBLIC_KEY_HEADER",
+    "REFUSED_OBJECTS",
     "SIGNATURE_HEADER",
     "TIMESTAMP_HEADER",
+    "Announced",
     "ControlApi",
     "Node",
+    "ReplyLink",
     "Work",
     "acquire_work",
+    "error_reply",
     "give_up",
     "open_work",
+    "put_together",
+    "read_confirmed",
+    "read_handed",
+    "read_pulled",
     "read_push",
-    "took_nothing",
+    "read_wanted",
+    "refused_objects",
 ]
 
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
@@ -85,8 +110,11 @@ SIGNATURE_HEADER = FLEET_HTTP_SIGNATURE_HEADER
 LINK_FAILURES = (httpx.HTTPError, ObjectPushError)
 """What a run's process meets when the SuperLink dies in the midst of a call. A piece that was
 stored, and whose receipt died with the SuperLink, is taken for refused when it comes again."""
+REFUSED_OBJECTS = httpx.HTTPStatusError
+"""What a push raises whose objects the SuperLink knows as others; see :func:`refused_objects`."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 FEDERATION = ""
+_OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -180,46 +208,226 @@ class Pushed:
 
     Attributes:
         node: The node that pushes; the SuperLink checks that it is the key's.
-        claimed: Nodes that the messages say they come from.
-        pieces: Objects that they are made of, each as often as it is named.
+        claimed: The node that the message says it comes from.
+        answers: Id of the message that it answers.
+        objects: Ids of the objects that it is made of.
     """
 
     node: int
-    claimed: set[int]
-    pieces: int
+    claimed: int
+    answers: str
+    objects: frozenset[str]
 
 
-def read_push(body: bytes) -> Pushed:
+def read_push(body: bytes, most_objects: int) -> Pushed:
     """Read the body of a push-messages call.
 
+    Args:
+        body: From a stranger; a few kilobytes.
+        most_objects: Objects that a message may be made of.
+
     Raises:
-        ValueError: if it is no such request.
+        ValueError: if it is no such request, or announces anything but one message, whose tree
+            has that message at its root, is within bounds and names each object once.
     """
-    request = PushMessagesRequest()
-    try:
-        request.ParseFromString(body)
-    except DecodeError as error:
-        raise ValueError("no PushMessages request") from error
-    waiting, pieces = list(request.message_object_trees), 0
+    check_push(body, most_objects)
+    request = _parsed(PushMessagesRequest(), body)
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        raise ValueError("not one message")
+    (message,), (tree,) = request.messages_list, request.message_object_trees
+    if message.HasField("content") and message.content.ByteSize():
+        raise ValueError("a message with its content beside it")
+    ids, waiting = [], [tree]
     while waiting:
-        pieces += 1
-        waiting.extend(waiting.pop().children)
-    claimed = {message.metadata.src_node_id for message in request.messages_list}
-    return Pushed(request.node.node_id, claimed, pieces)
+        node = waiting.pop()
+        ids.append(node.object_id)
+        waiting.extend(node.children)
+    if tree.object_id != message.metadata.message_id or not all(map(_OBJECT_ID.fullmatch, ids)):
+        raise ValueError("a tree that is not the message's")
+    if len(ids) != len(set(ids)):
+        raise ValueError("a message that names an object more than once")
+    meta = message.metadata
+    return Pushed(request.node.node_id, meta.src_node_id, meta.reply_to_message_id, frozenset(ids))
 
 
-def took_nothing(body: bytes) -> bool:
-    """Whether the answer to a push-messages call asks for no object at all.
+def read_wanted(answer: bytes) -> list[str]:
+    """Ids of the objects that the answer to a push-messages call asks for.
 
-    The SuperLink asks for the objects that it lacks, the message's own among them, unless it has
+    The SuperLink asks for those that it lacks, the message's own among them, unless it has
     not stored the message: it answers one that was sent to another node, or has an answer.
     """
-    answer = PushMessagesResponse()
+    return list(_parsed(PushMessagesResponse(), answer).objects_to_push)
+
+
+def read_handed(answer: bytes) -> list[tuple[str, list[str]]]:
+    """(message id, ids of its objects) of what the answer to a pull-messages call hands over."""
+    found = _parsed(PullMessagesResponse(), answer)
+    return [
+        (message.metadata.message_id, list(_pieces_of(tree)))
+        for message, tree in zip(found.messages_list, found.message_object_trees, strict=True)
+    ]
+
+
+def read_pulled(body: bytes) -> str:
+    """The id of the object that a pull-object call asks for."""
+    return str(_parsed(PullObjectRequest(), body).object_id)
+
+
+def read_confirmed(body: bytes) -> str:
+    """The id of the message that a confirm-message-received call names."""
+    return str(_parsed(ConfirmMessageReceivedRequest(), body).message_object_id)
+
+
+def _parsed(message: Any, body: bytes) -> Any:
     try:
-        answer.ParseFromString(body)
-    except DecodeError:
-        return False
-    return not answer.objects_to_push
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise ValueError(f"no {type(message).__name__}") from error
+    return message
+
+
+def refused_objects(error: httpx.HTTPStatusError) -> bool:
+    """Whether the SuperLink may have refused a push for its objects: it fails, and says no more."""
+    return error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A reply that a node has announced; its pieces may not have come yet.
+
+    Attributes:
+        message_id: Id of the reply, and of the object that it unfolds from.
+        answers: Id of the message that the SuperLink took it as the answer to.
+        pieces: Ids of its objects, each once, in the order in which an honest node sends them.
+    """
+
+    message_id: str
+    answers: str
+    pieces: tuple[str, ...]
+
+
+class ReplyLink:
+    """The SuperLink's replies, one call at a time: nothing here waits for a node.
+
+    Flower's own ``HttpGrid.pull_messages`` waits up to two hours for the pieces of a message
+    that was announced.
+
+    Args:
+        grid: A run's grid; its connection is shared.
+        run_id: Flower's number of the run.
+    """
+
+    def __init__(self, grid: HttpGrid, run_id: int) -> None:
+        self._grid = grid
+        self.run_id = run_id
+
+    def announced(self, message_ids: Iterable[str]) -> list[Announced]:
+        """Replies to these messages that were announced since; the SuperLink names each once."""
+        client: RuntimeHttpClient = self._grid._runtime_client
+        try:
+            found = client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
+                # What a site has sent can do that; whatever it was, no reply can be had now.
+                return []
+            raise
+        return [
+            Announced(m.metadata.message_id, m.metadata.reply_to_message_id, _pieces_of(tree))
+            for m, tree in zip(found.messages_list, found.message_object_trees, strict=True)
+        ]
+
+    def piece(self, object_id: str) -> bytes | None:
+        """The content of an object; None if it has not come yet.
+
+        Raises:
+            LookupError: if the SuperLink expects no such object (any more).
+        """
+        client: RuntimeHttpClient = self._grid._runtime_client
+        request = PullObjectRequest(node=self._grid.node, run_id=self.run_id, object_id=object_id)
+        answer = client.PullObject(request)
+        if not answer.object_found:
+            raise LookupError(object_id)
+        return bytes(answer.object_content) if answer.object_available else None
+
+    def confirm(self, message_id: str) -> None:
+        """Tell the SuperLink that it may delete a reply's objects."""
+        client: RuntimeHttpClient = self._grid._runtime_client
+        client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._grid.node,
+                run_id=self.run_id,
+                message_object_id=message_id,
+            )
+        )
+
+
+def _pieces_of(tree: ObjectTree) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    waiting = [(tree, False)]
+    while waiting:
+        node, opened = waiting.pop()
+        if opened:
+            found[node.object_id] = None
+        else:
+            waiting.append((node, True))
+            waiting.extend((child, False) for child in reversed(node.children))
+    return tuple(found)
+
+
+def put_together(announced: Announced, contents: dict[str, bytes]) -> Message:
+    """A reply from the contents of its objects, whoever sent them; they are used up.
+
+    Raises:
+        ValueError: if they do not make up a message that answers what it was announced for, or
+            if they would unfold to more than was sent.
+    """
+    try:
+        _check_unfolded(contents)
+        message = inflate_object_from_contents(announced.message_id, contents)
+        if not isinstance(message, Message):
+            raise ValueError(f"its root is a {type(message).__name__}")
+        if message.metadata.reply_to_message_id != announced.answers:
+            raise ValueError("it answers another message than it was announced for")
+        if not message.has_error() and not isinstance(message.content, RecordDict):
+            raise ValueError(f"its content is a {type(message.content).__name__}")
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        # Flower's decoders raise whatever they meet: a stranger's bytes decide which.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    message.metadata.__dict__["_message_id"] = announced.message_id
+    return message
+
+
+def _check_unfolded(contents: Mapping[str, bytes]) -> None:
+    """Raise ValueError if an array is made of one chunk several times.
+
+    Chunks are sent once and joined as often as they are named: 5 MB could become gigabytes.
+    A parcel's chunks all differ.
+    """
+    for content in contents.values():
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind != "Array":
+            continue
+        body = json.loads(content[content.index(b"\0") + 1 :])
+        if len(body["arraychunk_ids"]) > len(set(children)):
+            raise ValueError("an array names a chunk more than once")
+
+
+def error_reply(run_id: int, answers: str, code: int, reason: str) -> Message:
+    """What stands for a reply that cannot be handed on."""
+    metadata = Metadata(
+        run_id=run_id,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=0,
+        reply_to_message_id=answers,
+        group_id="",
+        created_at=0.0,
+        ttl=0.0,
+        message_type="system",
+    )
+    return make_message(metadata=metadata, error=Error(code=code, reason=reason))
 
 
 @dataclass

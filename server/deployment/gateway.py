@@ -2,8 +2,10 @@
 
 Flower's SuperLink answers everybody everything on one port, so it listens on loopback, and
 this gateway forwards to it the Fleet calls of keys on the allow-list. The signature over the
-time stamp is checked before a byte of the body is read; a body is passed on in pieces and
-counted. One more thing is answered: the announcement of the run, to registered keys.
+time stamp is checked before a byte of the body is read. Bodies are small and read whole, but for
+a message's pieces, which pass while they come; what a call says must belong to that site's own
+conversation (:mod:`server.deployment.mail`). One more thing is answered: the announcement of the
+run, to registered keys.
 """
 
 import base64
@@ -12,9 +14,9 @@ import datetime
 import json
 import math
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -29,14 +31,20 @@ from starlette.routing import Route
 from fgvc_core import __version__
 from fgvc_core.protocol.keys import fingerprint
 from server.deployment.allow_list import AllowList, Entry
+from server.deployment.bodies import TooManyObjects, read_piece
 from server.deployment.flower_internals import (
     PROTOBUF_MEDIA_TYPE,
     PUBLIC_KEY_HEADER,
     SIGNATURE_HEADER,
     TIMESTAMP_HEADER,
+    Pushed,
+    read_confirmed,
+    read_handed,
+    read_pulled,
     read_push,
-    took_nothing,
+    read_wanted,
 )
+from server.deployment.mail import Mail
 from server.deployment.meters import Meter, Refused
 from server.deployment.settings import GatewaySettings
 from server.ledger_memory import FOLDER, read_signed_head
@@ -60,12 +68,19 @@ SKEW_S = 300.0
 """Largest difference between a site's clock and ours, in seconds; Flower allows the same."""
 PIECE_MB, PIECES_BESIDE = 5.0, 64
 """Flower's pieces of an array, in MB, and how many a message may have beside them."""
+SMALL_BYTES, PUSH_BYTES, OBJECT_BYTES = 16_000, 64_000, 80
+"""Longest body of a call that carries no piece; of push-messages, whose error may have a text; and
+what push-messages may have for each object. They are read whole, and parsed at once: the largest
+takes milliseconds."""
 KEYS_KEPT = 1000
 """Most public keys kept as read."""
+OWNER = "fieldmark.owner"
+"""Key of a request's scope: told the site whose request it is, counts its connections."""
 VERSION_HEADER = "fieldmark-version"
 NOT_TAKEN = "a reply that was not taken: another's message, or one that is answered"
 _PASSED_ON = ("content-type", "accept", PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)
 _VERSION_PREFIX = "flwr-"
+T = TypeVar("T")
 
 
 class Gateway:
@@ -84,8 +99,9 @@ class Gateway:
         self._upstream = upstream
         self._settings = settings
         self.meter = Meter(folder / "logs" / "gateway.jsonl", settings)
+        self.mail = Mail(folder / "state" / "mail", settings.message_mb * 1e6)
         self._keys: dict[str, tuple[str, ec.EllipticCurvePublicKey]] = {}
-        self._announced: Counter[str] = Counter()
+        self._most_objects = PIECES_BESIDE + math.ceil(settings.message_mb / PIECE_MB)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -94,7 +110,12 @@ class Gateway:
                 Route("/v1/fleet/{call}", self.fleet, methods=["POST"]),
                 Route("/v1/announcement", self.announcement, methods=["GET"]),
             ],
-            exception_handlers={Refused: self._refuse, 404: self._nothing, 405: self._nothing},
+            exception_handlers={
+                Refused: self._refuse,
+                404: self._nothing,
+                405: self._nothing,
+                Exception: self._failed,
+            },
         )
         # A redirect would tell a stranger which paths there are, and to whatever host it named.
         app.router.redirect_slashes = False
@@ -122,15 +143,82 @@ class Gateway:
             return await self._nothing(request, None)
         site = self._authenticate(request)
         with self.meter.open(site.name):
-            declared = self._declared_length(request, site)
+            declared = self._declared_length(request, site, call)
             stream = self._body(request, site)
-            body: AsyncIterator[bytes] | bytes = stream
+            if call == "push-object":
+                return await self._piece(request, stream, declared, site)
+            body = b"".join([piece async for piece in stream])
             if call == "push-messages":
-                body = await self._own_messages_only(stream, site)
-                self.meter.begin_message(site.name)
-            elif call == "push-object":
-                self.meter.weigh(site.name, declared)
-            return await self._forward(request, call, body, declared, site)
+                return await self._push(request, body, site)
+            if call == "pull-object":
+                self.mail.check_pull(site.name, self._read(read_pulled, body, site))
+            elif call == "confirm-message-received":
+                self.mail.check_confirm(site.name, self._read(read_confirmed, body, site))
+            answer = await self._forward(request, call, body, len(body), site)
+            if call == "pull-messages" and answer.status_code == 200:
+                return await self._hand(answer, site)
+            return await self._streamed(answer, site)
+
+    async def _piece(
+        self, request: Request, stream: AsyncIterator[bytes], length: int, site: Entry
+    ) -> Response:
+        """Pass a message's piece on while it comes."""
+        try:
+            piece = await read_piece(stream, length)
+        except ValueError as error:
+            raise Refused(400, str(error), site=site.name) from None
+        self.mail.weigh(site.name, piece.object_id, length)
+
+        async def checked() -> AsyncIterator[bytes]:
+            try:
+                async for data in piece.body:
+                    yield data
+            except ValueError as error:
+                raise Refused(400, str(error), site=site.name) from None
+
+        answer = await self._forward(request, "push-object", checked(), length, site)
+        return await self._streamed(answer, site)
+
+    async def _push(self, request: Request, body: bytes, site: Entry) -> Response:
+        """Announce a message to the SuperLink, and learn which pieces it asks for."""
+        pushed: Pushed = self._read(lambda whole: read_push(whole, self._most_objects), body, site)
+        if pushed.claimed != pushed.node:
+            # The SuperLink checks that the pushing node is the key's, and not this; another
+            # site's genuine reply would be lost to a false one.
+            raise Refused(403, "a message that claims another node's identity", site=site.name)
+        self.mail.announce(site.name, pushed)
+        answer = await self._forward(request, "push-messages", body, len(body), site)
+        self.mail.announced(site.name, pushed.answers)
+        whole = await self._whole(answer, site)
+        if answer.status_code == 200:
+            wanted = self._understood(read_wanted, whole)
+            if wanted == []:
+                # The node is told so by the answer itself; here it is written down.
+                self.meter.refused(Refused(200, NOT_TAKEN, site=site.name), request.url.path)
+            self.mail.opened(site.name, pushed, wanted or [])
+        return Response(whole, answer.status_code, _kept(answer))
+
+    async def _hand(self, answer: httpx.Response, site: Entry) -> Response:
+        """Hand over what the coordinator has sent, and remember that this site was handed it."""
+        whole = await self._whole(answer, site)
+        for message_id, objects in self._understood(read_handed, whole) or []:
+            self.mail.hand(site.name, message_id, objects)
+        return Response(whole, answer.status_code, _kept(answer))
+
+    def _read(self, read: Callable[[bytes], T], body: bytes, site: Entry) -> T:
+        try:
+            return read(body)
+        except TooManyObjects as error:
+            raise Refused(413, str(error), site=site.name) from None
+        except ValueError as error:
+            raise Refused(400, f"a call that cannot be read: {error}", site=site.name) from None
+
+    def _understood(self, read: Callable[[bytes], T], answer: bytes) -> T | None:
+        try:
+            return read(answer)
+        except ValueError:
+            # The SuperLink's own words: the node makes of them what it can.
+            return None
 
     async def _forward(
         self,
@@ -139,33 +227,30 @@ class Gateway:
         body: AsyncIterator[bytes] | bytes,
         length: int,
         site: Entry,
-    ) -> Response:
+    ) -> httpx.Response:
         headers = {
             name: value
             for name, value in request.headers.items()
             if name in _PASSED_ON or name.startswith(_VERSION_PREFIX)
         }
+        if not all(f"{name}{value}".isascii() for name, value in headers.items()):
+            raise Refused(400, "a header that is not ASCII", site=site.name)
         headers["content-length"] = str(length)
         outgoing = self._upstream.build_request(
             "POST", f"/v1/fleet/{call}", headers=headers, content=body
         )
         try:
             answer = await self._upstream.send(outgoing, stream=True)
-        except httpx.TransportError:
+        except (httpx.TransportError, httpx.StreamError):
             # Flower's nodes take 503 for 'not now' and come again.
-            return JSONResponse({"detail": "The coordinator is starting."}, 503)
-        kept = {
-            name: value
-            for name, value in answer.headers.items()
-            if name in ("content-type", "content-length") or name.startswith(_VERSION_PREFIX)
-        }
-        if call == "push-messages":
-            whole = await self._whole(answer, site)
-            if answer.status_code == 200 and took_nothing(whole):
-                # The node is told so by the answer itself; here it is written down.
-                self.meter.refused(Refused(200, NOT_TAKEN, site=site.name), request.url.path)
-            return Response(whole, answer.status_code, kept)
-        return StreamingResponse(self._answer(answer, site), answer.status_code, kept)
+            raise Refused(503, "the SuperLink does not answer", site=site.name) from None
+        if answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+            what = "a call on which the SuperLink failed"
+            self.meter.refused(Refused(answer.status_code, what, site=site.name), request.url.path)
+        return answer
+
+    async def _streamed(self, answer: httpx.Response, site: Entry) -> Response:
+        return StreamingResponse(self._answer(answer, site), answer.status_code, _kept(answer))
 
     async def _whole(self, answer: httpx.Response, site: Entry) -> bytes:
         return b"".join([piece async for piece in self._answer(answer, site)])
@@ -207,6 +292,8 @@ class Gateway:
             raise Refused(401, "a key that is not registered", address=address, key=digest)
         if not -SKEW_S < age < SKEW_S:
             raise Refused(401, f"a clock that is {age:.0f} s off", address, entry.name)
+        belongs: Callable[[str], None] = request.scope.get(OWNER, lambda site: None)
+        belongs(entry.name)
         return entry
 
     def _key(self, header: str) -> tuple[str, ec.EllipticCurvePublicKey]:
@@ -226,12 +313,16 @@ class Gateway:
                 self._keys[header] = found
         return found
 
-    def _declared_length(self, request: Request, site: Entry) -> int:
+    def _declared_length(self, request: Request, site: Entry, call: str) -> int:
         text = request.headers.get("content-length", "")
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > 15:
             raise Refused(411, "a request without a length", site=site.name)
         length = int(text)
-        if length > self._settings.body_mb * 1e6:
+        most = {
+            "push-object": self._settings.body_mb * 1e6,
+            "push-messages": PUSH_BYTES + OBJECT_BYTES * self._most_objects,
+        }
+        if length > most.get(call, SMALL_BYTES):
             raise Refused(413, f"a request of {length} bytes", site=site.name)
         if request.headers.get("content-type", "").partition(";")[0].strip() != PROTOBUF_MEDIA_TYPE:
             raise Refused(415, "a request that is no protobuf", site=site.name)
@@ -249,24 +340,6 @@ class Gateway:
         except ClientDisconnect:
             raise Refused(400, "a request that broke off", site=site.name) from None
 
-    async def _own_messages_only(self, body: AsyncIterator[bytes], site: Entry) -> bytes:
-        """Refuse a message that claims to come from another node, or would unfold too large.
-
-        The SuperLink checks that the pushing node is the key's, and not this; another site's
-        genuine reply would be lost to a false one. Pieces that a message names again and again
-        are sent once, and put together in memory as often as they are named.
-        """
-        whole = b"".join([piece async for piece in body])
-        try:
-            pushed = read_push(whole)
-        except ValueError:
-            raise Refused(400, "a message that cannot be read", site=site.name) from None
-        if pushed.claimed != {pushed.node}:
-            raise Refused(403, "a message that claims another node's identity", site=site.name)
-        if pushed.pieces > PIECES_BESIDE + math.ceil(self._settings.message_mb / PIECE_MB):
-            raise Refused(413, f"a message of {pushed.pieces} pieces", site=site.name)
-        return whole
-
     async def _refuse(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
         self.meter.refused(error, request.url.path)
@@ -276,3 +349,19 @@ class Gateway:
         address = request.client.host if request.client else ""
         self.meter.refused(Refused(404, "a path that is not served", address), request.url.path)
         return JSONResponse({"detail": "Not Found"}, 404, {"connection": "close"})
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        """A fault of ours: nobody is told more than that, and it is written down."""
+        address = request.client.host if request.client else ""
+        what = f"a request on which the gateway failed ({type(error).__name__})"
+        self.meter.refused(Refused(500, what, address), request.url.path)
+        return JSONResponse({"detail": "Failed"}, 500, {"connection": "close"})
+
+
+def _kept(answer: httpx.Response) -> dict[str, str]:
+    """The headers of the SuperLink's answer that are passed on."""
+    return {
+        name: value
+        for name, value in answer.headers.items()
+        if name in ("content-type", "content-length") or name.startswith(_VERSION_PREFIX)
+    }

@@ -38,6 +38,7 @@ class Refused(Exception):
         413: "Too large",
         415: "Unsupported type",
         429: "Too many requests",
+        503: "The coordinator is starting.",
     }
 
     def __init__(
@@ -65,7 +66,6 @@ class Meter:
         self._record = record
         self._settings = settings
         self._open: Counter[str] = Counter()
-        self._message: Counter[str] = Counter()
         self._tokens: dict[str, tuple[float, float]] = {}
         self._minute, self._written = 0, 0
         self.requests: Counter[str] = Counter()
@@ -97,20 +97,6 @@ class Meter:
             yield
         finally:
             self._open[site] -= 1
-
-    def begin_message(self, site: str) -> None:
-        """A site begins to send a message; what it sends from now on is that message's."""
-        self._message[site] = 0
-
-    def weigh(self, site: str, nbytes: int) -> None:
-        """Add to the message that a site sends.
-
-        Raises:
-            Refused: if it becomes too large.
-        """
-        self._message[site] += nbytes
-        if self._message[site] > self._settings.message_mb * 1e6:
-            raise Refused(413, "a message of more than message_mb", site=site)
 
     def received(self, site: str, nbytes: int) -> None:
         """Count bytes from a site."""

@@ -8,9 +8,13 @@ from flwr.serverapp import Grid
 
 from fgvc_core.errors import PeerError
 from fgvc_core.wire.parcel import make_parcel, open_parcel
+from server.deployment.arrivals import Arrivals
+from server.deployment.flower_internals import REFUSED_OBJECTS, refused_objects
 from server.records import from_array_record, to_array_record
 
 PARCEL = "parcel"
+PACKED_ANEW = 3
+"""How often a message is packed anew whose objects the SuperLink refuses."""
 
 
 class ParcelGrid(Grid):
@@ -18,10 +22,12 @@ class ParcelGrid(Grid):
 
     Args:
         inner: Carries them.
+        arrivals: Where replies are taken from; None: from the inner grid, which may wait.
     """
 
-    def __init__(self, inner: Grid) -> None:
+    def __init__(self, inner: Grid, arrivals: Arrivals | None = None) -> None:
         self._inner = inner
+        self._arrivals = arrivals
         self._packed: tuple[ArrayRecord | None, ArrayRecord] = (None, ArrayRecord())
 
     def set_run(self, run: Any) -> None:
@@ -55,19 +61,50 @@ class ParcelGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Push messages, their tensors in a parcel."""
         packed = list(messages)
-        for message in packed:
-            tensors = message.content.array_records.get("tensors")
-            if tensors:
-                message.content["tensors"] = self._parcel(tensors)
-        return self._inner.push_messages(packed)
+        tensors = [message.content.array_records.get("tensors") for message in packed]
+        for tries in range(PACKED_ANEW, -1, -1):
+            for message, record in zip(packed, tensors, strict=True):
+                # No tensors make a parcel, too: an empty record's digest is known to anybody.
+                if record is not None:
+                    message.content["tensors"] = self._parcel(record)
+            try:
+                return self._inner.push_messages(packed)
+            except REFUSED_OBJECTS as error:
+                if not tries or not refused_objects(error):
+                    raise
+                # A site has registered one of these objects as something else, having seen it
+                # in an earlier message: a new parcel is new objects.
+                self._packed = None, ArrayRecord()
+        raise AssertionError("unreachable")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies, their parcels opened; one that cannot be opened has no tensors."""
-        replies = list(self._inner.pull_messages(message_ids))
+        """Replies, their parcels opened; one that cannot be opened has no tensors.
+
+        Through ``arrivals`` it never waits, and a reply that is the site's own fault is an
+        error message with a code of ``server.records.FAULTS``.
+        """
+        if self._arrivals is not None:
+            replies = self._arrivals.pull(message_ids)
+        else:
+            replies = list(self._inner.pull_messages(message_ids))
         for reply in replies:
             if not reply.has_error():
                 open_in(reply.content)
         return replies
+
+    def arriving(self, message_id: str) -> tuple[int, int] | None:
+        """(pieces that have come, pieces in all) of a reply that is announced, not complete."""
+        return None if self._arrivals is None else self._arrivals.arriving(message_id)
+
+    def forget(self, message_id: str) -> None:
+        """A reply that nobody will ask for any more."""
+        if self._arrivals is not None:
+            self._arrivals.forget(message_id)
+
+    def limit_reply(self, nbytes: float) -> None:
+        """Refuse a reply whose pieces weigh more, before it is put together."""
+        if self._arrivals is not None:
+            self._arrivals.limit_bytes = nbytes
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

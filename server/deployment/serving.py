@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fgvc_core.supervision import read_json, write_json
-from server.deployment.gateway import Gateway
+from server.deployment.gateway import OWNER, Gateway
 from server.deployment.meters import Meter, Refused
 from server.deployment.settings import GatewaySettings, read_settings
 
@@ -98,14 +98,20 @@ async def _note(gateway: Gateway, path: Path) -> None:
 
 
 def _protocol(settings: GatewaySettings, meter: Meter) -> type[HttpToolsProtocol]:
-    """A protocol that drops who connects too often, says nothing, drips, or goes silent."""
+    """A protocol that drops who connects too often, says nothing, drips, or does not read."""
+    # Connections of nobody yet, by address; a site's own are counted for it alone, so that many
+    # sites behind one proxy do not take each other's places.
     open_from: Counter[str] = Counter()
+    open_of: Counter[str] = Counter()
 
     class Guarded(HttpToolsProtocol):
         def connection_made(self, transport: Any) -> None:
             self._address = (transport.get_extra_info("peername") or ("",))[0]
             self._timer: asyncio.TimerHandle | None = None
             self._head: int | None = None
+            self._site = ""
+            self._unread: asyncio.TimerHandle | None = None
+            self._read_by = 0.0
             open_from[self._address] += 1
             super().connection_made(transport)
             if open_from[self._address] > settings.connections_per_address:
@@ -114,9 +120,51 @@ def _protocol(settings: GatewaySettings, meter: Meter) -> type[HttpToolsProtocol
             self._begin_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            open_from[self._address] -= 1
+            if self._site:
+                open_of[self._site] -= 1
+            else:
+                open_from[self._address] -= 1
             self._unwatch()
+            self._is_read()
             super().connection_lost(exc)
+
+        def belongs(self, site: str) -> None:
+            """A request on this connection has proved to be a site's.
+
+            Raises:
+                Refused: if that site has too many.
+            """
+            if self._site == site:
+                return
+            if self._site:
+                open_of[self._site] -= 1
+            else:
+                open_from[self._address] -= 1
+            self._site = site
+            open_of[site] += 1
+            if open_of[site] > settings.connections_per_key:
+                what = "more connections than connections_per_key"
+                raise Refused(429, what, self._address, site)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._is_read()
+            left = min(settings.slow_s, max(self._read_by - self.loop.time(), 0.0))
+            self._unread = self.loop.call_later(left, self._not_read)
+
+        def resume_writing(self) -> None:
+            self._is_read()
+            super().resume_writing()
+
+        def _is_read(self) -> None:
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
+
+        def _not_read(self) -> None:
+            what = "an answer that was not read"
+            meter.refused(Refused(408, what, self._address, self._site), "")
+            self.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             if self._timer is None:
@@ -135,6 +183,8 @@ def _protocol(settings: GatewaySettings, meter: Meter) -> type[HttpToolsProtocol
             if self._head is None:
                 self._begin_head()
             super().on_message_begin()
+            self._read_by = self.loop.time() + 2 * settings.request_s
+            cast(dict[str, Any], self.scope)[OWNER] = self.belongs
 
         def on_headers_complete(self) -> None:
             self._head = None

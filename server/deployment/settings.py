@@ -20,17 +20,25 @@ class GatewaySettings(Settings):
         8.0, gt=0.0, le=64.0, description="Largest request, in MB; Flower sends 5 MB at a time."
     )
     message_mb: float = Field(
-        1024.0, gt=0.0, description="Most that one message of a site may weigh, in MB."
+        1024.0,
+        gt=0.0,
+        description="Most that a site may send as the answer to one message, in MB, whatever the "
+        "number of calls.",
     )
     requests_per_s: float = Field(
         400.0, gt=0.0, description="Requests a second that one key may make, on average."
     )
     connections_per_key: int = Field(
-        32, ge=1, le=1000, description="Requests that one key may have open at once."
+        32,
+        ge=1,
+        le=1000,
+        description="Connections, and requests, that one key may have open at once.",
     )
     connections: int = Field(2000, ge=1, description="Connections in all.")
     connections_per_address: int = Field(
-        200, ge=1, description="Connections from one address; many sites may share one."
+        200,
+        ge=1,
+        description="Connections from one address that have not proved whose they are.",
     )
     slow_s: float = Field(
         20.0, gt=0.0, le=600.0, description="Seconds within which a request must go on."

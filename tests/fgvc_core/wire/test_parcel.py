@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fgvc_core.errors import PeerError
 from fgvc_core.wire.arrays import PackedTensor, pack_all
-from fgvc_core.wire.parcel import make_parcel, open_parcel
+from fgvc_core.wire.parcel import _encrypted, make_parcel, open_parcel
 
 PACKED = pack_all({"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)})
 
@@ -62,10 +62,25 @@ def test_a_parcel_that_is_cut_short_is_refused(length):
 def test_a_head_that_lists_what_cannot_be_is_refused(listed):
     head = json.dumps(listed).encode()
     with pytest.raises(PeerError, match="cannot be opened"):
-        open_parcel(len(head).to_bytes(8, "little") + head)
+        open_parcel(_encrypted([len(head).to_bytes(8, "little") + head]))
 
 
 def test_a_head_that_is_nested_without_end_is_refused():
     head = b"[" * 100_000
     with pytest.raises(PeerError):
-        open_parcel(len(head).to_bytes(8, "little") + head)
+        open_parcel(_encrypted([len(head).to_bytes(8, "little") + head]))
+
+
+@given(tensors)
+def test_nobody_can_compute_what_a_parcel_will_be(packed):
+    first, again = make_parcel(packed), make_parcel(packed)
+    assert len(first) == len(again)
+    assert first[:16] != again[:16]
+    assert first[16:] != again[16:]
+
+
+def test_the_pieces_of_a_parcel_are_never_alike():
+    piece = 5 * 1024 * 1024
+    parcel = make_parcel(pack_all({"w": np.zeros(4 * piece // 4, np.float32)}))
+    pieces = {hash(parcel[at : at + piece]) for at in range(0, len(parcel), piece)}
+    assert len(pieces) == 5

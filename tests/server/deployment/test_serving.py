@@ -115,7 +115,7 @@ def test_who_connects_and_says_nothing_is_dropped(gateway):
 def test_a_site_that_stops_in_the_midst_of_a_body_is_dropped_and_recorded(gateway):
     folder, _ = gateway
     with connect(gateway) as connection:
-        connection.sendall(head() + b"x" * 10)
+        connection.sendall(head() + b"\x0a")
         seconds, received = seconds_until_closed(connection)
     assert b"200" not in received
     assert seconds < SLOW_S * 6

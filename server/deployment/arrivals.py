@@ -1,0 +1,129 @@
+"""Replies as their pieces arrive, from the SuperLink to the run's process.
+
+A site announces a reply, then sends its pieces. Whatever it does in between, a look here takes
+what has come and never waits: the deadline is the caller's. What comes may be anything: it is
+handed on as a message, or as an error message whose code names the site's fault.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from server.deployment.flower_internals import (
+    Announced,
+    ReplyLink,
+    error_reply,
+    put_together,
+)
+from server.records import TOO_LARGE, UNREADABLE, WITHDRAWN
+
+AT_ONCE = 2
+"""Pieces that are fetched at the same time."""
+HELD = 2
+"""Unfinished replies whose pieces stay in memory; of others they are fetched again."""
+
+
+class _Fault(Exception):
+    """A reply that is not handed on, with a code of ``server.records.FAULTS``."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass
+class _Arriving:
+    announced: Announced
+    contents: dict[str, bytes] = field(default_factory=dict)
+    come: int = 0
+    """The most pieces that were ever seen to be there."""
+
+
+class Arrivals:
+    """Knows the replies that were announced to one run.
+
+    Args:
+        link: To the SuperLink.
+        limit_bytes: Most that the pieces of one reply may weigh together.
+    """
+
+    def __init__(self, link: ReplyLink, limit_bytes: float = float("inf")) -> None:
+        self._link = link
+        self.limit_bytes = limit_bytes
+        self._arriving: dict[str, _Arriving] = {}
+        self._recent: list[str] = []
+
+    def pull(self, message_ids: Iterable[str]) -> list[Message]:
+        """Replies to these messages that are complete; each is handed out once."""
+        asked = list(dict.fromkeys(message_ids))
+        if unknown := [i for i in asked if i not in self._arriving]:
+            for announced in self._link.announced(unknown):
+                self._arriving[announced.answers] = _Arriving(announced)
+        self._recent = [*[i for i in self._recent if i not in asked], *asked][-HELD:]
+        found = []
+        for answers in asked:
+            arriving = self._arriving.get(answers)
+            if arriving is None:
+                continue
+            message = self._look(arriving)
+            if message is not None:
+                del self._arriving[answers]
+                found.append(message)
+        for answers, arriving in self._arriving.items():
+            if answers not in self._recent:
+                arriving.contents.clear()
+        return found
+
+    def arriving(self, message_id: str) -> tuple[int, int] | None:
+        """(pieces that have come, pieces in all) of an announced reply that is not complete."""
+        found = self._arriving.get(message_id)
+        return None if found is None else (found.come, len(found.announced.pieces))
+
+    def forget(self, message_id: str) -> None:
+        """A reply that nobody will ask for any more."""
+        self._arriving.pop(message_id, None)
+
+    def _look(self, arriving: _Arriving) -> Message | None:
+        announced = arriving.announced
+        try:
+            if not self._collect(arriving):
+                return None
+            self._link.confirm(announced.message_id)
+            return put_together(announced, arriving.contents)
+        except ValueError:
+            return self._fault(announced, UNREADABLE)
+        except _Fault as fault:
+            arriving.contents.clear()
+            self._link.confirm(announced.message_id)
+            return self._fault(announced, fault.code)
+
+    def _fault(self, announced: Announced, code: int) -> Message:
+        return error_reply(self._link.run_id, announced.answers, code, "")
+
+    def _collect(self, arriving: _Arriving) -> bool:
+        """Fetch what has come; True once all has.
+
+        Raises:
+            _Fault: if it is too large, or will never be complete.
+        """
+        held = arriving.contents
+        missing = [i for i in arriving.announced.pieces if i not in held]
+        with ThreadPoolExecutor(AT_ONCE, "pieces") as threads:
+            while missing:
+                ahead, missing = missing[:AT_ONCE], missing[AT_ONCE:]
+                try:
+                    got = list(threads.map(self._link.piece, ahead))
+                except LookupError:
+                    raise _Fault(WITHDRAWN) from None
+                held.update(
+                    {i: piece for i, piece in zip(ahead, got, strict=True) if piece is not None}
+                )
+                arriving.come = max(arriving.come, len(held))
+                if sum(map(len, held.values())) > self.limit_bytes:
+                    raise _Fault(TOO_LARGE)
+                if None in got:
+                    # An honest node sends them in this order: look again later.
+                    return False
+        return True

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.data.passing import is_passing
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
 
@@ -34,11 +35,15 @@ def decode_each(
         short_side: Pixels that a picture's short side needs to keep.
         use: Called for each picture, in no order; what it raises ends the decoding.
         tell: Called now and then with the progress.
-        whatever: Whatever a decoder raises over a picture is that picture's fault, also what
-            no decoder should raise.
+        whatever: Whatever a source raises over a picture is that picture's fault, also what
+            no source should raise, unless the machine is at fault.
 
     Returns:
         Position -> error of each picture that is missing or damaged, by position.
+
+    Raises:
+        PassingFault: if the machine lacks memory, file descriptors or its disk: that is no
+            picture's fault.
     """
     faults: dict[int, DataError] = {}
 
@@ -51,7 +56,7 @@ def decode_each(
                 faults[position] = error
                 continue
             except Exception as error:
-                if not whatever:
+                if not whatever or is_passing(error):
                     raise
                 what = f"The picture '{table.ids[position]}' cannot be read: {error!r}."
                 faults[position] = DataError(what, remedy="Copy it again or remove it.")

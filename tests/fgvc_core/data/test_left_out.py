@@ -1,5 +1,8 @@
 """Reading row by row: what is wrong with one picture leaves that one out, counted and named."""
 
+import os
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -160,6 +163,68 @@ def test_a_number_without_end_is_named_and_is_no_traceback(tmp_path):
         cub(tmp_path, **{name: f"{'1' * 5000} 001.jay\n"})
         with pytest.raises(DataError, match="is not 'number name'"):
             load_table(DataSettings(name="cub", path=str(tmp_path)), tmp_path / "cache")
+
+
+def nested(top, depth):
+    """A picture in folders within folders, deeper than one path can name."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    picture(top / "z.png", 9)
+    os.rename(top / "z.png", "z.png", dst_dir_fd=here)
+    os.close(here)
+
+
+@pytest.mark.parametrize(("depth", "reason"), [
+    (1100, None), (2500, "in a folder that cannot be listed"),
+])  # fmt: skip
+def test_a_folder_tree_of_any_depth_is_read_and_what_is_too_deep_is_left_out(
+    tmp_path, depth, reason
+):
+    for name in ("jay", "wren"):
+        picture(tmp_path / "train" / name / "a.png")
+    nested(tmp_path / "train" / "jay", depth)
+    try:
+        table, counts = read(tmp_path, name="folder", folders="splits")
+        assert len(table) == (3 if reason is None else 2)
+        assert counts == ({} if reason is None else {reason: 1})
+        if reason is not None:
+            with pytest.raises(DataError, match="cannot be listed: File name too long"):
+                load_table(DataSettings(name="folder", path=str(tmp_path)), tmp_path / "cache")
+    finally:
+        # Python 3.11's own way of clearing up after a test cannot go that deep.
+        subprocess.run(["rm", "-rf", str(tmp_path / "train")], check=True)
+
+
+@pytest.mark.parametrize("name", ["folder", "manifest", "cub", "aircraft"])
+def test_a_link_to_itself_takes_nothing_along(tmp_path, name):
+    if name == "folder":
+        for each in "abc":
+            picture(tmp_path / "train" / "jay" / f"{each}.png")
+        path = tmp_path / "train" / "jay" / "b.png"
+        settings = {"folders": "splits"}
+    elif name == "manifest":
+        for each in "abc":
+            picture(tmp_path / f"{each}.png")
+        (tmp_path / "manifest.csv").write_text("path,label\na.png,jay\nb.png,jay\nc.png,jay\n")
+        path, settings = tmp_path / "b.png", {}
+    elif name == "cub":
+        cub(tmp_path)
+        path, settings = tmp_path / "images" / "b.png", {}
+    else:
+        (tmp_path / "images_variant_trainval.txt").write_text("1 jay\n2 wren\n3 jay\n")
+        (tmp_path / "images_variant_test.txt").write_text("")
+        for number in range(1, 4):
+            picture(tmp_path / "images" / f"{number}.jpg", number)
+        path, settings = tmp_path / "images" / "2.jpg", {}
+    path.unlink()
+    path.symlink_to(path.name)
+    table, counts = read(tmp_path, name=name, **settings)
+    assert len(table) == 2
+    assert counts == {"whose picture is missing": 1}
 
 
 def test_without_a_record_the_same_faults_raise(tmp_path):

@@ -1,11 +1,15 @@
+import contextlib
 import os
+import random
 import struct
 import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from fgvc_core.cli import data_app
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.check import check_table
 from fgvc_core.data.files import FileSource
@@ -104,6 +108,46 @@ def test_a_check_names_each_refused_picture_and_why(tmp_path: Path) -> None:
     assert set(report.unreadable) == {"wren/link.png", "wren/bomb.png"}
     assert "leads out of the data tree" in report.unreadable["wren/link.png"]
     assert "exceeds limit" in report.unreadable["wren/bomb.png"]
+
+
+@pytest.mark.parametrize("ending", ["tif", "png", "gif", "bmp", "jpg", "webp", "ppm"])
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_a_decoder_raises_over_a_damaged_file_is_an_error_of_the_data(
+    tmp_path: Path, ending: str
+) -> None:
+    """Headers with some bytes changed: a picture, or one kind of error, and nothing else."""
+    write_picture(tmp_path / f"sound.{ending}", 1)
+    sound = (tmp_path / f"sound.{ending}").read_bytes()
+    rng = random.Random(ending)
+    # A TIFF's directory is at its end, all others begin with what they are.
+    spread = len(sound) if ending == "tif" else min(len(sound), 200)
+    for number in range(150):
+        data = bytearray(sound)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(spread)
+            data[-1 - at if ending == "tif" and rng.random() < 0.9 else at] = rng.randrange(256)
+        (tmp_path / f"{number}.{ending}").write_bytes(data)
+        source = FileSource(tmp_path, [f"{number}.{ending}"])
+        with contextlib.suppress(DataError):
+            assert source.picture(0, 16).shape[2] == 3
+        source.pixel_size(0)
+        source.content_key(0)
+
+
+def text_for_offsets(content: bytes) -> bytes:
+    """A TIFF whose directory calls its strip offsets (tag 273) text (2) instead of numbers."""
+    at = content.index(struct.pack("<HH", 273, 4))
+    return content[:at] + struct.pack("<HH", 273, 2) + content[at + 4 :]
+
+
+def test_a_check_names_a_damaged_tiff_and_ends_with_the_code_for_data(tmp_path: Path) -> None:
+    write_folders(tmp_path / "tree", ["jay", "wren"])
+    Image.new("RGB", (50, 40)).save(tmp_path / "whole.tif")
+    damaged = text_for_offsets((tmp_path / "whole.tif").read_bytes())
+    (tmp_path / "tree" / "jay" / "x.tif").write_bytes(damaged)
+    done = CliRunner().invoke(data_app, ["check", str(tmp_path / "tree")], terminal_width=200)
+    assert done.exit_code == 3, (done.output, done.exception)
+    assert "jay/x.tif" in done.output
 
 
 def test_modern_phones_pictures_still_open(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
+from fgvc_core.data.turns import wait_for_turn
 from fgvc_core.errors import DataError, FieldmarkError
 
 PICTURE_ENDINGS = frozenset(
@@ -88,6 +89,7 @@ class FileSource:
         refuse_unsound_file(self._real_root, path)
         with Image.open(path, formats=FORMATS) as image:
             refuse_absurd_size(path, image)
+            wait_for_turn(image.width * image.height)
             height = image.height
             if image.mode.startswith(_DEEP_MODES):
                 raise _too_deep(path, image.mode)
@@ -169,7 +171,8 @@ def tree_pictures(top: Path, skipped: Callable[[str], None] | None = None) -> It
     waiting = [""]
     while waiting:
         below = waiting.pop()
-        subfolders, files = [], []
+        subfolders: list[str] = []
+        files: list[str] = []
         try:
             with os.scandir(os.path.join(top, below)) as entries:
                 for entry in entries:

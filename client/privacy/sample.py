@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fgvc_core.data.files import PICTURE_ENDINGS
+from fgvc_core.data.files import tree_pictures
 
 KEPT = 128
 """Marks in a sample, at most."""
@@ -104,12 +104,9 @@ def take_sample(root: Path, key: bytes) -> Sample:
 
 def _pictures(root: Path) -> Iterator[tuple[str, str]]:
     """(folder, name) of all pictures below a folder, hidden ones left out, in a fixed order."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
-            ending = os.path.splitext(name)[1].lower()
-            if ending in PICTURE_ENDINGS and not name.startswith("."):
-                yield folder, name
+    for path in tree_pictures(root, skipped=lambda _folder: None):
+        below, name = os.path.split(path)
+        yield os.path.join(root, below) if below else str(root), name
 
 
 def _zeros(name: str, key: bytes) -> int:

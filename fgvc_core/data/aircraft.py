@@ -137,11 +137,15 @@ def _read_list(
 
 
 def _lines(path: Path, whatever: bool = False) -> list[str]:
-    """The lines of a list; with ``whatever`` bytes that are no text do not end the reading."""
+    """The lines of a list; with ``whatever`` bytes that are no text do not end the reading.
+
+    One line for each newline character, so that no character of one line makes it two:
+    ``str.splitlines`` would part it at a form feed, and text mode at a carriage return.
+    """
     errors = "backslashreplace" if whatever else "strict"
     try:
         refuse_unsound_list(path.parent, path)
-        return path.read_text(encoding="utf-8", errors=errors).splitlines()
+        return path.read_bytes().decode("utf-8", errors).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(f"'{path}' cannot be read as text: {error}.") from None
 
@@ -191,6 +195,8 @@ def _boxes(root: Path, ids: Sequence[str], source: FileSource) -> NDArray[np.flo
     corners: dict[str, list[float]] = {}
     for number, line in enumerate(_lines(path), start=1):
         fields = line.split()
+        if not fields:
+            continue
         try:
             key, low_x, low_y, high_x, high_y = fields
             corners[key] = [float(low_x) - 1, float(low_y) - 1, float(high_x), float(high_y)]

@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
-from fgvc_core.data.cub_files import align, damaged, read_names, read_numbers, readable_lines
+from fgvc_core.data.cub_files import (
+    align,
+    damaged,
+    number_in,
+    read_names,
+    read_numbers,
+    readable_lines,
+)
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import number_labels
 from fgvc_core.data.left_out import LEFT_OUT, LeftOut
@@ -100,8 +107,8 @@ def _tolerant_table(
     own: list[str | None] = []
     faulty = []
     for position, (image_id, path) in enumerate(listed.items()):
-        number, flag = numbers.get(image_id, ""), flags.get(image_id, "")
-        bird = birds.get(int(number)) if number.isdecimal() else None
+        number, flag = number_in(numbers.get(image_id, "")), flags.get(image_id, "")
+        bird = None if number is None else birds.get(number)
         if bird is None or flag not in ("0", "1"):
             faulty.append(position)
             left_out.add("without a class" if bird is None else "without a split", path)
@@ -163,7 +170,7 @@ def _sizes(root: Path, image_ids: Sequence[int], source: FileSource) -> NDArray[
                 int(line["image_id"]): (float(line["orig_w"]), float(line["orig_h"]))
                 for line in csv.DictReader(file)
             }
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise damaged(f"{_SIZES} lacks image_id, orig_w or orig_h: {error!r}.") from None
     absent = [i for i in image_ids if i not in known]
     if absent:

@@ -1,5 +1,6 @@
 """Readers of CUB's text files: one record a line, an id first, blanks between."""
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from fgvc_core.data.files import first_few
 from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.errors import DataError
+
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 def damaged(what: str, why: str = "The tree is not as CUB-200-2011 was published.") -> DataError:
@@ -26,15 +29,16 @@ def read_names(root: Path, name: str) -> dict[int, str]:
         DataError: if the file is missing, a line has no number or no text, or an id comes twice.
     """
     names: dict[int, str] = {}
-    for line_number, line in enumerate(_read_text(root, name).splitlines(), start=1):
+    for line_number, line in enumerate(_read_lines(root, name), start=1):
         if not line.strip():
             continue
         key, _, text = line.strip().partition(" ")
-        if not key.isdecimal() or not text.strip():
+        number = number_in(key)
+        if number is None or not text.strip():
             raise damaged(f"{name}, line {line_number}: '{line[:60]}' is not 'number name'.")
-        if int(key) in names:
+        if number in names:
             raise damaged(f"{name}, line {line_number}: the number {key} is listed twice.")
-        names[int(key)] = text.strip()
+        names[number] = text.strip()
     if not names:
         raise damaged(f"{name} is empty.")
     return names
@@ -47,7 +51,7 @@ def read_numbers(root: Path, name: str, columns: int | None = None) -> NDArray[n
         DataError: if the file is missing or empty, or a line has other than ``columns``
             finite numbers.
     """
-    lines = _read_text(root, name).splitlines()
+    lines = _read_lines(root, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -99,17 +103,30 @@ def readable_lines(root: Path, name: str, left_out: LeftOut) -> dict[int, str]:
         if not line.strip():
             continue
         key, _, text = line.decode("utf-8", "replace").strip().partition(" ")
-        if not key.isdecimal() or not text.strip() or int(key) in found or "\ufffd" in text:
+        image_id = number_in(key)
+        if image_id is None or not text.strip() or image_id in found or "\ufffd" in text:
             left_out.add("on a damaged line", f"{name}, line {number}")
         else:
-            found[int(key)] = text.strip()
+            found[image_id] = text.strip()
     return found
 
 
-def _read_text(root: Path, name: str) -> str:
+def number_in(text: str) -> int | None:
+    """The number that a text consists of: 1 to 18 digits, 0 to 9; None for any other text.
+
+    ``int`` alone raises for more than 4,300 digits, and reads digits of other scripts too.
+
+    >>> number_in("007"), number_in("-1"), number_in("9" * 5000)
+    (7, None, None)
+    """
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def _read_lines(root: Path, name: str) -> list[str]:
+    # One line for each newline character: str.splitlines parts lines at a form feed too.
     try:
         refuse_unsound_list(root, root / name)
-        return (root / name).read_text(encoding="utf-8")
+        return (root / name).read_bytes().decode("utf-8").split("\n")
     except FileNotFoundError:
         raise damaged(f"'{root / name}' does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.data.passing import is_passing
 from fgvc_core.data.table import ExampleTable
+from fgvc_core.data.turns import one_large_at_a_time
 from fgvc_core.errors import DataError
 
 Use = Callable[[int, NDArray[np.uint8]], None]
@@ -34,29 +36,38 @@ def decode_each(
         short_side: Pixels that a picture's short side needs to keep.
         use: Called for each picture, in no order; what it raises ends the decoding.
         tell: Called now and then with the progress.
-        whatever: Whatever a decoder raises over a picture is that picture's fault, also what
-            no decoder should raise.
+        whatever: Whatever a source raises over a picture is that picture's fault, also what
+            no source should raise, unless the machine is at fault.
 
     Returns:
         Position -> error of each picture that is missing or damaged, by position.
+
+    Raises:
+        PassingFault: if the machine lacks memory, file descriptors or its disk: that is no
+            picture's fault.
     """
     faults: dict[int, DataError] = {}
+
+    def decode_one(position: int) -> None:
+        try:
+            picture_HWC = table.picture(position, short_side)
+        except DataError as error:
+            faults[position] = error
+            return
+        except Exception as error:
+            if not whatever or is_passing(error):
+                raise
+            what = f"The picture '{table.ids[position]}' cannot be read: {error!r}."
+            faults[position] = DataError(what, remedy="Copy it again or remove it.")
+            return
+        use(position, picture_HWC)
 
     def decode(start: int) -> int:
         stop = min(start + _CHUNK, len(table))
         for position in range(start, stop):
-            try:
-                picture_HWC = table.picture(position, short_side)
-            except DataError as error:
-                faults[position] = error
-                continue
-            except Exception as error:
-                if not whatever:
-                    raise
-                what = f"The picture '{table.ids[position]}' cannot be read: {error!r}."
-                faults[position] = DataError(what, remedy="Copy it again or remove it.")
-                continue
-            use(position, picture_HWC)
+            # The picture is forgotten within the block, before the next large one is decoded.
+            with one_large_at_a_time():
+                decode_one(position)
         return stop - start
 
     done = 0

@@ -2,34 +2,26 @@
 
 import hashlib
 import os
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
-from fgvc_core.errors import DataError
+from fgvc_core.data.turns import wait_for_turn
+from fgvc_core.errors import DataError, FieldmarkError
 
 PICTURE_ENDINGS = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
-# What Pillow's readers raise on damaged files: a decoder's own errors leak through.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 _DEEP_MODES = ("I", "F")
+# Pixels that are turned into RGB at once: a few megabytes beside the picture itself.
+_STRIP_PIXELS = 1 << 20
 
 
 class FileSource:
@@ -71,42 +63,65 @@ class FileSource:
             DataError: if the file is missing, cut short, not a picture, leads out of the
                 tree, is absurdly large, or deeper than 8 bits a channel (its values have
                 no agreed way into 0..255).
+            PassingFault: if the machine lacks memory, file descriptors or its disk.
         """
         path = self.path(row)
         try:
-            refuse_unsound_file(self._real_root, path)
-            with Image.open(path, formats=FORMATS) as image:
-                refuse_absurd_size(path, image)
-                height = image.height
-                if image.mode.startswith(_DEEP_MODES):
-                    raise _too_deep(path, image.mode)
-                if size is not None and image.format == "JPEG":
-                    image.draft("RGB", (size, size))
-                upright = ImageOps.exif_transpose(image) if self.upright else image
-                picture_HWC = np.array(upright.convert("RGB"), dtype=np.uint8)
-                # A draft is smaller than what is stored, and its banner with it.
-                banner = -(-self.banner * image.height // height)
-                return picture_HWC[: max(len(picture_HWC) - banner, 1)]
+            return self._decode(path, size)
+        except FieldmarkError:
+            raise
         except FileNotFoundError:
             raise missing_pictures([str(path)]) from None
-        except _DAMAGE as error:
+        except Exception as error:
+            # Any kind: a decoder's own errors leak through, whatever they are.
+            _refuse_unless_own(path, error)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise _unreadable(path, error) from None
+        # A decoder that got no memory may have called the picture broken: once more.
+        try:
+            return self._decode(path, size)
+        except Exception as error:
+            _refuse_unless_own(path, error)
             raise _unreadable(path, error) from None
+
+    def _decode(self, path: Path, size: int | None) -> NDArray[np.uint8]:
+        """The picture; raises whatever a decoder raises, which is any ``Exception``."""
+        refuse_unsound_file(self._real_root, path)
+        with Image.open(path, formats=FORMATS) as image:
+            refuse_absurd_size(path, image)
+            wait_for_turn(image.width * image.height)
+            height = image.height
+            if image.mode.startswith(_DEEP_MODES):
+                raise _too_deep(path, image.mode)
+            if size is not None and image.format == "JPEG":
+                image.draft("RGB", (size, size))
+            # A draft is smaller than what is stored, and its banner with it.
+            banner = -(-self.banner * image.height // height)
+            if self.upright:
+                ImageOps.exif_transpose(image, in_place=True)
+            picture_HWC = _as_rgb(image)
+            return picture_HWC[: max(len(picture_HWC) - banner, 1)]
 
     def content_key(self, row: int) -> bytes:
         """SHA-256 (32 bytes) of the file's bytes and of what is cut off, read once an instance.
 
         Raises:
             DataError: if the file is missing or cannot be read.
+            PassingFault: if the machine is at fault.
         """
         key = self._keys.get(row)
         if key is None:
             path = self.path(row)
             try:
                 refuse_unsound_file(self._real_root, path)
-                content = hashlib.sha256(path.read_bytes())
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256")
+            except FieldmarkError:
+                raise
             except FileNotFoundError:
                 raise missing_pictures([str(path)]) from None
-            except OSError as error:
+            except Exception as error:
+                refuse_passing(path, error)
                 raise _unreadable(path, error) from None
             if self.banner:
                 content.update(f"\0banner {self.banner}".encode())
@@ -120,7 +135,8 @@ class FileSource:
             refuse_unsound_file(self._real_root, path)
             with Image.open(path, formats=FORMATS) as image:
                 return image.width, max(image.height - self.banner, 1)
-        except (*_DAMAGE, DataError):
+        except Exception as error:
+            refuse_passing(path, error)
             return None
 
     def missing(self) -> list[str]:
@@ -136,13 +152,44 @@ class FileSource:
         return absent
 
 
-def tree_pictures(top: Path) -> Iterator[str]:
-    """Paths relative to a folder of all pictures below it, hidden ones left out, sorted."""
-    for folder, subfolders, files in os.walk(top):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+def tree_pictures(top: Path, skipped: Callable[[str], None] | None = None) -> Iterator[str]:
+    """Paths relative to a folder of all pictures below it, hidden ones left out, sorted.
+
+    Folders may lie in each other as deep as the operating system can name them. Links to
+    folders are not followed.
+
+    Args:
+        top: The folder.
+        skipped: Called with the relative path of each folder that cannot be listed, for
+            instance because its path is too long or this user may not read it.
+
+    Raises:
+        DataError: without ``skipped``, for the first such folder.
+        PassingFault: if the machine is at fault.
+    """
+    # A list instead of recursion: Python ends that after a thousand folders.
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        subfolders: list[str] = []
+        files: list[str] = []
+        try:
+            with os.scandir(os.path.join(top, below)) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        (subfolders if _is(entry, "folder") else files).append(entry.name)
+        except OSError as error:
+            refuse_passing(os.path.join(top, below), error)
+            if skipped is None:
+                raise _no_listing(os.path.join(top, below), error) from None
+            skipped(below)
+            continue
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_ENDINGS:
-                yield (Path(folder) / name).relative_to(top).as_posix()
+            if Path(name).suffix.lower() in PICTURE_ENDINGS:
+                yield os.path.join(below, name)
+        for name in sorted(subfolders, reverse=True):
+            if not os.path.islink(os.path.join(top, below, name)):
+                waiting.append(os.path.join(below, name))
 
 
 def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataError:
@@ -171,10 +218,50 @@ def _file_names(folder: str) -> set[str]:
     # One listing a folder: a data set of 10,000 pictures needs no 10,000 stats.
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (OSError, ValueError):
+            return {entry.name for entry in entries if _is(entry, "file")}
+    except (OSError, ValueError) as error:
         # ValueError: a path with a null byte in it names no folder.
+        refuse_passing(folder, error)
         return set()
+
+
+def _is(entry: "os.DirEntry[str]", kind: Literal["file", "folder"]) -> bool:
+    """What one entry of a folder is, links followed; one that cannot be told is neither.
+
+    Each entry stands for itself: a link that leads to itself says nothing of its neighbors.
+    """
+    try:
+        return entry.is_file() if kind == "file" else entry.is_dir()
+    except OSError as error:
+        refuse_passing(entry.path, error)
+        return False
+
+
+def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """uint8 (height, width, 3), made strip by strip: no second copy of the whole picture."""
+    image.load()
+    width, height = image.size
+    picture_HWC = np.empty((height, width, 3), dtype=np.uint8)
+    rows = max(_STRIP_PIXELS // width, 1)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        picture_HWC[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return picture_HWC
+
+
+def _refuse_unless_own(path: Path, error: Exception) -> None:
+    """Raise PassingFault unless an error over a picture may be the picture's own.
+
+    What the operating system says of a file has a number. All else comes from a decoder, which
+    may raise anything over a damaged file, and anything for lack of memory; see ``passing.py``.
+    """
+    numbered = isinstance(error, OSError) and error.errno is not None
+    if numbered or memory_is_left():
+        if not isinstance(error, MemoryError):
+            refuse_passing(path, error)
+        return
+    short = error if isinstance(error, MemoryError) else MemoryError("out of memory")
+    raise passing_fault(path, short) from error
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
@@ -183,6 +270,14 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
         f"The picture '{path}' cannot be read: {reason}.",
         why="It is cut short, damaged or not a picture.",
         remedy="Copy it again or remove it; 'fieldmark data check' lists all such files.",
+    )
+
+
+def _no_listing(folder: str, error: OSError) -> DataError:
+    return DataError(
+        f"The folder '{folder}' cannot be listed: {error.strerror}.",
+        why="Pictures in it would be passed over without a word.",
+        remedy="Let this user read it, shorten its path, or take it out of the tree.",
     )
 
 

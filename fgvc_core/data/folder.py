@@ -4,7 +4,7 @@
 that torchvision's ``ImageFolder`` reads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,7 @@ def build_table(
 
 def _pictures_by_split_folder(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
     """Path, label and split of each picture by the first two folders of its own path."""
-    for path in tree_pictures(root):
+    for path in tree_pictures(root, _skipping(root, root, left_out)):
         parts = path.split("/")
         split = _BY_FOLDER.get(parts[0])
         if split == "pool" and len(parts) > 1:
@@ -122,13 +122,13 @@ def _split_pictures(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
     for path, label in _class_pictures(root, root / "test", left_out):
         yield path, label, "test"
     for name in _POOL:
-        for path in _pictures(root, root / name):
+        for path in _pictures(root, root / name, left_out):
             yield path, None, "pool"
 
 
 def _class_pictures(root: Path, top: Path, left_out: LeftOut | None) -> Iterator[tuple[str, str]]:
     depth = len(top.relative_to(root).parts)
-    for path in _pictures(root, top):
+    for path in _pictures(root, top, left_out):
         parts = path.split("/")
         if len(parts) <= depth + 1:
             _refuse_place(path, left_out)
@@ -147,7 +147,18 @@ def _refuse_place(path: str, left_out: LeftOut | None) -> None:
     )
 
 
-def _pictures(root: Path, top: Path) -> Iterator[str]:
+def _pictures(root: Path, top: Path, left_out: LeftOut | None) -> Iterator[str]:
+    if not top.is_dir():
+        return
     below = top.relative_to(root).as_posix()
-    for path in tree_pictures(top):
+    for path in tree_pictures(top, _skipping(root, top, left_out)):
         yield path if below == "." else f"{below}/{path}"
+
+
+def _skipping(root: Path, top: Path, left_out: LeftOut | None) -> Callable[[str], None] | None:
+    """Records folders that cannot be listed; None, which raises, without a record."""
+    if left_out is None:
+        return None
+    return lambda path: left_out.add(
+        "in a folder that cannot be listed", (top / path).relative_to(root).as_posix()
+    )

@@ -22,6 +22,10 @@ _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+# Squares' worth of pixels that a resized picture may have before it is cut.
+_ROOM = 4
+# Pixels of a picture that a square shows at least: what float32 still tells apart.
+_NARROWEST = 1 / 16
 # ITU-R BT.601 luma, as Pillow and torchvision use it.
 _LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
@@ -45,6 +49,11 @@ def square(
 ) -> NDArray[np.uint8]:
     """The centre square of a picture.
 
+    The whole picture is resized and then cut, unless that takes more pixels than the picture has
+    and more than four squares. Of a long thin picture only the middle is resized: 30,000 x 1
+    pixels would become 30,000 x ``size`` times ``size``. Both ways agree to one level of 255,
+    which is what Pillow's keeping of corners as float32 makes of them.
+
     Args:
         picture_HWC: uint8 (height, width, 3).
         size: Side of the result, in pixels.
@@ -58,8 +67,37 @@ def square(
     if (height, width) == (size, size) and crop == 1.0:
         return picture_HWC
     target, (left, top) = placement(height, width, size, crop)
-    resized = Image.fromarray(picture_HWC).resize(target, _FILTERS[interpolation])
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    image = Image.fromarray(picture_HWC)
+    if target[0] * target[1] <= max(_ROOM * size * size, height * width):
+        resized = image.resize(target, _FILTERS[interpolation])
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
+    # Across first, as Pillow itself does: bicubic overshoots are cut off between the two.
+    for axis in (0, 1):
+        image = _middle(image, axis, target[axis], (left, top)[axis], size, interpolation)
+    return np.asarray(image)
+
+
+def _middle(
+    image: Image.Image, axis: int, target: int, start: int, size: int, interpolation: str
+) -> Image.Image:
+    """Pixels ``start`` to ``start + size`` of one axis that is resized to ``target`` pixels."""
+    length = image.size[axis]
+    step = length / target
+    low, high = start * step, (start + size) * step
+    if high - low < _NARROWEST:
+        low = min(max((low + high - _NARROWEST) / 2, 0.0), length - _NARROWEST)
+        high = low + _NARROWEST
+    # A filter reaches two pixels, of the picture or of the result, whichever are larger. Pillow
+    # keeps corners as float32, so that they count from a whole pixel near by.
+    reach = math.ceil(2 * max(step, 1.0)) + 1
+    first, last = max(math.floor(low) - reach, 0), min(math.ceil(high) + reach, length)
+    shape, part, region = list(image.size), [0, 0, *image.size], [0.0, 0.0, *map(float, image.size)]
+    shape[axis] = size
+    part[axis], part[axis + 2] = first, last
+    region[axis], region[axis + 2] = low - first, high - first
+    box = (region[0], region[1], region[2], region[3])
+    near = image.crop((part[0], part[1], part[2], part[3]))
+    return near.resize((shape[0], shape[1]), _FILTERS[interpolation], box=box)
 
 
 class Augment:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgvc_core.data.files import PICTURE_ENDINGS
+from fgvc_core.data.files import tree_pictures
 
 _WILD = ("*", "?", "[")
 
@@ -80,14 +80,13 @@ def _named(name: str) -> Iterator[Found]:
 def _below(folder: Path) -> Iterator[Found]:
     root = Path(os.path.realpath(folder))
     empty = True
-    for here, subfolders, files in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_ENDINGS:
-                empty = False
-                shown = Path(here) / name
-                yield Found(_shown(shown), root, str(shown.relative_to(folder)))
-    if empty:
+    unlisted: list[str] = []
+    for path in tree_pictures(folder, unlisted.append):
+        empty = False
+        yield Found(_shown(folder / path), root, path)
+    for below in unlisted:
+        yield Found(_shown(folder / below), root, "", "the folder cannot be listed")
+    if empty and not unlisted:
         yield Found(_shown(folder), root, "", "the folder holds no pictures")
 
 

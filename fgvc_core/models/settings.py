@@ -106,8 +106,8 @@ class ModelSettings(Settings):
         0.0,
         ge=0.0,
         le=1.0,
-        description="Share of a picture's short side that the square keeps, 0 to 1. 0: what the "
-        "weights were trained with.",
+        description="Share of a picture's short side that the square keeps, 0.25 to 1. 0: what "
+        "the weights were trained with.",
     )
     head: Literal["linear", "cosine", "subspace", "multilevel", "semantic"] = Field(
         "linear",
@@ -157,6 +157,13 @@ class ModelSettings(Settings):
     def _whole_digest(cls, value: str) -> str:
         if value.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-f]{64}", value):
             raise ValueError("sha256: needs all 64 hexadecimal digits, in lower case")
+        return value
+
+    @field_validator("crop")
+    @classmethod
+    def _not_too_close(cls, value: float) -> float:
+        if 0.0 < value < 0.25:
+            raise ValueError("it must be 0 (as the weights were trained) or at least 0.25")
         return value
 
     @field_validator("attention_after")

@@ -8,7 +8,8 @@ worst that can happen is that a picture is in two files, with features that are 
 for rounding (1e-5 was seen between batches of 7 and of 32; of 16 and 32, none).
 
 A picture that cannot be read has features that are not numbers, so that it is not tried
-again with each message; who asks for them without expecting that gets an error.
+again with each message; who asks for them without expecting that gets an error. What the
+machine lacked for a moment (``fgvc_core/data/passing.py``) is raised and not kept.
 """
 
 import os
@@ -140,6 +141,7 @@ def ensure_features(
 
     Raises:
         DataError: if a picture is missing or damaged.
+        PassingFault: if the machine lacks memory, file descriptors or its disk.
     """
     from fgvc_core.data.pictures import PictureBank
 

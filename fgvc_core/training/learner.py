@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.mixing import Mixing
+from fgvc_core.data.passing import is_passing
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.data.table import ExampleTable
@@ -133,12 +134,17 @@ class Learner:
             table: The examples, labelled or not.
             cache: Folder for decoded pictures and features.
             left_out: Gets the names of the pictures that cannot be read.
+
+        Raises:
+            PassingFault: if the machine lacks memory, file descriptors or its disk.
         """
         openable = []
         for position in range(len(table)):
             try:
                 table.content_key(position)
-            except Exception:
+            except Exception as error:
+                if is_passing(error):
+                    raise
                 # A link out of the tree, a pipe, a name with a null byte: whatever it is.
                 left_out.add(UNREADABLE, table.ids[position])
             else:

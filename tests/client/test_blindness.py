@@ -11,6 +11,7 @@ import json
 import os
 import random
 import struct
+import subprocess
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,6 +170,26 @@ def large(kind, root, path):
     Image.new("RGB", (3000, 3000), (7, 90, 200)).save(path)
 
 
+def thin(kind, root, path):
+    # Of 170 bytes; resized whole, its long side would be 30,000 times the recipe's size.
+    Image.new("RGB", (30_000, 1), (9, 9, 9)).save(path, format="PNG")
+
+
+def too_many_pixels(kind, root, path):
+    Image.new("1", (8_001, 8_000)).save(path, format="PNG")
+
+
+def loop(kind, root, path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def strange_tiff(kind, root, path):
+    """Its directory calls the offsets of its pixels (tag 273) text (2) instead of numbers."""
+    Image.new("RGB", (50, 40)).save(path, format="TIFF")
+    path.write_bytes(path.read_bytes().replace(struct.pack("<HH", 273, 4), b"\x11\x01\x02\x00"))
+
+
 def unlisted(kind, root, path):
     path.unlink()
 
@@ -188,6 +209,10 @@ FILES = {
     "a pipe": piped,
     "16 bits": deep,
     "nine megapixels": large,
+    "30,000 pixels long and one high": thin,
+    "more pixels than are decoded": too_many_pixels,
+    "a link to itself": loop,
+    "a TIFF that makes its decoder stumble": strange_tiff,
     "gone": unlisted,
     "a strange name": strange_name,
 }
@@ -219,9 +244,19 @@ BROKEN_LINES = {
 }
 
 
+CUB_LINES = {
+    "an id of 5,000 digits": ("images.txt", "9" * 5000 + " one.png\n"),
+    "an id in other digits": ("images.txt", "\u0669 one.png\n"),
+    "a class of 5,000 digits": ("image_class_labels.txt", "99 " + "1" * 5000 + "\n"),
+    "a split of 5,000 digits": ("train_test_split.txt", "99 " + "1" * 5000 + "\n"),
+    "a form feed in a line": ("images.txt", "99 one.png\x0c1 one.png\u20282 one.png\n"),
+}
+"""What can be the matter with a line of CUB's lists; the last line of its file."""
+
+
 def troubles(kind: str) -> list[str]:
-    own = [*MANIFEST_ONLY, *BROKEN_LINES, "sixty pictures"] if kind == "manifest" else []
-    return [*FILES, *LINES, *own]
+    own = {"manifest": [*MANIFEST_ONLY, *BROKEN_LINES, "sixty pictures"], "cub": [*CUB_LINES]}
+    return [*FILES, *LINES, *own.get(kind, [])]
 
 
 def add_one(kind: str, root: Path, rows: list[Row], trouble: str) -> None:
@@ -229,6 +264,16 @@ def add_one(kind: str, root: Path, rows: list[Row], trouble: str) -> None:
     if trouble in BROKEN_LINES:
         write_tree(kind, root, rows)
         write_manifest(root, [line_of(row) for row in rows], BROKEN_LINES[trouble])
+        return
+    if trouble in CUB_LINES:
+        write_tree(kind, root, rows)
+        Image.fromarray(pixels(777)).save(root / "images" / "one.png")
+        listed = {"images.txt": "99 one.png\n", "image_class_labels.txt": "99 1\n",
+                  "train_test_split.txt": "99 1\n"}  # fmt: skip
+        name, line = CUB_LINES[trouble]
+        for each, text in {**listed, name: line}.items():
+            with (root / each).open("ab") as file:
+                file.write(text.encode())
         return
     if trouble == "sixty pictures":
         many = [replace(ONE, name=f"one-{i}.png", seed=1000 + i) for i in range(60)]
@@ -435,6 +480,28 @@ def test_no_answer_tells_what_is_the_matter_with_one_unit(tmp_path, kind, size):
     assert codes["train", "", 1] == codes["train", "", 2] == codes["score", "", 2] == "ok"
     assert codes["train", "", 9] == "refused-policy"
     assert [e["kind"] for e in told[-1]].count("reserved") == 3
+
+
+def put_deep(kind, root, path):
+    """Move a picture down 1,100 folders."""
+    here = os.open(path.parent, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.rename(path, path.name, dst_dir_fd=here)
+    os.close(here)
+
+
+def test_no_answer_tells_of_a_picture_that_lies_a_thousand_folders_deep(tmp_path, monkeypatch):
+    monkeypatch.setitem(FILES, "deep", put_deep)
+    try:
+        told = compare(tmp_path, "folder", parse_recipe(BASE), CLASSES, POLICIES[0], 8, ["deep"])
+        assert next(r[0]["code"] for _, phase, _, r in told[1:] if phase == "") == "ok"
+    finally:
+        # Python 3.11's own way of clearing up after a test cannot go that deep.
+        subprocess.run(["rm", "-rf", str(tmp_path / "with-0" / "data")], check=True)
 
 
 @pytest.mark.parametrize("kind", list(READINGS))

@@ -1,5 +1,8 @@
 """Reading row by row: what is wrong with one picture leaves that one out, counted and named."""
 
+import os
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,8 +110,15 @@ def cub(tmp_path, **texts):
         ({"images_txt": b"1 a.png\n2 \xff\xfe\n3 c.png\n"}, "ac", "on a damaged line"),
         ({"images_txt": "1 a.png\ntwo b.png\n3 c.png\n"}, "ac", "on a damaged line"),
         ({"images_txt": "1 a.png\n2 z.png\n3 c.png\n"}, "ac", "whose picture is missing"),
+        ({"images_txt": f"1 a.png\n{'2' * 5000} b.png\n3 c.png\n"}, "ac", "on a damaged line"),
+        ({"images_txt": "1 a.png\n\u0662 b.png\n3 c.png\n"}, "ac", "on a damaged line"),
+        ({"images_txt": "1 a.png\n2 b.png\x0c1 c.png\n3 c.png\n"}, "ac",
+         "whose picture is missing"),
+        ({"image_class_labels_txt": f"1 1\n2 {'2' * 5000}\n3 1\n"}, "ac", "without a class"),
+        ({"image_class_labels_txt": "1 1\n2 \u0662\n3 1\n"}, "ac", "without a class"),
+        ({"train_test_split_txt": f"1 1\n2 {'1' * 5000}\n3 0\n"}, "ac", "without a split"),
     ],
-)
+)  # fmt: skip
 def test_a_cub_tree_loses_the_one_picture_that_is_at_fault(tmp_path, texts, ids, reason):
     cub(tmp_path, **texts)
     table, counts = read(tmp_path, name="cub")
@@ -130,6 +140,91 @@ def test_aircraft_lists_lose_a_damaged_line_and_give_no_taxonomy(tmp_path):
     assert counts == {"in two splits": 1, "on a damaged line": 1}
     assert table.taxonomy == ()
     assert knowledge_by_kind("aircraft") == ()
+
+
+@pytest.mark.parametrize("mark", ["\x0c", "\x0b", "\x1c", "\x85", "\u2028", "\u2029", "\r"])
+def test_no_character_within_an_aircraft_line_makes_it_two(tmp_path, mark):
+    """Else the second half could say what another picture shows, as the first to name it."""
+    text = f"9 jay{mark}1 wren\n1 jay\n{'2' * 5000} jay\n"
+    (tmp_path / "images_variant_trainval.txt").write_bytes(text.encode())
+    (tmp_path / "images_variant_test.txt").write_text("3 wren\n")
+    for number in (1, 3, 9):
+        picture(tmp_path / "images" / f"{number}.jpg", number)
+    table, counts = read(tmp_path, name="aircraft")
+    assert table.ids == ("images/1.jpg", "images/3.jpg")
+    assert table.labels_N.tolist() == [0, 1]
+    assert counts == {
+        "whose picture is missing": 1, "with a label that is no class of the run": 1
+    }  # fmt: skip
+
+
+def test_a_number_without_end_is_named_and_is_no_traceback(tmp_path):
+    for name in ("images_txt", "classes_txt"):
+        cub(tmp_path, **{name: f"{'1' * 5000} 001.jay\n"})
+        with pytest.raises(DataError, match="is not 'number name'"):
+            load_table(DataSettings(name="cub", path=str(tmp_path)), tmp_path / "cache")
+
+
+def nested(top, depth):
+    """A picture in folders within folders, deeper than one path can name."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    picture(top / "z.png", 9)
+    os.rename(top / "z.png", "z.png", dst_dir_fd=here)
+    os.close(here)
+
+
+@pytest.mark.parametrize(("depth", "reason"), [
+    (1100, None), (2500, "in a folder that cannot be listed"),
+])  # fmt: skip
+def test_a_folder_tree_of_any_depth_is_read_and_what_is_too_deep_is_left_out(
+    tmp_path, depth, reason
+):
+    for name in ("jay", "wren"):
+        picture(tmp_path / "train" / name / "a.png")
+    nested(tmp_path / "train" / "jay", depth)
+    try:
+        table, counts = read(tmp_path, name="folder", folders="splits")
+        assert len(table) == (3 if reason is None else 2)
+        assert counts == ({} if reason is None else {reason: 1})
+        if reason is not None:
+            with pytest.raises(DataError, match="cannot be listed: File name too long"):
+                load_table(DataSettings(name="folder", path=str(tmp_path)), tmp_path / "cache")
+    finally:
+        # Python 3.11's own way of clearing up after a test cannot go that deep.
+        subprocess.run(["rm", "-rf", str(tmp_path / "train")], check=True)
+
+
+@pytest.mark.parametrize("name", ["folder", "manifest", "cub", "aircraft"])
+def test_a_link_to_itself_takes_nothing_along(tmp_path, name):
+    if name == "folder":
+        for each in "abc":
+            picture(tmp_path / "train" / "jay" / f"{each}.png")
+        path = tmp_path / "train" / "jay" / "b.png"
+        settings = {"folders": "splits"}
+    elif name == "manifest":
+        for each in "abc":
+            picture(tmp_path / f"{each}.png")
+        (tmp_path / "manifest.csv").write_text("path,label\na.png,jay\nb.png,jay\nc.png,jay\n")
+        path, settings = tmp_path / "b.png", {}
+    elif name == "cub":
+        cub(tmp_path)
+        path, settings = tmp_path / "images" / "b.png", {}
+    else:
+        (tmp_path / "images_variant_trainval.txt").write_text("1 jay\n2 wren\n3 jay\n")
+        (tmp_path / "images_variant_test.txt").write_text("")
+        for number in range(1, 4):
+            picture(tmp_path / "images" / f"{number}.jpg", number)
+        path, settings = tmp_path / "images" / "2.jpg", {}
+    path.unlink()
+    path.symlink_to(path.name)
+    table, counts = read(tmp_path, name=name, **settings)
+    assert len(table) == 2
+    assert counts == {"whose picture is missing": 1}
 
 
 def test_without_a_record_the_same_faults_raise(tmp_path):

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fgvc_core.data.settings import AugmentSettings
-from fgvc_core.data.transforms import Augment, square
+from fgvc_core.data.transforms import Augment, placement, square
 
 NOTHING = {"rotation": 0.0, "zoom": 0.0, "flip": False, "color": 0.0}
 
@@ -151,6 +152,65 @@ def test_a_square_keeps_the_centre_whatever_the_aspect(side, aspect, tall, inter
         for axis in (0, 1):
             profile = weights.sum(axis=axis)
             assert abs((profile * np.arange(32)).sum() / profile.sum() - 15.5) < 1.5
+
+
+def cut_from_the_whole(picture, size, crop, interpolation):
+    """What a square is by definition: the whole picture resized, then the middle of it."""
+    target, (left, top) = placement(*picture.shape[:2], size, crop)
+    chosen = getattr(Image.Resampling, interpolation.upper())
+    whole = Image.fromarray(picture).resize(target, chosen)
+    return np.asarray(whole.crop((left, top, left + size, top + size)))
+
+
+@given(
+    st.integers(8, 60),
+    st.floats(1, 4),
+    st.booleans(),
+    st.sampled_from(["bilinear", "bicubic"]),
+    st.sampled_from([1.0, 0.875]),
+    st.integers(0, 99),
+)
+def test_the_square_of_an_ordinary_picture_is_cut_from_the_whole_to_the_bit(
+    side, aspect, tall, interpolation, crop, seed
+):
+    assume(aspect <= 4 * crop**2 * 0.95 or side >= 48)
+    shape = (round(side * aspect), side) if tall else (side, round(side * aspect))
+    picture = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    cut = square(picture, 32, crop, interpolation)
+    assert (cut == cut_from_the_whole(picture, 32, crop, interpolation)).all()
+
+
+@given(
+    st.integers(1, 40),
+    st.floats(5, 60),
+    st.booleans(),
+    st.sampled_from(["bilinear", "bicubic"]),
+    st.sampled_from([1.0, 0.875, 0.3]),
+    st.integers(0, 99),
+)
+def test_the_square_of_a_thin_picture_is_the_same_within_a_level(
+    side, aspect, tall, interpolation, crop, seed
+):
+    shape = (round(side * aspect), side) if tall else (side, round(side * aspect))
+    picture = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    cut = square(picture, 32, crop, interpolation).astype(int)
+    assert abs(cut - cut_from_the_whole(picture, 32, crop, interpolation)).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 30_000), (30_000, 1), (3, 30_000), (5000, 12_000)])
+@pytest.mark.parametrize("crop", [1.0, 0.875, 0.01, 1e-9])
+def test_a_square_takes_no_more_pixels_than_the_picture_and_four_squares(monkeypatch, shape, crop):
+    made = []
+    resize = Image.Image.resize
+
+    def watched(image, size, *args, **kwargs):
+        made.append(size[0] * size[1])
+        return resize(image, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    assert square(np.full((*shape, 3), 7, np.uint8), 512, crop).shape == (512, 512, 3)
+    assert made
+    assert max(made) <= max(4 * 512**2, shape[0] * shape[1], 512 * shape[0])
 
 
 def test_a_square_that_fits_already_is_the_picture_itself():

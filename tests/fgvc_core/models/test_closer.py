@@ -84,6 +84,13 @@ def test_a_recipe_says_how_much_of_a_picture_the_square_keeps():
     assert crops == [1.0, 0.5]
 
 
+@pytest.mark.parametrize("crop", [0.2, 1e-9, 5e-324])
+def test_a_square_keeps_a_quarter_of_the_short_side_at_least(crop):
+    """A coordinator writes the recipe; a site resizes the short side to ``image_size / crop``."""
+    with pytest.raises(ConfigurationError, match=r"model\.crop.*at least 0\.25"):
+        parse_recipe(f"[model]\nbackbone = 'fieldmark_nano'\ncrop = {crop!r}\n")
+
+
 def test_no_picture_changes_anothers_closer_look():
     model = build_classifier(ModelSettings(backbone="fieldmark_nano", closer=1.5), 3, 32, 1)
     images_NCHW = torch.randn(4, 3, 32, 32)

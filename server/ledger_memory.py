@@ -5,10 +5,10 @@ spent since. The coordinator has seen the ledger's length and head in each reply
 a folder beside ``sites.json`` that outlasts every run, and names the last head in each roll call
 and request::
 
-    ledgers/SITE/head.json        the site's reply with the longest ledger, whatever its code
-    ledgers/SITE/runs/RUN.json    its last reply of a run that states a cost, or else with code ok
+    ledgers/SITE/head.json        the site's reply with the longest ledger
+    ledgers/SITE/runs/RUN.json    its last reply of a run that states a cost, or else its last
     ledgers/SITE/units.json       the public number of units that it declared
-    ledgers/recipes/DIGEST.toml   the recipes of these runs
+    ledgers/.recipes/DIGEST.toml  the recipes of these runs
 
 Replies are kept as the site has signed them, so that a statement made of them
 (:func:`statement_of`) can be checked against the site's own key. A reply is on the disk before
@@ -40,6 +40,8 @@ from fgvc_core.protocol.messages import Reply
 from fgvc_core.recipe import Recipe
 
 FOLDER = "ledgers"
+RECIPES = ".recipes"
+"""No site can have this name."""
 LINK = Path("coordinator") / FOLDER
 NODES = Path("coordinator") / "nodes.json"
 
@@ -117,6 +119,11 @@ class LedgerMemory:
         """
         if not self._on or not reply.ledger_head:
             return
+        if reply.code != "ok":
+            # Its head may be of an old copy, which refuses because it lacks the one that is
+            # remembered: a refusal moves nothing. What was reserved before the work failed is
+            # counted like a request without an answer.
+            return
         open_ = self._open_requests(reply.site, reply.run)
         if reply.nonce in open_:
             open_.remove(reply.nonce)
@@ -127,7 +134,7 @@ class LedgerMemory:
             self._heads[reply.site] = SeenHead(reply.ledger_length, reply.ledger_head, reply.run)
         path = self._run_file(reply.site, reply.run)
         if self._replaces(path, reply):
-            recipe = self._folder / "recipes" / f"{reply.recipe_digest}.toml"
+            recipe = self._folder / RECIPES / f"{reply.recipe_digest}.toml"
             if not recipe.exists():
                 # As sites are sent it: what it says of this machine stays here.
                 _write_bytes(recipe, self._recipe.announced.to_toml().encode())
@@ -135,8 +142,6 @@ class LedgerMemory:
 
     def _replaces(self, path: Path, reply: Reply) -> bool:
         """Whether a reply says more of what its run has cost than the one that is kept."""
-        if reply.code != "ok":
-            return False
         known = _signed_of(path)
         if known is None:
             return True
@@ -243,11 +248,11 @@ def statement_of(folder: Path, site: str, key: PrivateKey) -> str:
     digests = {reply.recipe_digest for reply, _ in runs}
     try:
         recipes = {
-            digest: (ledgers / "recipes" / f"{digest}.toml").read_text(encoding="utf-8")
+            digest: (ledgers / RECIPES / f"{digest}.toml").read_text(encoding="utf-8")
             for digest in sorted(digests)
         }
     except (OSError, UnicodeDecodeError) as error:
-        raise _damaged(ledgers / "recipes", str(error)) from None
+        raise _damaged(ledgers / RECIPES, str(error)) from None
     statement = LedgerStatement(
         site=site,
         made=datetime.now(UTC).isoformat(timespec="seconds"),

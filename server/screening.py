@@ -128,7 +128,6 @@ class Screening:
                 "an old copy was put back."
             )
         if self._ledgers is not None:
-            # Refusals too: whatever the site answers, its ledger has gone on.
             self._ledgers.saw(reply, sealed)
         if reply.code != "ok":
             raise SiteRefusal(f"The site answered '{reply.code}'. {reply.reason}".strip(), reply)

@@ -88,7 +88,9 @@ def finish(home: Path) -> str:
     _check_known(home, key)
     digest = fingerprint(key.public_key())
     # First the register: if we end here, --finish does both again.
-    Register().rekey(home, digest)
+    has_key = (home / "key").is_file()
+    old = fingerprint(read_private(home / "key").public_key()) if has_key else None
+    Register().rekey(home, digest, old)
     # One rename: whatever happens, one whole key is in place.
     os.replace(path, home / "key")
     site = Site.open(home)

@@ -178,7 +178,9 @@ def recover_ledger(
     runs += [_answered_kit(gate, answer, keys) for answer in answers]
     # Ours, not the coordinator's order: who was charged first says how costs are added up.
     runs.sort(key=lambda run: run.length)
-    _check_total(gate, runs, [reply.privacy for reply, _ in seen if reply.privacy is not None])
+    signed = [(r.privacy.delta_total, r.privacy.epsilon_total) for r, _ in seen if r.privacy]
+    # What the register saw spent was not told by anybody else.
+    _check_total(gate, runs, [*signed, *((delta, claim.spent) for claim in lacking)])
     before, _ = ledger.total(delta)
     for run in runs:
         if run.new is not None:
@@ -331,8 +333,8 @@ def _fresh(
     )
 
 
-def _check_total(gate: Gate, runs: list[_Run], stated: list[PrivacyStatement]) -> None:
-    """Raise PolicyRefusal where this site has once signed a larger total."""
+def _check_total(gate: Gate, runs: list[_Run], known: list[tuple[float, float]]) -> None:
+    """Raise PolicyRefusal where a larger total was once known: (delta, epsilon) pairs."""
     charged = {
         run.plan.run: replace(run.plan, released=merge((*run.plan.released, *run.missing())))
         for run in runs
@@ -343,12 +345,12 @@ def _check_total(gate: Gate, runs: list[_Run], stated: list[PrivacyStatement]) -
     if not any(plan.first for plan in after):
         first = next((plan.run for plan in after if plan.charged[1]), None)
         after = [replace(plan, first=plan.run == first) for plan in after]
-    for signed in stated:
-        total, _ = total_of(after, signed.delta_total)
-        if total < signed.epsilon_total * (1 - TOLERANCE):
+    for delta, spent in known:
+        total, _ = total_of(after, delta)
+        if total < spent * (1 - TOLERANCE):
             raise PolicyRefusal(
                 f"The statement leaves something out: with it this ledger would come to epsilon "
-                f"{total:.4g}, and this site has signed {signed.epsilon_total:.4g}.",
+                f"{total:.4g}; this site has signed or registered {spent:.4g}.",
                 why="What is left out was spent, and would be forgotten.",
                 remedy="If this site has answered validation kits, name the answers: --answer "
                 "FILE. Else make sure that [policy] in site.toml is as it was then, or ask the "

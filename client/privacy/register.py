@@ -9,7 +9,8 @@ set that a home ever named, and no later claim replaces it.
 Data are the same by place or by content. By place: symbolic links are resolved, and a folder
 inside a registered one, or around it, counts as the same. By content: most of two samples
 agree (:mod:`client.privacy.sample`). Samples are taken at ``site join``, ``site up`` and ``site
-check``, and at the first announcement under a path that has none yet, never at a later one.
+check``, never for a message: whether it is answered must not depend on a picture. A path that
+was edited while the site is up is known by place alone until the next of these.
 
 The register also fences off copies of a home. A claim holds the head of the home's ledger,
 written on the disk after each charge and before each reply that says anything about the
@@ -43,13 +44,16 @@ from fgvc_core.protocol.keys import fingerprint, read_private
 
 FILE = "register.json"
 SAMPLE_KEY = "sample.key"
+MOST_SAMPLES = 16
+"""Samples that are kept of one data set."""
+
 STATE_VARIABLE = "FIELDMARK_STATE"
 
 Holds = Callable[[str], bool]
 """Whether a home's ledger has an entry with this hash."""
 
-Head = Callable[[], tuple[int, str]]
-"""A ledger's length in entries, and the hash of its last entry."""
+Head = Callable[[], tuple[int, str, float]]
+"""A ledger's length in entries, the hash of its last entry, and what it has spent (epsilon)."""
 
 
 class Claim(BaseModel):
@@ -62,6 +66,7 @@ class Claim(BaseModel):
         key: Fingerprint of the site's key.
         head: Hash of the last entry of its ledger that was registered.
         length: Entries that the ledger had then.
+        spent: Epsilon of the ledger then, at the policy's delta.
         samples: Of the data's content, oldest first: a further one wherever none of them was
             like it any more, so that data which change slowly stay known as what they were.
     """
@@ -73,6 +78,7 @@ class Claim(BaseModel):
     key: str
     head: str
     length: int = Field(0, ge=0)
+    spent: float = Field(0.0, ge=0.0)
     samples: tuple[Sample, ...] = ()
 
     @classmethod
@@ -87,6 +93,15 @@ class Claim(BaseModel):
     ) -> "Claim":
         """A claim with its paths resolved."""
         where = str(Path(data).expanduser().resolve()) if data else ""
+        for path in (where, str(home.resolve())):
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                raise ConfigurationError(
+                    f"The path {path!r} has characters that cannot be written down as text.",
+                    why="The register could not be read again.",
+                    remedy="Rename the folder, or mount it under another name.",
+                ) from None
         return cls(
             data=where,
             home=str(home.resolve()),
@@ -148,49 +163,54 @@ class Register:
         sample = take_sample(Path(claim.data), self._sample_key())
         return claim.model_copy(update={"samples": (sample,) if sample.marks else ()})
 
-    def has_sample(self, claim: Claim) -> bool:
-        """Whether a sample of these data is registered for this home's key."""
-        return any(
-            own.samples for own in self.claims() if (own.data, own.key) == (claim.data, claim.key)
-        )
-
-    def claim(self, claim: Claim, holds: Holds = lambda head: False) -> None:
+    def claim(
+        self, claim: Claim, holds: Holds = lambda head: False, head: Head | None = None
+    ) -> None:
         """Lay claim to data, or renew the claim.
 
         Args:
             claim: Of a home that is there.
             holds: Whether the home's ledger has an entry with this hash.
+            head: The ledger's, read while nobody else writes here; None: as the claim says.
 
         Raises:
             PolicyRefusal: if other data's home has them, or the home's ledger is older than
                 the one that was registered.
             ConfigurationError: if the register cannot be written.
         """
-        with self.claiming(claim, holds):
+        with self.claiming(claim, holds, head):
             pass
 
-    def rekey(self, home: Path, key: str) -> None:
+    def rekey(self, home: Path, key: str, old: str | None) -> None:
         """A home's key is about to be another: its claims go on under it.
 
         Args:
             home: The site's home.
             key: Fingerprint of the key that it will have.
+            old: Of the one that it has; another key's claims, of a home that was here before,
+                stay that key's. None: it is lost, and all claims of this place go on.
         """
         with self._alone():
             before = self.claims()
             own = str(home.resolve())
             after = [
-                claim.model_copy(update={"key": key}) if claim.home == own else claim
+                claim.model_copy(update={"key": key})
+                if claim.home == own and old in (None, claim.key)
+                else claim
                 for claim in before
             ]
             if after != before:
                 self._write(after)
 
     @contextmanager
-    def claiming(self, claim: Claim, holds: Holds = lambda head: False) -> Iterator[None]:
+    def claiming(
+        self, claim: Claim, holds: Holds = lambda head: False, head: Head | None = None
+    ) -> Iterator[None]:
         """Lay claim to data for what is made inside; given up again if that fails."""
         with self._alone():
             before = self.claims()
+            if head is not None:
+                claim = _at(claim, head)
             after = self._settled(before, claim, holds)
             if after != before:
                 self._write(after)
@@ -221,11 +241,8 @@ class Register:
             before = self.claims()
             after = self._settled(before, claim, holds)
             yield
-            length, last = head()
             after = [
-                other.model_copy(update={"head": last, "length": length})
-                if (other.key, other.home) == (claim.key, claim.home)
-                else other
+                _at(other, head) if (other.key, other.home) == (claim.key, claim.home) else other
                 for other in after
             ]
             if after != before:
@@ -292,11 +309,18 @@ class Register:
         path = self.path.with_name(SAMPLE_KEY)
         with self._alone():
             try:
-                if not path.exists():
+                if not path.exists() and not any(claim.samples for claim in self.claims()):
                     write_durably(path, secrets.token_bytes(32))
-                return path.read_bytes()[:64]
+                found = path.read_bytes()[:64] if path.exists() else b""
             except OSError as error:
                 raise self._unwritable(error) from None
+        if not found:
+            raise DataError(
+                f"The register's key '{path}' is gone or empty.",
+                why="Data that are known by their content could not be recognized any more.",
+                remedy="Restore it from a copy of that folder.",
+            )
+        return found
 
     def _write(self, claims: list[Claim]) -> None:
         # One claim a line, for a person who has to take one out.
@@ -337,9 +361,20 @@ def _known(claim: Claim, holds: Holds) -> bool:
     return claim.head == GENESIS or holds(claim.head)
 
 
+def _at(claim: Claim, head: Head) -> Claim:
+    """The claim with its ledger's head as it is now."""
+    length, last, spent = head()
+    return claim.model_copy(update={"head": last, "length": length, "spent": min(spent, 1e300)})
+
+
 def _gathered(known: tuple[Sample, ...], fresh: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    """The known samples, and after them each fresh one that none of them is like."""
-    return known + tuple(s for s in fresh if not any(s.is_like(other) for other in known))
+    """The known samples, and after them each fresh one that is not much the same as one of them.
+
+    A data set that grows is known by what it was and by what it has become: the oldest sample
+    and the latest stay.
+    """
+    found = known + tuple(s for s in fresh if not any(s.resembles(other) for other in known))
+    return found if len(found) <= MOST_SAMPLES else (found[0], *found[1 - MOST_SAMPLES :])
 
 
 def _is_home_of(home: Path, key: str) -> bool:

@@ -37,6 +37,9 @@ ENDS_BYTES = 4096
 SHARE = 0.5
 """Share of the comparable marks that two samples of the same data have in common, at least."""
 
+FEWEST = 4
+"""Marks that two samples share at least, unless both are smaller."""
+
 _DIGEST_BYTES = 8
 
 
@@ -67,7 +70,14 @@ class Sample(BaseModel):
             for marks in (self.marks, other.marks)
         )
         least = min(len(one), len(two))
-        return least > 0 and len(one & two) >= SHARE * least
+        # One picture that many hand out (a logo, a test chart) does not make data the same.
+        enough = min(FEWEST, max(len(one), len(two)))
+        return least > 0 and len(one & two) >= max(SHARE * least, enough)
+
+    def resembles(self, other: "Sample") -> bool:
+        """Whether neither has much that the other lacks: :meth:`is_like`, in both directions."""
+        most = max(len(self.marks), len(other.marks))
+        return self.is_like(other) and len({*self.marks} & {*other.marks}) >= SHARE * most
 
     @property
     def _complete_to(self) -> str:

@@ -155,8 +155,8 @@ class Terms:
         """Make sure that no other ledger is charged for the same data.
 
         Args:
-            afresh: Sample the data's content also where that was done before. A message never
-                asks for it: its answer must not depend on the pictures.
+            afresh: Sample the data's content. A message never asks for it: its answer must not
+                depend on the pictures.
 
         Raises:
             PolicyRefusal: if this ledger belongs to other data, another home has these, or
@@ -169,9 +169,13 @@ class Terms:
         if claim is None:
             return
         register = Register()
-        if afresh or not register.has_sample(claim):
+        if afresh:
             claim = register.sampled(claim)
-        register.claim(claim, self.ledger.holds)
+        register.claim(claim, self.ledger.holds, self._head)
+
+    def _head(self) -> tuple[int, str, float]:
+        """The ledger's length, its head, and what it has spent."""
+        return *self.ledger.head(), self.ledger.total(self.site.settings.policy.delta)[0]
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -187,7 +191,7 @@ class Terms:
         if claim is None:
             yield
             return
-        with Register().guarding(claim, self.ledger.holds, self.ledger.head):
+        with Register().guarding(claim, self.ledger.holds, self._head):
             yield
 
 

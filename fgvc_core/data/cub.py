@@ -23,6 +23,7 @@ from fgvc_core.data.cub_files import (
     read_names,
     read_numbers,
     readable_lines,
+    readable_pairs,
 )
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import number_labels
@@ -101,12 +102,13 @@ def _tolerant_table(
     root: Path, settings: DataSettings, birds: Mapping[int, str], left_out: LeftOut
 ) -> ExampleTable:
     """The table with every fault of a single picture recorded, and its row marked."""
-    listed = readable_lines(root, "images.txt", left_out)
+    # Two pictures under one number are two rows: neither has a say in whether the other is read.
+    listed = readable_pairs(root, "images.txt", left_out)
     numbers, flags = (readable_lines(root, name, left_out) for name in (_LABELS, _SPLIT))
-    paths = tuple(listed.values())
+    paths = tuple(path for _, path in listed)
     own: list[str | None] = []
     faulty = []
-    for position, (image_id, path) in enumerate(listed.items()):
+    for position, (image_id, path) in enumerate(listed):
         number, flag = number_in(numbers.get(image_id, "")), flags.get(image_id, "")
         bird = None if number is None else birds.get(number)
         if bird is None or flag not in ("0", "1"):
@@ -124,7 +126,7 @@ def _tolerant_table(
         rows=np.arange(len(paths), dtype=np.int64),
         ids=paths,
         labels_N=labels_N,
-        splits=tuple("train" if flags.get(i) == "1" else "test" for i in listed),
+        splits=tuple("train" if flags.get(i) == "1" else "test" for i, _ in listed),
         subjects=paths,
         class_names=class_names,
         attributes_KA=attributes_KA,

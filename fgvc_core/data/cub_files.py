@@ -87,27 +87,40 @@ def align(
 
 
 def readable_lines(root: Path, name: str, left_out: LeftOut) -> dict[int, str]:
-    """Lines of ``id text`` by id; a damaged line, or a second one for an id, is left out.
+    """Lines of ``id text`` by id; of two lines for one id the first counts.
+
+    Raises:
+        DataError: if there is no such file, or it cannot be read at all.
+    """
+    found: dict[int, str] = {}
+    for image_id, text in readable_pairs(root, name, left_out):
+        found.setdefault(image_id, text)
+    return found
+
+
+def readable_pairs(root: Path, name: str, left_out: LeftOut) -> list[tuple[int, str]]:
+    """Lines of ``id text`` in file order; damaged ones are left out, equal ids are kept.
 
     Raises:
         DataError: if there is no such file, or it cannot be read at all.
     """
     try:
+        refuse_unsound_list(root, root / name)
         lines = (root / name).read_bytes().split(b"\n")
     except FileNotFoundError:
         raise damaged(f"'{root / name}' does not exist.") from None
     except OSError as error:
         raise damaged(f"'{root / name}' cannot be read: {error.strerror}.") from None
-    found: dict[int, str] = {}
+    found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         key, _, text = line.decode("utf-8", "replace").strip().partition(" ")
         image_id = number_in(key)
-        if image_id is None or not text.strip() or image_id in found or "\ufffd" in text:
+        if image_id is None or not text.strip() or "\ufffd" in text:
             left_out.add("on a damaged line", f"{name}, line {number}")
         else:
-            found[image_id] = text.strip()
+            found.append((image_id, text.strip()))
     return found
 
 

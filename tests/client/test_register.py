@@ -13,7 +13,7 @@ from client.privacy.register import Claim, Register, state_folder
 from client.provision import make_home
 from client.site import Site
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
-from fgvc_core.protocol.keys import new_key, public_text, write_private
+from fgvc_core.protocol.keys import fingerprint, new_key, public_text, write_private
 
 from .protected_sites import (
     Work,
@@ -456,8 +456,8 @@ def test_a_register_of_an_earlier_version_is_read(first, data):
     assert Register().claims()[0].length > 0
 
 
-def test_a_roll_call_reads_the_pictures_at_most_once_for_each_path(tmp_path, monkeypatch):
-    """Later answers must not depend on them, nor their time."""
+def test_no_message_makes_the_register_read_a_picture(tmp_path, monkeypatch):
+    """Neither an answer nor its time may depend on one, also under a path without a sample."""
     site = join(tmp_path / "home", fill(tmp_path / "data"))
     taken = []
     real = register.take_sample
@@ -469,7 +469,86 @@ def test_a_roll_call_reads_the_pictures_at_most_once_for_each_path(tmp_path, mon
     other = with_data(join(tmp_path / "second"), path=str(fill(tmp_path / "others")))
     announce(other, RECIPE)
     announce(other, RECIPE, "run-2")
+    assert taken == []
+    Gate(other).terms.claim_data(afresh=True)
     assert len(taken) == 1
+
+
+def test_one_picture_more_does_not_decide_over_a_roll_call(tmp_path):
+    """The first home has all of the second's pictures; the second joined with an empty folder."""
+    join(tmp_path / "first", fill(tmp_path / "data"))
+    for number in (0, 8):
+        folder = tmp_path / f"later-{number}"
+        folder.mkdir()
+        site = join(tmp_path / f"home-{number}", folder)
+        for picture in sorted((tmp_path / "data").iterdir())[:number]:
+            shutil.copy(picture, folder)
+        announce(site, RECIPE)
+
+
+def test_data_that_grow_are_known_by_what_they_have_become(tmp_path):
+    data = fill(tmp_path / "data", 20)
+    site = join(tmp_path / "home", data)
+    announce(site, RECIPE)
+    for day in range(1, 9):
+        fill(data / f"day-{day}", 20)
+        Gate(site).terms.claim_data(afresh=True)
+    late = tmp_path / "late"
+    late.mkdir()
+    for day in range(1, 9):
+        shutil.copytree(data / f"day-{day}", late / f"day-{day}")
+    with pytest.raises(PolicyRefusal, match="have a ledger already"):
+        join(tmp_path / "second", late)
+
+
+def test_one_picture_that_many_hand_out_makes_no_data_the_same(tmp_path):
+    logo = fill(tmp_path / "logo", 1)
+    join(tmp_path / "first", logo)
+    other = fill(tmp_path / "other", 30)
+    shutil.copy(next(logo.iterdir()), other / "logo.png")
+    join(tmp_path / "second", other)
+
+
+def test_a_slow_look_at_the_data_does_not_set_the_head_back(tmp_path, monkeypatch):
+    site = join(tmp_path / "home", fill(tmp_path / "data"))
+    announce(site, RECIPE)
+    real = register.take_sample
+
+    def slow(*words):
+        spend(site)
+        return real(*words)
+
+    monkeypatch.setattr(register, "take_sample", slow)
+    Gate(site).terms.claim_data(afresh=True)
+    (claim,) = Register().claims()
+    assert (claim.length, claim.head) == Gate(site).ledger.head()
+
+
+def test_a_lost_key_of_the_samples_is_said_and_not_replaced(tmp_path):
+    data = fill(tmp_path / "data")
+    join(tmp_path / "home", data)
+    (Register().path.parent / "sample.key").unlink()
+    with pytest.raises(DataError, match=r"sample\.key"):
+        join(tmp_path / "second", fill(tmp_path / "others"))
+
+
+def test_a_path_that_is_no_text_is_refused_before_it_bricks_the_register(tmp_path):
+    odd = tmp_path / os.fsdecode(b"bilder-\xe4")
+    odd.mkdir()
+    with pytest.raises(ConfigurationError, match="cannot be written down"):
+        join(tmp_path / "home", odd)
+    join(tmp_path / "home", fill(tmp_path / "data"))
+
+
+def test_a_new_key_takes_over_its_own_claims_alone(tmp_path):
+    gone = join(tmp_path / "lyon", fill(tmp_path / "x"))
+    announce(gone, RECIPE)
+    shutil.rmtree(gone.home)
+    here = join(tmp_path / "lyon", fill(tmp_path / "y"))
+    announce(here, RECIPE)
+    old = fingerprint(here.key.public_key())
+    Register().rekey(here.home, "f" * 64, old)
+    assert sorted(claim.key == "f" * 64 for claim in Register().claims()) == [False, True]
 
 
 def test_the_register_holds_no_picture_and_is_for_its_owner_alone(tmp_path):

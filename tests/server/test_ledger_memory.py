@@ -62,14 +62,17 @@ def reply(length, run="run-1", site="site-1", key=None, **changes):
     return body, seal(key or KEYS["site-1"], body)
 
 
-def test_the_longest_head_outlasts_the_run_whatever_the_replys_code(memory):
+def test_the_longest_head_outlasts_the_run_and_no_refusal_moves_it(memory):
+    """An old copy refuses because it lacks that head: the copy's own must not replace it."""
     first = memory("demo")
     assert first.head("site-1") is None
     first.saw(*reply(5))
     first.saw(*reply(9, code="unavailable"))
     first.saw(*reply(7, run="run-0"))
     again = memory("demo-2").head("site-1")
-    assert (again.length, again.head, again.run) == (9, f"{9:064x}", "run-1")
+    assert (again.length, again.head, again.run) == (7, f"{7:064x}", "run-0")
+    first.saw(*reply(99, code="refused-policy"))
+    assert first.head("site-1").length == 7
     assert memory("demo-2").head("site-2") is None
 
 
@@ -99,7 +102,7 @@ def test_of_each_run_the_last_reply_that_states_a_cost_is_kept(memory, folder):
     statement = read(folder)
     kept = [Reply.parse(run.reply.body) for run in statement.runs]
     assert [(r.run, r.ledger_length) for r in kept] == [("run-1", 5), ("run-2", 9)]
-    assert Reply.parse(statement.head.body).ledger_length == 11
+    assert Reply.parse(statement.head.body).ledger_length == 9
     assert parse_recipe(statement.recipes[RECIPE.digest]).digest == RECIPE.digest
     assert "secret/place" not in statement.model_dump_json()
 
@@ -120,6 +123,9 @@ def test_requests_without_an_answer_are_counted_across_processes(memory, folder)
     again = memory()
     again.asked("site-1", "run-1", f"{9:032x}")
     again.saw(*reply(7, privacy=COSTS, nonce=f"{0:032x}"))
+    assert [run.unanswered for run in read(folder).runs] == [3]
+    # What failed may have been reserved before: it counts like no answer.
+    again.saw(*reply(8, code="unavailable", nonce=f"{9:032x}"))
     assert [run.unanswered for run in read(folder).runs] == [3]
 
 

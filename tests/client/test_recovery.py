@@ -486,3 +486,18 @@ def test_an_answer_to_a_validation_kit_is_charged_where_it_is_named(coordinator)
             recover_ledger(copy, coordinator.statement(), answers=[text])
     recover_ledger(copy, coordinator.statement(), answers=[json.dumps(written)])
     check_not_less(lost)
+
+
+def test_a_run_that_nobody_tells_of_is_found_by_what_the_register_saw_spent(coordinator):
+    """The statement is of before it, and so is every total that the site has signed there."""
+    whole_run(coordinator, STEPS, "run-1")
+    statement, copy = coordinator.statement(), back_up(coordinator)
+    whole_run(coordinator, STEPS, "run-2")
+    spent = ledger_of(coordinator.site).total(1e-5)[0]
+    shutil.rmtree(coordinator.site.home)
+    with pytest.raises(PolicyRefusal, match=f"signed or registered {spent:.4g}"):
+        recover_ledger(copy, statement)
+    with pytest.raises(PolicyRefusal, match="older than the one that is registered"):
+        announce(Site.open(copy), STEPS, "run-3")
+    recover_ledger(copy, coordinator.statement())
+    assert ledger_of(Site.open(copy)).total(1e-5)[0] >= spent * (1 - 1e-9)

@@ -51,7 +51,7 @@ def square(
 
     The whole picture is resized and then cut, unless that takes more pixels than the picture has
     and more than four squares. Of a long thin picture only the middle is resized: 30,000 x 1
-    pixels would become 30,000 x ``size`` times ``size``. Both ways agree to one level of 255,
+    pixels would become 30,000 x ``size`` times ``size``. Both ways agree to two levels of 255,
     which is what Pillow's keeping of corners as float32 makes of them.
 
     Args:

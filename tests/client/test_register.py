@@ -484,6 +484,7 @@ def test_one_picture_more_does_not_decide_over_a_roll_call(tmp_path):
         for picture in sorted((tmp_path / "data").iterdir())[:number]:
             shutil.copy(picture, folder)
         announce(site, RECIPE)
+        assert [plan.run for plan in Gate(site).ledger.plans()] == ["run-1"]
 
 
 def test_data_that_grow_are_known_by_what_they_have_become(tmp_path):
@@ -507,6 +508,20 @@ def test_one_picture_that_many_hand_out_makes_no_data_the_same(tmp_path):
     other = fill(tmp_path / "other", 30)
     shutil.copy(next(logo.iterdir()), other / "logo.png")
     join(tmp_path / "second", other)
+    assert {data for data, _ in claims()} == {str(logo), str(other)}
+
+
+def test_a_key_that_is_in_use_elsewhere_is_said_to_be_that(tmp_path):
+    """Not that the data have a ledger: they are others."""
+    first = join(tmp_path / "first", fill(tmp_path / "data"))
+    announce(first, RECIPE)
+    copy = tmp_path / "copy"
+    shutil.copytree(first.home, copy)
+    (copy / "ledger.jsonl").unlink()
+    (copy / "ledger.head").unlink()
+    other = with_data(Site.open(copy), path=str(fill(tmp_path / "others")))
+    with pytest.raises(PolicyRefusal, match="key is in use in another home"):
+        announce(other, RECIPE)
 
 
 def test_a_slow_look_at_the_data_does_not_set_the_head_back(tmp_path, monkeypatch):

@@ -126,6 +126,13 @@ def test_a_cub_tree_loses_the_one_picture_that_is_at_fault(tmp_path, texts, ids,
     assert counts == ({} if reason is None else {reason: 1})
 
 
+@pytest.mark.parametrize("lines", ["2 b.png\n2 c.png\n", "2 c.png\n2 b.png\n"])
+def test_of_two_cub_pictures_under_one_number_neither_pushes_the_other_out(tmp_path, lines):
+    cub(tmp_path, images_txt=f"1 a.png\n{lines}")
+    table, counts = read(tmp_path, name="cub")
+    assert (sorted(table.ids), counts) == (["a.png", "b.png", "c.png"], {})
+
+
 def test_aircraft_lists_lose_a_damaged_line_and_give_no_taxonomy(tmp_path):
     for part, lines in (
         ("trainval", "1 jay\n2 wren\nx jay\n3 wren\n"),

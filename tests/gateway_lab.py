@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from sockets_lab import SocketHTTPServer, superlink_socket
 
 from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key, public_text
@@ -62,7 +63,7 @@ SCANNED = (
 class Upstream:
     """Stands for the SuperLink: reads every body to its end, keeps its length, and answers."""
 
-    def __init__(self, tls):
+    def __init__(self, folder):
         self.reached, self.answer = [], b"inner"
         outer = self
 
@@ -87,12 +88,11 @@ class Upstream:
             def log_message(self, *args):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = SocketHTTPServer(superlink_socket(folder), Handler)
+        tls = folder / "state" / "loopback"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls / "server.pem", tls / "server.key")
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self):
@@ -122,9 +122,8 @@ class Running:
             mail.mkdir(parents=True, exist_ok=True)
             write_json(mail / f"{name}.json", {"handed": [[QUESTION, [QUESTION], [OBJECT_ID], 1]]})
         self.port = free_loopback_port()
-        self.upstream = Upstream(folder / "state" / "loopback")
-        ports = {"gateway": self.port, "superlink": self.upstream.port}
-        write_json(folder / "state" / "ports.json", ports)
+        self.upstream = Upstream(folder)
+        write_json(folder / "state" / "ports.json", {"gateway": self.port})
         command = [sys.executable, "-P", "-m", "server.deployment.serving", str(folder)]
         self.process = subprocess.Popen(command)
 

@@ -9,7 +9,7 @@ every installation builds, and calls the installed ``client.app``.
 A child that dies without an answer (killed, out of memory) is forked once more on the same
 message: what it reserved is on the ledger, and what it had finished is in the outbox.
 
-Run as a process of its own: ``python -m client.deployment.runner HOME ADDRESS SECRET_FILE``.
+Run as a process of its own: ``python -m client.deployment.runner HOME SOCKET SECRET_FILE``.
 """
 
 import os
@@ -43,18 +43,18 @@ class Runner:
 
     Args:
         home: The site's.
-        address: ``127.0.0.1:port`` of the SuperNode's Runtime API.
+        socket: Of the SuperNode's Runtime API.
         secret: Without which the SuperNode hands out no task.
     """
 
-    def __init__(self, home: Path, address: str, secret: bytes) -> None:
-        self._home, self._address, self._secret = home, address, secret
+    def __init__(self, home: Path, socket: Path, secret: bytes) -> None:
+        self._home, self._socket, self._secret = home, socket, secret
         self._foresight = Foresight(home)
 
     def serve(self) -> None:
         """Answer until told to stop."""
         parent = os.getppid()
-        for token in acquire_tasks(self._address, self._secret):
+        for token in acquire_tasks(self._socket, self._secret):
             if os.getppid() != parent:
                 return
             if token:
@@ -89,9 +89,9 @@ class Runner:
     def _take(self, token: str) -> Task | None:
         """A task with its message; None where the SuperNode has started anew meanwhile."""
         # Over a slow line the SuperNode itself fetches the message for longer than a task lives.
-        heartbeat = heartbeat_of(self._address, token)
+        heartbeat = heartbeat_of(self._socket, token)
         try:
-            return Task.pull(self._address, token)
+            return Task.pull(self._socket, token)
         except UNTAKEN as error:
             _say(f"a task could not be taken: {type(error).__name__}")
             return None
@@ -166,7 +166,7 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Entry of the process."""
-    home, address, secret = sys.argv[1:]
+    home, socket, secret = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # Imported before the first fork, so that a message costs no import.
@@ -175,7 +175,7 @@ def main() -> None:
     import client.work  # noqa: F401
 
     _say("ready")
-    Runner(Path(home), address, Path(secret).read_bytes()).serve()
+    Runner(Path(home), Path(socket), Path(secret).read_bytes()).serve()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from client.deployment.flower_internals import LEFT_BEHIND, release_node
 from client.deployment.link import CA, read_link
-from client.deployment.ports import free_port
 from client.privacy.ledger import Ledger
 from client.privacy.register import Register
 from client.privacy.terms import Terms
 from client.site import Site
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.files import PRIVATE_UMASK, private_folder
+from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     Service,
     Supervisor,
@@ -102,20 +102,22 @@ def site_services(
         site: Whose they are.
         address: host:port of the coordinator's gateway.
         ca: The only authority that may vouch for it.
-        state: Folder for what is between the two: a secret, Flower's own files.
+        state: Folder for what is between the two: a socket, a secret, Flower's own files.
         say: Told in words what happens.
         restart_node: Has the SuperNode restarted in good order; called from any thread. When the
             runner has died, the message that it worked on is lost; a node that leaves says so at
             once, where the lapse of a heartbeat would take a minute.
     """
-    port, secret = free_port(), _fresh_secret(state / "secret")
+    # Their owner's alone, where any account could connect to a port of loopback.
+    socket = socket_folder(state.absolute() / "sockets") / "supernode"
+    secret = _fresh_secret(state / "secret")
     node = _Node(site, address, ca, state / "node.json", say, restart_node)
     variables = environment(state / "flwr")
+    module = (sys.executable, "-P", "-m")
     command = (
-        str(Path(sys.executable).parent / "flower-supernode"),
+        *(*module, "client.deployment.supernode", str(socket)),
         *("--superlink", address, "--root-certificates", str(ca)),
         *("--auth-supernode-private-key", str(site.home / "key")),
-        *("--host", LOOPBACK, "--port", str(port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
     )
     supernode = Service(
@@ -126,8 +128,7 @@ def site_services(
         after_death=node.after_death,
         on_line=node.on_line,
     )
-    module = (sys.executable, "-P", "-m", "client.deployment.runner")
-    runner = (*module, str(site.home), f"{LOOPBACK}:{port}", str(secret))
+    runner = (*module, "client.deployment.runner", str(site.home), str(socket), str(secret))
     return [
         supernode,
         Service("runner", runner, variables, after_death=lambda status: restart_node()),

@@ -1,7 +1,7 @@
 """Our executor at the SuperLink: it runs the installed ServerApp, and nothing else.
 
 Flower's own unpacks a run's bundle, puts it on ``sys.path`` and loads what it names: whoever
-can start a run on this machine's loopback could run code as the coordinator. Here a run is
+can start a run at the SuperLink could run code as the coordinator. Here a run is
 carried out only if its bundle is ours to the bit and the conductor asked for it. It imports
 once and forks for each run; a run whose process dies is reported at once.
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
-from fgvc_core.supervision import die_with_parent, read_json
+from fgvc_core.supervision import die_with_parent
 from server.deployment.arrivals import Arrivals
 from server.deployment.conduct import active_run, read_conduct
 from server.deployment.flower_internals import (
@@ -27,6 +27,7 @@ from server.deployment.flower_internals import (
     open_work,
 )
 from server.deployment.parcel_grid import ParcelGrid
+from server.deployment.sockets import superlink_address
 
 POLL_S = 0.3
 ASKED_WITHIN_S = 5.0
@@ -37,15 +38,14 @@ class Executor:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        ports = read_json(folder / "state" / "ports.json")
-        self._port = int(ports["superlink"])
+        self._link = superlink_address(folder)
         self._ca = (folder / "state" / "loopback" / "ca.pem").read_bytes()
         self._secret = (folder / "secret").read_bytes()
         self._children: dict[int, str] = {}
 
     def serve(self) -> None:
         """Serve until told to stop."""
-        client, tasks = acquire_work(self._port, self._ca, self._secret)
+        client, tasks = acquire_work(self._link, self._ca, self._secret)
         parent = os.getppid()
         try:
             for token, task, run in tasks:
@@ -85,7 +85,7 @@ class Executor:
     def _carry_out(self, token: str) -> int:
         from server.app import app
 
-        with open_work(self._port, self._ca, token) as work:
+        with open_work(self._link, self._ca, token) as work:
             failure = "interrupted"
             try:
                 check_bundle(work.bundle)
@@ -138,7 +138,7 @@ class Executor:
             if os.WIFSIGNALED(status):
                 died = f"its process was ended by signal {os.WTERMSIG(status)}"
                 _say(died)
-                give_up(self._port, self._ca, token, f"died: {died}")
+                give_up(self._link, self._ca, token, f"died: {died}")
 
 
 def _say(text: str) -> None:

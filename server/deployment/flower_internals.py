@@ -1,19 +1,27 @@
 """Every use of Flower's private modules by the coordinator, as read in flwr 1.41.0.
 
-The Control API is spoken over loopback alone; the Runtime API by our executor, in place of
-Flower's, which would unpack each run's bundle and put it on ``sys.path``. A test fails by
-name when one of these moves.
+The SuperLink listens on a Unix socket, where Flower would open a port to every account of the
+machine. The Control API is spoken through it by the conductor; the Runtime API by our executor,
+in place of Flower's, which would unpack each run's bundle and put it on ``sys.path``. A test fails
+by name when one of these moves.
 """
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import ssl
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import grpc
 import httpx
+import uvicorn
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -69,15 +77,18 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 from google.protobuf.message import DecodeError
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
+from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
 from server.deployment.bodies import check_push
 
 __all__ = [
@@ -103,6 +114,7 @@ __all__ = [
     "read_push",
     "read_wanted",
     "refused_objects",
+    "serve_superlink",
 ]
 
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
@@ -113,8 +125,82 @@ stored, and whose receipt died with the SuperLink, is taken for refused when it 
 REFUSED_OBJECTS = httpx.HTTPStatusError
 """What a push raises whose objects the SuperLink knows as others; see :func:`refused_objects`."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_NAMED = "localhost"
+"""What the SuperLink's certificate is asked for through a socket, which has no name of its own."""
+NO_HOST = "socket.invalid"
+"""A name that no resolver knows (RFC 6761, section 6.4)."""
+_TIMEOUT_S = 30.0
+"""Of each call, in seconds; Flower's own."""
 FEDERATION = ""
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
+
+
+C = TypeVar("C", bound=ProtobufClient)
+
+
+def serve_superlink(socket: Path, health: Path, options: Sequence[str]) -> None:
+    """Be the SuperLink, until told to stop; in a process of its own.
+
+    Args:
+        socket: Path of the Unix socket that its three APIs are served on; no port is opened.
+        health: Path of the socket of gRPC's health protocol.
+        options: As ``flower-superlink`` takes them.
+
+    Raises:
+        OSError: if a socket cannot be made.
+    """
+    from flwr.supercore.grpc_health import SimpleHealthServicer
+    from flwr.superlink.cli.flower_superlink import flower_superlink
+
+    for path in (socket, health):
+        make_socket_file(socket_folder(path.parent) / path.name)
+    # Flower's own health service takes nothing but host:port.
+    serving = grpc.server(ThreadPoolExecutor(1))
+    add_HealthServicer_to_server(SimpleHealthServicer(), serving)
+    serving.add_insecure_port(f"unix:{socket_name(health)}")
+    serving.start()
+    # It knows of no sockets; the server that it starts does.
+    setattr(uvicorn, "run", functools.partial(uvicorn.run, uds=socket_name(socket)))  # noqa: B010
+    # If ever it started another server, that one would find no such host, and open no port.
+    sys.argv = ["flower-superlink", "--host", NO_HOST, *options]
+    flower_superlink()
+
+
+def through(client: C, address: str, ca: bytes) -> C:
+    """Have one of Flower's clients, which know ports alone, speak through a socket.
+
+    Args:
+        client: Not used yet.
+        address: ``unix:PATH``; another is left to the client itself.
+        ca: The authority that vouches for the other side.
+    """
+    path = path_of(address)
+    if path is not None:
+        trust = ssl.create_default_context(cadata=ca.decode("ascii"))
+        client.close()
+        client._client = httpx.Client(
+            transport=httpx.HTTPTransport(verify=trust, uds=socket_name(path)),
+            timeout=_TIMEOUT_S,
+            # A proxy of the environment is for the outside.
+            trust_env=False,
+        )
+    return client
+
+
+def _host_of(address: str) -> str:
+    return _NAMED if path_of(address) is not None else address
+
+
+class _LocalGrid(HttpGrid):
+    """Flower's grid, through a socket."""
+
+    def _connect(self) -> None:
+        address, self._addr = self._addr, _host_of(self._addr)
+        super()._connect()
+        self._addr = address
+        assert self._client is not None
+        assert self._cert is not None
+        through(self._client, address, self._cert)
 
 
 @dataclass(frozen=True)
@@ -128,15 +214,16 @@ class Node:
 
 
 class ControlApi:
-    """The SuperLink's Control API, at ``127.0.0.1:port``."""
+    """The SuperLink's Control API, at ``unix:PATH`` or ``host:port``."""
 
-    def __init__(self, port: int, ca: bytes) -> None:
-        self._client = ControlHttpClient.from_server_address(
-            f"127.0.0.1:{port}",
+    def __init__(self, address: str, ca: bytes) -> None:
+        client = ControlHttpClient.from_server_address(
+            _host_of(address),
             insecure=False,
             root_certificates=ca,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
+        self._client = through(client, address, ca)
 
     def close(self) -> None:
         """Close the connection."""
@@ -451,14 +538,14 @@ class Work:
 
 
 def acquire_work(
-    port: int, ca: bytes, secret: bytes
+    address: str, ca: bytes, secret: bytes
 ) -> "tuple[RuntimeHttpClient, Iterator[tuple[str, int, int]]]":
     """A client of the Runtime API, and an endless stream of (token, task id, run id).
 
     A tuple whose token is empty means that nothing waits just now.
     """
-    client = RuntimeHttpClient.from_server_address(
-        server_address=f"127.0.0.1:{port}",
+    made = RuntimeHttpClient.from_server_address(
+        server_address=_host_of(address),
         insecure=False,
         root_certificates=ca,
         interceptors=[
@@ -468,6 +555,7 @@ def acquire_work(
             ),
         ],
     )
+    client = through(made, address, ca)
 
     def stream() -> Iterator[tuple[str, int, int]]:
         request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
@@ -484,9 +572,9 @@ def acquire_work(
 
 
 @contextmanager
-def open_work(port: int, ca: bytes, token: str) -> Iterator[Work]:
+def open_work(address: str, ca: bytes, token: str) -> Iterator[Work]:
     """Take up the run that a token stands for."""
-    grid = HttpGrid(f"127.0.0.1:{port}", insecure=False, root_certificates=ca, token=token)
+    grid = _LocalGrid(address, insecure=False, root_certificates=ca, token=token)
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     heartbeat.start()
     found = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
@@ -501,10 +589,10 @@ def open_work(port: int, ca: bytes, token: str) -> Iterator[Work]:
     yield Work(grid, context, run.run_id, bundle, heartbeat)
 
 
-def give_up(port: int, ca: bytes, token: str, failure: str) -> None:
+def give_up(address: str, ca: bytes, token: str, failure: str) -> None:
     """Say that a run's process has died, so that nobody waits for its heartbeat to lapse."""
-    client = RuntimeHttpClient.from_server_address(
-        server_address=f"127.0.0.1:{port}",
+    made = RuntimeHttpClient.from_server_address(
+        server_address=_host_of(address),
         insecure=False,
         root_certificates=ca,
         interceptors=[
@@ -513,6 +601,7 @@ def give_up(port: int, ca: bytes, token: str, failure: str) -> None:
         ],
         retry_invoker=make_simple_http_retry_invoker(),
     )
+    client = through(made, address, ca)
     try:
         client.PushTaskOutput(_output(failure))
     finally:

@@ -1,11 +1,11 @@
 """The only open port: what is not a registered site's Fleet call ends here.
 
-Flower's SuperLink answers everybody everything on one port, so it listens on loopback, and
-this gateway forwards to it the Fleet calls of keys on the allow-list. The signature over the
-time stamp is checked before a byte of the body is read. Bodies are small and read whole, but for
-a message's pieces, which pass while they come; what a call says must belong to that site's own
-conversation (:mod:`server.deployment.mail`). One more thing is answered: the announcement of the
-run, to registered keys.
+Flower's SuperLink answers everybody everything, so it listens on a Unix socket of this account
+alone, and this gateway forwards to it the Fleet calls of keys on the allow-list. The signature
+over the time stamp is checked before a byte of the body is read. Bodies are small and read whole,
+but for a message's pieces, which pass while they come; what a call says must belong to that site's
+own conversation (:mod:`server.deployment.mail`). One more thing is answered: the announcement of
+the run, to registered keys.
 """
 
 import base64
@@ -88,7 +88,7 @@ class Gateway:
 
     Args:
         folder: The coordinator's.
-        upstream: A client of the SuperLink on loopback.
+        upstream: A client of the SuperLink.
         settings: Bounds.
     """
 

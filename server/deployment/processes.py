@@ -11,6 +11,7 @@ import httpx
 
 from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.files import PRIVATE_UMASK, private_folder
+from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     Service,
     Supervisor,
@@ -25,6 +26,7 @@ from server.deployment.conductor import Conductor
 from server.deployment.flower_internals import ControlApi
 from server.deployment.provisioning import check_server
 from server.deployment.settings import DeploymentSettings, read_settings
+from server.deployment.sockets import sockets, superlink_address
 
 STEP_S = 0.25
 CONDUCT_S = 0.75
@@ -35,6 +37,9 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",
+    # Each of these would open a port that answers any account of the machine.
+    "FLWR_INTERNAL_GRPC_CONTROL_API": "0",
+    "FLWR_INTERNAL_GRPC_FLEET_API": "0",
 }
 
 
@@ -47,7 +52,8 @@ class Coordinator:
         say: Told in words what happens.
 
     Attributes:
-        ports: Of the SuperLink, its health service and the pages (loopback), and of the gateway.
+        ports: Of the gateway, and of the pages on loopback.
+        superlink: Address of the SuperLink, ``unix:PATH``.
         ready: Whether the SuperLink has answered.
     """
 
@@ -58,7 +64,9 @@ class Coordinator:
         self.ready = False
         _make_loopback(folder)
         ca = (folder / "state" / "loopback" / "ca.pem").read_bytes()
-        self._api = ControlApi(self.ports["superlink"], ca)
+        socket_folder(sockets(folder))
+        self.superlink = superlink_address(folder)
+        self._api = ControlApi(self.superlink, ca)
         self._conductor = Conductor(folder, self._api, self._settings.tries, self._tell)
         self._link: int | None = None
         self._certificate = (folder / "server.pem").stat().st_mtime
@@ -70,7 +78,7 @@ class Coordinator:
         Args:
             executor: Another executor's command, for benchmarks.
         """
-        _start(self._folder, self.ports, self._supervisor, executor)
+        _start(self._folder, self._supervisor, executor)
 
     def step(self) -> None:
         """Look once after the services and, less often, after the run."""
@@ -132,27 +140,22 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
             coordinator.close()
 
 
-def _start(
-    folder: Path, ports: dict[str, int], supervisor: Supervisor, executor: tuple[str, ...]
-) -> None:
+def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> None:
     tls = folder / "state" / "loopback"
     (folder / "state" / "ready.json").unlink(missing_ok=True)
     environment = {**QUIET, "FLWR_HOME": str(folder / "state" / "flwr")}
-    binaries = Path(sys.executable).parent
+    python = (sys.executable, "-P", "-m")
     superlink = (
-        str(binaries / "flower-superlink"),
-        *("--host", LOOPBACK, "--port", str(ports["superlink"])),
+        *(*python, "server.deployment.superlink", str(folder)),
         *("--ssl-ca-certfile", str(tls / "ca.pem")),
         *("--ssl-certfile", str(tls / "server.pem")),
         *("--ssl-keyfile", str(tls / "server.key")),
         *("--isolation", "process", "--enable-supernode-auth"),
         *("--superexec-auth-secret-file", str(folder / "secret")),
-        *("--health-server-address", f"{LOOPBACK}:{ports['health']}"),
         *("--disable-runtime-dependency-installation",),
         *("--database", str(folder / "state" / "superlink.db")),
     )
     supervisor.add(Service("superlink", superlink, environment))
-    python = (sys.executable, "-P", "-m")
     own = executor or (*python, "server.deployment.executor", str(folder))
     supervisor.add(Service("executor", own, environment))
     for name, module in (("gateway", "serving"), ("pages", "pages")):
@@ -161,14 +164,12 @@ def _start(
 
 
 def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:
-    """Ports of this coordinator; the loopback one stays the same while its folder does."""
+    """Ports of this coordinator; they stay the same while its folder does."""
     path = folder / "state" / "ports.json"
     before = read_json(path) or {}
     wanted = settings.gateway.port or before.get("gateway", 0)
     ports = {
-        "superlink": _free(before.get("superlink", 0), LOOPBACK),
         "gateway": _free(wanted, settings.gateway.listen),
-        "health": _free(before.get("health", 0), LOOPBACK),
         "pages": _free(settings.status_port or before.get("pages", 0), LOOPBACK),
     }
     if settings.gateway.port and ports["gateway"] != settings.gateway.port:
@@ -200,7 +201,10 @@ def _free(wanted: int, address: str) -> int:
 
 
 def _make_loopback(folder: Path) -> None:
-    """A certificate for the SuperLink's own loopback, which no site ever sees."""
+    """A certificate for the SuperLink, which no site ever sees.
+
+    Flower checks nodes' keys only where it serves TLS, on a socket too.
+    """
     own = folder / "state" / "loopback"
     if (own / "server.pem").exists():
         return

@@ -19,10 +19,12 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fgvc_core.sockets import path_of, socket_name
 from fgvc_core.supervision import read_json, write_json
 from server.deployment.gateway import OWNER, Gateway
 from server.deployment.meters import Meter, Refused
 from server.deployment.settings import GatewaySettings, read_settings
+from server.deployment.sockets import superlink_address
 
 FORWARD_TIMEOUT_S = 60.0
 NOTE_EVERY_S = 1.0
@@ -34,14 +36,19 @@ def serve(folder: Path) -> None:
     """Serve the gateway of a coordinator's folder until told to stop."""
     settings = read_settings(folder).gateway
     ports = read_json(folder / "state" / "ports.json")
+    link = path_of(superlink_address(folder))
+    assert link is not None
     trust = ssl.create_default_context(cafile=str(folder / "state" / "loopback" / "ca.pem"))
     upstream = httpx.AsyncClient(
-        base_url=f"https://127.0.0.1:{ports['superlink']}",
-        verify=trust,
-        # A proxy of the environment is for the outside, never for our own loopback.
+        base_url="https://localhost",
+        transport=httpx.AsyncHTTPTransport(
+            uds=socket_name(link),
+            verify=trust,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=200),
+        ),
+        # A proxy of the environment is for the outside, never for our own processes.
         trust_env=False,
         timeout=httpx.Timeout(FORWARD_TIMEOUT_S, connect=5.0),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=200),
     )
     gateway = Gateway(folder, upstream, settings)
     config = uvicorn.Config(

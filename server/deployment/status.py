@@ -22,6 +22,7 @@ from server.deployment.following import RunView, view_of
 from server.deployment.health import superlink_health
 from server.deployment.provisioning import coordinator_key
 from server.deployment.settings import read_settings
+from server.deployment.sockets import health_socket, superlink_address
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -37,8 +38,8 @@ def read_status(folder: Path) -> dict[str, Any]:
     view = None if run_dir is None else view_of(run_dir)
     counts = read_json(folder / "state" / "gateway.json") or {}
     ports = read_json(folder / "state" / "ports.json") or {}
-    health = superlink_health(ports["health"]) if up and "health" in ports else "down"
-    nodes = _nodes(folder, ports) if health == "serving" else {}
+    health = superlink_health(health_socket(folder)) if up else "down"
+    nodes = _nodes(folder) if health == "serving" else {}
     return {
         "name": settings.name,
         "fingerprint": fingerprint(coordinator_key(folder)),
@@ -101,10 +102,10 @@ def _run(run_dir: Path, view: RunView | None) -> dict[str, Any]:
     }
 
 
-def _nodes(folder: Path, ports: dict[str, int]) -> dict[str, str]:
+def _nodes(folder: Path) -> dict[str, str]:
     """Fingerprint -> status, as the SuperLink has them; empty where it does not answer."""
     try:
-        api = ControlApi(ports["superlink"], (folder / "state/loopback/ca.pem").read_bytes())
+        api = ControlApi(superlink_address(folder), (folder / "state/loopback/ca.pem").read_bytes())
         return {node.fingerprint: node.status for node in api.nodes()}
     except (httpx.HTTPError, OSError, KeyError):
         return {}

@@ -113,7 +113,7 @@ def stock_rounds(folder: Path) -> list[float]:
             "--enable-supernode-auth", "--disable-runtime-dependency-installation",
             "--database", str(folder / "state.db"),
         )  # fmt: skip
-        api = ControlApi(port, (own / "ca.pem").read_bytes())
+        api = ControlApi(f"{LOOPBACK}:{port}", (own / "ca.pem").read_bytes())
         _wait(lambda: answers(api), UP_WITHIN_S, "Stock Flower did not come up.")
         for name in ("node-1", "node-2"):
             key = new_key()

@@ -81,15 +81,14 @@ def test_a_private_method_of_flower_that_we_call_is_there(module, owner, attribu
     [
         (
             "flwr.superlink.cli.flower_superlink:_parse_args_run_superlink",
-            ["--host", "--port", "--ssl-ca-certfile", "--ssl-certfile", "--ssl-keyfile",
+            ["--host", "--ssl-ca-certfile", "--ssl-certfile", "--ssl-keyfile",
              "--isolation", "--enable-supernode-auth", "--superexec-auth-secret-file",
-             "--disable-runtime-dependency-installation", "--database",
-             "--health-server-address"],
+             "--disable-runtime-dependency-installation", "--database"],
         ),
         (
             "flwr.supernode.cli.flower_supernode:_parse_args_run_supernode",
             ["--superlink", "--root-certificates", "--auth-supernode-private-key", "--host",
-             "--port", "--isolation", "--superexec-auth-secret-file"],
+             "--isolation", "--superexec-auth-secret-file"],
         ),
     ],
 )  # fmt: skip

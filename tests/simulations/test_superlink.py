@@ -118,7 +118,7 @@ def story(tmp_path_factory):
             for who, key in (("no key", None), ("a key", stranger))
         }
         local = ControlApi(
-            lab.coordinator.ports["superlink"],
+            lab.coordinator.superlink,
             (lab.folder / "state" / "loopback" / "ca.pem").read_bytes(),
         )
         foreign = build_app(with_code(folder / "ran"))

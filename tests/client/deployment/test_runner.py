@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import zipfile
+from pathlib import Path
 
 import httpx
 import pytest
@@ -67,7 +68,7 @@ def answered(home, task, monkeypatch, app):
     monkeypatch.setattr(client.app, "app", app)
     monkeypatch.setattr("client.deployment.runner.Task.pull", lambda address, token: task)
     monkeypatch.setattr("client.deployment.runner.heartbeat_of", lambda address, token: Beat())
-    Runner(home, "127.0.0.1:1", b"secret")._answer("token")
+    Runner(home, Path("/nowhere"), b"secret")._answer("token")
 
 
 def test_a_message_is_answered_by_the_installed_app_for_this_home_alone(
@@ -159,7 +160,7 @@ def test_a_task_that_the_node_has_forgotten_ends_neither_the_runner_nor_the_node
 
     monkeypatch.setattr("client.deployment.runner.Task.pull", pull)
     monkeypatch.setattr("client.deployment.runner.heartbeat_of", beat)
-    Runner(home, "127.0.0.1:1", b"secret")._answer("token")
+    Runner(home, Path("/nowhere"), b"secret")._answer("token")
     assert [b.is_running for b in beats] == [False]
 
 

@@ -10,7 +10,6 @@ import server.app
 import server.deployment.executor as executors
 from fgvc_core.errors import PolicyRefusal, RunFailed
 from fgvc_core.protocol.bundle import RUN_KEY, make_bundle
-from fgvc_core.supervision import write_json
 from server.deployment.conduct import Conduct, write_conduct
 from server.deployment.executor import Executor
 from server.deployment.flower_internals import LINK_FAILURES
@@ -23,7 +22,6 @@ def carried_out(tmp_path, monkeypatch):
     """What the SuperLink is told when the ServerApp ends in a certain way."""
     for made in ("state/loopback", "runs/birds/coordinator"):
         (tmp_path / made).mkdir(parents=True)
-    write_json(tmp_path / "state" / "ports.json", {"superlink": 1})
     (tmp_path / "state" / "loopback" / "ca.pem").write_bytes(b"")
     (tmp_path / "secret").write_bytes(b"")
     run_dir = tmp_path / "runs" / "birds"

@@ -1,78 +1,91 @@
-"""Flower's own gRPC health service on a real socket, and what 'server status' makes of it."""
+"""gRPC's health service on a real socket, and what 'server status' makes of it."""
 
 import os
 import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import pytest
-from flwr.supercore.grpc_health import run_health_server_grpc_no_tls
+from flwr.supercore.grpc_health import SimpleHealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 
 import server.deployment.status
-from fgvc_core.supervision import Supervisor, alone, write_json
+from fgvc_core.sockets import socket_folder, socket_name
+from fgvc_core.supervision import Supervisor, alone
 from server.deployment.health import superlink_health
 from server.deployment.pages import metric_lines
 from server.deployment.processes import Coordinator, free_loopback_port
 from server.deployment.provisioning import init_server
 from server.deployment.settings import DeploymentSettings, GatewaySettings
+from server.deployment.sockets import health_socket, sockets
 from server.deployment.status import read_status, show_status
 
 
-@pytest.fixture
-def port():
-    number = free_loopback_port()
-    serving = run_health_server_grpc_no_tls(f"127.0.0.1:{number}")
-    yield number
-    serving.stop(None)
-
-
-def test_a_superlink_that_serves_says_so(port):
-    assert superlink_health(port) == "serving"
-
-
-def test_the_proxy_of_the_environment_is_not_asked(port, monkeypatch):
-    for name in ("grpc_proxy", "http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{free_loopback_port()}")
-    monkeypatch.delenv("no_proxy", raising=False)
-    assert superlink_health(port) == "serving"
-
-
-def test_nobody_and_something_else_at_the_port_are_down():
-    assert superlink_health(free_loopback_port(), 1.0) == "down"
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        assert superlink_health(mute.getsockname()[1], 0.5) == "down"
-
-
-def test_a_service_that_does_not_serve_says_so():
-    class Away(HealthServicer):
-        def Check(self, request, context):
-            return HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING)
-
+@contextmanager
+def answering(path, servicer):
     serving = grpc.server(ThreadPoolExecutor(1))
-    add_HealthServicer_to_server(Away(), serving)
-    port = serving.add_insecure_port("127.0.0.1:0")
+    add_HealthServicer_to_server(servicer, serving)
+    serving.add_insecure_port(f"unix:{socket_name(path)}")
     serving.start()
     try:
-        assert superlink_health(port) == "not serving"
+        yield path
     finally:
         serving.stop(None)
 
 
+@pytest.fixture
+def service(tmp_path):
+    with answering(tmp_path / "health", SimpleHealthServicer()) as path:
+        yield path
+
+
+def test_a_superlink_that_serves_says_so(service):
+    assert superlink_health(service) == "serving"
+
+
+def test_the_proxy_of_the_environment_is_not_asked(service, monkeypatch):
+    for name in ("grpc_proxy", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_loopback_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert superlink_health(service) == "serving"
+
+
+def test_nobody_and_something_else_at_the_socket_are_down(tmp_path):
+    assert superlink_health(tmp_path / "health", 1.0) == "down"
+    # Longer than a socket's address, and its folder is not there either.
+    assert superlink_health(tmp_path / ("x" * 120) / "health", 1.0) == "down"
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(socket_name(tmp_path / "health"))
+        mute.listen()
+        assert superlink_health(tmp_path / "health", 0.5) == "down"
+
+
+def test_a_service_that_does_not_serve_says_so(tmp_path):
+    class Away(HealthServicer):
+        def Check(self, request, context):
+            return HealthCheckResponse(status=HealthCheckResponse.NOT_SERVING)
+
+    with answering(tmp_path / "health", Away()) as path:
+        assert superlink_health(path) == "not serving"
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_the_status_reads_it_and_asks_for_nodes_only_where_it_serves(
-    tmp_path, port, monkeypatch, capsys, there
+    tmp_path, monkeypatch, capsys, there
 ):
     folder = tmp_path / "fed"
     init_server(folder, DeploymentSettings(hosts=("gate",)))
-    health = port if there else free_loopback_port()
-    write_json(folder / "state" / "ports.json", {"superlink": 1, "gateway": 2, "health": health})
     asked = []
     monkeypatch.setattr(server.deployment.status, "_nodes", lambda *_: asked.append(1) or {})
-    with alone(folder, "The coordinator"):
+    with ExitStack() as stack:
+        stack.enter_context(alone(folder, "The coordinator"))
+        socket_folder(sockets(folder))
+        if there:
+            stack.enter_context(answering(health_socket(folder), SimpleHealthServicer()))
         found = read_status(folder)
     assert found["superlink"] == ("serving" if there else "down")
     assert asked == ([1] if there else [])

@@ -10,9 +10,11 @@ import threading
 import time
 
 import pytest
+from sockets_lab import superlink_socket
 
 from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key, public_text
+from fgvc_core.sockets import socket_name
 from fgvc_core.supervision import write_json
 from server.deployment.allow_list import AllowList
 from server.deployment.processes import _make_loopback, free_loopback_port
@@ -26,11 +28,13 @@ SLOW_S = 1.5
 class SilentLink:
     """Stands for a SuperLink that takes everything and never answers."""
 
-    def __init__(self, tls):
+    def __init__(self, folder):
+        tls = folder / "state" / "loopback"
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls / "server.pem", tls / "server.key")
-        self.listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listening.getsockname()[1]
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.listening.bind(socket_name(superlink_socket(folder)))
+        self.listening.listen()
         self.context, self.held = context, []
         threading.Thread(target=self._take, daemon=True).start()
 
@@ -53,8 +57,8 @@ def gateway(tmp_path_factory):
     AllowList(folder).add("lyon", public_text(SITE.public_key()))
     _make_loopback(folder)
     port = free_loopback_port()
-    silent = SilentLink(folder / "state" / "loopback")
-    write_json(folder / "state" / "ports.json", {"gateway": port, "superlink": silent.port})
+    silent = SilentLink(folder)
+    write_json(folder / "state" / "ports.json", {"gateway": port})
     process = subprocess.Popen([sys.executable, "-m", "server.deployment.serving", str(folder)])
     try:
         deadline = time.monotonic() + 60

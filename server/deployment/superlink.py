@@ -1,0 +1,24 @@
+"""Flower's SuperLink on a Unix socket, with no port that other accounts could connect to.
+
+Run as a process of its own: ``python -m server.deployment.superlink DIR OPTION...``, with the
+options of ``flower-superlink``.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from fgvc_core.files import PRIVATE_UMASK
+from server.deployment.flower_internals import serve_superlink
+from server.deployment.sockets import health_socket, sockets
+
+
+def main() -> None:
+    """Entry of the process."""
+    folder, options = Path(sys.argv[1]), sys.argv[2:]
+    os.umask(PRIVATE_UMASK)
+    serve_superlink(sockets(folder) / "superlink", health_socket(folder), options)
+
+
+if __name__ == "__main__":
+    main()

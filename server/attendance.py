@@ -27,9 +27,12 @@ _TYPES: dict[str, str] = {
     "score": "evaluate",
     "release": "query.release",
 }
-ROLL_CALL_DEADLINE_S = 300.0
+LONGEST_S = 300.0
+"""After so long, in seconds, a roll call closes without a quorum too."""
 GRACE_S = 15.0
 """How long a quorum of sites waits for the others when a run begins, in seconds."""
+REPLY_BYTES = 1e6
+"""Most that an answer to a roll call may weigh, in bytes; it carries no tensors."""
 AGAIN_S = 30.0
 """How long a roll call waits for nodes that went away in the midst of it, in seconds."""
 
@@ -65,6 +68,7 @@ class Attendance:
         # A grid may keep its own time (a simulated one does), and know when a reply arrived.
         self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
         self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
+        self._limit_reply: Callable[..., None] = getattr(grid, "limit_reply", lambda *_: None)
         # (pieces come, pieces in all) of a reply that is announced and not complete.
         self._arriving: Callable[[str], tuple[int, int] | None] = getattr(
             grid, "arriving", lambda _: None
@@ -73,18 +77,24 @@ class Attendance:
     def roll_call(self) -> list[str]:
         """Learn which node is which site; returns the names of those present, sorted.
 
+        It closes once all have answered; after ``roll_call_s`` with a quorum; ``GRACE_S`` after a
+        later quorum; after ``LONGEST_S`` whatever has come. A node that went away in the midst of
+        it adds ``AGAIN_S`` at most. Nothing that a site sends or withholds makes it longer.
+
         Raises:
             RunFailed: if no registered site answers.
         """
         for node in self._wait_for_nodes():
             self._call(node)
-        deadline = self._clock() + ROLL_CALL_DEADLINE_S
+        started = self._clock()
+        deadline = started + self._home.settings.roll_call_s
+        # In turn, so that a simulated run admits its sites in the same order each time.
         for node in list(self._calls):
-            if not self._hear(node, deadline):
-                # It stays asked: a slow site may still come in later.
-                self._not_admitted(node, "No answer to the roll call.")
+            self._hear(node, deadline)
+        self._wait_for_quorum(started)
         called = len(self._known | self._gone)
-        self._call_again(deadline)
+        self._call_again()
+        self._name_the_silent(self._clock() - started)
         if not self.nodes and self.refusals:
             raise refused_by_all(self.refusals)
         if not self.nodes:
@@ -95,18 +105,55 @@ class Attendance:
             )
         return sorted(self.nodes)
 
-    def _call_again(self, deadline: float) -> None:
+    def _wait_for_quorum(self, started: float) -> None:
+        """Go on looking at all who are silent, while fewer than a quorum have come in."""
+        closes = started + max(LONGEST_S, self._home.settings.roll_call_s)
+        if len(self.nodes) >= self._quorum():
+            return
+        reached = False
+        while self._calls and self._clock() < closes:
+            time.sleep(self._home.settings.poll_s)
+            self._hear_all()
+            if not reached and len(self.nodes) >= self._quorum():
+                reached, closes = True, min(closes, self._clock() + GRACE_S)
+
+    def _hear_all(self) -> None:
+        """Look once at each node that has not answered, and wait for none."""
+        for node in list(self._calls):
+            self._hear(node, self._clock())
+
+    def _quorum(self) -> int:
+        """Sites that a round of all would need."""
+        return math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
+
+    def _name_the_silent(self, seconds: float) -> None:
+        """Write down who was waited for. They stay asked: a slow site may still come in later."""
+        silent = {node: self.ledgers.site_at(node) for node in self._calls}
+        for node, site in silent.items():
+            of = f" It is registered for site '{site}'." if site else ""
+            self._not_admitted(
+                node, f"No answer to the roll call within {seconds:.0f} s.{of}", registered=site
+            )
+        if silent:
+            self._events.emit(
+                "roll_call_closed",
+                seconds=round(seconds, 1),
+                admitted=len(self.nodes),
+                waited_for=[site or f"node {node}" for node, site in silent.items()],
+            )
+
+    def _call_again(self) -> None:
         """Call those once more whose node went away in the midst of the call, as they come back.
 
         A node that starts anew does so in seconds; a round would pass without its site.
         """
         left, patience = set(self._gone), time.monotonic() + AGAIN_S
+        deadline = self._clock() + AGAIN_S
         while left and time.monotonic() < patience:
             for node in sorted(left & set(self._grid.get_node_ids())):
                 left.discard(node)
                 self._call(node)
-                if not self._hear(node, deadline):
-                    self._not_admitted(node, "No answer to the roll call.")
+                self._hear(node, deadline)
             if left:
                 time.sleep(self._home.settings.poll_s)
 
@@ -144,8 +191,7 @@ class Attendance:
                 self._leave(site, "away")
         for node in sorted(present - self._known):
             self._call(node)
-        for node in list(self._calls):
-            self._hear(node, self._clock())
+        self._hear_all()
         return bool(self.nodes)
 
     def _call(self, node: int) -> None:
@@ -167,6 +213,7 @@ class Attendance:
             known_head="" if seen is None else seen.head,
         )
         (message_id,) = self._grid.push_messages([self._message(request, node, None)])
+        self._limit_reply(REPLY_BYTES, message_id)
         self._calls[node] = message_id, request
 
     def _hear(self, node: int, deadline: float) -> bool:
@@ -184,8 +231,10 @@ class Attendance:
         self._admit(node, request, message)
         return True
 
-    def _not_admitted(self, node: int, reason: str) -> None:
-        self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason)
+    def _not_admitted(self, node: int, reason: str, registered: str | None = None) -> None:
+        # Nobody has proved to be this site: it is only who the node is registered for.
+        told = {} if registered is None else {"registered": registered}
+        self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason, **told)
 
     def _leave(self, site: str, why: str) -> None:
         node = self.nodes.pop(site)
@@ -238,7 +287,7 @@ class Attendance:
         A quorum of them waits for the rest only a little while.
         """
         started = time.monotonic()
-        needed = math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
+        needed = self._quorum()
         enough: float | None = None
         while True:
             self._read_allow_list()

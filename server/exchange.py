@@ -53,8 +53,7 @@ class Exchange(Attendance):
         super().__init__(grid, home, run, events)
         self._late: dict[str, Request] = {}
         self._forget: Callable[[str], None] = getattr(grid, "forget", lambda _: None)
-        limit_reply: Callable[[float], None] = getattr(grid, "limit_reply", lambda _: None)
-        limit_reply(home.recipe.wire.max_update_mb * 1e6 + BESIDE_TENSORS)
+        self._limit_reply(home.recipe.wire.max_update_mb * 1e6 + BESIDE_TENSORS)
         self._digested: tuple[ArrayRecord | None, dict[str, str]] = (None, {})
 
     def compose(

@@ -94,10 +94,15 @@ class LedgerMemory:
         if self._on and self.units(site) != units:
             write_units(self._folder, site, units)
 
-    def head_at(self, node: int) -> SeenHead | None:
-        """The same of the site that is registered for a node, where that is known."""
+    def site_at(self, node: int) -> str | None:
+        """The site that is registered for a node, where that is known."""
         site = _read_json(self._nodes).get(str(node)) if self._on else None
-        return self.head(site) if isinstance(site, str) else None
+        return site if isinstance(site, str) else None
+
+    def head_at(self, node: int) -> SeenHead | None:
+        """The last that was seen of that site's ledger."""
+        site = self.site_at(node)
+        return None if site is None else self.head(site)
 
     def asked(self, site: str, run: str, nonce: str) -> None:
         """A request is about to be sent to a site."""

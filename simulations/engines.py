@@ -28,6 +28,9 @@ Engine = Literal["inprocess", "ray", "superlink"]
 ENGINES: tuple[Engine, ...] = ("inprocess", "ray", "superlink")
 POLL_S: dict[Engine, float] = {"inprocess": 0.001, "ray": 0.02, "superlink": 0.25}
 """Seconds between two looks for a reply."""
+ROLL_CALL_S: dict[Engine, float] = {"inprocess": 86_400.0, "ray": 86_400.0, "superlink": 300.0}
+"""How long a roll call waits for silent sites, in seconds. Where a worker answers for many sites,
+none is silent, and who is in must not depend on how fast the machine is."""
 STOP_WITHIN_S = 120.0
 
 

@@ -21,7 +21,7 @@ from fgvc_core.training.baseline import pixel_baseline
 from server.home import CoordinatorHome, ServerSettings, write_home
 from server.report import render
 from server.results import write_json
-from simulations.engines import POLL_S, Engine, run_inprocess, run_ray
+from simulations.engines import POLL_S, ROLL_CALL_S, Engine, run_inprocess, run_ray
 from simulations.preparation import (
     Setting,
     Tell,
@@ -166,6 +166,7 @@ def lay_out(plan: Plan, setting: Setting) -> None:
             cache=str(setting.cache),
             data_path=plan.recipe.data.path,
             engine=plan.engine,
+            roll_call_s=ROLL_CALL_S[plan.engine],
             poll_s=POLL_S[plan.engine],
             track=plan.track,
         )

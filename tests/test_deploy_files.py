@@ -82,6 +82,77 @@ def test_systemd_takes_a_unit_without_a_word(path, tmp_path):
     assert (done.returncode, about_it) == (0, []), done.stderr
 
 
+BOUNDED = ("MemoryHigh", "MemoryMax", "MemorySwapMax", "TasksMax", "CPUQuota", "CPUWeight")
+HELD = {
+    "NoNewPrivileges": "yes",
+    "ProtectSystem": "strict",
+    "ReadWritePaths": STATE,
+    "PrivateTmp": "yes",
+    "ProtectProc": "invisible",
+    "ProtectClock": "yes",
+    "ProtectHostname": "yes",
+    "ProtectKernelTunables": "yes",
+    "ProtectKernelModules": "yes",
+    "ProtectKernelLogs": "yes",
+    "ProtectControlGroups": "yes",
+    "RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX",
+    "RestrictNamespaces": "yes",
+    "RestrictRealtime": "yes",
+    "RestrictSUIDSGID": "yes",
+    "LockPersonality": "yes",
+    "CapabilityBoundingSet": "",
+    "AmbientCapabilities": "",
+    "SystemCallArchitectures": "native",
+    "SystemCallFilter": "@system-service",
+    "UMask": "0077",
+    "LimitCORE": "0",
+}
+EXPOSED = 2.0
+"""What 'systemd-analyze security' may say at most, of 10: below 3 it calls a unit 'OK'."""
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda p: p.name)
+def test_a_unit_is_bounded_in_memory_tasks_and_processor(path):
+    service = unit(path)["Service"]
+    for option in BOUNDED:
+        assert re.fullmatch(r"\d+%?", service[option]), option
+    high, most = (int(service[n].rstrip("%")) for n in ("MemoryHigh", "MemoryMax"))
+    assert 0 < high < most <= 90
+    # A gateway that serves all its connections at once, and what Flower starts, have room.
+    assert int(service["TasksMax"]) >= 1000
+    assert int(service["CPUQuota"].rstrip("%")) >= 100
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda p: p.name)
+def test_a_unit_may_write_its_own_folder_and_call_what_a_service_calls(path):
+    service = unit(path)["Service"]
+    assert {option: service.get(option) for option in HELD} == HELD
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda p: p.name)
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+def test_systemd_finds_a_unit_little_exposed(path, tmp_path):
+    copy = tmp_path / path.name
+    copy.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", path.read_text(), flags=re.M))
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(copy)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stderr
+    assert float(found[1]) <= EXPOSED, done.stdout
+
+
+def test_the_containers_are_bounded_too():
+    for name, service in composed()["services"].items():
+        assert re.fullmatch(r"\$\{\w+_MEMORY:-\d+g\}", service["mem_limit"]), name
+        assert service["memswap_limit"] == service["mem_limit"]
+        assert re.fullmatch(r"\$\{\w+_CPUS:-\d+\}", service["cpus"]), name
+        assert 1000 <= service["pids_limit"] <= 4096
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+
+
 def composed():
     yaml = pytest.importorskip("yaml")
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())

@@ -52,8 +52,13 @@ class Arrivals:
     def __init__(self, link: ReplyLink, limit_bytes: float = float("inf")) -> None:
         self._link = link
         self.limit_bytes = limit_bytes
+        self._limits: dict[str, float] = {}
         self._arriving: dict[str, _Arriving] = {}
         self._recent: list[str] = []
+
+    def limit(self, message_id: str, nbytes: float) -> None:
+        """Another limit for the reply to one message, in bytes, while it has not come."""
+        self._limits[message_id] = nbytes
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies to these messages that are complete; each is handed out once."""
@@ -69,7 +74,7 @@ class Arrivals:
                 continue
             message = self._look(arriving)
             if message is not None:
-                del self._arriving[answers]
+                self.forget(answers)
                 found.append(message)
         for answers, arriving in self._arriving.items():
             if answers not in self._recent:
@@ -84,6 +89,7 @@ class Arrivals:
     def forget(self, message_id: str) -> None:
         """A reply that nobody will ask for any more."""
         self._arriving.pop(message_id, None)
+        self._limits.pop(message_id, None)
 
     def _look(self, arriving: _Arriving) -> Message | None:
         announced = arriving.announced
@@ -109,6 +115,7 @@ class Arrivals:
             _Fault: if it is too large, or will never be complete.
         """
         held = arriving.contents
+        limit = self._limits.get(arriving.announced.answers, self.limit_bytes)
         missing = [i for i in arriving.announced.pieces if i not in held]
         with ThreadPoolExecutor(AT_ONCE, "pieces") as threads:
             while missing:
@@ -121,7 +128,7 @@ class Arrivals:
                     {i: piece for i, piece in zip(ahead, got, strict=True) if piece is not None}
                 )
                 arriving.come = max(arriving.come, len(held))
-                if sum(map(len, held.values())) > self.limit_bytes:
+                if sum(map(len, held.values())) > limit:
                     raise _Fault(TOO_LARGE)
                 if None in got:
                     # An honest node sends them in this order: look again later.

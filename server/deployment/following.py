@@ -67,6 +67,8 @@ class RunView:
             site.version, site.code = event.get("version", ""), event.get("code_digest", "")
         else:
             self.refusals.append(event)
+            if event.get("registered"):
+                self._site(event["registered"]).state = "no answer"
 
     def _reply(self, event: dict[str, Any]) -> None:
         site = self._site(event["site"])

@@ -77,6 +77,7 @@ def launch(
         engine="superlink",
         test=test,
         wait_for_sites_s=settings.wait_for_sites_s,
+        roll_call_s=settings.roll_call_s,
         poll_s=POLL_S,
         track=track,
     )

@@ -101,10 +101,19 @@ class ParcelGrid(Grid):
         if self._arrivals is not None:
             self._arrivals.forget(message_id)
 
-    def limit_reply(self, nbytes: float) -> None:
-        """Refuse a reply whose pieces weigh more, before it is put together."""
-        if self._arrivals is not None:
+    def limit_reply(self, nbytes: float, message_id: str | None = None) -> None:
+        """Refuse a reply whose pieces weigh more, before it is put together.
+
+        Args:
+            nbytes: Of its pieces together.
+            message_id: The message whose reply is meant; None: of all that have no own limit.
+        """
+        if self._arrivals is None:
+            return
+        if message_id is None:
             self._arrivals.limit_bytes = nbytes
+        else:
+            self._arrivals.limit(message_id, nbytes)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -69,6 +69,13 @@ class DeploymentSettings(Settings):
     wait_for_sites_s: float = Field(
         600.0, gt=0.0, description="How long a run waits for sites that are registered but away."
     )
+    roll_call_s: float = Field(
+        60.0,
+        gt=0.0,
+        le=86_400.0,
+        description="Seconds that a roll call waits for silent sites once a quorum has answered, "
+        "0 to 86400. A site that answers later takes part from the next round on.",
+    )
     track: tuple[str, ...] = Field(
         (),
         description="Where runs' events go besides their folders: tensorboard, mlflow, wandb, "

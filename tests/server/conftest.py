@@ -15,12 +15,14 @@ from server.home import CoordinatorHome, ServerSettings, write_home
 
 @pytest.fixture
 def exchange(tmp_path, monkeypatch):
-    monkeypatch.setattr(server.attendance, "ROLL_CALL_DEADLINE_S", 0.05)
+    monkeypatch.setattr(server.attendance, "LONGEST_S", 0.05)
     (tmp_path / "coordinator").mkdir()
     write_private(new_key(), tmp_path / "coordinator" / "key")
     sites = {name: public_text(key.public_key()) for name, key in KEYS.items()}
     recipe = parse_recipe("", ["data.path=secret/place"])
-    settings = ServerSettings(cache=str(tmp_path), poll_s=0.01, wait_for_sites_s=0.01)
+    settings = ServerSettings(
+        cache=str(tmp_path), poll_s=0.01, wait_for_sites_s=0.01, roll_call_s=0.05
+    )
     write_home(tmp_path, recipe, ("a", "b"), sites, settings)
     home = CoordinatorHome.open(tmp_path)
 

@@ -43,7 +43,8 @@ def test_a_node_that_proves_nothing_is_left_out_with_its_reason(exchange, wrong,
     call, _ = exchange(answering("site-1"), wrong)
     assert call.roll_call() == ["site-1"]
     assert call.nodes == {"site-1": 2}
-    (refused,) = [event for event in exchange.events() if not event["accepted"]]
+    told = [event for event in exchange.events() if event["event"] == "roll_call"]
+    (refused,) = [event for event in told if not event["accepted"]]
     assert said in refused["reason"]
     assert (refused["site"], refused["node"]) == (None, 3)
 

@@ -1,0 +1,87 @@
+"""A registered site that holds up the roll call: silent, stalling, dripping, or just late.
+
+Run as a process of its own: ``python silent_site.py HOME ADDRESS COORDINATOR_FOLDER HOW SECONDS``.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from flwr.app import Context, Message, RecordDict
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import PushObjectRequest
+
+import server  # noqa: F401
+import simulations  # noqa: F401
+from client.app import app
+from client.deployment.parcels import open_in, pack_in
+from fgvc_core.protocol.messages import Request
+
+# After these: beside the file lie folders named as the packages.
+sys.path.append(str(Path(__file__).parent))
+from lying_site import Liar
+from superlink_lab import Graph
+
+DRIP_S = 1.0
+
+
+class Silent(Liar):
+    """Answers a roll call as told, and whatever else honestly."""
+
+    def __init__(self, home: Path, address: str, folder: Path, how: str, seconds: float) -> None:
+        super().__init__(home, address, folder)
+        self.how, self.seconds = how, seconds
+
+    def answer(self, message: Message, run: int) -> None:
+        asked = Request.parse(message.content.config_records["envelope"]["body"])
+        assert isinstance(asked, Request)
+        if asked.kind == "roll_call" and self.how == "silent":
+            return
+        open_in(message.content)
+        config = {"site-home": str(self.home)}
+        reply = app(message, Context(run, self.node.node_id, config, RecordDict(), {}))
+        pack_in(reply.content)
+        if asked.kind == "roll_call" and self.how == "late":
+            time.sleep(self.seconds)
+        graph = Graph(reply)
+        graph.proto.content.Clear()
+        graph.proto.content.SetInParent()
+        found = self.client.PushMessages(
+            PushMessagesRequest(
+                node=self.node, messages_list=[graph.proto], message_object_trees=[graph.tree]
+            )
+        )
+        wanted = [i for i in graph.contents if i in set(found.objects_to_push)]
+
+        def push(object_id: str) -> None:
+            self.client.PushObject(
+                PushObjectRequest(
+                    node=self.node,
+                    run_id=run,
+                    object_id=object_id,
+                    object_content=graph.contents[object_id],
+                    session_id=found.session_id,
+                )
+            )
+
+        if asked.kind != "roll_call" or self.how == "late":
+            for object_id in wanted:
+                push(object_id)
+            return
+        print(self.how, len(wanted), flush=True)
+        until = time.monotonic() + self.seconds
+        while self.how == "drips" and time.monotonic() < until:
+            # All but the last, again and again: its session never lapses.
+            for object_id in wanted[:-1]:
+                try:
+                    push(object_id)
+                except httpx.HTTPStatusError as error:
+                    print("a piece was refused", error.response.status_code, flush=True)
+                time.sleep(DRIP_S)
+
+
+if __name__ == "__main__":
+    Silent(
+        Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4], float(sys.argv[5])
+    ).serve()

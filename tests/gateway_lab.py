@@ -11,7 +11,8 @@ import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from sockets_lab import SocketHTTPServer, superlink_socket
 
@@ -19,6 +20,7 @@ from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.supervision import write_json
 from server.deployment.allow_list import AllowList
+from server.deployment.gateway import OBJECT_BYTES, PUSH_BYTES
 from server.deployment.processes import _make_loopback, free_loopback_port
 from server.deployment.provisioning import init_server
 from server.deployment.settings import DeploymentSettings, GatewaySettings
@@ -41,6 +43,25 @@ def piece(nbytes):
     beside.session_id = "s" * (1 + nbytes - beside.ByteSize())
     assert beside.ByteSize() == nbytes
     return beside.SerializeToString()
+
+
+def dearest_push(most_objects):
+    """A push-messages body that takes the longest to read of those that are within bounds.
+
+    As long as it may be, with as many objects as it may name, and the rest in fields of two bytes
+    each, which the parser has to keep one by one.
+    """
+    ids = [f"{number:064x}" for number in range(1, most_objects + 1)]
+    tree = ObjectTree(object_id=ids[0], children=[ObjectTree(object_id=i) for i in ids[1:]])
+    metadata = Metadata(message_id=ids[0], src_node_id=7, reply_to_message_id="ef" * 32)
+    message = Message(metadata=metadata).SerializeToString()
+    named = PushMessagesRequest(
+        node=Node(node_id=7), message_object_trees=[tree]
+    ).SerializeToString()
+    room = PUSH_BYTES + OBJECT_BYTES * most_objects - len(named) - len(message) - 4
+    whole = message + b"\x78\x01" * (room // 2)
+    body = PushMessagesRequest(messages_list=[Message.FromString(whole)]).SerializeToString()
+    return body + named
 
 
 SCANNED = (

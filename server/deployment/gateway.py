@@ -8,6 +8,7 @@ own conversation (:mod:`server.deployment.mail`). One more thing is answered: th
 the run, to registered keys.
 """
 
+import asyncio
 import base64
 import binascii
 import datetime
@@ -83,6 +84,11 @@ _VERSION_PREFIX = "flwr-"
 T = TypeVar("T")
 
 
+def most_objects(settings: GatewaySettings) -> int:
+    """Objects that a message may be made of."""
+    return PIECES_BESIDE + math.ceil(settings.message_mb / PIECE_MB)
+
+
 class Gateway:
     """The gateway's application.
 
@@ -101,7 +107,8 @@ class Gateway:
         self.meter = Meter(folder / "logs" / "gateway.jsonl", settings)
         self.mail = Mail(folder / "state" / "mail", settings.message_mb * 1e6)
         self._keys: dict[str, tuple[str, ec.EllipticCurvePublicKey]] = {}
-        self._most_objects = PIECES_BESIDE + math.ceil(settings.message_mb / PIECE_MB)
+        self._pushing: dict[str, asyncio.Lock] = {}
+        self._most_objects = most_objects(settings)
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -147,9 +154,13 @@ class Gateway:
             stream = self._body(request, site)
             if call == "push-object":
                 return await self._piece(request, stream, declared, site)
-            body = b"".join([piece async for piece in stream])
             if call == "push-messages":
-                return await self._push(request, body, site)
+                # One at a time: a node has one answer to send, and a key with many connections
+                # would otherwise have as many turns of the loop as an honest site has one.
+                async with self._pushing.setdefault(site.name, asyncio.Lock()):
+                    body = b"".join([piece async for piece in stream])
+                    return await self._push(request, body, site)
+            body = b"".join([piece async for piece in stream])
             if call == "pull-object":
                 self.mail.check_pull(site.name, self._read(read_pulled, body, site))
             elif call == "confirm-message-received":

@@ -4,18 +4,26 @@ What it costs is measured: the most memory that the gateway's process has ever h
 """
 
 import contextlib
+import json
 import socket
+import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
+import flooding
 import httpx
 import pytest
 from flwr.proto.message_pb2 import PullObjectRequest
-from gateway_lab import QUESTION, Running, piece, received, status_of
+from gateway_lab import QUESTION, Running, dearest_push, piece, received, status_of
 
 from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key, public_text
+from server.deployment.gateway import most_objects
+from server.deployment.settings import GatewaySettings
 
 SLOW_S, REQUEST_S = 1.0, 2.0
 PIECE = 5_000_000
@@ -291,6 +299,45 @@ def test_the_worst_of_bodies_holds_up_no_honest_request(gateway, kind):
     assert codes
     assert max(took) < HELD_UP_S
     assert gateway.memory_mb() - before < 100
+
+
+def ran_s(gateway):
+    """Seconds of processor time that the gateway has used: no other load of the machine counts."""
+    tasks = Path(f"/proc/{gateway.process.pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+@pytest.mark.slow
+def test_all_connections_of_a_key_with_the_dearest_bodies_hold_up_no_honest_request(tmp_path):
+    connections = GatewaySettings().connections_per_key
+    body = dearest_push(most_objects(GatewaySettings()))
+    with Running(tmp_path / "fed") as gateway:
+        gateway.allowed.add("flood", public_text((key := new_key()).public_key()))
+        request = tmp_path / "request"
+        request.write_bytes(gateway.head(PUSH, len(body), key) + body)
+        before, held = gateway.memory_mb(), []
+        command = (sys.executable, "-P", flooding.__file__, str(gateway.port))
+        given = (str(gateway.folder / "ca.pem"), str(request), str(connections), "12")
+        flood = subprocess.Popen((*command, *given), stdout=subprocess.PIPE, text=True)
+        with as_site(gateway) as client:
+            gateway.recorded(site="flood")
+            while flood.poll() is None:
+                started = ran_s(gateway)
+                answer = client.get("/v1/announcement", headers=node_headers(gateway.site))
+                assert answer.status_code == 200
+                held.append(ran_s(gateway) - started)
+                time.sleep(0.05)
+        codes = Counter(json.loads(flood.communicate()[0]))
+        median, most = statistics.median(held) * 1000, max(held) * 1000
+        grown = gateway.memory_mb() - before
+        print(f"\n{codes.total()} bodies of {len(body)} bytes over {connections} connections, "
+              f"{len(held)} honest requests: held up for {median:.0f} ms of processor time in the "
+              f"median, {most:.0f} ms at most; memory grew by {grown:.0f} MB")  # fmt: skip
+        assert set(codes) <= {"403", "429"}
+        assert codes["403"] > 100
+        assert len(held) > 10
+        assert most < HELD_UP_S * 1000
+        assert grown < 100
 
 
 def test_bodies_that_stop_short_hold_no_memory(gateway):

@@ -161,6 +161,21 @@ def test_a_reply_is_bounded_by_the_recipe_before_it_is_put_together(federation):
     assert not honest.message.has_error()
 
 
+def test_an_answer_to_the_roll_call_weighs_a_megabyte_at_most(exchange):
+    def heavy(nbytes):
+        return answering("site-2", tensors={"w": np.ones(nbytes // 4, np.float32)})
+
+    for nbytes, said in ((2_000_000, FAULTS[TOO_LARGE]), (500_000, "carries tensors")):
+        link = MemoryLink(answering("site-1"), heavy(nbytes))
+        call, _ = exchange(grid=lambda: link.grid())  # noqa: B023
+        assert call.roll_call() == ["site-1"]
+        # What comes of it in a round may be as large as the recipe says.
+        assert call._grid._arrivals.limit_bytes > 1e8
+        assert call._grid._arrivals._limits == {}
+        told = [e for e in exchange.events() if e["event"] == "roll_call" and not e["accepted"]]
+        assert said in told[-1]["reason"]
+
+
 def test_a_reply_that_says_that_it_answers_another_message_is_the_sites_fault(federation):
     link, call, _, _ = federation
 

@@ -133,7 +133,10 @@ def both():
     # Not pytest's own folder: nobody could enter it, and nothing would be shown.
     above = Path(tempfile.mkdtemp(prefix="accounts-"))
     above.chmod(0o755)
-    with alone(above / "lock", "The test"):
+    with alone(above / "lock", "The test"), pytest.MonkeyPatch.context() as patch:
+        # What would have Flower open two ports more.
+        for api in ("CONTROL", "FLEET"):
+            patch.setenv(f"FLWR_INTERNAL_GRPC_{api}_API", "1")
         made = Both(above)
         try:
             yield made

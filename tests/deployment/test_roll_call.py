@@ -13,7 +13,7 @@ from server.deployment.conduct import Conduct, write_conduct
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
-ROLL_CALL_S, LATE_S, ROUNDS = 12.0, 16.0, 6
+ROLL_CALL_S, LATE_S, ROUNDS = 12.0, 14.0, 10
 HONEST = "site-1"
 OTHERS = {"site-2": "silent", "site-3": "stalls", "site-4": "drips", "site-5": "late"}
 RECIPE = f"""

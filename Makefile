@@ -5,7 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow test-deployment lint bench clean
+.PHONY: demo test test-slow test-deployment soak lint bench clean
+
+# make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
+MINUTES ?= 30
+SEED ?= 0
+OUT ?=
 
 demo: $(STAMP)
 	$(RUN) $(BIN)/fieldmark simulate simulations/recipes/demo.toml
@@ -18,6 +23,10 @@ test-slow: $(STAMP)
 
 test-deployment: $(STAMP)
 	$(RUN) $(BIN)/python -m pytest -m deployment
+
+soak: $(STAMP)
+	$(RUN) FIELDMARK_SOAK_MINUTES=$(MINUTES) FIELDMARK_SOAK_SEED=$(SEED) \
+	  FIELDMARK_SOAK_OUT=$(OUT) $(BIN)/python -m pytest -s tests/deployment/test_soak.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

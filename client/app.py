@@ -7,6 +7,7 @@ went wrong is written to the site's own log; the reply carries a code.
 
 import logging
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ _stray = _Stray()
 _stray.setFormatter(OneRecord("%(message)s"))
 logging.getLogger("fieldmark.site").addHandler(_stray)
 
+UNSIGNED_BYTES = 64
+"""Length of what stands in a signature's place where nothing was signed: a signature's own."""
 HOMES_VARIABLE = "FIELDMARK_SITES"
 """In Flower's own simulation nodes carry only a partition's number: this names the
 folder of homes, in which the number counts the names in order."""
@@ -71,8 +74,11 @@ def _handle(message: Message, context: Context) -> Message:
         outgoing = None
     content = RecordDict()
     if outgoing is None:
-        # Nothing can be signed: not even the home could be opened.
-        content["envelope"] = ConfigRecord({"body": "", "signature": b""})
+        # Nothing can be signed. The SuperLink knows an object by its content: two sites that send
+        # the same one look as if one had taken the other's, and the gateway refuses the second,
+        # for which the coordinator would wait until its deadline.
+        salt = secrets.token_bytes(UNSIGNED_BYTES)
+        content["envelope"] = ConfigRecord({"body": "", "signature": salt})
         return Message(content, reply_to=message)
     content["envelope"] = ConfigRecord(
         {"body": outgoing.sealed.text, "signature": outgoing.sealed.signature}

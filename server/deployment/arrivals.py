@@ -3,7 +3,14 @@
 A site announces a reply, then sends its pieces. Whatever it does in between, a look here takes
 what has come and never waits: the deadline is the caller's. What comes may be anything: it is
 handed on as a message, or as an error message whose code names the site's fault.
+
+The SuperLink keeps a message's objects until somebody says that they were received, or the run is
+over. Whether a site says so is up to it, so it is said here: of a request whose reply was taken or
+is not waited for any more, and of that reply whenever it comes. Otherwise a site that is silent, or
+that leaves its replies unfinished, fills the coordinator's disk by a model each round.
 """
+
+import time
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +26,8 @@ from server.deployment.flower_internals import (
 )
 from server.records import TOO_LARGE, UNREADABLE, WITHDRAWN
 
+SWEEP_S = 10.0
+"""Between two looks for replies that nobody waits for any more, in seconds."""
 AT_ONCE = 2
 """Pieces that are fetched at the same time."""
 HELD = 2
@@ -55,6 +64,8 @@ class Arrivals:
         self._limits: dict[str, float] = {}
         self._arriving: dict[str, _Arriving] = {}
         self._recent: list[str] = []
+        self._forgotten: dict[str, None] = {}
+        self._sweep_due = 0.0
 
     def limit(self, message_id: str, nbytes: float) -> None:
         """Another limit for the reply to one message, in bytes, while it has not come."""
@@ -62,6 +73,7 @@ class Arrivals:
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies to these messages that are complete; each is handed out once."""
+        self._sweep()
         asked = list(dict.fromkeys(message_ids))
         if unknown := [i for i in asked if i not in self._arriving]:
             for announced in self._link.announced(unknown):
@@ -74,7 +86,7 @@ class Arrivals:
                 continue
             message = self._look(arriving)
             if message is not None:
-                self.forget(answers)
+                self._drop(answers)
                 found.append(message)
         for answers, arriving in self._arriving.items():
             if answers not in self._recent:
@@ -87,23 +99,46 @@ class Arrivals:
         return None if found is None else (found.come, len(found.announced.pieces))
 
     def forget(self, message_id: str) -> None:
-        """A reply that nobody will ask for any more."""
-        self._arriving.pop(message_id, None)
+        """A reply that nobody will ask for any more: what is kept of it and of its request goes."""
+        arriving = self._drop(message_id)
+        self._link.confirm(message_id)
+        if arriving is None:
+            # It may still be announced, by a site that has its request already.
+            self._forgotten[message_id] = None
+        else:
+            self._link.confirm(arriving.announced.message_id)
+
+    def _drop(self, message_id: str) -> _Arriving | None:
         self._limits.pop(message_id, None)
+        return self._arriving.pop(message_id, None)
+
+    def _sweep(self) -> None:
+        """Delete replies that were announced after they were given up."""
+        if not self._forgotten or time.monotonic() < self._sweep_due:
+            return
+        self._sweep_due = time.monotonic() + SWEEP_S
+        for announced in self._link.announced(self._forgotten):
+            self._forgotten.pop(announced.answers, None)
+            self._link.confirm(announced.message_id)
 
     def _look(self, arriving: _Arriving) -> Message | None:
         announced = arriving.announced
         try:
             if not self._collect(arriving):
                 return None
-            self._link.confirm(announced.message_id)
+            self._received(announced)
             return put_together(announced, arriving.contents)
         except ValueError:
             return self._fault(announced, UNREADABLE)
         except _Fault as fault:
             arriving.contents.clear()
-            self._link.confirm(announced.message_id)
+            self._received(announced)
             return self._fault(announced, fault.code)
+
+    def _received(self, announced: Announced) -> None:
+        """Delete a reply at the SuperLink, and its request, which the site may never confirm."""
+        self._link.confirm(announced.message_id)
+        self._link.confirm(announced.answers)
 
     def _fault(self, announced: Announced, code: int) -> Message:
         return error_reply(self._link.run_id, announced.answers, code, "")

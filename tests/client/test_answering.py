@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.app import Message as FlowerMessage
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from PIL import Image
 
+import client.app
 from client.answering import Incoming, answer
 from client.privacy.policy import Policy
 from client.provision import make_home
@@ -245,3 +247,18 @@ def test_no_word_of_an_error_forges_a_line_where_no_home_can_be_opened(capfd):
     assert told.startswith("a message was not answered\n  | Traceback")
     assert "\nready" not in told
     assert "\x1b" not in told
+
+
+def test_replies_that_nobody_could_sign_share_no_object_across_sites(tmp_path):
+    enter_run(1)
+    question = FlowerMessage(RecordDict(), dst_node_id=1, message_type="train")
+    question.metadata.__dict__["_message_id"] = "ab" * 32
+    ids = []
+    for site in ("a", "b"):
+        context = Context(1, 1, {"site-home": str(tmp_path / site)}, RecordDict(), {})
+        reply = client.app.app(question, context)
+        envelope = reply.content.config_records["envelope"]
+        # The same size whoever answers, and no word of why.
+        assert (envelope["body"], len(envelope["signature"])) == ("", client.app.UNSIGNED_BYTES)
+        ids.append(set(get_all_nested_objects(reply)))
+    assert not ids[0] & ids[1]

@@ -244,3 +244,39 @@ def test_a_message_whose_objects_were_registered_as_others_is_packed_anew(federa
     _, again = call.compose("train", 1, "site-2", ARRAYS)
     (message_id,) = call._grid.push_messages([again])
     assert message_id in link.asked
+
+
+def test_a_request_whose_reply_was_taken_is_deleted_whether_its_site_confirms_it_or_not(federation):
+    link, call, _, _ = federation
+    asked(call)
+    assert set(link.asked) <= set(link.confirmed)
+
+
+def test_what_nobody_waits_for_any_more_is_deleted_at_the_superlink(federation):
+    link, call, _, _ = federation
+    link.withheld[2] = 1
+    silent = link.answers[3]
+    link.answers[3] = lambda request: None
+    before = set(link.asked)
+    unfinished, missing = asked(call)
+    requests = set(link.asked) - before
+    assert (unfinished.message, missing.message) == (None, None)
+    # In the next two rounds they may still come.
+    assert list(call.late(3)) == []
+    assert not requests & set(link.confirmed)
+    list(call.late(4))
+    assert requests <= set(link.confirmed)
+    assert len(set(link.confirmed) - set(link.asked)) == 3  # two roll calls, one unfinished reply
+    # Its node was handed the request in time, and answers now.
+    link.answers[3] = silent
+    call._grid._arrivals._sweep_due = 0.0
+    call._grid.pull_messages([])
+    assert len(set(link.confirmed) - set(link.asked)) == 4
+
+
+def test_a_score_that_is_not_there_at_the_deadline_is_deleted_at_once(federation):
+    link, call, _, _ = federation
+    link.answers[2] = lambda request: None
+    before = set(link.asked)
+    asked(call, "score")
+    assert set(link.asked) - before <= set(link.confirmed)

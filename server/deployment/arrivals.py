@@ -11,7 +11,6 @@ that leaves its replies unfinished, fills the coordinator's disk by a model each
 """
 
 import time
-
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """A coordinator for as long as you like among hostile sites: flat memory and disk, deadlines kept.
 
-``make soak`` runs it for MINUTES (30), which it sets as FIELDMARK_SOAK_MINUTES; FIELDMARK_SOAK_SEED draws other lies, and
-FIELDMARK_SOAK_OUT is a folder for every figure that was measured. A real ``server up``, three
-honest sites and two registered hostile ones (``soaking_site.py``), run after run.
+``make soak`` runs it for MINUTES (30), which it sets as FIELDMARK_SOAK_MINUTES; SEED draws other
+lies, and OUT is a folder for every figure that was measured. A real ``server up``, three honest
+sites and two registered hostile ones (``soaking_site.py``), run after run.
 """
 
 import json

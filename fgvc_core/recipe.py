@@ -24,7 +24,7 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.recipe_rules import refuse_unprotectable
-from fgvc_core.scenario import ScenarioSettings
+from fgvc_core.scenario import ON_ANY, ON_SUMS, ScenarioSettings
 from fgvc_core.toml_text import MAX_CHARACTERS, read_toml
 from fgvc_core.training.settings import (
     EvaluateSettings,
@@ -68,8 +68,10 @@ class Recipe(Settings):
                 "simulation, and nowhere else.",
                 remedy="Leave it on; its bounds are in [federation].",
             )
-        if self.scenario is not None and self.scenario.attack != "none":
-            self._check_attack(self.scenario.attack)
+        if self.scenario is not None:
+            for attack in (self.scenario.attack, *self.scenario.turns):
+                if attack != "none":
+                    self._check_attack(attack)
         return self
 
     def _check_attack(self, attack: str) -> None:
@@ -85,6 +87,20 @@ class Recipe(Settings):
                 why="They do a site's work twice, and under differential privacy a request is "
                 "answered once.",
                 remedy="Use an attack on the update, for instance sign-flip.",
+            )
+        sums = self.privacy is not None and self.privacy.method == "class-sums"
+        if attack not in ON_ANY and sums != (attack in ON_SUMS):
+            meant = (*ON_SUMS, *ON_ANY) if sums else ()
+            raise ConfigurationError(
+                f"scenario.attack = '{attack}' never strikes "
+                + ("with" if sums else "without")
+                + " privacy.method = 'class-sums'.",
+                why="It changes an update, and here sites release sums."
+                if sums
+                else "It changes released sums, and here sites train.",
+                remedy=f"Use one of: {', '.join(meant)}."
+                if sums
+                else "Use an attack on the update, for instance sign-flip.",
             )
 
     @model_validator(mode="after")

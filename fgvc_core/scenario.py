@@ -23,7 +23,16 @@ Attack = Literal[
     "backdoor",
     "free-rider",
     "replay",
+    "far-centre",
+    "one-direction",
+    "other-phase",
 ]
+
+ON_SUMS: tuple[Attack, ...] = ("far-centre", "one-direction", "other-phase")
+"""Attacks on what a site releases with ``privacy.method = 'class-sums'``, and on nothing else."""
+
+ON_ANY: tuple[Attack, ...] = ("not-a-number", "claim")
+"""Attacks on updates and on such releases."""
 
 STRENGTHS: dict[str, float] = {
     "sign-flip": 3.0,
@@ -34,6 +43,8 @@ STRENGTHS: dict[str, float] = {
     "inner-product": 2.0,
     "label-noise": 1.0,
     "backdoor": 5.0,
+    "far-centre": 1e30,
+    "one-direction": 1.0,
 }
 """An attack's strength where the recipe names none."""
 
@@ -67,7 +78,9 @@ class ScenarioSettings(Settings):
         "first update for ever). Together: little-is-enough (Baruch et al. 2019, "
         "https://arxiv.org/abs/1902.06156), inner-product (Xie et al. 2020, "
         "https://arxiv.org/abs/1903.03936). To the pictures: label-noise, backdoor (a patch in a "
-        "corner that means class 0).",
+        "corner that means class 0). To the sums of privacy.method = 'class-sums': far-centre "
+        "(a centre far out), one-direction (against its own honest sum, as long as its declared "
+        "units can make it), other-phase (the centre again, in place of the class sums).",
     )
     attackers: float = Field(
         0.0, ge=0.0, le=1.0, description="Share of the sites that are hostile, drawn once."
@@ -77,7 +90,8 @@ class ScenarioSettings(Settings):
         ge=0.0,
         description="sign-flip, inner-product, scaled: factor; random: deviation; claim: "
         "examples; little-is-enough: deviations from the mean (0: as many as the paper says); "
-        "label-noise: share of labels; backdoor: factor of the update.",
+        "label-noise: share of labels; backdoor: factor of the update; far-centre: each value; "
+        "one-direction: multiple of the longest sum of its declared units.",
     )
     first_round: int = Field(1, ge=1, description="The round in which hostile sites begin.")
     turns: tuple[Attack, ...] = Field(

@@ -5,6 +5,10 @@ second. First every site releases a noisy sum of its vectors, whose mean
 over all sites is the centre; then, around that centre, noisy class sums. Both are tiny.
 A site whose second reply is missing has paid for the first all the same; its classes are
 then learnt from the others.
+
+A site releases class sums around one centre, once. So the centre stays as it is once it is known,
+also where a site is found out in the second phase, or is away when a run goes on: around another
+one everybody would have paid for sums that nobody can use.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,6 +38,9 @@ Ask = Callable[[Phase, ArrayRecord, dict[str, TensorSpec]], Iterable[SoundReply]
 LeaveOut = Callable[[Phase, dict[str, str]], None]
 """Told which sites' releases cannot be, and why: they are asked nothing more."""
 
+Fix = Callable[[NDArray[np.float32]], None]
+"""Keeps the centre, on the disk, before any class sums are asked for."""
+
 
 @dataclass(frozen=True)
 class ClosedForm:
@@ -44,25 +51,51 @@ class ClosedForm:
         units: Site name -> its public number of units, as its roll-call answer states it.
         classes: K.
         needed: Fewest sites whose releases make a head.
+        centre: float32 (P,), if it is known from an earlier try; else None.
     """
 
     recipe: Recipe
     units: dict[str, int]
     classes: int
     needed: int = 1
+    centre: NDArray[np.float32] | None = None
 
-    def run(self, tensors: Tensors, ask: Ask, leave_out: LeaveOut) -> tuple[Tensors | None, int]:
+    def run(
+        self,
+        tensors: Tensors,
+        ask: Ask,
+        leave_out: LeaveOut,
+        fix: Fix = lambda centre: None,
+    ) -> tuple[Tensors | None, int]:
         """Both phases.
 
         Args:
             tensors: The model as it is; only its head is replaced.
             ask: Carries the requests.
             leave_out: Told of releases that cannot be.
+            fix: Keeps the centre, once it is known.
 
         Returns:
             The new tensors, or None where no site's sums arrived; and how many sites' did.
         """
         directions = len(tensors["head.centre"])
+        centre_P = self.centre
+        if centre_P is None:
+            centre_P, arrived = self._centre(tensors, ask, leave_out, directions)
+            if centre_P is None:
+                return None, arrived
+            fix(centre_P)
+        centred = {**tensors, "head.centre": centre_P}
+        specs = {"class-sums": TensorSpec("float32", (self.classes, directions + 1))}
+        found = self._asked("class-sums", centred, ask, specs, leave_out)
+        if not found:
+            return None, 0
+        return {**centred, **self._head(found, directions)}, len(found)
+
+    def _centre(
+        self, tensors: Tensors, ask: Ask, leave_out: LeaveOut, directions: int
+    ) -> tuple[NDArray[np.float32] | None, int]:
+        """The first phase: the centre, or None; and how many sites' releases arrived."""
         specs = {"centre": TensorSpec("float32", (directions,))}
         centres = self._asked("centre", tensors, ask, specs, leave_out)
         if len(centres) < self.needed:
@@ -73,12 +106,7 @@ class ClosedForm:
         for site, found_P in centres.items():
             centre_P += found_P
             units += self.units[site]
-        centred = {**tensors, "head.centre": (centre_P / units).astype(np.float32)}
-        specs = {"class-sums": TensorSpec("float32", (self.classes, directions + 1))}
-        found = self._asked("class-sums", centred, ask, specs, leave_out)
-        if not found:
-            return None, 0
-        return {**centred, **self._head(found, directions)}, len(found)
+        return (centre_P / units).astype(np.float32), len(centres)
 
     def _asked(
         self,

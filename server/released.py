@@ -1,8 +1,10 @@
 """Heads that follow from what sites release about their pictures, without training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 from flwr.app import ArrayRecord
+from numpy.typing import NDArray
 
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.wire.arrays import TensorSpec, pack_all
@@ -37,7 +39,12 @@ def started_head(parts: Parts, sites: list[str], arrays: ArrayRecord) -> ArrayRe
 
 
 def closed_head(
-    parts: Parts, number: int, sites: list[str], arrays: ArrayRecord, accepted: list[Screened]
+    parts: Parts,
+    number: int,
+    sites: list[str],
+    arrays: ArrayRecord,
+    accepted: list[Screened],
+    keep: Callable[[], None],
 ) -> tuple[ArrayRecord | None, int]:
     """A round of two phases: noisy centre, noisy class sums, and the head from them.
 
@@ -49,6 +56,7 @@ def closed_head(
         sites: Who is asked.
         arrays: The model.
         accepted: Collects the sound bodies of the second phase.
+        keep: Writes a checkpoint.
 
     Returns:
         The new model, or None where nothing sound came; and how many sites' did.
@@ -68,8 +76,15 @@ def closed_head(
     units = {site: parts.exchange.units[site] for site in sites}
     leave_out("", too_many_units(units, parts.recipe.federation.max_weight_ratio))
     needed = parts.quorum(len(sites))
-    closed = ClosedForm(parts.recipe, parts.exchange.units, parts.class_count, needed)
-    tensors, arrived = closed.run(parts.unpacked(arrays), ask, leave_out)
+
+    def fix(centre_P: NDArray[np.float32]) -> None:
+        # As a float64 each value is the same; JSON gives it back to the bit.
+        parts.state.centre = centre_P.astype(np.float64).tolist()
+        keep()
+
+    fixed_P = np.array(parts.state.centre, np.float32) if parts.state.centre else None
+    closed = ClosedForm(parts.recipe, parts.exchange.units, parts.class_count, needed, fixed_P)
+    tensors, arrived = closed.run(parts.unpacked(arrays), ask, leave_out, fix)
     return None if tensors is None else to_array_record(pack_all(tensors)), arrived
 
 

@@ -199,11 +199,15 @@ class Rounds:
         parts.books.reset()
         parts.intake.refusals = {}
         accepted: list[Screened] = []
-        arrays, arrived = closed_head(parts, number, sites, self._arrays, accepted)
+        arrays, arrived = closed_head(
+            parts, number, sites, self._arrays, accepted, self._checkpoint
+        )
         needed = parts.quorum(len(sites))
         if arrays is None or arrived < needed:
+            parts.standing.void(number)
             self._void(number, arrived, needed)
             return
+        self.state.centre = []
         self._finish(number, arrays, sites, accepted, started)
 
     def _finish(

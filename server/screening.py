@@ -152,6 +152,11 @@ class Screening:
             raise PeerError(
                 f"The site weighs its update by {reply.examples} units, and declared {declared}."
             )
+        if reply.kind == "release" and reply.privacy and reply.examples:
+            # What was declared at the roll call weighs a release: a claim is made in vain.
+            raise PeerError(
+                f"The site claims {reply.examples} units beside a release, which states none."
+            )
         # What other kinds of replies carry is small, and travels as it is.
         encoded = self._history is not None and reply.kind == "train"
         sent: Tensors = self._history.sent if self._history and encoded else {}

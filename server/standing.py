@@ -53,7 +53,18 @@ class Standing:
         """
         self.unsound(site, reason)
         self.of(site)["set_aside"] = reason
-        self.events.emit("site_set_aside", round=round_, site=site, refused_in_row=1, reason=reason)
+        self._tell(site, round_)
+
+    def void(self, round_: int) -> None:
+        """Releases found no quorum: set aside who was refused, so that the others can go on.
+
+        Asked again, a site gives the same release; waiting for another would only void the
+        round again, and what the others have paid would count for nothing.
+        """
+        for site, standing in sorted(self.kept.items()):
+            if standing["refused_in_row"] and not standing["set_aside"]:
+                standing["set_aside"] = standing["notice"]
+                self._tell(site, round_)
 
     def counted(self, sites: list[str], round_: int) -> None:
         """A round closed with these sites' replies in it."""
@@ -66,10 +77,14 @@ class Standing:
             refused = standing["refused_in_row"]
             if self.limit and refused >= self.limit and not standing["set_aside"]:
                 standing["set_aside"] = standing["notice"]
-                self.events.emit(
-                    "site_set_aside",
-                    round=round_,
-                    site=site,
-                    refused_in_row=refused,
-                    reason=standing["notice"],
-                )
+                self._tell(site, round_)
+
+    def _tell(self, site: str, round_: int) -> None:
+        standing = self.of(site)
+        self.events.emit(
+            "site_set_aside",
+            round=round_,
+            site=site,
+            refused_in_row=standing["refused_in_row"],
+            reason=standing["set_aside"],
+        )

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message
 
 from client.site import Site
+from fgvc_core.privacy.class_sums import sums_bound
 from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import Recipe
@@ -26,6 +27,8 @@ from server.records import to_array_record, to_content
 from server.strategies import Tensors
 
 TOGETHER = ("little-is-enough", "inner-product")
+RELEASED = ("centre", "class-sums")
+"""Phases of a round without training whose releases are attacked."""
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Material:
         colluders: The honest answers of all hostile sites of the round, this one's among them.
         sites: Sites of the federation.
         seed: Of this site's attack in this round.
+        longest: Of released sums: the length that this site's declared units can come to.
     """
 
     sent: Tensors
@@ -54,6 +58,7 @@ class Material:
     colluders: list[Tensors]
     sites: int
     seed: int
+    longest: float = 0.0
 
 
 class Attackers:
@@ -76,7 +81,7 @@ class Attackers:
         """Whether this request will be answered with an attack."""
         scenario = self._scenario
         return (
-            request.kind == "train"
+            (request.kind == "train" or request.phase in RELEASED)
             and scenario.attack != "none"
             and site in self.homes
             and request.round >= scenario.first_round
@@ -131,6 +136,7 @@ class Attackers:
             colluders=colluders,
             sites=self._recipe.partition.sites,
             seed=derive_seed(self._recipe.seed, "attack", mine.site, mine.request.round),
+            longest=self._longest(mine),
         )
         tensors = self._crafted(mine.site, material)
         packed = pack_all({n: np.asarray(a, dtype=np.float32) for n, a in tensors.items()})
@@ -146,10 +152,18 @@ class Attackers:
         return Message(to_content(sealed, to_array_record(packed)), reply_to=mine.message)
 
     def _crafted(self, site: str, material: Material) -> Tensors:
-        if self._scenario.attack == "replay":
+        if self._scenario.attack in ("replay", "other-phase"):
             return self._first.setdefault(site, material.honest)
         craft = CRAFTS.get(self._scenario.attack)
         return craft(material, self._scenario.force) if craft else material.honest
+
+    def _longest(self, mine: _Expected) -> float:
+        """The longest sum that a site's declared units can make in a phase, without noise."""
+        privacy = self._recipe.privacy
+        if privacy is None or mine.request.phase not in RELEASED:
+            return 0.0
+        bound = sums_bound(privacy.count_coordinate) if mine.request.phase == "class-sums" else 1.0
+        return bound * Site.open(self.homes[mine.site]).settings.data.units
 
 
 def _tensors(reply: Message) -> Tensors:
@@ -168,7 +182,23 @@ def _flipped(material: Material, factor: float) -> Tensors:
 
 
 def _nan(material: Material, strength: float) -> Tensors:
-    return {name: np.full_like(array, np.nan) for name, array in material.sent.items()}
+    return {name: np.full_like(array, np.nan) for name, array in material.honest.items()}
+
+
+def _far(material: Material, value: float) -> Tensors:
+    """A centre far out; class sums, asked for only by who believed it, as they are."""
+    return {
+        name: np.full_like(array, value) if name == "centre" else array
+        for name, array in material.honest.items()
+    }
+
+
+def _against_itself(material: Material, multiple: float) -> Tensors:
+    """A sum against the honest one, as long as can be."""
+    return {
+        name: (-multiple * material.longest / max(float(np.linalg.norm(array)), 1e-30)) * array
+        for name, array in material.honest.items()
+    }
 
 
 def _random(material: Material, deviation: float) -> Tensors:
@@ -212,4 +242,6 @@ CRAFTS: dict[str, Callable[[Material, float], Tensors]] = {
     "little-is-enough": _little_is_enough,
     "inner-product": _inner_product,
     "backdoor": _moved,
+    "far-centre": _far,
+    "one-direction": _against_itself,
 }

@@ -63,6 +63,13 @@ class FaultyGrid(InProcessGrid):
         self._asked: dict[str, tuple[str, Request]] = {}
         self._fates: dict[int, dict[str, str]] = {}
         self._told = told
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say who is hostile, and who failed when, where a person may look."""
+        if self._told is not None:
+            told = {"attackers": sorted(self.attackers.homes), "rounds": self._fates}
+            self._told.write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     def clock(self) -> float:
         """Simulated seconds."""
@@ -159,9 +166,7 @@ class FaultyGrid(InProcessGrid):
             return ""
         if request.round not in self._fates:
             self._fates[request.round] = self._draw_fates(request.round)
-            if self._told is not None:
-                told = {"attackers": sorted(self.attackers.homes), "rounds": self._fates}
-                self._told.write_text(json.dumps(told, indent=1), encoding="utf-8")
+            self._tell()
         return self._fates[request.round].get(site, "")
 
     def _draw_fates(self, round_: int) -> dict[str, str]:

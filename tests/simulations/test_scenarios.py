@@ -9,7 +9,7 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.scenario import STRENGTHS
+from fgvc_core.scenario import ON_SUMS, STRENGTHS
 from server.checkpoint import read_checkpoint
 from simulations.engines import run_inprocess
 from simulations.preparation import deal, prepare
@@ -127,7 +127,7 @@ UNBOUNDED = (
 )
 
 
-@pytest.mark.parametrize("attack", sorted(set(STRENGTHS) - {"scaled", "claim", "random"}))
+@pytest.mark.parametrize("attack", sorted(set(STRENGTHS) - {"scaled", "claim", "random", *ON_SUMS}))
 def test_an_attack_is_signed_validly_and_moves_the_model(simulated, honest, attack):
     sets = (f"scenario.attack={attack}", "scenario.attackers=0.3")
     out = simulated(f"all-{attack}", *UNBOUNDED, *sets)

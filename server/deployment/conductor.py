@@ -26,6 +26,7 @@ from server.deployment.conduct import (
     write_conduct,
 )
 from server.deployment.flower_internals import ControlApi
+from server.deployment.storage import DATABASE, compact
 from server.home import CoordinatorHome
 from server.ledger_memory import NODES, link_memory
 
@@ -146,6 +147,8 @@ class Conductor:
         self._say(f"run {run_dir.name}: {conduct.state}: {conduct.why}")
         write_conduct(run_dir, conduct)
         (self._folder / "state" / "announcement.json").unlink(missing_ok=True)
+        # The SuperLink has just forgotten the run's messages.
+        compact(self._folder / "state" / DATABASE)
 
     def _announce(self, run_dir: Path) -> None:
         """Sign what ``site check`` may know before the run reaches it."""

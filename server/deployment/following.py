@@ -54,6 +54,11 @@ class RunView:
                 self._site(name).state = "training"
         elif kind == "reply":
             self._reply(event)
+        elif kind == "site_set_aside":
+            site = self._site(event["site"])
+            # Its last reply may have been accepted before it was compared with the others'.
+            site.state, site.reason = "set aside", event["reason"]
+            self.refusals.append(event)
         elif kind == "round_finished":
             self.round, self.last = event["round"], event
 

@@ -27,6 +27,7 @@ from server.deployment.flower_internals import ControlApi
 from server.deployment.provisioning import check_server
 from server.deployment.settings import DeploymentSettings, read_settings
 from server.deployment.sockets import sockets, superlink_address
+from server.deployment.storage import DATABASE, compact
 
 STEP_S = 0.25
 CONDUCT_S = 0.75
@@ -145,6 +146,7 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
     (folder / "state" / "ready.json").unlink(missing_ok=True)
     environment = {**QUIET, "FLWR_HOME": str(folder / "state" / "flwr")}
     python = (sys.executable, "-P", "-m")
+    database = folder / "state" / DATABASE
     superlink = (
         *(*python, "server.deployment.superlink", str(folder)),
         *("--ssl-ca-certfile", str(tls / "ca.pem")),
@@ -153,8 +155,10 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
         *("--isolation", "process", "--enable-supernode-auth"),
         *("--superexec-auth-secret-file", str(folder / "secret")),
         *("--disable-runtime-dependency-installation",),
-        *("--database", str(folder / "state" / "superlink.db")),
+        *("--database", str(database)),
     )
+    # Here nobody has it open: what a run that was killed has left is given back as well.
+    compact(database)
     supervisor.add(Service("superlink", superlink, environment))
     own = executor or (*python, "server.deployment.executor", str(folder))
     supervisor.add(Service("executor", own, environment))

@@ -15,7 +15,13 @@ from server.home import CoordinatorHome
 from server.live import LiveView
 from server.report import render
 
-_STYLES = {"refused": "red", "removed": "red", "away": "yellow", "replied": "green"}
+_STYLES = {
+    "refused": "red",
+    "set aside": "red",
+    "removed": "red",
+    "away": "yellow",
+    "replied": "green",
+}
 
 
 def watch(folder: Path, run_dir: Path) -> dict[str, Any] | None:

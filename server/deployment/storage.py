@@ -1,0 +1,58 @@
+"""The SuperLink's database on the disk: given back what it does not use.
+
+SQLite keeps the pages of what was deleted, and its write-ahead log stays as long as it ever was.
+Flower asks for neither to shrink, so the file of a coordinator would stay as large as the most
+that its sites have sent within one run (https://www.sqlite.org/lang_vacuum.html,
+https://www.sqlite.org/wal.html, section 6). What is left after a run is small, so writing it anew
+takes milliseconds.
+"""
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+DATABASE = "superlink.db"
+WORTH_BYTES = 4_000_000
+"""Unused bytes below which nothing is done."""
+WAIT_S = 2.0
+"""How long to wait for the SuperLink's own writing, in seconds; it waits 5 s for ours."""
+LARGEST_KEPT_BYTES = 256_000_000
+"""Bytes in use above which the file is not written anew: the SuperLink would wait too long."""
+
+
+def compact(database: Path) -> int:
+    """Give back what a database does not use; another process may have it open.
+
+    Args:
+        database: An SQLite file with a write-ahead log, or none.
+
+    Returns:
+        Bytes given back; 0 where there are few, or where it is in use just now: the next time.
+    """
+    if not database.exists():
+        return 0
+    before = _size(database)
+    with contextlib.suppress(sqlite3.OperationalError), _opened(database) as link:
+        page = link.execute("pragma page_size").fetchone()[0]
+        pages = link.execute("pragma page_count").fetchone()[0]
+        unused = page * link.execute("pragma freelist_count").fetchone()[0]
+        log = before - database.stat().st_size
+        if unused + log >= WORTH_BYTES:
+            if unused >= WORTH_BYTES and page * pages - unused <= LARGEST_KEPT_BYTES:
+                link.execute("vacuum")
+            # What was written anew is in the log first.
+            link.execute("pragma wal_checkpoint(truncate)")
+    return max(before - _size(database), 0)
+
+
+def _opened(database: Path) -> contextlib.closing[sqlite3.Connection]:
+    return contextlib.closing(sqlite3.connect(database, timeout=WAIT_S, isolation_level=None))
+
+
+def _size(database: Path) -> int:
+    """Bytes of the file and its write-ahead log."""
+    total = 0
+    for path in (database, database.with_name(f"{database.name}-wal")):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    return total

@@ -50,6 +50,7 @@ class RunState:
         screening: What earlier rounds' updates were like; see :mod:`server.history`.
         pretraining: One entry a round of pre-training.
         pretrain_screening: What the updates of those rounds were like.
+        claims: Site name -> the first number of examples that counted in this run.
         centre: Around which the class sums of the next round are asked for; empty until it is
             known. Sites release them once: it stays, whoever is found out after it.
         personal: Site name -> scores of the best model there, and of the site's own after it.
@@ -73,6 +74,7 @@ class RunState:
     screening: dict[str, Any] = field(default_factory=dict)
     pretraining: list[dict[str, Any]] = field(default_factory=list)
     pretrain_screening: dict[str, Any] = field(default_factory=dict)
+    claims: dict[str, int] = field(default_factory=dict)
     centre: list[float] = field(default_factory=list)
     personal: dict[str, dict[str, Any]] = field(default_factory=dict)
     closed: bool = False

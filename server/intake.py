@@ -97,6 +97,8 @@ class Intake:
             return None
         if screened.update is not None:
             self._standing.sound(site)
+            if answer.request.kind == "train" and not answer.request.phase:
+                self._state.claims.setdefault(site, screened.reply.examples)
         self._remember(screened.reply)
         self._books.note(answer, screened, None, screened.figures, event)
         return screened

@@ -109,6 +109,12 @@ class LiveView:
             f"{event['refused_in_row']} unsound replies in a row: {event['reason']}"
         )
 
+    def _on_weight_cut(self, event: dict[str, Any]) -> None:
+        self._say(
+            f"round {event['round']}: {event['site']} claims {event['claimed']:,.0f} examples and "
+            f"weighs {event['weight']:,.0f}: no site has more than {event['share']:.0%} of a round"
+        )
+
     def _on_screening_reset(self, event: dict[str, Any]) -> None:
         self._say(f"round {event['round']}: most replies were unlike the last; comparison anew")
 

@@ -118,6 +118,7 @@ def assemble(
         wire=recipe.wire,
         ledgers=exchange.ledgers,
         units=exchange.units,
+        claims=state.claims,
     )
     for site in exchange.keys:
         # Known from earlier runs: the first request names it, and no reply may be of less.

@@ -32,6 +32,7 @@ from server.standing import Standing
 from server.strategies import make_strategy
 from server.strategies.mean import Tensors
 from server.voids import nobody_left, void_round
+from server.weights import bounded
 
 _PLAIN = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "fednova")
 _MODEL, _DIRECTION = "pretrain/", "pretrain-direction/"
@@ -169,8 +170,9 @@ class FederatedPretraining:
         self._intake.refusals = {}
         accepted: list[Screened] = []
         answers = self._exchange.ask(requests, federation.deadline_s)
+        replies = self._intake.sound(answers, accepted, self._specs)
         arrays, _ = self._strategy.aggregate_train(
-            number, self._intake.sound(answers, accepted, self._specs)
+            number, bounded(replies, federation.max_weight_share, number, self._events)
         )
         self._standing.close(number)
         self._books.close()

@@ -30,6 +30,7 @@ from server.released import closed_head, started_head
 from server.scoring import take_scores
 from server.screening import Screened
 from server.voids import nobody_left, void_round
+from server.weights import bounded
 
 
 class Rounds:
@@ -156,8 +157,10 @@ class Rounds:
         received = self._arrays
         answers = parts.exchange.ask(requests, self._federation.deadline_s)
         specs = parts.strategy.expected(parts.specs)
+        replies = chain(late, parts.intake.sound(answers, accepted, specs))
+        share = self._federation.max_weight_share
         arrays, _ = parts.strategy.aggregate_train(
-            number, chain(late, parts.intake.sound(answers, accepted, specs))
+            number, bounded(replies, share, number, self._events)
         )
         parts.standing.close(number)
         if arrays is None or len(accepted) < needed:

@@ -66,6 +66,8 @@ class Screening:
         wire: What updates travel as; None: as they are.
         ledgers: Told of every reply that is the site's; None: nothing is remembered.
         units: Site -> what it declared at the roll call; None: nobody was asked.
+        claims: Site -> the first number of examples that counted in this run: a later claim
+            weighs no more.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Screening:
         wire: WireSettings | None = None,
         ledgers: LedgerMemory | None = None,
         units: Mapping[str, int] | None = None,
+        claims: Mapping[str, int] | None = None,
     ) -> None:
         self._specs = specs
         self._keys = keys
@@ -89,6 +92,7 @@ class Screening:
         self._wire = wire or WireSettings()
         self._ledgers = ledgers
         self._units = units
+        self._claims: Mapping[str, int] = {} if claims is None else claims
 
     def screen(
         self,
@@ -160,9 +164,10 @@ class Screening:
         # What other kinds of replies carry is small, and travels as it is.
         encoded = self._history is not None and reply.kind == "train"
         sent: Tensors = self._history.sent if self._history and encoded else {}
-        return SoundReply(
-            reply.site, reply.examples, decode_update(packed, specs, self._wire, sent)
-        )
+        weight = reply.examples
+        if reply.kind == "train":
+            weight = min(weight, self._claims.get(reply.site, weight))
+        return SoundReply(reply.site, weight, decode_update(packed, specs, self._wire, sent))
 
     def _judge(self, request: Request, update: SoundReply) -> Figures:
         if self._history is not None and request.kind == "train":

@@ -99,6 +99,7 @@ def contenders(recipe: Recipe, attack: Attack) -> list[tuple[str, Recipe]]:
             "screening": False,
             "set_aside_after": 0,
             "max_weight": 10_000_000,
+            "max_weight_share": 1.0,
         }
     )
     return [

@@ -159,10 +159,18 @@ class FederationSettings(Settings):
         description="Most examples that a site may claim to have: about the largest site's.",
     )
     max_weight_ratio: float = Field(
-        100.0,
+        20.0,
         gt=1.0,
         description="Most examples that a site may claim, as a multiple of the median of the last "
-        "rounds' accepted claims.",
+        "rounds' accepted claims; under privacy.method = 'class-sums' most units, as a multiple "
+        "of the median declared.",
+    )
+    max_weight_share: float = Field(
+        0.5,
+        ge=0.5,
+        le=1.0,
+        description="Most of a round's weight that one site has, its late replies included, 0.5 "
+        "to 1; what it claims beyond weighs nothing. 1: no bound.",
     )
     set_aside_after: int = Field(
         3,

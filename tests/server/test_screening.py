@@ -123,3 +123,13 @@ def test_an_update_is_weighed_by_the_units_that_were_declared_at_the_roll_call()
     assert screen.screen(answer(privacy=COST), ASKED).update.weight == 10
     with pytest.raises(PeerError, match="by 11 units, and declared 10"):
         screen.screen(answer(privacy=COST, examples=11), ASKED)
+
+
+def test_a_claim_above_the_first_that_counted_weighs_no_more_than_that():
+    keys = {"site-1": KEY.public_key()}
+    claims = {"site-1": 10}
+    later = Screening(SPECS, keys, 1.0, claims=claims)
+    assert later.screen(answer(examples=900), ASKED).update.weight == 10
+    assert later.screen(answer(examples=7), ASKED).update.weight == 7
+    claims.clear()
+    assert later.screen(answer(examples=900), ASKED).update.weight == 900

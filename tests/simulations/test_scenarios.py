@@ -135,6 +135,20 @@ def test_an_attack_is_signed_validly_and_moves_the_model(simulated, honest, atta
     assert any((honest[n] != a).any() for n, a in model(out).items())
 
 
+def test_a_claim_within_all_bounds_has_at_most_half_of_a_round(simulated):
+    sets = ("scenario.attack=claim", "scenario.strength=5000", "scenario.attackers=0.1",
+            "federation.max_weight=10000", "federation.rounds=1")  # fmt: skip
+    out = simulated("claims", *sets)
+    (liar,) = json.loads((out / "scenario.json").read_text())["attackers"]
+    honest = sum(e["examples"] for e in events(out) if e["site"] != liar)
+    (cut,) = [e for e in map(json.loads, (out / "events.jsonl").read_text().splitlines())
+              if e["event"] == "weight_cut"]  # fmt: skip
+    assert (cut["site"], cut["claimed"], cut["share"]) == (liar, 5000, 0.5)
+    assert cut["weight"] == honest < 5000
+    unbounded = simulated("claims-unbounded", *sets, "federation.max_weight_share=1.0")
+    assert any((model(out)[n] != a).any() for n, a in model(unbounded).items())
+
+
 def test_a_replay_sends_the_first_update_for_ever(simulated):
     sets = ("scenario.attack=replay", "scenario.attackers=0.3", *UNBOUNDED[1:])
     replay = simulated("replay", *sets, "federation.rounds=2")

@@ -6,11 +6,13 @@ direction of what stands beside them. All of them are shown by their code instea
 
 What else can go wrong depends on where text is shown: a spreadsheet computes a cell that begins
 with ``=``, Markdown makes tables and links of marks. HTML and SVG are escaped where they are made
-(jinja's autoescape, :func:`html.escape`), the terminal by :mod:`fgvc_core.console`.
+(jinja's autoescape, :func:`escaped`), the terminal by :mod:`fgvc_core.console`.
 """
 
+import html
 import logging
 import unicodedata
+from typing import Any
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's control, format (bidirectional marks too) and surrogate characters, and its line
@@ -32,6 +34,28 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(_shown(c) if unicodedata.category(c) in _HIDDEN else c for c in text)
+
+
+def visible_lines(value: Any) -> Any:
+    r"""A value of a template as :func:`visible` shows it, its lines kept; others than text as is.
+
+    For jinja's ``finalize``: no template has to think of it. What is marked safe was made by us.
+
+    >>> visible_lines("a\x1b[2J\nb"), visible_lines(3)
+    ('a\\x1b[2J\nb', 3)
+    """
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(visible(line) for line in value.split("\n"))
+
+
+def escaped(text: str) -> str:
+    r"""Text inside an element or an attribute of HTML or SVG: no tag, and nothing hidden.
+
+    >>> escaped("<b>\x1b[2J")
+    '&lt;b&gt;\\x1b[2J'
+    """
+    return html.escape(visible(text))
 
 
 def csv_cell(text: str) -> str:

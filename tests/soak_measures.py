@@ -11,8 +11,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-MEMORY_MARGIN_MB = 20.0
-MEMORY_MARGIN_SHARE = 0.10
+MEMORY_MARGIN_MB = 30.0
+MEMORY_MARGIN_SHARE = 0.15
 DISK_MARGIN_MB = 2.0
 DISK_MARGIN_SHARE = 0.10
 SERVICES = ("superlink", "gateway", "executor", "pages")

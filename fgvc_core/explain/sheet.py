@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.explain.explaining import Explained
+from fgvc_core.words import escaped as escape
 
 _SIDE, _GAP, _LINE = 176, 8, 15
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)

@@ -7,13 +7,13 @@ forbids it every connection.
 
 import base64
 import gzip
-import html
 import json
 from pathlib import Path
 
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.export.onnx_graph import preprocessing
 from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.words import escaped
 
 _MODULE, _WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 
@@ -32,8 +32,8 @@ def make_page(trained: TrainedModel, graph: bytes, runtime: Path) -> str:
     files, version = find_runtime(runtime)
     facts = {"class_names": list(trained.class_names), "preprocessing": preprocessing(trained)}
     values = {
-        "TITLE": html.escape(trained.recipe.name),
-        "VERSION": html.escape(version),
+        "TITLE": escaped(trained.recipe.name),
+        "VERSION": escaped(version),
         # A class may be called "</script>".
         "FACTS": json.dumps(facts).replace("<", "\\u003c"),
         "RUNTIME": _packed(files[_MODULE].read_bytes()),

@@ -20,6 +20,7 @@ from fgvc_core.export.onnx_graph import preprocessing
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.privacy.claims import PrivacyClaim, read_claim
 from fgvc_core.words import markdown_cell as _cell
+from fgvc_core.words import visible_lines
 
 _FEW = 5
 _Z95 = 1.959963984540054
@@ -64,6 +65,7 @@ def model_card(
         keep_trailing_newline=True,
         # Markdown, not HTML; class names are escaped where a table would break.
         autoescape=False,
+        finalize=visible_lines,
     ).get_template("card.md.j2")
     shown = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": None})})
     return template.render(
@@ -263,7 +265,7 @@ def _training_rows(trained: TrainedModel, metrics: dict[str, Any]) -> list[tuple
     ]  # fmt: skip
     if metrics.get("versions"):
         versions = ", ".join(f"{name} {v}" for name, v in metrics["versions"].items())
-        rows.append(("Versions", versions))
+        rows.append(("Versions", _cell(versions)))
     return rows
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
+from fgvc_core.words import visible_lines
+
 
 def percent(share: float) -> str:
     """A share as a person reads it.
@@ -21,6 +23,7 @@ def render_page(template: str, values: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("fgvc_core.inference", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
+        finalize=visible_lines,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -9,13 +9,15 @@ As a file: JSON with ``body`` (the statement's text) and ``signature`` (hexadeci
 """
 
 import json
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.envelope import Sealed, check_signature
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
-from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.messages import MAX_BODY_BYTES, Reply
+from fgvc_core.toml_text import MAX_CHARACTERS
 
 _DOMAIN = b"fieldmark ledger statement v1\n"
 MAX_BYTES = 256_000_000
@@ -27,7 +29,7 @@ class SignedReply(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    body: str
+    body: str = Field(max_length=MAX_BODY_BYTES)
     signature: str = Field(max_length=256)
 
     def check(self, keys: list[PublicKey]) -> Reply:
@@ -80,7 +82,9 @@ class LedgerStatement(BaseModel):
     made: str = Field(max_length=40)
     head: SignedReply
     runs: tuple[SeenRun, ...] = Field(max_length=100_000)
-    recipes: dict[str, str]
+    recipes: dict[
+        Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=MAX_CHARACTERS)]
+    ] = Field(max_length=100_000)
 
 
 def seal_statement(key: PrivateKey, statement: LedgerStatement) -> str:

@@ -4,7 +4,7 @@ A kit carries a model and a question, never code. The answer carries figures alo
 by the site; under differential privacy these are two noisy counts that its ledger paid for.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -81,7 +81,9 @@ class Figures(BaseModel):
     macro_f1: Interval
     ece: Share
     loss: Loss
-    classes: dict[str, ClassFigures] | None = Field(None, max_length=100_000)
+    classes: dict[Annotated[str, Field(max_length=500)], ClassFigures] | None = Field(
+        None, max_length=100_000
+    )
 
 
 class ValidationReply(Reply):

@@ -13,14 +13,19 @@ from typing import Any
 import uvicorn
 from jinja2 import Environment, PackageLoader
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from fgvc_core.supervision import read_json
+from fgvc_core.words import visible, visible_lines
 from server.deployment.status import read_status
 
 LOOPBACK = "127.0.0.1"
+HOSTS = [LOOPBACK, "localhost"]
+"""Names by which the pages may be asked for; any other is refused (DNS rebinding)."""
 _SAFE = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
     "x-content-type-options": "nosniff",
@@ -30,7 +35,9 @@ _SAFE = {
 
 def make_app(folder: Path) -> Starlette:
     """The application of a coordinator's folder."""
-    environment = Environment(loader=PackageLoader("server.deployment", ""), autoescape=True)
+    environment = Environment(
+        loader=PackageLoader("server.deployment", ""), autoescape=True, finalize=visible_lines
+    )
 
     def page(request: Request) -> Response:
         text = environment.get_template("status.html.j2").render(s=read_status(folder))
@@ -44,7 +51,9 @@ def make_app(folder: Path) -> Starlette:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     return Starlette(
-        routes=[Route("/", page), Route("/status.json", plain), Route("/metrics", metrics)]
+        routes=[Route("/", page), Route("/status.json", plain), Route("/metrics", metrics)],
+        # A page of a stranger that has had its own name point to this machine reads nothing here.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)],
     )
 
 
@@ -110,7 +119,7 @@ def _number(value: float) -> str:
 
 
 def _escaped(label: str) -> str:
-    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return visible(label).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ Coordinates are in a view box of fixed width; the page scales it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from fgvc_core.words import escaped as escape
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 30

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.privacy.claims import read_claim
 from fgvc_core.toml_text import read_toml
+from fgvc_core.words import visible_lines
 from server.report.charts import Curve, bars, curves, holdings, ladder
 from server.report.faults import REASONS_SHOWN, refusals_by_reason, traffic
 from server.report.reading import RunFolder
@@ -48,6 +49,7 @@ def render(run_dir: Path) -> Path:
     environment = Environment(
         loader=PackageLoader("server.report", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
+        finalize=visible_lines,
         trim_blocks=True,
         lstrip_blocks=True,
     )

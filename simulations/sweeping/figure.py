@@ -8,7 +8,8 @@ positive and span a factor of ten.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from fgvc_core.words import escaped as escape
 
 WIDTH, HEIGHT = 500, 290
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 16, 46

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 import server.report
+from fgvc_core.words import visible_lines
 from simulations.sweeping.axes import Axis, Point
 from simulations.sweeping.table import (
     Row,
@@ -54,6 +55,7 @@ def _page(
     environment = Environment(
         loader=PackageLoader("simulations.sweeping", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
+        finalize=visible_lines,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -6,8 +6,9 @@ box of fixed width; the page scales it.
 
 import math
 from collections.abc import Iterable
-from html import escape
 from typing import Any
+
+from fgvc_core.words import escaped as escape
 
 WIDTH = 400
 

@@ -40,8 +40,27 @@ def folder(tmp_path):
     return folder
 
 
+def client(folder, host="127.0.0.1:8765"):
+    return TestClient(make_app(folder), base_url=f"http://{host}")
+
+
+@pytest.mark.parametrize("path", ["/", "/status.json", "/metrics"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8765", ""]
+)
+def test_who_asks_for_another_host_is_told_nothing(folder, path, host):
+    answer = client(folder).get(path, headers={"host": host})
+    assert answer.status_code == 400
+    assert "lyon" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "localhost:8765"])
+def test_who_asks_for_this_machine_is_answered(folder, host):
+    assert client(folder, host).get("/status.json").json()["sites"].keys() == {"lyon"}
+
+
 def test_the_page_shows_sites_and_run_and_lets_no_text_of_theirs_become_markup(folder):
-    answer = TestClient(make_app(folder)).get("/")
+    answer = client(folder).get("/")
     assert answer.status_code == 200
     assert "lyon" in answer.text
     assert "round 1 of 3" in answer.text
@@ -53,7 +72,7 @@ def test_the_page_shows_sites_and_run_and_lets_no_text_of_theirs_become_markup(f
 @pytest.mark.parametrize("method", ["post", "put", "delete"])
 @pytest.mark.parametrize("path", ["/", "/metrics", "/status.json"])
 def test_nothing_can_be_changed_by_it(folder, method, path):
-    assert getattr(TestClient(make_app(folder)), method)(path).status_code == 405
+    assert getattr(client(folder), method)(path).status_code == 405
 
 
 def test_every_metric_line_is_one_that_prometheus_reads(folder):
@@ -69,6 +88,6 @@ def test_every_metric_line_is_one_that_prometheus_reads(folder):
 
 
 def test_the_same_as_plain_values(folder):
-    found = TestClient(make_app(folder)).get("/status.json").json()
+    found = client(folder).get("/status.json").json()
     assert found["sites"]["lyon"]["in_run"]["refused"] == 1
     assert found["run"]["state"] == "running"

@@ -72,7 +72,9 @@ def story(tmp_path_factory):
         facts["homes"] = lab.homes
         shown = CliRunner().invoke(fieldmark.app, ["server", "status", str(lab.folder), "--json"])
         facts["status"] = json.loads(shown.stdout)
-        facts["shown"] = CliRunner().invoke(fieldmark.app, ["server", "status", str(lab.folder)])
+        facts["shown"] = CliRunner().invoke(
+            fieldmark.app, ["server", "status", str(lab.folder)], env={"COLUMNS": "300"}
+        )
         render(lab.run_dir)
         facts["report"] = (lab.run_dir / "report.html").read_text()
         facts["metrics"] = json.loads((lab.run_dir / "metrics.json").read_text())

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from fgvc_core.supervision import read_json
-from fgvc_core.words import visible, visible_lines
+from fgvc_core.words import visible_lines
 from server.deployment.status import read_status
 
 LOOPBACK = "127.0.0.1"
@@ -119,7 +119,8 @@ def _number(value: float) -> str:
 
 
 def _escaped(label: str) -> str:
-    return visible(label).replace("\\", "\\\\").replace('"', '\\"')
+    shown = str(visible_lines(label)).replace("\\", "\\\\").replace('"', '\\"')
+    return shown.replace("\n", "\\n")
 
 
 def main() -> None:

@@ -84,6 +84,16 @@ def pour(connection, nbytes):
     return sent
 
 
+def test_a_header_that_is_not_ascii_is_refused_and_recorded(gateway):
+    gateway.upstream.reached.clear()
+    head = gateway.head("/v1/fleet/pull-messages", 0, **{"flwr-version": "1.41\u202e<script>"})
+    assert status_of(gateway.say(head)) == 400
+    # Before the floods: beyond 120 a minute refusals are counted only.
+    (refusal,) = gateway.recorded(refused="a header that is not ASCII")
+    assert (refusal["status"], refusal["site"]) == (400, "lyon")
+    assert gateway.upstream.reached == []
+
+
 def test_two_gigabytes_in_one_request_are_refused_by_the_head_alone(gateway):
     gateway.upstream.reached.clear()
     before = gateway.memory_mb()

@@ -8,6 +8,7 @@ bare values are looked at before the parser sees any of it, in one pass over the
 
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError
@@ -64,6 +65,29 @@ def read_toml(text: str, where: str) -> dict[str, Any]:
             why="Nothing was started.",
             remedy="Mend the line it names; text values need quotes.",
         ) from None
+
+
+def read_toml_file(path: Path, what: str, remedy: str, why: str = "") -> dict[str, Any]:
+    """Plain values from a TOML file that a person has written, within the same limits.
+
+    Args:
+        path: The file.
+        what: What it is, for messages: "The site's settings".
+        remedy: What to do where it is missing or no text.
+        why: What follows from that.
+
+    Raises:
+        ConfigurationError: if it cannot be read, is beyond a limit, or is not TOML.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            # No more than can be parsed: one character more says that it is too long.
+            text = file.read(MAX_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{what} '{path}' cannot be read: {error}.", why=why, remedy=remedy
+        ) from None
+    return read_toml(text, str(path))
 
 
 def _beyond(text: str) -> str:

@@ -10,7 +10,6 @@
 """
 
 import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.files import write_privately
 from fgvc_core.protocol.keys import PrivateKey, fingerprint, read_private, read_public
 from fgvc_core.recipe import Recipe, load_recipe
+from fgvc_core.toml_text import read_toml
 
 
 class ServerSettings(Settings):
@@ -95,9 +95,8 @@ class CoordinatorHome:
                 remedy="Name a folder that 'fieldmark simulate' has made.",
             )
         try:
-            settings = ServerSettings.read(
-                tomllib.loads((own / "server.toml").read_text(encoding="utf-8")), "server.toml"
-            )
+            values = read_toml((own / "server.toml").read_text(encoding="utf-8"), "server.toml")
+            settings = ServerSettings.read(values, "server.toml")
             allow_list = read_allow_list(run_dir)
             class_names = json.loads((run_dir / "class_names.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -1,15 +1,14 @@
 """Where a site's coordinator is: ``coordinator.toml`` and ``coordinator-ca.pem`` in its home."""
 
-import tomllib
 from pathlib import Path
 
 import tomli_w
 from pydantic import Field
 
 from fgvc_core.configuration import Settings
-from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import write_privately
 from fgvc_core.protocol.kit import ADDRESS
+from fgvc_core.toml_text import read_toml_file
 
 CA = "coordinator-ca.pem"
 _FILE = "coordinator.toml"
@@ -37,14 +36,12 @@ def read_link(home: Path) -> Link:
     Raises:
         ConfigurationError: if the home was made for a simulation, or the file is wrong.
     """
-    try:
-        values = tomllib.loads((home / _FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(
-            f"'{home / _FILE}' cannot be read: {error}.",
-            why="Without it this site knows no coordinator.",
-            remedy="Name a home that 'fieldmark site join' has made.",
-        ) from None
+    values = read_toml_file(
+        home / _FILE,
+        "The coordinator's address in",
+        why="Without it this site knows no coordinator.",
+        remedy="Name a home that 'fieldmark site join' has made.",
+    )
     return Link.read(values, _FILE)
 
 

@@ -7,7 +7,6 @@ Candidates are every picture below a folder, or the pool of a data set: the one 
 
 import csv
 import io
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.files import FileSource, tree_pictures
 from fgvc_core.data.table import UNLABELLED, ExampleTable
-from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.errors import DataError
 from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.toml_text import read_toml_file
 from fgvc_core.training.acquisition import Method, pick
 from fgvc_core.training.learner import Learner
 from fgvc_core.words import csv_cell
@@ -173,12 +173,8 @@ def as_csv(picks: Sequence[Pick]) -> str:
 
 def _own_data(site: Path) -> dict[str, str]:
     path = site / "site.toml" if site.is_dir() else site
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(
-            f"The site's settings '{path}' cannot be read: {error}.",
-            remedy="Name the folder that holds site.toml.",
-        ) from None
+    values = read_toml_file(
+        path, "The site's settings", remedy="Name the folder that holds site.toml."
+    )
     data = values.get("data", {})
     return {name: data[name] for name in ("path", "subject_column") if data.get(name)}

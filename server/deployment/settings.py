@@ -1,14 +1,13 @@
 """``server.toml``: how sites reach the coordinator, and how much of it they may use."""
 
-import tomllib
 from pathlib import Path
 
 import tomli_w
 from pydantic import Field
 
 from fgvc_core.configuration import Settings
-from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import write_privately
+from fgvc_core.toml_text import read_toml_file
 
 
 class GatewaySettings(Settings):
@@ -94,13 +93,11 @@ def read_settings(folder: Path) -> DeploymentSettings:
         ConfigurationError: if it is missing or wrong.
     """
     path = folder / "server.toml"
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(
-            f"The coordinator's settings '{path}' cannot be read: {error}.",
-            remedy="Name a folder that 'fieldmark server init' has made.",
-        ) from None
+    values = read_toml_file(
+        path,
+        "The coordinator's settings",
+        remedy="Name a folder that 'fieldmark server init' has made.",
+    )
     return DeploymentSettings.read(values, str(path))
 
 

@@ -1,12 +1,14 @@
 """TOML of any origin is read in bounded time, or refused."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import load_recipe, parse_recipe
-from fgvc_core.toml_text import MAX_CHARACTERS, read_toml
+from fgvc_core.toml_text import MAX_CHARACTERS, read_toml, read_toml_file
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,32 @@ def test_a_recipes_file_is_not_read_beyond_what_can_be_parsed(tmp_path):
     (tmp_path / "recipe.toml").write_text("#" * 3 * MAX_CHARACTERS)
     with pytest.raises(ConfigurationError, match="2,000,001 characters"):
         load_recipe(tmp_path / "recipe.toml")
+
+
+def test_a_file_that_people_edit_is_read_within_the_same_limits(tmp_path):
+    path = tmp_path / "site.toml"
+    path.write_text('name = "lyon"\n')
+    assert read_toml_file(path, "The settings", remedy="-") == {"name": "lyon"}
+    for text, said in (
+        ("a." * 40_000 + "a = 1", "dots"),
+        ("#" * 3 * MAX_CHARACTERS, "2,000,001 characters"),
+        ("name =", "is not TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigurationError, match=said) as refused:
+            read_toml_file(path, "The settings", remedy="-")
+        assert str(path) in refused.value.what
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigurationError, match=r"The settings .* cannot be read") as refused:
+        read_toml_file(path, "The settings", remedy="Name another.", why="Nobody knows.")
+    assert (refused.value.remedy, refused.value.why) == ("Name another.", "Nobody knows.")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_toml_file(tmp_path, "The settings", remedy="-")
+
+
+def test_no_toml_is_read_past_these_limits():
+    root = Path(__file__).parents[2]
+    for package in ("client", "server", "simulations", "fgvc_core"):
+        for path in (root / package).rglob("*.py"):
+            imported = re.search(r"^\s*(import|from) tomllib", path.read_text(), re.MULTILINE)
+            assert not imported or path.name == "toml_text.py", path

@@ -1,16 +1,22 @@
 """Every use of Flower's private modules by a site, as read in flwr 1.41.0.
 
 The runner speaks the Runtime API of the site's own SuperNode, through a Unix socket, in place of
-Flower's executor and ``flwr-clientapp``. A test fails by name when one of these moves.
+Flower's executor and ``flwr-clientapp``. The SuperNode is Flower's, with the bounds of
+:mod:`client.deployment.node`. A test fails by name when one of these moves.
 """
 
 import base64
 import functools
+import hashlib
+import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -20,26 +26,53 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from flwr.app import Context, Error, Message
 from flwr.common.constant import TIMESTAMP_HEADER, ErrorCode, SubStatus
+from flwr.common.serde import context_from_proto, fab_from_proto, message_from_proto
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PushTaskOutputRequest
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+)
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
     FLEET_HTTP_SIGNATURE_HEADER,
     TaskType,
 )
+from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_head_values_from_object_content,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.retry import RetryInvoker, exponential
+from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import fleet_http_connection, start_client_internal
+from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
+from flwr.supernode.runtime.run_clientapp import push_message
 
+from client.deployment.node import BeyondBound, BoundedClient, Weighed, cut_bundle
+from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
 from fgvc_core.protocol.keys import PrivateKey
 from fgvc_core.sockets import make_socket_file, socket_folder, socket_name
 
@@ -48,9 +81,11 @@ __all__ = [
     "UNTAKEN",
     "Task",
     "acquire_tasks",
+    "bound_node",
     "heartbeat_of",
     "is_forgotten",
     "node_headers",
+    "put_together",
     "release_node",
     "serve_supernode",
 ]
@@ -62,6 +97,7 @@ UNTAKEN = (httpx.HTTPError, ObjectPullError, RuntimeError)
 """What taking a task's message from the SuperNode may end in."""
 PATIENCE_S = 60.0
 """How long the answer to a message waits for a SuperNode that does not answer."""
+_CONFIGURED = "get_fused_config_from_fab"
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _TIMEOUT_S = 30.0
 """Of each call to the SuperNode, in seconds; Flower's own."""
@@ -69,25 +105,28 @@ NO_HOST = "socket.invalid"
 """A name that no resolver knows (RFC 6761, section 6.4)."""
 
 
-def serve_supernode(socket: Path, options: Sequence[str]) -> None:
+def serve_supernode(socket: Path, message_bytes: int, options: Sequence[str]) -> None:
     """Be the SuperNode, until told to stop; in a process of its own.
 
     Args:
         socket: Of its Runtime API, by which messages, models and replies pass; no port is opened.
+        message_bytes: Most that the pieces of one message weigh together.
         options: As ``flower-supernode`` takes them.
 
     Raises:
         OSError: if the socket cannot be made.
     """
-    from flwr.supernode.cli.flower_supernode import flower_supernode
-
     make_socket_file(socket_folder(socket.parent) / socket.name)
     # It knows of no sockets; the server that it starts does.
     bound = functools.partial(uvicorn.Config, uds=socket_name(socket))
     setattr(uvicorn, "Config", bound)  # noqa: B010
     # If ever it started another server, that one would find no such host, and open no port.
     sys.argv = ["flower-supernode", "--host", NO_HOST, *options]
+    bound_node(message_bytes)
     flower_supernode()
+    # It comes back where its link has failed, also by what the coordinator has sent, while a thread
+    # of its own goes on serving: it would look as if it were up. Its supervisor starts it anew.
+    os._exit(1)
 
 
 @dataclass
@@ -98,6 +137,7 @@ class Task:
         message: What to answer.
         context: Its context.
         bundle: Bytes of the run's bundle; nothing of it was unpacked.
+        fault: Why the message could not be put together; it has no content then. Empty: it was.
     """
 
     socket: Path
@@ -105,6 +145,7 @@ class Task:
     message: Message
     context: Context
     bundle: bytes
+    fault: str = ""
 
     @classmethod
     def pull(cls, socket: Path, token: str) -> "Task":
@@ -118,10 +159,10 @@ class Task:
         # Not tried again: a SuperNode that has started anew knows nothing of its tasks.
         client = _task_client(socket, token, again=False)
         try:
-            message, context, _, fab = pull_task_input(client)
+            message, context, bundle, fault = _pull_input(client)
         finally:
             client.close()
-        return cls(socket, token, message, context, fab.content)
+        return cls(socket, token, message, context, bundle, fault)
 
     def push(self, reply: Message) -> None:
         """Hand the answer to the SuperNode; called in the process that made it."""
@@ -148,6 +189,70 @@ class Task:
     def heartbeat(self) -> HeartbeatSender:
         """Say regularly that the task is alive, until stopped; starts a thread."""
         return heartbeat_of(self.socket, self.token)
+
+
+def _pull_input(client: RuntimeHttpClient) -> tuple[Message, Context, bytes, str]:
+    """Flower's ``pull_task_input``, but what the pieces would unfold to is looked at before."""
+    found = client.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id = found.task_id
+    TaskIdentity.run_id = found.run.run_id
+    TaskIdentity.node_id = found.context.node_id
+    context = context_from_proto(found.context)
+    listed = client.PullMessages(PullAppMessagesRequest())
+    if not listed.messages_list:
+        raise RuntimeError("The SuperNode has no message for this task.")
+    tree: ObjectTree = listed.message_object_trees[0]
+    node = Node(node_id=context.node_id)
+    contents = pull_objects(
+        list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree))),
+        make_pull_object_fn_protobuf(client.PullObject, node, context.run_id),
+    )
+    confirm = make_confirm_message_received_fn_protobuf(
+        client.ConfirmMessageReceived, node, context.run_id
+    )
+    confirm(tree.object_id)
+    fault = ""
+    try:
+        message = put_together(tree.object_id, contents)
+    except ValueError as error:
+        # Without its content it still names what an answer is to.
+        message, fault = message_from_proto(listed.messages_list[0]), str(error)
+    return message, context, fab_from_proto(found.fab).content, fault
+
+
+def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
+    """A message from the contents of its objects, whoever sent them; they are used up.
+
+    Raises:
+        ValueError: if they do not make up a message, or would unfold to more than was sent.
+    """
+    try:
+        _check_unfolded(contents)
+        message = inflate_object_from_contents(message_id, contents)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        # Flower's decoders raise whatever they meet: a stranger's bytes decide which.
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if not isinstance(message, Message):
+        raise ValueError(f"The root of a message is a {type(message).__name__}.")
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+def _check_unfolded(contents: Mapping[str, bytes]) -> None:
+    """Raise ValueError if an array is made of one chunk several times.
+
+    Chunks are sent once and joined as often as they are named: 5 MB could become gigabytes.
+    A parcel's chunks all differ.
+    """
+    for content in contents.values():
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind != "Array":
+            continue
+        body = json.loads(content[content.index(b"\0") + 1 :])
+        if len(body["arraychunk_ids"]) > len(set(children)):
+            raise ValueError("An array names a chunk more than once.")
 
 
 def heartbeat_of(socket: Path, token: str) -> HeartbeatSender:
@@ -249,3 +354,72 @@ def is_forgotten(error: Exception) -> bool:
         isinstance(error, httpx.HTTPStatusError)
         and error.response.status_code == httpx.codes.UNAUTHORIZED
     )
+
+
+def bound_node(message_bytes: int) -> None:
+    """Put the bounds of :mod:`client.deployment.node` on the SuperNode of this process."""
+    connect = fleet_http_connection.http_request_response
+    configured: Callable[[bytes, Any], Any] = start_client_internal.__dict__[_CONFIGURED]
+
+    @contextmanager
+    def bounded(*args: Any, **options: Any) -> Iterator[tuple[Any, ...]]:
+        with connect(*args, **options) as (node_id, receive, send, get_run, get_fab, pull, *rest):
+            weighed, bundles = Weighed(message_bytes, pull), _Bundles(get_run, get_fab)
+            begun = _beginning(weighed, receive)
+            yield node_id, begun, send, bundles.get_run, bundles.get_fab, weighed, *rest
+
+    # Flower has no settings for any of these.
+    _replace(fleet_http_connection, "FleetHttpClient", _BoundedFleetClient)
+    _replace(start_client_internal, "http_request_response", bounded)
+    _replace(start_client_internal, _CONFIGURED, lambda _, run: configured(make_bundle(), run))
+
+
+def _replace(module: ModuleType, name: str, value: object) -> None:
+    if name not in vars(module):
+        raise AttributeError(f"{module.__name__}.{name} has moved")
+    setattr(module, name, value)
+
+
+class _BoundedFleetClient(FleetHttpClient):
+    """Flower's client of the SuperLink; no answer is longer than its kind may be."""
+
+    def __init__(self, *args: Any, verify: Any = True, timeout: float = 30.0, **rest: Any) -> None:
+        super().__init__(*args, verify=verify, timeout=timeout, **rest)
+        self._client.close()
+        self._client = BoundedClient(verify, timeout)
+
+
+def _beginning(weighed: Weighed, receive: Callable[[], Any]) -> Callable[[], Any]:
+    def begun() -> Any:
+        weighed.next_message()
+        return receive()
+
+    return begun
+
+
+class _Bundles:
+    """Runs and their bundles, each no longer than is needed to refuse it.
+
+    A node knows a bundle by its digest, so that a run whose bundle was cut names the cut one's.
+    """
+
+    def __init__(self, get_run: Callable[[int], Run], get_fab: Callable[[str, int], Fab]) -> None:
+        self._get_run, self._get_fab = get_run, get_fab
+        self._next = Fab("", b"", {})
+
+    def get_run(self, run_id: int) -> Run:
+        run = self._get_run(run_id)
+        try:
+            content = cut_bundle(self._get_fab(run.fab_hash, run_id).content)
+        except BeyondBound:
+            # Longer than ours by far: the runner refuses whatever stands for it.
+            content = bytes(MAX_BUNDLE_BYTES + 1)
+        run.fab_hash = hashlib.sha256(content).hexdigest()
+        self._next = Fab(run.fab_hash, content, {})
+        return run
+
+    def get_fab(self, digest: str, run_id: int) -> Fab:
+        """The bundle of the run that was asked for last; a node asks for one after the other."""
+        if digest != self._next.hash_str:
+            raise ValueError(f"No bundle '{digest}' was fetched for run {run_id}.")
+        return self._next

@@ -1,7 +1,7 @@
 """Flower's SuperNode with its Runtime API on a Unix socket, and no port on this machine.
 
-Run as a process of its own: ``python -m client.deployment.supernode SOCKET OPTION...``, with the
-options of ``flower-supernode``.
+Run as a process of its own: ``python -m client.deployment.supernode SOCKET MESSAGE_BYTES
+OPTION...``, with the options of ``flower-supernode``.
 """
 
 import os
@@ -14,9 +14,9 @@ from fgvc_core.files import PRIVATE_UMASK
 
 def main() -> None:
     """Entry of the process."""
-    socket, options = Path(sys.argv[1]), sys.argv[2:]
+    socket, message_bytes, options = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     os.umask(PRIVATE_UMASK)
-    serve_supernode(socket, options)
+    serve_supernode(socket, message_bytes, options)
 
 
 if __name__ == "__main__":

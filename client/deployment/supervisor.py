@@ -9,6 +9,7 @@ from pathlib import Path
 
 from client.deployment.flower_internals import LEFT_BEHIND, release_node
 from client.deployment.link import CA, read_link
+from client.deployment.node import TOO_LARGE
 from client.privacy.ledger import Ledger
 from client.privacy.register import Register
 from client.privacy.terms import Terms
@@ -24,6 +25,7 @@ from fgvc_core.supervision import (
     until_told,
     write_json,
 )
+from fgvc_core.words import visible
 
 STEP_S = 0.25
 UP_WITHIN_S = 180.0
@@ -116,6 +118,7 @@ def site_services(
     module = (sys.executable, "-P", "-m")
     command = (
         *(*module, "client.deployment.supernode", str(socket)),
+        str(int(site.settings.limits.message_mb * 1e6)),
         *("--superlink", address, "--root-certificates", str(ca)),
         *("--auth-supernode-private-key", str(site.home / "key")),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
@@ -164,6 +167,8 @@ class _Node:
             # before it sends any other.
             self._say("the run ended while its message was on its way; the node starts anew")
             self._restart()
+        elif TOO_LARGE in line:
+            self._say(f"the coordinator's server sent too much: {visible(line)}")
         elif _REFUSED.search(line):
             self._say("the coordinator does not accept this site's key; is it still registered?")
         elif found := _DISTRUSTED.search(line):

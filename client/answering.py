@@ -1,13 +1,17 @@
 """From what arrived to what leaves: check the coordinator, do the work, pass the gate."""
 
+import errno
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from client.privacy.gate import Departure, Gate
 from client.reading import check_class_names, check_knowledge
+from client.recipe_limits import check_lent
+from client.request_rate import RequestRate
 from client.site import Site
 from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
@@ -36,10 +40,54 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
     """Answer a request; never raises.
 
     Returns:
-        What may leave, or None where the home could not be opened or the request is not
-        the coordinator's: then there is nobody to answer.
+        What may leave, or None where the home could not be opened, the request is not
+        the coordinator's, or it is one too many today: then nobody is answered.
     """
     log = _site_log(home)
+    found = _authentic(home, incoming, log)
+    if found is None:
+        return None
+    site, request = found
+    try:
+        # A simulated site is asked by its own user.
+        rate = RequestRate(home, site.settings.limits, log)
+        if site.rows is None and not rate.admits(request.kind, datetime.now(UTC).date()):
+            return None
+    except Exception:
+        log.exception("a request was not answered")
+        return None
+    return _guarded(site, request, log, lambda: _work(site, request, incoming))
+
+
+def unavailable(home: Path, incoming: Incoming, limit: str) -> Departure | None:
+    """Answer that nothing could be computed: the process that worked on it ran into a limit.
+
+    Args:
+        home: The site's.
+        incoming: What that process was to answer.
+        limit: In words, for the site's own log.
+
+    Returns:
+        As :func:`answer`.
+    """
+    log = _site_log(home)
+    found = _authentic(home, incoming, log)
+    if found is None:
+        return None
+    site, request = found
+
+    def work() -> Departure:
+        raise _LimitReached(limit)
+
+    return _guarded(site, request, log, work)
+
+
+class _LimitReached(Exception):
+    """A process was ended because it took more than the site lends."""
+
+
+def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Site, Request] | None:
+    """The opened home and the coordinator's request to it; None, and a line, where it is not."""
     try:
         site = Site.open(home)
         digests = digest_all(incoming.tensors)
@@ -54,7 +102,7 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
     if request.site != site.name and (request.kind != "roll_call" or request.site):
         log.error("a request for site '%s' was not answered", request.site)
         return None
-    return _guarded(site, request, log, lambda: _work(site, request, incoming))
+    return site, request
 
 
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
@@ -71,6 +119,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         check_knowledge(site, recipe)
         if site.rows is None:
             check_class_names(request.class_names)
+            check_lent(site, recipe, request.class_names)
         if recipe.scenario is not None and site.rows is None:
             raise PolicyRefusal(
                 "The recipe has a [scenario]: faults and attacks are for simulated sites.",
@@ -92,6 +141,9 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         return gate.release(request, reply, {})
     recipe, class_names = recall(site.home, request)
     check_knowledge(site, recipe)
+    if site.rows is None:
+        # Once more: the limits may be others than when the run was announced.
+        check_lent(site, recipe, class_names)
     check_weight(incoming.tensors, recipe.wire)
     privacy = gate.admit(request, recipe)
     if privacy is not None:
@@ -145,9 +197,9 @@ def _guarded(
     except PeerError as error:
         log.error("round %d refused: %s", request.round, error)
         code, reason, refusal = "refused-request", error.what, error
-    except Exception:
+    except Exception as error:
         # The boundary of the site: whatever it was, its text stays here.
-        log.exception("round %d failed", request.round)
+        log.exception("round %d failed%s", request.round, _limit_in_words(error))
         code, reason = "unavailable", ""
     try:
         from client.work import echo
@@ -158,6 +210,16 @@ def _guarded(
     except Exception:
         log.exception("round %d could not even be refused", request.round)
         return None
+
+
+def _limit_in_words(error: Exception) -> str:
+    """Which limit a fault of memory or disk may be of, for the site's log; empty for others."""
+    # torch has its own error for a GPU's memory, and a plain RuntimeError for the machine's.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return ": memory has ended (the machine's, or limits.memory_gb)"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return ": a file became too large (limits.file_gb)"
+    return ""
 
 
 def _site_log(home: Path) -> logging.Logger:

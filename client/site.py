@@ -2,7 +2,7 @@
 
 ::
 
-    site.toml        name, data, resources, policy
+    site.toml        name, data, resources, policy, limits
     key              the site's private key (mode 0600)
     split.key        the secret that decides each subject's side of the validation split
     coordinator.pub  the only key whose requests are answered
@@ -13,6 +13,7 @@
     personal/        this site's own models, fine-tuned here, one file a run
     runs/            what was announced, one file a run
     weights/         public weights files that runs may start from, each named by its SHA-256
+    requests.json    how many requests were answered today
     site.log         what went wrong here, in words that never leave
 
 Of a site with pictures of its own the register in the user's state folder says that this home
@@ -21,7 +22,6 @@ has their ledger: :mod:`client.privacy.register`.
 
 import hashlib
 import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ import tomli_w
 from numpy.typing import NDArray
 from pydantic import Field
 
+from client.limits import Limits
 from client.privacy.policy import Policy
 from client.reading import SiteData
 from fgvc_core.configuration import Settings
@@ -42,6 +43,7 @@ from fgvc_core.protocol.keys import (
     read_private,
     read_public,
 )
+from fgvc_core.toml_text import read_toml_file
 
 
 class Resources(Settings):
@@ -64,6 +66,7 @@ class SiteSettings(Settings):
     data: SiteData = SiteData()
     resources: Resources
     policy: Policy = Policy()
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,9 @@ class Site:
             DataError: if ``rows.json`` is damaged.
         """
         path = home / "site.toml"
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigurationError(
-                f"The site's settings '{path}' cannot be read: {error}.",
-                remedy="Name the folder that holds site.toml.",
-            ) from None
+        values = read_toml_file(
+            path, "The site's settings", remedy="Name the folder that holds site.toml."
+        )
         try:
             coordinator = read_public((home / "coordinator.pub").read_text(encoding="utf-8"))
             split_key = (home / "split.key").read_bytes()

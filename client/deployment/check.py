@@ -15,9 +15,10 @@ from client.privacy.budget import Budget, read_budget
 from client.privacy.ledger import Ledger
 from client.privacy.register import Register
 from client.privacy.terms import Terms
+from client.recipe_limits import check_lent
 from client.site import Site
 from fgvc_core import __version__
-from fgvc_core.errors import FieldmarkError
+from fgvc_core.errors import FieldmarkError, PolicyRefusal
 from fgvc_core.files import widely_readable
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
@@ -101,6 +102,7 @@ def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
         _key(site, contact),
         _version(contact),
         _ledger(site, contact),
+        _limits(site, recipe, contact),
         *_policy_and_cost(site, recipe),
     ]
     return Checked(tuple(findings))
@@ -302,6 +304,20 @@ def _ledger(site: Site, contact: Contact) -> Finding:
         return Finding("ledger", "failed", error.what, error.remedy, error.exit_code)
     said = f"{length} entries; the coordinator has seen {seen.ledger_length} of them"
     return Finding("ledger", "ok", said)
+
+
+def _limits(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
+    """What this site lends of its machine, and with a recipe whether that is enough."""
+    limits = site.settings.limits
+    if recipe is None:
+        return Finding("limits", "ok", f"{limits.in_words()}; --recipe FILE compares a recipe")
+    announced = contact.announcement
+    classes = announced.class_names if announced is not None else recipe.data.classes or ()
+    try:
+        check_lent(site, recipe, classes)
+    except PolicyRefusal as error:
+        return Finding("limits", "failed", error.what, error.remedy, error.exit_code)
+    return Finding("limits", "ok", f"the run fits into them: {limits.in_words()}")
 
 
 def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:

@@ -2,16 +2,18 @@
 
 The runner answers each message in a child of its own, which dies with what it has worked
 out. Under differential privacy that was seconds of the processor a message: the noise that
-meets the target, and what the plan costs. Both are functions of the recipe and the policy
-alone, so the process that forks looks at the last announcement and works them out itself;
-every child finds them done.
+meets the target, and what the plan costs; and for every run how large its model is. All are
+functions of the recipe and the policy alone, so the process that forks looks at the last
+announcement and works them out itself; every child finds them done.
 """
 
+import contextlib
 from pathlib import Path
 
 from client.privacy.policy import protection
 from client.site import Site
-from client.state import last_announced
+from client.state import last_announced, read_announced
+from fgvc_core.models.size import kept_bytes, model_size
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.odometer import choose_rule
 from fgvc_core.privacy.planning import plan_for
@@ -37,6 +39,8 @@ class Foresight:
         if found is None or found[:2] == self._seen:
             return False
         self._seen = found[:2]
+        with contextlib.suppress(Exception):
+            self._size(found[0])
         try:
             policy = Site.open(self._home).settings.policy
             privacy = protection(policy, found[2])
@@ -50,3 +54,12 @@ class Foresight:
             # A stranger's recipe must not end the runner, whatever it asks for.
             return False
         return True
+
+    def _size(self, run: str) -> None:
+        """How large the run's model is, which is compared with the limits for each message."""
+        held = read_announced(self._home, run)
+        if held is not None:
+            recipe, class_names = held
+            sized = (recipe.model, len(class_names), recipe.data.image_size)
+            model_size(*sized)
+            kept_bytes(*sized)

@@ -62,7 +62,7 @@ def test_a_wrong_setting_leaves_no_half_made_home(tmp_path, changes, kind):
         ("threads", "thraeds", "'threads'"),
         ("[resources]", "[resuorces]", "'resources'"),
         ("threads = 1", "threads = 0", "resources.threads"),
-        ("threads = 1", "threads =", "cannot be read"),
+        ("threads = 1", "threads =", "is not TOML"),
         ('name = "site-1"', 'name = "a/b"', "'name'"),
     ],
 )

@@ -43,7 +43,7 @@ from server.ledger_memory import LedgerMemory, link_memory
 RECIPE = parse_recipe("", ["data.fieldmarks_train=24", "data.fieldmarks_test=10"])
 PRIVATE = "[privacy]\nepsilon=6.0\ndelta=1e-5\nmethod='gradients'\n"
 ORDER = ["data", "disk", "modes", "memory", "GPU", "clock", "DNS", "proxy", "TLS", "key", "version",
-         "ledger", "policy", "cost"]  # fmt: skip
+         "ledger", "limits", "policy", "cost"]  # fmt: skip
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
 
 
@@ -479,3 +479,16 @@ def test_a_second_copy_of_a_home_is_said(home_for, tmp_path):
     assert (finding.level, finding.exit_code) == ("failed", 4)
     assert "have a ledger already" in finding.said
     assert "Use that home" in finding.remedy
+
+
+def test_the_limits_are_shown_and_a_recipe_beyond_one_is_named(home_for):
+    home = home_for()
+    shown, _ = found(home, "limits")
+    assert shown.level == "ok"
+    assert "500 million parameters, 640 px" in shown.said
+    fits, _ = found(home, "limits", RECIPE)
+    assert (fits.level, fits.said.startswith("the run fits into them: ")) == ("ok", True)
+    edited(home, "parameters_m = 500.0", "parameters_m = 0.1")
+    refused(home, "limits", 4, "limits.parameters_m = 0.1, and its model", "in site.toml", RECIPE)
+    unknown = parse_recipe("", ["model.backbone=resnet_of_nobody"])
+    refused(home, "limits", 4, "is unknown", "Did you mean", unknown)

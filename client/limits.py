@@ -1,0 +1,137 @@
+"""What of its machine a site lends to a run: the ``[limits]`` section of its ``site.toml``.
+
+A coordinator sends recipes, messages and requests, and a site does not know it. What a recipe asks
+for is compared before any work (:mod:`client.recipe_limits`), what a process takes is bounded
+while it works (:mod:`client.deployment.child`), what it leaves is cleared away
+(:mod:`client.cache_room`), what comes over the network before it is put
+together (:mod:`client.deployment.node`), and how often is counted (:mod:`client.request_rate`).
+"""
+
+import contextlib
+from pathlib import Path
+
+from pydantic import Field
+
+from fgvc_core.configuration import Settings
+
+SHARE_OF_MEMORY = 0.8
+"""Of the machine's memory, where ``memory_gb`` is left out."""
+
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+_MEMINFO = Path("/proc/meminfo")
+
+
+class Limits(Settings):
+    """Bounds on what one run, one request or one day may take here."""
+
+    parameters_m: float = Field(
+        500.0,
+        gt=0.0,
+        le=100_000.0,
+        description="Most parameters of a recipe's model, in millions, above 0 to 100,000. "
+        "Counted without building it.",
+    )
+    image_size: int = Field(
+        640, ge=16, le=1024, description="Largest data.image_size of a recipe, in pixels, 16 to "
+        "1024."
+    )  # fmt: skip
+    batch_size: int = Field(
+        1024,
+        ge=1,
+        le=65_536,
+        description="Most pictures that a recipe may have in memory at once (train, pretrain, "
+        "evaluate.batch_size, privacy.physical_batch), 1 to 65,536.",
+    )
+    rounds: int = Field(
+        2000,
+        ge=1,
+        le=200_000,
+        description="Most rounds of a run, those of pre-training included, 1 to 200,000.",
+    )
+    epochs: int = Field(
+        100,
+        ge=1,
+        le=1000,
+        description="Most passes over the pictures in one round (train, pretrain, "
+        "personal.epochs), 1 to 1000.",
+    )
+    memory_gb: float | None = Field(
+        None,
+        ge=2.0,
+        le=100_000.0,
+        description="Most memory of the process that answers a request, in GB (1e9 bytes), 2 to "
+        "100,000; left out: eight tenths of this machine's. A GPU's own memory is not counted.",
+    )
+    request_hours: float = Field(
+        12.0,
+        gt=0.0,
+        le=720.0,
+        description="Longest work on one request, in hours by the clock, above 0 to 720.",
+    )
+    file_gb: float = Field(
+        200.0,
+        ge=1.0,
+        le=1_000_000.0,
+        description="Largest file that a run may write here, in GB, 1 to 1,000,000.",
+    )
+    cache_gb: float = Field(
+        200.0,
+        ge=1.0,
+        le=1_000_000.0,
+        description="Most that decoded pictures and features may take in resources.cache, in GB, 1 "
+        "to 1,000,000; what was used longest ago is removed between requests.",
+    )
+    message_mb: float = Field(
+        2048.0,
+        ge=10.0,
+        le=1_000_000.0,
+        description="Largest message that is taken from the coordinator, in MB (1e6 bytes), 10 to "
+        "1,000,000.",
+    )
+    roll_calls_per_day: int = Field(
+        500,
+        ge=1,
+        le=1_000_000,
+        description="Most roll calls that are answered in a day (UTC), 1 to 1,000,000.",
+    )
+    requests_per_day: int = Field(
+        50_000,
+        ge=1,
+        le=10_000_000,
+        description="Most requests of any kind that are answered in a day (UTC), 1 to 10,000,000; "
+        "each adds lines to the ledger.",
+    )
+    ledger_mb: float = Field(
+        2000.0,
+        ge=1.0,
+        le=1_000_000.0,
+        description="Size of the ledger, in MB, beyond which no request is answered, 1 to "
+        "1,000,000.",
+    )
+
+    @property
+    def memory_bytes(self) -> int:
+        """Most memory of the process that answers a request."""
+        if self.memory_gb is not None:
+            return int(self.memory_gb * 1e9)
+        return max(int(machine_bytes() * SHARE_OF_MEMORY), 2_000_000_000)
+
+    def in_words(self) -> str:
+        """The ones that a run meets first, for people at the site."""
+        derived = "" if self.memory_gb is not None else " (of this machine's)"
+        return (
+            f"{self.parameters_m:g} million parameters, {self.image_size} px, "
+            f"{self.batch_size} pictures at once, {self.rounds} rounds, "
+            f"{self.memory_bytes / 1e9:.1f} GB of memory{derived}, {self.request_hours:g} h a "
+            f"request, messages of {self.message_mb:g} MB"
+        )
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, or of the control group (container) that this process is in."""
+    text = _MEMINFO.read_text(encoding="ascii") if _MEMINFO.is_file() else ""
+    listed = [int(x.split()[1]) * 1024 for x in text.splitlines() if x.startswith("MemTotal:")]
+    # Where there is no such group, or one without a bound ('max'), the machine's own counts.
+    with contextlib.suppress(OSError, ValueError):
+        listed.append(int(_CGROUP.read_text(encoding="ascii")))
+    return min(listed, default=8_000_000_000)

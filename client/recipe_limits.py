@@ -1,0 +1,180 @@
+"""Whether a recipe fits into a site's limits, from the two alone and before any work.
+
+No picture, and no number of pictures, is looked at: a refusal says nothing about them.
+"""
+
+from collections.abc import Iterator
+
+from client.limits import Limits
+from client.site import Site
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.recipe import Recipe
+
+FLOAT = 4
+"""Bytes of a number."""
+
+LIBRARIES_GB = 0.5
+"""What a process has before it does anything: torch and the rest, measured at 0.4 GB."""
+
+PICTURE_GB = 1.0
+"""What decoding one picture may take (:mod:`fgvc_core.data.decoding`). With less left, one large
+picture would decide over an answer."""
+
+_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
+
+
+def check_lent(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> None:
+    """Whether a recipe fits into what this site lends of its machine; no picture is touched.
+
+    Raises:
+        PolicyRefusal: naming the setting of ``[limits]``.
+    """
+    settings = site.settings
+    check_recipe(
+        settings.limits,
+        recipe,
+        len(class_names),
+        on_gpu=uses_gpu(settings.resources.device),
+        declared=settings.data.pictures,
+    )
+
+
+def uses_gpu(device: str) -> bool:
+    """Whether ``resources.device`` is a GPU on this machine; only in a fork that may touch one."""
+    if device != "auto":
+        return device != "cpu"
+    # Imported here: elsewhere nothing needs torch.
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def check_recipe(
+    limits: Limits, recipe: Recipe, num_classes: int, *, on_gpu: bool = False, declared: int = 0
+) -> None:
+    """Refuse a recipe that asks for more than this site lends.
+
+    Args:
+        limits: The site's.
+        recipe: Of any origin.
+        num_classes: K, as announced.
+        on_gpu: Whether it would be trained on a GPU, whose memory is not the machine's.
+        declared: How many pictures the site says publicly that it has; never the true number.
+
+    Raises:
+        PolicyRefusal: naming the setting of ``[limits]``, or that there is no such model.
+    """
+    for name, most, asked, what in _numbers(limits, recipe):
+        if asked > most:
+            raise _beyond(name, f"{most:,}", f"the recipe asks for {what} = {asked:,}")
+    # Imported here: the numbers are compared without torch.
+    from fgvc_core.models.size import kept_bytes, model_size
+
+    sized = (recipe.model, max(num_classes, 1), recipe.data.image_size)
+    try:
+        size = model_size(*sized)
+        projector = _projector(recipe, size.features)
+        millions = (size.parameters + projector) / 1e6
+        if millions > limits.parameters_m:
+            found = f"its model '{recipe.model.backbone[:100]}' has {millions:,.1f} million"
+            raise _beyond("parameters_m", f"{limits.parameters_m:,g}", found)
+        kept = 0 if on_gpu else kept_bytes(*sized)
+    except ConfigurationError as error:
+        raise PolicyRefusal(error.what, why=error.why, remedy=error.remedy) from None
+    cached_gb = declared * _cached_bytes(recipe, size.features) / 1e9
+    for name, most_gb in (("cache_gb", limits.cache_gb), ("file_gb", limits.file_gb)):
+        if cached_gb > most_gb:
+            found = f"{declared:,} declared pictures take {cached_gb:,.1f} GB as the recipe asks"
+            raise _beyond(name, f"{most_gb:,g}", found)
+    # A control variate goes along with each tensor.
+    parts = 2 if recipe.federation.strategy == "scaffold" else 1
+    message_mb = (size.travelling + projector) * FLOAT * parts / 1e6
+    if recipe.wire.plain and message_mb > limits.message_mb:
+        raise _beyond(
+            "message_mb", f"{limits.message_mb:,g}", f"its model travels as {message_mb:,.0f} MB"
+        )
+    needed_gb = _least_bytes(recipe, size.parameters, size.trained, kept, on_gpu) / 1e9
+    needed_gb += LIBRARIES_GB + PICTURE_GB
+    most_gb = limits.memory_bytes / 1e9
+    if needed_gb > most_gb:
+        raise _beyond(
+            "memory_gb", f"{most_gb:.1f}", f"the recipe needs {needed_gb:.1f} GB at least"
+        )
+
+
+def _numbers(limits: Limits, recipe: Recipe) -> Iterator[tuple[str, int, int, str]]:
+    """(limit, most, asked, the recipe's setting) of all that is one number."""
+    yield "image_size", limits.image_size, recipe.data.image_size, "data.image_size"
+    pretrain = recipe.pretrain
+    pretrains = pretrain.method != "none"
+    batches = {
+        "train.batch_size": recipe.train.batch_size,
+        "evaluate.batch_size": recipe.evaluate.batch_size,
+        **({"pretrain.batch_size": pretrain.batch_size} if pretrains else {}),
+        **({"privacy.physical_batch": recipe.privacy.physical_batch} if recipe.privacy else {}),
+    }
+    for what, asked in batches.items():
+        yield "batch_size", limits.batch_size, asked, what
+    passes = {
+        "train.epochs": recipe.train.epochs,
+        "personal.epochs": recipe.personal.epochs,
+        **({"pretrain.epochs": pretrain.epochs} if pretrains else {}),
+    }
+    for what, asked in passes.items():
+        yield "epochs", limits.epochs, asked, what
+    rounds, what = recipe.federation.rounds, "federation.rounds"
+    if pretrains:
+        rounds, what = rounds + pretrain.rounds, "federation.rounds + pretrain.rounds"
+    yield "rounds", limits.rounds, rounds, what
+
+
+def _projector(recipe: Recipe, features: int) -> int:
+    """Numbers of what pre-training puts behind the backbone, and sends along."""
+    pretrain = recipe.pretrain
+    if pretrain.method == "none":
+        return 0
+    return (features + 1) * pretrain.hidden + (pretrain.hidden + 1) * pretrain.projection
+
+
+def _cached_bytes(recipe: Recipe, features: int) -> int:
+    """Bytes that the cache keeps of a picture: itself, or its vector from a frozen backbone."""
+    frozen = recipe.model.train == "head" and recipe.model.pooling != "parts"
+    return features * FLOAT if frozen else 3 * recipe.data.image_size**2
+
+
+def _least_bytes(recipe: Recipe, parameters: int, trained: int, kept: int, on_gpu: bool) -> int:
+    """Bytes without which the recipe cannot be done: a bound from below, no forecast.
+
+    The model and what was received; and, where the machine's memory trains it, gradients, the
+    optimizer's moments and what one batch keeps.
+    """
+    numbers = parameters + 2 * trained
+    if on_gpu:
+        return numbers * FLOAT
+    numbers += trained * (1 + _MOMENTS[recipe.train.optimizer])
+    pictures = recipe.train.batch_size
+    if recipe.privacy is not None:
+        pictures = _at_once(recipe.privacy)
+        if recipe.privacy.engine == "opacus":
+            numbers += pictures * trained
+    if recipe.pretrain.method != "none":
+        pictures = max(pictures, 2 * recipe.pretrain.batch_size)
+    scored = recipe.evaluate.batch_size * 3 * recipe.data.image_size**2
+    return numbers * FLOAT + max(pictures * kept, scored * FLOAT)
+
+
+def _at_once(privacy: PrivacySettings) -> int:
+    """How many pictures a private step has in memory at once, at the least."""
+    if privacy.method != "gradients":
+        return 0
+    # Opacus always computes so many, with a gradient for each; a loop takes unit after unit.
+    return privacy.physical_batch if privacy.engine == "opacus" else 1
+
+
+def _beyond(name: str, most: str, found: str) -> PolicyRefusal:
+    return PolicyRefusal(
+        f"limits.{name} = {most}, and {found}.",
+        why="A run gets of this site's machine what its people have set, and no more.",
+        remedy=f"Ask for less in the recipe, or have the site raise limits.{name} in site.toml.",
+    )

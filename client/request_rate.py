@@ -1,0 +1,111 @@
+"""How many requests a site answers in a day.
+
+Each answer adds lines to the ledger, and each roll call a file: a coordinator that asks without
+end would fill the disk, and the ledger would take longer and longer to read. The count depends on
+what was asked alone. What is beyond it gets no signed answer, which would be a line too.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from client.limits import Limits
+from client.privacy.ledger import FILE as LEDGER
+from fgvc_core.files import FILE_MODE, write_privately
+
+FILE = "requests.json"
+
+
+class _Counted(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    day: str
+    requests: int = Field(ge=0)
+    roll_calls: int = Field(ge=0)
+
+
+@dataclass(frozen=True)
+class RequestRate:
+    """Counts the authentic requests of one home.
+
+    Attributes:
+        home: The site's.
+        limits: The site's.
+        log: Told once a day that a limit was reached.
+    """
+
+    home: Path
+    limits: Limits
+    log: logging.Logger
+
+    def admits(self, kind: str, today: date) -> bool:
+        """Count one request; False where it is beyond a limit and is not to be answered.
+
+        Args:
+            kind: Of the request.
+            today: The day (UTC).
+        """
+        size_mb = _size(self.home / LEDGER) / 1e6
+        if size_mb > self.limits.ledger_mb:
+            self.log.error(
+                "no request is answered: the ledger has %.1f MB, and limits.ledger_mb = %g",
+                size_mb,
+                self.limits.ledger_mb,
+            )
+            return False
+        # Two processes may answer for one home.
+        with FileLock(self.home / f"{FILE}.lock", mode=FILE_MODE):
+            before = self._before(today)
+            counted = {"requests": before.requests + 1, "roll_calls": before.roll_calls}
+            counted["roll_calls"] += kind == "roll_call"
+            self._keep(_Counted(day=today.isoformat(), **counted))
+        return self._within(counted, kind)
+
+    def _within(self, counted: Mapping[str, int], kind: str) -> bool:
+        names = ["requests", *(["roll_calls"] if kind == "roll_call" else [])]
+        for name in names:
+            most = getattr(self.limits, f"{name}_per_day")
+            if counted[name] > most:
+                if counted[name] == most + 1:
+                    # Once a day: the log rotates, and other lines would be pushed out of it.
+                    self.log.error(
+                        "limits.%s_per_day = %d is reached: a %s was not answered, and none will "
+                        "be before tomorrow (UTC)", name, most, kind,
+                    )  # fmt: skip
+                return False
+        return True
+
+    def _before(self, today: date) -> _Counted:
+        fresh = _Counted(day=today.isoformat(), requests=0, roll_calls=0)
+        try:
+            held = _Counted.model_validate_json((self.home / FILE).read_bytes())
+        except FileNotFoundError:
+            return fresh
+        except (OSError, ValidationError) as error:
+            self.log.warning("'%s' cannot be read, requests are counted anew: %s", FILE, error)
+            return fresh
+        return held if held.day == fresh.day else fresh
+
+    def _keep(self, counted: _Counted) -> None:
+        path = self.home / FILE
+        aside = path.with_name(f"{FILE}.{os.getpid()}.part")
+        try:
+            write_privately(aside, json.dumps(counted.model_dump()))
+            os.replace(aside, path)
+        except OSError as error:
+            # The ledger, which every answer needs, will not be written either.
+            self.log.warning("'%s' cannot be written: %s", FILE, error)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

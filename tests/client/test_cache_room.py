@@ -1,0 +1,111 @@
+"""A cache that runs have filled: what was used longest ago goes, and is made anew."""
+
+import json
+import os
+
+import pytest
+
+from client.cache_room import CacheRoom, make_room
+from client.limits import Limits
+
+from .protected_sites import make_site
+
+DAY_S = 86_400
+
+
+def with_cache_gb(site, gigabytes):
+    # Smaller than any site.toml may say: a test need not write gigabytes.
+    limits = Limits.model_construct(**{**Limits().model_dump(), "cache_gb": gigabytes})
+    object.__setattr__(site, "settings", site.settings.model_copy(update={"limits": limits}))
+    return site
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A site whose cache has three banks of 1000 bytes, and features of 2000 bytes."""
+    made = make_site(tmp_path)
+    for number, name in enumerate(("a", "b", "c")):
+        keep(made, f"pictures/{name}.npy", 900, number + 1)
+        keep(made, f"pictures/{name}.tolerant.faults.json", 100, number + 1)
+        keep(made, f"pictures/{name}.lock", 0, 30)
+    keep(made, "features/2-x/1.safetensors", 1000, 9)
+    keep(made, "features/2-x/2.safetensors", 1000, 20)
+    keep(made, "elsewhere/notes.txt", 10_000, 40)
+    return made
+
+
+def keep(site, name, size, days_ago):
+    path = site.cache / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(size))
+    when = path.stat().st_mtime - days_ago * DAY_S
+    os.utime(path, (when, when))
+
+
+def left(site):
+    return sorted(str(p.relative_to(site.cache)) for p in site.cache.rglob("*") if p.is_file())
+
+
+def test_within_the_limit_nothing_goes(site):
+    before = left(site)
+    assert make_room(with_cache_gb(site, 5e-6)) == []
+    assert left(site) == before
+
+
+def test_what_was_used_longest_ago_goes_first_and_as_a_whole(site):
+    assert make_room(with_cache_gb(site, 2.5e-6)) == ["2-x", "c.lock"]
+    assert left(site) == ["elsewhere/notes.txt", *(
+        f"pictures/{name}" for name in ("a.lock", "a.npy", "a.tolerant.faults.json", "b.lock",
+                                        "b.npy", "b.tolerant.faults.json"))]  # fmt: skip
+
+
+def test_what_was_used_last_stays_however_large_it_is(site):
+    make_room(with_cache_gb(site, 1e-9))
+    assert left(site) == ["elsewhere/notes.txt", "pictures/a.lock", "pictures/a.npy",
+                          "pictures/a.tolerant.faults.json"]  # fmt: skip
+
+
+def test_a_reading_counts_as_a_use(site):
+    when = (site.cache / "pictures/c.npy").stat().st_mtime
+    os.utime(site.cache / "pictures/c.npy", (when + 30 * DAY_S, when))
+    make_room(with_cache_gb(site, 1e-9))
+    assert "pictures/c.npy" in left(site)
+    assert "pictures/a.npy" not in left(site)
+
+
+def test_a_look_is_taken_once_a_minute_and_at_no_simulated_sites_cache(site, monkeypatch):
+    looked = []
+    monkeypatch.setattr("client.cache_room.make_room", lambda found: looked.append(found) or [])
+    room = CacheRoom(site.home)
+    room.look()
+    room.look()
+    assert len(looked) == 1
+    (site.home / "rows.json").write_text(json.dumps([0]))
+    CacheRoom(site.home).look()
+    assert len(looked) == 1
+
+
+def test_a_home_that_cannot_be_opened_ends_no_runner(site):
+    (site.home / "site.toml").write_text("[")
+    assert CacheRoom(site.home).look() == []
+
+
+def test_a_bank_that_went_is_decoded_anew(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from fgvc_core.data.catalogue import load_table
+    from fgvc_core.data.pictures import PictureBank
+    from fgvc_core.data.settings import DataSettings
+
+    for name in ("one", "two"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        picture = np.full((40, 40, 3), 90, np.uint8)
+        Image.fromarray(picture).save(tmp_path / "data" / name / f"{name}.png")
+    site = make_site(tmp_path)
+    settings = DataSettings(name="folder", path=str(tmp_path / "data"), classes=("one", "two"))
+    table = load_table(settings, site.cache)
+    banks = [PictureBank(table, size, cache=site.cache) for size in (16, 32)]
+    assert len(make_room(with_cache_gb(site, 1e-9))) == 1
+    again = PictureBank(table, 16, cache=site.cache)
+    assert (again.batch(np.arange(2)) == banks[0].batch(np.arange(2))).all()

@@ -9,12 +9,15 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.answering import Incoming, answer
+from client.answering import unavailable as answer_unavailable
+from client.privacy.gate import Departure
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.words import OneRecord
@@ -65,9 +68,24 @@ def evaluate(message: Message, context: Context) -> Message:
     return _handle(message, context)
 
 
-def _handle(message: Message, context: Context) -> Message:
+def unavailable(message: Message, context: Context, limit: str) -> Message:
+    """The answer in place of one whose process ran into a limit of the site's.
+
+    Args:
+        message: What was to be answered.
+        context: Its context.
+        limit: In words, for the site's own log.
+    """
+    return _handle(message, context, lambda home, held: answer_unavailable(home, held, limit))
+
+
+def _handle(
+    message: Message,
+    context: Context,
+    respond: Callable[[Path, Incoming], Departure | None] = answer,
+) -> Message:
     try:
-        outgoing = answer(site_home(context), read_incoming(message.content))
+        outgoing = respond(site_home(context), read_incoming(message.content))
     except Exception:
         # Flower would send the text of what went wrong.
         logging.getLogger("fieldmark.site").exception("a message was not answered")

@@ -7,7 +7,9 @@ the child alone. Flower's own task body unpacks the run's bundle, puts it first 
 every installation builds, and calls the installed ``client.app``.
 
 A child that dies without an answer (killed, out of memory) is forked once more on the same
-message: what it reserved is on the ledger, and what it had finished is in the outbox.
+message: what it reserved is on the ledger, and what it had finished is in the outbox. One that was
+ended for a limit of the site's is not: the next would run into it as well. Another child answers
+``unavailable`` then.
 
 Run as a process of its own: ``python -m client.deployment.runner HOME SOCKET SECRET_FILE``.
 """
@@ -16,8 +18,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from flwr.app import Message
+
+from client.cache_room import CacheRoom
+from client.deployment.child import Ended, bound_self, wait_for
 from client.deployment.flower_internals import (
     UNTAKEN,
     Task,
@@ -27,7 +34,10 @@ from client.deployment.flower_internals import (
 )
 from client.deployment.foresight import Foresight
 from client.deployment.parcels import open_in, pack_in
-from fgvc_core.errors import PeerError
+from client.limits import Limits
+from client.recipe_limits import uses_gpu
+from client.site import Resources, Site
+from fgvc_core.errors import FieldmarkError, PeerError
 from fgvc_core.protocol.bundle import check_bundle
 from fgvc_core.supervision import die_with_parent
 from fgvc_core.words import visible
@@ -49,7 +59,8 @@ class Runner:
 
     def __init__(self, home: Path, socket: Path, secret: bytes) -> None:
         self._home, self._socket, self._secret = home, socket, secret
-        self._foresight = Foresight(home)
+        self._foresight, self._cache_room = Foresight(home), CacheRoom(home)
+        self._last_lent = (Limits(), Resources(cache=""))
 
     def serve(self) -> None:
         """Answer until told to stop."""
@@ -67,24 +78,42 @@ class Runner:
         if task is None:
             return
         try:
-            self._work_on(task)
+            if task.fault:
+                # Unanswered, the SuperNode would wait for it and send nothing else.
+                _say(f"a message could not be put together: {task.fault}")
+                task.refuse(bundle=False)
+                task.finish(well=False)
+            else:
+                self._work_on(task)
         except UNTAKEN as error:
             # The SuperNode has started anew, and knows nothing of the task.
             _say(f"a task could not be ended: {type(error).__name__}")
 
     def _work_on(self, task: Task) -> None:
         for attempt in range(1, ATTEMPTS + 1):
-            status = self._in_child(task)
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, _REFUSED):
-                task.finish(well=os.WEXITSTATUS(status) == 0)
-                self._foresight.look()
+            ended = self._in_child(task, self._work)
+            if self._is_over(task, ended):
                 return
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _FORGOTTEN:
-                return
+            if ended.limit:
+                _say(f"{ended.limit}; the site answers that it is unavailable")
+                if self._is_over(task, self._in_child(task, self._unavailable(ended.limit))):
+                    return
+                break
             _say(f"the process of message {task.message.metadata.message_id[:12]} died "
-                 f"(status {status}), attempt {attempt} of {ATTEMPTS}")  # fmt: skip
+                 f"(status {ended.status}), attempt {attempt} of {ATTEMPTS}")  # fmt: skip
         task.refuse(bundle=False)
         task.finish(well=False)
+
+    def _is_over(self, task: Task, ended: Ended) -> bool:
+        """Whether a child has answered, or there is nobody to answer any more."""
+        if ended.limit or not os.WIFEXITED(ended.status):
+            return False
+        code = os.WEXITSTATUS(ended.status)
+        if code in (0, _REFUSED):
+            task.finish(well=code == 0)
+            self._foresight.look()
+            self._cache_room.look()
+        return code in (0, _REFUSED, _FORGOTTEN)
 
     def _take(self, token: str) -> Task | None:
         """A task with its message; None where the SuperNode has started anew meanwhile."""
@@ -100,15 +129,17 @@ class Runner:
             if heartbeat.is_running:
                 heartbeat.stop()
 
-    def _in_child(self, task: Task) -> int:
-        """Fork, answer there, and wait; returns the child's wait status."""
+    def _in_child(self, task: Task, work: Callable[[Task], int]) -> Ended:
+        """Fork, answer there within the site's limits, and wait."""
+        limits, resources = self._lent()
         child = os.fork()
         if child == 0:
             status = 1
             try:
                 die_with_parent()
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                status = self._work(task)
+                bound_self(limits, on_gpu=uses_gpu(resources.device))
+                status = work(task)
             except BaseException as error:
                 # The end of a process of ours. Its text stays here: it may name a patient's file.
                 _say(f"ended by {type(error).__name__}: {error}")
@@ -119,10 +150,27 @@ class Runner:
         # A thread, so only now: a fork copies nothing but the thread that forks.
         heartbeat = task.heartbeat()
         try:
-            return os.waitpid(child, 0)[1]
+            return wait_for(child, limits)
         finally:
             if heartbeat.is_running:
                 heartbeat.stop()
+
+    def _lent(self) -> tuple[Limits, Resources]:
+        """What ``site.toml`` says now; the last that could be read where it is being edited."""
+        try:
+            settings = Site.open(self._home).settings
+            self._last_lent = settings.limits, settings.resources
+        except FieldmarkError as error:
+            _say(f"site.toml cannot be read just now: {error}")
+        return self._last_lent
+
+    def _unavailable(self, limit: str) -> Callable[[Task], int]:
+        def work(task: Task) -> int:
+            from client.app import unavailable
+
+            return self._answered(task, lambda: unavailable(task.message, task.context, limit))
+
+        return work
 
     def _work(self, task: Task) -> int:
         from client.app import app
@@ -134,10 +182,13 @@ class Runner:
             record_refusal(self._home, error)
             task.refuse(bundle=True)
             return _REFUSED
+        return self._answered(task, lambda: app(task.message, task.context))
+
+    def _answered(self, task: Task, answer: Callable[[], Message]) -> int:
         # Whatever the node was told on its command line: this process serves one site.
         task.context.node_config = {"site-home": str(self._home)}
         open_in(task.message.content)
-        reply = app(task.message, task.context)
+        reply = answer()
         pack_in(reply.content)
         try:
             task.push(reply)
@@ -152,7 +203,6 @@ class Runner:
 def record_refusal(home: Path, error: PeerError) -> None:
     """Write a refused bundle into the site's ledger, beside its other refusals."""
     from client.privacy.ledger import Ledger
-    from client.site import Site
 
     site = Site.open(home)
     Ledger(site.home, site.data_binding, site.name).note(

@@ -40,7 +40,7 @@ class Task:
     """A task whose outcome is written to a file: the child is another process."""
 
     def __init__(self, folder, bundle, content=None):
-        self.folder, self.bundle = folder, bundle
+        self.folder, self.bundle, self.fault = folder, bundle, ""
         self.context = Context(1, 2, {"site-home": "/elsewhere"}, RecordDict(), {})
         self.message = type("M", (), {})()
         self.message.metadata = type("D", (), {"message_id": "m" * 64})()
@@ -123,6 +123,16 @@ def test_a_child_that_is_killed_is_forked_once_more_on_the_same_message(
 def test_a_child_that_dies_again_and_again_is_answered_for_with_a_code(home, tmp_path, monkeypatch):
     task = Task(tmp_path, make_bundle())
     answered(home, task, monkeypatch, lambda message, context: os.kill(os.getpid(), signal.SIGKILL))
+    assert task.finished == [False]
+    assert (tmp_path / "refused").read_text() == "False"
+
+
+def test_a_message_that_cannot_be_put_together_is_answered_for_with_a_code(
+    home, tmp_path, monkeypatch
+):
+    task = Task(tmp_path, make_bundle())
+    task.fault = "ValueError: An array names a chunk more than once."
+    answered(home, task, monkeypatch, lambda message, context: pytest.fail("it was worked on"))
     assert task.finished == [False]
     assert (tmp_path / "refused").read_text() == "False"
 

@@ -9,7 +9,6 @@ import base64
 import functools
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,7 +65,6 @@ from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import fleet_http_connection, start_client_internal
-from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import push_message
@@ -105,28 +103,25 @@ NO_HOST = "socket.invalid"
 """A name that no resolver knows (RFC 6761, section 6.4)."""
 
 
-def serve_supernode(socket: Path, message_bytes: int, options: Sequence[str]) -> None:
+def serve_supernode(socket: Path, options: Sequence[str]) -> None:
     """Be the SuperNode, until told to stop; in a process of its own.
 
     Args:
         socket: Of its Runtime API, by which messages, models and replies pass; no port is opened.
-        message_bytes: Most that the pieces of one message weigh together.
         options: As ``flower-supernode`` takes them.
 
     Raises:
         OSError: if the socket cannot be made.
     """
+    from flwr.supernode.cli.flower_supernode import flower_supernode
+
     make_socket_file(socket_folder(socket.parent) / socket.name)
     # It knows of no sockets; the server that it starts does.
     bound = functools.partial(uvicorn.Config, uds=socket_name(socket))
     setattr(uvicorn, "Config", bound)  # noqa: B010
     # If ever it started another server, that one would find no such host, and open no port.
     sys.argv = ["flower-supernode", "--host", NO_HOST, *options]
-    bound_node(message_bytes)
     flower_supernode()
-    # It comes back where its link has failed, also by what the coordinator has sent, while a thread
-    # of its own goes on serving: it would look as if it were up. Its supervisor starts it anew.
-    os._exit(1)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from client.deployment.flower_internals import serve_supernode
+from client.deployment.flower_internals import bound_node, serve_supernode
 from fgvc_core.files import PRIVATE_UMASK
 
 
@@ -16,7 +16,11 @@ def main() -> None:
     """Entry of the process."""
     socket, message_bytes, options = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     os.umask(PRIVATE_UMASK)
-    serve_supernode(socket, message_bytes, options)
+    bound_node(message_bytes)
+    serve_supernode(socket, options)
+    # It comes back where its link has failed, also by what the coordinator has sent, while a thread
+    # of its own goes on serving: it would look as if it were up. Its supervisor starts it anew.
+    os._exit(1)
 
 
 if __name__ == "__main__":

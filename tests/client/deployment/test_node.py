@@ -267,17 +267,17 @@ def test_the_pieces_of_one_message_have_a_bound_together_and_the_next_begins_ane
 
 
 LINK_LOST = """
-import sys, threading, time
-from pathlib import Path
-import client.deployment.flower_internals as internals
-internals.bound_node = lambda message_bytes: None
+import threading, time
+import flwr.supernode.cli.flower_supernode, sys
+node = sys.modules["flwr.supernode.cli.flower_supernode"]
 # What Flower's does where its link ends: it comes back, and the thread that serves goes on.
-internals.flower_supernode = lambda: threading.Thread(target=time.sleep, args=(60,)).start()
-internals.serve_supernode(Path(sys.argv[1]) / 's' / 'node', 1, [])
+node.flower_supernode = lambda: threading.Thread(target=time.sleep, args=(60,)).start()
+from client.deployment.supernode import main
+main()
 """
 
 
 def test_a_node_whose_link_has_ended_ends_so_that_it_is_started_anew(tmp_path):
-    command = (sys.executable, "-c", LINK_LOST, str(tmp_path))
+    command = (sys.executable, "-c", LINK_LOST, str(tmp_path / "s" / "node"), "1")
     done = subprocess.run(command, timeout=50, check=False)
     assert done.returncode == 1

@@ -62,3 +62,16 @@ def test_a_run_without_privacy_a_damaged_one_and_an_impossible_one_are_left_alon
     assert not Foresight(site.home).look()
     (site.home / "runs" / "run-1.json").write_text("{")
     assert not Foresight(site.home).look()
+
+
+def test_how_large_a_runs_model_is_is_known_before_the_next_message(tmp_path, monkeypatch):
+    from client.recipe_limits import check_lent
+    from fgvc_core.models import size
+
+    for known in (size.model_size, size.kept_bytes, size._without_values):
+        known.cache_clear()
+    site, recipe = make_site(tmp_path, privacy="optional"), unprotected("data.image_size=48")
+    announced(site, recipe)
+    Foresight(site.home).look()
+    monkeypatch.setattr(size, "build_classifier", lambda *a, **k: pytest.fail("built again"))
+    check_lent(site, recipe, ("a", "b"))

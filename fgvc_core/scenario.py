@@ -34,6 +34,8 @@ ON_SUMS: tuple[Attack, ...] = ("far-centre", "one-direction", "other-phase")
 ON_ANY: tuple[Attack, ...] = ("not-a-number", "claim")
 """Attacks on updates and on such releases."""
 
+Trigger = Literal["checker", "cross", "sticker", "blend", "sine"]
+
 STRENGTHS: dict[str, float] = {
     "sign-flip": 3.0,
     "scaled": 20.0,
@@ -47,6 +49,42 @@ STRENGTHS: dict[str, float] = {
     "one-direction": 1.0,
 }
 """An attack's strength where the recipe names none."""
+
+
+class BackdoorAttack(Settings):
+    """One backdoor of a table of backdoors."""
+
+    trigger: Trigger = Field("checker", description="As scenario.trigger.")
+    poisoned: float = Field(
+        0.5, gt=0.0, le=1.0, description="As scenario.poisoned, above 0 to 1: few are quieter."
+    )
+
+
+class BackdoorTable(Settings):
+    """``[scenario.backdoors]``: backdoors against several strategies, over seeds and sizes."""
+
+    defences: tuple[Strategy, ...] = Field(
+        ("fedavg", "least-trimmed"),
+        min_length=1,
+        description="Strategies that are tried, with screening: each without an attack and under "
+        "the first one, the last of them under all.",
+        strict=False,
+    )
+    attacks: tuple[BackdoorAttack, ...] = Field(
+        (BackdoorAttack(),), min_length=1, description="What hostile sites train on.", strict=False
+    )
+    sites: tuple[int, ...] = Field(
+        (5, 20),
+        min_length=1,
+        description="Sizes of the federation, in place of partition.sites.",
+        strict=False,
+    )
+    seeds: tuple[int, ...] = Field(
+        (1, 2, 3, 4, 5),
+        min_length=1,
+        description="In place of the recipe's seed: means and spreads are over these.",
+        strict=False,
+    )
 
 
 class ScenarioSettings(Settings):
@@ -77,10 +115,11 @@ class ScenarioSettings(Settings):
         "random, claim (a billion examples), free-rider (what was sent comes back), replay (their "
         "first update for ever). Together: little-is-enough (Baruch et al. 2019, "
         "https://arxiv.org/abs/1902.06156), inner-product (Xie et al. 2020, "
-        "https://arxiv.org/abs/1903.03936). To the pictures: label-noise, backdoor (a patch in a "
-        "corner that means class 0). To the sums of privacy.method = 'class-sums': far-centre "
-        "(a centre far out), one-direction (against its own honest sum, as long as its declared "
-        "units can make it), other-phase (the centre again, in place of the class sums).",
+        "https://arxiv.org/abs/1903.03936). To the pictures: label-noise, backdoor (pictures with "
+        "scenario.trigger that are labelled class 0, whatever they show). To the sums of "
+        "privacy.method = 'class-sums': far-centre (a centre far out), one-direction (against its "
+        "own honest sum, as long as its declared units can make it), other-phase (the centre "
+        "again, in place of the class sums).",
     )
     attackers: float = Field(
         0.0, ge=0.0, le=1.0, description="Share of the sites that are hostile, drawn once."
@@ -92,6 +131,19 @@ class ScenarioSettings(Settings):
         "examples; little-is-enough: deviations from the mean (0: as many as the paper says); "
         "label-noise: share of labels; backdoor: factor of the update; far-centre: each value; "
         "one-direction: multiple of the longest sum of its declared units.",
+    )
+    trigger: Trigger = Field(
+        "checker",
+        description="backdoor: what pictures carry. checker (a corner), cross (magenta, upper "
+        "left), sticker (a shaded ball, upper right), blend (soft colors over the whole picture), "
+        "sine (waves over the whole picture).",
+    )
+    poisoned: float = Field(
+        0.5,
+        gt=0.0,
+        le=1.0,
+        description="backdoor: share of a hostile site's training pictures that carry the "
+        "trigger, above 0 to 1.",
     )
     first_round: int = Field(1, ge=1, description="The round in which hostile sites begin.")
     turns: tuple[Attack, ...] = Field(
@@ -107,10 +159,19 @@ class ScenarioSettings(Settings):
         strict=False,
     )
 
+    backdoors: BackdoorTable | None = Field(
+        None,
+        description="Simulate backdoors against several strategies and print the table. The "
+        "attack is of scenario.strength, from scenario.first_round on.",
+    )
+
     @model_validator(mode="after")
     def _somebody_attacks(self) -> Self:
-        if (self.attack != "none" or self.turns) and self.attackers == 0:
+        attacks = self.attack != "none" or self.turns or self.backdoors is not None
+        if attacks and self.attackers == 0:
             raise ValueError("an attack needs attackers above 0")
+        if self.backdoors is not None and (self.attack != "none" or self.turns):
+            raise ValueError("either a table of backdoors, or one attack, or turns")
         if self.attack != "none" and self.turns:
             raise ValueError("either one attack, or turns")
         return self

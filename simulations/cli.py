@@ -56,7 +56,7 @@ def simulate(
     """
     plan = _plan(recipe, set_, engine, out, sites, resume, track)
     scenario = plan.recipe.scenario
-    if scenario is not None and scenario.turns:
+    if scenario is not None and (scenario.turns or scenario.backdoors is not None):
         metrics = _take_turns(plan)
     else:
         from simulations.simulate import simulate as run
@@ -71,6 +71,11 @@ def simulate(
         from simulations.trial_table import trial_table
 
         _console().print(trial_table(metrics))
+    if "backdoors" in metrics:
+        from simulations.backdoor_table import backdoor_tables
+
+        for table in backdoor_tables(metrics):
+            _console().print(table)
     typer.echo(f"report: {plan.out / 'report.html'}")
 
 
@@ -132,15 +137,19 @@ def _take_turns(plan: "Plan") -> dict[str, Any]:
 
     if plan.engine != "inprocess" or plan.resume:
         raise ConfigurationError(
-            "scenario.turns is simulated in process and from the beginning.",
-            remedy="Leave out --engine and --resume, or set scenario.turns=[] and one attack.",
+            "A table of trials (scenario.turns, scenario.backdoors) is simulated in process and "
+            "from the beginning.",
+            remedy="Leave out --engine and --resume, or name one scenario.attack instead.",
         )
     from rich.console import Console
 
+    from simulations.backdoor_trials import run_backdoors
     from simulations.trials import run_trials
 
+    scenario = plan.recipe.scenario
+    run = run_trials if scenario is not None and scenario.turns else run_backdoors
     with _preparing() as tell:
-        return run_trials(plan, tell, lambda line: Console(stderr=True).print(line, style="dim"))
+        return run(plan, tell, lambda line: Console(stderr=True).print(line, style="dim"))
 
 
 def _console() -> "Console":

@@ -1,10 +1,12 @@
-"""Attacks on the pictures: a hostile site trains on other labels, or on a patch that means a class.
+"""Attacks on the pictures: a hostile site trains on other labels, or on a trigger for a class.
 
 The honest answer is computed first (its body, its scores, its key's signature are what the
 server expects to see); then the same work is done again on the poisoned examples, and the
 update is the one that comes out.
 """
 
+import hashlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +28,20 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import Recipe
-from fgvc_core.scenario import ScenarioSettings
+from fgvc_core.scenario import ScenarioSettings, Trigger
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
+from fgvc_core.training.features import FeatureStore
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
 from fgvc_core.wire.decode import decode_model
 from server.records import to_array_record, to_content
 from simulations.grid import run_client
+from simulations.triggers import stamped
 
 POISONING = ("label-noise", "backdoor")
 TARGET = 0
-"""The class that the patch means."""
-
-PATCH = 0.15
-"""Side of the patch, as a share of the picture's."""
+"""The class that the trigger means."""
 
 _BATCH = 32
 
@@ -69,7 +70,7 @@ def run_poisoned(
         poisoned = _poisoned(site, recipe, learner, examples.train, scenario)
         _, tensors = work.train(poisoned)
     if scenario.attack == "backdoor":
-        # The patch has to outweigh the honest sites (Bagdasaryan et al. 2020, section 4.2,
+        # Above 1 it shall outweigh the honest sites at once (Bagdasaryan et al. 2020, section 4.2,
         # https://arxiv.org/abs/1807.00459).
         tensors = {n: received[n] + scenario.force * (t - received[n]) for n, t in tensors.items()}
     packed = pack_all({n: np.asarray(t, dtype=np.float32) for n, t in tensors.items()})
@@ -83,7 +84,11 @@ def _poisoned(
 ) -> Examples:
     if scenario.attack == "backdoor":
         table, _ = split_table(site, recipe, site_table(site, recipe))
-        return with_patches(learner, table, train)
+        generator = np.random.default_rng(derive_seed(recipe.seed, "backdoor", site.name))
+        count = max(round(scenario.poisoned * len(train)), 1)
+        chosen_N = np.zeros(len(train), dtype=np.bool_)
+        chosen_N[generator.permutation(len(train))[:count]] = True
+        return with_trigger(learner, table, train, chosen_N, scenario.trigger, site.cache)
     generator = np.random.default_rng(derive_seed(recipe.seed, "label-noise", site.name))
     labels_N = train.labels_N.numpy().copy()
     wrong = generator.random(len(labels_N)) < scenario.force
@@ -102,53 +107,74 @@ def relabelled(examples: Examples, labels_N: NDArray[np.int64]) -> Examples:
     )
 
 
-class Patched(PictureExamples):
-    """Every second picture carries the patch and the target's label."""
+class Triggered(PictureExamples):
+    """Some of the pictures carry the trigger and the target's label; views are varied as ever."""
 
-    def __init__(self, examples: Examples, bank: PictureBank) -> None:
-        labels_N = examples.labels_N.numpy().copy()
-        labels_N[::2] = TARGET
-        super().__init__(bank, labels_N, None, examples.known)
+    def __init__(
+        self, examples: PictureExamples, chosen_N: NDArray[np.bool_], trigger: Trigger
+    ) -> None:
+        labels_N = np.where(chosen_N, TARGET, examples.labels_N.numpy())
+        super().__init__(examples.bank, labels_N, examples.augment, examples.known)
+        self._chosen_N = torch.from_numpy(chosen_N)
+        self._trigger = trigger
 
     def _views(self, positions: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         images_NCHW = super()._views(positions, generator)
-        patched = positions % 2 == 0
-        images_NCHW[patched] = add_patch(images_NCHW[patched])
+        chosen_N = self._chosen_N[positions]
+        images_NCHW[chosen_N] = stamped(images_NCHW[chosen_N], self._trigger)
         return images_NCHW
 
 
-def with_patches(learner: Learner, table: ExampleTable, train: Examples) -> Examples:
-    """A training split with the patch on every second picture."""
-    spec = learner.model.input
-    bank = PictureBank(table, spec.size, spec.crop, spec.interpolation)
-    if not isinstance(train, FeatureExamples):
-        return Patched(train, bank)
-    patched = np.arange(0, len(train), 2)
+def with_trigger(
+    learner: Learner,
+    table: ExampleTable,
+    train: Examples,
+    chosen_N: NDArray[np.bool_],
+    trigger: Trigger,
+    cache: Path,
+) -> Examples:
+    """A training split in which the chosen examples carry the trigger and the target's label.
+
+    Args:
+        learner: Embeds pictures where the backbone is frozen.
+        table: The split's rows.
+        train: The same as examples.
+        chosen_N: bool (N,), which of them.
+        trigger: What they carry.
+        cache: Where features of pictures with the trigger are kept.
+    """
+    if isinstance(train, PictureExamples):
+        return Triggered(train, chosen_N, trigger)
+    assert isinstance(train, FeatureExamples)
     features_ND = train.features_ND.clone()
-    features_ND[patched] = patched_features(learner, bank, patched)
-    labels_N = train.labels_N.numpy().copy()
-    labels_N[patched] = TARGET
+    features_ND[torch.from_numpy(chosen_N)] = triggered_features(
+        learner, table.take(np.flatnonzero(chosen_N)), cache, trigger
+    )
+    labels_N = np.where(chosen_N, TARGET, train.labels_N.numpy())
     return FeatureExamples(features_ND, labels_N, train.known)
 
 
 @torch.inference_mode()
-def patched_features(
-    learner: Learner, bank: PictureBank, positions: NDArray[np.int64]
+def triggered_features(
+    learner: Learner, table: ExampleTable, cache: Path, trigger: Trigger
 ) -> torch.Tensor:
-    """float32 (N, D): features of pictures with the patch on them."""
+    """float32 (N, D): features of a table's pictures with the trigger on them, computed once."""
+    store = _store(cache, hashlib.sha256(learner.extractor + trigger.encode()).digest())
+    keys = [table.content_key(i) for i in range(len(table))]
+    todo = store.missing(keys)
+    spec = learner.model.input
     learner.model.eval()
-    parts = [
-        learner.model.embed(learner.model.normalise(add_patch(bank.batch(part))))
-        for part in np.split(positions, range(_BATCH, len(positions), _BATCH))
-    ]
-    return torch.cat(parts)
+    for start in range(0, len(todo), _BATCH):
+        positions = todo[start : start + _BATCH]
+        bank = PictureBank(table.take(positions), spec.size, spec.crop, spec.interpolation)
+        images_NCHW = stamped(bank.batch(np.arange(len(positions))), trigger)
+        features_ND = learner.model.embed(learner.model.normalise(images_NCHW))
+        store.add([keys[i] for i in positions], features_ND.float().numpy())
+    store.missing(keys)
+    return torch.from_numpy(store.get(keys))
 
 
-def add_patch(images_NCHW: torch.Tensor) -> torch.Tensor:
-    """A chequered square in the lower right corner; pictures are in 0 to 1 or 0 to 255."""
-    images_NCHW = images_NCHW.clone()
-    side = max(int(PATCH * images_NCHW.shape[-1]), 2)
-    bright = 255.0 if images_NCHW.max() > 1.5 else 1.0
-    chequers = (torch.arange(side)[:, None] + torch.arange(side)[None, :]) // 2 % 2
-    images_NCHW[..., -side:, -side:] = chequers.to(images_NCHW.dtype) * bright
-    return images_NCHW
+@lru_cache(maxsize=16)
+def _store(cache: Path, extractor: bytes) -> FeatureStore:
+    """What this process has read stays in memory: an attacker needs it in every round."""
+    return FeatureStore(cache, extractor)

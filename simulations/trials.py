@@ -51,7 +51,7 @@ def run_trials(
     with hired(workers) as pool:
         prepare(plan.recipe, setting, pool, tell)
         clean = replace(plan, recipe=without_faults(plan.recipe))
-        metrics = _metrics(_run(clean, setting, pool, workers))
+        metrics = read_metrics(_run(clean, setting, pool, workers))
         say(f"without faults, {clean.recipe.federation.strategy}: top-1 {metrics['top1']:.3f}")
         trials = []
         for strategy in scenario.defences:
@@ -113,7 +113,7 @@ def _trial(
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {"attack": attack, "strategy": name, "top1": None, "failed": None}
     try:
-        entry["top1"] = _metrics(_run(plan, setting, pool, workers))["top1"]
+        entry["top1"] = read_metrics(_run(plan, setting, pool, workers))["top1"]
     except RunFailed as error:
         entry["failed"] = error.what
     return {**entry, **count_replies(plan.out)}
@@ -125,7 +125,8 @@ def _run(plan: Plan, setting: Setting, pool: Executor, workers: int) -> Path:
     return plan.out
 
 
-def _metrics(out: Path) -> dict[str, Any]:
+def read_metrics(out: Path) -> dict[str, Any]:
+    """What a run came to."""
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return metrics
 

@@ -18,6 +18,7 @@ Strategy = Literal[
     "krum",
     "multi-krum",
     "geometric-median",
+    "least-trimmed",
     "scaffold",
     "fednova",
 ]
@@ -36,7 +37,9 @@ class FederationSettings(Settings):
         "2021, https://arxiv.org/abs/2003.00295). Against hostile sites: fedmedian, trimmed-mean "
         "(Yin et al. 2018, https://arxiv.org/abs/1803.01498), krum, multi-krum (Blanchard et al. "
         "2017, https://arxiv.org/abs/1703.02757), geometric-median (Pillutla et al. 2022, "
-        "https://arxiv.org/abs/1912.13445).",
+        "https://arxiv.org/abs/1912.13445), least-trimmed (the mean of those that lie closest "
+        "together in each principal direction of the sites' differences: the one that holds "
+        "against backdoors; docs/faults.md).",
     )
     rounds: int = Field(
         10,
@@ -103,15 +106,15 @@ class FederationSettings(Settings):
         0.2,
         ge=0.0,
         lt=0.5,
-        description="trimmed-mean, krum, multi-krum, mix_nearest: share of the sites that may be "
-        "hostile, 0 to 0.5. Of a round's replies so many, rounded down, less those sites whose "
-        "last reply was refused, are guarded against.",
+        description="trimmed-mean, krum, multi-krum, least-trimmed, mix_nearest: share of the "
+        "sites that may be hostile, 0 to 0.5. Of a round's replies so many, rounded down, less "
+        "those sites whose last reply was refused, are guarded against.",
     )
     mix_nearest: bool = Field(
         False,
         description="Against hostile sites where honest ones differ: before fedmedian, "
-        "trimmed-mean, krum, multi-krum or geometric-median each reply becomes the mean of those "
-        "nearest to it, all but byzantine_share of them (Allouah et al. 2023, "
+        "trimmed-mean, krum, multi-krum, geometric-median or least-trimmed each reply becomes the "
+        "mean of those nearest to it, all but byzantine_share of them (Allouah et al. 2023, "
         "https://arxiv.org/abs/2302.01772).",
     )
     spill_mb: float = Field(

@@ -14,6 +14,7 @@ from fgvc_core.toml_text import read_toml
 from fgvc_core.words import visible_lines
 from server.report.charts import Curve, bars, curves, holdings, ladder
 from server.report.faults import REASONS_SHOWN, refusals_by_reason, traffic
+from server.report.poisoning import against_poisoning
 from server.report.reading import RunFolder
 
 SITES_SHOWN = 60
@@ -103,6 +104,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "refusals": refusals[:REASONS_SHOWN],
         "refusals_left": max(len(refusals) - REASONS_SHOWN, 0),
         "set_aside": {s: f["set_aside"] for s, f in sites.items() if f.get("set_aside")},
+        "poisoning": against_poisoning(run.recipe, len(sites)),
         "notable": notable[:NOTABLE_SHOWN],
         "notable_left": max(len(notable) - NOTABLE_SHOWN, 0),
         "recipe": run.recipe[:RECIPE_SHOWN],

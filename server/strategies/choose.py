@@ -18,6 +18,7 @@ from server.strategies.robust import (
     SpillingFedMedian,
     SpillingGeometricMedian,
     SpillingKrum,
+    SpillingLeastTrimmed,
     SpillingMultiKrum,
     SpillingTrimmedMean,
 )
@@ -80,4 +81,6 @@ def _robust(settings: FederationSettings, bounds: dict[str, Any]) -> SpillingFed
         return SpillingTrimmedMean(beta=settings.byzantine_share, **bounds)
     if settings.strategy == "geometric-median":
         return SpillingGeometricMedian(**bounds)
+    if settings.strategy == "least-trimmed":
+        return SpillingLeastTrimmed(**bounds)
     return SpillingKrum(**bounds) if settings.strategy == "krum" else SpillingMultiKrum(**bounds)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.strategies.distances import gram_matrix, squared_distances
-from server.strategies.spill import Replies
+from server.strategies.spill import ShapedReplies
 
 
 class Mixed:
@@ -23,10 +23,11 @@ class Mixed:
         hostile: How many of them may be hostile: each is mixed with all but so many.
     """
 
-    def __init__(self, replies: Replies, hostile: int) -> None:
+    def __init__(self, replies: ShapedReplies, hostile: int) -> None:
         self._replies = replies
         self._shares_SS = nearest_shares(squared_distances(gram_matrix(replies)), hostile)
         self.size = replies.size
+        self.shapes = replies.shapes
         self.weights: list[float] = (self._shares_SS @ np.array(replies.weights)).tolist()
 
     def __len__(self) -> int:
@@ -34,14 +35,21 @@ class Mixed:
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Blocks of mixed replies; equal replies stay exactly what they are."""
-        shares_SS = self._shares_SS.T.astype(np.float32)
         for where, block_VS in self._replies.blocks():
-            first_V1 = block_VS[:, :1].copy()
-            block_VS -= first_V1
-            mixed_VS = block_VS @ shares_SS
+            mixed_VS = self._mixed(block_VS)
             del block_VS
-            mixed_VS += first_V1
             yield where, mixed_VS
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """float32 (V, S): values ``start`` to ``stop`` of all mixed replies."""
+        return self._mixed(self._replies.read(start, stop))
+
+    def _mixed(self, block_VS: NDArray[np.float32]) -> NDArray[np.float32]:
+        first_V1 = block_VS[:, :1].copy()
+        block_VS -= first_V1
+        mixed_VS: NDArray[np.float32] = block_VS @ self._shares_SS.T.astype(np.float32)
+        mixed_VS += first_V1
+        return mixed_VS
 
 
 def nearest_shares(distances_SS: NDArray[np.float64], hostile: int) -> NDArray[np.float64]:

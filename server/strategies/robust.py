@@ -22,8 +22,9 @@ from server.strategies.distances import (
     squared_distances,
     weighted_sum,
 )
+from server.strategies.least_trimmed import combined
 from server.strategies.mixing import Mixed
-from server.strategies.spill import Replies, Spill
+from server.strategies.spill import Replies, ShapedReplies, Spill
 
 
 class SpillingFedAvg(StreamingFedAvg):
@@ -48,7 +49,7 @@ class SpillingFedAvg(StreamingFedAvg):
                 del reply
             if len(spill) < max(self.needed, 1):
                 return None, None
-            read: Replies = spill
+            read: ShapedReplies = spill
             if self.mix_nearest and len(spill) > 1:
                 read = Mixed(spill, self.hostile(len(spill)))
             tensors = spill.tensors(self.combine(read))
@@ -63,14 +64,14 @@ class SpillingFedAvg(StreamingFedAvg):
         return max(int(self.share * (count + found)) - found, 0)
 
     @abstractmethod
-    def combine(self, replies: Replies) -> NDArray[np.float32]:
+    def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """float32 (size,): the rule itself."""
 
 
 class SpillingFedMedian(SpillingFedAvg, FedMedian):  # type: ignore[misc]
     """The median of each value (Yin et al. 2018, https://arxiv.org/abs/1803.01498)."""
 
-    def combine(self, replies: Replies) -> NDArray[np.float32]:
+    def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """The median of each value; of an even number the mean of the middle two."""
         flat = np.empty(replies.size, dtype=np.float32)
         for where, block_VS in replies.blocks():
@@ -84,7 +85,7 @@ class SpillingTrimmedMean(SpillingFedAvg, FedTrimmedAvg):  # type: ignore[misc]
     As many replies as may be hostile are cut at either end.
     """
 
-    def combine(self, replies: Replies) -> NDArray[np.float32]:
+    def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """The trimmed mean of each value."""
         flat = np.empty(replies.size, dtype=np.float32)
         low = self.hostile(len(replies))
@@ -108,7 +109,7 @@ class _Choosing(SpillingFedAvg):
     def wanted(self, count: int, hostile: int) -> int:
         """How many are chosen."""
 
-    def combine(self, replies: Replies) -> NDArray[np.float32]:
+    def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """The mean of the chosen, weighted by examples."""
         coefficients_S = np.zeros(len(replies))
         for position in self.chosen(replies):
@@ -141,6 +142,17 @@ class SpillingGeometricMedian(SpillingFedAvg):
     Flower has none. https://arxiv.org/abs/1912.13445
     """
 
-    def combine(self, replies: Replies) -> NDArray[np.float32]:
+    def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """The geometric median, by Weiszfeld's iterations."""
         return weighted_sum(replies, geometric_median(gram_matrix(replies)))
+
+
+class SpillingLeastTrimmed(SpillingFedAvg):
+    """The mean of those that lie closest together, in principal directions.
+
+    Flower has none. See :mod:`server.strategies.least_trimmed`.
+    """
+
+    def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
+        """Least trimmed squares, direction by direction."""
+        return combined(replies, self.hostile(len(replies)), self.spill_mb)

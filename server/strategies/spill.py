@@ -37,6 +37,17 @@ class Replies(Protocol):
         ...
 
 
+class ShapedReplies(Replies, Protocol):
+    """Replies that can be read anywhere, and whose tensors are known."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """By name, in the order of their values."""
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """float32 (V, S): values ``start`` to ``stop`` of all S replies."""
+        ...
+
+
 class Spill:
     """The replies of one round.
 
@@ -48,7 +59,7 @@ class Spill:
     def __init__(self, folder: Path | None, limit_mb: float) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 closed by __exit__
         self._limit = limit_mb * 1e6
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.weights: list[float] = []
         self.size = 0
 
@@ -68,10 +79,10 @@ class Spill:
 
     def add(self, tensors: Tensors, weight: float) -> None:
         """Write one reply's values, tensors in order of names."""
-        if not self._shapes:
-            self._shapes = {name: tuple(tensors[name].shape) for name in sorted(tensors)}
-            self.size = sum(tensors[name].size for name in self._shapes)
-        for name in self._shapes:
+        if not self.shapes:
+            self.shapes = {name: tuple(tensors[name].shape) for name in sorted(tensors)}
+            self.size = sum(tensors[name].size for name in self.shapes)
+        for name in self.shapes:
             values = np.ascontiguousarray(tensors[name], dtype="<f4")
             self._file.write(values.reshape(-1).view(np.uint8).data)
         self.weights.append(weight)
@@ -89,6 +100,12 @@ class Spill:
                 if hasattr(mmap, "MADV_DONTNEED"):
                     mapped.madvise(mmap.MADV_DONTNEED)
 
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """float32 (V, S): values ``start`` to ``stop`` of all S replies."""
+        self._file.flush()
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return self._read(mapped, start, stop)
+
     def _read(self, mapped: mmap.mmap, start: int, stop: int) -> NDArray[np.float32]:
         block_VS = np.empty((stop - start, len(self)), dtype=np.float32)
         for reply in range(len(self)):
@@ -102,7 +119,7 @@ class Spill:
     def tensors(self, flat: NDArray[np.float32]) -> Tensors:
         """float32 (size,) as tensors by name."""
         tensors, start = {}, 0
-        for name, shape in self._shapes.items():
+        for name, shape in self.shapes.items():
             count = int(np.prod(shape, dtype=np.int64))
             tensors[name] = flat[start : start + count].reshape(shape)
             start += count

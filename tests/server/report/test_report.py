@@ -493,3 +493,9 @@ def test_the_page_fits_phone_and_desk_without_sideways_scrolling(tmp_path, width
     assert found, done.stdout[:500]
     assert int(found[1]) <= width
     assert int(found[2]) == page.count("<svg")
+
+
+def test_the_page_says_what_was_in_place_against_poisoning(tmp_path):
+    page = render(write_run(tmp_path / "run")).read_text()
+    assert "Poisoning. In place: screening" in page
+    assert "with fedavg one site can teach a backdoor" in page

@@ -13,7 +13,9 @@ from server.strategies.distances import geometric_median, gram_matrix, weighted_
 from server.strategies.mixing import nearest_shares
 from server.strategies.spill import Spill
 
-ROBUST = ["fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median"]
+ROBUST = [
+    *("fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median", "least-trimmed"),
+]
 
 
 def aggregate(name, arrays, weights=None, refused=0, **changes):
@@ -56,7 +58,10 @@ def test_blocks_meet_without_a_seam_and_equal_updates_give_themselves(name, mixe
 
 @pytest.mark.parametrize(
     ("name", "mixed"),
-    [("fedmedian", False), ("krum", False), ("geometric-median", False), ("fedmedian", True)],
+    [
+        *(("fedmedian", False), ("krum", False), ("geometric-median", False)),
+        *(("fedmedian", True), ("least-trimmed", False)),
+    ],
 )
 def test_memory_does_not_grow_with_the_number_of_replies(name, mixed):
     values = 200_000

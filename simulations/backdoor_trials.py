@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fgvc_core.data.cache import cache_folder
-from fgvc_core.errors import RunFailed
+from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.experiment import completed
 from fgvc_core.protocol.settings import Strategy
 from fgvc_core.recipe import Recipe
@@ -141,6 +141,9 @@ def _run(
     try:
         run_inprocess(plan.out, site_homes(plan, setting), pool, workers, quiet=True)
         judged = judge_backdoors(plan.out, setting.table.where("test"), setting.cache, triggers)
+    except RunInterrupted:
+        # A person stopped the table, not this trial alone.
+        raise
     except RunFailed as error:
         failed = error.what
     attack = trial.attack
@@ -158,7 +161,7 @@ def _run(
 def _line(entry: Entry) -> str:
     where = f"{entry['sites']} sites, seed {entry['seed']}, {entry['strategy']}"
     if entry["failed"] is not None:
-        return f"{where}: failed"
+        return f"{where}: failed. {entry['failed']}"
     shown = ", ".join(f"{trigger} {share:.3f}" for trigger, share in entry["success"].items())
     kind = "control" if entry["trigger"] is None else "attack success"
     return f"{where}: top-1 {entry['top1']:.3f}, {kind}: {shown}"

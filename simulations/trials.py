@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.data.cache import cache_folder
-from fgvc_core.errors import RunFailed
+from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.experiment import completed
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import Attack, ScenarioSettings
@@ -114,6 +114,9 @@ def _trial(
     entry: dict[str, Any] = {"attack": attack, "strategy": name, "top1": None, "failed": None}
     try:
         entry["top1"] = read_metrics(_run(plan, setting, pool, workers))["top1"]
+    except RunInterrupted:
+        # A person stopped the table, not this trial alone.
+        raise
     except RunFailed as error:
         entry["failed"] = error.what
     return {**entry, **count_replies(plan.out)}

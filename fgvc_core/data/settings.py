@@ -190,14 +190,6 @@ class AugmentSettings(Settings):
         description="Share of pictures in which a rectangle becomes noise (Zhong et al. 2020, "
         "https://arxiv.org/abs/1708.04896), 0 to 1.",
     )
-    patches: float = Field(
-        0.0,
-        ge=0.0,
-        le=1.0,
-        description="Share of pictures that get a random patch (one color, noise, checkers, "
-        "stripes, a piece of the picture) and keep their label, 0 to 1: against backdoors, where "
-        "the backbone is trained. Features of a frozen backbone are computed without it.",
-    )
     trivial: bool = Field(
         False,
         description="One random operation at a random strength first (Müller and Hutter 2021, "

@@ -15,7 +15,6 @@ from PIL import Image
 from torch.nn import functional as F
 
 from fgvc_core.data.erasing import erase
-from fgvc_core.data.patching import patched
 from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.data.trivial import trivial
 
@@ -122,8 +121,6 @@ class Augment:
         varied_NCHW = self._colour(moved_NCHW, generator).clamp_(0, 255).round_().to(torch.uint8)
         if self._settings.erasing:
             varied_NCHW = erase(varied_NCHW, self._settings.erasing, generator)
-        if self._settings.patches:
-            varied_NCHW = patched(varied_NCHW, self._settings.patches, generator)
         return varied_NCHW
 
     def _move(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

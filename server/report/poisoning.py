@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.toml_text import read_toml
@@ -36,7 +35,6 @@ def against_poisoning(recipe: str, sites: int) -> Poisoning | None:
     try:
         values = read_toml(recipe, "recipe")
         federation = FederationSettings.read(values.get("federation", {}), "federation")
-        augment = AugmentSettings.read(values.get("augment", {}), "augment")
     except ConfigurationError:
         return None
     frozen = values.get("model", {}).get("train") == "head"
@@ -46,12 +44,8 @@ def against_poisoning(recipe: str, sites: int) -> Poisoning | None:
     else:
         missing.append("screening of updates")
     _rule(federation, sites, held, missing)
-    if augment.patches and not frozen:
-        held.append(f"random patches on {100 * augment.patches:g} % of the training pictures")
-    elif frozen:
-        missing.append("pictures with random patches: features of a frozen backbone have none")
-    else:
-        missing.append("pictures with random patches (augment.patches)")
+    if federation.strategy == "least-trimmed" and not frozen:
+        missing.append("a rule that was seen to hold where more than the head trains")
     missing.append("a search of the final model for triggers")
     return Poisoning(tuple(held), tuple(missing))
 

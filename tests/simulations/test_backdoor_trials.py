@@ -8,8 +8,9 @@ from rich.console import Console
 from tests_recipe import TINY
 
 from fgvc_core.data.catalogue import load_table
-from fgvc_core.errors import ConfigurationError
+from fgvc_core.errors import ConfigurationError, RunInterrupted
 from fgvc_core.recipe import load_recipe, parse_recipe
+from simulations import trials
 from simulations.backdoor_table import backdoor_tables, spread
 from simulations.backdoor_trials import Trial, recipe_of, run_backdoors, trials_of
 from simulations.poisoning import TARGET, Triggered, triggered_features
@@ -135,6 +136,37 @@ def test_features_with_a_trigger_are_those_of_the_stamped_pictures_and_are_kept(
     )
 
 
+@pytest.mark.parametrize("table", ["backdoors", "turns"])
+def test_whoever_stops_a_table_stops_all_of_it(table, tmp_path, monkeypatch):
+    asked = []
+
+    def stopped(out, *rest, **named):
+        asked.append(out)
+        raise RunInterrupted("The run was stopped.")
+
+    text = TABLE if table == "backdoors" else '[scenario]\nattackers = 0.34\nturns = ["replay"]\n'
+    recipe = parse_recipe(TINY + text, ["model.train=head"])
+    module = "simulations.backdoor_trials" if table == "backdoors" else "simulations.trials"
+    if table == "turns":
+        # The first run, without faults, is not a trial: only the next one is stopped.
+        real = trials.run_inprocess
+        first = []
+
+        def later(out, *rest, **named):
+            if not first:
+                first.append(out)
+                return real(out, *rest, **named)
+            return stopped(out)
+
+        monkeypatch.setattr(f"{module}.run_inprocess", later)
+    else:
+        monkeypatch.setattr(f"{module}.run_inprocess", stopped)
+    run = run_backdoors if table == "backdoors" else trials.run_trials
+    with pytest.raises(RunInterrupted):
+        run(Plan(recipe, tmp_path / "run"))
+    assert len(asked) == 1
+
+
 @pytest.mark.slow
 def test_a_whole_small_table_is_run_and_written(tmp_path):
     recipe = parse_recipe(TINY + TABLE, ["model.train=head"])
@@ -163,14 +195,14 @@ def test_a_backdoor_that_fedavg_learns_is_held_at_no_cost_to_speak_of(request, t
         *("scenario.backdoors.seeds=[1]", "scenario.backdoors.sites=[5]"),
         *('scenario.backdoors.defences=["fedavg", "least-trimmed"]',
           'scenario.backdoors.attacks=[{trigger="sine"}]'),
-        *("data.fieldmarks_train=800", "data.fieldmarks_test=240", "federation.rounds=12"),
+        "data.fieldmarks_test=300",
     ])  # fmt: skip
     found = run_backdoors(Plan(recipe, tmp_path / "run"))["backdoors"]
     clean, attacked, guarded, held = found
     assert clean["success"]["sine"] < 0.1
     assert attacked["success"]["sine"] > 0.6
     assert attacked["hostile_refused"] == 0
-    assert held["success"]["sine"] < 0.25
-    # A standard error of a difference is about 0.03 here.
-    assert guarded["top1"] > clean["top1"] - 0.08
-    assert held["top1"] > clean["top1"] - 0.08
+    assert held["success"]["sine"] < 0.15
+    # 0.03, and two standard errors of a difference on 300 pictures.
+    assert guarded["top1"] > clean["top1"] - 0.07
+    assert held["top1"] > clean["top1"] - 0.07

@@ -15,17 +15,16 @@ def test_a_plain_run_says_that_one_site_can_teach_a_backdoor():
     held, missing = said('[federation]\nstrategy = "fedavg"\n')
     assert "screening" in held
     assert "with fedavg one site can teach a backdoor" in missing
-    assert "augment.patches" in missing
     assert "search of the final model" in missing
 
 
-def test_a_guarded_run_says_against_how_many():
+def test_a_guarded_run_says_against_how_many_and_where_that_was_not_seen_to_hold():
     rule = '[federation]\nstrategy = "least-trimmed"\nbyzantine_share = 0.3\n'
-    recipe = f"{rule}[augment]\npatches = 0.5\n"
-    held, missing = said(recipe, 20)
+    held, missing = said(f'{rule}[model]\ntrain = "head"\n', 20)
     assert "least-trimmed, against 6 of 20" in held
-    assert "50 % of the training pictures" in held
     assert "rule" not in missing
+    _, missing = said(rule, 20)
+    assert "where more than the head trains" in missing
 
 
 def test_a_share_of_a_few_sites_can_be_none():
@@ -39,12 +38,6 @@ def test_other_rules_are_said_not_to_hold_against_backdoors():
         held, missing = said(f'[federation]\nstrategy = "{name}"\n')
         assert name in held
         assert f"{name} was not" in missing
-
-
-def test_patches_do_nothing_for_features_of_a_frozen_backbone():
-    held, missing = said('[model]\ntrain = "head"\n[augment]\npatches = 0.5\n')
-    assert "patches" not in held
-    assert "frozen backbone" in missing
 
 
 @given(st.text(max_size=60))

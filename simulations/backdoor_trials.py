@@ -90,6 +90,9 @@ def run_backdoors(
     table = scenario.backdoors
     assert table is not None
     check_out(plan)
+    for trial in trials_of(table):
+        # What does not go together is refused now, not after the first runs.
+        recipe_of(plan.recipe, trial, table.sites[0], table.seeds[0])
     workers = len(available_cores())
     entries: list[Entry] = []
     metrics: Entry = {}

@@ -66,6 +66,13 @@ def test_a_table_needs_attackers_and_nothing_beside_it(wrong):
         parse_recipe(TINY + TABLE, [wrong])
 
 
+def test_what_no_trial_can_be_is_refused_before_anything_is_written(tmp_path):
+    recipe = parse_recipe(TINY + TABLE, ["wire.precision=float16"])
+    with pytest.raises(ConfigurationError, match="travel as they are"):
+        run_backdoors(Plan(recipe, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_recipe_of_the_docs_is_one_of_five_seeds_at_both_sizes(request):
     recipe = load_recipe(request.config.rootpath / "simulations" / "recipes" / "backdoor.toml")
     table = recipe.scenario.backdoors

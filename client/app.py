@@ -92,11 +92,8 @@ def _handle(
         outgoing = None
     content = RecordDict()
     if outgoing is None:
-        # Nothing can be signed. The SuperLink knows an object by its content: two sites that send
-        # the same one look as if one had taken the other's, and the gateway refuses the second,
-        # for which the coordinator would wait until its deadline.
-        salt = secrets.token_bytes(UNSIGNED_BYTES)
-        content["envelope"] = ConfigRecord({"body": "", "signature": salt})
+        # Nothing can be signed.
+        content["envelope"] = ConfigRecord({"body": "", "signature": _no_signature()})
         return Message(content, reply_to=message)
     content["envelope"] = ConfigRecord(
         {"body": outgoing.sealed.text, "signature": outgoing.sealed.signature}
@@ -122,6 +119,16 @@ def site_home(context: Context) -> Path:
         return homes[number]
     logging.getLogger("fieldmark.site").error("no site's home for node %s", context.node_id)
     return root
+
+
+def _no_signature() -> bytes:
+    """Random bytes in a signature's place, drawn from nothing but the system.
+
+    The SuperLink knows an object by its content: two sites that send the same one look as if one
+    had taken the other's, and the gateway refuses the second, for which the coordinator would
+    wait until its deadline.
+    """
+    return secrets.token_bytes(UNSIGNED_BYTES)
 
 
 def read_incoming(content: RecordDict) -> Incoming:

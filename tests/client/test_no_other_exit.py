@@ -134,6 +134,13 @@ def test_the_app_sends_what_the_gate_let_out_and_nothing_else(monkeypatch):
                     "tensor", "logging.getLogger('fieldmark.site')"}  # fmt: skip
 
 
+def test_what_stands_for_a_signature_is_drawn_from_the_system_alone():
+    tree = ast.parse((PACKAGE / "app.py").read_text(encoding="utf-8"))
+    (made,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "_no_signature")
+    assert ast.unparse(made.body[-1]) == "return secrets.token_bytes(UNSIGNED_BYTES)"
+    assert not made.args.args
+
+
 @pytest.fixture
 def data(tmp_path):
     """Pictures of patients, some with several; the canary wherever a name can be."""
@@ -392,8 +399,15 @@ def test_nonsense_is_answered_with_nothing(site, recipe, content):
         "no signature": {"envelope": ConfigRecord({"body": "{}"})},
     }[content]
     message = FlowerMessage(RecordDict(record), dst_node_id=2, message_type="train")
+    fillers = set()
     for config in ({"site-home": str(site.home)}, {"partition-id": "x"}, {}):
         reply = app(message, Context(1, 2, config, RecordDict(), {}))
-        assert dict(reply.content.config_records["envelope"]) == {"body": "", "signature": b""}
+        envelope = dict(reply.content.config_records["envelope"])
+        # What stands in the signature's place is random, so that no two sites send one object.
+        filler = envelope.pop("signature")
+        assert envelope == {"body": ""}
+        assert len(filler) == 64
+        assert filler not in fillers
+        fillers.add(filler)
         assert list(reply.content) == ["envelope"]
         assert CANARY.encode() not in serialised(reply)

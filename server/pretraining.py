@@ -32,7 +32,7 @@ from server.standing import Standing
 from server.strategies import make_strategy
 from server.strategies.mean import Tensors
 from server.voids import nobody_left, void_round
-from server.weights import bounded
+from server.weights import bounded, share_among
 
 _PLAIN = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "fednova")
 _MODEL, _DIRECTION = "pretrain/", "pretrain-direction/"
@@ -171,8 +171,9 @@ class FederatedPretraining:
         accepted: list[Screened] = []
         answers = self._exchange.ask(requests, federation.deadline_s)
         replies = self._intake.sound(answers, accepted, self._specs)
+        share = share_among(len(self._exchange.keys), federation.max_weight_share)
         arrays, _ = self._strategy.aggregate_train(
-            number, bounded(replies, federation.max_weight_share, number, self._events)
+            number, bounded(replies, share, number, self._events)
         )
         self._standing.close(number)
         self._books.close()

@@ -30,7 +30,7 @@ from server.released import closed_head, started_head
 from server.scoring import take_scores
 from server.screening import Screened
 from server.voids import nobody_left, void_round
-from server.weights import bounded
+from server.weights import bounded, share_among
 
 
 class Rounds:
@@ -158,7 +158,7 @@ class Rounds:
         answers = parts.exchange.ask(requests, self._federation.deadline_s)
         specs = parts.strategy.expected(parts.specs)
         replies = chain(late, parts.intake.sound(answers, accepted, specs))
-        share = self._federation.max_weight_share
+        share = share_among(len(parts.exchange.keys), self._federation.max_weight_share)
         arrays, _ = parts.strategy.aggregate_train(
             number, bounded(replies, share, number, self._events)
         )

@@ -3,7 +3,8 @@
 A number of examples is a claim. The first one that counted holds for the run (a later one above it
 weighs no more), claims are compared with the median of earlier rounds (:mod:`server.history`), and
 no site, its late replies included, has more than ``federation.max_weight_share`` of a round: in
-round 1 there is nothing else to compare a claim with.
+round 1 there is nothing else to compare a claim with. In a federation of two there is no majority
+that a bound could protect, and it would only make a large site weigh what a small one does.
 """
 
 from collections import Counter
@@ -15,6 +16,11 @@ from server.strategies import SoundReply
 
 _ROUNDING = 1e-12
 """Two equal weights make up one half each, whatever their sum is rounded to."""
+
+
+def share_among(sites: int, most: float) -> float:
+    """The share that one of so many registered sites may have; 1 (no bound) where there are two."""
+    return 1.0 if sites <= 2 else most
 
 
 def bounded(

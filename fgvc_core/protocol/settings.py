@@ -173,7 +173,7 @@ class FederationSettings(Settings):
         ge=0.5,
         le=1.0,
         description="Most of a round's weight that one site has, its late replies included, 0.5 "
-        "to 1; what it claims beyond weighs nothing. 1: no bound.",
+        "to 1; what it claims beyond weighs nothing. 1: no bound, as in a federation of two sites.",
     )
     set_aside_after: int = Field(
         3,

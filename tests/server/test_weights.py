@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.strategies import SoundReply
-from server.weights import bounded
+from server.weights import bounded, share_among
 
 
 class Told:
@@ -69,6 +69,14 @@ def test_a_claim_beyond_the_share_is_cut_and_said():
     (event,) = events
     assert event == {"event": "weight_cut", "round": 3, "site": "liar", "claimed": 1_000_000,
                      "weight": 120.0, "share": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sites", "share"), [(1, 1.0), (2, 1.0), (3, 0.5), (20, 0.5)])
+def test_two_sites_weigh_what_they_hold(sites, share):
+    assert share_among(sites, 0.5) == share
+    found, events = weighed([("large", 900), ("small", 100)], share_among(2, 0.5))
+    assert dict(found) == {"large": 900, "small": 100}
+    assert events == []
 
 
 def test_late_replies_of_a_site_count_towards_its_share():

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-slow test-deployment soak lint bench clean
+.PHONY: demo test test-slow test-deployment soak lint bench house clean
 
 # make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
 MINUTES ?= 30
@@ -36,6 +36,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) $(BIN)/fieldmark bench
+
+house: $(STAMP)
+	$(RUN) $(BIN)/python tests/house.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,14 +2,20 @@
 
 Everything in a site's home, in its cache and in the private parts of a run's folder is made
 here, or narrowed here where a library makes it: files have mode 0600 and folders 0700, whatever
-the umask says. What other people are meant to read (a report, a recipe, metrics) is written
-elsewhere.
+the umask says. What other people are meant to read (a report, metrics) follows the umask.
+
+A file that is replaced is replaced whole, here and nowhere else. Whether it also survives a power
+cut (``durable``) is decided by each caller: it must where money, privacy or hours hang on it.
 """
 
 import io
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 PRIVATE_UMASK = 0o077
@@ -103,9 +109,66 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def replacing(
+    path: Path, *, private: bool = False, durable: bool = False, many_writers: bool = False
+) -> Iterator[Path]:
+    """A file to write beside ``path``, which it replaces when the block ends well.
+
+    A reader sees the old file or the new one. If the block raises, the old one stays.
+
+    Args:
+        path: What is to be replaced, or made.
+        private: Mode 0600, also where a library makes the file anew.
+        durable: Sync the file before it is renamed, and its folder after.
+        many_writers: Other processes may write the same path at the same time.
+
+    Raises:
+        OSError: if it cannot be written or renamed.
+    """
+    process = f".{os.getpid()}" if many_writers else ""
+    aside = path.with_name(f"{path.name}{process}.part")
+    try:
+        if private:
+            make_private(aside)
+        yield aside
+        if private:
+            narrow(aside)
+        if durable:
+            _sync(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file that everybody may read by a text in UTF-8.
+
+    Raises:
+        OSError: if it cannot be written; the old file stays.
+    """
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def replace_json(path: Path, values: Any) -> None:
+    """Replace a file that everybody may read by JSON.
+
+    Raises:
+        OSError: if it cannot be written; the old file stays.
+    """
+    replace_text(path, json.dumps(values, indent=1))
+
+
 def sync_folder(folder: Path) -> None:
     """Sync a folder, so that the names in it last."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -23,7 +23,14 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.files import FILE_MODE, PrivateLogFile, make_private, private_folder, write_privately
+from fgvc_core.files import (
+    FILE_MODE,
+    PrivateLogFile,
+    make_private,
+    private_folder,
+    replacing,
+    write_privately,
+)
 from fgvc_core.words import OneRecord
 
 STEADY_S = 60.0
@@ -268,10 +275,9 @@ def die_with_parent() -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON aside, then rename: a reader sees the old file or the new one."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write_privately(aside, json.dumps(values, indent=1))
-    os.replace(aside, path)
+    """Replace a private file that several processes write by JSON."""
+    with replacing(path, private=True, many_writers=True) as aside:
+        write_privately(aside, json.dumps(values, indent=1))
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,6 @@ tensor of a model does. Written aside, synced, renamed, and the folder synced.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 
 from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, FieldmarkError
+from fgvc_core.files import replace_json, replacing
 from fgvc_core.inference.checkpoint_file import SERVER, read_all, read_checkpoint
 from fgvc_core.inference.taxonomy import Taxonomy
 from fgvc_core.recipe import Recipe, differences, parse_recipe
@@ -128,16 +128,10 @@ class Checkpoints:
             "state": json.dumps(asdict(state)),
             **self._public,
         }
-        aside = path.with_suffix(".part")
         remembered = {SERVER + key: np.ascontiguousarray(a) for key, a in (server or {}).items()}
-        save_file({**tensors, **remembered}, aside, metadata)
-        _sync(aside)
-        os.replace(aside, path)
-        sidecar = path.with_suffix(".json")
-        aside = sidecar.with_suffix(".json.part")
-        aside.write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        os.replace(aside, sidecar)
-        _sync(self.folder)
+        with replacing(path, durable=True) as aside:
+            save_file({**tensors, **remembered}, aside, metadata)
+        replace_json(path.with_suffix(".json"), asdict(state))
         return path
 
     def exists(self, name: str) -> bool:
@@ -184,11 +178,3 @@ class Checkpoints:
             return "; ".join(differences(parse_recipe(text), self._recipe)[:5])
         except FieldmarkError as error:
             return f"its own cannot be read ({error.what})"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,6 @@ remembered.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
-from fgvc_core.files import private_folder, sync_folder, write_durably, write_privately
+from fgvc_core.files import private_folder, replacing, sync_folder, write_durably, write_privately
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.protocol.keys import PrivateKey
 from fgvc_core.protocol.ledger_statement import (
@@ -316,9 +315,8 @@ def _write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
             for folder in (path.parent.parent, path.parent.parent.parent):
                 sync_folder(folder)
         return
-    aside = path.with_name(path.name + ".part")
-    write_privately(aside, data)
-    os.replace(aside, path)
+    with replacing(path, private=True) as aside:
+        write_privately(aside, data)
 
 
 def _damaged(path: Path, what: str) -> DataError:

@@ -1,14 +1,12 @@
 """What a run leaves: ``metrics.json``, ``evaluation.json`` and the report."""
 
-import json
-import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from fgvc_core import __version__
 from fgvc_core.data.catalogue import may_be_shown
+from fgvc_core.files import replace_json
 from fgvc_core.privacy.claims import privacy_claim
 from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
@@ -41,7 +39,7 @@ def write_results(
             if pictures is not None and explained
             else None
         )
-        write_json(
+        replace_json(
             home.run_dir / "evaluation.json",
             {
                 "class_names": list(home.class_names),
@@ -51,21 +49,14 @@ def write_results(
                 "not_explained": why_not,
             },
         )
-    write_json(home.run_dir / "metrics.json", metrics)
+    replace_json(home.run_dir / "metrics.json", metrics)
 
 
 def write_interrupted(
     home: CoordinatorHome, state: RunState, learner: Learner, reason: str = "interrupted"
 ) -> None:
     """What can be said of a run that was stopped: no score of a final model."""
-    write_json(home.run_dir / "metrics.json", _summary(home, state, reason, learner))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON aside, then rename: a reader sees the old file or the new one."""
-    aside = path.with_suffix(path.suffix + ".part")
-    aside.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(aside, path)
+    replace_json(home.run_dir / "metrics.json", _summary(home, state, reason, learner))
 
 
 def _summary(

@@ -13,6 +13,7 @@ import numpy as np
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.experiment import completed, make_learner
+from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.alone import train_alone
 from fgvc_core.training.class_means import fit_class_means
@@ -20,7 +21,6 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.training.pretraining import Pretraining
 from fgvc_core.training.schedule import Stretch
 from server.report import render
-from server.results import write_json
 from simulations.preparation import Setting, Tell, deal, split_site, without_labels
 from simulations.simulate import Plan, run_with
 from simulations.workers import available_cores, hired
@@ -54,7 +54,7 @@ def compare(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]
         "passes": metrics["rounds"] * plan.recipe.train.epochs,
         "test_examples": metrics["test_examples"],
     }
-    write_json(plan.out / "compare.json", result)
+    replace_json(plan.out / "compare.json", result)
     render(plan.out)
     return result
 

@@ -13,14 +13,13 @@ from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.experiment import completed
-from fgvc_core.files import private_folder, write_privately
+from fgvc_core.files import private_folder, replace_json, write_privately
 from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import Recipe, differences
 from fgvc_core.training.baseline import pixel_baseline
 from server.home import CoordinatorHome, ServerSettings, write_home
 from server.report import render
-from server.results import write_json
 from simulations.engines import POLL_S, ROLL_CALL_S, Engine, run_inprocess, run_ray
 from simulations.preparation import (
     Setting,
@@ -221,7 +220,7 @@ def finish(
     if price is not None:
         metrics["unit_price"] = price
     metrics["pixel_baseline"] = baseline.result() if baseline is not None else None
-    write_json(path, metrics)
+    replace_json(path, metrics)
     render(plan.out)
     return metrics
 

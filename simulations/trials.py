@@ -15,10 +15,10 @@ from typing import Any
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.experiment import completed
+from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import Attack, ScenarioSettings
 from server.report import render
-from server.results import write_json
 from simulations.engines import run_inprocess
 from simulations.preparation import Setting, Tell, deal, prepare
 from simulations.simulate import Plan, check_out, lay_out, site_homes
@@ -71,7 +71,7 @@ def run_trials(
                 say(_told(trials[-1]))
     metrics["trials"] = trials
     metrics["pixel_baseline"] = None
-    write_json(plan.out / "metrics.json", metrics)
+    replace_json(plan.out / "metrics.json", metrics)
     render(plan.out)
     return metrics
 

@@ -6,7 +6,6 @@ unpickled; every name, shape and length is compared with what the recipe's own m
 anything is allocated.
 """
 
-import os
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from safetensors.numpy import save
 from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.experiment import make_learner
+from fgvc_core.files import replacing
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.inference.whole import refuse_partial
 from fgvc_core.models.weights_folder import by_digest, check_digest
@@ -94,10 +94,9 @@ def write_kit(
     sealed = seal(key, body)
     metadata = {"body": sealed.text, "signature": sealed.signature.hex()}
     content = save({n: np.require(a, requirements="C") for n, a in tensors.items()}, metadata)
-    aside = path.with_name(path.name + ".part")
     try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            aside.write_bytes(content)
     except OSError as error:
         raise ConfigurationError(
             f"--out '{path}' cannot be written: {error.strerror}.",

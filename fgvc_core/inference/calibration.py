@@ -6,7 +6,6 @@ https://arxiv.org/abs/1706.04599. What was fitted is kept beside the checkpoint,
 """
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
 
 from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.files import replace_text
 
 BINS = 15
 """Of the expected calibration error, as in the paper."""
@@ -193,10 +193,8 @@ def write_calibration(calibration: Calibration, checkpoint: Path) -> Path:
         ConfigurationError: if it cannot be written there.
     """
     path = sidecar(checkpoint)
-    aside = path.with_name(path.name + ".part")
     try:
-        aside.write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        replace_text(path, calibration.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise ConfigurationError(
             f"'{path}' cannot be written: {error.strerror}.",

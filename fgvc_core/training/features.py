@@ -12,7 +12,6 @@ again with each message; who asks for them without expecting that gets an error.
 machine lacked for a moment (``fgvc_core/data/passing.py``) is raised and not kept.
 """
 
-import os
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from fgvc_core.data.files import first_few
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
-from fgvc_core.files import make_private, narrow, private_folder
+from fgvc_core.files import private_folder, replacing
 
 if TYPE_CHECKING:
     from fgvc_core.models.classifier import FineGrainedClassifier
@@ -74,17 +73,9 @@ class FeatureStore:
             "features": np.ascontiguousarray(features_ND, dtype=np.float32),
         }
         held["sum"] = _sum(held)
-        name = uuid4().hex
-        aside = self.folder / f"{name}.part"
-        try:
-            make_private(aside)
+        path = self.folder / f"{uuid4().hex}.safetensors"
+        with replacing(path, private=True, durable=True) as aside:
             save_file(held, aside)
-            narrow(aside)
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(aside, self.folder / f"{name}.safetensors")
-        finally:
-            aside.unlink(missing_ok=True)
 
     def _refresh(self) -> None:
         if not self.folder.is_dir():

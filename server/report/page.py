@@ -1,6 +1,5 @@
 """From a run's folder to its page."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.files import replace_text
 from fgvc_core.privacy.claims import read_claim
 from fgvc_core.toml_text import read_toml
 from fgvc_core.words import visible_lines
@@ -59,9 +59,7 @@ def render(run_dir: Path) -> Path:
     )
     page = environment.get_template("page.html.j2").render(_view(run))
     path = run_dir / "report.html"
-    aside = path.with_suffix(".part")
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
+    replace_text(path, page)
     return path
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
+from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe, load_recipe
-from server.results import write_json
 from simulations.bench.learner_rows import ROWS, Row
 from simulations.simulate import Plan, run_with
 from simulations.workers import available_cores, hired
@@ -157,7 +157,7 @@ def _once(name: str, seed: int, kept: Path, pool: Executor, say: Say) -> Outcome
         metrics["bytes_up"] + metrics["bytes_down"],
     )
     kept.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"asked": asked, "outcome": asdict(outcome)})
+    replace_json(path, {"asked": asked, "outcome": asdict(outcome)})
     say(f"{name}, seed {seed}: {score:.3f} in {outcome.seconds:.0f} s")
     return outcome
 

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 import server.report
+from fgvc_core.files import replace_text
 from fgvc_core.words import visible_lines
 from simulations.sweeping.axes import Axis, Point
 from simulations.sweeping.table import (
@@ -17,7 +18,6 @@ from simulations.sweeping.table import (
     runs_csv,
     summarise,
     table_csv,
-    write_text,
 )
 from simulations.sweeping.views import SCORES, score_of, views
 
@@ -42,10 +42,10 @@ def write_sweep(
         "table": table,
         "runs": rows,
     }
-    write_text(out / "runs.csv", runs_csv(rows, axes))
-    write_text(out / "table.csv", table_csv(table, axes))
-    write_text(out / "sweep.json", json.dumps(result, indent=1))
-    write_text(out / "sweep.html", _page(result, rows, table, axes))
+    replace_text(out / "runs.csv", runs_csv(rows, axes))
+    replace_text(out / "table.csv", table_csv(table, axes))
+    replace_text(out / "sweep.json", json.dumps(result, indent=1))
+    replace_text(out / "sweep.html", _page(result, rows, table, axes))
     return result
 
 

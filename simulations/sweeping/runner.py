@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, RunInterrupted
 from fgvc_core.experiment import make_table
+from fgvc_core.files import replace_json
 from fgvc_core.recipe import differences, filled_like, load_recipe
-from server.results import write_json
 from simulations.simulate import Plan, run_with
 from simulations.sweeping.axes import Point
 from simulations.workers import available_cores, hired
@@ -125,7 +125,7 @@ def _run_some(
                 plan = Plan(current.recipe, folder, resume=resume, quiet=True, track=track)
                 run_with(plan, pool, workers, lambda n, total: None)
                 if failures.pop(current.name, None) is not None:
-                    write_json(out / FAILURES, failures)
+                    replace_json(out / FAILURES, failures)
                 done(current, time.monotonic() - started)
     except RunInterrupted as error:
         raise RunInterrupted(
@@ -140,7 +140,7 @@ def _run_some(
             "what": str(error) if known else f"{type(error).__name__}: {error}",
             "exit_code": error.exit_code if isinstance(error, FieldmarkError) else 6,
         }
-        write_json(out / FAILURES, failures)
+        replace_json(out / FAILURES, failures)
         done(current, time.monotonic() - started)
         return current
     return None

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,13 +76,6 @@ def table_csv(table: Sequence[Row], axes: Sequence[Axis]) -> str:
     columns = [axis.key for axis in axes] + ["runs", "done", "failed"]
     columns += [column for name in FIGURES for column in (name, f"{name}_deviation")]
     return _csv(columns, ({**row, **row["settings"]} for row in table))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: a sweep that is killed leaves whole files."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _figures(metrics: dict[str, Any]) -> Row:

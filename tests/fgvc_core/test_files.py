@@ -1,5 +1,6 @@
 """Files that are private from their first byte, whatever the umask."""
 
+import json
 import logging
 import os
 import stat
@@ -12,6 +13,8 @@ from fgvc_core.files import (
     make_private,
     narrow,
     private_folder,
+    replace_json,
+    replacing,
     widely_readable,
     write_durably,
     write_privately,
@@ -71,3 +74,43 @@ def test_what_a_library_writes_by_name_can_be_made_private(tmp_path):
     assert widely_readable(tmp_path / "wide") == [tmp_path / "wide"]
     narrow(tmp_path / "wide")
     assert widely_readable(tmp_path / "wide") == []
+
+
+@pytest.mark.parametrize("many_writers", [False, True])
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, many_writers):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def cut_off():
+        with replacing(path, many_writers=many_writers) as aside:
+            aside.write_text("half")
+            assert path.read_text() == "old"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        cut_off()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "old"
+    with replacing(path, many_writers=many_writers) as aside:
+        aside.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_private_replacement_stays_private_where_a_library_makes_the_file_anew(tmp_path):
+    path = tmp_path / "a.bin"
+    with replacing(path, private=True, durable=True) as aside:
+        assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+        aside.unlink()
+        aside.write_bytes(b"x")
+        aside.chmod(0o644)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_replacement_that_others_read_follows_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        replace_json(tmp_path / "a.json", {"a": 1})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}

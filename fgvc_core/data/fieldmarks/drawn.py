@@ -1,10 +1,8 @@
 """Drawn pictures on disk: written once, whole, and checked before they are used."""
 
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.fieldmarks.bird import PART_NAMES
 from fgvc_core.errors import DataError
-from fgvc_core.files import FILE_MODE, make_private, private_folder
+from fgvc_core.files import FILE_MODE, private_folder, replacing
 
 Picture = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 """uint8 (size, size, 3), its parts float32 (P, 3) and its box float32 (4,)."""
@@ -106,28 +104,16 @@ def _draw_all(stem: Path, count: int, size: int, draw_one: Callable[[int], Pictu
     sums = {}
     arrays: tuple[NDArray[Any], ...] = (pictures_NHWC, parts_NP3, boxes_N4)
     for kind, array in zip(_KINDS, arrays, strict=True):
-        with _whole(_path(stem, kind)) as file:
+        with (
+            replacing(_path(stem, kind), private=True, durable=True) as aside,
+            aside.open("w+b") as file,
+        ):
             np.save(file, array, allow_pickle=False)
             file.seek(0)
             sums[kind] = _sum(file)
     # Last: where the sums are, everything else is too.
-    with _whole(_path(stem, "sums")) as file:
-        file.write(json.dumps(sums).encode())
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that is at its path whole and on the disk, or not there at all."""
-    aside = path.with_suffix(".part")
-    try:
-        make_private(aside)
-        with aside.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(_path(stem, "sums"), private=True, durable=True) as aside:
+        aside.write_text(json.dumps(sums))
 
 
 def _is_drawn(stem: Path) -> bool:

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import fieldmark
 from fgvc_core.errors import ConfigurationError, FieldmarkError, PolicyRefusal, RunFailed
+from fgvc_core.files import replace_json
 from fgvc_core.recipe import load_recipe
-from server.results import write_json
 from simulations.sweeping import runner
 from simulations.sweeping.axes import Axis, plan_points, read_axes, read_axis
 from simulations.sweeping.figure import Horizontal, Mark, Series, draw
@@ -51,7 +51,7 @@ class FakeRuns:
             "bytes_up": int(1000 * alpha), "bytes_down": 500, "sites": {"a": {"top1": 0.5}},
             "top1": 0.5 + alpha / 100 + plan.recipe.seed / 1000, "macro_f1": 0.4,
         }  # fmt: skip
-        write_json(plan.out / "metrics.json", metrics)
+        replace_json(plan.out / "metrics.json", metrics)
 
 
 @pytest.fixture

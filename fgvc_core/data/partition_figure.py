@@ -1,10 +1,12 @@
 """Who holds what, as a picture: sites by classes, a bubble for each count."""
 
 from collections.abc import Mapping, Sequence
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fgvc_core.drawing.svg import short
+from fgvc_core.words import escaped
 
 _MARGIN = 24.0
 _BAR = 150.0
@@ -61,9 +63,9 @@ def draw_partition(
     height = top + sites * row + (86 if families else 62)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label={quoteattr(title)}>',
+        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{escaped(title)}">',
         f"<style>{_STYLE}</style>",
-        f'<text class="head" x="{_MARGIN}" y="38">{escape(title)}</text>',
+        f'<text class="head" x="{_MARGIN}" y="38">{escaped(title)}</text>',
         f'<text class="quiet" x="{_MARGIN}" y="59">{sites} sites, {classes} classes, '
         f"{int(table_SK.sum()):,} training examples</text>",
         *_bands(families, left, top, step, sites * row),
@@ -84,13 +86,13 @@ def _bands(
         if number % 2 == 0:
             marks.append(
                 f'<rect class="family" x="{x:.1f}" y="{top - 4:.1f}" width="{wide:.1f}" '
-                f'height="{tall + 26:.1f}" rx="4"><title>{escape(name)}</title></rect>'
+                f'height="{tall + 26:.1f}" rx="4"><title>{escaped(name)}</title></rect>'
             )
         letters = int(wide / (0.95 * _LETTER))
         if letters >= 3:
             marks.append(
                 f'<text class="small quiet" x="{x + wide / 2:.1f}" y="{top + tall + 15:.1f}" '
-                f'text-anchor="middle">{escape(_short(name, letters))}</text>'
+                f'text-anchor="middle">{escaped(short(name, letters))}</text>'
             )
         x += wide
     return marks
@@ -105,7 +107,7 @@ def _class_heads(
         if names:
             heads.append(
                 f'<text class="small quiet" transform="translate({x + 3:.1f} {y:.1f}) '
-                f'rotate(-45)">{escape(_short(name, 26))}</text>'
+                f'rotate(-45)">{escaped(short(name, 26))}</text>'
             )
         elif k == 0 or (k + 1) % 10 == 0:
             heads.append(
@@ -131,14 +133,14 @@ def _rows(
         lines.append(
             f'<line class="line" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text x="{left - 12:.1f}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{escape(_short(site, 28))}</text>"
+            f"{escaped(short(site, 28))}</text>"
         )
         for k in np.flatnonzero(counts_K).tolist():
             count = int(counts_K[k])
             lines.append(
                 f'<circle class="bubble" cx="{left + (k + 0.5) * step:.1f}" cy="{y:.1f}" '
-                f'r="{_radius(count, most, step):.2f}"><title>{escape(site)}, '
-                f"{escape(class_names[k])}: {count}</title></circle>"
+                f'r="{_radius(count, most, step):.2f}"><title>{escaped(site)}, '
+                f"{escaped(class_names[k])}: {count}</title></circle>"
             )
         length = _BAR * total / most_total
         lines.append(
@@ -168,7 +170,3 @@ def _legend(most: int, left: float, y: float, step: float) -> list[str]:
 def _radius(count: int, most: int, step: float) -> float:
     # A single example stays visible beside hundreds.
     return max(0.46 * step * float(np.sqrt(count / most)), 1.4)
-
-
-def _short(name: str, longest: int) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"

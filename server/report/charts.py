@@ -1,12 +1,9 @@
-"""Figures as inline SVG. Colours are CSS variables, so that they follow the page's theme.
+"""The figures of a run's report, as inline SVG."""
 
-Coordinates are in a view box of fixed width; the page scales it.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fgvc_core.words import escaped as escape
+from fgvc_core.drawing import svg
 
 WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 30
@@ -36,27 +33,25 @@ def curves(title: str, lines: Sequence[Curve], top: float, marked: int = 0) -> s
         marked: A round to mark, or 0.
     """
     rounds = max((len(line.values) for line in lines), default=0)
-    x = _scale(1, max(rounds, 2), LEFT, WIDTH - RIGHT)
-    y = _scale(0, top, HEIGHT - BOTTOM, TOP)
-    parts = [_open(title, HEIGHT)]
+    x = svg.scale(1, max(rounds, 2), LEFT, WIDTH - RIGHT)
+    y = svg.scale(0, top, HEIGHT - BOTTOM, TOP)
+    parts = []
     for step in range(5):
         value = top * step / 4
-        parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
-        parts.append(_text(LEFT - 8, y(value) + 4, f"{value:.2g}", "tick end"))
+        parts.append(svg.line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
+        parts.append(svg.text(LEFT - 8, y(value) + 4, f"{value:.2g}", "tick end"))
     for number in _ticks(rounds):
-        parts.append(_text(x(number), HEIGHT - 8, str(number), "tick middle"))
+        parts.append(svg.text(x(number), HEIGHT - 8, str(number), "tick middle"))
     if marked:
-        parts.append(_line(x(marked), TOP, x(marked), HEIGHT - BOTTOM, "mark"))
+        parts.append(svg.line(x(marked), TOP, x(marked), HEIGHT - BOTTOM, "mark"))
     for line in lines:
         every, wide = _thinned(line.values, MOST_POINTS)
         points = [
             (x(min(i * wide + 1, rounds)), y(v)) for i, v in enumerate(every) if v is not None
         ]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        parts.append(f'<polyline class="curve {line.style}" points="{path}"/>')
-        for px, py in points if len(points) == 1 else points[-1:]:
-            parts.append(f'<circle class="dot {line.style}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"/>')
-    return "".join([*parts, "</svg>"])
+        parts.append(svg.polyline(points, f"curve {line.style}"))
+        parts += [svg.circle(px, py, 3.5, f"dot {line.style}") for px, py in points[-1:]]
+    return svg.figure(title, WIDTH, HEIGHT, parts)
 
 
 def bars(title: str, values: Sequence[Number], unit: str) -> str:
@@ -66,23 +61,21 @@ def bars(title: str, values: Sequence[Number], unit: str) -> str:
     known = [v for v in values if v is not None]
     top = max(known, default=1) or 1
     height = 150
-    y = _scale(0, top, height - BOTTOM, TOP)
+    y = svg.scale(0, top, height - BOTTOM, TOP)
     step = (WIDTH - LEFT - RIGHT) / max(len(values), 1)
-    parts = [_open(title, height), _line(LEFT, y(0), WIDTH - RIGHT, y(0), "rule")]
-    parts.append(_text(LEFT - 8, y(top) + 4, f"{top:.3g}", "tick end"))
+    parts = [svg.line(LEFT, y(0), WIDTH - RIGHT, y(0), "rule")]
+    parts.append(svg.text(LEFT - 8, y(top) + 4, f"{top:.3g}", "tick end"))
     for number, value in enumerate(values, start=1):
         if value is None:
             continue
         left = LEFT + (number - 1) * step
-        parts.append(
-            f'<rect class="bar" x="{left + step * 0.1:.1f}" y="{y(value):.1f}" '
-            f'width="{step * 0.8:.1f}" height="{y(0) - y(value):.1f}">'
-            f"<title>round {(number - 1) * wide + 1}: {value:.3g} {escape(unit)}</title></rect>"
-        )
+        told = f"round {(number - 1) * wide + 1}: {value:.3g} {unit}"
+        tall = y(0) - y(value)
+        parts.append(svg.rectangle(left + step * 0.1, y(value), step * 0.8, tall, "bar", told))
     for number in _ticks(total):
         middle = LEFT + ((number - 1) // wide + 0.5) * step
-        parts.append(_text(middle, height - 8, str(number), "tick middle"))
-    return "".join([*parts, "</svg>"])
+        parts.append(svg.text(middle, height - 8, str(number), "tick middle"))
+    return svg.figure(title, WIDTH, height, parts)
 
 
 def ladder(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
@@ -94,18 +87,18 @@ def ladder(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
     """
     line, label = 30, 190
     height = line * len(rows) + 34
-    x = _scale(0, 1, label, WIDTH - 60)
-    parts = [_open(title, height)]
+    x = svg.scale(0, 1, label, WIDTH - 60)
+    parts = []
     for step in range(6):
-        parts.append(_line(x(step / 5), 6, x(step / 5), height - 28, "rule"))
-        parts.append(_text(x(step / 5), height - 10, f"{step * 20} %", "tick middle"))
+        parts.append(svg.line(x(step / 5), 6, x(step / 5), height - 28, "rule"))
+        parts.append(svg.text(x(step / 5), height - 10, f"{step * 20} %", "tick middle"))
     for number, (name, share, style) in enumerate(rows):
         y = number * line + 22
-        parts.append(_text(label - 12, y + 4, _short(name, 24), f"name end {style}"))
-        parts.append(_line(x(0), y, x(share), y, f"stem {style}"))
-        parts.append(f'<circle class="dot {style}" cx="{x(share):.1f}" cy="{y}" r="6"/>')
-        parts.append(_text(x(share) + 12, y + 4, f"{100 * share:.1f} %", f"value {style}"))
-    return "".join([*parts, "</svg>"])
+        parts.append(svg.text(label - 12, y + 4, svg.short(name, 24), f"name end {style}"))
+        parts.append(svg.line(x(0), y, x(share), y, f"stem {style}"))
+        parts.append(svg.circle(x(share), y, 6, f"dot {style}"))
+        parts.append(svg.text(x(share) + 12, y + 4, f"{100 * share:.1f} %", f"value {style}"))
+    return svg.figure(title, WIDTH, height, parts)
 
 
 def holdings(title: str, sites: dict[str, list[int]], class_names: Sequence[str]) -> str:
@@ -114,21 +107,18 @@ def holdings(title: str, sites: dict[str, list[int]], class_names: Sequence[str]
     line, head = max(min(34.0, column), 14.0), 8
     height = int(line * len(sites) + head + 12)
     most = max((max(counts, default=0) for counts in sites.values()), default=1) or 1
-    parts = [_open(title, height)]
+    parts = []
     named = sum(count > 0 for counts in sites.values() for count in counts) <= MOST_TITLES
     for row, (site, counts) in enumerate(sites.items()):
         y = head + line * (row + 0.5)
-        parts.append(_text(104, y + 4, _short(site, 14), "name end"))
+        parts.append(svg.text(104, y + 4, svg.short(site, 14), "name end"))
         for k, count in enumerate(counts):
             radius = (count / most) ** 0.5 * min(column, line) * 0.46
             if count:
-                told = f"{escape(site)}: {count} of {escape(class_names[k])}"
-                parts.append(
-                    f'<circle class="held" cx="{120 + column * (k + 0.5):.1f}" cy="{y:.1f}" '
-                    f'r="{max(radius, 0.8):.1f}"'
-                    + (f"><title>{told}</title></circle>" if named else "/>")
-                )
-    return "".join([*parts, "</svg>"])
+                told = f"{site}: {count} of {class_names[k]}" if named else ""
+                x = 120 + column * (k + 0.5)
+                parts.append(svg.circle(x, y, max(radius, 0.8), "held", told))
+    return svg.figure(title, WIDTH, height, parts)
 
 
 def cells(
@@ -151,21 +141,18 @@ def cells(
     step = min((WIDTH - left - RIGHT) / max(len(columns), 1), 26.0)
     height = line * len(rows) + 30
     most = max(values.values(), default=1) or 1
-    parts = [_open(title, height)]
+    parts = []
     for number, name in enumerate(rows):
         y = number * line + 4
-        parts.append(_text(left - 10, y + 12, _short(name, 15), "name end"))
+        parts.append(svg.text(left - 10, y + 12, svg.short(name, 15), "name end"))
         for column, label in enumerate(columns):
             value = values.get((name, column))
             if value is None:
                 continue
             x = left + column * step
             told = f"{name}, {label}: {value / 1e6:.3g} MB"
-            parts.append(
-                f'<rect class="cell" x="{x:.1f}" y="{y:.0f}" width="{step * 0.88:.1f}" '
-                f'height="{line - 3:.0f}" fill-opacity="{0.12 + 0.78 * value / most:.2f}">'
-                f"<title>{escape(told)}</title></rect>"
-            )
+            shade = 0.12 + 0.78 * value / most
+            parts.append(svg.rectangle(x, y, step * 0.88, line - 3, "cell", told, shade))
             if (name, column) in crossed:
                 middle, half = x + step * 0.44, min(step * 0.3, 4.0)
                 parts.append(
@@ -175,8 +162,8 @@ def cells(
     for number in _ticks(len(columns)):
         x = left + (number - 0.56) * step
         label = columns[number - 1].removeprefix("rounds ").removeprefix("round ").split(" ")[0]
-        parts.append(_text(x, height - 8, label, "tick middle"))
-    return "".join([*parts, "</svg>"])
+        parts.append(svg.text(x, height - 8, label, "tick middle"))
+    return svg.figure(title, WIDTH, height, parts)
 
 
 def _thinned(values: Sequence[Number], most: int) -> tuple[list[Number], int]:
@@ -192,11 +179,6 @@ def _thinned(values: Sequence[Number], most: int) -> tuple[list[Number], int]:
     return means, wide
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    span = (high - low) or 1.0
-    return lambda value: start + (min(max(value, low), high) - low) / span * (end - start)
-
-
 def _ticks(rounds: int) -> list[int]:
     """Rounds to name on the axis: evenly spaced, and the last one where it has room."""
     step = max(1, -(-rounds // 8))
@@ -204,22 +186,3 @@ def _ticks(rounds: int) -> list[int]:
     if ticks and rounds - ticks[-1] >= step / 2:
         ticks.append(rounds)
     return ticks
-
-
-def _open(title: str, height: float) -> str:
-    return (
-        f'<svg class="figure" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
-
-
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"

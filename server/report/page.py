@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
+from fgvc_core.drawing.numbers import count, percent, points, size, span
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import replace_text
 from fgvc_core.privacy.claims import read_claim
@@ -54,9 +55,7 @@ def render(run_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        percent=_percent, size=_size, points=_points, span=_span, count=_count
-    )
+    environment.filters.update(percent=percent, size=size, points=points, span=span, count=count)
     page = environment.get_template("page.html.j2").render(_view(run))
     path = run_dir / "report.html"
     replace_text(path, page)
@@ -147,12 +146,12 @@ def _headline(run: RunFolder) -> str:
         return f"{sites} {noun}, {metrics.get('rounds', 0)} rounds: this run was stopped early."
     told = (
         f"{sites} {noun} learnt {len(metrics['classes'])} classes together: "
-        f"{_percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that none of "
+        f"{percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that none of "
         "them trained on"
     )
     baseline = metrics.get("pixel_baseline")
     if baseline:
-        told += f", against {_percent(baseline['top1'])} for a linear model on raw pixels"
+        told += f", against {percent(baseline['top1'])} for a linear model on raw pixels"
     return told + "."
 
 
@@ -268,40 +267,3 @@ def _pairs(run: RunFolder) -> list[dict[str, Any]]:
             }
         )
     return pairs
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
-
-
-def _points(share: float | None) -> str:
-    """A difference of shares, in points of a percent."""
-    return "–" if share is None else f"{100 * share:+.1f}\N{NO-BREAK SPACE}points"
-
-
-def _count(number: int | None) -> str:
-    return "–" if number is None else f"{number:,}"
-
-
-def _size(count: float | None) -> str:
-    if count is None:
-        return "–"
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
-def _span(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fgvc_core.words import escaped as escape
+from fgvc_core.drawing import svg
 
 WIDTH, HEIGHT = 500, 290
 LEFT, RIGHT, TOP, BOTTOM = 52, 18, 16, 46
@@ -68,42 +68,33 @@ def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> 
     """
     place = _across(axis)
     low, high = _span(series)
-    y = _linear(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [
-        f'<svg class="figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
-    ]
+    y = svg.scale(low, high, HEIGHT - BOTTOM, TOP)
+    parts = []
     for value in _steps(low, high):
-        parts.append(_line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
-        parts.append(_text(LEFT - 8, y(value) + 4, f"{100 * value:g} %", "tick end"))
+        parts.append(svg.line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
+        parts.append(svg.text(LEFT - 8, y(value) + 4, f"{100 * value:g} %", "tick end"))
     parts += _named(axis, place)
-    parts.append(_text(LEFT, TOP - 4, score, "tick"))
+    parts.append(svg.text(LEFT, TOP - 4, score, "tick"))
     for number, one in enumerate(series):
         # Side by side where a name is all that tells where they stand.
         aside = 9.0 * (number - (len(series) - 1) / 2) if axis.names else 0.0
         parts += _one(one, STYLES[number % len(STYLES)], _shifted(place, aside), y)
-    return "".join([*parts, "</svg>"])
+    return svg.figure(title, WIDTH, HEIGHT, parts)
 
 
 def _one(
     series: Series, style: str, x: Callable[[float], float], y: Callable[[float], float]
 ) -> list[str]:
-    path = " ".join(f"{x(mark.x):.1f},{y(mark.mean):.1f}" for mark in series.marks)
-    parts = [f'<polyline class="curve {style}" points="{path}"/>'] if series.joined else []
+    path = [(x(mark.x), y(mark.mean)) for mark in series.marks]
+    parts = [svg.polyline(path, f"curve {style}")] if series.joined else []
     for mark in series.marks:
         told = f"{series.name}: {100 * mark.mean:.1f} %"
         if mark.deviation is not None:
             top, bottom = y(mark.mean + mark.deviation), y(mark.mean - mark.deviation)
-            parts.append(_line(x(mark.x), bottom, x(mark.x), top, f"whisker {style}"))
+            parts.append(svg.line(x(mark.x), bottom, x(mark.x), top, f"whisker {style}"))
             told += f" ± {100 * mark.deviation:.1f}"
-        parts += [
-            f'<circle class="run {style}" cx="{x(at):.1f}" cy="{y(share):.1f}" r="2.6"/>'
-            for at, share in mark.runs
-        ]
-        parts.append(
-            f'<circle class="dot {style}" cx="{x(mark.x):.1f}" cy="{y(mark.mean):.1f}" r="4.6">'
-            f"<title>{escape(told)}</title></circle>"
-        )
+        parts += [svg.circle(x(at), y(share), 2.6, f"run {style}") for at, share in mark.runs]
+        parts.append(svg.circle(x(mark.x), y(mark.mean), 4.6, f"dot {style}", told))
     return parts
 
 
@@ -112,18 +103,18 @@ def _named(axis: Horizontal, place: Callable[[float], float]) -> list[str]:
     end = -math.inf
     for number, value in enumerate(axis.ticks):
         name = axis.names[number] if axis.names else f"{value:.4g}"
-        name = name if len(name) <= 18 else name[:17] + "…"
+        name = svg.short(name, 18)
         half = 3.6 * len(name)
         # A name that would run into the last one is left out: its dot says it.
         if place(value) - half < end + 6:
             continue
         end = place(value) + half
         parts.append(
-            _line(place(value), HEIGHT - BOTTOM, place(value), HEIGHT - BOTTOM + 4, "rule")
+            svg.line(place(value), HEIGHT - BOTTOM, place(value), HEIGHT - BOTTOM + 4, "rule")
         )
-        parts.append(_text(place(value), HEIGHT - BOTTOM + 18, name, "tick middle"))
+        parts.append(svg.text(place(value), HEIGHT - BOTTOM + 18, name, "tick middle"))
     title = axis.title + (", logarithmic" if axis.logarithmic else "")
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, title, "tick middle"))
+    parts.append(svg.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, title, "tick middle"))
     return parts
 
 
@@ -131,9 +122,9 @@ def _across(axis: Horizontal) -> Callable[[float], float]:
     low, high = min(axis.ticks), max(axis.ticks)
     start, end = LEFT + 26.0, WIDTH - RIGHT - 26.0
     if axis.logarithmic:
-        scale = _linear(math.log(low), math.log(high), start, end)
+        scale = svg.scale(math.log(low), math.log(high), start, end)
         return lambda value: scale(math.log(value))
-    return _linear(low, high, start, end)
+    return svg.scale(low, high, start, end)
 
 
 def _span(series: Sequence[Series]) -> tuple[float, float]:
@@ -158,17 +149,3 @@ def _steps(low: float, high: float) -> list[float]:
 
 def _shifted(place: Callable[[float], float], aside: float) -> Callable[[float], float]:
     return lambda value: place(value) + aside
-
-
-def _linear(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    if high <= low:
-        return lambda value: (start + end) / 2
-    return lambda value: start + (min(max(value, low), high) - low) / (high - low) * (end - start)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'

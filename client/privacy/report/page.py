@@ -12,6 +12,7 @@ from client.privacy.policy import Policy
 from client.privacy.report.figures import attack_curve, belief_figure, budget_bar, percent
 from client.privacy.report.signing import Signed
 from client.privacy.report.words import one_in
+from fgvc_core.drawing.numbers import count, size
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.protocol.keys import short_form
 
@@ -45,8 +46,8 @@ def draw(signed: Signed) -> bytes:
     environment.filters.update(
         day=_day,
         moment=_moment,
-        size=_size,
-        count=_count,
+        size=size,
+        count=count,
         epsilon=_epsilon,
         percent=_percent,
         request=lambda what: REQUESTS.get(what, what),
@@ -113,18 +114,6 @@ def _epsilon(value: float | None) -> str:
 
 def _percent(share: float) -> str:
     return percent(share).replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g}\N{NO-BREAK SPACE}{unit}"
-        count /= 1000
-    return f"{count:.3g}\N{NO-BREAK SPACE}GB"
 
 
 def _rounds(rounds: list[int]) -> str:

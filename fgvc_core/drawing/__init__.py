@@ -1,0 +1,1 @@
+"""What all pages and figures share: SVG elements, and how numbers are written."""

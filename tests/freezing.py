@@ -95,9 +95,13 @@ CASES: dict[str, tuple[str, ...]] = {
     "personal": ("personal.epochs=2", "personal.lr=0.01", *SMALL),
     "late-and-silent": (
         *("scenario.dropout=0.2", "scenario.straggle=0.2", "federation.late=mix"),
-        "federation.rounds=4",
+        *("federation.rounds=4", "partition.scheme=iid"),
     ),
-    "void-rounds": ("scenario.dropout=0.45", "federation.quorum=0.6", "federation.rounds=5"),
+    "void-rounds": (
+        *("scenario.dropout=0.6", "scenario.attack=not-a-number", "scenario.attackers=0.2"),
+        *("federation.quorum=0.4", "federation.rounds=4", "partition.scheme=iid"),
+        "federation.set_aside_after=20",
+    ),
     "no-quorum": ("scenario.dropout=0.8", "federation.quorum=0.6"),
     "sign-flip": (
         *("scenario.attack=sign-flip", "scenario.attackers=0.2"),
@@ -157,7 +161,8 @@ def _short(tensors):
 
 
 def canary():
-    """Digest of a small network trained by torch alone: equal where arithmetic is."""
+    """Digest of a network trained by torch and of NumPy's algebra: equal where arithmetic is."""
+    import numpy as np
     import torch
 
     torch.manual_seed(0)
@@ -173,7 +178,13 @@ def canary():
         torch.nn.functional.cross_entropy(layers(images_NCHW), labels_N).backward()
         optimizer.step()
     flat = torch.cat([p.detach().flatten() for p in layers.parameters()])
-    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
+    wide_ND = np.random.default_rng(0).normal(size=(300, 65))
+    scatter_DD = wide_ND.T @ wide_ND
+    algebra = (scatter_DD, np.linalg.eigh(scatter_DD)[1], np.linalg.inv(scatter_DD))
+    digest = hashlib.sha256(flat.numpy().tobytes())
+    for array in (*algebra, np.exp(wide_ND), wide_ND.astype(np.float32) @ wide_ND.T[:, :9]):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def stopping_here(last):

@@ -189,6 +189,9 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         # Eleven attacks against three strategies take minutes; the command is the same for one.
         few = ["federation.rounds=2", 'scenario.turns=["sign-flip"]', "data.fieldmarks_train=600"]
         words += [*SMALL, *(f"--set={each}" for each in few)]
+    if "simulations/recipes/unseen.toml" in words:
+        # Forty rounds; the command is the same for two.
+        words += [*SMALL, "--set=federation.rounds=2"]
     if "simulations/recipes/backdoor.toml" in words:
         # A hundred runs and more; the command is the same for two.
         few = ["federation.rounds=2", "data.fieldmarks_train=300", "scenario.backdoors.seeds=[1]",

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.experiment import completed
+from fgvc_core.files import replace_json
 from fgvc_core.protocol.settings import Strategy
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import BackdoorAttack, BackdoorTable, ScenarioSettings, Trigger
 from server.report import render
-from server.results import write_json
 from simulations.backdoors import Judged, judge_backdoors
 from simulations.engines import run_inprocess
 from simulations.preparation import Setting, Tell, deal, prepare
@@ -119,7 +119,7 @@ def run_backdoors(
                     if not metrics:
                         metrics = read_metrics(plan.out)
                     metrics["backdoors"] = entries
-                    write_json(plan.out / "metrics.json", metrics)
+                    replace_json(plan.out / "metrics.json", metrics)
                     say(_line(entries[-1]))
     render(plan.out)
     return metrics

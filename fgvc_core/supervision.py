@@ -9,6 +9,7 @@ import ctypes
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -266,6 +267,34 @@ def start_detached(command: tuple[str, ...], log: Path) -> subprocess.Popen[byte
             stderr=file,
             start_new_session=True,
         )
+
+
+def refuse_second(folder: Path, what: str) -> None:
+    """Refuse to start a supervisor where one is up, before anything of it is touched.
+
+    Raises:
+        ConfigurationError: if somebody holds the folder.
+    """
+    pid = holder(folder)
+    if pid is not None:
+        raise ConfigurationError(
+            f"This {what} is up already, as process {pid}.",
+            why="Two of them would take each other's messages.",
+            remedy=f"fieldmark {what} stop {shlex.quote(str(folder))} ends it.",
+        )
+
+
+def last_words(log: Path, since: int) -> str:
+    """The last paragraph that a detached process has written, on one line; "" if it was silent.
+
+    Args:
+        log: Where its words went.
+        since: The log's length in bytes before it was started.
+    """
+    with log.open("rb") as file:
+        file.seek(since)
+        text = file.read().decode("utf-8", "replace")
+    return " ".join(text.strip().split("\n\n")[-1].split())[-600:]
 
 
 def die_with_parent() -> None:

@@ -171,7 +171,11 @@ class FederatedPretraining:
         accepted: list[Screened] = []
         answers = self._exchange.ask(requests, federation.deadline_s)
         replies = self._intake.sound(answers, accepted, self._specs)
-        share = share_among(len(self._exchange.keys), federation.max_weight_share)
+        share = share_among(
+            len(self._exchange.keys),
+            federation.max_weight_share,
+            weighs=self._strategy.weighs,
+        )
         arrays, _ = self._strategy.aggregate_train(
             number, bounded(replies, share, number, self._events)
         )

@@ -158,7 +158,11 @@ class Rounds:
         answers = parts.exchange.ask(requests, self._federation.deadline_s)
         specs = parts.strategy.expected(parts.specs)
         replies = chain(late, parts.intake.sound(answers, accepted, specs))
-        share = share_among(len(parts.exchange.keys), self._federation.max_weight_share)
+        share = share_among(
+            len(parts.exchange.keys),
+            self._federation.max_weight_share,
+            weighs=parts.strategy.weighs,
+        )
         arrays, _ = parts.strategy.aggregate_train(
             number, bounded(replies, share, number, self._events)
         )

@@ -18,9 +18,15 @@ _ROUNDING = 1e-12
 """Two equal weights make up one half each, whatever their sum is rounded to."""
 
 
-def share_among(sites: int, most: float) -> float:
-    """The share that one of so many registered sites may have; 1 (no bound) where there are two."""
-    return 1.0 if sites <= 2 else most
+def share_among(sites: int, most: float, *, weighs: bool = True) -> float:
+    """The most of a round's weight that one site may have; 1 is no bound.
+
+    Args:
+        sites: Registered ones; of two, neither is bounded.
+        most: The recipe's ``federation.max_weight_share``.
+        weighs: Whether the strategy looks at weights at all: what it ignores is not cut either.
+    """
+    return most if weighs and sites > 2 else 1.0
 
 
 def bounded(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from fgvc_core.supervision import (
     Service,
     Supervisor,
     alone,
+    last_words,
+    refuse_second,
     start_detached,
     until_told,
     write_json,
@@ -222,7 +225,9 @@ def up_detached(home: Path, say: Callable[[str], None]) -> None:
     read_link(home)
     for part in ("logs", "state"):
         private_folder(home / part)
+    refuse_second(home, "site")
     log, node = home / "logs" / "up.log", home / "state" / "node.json"
+    said = log.stat().st_size if log.exists() else 0
     node.unlink(missing_ok=True)
     command = (sys.executable, "-P", "-m", "fieldmark", "site", "up", str(home))
     process = start_detached(command, log)
@@ -234,8 +239,12 @@ def up_detached(home: Path, say: Callable[[str], None]) -> None:
         time.sleep(STEP_S)
     if process.poll() is None:
         process.terminate()
+    elif process.returncode == ConfigurationError.exit_code:
+        raise ConfigurationError(
+            f"The site did not come up: {last_words(log, said)}", remedy=f"Its words are in {log}."
+        )
     raise PeerError(
         "The site did not reach its coordinator.",
-        why="What its node said is in logs/supernode.log.",
-        remedy=f"fieldmark site check {home} goes through what can be wrong.",
+        why=f"Its last words: {last_words(log, said)} What its node said is in logs/supernode.log.",
+        remedy=f"fieldmark site check {shlex.quote(str(home))} goes through what can be wrong.",
     )

@@ -5,6 +5,7 @@ A Fieldmark run is a folder; Flower's runs come and go beneath it. What ended fo
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from fgvc_core import __version__
+from fgvc_core.errors import DataError
 from fgvc_core.protocol.announcement import Announcement, seal_announcement
 from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.code import code_digest
@@ -148,7 +150,11 @@ class Conductor:
         write_conduct(run_dir, conduct)
         (self._folder / "state" / "announcement.json").unlink(missing_ok=True)
         # The SuperLink has just forgotten the run's messages.
-        compact(self._folder / "state" / DATABASE)
+        try:
+            compact(self._folder / "state" / DATABASE)
+        except DataError as error:
+            # The run is done and written; what comes next will be refused by the SuperLink itself.
+            print(f"{error.what} {error.remedy}", file=sys.stderr, flush=True)
 
     def _announce(self, run_dir: Path) -> None:
         """Sign what ``site check`` may know before the run reaches it."""

@@ -16,7 +16,9 @@ from fgvc_core.supervision import (
     Service,
     Supervisor,
     alone,
+    last_words,
     read_json,
+    refuse_second,
     start_detached,
     until_told,
     write_json,
@@ -227,7 +229,9 @@ def up_detached(folder: Path, say: Callable[[str], None]) -> None:
     """
     folder = folder.resolve()
     check_server(folder)
+    refuse_second(folder, "server")
     log = folder / "logs" / "up.log"
+    said = log.stat().st_size if log.exists() else 0
     command = (sys.executable, "-P", "-m", "fieldmark", "server", "up", str(folder))
     ready = folder / "state" / "ready.json"
     ready.unlink(missing_ok=True)
@@ -240,7 +244,13 @@ def up_detached(folder: Path, say: Callable[[str], None]) -> None:
         time.sleep(STEP_S)
     if process.poll() is None:
         process.terminate()
+    elif process.returncode == ConfigurationError.exit_code:
+        raise ConfigurationError(
+            f"The coordinator did not come up: {last_words(log, said)}",
+            remedy=f"Its words are in {log}.",
+        )
     raise RunFailed(
         "The coordinator did not come up.",
+        why=f"Its last words: {last_words(log, said)}",
         remedy=f"{log} and the other logs beside it say why.",
     )

@@ -8,8 +8,11 @@ takes milliseconds.
 """
 
 import contextlib
+import shlex
 import sqlite3
 from pathlib import Path
+
+from fgvc_core.errors import DataError
 
 DATABASE = "superlink.db"
 WORTH_BYTES = 4_000_000
@@ -28,11 +31,30 @@ def compact(database: Path) -> int:
 
     Returns:
         Bytes given back; 0 where there are few, or where it is in use just now: the next time.
+
+    Raises:
+        DataError: if the file is damaged, or no database.
     """
     if not database.exists():
         return 0
     before = _size(database)
-    with contextlib.suppress(sqlite3.OperationalError), _opened(database) as link:
+    try:
+        _give_back(database, before)
+    except sqlite3.OperationalError:
+        # In use, or the disk is full: the next time.
+        pass
+    except sqlite3.DatabaseError as error:
+        raise DataError(
+            f"The SuperLink's database '{database}' is damaged: {error}.",
+            why="Without it no site's message is taken.",
+            remedy=f"Stop the coordinator, delete {shlex.quote(str(database))} and its -wal and "
+            "-shm files, and start it again: sites' keys are registered anew from sites.json.",
+        ) from None
+    return max(before - _size(database), 0)
+
+
+def _give_back(database: Path, before: int) -> None:
+    with _opened(database) as link:
         page = link.execute("pragma page_size").fetchone()[0]
         pages = link.execute("pragma page_count").fetchone()[0]
         unused = page * link.execute("pragma freelist_count").fetchone()[0]
@@ -42,7 +64,6 @@ def compact(database: Path) -> int:
                 link.execute("vacuum")
             # What was written anew is in the log first.
             link.execute("pragma wal_checkpoint(truncate)")
-    return max(before - _size(database), 0)
 
 
 def _opened(database: Path) -> contextlib.closing[sqlite3.Connection]:

@@ -47,6 +47,9 @@ class StreamingFedAvg(FedAvg):
     needs: Literal["sum", "all"] = "sum"
     """Whether the rule needs only a sum of updates, or every one of them."""
 
+    weighs = True
+    """Whether a reply counts by its weight; a median counts each site once."""
+
     keeps = False
     """Whether sites keep something from round to round."""
 

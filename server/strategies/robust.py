@@ -71,6 +71,8 @@ class SpillingFedAvg(StreamingFedAvg):
 class SpillingFedMedian(SpillingFedAvg, FedMedian):  # type: ignore[misc]
     """The median of each value (Yin et al. 2018, https://arxiv.org/abs/1803.01498)."""
 
+    weighs = False
+
     def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """The median of each value; of an even number the mean of the middle two."""
         flat = np.empty(replies.size, dtype=np.float32)
@@ -84,6 +86,8 @@ class SpillingTrimmedMean(SpillingFedAvg, FedTrimmedAvg):  # type: ignore[misc]
 
     As many replies as may be hostile are cut at either end.
     """
+
+    weighs = False
 
     def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """The trimmed mean of each value."""
@@ -123,6 +127,8 @@ class SpillingKrum(_Choosing, Krum):  # type: ignore[misc]
     https://arxiv.org/abs/1703.02757
     """
 
+    weighs = False
+
     def wanted(self, count: int, hostile: int) -> int:
         """One."""
         return 1
@@ -142,6 +148,8 @@ class SpillingGeometricMedian(SpillingFedAvg):
     Flower has none. https://arxiv.org/abs/1912.13445
     """
 
+    weighs = False
+
     def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """The geometric median, by Weiszfeld's iterations."""
         return weighted_sum(replies, geometric_median(gram_matrix(replies)))
@@ -152,6 +160,8 @@ class SpillingLeastTrimmed(SpillingFedAvg):
 
     Flower has none. See :mod:`server.strategies.least_trimmed`.
     """
+
+    weighs = False
 
     def combine(self, replies: ShapedReplies) -> NDArray[np.float32]:
         """Least trimmed squares, direction by direction."""

@@ -15,7 +15,9 @@ from fgvc_core.supervision import (
     Supervisor,
     alone,
     holder,
+    last_words,
     read_json,
+    refuse_second,
     stop_holder,
     write_json,
 )
@@ -139,3 +141,20 @@ def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ')
     assert read_json(tmp_path / "a.json") is None
     assert read_json(tmp_path / "none.json") is None
+
+
+def test_a_second_one_is_refused_before_anything_of_the_first_is_touched(tmp_path):
+    refuse_second(tmp_path, "site")
+    with alone(tmp_path, "The site"), pytest.raises(ConfigurationError) as caught:
+        refuse_second(tmp_path, "site")
+    assert f"process {os.getpid()}" in caught.value.what
+    assert "fieldmark site stop" in caught.value.remedy
+
+
+def test_the_last_words_are_those_since_the_start(tmp_path):
+    log = tmp_path / "up.log"
+    log.write_text("Error: an old one\n")
+    since = log.stat().st_size
+    assert last_words(log, since) == ""
+    log.write_text("Error: an old one\nready\n\nError: port 8443\nis taken.\n")
+    assert last_words(log, since) == "Error: port 8443 is taken."

@@ -1,13 +1,19 @@
 """No site has more than its share of a round, and who is within it counts as it would."""
 
 from collections import Counter
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.strategies import SoundReply
+from fgvc_core.protocol.settings import FederationSettings, Strategy
+from fgvc_core.training.settings import TrainSettings
+from fgvc_core.wire.arrays import TensorSpec
+from server.records import from_array_record
+from server.strategies import SoundReply, make_strategy
 from server.weights import bounded, share_among
 
 
@@ -69,6 +75,25 @@ def test_a_claim_beyond_the_share_is_cut_and_said():
     (event,) = events
     assert event == {"event": "weight_cut", "round": 3, "site": "liar", "claimed": 1_000_000,
                      "weight": 120.0, "share": 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", get_args(Strategy))
+def test_what_a_rule_ignores_is_not_said_to_be_cut(name, tmp_path):
+    federation = FederationSettings(strategy=name)
+    strategy = make_strategy(federation, TrainSettings(), tmp_path)
+    replies = [SoundReply(f"site-{n}", w, {"w": np.full(3, n, np.float32)})
+               for n, w in enumerate((1, 1, 1, 1, 50))]  # fmt: skip
+    plain = [replace(reply, weight=1.0) for reply in replies]
+    results = []
+    for asked in (replies, plain):
+        strategy = make_strategy(federation, TrainSettings(), tmp_path)
+        strategy.begin({"w": TensorSpec("float32", (3,))}, 5)
+        if not strategy.weighs:
+            arrays, _ = strategy.aggregate_train(1, iter(asked))
+            results.append(from_array_record(arrays)["w"].data)
+    assert strategy.weighs == (not results)
+    assert not results or results[0] == results[1]
+    assert share_among(5, 0.5, weighs=strategy.weighs) == (0.5 if strategy.weighs else 1.0)
 
 
 @pytest.mark.parametrize(("sites", "share"), [(1, 1.0), (2, 1.0), (3, 0.5), (20, 0.5)])

@@ -7,6 +7,7 @@ from contextlib import closing
 import pytest
 from flwr.supercore.constant import SQLITE_PRAGMAS
 
+from fgvc_core.errors import DataError
 from server.deployment.storage import WORTH_BYTES, compact
 
 
@@ -74,3 +75,12 @@ def test_little_is_left_as_it_is_and_none_is_none(tmp_path):
     with closing(opened(tmp_path / "small.db")) as link:
         link.execute("create table node (name text)")
         assert compact(tmp_path / "small.db") == 0
+
+
+def test_a_damaged_database_is_said_to_be_with_the_way_back(tmp_path):
+    path = tmp_path / "superlink.db"
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(DataError, match="is damaged") as caught:
+        compact(path)
+    assert "delete" in caught.value.remedy
+    assert path.read_bytes() == b"no database" * 1000

@@ -11,6 +11,10 @@ message: what it reserved is on the ledger, and what it had finished is in the o
 ended for a limit of the site's is not: the next would run into it as well. Another child answers
 ``unavailable`` then.
 
+One that dies while it hands its answer over is not replaced by another: the SuperNode has heard of
+an answer, waits for its pieces without end, and sends nothing else. The supervisor is told, and
+starts the SuperNode anew; the coordinator learns that the message is lost, and asks again.
+
 Run as a process of its own: ``python -m client.deployment.runner HOME SOCKET SECRET_FILE``.
 """
 
@@ -24,7 +28,14 @@ from pathlib import Path
 from flwr.app import Message
 
 from client.cache_room import CacheRoom
-from client.deployment.child import Ended, bound_self, wait_for
+from client.deployment.child import (
+    HALF_HANDED_OVER,
+    Ended,
+    Handover,
+    at_least_to_answer,
+    bound_self,
+    wait_for,
+)
 from client.deployment.flower_internals import (
     UNTAKEN,
     Task,
@@ -61,6 +72,7 @@ class Runner:
         self._home, self._socket, self._secret = home, socket, secret
         self._foresight, self._cache_room = Foresight(home), CacheRoom(home)
         self._last_lent = (Limits(), Resources(cache=""))
+        self._handover: Handover | None = None
 
     def serve(self) -> None:
         """Answer until told to stop."""
@@ -88,6 +100,9 @@ class Runner:
         except UNTAKEN as error:
             # The SuperNode has started anew, and knows nothing of the task.
             _say(f"a task could not be ended: {type(error).__name__}")
+            if not is_forgotten(error):
+                # It may have heard of an answer, and not got all of it.
+                _say(HALF_HANDED_OVER)
 
     def _work_on(self, task: Task) -> None:
         for attempt in range(1, ATTEMPTS + 1):
@@ -96,7 +111,8 @@ class Runner:
                 return
             if ended.limit:
                 _say(f"{ended.limit}; the site answers that it is unavailable")
-                if self._is_over(task, self._in_child(task, self._unavailable(ended.limit))):
+                answer = self._unavailable(ended.limit)
+                if self._is_over(task, self._in_child(task, answer, only_answers=True)):
                     return
                 break
             _say(f"the process of message {task.message.metadata.message_id[:12]} died "
@@ -106,9 +122,14 @@ class Runner:
 
     def _is_over(self, task: Task, ended: Ended) -> bool:
         """Whether a child has answered, or there is nobody to answer any more."""
-        if ended.limit or not os.WIFEXITED(ended.status):
+        code = os.WEXITSTATUS(ended.status) if os.WIFEXITED(ended.status) else None
+        if ended.handing_over and (ended.limit or code not in (0, _REFUSED, _FORGOTTEN)):
+            # A second answer would wait behind the first.
+            _say(ended.limit or f"a process died as it answered (status {ended.status})")
+            _say(HALF_HANDED_OVER)
+            return True
+        if ended.limit or code is None:
             return False
-        code = os.WEXITSTATUS(ended.status)
         if code in (0, _REFUSED):
             task.finish(well=code == 0)
             self._foresight.look()
@@ -129,9 +150,14 @@ class Runner:
             if heartbeat.is_running:
                 heartbeat.stop()
 
-    def _in_child(self, task: Task, work: Callable[[Task], int]) -> Ended:
+    def _in_child(
+        self, task: Task, work: Callable[[Task], int], *, only_answers: bool = False
+    ) -> Ended:
         """Fork, answer there within the site's limits, and wait."""
         limits, resources = self._lent()
+        if only_answers:
+            limits = at_least_to_answer(limits)
+        self._handover = handover = Handover()
         child = os.fork()
         if child == 0:
             status = 1
@@ -150,8 +176,9 @@ class Runner:
         # A thread, so only now: a fork copies nothing but the thread that forks.
         heartbeat = task.heartbeat()
         try:
-            return wait_for(child, limits)
+            return wait_for(child, limits, handover)
         finally:
+            handover.close()
             if heartbeat.is_running:
                 heartbeat.stop()
 
@@ -180,6 +207,7 @@ class Runner:
         except PeerError as error:
             _say(f"refused: {error}")
             record_refusal(self._home, error)
+            self._begin_handover()
             task.refuse(bundle=True)
             return _REFUSED
         return self._answered(task, lambda: app(task.message, task.context))
@@ -190,6 +218,7 @@ class Runner:
         open_in(task.message.content)
         reply = answer()
         pack_in(reply.content)
+        self._begin_handover()
         try:
             task.push(reply)
         except UNTAKEN as error:
@@ -198,6 +227,10 @@ class Runner:
             _say("the SuperNode has started anew: the answer is for nobody")
             return _FORGOTTEN
         return 0
+
+    def _begin_handover(self) -> None:
+        if self._handover is not None:
+            self._handover.begin()
 
 
 def record_refusal(home: Path, error: PeerError) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from client.deployment.child import HALF_HANDED_OVER
 from client.deployment.flower_internals import LEFT_BEHIND, release_node
 from client.deployment.link import CA, read_link
 from client.deployment.node import TOO_LARGE
@@ -137,7 +138,13 @@ def site_services(
     runner = (*module, "client.deployment.runner", str(site.home), str(socket), str(secret))
     return [
         supernode,
-        Service("runner", runner, variables, after_death=lambda status: restart_node()),
+        Service(
+            "runner",
+            runner,
+            variables,
+            after_death=lambda status: restart_node(),
+            on_line=node.on_runners_line,
+        ),
     ]
 
 
@@ -179,6 +186,13 @@ class _Node:
                 f"the coordinator's certificate is refused: {found.group(1).strip()}. Nothing was "
                 f"sent to it; fieldmark site check {self._site.home} names its date and issuer"
             )
+
+    def on_runners_line(self, line: str) -> None:
+        """Read one line of the runner's log."""
+        # The whole line: what a process says of its end may hold any words.
+        if line.strip() == HALF_HANDED_OVER:
+            self._say("an answer reached the node in part; the node starts anew")
+            self._restart()
 
     def after_death(self, status: int) -> None:
         """Let the coordinator know of a death that the node itself could not report."""

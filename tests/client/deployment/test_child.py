@@ -16,7 +16,15 @@ from flwr.app import Context, Message, RecordDict
 
 import client.work
 from client.answering import Incoming, answer
-from client.deployment.child import bound_self, held_bytes, wait_for
+from client.deployment import child
+from client.deployment.child import (
+    HALF_HANDED_OVER,
+    Handover,
+    at_least_to_answer,
+    bound_self,
+    held_bytes,
+    wait_for,
+)
 from client.deployment.runner import Runner
 from client.limits import Limits
 from client.privacy.ledger import Ledger
@@ -37,11 +45,11 @@ def lent(**changes):
     return SimpleNamespace(**values)
 
 
-def in_child(work, limits, *, bounded=True, on_gpu=False):
+def in_child(work, limits, *, bounded=True, on_gpu=False, handover=None):
     """(how it ended, what it told)."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+    pid = os.fork()
+    if pid == 0:
         try:
             if bounded:
                 bound_self(limits, on_gpu=on_gpu)
@@ -49,7 +57,7 @@ def in_child(work, limits, *, bounded=True, on_gpu=False):
         finally:
             os._exit(0)
     os.close(writer)
-    ended = wait_for(child, limits)
+    ended = wait_for(pid, limits, handover)
     with os.fdopen(reader, "rb") as file:
         return ended, file.read().decode()
 
@@ -130,6 +138,44 @@ def test_a_process_with_pictures_leaves_no_core_dump():
 def test_a_process_within_its_limits_ends_as_it_would():
     ended, told = in_child(lambda: "answered", Limits())
     assert (ended.status, ended.limit, told) == (0, "", "answered")
+
+
+@pytest.fixture
+def handover():
+    made = Handover()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("least", [{"request_hours": 0.5 / 3600}, {"memory_bytes": 1}])
+def test_what_hands_its_answer_over_is_not_ended_for_a_limit_of_the_work(handover, least):
+    def hand_over():
+        handover.begin()
+        time.sleep(1.5)
+        return "handed over"
+
+    ended, told = in_child(hand_over, lent(**least), bounded=False, handover=handover)
+    assert (ended.status, ended.limit, told) == (0, "", "handed over")
+    assert ended.handing_over
+
+
+def test_handing_over_has_an_end_of_its_own(handover, monkeypatch):
+    monkeypatch.setattr(child, "HANDING_OVER_S", 0.5)
+
+    def hand_over():
+        handover.begin()
+        time.sleep(60)
+
+    ended, _ = in_child(hand_over, lent(), handover=handover)
+    assert os.WTERMSIG(ended.status) == signal.SIGKILL
+    assert ended.limit == "its answer was not handed over within 0.5 s"
+    assert ended.handing_over
+
+
+def test_work_that_has_not_come_to_its_answer_is_ended_all_the_same(handover):
+    ended, _ = in_child(lambda: time.sleep(60), lent(request_hours=0.5 / 3600), handover=handover)
+    assert ended.limit.startswith("limits.request_hours = ")
+    assert not ended.handing_over
 
 
 class Task:
@@ -223,6 +269,65 @@ def test_what_is_answered_at_a_limit_is_the_same_whichever_it_was(begun, monkeyp
         reply = reply_to(site, task)
         told.append(reply.model_copy(update={"ledger_head": "", "ledger_length": 0}))
     assert told[0] == told[1]
+
+
+def test_a_limit_reached_as_the_answer_is_handed_over_ends_nothing(begun, monkeypatch):
+    site, task = begun
+    push = task.push
+
+    def slowly(reply):
+        time.sleep(3)
+        push(reply)
+
+    monkeypatch.setattr(task, "push", slowly)
+    handled(site, task, monkeypatch, dict)
+    assert (task.finished, task.refused) == ([True], [])
+    assert (task.folder / "tries").read_text() == "x"
+    ledger = Ledger(site.home, site.data_binding, site.name)
+    # Of the roll call and of the round: none for the same request twice.
+    nonces = [e.values["nonce"] for e in ledger.entries() if e.kind == "sent"]
+    assert len(set(nonces)) == len(nonces) == 2
+
+
+@pytest.mark.parametrize("ended_by", ["a limit", "a signal", "an error"])
+def test_after_half_an_answer_no_other_follows_and_the_node_is_to_start_anew(
+    begun, monkeypatch, capfd, ended_by
+):
+    site, task = begun
+    monkeypatch.setattr(child, "HANDING_OVER_S", 0.5)
+
+    def half(reply):
+        with (task.folder / "pushes").open("a") as file:
+            file.write("x")
+        if ended_by == "a signal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if ended_by == "an error":
+            raise MemoryError
+        time.sleep(60)
+
+    monkeypatch.setattr(task, "push", half)
+    handled(site, task, monkeypatch, dict)
+    assert (task.folder / "pushes").read_text() == "x"
+    assert (task.finished, task.refused) == ([], [])
+    assert HALF_HANDED_OVER in capfd.readouterr().out.splitlines()
+
+
+def test_who_answers_that_a_limit_was_reached_has_room_of_its_own(begun, monkeypatch):
+    site, task = begun
+    least = Limits(request_hours=1e-9)
+    write_settings(site.home, site.settings.model_copy(update={"limits": least}))
+    handled(site, task, monkeypatch, lambda: time.sleep(60))
+    assert (task.finished, task.refused) == ([True], [])
+    assert reply_to(site, task).code == "unavailable"
+
+
+def test_that_room_is_a_minute_and_some_memory_and_no_less_than_the_sites():
+    held = held_bytes(os.getpid())
+    tight = at_least_to_answer(Limits.model_construct(memory_gb=1e-3, request_hours=1e-9))
+    assert tight.request_hours == pytest.approx(1 / 60)
+    assert tight.memory_bytes >= held + 400_000_000
+    ample = at_least_to_answer(Limits(memory_gb=1000.0, request_hours=3.0))
+    assert (ample.memory_bytes, ample.request_hours) == (1_000_000_000_000, 3.0)
 
 
 def test_site_toml_in_the_midst_of_an_edit_leaves_the_limits_as_they_were(begun, capsys):

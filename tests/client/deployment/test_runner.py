@@ -12,6 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 
 import client.app
+from client.deployment.child import HALF_HANDED_OVER
 from client.deployment.flower_internals import UNTAKEN
 from client.deployment.runner import Runner
 from client.privacy.ledger import Ledger
@@ -202,3 +203,17 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_worked_out_twice(
     assert (tmp_path / "tries").read_text() == "x"
     assert task.finished == []
     assert not (tmp_path / "refused").exists()
+
+
+def test_a_refusal_that_did_not_reach_the_node_whole_has_it_start_anew(
+    home, tmp_path, monkeypatch, capfd
+):
+    task = Task(tmp_path, make_bundle())
+    task.fault = "ValueError: An array names a chunk more than once."
+
+    def refuse(*, bundle):
+        raise httpx.ReadTimeout("after its announcement")
+
+    monkeypatch.setattr(task, "refuse", refuse)
+    answered(home, task, monkeypatch, lambda message, context: pytest.fail("it was worked on"))
+    assert HALF_HANDED_OVER in capfd.readouterr().out.splitlines()

@@ -5,6 +5,7 @@ import inspect
 import pytest
 from flwr.supernode import start_client_internal
 
+from client.deployment.child import HALF_HANDED_OVER
 from client.deployment.flower_internals import LEFT_BEHIND
 from client.deployment.supervisor import site_services
 from client.provision import make_home
@@ -49,6 +50,15 @@ def test_a_runner_that_dies_takes_its_nodes_task_with_it(node):
     _, runner, _, restarts = node
     runner.after_death(-9)
     assert restarts == [1]
+
+
+def test_half_an_answer_has_the_node_start_anew_and_no_other_line_of_the_runners(node):
+    _, runner, said, restarts = node
+    runner.on_line(f"ended by ValueError: {HALF_HANDED_OVER}")
+    assert restarts == []
+    runner.on_line(HALF_HANDED_OVER)
+    assert restarts == [1]
+    assert "starts anew" in said[0]
 
 
 def test_flower_still_says_it_so():

@@ -8,7 +8,8 @@ together (:mod:`client.deployment.node`), and how often is counted (:mod:`client
 """
 
 import contextlib
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from pydantic import Field
 
@@ -17,7 +18,8 @@ from fgvc_core.configuration import Settings
 SHARE_OF_MEMORY = 0.8
 """Of the machine's memory, where ``memory_gb`` is left out."""
 
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -60,7 +62,8 @@ class Limits(Settings):
         ge=2.0,
         le=100_000.0,
         description="Most memory of the process that answers a request, in GB (1e9 bytes), 2 to "
-        "100,000; left out: eight tenths of this machine's. A GPU's own memory is not counted.",
+        "100,000; left out: eight tenths of this machine's, or of what its control group "
+        "(container, unit) may have. A GPU's own memory is not counted.",
     )
     request_hours: float = Field(
         12.0,
@@ -128,10 +131,33 @@ class Limits(Settings):
 
 
 def machine_bytes() -> int:
-    """Memory of this machine, or of the control group (container) that this process is in."""
+    """Memory of this machine, or of the control group (container, unit) that this process is in."""
     text = _MEMINFO.read_text(encoding="ascii") if _MEMINFO.is_file() else ""
     listed = [int(x.split()[1]) * 1024 for x in text.splitlines() if x.startswith("MemTotal:")]
-    # Where there is no such group, or one without a bound ('max'), the machine's own counts.
-    with contextlib.suppress(OSError, ValueError):
-        listed.append(int(_CGROUP.read_text(encoding="ascii")))
+    for file in _bounds():
+        # Where there is no such group, or one without a bound ('max'), the machine's own counts.
+        with contextlib.suppress(OSError, ValueError):
+            listed.append(int(file.read_text(encoding="ascii")))
     return min(listed, default=8_000_000_000)
+
+
+def _bounds() -> Iterator[Path]:
+    """Where Linux tells the bounds on this process's memory: its control group's, and all above.
+
+    ``memory.high`` too: beyond it a process is slowed down until it hardly works.
+    """
+    try:
+        lines = _OWN.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    # The group at the top is a container's own, where it is shown no more than that.
+    groups = [(_CGROUPS, ("memory.max", "memory.high"))]
+    groups.append((_CGROUPS / "memory", ("memory.limit_in_bytes",)))
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        for root, names in groups:
+            # Of version 2 the line names no controller; of version 1 it names this one.
+            if controllers == "" if "memory.max" in names else "memory" in controllers.split(","):
+                own = PurePosixPath(path.lstrip("/"))
+                yield from (root / up / name for up in (own, *own.parents) for name in names)
+    yield from (root / name for root, names in groups for name in names)

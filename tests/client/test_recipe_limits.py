@@ -201,14 +201,45 @@ def test_what_is_needed_at_least_leaves_room_for_the_libraries_and_for_one_pictu
     assert least >= LIBRARIES_GB + PICTURE_GB + 0.1
 
 
-def test_memory_is_this_machines_where_nothing_is_said(tmp_path, monkeypatch):
+def test_memory_is_this_machines_where_nothing_is_said():
     assert Limits().memory_bytes == pytest.approx(machine_bytes() * 0.8, abs=1e9)
-    (tmp_path / "memory.max").write_text("4000000000\n")
-    monkeypatch.setattr("client.limits._CGROUP", tmp_path / "memory.max")
-    assert Limits().memory_bytes == 3_200_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert Limits().memory_bytes > 0
     assert Limits(memory_gb=5.0).memory_bytes == 5_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [
+        ("0::/", "memory.max"),
+        ("0::/system.slice/site.service", "system.slice/site.service/memory.max"),
+        ("0::/system.slice/site.service", "system.slice/site.service/memory.high"),
+        ("0::/system.slice/site.service", "system.slice/memory.max"),
+        # A container is told its path on the host, and sees its own group at the top.
+        ("0::/docker/ab12", "memory.max"),
+        ("9:cpu:/\n4:cpuset,memory:/docker/ab12\n0::/", "memory/docker/ab12/memory.limit_in_bytes"),
+        ("4:memory:/docker/ab12", "memory/memory.limit_in_bytes"),
+        ("4:memory:/a:b/c", "memory/a:b/memory.limit_in_bytes"),
+        (None, "memory.max"),
+    ],
+)  # fmt: skip
+def test_memory_is_its_control_groups_wherever_the_bound_is(tmp_path, monkeypatch, own, file):
+    monkeypatch.setattr("client.limits._CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("client.limits._OWN", tmp_path / "own")
+    monkeypatch.setattr("client.limits._MEMINFO", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal:       64000000 kB\n")
+    if own is not None:
+        (tmp_path / "own").write_text(own + "\n")
+    path = tmp_path / "cgroup" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("4000000000\n")
+    assert Limits().memory_bytes == 3_200_000_000
+    # What version 2 and version 1 say where there is no bound.
+    for unbounded in ("max\n", "9223372036854771712\n", ""):
+        path.write_text(unbounded)
+        assert Limits().memory_bytes == 64_000_000 * 1024 * 8 // 10
+    # A group of others says nothing about us.
+    (tmp_path / "cgroup" / "others").mkdir()
+    (tmp_path / "cgroup" / "others" / "memory.max").write_text("1\n")
+    assert Limits().memory_bytes == 64_000_000 * 1024 * 8 // 10
 
 
 @pytest.mark.parametrize(

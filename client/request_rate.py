@@ -29,6 +29,7 @@ class _Counted(BaseModel):
     day: str
     requests: int = Field(ge=0)
     roll_calls: int = Field(ge=0)
+    ledger_told: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,26 @@ class RequestRate:
             today: The day (UTC).
         """
         size_mb = _size(self.home / LEDGER) / 1e6
-        if size_mb > self.limits.ledger_mb:
-            self.log.error(
-                "no request is answered: the ledger has %.1f MB, and limits.ledger_mb = %g",
-                size_mb,
-                self.limits.ledger_mb,
-            )
-            return False
         # Two processes may answer for one home.
         with FileLock(self.home / f"{FILE}.lock", mode=FILE_MODE):
             before = self._before(today)
+            if size_mb > self.limits.ledger_mb:
+                self._tell_of_ledger(before, size_mb)
+                return False
             counted = {"requests": before.requests + 1, "roll_calls": before.roll_calls}
             counted["roll_calls"] += kind == "roll_call"
-            self._keep(_Counted(day=today.isoformat(), **counted))
+            self._keep(before.model_copy(update=counted))
         return self._within(counted, kind)
+
+    def _tell_of_ledger(self, before: _Counted, size_mb: float) -> None:
+        if before.ledger_told:
+            return
+        self.log.error(
+            "no request is answered: the ledger has %.1f MB, and limits.ledger_mb = %g",
+            size_mb,
+            self.limits.ledger_mb,
+        )
+        self._keep(before.model_copy(update={"ledger_told": True}))
 
     def _within(self, counted: Mapping[str, int], kind: str) -> bool:
         names = ["requests", *(["roll_calls"] if kind == "roll_call" else [])]

@@ -36,6 +36,18 @@ def test_each_day_has_its_own_count_also_for_another_process(rate, caplog):
     assert line.startswith("limits.requests_per_day = 3 is reached")
 
 
+def test_a_ledger_that_is_too_large_is_said_once_a_day(tmp_path, caplog):
+    (tmp_path / "ledger.jsonl").write_bytes(bytes(1_500_000))
+    for day in (TODAY, TOMORROW):
+        caplog.clear()
+        for kind in ("train", "roll_call", "train"):
+            # Of another process, as each request is.
+            rate = RequestRate(tmp_path, Limits(ledger_mb=1.0), logging.getLogger("rate"))
+            assert not rate.admits(kind, day)
+        (line,) = [r.getMessage() for r in caplog.records]
+        assert line.startswith("no request is answered: the ledger has 1.5 MB")
+
+
 def test_roll_calls_have_a_count_of_their_own(rate, caplog):
     kinds = ["roll_call", "roll_call", "train", "train"]
     assert [rate.admits(kind, TODAY) for kind in kinds] == [True, False, True, False]
@@ -98,4 +110,6 @@ def test_beyond_the_ledgers_size_nothing_is_answered_and_nothing_is_written(tmp_
     size = ledger.stat().st_size
     assert answer(site.home, Incoming(seal(COORDINATOR, body), {})) is None
     assert ledger.stat().st_size == size
+    assert answer(site.home, Incoming(seal(COORDINATOR, body), {})) is None
+    assert (site.home / "site.log").read_text().count("no request is answered") == 1
     assert "limits.ledger_mb = 1" in (site.home / "site.log").read_text()

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from client.cache_room import CacheRoom
+from client.cache_room import CacheRoom, in_use
 from client.deployment.child import (
     HALF_HANDED_OVER,
     Ended,
@@ -157,6 +157,12 @@ class Runner:
         limits, resources = self._lent()
         if only_answers:
             limits = at_least_to_answer(limits)
+        with in_use(resources.cache):
+            return self._forked(task, work, limits, on_gpu=uses_gpu(resources.device))
+
+    def _forked(
+        self, task: Task, work: Callable[[Task], int], limits: Limits, *, on_gpu: bool
+    ) -> Ended:
         self._handover = handover = Handover()
         child = os.fork()
         if child == 0:
@@ -164,7 +170,7 @@ class Runner:
             try:
                 die_with_parent()
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                bound_self(limits, on_gpu=uses_gpu(resources.device))
+                bound_self(limits, on_gpu=on_gpu)
                 status = work(task)
             except BaseException as error:
                 # The end of a process of ours. Its text stays here: it may name a patient's file.

@@ -151,8 +151,10 @@ def _bounds() -> Iterator[Path]:
     except OSError:
         lines = []
     # The group at the top is a container's own, where it is shown no more than that.
-    groups = [(_CGROUPS, ("memory.max", "memory.high"))]
-    groups.append((_CGROUPS / "memory", ("memory.limit_in_bytes",)))
+    groups: tuple[tuple[Path, tuple[str, ...]], ...] = (
+        (_CGROUPS, ("memory.max", "memory.high")),
+        (_CGROUPS / "memory", ("memory.limit_in_bytes",)),
+    )
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         for root, names in groups:

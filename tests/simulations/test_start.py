@@ -4,12 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from inline_executor import Here
 
 import client.statistics
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
-from fgvc_core.models.class_statistics import COUNTS, class_statistics, discriminant_scores
+from fgvc_core.models.class_statistics import (
+    COUNTS,
+    SCATTER,
+    SUMS,
+    class_statistics,
+    discriminant_scores,
+)
 from fgvc_core.recipe import parse_recipe
 from server.checkpoint import read_checkpoint
 from simulations.preparation import deal, split_site
@@ -63,8 +70,10 @@ def test_who_lies_about_its_statistics_is_named_and_set_aside(recipe, tmp_path, 
         asked.append(found)
         if len(asked) > 1:
             return found
-        return {name: a if name == COUNTS else a * np.float32(1e10) for name, a in found.items()}
+        factors = {COUNTS: 1.0, SUMS: 1e5, SCATTER: 1e10}
+        return {name: a * np.float32(factors[name]) for name, a in found.items()}
 
+    monkeypatch.setattr("simulations.workers.make_pool", lambda *count: Here())
     monkeypatch.setattr(client.statistics, "site_statistics", lying)
     run = tmp_path / "run"
     five = ["partition.sites=5", "partition.scheme=iid", "federation.rounds=1"]

@@ -15,6 +15,7 @@ from server.screening import Screened
 from server.start import FederatedStart, refused_start
 from server.strategies import SoundReply
 from server.sums_screening import too_many_units
+from server.weights import share_among
 
 
 def started_head(parts: Parts, sites: list[str], arrays: ArrayRecord) -> ArrayRecord:
@@ -26,13 +27,24 @@ def started_head(parts: Parts, sites: list[str], arrays: ArrayRecord) -> ArrayRe
     parts.books.reset()
     parts.intake.refusals = {}
     attributes_KA = parts.test.table.attributes_KA if parts.test is not None else None
-    start = FederatedStart(parts.recipe, parts.unpacked(arrays), attributes_KA)
+    share = share_among(len(parts.exchange.keys), parts.recipe.federation.max_weight_share)
+    start = FederatedStart(
+        parts.recipe, parts.unpacked(arrays), attributes_KA, share, parts.state.claims,
+        parts.events, parts.checkpoints.folder,
+    )  # fmt: skip
+    sites = parts.standing.in_use(sites)
     tensors, arrived = start.run(released(parts, 0, "statistics", sites, arrays, start.specs, []))
     for site, reason in start.refused.items():
         parts.events.emit("start_refused", site=site, reason=reason)
+        parts.books.left_out(site, "statistics")
+        parts.standing.leave_out(site, reason, 0)
     needed = parts.quorum(len(sites))
     if tensors is None or arrived < needed:
         raise refused_start(arrived, needed, parts.intake.refusals)
+    for site, examples in start.taken.items():
+        if examples:
+            # What a site says first is the most that it weighs, in the rounds to come as well.
+            parts.state.claims.setdefault(site, examples)
     parts.books.close()
     parts.events.emit("started", method=parts.recipe.train.start, sites=arrived)
     return to_array_record(pack_all(tensors))

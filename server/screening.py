@@ -146,10 +146,12 @@ class Screening:
     def _update(
         self, reply: Reply, packed: dict[str, PackedTensor], specs: dict[str, TensorSpec]
     ) -> SoundReply:
-        if reply.kind == "train" and not 1 <= reply.examples <= self._max_weight:
+        least = 1 if reply.kind == "train" else 0
+        bare = reply.kind == "train" or not reply.privacy
+        if bare and not least <= reply.examples <= self._max_weight:
             raise PeerError(
-                f"The site claims {reply.examples} training examples; 1 to {self._max_weight} "
-                "count (federation.max_weight)."
+                f"The site claims {reply.examples} training examples; {least} to "
+                f"{self._max_weight} count (federation.max_weight)."
             )
         declared = None if self._units is None else self._units.get(reply.site)
         if reply.kind == "train" and reply.privacy and declared and reply.examples != declared:

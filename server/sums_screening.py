@@ -86,17 +86,27 @@ class SumsScreening:
             for site, values in sums.items()
         }
         total = np.sum(list(vectors.values()), axis=0)
-        cosines = {site: _cosine(vector, total - vector) for site, vector in vectors.items()}
-        values = np.array(list(cosines.values()))
-        middle = float(np.median(values))
-        spread = max(NORMAL * float(np.median(np.abs(values - middle))), LEAST_SPREAD)
-        limit = min(middle - self.spread * spread, AGAINST)
-        return {
-            site: f"The sum points against those of the other sites: cosine {cosine:.3f}, below "
-            f"{limit:.3f} (median {middle:.3f}, federation.direction_spread = {self.spread:g})."
-            for site, cosine in cosines.items()
-            if cosine < limit
-        }
+        cosines = {site: cosine(vector, total - vector) for site, vector in vectors.items()}
+        return clearly_against(cosines, self.spread)
+
+
+def clearly_against(cosines: Mapping[str, float], spread: float) -> dict[str, str]:
+    """Site -> why its sums cannot be, of those that point clearly against the others'.
+
+    Args:
+        cosines: Site -> between its sums and those of the others.
+        spread: ``federation.direction_spread``, above 0.
+    """
+    values = np.array(list(cosines.values()))
+    middle = float(np.median(values))
+    deviation = max(NORMAL * float(np.median(np.abs(values - middle))), LEAST_SPREAD)
+    limit = min(middle - spread * deviation, AGAINST)
+    return {
+        site: f"The sum points against those of the other sites: cosine {found:.3f}, below "
+        f"{limit:.3f} (median {middle:.3f}, federation.direction_spread = {spread:g})."
+        for site, found in cosines.items()
+        if found < limit
+    }
 
 
 def too_many_units(units: Mapping[str, int], ratio: float) -> dict[str, str]:
@@ -115,6 +125,7 @@ def too_many_units(units: Mapping[str, int], ratio: float) -> dict[str, str]:
     }
 
 
-def _cosine(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:
+def cosine(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:
+    """Between two vectors; 0 where one has no length."""
     lengths = float(np.linalg.norm(one) * np.linalg.norm(two))
     return float(one @ two) / lengths if lengths > 0 else 0.0

@@ -30,6 +30,10 @@ _ROUNDING = 1e-3
 """Relative differences that float32 sums over many pictures may have."""
 
 
+_LOST = 1e-5
+"""Share of all variance that float32 values may lose in one direction; they lose about 1e-7."""
+
+
 @dataclass(frozen=True)
 class ClassStatistics:
     """Sums over the pictures of one site or of several.
@@ -53,6 +57,11 @@ class ClassStatistics:
         return ClassStatistics(
             self.counts_K + other.counts_K, self.sums_KD + other.sums_KD, scatter_DD
         )
+
+    def times(self, factor: float) -> "ClassStatistics":
+        """The same vectors, each counting so many times."""
+        scatter_DD = None if self.scatter_DD is None else factor * self.scatter_DD
+        return ClassStatistics(factor * self.counts_K, factor * self.sums_KD, scatter_DD)
 
     @property
     def means_KD(self) -> Floats:
@@ -124,25 +133,52 @@ def unpack_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistic
 
     Raises:
         PeerError: if they cannot be: negative counts, sums of a class without a picture, or
-            a scatter smaller than that of the class means.
+            a scatter that is smaller than that of the class means in any direction.
     """
-    counts_K = tensors[COUNTS].astype(np.float64)
-    sums_KD = tensors[SUMS].astype(np.float64)
+    found = read_statistics(tensors)
+    counts_K, sums_KD, scatter_DD = found.counts_K, found.sums_KD, found.scatter_DD
     if (counts_K < 0).any() or (counts_K != np.rint(counts_K)).any():
         raise PeerError("The counts of the classes are no counts.")
     if sums_KD[counts_K == 0].any():
         raise PeerError("A class without a picture has a sum that is not zero.")
+    if scatter_DD is None:
+        return found
+    # What each class's mean alone adds to the diagonal can never be more than all of it.
+    least_D = (sums_KD**2 / np.maximum(counts_K, 1.0)[:, None]).sum(axis=0)
+    if (least_D > np.diag(scatter_DD) * (1 + _ROUNDING) + _LEAST).any():
+        raise PeerError("The sums and the scatter are not of the same vectors.")
+    if not _can_be_scatter(counts_K, sums_KD, scatter_DD):
+        raise PeerError("The scatter is that of no vectors with these sums.")
+    return found
+
+
+def read_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistics:
+    """The statistics in tensors that were checked: what :func:`pack_statistics` was given."""
+    counts_K = tensors[COUNTS].astype(np.float64)
+    sums_KD = tensors[SUMS].astype(np.float64)
     if SCATTER not in tensors:
         return ClassStatistics(counts_K, sums_KD, None)
     dim = sums_KD.shape[1]
     scatter_DD = np.zeros((dim, dim))
     scatter_DD[np.triu_indices(dim)] = tensors[SCATTER]
-    # What each class's mean alone adds to the diagonal can never be more than all of it.
-    least_D = (sums_KD**2 / np.maximum(counts_K, 1.0)[:, None]).sum(axis=0)
-    if (least_D > np.diag(scatter_DD) * (1 + _ROUNDING) + _LEAST).any():
-        raise PeerError("The sums and the scatter are not of the same vectors.")
     scatter_DD += np.triu(scatter_DD, 1).T
     return ClassStatistics(counts_K, sums_KD, scatter_DD)
+
+
+def _can_be_scatter(counts_K: Floats, sums_KD: Floats, scatter_DD: Floats) -> bool:
+    """Whether what is left of a scatter without the class means has no negative variance.
+
+    The diagonal alone would leave every other value free. Costs one factorisation of D x D.
+    """
+    within_DD = sums_KD.T @ (sums_KD / np.maximum(counts_K, 1.0)[:, None])
+    np.subtract(scatter_DD, within_DD, out=within_DD)
+    # What float32 values have lost may make a variance of zero a little negative.
+    within_DD[np.diag_indices_from(within_DD)] += _LOST * float(np.trace(scatter_DD)) + _LEAST
+    try:
+        np.linalg.cholesky(within_DD)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def means_scores(found: ClassStatistics) -> tuple[Floats, Floats]:

@@ -6,8 +6,9 @@ below the bound whatever the number of replies.
 """
 
 import mmap
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -115,6 +116,18 @@ class Spill:
                 mapped, dtype="<f4", count=stop - start, offset=offset
             )
         return block_VS
+
+    def reply(self, position: int, names: Collection[str] | None = None) -> Tensors:
+        """One reply's tensors as they were added; ``names``: only these."""
+        tensors, offset = {}, 4 * position * self.size
+        for name, shape in self.shapes.items():
+            count = int(np.prod(shape, dtype=np.int64))
+            if names is None or name in names:
+                self._file.seek(offset)
+                tensors[name] = np.frombuffer(self._file.read(4 * count), "<f4").reshape(shape)
+            offset += 4 * count
+        self._file.seek(0, os.SEEK_END)
+        return tensors
 
     def tensors(self, flat: NDArray[np.float32]) -> Tensors:
         """float32 (size,) as tensors by name."""

@@ -1,12 +1,22 @@
 """A federation that starts from class statistics, end to end."""
 
+import json
+
 import numpy as np
 import pytest
+from inline_executor import Here
 
+import client.statistics
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
-from fgvc_core.models.class_statistics import class_statistics, discriminant_scores
+from fgvc_core.models.class_statistics import (
+    COUNTS,
+    SCATTER,
+    SUMS,
+    class_statistics,
+    discriminant_scores,
+)
 from fgvc_core.recipe import parse_recipe
 from server.checkpoint import read_checkpoint
 from simulations.preparation import deal, split_site
@@ -22,6 +32,8 @@ def recipe():
 
 
 def test_zero_rounds_give_the_head_of_all_sites_pictures_pooled(recipe, tmp_path):
+    # One of the three has more than half of all pictures.
+    recipe = parse_recipe(recipe.to_toml(), ["federation.max_weight_share=1.0"])
     metrics = simulate(Plan(recipe, tmp_path / "run"))
     assert metrics["rounds"] == 0
     assert metrics["bytes_up"] > 3 * 256 * 257 / 2 * 4
@@ -48,6 +60,35 @@ def test_rounds_go_on_from_the_start(recipe, tmp_path):
     start = simulate(Plan(recipe, tmp_path / "start"))
     assert metrics["history"][0]["top1"] == pytest.approx(start["top1"], abs=0.05)
     assert all(figures["rounds"] == 1 for figures in metrics["sites"].values())
+
+
+def test_who_lies_about_its_statistics_is_named_and_set_aside(recipe, tmp_path, monkeypatch):
+    honest, asked = client.statistics.site_statistics, []
+
+    def lying(*args):
+        found = honest(*args)
+        asked.append(found)
+        if len(asked) > 1:
+            return found
+        factors = {COUNTS: 1.0, SUMS: 1e5, SCATTER: 1e10}
+        return {name: a * np.float32(factors[name]) for name, a in found.items()}
+
+    monkeypatch.setattr("simulations.workers.make_pool", lambda *count: Here())
+    monkeypatch.setattr(client.statistics, "site_statistics", lying)
+    run = tmp_path / "run"
+    five = ["partition.sites=5", "partition.scheme=iid", "federation.rounds=1"]
+    metrics = simulate(Plan(parse_recipe(recipe.to_toml(), five), run))
+    events = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
+    (refused,) = [e for e in events if e["event"] == "start_refused"]
+    (aside,) = [e for e in events if e["event"] == "site_set_aside"]
+    liar = refused["site"]
+    assert "times the median over the sites" in refused["reason"]
+    assert (aside["site"], aside["reason"]) == (liar, refused["reason"])
+    (done,) = [e for e in events if e["event"] == "started"]
+    assert done["sites"] == 4
+    assert metrics["sites"][liar]["set_aside"] == refused["reason"]
+    assert [e["site"] for e in events if e.get("kind") == "train" and e["site"] == liar] == []
+    assert "times the median over the sites" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,16 @@ class Recipe(Settings):
                 "federation.rounds = 0 and train.start = 'none': nothing would be learnt.",
                 remedy="Set train.start to means or lda, or federation.rounds to 1 at least.",
             )
+        rule = self.federation.strategy != "fedavg" or self.federation.mix_nearest
+        if not self.federation.rounds and rule:
+            raise ConfigurationError(
+                f"federation.strategy = '{self.federation.strategy}', mix_nearest = "
+                f"{str(self.federation.mix_nearest).lower()} do nothing with "
+                "federation.rounds = 0.",
+                why="Class statistics are added up; a strategy is for updates, and a run would "
+                "seem guarded against hostile sites by a rule that never acted.",
+                remedy="Leave both out, or set federation.rounds to 1 at least.",
+            )
         if start == "none":
             return self
         if head != "linear":
@@ -183,6 +193,23 @@ class Recipe(Settings):
                 f"train.start = '{start}' needs model.head = 'linear', not '{head}'.",
                 why="Weights and biases are what class statistics determine.",
                 remedy="Set model.head = 'linear', or train.start = 'none'.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _defences_act(self) -> Self:
+        scenario = self.scenario
+        sums = self.privacy is not None and self.privacy.method == "class-sums"
+        if scenario is None or not (sums or not self.federation.rounds):
+            return self
+        table = scenario.backdoors
+        tried = scenario.defences if scenario.turns else table.defences if table else ()
+        if any(strategy != "fedavg" for strategy in tried):
+            raise ConfigurationError(
+                f"scenario defences = {list(tried)} do nothing where class sums or class "
+                "statistics are added up.",
+                why="A strategy is for updates: the rows of the table would all be of one rule.",
+                remedy='Set defences = ["fedavg"].',
             )
         return self
 

@@ -216,6 +216,15 @@ def refuse_unfit_sums(recipe: RecipeLike, privacy: PrivacySettings) -> None:
             why="The sums are released once; a second release would have to be paid again.",
             remedy="Set federation.rounds = 1.",
         )
+    if federation.strategy != "fedavg" or federation.mix_nearest:
+        raise PolicyRefusal(
+            f"federation.strategy = '{federation.strategy}', mix_nearest = "
+            f"{str(federation.mix_nearest).lower()} do nothing with privacy.method = 'class-sums'.",
+            why="Class sums are added up; a strategy is for updates, and a run would seem guarded "
+            "against hostile sites by a rule that never acted.",
+            remedy="Leave both out: each site's sums are screened by its declared units and "
+            "against the others'. Or set privacy.method = 'gradients'.",
+        )
     if model.head != "subspace" or model.train != "head":
         raise PolicyRefusal(
             "privacy.method = 'class-sums' needs model.head = 'subspace' and model.train = 'head'.",

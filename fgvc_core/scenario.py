@@ -176,6 +176,21 @@ class ScenarioSettings(Settings):
             raise ValueError("either one attack, or turns")
         return self
 
+    @model_validator(mode="after")
+    def _somebody_is_hostile_at_every_size(self) -> Self:
+        nobody = [n for n in self.backdoors.sites if not self.hostile(n)] if self.backdoors else []
+        if nobody:
+            raise ValueError(
+                f"attackers = {self.attackers:g} of {nobody[0]} sites is nobody: the table would "
+                "have rows under an attack that never was; set attackers to "
+                f"{1 / max(nobody[0], 1):.2g} or more, or leave that size out of backdoors.sites"
+            )
+        return self
+
+    def hostile(self, sites: int) -> int:
+        """How many of so many sites are hostile: the nearest whole number."""
+        return round(self.attackers * sites)
+
     @property
     def force(self) -> float:
         """The attack's strength, given or usual."""

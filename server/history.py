@@ -25,6 +25,7 @@ from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.protocol.tensor_names import is_statistic, split_control
 from fgvc_core.wire.arrays import first_not_finite
 from fgvc_core.wire.cores import on_all_cores, pieces
+from server.statistics_screening import RATIO, change_of_statistics, impossible_statistic
 from server.strategies import SoundReply, Tensors
 
 BLOCK = 1 << 16
@@ -103,6 +104,12 @@ class UpdateHistory:
         figures = self._measure(model)
         if not np.isfinite(figures["norm"]):
             raise UnsoundUpdate(_not_finite(model), {})
+        impossible = impossible_statistic(self._sent, model)
+        if impossible is not None:
+            raise UnsoundUpdate(impossible, {})
+        change = change_of_statistics(self._sent, model)
+        if change is not None:
+            figures["statistics"] = change
         if control:
             figures["control_norm"] = _norm(control)
             if not np.isfinite(figures["control_norm"]):
@@ -142,7 +149,7 @@ class UpdateHistory:
     def _measure(self, model: Tensors) -> Figures:
         """Norm, root mean square and, where the model has moved before, the cosine."""
         learnt = {name: tensor for name, tensor in model.items() if not is_statistic(name)}
-        # Statistics are of another size than what is learnt; finite they must be.
+        # Statistics are of another size than what is learnt, and are judged by themselves.
         others = (tensor for name, tensor in model.items() if is_statistic(name))
         squared = 0.0 if all(np.isfinite(tensor).all() for tensor in others) else np.nan
 
@@ -188,6 +195,12 @@ class UpdateHistory:
                 "max_norm_ratio",
             ),
             ("control_norm", "variates' norm", settings.max_norm_ratio, "max_norm_ratio"),
+            (
+                "statistics",
+                "change of running statistics",
+                settings.max_norm_ratio * RATIO * self.waits,
+                f"max_norm_ratio times {RATIO:g}",
+            ),
         ):
             middle = self._median(name)
             if name in figures and middle and figures[name] > ratio * middle:

@@ -29,13 +29,16 @@ def _table(sites: int, entries: list[Entry]) -> Table:
         table.add_column(name, justify="right")
     groups = dict.fromkeys(_group(e) for e in here if e["trigger"] is not None)
     for strategy, trigger, poisoned in groups:
-        attacked = [e for e in here if _group(e) == (strategy, trigger, poisoned)]
+        meant = [e for e in here if _group(e) == (strategy, trigger, poisoned)]
+        # A cohort that never drew a hostile site says nothing of the attack.
+        attacked = [e for e in meant if e["struck"] or e["failed"] is not None]
+        idle = len(meant) - len(attacked)
         clean = [e for e in here if e["strategy"] == strategy and e["trigger"] is None]
         refused = sum(e["hostile_refused"] for e in attacked)
         honest = sum(e["honest_refused"] for e in attacked)
         table.add_row(
             strategy,
-            str(trigger),
+            f"{trigger} (no attack in {idle} of {len(meant)} runs)" if idle else str(trigger),
             f"{100 * (poisoned or 0):.0f} %",
             spread([e["top1"] for e in clean]),
             spread([e["top1"] for e in attacked]),
@@ -46,7 +49,8 @@ def _table(sites: int, entries: list[Entry]) -> Table:
     table.caption = (
         "Means and standard deviations over seeds. Top-1 without an attack and under it; success: "
         "share of other classes' test pictures that the trigger turns into the target's; control: "
-        "the same on the model that nobody attacked; refused: hostile + honest replies."
+        "the same on the model that nobody attacked; refused: hostile + honest replies. No attack: "
+        "no hostile site was drawn and answered; such runs are left out of what is under attack."
     )
     return table
 

@@ -83,7 +83,8 @@ def run_backdoors(
         The metrics of the first run, with ``backdoors``: one entry a trial with ``sites``,
         ``seed``, ``strategy``, ``trigger`` and ``poisoned`` (None without an attack), ``top1``,
         ``success`` (trigger -> share; without an attack: the control), ``failed``, and what
-        became of the replies. ``top1`` is None where the run failed.
+        became of the replies (``struck``: hostile ones; 0 where no hostile site was drawn, and so
+        nobody attacked). ``top1`` is None where the run failed.
     """
     scenario = plan.recipe.scenario
     assert scenario is not None
@@ -149,7 +150,7 @@ def _run(
         raise
     except RunFailed as error:
         failed = error.what
-    attack = trial.attack
+    attack, scenario = trial.attack, plan.recipe.scenario
     return {
         "strategy": trial.strategy,
         "trigger": None if attack is None else attack.trigger,
@@ -157,7 +158,7 @@ def _run(
         "top1": None if failed else judged.top1,
         "success": judged.success,
         "failed": failed,
-        **count_replies(plan.out),
+        **count_replies(plan.out, 1 if scenario is None else scenario.first_round),
     }
 
 
@@ -165,6 +166,8 @@ def _line(entry: Entry) -> str:
     where = f"{entry['sites']} sites, seed {entry['seed']}, {entry['strategy']}"
     if entry["failed"] is not None:
         return f"{where}: failed. {entry['failed']}"
+    if entry["trigger"] is not None and not entry["struck"]:
+        return f"{where}: no hostile site answered, so this was no attack."
     shown = ", ".join(f"{trigger} {share:.3f}" for trigger, share in entry["success"].items())
     kind = "control" if entry["trigger"] is None else "attack success"
     return f"{where}: top-1 {entry['top1']:.3f}, {kind}: {shown}"

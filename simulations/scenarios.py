@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 
+from fgvc_core.errors import ConfigurationError
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
@@ -57,6 +58,13 @@ class FaultyGrid(InProcessGrid):
         names = sorted(home.name for home in homes)
         self._slow = set(draw(recipe, names, self._scenario.slow_links, "slow"))
         hostile = draw(recipe, names, self._scenario.attackers, "attackers")
+        if self._scenario.attack != "none" and not hostile:
+            raise ConfigurationError(
+                f"scenario.attackers = {self._scenario.attackers:g} of {len(names)} sites is "
+                "nobody.",
+                why="The run would be called one under attack, and nobody would attack.",
+                remedy=f"Set scenario.attackers to {1 / max(len(names), 1):.2g} or more.",
+            )
         self.attackers = Attackers(recipe, {h.name: h for h in homes if h.name in hostile})
         self._now = 0.0
         self._due: dict[str, float] = {}

@@ -134,10 +134,15 @@ def read_metrics(out: Path) -> dict[str, Any]:
     return metrics
 
 
-def count_replies(out: Path) -> dict[str, int]:
+def count_replies(out: Path, first_round: int = 1) -> dict[str, int]:
     """What became of the replies of hostile and of honest sites, by the run's own events.
 
+    Args:
+        out: The run's folder.
+        first_round: In which hostile sites begin.
+
     Returns:
+        ``struck`` (replies of hostile sites from that round on, whatever became of them),
         ``hostile_refused`` and ``hostile_accepted``, ``honest_refused`` (sound sites' replies
         that were refused, all but those that never came), ``absent``, ``late``.
     """
@@ -145,7 +150,7 @@ def count_replies(out: Path) -> dict[str, int]:
     text = told.read_text(encoding="utf-8") if told.exists() else '{"attackers": []}'
     hostile = set(json.loads(text)["attackers"])
     counts = dict.fromkeys(
-        ("hostile_refused", "hostile_accepted", "honest_refused", "absent", "late"), 0
+        ("struck", "hostile_refused", "hostile_accepted", "honest_refused", "absent", "late"), 0
     )
     for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines():
         event = json.loads(line)
@@ -153,9 +158,11 @@ def count_replies(out: Path) -> dict[str, int]:
             counts["late"] += 1
         if event["event"] != "reply" or event["kind"] != "train":
             continue
+        came = event["accepted"] or not event["reason"].startswith("No reply within")
+        counts["struck"] += came and event["site"] in hostile and event["round"] >= first_round
         if event["accepted"]:
             counts["hostile_accepted"] += event["site"] in hostile
-        elif event["reason"].startswith("No reply within"):
+        elif not came:
             counts["absent"] += 1
         else:
             counts["hostile_refused" if event["site"] in hostile else "honest_refused"] += 1

@@ -23,6 +23,11 @@ Strategy = Literal[
     "fednova",
 ]
 
+ROBUST = frozenset(
+    {"fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median", "least-trimmed"}
+)
+"""Strategies that bound what hostile sites do to a round's updates."""
+
 
 class FederationSettings(Settings):
     """Rounds, cohorts, what becomes of the replies, and when to stop."""

@@ -101,7 +101,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "refusals": refusals[:REASONS_SHOWN],
         "refusals_left": max(len(refusals) - REASONS_SHOWN, 0),
         "set_aside": {s: f["set_aside"] for s, f in sites.items() if f.get("set_aside")},
-        "poisoning": against_poisoning(run.recipe, len(sites)),
+        "poisoning": against_poisoning(run.recipe, len(sites), run.events),
         "notable": notable[:NOTABLE_SHOWN],
         "notable_left": max(len(notable) - NOTABLE_SHOWN, 0),
         "recipe": run.recipe[:RECIPE_SHOWN],

@@ -24,6 +24,7 @@ from .protected_sites import kinds, make_site, request
 
 OWN = PrivacySettings(epsilon=2.0, method="gradients")
 SUMS = PrivacySettings(epsilon=2.0, method="class-sums")
+SUBSPACE = ("federation.rounds=1", "model.head=subspace", "model.train=head")
 
 BROKEN = [
     (refuse_strategy, ["federation.strategy=scaffold"], OWN),
@@ -35,6 +36,8 @@ BROKEN = [
     (refuse_steps, ["train.clip_norm=1.0"], OWN),
     (refuse_unfit_sums, ["federation.rounds=2"], SUMS),
     (refuse_unfit_sums, ["federation.rounds=1", "model.head=cosine"], SUMS),
+    (refuse_unfit_sums, [*SUBSPACE, "federation.strategy=least-trimmed"], SUMS),
+    (refuse_unfit_sums, [*SUBSPACE, "federation.mix_nearest=true"], SUMS),
     (refuse_coupled, ["loss.triplet=0.5"], OWN),
     (refuse_coupled, ["augment.mix=cutmix"], OWN),
     (refuse_coupled, ["loss.balance=weights"], OWN),

@@ -56,6 +56,17 @@ def test_the_digest_ignores_where_one_machine_keeps_its_pictures():
         ("[federatoin]\nrounds = 3", [], "Did you mean 'federation'"),
         ("", ["federation.roundz=3"], "Did you mean 'rounds'"),
         ("[federation]\nrounds = 0", [], "federation.rounds = 0 and train.start = 'none'"),
+        (
+            "[federation]\nrounds = 0\nstrategy = 'krum'\n[train]\nstart = 'lda'",
+            [],
+            "'krum', mix_nearest = false do nothing with federation.rounds = 0",
+        ),
+        (
+            "[federation]\nrounds = 0\n[train]\nstart = 'lda'\n"
+            "[scenario]\nattackers = 0.4\nturns = ['claim']",
+            [],
+            "['fedmedian', 'multi-krum'] do nothing where",
+        ),
         ("[federation]\nrounds = -1", [], "'federation.rounds' = -1"),
         ("[federation]\nstrategy = 'fedporx'", [], "'fedavg', 'fedprox'"),
         ("[train]\nlr = 'fast'", [], "'train.lr' = 'fast'"),

@@ -32,8 +32,8 @@ seeds = [4]
 def entry(strategy, trigger, top1, success, **changes):
     return {"sites": 5, "seed": 1, "strategy": strategy, "trigger": trigger,
             "poisoned": None if trigger is None else 0.5, "top1": top1, "success": success,
-            "failed": None, "hostile_refused": 0, "hostile_accepted": 20, "honest_refused": 0,
-            **changes}  # fmt: skip
+            "failed": None, "struck": 20, "hostile_refused": 0, "hostile_accepted": 20,
+            "honest_refused": 0, **changes}  # fmt: skip
 
 
 def test_every_strategy_meets_the_first_attack_and_the_last_one_all():
@@ -97,6 +97,47 @@ def test_the_table_has_means_and_spreads_over_seeds_and_says_who_failed():
     for said in ("0.700 ± 0.141, 1 failed", "0.600 ± 0.141", "0.800 ± 0.141", "0.030 ± 0.014"):
         assert said in row
     assert spread([None]) == "failed"
+
+
+@pytest.mark.parametrize("sites", ["[2, 5]", "[5, 2]"])
+def test_a_size_at_which_nobody_would_be_hostile_is_refused(sites):
+    with pytest.raises(ConfigurationError, match=r"0\.2 of 2 sites is nobody"):
+        parse_recipe(TINY + TABLE, ["scenario.attackers=0.2", f"scenario.backdoors.sites={sites}"])
+
+
+def test_runs_in_which_no_hostile_site_answered_are_marked_and_left_out():
+    entries = [
+        entry("fedavg", None, 0.8, {"checker": 0.02}),
+        entry("fedavg", "checker", 0.7, {"checker": 0.9}),
+        entry("fedavg", "checker", 0.1, {"checker": 0.0}, seed=2, struck=0),
+        entry("fedavg", "sine", 0.7, {"sine": 0.9}, struck=0),
+    ]
+    (table,) = backdoor_tables({"backdoors": entries})
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table)
+    shown = captured.get().splitlines()
+    checker, sine = (
+        next(line for line in shown if f"{name} (no" in line) for name in ("checker", "sine")
+    )
+    assert "no attack in 1 of 2 runs" in checker
+    assert "0.700" in checker
+    assert "0.900" in checker
+    assert "no attack in 1 of 1 runs" in sine
+    assert "0.9" not in sine
+
+
+def test_only_replies_from_the_first_round_of_the_attack_on_are_an_attack(tmp_path):
+    told = {"event": "reply", "kind": "train", "site": "a", "accepted": True}
+    events = [
+        {**told, "round": 1},
+        {**told, "round": 2, "accepted": False, "reason": "The update's norm is"},
+        {**told, "round": 3, "accepted": False, "reason": "No reply within 5 s"},
+        {**told, "round": 3, "site": "b"},
+    ]
+    (tmp_path / "scenario.json").write_text('{"attackers": ["a"]}')
+    (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, events)))
+    assert [trials.count_replies(tmp_path, n)["struck"] for n in (1, 2, 3)] == [2, 1, 0]
 
 
 def test_what_is_poisoned_carries_the_trigger_and_its_label_and_nothing_else(tiny_learner):

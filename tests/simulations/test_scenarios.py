@@ -177,6 +177,11 @@ def test_who_fails_is_drawn_from_the_seed(tiny):
                for r in range(5))  # fmt: skip
 
 
+def test_an_attack_by_nobody_is_no_attack(simulated):
+    with pytest.raises(ConfigurationError, match=r"0\.01 of 10 sites is nobody"):
+        simulated("nobody", "scenario.attack=sign-flip", "scenario.attackers=0.01")
+
+
 @pytest.mark.parametrize(
     ("sets", "said"),
     [

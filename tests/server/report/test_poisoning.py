@@ -1,13 +1,15 @@
 """The line that says what a run had in place against poisoned updates."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.report.poisoning import RULES, against_poisoning
+from fgvc_core.protocol.settings import ROBUST
+from server.report.poisoning import against_poisoning
 
 
-def said(recipe, sites=5):
-    found = against_poisoning(recipe, sites)
+def said(recipe, sites=5, events=()):
+    found = against_poisoning(recipe, sites, events)
     return "; ".join(found.held), "; ".join(found.missing)
 
 
@@ -21,7 +23,7 @@ def test_a_plain_run_says_that_one_site_can_teach_a_backdoor():
 def test_a_guarded_run_says_against_how_many_and_where_that_was_not_seen_to_hold():
     rule = '[federation]\nstrategy = "least-trimmed"\nbyzantine_share = 0.3\n'
     held, missing = said(f'{rule}[model]\ntrain = "head"\n', 20)
-    assert "least-trimmed, against 6 of 20" in held
+    assert "least-trimmed, against 6 of the 20 sites" in held
     assert "rule" not in missing
     _, missing = said(rule, 20)
     assert "where more than the head trains" in missing
@@ -30,14 +32,73 @@ def test_a_guarded_run_says_against_how_many_and_where_that_was_not_seen_to_hold
 def test_a_share_of_a_few_sites_can_be_none():
     held, missing = said('[federation]\nstrategy = "least-trimmed"\nbyzantine_share = 0.2\n', 4)
     assert "least-trimmed" not in held
-    assert "none of 4" in missing
+    assert "none of the 4 sites" in missing
 
 
 def test_other_rules_are_said_not_to_hold_against_backdoors():
-    for name in RULES - {"least-trimmed"}:
-        held, missing = said(f'[federation]\nstrategy = "{name}"\n')
-        assert name in held
+    for name in ROBUST - {"least-trimmed"}:
+        held, missing = said(f'[federation]\nstrategy = "{name}"\n', 10)
+        assert f"the rule {name}, against" in held
         assert f"{name} was not" in missing
+
+
+@pytest.mark.parametrize(
+    ("rule", "more", "sites", "said_of_it"),
+    [
+        ("least-trimmed", "byzantine_share = 0.3\nfraction = 0.3", 10, "none of the 3 sites"),
+        ("trimmed-mean", "byzantine_share = 0.3\nfraction = 0.3", 10, "none of the 3 sites"),
+        ("krum", "byzantine_share = 0.3", 4, "against 1 of the 4 sites of its smallest round krum"),
+        ("multi-krum", "byzantine_share = 0.4", 10, "multi-krum needs 11 replies"),
+        ("fedmedian", "fraction = 0.2", 10, "none of the 2 sites"),
+        ("geometric-median", "", 1, "none of the 1 site of"),
+    ],
+)
+def test_a_rule_that_cannot_act_on_a_round_is_not_in_place(rule, more, sites, said_of_it):
+    held, missing = said(f'[federation]\nstrategy = "{rule}"\n{more}\n', sites)
+    assert rule not in held
+    assert said_of_it in missing
+
+
+def test_half_is_half_of_a_round():
+    held, _ = said('[federation]\nstrategy = "fedmedian"\nfraction = 0.5\n', 10)
+    assert "fedmedian, against 2 of the 5 sites" in held
+
+
+def test_the_smallest_round_that_counted_says_how_many_are_guarded_against():
+    def told(number, replies, end="round_finished"):
+        replied = {"event": "reply", "round": number, "accepted": True}
+        return [replied] * replies + [{"event": end, "round": number}]
+
+    recipe = '[federation]\nstrategy = "least-trimmed"\nbyzantine_share = 0.3\n'
+    held, _ = said(recipe, 10, [*told(1, 10), *told(2, 7), *told(3, 1, "round_void")])
+    assert "against 2 of the 7 sites of its smallest round" in held
+    _, missing = said(recipe, 10, [*told(1, 10), *told(2, 3)])
+    assert "none of the 3 sites" in missing
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        '[federation]\nrounds = 0\nstrategy = "least-trimmed"\n[train]\nstart = "lda"\n',
+        '[federation]\nrounds = 1\nstrategy = "least-trimmed"\n[privacy]\nmethod = "class-sums"\n',
+    ],
+    ids=["no round", "class sums"],
+)
+def test_a_run_without_updates_claims_neither_their_screening_nor_a_rule(recipe):
+    held, missing = said(recipe)
+    assert "length and direction" not in held
+    assert "least-trimmed" not in held
+    assert "added up" in missing
+
+
+def test_a_head_that_starts_from_class_statistics_is_not_said_to_be_guarded():
+    rule = '[federation]\nstrategy = "least-trimmed"\nbyzantine_share = 0.3\n'
+    _, missing = said(f'{rule}[train]\nstart = "lda"\n', 10)
+    assert "a rule for the class statistics that the head started from" in missing
+
+
+def test_a_section_that_is_none_breaks_nothing():
+    assert said('privacy = 3\ntrain = "x"\nmodel = [1]\n')
 
 
 @given(st.text(max_size=60))

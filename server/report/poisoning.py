@@ -51,17 +51,14 @@ def against_poisoning(
     if sums:
         _of_class_sums(federation, held, missing)
     elif not federation.rounds:
-        missing.append(
-            "screening of updates and a rule: no site sent an update, and class statistics were "
-            "added up"
-        )
+        _of_start(federation, held, missing)
     else:
         _of_updates(federation, _smallest_round(federation, sites, events), held, missing)
         frozen = _set(values, "model", "train") == "head"
         if federation.strategy == "least-trimmed" and not frozen:
             missing.append("a rule that was seen to hold where more than the head trains")
         if started:
-            missing.append("a rule for the class statistics that the head started from")
+            _of_start(federation, held, missing)
     missing.append("a search of the final model for triggers")
     return Poisoning(tuple(held), tuple(missing))
 
@@ -97,6 +94,16 @@ def _of_class_sums(federation: FederationSettings, held: list[str], missing: lis
     else:
         missing.append("screening of class sums")
     missing.append("a rule against hostile sites: class sums are added up")
+
+
+def _of_start(federation: FederationSettings, held: list[str], missing: list[str]) -> None:
+    if federation.screening:
+        held.append(
+            "screening of each site's class statistics by themselves and beside the others'"
+        )
+    else:
+        missing.append("screening of class statistics beside the others'")
+    missing.append("a rule against hostile sites for class statistics: they are added up")
 
 
 def _of_updates(

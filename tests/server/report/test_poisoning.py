@@ -91,10 +91,14 @@ def test_a_run_without_updates_claims_neither_their_screening_nor_a_rule(recipe)
     assert "added up" in missing
 
 
-def test_a_head_that_starts_from_class_statistics_is_not_said_to_be_guarded():
+def test_a_head_that_starts_from_class_statistics_is_screened_and_has_no_rule():
     rule = '[federation]\nstrategy = "least-trimmed"\nbyzantine_share = 0.3\n'
-    _, missing = said(f'{rule}[train]\nstart = "lda"\n', 10)
-    assert "a rule for the class statistics that the head started from" in missing
+    held, missing = said(f'{rule}[train]\nstart = "lda"\n', 10)
+    assert "class statistics by themselves and beside the others'" in held
+    assert "a rule against hostile sites for class statistics" in missing
+    held, missing = said(f'{rule}screening = false\n[train]\nstart = "lda"\n', 10)
+    assert "class statistics" not in held
+    assert "screening of class statistics" in missing
 
 
 def test_a_section_that_is_none_breaks_nothing():

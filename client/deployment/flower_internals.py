@@ -8,7 +8,6 @@ Flower's executor and ``flwr-clientapp``. The SuperNode is Flower's, with the bo
 import base64
 import functools
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,6 +72,7 @@ from client.deployment.node import BeyondBound, BoundedClient, Weighed, cut_bund
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
 from fgvc_core.protocol.keys import PrivateKey
 from fgvc_core.sockets import make_socket_file, socket_folder, socket_name
+from fgvc_core.wire.parcel import check_named_once
 
 __all__ = [
     "LEFT_BEHIND",
@@ -236,18 +236,11 @@ def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
 
 
 def _check_unfolded(contents: Mapping[str, bytes]) -> None:
-    """Raise ValueError if an array is made of one chunk several times.
-
-    Chunks are sent once and joined as often as they are named: 5 MB could become gigabytes.
-    A parcel's chunks all differ.
-    """
+    """Raise ValueError if an array is made of one chunk several times."""
     for content in contents.values():
         kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind != "Array":
-            continue
-        body = json.loads(content[content.index(b"\0") + 1 :])
-        if len(body["arraychunk_ids"]) > len(set(children)):
-            raise ValueError("An array names a chunk more than once.")
+        if kind == "Array":
+            check_named_once(content[content.index(b"\0") + 1 :], children)
 
 
 def heartbeat_of(socket: Path, token: str) -> HeartbeatSender:

@@ -17,7 +17,7 @@ children, and the rightful sender would be refused.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES128
@@ -78,3 +78,21 @@ def open_parcel(data: bytes) -> dict[str, PackedTensor]:
     except (ValueError, TypeError, RecursionError) as error:
         raise PeerError(f"A parcel of tensors cannot be opened: {error}.") from None
     return found
+
+
+def check_named_once(body: bytes, chunks: Collection[str]) -> None:
+    """Refuse an array that is made of one chunk several times.
+
+    Chunks are sent once and joined as often as they are named: 5 MB could become gigabytes.
+    A parcel's chunks all differ.
+
+    Args:
+        body: JSON of an array, whoever wrote it: ``arraychunk_ids`` are what is joined.
+        chunks: Ids of the chunks that were sent for it.
+
+    Raises:
+        ValueError: if more are joined than were sent.
+        KeyError: if it names none.
+    """
+    if len(json.loads(body)["arraychunk_ids"]) > len(set(chunks)):
+        raise ValueError("an array names a chunk more than once")

@@ -8,7 +8,6 @@ by name when one of these moves.
 
 import functools
 import hashlib
-import json
 import re
 import ssl
 import sys
@@ -89,6 +88,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
+from fgvc_core.wire.parcel import check_named_once
 from server.deployment.bodies import check_push
 
 __all__ = [
@@ -487,18 +487,11 @@ def put_together(announced: Announced, contents: dict[str, bytes]) -> Message:
 
 
 def _check_unfolded(contents: Mapping[str, bytes]) -> None:
-    """Raise ValueError if an array is made of one chunk several times.
-
-    Chunks are sent once and joined as often as they are named: 5 MB could become gigabytes.
-    A parcel's chunks all differ.
-    """
+    """Raise ValueError if an array is made of one chunk several times."""
     for content in contents.values():
         kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind != "Array":
-            continue
-        body = json.loads(content[content.index(b"\0") + 1 :])
-        if len(body["arraychunk_ids"]) > len(set(children)):
-            raise ValueError("an array names a chunk more than once")
+        if kind == "Array":
+            check_named_once(content[content.index(b"\0") + 1 :], children)
 
 
 def error_reply(run_id: int, answers: str, code: int, reason: str) -> Message:

@@ -126,8 +126,10 @@ def test_while_another_home_is_at_work_in_a_cache_nothing_goes(site, monkeypatch
 
 @pytest.mark.parametrize("cache", ["", "/proc/none/such"])
 def test_a_cache_that_cannot_be_locked_ends_no_work(cache):
+    done = []
     with in_use(cache):
-        pass
+        done.append("work")
+    assert done == ["work"]
 
 
 def test_a_home_that_cannot_be_opened_ends_no_runner(site):

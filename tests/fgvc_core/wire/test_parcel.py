@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fgvc_core.errors import PeerError
 from fgvc_core.wire.arrays import PackedTensor, pack_all
-from fgvc_core.wire.parcel import _encrypted, make_parcel, open_parcel
+from fgvc_core.wire.parcel import _encrypted, check_named_once, make_parcel, open_parcel
 
 PACKED = pack_all({"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)})
 
@@ -84,3 +84,9 @@ def test_the_pieces_of_a_parcel_are_never_alike():
     parcel = make_parcel(pack_all({"w": np.zeros(4 * piece // 4, np.float32)}))
     pieces = {hash(parcel[at : at + piece]) for at in range(0, len(parcel), piece)}
     assert len(pieces) == 5
+
+
+def test_an_array_joins_no_chunk_more_often_than_it_was_sent():
+    check_named_once(b'{"arraychunk_ids": [0, 1]}', ["a", "b"])
+    with pytest.raises(ValueError, match="more than once"):
+        check_named_once(b'{"arraychunk_ids": [0, 0, 0]}', ["a", "b"])

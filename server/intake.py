@@ -42,6 +42,8 @@ class Intake:
         self._deadline_s = deadline_s
         self.refusals: dict[str, str] = {}
         """Site -> its own policy's reason, in this round."""
+        self.unsound: set[str] = set()
+        """Sites whose reply came and was refused for what it was, in this round or phase."""
 
     def sound(
         self,
@@ -92,6 +94,7 @@ class Intake:
             own = isinstance(error, SiteFault) or not answer.message.has_error()
             if own and not isinstance(error, SiteRefusal):
                 self._standing.unsound(site, error.what)
+                self.unsound.add(site)
             figures = error.figures if isinstance(error, UnsoundUpdate) else None
             self._books.note(answer, None, error.what, figures, event)
             return None

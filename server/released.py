@@ -76,8 +76,13 @@ def closed_head(
 
     def ask(phase: Phase, model: ArrayRecord, specs: dict[str, TensorSpec]) -> Iterator[SoundReply]:
         accepted.clear()
+        parts.intake.unsound = set()
         left = parts.standing.in_use(sites)
-        return released(parts, number, phase, left, model, specs, accepted)
+        yield from released(parts, number, phase, left, model, specs, accepted)
+        # Asked again, a site gives the same release; asked for the other phase, it would pay for
+        # sums that cannot count.
+        for site in sorted(parts.intake.unsound):
+            parts.standing.set_aside(site, number)
 
     def leave_out(phase: Phase, refused: dict[str, str]) -> None:
         for site, reason in refused.items():

@@ -52,7 +52,12 @@ class Standing:
         There is one release of its kind in a run: nothing better can come.
         """
         self.unsound(site, reason)
-        self.of(site)["set_aside"] = reason
+        self.set_aside(site, round_)
+
+    def set_aside(self, site: str, round_: int) -> None:
+        """It is not asked any more, for what its last refused reply was."""
+        standing = self.of(site)
+        standing["set_aside"] = standing["notice"]
         self._tell(site, round_)
 
     def void(self, round_: int) -> None:
@@ -63,8 +68,7 @@ class Standing:
         """
         for site, standing in sorted(self.kept.items()):
             if standing["refused_in_row"] and not standing["set_aside"]:
-                standing["set_aside"] = standing["notice"]
-                self._tell(site, round_)
+                self.set_aside(site, round_)
 
     def counted(self, sites: list[str], round_: int) -> None:
         """A round closed with these sites' replies in it."""
@@ -76,8 +80,7 @@ class Standing:
         for site, standing in sorted(self.kept.items()):
             refused = standing["refused_in_row"]
             if self.limit and refused >= self.limit and not standing["set_aside"]:
-                standing["set_aside"] = standing["notice"]
-                self._tell(site, round_)
+                self.set_aside(site, round_)
 
     def _tell(self, site: str, round_: int) -> None:
         standing = self.of(site)

@@ -28,11 +28,18 @@ soak: $(STAMP)
 	$(RUN) FIELDMARK_SOAK_MINUTES=$(MINUTES) FIELDMARK_SOAK_SEED=$(SEED) \
 	  FIELDMARK_SOAK_OUT=$(OUT) $(BIN)/python -m pytest -s tests/deployment/test_soak.py
 
+# mypy and import-linter look at folders, not at what is installed: a copy laid out as it is there.
+CHECKED := build/checked
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	rm -rf $(CHECKED)
+	mkdir -p $(CHECKED)
+	cp -Rp fgvc_core fieldmark $(CHECKED)
+	cp -Rp client server simulations $(CHECKED)/fieldmark
+	cd $(CHECKED) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+	cd $(CHECKED) && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../../.import_linter_cache
 
 bench: $(STAMP)
 	$(RUN) $(BIN)/fieldmark bench

@@ -8,12 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client.privacy.gate import Departure, Gate
-from client.reading import check_class_names, check_knowledge
-from client.recipe_limits import check_lent
-from client.request_rate import RequestRate
-from client.site import Site
-from client.state import recall, remember
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.files import PrivateLogFile
 from fgvc_core.protocol.envelope import Sealed, unseal
@@ -21,6 +15,12 @@ from fgvc_core.protocol.messages import Code, Reply, Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, digest_all
 from fgvc_core.words import OneRecord
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.reading import check_class_names, check_knowledge
+from fieldmark.client.recipe_limits import check_lent
+from fieldmark.client.request_rate import RequestRate
+from fieldmark.client.site import Site
+from fieldmark.client.state import recall, remember
 
 AnswerWithoutPrivacy = Callable[
     [Site, Request, Recipe, tuple[str, ...], Mapping[str, PackedTensor]],
@@ -107,9 +107,9 @@ def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Sit
 
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     # Imported here: a roll call of a site that cannot take part costs no torch.
-    from client.encoding import UpdateEncoder, check_weight
-    from client.private_work import answer_protected
-    from client.work import echo, read_announcement
+    from fieldmark.client.encoding import UpdateEncoder, check_weight
+    from fieldmark.client.private_work import answer_protected
+    from fieldmark.client.work import echo, read_announcement
 
     gate = Gate(site)
     if request.notice:
@@ -149,7 +149,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     if privacy is not None:
         return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
     if request.kind == "release":
-        from client.statistics import answer_statistics
+        from fieldmark.client.statistics import answer_statistics
 
         reply, tensors = answer_statistics(site, request, recipe, class_names, incoming.tensors)
         return gate.release(request, reply, tensors)
@@ -168,9 +168,9 @@ def _part_of_the_run(request: Request) -> "AnswerWithoutPrivacy":
     Raises:
         PeerError: if there is no such part.
     """
-    from client.personal import answer_personal
-    from client.pretraining import answer_pretraining
-    from client.work import answer_round
+    from fieldmark.client.personal import answer_personal
+    from fieldmark.client.pretraining import answer_pretraining
+    from fieldmark.client.work import answer_round
 
     parts: dict[tuple[str, str], AnswerWithoutPrivacy] = {
         ("train", ""): answer_round,
@@ -202,7 +202,7 @@ def _guarded(
         log.exception("round %d failed%s", request.round, _limit_in_words(error))
         code, reason = "unavailable", ""
     try:
-        from client.work import echo
+        from fieldmark.client.work import echo
 
         named = site.public_key if request.kind == "roll_call" else ""
         reply = Reply(**echo(site, request), code=code, reason=reason[:500], public_key=named)

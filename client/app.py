@@ -15,12 +15,12 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.answering import Incoming, answer
-from client.answering import unavailable as answer_unavailable
-from client.privacy.gate import Departure
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.words import OneRecord
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.answering import unavailable as answer_unavailable
+from fieldmark.client.privacy.gate import Departure
 
 app = ClientApp()
 

@@ -13,11 +13,6 @@ from typing import Any
 
 import torch
 
-from client.privacy.ledger import Ledger
-from client.privacy.terms import Terms
-from client.site import Site
-from client.weights import site_weights
-from client.work import site_table
 from fgvc_core.audit.gradient_attack import attack_gradients
 from fgvc_core.audit.planted import Observed
 from fgvc_core.audit.sums_attack import attack_sums
@@ -32,6 +27,11 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import protected_units
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.validation import validate_private
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.terms import Terms
+from fieldmark.client.site import Site
+from fieldmark.client.weights import site_weights
+from fieldmark.client.work import site_table
 
 FOLDER = "audits"
 

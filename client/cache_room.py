@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.site import Site
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.files import FILE_MODE, private_folder
+from fieldmark.client.site import Site
 
 LOOK_EVERY_S = 60.0
 """Between two looks at a cache, of which each lists its files."""

@@ -1,4 +1,4 @@
-"""The site's commands: budget, approve, report, audit; those of client.deployment besides."""
+"""The site's commands: budget, approve, report, audit, and those of client.deployment."""
 
 import json
 from contextlib import contextmanager
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from client.deployment.cli import mount
-from client.recovery_cli import mount as mount_recovery
-from client.validation_cli import mount as mount_validation
-from client.weights_cli import weights_app
+from fieldmark.client.deployment.cli import mount
+from fieldmark.client.recovery_cli import mount as mount_recovery
+from fieldmark.client.validation_cli import mount as mount_validation
+from fieldmark.client.weights_cli import weights_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from client.privacy.budget import Budget
+    from fieldmark.client.privacy.budget import Budget
 
 site_app = typer.Typer(
     help="One site: what it allows, what has left it, and what it has cost.", no_args_is_help=True
@@ -49,9 +49,9 @@ def budget(
 
     Example: fieldmark site budget sites/site-1 --plan simulations/recipes/demo-dp.toml
     """
-    from client.privacy.budget import read_budget
-    from client.site import Site
     from fgvc_core.recipe import load_recipe
+    from fieldmark.client.privacy.budget import read_budget
+    from fieldmark.client.site import Site
 
     recipe = None if plan is None else load_recipe(plan, set_ or []).announced
     found = read_budget(Site.open(home), recipe)
@@ -75,8 +75,8 @@ def approve(
 
     Example: fieldmark site approve sites/site-1 4f0c2a
     """
-    from client.privacy.approval import approve_run
-    from client.site import Site
+    from fieldmark.client.privacy.approval import approve_run
+    from fieldmark.client.site import Site
 
     approved = approve_run(Site.open(home), run)
     typer.echo(json.dumps(approved.as_json(), indent=1) if json_ else approved.in_words)
@@ -111,8 +111,8 @@ def report(
 
     Example: fieldmark site report --verify privacy-report.html ledger.jsonl
     """
-    from client.privacy.report import verify_report, write_report
     from fgvc_core.errors import ConfigurationError
+    from fieldmark.client.privacy.report import verify_report, write_report
 
     if verify is not None:
         found = verify_report(*verify, key)
@@ -152,9 +152,9 @@ def audit(
 
     Example: fieldmark site audit sites/site-1 simulations/recipes/audit.toml
     """
-    from client.auditing import audit_site
-    from client.site import Site
     from fgvc_core.recipe import load_recipe
+    from fieldmark.client.auditing import audit_site
+    from fieldmark.client.site import Site
 
     site, loaded = Site.open(home), load_recipe(recipe, set_ or []).announced
     with _releases() as tell:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.kept import KeptTensors
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
@@ -21,6 +20,7 @@ from fgvc_core.wire.decode import decode_model
 from fgvc_core.wire.encode import encode_update
 from fgvc_core.wire.layout import model_parts, update_parts
 from fgvc_core.wire.settings import WireSettings
+from fieldmark.client.kept import KeptTensors
 
 Specs = Mapping[str, TensorSpec]
 
@@ -61,8 +61,8 @@ class UpdateEncoder:
         """The tensors as they travel; what error feedback keeps back is on the disk then.
 
         With ``wire.top_k`` what the last reply that counted has left out is added first, as
-        for everything that a site keeps (:mod:`client.kept`): a reply that was lost or refused
-        takes nothing with it, and a repeated request gives equal bytes.
+        for everything that a site keeps (:mod:`fieldmark.client.kept`): a reply that was lost or
+        refused takes nothing with it, and a repeated request gives equal bytes.
         """
         if not self._encodes:
             return pack_all(tensors)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from client.state import announcement
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.files import private_folder, write_durably
+from fieldmark.client.state import announcement
 
 Tensors = dict[str, NDArray[np.float32]]
 

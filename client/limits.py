@@ -1,10 +1,10 @@
 """What of its machine a site lends to a run: the ``[limits]`` section of its ``site.toml``.
 
 A coordinator sends recipes, messages and requests, and a site does not know it. What a recipe asks
-for is compared before any work (:mod:`client.recipe_limits`), what a process takes is bounded
-while it works (:mod:`client.deployment.child`), what it leaves is cleared away
-(:mod:`client.cache_room`), what comes over the network before it is put
-together (:mod:`client.deployment.node`), and how often is counted (:mod:`client.request_rate`).
+for is compared before any work (:mod:`.recipe_limits`), what a process takes is bounded while it
+works (:mod:`.deployment.child`), what it leaves is cleared away (:mod:`.cache_room`), what comes
+over the network before it is put together (:mod:`.deployment.node`), and how often is counted
+(:mod:`.request_rate`).
 """
 
 import contextlib

@@ -15,9 +15,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from client.kept import Tensors
-from client.site import Site
-from client.work import at_the_desk, echo, round_work, scores_of
 from fgvc_core import __version__
 from fgvc_core.errors import PeerError
 from fgvc_core.files import private_folder, write_durably
@@ -26,6 +23,9 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.wire.decode import decode_model
+from fieldmark.client.kept import Tensors
+from fieldmark.client.site import Site
+from fieldmark.client.work import at_the_desk, echo, round_work, scores_of
 
 FORMAT = "2"
 """Of a checkpoint, as the coordinator writes them."""

@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from client.site import Site
-from client.work import echo, learner_at_the_desk, pictures_without_labels
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.protocol.messages import Reply, Request, fixed_seconds
 from fgvc_core.protocol.ranges import stated_loss
@@ -18,6 +16,8 @@ from fgvc_core.training.pretraining import Pretraining
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.wire.arrays import PackedTensor, spec_of
 from fgvc_core.wire.decode import decode_model
+from fieldmark.client.site import Site
+from fieldmark.client.work import echo, learner_at_the_desk, pictures_without_labels
 
 
 def answer_pretraining(

@@ -11,11 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.encoding import UpdateEncoder
-from client.privacy.gate import Departure, Gate
-from client.privacy.outbox import Payload
-from client.site import Site
-from client.work import at_the_desk, echo, learner_at_the_desk
 from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
@@ -27,6 +22,11 @@ from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.validation import validate_private
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
 from fgvc_core.wire.decode import decode_model
+from fieldmark.client.encoding import UpdateEncoder
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.site import Site
+from fieldmark.client.work import at_the_desk, echo, learner_at_the_desk
 
 
 def answer_protected(

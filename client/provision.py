@@ -5,9 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client.privacy.policy import Policy
-from client.privacy.register import Claim, Register
-from client.site import Site, SiteSettings, write_settings
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import FOLDER_MODE, private_folder, write_privately
 from fgvc_core.protocol.keys import (
@@ -17,6 +14,9 @@ from fgvc_core.protocol.keys import (
     read_public,
     write_private,
 )
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.register import Claim, Register
+from fieldmark.client.site import Site, SiteSettings, write_settings
 
 SPLIT_KEY_BYTES = 32
 

@@ -19,10 +19,10 @@ from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.recipe_paths import leads_out
 
 if TYPE_CHECKING:
-    from client.site import Site
     from fgvc_core.data.left_out import LeftOut
     from fgvc_core.data.table import ExampleTable, Split
     from fgvc_core.recipe import Recipe
+    from fieldmark.client.site import Site
 
 EMBEDDED = "fieldmarks"
 """The kind whose pictures are made here from a seed: nobody's, and in no folder."""

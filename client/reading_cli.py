@@ -12,8 +12,8 @@ import typer
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
-    from client.deployment.joining import Answers
     from fgvc_core.protocol.kit import StartKit
+    from fieldmark.client.deployment.joining import Answers
 
 Kind = Annotated[
     str | None,
@@ -59,8 +59,8 @@ def reading_said(
     *, map_label: list[str] | None, recipe: Path | None = None, **options: str | None
 ) -> dict[str, Any]:
     """What a person, or a recipe that is proposed, says of ``[data]``."""
-    from client.recognition import label_map_of, proposed_by
     from fgvc_core.recipe import load_recipe
+    from fieldmark.client.recognition import label_map_of, proposed_by
 
     said = {} if recipe is None else proposed_by(load_recipe(recipe))
     said |= {name: value for name, value in options.items() if value is not None}
@@ -79,10 +79,10 @@ def settle_reading(
         ConfigurationError: if it cannot be told how.
         typer.Exit: with code 2 if a person says that it is not right; nothing was made.
     """
-    from client.deployment.joining import preview
-    from client.provision import SPLIT_KEY_BYTES
-    from client.recognition import passed_over, recognize, understand
     from fgvc_core.errors import DataError
+    from fieldmark.client.deployment.joining import preview
+    from fieldmark.client.provision import SPLIT_KEY_BYTES
+    from fieldmark.client.recognition import passed_over, recognize, understand
 
     root = answers.data
     assert root is not None
@@ -145,8 +145,8 @@ def reading(
 
     Example: fieldmark site reading lyon --map-label 'Parus major=Great tit' --save
     """
-    from client.recognition import save_reading, understand, with_reading
-    from client.site import Site
+    from fieldmark.client.recognition import save_reading, understand, with_reading
+    from fieldmark.client.site import Site
 
     site = Site.open(home)
     said = reading_said(

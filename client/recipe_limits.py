@@ -5,11 +5,11 @@ No picture, and no number of pictures, is looked at: a refusal says nothing abou
 
 from collections.abc import Iterator
 
-from client.limits import Limits
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import Recipe
+from fieldmark.client.limits import Limits
+from fieldmark.client.site import Site
 
 FLOAT = 4
 """Bytes of a number."""

@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.privacy.ledger import Ledger
-from client.reading import EMBEDDED, SiteData, load_site_table
-from client.site import Site, write_settings
 from fgvc_core.data.files import first_few
 from fgvc_core.data.left_out import NO_CLASS
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.reading import EMBEDDED, SiteData, load_site_table
+from fieldmark.client.site import Site, write_settings
 
 if TYPE_CHECKING:
     from fgvc_core.recipe import Recipe
@@ -296,11 +296,11 @@ def understand(
     """
     from collections import Counter
 
-    from client.work import own_rows, split_table
     from fgvc_core.data.decoding import decode_each
     from fgvc_core.data.left_out import LeftOut
     from fgvc_core.recipe import Recipe
     from fgvc_core.training.learner import UNREADABLE
+    from fieldmark.client.work import own_rows, split_table
 
     recipe = Recipe() if recipe is None else recipe
     left_out = LeftOut()

@@ -9,7 +9,7 @@ import typer
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
-    from client.privacy.recovery import Recovery
+    from fieldmark.client.privacy.recovery import Recovery
 
 ledger_app = typer.Typer(
     help="This site's ledger: what to do when its newest entries were lost.", no_args_is_help=True
@@ -43,8 +43,8 @@ def recover(
 
     Example: fieldmark site ledger recover lyon lyon.statement
     """
-    from client.privacy.recovery import recover_ledger
     from fgvc_core.protocol.keys import read_public
+    from fieldmark.client.privacy.recovery import recover_ledger
 
     found = recover_ledger(
         home.resolve(),

@@ -16,9 +16,9 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.limits import Limits
-from client.privacy.ledger import FILE as LEDGER
 from fgvc_core.files import FILE_MODE, write_privately
+from fieldmark.client.limits import Limits
+from fieldmark.client.privacy.ledger import FILE as LEDGER
 
 FILE = "requests.json"
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from client.kept import KeptTensors, Tensors
-from client.site import Site
 from fgvc_core.protocol.messages import Request
 from fgvc_core.protocol.tensor_names import as_control, controlled, local, shared, split_control
 from fgvc_core.recipe import Recipe
@@ -15,6 +13,8 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.variates import ControlVariates
 from fgvc_core.wire.arrays import TensorSpec
+from fieldmark.client.kept import KeptTensors, Tensors
+from fieldmark.client.site import Site
 
 
 class RoundWork:

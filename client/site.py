@@ -17,7 +17,7 @@
     site.log         what went wrong here, in words that never leave
 
 Of a site with pictures of its own the register in the user's state folder says that this home
-has their ledger: :mod:`client.privacy.register`.
+has their ledger: :mod:`fieldmark.client.privacy.register`.
 """
 
 import hashlib
@@ -30,9 +30,6 @@ import tomli_w
 from numpy.typing import NDArray
 from pydantic import Field
 
-from client.limits import Limits
-from client.privacy.policy import Policy
-from client.reading import SiteData
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.files import write_privately
@@ -44,6 +41,9 @@ from fgvc_core.protocol.keys import (
     read_public,
 )
 from fgvc_core.toml_text import read_toml_file
+from fieldmark.client.limits import Limits
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.reading import SiteData
 
 
 class Resources(Settings):

@@ -4,14 +4,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from client.site import Site
-from client.work import at_the_desk, echo
 from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.protocol.messages import Reply, Request, fixed_seconds
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.start import site_statistics
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.wire.decode import decode_model
+from fieldmark.client.site import Site
+from fieldmark.client.work import at_the_desk, echo
 
 
 def answer_statistics(

@@ -12,15 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from client.privacy.gate import Departure, Gate
-from client.privacy.outbox import Payload
-from client.privacy.policy import check_validation
-from client.reading import SiteData, load_site_table
-from client.reading import kind_of as kind_of_data
-from client.recognition import with_reading
-from client.site import Site
-from client.weights import weights_folder
-from client.work import echo, leaves_out, log_left_out
 from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal, nearest
@@ -54,6 +45,15 @@ from fgvc_core.protocol.validation import (
 )
 from fgvc_core.recipe import Recipe, parse_recipe, toml_value
 from fgvc_core.training.private import noisy_scores
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.privacy.policy import check_validation
+from fieldmark.client.reading import SiteData, load_site_table
+from fieldmark.client.reading import kind_of as kind_of_data
+from fieldmark.client.recognition import with_reading
+from fieldmark.client.site import Site
+from fieldmark.client.weights import weights_folder
+from fieldmark.client.work import echo, leaves_out, log_left_out
 
 
 @dataclass(frozen=True)

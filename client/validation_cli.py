@@ -57,13 +57,13 @@ def new(
 
     Example: fieldmark site new clinic model.kit --name clinic --path /data/skin --issuer "4f0c ..."
     """
-    from client.privacy.policy import Policy, read_cap
-    from client.provision import make_home
-    from client.recognition import passed_over, recognize, understand
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.errors import DataError, PeerError
     from fgvc_core.export.kit import read_body
     from fgvc_core.protocol.keys import has_fingerprint, read_public, short_fingerprint
+    from fieldmark.client.privacy.policy import Policy, read_cap
+    from fieldmark.client.provision import make_home
+    from fieldmark.client.recognition import passed_over, recognize, understand
 
     body, _ = read_body(kit)
     key = read_public(body.issuer)
@@ -131,10 +131,10 @@ def validate(
 
     Example: fieldmark site validate clinic model.kit --out clinic.reply
     """
-    from client.site import Site
-    from client.validation import validate_kit
     from fgvc_core.errors import ConfigurationError
     from fgvc_core.inference.judging import Part
+    from fieldmark.client.site import Site
+    from fieldmark.client.validation import validate_kit
 
     if split not in ("all", "test", "train"):
         raise ConfigurationError(f"--split {split} is unknown.", remedy="One of: all, test, train.")

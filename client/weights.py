@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.models.weights_folder import (
     WEIGHTS,
@@ -25,6 +24,7 @@ from fgvc_core.models.weights_folder import (
 )
 from fgvc_core.protocol.tensor_names import is_statistic
 from fgvc_core.recipe import Recipe
+from fieldmark.client.site import Site
 
 OWN_CHECKPOINTS = ("personal", "runs", "outbox")
 """Folders of a home whose tensors were computed from its pictures."""

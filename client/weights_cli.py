@@ -25,8 +25,8 @@ def add(
 
     Example: fieldmark site weights add backbone.safetensors lyon
     """
-    from client.site import Site
-    from client.weights import add_to_site
+    from fieldmark.client.site import Site
+    from fieldmark.client.weights import add_to_site
 
     named = add_to_site(Site.open(home), file)
     typer.echo("Every run that names it starts from it: it has to be public.", err=True)
@@ -39,9 +39,9 @@ def list_(home: Home) -> None:
 
     Example: fieldmark site weights list lyon
     """
-    from client.site import Site
-    from client.weights import weights_folder
     from fgvc_core.models.weights_folder import listed_weights
+    from fieldmark.client.site import Site
+    from fieldmark.client.weights import weights_folder
 
     for named, size in listed_weights(weights_folder(Site.open(home))):
         typer.echo(f"{named}  {size / 1e6:.1f} MB")

@@ -19,10 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.reading import data_settings, load_site_table
-from client.round_work import RoundWork
-from client.site import Site
-from client.weights import site_weights
 from fgvc_core import __version__
 from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.split import held_names, validation_mask
@@ -41,6 +37,10 @@ from fgvc_core.training.examples import Examples
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
 from fgvc_core.wire.decode import decode_model
+from fieldmark.client.reading import data_settings, load_site_table
+from fieldmark.client.round_work import RoundWork
+from fieldmark.client.site import Site
+from fieldmark.client.weights import site_weights
 
 SITES_KEPT = 256
 """How many sites' examples one worker process keeps at hand; pictures are mapped from

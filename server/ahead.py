@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fgvc_core.wire.cores import core_taken
-from server.records import digests_of
+from fieldmark.server.records import digests_of
 
 
 @dataclass(frozen=True)

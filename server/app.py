@@ -15,7 +15,7 @@ RUN_VARIABLE = "FIELDMARK_RUN"
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation whose folder the run's configuration names."""
-    from server.run import run_federation
+    from fieldmark.server.run import run_federation
 
     named = context.run_config.get("run-dir") or os.environ.get(RUN_VARIABLE, "")
     run_federation(grid, Path(str(named)), quiet=bool(context.run_config.get("quiet", False)))

@@ -8,13 +8,13 @@ from flwr.serverapp import Grid
 
 from fgvc_core.protocol.messages import Phase, Request
 from fgvc_core.wire.arrays import pack_all
-from server.books import Books
-from server.checkpoint import RunState
-from server.exchange import Exchange
-from server.outgoing import Outgoing
-from server.records import to_array_record
-from server.standing import Standing
-from server.strategies import StreamingFedAvg
+from fieldmark.server.books import Books
+from fieldmark.server.checkpoint import RunState
+from fieldmark.server.exchange import Exchange
+from fieldmark.server.outgoing import Outgoing
+from fieldmark.server.records import to_array_record
+from fieldmark.server.standing import Standing
+from fieldmark.server.strategies import StreamingFedAvg
 
 Asked = list[tuple[Request, Message]]
 

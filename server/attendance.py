@@ -15,11 +15,11 @@ from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
-from server.ahead import Fetched, LookAhead
-from server.events import EventLog
-from server.home import CoordinatorHome, allow_list_stamp, read_allow_list
-from server.ledger_memory import LedgerMemory
-from server.records import FAULTS, from_message, to_content, words_of_a_site
+from fieldmark.server.ahead import Fetched, LookAhead
+from fieldmark.server.events import EventLog
+from fieldmark.server.home import CoordinatorHome, allow_list_stamp, read_allow_list
+from fieldmark.server.ledger_memory import LedgerMemory
+from fieldmark.server.records import FAULTS, from_message, to_content, words_of_a_site
 
 _TYPES: dict[str, str] = {
     "roll_call": "query.roll_call",

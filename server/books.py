@@ -5,11 +5,11 @@ from typing import Any
 from flwr.app import ArrayRecord
 
 from fgvc_core.protocol.messages import Reply, Request, Scores
-from server.checkpoint import RunState
-from server.events import EventLog
-from server.exchange import Answer
-from server.records import from_array_record
-from server.screening import Screened, reply_bytes
+from fieldmark.server.checkpoint import RunState
+from fieldmark.server.events import EventLog
+from fieldmark.server.exchange import Answer
+from fieldmark.server.records import from_array_record
+from fieldmark.server.screening import Screened, reply_bytes
 
 
 class Books:

@@ -45,9 +45,9 @@ class RunState:
         void_rounds: Rounds in a row that found no quorum.
         privacy: Site name -> what the run has cost there, as it states it.
         ledgers: Site name -> [entries, head] of its ledger as last seen.
-        standing: Site name -> how its replies were taken; see :mod:`server.standing`.
+        standing: Site name -> how its replies were taken; see :mod:`fieldmark.server.standing`.
         last_drawn: Site name -> the last round that it was drawn for.
-        screening: What earlier rounds' updates were like; see :mod:`server.history`.
+        screening: What earlier rounds' updates were like; see :mod:`fieldmark.server.history`.
         pretraining: One entry a round of pre-training.
         pretrain_screening: What the updates of those rounds were like.
         claims: Site name -> the first number of examples that counted in this run.

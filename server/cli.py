@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from server.deployment.cli import server_app
+from fieldmark.server.deployment.cli import server_app
 
 __all__ = ["report", "server_app"]
 
@@ -17,6 +17,6 @@ def report(
 
     Example: fieldmark report runs/demo
     """
-    from server.report import render
+    from fieldmark.server.report import render
 
     typer.echo(render(run_dir))

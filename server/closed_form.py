@@ -25,9 +25,9 @@ from fgvc_core.privacy.posterior import infer_means, linear_scores
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from server.records import to_array_record
-from server.strategies import SoundReply
-from server.sums_screening import SumsScreening
+from fieldmark.server.records import to_array_record
+from fieldmark.server.strategies import SoundReply
+from fieldmark.server.sums_screening import SumsScreening
 
 HEAD = ("head.centre", "head.weight", "head.bias")
 

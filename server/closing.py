@@ -4,12 +4,12 @@ from flwr.app import ArrayRecord
 
 from fgvc_core.errors import RunFailed
 from fgvc_core.wire.arrays import pack_all
-from server.asking import Asked
-from server.cohort import draw_cohort
-from server.parts import Parts
-from server.records import to_array_record
-from server.scoring import personal_scores
-from server.screening import Screened
+from fieldmark.server.asking import Asked
+from fieldmark.server.cohort import draw_cohort
+from fieldmark.server.parts import Parts
+from fieldmark.server.records import to_array_record
+from fieldmark.server.scoring import personal_scores
+from fieldmark.server.screening import Screened
 
 CLOSING_SITES = 100
 """Most sites that are asked to score the last model: of a thousand, a hundred say enough."""

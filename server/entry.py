@@ -4,8 +4,8 @@ import hashlib
 import time
 from typing import Any
 
-from server.books import Books
-from server.screening import Screened
+from fieldmark.server.books import Books
+from fieldmark.server.screening import Screened
 
 
 def round_entry(

@@ -15,11 +15,11 @@ from flwr.serverapp import Grid
 
 from fgvc_core.protocol.messages import Kind, Phase, Request, new_nonce
 from fgvc_core.wire.arrays import digest_all
-from server.ahead import LookAhead
-from server.attendance import Attendance
-from server.events import EventLog
-from server.home import CoordinatorHome
-from server.records import from_array_record, is_large, take_tensors
+from fieldmark.server.ahead import LookAhead
+from fieldmark.server.attendance import Attendance
+from fieldmark.server.events import EventLog
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.records import from_array_record, is_large, take_tensors
 
 ROUNDS_LATE = 2
 """A reply that is later than this is not looked for any more."""

@@ -36,7 +36,7 @@ def explain_pairs(
     Args:
         model: The classifier.
         table: The test split.
-        pairs: As :func:`server.evaluation.confused_pairs` gives them; changed in place.
+        pairs: As :func:`fieldmark.server.evaluation.confused_pairs` gives them; changed in place.
         folder: Pictures (PNG) are written here.
 
     Returns:

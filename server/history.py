@@ -25,8 +25,8 @@ from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.protocol.tensor_names import is_statistic, split_control
 from fgvc_core.wire.arrays import first_not_finite
 from fgvc_core.wire.cores import on_all_cores, pieces
-from server.statistics_screening import RATIO, change_of_statistics, impossible_statistic
-from server.strategies import SoundReply, Tensors
+from fieldmark.server.statistics_screening import RATIO, change_of_statistics, impossible_statistic
+from fieldmark.server.strategies import SoundReply, Tensors
 
 BLOCK = 1 << 16
 """Values measured at once: 256 kB of float32, which stays in a core's cache."""

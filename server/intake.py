@@ -6,14 +6,14 @@ from dataclasses import replace
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.wire.arrays import TensorSpec
-from server.books import Books
-from server.checkpoint import RunState
-from server.exchange import Answer
-from server.history import UnsoundUpdate
-from server.records import SiteFault, words_of_a_site
-from server.screening import Screened, Screening, SiteRefusal
-from server.standing import Standing
-from server.strategies import SoundReply
+from fieldmark.server.books import Books
+from fieldmark.server.checkpoint import RunState
+from fieldmark.server.exchange import Answer
+from fieldmark.server.history import UnsoundUpdate
+from fieldmark.server.records import SiteFault, words_of_a_site
+from fieldmark.server.screening import Screened, Screening, SiteRefusal
+from fieldmark.server.standing import Standing
+from fieldmark.server.strategies import SoundReply
 
 
 class Intake:

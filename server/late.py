@@ -8,11 +8,11 @@ model that is now sent, with its weight divided by sqrt(1 + rounds late).
 import math
 from collections.abc import Callable, Iterator
 
-from server.books import Books
-from server.exchange import ROUNDS_LATE, Answer, Exchange
-from server.history import UpdateHistory
-from server.intake import Intake
-from server.strategies import SoundReply, Tensors
+from fieldmark.server.books import Books
+from fieldmark.server.exchange import ROUNDS_LATE, Answer, Exchange
+from fieldmark.server.history import UpdateHistory
+from fieldmark.server.intake import Intake
+from fieldmark.server.strategies import SoundReply, Tensors
 
 
 class LateReplies:

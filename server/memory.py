@@ -1,7 +1,7 @@
 """What the server remembers as tensors: gathered for a checkpoint, and given back."""
 
-from server.history import UpdateHistory
-from server.strategies import StreamingFedAvg, Tensors
+from fieldmark.server.history import UpdateHistory
+from fieldmark.server.strategies import StreamingFedAvg, Tensors
 
 _STRATEGY = "strategy/"
 _DIRECTION = "direction/"

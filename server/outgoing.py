@@ -10,8 +10,8 @@ from fgvc_core.wire.decode import read_model
 from fgvc_core.wire.encode import encode_model
 from fgvc_core.wire.layout import model_parts, packed_bytes, update_parts
 from fgvc_core.wire.settings import WireSettings
-from server.records import from_array_record, to_array_record
-from server.strategies import Tensors
+from fieldmark.server.records import from_array_record, to_array_record
+from fieldmark.server.strategies import Tensors
 
 Specs = Mapping[str, TensorSpec]
 

@@ -10,23 +10,23 @@ from fgvc_core.inference.taxonomy import taxonomy_of
 from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, spec_of, unpack_all
-from server.asking import Asking
-from server.books import Books
-from server.checkpoint import Checkpoints, RunState, Tensors
-from server.evaluation import TestSplit
-from server.events import EventLog
-from server.exchange import Exchange
-from server.history import UpdateHistory
-from server.home import CoordinatorHome
-from server.intake import Intake
-from server.late import LateReplies
-from server.memory import recall
-from server.outgoing import Outgoing
-from server.pace import Pace
-from server.records import from_array_record
-from server.screening import Screening
-from server.standing import Standing
-from server.strategies import StreamingFedAvg, make_strategy
+from fieldmark.server.asking import Asking
+from fieldmark.server.books import Books
+from fieldmark.server.checkpoint import Checkpoints, RunState, Tensors
+from fieldmark.server.evaluation import TestSplit
+from fieldmark.server.events import EventLog
+from fieldmark.server.exchange import Exchange
+from fieldmark.server.history import UpdateHistory
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.intake import Intake
+from fieldmark.server.late import LateReplies
+from fieldmark.server.memory import recall
+from fieldmark.server.outgoing import Outgoing
+from fieldmark.server.pace import Pace
+from fieldmark.server.records import from_array_record
+from fieldmark.server.screening import Screening
+from fieldmark.server.standing import Standing
+from fieldmark.server.strategies import StreamingFedAvg, make_strategy
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,22 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.training.pretraining import HEAD, PROJECTOR, fresh_projector, steps_of
 from fgvc_core.training.schedule import Stretch, mean_rate
 from fgvc_core.wire.arrays import TensorSpec, pack_all, spec_of, unpack_all
-from server.books import Books
-from server.checkpoint import RunState
-from server.cohort import wanted
-from server.entry import round_entry
-from server.events import EventLog
-from server.exchange import Exchange
-from server.history import UpdateHistory
-from server.intake import Intake
-from server.outgoing import Outgoing, check_round_weight
-from server.records import from_array_record, to_array_record
-from server.screening import Screened, Screening
-from server.standing import Standing
-from server.strategies import make_strategy
-from server.strategies.mean import Tensors
-from server.voids import nobody_left, void_round
-from server.weights import bounded, share_among
+from fieldmark.server.books import Books
+from fieldmark.server.checkpoint import RunState
+from fieldmark.server.cohort import wanted
+from fieldmark.server.entry import round_entry
+from fieldmark.server.events import EventLog
+from fieldmark.server.exchange import Exchange
+from fieldmark.server.history import UpdateHistory
+from fieldmark.server.intake import Intake
+from fieldmark.server.outgoing import Outgoing, check_round_weight
+from fieldmark.server.records import from_array_record, to_array_record
+from fieldmark.server.screening import Screened, Screening
+from fieldmark.server.standing import Standing
+from fieldmark.server.strategies import make_strategy
+from fieldmark.server.strategies.mean import Tensors
+from fieldmark.server.voids import nobody_left, void_round
+from fieldmark.server.weights import bounded, share_among
 
 _PLAIN = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "fednova")
 _MODEL, _DIRECTION = "pretrain/", "pretrain-direction/"

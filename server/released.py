@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from server.closed_form import ClosedForm
-from server.parts import Parts
-from server.records import to_array_record
-from server.screening import Screened
-from server.start import FederatedStart, refused_start
-from server.strategies import SoundReply
-from server.sums_screening import too_many_units
-from server.weights import share_among
+from fieldmark.server.closed_form import ClosedForm
+from fieldmark.server.parts import Parts
+from fieldmark.server.records import to_array_record
+from fieldmark.server.screening import Screened
+from fieldmark.server.start import FederatedStart, refused_start
+from fieldmark.server.strategies import SoundReply
+from fieldmark.server.sums_screening import too_many_units
+from fieldmark.server.weights import share_among
 
 
 def started_head(parts: Parts, sites: list[str], arrays: ArrayRecord) -> ArrayRecord:

@@ -10,11 +10,11 @@ from fgvc_core.files import replace_json
 from fgvc_core.privacy.claims import privacy_claim
 from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
-from server.checkpoint import Checkpoints, RunState
-from server.evaluation import TestSplit, confused_pairs
-from server.explained import explain_pairs
-from server.home import CoordinatorHome
-from server.zero_shot import zero_shot
+from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.evaluation import TestSplit, confused_pairs
+from fieldmark.server.explained import explain_pairs
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.zero_shot import zero_shot
 
 
 def write_results(

@@ -14,23 +14,23 @@ from flwr.serverapp import Grid
 
 from fgvc_core.protocol.tensor_names import shared
 from fgvc_core.wire.arrays import pack_all
-from server.checkpoint import RunState, Tensors
-from server.closing import closing_scores, personalise
-from server.cohort import draw_cohort, wanted
-from server.entry import round_entry
-from server.evaluation import TestSplit
-from server.events import EventLog
-from server.home import CoordinatorHome
-from server.memory import remember
-from server.outgoing import check_round_weight
-from server.parts import assemble
-from server.pretraining import FederatedPretraining
-from server.records import to_array_record
-from server.released import closed_head, started_head
-from server.scoring import take_scores
-from server.screening import Screened
-from server.voids import nobody_left, void_round
-from server.weights import bounded, share_among
+from fieldmark.server.checkpoint import RunState, Tensors
+from fieldmark.server.closing import closing_scores, personalise
+from fieldmark.server.cohort import draw_cohort, wanted
+from fieldmark.server.entry import round_entry
+from fieldmark.server.evaluation import TestSplit
+from fieldmark.server.events import EventLog
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.memory import remember
+from fieldmark.server.outgoing import check_round_weight
+from fieldmark.server.parts import assemble
+from fieldmark.server.pretraining import FederatedPretraining
+from fieldmark.server.records import to_array_record
+from fieldmark.server.released import closed_head, started_head
+from fieldmark.server.scoring import take_scores
+from fieldmark.server.screening import Screened
+from fieldmark.server.voids import nobody_left, void_round
+from fieldmark.server.weights import bounded, share_among
 
 
 class Rounds:

@@ -20,14 +20,14 @@ from fgvc_core.errors import (
 )
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.models.weights_folder import resolve_weights
-from server.checkpoint import Checkpoints, RunState, Tensors
-from server.evaluation import TestSplit
-from server.events import EventLog, Listener
-from server.home import CoordinatorHome
-from server.live import LiveView
-from server.results import write_interrupted, write_results
-from server.rounds import Rounds
-from server.tracking import Tracking, read_track
+from fieldmark.server.checkpoint import Checkpoints, RunState, Tensors
+from fieldmark.server.evaluation import TestSplit
+from fieldmark.server.events import EventLog, Listener
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.live import LiveView
+from fieldmark.server.results import write_interrupted, write_results
+from fieldmark.server.rounds import Rounds
+from fieldmark.server.tracking import Tracking, read_track
 
 
 def run_federation(
@@ -37,7 +37,7 @@ def run_federation(
 
     Args:
         grid: Any Flower grid.
-        run_dir: The run's folder, as :func:`server.home.write_home` leaves it.
+        run_dir: The run's folder, as :func:`fieldmark.server.home.write_home` leaves it.
         listeners: Told of every event.
         quiet: Show nothing on the terminal.
 

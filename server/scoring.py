@@ -6,9 +6,9 @@ from typing import Any
 from flwr.app import ArrayRecord
 
 from fgvc_core.protocol.messages import Reply
-from server.books import share
-from server.checkpoint import RunState
-from server.screening import Screened
+from fieldmark.server.books import share
+from fieldmark.server.checkpoint import RunState
+from fieldmark.server.screening import Screened
 
 Keep = Callable[[ArrayRecord], None]
 """Keeps a model as the best."""

@@ -19,10 +19,10 @@ from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_not_finite
 from fgvc_core.wire.decode import decode_update
 from fgvc_core.wire.settings import WireSettings
-from server.history import Figures, UpdateHistory
-from server.ledger_memory import LedgerMemory
-from server.records import from_message
-from server.strategies import SoundReply, Tensors
+from fieldmark.server.history import Figures, UpdateHistory
+from fieldmark.server.ledger_memory import LedgerMemory
+from fieldmark.server.records import from_message
+from fieldmark.server.strategies import SoundReply, Tensors
 
 MAX_EXAMPLES = 10_000_000
 """Largest number of examples that a site is believed to have, whatever a recipe says."""

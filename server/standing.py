@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from server.events import EventLog
+from fieldmark.server.events import EventLog
 
 _FRESH: dict[str, Any] = {"refused_in_row": 0, "notice": "", "folded": 0, "set_aside": None}
 

@@ -17,12 +17,12 @@ from fgvc_core.models.class_statistics import (
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.start import expected_statistics, no_attributes, started
 from fgvc_core.wire.arrays import TensorSpec
-from server.attendance import refused_by_all
-from server.events import EventLog
-from server.start_screening import Summary, against_others, summary, unlike_others
-from server.strategies import SoundReply
-from server.strategies.spill import Spill
-from server.weights import bounded
+from fieldmark.server.attendance import refused_by_all
+from fieldmark.server.events import EventLog
+from fieldmark.server.start_screening import Summary, against_others, summary, unlike_others
+from fieldmark.server.strategies import SoundReply
+from fieldmark.server.strategies.spill import Spill
+from fieldmark.server.weights import bounded
 
 Tensors = dict[str, NDArray[np.float32]]
 

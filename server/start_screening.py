@@ -8,7 +8,7 @@ that noisy class sums have for declared units.
 
 Vectors of honest length may still be turned around. Class sums of the classes that a site holds
 are compared with the others' of the same classes, each site counting once: the rule of
-:mod:`server.sums_screening`.
+:mod:`fieldmark.server.sums_screening`.
 
 Sums of another class, of honest length, are not found out: they count for at most
 ``federation.max_weight_share``.
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.models.class_statistics import ClassStatistics
-from server.sums_screening import clearly_against, cosine
+from fieldmark.server.sums_screening import clearly_against, cosine
 
 LONGEST = 4.0
 """Most that vectors may be longer, or shorter, than the median over sites."""

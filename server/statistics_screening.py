@@ -13,7 +13,7 @@ behind another's size.
 import numpy as np
 
 from fgvc_core.protocol.tensor_names import is_statistic
-from server.strategies import Tensors
+from fieldmark.server.strategies import Tensors
 
 LARGEST = 1000.0
 """Honest ones reached 30 in the worst round 1 that was measured (ResNet-18, random weights)."""

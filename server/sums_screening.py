@@ -9,7 +9,7 @@ the count with them, so their sum is not longer than the noisy count says.
 
 Within those bounds a sum may still point against all others. Sites hold different classes, and
 noise turns a sum about: one is refused only where it points clearly against the sum of the others
-(the rule of :mod:`server.history`), and only beside three others at least.
+(the rule of :mod:`fieldmark.server.history`), and only beside three others at least.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from server.history import AGAINST, LEAST_SPREAD, NORMAL
+from fieldmark.server.history import AGAINST, LEAST_SPREAD, NORMAL
 
 DEVIATIONS = 8.0
 LEAST_SITES = 4

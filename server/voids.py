@@ -1,9 +1,9 @@
 """What ends a run that gets nowhere."""
 
 from fgvc_core.errors import RunFailed
-from server.attendance import refused_by_all
-from server.checkpoint import RunState
-from server.events import EventLog
+from fieldmark.server.attendance import refused_by_all
+from fieldmark.server.checkpoint import RunState
+from fieldmark.server.events import EventLog
 
 VOID_ROUNDS_ALLOWED = 3
 

@@ -1,7 +1,7 @@
 """How much one site may weigh in a round: at most a stated share, whatever it claims to hold.
 
 A number of examples is a claim. The first one that counted holds for the run (a later one above it
-weighs no more), claims are compared with the median of earlier rounds (:mod:`server.history`), and
+weighs no more), claims are compared with the median of earlier rounds (:mod:`.history`), and
 no site, its late replies included, has more than ``federation.max_weight_share`` of a round: in
 round 1 there is nothing else to compare a claim with. In a federation of two there is no majority
 that a bound could protect, and it would only make a large site weigh what a small one does.
@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from server.events import EventLog
-from server.strategies import SoundReply
+from fieldmark.server.events import EventLog
+from fieldmark.server.strategies import SoundReply
 
 _ROUNDING = 1e-12
 """Two equal weights make up one half each, whatever their sum is rounded to."""

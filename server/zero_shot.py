@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.evaluation import TestSplit
+from fieldmark.server.evaluation import TestSplit
 
 
 def zero_shot(

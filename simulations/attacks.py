@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-from client.site import Site
 from fgvc_core.privacy.class_sums import sums_bound
 from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.messages import Reply, Request
@@ -23,8 +22,9 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed
 from fgvc_core.wire.arrays import pack_all
-from server.records import to_array_record, to_content
-from server.strategies import Tensors
+from fieldmark.client.site import Site
+from fieldmark.server.records import to_array_record, to_content
+from fieldmark.server.strategies import Tensors
 
 TOGETHER = ("little-is-enough", "inner-product")
 RELEASED = ("centre", "class-sums")

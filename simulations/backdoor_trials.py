@@ -17,13 +17,13 @@ from fgvc_core.files import replace_json
 from fgvc_core.protocol.settings import Strategy
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import BackdoorAttack, BackdoorTable, ScenarioSettings, Trigger
-from server.report import render
-from simulations.backdoors import Judged, judge_backdoors
-from simulations.engines import run_inprocess
-from simulations.preparation import Setting, Tell, deal, prepare
-from simulations.simulate import Plan, check_out, lay_out, site_homes
-from simulations.trials import count_replies, read_metrics
-from simulations.workers import available_cores, hired
+from fieldmark.server.report import render
+from fieldmark.simulations.backdoors import Judged, judge_backdoors
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.preparation import Setting, Tell, deal, prepare
+from fieldmark.simulations.simulate import Plan, check_out, lay_out, site_homes
+from fieldmark.simulations.trials import count_replies, read_metrics
+from fieldmark.simulations.workers import available_cores, hired
 
 Say = Callable[[str], None]
 Entry = dict[str, Any]

@@ -10,9 +10,9 @@ from fgvc_core.experiment import make_learner
 from fgvc_core.scenario import Trigger
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.learner import Learner
-from server.checkpoint import Checkpoints
-from server.home import CoordinatorHome
-from simulations.poisoning import TARGET, Triggered, triggered_features
+from fieldmark.server.checkpoint import Checkpoints
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.simulations.poisoning import TARGET, Triggered, triggered_features
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from fgvc_core.words import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from simulations.preparation import Tell
-    from simulations.simulate import Plan
+    from fieldmark.simulations.preparation import Tell
+    from fieldmark.simulations.simulate import Plan
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe, for instance simulations/recipes/demo.toml.")
@@ -59,7 +59,7 @@ def simulate(
     if scenario is not None and (scenario.turns or scenario.backdoors is not None):
         metrics = _take_turns(plan)
     else:
-        from simulations.simulate import simulate as run
+        from fieldmark.simulations.simulate import simulate as run
 
         with _preparing() as tell:
             metrics = run(plan, tell)
@@ -68,11 +68,11 @@ def simulate(
         return
     _show(metrics)
     if "trials" in metrics:
-        from simulations.trial_table import trial_table
+        from fieldmark.simulations.trial_table import trial_table
 
         _console().print(trial_table(metrics))
     if "backdoors" in metrics:
-        from simulations.backdoor_table import backdoor_tables
+        from fieldmark.simulations.backdoor_table import backdoor_tables
 
         for table in backdoor_tables(metrics):
             _console().print(table)
@@ -90,7 +90,7 @@ def compare(
     Example: fieldmark compare simulations/recipes/demo.toml
     """
     plan = _plan(recipe, set_, "inprocess", out, None, False)
-    from simulations.compare import compare as run
+    from fieldmark.simulations.compare import compare as run
 
     with _preparing() as tell:
         result = run(plan, tell)
@@ -121,7 +121,7 @@ def bench(
     """
     from rich.console import Console
 
-    from simulations.bench import run_benches, show
+    from fieldmark.simulations.bench import run_benches, show
 
     console = Console(stderr=True)
     named = [row.strip() for row in rows.split(",") if row.strip()]
@@ -143,8 +143,8 @@ def _take_turns(plan: "Plan") -> dict[str, Any]:
         )
     from rich.console import Console
 
-    from simulations.backdoor_trials import run_backdoors
-    from simulations.trials import run_trials
+    from fieldmark.simulations.backdoor_trials import run_backdoors
+    from fieldmark.simulations.trials import run_trials
 
     scenario = plan.recipe.scenario
     run = run_trials if scenario is not None and scenario.turns else run_backdoors
@@ -173,11 +173,11 @@ def _plan(
     recipe = load_recipe(path, overrides or [])
     tracked = tracked_at(track)
     # The workers' own imports take as long as ours: let them start now.
-    from simulations import workers
+    from fieldmark.simulations import workers
 
     workers.context()
-    from simulations.engines import ENGINES
-    from simulations.simulate import Plan, latest, next_free
+    from fieldmark.simulations.engines import ENGINES
+    from fieldmark.simulations.simulate import Plan, latest, next_free
 
     if engine not in ENGINES:
         raise ConfigurationError(
@@ -191,7 +191,7 @@ def _plan(
 
 def tracked_at(texts: list[str] | None) -> tuple[str, ...]:
     """``--track``, checked, its places absolute."""
-    from server.tracking.choices import check_installed, read_track, settled
+    from fieldmark.server.tracking.choices import check_installed, read_track, settled
 
     choices = read_track(texts or ())
     check_installed(choices)

@@ -20,10 +20,10 @@ from fgvc_core.training.class_means import fit_class_means
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.pretraining import Pretraining
 from fgvc_core.training.schedule import Stretch
-from server.report import render
-from simulations.preparation import Setting, Tell, deal, split_site, without_labels
-from simulations.simulate import Plan, run_with
-from simulations.workers import available_cores, hired
+from fieldmark.server.report import render
+from fieldmark.simulations.preparation import Setting, Tell, deal, split_site, without_labels
+from fieldmark.simulations.simulate import Plan, run_with
+from fieldmark.simulations.workers import available_cores, hired
 
 POOLED = "pooled"
 

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from fgvc_core.errors import ConfigurationError, RunFailed
 
 if TYPE_CHECKING:
-    from simulations.grid import InProcessGrid
+    from fieldmark.simulations.grid import InProcessGrid
 
 Engine = Literal["inprocess", "ray", "superlink"]
 ENGINES: tuple[Engine, ...] = ("inprocess", "ray", "superlink")
@@ -38,7 +38,7 @@ def run_inprocess(
     run_dir: Path, homes: list[Path], executor: Executor, workers: int, *, quiet: bool = False
 ) -> None:
     """Run the two apps on the in-process grid; ``quiet`` shows nothing while it runs."""
-    from server.app import app
+    from fieldmark.server.app import app
 
     grid = _grid(run_dir, homes, executor, workers)
     context = Context(
@@ -56,8 +56,8 @@ def run_inprocess(
 
 def _grid(run_dir: Path, homes: list[Path], executor: Executor, workers: int) -> "InProcessGrid":
     from fgvc_core.recipe import load_recipe
-    from simulations.grid import InProcessGrid
-    from simulations.scenarios import FaultyGrid
+    from fieldmark.simulations.grid import InProcessGrid
+    from fieldmark.simulations.scenarios import FaultyGrid
 
     recipe = load_recipe(run_dir / "recipe.toml")
     if recipe.scenario is not None:
@@ -82,10 +82,10 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
         ) from None
     from flwr.simulation import run_simulation
 
-    from client.app import HOMES_VARIABLE
-    from client.app import app as client_app
-    from server.app import RUN_VARIABLE
-    from server.app import app as server_app
+    from fieldmark.client.app import HOMES_VARIABLE
+    from fieldmark.client.app import app as client_app
+    from fieldmark.server.app import RUN_VARIABLE
+    from fieldmark.server.app import app as server_app
 
     # Flower warns of run_simulation's age and of every actor that ends in its turn.
     logging.getLogger("flwr").setLevel(logging.ERROR)

@@ -18,9 +18,9 @@ from itertools import islice
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from simulations.flower_internals import NodeInfo, Run, empty_run, enter_run, give_id
+from fieldmark.simulations.flower_internals import NodeInfo, Run, empty_run, enter_run, give_id
 
-CLIENT_APP = "client.app:app"
+CLIENT_APP = "fieldmark.client.app:app"
 PULL_WAIT_S = 0.05
 LOST = 1
 """Error code of a reply whose worker died."""

@@ -14,15 +14,6 @@ import torch
 from flwr.app import Context, Message
 from numpy.typing import NDArray
 
-from client.app import read_incoming
-from client.site import Site
-from client.state import recall
-from client.work import (
-    at_the_desk,
-    round_work,
-    site_table,
-    split_table,
-)
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.protocol.envelope import seal
@@ -35,9 +26,18 @@ from fgvc_core.training.features import FeatureStore
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
 from fgvc_core.wire.decode import decode_model
-from server.records import to_array_record, to_content
-from simulations.grid import run_client
-from simulations.triggers import stamped
+from fieldmark.client.app import read_incoming
+from fieldmark.client.site import Site
+from fieldmark.client.state import recall
+from fieldmark.client.work import (
+    at_the_desk,
+    round_work,
+    site_table,
+    split_table,
+)
+from fieldmark.server.records import to_array_record, to_content
+from fieldmark.simulations.grid import run_client
+from fieldmark.simulations.triggers import stamped
 
 POISONING = ("label-noise", "backdoor")
 TARGET = 0

@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from client.privacy.ledger import FILE
-from client.privacy.policy import Policy
 from fgvc_core.files import narrow, private_folder
 from fgvc_core.recipe import Recipe
-from simulations.preparation import Setting
+from fieldmark.client.privacy.ledger import FILE
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.simulations.preparation import Setting
 
 
 def public_units(recipe: Recipe, setting: Setting) -> int:

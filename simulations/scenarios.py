@@ -19,10 +19,10 @@ from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed
-from simulations.attacks import Attackers
-from simulations.flower_internals import give_id
-from simulations.grid import InProcessGrid
-from simulations.poisoning import POISONING, run_poisoned
+from fieldmark.simulations.attacks import Attackers
+from fieldmark.simulations.flower_internals import give_id
+from fieldmark.simulations.grid import InProcessGrid
+from fieldmark.simulations.poisoning import POISONING, run_poisoned
 
 LATE = 1.5
 """A straggler's reply arrives after so many deadlines."""

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from client.provision import make_home
-from client.site import Site
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
@@ -18,20 +16,22 @@ from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import Recipe, differences
 from fgvc_core.training.baseline import pixel_baseline
-from server.home import CoordinatorHome, ServerSettings, write_home
-from server.report import render
-from simulations.engines import POLL_S, ROLL_CALL_S, Engine, run_inprocess, run_ray
-from simulations.preparation import (
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site
+from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
+from fieldmark.server.report import render
+from fieldmark.simulations.engines import POLL_S, ROLL_CALL_S, Engine, run_inprocess, run_ray
+from fieldmark.simulations.preparation import (
     Setting,
     Tell,
     deal,
     prepare,
     write_partition,
 )
-from simulations.private_sites import extract_ledgers, public_units, simulated_policy
-from simulations.superlink import run_superlink
-from simulations.unit_price import unit_price
-from simulations.workers import available_cores, hired
+from fieldmark.simulations.private_sites import extract_ledgers, public_units, simulated_policy
+from fieldmark.simulations.superlink import run_superlink
+from fieldmark.simulations.unit_price import unit_price
+from fieldmark.simulations.workers import available_cores, hired
 
 
 @dataclass(frozen=True)

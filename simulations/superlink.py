@@ -17,19 +17,19 @@ from types import FrameType
 
 from rich.console import Console
 
-from client.deployment.supervisor import site_services
-from client.site import Site
 from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.files import private_folder
 from fgvc_core.supervision import Supervisor
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
-from server.deployment.following import events_of, raise_outcome
-from server.deployment.processes import Coordinator
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings, GatewaySettings
-from server.home import CoordinatorHome
-from server.live import LiveView
+from fieldmark.client.deployment.supervisor import site_services
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
+from fieldmark.server.deployment.following import events_of, raise_outcome
+from fieldmark.server.deployment.processes import Coordinator
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.live import LiveView
 
 LOOPBACK = "127.0.0.1"
 STEP_S = 0.1

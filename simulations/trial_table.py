@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
-from simulations.trials import UNGUARDED
+from fieldmark.simulations.trials import UNGUARDED
 
 
 def trial_table(metrics: dict[str, Any]) -> Table:

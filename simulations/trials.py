@@ -18,11 +18,11 @@ from fgvc_core.experiment import completed
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import Attack, ScenarioSettings
-from server.report import render
-from simulations.engines import run_inprocess
-from simulations.preparation import Setting, Tell, deal, prepare
-from simulations.simulate import Plan, check_out, lay_out, site_homes
-from simulations.workers import available_cores, hired
+from fieldmark.server.report import render
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.preparation import Setting, Tell, deal, prepare
+from fieldmark.simulations.simulate import Plan, check_out, lay_out, site_homes
+from fieldmark.simulations.workers import available_cores, hired
 
 UNGUARDED = "fedavg-unguarded"
 Say = Callable[[str], None]

@@ -21,11 +21,11 @@ from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import release_sums
 from fgvc_core.wire.arrays import TensorSpec, unpack_all
-from server.closed_form import ClosedForm, Tensors
-from server.records import from_array_record
-from server.strategies import SoundReply
-from simulations.preparation import Setting, split_site
-from simulations.private_sites import public_units
+from fieldmark.server.closed_form import ClosedForm, Tensors
+from fieldmark.server.records import from_array_record
+from fieldmark.server.strategies import SoundReply
+from fieldmark.simulations.preparation import Setting, split_site
+from fieldmark.simulations.private_sites import public_units
 
 DRAWS = 5
 """Releases a unit: one draw's noise moves the figures more than the unit does."""

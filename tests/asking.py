@@ -1,12 +1,12 @@
 """A coordinator that asks a site's home directly, without a grid between them."""
 
-from client.answering import Incoming, answer
-from client.site import Site
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import new_key, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.wire.arrays import pack_all
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.site import Site
 
 COORDINATOR = new_key()
 

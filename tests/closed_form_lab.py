@@ -4,11 +4,11 @@ import json
 
 from safetensors import safe_open
 
-from client.privacy.chain import read_chain
-from client.site import Site
-from server.checkpoint import read_checkpoint
-from server.closed_form import HEAD, ClosedForm
-from server.strategies import SoundReply
+from fieldmark.client.privacy.chain import read_chain
+from fieldmark.client.site import Site
+from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.closed_form import HEAD, ClosedForm
+from fieldmark.server.strategies import SoundReply
 
 SUMS = ("privacy.epsilon=4.0", "model.backbone=tf_efficientnet_lite0", "model.weights=package",
         "model.attention=none", "model.train=head", "model.head=subspace", "model.directions=16",

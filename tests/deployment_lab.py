@@ -8,15 +8,15 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from client.site import Site
 from fgvc_core.recipe import parse_recipe
-from server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
-from server.deployment.following import view_of
-from simulations.engines import run_inprocess
-from simulations.preparation import deal, prepare
-from simulations.simulate import Plan, cache_folder, lay_out, site_homes
-from simulations.superlink import Federation
-from simulations.workers import hired
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
+from fieldmark.server.deployment.following import view_of
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.preparation import deal, prepare
+from fieldmark.simulations.simulate import Plan, cache_folder, lay_out, site_homes
+from fieldmark.simulations.superlink import Federation
+from fieldmark.simulations.workers import hired
 
 PATIENCE_S = 900.0
 

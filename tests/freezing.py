@@ -215,7 +215,7 @@ def run_case(name, folder):
 
     from fgvc_core.errors import FieldmarkError
     from fgvc_core.recipe import parse_recipe
-    from simulations.simulate import Plan, run_with
+    from fieldmark.simulations.simulate import Plan, run_with
 
     recipe = parse_recipe(BASE, CASES[name])
     private = recipe.privacy is not None

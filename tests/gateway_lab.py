@@ -16,14 +16,14 @@ from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PushObjectRequ
 from flwr.proto.node_pb2 import Node
 from sockets_lab import SocketHTTPServer, superlink_socket
 
-from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.supervision import write_json
-from server.deployment.allow_list import AllowList
-from server.deployment.gateway import OBJECT_BYTES, PUSH_BYTES
-from server.deployment.processes import _make_loopback, free_loopback_port
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings, GatewaySettings
+from fieldmark.client.deployment.flower_internals import node_headers
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.gateway import OBJECT_BYTES, PUSH_BYTES
+from fieldmark.server.deployment.processes import _make_loopback, free_loopback_port
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 
 UP_WITHIN_S = 60.0
 QUESTION, OBJECT_ID = "ab" * 32, "cd" * 32
@@ -145,7 +145,7 @@ class Running:
         self.port = free_loopback_port()
         self.upstream = Upstream(folder)
         write_json(folder / "state" / "ports.json", {"gateway": self.port})
-        command = [sys.executable, "-P", "-m", "server.deployment.serving", str(folder)]
+        command = [sys.executable, "-P", "-m", "fieldmark.server.deployment.serving", str(folder)]
         self.process = subprocess.Popen(command)
 
     def __enter__(self):

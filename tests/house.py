@@ -31,11 +31,11 @@ def module_files():
     """Dotted name -> file, of every module outside the tests."""
     files = {}
     for package in PACKAGES:
-        if (ROOT / f"{package}.py").is_file():
-            files[package] = ROOT / f"{package}.py"
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+            above = () if package in ("fieldmark", "fgvc_core") else ("fieldmark",)
+            parts = (*above, *(parts[:-1] if parts[-1] == "__init__" else parts))
+            files[".".join(parts)] = path
     return files
 
 
@@ -178,8 +178,8 @@ def files_in_round_one(case):
     from inline_executor import Here
 
     from fgvc_core.recipe import parse_recipe
-    from server.events import EventLog
-    from simulations.simulate import Plan, run_with
+    from fieldmark.server.events import EventLog
+    from fieldmark.simulations.simulate import Plan, run_with
 
     seen, emit, stack = set(), EventLog.emit, contextlib.ExitStack()
 

@@ -8,12 +8,12 @@ import time
 
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.supervision import alone, write_json
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import Conduct, write_conduct
-from server.deployment.processes import free_loopback_port
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings
-from server.events import EventLog
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import Conduct, write_conduct
+from fieldmark.server.deployment.processes import free_loopback_port
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings
+from fieldmark.server.events import EventLog
 
 REASON = "The update's norm 812.5 is more than 5 times the median 3.17 of the last closed rounds."
 LONG = "university-hospital-of-a-very-long-name-department-of-dermatology"
@@ -60,7 +60,7 @@ def served(folder):
     """The address of the page, served by the process that 'server up' starts."""
     port = free_loopback_port()
     write_json(folder / "state" / "ports.json", {"pages": port, "gateway": 8443})
-    command = [sys.executable, "-P", "-m", "server.deployment.pages", str(folder)]
+    command = [sys.executable, "-P", "-m", "fieldmark.server.deployment.pages", str(folder)]
     process = subprocess.Popen(command)
     try:
         deadline = time.monotonic() + 60

@@ -6,7 +6,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 from fgvc_core.sockets import socket_folder, socket_name
-from server.deployment.sockets import sockets
+from fieldmark.server.deployment.sockets import sockets
 
 
 class SocketHTTPServer(ThreadingHTTPServer):

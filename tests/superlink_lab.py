@@ -17,10 +17,10 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.superlink.grid import HttpGrid
 
 from fgvc_core.protocol.messages import Request
-from server.deployment.arrivals import Arrivals
-from server.deployment.flower_internals import ReplyLink
-from server.deployment.parcel_grid import ParcelGrid
-from simulations.flower_internals import enter_run
+from fieldmark.server.deployment.arrivals import Arrivals
+from fieldmark.server.deployment.flower_internals import ReplyLink
+from fieldmark.server.deployment.parcel_grid import ParcelGrid
+from fieldmark.simulations.flower_internals import enter_run
 
 
 def head(kind, children, body):

@@ -12,9 +12,9 @@ import click
 import pytest
 import typer
 
-from fieldmark import app
-from server.deployment.gateway import CALLS
-from server.deployment.settings import GatewaySettings
+from fieldmark.cli import app
+from fieldmark.server.deployment.gateway import CALLS
+from fieldmark.server.deployment.settings import GatewaySettings
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

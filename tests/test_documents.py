@@ -7,7 +7,7 @@ import click
 import pytest
 import typer
 
-import fieldmark
+import fieldmark.cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -52,7 +52,7 @@ def commands_in_pages():
 
 @pytest.mark.parametrize("words", list(commands_in_pages()))
 def test_every_command_on_a_page_exists_with_its_options(words):
-    command = typer.main.get_command(fieldmark.app)
+    command = typer.main.get_command(fieldmark.cli.app)
     context = click.Context(command)
     while isinstance(command, click.Group):
         name = words.pop(0)

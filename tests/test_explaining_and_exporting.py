@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
+import fieldmark.simulations
 
 DOCS = Path(__file__).parents[1] / "docs"
 # Large enough for its graph to be tried in int8, small enough for seconds.
@@ -44,7 +45,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        recipe = Path(fieldmark.__file__).parent / "simulations" / "recipes" / "demo.toml"
+        recipe = Path(fieldmark.simulations.__file__).parent / "recipes" / "demo.toml"
         sets = [word for change in SMALL for word in ("--set", change)]
         run(["simulate", str(recipe), "--out", "runs/demo", *sets])
         run(["data", "make", "card", "--size", "32", "--train", "24", "--test", "12"])
@@ -93,6 +94,6 @@ def test_export_works_as_the_page_says(home, monkeypatch):
 
 
 def run(words):
-    done = CliRunner().invoke(fieldmark.app, words, catch_exceptions=False)
+    done = CliRunner().invoke(fieldmark.cli.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout

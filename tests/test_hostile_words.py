@@ -14,11 +14,11 @@ from fgvc_core.console import PlainConsole
 from fgvc_core.data.partition_figure import draw_partition
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.words import csv_cell, markdown_cell, visible
-from server.deployment.following import SiteView
-from server.deployment.screen import site_table
-from server.deployment.status import show_status
-from server.live import LiveView
-from server.tracking.figures import note_of
+from fieldmark.server.deployment.following import SiteView
+from fieldmark.server.deployment.screen import site_table
+from fieldmark.server.deployment.status import show_status
+from fieldmark.server.live import LiveView
+from fieldmark.server.tracking.figures import note_of
 
 HOSTILE = (
     "=cmd|' /C calc'!A0[/][red]ok\x1b[2J\x1b[1A\r\nsite-9 │ yes\t\x07\u202e"
@@ -137,8 +137,8 @@ def test_every_text_of_a_reply_may_be_hostile_and_is_shown_by_its_code():
 
 
 def test_site_check_shows_it_and_does_nothing(monkeypatch, tmp_path):
-    import client.deployment.check as checks
-    from client.cli import site_app
+    import fieldmark.client.deployment.check as checks
+    from fieldmark.client.cli import site_app
 
     findings = (checks.Finding("tls", "failed", f"issued by {HOSTILE}", "", 5),)
     monkeypatch.setattr(checks, "check_site", lambda *_: checks.Checked(findings))

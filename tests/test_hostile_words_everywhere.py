@@ -24,18 +24,18 @@ from fgvc_core.export.card import model_card
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.supervision import write_json
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import Conduct, write_conduct
-from server.deployment.following import view_of
-from server.deployment.pages import make_app, metric_lines
-from server.deployment.provisioning import init_server
-from server.deployment.screen import site_table
-from server.deployment.settings import DeploymentSettings
-from server.deployment.status import read_status, show_status
-from server.live import LiveView
-from server.report import render
-from server.tracking.figures import final_figures, note_of
-from simulations.simulate import Plan, simulate
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import Conduct, write_conduct
+from fieldmark.server.deployment.following import view_of
+from fieldmark.server.deployment.pages import make_app, metric_lines
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.screen import site_table
+from fieldmark.server.deployment.settings import DeploymentSettings
+from fieldmark.server.deployment.status import read_status, show_status
+from fieldmark.server.live import LiveView
+from fieldmark.server.report import render
+from fieldmark.server.tracking.figures import final_figures, note_of
+from fieldmark.simulations.simulate import Plan, simulate
 
 OWN = {"event", "kind", "phase", "time", "unit", "engine", "strategy", "code", "method", "format"}
 """Keys whose texts are ours or one of a few words; a message can hold no other there."""

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import fieldmark
-from client.site import Site
+import fieldmark.cli
+import fieldmark.simulations
 from fgvc_core.export.kit import read_body
 from fgvc_core.protocol.keys import fingerprint, read_public
+from fieldmark.client.site import Site
 
 PAGE = Path(__file__).parents[1] / "docs" / "using-a-model.md"
 SMALL = ("federation.rounds=1", "partition.sites=2", "data.image_size=16",
@@ -30,7 +31,7 @@ def test_the_steps_of_predict_evaluate_and_export_are_numbered_without_a_gap():
 @pytest.mark.slow
 def test_predict_evaluate_and_export_work_as_the_page_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = Path(fieldmark.__file__).parent / "simulations" / "recipes" / "demo.toml"
+    recipe = Path(fieldmark.simulations.__file__).parent / "recipes" / "demo.toml"
     sets = [word for change in SMALL for word in ("--set", change)]
     run(["simulate", str(recipe), "--out", "runs/demo", *sets])
     run(["data", "make", "card", "--size", "32", "--train", "24", "--test", "12"])
@@ -52,6 +53,6 @@ def test_predict_evaluate_and_export_work_as_the_page_says(tmp_path, monkeypatch
 
 
 def run(words):
-    done = CliRunner().invoke(fieldmark.app, words, catch_exceptions=False)
+    done = CliRunner().invoke(fieldmark.cli.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout

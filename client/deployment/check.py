@@ -9,20 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from client.deployment.contact import Contact, look
-from client.deployment.link import Link, read_link
-from client.privacy.budget import Budget, read_budget
-from client.privacy.ledger import Ledger
-from client.privacy.register import Register
-from client.privacy.terms import Terms
-from client.recipe_limits import check_lent
-from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError, PolicyRefusal
 from fgvc_core.files import widely_readable
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.recipe import Recipe, parse_recipe
+from fieldmark.client.deployment.contact import Contact, look
+from fieldmark.client.deployment.link import Link, read_link
+from fieldmark.client.privacy.budget import Budget, read_budget
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.register import Register
+from fieldmark.client.privacy.terms import Terms
+from fieldmark.client.recipe_limits import check_lent
+from fieldmark.client.site import Site
 
 Level = Literal["ok", "note", "failed", "not reached"]
 
@@ -124,7 +124,7 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
         said = f"'{path}' is there, read as '{site.settings.data.kind}'; 'fieldmark site reading "
         return Finding("data", "ok", said + "DIR' shows what of, a recipe checks its labels")
     # Imported here: without a recipe no torch is needed.
-    from client.recognition import understand
+    from fieldmark.client.recognition import understand
 
     classes = () if contact.announcement is None else contact.announcement.class_names
     try:

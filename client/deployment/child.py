@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.limits import Limits
+from fieldmark.client.limits import Limits
 
 LOOK_S = 0.1
 """Between two looks at a process."""

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.reading_cli import (
+from fgvc_core.words import visible
+from fieldmark.client.reading_cli import (
     Faults,
     Kind,
     LabelColumn,
@@ -22,7 +23,6 @@ from client.reading_cli import (
     reading_said,
     settle_reading,
 )
-from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.kit import StartKit
@@ -41,8 +41,8 @@ def key(
 
     Example: fieldmark site key lyon.key
     """
-    from client.deployment.joining import make_key
     from fgvc_core.protocol.keys import read_public, short_fingerprint
+    from fieldmark.client.deployment.joining import make_key
 
     text = make_key(file)
     typer.echo(f"The key's fingerprint: {short_fingerprint(read_public(text))}", err=True)
@@ -103,12 +103,12 @@ def join(
 
     Example: fieldmark site join lyon.kit lyon --key lyon.key --data /data/skin --yes
     """
-    from client.deployment.joining import Answers
-    from client.deployment.joining import join as make
-    from client.privacy.policy import Policy, read_cap
     from fgvc_core.errors import ConfigurationError
     from fgvc_core.protocol.keys import short_fingerprint
     from fgvc_core.protocol.kit import read_kit
+    from fieldmark.client.deployment.joining import Answers
+    from fieldmark.client.deployment.joining import join as make
+    from fieldmark.client.privacy.policy import Policy, read_cap
 
     found = read_kit(kit)
     _compare_keys(found, fingerprint, ask=not yes)
@@ -166,9 +166,9 @@ def join(
 
 def _compare_keys(kit: "StartKit", said: str | None, *, ask: bool) -> None:
     """Compare the coordinator's fingerprint with the one that a person has from the telephone."""
-    from client.deployment.joining import check_coordinator
     from fgvc_core.errors import PeerError
     from fgvc_core.protocol.keys import short_fingerprint
+    from fieldmark.client.deployment.joining import check_coordinator
 
     if said is not None:
         check_coordinator(kit, said)
@@ -200,8 +200,8 @@ def up(
 
     Example: fieldmark site up lyon
     """
-    from client.deployment.supervisor import up as keep_up
-    from client.deployment.supervisor import up_detached
+    from fieldmark.client.deployment.supervisor import up as keep_up
+    from fieldmark.client.deployment.supervisor import up_detached
 
     if detach:
         up_detached(home, lambda text: typer.echo(text, err=True))
@@ -224,9 +224,9 @@ def new_key(
 
     Example: fieldmark site new-key lyon
     """
-    from client.deployment.rotation import NEXT, prepare
-    from client.deployment.rotation import finish as put_in_place
     from fgvc_core.protocol.keys import read_private, short_fingerprint, short_form
+    from fieldmark.client.deployment.rotation import NEXT, prepare
+    from fieldmark.client.deployment.rotation import finish as put_in_place
 
     if finish:
         typer.echo(f"in place: the key {short_form(put_in_place(home))}")
@@ -241,8 +241,8 @@ def stop(home: Home) -> None:
 
     Example: fieldmark site stop lyon
     """
-    from client.site import Site
     from fgvc_core.supervision import stop_holder
+    from fieldmark.client.site import Site
 
     Site.open(home)
     typer.echo("stopped" if stop_holder(home.resolve()) else "it was not up")
@@ -267,8 +267,8 @@ def check(
     """
     import json
 
-    from client.deployment.check import check_site
     from fgvc_core.recipe import load_recipe
+    from fieldmark.client.deployment.check import check_site
 
     found = check_site(home, None if recipe is None else load_recipe(recipe, set_ or []).announced)
     if json_:

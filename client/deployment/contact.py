@@ -17,12 +17,12 @@ from urllib.request import getproxies, proxy_bypass
 
 from cryptography import x509
 
-from client.deployment.flower_internals import node_headers
-from client.deployment.link import CA, Link
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.announcement import Announcement, read_announcement, read_seen
 from fgvc_core.protocol.keys import PrivateKey, PublicKey
 from fgvc_core.protocol.messages import Reply
+from fieldmark.client.deployment.flower_internals import node_headers
+from fieldmark.client.deployment.link import CA, Link
 
 TIMEOUT_S = 10.0
 VERSION_HEADER = "fieldmark-version"

@@ -2,7 +2,7 @@
 
 The runner speaks the Runtime API of the site's own SuperNode, through a Unix socket, in place of
 Flower's executor and ``flwr-clientapp``. The SuperNode is Flower's, with the bounds of
-:mod:`client.deployment.node`. A test fails by name when one of these moves.
+:mod:`fieldmark.client.deployment.node`. A test fails by name when one of these moves.
 """
 
 import base64
@@ -68,11 +68,11 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import push_message
 
-from client.deployment.node import BeyondBound, BoundedClient, Weighed, cut_bundle
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
 from fgvc_core.protocol.keys import PrivateKey
 from fgvc_core.sockets import make_socket_file, socket_folder, socket_name
 from fgvc_core.wire.parcel import check_named_once
+from fieldmark.client.deployment.node import BeyondBound, BoundedClient, Weighed, cut_bundle
 
 __all__ = [
     "LEFT_BEHIND",
@@ -345,7 +345,7 @@ def is_forgotten(error: Exception) -> bool:
 
 
 def bound_node(message_bytes: int) -> None:
-    """Put the bounds of :mod:`client.deployment.node` on the SuperNode of this process."""
+    """Put the bounds of :mod:`.node` on the SuperNode of this process."""
     connect = fleet_http_connection.http_request_response
     configured: Callable[[bytes, Any], Any] = start_client_internal.__dict__[_CONFIGURED]
 

@@ -10,13 +10,13 @@ announcement and works them out itself; every child finds them done.
 import contextlib
 from pathlib import Path
 
-from client.privacy.policy import protection
-from client.site import Site
-from client.state import last_announced, read_announced
 from fgvc_core.models.size import kept_bytes, model_size
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.odometer import choose_rule
 from fgvc_core.privacy.planning import plan_for
+from fieldmark.client.privacy.policy import protection
+from fieldmark.client.site import Site
+from fieldmark.client.state import last_announced, read_announced
 
 
 class Foresight:

@@ -10,10 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from client.deployment.link import Link, write_link
-from client.privacy.policy import Policy
-from client.provision import SPLIT_KEY_BYTES, make_home
-from client.site import Site, SiteSettings
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.protocol.keys import (
     PrivateKey,
@@ -29,6 +25,10 @@ from fgvc_core.protocol.keys import (
     write_private,
 )
 from fgvc_core.protocol.kit import StartKit
+from fieldmark.client.deployment.link import Link, write_link
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import SPLIT_KEY_BYTES, make_home
+from fieldmark.client.site import Site, SiteSettings
 
 
 @dataclass(frozen=True)

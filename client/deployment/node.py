@@ -10,7 +10,7 @@ whatever it weighs. Here
 * an answer has a bound by its kind, must not be packed, and leads nowhere else;
 * the pieces of one message weigh no more than ``limits.message_mb`` together.
 
-:func:`client.deployment.flower_internals.bound_node` puts these where Flower's own parts are.
+:func:`.flower_internals.bound_node` puts these where Flower's own parts are.
 """
 
 import threading

@@ -6,11 +6,6 @@ The ledger, the outbox and the split key stay: they belong to the data, not to t
 import os
 from pathlib import Path
 
-from client.deployment.contact import look
-from client.deployment.link import read_link
-from client.privacy.ledger import Ledger
-from client.privacy.register import Register
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.files import write_privately
 from fgvc_core.protocol.keys import (
@@ -24,6 +19,11 @@ from fgvc_core.protocol.keys import (
 )
 from fgvc_core.protocol.rotation import sign_rotation
 from fgvc_core.supervision import holder
+from fieldmark.client.deployment.contact import look
+from fieldmark.client.deployment.link import read_link
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.register import Register
+from fieldmark.client.site import Site
 
 NEXT = "key.next"
 

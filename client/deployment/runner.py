@@ -4,7 +4,7 @@ It stands in place of the node's executor. It imports everything once and forks 
 message, so that a message costs a fork and not seconds of imports, and a GPU is touched in
 the child alone. Flower's own task body unpacks the run's bundle, puts it first on
 ``sys.path`` and loads what it names; this one compares the bundle's bytes with those that
-every installation builds, and calls the installed ``client.app``.
+every installation builds, and calls the installed ``fieldmark.client.app``.
 
 A child that dies without an answer (killed, out of memory) is forked once more on the same
 message: what it reserved is on the ledger, and what it had finished is in the outbox. One that was
@@ -15,7 +15,8 @@ One that dies while it hands its answer over is not replaced by another: the Sup
 an answer, waits for its pieces without end, and sends nothing else. The supervisor is told, and
 starts the SuperNode anew; the coordinator learns that the message is lost, and asks again.
 
-Run as a process of its own: ``python -m client.deployment.runner HOME SOCKET SECRET_FILE``.
+Run as a process of its own:
+``python -m fieldmark.client.deployment.runner HOME SOCKET SECRET_FILE``.
 """
 
 import os
@@ -27,8 +28,12 @@ from pathlib import Path
 
 from flwr.app import Message
 
-from client.cache_room import CacheRoom, in_use
-from client.deployment.child import (
+from fgvc_core.errors import FieldmarkError, PeerError
+from fgvc_core.protocol.bundle import check_bundle
+from fgvc_core.supervision import die_with_parent
+from fgvc_core.words import visible
+from fieldmark.client.cache_room import CacheRoom, in_use
+from fieldmark.client.deployment.child import (
     HALF_HANDED_OVER,
     Ended,
     Handover,
@@ -36,22 +41,18 @@ from client.deployment.child import (
     bound_self,
     wait_for,
 )
-from client.deployment.flower_internals import (
+from fieldmark.client.deployment.flower_internals import (
     UNTAKEN,
     Task,
     acquire_tasks,
     heartbeat_of,
     is_forgotten,
 )
-from client.deployment.foresight import Foresight
-from client.deployment.parcels import open_in, pack_in
-from client.limits import Limits
-from client.recipe_limits import uses_gpu
-from client.site import Resources, Site
-from fgvc_core.errors import FieldmarkError, PeerError
-from fgvc_core.protocol.bundle import check_bundle
-from fgvc_core.supervision import die_with_parent
-from fgvc_core.words import visible
+from fieldmark.client.deployment.foresight import Foresight
+from fieldmark.client.deployment.parcels import open_in, pack_in
+from fieldmark.client.limits import Limits
+from fieldmark.client.recipe_limits import uses_gpu
+from fieldmark.client.site import Resources, Site
 
 POLL_S = 0.2
 """Between two looks for a message, in seconds; each costs the SuperNode some milliseconds."""
@@ -199,14 +200,14 @@ class Runner:
 
     def _unavailable(self, limit: str) -> Callable[[Task], int]:
         def work(task: Task) -> int:
-            from client.app import unavailable
+            from fieldmark.client.app import unavailable
 
             return self._answered(task, lambda: unavailable(task.message, task.context, limit))
 
         return work
 
     def _work(self, task: Task) -> int:
-        from client.app import app
+        from fieldmark.client.app import app
 
         try:
             check_bundle(task.bundle)
@@ -241,7 +242,7 @@ class Runner:
 
 def record_refusal(home: Path, error: PeerError) -> None:
     """Write a refused bundle into the site's ledger, beside its other refusals."""
-    from client.privacy.ledger import Ledger
+    from fieldmark.client.privacy.ledger import Ledger
 
     site = Site.open(home)
     Ledger(site.home, site.data_binding, site.name).note(
@@ -259,9 +260,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # Imported before the first fork, so that a message costs no import.
-    import client.app
-    import client.private_work
-    import client.work  # noqa: F401
+    import fieldmark.client.app
+    import fieldmark.client.private_work
+    import fieldmark.client.work  # noqa: F401
 
     _say("ready")
     Runner(Path(home), Path(socket), Path(secret).read_bytes()).serve()

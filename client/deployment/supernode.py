@@ -1,6 +1,6 @@
 """Flower's SuperNode with its Runtime API on a Unix socket, and no port on this machine.
 
-Run as a process of its own: ``python -m client.deployment.supernode SOCKET MESSAGE_BYTES
+Run as a process of its own: ``python -m fieldmark.client.deployment.supernode SOCKET MESSAGE_BYTES
 OPTION...``, with the options of ``flower-supernode``.
 """
 
@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from client.deployment.flower_internals import bound_node, serve_supernode
 from fgvc_core.files import PRIVATE_UMASK
+from fieldmark.client.deployment.flower_internals import bound_node, serve_supernode
 
 
 def main() -> None:

@@ -8,14 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from client.deployment.child import HALF_HANDED_OVER
-from client.deployment.flower_internals import LEFT_BEHIND, release_node
-from client.deployment.link import CA, read_link
-from client.deployment.node import TOO_LARGE
-from client.privacy.ledger import Ledger
-from client.privacy.register import Register
-from client.privacy.terms import Terms
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.files import PRIVATE_UMASK, private_folder
 from fgvc_core.sockets import socket_folder
@@ -30,6 +22,14 @@ from fgvc_core.supervision import (
     write_json,
 )
 from fgvc_core.words import visible
+from fieldmark.client.deployment.child import HALF_HANDED_OVER
+from fieldmark.client.deployment.flower_internals import LEFT_BEHIND, release_node
+from fieldmark.client.deployment.link import CA, read_link
+from fieldmark.client.deployment.node import TOO_LARGE
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.register import Register
+from fieldmark.client.privacy.terms import Terms
+from fieldmark.client.site import Site
 
 STEP_S = 0.25
 UP_WITHIN_S = 180.0
@@ -121,7 +121,7 @@ def site_services(
     variables = environment(state / "flwr")
     module = (sys.executable, "-P", "-m")
     command = (
-        *(*module, "client.deployment.supernode", str(socket)),
+        *(*module, "fieldmark.client.deployment.supernode", str(socket)),
         str(int(site.settings.limits.message_mb * 1e6)),
         *("--superlink", address, "--root-certificates", str(ca)),
         *("--auth-supernode-private-key", str(site.home / "key")),
@@ -135,7 +135,13 @@ def site_services(
         after_death=node.after_death,
         on_line=node.on_line,
     )
-    runner = (*module, "client.deployment.runner", str(site.home), str(socket), str(secret))
+    runner = (
+        *module,
+        "fieldmark.client.deployment.runner",
+        str(site.home),
+        str(socket),
+        str(secret),
+    )
     return [
         supernode,
         Service(

@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from client.privacy.ledger import Ledger
-from client.privacy.terms import Terms
-from client.site import Site
-from client.state import announcement, read_announced
 from fgvc_core.errors import ConfigurationError, PeerError
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.terms import Terms
+from fieldmark.client.site import Site
+from fieldmark.client.state import announcement, read_announced
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from client.privacy.ledger import Ledger, rule_of, total_of
-from client.privacy.terms import UNLIMITED, Terms
-from client.site import Site
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
 from fgvc_core.privacy.odometer import total_cost
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import Recipe
+from fieldmark.client.privacy.ledger import Ledger, rule_of, total_of
+from fieldmark.client.privacy.terms import UNLIMITED, Terms
+from fieldmark.client.site import Site
 
 MOST_RUNS = 10_000
 """Where counting further runs stops."""

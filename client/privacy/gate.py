@@ -17,14 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.encoding import UpdateEncoder
-from client.privacy.chain import GENESIS
-from client.privacy.ledger import Ledger, Plan
-from client.privacy.outbox import Outbox, Payload, request_digest
-from client.privacy.policy import allowed_figures, check_tensors
-from client.privacy.terms import Terms
-from client.reading import subject_column, units_digest
-from client.site import Site
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
 from fgvc_core.privacy.planning import plan_for
@@ -36,6 +28,14 @@ from fgvc_core.protocol.validation import ValidationReply
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
 from fgvc_core.wire.layout import packed_bytes
+from fieldmark.client.encoding import UpdateEncoder
+from fieldmark.client.privacy.chain import GENESIS
+from fieldmark.client.privacy.ledger import Ledger, Plan
+from fieldmark.client.privacy.outbox import Outbox, Payload, request_digest
+from fieldmark.client.privacy.policy import allowed_figures, check_tensors
+from fieldmark.client.privacy.terms import Terms
+from fieldmark.client.reading import subject_column, units_digest
+from fieldmark.client.site import Site
 
 Tensors = Mapping[str, NDArray[np.float32]]
 Specs = Mapping[str, TensorSpec]

@@ -26,12 +26,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from client.privacy.books import Books, Plan, plans_of, rule_of, total_of
-from client.privacy.chain import RESTORE, TORN, Chain, Entry
 from fgvc_core.errors import DataError, PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, merge
 from fgvc_core.privacy.odometer import Rule
 from fgvc_core.privacy.settings import Unit
+from fieldmark.client.privacy.books import Books, Plan, plans_of, rule_of, total_of
+from fieldmark.client.privacy.chain import RESTORE, TORN, Chain, Entry
 
 __all__ = ["FILE", "Ledger", "Plan", "plans_of", "rule_of", "total_of"]
 
@@ -43,7 +43,7 @@ class Ledger:
 
     Args:
         home: The site's home.
-        data: What the ledger is bound to; see :func:`client.site.Site.data_binding`.
+        data: What the ledger is bound to; see :func:`fieldmark.client.site.Site.data_binding`.
         site: The site's name.
     """
 

@@ -51,11 +51,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from client.privacy.books import Plan, total_of
-from client.privacy.gate import Gate
-from client.privacy.policy import protection
-from client.privacy.register import Register
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, merge, read_events, take
 from fgvc_core.privacy.planning import plan_for
@@ -67,6 +62,11 @@ from fgvc_core.protocol.messages import PrivacyStatement, Reply
 from fgvc_core.protocol.validation import ValidationReply
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
+from fieldmark.client.privacy.books import Plan, total_of
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.policy import protection
+from fieldmark.client.privacy.register import Register
+from fieldmark.client.site import Site
 
 TOLERANCE = 1e-6
 """By how much, in parts of it, a total may fall below the signed one: libraries round."""

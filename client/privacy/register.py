@@ -8,7 +8,7 @@ set that a home ever named, and no later claim replaces it.
 
 Data are the same by place or by content. By place: symbolic links are resolved, and a folder
 inside a registered one, or around it, counts as the same. By content: most of two samples
-agree (:mod:`client.privacy.sample`). Samples are taken at ``site join``, ``site up`` and ``site
+agree (:mod:`.sample`). Samples are taken at ``site join``, ``site up`` and ``site
 check``, never for a message: whether it is answered must not depend on a picture. A path that
 was edited while the site is up is known by place alone until the next of these.
 
@@ -36,11 +36,11 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from client.privacy.chain import GENESIS
-from client.privacy.sample import Sample, take_sample
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
 from fgvc_core.files import FILE_MODE, private_folder, sync_folder, write_durably
 from fgvc_core.protocol.keys import fingerprint, read_private
+from fieldmark.client.privacy.chain import GENESIS
+from fieldmark.client.privacy.sample import Sample, take_sample
 
 FILE = "register.json"
 SAMPLE_KEY = "sample.key"

@@ -9,12 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from client.privacy.ledger import Ledger
-from client.privacy.policy import check_counts, check_standing, check_subject, protection
-from client.privacy.register import Claim, Register
-from client.reading import kind_of, subject_column
-from client.site import Site
-from client.weights import check_weights
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.odometer import Rule, choose_rule
@@ -24,6 +18,12 @@ from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.recipe_paths import refuse_paths
 from fgvc_core.recipe_rules import refuse_unprotectable
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.policy import check_counts, check_standing, check_subject, protection
+from fieldmark.client.privacy.register import Claim, Register
+from fieldmark.client.reading import kind_of, subject_column
+from fieldmark.client.site import Site
+from fieldmark.client.weights import check_weights
 
 UNLIMITED = 1e9
 """The cap of a site whose policy names none."""

@@ -26,8 +26,8 @@ license = "Apache-2.0"
 publisher = "{PUBLISHER}"
 
 [tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
+serverapp = "fieldmark.server.app:app"
+clientapp = "fieldmark.client.app:app"
 
 [tool.flwr.app.config]
 {RUN_KEY} = ""

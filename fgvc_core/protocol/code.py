@@ -5,7 +5,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("client", "fgvc_core")
+PACKAGES = ("fieldmark.client", "fgvc_core")
 """What runs at a site."""
 
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
-from server.deployment.flower_internals import (
+from fieldmark.server.deployment.flower_internals import (
     Announced,
     ReplyLink,
     error_reply,
     put_together,
 )
-from server.records import TOO_LARGE, UNREADABLE, WITHDRAWN
+from fieldmark.server.records import TOO_LARGE, UNREADABLE, WITHDRAWN
 
 SWEEP_S = 10.0
 """Between two looks for replies that nobody waits for any more, in seconds."""
@@ -34,7 +34,7 @@ HELD = 2
 
 
 class _Fault(Exception):
-    """A reply that is not handed on, with a code of ``server.records.FAULTS``."""
+    """A reply that is not handed on, with a code of ``fieldmark.server.records.FAULTS``."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)

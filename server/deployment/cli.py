@@ -34,8 +34,8 @@ def init(
     Example: fieldmark server init federation --host fl.example.org
     """
     from fgvc_core.errors import ConfigurationError
-    from server.deployment.provisioning import init_server
-    from server.deployment.settings import DeploymentSettings
+    from fieldmark.server.deployment.provisioning import init_server
+    from fieldmark.server.deployment.settings import DeploymentSettings
 
     if not host:
         raise ConfigurationError(
@@ -69,7 +69,7 @@ def add_site(
     Example: fieldmark server add-site federation lyon --their-key lyon.pub
     """
     from fgvc_core.protocol.keys import short_form
-    from server.deployment.provisioning import add_site as add
+    from fieldmark.server.deployment.provisioning import add_site as add
 
     text = "" if their_key is None else _read(their_key)
     entry, kit = add(folder, name, text)
@@ -94,9 +94,9 @@ def accept_units(
 
     Example: fieldmark server accept-units federation lyon 1200
     """
-    from server.deployment.allow_list import AllowList
-    from server.deployment.settings import read_settings
-    from server.ledger_memory import FOLDER, read_units, write_units
+    from fieldmark.server.deployment.allow_list import AllowList
+    from fieldmark.server.deployment.settings import read_settings
+    from fieldmark.server.ledger_memory import FOLDER, read_units, write_units
 
     read_settings(folder)
     AllowList(folder).known(name)
@@ -113,8 +113,8 @@ def remove_site(folder: Folder, name: Name) -> None:
     Example: fieldmark server remove-site federation lyon
     """
     from fgvc_core.protocol.keys import short_form
-    from server.deployment.allow_list import AllowList
-    from server.deployment.settings import read_settings
+    from fieldmark.server.deployment.allow_list import AllowList
+    from fieldmark.server.deployment.settings import read_settings
 
     read_settings(folder)
     entry = AllowList(folder).remove(name)
@@ -131,7 +131,7 @@ def rotate_key(
     Example: fieldmark server rotate-key federation new-key.json
     """
     from fgvc_core.protocol.keys import short_form
-    from server.deployment.provisioning import rotate_key as rotate
+    from fieldmark.server.deployment.provisioning import rotate_key as rotate
 
     entry = rotate(folder, _read(file))
     typer.echo(f"{entry.name} has from now on the key {short_form(entry.fingerprint)}")
@@ -150,8 +150,8 @@ def replace_key(
     Example: fieldmark server replace-key federation lyon --their-key new-key.pub
     """
     from fgvc_core.protocol.keys import short_form
-    from server.deployment.allow_list import AllowList
-    from server.deployment.settings import read_settings
+    from fieldmark.server.deployment.allow_list import AllowList
+    from fieldmark.server.deployment.settings import read_settings
 
     read_settings(folder)
     entry = AllowList(folder).replace(name, _read(their_key), "lost")
@@ -175,9 +175,9 @@ def ledger_statement(
     """
     from fgvc_core.errors import ConfigurationError
     from fgvc_core.protocol.keys import read_private
-    from server.deployment.allow_list import AllowList
-    from server.deployment.settings import read_settings
-    from server.ledger_memory import statement_of
+    from fieldmark.server.deployment.allow_list import AllowList
+    from fieldmark.server.deployment.settings import read_settings
+    from fieldmark.server.ledger_memory import statement_of
 
     read_settings(folder)
     AllowList(folder).known(name)
@@ -196,8 +196,8 @@ def renew(folder: Folder, host: Hosts = None) -> None:
 
     Example: fieldmark server renew federation
     """
-    from server.deployment.certificates import check_dates
-    from server.deployment.provisioning import renew as renew_certificate
+    from fieldmark.server.deployment.certificates import check_dates
+    from fieldmark.server.deployment.provisioning import renew as renew_certificate
 
     renew_certificate(folder, tuple(host or ()))
     typer.echo(f"the certificate is valid for {check_dates(folder / 'server.pem')} days")
@@ -214,8 +214,8 @@ def up(
 
     Example: fieldmark server up federation
     """
-    from server.deployment.processes import up as keep_up
-    from server.deployment.processes import up_detached
+    from fieldmark.server.deployment.processes import up as keep_up
+    from fieldmark.server.deployment.processes import up_detached
 
     if detach:
         up_detached(folder, lambda text: typer.echo(text, err=True))
@@ -230,7 +230,7 @@ def stop(folder: Folder) -> None:
     Example: fieldmark server stop federation
     """
     from fgvc_core.supervision import stop_holder
-    from server.deployment.settings import read_settings
+    from fieldmark.server.deployment.settings import read_settings
 
     read_settings(folder)
     typer.echo("stopped" if stop_holder(folder.resolve()) else "it was not up")
@@ -260,7 +260,7 @@ def run(
     """
     from fgvc_core.models.weights_folder import kind_of
     from fgvc_core.recipe import load_recipe
-    from server.deployment.launching import launch
+    from fieldmark.server.deployment.launching import launch
 
     run_dir = launch(folder, load_recipe(recipe, set_ or []), name, _tracked(track))
     weights = load_recipe(run_dir / "recipe.toml").model.weights
@@ -281,7 +281,7 @@ def resume(
 
     Example: fieldmark server resume federation demo
     """
-    from server.deployment.launching import resume as go_on
+    from fieldmark.server.deployment.launching import resume as go_on
 
     _follow(folder, go_on(folder, name), detach, json_)
 
@@ -293,7 +293,7 @@ def attach(folder: Folder, json_: Json = False) -> None:
     Example: fieldmark server attach federation
     """
     from fgvc_core.errors import ConfigurationError
-    from server.deployment.conduct import active_run
+    from fieldmark.server.deployment.conduct import active_run
 
     run_dir = active_run(folder.resolve())
     if run_dir is None:
@@ -309,7 +309,7 @@ def cancel(folder: Folder) -> None:
 
     Example: fieldmark server cancel federation
     """
-    from server.deployment.launching import stop_run
+    from fieldmark.server.deployment.launching import stop_run
 
     run_dir = stop_run(folder)
     typer.echo("no run is on" if run_dir is None else f"stopping {run_dir.name}")
@@ -321,7 +321,7 @@ def status(folder: Folder, json_: Json = False) -> None:
 
     Example: fieldmark server status federation
     """
-    from server.deployment.status import read_status, show_status
+    from fieldmark.server.deployment.status import read_status, show_status
 
     found = read_status(folder)
     if json_:
@@ -332,13 +332,13 @@ def status(folder: Folder, json_: Json = False) -> None:
 
 def _own_key(folder: Path) -> str:
     from fgvc_core.protocol.keys import short_fingerprint
-    from server.deployment.provisioning import coordinator_key
+    from fieldmark.server.deployment.provisioning import coordinator_key
 
     return short_fingerprint(coordinator_key(folder))
 
 
 def _follow(folder: Path, run_dir: Path, detach: bool, json_: bool) -> None:
-    from server.deployment.screen import watch
+    from fieldmark.server.deployment.screen import watch
 
     if detach:
         typer.echo(json.dumps({"run_dir": str(run_dir)}) if json_ else f"started {run_dir}")
@@ -353,7 +353,7 @@ def _follow(folder: Path, run_dir: Path, detach: bool, json_: bool) -> None:
 
 
 def _tracked(texts: list[str] | None) -> tuple[str, ...] | None:
-    from server.tracking.choices import check_installed, read_track, settled
+    from fieldmark.server.tracking.choices import check_installed, read_track, settled
 
     if texts is None:
         return None

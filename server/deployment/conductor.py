@@ -19,18 +19,18 @@ from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import read_private
 from fgvc_core.supervision import write_json
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import (
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import (
     Conduct,
     active_run,
     read_conduct,
     rounds_done,
     write_conduct,
 )
-from server.deployment.flower_internals import ControlApi
-from server.deployment.storage import DATABASE, compact
-from server.home import CoordinatorHome
-from server.ledger_memory import NODES, link_memory
+from fieldmark.server.deployment.flower_internals import ControlApi
+from fieldmark.server.deployment.storage import DATABASE, compact
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.ledger_memory import NODES, link_memory
 
 STOP_WITHIN_S = 30.0
 _DIED = ("died:", "RunInterrupted")

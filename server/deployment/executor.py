@@ -5,7 +5,7 @@ can start a run at the SuperLink could run code as the coordinator. Here a run i
 carried out only if its bundle is ours to the bit and the conductor asked for it. It imports
 once and forks for each run; a run whose process dies is reported at once.
 
-Run as a process of its own: ``python -m server.deployment.executor DIR``.
+Run as a process of its own: ``python -m fieldmark.server.deployment.executor DIR``.
 """
 
 import os
@@ -17,17 +17,17 @@ from pathlib import Path
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
 from fgvc_core.supervision import die_with_parent
-from server.deployment.arrivals import Arrivals
-from server.deployment.conduct import active_run, read_conduct
-from server.deployment.flower_internals import (
+from fieldmark.server.deployment.arrivals import Arrivals
+from fieldmark.server.deployment.conduct import active_run, read_conduct
+from fieldmark.server.deployment.flower_internals import (
     ReplyLink,
     Work,
     acquire_work,
     give_up,
     open_work,
 )
-from server.deployment.parcel_grid import ParcelGrid
-from server.deployment.sockets import superlink_address
+from fieldmark.server.deployment.parcel_grid import ParcelGrid
+from fieldmark.server.deployment.sockets import superlink_address
 
 POLL_S = 0.3
 ASKED_WITHIN_S = 5.0
@@ -83,7 +83,7 @@ class Executor:
             os._exit(status)
 
     def _carry_out(self, token: str) -> int:
-        from server.app import app
+        from fieldmark.server.app import app
 
         with open_work(self._link, self._ca, token) as work:
             failure = "interrupted"
@@ -148,7 +148,7 @@ def _say(text: str) -> None:
 def main() -> None:
     """Entry of the process."""
     # Imported before the first fork, so that a run starts with them.
-    import server.run  # noqa: F401
+    import fieldmark.server.run  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))

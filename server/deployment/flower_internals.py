@@ -89,7 +89,7 @@ from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
 from fgvc_core.wire.parcel import check_named_once
-from server.deployment.bodies import check_push
+from fieldmark.server.deployment.bodies import check_push
 
 __all__ = [
     "LINK_FAILURES",

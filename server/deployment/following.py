@@ -9,7 +9,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, FieldmarkError, PolicyRefusal, RunFailed
 from fgvc_core.supervision import holder
-from server.deployment.conduct import ACTIVE, read_conduct
+from fieldmark.server.deployment.conduct import ACTIVE, read_conduct
 
 POLL_S = 0.2
 

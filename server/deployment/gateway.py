@@ -4,7 +4,7 @@ Flower's SuperLink answers everybody everything, so it listens on a Unix socket 
 alone, and this gateway forwards to it the Fleet calls of keys on the allow-list. The signature
 over the time stamp is checked before a byte of the body is read. Bodies are small and read whole,
 but for a message's pieces, which pass while they come; what a call says must belong to that site's
-own conversation (:mod:`server.deployment.mail`). One more thing is answered: the announcement of
+own conversation (:mod:`.mail`). One more thing is answered: the announcement of
 the run, to registered keys.
 """
 
@@ -31,9 +31,9 @@ from starlette.routing import Route
 
 from fgvc_core import __version__
 from fgvc_core.protocol.keys import fingerprint
-from server.deployment.allow_list import AllowList, Entry
-from server.deployment.bodies import TooManyObjects, read_piece
-from server.deployment.flower_internals import (
+from fieldmark.server.deployment.allow_list import AllowList, Entry
+from fieldmark.server.deployment.bodies import TooManyObjects, read_piece
+from fieldmark.server.deployment.flower_internals import (
     PROTOBUF_MEDIA_TYPE,
     PUBLIC_KEY_HEADER,
     SIGNATURE_HEADER,
@@ -45,10 +45,10 @@ from server.deployment.flower_internals import (
     read_push,
     read_wanted,
 )
-from server.deployment.mail import Mail
-from server.deployment.meters import Meter, Refused
-from server.deployment.settings import GatewaySettings
-from server.ledger_memory import FOLDER, read_signed_head
+from fieldmark.server.deployment.mail import Mail
+from fieldmark.server.deployment.meters import Meter, Refused
+from fieldmark.server.deployment.settings import GatewaySettings
+from fieldmark.server.ledger_memory import FOLDER, read_signed_head
 
 CALLS = frozenset(
     {

@@ -11,11 +11,11 @@ from fgvc_core.files import private_folder
 from fgvc_core.models.weights_folder import WEIGHTS, add_weights, kind_of, resolve_weights
 from fgvc_core.recipe import Recipe
 from fgvc_core.supervision import holder
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import Conduct, active_run, read_conduct, write_conduct
-from server.deployment.settings import DeploymentSettings, read_settings
-from server.home import CoordinatorHome, ServerSettings, write_home
-from server.tracking import check_installed, read_track, settled
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import Conduct, active_run, read_conduct, write_conduct
+from fieldmark.server.deployment.settings import DeploymentSettings, read_settings
+from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
+from fieldmark.server.tracking import check_installed, read_track, settled
 
 POLL_S = 0.25
 """Between two looks for a reply, in seconds."""

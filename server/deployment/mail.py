@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fgvc_core.supervision import read_json, write_json
-from server.deployment.flower_internals import Pushed
-from server.deployment.meters import Refused
+from fieldmark.server.deployment.flower_internals import Pushed
+from fieldmark.server.deployment.meters import Refused
 
 KEPT = 16
 """Messages of the coordinator that are remembered for a site; older ones are answered no more."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
-from server.deployment.settings import GatewaySettings
+from fieldmark.server.deployment.settings import GatewaySettings
 
 _NUMBER = re.compile(r"-?\d+")
 RECORDS_PER_MINUTE = 120

@@ -2,7 +2,7 @@
 
 ``/`` for a person, ``/status.json`` for a program, ``/metrics`` for Prometheus
 (https://prometheus.io/docs/instrumenting/exposition_formats/). Run as a process of its own:
-``python -m server.deployment.pages DIR``.
+``python -m fieldmark.server.deployment.pages DIR``.
 """
 
 import sys
@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from fgvc_core.supervision import read_json
 from fgvc_core.words import visible_lines
-from server.deployment.status import read_status
+from fieldmark.server.deployment.status import read_status
 
 LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]
@@ -36,7 +36,9 @@ _SAFE = {
 def make_app(folder: Path) -> Starlette:
     """The application of a coordinator's folder."""
     environment = Environment(
-        loader=PackageLoader("server.deployment", ""), autoescape=True, finalize=visible_lines
+        loader=PackageLoader("fieldmark.server.deployment", ""),
+        autoescape=True,
+        finalize=visible_lines,
     )
 
     def page(request: Request) -> Response:

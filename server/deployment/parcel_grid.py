@@ -8,9 +8,9 @@ from flwr.serverapp import Grid
 
 from fgvc_core.errors import PeerError
 from fgvc_core.wire.parcel import make_parcel, open_parcel
-from server.deployment.arrivals import Arrivals
-from server.deployment.flower_internals import REFUSED_OBJECTS, refused_objects
-from server.records import from_array_record, to_array_record
+from fieldmark.server.deployment.arrivals import Arrivals
+from fieldmark.server.deployment.flower_internals import REFUSED_OBJECTS, refused_objects
+from fieldmark.server.records import from_array_record, to_array_record
 
 PARCEL = "parcel"
 PACKED_ANEW = 3
@@ -81,7 +81,7 @@ class ParcelGrid(Grid):
         """Replies, their parcels opened; one that cannot be opened has no tensors.
 
         Through ``arrivals`` it never waits, and a reply that is the site's own fault is an
-        error message with a code of ``server.records.FAULTS``.
+        error message with a code of ``fieldmark.server.records.FAULTS``.
         """
         if self._arrivals is not None:
             replies = self._arrivals.pull(message_ids)

@@ -23,13 +23,13 @@ from fgvc_core.supervision import (
     until_told,
     write_json,
 )
-from server.deployment.certificates import WARN_DAYS, issue, make_authority
-from server.deployment.conductor import Conductor
-from server.deployment.flower_internals import ControlApi
-from server.deployment.provisioning import check_server
-from server.deployment.settings import DeploymentSettings, read_settings
-from server.deployment.sockets import sockets, superlink_address
-from server.deployment.storage import DATABASE, compact
+from fieldmark.server.deployment.certificates import WARN_DAYS, issue, make_authority
+from fieldmark.server.deployment.conductor import Conductor
+from fieldmark.server.deployment.flower_internals import ControlApi
+from fieldmark.server.deployment.provisioning import check_server
+from fieldmark.server.deployment.settings import DeploymentSettings, read_settings
+from fieldmark.server.deployment.sockets import sockets, superlink_address
+from fieldmark.server.deployment.storage import DATABASE, compact
 
 STEP_S = 0.25
 CONDUCT_S = 0.75
@@ -150,7 +150,7 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
     python = (sys.executable, "-P", "-m")
     database = folder / "state" / DATABASE
     superlink = (
-        *(*python, "server.deployment.superlink", str(folder)),
+        *(*python, "fieldmark.server.deployment.superlink", str(folder)),
         *("--ssl-ca-certfile", str(tls / "ca.pem")),
         *("--ssl-certfile", str(tls / "server.pem")),
         *("--ssl-keyfile", str(tls / "server.key")),
@@ -162,10 +162,10 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
     # Here nobody has it open: what a run that was killed has left is given back as well.
     compact(database)
     supervisor.add(Service("superlink", superlink, environment))
-    own = executor or (*python, "server.deployment.executor", str(folder))
+    own = executor or (*python, "fieldmark.server.deployment.executor", str(folder))
     supervisor.add(Service("executor", own, environment))
     for name, module in (("gateway", "serving"), ("pages", "pages")):
-        command = (*python, f"server.deployment.{module}", str(folder))
+        command = (*python, f"fieldmark.server.deployment.{module}", str(folder))
         supervisor.add(Service(name, command, environment))
 
 

@@ -33,10 +33,10 @@ from fgvc_core.protocol.keys import (
 )
 from fgvc_core.protocol.kit import StartKit, write_kit
 from fgvc_core.protocol.rotation import check_rotation, read_rotation
-from server.deployment.allow_list import AllowList, Entry
-from server.deployment.certificates import check_dates, check_mode, issue, make_authority
-from server.deployment.settings import DeploymentSettings, read_settings, write_settings
-from server.ledger_memory import forget
+from fieldmark.server.deployment.allow_list import AllowList, Entry
+from fieldmark.server.deployment.certificates import check_dates, check_mode, issue, make_authority
+from fieldmark.server.deployment.settings import DeploymentSettings, read_settings, write_settings
+from fieldmark.server.ledger_memory import forget
 
 SECRETS = ("coordinator.key", "ca.key", "server.key", "secret")
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?")

@@ -10,10 +10,10 @@ from rich.text import Text
 
 from fgvc_core.console import PlainConsole
 from fgvc_core.words import visible
-from server.deployment.following import RunView, follow
-from server.home import CoordinatorHome
-from server.live import LiveView
-from server.report import render
+from fieldmark.server.deployment.following import RunView, follow
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.live import LiveView
+from fieldmark.server.report import render
 
 _STYLES = {
     "refused": "red",

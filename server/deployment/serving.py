@@ -1,6 +1,6 @@
 """Serving the gateway: TLS 1.2 or later, connections counted, slow heads cut off.
 
-Run as a process of its own: ``python -m server.deployment.serving DIR``.
+Run as a process of its own: ``python -m fieldmark.server.deployment.serving DIR``.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fgvc_core.sockets import path_of, socket_name
 from fgvc_core.supervision import read_json, write_json
-from server.deployment.gateway import OWNER, Gateway
-from server.deployment.meters import Meter, Refused
-from server.deployment.settings import GatewaySettings, read_settings
-from server.deployment.sockets import superlink_address
+from fieldmark.server.deployment.gateway import OWNER, Gateway
+from fieldmark.server.deployment.meters import Meter, Refused
+from fieldmark.server.deployment.settings import GatewaySettings, read_settings
+from fieldmark.server.deployment.sockets import superlink_address
 
 FORWARD_TIMEOUT_S = 60.0
 NOTE_EVERY_S = 1.0

@@ -14,15 +14,15 @@ from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.keys import fingerprint, short_form
 from fgvc_core.supervision import holder, read_json
 from fgvc_core.words import visible
-from server.deployment.allow_list import AllowList
-from server.deployment.certificates import check_dates
-from server.deployment.conduct import active_run, read_conduct
-from server.deployment.flower_internals import ControlApi
-from server.deployment.following import RunView, view_of
-from server.deployment.health import superlink_health
-from server.deployment.provisioning import coordinator_key
-from server.deployment.settings import read_settings
-from server.deployment.sockets import health_socket, superlink_address
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.certificates import check_dates
+from fieldmark.server.deployment.conduct import active_run, read_conduct
+from fieldmark.server.deployment.flower_internals import ControlApi
+from fieldmark.server.deployment.following import RunView, view_of
+from fieldmark.server.deployment.health import superlink_health
+from fieldmark.server.deployment.provisioning import coordinator_key
+from fieldmark.server.deployment.settings import read_settings
+from fieldmark.server.deployment.sockets import health_socket, superlink_address
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Flower's SuperLink on a Unix socket, with no port that other accounts could connect to.
 
-Run as a process of its own: ``python -m server.deployment.superlink DIR OPTION...``, with the
-options of ``flower-superlink``.
+Run as a process of its own: ``python -m fieldmark.server.deployment.superlink DIR OPTION...``, with
+the options of ``flower-superlink``.
 """
 
 import os
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from fgvc_core.files import PRIVATE_UMASK
-from server.deployment.flower_internals import serve_superlink
-from server.deployment.sockets import health_socket, sockets
+from fieldmark.server.deployment.flower_internals import serve_superlink
+from fieldmark.server.deployment.sockets import health_socket, sockets
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
 """The run's report: one HTML page that needs nothing but itself."""
 
-from server.report.page import render
+from fieldmark.server.report.page import render
 
 __all__ = ["render"]

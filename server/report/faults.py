@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from server.report.charts import cells
+from fieldmark.server.report.charts import cells
 
 REASONS_SHOWN = 30
 NAMES_SHOWN = 8

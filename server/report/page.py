@@ -13,10 +13,10 @@ from fgvc_core.files import replace_text
 from fgvc_core.privacy.claims import read_claim
 from fgvc_core.toml_text import read_toml
 from fgvc_core.words import visible_lines
-from server.report.charts import Curve, bars, curves, holdings, ladder
-from server.report.faults import REASONS_SHOWN, refusals_by_reason, traffic
-from server.report.poisoning import against_poisoning
-from server.report.reading import RunFolder
+from fieldmark.server.report.charts import Curve, bars, curves, holdings, ladder
+from fieldmark.server.report.faults import REASONS_SHOWN, refusals_by_reason, traffic
+from fieldmark.server.report.poisoning import against_poisoning
+from fieldmark.server.report.reading import RunFolder
 
 SITES_SHOWN = 60
 """Rows of the sites' table; with more sites the rest is counted."""
@@ -49,7 +49,7 @@ def render(run_dir: Path) -> Path:
     """
     run = RunFolder.read(run_dir)
     environment = Environment(
-        loader=PackageLoader("server.report", ""),
+        loader=PackageLoader("fieldmark.server.report", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
         finalize=visible_lines,
         trim_blocks=True,

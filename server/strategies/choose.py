@@ -5,15 +5,15 @@ from typing import Any
 
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import TrainSettings
-from server.strategies.base import StreamingFedAvg, StreamingFedProx
-from server.strategies.heterogeneous import FedNova, Scaffold
-from server.strategies.optimisers import (
+from fieldmark.server.strategies.base import StreamingFedAvg, StreamingFedProx
+from fieldmark.server.strategies.heterogeneous import FedNova, Scaffold
+from fieldmark.server.strategies.optimisers import (
     StreamingFedAdagrad,
     StreamingFedAdam,
     StreamingFedAvgM,
     StreamingFedYogi,
 )
-from server.strategies.robust import (
+from fieldmark.server.strategies.robust import (
     SpillingFedAvg,
     SpillingFedMedian,
     SpillingGeometricMedian,

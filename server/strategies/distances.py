@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from server.strategies.spill import Replies
+from fieldmark.server.strategies.spill import Replies
 
 ITERATIONS = 100
 SMALLEST = 1e-6

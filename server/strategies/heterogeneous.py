@@ -9,8 +9,8 @@ from flwr.serverapp import Grid
 
 from fgvc_core.protocol.tensor_names import CONTROL, as_control, controlled, split_control
 from fgvc_core.training.settings import TrainSettings
-from server.strategies.base import Aggregate, SoundReply, Specs, StreamingFedAvg
-from server.strategies.mean import RunningMean, Tensors
+from fieldmark.server.strategies.base import Aggregate, SoundReply, Specs, StreamingFedAvg
+from fieldmark.server.strategies.mean import RunningMean, Tensors
 
 
 class Scaffold(StreamingFedAvg):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.strategies.spill import ShapedReplies
+from fieldmark.server.strategies.spill import ShapedReplies
 
 WIDEST = 2048
 """Most columns whose directions are found together: the cost grows with their cube. Wider rows

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from server.strategies.distances import gram_matrix, squared_distances
-from server.strategies.spill import ShapedReplies
+from fieldmark.server.strategies.distances import gram_matrix, squared_distances
+from fieldmark.server.strategies.spill import ShapedReplies
 
 
 class Mixed:

@@ -16,9 +16,9 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 
 from fgvc_core.protocol.tensor_names import is_statistic
 from fgvc_core.wire.arrays import pack_all
-from server.records import to_array_record
-from server.strategies.base import Aggregate, SoundReply, StreamingFedAvg
-from server.strategies.mean import Tensors
+from fieldmark.server.records import to_array_record
+from fieldmark.server.strategies.base import Aggregate, SoundReply, StreamingFedAvg
+from fieldmark.server.strategies.mean import Tensors
 
 
 class _OptimisedMean(StreamingFedAvg):

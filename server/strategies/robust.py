@@ -14,17 +14,17 @@ import numpy as np
 from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum, MultiKrum
 from numpy.typing import NDArray
 
-from server.strategies.base import Aggregate, SoundReply, StreamingFedAvg
-from server.strategies.distances import (
+from fieldmark.server.strategies.base import Aggregate, SoundReply, StreamingFedAvg
+from fieldmark.server.strategies.distances import (
     closest_scores,
     geometric_median,
     gram_matrix,
     squared_distances,
     weighted_sum,
 )
-from server.strategies.least_trimmed import combined
-from server.strategies.mixing import Mixed
-from server.strategies.spill import Replies, ShapedReplies, Spill
+from fieldmark.server.strategies.least_trimmed import combined
+from fieldmark.server.strategies.mixing import Mixed
+from fieldmark.server.strategies.spill import Replies, ShapedReplies, Spill
 
 
 class SpillingFedAvg(StreamingFedAvg):
@@ -158,7 +158,7 @@ class SpillingGeometricMedian(SpillingFedAvg):
 class SpillingLeastTrimmed(SpillingFedAvg):
     """The mean of those that lie closest together, in principal directions.
 
-    Flower has none. See :mod:`server.strategies.least_trimmed`.
+    Flower has none. See :mod:`fieldmark.server.strategies.least_trimmed`.
     """
 
     weighs = False

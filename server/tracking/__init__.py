@@ -1,6 +1,6 @@
 """A run's events to TensorBoard, MLflow or Weights & Biases, where the coordinator asks for it."""
 
-from server.tracking.choices import Choice, check_installed, read_track, settled
-from server.tracking.listener import Tracking
+from fieldmark.server.tracking.choices import Choice, check_installed, read_track, settled
+from fieldmark.server.tracking.listener import Tracking
 
 __all__ = ["Choice", "Tracking", "check_installed", "read_track", "settled"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fgvc_core.recipe import Recipe
-from server.tracking.figures import settings_of
+from fieldmark.server.tracking.figures import settings_of
 
 
 class RunFacts:

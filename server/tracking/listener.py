@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_core.recipe import Recipe
-from server.tracking.choices import Choice
-from server.tracking.facts import RunFacts
-from server.tracking.figures import (
+from fieldmark.server.tracking.choices import Choice
+from fieldmark.server.tracking.facts import RunFacts
+from fieldmark.server.tracking.figures import (
     Tracker,
     final_figures,
     note_of,
@@ -24,7 +24,7 @@ from server.tracking.figures import (
 )
 
 if TYPE_CHECKING:
-    from server.events import EventLog
+    from fieldmark.server.events import EventLog
 
 WAIT_S = 120.0
 """Longest that the end of a run waits for its trackers, in seconds."""
@@ -35,7 +35,7 @@ _ENDS = {"run_finished": "finished", "interrupted": "interrupted", "failed": "fa
 
 
 class Tracking:
-    """A listener of an :class:`~server.events.EventLog`, for any number of trackers.
+    """A listener of an :class:`~fieldmark.server.events.EventLog`, for any number of trackers.
 
     Args:
         choices: Which trackers, and where they write.
@@ -143,13 +143,13 @@ class Tracking:
 def open_tracker(choice: Choice, facts: RunFacts) -> Tracker:
     """Open a tracker; its package is imported here and not before."""
     if choice.name == "tensorboard":
-        from server.tracking.to_tensorboard import TensorBoard
+        from fieldmark.server.tracking.to_tensorboard import TensorBoard
 
         return TensorBoard(choice.where, facts)
     if choice.name == "mlflow":
-        from server.tracking.to_mlflow import MLflow
+        from fieldmark.server.tracking.to_mlflow import MLflow
 
         return MLflow(choice.where, facts)
-    from server.tracking.to_wandb import WeightsAndBiases
+    from fieldmark.server.tracking.to_wandb import WeightsAndBiases
 
     return WeightsAndBiases(choice.where, facts)

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 if TYPE_CHECKING:
-    from server.tracking.facts import RunFacts
+    from fieldmark.server.tracking.facts import RunFacts
 
 RUN_TAG = "fieldmark.run"
 LONGEST_TAG = 4000

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch.utils.tensorboard import SummaryWriter
 
 if TYPE_CHECKING:
-    from server.tracking.facts import RunFacts
+    from fieldmark.server.tracking.facts import RunFacts
 
 
 class TensorBoard:

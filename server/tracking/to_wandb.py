@@ -13,7 +13,7 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 import wandb
 
 if TYPE_CHECKING:
-    from server.tracking.facts import RunFacts
+    from fieldmark.server.tracking.facts import RunFacts
 
 
 class WeightsAndBiases:

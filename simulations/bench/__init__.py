@@ -42,13 +42,13 @@ def run_benches(
             f"--rows and --out belong to the benchmark learner, not to {name}.",
             remedy="Leave them out, or run: fieldmark bench learner",
         )
-    from simulations.bench.deploy import bench_deploy
-    from simulations.bench.dp import bench_dp
-    from simulations.bench.engine import bench_engine
-    from simulations.bench.learner import KEPT, bench_learner
-    from simulations.bench.rounds import bench_rounds
-    from simulations.bench.selection import bench_selection
-    from simulations.bench.wire import bench_wire
+    from fieldmark.simulations.bench.deploy import bench_deploy
+    from fieldmark.simulations.bench.dp import bench_dp
+    from fieldmark.simulations.bench.engine import bench_engine
+    from fieldmark.simulations.bench.learner import KEPT, bench_learner
+    from fieldmark.simulations.bench.rounds import bench_rounds
+    from fieldmark.simulations.bench.selection import bench_selection
+    from fieldmark.simulations.bench.wire import bench_wire
 
     runners = {
         "engine": bench_engine,
@@ -65,7 +65,7 @@ def run_benches(
 
 def machine() -> str:
     """The machine in a line."""
-    from simulations.workers import available_cores
+    from fieldmark.simulations.workers import available_cores
 
     return f"{platform.machine()}, {len(available_cores())} cores, {platform.platform()}"
 
@@ -89,7 +89,7 @@ def show(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from simulations.bench.learner import show_learner
+    from fieldmark.simulations.bench.learner import show_learner
 
     console = Console()
     for result in results:

@@ -1,4 +1,6 @@
-"""One round's aggregation: ``python -m simulations.bench.aggregation MODE STRATEGY SITES MB DIR``.
+"""One round's aggregation.
+
+Run: ``python -m fieldmark.simulations.bench.aggregation MODE STRATEGY SITES MB DIR``.
 
 A process of its own. The sites are stand-ins in it: when an answer is fetched, its tensors are
 read from the files in DIR and its body is signed; exchange, screening and strategy are the
@@ -31,15 +33,15 @@ from fgvc_core.protocol.keys import public_text, read_private
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import PackedTensor, pack_all, spec_of, unpack_all
-from server.events import EventLog
-from server.exchange import Exchange
-from server.history import UpdateHistory
-from server.home import CoordinatorHome
-from server.records import from_array_record, to_array_record, to_content
-from server.screening import Screening
-from server.strategies import SoundReply, make_strategy
-from simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
-from simulations.grid import InProcessGrid
+from fieldmark.server.events import EventLog
+from fieldmark.server.exchange import Exchange
+from fieldmark.server.history import UpdateHistory
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.records import from_array_record, to_array_record, to_content
+from fieldmark.server.screening import Screening
+from fieldmark.server.strategies import SoundReply, make_strategy
+from fieldmark.simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
+from fieldmark.simulations.grid import InProcessGrid
 
 TENSORS = 9
 DISTINCT = 10

@@ -1,7 +1,7 @@
 """100 MB each way on two sites, no learning: our transport with two apps that only echo.
 
 Everything but the apps is what a run has: gateway, SuperLink, executor, parcels, warm runner.
-``python -m simulations.bench.bulk runner|executor ARGUMENTS`` is such a process.
+``python -m fieldmark.simulations.bench.bulk runner|executor ARGUMENTS`` is such a process.
 """
 
 import json
@@ -78,12 +78,12 @@ def fresh_arrays(seed: int) -> ArrayRecord:
 
 def bulk_rounds(folder: Path) -> list[float]:
     """Seconds of each round on our transport."""
-    from client.deployment.supervisor import site_services
-    from client.provision import make_home
-    from server.deployment.allow_list import AllowList
-    from server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
-    from server.deployment.following import raise_outcome
-    from simulations.superlink import LOOPBACK, Federation
+    from fieldmark.client.deployment.supervisor import site_services
+    from fieldmark.client.provision import make_home
+    from fieldmark.server.deployment.allow_list import AllowList
+    from fieldmark.server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
+    from fieldmark.server.deployment.following import raise_outcome
+    from fieldmark.simulations.superlink import LOOPBACK, Federation
 
     run_dir = folder / "run"
     with Federation(folder) as federation:
@@ -125,12 +125,12 @@ def bulk_rounds(folder: Path) -> list[float]:
 
 
 def _own(role: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "simulations.bench.bulk", role)
+    return (sys.executable, "-m", "fieldmark.simulations.bench.bulk", role)
 
 
 def _lay_run(run_dir: Path, folder: Path) -> None:
     from fgvc_core.recipe import parse_recipe
-    from server.home import ServerSettings, write_home
+    from fieldmark.server.home import ServerSettings, write_home
 
     (run_dir / "coordinator").mkdir(parents=True)
     (run_dir / "coordinator" / "key").symlink_to(folder / "coordinator.key")
@@ -140,21 +140,21 @@ def _lay_run(run_dir: Path, folder: Path) -> None:
 
 def _be(role: str, arguments: list[str]) -> None:
     """Run an executor or a runner whose app is the echo."""
-    import client.app
-    import client.deployment.runner
-    import server.app
-    import server.deployment.executor
+    import fieldmark.client.app
+    import fieldmark.client.deployment.runner
+    import fieldmark.server.app
+    import fieldmark.server.deployment.executor
 
-    client.app.app, server.app.app = echo_client, echo_server
+    fieldmark.client.app.app, fieldmark.server.app.app = echo_client, echo_server
     sys.argv = [role, *arguments]
     {
-        "runner": client.deployment.runner.main,
-        "executor": server.deployment.executor.main,
+        "runner": fieldmark.client.deployment.runner.main,
+        "executor": fieldmark.server.deployment.executor.main,
     }[role]()
 
 
 if __name__ == "__main__":
     # The apps as the other processes import them, not as this script's own.
-    from simulations.bench import bulk
+    from fieldmark.simulations.bench import bulk
 
     bulk._be(sys.argv[1], sys.argv[2:])

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.recipe import parse_recipe
-from simulations.bench import figure
-from simulations.bench.bulk import bulk_rounds
-from simulations.bench.stock import stock_rounds
+from fieldmark.simulations.bench import figure
+from fieldmark.simulations.bench.bulk import bulk_rounds
+from fieldmark.simulations.bench.stock import stock_rounds
 
 TINY = """
 name = "tiny"
@@ -61,7 +61,7 @@ def bench_deploy() -> dict[str, Any]:
 
 
 def _tiny_rounds(folder: Path) -> list[float]:
-    from simulations.simulate import Plan, simulate
+    from fieldmark.simulations.simulate import Plan, simulate
 
     # Its progress is not this benchmark's.
     with contextlib.redirect_stderr(io.StringIO()):

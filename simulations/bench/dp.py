@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.recipe import Recipe, parse_recipe
-from simulations.bench import figure
-from simulations.bench.dp_step import BATCH, stepper
-from simulations.simulate import Plan, simulate
+from fieldmark.simulations.bench import figure
+from fieldmark.simulations.bench.dp_step import BATCH, stepper
+from fieldmark.simulations.simulate import Plan, simulate
 
 STEPS = 4
 REPEATS = 7
@@ -63,7 +63,7 @@ def _step_seconds() -> dict[str, float]:
 
 
 def _extra_memory(kind: str) -> int:
-    command = [sys.executable, "-m", "simulations.bench.dp_step", kind, "3"]
+    command = [sys.executable, "-m", "fieldmark.simulations.bench.dp_step", kind, "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout)
 

@@ -1,4 +1,6 @@
-"""Extra peak memory of training steps: ``python -m simulations.bench.dp_step KIND STEPS``.
+"""Extra peak memory of training steps.
+
+Run: ``python -m fieldmark.simulations.bench.dp_step KIND STEPS``.
 
 A process of its own, so that the peak is these steps' and nothing else's.
 """
@@ -17,7 +19,7 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.private import PrivateTraining
 from fgvc_core.training.schedule import Stretch
-from simulations.bench.memory import peak_bytes, resident_bytes
+from fieldmark.simulations.bench.memory import peak_bytes, resident_bytes
 
 BATCH = 32
 KINDS = ("plain", "loop", "opacus")
@@ -26,7 +28,7 @@ KINDS = ("plain", "loop", "opacus")
 def stepper(kind: str, count: int) -> Callable[[], None]:
     """What takes ``count`` steps on 32 pictures of the demo's network, one picture a unit."""
     torch.set_num_threads(1)
-    text = files("simulations").joinpath("recipes/demo.toml").read_text(encoding="utf-8")
+    text = files("fieldmark.simulations").joinpath("recipes/demo.toml").read_text(encoding="utf-8")
     recipe = parse_recipe(
         text, ["data.fieldmarks_train=60", "data.fieldmarks_test=12", f"train.epochs={count}",
                f"train.batch_size={BATCH}", "train.schedule=constant"]

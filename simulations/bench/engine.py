@@ -21,13 +21,13 @@ import torch
 
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.recipe import Recipe, parse_recipe
-from simulations.bench import figure
-from simulations.bench.floor import BareLoop
-from simulations.engines import run_ray
-from simulations.grid import InProcessGrid
-from simulations.preparation import Setting, deal, prepare, split_site
-from simulations.simulate import Plan, lay_out, site_homes
-from simulations.workers import PRELOAD, make_pool
+from fieldmark.simulations.bench import figure
+from fieldmark.simulations.bench.floor import BareLoop
+from fieldmark.simulations.engines import run_ray
+from fieldmark.simulations.grid import InProcessGrid
+from fieldmark.simulations.preparation import Setting, deal, prepare, split_site
+from fieldmark.simulations.simulate import Plan, lay_out, site_homes
+from fieldmark.simulations.workers import PRELOAD, make_pool
 
 ROUNDS = 8
 RAY_ROUNDS = 5
@@ -143,7 +143,7 @@ def run_quietly(
     listener: Callable[[dict[str, Any]], None],
 ) -> None:
     """Run a federation on the in-process grid with nothing on the terminal."""
-    from server.run import run_federation
+    from fieldmark.server.run import run_federation
 
     homes = site_homes(plan, setting)
     grid = InProcessGrid(pool, [{"site-home": str(home)} for home in homes], workers)
@@ -195,13 +195,13 @@ def _ray_round_seconds(recipe: Recipe) -> float:
 
 def _startup_seconds(recipe: Recipe) -> float:
     """Seconds before the first round beside the imports."""
-    imports = ";".join(f"import {name}" for name in (*PRELOAD, "simulations.simulate"))
+    imports = ";".join(f"import {name}" for name in (*PRELOAD, "fieldmark.simulations.simulate"))
     beyond = []
     for _ in range(STARTUPS):
         began = time.monotonic()
         subprocess.run([sys.executable, "-c", imports], check=True)
         alone = time.monotonic() - began
-        command = [sys.executable, "-m", "simulations.bench.startup", recipe.to_toml()]
+        command = [sys.executable, "-m", "fieldmark.simulations.bench.startup", recipe.to_toml()]
         whole = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         beyond.append(max(whole - alone, 0.0))
     return statistics.median(beyond)
@@ -223,5 +223,11 @@ def _memory_figures() -> dict[str, Any]:
 
 
 def _peak_memory(sites: int) -> int:
-    command = [sys.executable, "-m", "simulations.bench.memory", str(sites), str(UPDATE_MB)]
+    command = [
+        sys.executable,
+        "-m",
+        "fieldmark.simulations.bench.memory",
+        str(sites),
+        str(UPDATE_MB),
+    ]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -20,9 +20,9 @@ from typing import Any
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe, load_recipe
-from simulations.bench.learner_rows import ROWS, Row
-from simulations.simulate import Plan, run_with
-from simulations.workers import available_cores, hired
+from fieldmark.simulations.bench.learner_rows import ROWS, Row
+from fieldmark.simulations.simulate import Plan, run_with
+from fieldmark.simulations.workers import available_cores, hired
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "learner.toml"
 SEEDS = (1, 2, 3)

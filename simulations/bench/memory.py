@@ -1,4 +1,6 @@
-"""Peak memory of one round's aggregation: ``python -m simulations.bench.memory SITES MB``.
+"""Peak memory of one round's aggregation.
+
+Run: ``python -m fieldmark.simulations.bench.memory SITES MB``.
 
 A process of its own, so that the peak is this round's and nothing else's. The sites
 are signed stand-ins that answer with random tensors of the right shapes; exchange,
@@ -22,14 +24,14 @@ from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.seeds import derive_seed
 from fgvc_core.wire.arrays import pack_all, spec_of
-from server.events import EventLog
-from server.exchange import Exchange
-from server.home import CoordinatorHome, ServerSettings, write_home
-from server.records import to_array_record
-from server.screening import Screening
-from server.strategies import SoundReply, StreamingFedAvg
-from simulations.grid import InProcessGrid
-from simulations.workers import make_pool
+from fieldmark.server.events import EventLog
+from fieldmark.server.exchange import Exchange
+from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
+from fieldmark.server.records import to_array_record
+from fieldmark.server.screening import Screening
+from fieldmark.server.strategies import SoundReply, StreamingFedAvg
+from fieldmark.simulations.grid import InProcessGrid
+from fieldmark.simulations.workers import make_pool
 
 TENSORS = 9
 
@@ -90,7 +92,7 @@ def main(sites: int, megabytes: int) -> int:
         nodes: list[dict[str, str | int | float | bool]] = [
             {"name": name, "key": str(Path(folder) / f"{name}.key")} for name in home.allow_list
         ]
-        grid = InProcessGrid(pool, nodes, 2, client_app="simulations.bench.memory:app")
+        grid = InProcessGrid(pool, nodes, 2, client_app="fieldmark.simulations.bench.memory:app")
         exchange = Exchange(grid, home, "bench", EventLog(Path(folder) / "events.jsonl"))
         screening = Screening({n: spec_of(a) for n, a in model.items()}, exchange.keys, 1e3)
         names = exchange.roll_call()

@@ -1,7 +1,7 @@
 """Benchmark ``rounds``: what one round's aggregation costs the coordinator.
 
 Updates of 45 MB from 10 and from 100 sites, each measured in a process of its own; what those
-do is said in :mod:`simulations.bench.aggregation`.
+do is said in :mod:`fieldmark.simulations.bench.aggregation`.
 """
 
 import json
@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from simulations.bench import figure
-from simulations.bench.aggregation import SPILL_MB, write_updates
+from fieldmark.simulations.bench import figure
+from fieldmark.simulations.bench.aggregation import SPILL_MB, write_updates
 
 UPDATE_MB = 45
 FEW, MANY = 10, 100
@@ -76,7 +76,7 @@ def _time(updates: Path) -> dict[str, Any]:
 
 
 def _run(mode: str, strategy: str, sites: int, updates: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "simulations.bench.aggregation", mode, strategy]
+    command = [sys.executable, "-m", "fieldmark.simulations.bench.aggregation", mode, strategy]
     done = subprocess.run(
         [*command, str(sites), str(updates)], check=True, capture_output=True, text=True
     )

@@ -1,4 +1,6 @@
-"""What a simulated run costs against its sites: ``python -m simulations.bench.scale SITES COHORT``.
+"""What a simulated run costs against its sites.
+
+Run: ``python -m fieldmark.simulations.bench.scale SITES COHORT``.
 
 A process of its own. Every site has about eight pictures of 32 px and the smallest network, so that
 what is seen is the price of sites, not of learning. Prints seconds by the clock and of processors
@@ -16,11 +18,11 @@ from typing import Any
 
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.recipe import parse_recipe
-from simulations.bench.engine import run_quietly, tree_cpu
-from simulations.bench.memory import resident_bytes
-from simulations.preparation import deal, prepare
-from simulations.simulate import Plan, lay_out
-from simulations.workers import available_cores, make_pool
+from fieldmark.simulations.bench.engine import run_quietly, tree_cpu
+from fieldmark.simulations.bench.memory import resident_bytes
+from fieldmark.simulations.preparation import deal, prepare
+from fieldmark.simulations.simulate import Plan, lay_out
+from fieldmark.simulations.workers import available_cores, make_pool
 
 PICTURES = 8
 

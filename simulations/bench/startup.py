@@ -1,6 +1,6 @@
 """Seconds from a process's start to its federation's first round.
 
-``python -m simulations.bench.startup RECIPE_TEXT``, in a process of its own: in one that
+``python -m fieldmark.simulations.bench.startup RECIPE_TEXT``, in a process of its own: in one that
 has run a federation before, the workers' fork server is warm.
 """
 
@@ -14,7 +14,7 @@ from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-from simulations import workers  # noqa: E402
+from fieldmark.simulations import workers  # noqa: E402
 
 
 class FirstRound(Exception):
@@ -27,9 +27,9 @@ def main(recipe_text: str) -> float:
     workers.context()
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.recipe import parse_recipe
-    from simulations.bench.engine import run_quietly
-    from simulations.preparation import deal
-    from simulations.simulate import Plan, lay_out
+    from fieldmark.simulations.bench.engine import run_quietly
+    from fieldmark.simulations.preparation import deal
+    from fieldmark.simulations.simulate import Plan, lay_out
 
     recipe = parse_recipe(recipe_text)
     found: list[float] = []

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.recipe import Recipe, load_recipe
-from simulations.bench import figure
-from simulations.simulate import Plan, simulate
+from fieldmark.simulations.bench import figure
+from fieldmark.simulations.simulate import Plan, simulate
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "cub50.toml"
 BASE = ("federation.rounds=8", "evaluate.every=0")

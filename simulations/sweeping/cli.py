@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from simulations.sweeping.axes import Point
-    from simulations.sweeping.runner import Done
+    from fieldmark.simulations.sweeping.axes import Point
+    from fieldmark.simulations.sweeping.runner import Done
 
 
 def sweep(
@@ -53,15 +53,15 @@ def sweep(
     Example: fieldmark sweep simulations/recipes/demo.toml --over partition.alpha=0.1,0.5,5
     """
     from fgvc_core.errors import RunFailed
-    from simulations.sweeping.axes import plan_points, read_axes
+    from fieldmark.simulations.sweeping.axes import plan_points, read_axes
 
     axes = read_axes(over or [])
     points = plan_points(recipe, set_ or [], axes, seeds)
-    from simulations.cli import tracked_at
+    from fieldmark.simulations.cli import tracked_at
 
     tracked = tracked_at(track)
-    from simulations.sweeping.page import write_sweep
-    from simulations.sweeping.runner import run_points
+    from fieldmark.simulations.sweeping.page import write_sweep
+    from fieldmark.simulations.sweeping.runner import run_points
 
     folder = out or Path("runs") / f"{points[0].recipe.name}-sweep"
     with _telling(points, folder) as tell:
@@ -96,7 +96,7 @@ def _telling(points: "tuple[Point, ...]", out: Path) -> "Iterator[Done]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
-    from simulations.sweeping.runner import finished, run_dir
+    from fieldmark.simulations.sweeping.runner import finished, run_dir
 
     console = Console(stderr=True)
     columns = (
@@ -143,7 +143,7 @@ def _show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from simulations.sweeping.page import number, share, short_names
+    from fieldmark.simulations.sweeping.page import number, share, short_names
 
     keys = list(result["over"])
     private = any(entry["epsilon"] is not None for entry in result["table"])

@@ -8,18 +8,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
-import server.report
+import fieldmark.server.report
 from fgvc_core.files import replace_text
 from fgvc_core.words import visible_lines
-from simulations.sweeping.axes import Axis, Point
-from simulations.sweeping.table import (
+from fieldmark.simulations.sweeping.axes import Axis, Point
+from fieldmark.simulations.sweeping.table import (
     Row,
     read_runs,
     runs_csv,
     summarise,
     table_csv,
 )
-from simulations.sweeping.views import SCORES, score_of, views
+from fieldmark.simulations.sweeping.views import SCORES, score_of, views
 
 RUNS_SHOWN = 300
 
@@ -53,14 +53,14 @@ def _page(
     result: dict[str, Any], rows: Sequence[Row], table: Sequence[Row], axes: Sequence[Axis]
 ) -> str:
     environment = Environment(
-        loader=PackageLoader("simulations.sweeping", ""),
+        loader=PackageLoader("fieldmark.simulations.sweeping", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
         finalize=visible_lines,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(share=share, number=number)
-    style = (Path(server.report.__file__).parent / "page.css").read_text(encoding="utf-8")
+    style = (Path(fieldmark.server.report.__file__).parent / "page.css").read_text(encoding="utf-8")
     score = score_of(rows)
     return environment.get_template("page.html.j2").render(
         style=Markup(style),

@@ -19,9 +19,9 @@ from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, RunI
 from fgvc_core.experiment import make_table
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import differences, filled_like, load_recipe
-from simulations.simulate import Plan, run_with
-from simulations.sweeping.axes import Point
-from simulations.workers import available_cores, hired
+from fieldmark.simulations.simulate import Plan, run_with
+from fieldmark.simulations.sweeping.axes import Point
+from fieldmark.simulations.workers import available_cores, hired
 
 FAILURES = "failures.json"
 Done = Callable[[Point, float], None]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fgvc_core.privacy.claims import read_claim
-from simulations.sweeping.axes import Axis, Point
-from simulations.sweeping.runner import finished, read_failures, run_dir
+from fieldmark.simulations.sweeping.axes import Axis, Point
+from fieldmark.simulations.sweeping.runner import finished, read_failures, run_dir
 
 FIGURES = ("top1", "macro_f1", "sites_top1", "epsilon", "bytes", "rounds", "seconds")
 """What is read of each run: shares of 1; the largest site's epsilon of the run; bytes both

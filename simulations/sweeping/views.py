@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulations.sweeping.axes import Axis
-from simulations.sweeping.figure import STYLES, Horizontal, Mark, Series, draw
-from simulations.sweeping.table import Row
+from fieldmark.simulations.sweeping.axes import Axis
+from fieldmark.simulations.sweeping.figure import STYLES, Horizontal, Mark, Series, draw
+from fieldmark.simulations.sweeping.table import Row
 
 SCORES = {"top1": "top-1, held-out test", "sites_top1": "top-1, mean of the sites' own"}
 

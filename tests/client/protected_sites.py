@@ -7,12 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from client.privacy.gate import Departure, Gate
-from client.privacy.ledger import Ledger
-from client.privacy.outbox import Payload
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site, write_settings
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.envelope import unseal
@@ -20,6 +14,12 @@ from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.wire.arrays import TensorSpec
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
 
 COORDINATOR = new_key()
 STEPS = """

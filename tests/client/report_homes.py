@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from client.privacy.gate import Gate
-from client.privacy.outbox import Payload
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site, write_settings
-from client.work import echo
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.events import take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.protocol.messages import Reply, Request, Scores, new_nonce
 from fgvc_core.recipe import Recipe, parse_recipe
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
+from fieldmark.client.work import echo
 
 TENSORS = {"w": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
 

@@ -9,11 +9,7 @@ from flwr.app import Message as FlowerMessage
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from PIL import Image
 
-import client.app
-from client.answering import Incoming, answer
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site, write_settings
+import fieldmark.client.app
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.protocol.envelope import seal, unseal
@@ -21,8 +17,12 @@ from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
-from server.records import to_content
-from simulations.flower_internals import enter_run
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
+from fieldmark.server.records import to_content
+from fieldmark.simulations.flower_internals import enter_run
 
 SECRET = "Mrs-Miller-left-arm"
 COORDINATOR = new_key()
@@ -116,7 +116,7 @@ def test_no_word_of_what_went_wrong_with_the_data_leaves_the_site(home, tiny, mo
     def broken(*_):
         raise RuntimeError(f"cannot read {SECRET}.jpg")
 
-    monkeypatch.setattr("client.work.answer_round", broken)
+    monkeypatch.setattr("fieldmark.client.work.answer_round", broken)
     departure = ask(home, request(tiny, "train"), make_learner(tiny, 12).tensors())
     reply = reply_of(home, departure)
     assert (reply.code, reply.reason) == ("unavailable", "")
@@ -159,7 +159,7 @@ def test_a_site_whose_labels_mean_other_classes_takes_no_part(home, tiny):
 
 
 def test_not_even_a_broken_installation_makes_it_raise(home, tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "client.work", None)
+    monkeypatch.setitem(sys.modules, "fieldmark.client.work", None)
     assert ask(home, request(tiny, "roll_call")) is None
     assert "could not even be refused" in (home / "site.log").read_text()
 
@@ -177,7 +177,7 @@ def test_the_sites_policy_is_the_reason_that_is_given(home, tiny):
 
 @pytest.mark.parametrize("how", ["node config", "partition number"])
 def test_the_flower_app_finds_its_home_in_every_engine(home, tiny, monkeypatch, how):
-    from client.app import app
+    from fieldmark.client.app import app
 
     config = {"site-home": str(home)} if how == "node config" else {"partition-id": 0}
     monkeypatch.setenv("FIELDMARK_SITES", str(home.parent))
@@ -190,7 +190,7 @@ def test_the_flower_app_finds_its_home_in_every_engine(home, tiny, monkeypatch, 
 
 
 def test_the_flower_app_answers_nonsense_with_nothing(home):
-    from client.app import app
+    from fieldmark.client.app import app
 
     enter_run(1)
     message = FlowerMessage(
@@ -256,9 +256,12 @@ def test_replies_that_nobody_could_sign_share_no_object_across_sites(tmp_path):
     ids = []
     for site in ("a", "b"):
         context = Context(1, 1, {"site-home": str(tmp_path / site)}, RecordDict(), {})
-        reply = client.app.app(question, context)
+        reply = fieldmark.client.app.app(question, context)
         envelope = reply.content.config_records["envelope"]
         # The same size whoever answers, and no word of why.
-        assert (envelope["body"], len(envelope["signature"])) == ("", client.app.UNSIGNED_BYTES)
+        assert (envelope["body"], len(envelope["signature"])) == (
+            "",
+            fieldmark.client.app.UNSIGNED_BYTES,
+        )
         ids.append(set(get_all_nested_objects(reply)))
     assert not ids[0] & ids[1]

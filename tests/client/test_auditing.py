@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from tests_broken import HOW, break_mechanism
 
-import fieldmark
-from client.auditing import FOLDER, audit_site
-from client.privacy.ledger import Ledger
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site, write_settings
+import fieldmark.cli
 from fgvc_core.errors import DataError
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import load_recipe, parse_recipe
+from fieldmark.client.auditing import FOLDER, audit_site
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
 
 AUDIT = Path(__file__).parents[2] / "simulations" / "recipes" / "audit.toml"
 
@@ -72,7 +72,7 @@ def command(site, tmp_path, monkeypatch, capsys):
         words = ["site", "audit", str(home or site.home), str(recipe or path), *options]
         monkeypatch.setattr(sys, "argv", ["fieldmark", *words])
         with pytest.raises(SystemExit) as left:
-            fieldmark.main()
+            fieldmark.cli.main()
         told = capsys.readouterr()
         return left.value.code, told.out, told.err
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-import fieldmark
-from client.privacy.budget import read_budget
-from client.privacy.ledger import Ledger
-from client.site import Site, write_settings
-from client.state import remember
+import fieldmark.cli
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.planning import plan_epsilon
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.messages import Reply
+from fieldmark.client.privacy.budget import read_budget
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.site import Site, write_settings
+from fieldmark.client.state import remember
 
 from .protected_sites import (
     announce,
@@ -46,7 +46,7 @@ def run(monkeypatch, capsys):
     def command(*words):
         monkeypatch.setattr(sys, "argv", ["fieldmark", "site", *map(str, words)])
         with pytest.raises(SystemExit) as left:
-            fieldmark.main()
+            fieldmark.cli.main()
         told = capsys.readouterr()
         return left.value.code, told.out, told.err
 
@@ -70,7 +70,7 @@ def carry_out(site, run, recipe=SUMS):
 
 
 def leave_unprotected(site):
-    from client.privacy.gate import Gate
+    from fieldmark.client.privacy.gate import Gate
 
     body = request(unprotected(), "train")
     same = {n: getattr(body, n) for n in ("kind", "run", "round", "site", "nonce")}

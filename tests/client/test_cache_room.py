@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from client.cache_room import CacheRoom, in_use, make_room
-from client.limits import Limits
+from fieldmark.client.cache_room import CacheRoom, in_use, make_room
+from fieldmark.client.limits import Limits
 
 from .protected_sites import make_site
 
@@ -77,7 +77,9 @@ def test_a_reading_counts_as_a_use(site):
 
 def test_a_look_is_taken_once_a_minute_and_at_no_simulated_sites_cache(site, monkeypatch):
     looked = []
-    monkeypatch.setattr("client.cache_room.make_room", lambda found: looked.append(found) or [])
+    monkeypatch.setattr(
+        "fieldmark.client.cache_room.make_room", lambda found: looked.append(found) or []
+    )
     room = CacheRoom(site.home)
     room.look()
     room.look()
@@ -100,7 +102,9 @@ def test_what_is_not_named_as_ours_stays(site):
 
 def test_while_another_home_is_at_work_in_a_cache_nothing_goes(site, monkeypatch):
     looked = []
-    monkeypatch.setattr("client.cache_room.make_room", lambda found: looked.append(found) or [])
+    monkeypatch.setattr(
+        "fieldmark.client.cache_room.make_room", lambda found: looked.append(found) or []
+    )
     room = CacheRoom(site.home)
     ready, go = os.pipe(), os.pipe()
     pid = os.fork()

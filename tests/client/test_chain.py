@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from client.privacy import chain as chains
-from client.privacy.chain import GENESIS, TORN, Chain, Entry, read_chain
 from fgvc_core import files
 from fgvc_core.errors import DataError
+from fieldmark.client.privacy import chain as chains
+from fieldmark.client.privacy.chain import GENESIS, TORN, Chain, Entry, read_chain
 
 from .failing_disk import Disk, Point
 

@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 from asking import COORDINATOR, ask, reply_of, request
 
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site, write_settings
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.privacy.settings import PrivacySettings
@@ -17,6 +14,9 @@ from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack, spec_of
 from fgvc_core.wire.decode import decode_update
 from fgvc_core.wire.layout import SMALL, packed_bytes, update_parts
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
 
 SPARSE = ("wire.precision=int8", "wire.delta=true", "wire.top_k=0.05")
 
@@ -81,7 +81,7 @@ def test_the_sites_own_cap_wins_before_anything_is_computed(home, tiny, monkeypa
     settings = Site.open(home).settings
     write_settings(home, settings.model_copy(update={"policy": Policy(max_update_mb=0.05)}))
     ask(home, request(recipe, "roll_call"))
-    monkeypatch.setattr("client.work.answer_round", None)
+    monkeypatch.setattr("fieldmark.client.work.answer_round", None)
     tensors = make_learner(recipe, 12).tensors()
     reply = reply_of(home, ask(home, request(recipe, "train"), tensors))
     assert (reply.code, "max_update_mb" in reply.reason) == ("refused-policy", True)

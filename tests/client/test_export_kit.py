@@ -13,14 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-import client.validation as validation
-import fieldmark
-from client.privacy.ledger import Ledger
-from client.privacy.policy import Policy
-from client.privacy.report.departures import departures
-from client.provision import make_home
-from client.site import Site, write_settings
-from client.validation import validate_kit
+import fieldmark.cli
+import fieldmark.client.validation as validation
 from fgvc_core.errors import (
     ConfigurationError,
     DataError,
@@ -35,7 +29,13 @@ from fgvc_core.inference.trained import load_trained
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public
 from fgvc_core.protocol.validation import KitPrivacy
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import Checkpoints, RunState
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.report.departures import departures
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
+from fieldmark.client.validation import validate_kit
+from fieldmark.server.checkpoint import Checkpoints, RunState
 
 CANARY = "Mrs-Canary"
 CLASSES = ("naevus", "melanoma")
@@ -441,7 +441,9 @@ def test_an_answer_that_was_changed_or_is_to_another_kit_is_not_believed(
 
 
 def run(*words):
-    done = CliRunner().invoke(fieldmark.app, [str(word) for word in words], catch_exceptions=False)
+    done = CliRunner().invoke(
+        fieldmark.cli.app, [str(word) for word in words], catch_exceptions=False
+    )
     assert done.exit_code == 0
     return done.stdout
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import client
-from client.privacy.gate import Departure, Gate
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site, write_settings
+import fieldmark.client
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds, new_nonce
 from fgvc_core.wire.arrays import pack
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
 
 from .protected_sites import request, unprotected
 
@@ -136,7 +136,7 @@ def test_a_tensor_changed_on_the_way_no_longer_fits_the_signature(site, name):
 
 
 def test_nothing_in_the_package_signs_but_the_gate():
-    root = Path(client.__file__).parent
+    root = Path(fieldmark.client.__file__).parent
     signers = set()
     for path in root.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

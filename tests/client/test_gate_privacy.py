@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.privacy import gate as gates
-from client.privacy.books import plans_of
-from client.privacy.chain import Chain, read_chain
-from client.privacy.gate import Gate
-from client.privacy.outbox import Outbox, Payload, request_digest
-from client.site import Site
 from fgvc_core.errors import DataError, PeerError, PolicyRefusal
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.events import PrivacyEvent, merge, read_events
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.messages import Reply
+from fieldmark.client.privacy import gate as gates
+from fieldmark.client.privacy.books import plans_of
+from fieldmark.client.privacy.chain import Chain, read_chain
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.outbox import Outbox, Payload, request_digest
+from fieldmark.client.site import Site
 
 from .protected_sites import (
     Work,

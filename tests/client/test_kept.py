@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from client.kept import KeptTensors
 from fgvc_core.errors import DataError, PeerError
+from fieldmark.client.kept import KeptTensors
 
 
 def tensors(value):

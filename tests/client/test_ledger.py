@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from client.privacy import gate
-from client.privacy.books import total_of
-from client.privacy.chain import Chain, read_chain
-from client.privacy.gate import Gate
-from client.privacy.outbox import Outbox, request_digest
-from client.privacy.register import STATE_VARIABLE, state_folder
-from client.site import Site
 from fgvc_core import files
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.privacy.events import merge, read_events
 from fgvc_core.privacy.planning import plan_for
+from fieldmark.client.privacy import gate
+from fieldmark.client.privacy.books import total_of
+from fieldmark.client.privacy.chain import Chain, read_chain
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.outbox import Outbox, request_digest
+from fieldmark.client.privacy.register import STATE_VARIABLE, state_folder
+from fieldmark.client.site import Site
 
 from .failing_disk import Disk, Point, points_of
 from .protected_sites import (
@@ -371,7 +371,9 @@ def test_a_round_costs_the_books_the_same_however_many_came_before(home_of, quic
     announce(site, recipe)
     parsed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("client.privacy.chain._parse", lambda line: parsed.append(line) or None)
+        patch.setattr(
+            "fieldmark.client.privacy.chain._parse", lambda line: parsed.append(line) or None
+        )
         for round_ in range(1, 21):
             answer(site, recipe, request(recipe, "train", round_=round_))
     # This process wrote them all: it never has to read one of them again.

@@ -14,23 +14,23 @@ from flwr.app import Context, RecordDict
 from flwr.app import Message as FlowerMessage
 from PIL import Image
 
-import client
-from client import work as works
-from client.app import app
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site, write_settings
+import fieldmark.client
 from fgvc_core.experiment import make_learner
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
-from server.records import to_array_record, to_content
-from simulations.flower_internals import enter_run
+from fieldmark.client import work as works
+from fieldmark.client.app import app
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
+from fieldmark.server.records import to_array_record, to_content
+from fieldmark.simulations.flower_internals import enter_run
 
 from .protected_sites import COORDINATOR, ledger_of, public_text
 
-PACKAGE = Path(client.__file__).parent
+PACKAGE = Path(fieldmark.client.__file__).parent
 CANARY = "Mrs-Canary"
 PIXELS = (CANARY * 4).encode()
 CLASSES = ("naevus", "melanoma")
@@ -78,14 +78,15 @@ def test_nothing_in_the_package_goes_round_by_the_app():
             named = node.module if isinstance(node, ast.ImportFrom) else ""
             # The warm runner stands where Flower's own executor would: it calls the app.
             if name != "deployment/runner.py":
-                assert not (named or "").startswith("client.app"), name
+                assert not (named or "").startswith("fieldmark.client.app"), name
 
 
 def test_what_speaks_to_the_network_reads_no_picture():
     """The deployment carries what the app answered; only the local check reads the data tree."""
-    reading = ("client.work", "client.private_work", "client.statistics", "client.round_work",
-               "client.personal", "client.pretraining", "client.recognition",
-               "fgvc_core.experiment", "fgvc_core.training", "fgvc_core.data")  # fmt: skip
+    rooms = ("work", "private_work", "statistics", "round_work", "personal", "pretraining",
+             "recognition")  # fmt: skip
+    reading = (*(f"fieldmark.client.{room}" for room in rooms), "fgvc_core.experiment",
+               "fgvc_core.training", "fgvc_core.data")  # fmt: skip
     found = {
         (name, module)
         for name, tree in modules()
@@ -95,7 +96,7 @@ def test_what_speaks_to_the_network_reads_no_picture():
         for module in [node.module or ""]
         if module.startswith(reading)
     }
-    assert found == {("deployment/check.py", "client.recognition")}
+    assert found == {("deployment/check.py", "fieldmark.client.recognition")}
 
 
 def names_called(tree):
@@ -304,14 +305,14 @@ def test_damaged_data_are_told_to_nobody(site, recipe, data, harm):
 @pytest.mark.parametrize(
     ("where", "kind"),
     [
-        ("client.work.Desk.examples", RuntimeError),
-        ("client.work.Desk.examples", MemoryError),
-        ("client.work.Desk.examples", RecursionError),
+        ("fieldmark.client.work.Desk.examples", RuntimeError),
+        ("fieldmark.client.work.Desk.examples", MemoryError),
+        ("fieldmark.client.work.Desk.examples", RecursionError),
         ("fgvc_core.training.learner.Learner.load", KeyError),
-        ("client.privacy.gate.Gate._encoded", ValueError),
-        ("client.privacy.gate.Gate.__init__", OSError),
-        ("client.site.Site.open", RuntimeError),
-        ("client.app.site_home", RuntimeError),
+        ("fieldmark.client.privacy.gate.Gate._encoded", ValueError),
+        ("fieldmark.client.privacy.gate.Gate.__init__", OSError),
+        ("fieldmark.client.site.Site.open", RuntimeError),
+        ("fieldmark.client.app.site_home", RuntimeError),
     ],
 )
 def test_no_exceptions_text_crosses(site, recipe, where, kind, monkeypatch):
@@ -327,7 +328,7 @@ def test_no_exceptions_text_crosses(site, recipe, where, kind, monkeypatch):
     assert reply is None or (reply.code, reply.reason) == ("unavailable", "")
     monkeypatch.undo()
     check_no_canary(wire)
-    if where != "client.app.site_home":
+    if where != "fieldmark.client.app.site_home":
         assert CANARY in (site.home / "site.log").read_text()
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from client.privacy.gate import Gate
-from client.privacy.policy import Policy, check_tensors
-from client.privacy.report.figures import percent
-from client.privacy.report.meaning import belief
-from client.site import SiteData
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.wire.arrays import TensorSpec
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.policy import Policy, check_tensors
+from fieldmark.client.privacy.report.figures import percent
+from fieldmark.client.privacy.report.meaning import belief
+from fieldmark.client.site import SiteData
 
 from .protected_sites import make_site
 

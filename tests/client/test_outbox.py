@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from client.privacy.outbox import Outbox, Payload, request_digest
 from fgvc_core.errors import DataError
 from fgvc_core.protocol.messages import Request
+from fieldmark.client.privacy.outbox import Outbox, Payload, request_digest
 
 from .protected_sites import request, steps
 

@@ -4,7 +4,9 @@ from datetime import date, timedelta
 
 import pytest
 
-from client.privacy.policy import (
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
+from fgvc_core.privacy.settings import PrivacySettings
+from fieldmark.client.privacy.policy import (
     Policy,
     check_standing,
     check_subject,
@@ -12,8 +14,6 @@ from client.privacy.policy import (
     protection,
     read_cap,
 )
-from fgvc_core.errors import ConfigurationError, PolicyRefusal
-from fgvc_core.privacy.settings import PrivacySettings
 
 from .protected_sites import steps, sums, unprotected
 

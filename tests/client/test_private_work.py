@@ -8,11 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client import private_work
-from client.answering import Incoming, answer
-from client.privacy.policy import Policy
-from client.site import Site
-from client.work import Desk, split_examples
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
@@ -20,6 +15,11 @@ from fgvc_core.experiment import make_learner
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
+from fieldmark.client import private_work
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.site import Site
+from fieldmark.client.work import Desk, split_examples
 
 from .protected_sites import COORDINATOR, kinds, ledger_of, make_site, with_policy
 from .protected_sites import opened as reply_of

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from client.answering import Incoming, answer
-from client.limits import SHARE_OF_MEMORY, Limits, machine_bytes
-from client.privacy.ledger import Ledger
-from client.recipe_limits import LIBRARIES_GB, PICTURE_GB, _numbers, check_recipe
-from client.site import Site, write_settings
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import read_public
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.recipe import Recipe, parse_recipe
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.limits import SHARE_OF_MEMORY, Limits, machine_bytes
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.recipe_limits import LIBRARIES_GB, PICTURE_GB, _numbers, check_recipe
+from fieldmark.client.site import Site, write_settings
 
 from .protected_sites import COORDINATOR, make_site, request, steps
 
@@ -222,9 +222,9 @@ def test_memory_is_this_machines_where_nothing_is_said():
     ],
 )  # fmt: skip
 def test_memory_is_its_control_groups_wherever_the_bound_is(tmp_path, monkeypatch, own, file):
-    monkeypatch.setattr("client.limits._CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr("client.limits._OWN", tmp_path / "own")
-    monkeypatch.setattr("client.limits._MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr("fieldmark.client.limits._CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("fieldmark.client.limits._OWN", tmp_path / "own")
+    monkeypatch.setattr("fieldmark.client.limits._MEMINFO", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemTotal:       64000000 kB\n")
     if own is not None:
         (tmp_path / "own").write_text(own + "\n")

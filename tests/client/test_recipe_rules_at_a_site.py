@@ -2,7 +2,6 @@
 
 import pytest
 
-from client.privacy.gate import Gate
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import Recipe, parse_recipe
@@ -19,6 +18,7 @@ from fgvc_core.recipe_rules import (
     refuse_unfit_sums,
     refuse_wire,
 )
+from fieldmark.client.privacy.gate import Gate
 
 from .protected_sites import kinds, make_site, request
 

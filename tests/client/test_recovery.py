@@ -7,13 +7,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from client.privacy.budget import read_budget
-from client.privacy.gate import Gate
-from client.privacy.policy import Policy
-from client.privacy.recovery import recover_ledger
-from client.privacy.register import state_folder
-from client.privacy.report import verify_report, write_report
-from client.site import Site, write_settings
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.privacy.events import merge
 from fgvc_core.privacy.planning import plan_for
@@ -26,6 +19,13 @@ from fgvc_core.protocol.ledger_statement import (
     seal_statement,
 )
 from fgvc_core.protocol.messages import Reply
+from fieldmark.client.privacy.budget import read_budget
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.recovery import recover_ledger
+from fieldmark.client.privacy.register import state_folder
+from fieldmark.client.privacy.report import verify_report, write_report
+from fieldmark.client.site import Site, write_settings
 
 from .protected_sites import (
     COORDINATOR,
@@ -382,7 +382,7 @@ def test_replies_under_an_earlier_key_are_believed_where_the_key_is_named(coordi
 def test_the_command_says_what_was_charged(coordinator, tmp_path):
     from typer.testing import CliRunner
 
-    from client.cli import site_app
+    from fieldmark.client.cli import site_app
 
     copy = back_up(coordinator)
     whole_run(coordinator, STEPS, "run-1")
@@ -458,10 +458,10 @@ def test_a_lost_ledger_is_never_charged_less_whatever_had_happened(coordinator, 
 
 def test_an_answer_to_a_validation_kit_is_charged_where_it_is_named(coordinator):
     """The coordinator never sees it; the total that the site has signed since shows it."""
-    from client.privacy.outbox import Payload
     from fgvc_core.privacy.events import PrivacyEvent
     from fgvc_core.privacy.settings import PrivacySettings
     from fgvc_core.protocol.validation import ValidationReply
+    from fieldmark.client.privacy.outbox import Payload
 
     copy = back_up(coordinator)
     body = request(STEPS, "score", "kit-0123456789abcdef", 0)

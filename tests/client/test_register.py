@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from client.privacy import register
-from client.privacy.gate import Gate
-from client.privacy.register import Claim, Register, state_folder
-from client.provision import make_home
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, write_private
+from fieldmark.client.privacy import register
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.register import Claim, Register, state_folder
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site
 
 from .protected_sites import (
     Work,
@@ -134,7 +134,8 @@ def test_a_home_that_could_not_be_made_lays_no_claim(data, tmp_path, harm, monke
         changes = {"coordinator": "none"}
     else:
         monkeypatch.setattr(
-            "client.provision.write_private", lambda *_: (_ for _ in ()).throw(OSError("full"))
+            "fieldmark.client.provision.write_private",
+            lambda *_: (_ for _ in ()).throw(OSError("full")),
         )
     with pytest.raises((ConfigurationError, PeerError, OSError)):
         make_home(

@@ -12,12 +12,12 @@ from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDp
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from client.privacy.ledger import Ledger
-from client.privacy.report import verify_report, write_report
-from client.site import Site, write_settings
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.privacy.planning import plan_epsilon, plan_for
 from fgvc_core.protocol.keys import fingerprint
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.report import verify_report, write_report
+from fieldmark.client.site import Site, write_settings
 
 from .report_homes import (
     entries_of,

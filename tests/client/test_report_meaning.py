@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.privacy.report.figures import percent
-from client.privacy.report.meaning import belief, detection, meaning_of, right_guesses
-from client.privacy.report.words import one_in
+from fieldmark.client.privacy.report.figures import percent
+from fieldmark.client.privacy.report.meaning import belief, detection, meaning_of, right_guesses
+from fieldmark.client.privacy.report.words import one_in
 
 EPSILONS = st.floats(0.0, 700.0)
 DELTAS = st.floats(0.0, 0.5)

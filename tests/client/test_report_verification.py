@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import fieldmark
-from client.privacy.report import verify_report, write_report
-from client.privacy.report.page import draw
-from client.privacy.report.signing import canonical, read_signed, sign_statement
-from client.site import Site
+import fieldmark.cli
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.protocol.envelope import Sealed, check_signature
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public, short_form
 from fgvc_core.protocol.messages import Reply, Request
+from fieldmark.client.privacy.report import verify_report, write_report
+from fieldmark.client.privacy.report.page import draw
+from fieldmark.client.privacy.report.signing import canonical, read_signed, sign_statement
+from fieldmark.client.site import Site
 
 from .report_homes import entries_of, home, open_round, private_run, recipe, roll_call, write_chain
 
@@ -291,7 +291,7 @@ def test_exit_codes_say_what_was_found(made, files, tmp_path):
     page, _, ledger = files
 
     def run(*words):
-        return CliRunner().invoke(fieldmark.app, ["site", "report", *map(str, words)])
+        return CliRunner().invoke(fieldmark.cli.app, ["site", "report", *map(str, words)])
 
     done = run("--verify", page, ledger)
     assert (done.exit_code, "verifies." in done.output) == (0, True)

@@ -6,13 +6,13 @@ from datetime import date
 
 import pytest
 
-from client.answering import Incoming, answer
-from client.limits import Limits
-from client.privacy.ledger import Ledger
-from client.request_rate import FILE, RequestRate
-from client.site import Site, write_settings
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.limits import Limits
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.request_rate import FILE, RequestRate
+from fieldmark.client.site import Site, write_settings
 
 from .protected_sites import COORDINATOR, make_site, request, steps
 

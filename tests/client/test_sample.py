@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-import client.privacy.sample as sampling
-from client.privacy.sample import KEPT, Sample, take_sample
+import fieldmark.client.privacy.sample as sampling
+from fieldmark.client.privacy.sample import KEPT, Sample, take_sample
 
 KEY = b"k" * 32
 

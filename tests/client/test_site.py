@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from client.provision import make_home
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, PeerError
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site
 
 COORDINATOR = new_key()
 

@@ -11,18 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import client.work as works
-import fieldmark
-from client.answering import Incoming, answer
-from client.deployment.joining import make_key
-from client.privacy.gate import Gate
-from client.privacy.ledger import Ledger
-from client.privacy.policy import Policy
-from client.privacy.report import verify_report, write_report
-from client.provision import make_home
-from client.reading import SiteData, data_settings, load_site_table
-from client.recognition import label_map_of, proposed_by, recognize, understand
-from client.site import Site, write_settings
+import fieldmark.cli
+import fieldmark.client.work as works
 from fgvc_core.data.labels import number_labels
 from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
@@ -39,6 +29,16 @@ from fgvc_core.protocol.kit import StartKit, write_kit
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.deployment.joining import make_key
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.report import verify_report, write_report
+from fieldmark.client.provision import make_home
+from fieldmark.client.reading import SiteData, data_settings, load_site_table
+from fieldmark.client.recognition import label_map_of, proposed_by, recognize, understand
+from fieldmark.client.site import Site, write_settings
 
 COORDINATOR = new_key()
 CLASSES = ("Great tit", "Robin")
@@ -385,7 +385,7 @@ def run_join(tmp_path, kit, root, *more, said=None):
     line = ["site", "join", kit, tmp_path / "lyon", "--key", tmp_path / "lyon.key", "--data", root,
             "--units", "8", "--privacy", "optional",
             "--fingerprint", short_fingerprint(COORDINATOR.public_key()), *more]  # fmt: skip
-    return CliRunner().invoke(fieldmark.app, [str(word) for word in line], input=said)
+    return CliRunner().invoke(fieldmark.cli.app, [str(word) for word in line], input=said)
 
 
 def test_join_shows_what_it_understood_and_asks(tmp_path, kit):
@@ -423,7 +423,7 @@ def test_reading_is_shown_and_changed_as_far_as_the_ledger_allows(tmp_path):
 
     def reading(*more):
         line = ["site", "reading", str(site.home), *more]
-        return CliRunner().invoke(fieldmark.app, line)
+        return CliRunner().invoke(fieldmark.cli.app, line)
 
     shown = reading("--json")
     assert json.loads(shown.output)["classes"] == {"Great tit": 4, "Robin": 4}

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from client import state
-from client.state import read_announced, recall, remember
 from fgvc_core.errors import PeerError
+from fieldmark.client import state
+from fieldmark.client.state import read_announced, recall, remember
 
 from .protected_sites import announce, answer, ledger_of, make_site, request, steps
 

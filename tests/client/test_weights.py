@@ -10,18 +10,18 @@ from asking import request as request_of
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from client.cli import site_app
-from client.privacy.gate import Gate
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site
-from client.weights import add_to_site, site_weights, weights_folder
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.files import private_folder, widely_readable
 from fgvc_core.protocol.keys import public_text
 from fgvc_core.recipe import parse_recipe
+from fieldmark.client.cli import site_app
+from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site
+from fieldmark.client.weights import add_to_site, site_weights, weights_folder
 
 from .protected_sites import kinds, make_site, request, steps, with_policy
 

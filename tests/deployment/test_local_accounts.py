@@ -16,18 +16,18 @@ import httpx
 import pytest
 from deployment_lab import children
 
-from client.deployment.flower_internals import acquire_tasks
-from client.deployment.supervisor import site_services
-from client.provision import make_home
 from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.sockets import path_of, socket_name
 from fgvc_core.supervision import Supervisor, alone
-from server.deployment.allow_list import AllowList
-from server.deployment.flower_internals import ControlApi, acquire_work
-from server.deployment.processes import Coordinator
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings, GatewaySettings
-from server.deployment.sockets import health_socket
+from fieldmark.client.deployment.flower_internals import acquire_tasks
+from fieldmark.client.deployment.supervisor import site_services
+from fieldmark.client.provision import make_home
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.flower_internals import ControlApi, acquire_work
+from fieldmark.server.deployment.processes import Coordinator
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
+from fieldmark.server.deployment.sockets import health_socket
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 

@@ -16,13 +16,13 @@ from deployment_lab import Lab
 from tests_recipe import TINY
 from typer.testing import CliRunner
 
-import fieldmark
-from client.site import Site
+import fieldmark.cli
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.supervision import Service
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import Conduct, write_conduct
-from server.report import render
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import Conduct, write_conduct
+from fieldmark.server.report import render
 
 pytestmark = [
     pytest.mark.deployment,
@@ -70,10 +70,12 @@ def story(tmp_path_factory):
         facts["replies"] = lab.events("reply")
         facts["paid"] = {name: paid(home) for name, home in lab.homes.items()}
         facts["homes"] = lab.homes
-        shown = CliRunner().invoke(fieldmark.app, ["server", "status", str(lab.folder), "--json"])
+        shown = CliRunner().invoke(
+            fieldmark.cli.app, ["server", "status", str(lab.folder), "--json"]
+        )
         facts["status"] = json.loads(shown.stdout)
         facts["shown"] = CliRunner().invoke(
-            fieldmark.app, ["server", "status", str(lab.folder)], env={"COLUMNS": "300"}
+            fieldmark.cli.app, ["server", "status", str(lab.folder)], env={"COLUMNS": "300"}
         )
         render(lab.run_dir)
         facts["report"] = (lab.run_dir / "report.html").read_text()

@@ -6,10 +6,10 @@ import pytest
 import silent_site
 from deployment_lab import Lab
 
-from client.site import Site
 from fgvc_core.supervision import Service
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import Conduct, write_conduct
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import Conduct, write_conduct
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 

@@ -22,16 +22,16 @@ import soaking_site
 from deployment_lab import lay
 from soak_measures import HEAD, Figure, coordinator_mb, disk, folder_mb, memory, rows_of
 
-from client.deployment.supervisor import site_services
-from client.site import Site
 from fgvc_core.files import private_folder
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.supervision import Service, Supervisor
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import ACTIVE, read_conduct
-from server.deployment.launching import launch
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings, GatewaySettings
+from fieldmark.client.deployment.supervisor import site_services
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import ACTIVE, read_conduct
+from fieldmark.server.deployment.launching import launch
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 
 MINUTES = float(os.environ.get("FIELDMARK_SOAK_MINUTES", "0"))
 pytestmark = [

@@ -9,9 +9,9 @@ from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
 from fgvc_core.wire.arrays import digest_all, pack_all
 from fgvc_core.wire.cores import WORTH_THREADS, available, core_taken, spare
-from server.ahead import LookAhead
-from server.records import digests_of, is_large, to_array_record
-from simulations.flower_internals import enter_run
+from fieldmark.server.ahead import LookAhead
+from fieldmark.server.records import digests_of, is_large, to_array_record
+from fieldmark.simulations.flower_internals import enter_run
 
 
 def reply(value=0.0, size=3, request=None):

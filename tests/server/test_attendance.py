@@ -5,14 +5,14 @@ import pytest
 from flwr.app import Error, Message
 from nodes_lab import KEYS, Nodes, answering
 
-import server.attendance
+import fieldmark.server.attendance
 from fgvc_core.errors import RunFailed
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.messages import Request, new_nonce
 from fgvc_core.recipe import parse_recipe
-from server.ledger_memory import FOLDER, link_memory, write_units
-from server.records import from_message
+from fieldmark.server.ledger_memory import FOLDER, link_memory, write_units
+from fieldmark.server.records import from_message
 
 
 def test_each_registered_site_is_found_at_its_node(exchange):
@@ -118,7 +118,7 @@ def test_a_node_that_starts_anew_in_the_midst_of_its_call_is_called_again_when_i
 
 
 def test_one_that_is_not_back_in_time_is_called_before_a_later_round(exchange, monkeypatch):
-    monkeypatch.setattr(server.attendance, "AGAIN_S", 0.05)
+    monkeypatch.setattr(fieldmark.server.attendance, "AGAIN_S", 0.05)
     call, _ = exchange(answering("site-1"), answering("site-2"))
     call._grid = Restarting(answering("site-1"), answering("site-2"), back_after=10**9)
     assert call.roll_call() == ["site-1"]

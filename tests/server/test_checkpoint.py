@@ -6,7 +6,7 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import Checkpoints, RunState
+from fieldmark.server.checkpoint import Checkpoints, RunState
 
 TENSORS = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 STATE = RunState(run="r", round=3, best_round=2, best_score=[0.5, -1.25], since_best=1,

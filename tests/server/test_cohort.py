@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.cohort import PATIENCE_OF_A_SITE, draw_cohort, wanted
+from fieldmark.server.cohort import PATIENCE_OF_A_SITE, draw_cohort, wanted
 
 
 @settings(max_examples=25, deadline=None)

@@ -3,7 +3,7 @@ from datetime import datetime
 
 import pytest
 
-from server.events import EventLog
+from fieldmark.server.events import EventLog
 
 
 def test_each_event_is_one_line_that_is_on_disk_before_anyone_hears_of_it(tmp_path):

@@ -12,14 +12,14 @@ from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.supervision import write_json
 from fgvc_core.wire.cores import WORTH_THREADS
-from server.ahead import LookAhead
-from server.books import Books
-from server.checkpoint import RunState
-from server.events import EventLog
-from server.intake import Intake
-from server.records import from_message
-from server.screening import Screening
-from server.standing import Standing
+from fieldmark.server.ahead import LookAhead
+from fieldmark.server.books import Books
+from fieldmark.server.checkpoint import RunState
+from fieldmark.server.events import EventLog
+from fieldmark.server.intake import Intake
+from fieldmark.server.records import from_message
+from fieldmark.server.screening import Screening
+from fieldmark.server.standing import Standing
 
 REMOVED = "Site 'site-2' was removed from the allow-list."
 
@@ -98,7 +98,7 @@ class Slow(Nodes):
 def test_a_reply_is_late_by_its_arrival_although_it_was_looked_for_ahead(
     exchange, monkeypatch, deadline, in_time
 ):
-    monkeypatch.setattr("server.exchange.is_large", lambda message: True)
+    monkeypatch.setattr("fieldmark.server.exchange.is_large", lambda message: True)
     call, _ = exchange(answering("site-1"), answering("site-2"), grid=Slow)
     call.roll_call()
     requests = [call.compose("train", 1, site, ARRAYS) for site in ("site-1", "site-2")]

@@ -10,8 +10,8 @@ from fgvc_core.data.transforms import square
 from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.evaluation import Evaluation
-from server.evaluation import confused_pairs
-from server.explained import SIDE, explain_pairs, overlay
+from fieldmark.server.evaluation import confused_pairs
+from fieldmark.server.explained import SIDE, explain_pairs, overlay
 
 
 @pytest.fixture

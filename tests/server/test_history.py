@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvc_core.protocol.settings import FederationSettings
-from server.history import UnsoundUpdate, UpdateHistory
-from server.strategies import SoundReply
+from fieldmark.server.history import UnsoundUpdate, UpdateHistory
+from fieldmark.server.strategies import SoundReply
 
 SENT = {"w": np.zeros(400, np.float32), "bn.running_mean": np.zeros(2, np.float32)}
 AHEAD = np.ones(400, np.float32) / 20

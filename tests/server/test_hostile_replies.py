@@ -21,9 +21,9 @@ from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import PackedTensor, spec_of
 from fgvc_core.wire.encode import encode_update
 from fgvc_core.wire.settings import WireSettings
-from server.history import UpdateHistory
-from server.screening import Screening
-from simulations.flower_internals import enter_run
+from fieldmark.server.history import UpdateHistory
+from fieldmark.server.screening import Screening
+from fieldmark.simulations.flower_internals import enter_run
 
 KEY = new_key()
 ASKED = Request(

@@ -14,11 +14,11 @@ from fgvc_core.protocol.ledger_statement import read_statement
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.supervision import write_json
-from server.deployment.allow_list import AllowList
-from server.deployment.cli import server_app
-from server.deployment.provisioning import add_site, init_server
-from server.deployment.settings import DeploymentSettings
-from server.ledger_memory import (
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.cli import server_app
+from fieldmark.server.deployment.provisioning import add_site, init_server
+from fieldmark.server.deployment.settings import DeploymentSettings
+from fieldmark.server.ledger_memory import (
     NODES,
     LedgerMemory,
     forget,
@@ -185,9 +185,9 @@ def test_a_site_whose_ledger_is_shorter_than_in_an_earlier_run_is_not_admitted(e
 
 
 def test_the_first_request_of_a_later_run_names_the_head_too(exchange, tmp_path):
-    from server.checkpoint import RunState
-    from server.events import EventLog
-    from server.parts import assemble
+    from fieldmark.server.checkpoint import RunState
+    from fieldmark.server.events import EventLog
+    from fieldmark.server.parts import assemble
 
     kept = tmp_path / "fed"
     kept.mkdir()

@@ -20,12 +20,12 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
-from server import results
-from server.checkpoint import Checkpoints, RunState, read_checkpoint
-from server.events import EventLog
-from simulations.engines import run_inprocess
-from simulations.preparation import deal, prepare
-from simulations.simulate import Plan, lay_out, site_homes
+from fieldmark.server import results
+from fieldmark.server.checkpoint import Checkpoints, RunState, read_checkpoint
+from fieldmark.server.events import EventLog
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.preparation import deal, prepare
+from fieldmark.simulations.simulate import Plan, lay_out, site_homes
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "scaffold", "fedmedian")
 POINTS = 32
@@ -203,7 +203,7 @@ def test_another_recipes_or_versions_checkpoint_is_refused_with_the_difference(
     tensors = {"w": torch.ones(2).numpy()}
     with monkeypatch.context() as patch:
         if change == "version":
-            patch.setattr("server.checkpoint.__version__", "0.0.9")
+            patch.setattr("fieldmark.server.checkpoint.__version__", "0.0.9")
         Checkpoints(tmp_path, tiny, ("a",)).write("last", tensors, RunState(run="r"))
     other = parse_recipe(tiny.to_toml(), ["train.lr=0.5"] if change == "recipe" else [])
     with pytest.raises(ConfigurationError, match=said) as caught:

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nodes_lab import KEYS, Nodes, answering
 
-import server.attendance
+import fieldmark.server.attendance
 from fgvc_core.protocol.keys import new_key
-from server.attendance import GRACE_S
-from server.deployment.following import view_of
-from server.ledger_memory import FOLDER, NODES, link_memory
+from fieldmark.server.attendance import GRACE_S
+from fieldmark.server.deployment.following import view_of
+from fieldmark.server.ledger_memory import FOLDER, NODES, link_memory
 
 ROLL_CALL_S, LONGEST_S, POLL_S = 60.0, 300.0, 1.0
 NEVER = None
@@ -56,7 +56,7 @@ def third(monkeypatch):
 @pytest.fixture
 def called(third, exchange, monkeypatch):
     """The roll call of three sites that answer after so many seconds each."""
-    monkeypatch.setattr(server.attendance, "LONGEST_S", LONGEST_S)
+    monkeypatch.setattr(fieldmark.server.attendance, "LONGEST_S", LONGEST_S)
 
     def call(*after):
         made, home = exchange(*map(answering, SITES), grid=Timed)
@@ -65,7 +65,7 @@ def called(third, exchange, monkeypatch):
         grid = made._grid
         grid.after = dict(zip(grid.answers, after, strict=True))
         own = SimpleNamespace(monotonic=grid.clock, sleep=grid.sleep)
-        monkeypatch.setattr(server.attendance, "time", own)
+        monkeypatch.setattr(fieldmark.server.attendance, "time", own)
         return made, grid
 
     return call
@@ -115,7 +115,7 @@ def test_it_closes_in_time_and_leaves_out_nobody_who_answered_before(called, aft
     latest = min(max(ROLL_CALL_S, quorum + GRACE_S), LONGEST_S) + 3 * POLL_S
     try:
         present = made.roll_call()
-    except server.attendance.RunFailed:
+    except fieldmark.server.attendance.RunFailed:
         present = []
     assert grid.now <= latest
     answered = zip(SITES, after, strict=True)

@@ -12,13 +12,13 @@ from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.protocol.messages import Reply, Request, Scores
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
-from server.checkpoint import Checkpoints, RunState
-from server.cohort import draw_cohort
-from server.events import EventLog
-from server.home import CoordinatorHome, ServerSettings, write_home
-from server.records import to_array_record, to_content
-from server.rounds import Rounds
-from simulations.flower_internals import enter_run, give_id
+from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.cohort import draw_cohort
+from fieldmark.server.events import EventLog
+from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
+from fieldmark.server.records import to_array_record, to_content
+from fieldmark.server.rounds import Rounds
+from fieldmark.simulations.flower_internals import enter_run, give_id
 
 START = {"w": np.zeros(4, np.float32)}
 KEYS = {f"site-{n}": new_key() for n in (1, 2, 3)}

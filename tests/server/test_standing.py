@@ -1,7 +1,7 @@
 """What is remembered of how a site's replies were taken."""
 
-from server.events import EventLog
-from server.standing import Standing
+from fieldmark.server.events import EventLog
+from fieldmark.server.standing import Standing
 
 
 def test_who_was_refused_last_counts_as_found_out_until_a_sound_reply(tmp_path):

@@ -11,8 +11,8 @@ from fgvc_core.models.class_statistics import (
     pack_statistics,
 )
 from fgvc_core.recipe import parse_recipe
-from server.start import FederatedStart
-from server.strategies import SoundReply
+from fieldmark.server.start import FederatedStart
+from fieldmark.server.strategies import SoundReply
 
 CLASSES, DIM, PICTURES = 5, 12, 60
 SITES = [f"site-{n}" for n in range(5)]

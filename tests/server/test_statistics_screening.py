@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fgvc_core.protocol.settings import FederationSettings
-from server.history import UnsoundUpdate, UpdateHistory
-from server.statistics_screening import LARGEST, change_of_statistics, impossible_statistic
-from server.strategies import SoundReply
+from fieldmark.server.history import UnsoundUpdate, UpdateHistory
+from fieldmark.server.statistics_screening import (
+    LARGEST,
+    change_of_statistics,
+    impossible_statistic,
+)
+from fieldmark.server.strategies import SoundReply
 
 MEAN, VAR = "bn.running_mean", "bn.running_var"
 WEIGHTS = np.linspace(-1, 1, 400, dtype=np.float32)

@@ -9,8 +9,8 @@ from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import parse_recipe
-from server.closed_form import ClosedForm
-from server.sums_screening import SumsScreening, too_many_units
+from fieldmark.server.closed_form import ClosedForm
+from fieldmark.server.sums_screening import SumsScreening, too_many_units
 
 CLASSES, DIRECTIONS, UNITS = 4, 16, 200
 RECIPE = parse_recipe(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from fgvc_core.protocol.settings import FederationSettings, Strategy
 from fgvc_core.training.settings import TrainSettings
 from fgvc_core.wire.arrays import TensorSpec
-from server.records import from_array_record
-from server.strategies import SoundReply, make_strategy
-from server.weights import bounded, share_among
+from fieldmark.server.records import from_array_record
+from fieldmark.server.strategies import SoundReply, make_strategy
+from fieldmark.server.weights import bounded, share_among
 
 
 class Told:

@@ -10,12 +10,12 @@ from tests_recipe import TINY
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.errors import ConfigurationError, RunInterrupted
 from fgvc_core.recipe import load_recipe, parse_recipe
-from simulations import trials
-from simulations.backdoor_table import backdoor_tables, spread
-from simulations.backdoor_trials import Trial, recipe_of, run_backdoors, trials_of
-from simulations.poisoning import TARGET, Triggered, triggered_features
-from simulations.simulate import Plan
-from simulations.triggers import stamped
+from fieldmark.simulations import trials
+from fieldmark.simulations.backdoor_table import backdoor_tables, spread
+from fieldmark.simulations.backdoor_trials import Trial, recipe_of, run_backdoors, trials_of
+from fieldmark.simulations.poisoning import TARGET, Triggered, triggered_features
+from fieldmark.simulations.simulate import Plan
+from fieldmark.simulations.triggers import stamped
 
 TABLE = """
 [scenario]
@@ -194,7 +194,11 @@ def test_whoever_stops_a_table_stops_all_of_it(table, tmp_path, monkeypatch):
 
     text = TABLE if table == "backdoors" else '[scenario]\nattackers = 0.34\nturns = ["replay"]\n'
     recipe = parse_recipe(TINY + text, ["model.train=head"])
-    module = "simulations.backdoor_trials" if table == "backdoors" else "simulations.trials"
+    module = (
+        "fieldmark.simulations.backdoor_trials"
+        if table == "backdoors"
+        else "fieldmark.simulations.trials"
+    )
     if table == "turns":
         # The first run, without faults, is not a trial: only the next one is stopped.
         real = trials.run_inprocess

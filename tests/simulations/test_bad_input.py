@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-import fieldmark
+import fieldmark.cli
 
 
 def run(monkeypatch, capsys, *arguments):
     """The exit code and what was said on standard error."""
     monkeypatch.setattr(sys, "argv", ["fieldmark", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
-        fieldmark.main()
+        fieldmark.cli.main()
     return ended.value.code, capsys.readouterr().err.replace("\n", " ")
 
 

@@ -8,9 +8,9 @@ from inline_executor import Here
 from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError
-from simulations.bench import learner, run_benches
-from simulations.bench.learner import Outcome, recipe_of, row_figure, with_references
-from simulations.bench.learner_rows import PLAIN, ROWS, Row
+from fieldmark.simulations.bench import learner, run_benches
+from fieldmark.simulations.bench.learner import Outcome, recipe_of, row_figure, with_references
+from fieldmark.simulations.bench.learner_rows import PLAIN, ROWS, Row
 
 
 def outcomes(*scores):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from simulations.bench import wire
-from simulations.bench.aggregation import DISTINCT, NumpyFloor, main, write_updates
-from simulations.bench.scale import measure
+from fieldmark.simulations.bench import wire
+from fieldmark.simulations.bench.aggregation import DISTINCT, NumpyFloor, main, write_updates
+from fieldmark.simulations.bench.scale import measure
 
 
 @pytest.fixture(scope="module")

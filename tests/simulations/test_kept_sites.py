@@ -8,10 +8,10 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError, DataError, RunFailed
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import read_checkpoint
-from simulations.preparation import deal
-from simulations.simulate import Plan, lay_out, simulate, site_homes
-from simulations.workers import hired
+from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.simulations.preparation import deal
+from fieldmark.simulations.simulate import Plan, lay_out, simulate, site_homes
+from fieldmark.simulations.workers import hired
 
 
 def contents(folder):
@@ -64,7 +64,7 @@ def test_what_a_failed_start_made_is_removed_and_what_was_there_stays(
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("simulations.simulate.write_home", full)
+    monkeypatch.setattr("fieldmark.simulations.simulate.write_home", full)
     with pytest.raises(OSError, match="No space"):
         lay_out(replace(plan, out=tmp_path / "second"), wider)
     assert not (tmp_path / "second").exists()

@@ -12,10 +12,10 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.models.normalisation import norm_names
 from fgvc_core.recipe import load_recipe, parse_recipe
-from server.checkpoint import read_checkpoint
-from simulations.engines import run_inprocess
-from simulations.preparation import deal, prepare
-from simulations.simulate import Plan, lay_out, run_with, site_homes
+from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.preparation import deal, prepare
+from fieldmark.simulations.simulate import Plan, lay_out, run_with, site_homes
 
 SETS = ("federation.rounds=2", "data.fieldmarks_train=60", "data.fieldmarks_test=12")
 

@@ -9,12 +9,12 @@ import pytest
 from deployment_lab import Lab, models_inprocess
 from lying_site import LIES, VICTIM
 
-from client.site import Site
 from fgvc_core.supervision import Service
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import Conduct, write_conduct
-from server.deployment.gateway import NOT_TAKEN
-from server.deployment.settings import read_settings, write_settings
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import Conduct, write_conduct
+from fieldmark.server.deployment.gateway import NOT_TAKEN
+from fieldmark.server.deployment.settings import read_settings, write_settings
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
-from simulations.simulate import Plan, simulate
+from fieldmark.simulations.simulate import Plan, simulate
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tests_recipe import TINY
 
-from client.answering import Incoming, answer
 from fgvc_core.files import widely_readable
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.recipe import parse_recipe
-from server.report.page import render
-from simulations.simulate import Plan, simulate
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.server.report.page import render
+from fieldmark.simulations.simulate import Plan, simulate
 
 SHARED = {"recipe.toml", "class_names.json", "events.jsonl", "metrics.json", "evaluation.json",
           "report.html", "checkpoints", "pictures", "explanations"}  # fmt: skip

@@ -8,15 +8,15 @@ from inline_executor import Here
 from safetensors.numpy import load_file
 from tests_recipe import TINY
 
-from client.privacy.policy import Policy
-from client.site import Site, write_settings
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import read_checkpoint
-from server.report import render
-from simulations.engines import run_inprocess
-from simulations.preparation import deal, prepare
-from simulations.simulate import Plan, lay_out, site_homes
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.site import Site, write_settings
+from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.report import render
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.preparation import deal, prepare
+from fieldmark.simulations.simulate import Plan, lay_out, site_homes
 
 SETS = ("federation.rounds=1", "data.fieldmarks_train=60", "data.fieldmarks_test=12")
 TUNED = ("personal.epochs=3", "personal.lr=0.01")

@@ -7,16 +7,16 @@ import pytest
 from inline_executor import Here
 from tests_recipe import TINY
 
-from client.privacy.policy import Policy
-from client.site import Site, write_settings
 from fgvc_core.errors import PolicyRefusal, RunFailed
 from fgvc_core.experiment import make_learner
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import read_checkpoint
-from server.events import EventLog
-from simulations.engines import run_inprocess
-from simulations.preparation import deal, prepare
-from simulations.simulate import Plan, lay_out, site_homes
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.site import Site, write_settings
+from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.events import EventLog
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.preparation import deal, prepare
+from fieldmark.simulations.simulate import Plan, lay_out, site_homes
 
 pytest.importorskip("lightly", reason="the extra 'pretraining' is not installed")
 

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from client.deployment.check import check_site
-from client.deployment.joining import Answers, join, make_key
-from client.privacy.ledger import Ledger
-from client.privacy.policy import Policy
-from client.site import Site
 from fgvc_core.protocol.kit import read_kit
 from fgvc_core.recipe import parse_recipe
-from server.deployment.conduct import ACTIVE, read_conduct
-from server.deployment.launching import launch
-from server.deployment.processes import free_loopback_port
-from server.deployment.provisioning import add_site, init_server
-from server.deployment.settings import DeploymentSettings, GatewaySettings
+from fieldmark.client.deployment.check import check_site
+from fieldmark.client.deployment.joining import Answers, join, make_key
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.conduct import ACTIVE, read_conduct
+from fieldmark.server.deployment.launching import launch
+from fieldmark.server.deployment.processes import free_loopback_port
+from fieldmark.server.deployment.provisioning import add_site, init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 

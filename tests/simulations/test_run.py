@@ -5,8 +5,8 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import read_checkpoint
-from simulations.simulate import Plan, latest, next_free, simulate
+from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.simulations.simulate import Plan, latest, next_free, simulate
 
 KEYS = (
     *("top1", "macro_f1", "macro_precision", "macro_recall", "rounds", "best_round", "wall_s"),

@@ -10,12 +10,12 @@ from tests_recipe import TINY
 from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.scenario import ON_SUMS, STRENGTHS
-from server.checkpoint import read_checkpoint
-from simulations.engines import run_inprocess
-from simulations.preparation import deal, prepare
-from simulations.scenarios import draw
-from simulations.simulate import Plan, lay_out, site_homes
-from simulations.trials import UNGUARDED, contenders, count_replies
+from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.preparation import deal, prepare
+from fieldmark.simulations.scenarios import draw
+from fieldmark.simulations.simulate import Plan, lay_out, site_homes
+from fieldmark.simulations.trials import UNGUARDED, contenders, count_replies
 
 SETS = (
     *("partition.sites=10", "data.fieldmarks_train=300", "data.fieldmarks_test=24"),
@@ -227,7 +227,7 @@ def test_a_turn_pits_every_defence_and_nobody_against_an_attack():
 
 
 def test_little_is_enough_stays_inside_the_honest_spread():
-    from simulations.attacks import Material, _inner_product, _little_is_enough
+    from fieldmark.simulations.attacks import Material, _inner_product, _little_is_enough
 
     generator = np.random.default_rng(0)
     sent = {"w": np.zeros(50, np.float32)}

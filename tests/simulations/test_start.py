@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from inline_executor import Here
 
-import client.statistics
+import fieldmark.client.statistics
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
@@ -18,9 +18,9 @@ from fgvc_core.models.class_statistics import (
     discriminant_scores,
 )
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import read_checkpoint
-from simulations.preparation import deal, split_site
-from simulations.simulate import Plan, simulate
+from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.simulations.preparation import deal, split_site
+from fieldmark.simulations.simulate import Plan, simulate
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_rounds_go_on_from_the_start(recipe, tmp_path):
 
 
 def test_who_lies_about_its_statistics_is_named_and_set_aside(recipe, tmp_path, monkeypatch):
-    honest, asked = client.statistics.site_statistics, []
+    honest, asked = fieldmark.client.statistics.site_statistics, []
 
     def lying(*args):
         found = honest(*args)
@@ -73,8 +73,8 @@ def test_who_lies_about_its_statistics_is_named_and_set_aside(recipe, tmp_path, 
         factors = {COUNTS: 1.0, SUMS: 1e5, SCATTER: 1e10}
         return {name: a * np.float32(factors[name]) for name, a in found.items()}
 
-    monkeypatch.setattr("simulations.workers.make_pool", lambda *count: Here())
-    monkeypatch.setattr(client.statistics, "site_statistics", lying)
+    monkeypatch.setattr("fieldmark.simulations.workers.make_pool", lambda *count: Here())
+    monkeypatch.setattr(fieldmark.client.statistics, "site_statistics", lying)
     run = tmp_path / "run"
     five = ["partition.sites=5", "partition.scheme=iid", "federation.rounds=1"]
     metrics = simulate(Plan(parse_recipe(recipe.to_toml(), five), run))

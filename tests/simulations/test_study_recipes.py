@@ -7,7 +7,7 @@ import torch
 
 from fgvc_core.experiment import make_learner
 from fgvc_core.recipe import differences, load_recipe
-from simulations.simulate import Plan, simulate
+from fieldmark.simulations.simulate import Plan, simulate
 
 STUDIES = Path(__file__).parents[2] / "simulations" / "recipes" / "studies"
 SETS = {"cub200": 200, "cars": 196, "aircraft": 100}

@@ -12,15 +12,15 @@ import httpx
 import pytest
 from deployment_lab import Lab, models_inprocess
 
-from client.deployment.flower_internals import node_headers
-from client.site import Site
 from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key
-from server.deployment.allow_list import AllowList
-from server.deployment.flower_internals import ControlApi
-from server.home import read_allow_list
-from simulations.flower_internals import build_app
+from fieldmark.client.deployment.flower_internals import node_headers
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.flower_internals import ControlApi
+from fieldmark.server.home import read_allow_list
+from fieldmark.simulations.flower_internals import build_app
 
 pytestmark = pytest.mark.deployment
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from deployment_lab import Lab, models_inprocess
 
-from client.privacy.ledger import Ledger
-from client.site import Site
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.site import Site
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 

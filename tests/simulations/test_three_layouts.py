@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.deployment.check import check_site
-from client.deployment.link import Link, write_link
-from client.privacy.policy import Policy
-from client.provision import make_home
-from client.site import Site
 from fgvc_core.recipe import parse_recipe
-from server.home import ServerSettings, write_home
-from simulations.superlink import Federation
+from fieldmark.client.deployment.check import check_site
+from fieldmark.client.deployment.link import Link, write_link
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site
+from fieldmark.server.home import ServerSettings, write_home
+from fieldmark.simulations.superlink import Federation
 
 pytestmark = pytest.mark.deployment
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import load_recipe
 
@@ -16,7 +16,7 @@ def test_a_tracked_run_is_the_same_run_with_its_rounds_at_the_tracker(tmp_path, 
     args = ["simulate", str(tiny_file), *(f"--set={each}" for each in sets), "--json"]
     log = tmp_path / "log"
     told = CliRunner().invoke(
-        fieldmark.app, [*args, "--out", str(tmp_path / "run"), "--track", f"tensorboard={log}"]
+        fieldmark.cli.app, [*args, "--out", str(tmp_path / "run"), "--track", f"tensorboard={log}"]
     )
     assert told.exit_code == 0, told.exception
     metrics = json.loads(told.stdout)
@@ -35,6 +35,6 @@ def test_a_tracked_run_is_the_same_run_with_its_rounds_at_the_tracker(tmp_path, 
 
 def test_a_wrong_track_stops_before_the_runs_folder_is_made(tmp_path, tiny_file):
     args = ["simulate", str(tiny_file), "--out", str(tmp_path / "run"), "--track", "tensorbord"]
-    result = CliRunner().invoke(fieldmark.app, args)
+    result = CliRunner().invoke(fieldmark.cli.app, args)
     assert isinstance(result.exception, ConfigurationError)
     assert not (tmp_path / "run").exists()

@@ -2,8 +2,8 @@
 
 from rich.console import Console
 
-from simulations.trial_table import trial_table
-from simulations.trials import UNGUARDED
+from fieldmark.simulations.trial_table import trial_table
+from fieldmark.simulations.trials import UNGUARDED
 
 
 def trial(attack, strategy, top1, refused=0, accepted=0):

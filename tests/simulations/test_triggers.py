@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvc_core.scenario import Trigger
-from simulations.triggers import stamped
+from fieldmark.simulations.triggers import stamped
 
 TRIGGERS = get_args(Trigger)
 

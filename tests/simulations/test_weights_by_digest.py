@@ -10,14 +10,14 @@ from deployment_lab import lay
 from safetensors.torch import save_file
 from tests_recipe import TINY
 
-from client.site import Site
-from client.weights import add_to_site
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.models.weights import read_state
 from fgvc_core.models.weights_folder import WEIGHTS, add_weights
 from fgvc_core.recipe import load_recipe, parse_recipe
-from simulations.engines import run_inprocess
-from simulations.workers import hired
+from fieldmark.client.site import Site
+from fieldmark.client.weights import add_to_site
+from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.workers import hired
 
 SETS = ["model.backbone=test_resnet", "model.train=head", "model.attention=none",
         "federation.rounds=1", "federation.quorum=0.5", "partition.sites=3"]  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from client.privacy.chain import Entry
+from fieldmark.client.privacy.chain import Entry
 
 Charge = Literal["charged", "again", "public", "refusal", "unprotected", "uncharged"]
 """What a reply was to the budget.

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from client.privacy.chain import GENESIS, TORN, Entry
-from client.privacy.ledger import Plan, plans_of, rule_of, total_of
-from client.privacy.policy import Policy
-from client.privacy.report.departures import LISTED_ONE_BY_ONE, Row, departures, summed
-from client.privacy.report.meaning import meaning_of
 from fgvc_core.errors import DataError
 from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge, read_events
+from fieldmark.client.privacy.chain import GENESIS, TORN, Entry
+from fieldmark.client.privacy.ledger import Plan, plans_of, rule_of, total_of
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.report.departures import LISTED_ONE_BY_ONE, Row, departures, summed
+from fieldmark.client.privacy.report.meaning import meaning_of
 
 RUNS_SHOWN = 100
 """Latest runs that are shown one by one; earlier ones are summed up."""

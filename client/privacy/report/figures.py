@@ -13,7 +13,7 @@ def attack_curve(spent: dict[str, Any] | None, cap: dict[str, Any] | None) -> st
     """Most that is noticed over false alarms: as spent (filled), with the cap used up (dashed).
 
     Args:
-        spent: As :func:`client.privacy.report.meaning.meaning_of` gives it, or None.
+        spent: As :func:`fieldmark.client.privacy.report.meaning.meaning_of` gives it, or None.
         cap: The same at the cap, or None.
     """
     left, top, right, bottom = 46.0, 12.0, WIDTH - 14.0, 330.0

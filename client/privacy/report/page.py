@@ -8,13 +8,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from client.privacy.policy import Policy
-from client.privacy.report.figures import attack_curve, belief_figure, budget_bar, percent
-from client.privacy.report.signing import Signed
-from client.privacy.report.words import one_in
 from fgvc_core.drawing.numbers import count, size
 from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.protocol.keys import short_form
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.report.figures import attack_curve, belief_figure, budget_bar, percent
+from fieldmark.client.privacy.report.signing import Signed
+from fieldmark.client.privacy.report.words import one_in
 
 CHARGES = {
     "charged": "charged",
@@ -36,7 +36,7 @@ REQUESTS = {
 def draw(signed: Signed) -> bytes:
     """The page of a signed statement: HTML that needs nothing but itself, in UTF-8."""
     environment = Environment(
-        loader=PackageLoader("client.privacy.report", ""),
+        loader=PackageLoader("fieldmark.client.privacy.report", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
         finalize=_visible,

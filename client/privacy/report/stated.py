@@ -5,13 +5,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from client.privacy.chain import Entry
-from client.privacy.policy import Policy
-from client.privacy.report.facts import collect, plain_column
-from client.privacy.report.words import words_of
-from client.site import Site
 from fgvc_core import __version__
 from fgvc_core.protocol.keys import fingerprint
+from fieldmark.client.privacy.chain import Entry
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.report.facts import collect, plain_column
+from fieldmark.client.privacy.report.words import words_of
+from fieldmark.client.site import Site
 
 FORMAT = "fieldmark privacy report 2"
 """Changes whenever a report of before could no longer be checked."""

@@ -13,15 +13,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from client.privacy.chain import Entry, read_chain
-from client.privacy.policy import Policy
-from client.privacy.report.page import draw
-from client.privacy.report.signing import Signed, read_known_key, read_signed
-from client.privacy.report.stated import FORMAT, StatedSite, state
-from client.privacy.report.words import words_of
 from fgvc_core import __version__
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.protocol.keys import fingerprint, read_public, short_form
+from fieldmark.client.privacy.chain import Entry, read_chain
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.report.page import draw
+from fieldmark.client.privacy.report.signing import Signed, read_known_key, read_signed
+from fieldmark.client.privacy.report.stated import FORMAT, StatedSite, state
+from fieldmark.client.privacy.report.words import words_of
 
 TOLERANCE = 1e-6
 """By how much, in parts of it, an epsilon may differ: libraries round differently."""

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from client.privacy.policy import Policy
+from fieldmark.client.privacy.policy import Policy
 
 if TYPE_CHECKING:
-    from client.privacy.report.stated import StatedSite
+    from fieldmark.client.privacy.report.stated import StatedSite
 
 PROTECTED_FROM = (
     "Everybody who sees what leaves this site: the coordinator above all, curious or "

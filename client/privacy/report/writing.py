@@ -4,15 +4,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from client.privacy.chain import Chain
-from client.privacy.ledger import FILE
-from client.privacy.report.facts import collect
-from client.privacy.report.page import draw
-from client.privacy.report.signing import sign_statement
-from client.privacy.report.stated import state, stated_site
-from client.site import Site
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import write_durably
+from fieldmark.client.privacy.chain import Chain
+from fieldmark.client.privacy.ledger import FILE
+from fieldmark.client.privacy.report.facts import collect
+from fieldmark.client.privacy.report.page import draw
+from fieldmark.client.privacy.report.signing import sign_statement
+from fieldmark.client.privacy.report.stated import state, stated_site
+from fieldmark.client.site import Site
 
 
 def write_report(home: Path, page: Path) -> dict[str, Any]:

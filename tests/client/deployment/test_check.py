@@ -16,16 +16,7 @@ from gateway_lab import Running
 from httpx._utils import get_environment_proxies
 from typer.testing import CliRunner
 
-import client.deployment.check as checking
-from client.cli import site_app
-from client.deployment.check import check_site
-from client.deployment.contact import Contact
-from client.deployment.joining import Answers, join
-from client.deployment.link import Link, write_link
-from client.deployment.supervisor import environment
-from client.privacy.ledger import Ledger
-from client.privacy.policy import Policy
-from client.site import Site
+import fieldmark.client.deployment.check as checking
 from fgvc_core import __version__
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
@@ -38,7 +29,16 @@ from fgvc_core.protocol.kit import StartKit
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.supervision import write_json
-from server.ledger_memory import LedgerMemory, link_memory
+from fieldmark.client.cli import site_app
+from fieldmark.client.deployment.check import check_site
+from fieldmark.client.deployment.contact import Contact
+from fieldmark.client.deployment.joining import Answers, join
+from fieldmark.client.deployment.link import Link, write_link
+from fieldmark.client.deployment.supervisor import environment
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.site import Site
+from fieldmark.server.ledger_memory import LedgerMemory, link_memory
 
 RECIPE = parse_recipe("", ["data.fieldmarks_train=24", "data.fieldmarks_test=10"])
 PRIVATE = "[privacy]\nepsilon=6.0\ndelta=1e-5\nmethod='gradients'\n"
@@ -209,7 +209,7 @@ def test_a_clock_that_is_off(home_for, monkeypatch, off, said):
             return datetime.now(tz) + timedelta(seconds=off)
 
     # Our own clock moves, not the difference that is computed from it.
-    monkeypatch.setattr("client.deployment.contact.datetime", Clock)
+    monkeypatch.setattr("fieldmark.client.deployment.contact.datetime", Clock)
     finding, code = found(home_for(), "clock")
     assert (finding.level, code) == ("failed", 5)
     assert finding.said.split(" s ")[1].startswith(said.split(" s ")[1])

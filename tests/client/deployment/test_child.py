@@ -14,10 +14,14 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 
-import client.work
-from client.answering import Incoming, answer
-from client.deployment import child
-from client.deployment.child import (
+import fieldmark.client.work
+from fgvc_core.protocol.bundle import make_bundle
+from fgvc_core.protocol.envelope import Sealed, seal, unseal
+from fgvc_core.protocol.keys import read_public
+from fgvc_core.protocol.messages import Reply
+from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.deployment import child
+from fieldmark.client.deployment.child import (
     HALF_HANDED_OVER,
     Handover,
     at_least_to_answer,
@@ -25,16 +29,12 @@ from client.deployment.child import (
     held_bytes,
     wait_for,
 )
-from client.deployment.runner import Runner
-from client.limits import Limits
-from client.privacy.ledger import Ledger
-from client.site import Site, write_settings
-from fgvc_core.protocol.bundle import make_bundle
-from fgvc_core.protocol.envelope import Sealed, seal, unseal
-from fgvc_core.protocol.keys import read_public
-from fgvc_core.protocol.messages import Reply
-from server.records import to_content
-from simulations.flower_internals import enter_run
+from fieldmark.client.deployment.runner import Runner
+from fieldmark.client.limits import Limits
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.site import Site, write_settings
+from fieldmark.server.records import to_content
+from fieldmark.simulations.flower_internals import enter_run
 
 from ..protected_sites import COORDINATOR, make_site, request, unprotected
 
@@ -231,10 +231,10 @@ def handled(site, task, monkeypatch, work):
             file.write("x")
         return work()
 
-    monkeypatch.setattr(client.work, "answer_round", counted)
-    monkeypatch.setattr("client.encoding.UpdateEncoder.__init__", lambda self, *a: None)
-    monkeypatch.setattr("client.encoding.UpdateEncoder.received", {}, raising=False)
-    monkeypatch.setattr("client.privacy.gate.Gate.check_leaving", lambda self, *a: None)
+    monkeypatch.setattr(fieldmark.client.work, "answer_round", counted)
+    monkeypatch.setattr("fieldmark.client.encoding.UpdateEncoder.__init__", lambda self, *a: None)
+    monkeypatch.setattr("fieldmark.client.encoding.UpdateEncoder.received", {}, raising=False)
+    monkeypatch.setattr("fieldmark.client.privacy.gate.Gate.check_leaving", lambda self, *a: None)
     Runner(site.home, site.home / "socket", b"secret")._work_on(task)
 
 

@@ -9,17 +9,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from client.deployment.check import check_site
-from client.deployment.contact import look, proxy_of
-from client.deployment.joining import Answers, join
-from client.deployment.link import CA, Link
-from client.privacy.policy import Policy
 from fgvc_core import __version__
 from fgvc_core.protocol.announcement import Announcement, seal_announcement
 from fgvc_core.protocol.keys import fingerprint, new_key, private_text, public_text
 from fgvc_core.protocol.kit import StartKit
 from fgvc_core.recipe import parse_recipe
-from server.deployment.certificates import issue, make_authority
+from fieldmark.client.deployment.check import check_site
+from fieldmark.client.deployment.contact import look, proxy_of
+from fieldmark.client.deployment.joining import Answers, join
+from fieldmark.client.deployment.link import CA, Link
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.server.deployment.certificates import issue, make_authority
 
 COORDINATOR, SITE = new_key(), new_key()
 NOW = datetime.datetime.now(datetime.UTC)
@@ -186,7 +186,7 @@ def test_a_proxy_of_the_environment_is_found_unless_no_proxy_names_the_host(monk
 
 def test_a_clock_that_is_off_is_found_before_signatures_are_refused(serve, home_for, monkeypatch):
     home = home_for(serve())
-    monkeypatch.setattr("client.deployment.contact._skew", lambda date: -400.0)
+    monkeypatch.setattr("fieldmark.client.deployment.contact._skew", lambda date: -400.0)
     clock = finding(check_site(home), "clock")
     assert (clock.level, clock.said) == ("failed", "400 s behind of the coordinator's")
 

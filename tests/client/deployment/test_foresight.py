@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from client.deployment.foresight import Foresight
-from client.state import remember
 from fgvc_core.privacy import accountant, odometer, planning
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.planning import plan_for
+from fieldmark.client.deployment.foresight import Foresight
+from fieldmark.client.state import remember
 
 from ..protected_sites import make_site, request, steps, unprotected
 
@@ -65,8 +65,8 @@ def test_a_run_without_privacy_a_damaged_one_and_an_impossible_one_are_left_alon
 
 
 def test_how_large_a_runs_model_is_is_known_before_the_next_message(tmp_path, monkeypatch):
-    from client.recipe_limits import check_lent
     from fgvc_core.models import size
+    from fieldmark.client.recipe_limits import check_lent
 
     for known in (size.model_size, size.kept_bytes, size._without_values):
         known.cache_clear()

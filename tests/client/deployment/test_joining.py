@@ -6,11 +6,6 @@ import stat
 import pytest
 from typer.testing import CliRunner
 
-from client.cli import site_app
-from client.deployment.joining import Answers, check_coordinator, join, make_key
-from client.deployment.link import CA, read_link
-from client.privacy.policy import Policy
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.protocol.keys import (
     fingerprint,
@@ -22,6 +17,11 @@ from fgvc_core.protocol.keys import (
     short_fingerprint,
 )
 from fgvc_core.protocol.kit import StartKit, read_kit, write_kit
+from fieldmark.client.cli import site_app
+from fieldmark.client.deployment.joining import Answers, check_coordinator, join, make_key
+from fieldmark.client.deployment.link import CA, read_link
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.site import Site
 
 COORDINATOR_KEY = new_key()
 COORDINATOR = public_text(COORDINATOR_KEY.public_key())

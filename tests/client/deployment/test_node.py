@@ -15,15 +15,15 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from client.deployment.node import (
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, check_bundle, make_bundle
+from fieldmark.client.deployment.node import (
     ANSWER_BYTES,
     BeyondBound,
     BoundedClient,
     Weighed,
     cut_bundle,
 )
-from fgvc_core.errors import PeerError
-from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, check_bundle, make_bundle
 
 UNFOLDED = 280_000_000
 
@@ -63,7 +63,7 @@ def server(*args, **options):
 
 connection.http_request_response = server
 if bounds:
-    from client.deployment.flower_internals import bound_node
+    from fieldmark.client.deployment.flower_internals import bound_node
     bound_node(10_000_000)
     server = node.http_request_response
 state = NodeStateFactory(objectstore_factory=ObjectStoreFactory()).state()
@@ -240,7 +240,7 @@ def test_a_node_follows_its_coordinator_to_no_other_address(server):
 def test_flowers_client_of_the_superlink_is_the_bounded_one(server):
     from flwr.proto.run_pb2 import GetRunRequest
 
-    from client.deployment.flower_internals import _BoundedFleetClient
+    from fieldmark.client.deployment.flower_internals import _BoundedFleetClient
 
     bounded = _BoundedFleetClient(server + "/endless", interceptors=[])
     with bounded as client, pytest.raises(BeyondBound):
@@ -272,7 +272,7 @@ import flwr.supernode.cli.flower_supernode, sys
 node = sys.modules["flwr.supernode.cli.flower_supernode"]
 # What Flower's does where its link ends: it comes back, and the thread that serves goes on.
 node.flower_supernode = lambda: threading.Thread(target=time.sleep, args=(60,)).start()
-from client.deployment.supernode import main
+from fieldmark.client.deployment.supernode import main
 main()
 """
 

@@ -10,8 +10,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.deployment.flower_internals import put_together
-from simulations.flower_internals import enter_run
+from fieldmark.client.deployment.flower_internals import put_together
+from fieldmark.simulations.flower_internals import enter_run
 
 
 def pieces(content):

@@ -4,20 +4,20 @@ import json
 
 import pytest
 
-from client.deployment.contact import Contact
-from client.deployment.joining import Answers, join
-from client.deployment.rotation import NEXT, finish, prepare
-from client.privacy.ledger import Ledger
-from client.privacy.policy import Policy
-from client.privacy.register import Register
-from client.site import Site
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_private
 from fgvc_core.protocol.kit import read_kit
 from fgvc_core.protocol.rotation import sign_rotation
-from server.deployment.allow_list import AllowList
-from server.deployment.provisioning import add_site, init_server, rotate_key
-from server.deployment.settings import DeploymentSettings
+from fieldmark.client.deployment.contact import Contact
+from fieldmark.client.deployment.joining import Answers, join
+from fieldmark.client.deployment.rotation import NEXT, finish, prepare
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.register import Register
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.provisioning import add_site, init_server, rotate_key
+from fieldmark.server.deployment.settings import DeploymentSettings
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def home(folder, tmp_path):
 
 
 def reached(monkeypatch, **found):
-    monkeypatch.setattr("client.deployment.rotation.look", lambda *args: Contact(**found))
+    monkeypatch.setattr("fieldmark.client.deployment.rotation.look", lambda *args: Contact(**found))
 
 
 def test_a_rotated_key_is_taken_and_the_ledger_goes_on(folder, home, monkeypatch):

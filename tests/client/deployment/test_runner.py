@@ -11,16 +11,16 @@ import httpx
 import pytest
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 
-import client.app
-from client.deployment.child import HALF_HANDED_OVER
-from client.deployment.flower_internals import UNTAKEN
-from client.deployment.runner import Runner
-from client.privacy.ledger import Ledger
-from client.provision import make_home
+import fieldmark.client.app
 from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.wire.parcel import make_parcel, open_parcel
+from fieldmark.client.deployment.child import HALF_HANDED_OVER
+from fieldmark.client.deployment.flower_internals import UNTAKEN
+from fieldmark.client.deployment.runner import Runner
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.provision import make_home
 
 
 @pytest.fixture
@@ -66,9 +66,11 @@ class Task:
 
 
 def answered(home, task, monkeypatch, app):
-    monkeypatch.setattr(client.app, "app", app)
-    monkeypatch.setattr("client.deployment.runner.Task.pull", lambda address, token: task)
-    monkeypatch.setattr("client.deployment.runner.heartbeat_of", lambda address, token: Beat())
+    monkeypatch.setattr(fieldmark.client.app, "app", app)
+    monkeypatch.setattr("fieldmark.client.deployment.runner.Task.pull", lambda address, token: task)
+    monkeypatch.setattr(
+        "fieldmark.client.deployment.runner.heartbeat_of", lambda address, token: Beat()
+    )
     Runner(home, Path("/nowhere"), b"secret")._answer("token")
 
 
@@ -100,7 +102,7 @@ def test_a_bundle_with_code_is_refused_recorded_and_never_run(home, tmp_path, mo
     assert (tmp_path / "refused").read_text() == "True"
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "pushed").exists()
-    ledger = Ledger(home, client.site.Site.open(home).data_binding, "lyon")
+    ledger = Ledger(home, fieldmark.client.site.Site.open(home).data_binding, "lyon")
     (entry,) = [e for e in ledger.entries() if e.kind == "refused"]
     assert "client/app.py" in entry.values["reason"]
 
@@ -169,8 +171,8 @@ def test_a_task_that_the_node_has_forgotten_ends_neither_the_runner_nor_the_node
         assert beats[-1].is_running
         raise GONE if error is httpx.HTTPError else error(*["x"] * (error is not RuntimeError) * 2)
 
-    monkeypatch.setattr("client.deployment.runner.Task.pull", pull)
-    monkeypatch.setattr("client.deployment.runner.heartbeat_of", beat)
+    monkeypatch.setattr("fieldmark.client.deployment.runner.Task.pull", pull)
+    monkeypatch.setattr("fieldmark.client.deployment.runner.heartbeat_of", beat)
     Runner(home, Path("/nowhere"), b"secret")._answer("token")
     assert [b.is_running for b in beats] == [False]
 

@@ -5,11 +5,11 @@ import inspect
 import pytest
 from flwr.supernode import start_client_internal
 
-from client.deployment.child import HALF_HANDED_OVER
-from client.deployment.flower_internals import LEFT_BEHIND
-from client.deployment.supervisor import site_services
-from client.provision import make_home
 from fgvc_core.protocol.keys import new_key, public_text
+from fieldmark.client.deployment.child import HALF_HANDED_OVER
+from fieldmark.client.deployment.flower_internals import LEFT_BEHIND
+from fieldmark.client.deployment.supervisor import site_services
+from fieldmark.client.provision import make_home
 
 IGNORED = "INFO :      Run ID 7 is not in `RUNNING` status. Ignoring message ab12."
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
@@ -16,7 +16,7 @@ from fgvc_core.explain.controls import randomised
 from fgvc_core.explain.sheet import overlay
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import Checkpoints, RunState
+from fieldmark.server.checkpoint import Checkpoints, RunState
 
 pytest.importorskip("pytorch_grad_cam", reason="needs the 'explain' extra")
 
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 
 def said(*words):
-    return CliRunner().invoke(fieldmark.app, ["explain", *map(str, words)])
+    return CliRunner().invoke(fieldmark.cli.app, ["explain", *map(str, words)])
 
 
 def test_a_sheet_and_a_page_show_each_picture_with_its_five_maps(run, tmp_path):

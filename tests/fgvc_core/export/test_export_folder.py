@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.errors import DataError, RunFailed
 from fgvc_core.export import folder as folders
 from fgvc_core.export.card import model_card, wilson
@@ -179,12 +179,14 @@ def test_a_folder_that_timm_loads_as_another_model_is_told(trained, tmp_path):
 
 def test_the_command_writes_the_folder_and_refuses_what_is_no_evaluation(run, tmp_path):
     words = ["export", "folder", str(run), "--out", str(tmp_path / "hub"), "--license", "mit"]
-    result = CliRunner().invoke(fieldmark.app, [*words, "--json"])
+    result = CliRunner().invoke(fieldmark.cli.app, [*words, "--json"])
     assert result.exit_code == 0, result.exception
     assert json.loads(result.stdout)["timm_alone"] is False
     assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == [
         "README.md", "config.json", "model.safetensors"]  # fmt: skip
     (tmp_path / "list.json").write_text("[]")
     for name in ("list.json", "missing.json"):
-        result = CliRunner().invoke(fieldmark.app, [*words, "--evaluation", str(tmp_path / name)])
+        result = CliRunner().invoke(
+            fieldmark.cli.app, [*words, "--evaluation", str(tmp_path / name)]
+        )
         assert isinstance(result.exception, DataError)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, RunFailed
 from fgvc_core.export import onnx_export
 from fgvc_core.export.checks import Verdict, compare, refuse_lossy, refuse_unfaithful
@@ -163,7 +163,7 @@ def test_the_command_writes_what_it_says(run, tmp_path):
     for n, view_HWC in enumerate(noise(6, 40)):
         Image.fromarray(view_HWC).save(birds / f"{n}.png")
     words = ["export", "onnx", str(run), "--out", str(tmp_path / "phone"), "--check", str(birds)]
-    result = CliRunner().invoke(fieldmark.app, [*words, "--json"])
+    result = CliRunner().invoke(fieldmark.cli.app, [*words, "--json"])
     assert result.exit_code == 0, result.exception
     told = json.loads(result.stdout)
     assert told["pictures"] == 6
@@ -180,7 +180,7 @@ def test_mistakes_at_the_command_line_are_told(run, tmp_path):
         (["--check", str(tmp_path / "nothing")], DataError),
         (["--int8", "--calibrate", str(tmp_path)], DataError),
     ):
-        result = CliRunner().invoke(fieldmark.app, [*words, *more])
+        result = CliRunner().invoke(fieldmark.cli.app, [*words, *more])
         assert isinstance(result.exception, kind), result.exception
     assert not (tmp_path / "phone").exists()
 

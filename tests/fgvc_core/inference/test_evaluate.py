@@ -11,7 +11,7 @@ from scipy.special import softmax
 from sklearn.metrics import f1_score, roc_auc_score
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
@@ -37,8 +37,8 @@ from fgvc_core.inference.subgroups import EMPTY, banded, subgroups
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.inference.validation_split import validation_of_run
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import Checkpoints, RunState
-from simulations.preparation import deal, split_site, write_partition
+from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.simulations.preparation import deal, split_site, write_partition
 
 RECIPE = parse_recipe(
     """
@@ -75,7 +75,7 @@ def run_dir(tmp_path, cache, monkeypatch):
 
 def run(*arguments):
     return CliRunner().invoke(
-        fieldmark.app, ["evaluate", *map(str, arguments)], catch_exceptions=False
+        fieldmark.cli.app, ["evaluate", *map(str, arguments)], catch_exceptions=False
     )
 
 

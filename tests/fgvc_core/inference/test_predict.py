@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.special import softmax
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.calibration import Calibration, file_digest, write_calibration
@@ -25,7 +25,7 @@ from fgvc_core.inference.taxonomy import Taxonomy, flat, read_taxonomy
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.inference.verdict import NONE_OF_THESE, Judge
 from fgvc_core.recipe import parse_recipe
-from server.checkpoint import Checkpoints, RunState
+from fieldmark.server.checkpoint import Checkpoints, RunState
 
 RECIPE = parse_recipe("[data]\nimage_size = 32\n[model]\nbackbone = 'fieldmark_nano'\n")
 NAMES = ("jay", "wren", "robin")
@@ -71,7 +71,7 @@ def _bomb():
 
 def run(*arguments, stdin=None):
     return CliRunner().invoke(
-        fieldmark.app, ["predict", *map(str, arguments)], input=stdin, catch_exceptions=False
+        fieldmark.cli.app, ["predict", *map(str, arguments)], input=stdin, catch_exceptions=False
     )
 
 

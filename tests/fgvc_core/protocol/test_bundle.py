@@ -23,8 +23,8 @@ def test_it_names_two_apps_and_holds_no_python():
     with zipfile.ZipFile(io.BytesIO(make_bundle())) as file:
         assert file.namelist() == ["pyproject.toml", ".info/CONTENT"]
         text = file.read("pyproject.toml").decode()
-    assert 'serverapp = "server.app:app"' in text
-    assert 'clientapp = "client.app:app"' in text
+    assert 'serverapp = "fieldmark.server.app:app"' in text
+    assert 'clientapp = "fieldmark.client.app:app"' in text
 
 
 def test_flower_takes_it_for_an_app_with_one_setting():

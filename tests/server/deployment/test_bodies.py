@@ -11,10 +11,10 @@ from gateway_lab import dearest_push
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from server.deployment.bodies import TooManyObjects, check_push, read_piece
-from server.deployment.flower_internals import read_push
-from server.deployment.gateway import OBJECT_BYTES, PUSH_BYTES, most_objects
-from server.deployment.settings import GatewaySettings
+from fieldmark.server.deployment.bodies import TooManyObjects, check_push, read_piece
+from fieldmark.server.deployment.flower_internals import read_push
+from fieldmark.server.deployment.gateway import OBJECT_BYTES, PUSH_BYTES, most_objects
+from fieldmark.server.deployment.settings import GatewaySettings
 
 MOST = 60
 IDS = [f"{n:064x}" for n in range(MOST)]

@@ -9,14 +9,14 @@ from fgvc_core.protocol.announcement import read_announcement
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.supervision import write_json
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import Conduct, read_conduct, write_conduct
-from server.deployment.conductor import Conductor
-from server.deployment.flower_internals import Node
-from server.deployment.following import raise_outcome
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings
-from server.home import ServerSettings, read_allow_list, write_home
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import Conduct, read_conduct, write_conduct
+from fieldmark.server.deployment.conductor import Conductor
+from fieldmark.server.deployment.flower_internals import Node
+from fieldmark.server.deployment.following import raise_outcome
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings
+from fieldmark.server.home import ServerSettings, read_allow_list, write_home
 
 
 class Link:
@@ -165,7 +165,7 @@ def test_a_run_that_a_person_stops_is_asked_first_and_then_made_to(rig, monkeypa
     write_conduct(run_dir, read_conduct(run_dir).but(state="stopping"))
     conductor.step()
     assert link.stopped == []
-    monkeypatch.setattr("server.deployment.conductor.STOP_WITHIN_S", 0.0)
+    monkeypatch.setattr("fieldmark.server.deployment.conductor.STOP_WITHIN_S", 0.0)
     conductor.step()
     assert link.stopped == [101]
     assert read_conduct(run_dir).state == "stopped"
@@ -191,7 +191,7 @@ def test_the_superlink_knows_just_the_keys_of_the_allow_list(rig, folder):
 
 
 def test_a_torn_line_of_events_does_not_end_the_watching(rig):
-    from server.deployment.following import view_of
+    from fieldmark.server.deployment.following import view_of
 
     _, _, run_dir = rig
     started = {"time": "", "event": "run_started", "sites": ["lyon"], "rounds": 2}

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-import server.app
-import server.deployment.executor as executors
+import fieldmark.server.app
+import fieldmark.server.deployment.executor as executors
 from fgvc_core.errors import PolicyRefusal, RunFailed
 from fgvc_core.protocol.bundle import RUN_KEY, make_bundle
-from server.deployment.conduct import Conduct, write_conduct
-from server.deployment.executor import Executor
-from server.deployment.flower_internals import LINK_FAILURES
+from fieldmark.server.deployment.conduct import Conduct, write_conduct
+from fieldmark.server.deployment.executor import Executor
+from fieldmark.server.deployment.flower_internals import LINK_FAILURES
 
 (PUSH_ERROR,) = (kind for kind in LINK_FAILURES if not issubclass(kind, httpx.HTTPError))
 
@@ -41,7 +41,7 @@ def carried_out(tmp_path, monkeypatch):
 
         monkeypatch.setattr(executors, "open_work", open_work)
         monkeypatch.setattr(executors, "ASKED_WITHIN_S", 0.01)
-        monkeypatch.setattr(server.app, "app", lambda grid, context: end())
+        monkeypatch.setattr(fieldmark.server.app, "app", lambda grid, context: end())
         with suppress(Exception):
             Executor(tmp_path)._carry_out("token")
         (failure,) = told

@@ -11,16 +11,16 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from gateway_lab import Running
 
-from client.deployment.check import check_site
-from client.deployment.joining import Answers, join
-from client.deployment.link import CA
-from client.deployment.supervisor import site_services
-from client.privacy.policy import Policy
-from client.site import Site
 from fgvc_core.protocol.keys import fingerprint, new_key, private_text, public_text
 from fgvc_core.protocol.kit import StartKit
 from fgvc_core.supervision import Supervisor
-from server.deployment.certificates import issue, make_authority, read_certificate
+from fieldmark.client.deployment.check import check_site
+from fieldmark.client.deployment.joining import Answers, join
+from fieldmark.client.deployment.link import CA
+from fieldmark.client.deployment.supervisor import site_services
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.site import Site
+from fieldmark.server.deployment.certificates import issue, make_authority, read_certificate
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

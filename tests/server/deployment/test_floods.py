@@ -20,10 +20,10 @@ import pytest
 from flwr.proto.message_pb2 import PullObjectRequest
 from gateway_lab import QUESTION, Running, dearest_push, piece, received, status_of
 
-from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key, public_text
-from server.deployment.gateway import most_objects
-from server.deployment.settings import GatewaySettings
+from fieldmark.client.deployment.flower_internals import node_headers
+from fieldmark.server.deployment.gateway import most_objects
+from fieldmark.server.deployment.settings import GatewaySettings
 
 SLOW_S, REQUEST_S = 1.0, 2.0
 PIECE = 5_000_000

@@ -23,11 +23,11 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 
 from fgvc_core.protocol.keys import new_key, public_text
-from server.deployment.allow_list import AllowList
-from server.deployment.flower_internals import Pushed
-from server.deployment.gateway import NOT_TAKEN, Gateway
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings, GatewaySettings
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.flower_internals import Pushed
+from fieldmark.server.deployment.gateway import NOT_TAKEN, Gateway
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 
 SITE, STRANGER = new_key(), new_key()
 QUESTION = "ab" * 32
@@ -198,7 +198,7 @@ def test_no_sender_can_make_ever_new_kinds_of_refusals(rig):
 
 
 def test_a_public_key_written_in_many_ways_does_not_fill_our_memory(rig, monkeypatch):
-    monkeypatch.setattr("server.deployment.gateway.KEYS_KEPT", 3)
+    monkeypatch.setattr("fieldmark.server.deployment.gateway.KEYS_KEPT", 3)
     given = {**TYPE, **headers(SITE, signer=STRANGER)}
     pem = base64.b64decode(given["flwr-public-key"])
     for lines in range(8):
@@ -335,7 +335,7 @@ def test_without_a_run_the_announcement_says_so(rig):
 
 
 def test_refusals_beyond_so_many_a_minute_are_counted_and_not_written(rig, monkeypatch):
-    monkeypatch.setattr("server.deployment.meters.RECORDS_PER_MINUTE", 3)
+    monkeypatch.setattr("fieldmark.server.deployment.meters.RECORDS_PER_MINUTE", 3)
     for _ in range(10):
         rig("GET", "/nothing")
     assert 3 <= len(rig.refusals()) <= 6

@@ -13,16 +13,16 @@ from flwr.supercore.grpc_health import SimpleHealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 
-import server.deployment.status
+import fieldmark.server.deployment.status
 from fgvc_core.sockets import socket_folder, socket_name
 from fgvc_core.supervision import Supervisor, alone
-from server.deployment.health import superlink_health
-from server.deployment.pages import metric_lines
-from server.deployment.processes import Coordinator, free_loopback_port
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings, GatewaySettings
-from server.deployment.sockets import health_socket, sockets
-from server.deployment.status import read_status, show_status
+from fieldmark.server.deployment.health import superlink_health
+from fieldmark.server.deployment.pages import metric_lines
+from fieldmark.server.deployment.processes import Coordinator, free_loopback_port
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
+from fieldmark.server.deployment.sockets import health_socket, sockets
+from fieldmark.server.deployment.status import read_status, show_status
 
 
 @contextmanager
@@ -80,7 +80,9 @@ def test_the_status_reads_it_and_asks_for_nodes_only_where_it_serves(
     folder = tmp_path / "fed"
     init_server(folder, DeploymentSettings(hosts=("gate",)))
     asked = []
-    monkeypatch.setattr(server.deployment.status, "_nodes", lambda *_: asked.append(1) or {})
+    monkeypatch.setattr(
+        fieldmark.server.deployment.status, "_nodes", lambda *_: asked.append(1) or {}
+    )
     with ExitStack() as stack:
         stack.enter_context(alone(folder, "The coordinator"))
         socket_folder(sockets(folder))

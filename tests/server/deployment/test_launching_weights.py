@@ -5,16 +5,16 @@ import timm
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.models.weights_folder import by_digest, resolve_weights
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.recipe_paths import refuse_paths
-from server.deployment import launching
-from server.deployment.launching import launch
-from server.deployment.provisioning import add_site, init_server
-from server.deployment.settings import DeploymentSettings
-from server.home import CoordinatorHome
+from fieldmark.server.deployment import launching
+from fieldmark.server.deployment.launching import launch
+from fieldmark.server.deployment.provisioning import add_site, init_server
+from fieldmark.server.deployment.settings import DeploymentSettings
+from fieldmark.server.home import CoordinatorHome
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_command_says_what_a_site_has_to_bring(folder, tiny, file):
     recipe.write_text(tiny.to_toml())
     sets = ["--set", "model.backbone=test_resnet", "--set", f"model.weights={file}"]
     args = ["server", "run", str(folder), str(recipe), *sets, "--detach"]
-    result = CliRunner().invoke(fieldmark.app, args)
+    result = CliRunner().invoke(fieldmark.cli.app, args)
     assert result.exit_code == 0, result.exception
     assert by_digest(str(file)) in result.output
     assert "site weights add FILE DIR" in result.output

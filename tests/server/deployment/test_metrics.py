@@ -11,8 +11,8 @@ from pages_lab import SITES, busy_folder, served
 from prometheus import parse
 
 from fgvc_core.supervision import read_json, write_json
-from server.deployment.pages import metric_lines
-from server.deployment.status import read_status
+from fieldmark.server.deployment.pages import metric_lines
+from fieldmark.server.deployment.status import read_status
 
 
 @pytest.fixture(scope="module")

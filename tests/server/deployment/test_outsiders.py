@@ -7,8 +7,8 @@ import httpx
 import pytest
 from gateway_lab import SCANNED, Running, received, status_of
 
-from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text
+from fieldmark.client.deployment.flower_internals import node_headers
 
 SLOW_S = 1.0
 TYPE = {"content-type": "application/protobuf"}

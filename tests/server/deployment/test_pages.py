@@ -7,13 +7,13 @@ from starlette.testclient import TestClient
 
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.supervision import write_json
-from server.deployment.allow_list import AllowList
-from server.deployment.conduct import Conduct, write_conduct
-from server.deployment.pages import make_app, metric_lines
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings
-from server.deployment.status import read_status
-from server.events import EventLog
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.conduct import Conduct, write_conduct
+from fieldmark.server.deployment.pages import make_app, metric_lines
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings
+from fieldmark.server.deployment.status import read_status
+from fieldmark.server.events import EventLog
 
 LINE = re.compile(r'fieldmark_[a-z_]+(\{([a-z]+="(\\.|[^"\\])*",?)+\})? -?[0-9.e+-]+')
 

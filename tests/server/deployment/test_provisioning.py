@@ -18,10 +18,10 @@ from fgvc_core.protocol.keys import (
     short_fingerprint,
 )
 from fgvc_core.protocol.kit import read_kit
-from server.deployment.allow_list import AllowList
-from server.deployment.certificates import check_dates, issue, read_certificate
-from server.deployment.cli import server_app
-from server.deployment.provisioning import (
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.certificates import check_dates, issue, read_certificate
+from fieldmark.server.deployment.cli import server_app
+from fieldmark.server.deployment.provisioning import (
     SECRETS,
     add_site,
     check_server,
@@ -29,8 +29,8 @@ from server.deployment.provisioning import (
     init_server,
     renew,
 )
-from server.deployment.settings import DeploymentSettings
-from server.ledger_memory import FOLDER, read_units
+from fieldmark.server.deployment.settings import DeploymentSettings
+from fieldmark.server.ledger_memory import FOLDER, read_units
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

@@ -15,10 +15,10 @@ import httpx
 import pytest
 from gateway_lab import SCANNED, Running
 
-from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key
-from server.deployment.gateway import CALLS
-from server.deployment.processes import free_loopback_port
+from fieldmark.client.deployment.flower_internals import node_headers
+from fieldmark.server.deployment.gateway import CALLS
+from fieldmark.server.deployment.processes import free_loopback_port
 
 pytestmark = pytest.mark.slow
 

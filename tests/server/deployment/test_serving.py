@@ -12,14 +12,14 @@ import time
 import pytest
 from sockets_lab import superlink_socket
 
-from client.deployment.flower_internals import node_headers
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.sockets import socket_name
 from fgvc_core.supervision import write_json
-from server.deployment.allow_list import AllowList
-from server.deployment.processes import _make_loopback, free_loopback_port
-from server.deployment.provisioning import init_server
-from server.deployment.settings import DeploymentSettings, GatewaySettings
+from fieldmark.client.deployment.flower_internals import node_headers
+from fieldmark.server.deployment.allow_list import AllowList
+from fieldmark.server.deployment.processes import _make_loopback, free_loopback_port
+from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 
 SITE = new_key()
 SLOW_S = 1.5
@@ -59,7 +59,9 @@ def gateway(tmp_path_factory):
     port = free_loopback_port()
     silent = SilentLink(folder)
     write_json(folder / "state" / "ports.json", {"gateway": port})
-    process = subprocess.Popen([sys.executable, "-m", "server.deployment.serving", str(folder)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fieldmark.server.deployment.serving", str(folder)]
+    )
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:

@@ -8,7 +8,7 @@ import pytest
 from flwr.supercore.constant import SQLITE_PRAGMAS
 
 from fgvc_core.errors import DataError
-from server.deployment.storage import WORTH_BYTES, compact
+from fieldmark.server.deployment.storage import WORTH_BYTES, compact
 
 
 def opened(path):
@@ -61,7 +61,7 @@ def test_a_write_at_the_same_moment_is_neither_lost_nor_waited_for_in_vain(datab
 
 
 def test_while_a_transaction_goes_on_nothing_is_done(database, monkeypatch):
-    monkeypatch.setattr("server.deployment.storage.WAIT_S", 0.1)
+    monkeypatch.setattr("fieldmark.server.deployment.storage.WAIT_S", 0.1)
     path, link = database
     link.execute("begin immediate")
     assert compact(path) == 0

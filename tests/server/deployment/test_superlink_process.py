@@ -9,8 +9,8 @@ from importlib import import_module
 import pytest
 import uvicorn
 
-from client.deployment import flower_internals as at_a_site
-from server.deployment import flower_internals as at_the_coordinator
+from fieldmark.client.deployment import flower_internals as at_a_site
+from fieldmark.server.deployment import flower_internals as at_the_coordinator
 
 
 @pytest.fixture

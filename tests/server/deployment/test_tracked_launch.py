@@ -1,14 +1,14 @@
 import pytest
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import load_recipe, parse_recipe
-from server.deployment import launching
-from server.deployment.launching import launch
-from server.deployment.provisioning import add_site, init_server
-from server.deployment.settings import DeploymentSettings, read_settings, write_settings
-from server.home import CoordinatorHome
+from fieldmark.server.deployment import launching
+from fieldmark.server.deployment.launching import launch
+from fieldmark.server.deployment.provisioning import add_site, init_server
+from fieldmark.server.deployment.settings import DeploymentSettings, read_settings, write_settings
+from fieldmark.server.home import CoordinatorHome
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_coordinators_setting_tracks_every_run_and_the_command_one(folder, t
     recipe.write_text(tiny.to_toml())
     monkeypatch.chdir(folder.parent)
     args = ["server", "run", str(folder), str(recipe), "--name", "own", "--detach"]
-    result = CliRunner().invoke(fieldmark.app, [*args, "--track", "tensorboard=here"])
+    result = CliRunner().invoke(fieldmark.cli.app, [*args, "--track", "tensorboard=here"])
     assert result.exit_code == 0, result.exception
     assert tracked(folder / "runs" / "own") == (f"tensorboard={folder.parent / 'here'}",)
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvc_core.protocol.settings import ROBUST
-from server.report.poisoning import against_poisoning
+from fieldmark.server.report.poisoning import against_poisoning
 
 
 def said(recipe, sites=5, events=()):

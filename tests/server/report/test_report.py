@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fgvc_core.errors import DataError
-from server.report import render
+from fieldmark.server.report import render
 
 NAMES = [f"Species {k}" for k in range(12)]
 

@@ -17,9 +17,9 @@ from flwr.serverapp.strategy import (
 
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from server.records import to_array_record
-from server.strategies import SoundReply, make_strategy
-from simulations.flower_internals import enter_run
+from fieldmark.server.records import to_array_record
+from fieldmark.server.strategies import SoundReply, make_strategy
+from fieldmark.simulations.flower_internals import enter_run
 
 SHAPES = {"b": (5,), "w": (40, 7)}
 SITES = 9

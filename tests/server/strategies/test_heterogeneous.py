@@ -7,9 +7,9 @@ from flwr.app import ConfigRecord
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import TrainSettings
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from server.records import to_array_record
-from server.strategies import SoundReply, make_strategy
-from simulations.flower_internals import enter_run
+from fieldmark.server.records import to_array_record
+from fieldmark.server.strategies import SoundReply, make_strategy
+from fieldmark.simulations.flower_internals import enter_run
 
 
 def started(name, train=None, model=None, sites=2):

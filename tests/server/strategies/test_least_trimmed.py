@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.strategies import least_trimmed as rule
-from server.strategies.spill import Spill
+from fieldmark.server.strategies import least_trimmed as rule
+from fieldmark.server.strategies.spill import Spill
 
 
 def combined(arrays, left_out, limit_mb=64.0):

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvc_core.protocol.settings import FederationSettings
-from server.strategies import SoundReply, make_strategy
-from server.strategies.distances import geometric_median, gram_matrix, weighted_sum
-from server.strategies.mixing import nearest_shares
-from server.strategies.spill import Spill
+from fieldmark.server.strategies import SoundReply, make_strategy
+from fieldmark.server.strategies.distances import geometric_median, gram_matrix, weighted_sum
+from fieldmark.server.strategies.mixing import nearest_shares
+from fieldmark.server.strategies.spill import Spill
 
 ROBUST = [
     *("fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median", "least-trimmed"),

@@ -7,10 +7,10 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
-from server.events import EventLog
-from server.tracking import Choice, Tracking, check_installed, read_track, settled
-from server.tracking.facts import RunFacts
-from server.tracking.figures import final_figures, settings_of
+from fieldmark.server.events import EventLog
+from fieldmark.server.tracking import Choice, Tracking, check_installed, read_track, settled
+from fieldmark.server.tracking.facts import RunFacts
+from fieldmark.server.tracking.figures import final_figures, settings_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wandb_file import records, values
@@ -94,7 +94,7 @@ def test_what_mlflow_reads_is_what_the_run_told(tmp_path):
     assert run.data.metrics["epsilon/a"] == 3.5
     assert run.data.tags["out_of_the_ordinary.2"].startswith("b refused")
     # Gone on with, it stays one run.
-    from server.tracking.to_mlflow import MLflow
+    from fieldmark.server.tracking.to_mlflow import MLflow
 
     again = MLflow(str(store), RunFacts(tmp_path / "run", parse_recipe("", ["name=birds"]), RUN, 2))
     again.figures(3, {"top1": 0.8})
@@ -201,7 +201,7 @@ def test_a_wrong_track_is_refused(text, said):
 def test_a_tracker_twice_or_not_installed_is_refused(monkeypatch):
     with pytest.raises(ConfigurationError, match="twice"):
         read_track(["wandb", "wandb=here"])
-    monkeypatch.setattr("server.tracking.choices.find_spec", lambda name: None)
+    monkeypatch.setattr("fieldmark.server.tracking.choices.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError) as caught:
         check_installed(read_track(["mlflow"]))
     assert "pip install 'fieldmark[mlflow]'" in str(caught.value)

@@ -11,16 +11,16 @@ import pytest
 from tests_recipe import TINY
 from typer.testing import CliRunner
 
-import fieldmark
+import fieldmark.cli
 from fgvc_core.errors import ConfigurationError, FieldmarkError, PolicyRefusal, RunFailed
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import load_recipe
-from simulations.sweeping import runner
-from simulations.sweeping.axes import Axis, plan_points, read_axes, read_axis
-from simulations.sweeping.figure import Horizontal, Mark, Series, draw
-from simulations.sweeping.page import number, share, write_sweep
-from simulations.sweeping.runner import finished, read_failures, run_dir, run_points
-from simulations.sweeping.table import FIGURES, summarise
+from fieldmark.simulations.sweeping import runner
+from fieldmark.simulations.sweeping.axes import Axis, plan_points, read_axes, read_axis
+from fieldmark.simulations.sweeping.figure import Horizontal, Mark, Series, draw
+from fieldmark.simulations.sweeping.page import number, share, write_sweep
+from fieldmark.simulations.sweeping.runner import finished, read_failures, run_dir, run_points
+from fieldmark.simulations.sweeping.table import FIGURES, summarise
 
 ALPHA = "partition.alpha=0.5,5"
 
@@ -103,7 +103,7 @@ def test_an_axis_takes_commas_that_are_inside_a_value_as_part_of_it(text, values
 def test_a_wrong_sweep_is_refused_before_its_first_run(tmp_path, tiny_file, over, said, fake):
     args = [word for each in over for word in ("--over", each)]
     result = CliRunner().invoke(
-        fieldmark.app, ["sweep", str(tiny_file), *args, "--out", str(tmp_path / "s")]
+        fieldmark.cli.app, ["sweep", str(tiny_file), *args, "--out", str(tmp_path / "s")]
     )
     assert isinstance(result.exception, ConfigurationError)
     assert said in str(result.exception)
@@ -188,7 +188,7 @@ def test_the_exit_code_says_that_runs_failed_and_the_table_is_there(tmp_path, ti
     fake.ends = {"alpha=5_seed=3": RunFailed("no quorum")}
     out = tmp_path / "s"
     args = ["sweep", str(tiny_file), "--over", ALPHA, "--seeds", "1", "--out", str(out)]
-    result = CliRunner().invoke(fieldmark.app, args)
+    result = CliRunner().invoke(fieldmark.cli.app, args)
     assert isinstance(result.exception, RunFailed)
     assert result.exception.exit_code == 6
     assert "1 of 2 runs failed" in str(result.exception)
@@ -271,7 +271,7 @@ def test_a_real_sweep_leaves_runs_and_a_page(tmp_path, tiny_file):
     sets = ["privacy.method=gradients", "privacy.sampling_rate=1.0", "privacy.steps=1",
             "federation.rounds=1", "partition.sites=2", "data.fieldmarks_train=60"]  # fmt: skip
     args += [f"--set={each}" for each in sets]
-    result = CliRunner().invoke(fieldmark.app, [*args, "--out", str(out), "--json"])
+    result = CliRunner().invoke(fieldmark.cli.app, [*args, "--out", str(out), "--json"])
     assert result.exit_code == 0, result.exception
     told = json.loads(result.stdout)
     for row, epsilon in zip(told["runs"], (2.0, 8.0), strict=True):

@@ -10,7 +10,6 @@ import click
 import typer
 from rich.console import Console
 
-from client.cli import site_app
 from fgvc_core.cli import data_app
 from fgvc_core.commands.evaluate import evaluate
 from fgvc_core.commands.explain import explain
@@ -18,9 +17,10 @@ from fgvc_core.commands.export import export_app
 from fgvc_core.commands.predict import predict
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.words import visible
-from server.cli import report, server_app
-from simulations.cli import bench, compare, simulate
-from simulations.sweeping.cli import sweep
+from fieldmark.client.cli import site_app
+from fieldmark.server.cli import report, server_app
+from fieldmark.simulations.cli import bench, compare, simulate
+from fieldmark.simulations.sweeping.cli import sweep
 
 app = typer.Typer(
     name="fieldmark",
@@ -72,7 +72,3 @@ def _tell(error: FieldmarkError) -> None:
             console.print(f"[bold]{label}:[/bold] ", end="")
             text = "\n".join(visible(line) for line in text.split("\n"))
             console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    main()

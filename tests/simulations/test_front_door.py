@@ -107,7 +107,7 @@ def test_the_pooled_model_sees_what_the_sites_see_and_nothing_of_the_test_split(
 
 def documented():
     """Every fieldmark command in a bash block of README and docs."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.S):
             for line in block.splitlines():
                 # Numbered steps need each other: test_walkthrough.py takes them in order, and

@@ -1,0 +1,136 @@
+"""The stages of a run: what each one asks of a site, and what a sound reply to it holds.
+
+A run is a list of stages (:func:`stages_of`). Each is one request to every site of a cohort and
+one reply from each. Server and client look up here what a stage is instead of comparing kinds and
+phases of messages; adding a stage begins in this table.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from fgvc_core.errors import PeerError
+from fgvc_core.privacy.events import Purpose
+from fgvc_core.protocol.messages import Kind, Phase, Reply, Request
+
+Carries = Literal["nothing", "update", "release"]
+"""Tensors in a sound reply: none; the model that was sent, trained; or what a site computes about
+its images under that model (class statistics, or noisy sums)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: Unique; also the name of the site's handler.
+        kind: Of its messages on the wire.
+        phase: Of its messages on the wire; kind and phase together identify a stage.
+        carries: Tensors in a sound reply.
+        weighs: Whether a reply states the number of training examples that it is weighted by.
+        late_allowed: Whether a reply that arrives after the deadline is still looked for.
+        closes_round: Whether this stage ends one of the ``federation.rounds``.
+        privacy: Purpose of the privacy event that its reply is charged as. None where no plan
+            has such an event: under ``[privacy]`` the stage is refused, or costs nothing because
+            its reply says nothing about the images.
+    """
+
+    name: str
+    kind: Kind
+    phase: Phase = ""
+    carries: Carries = "nothing"
+    weighs: bool = False
+    late_allowed: bool = False
+    closes_round: bool = False
+    privacy: Purpose | None = None
+
+    @property
+    def encoded(self) -> bool:
+        """Whether replies travel as ``[wire]`` says; small releases travel as they are."""
+        return self.carries == "update"
+
+
+ROLL_CALL = Stage("roll_call", "roll_call")
+PRETRAIN = Stage("pretrain", "train", "pretrain", carries="update", weighs=True)
+STATISTICS = Stage("statistics", "release", "statistics", carries="release", weighs=True)
+TRAIN = Stage(
+    "train",
+    "train",
+    carries="update",
+    weighs=True,
+    late_allowed=True,
+    closes_round=True,
+    privacy="step",
+)
+CENTRE = Stage("centre", "release", "centre", carries="release", privacy="centre")
+CLASS_SUMS = Stage(
+    "class-sums",
+    "release",
+    "class-sums",
+    carries="release",
+    closes_round=True,
+    privacy="class-sums",
+)
+SCORE = Stage("score", "score", privacy="scores")
+PERSONAL = Stage("personal", "score", "personal")
+
+STAGES = {
+    (stage.kind, stage.phase): stage
+    for stage in (ROLL_CALL, PRETRAIN, STATISTICS, TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL)
+}
+
+
+class Staged(Protocol):
+    """The sections of a :class:`fgvc_core.recipe.Recipe` that decide which stages a run has.
+
+    A recipe itself cannot be named here: its module imports this package's.
+    """
+
+    @property
+    def pretrain(self) -> Any: ...
+    @property
+    def train(self) -> Any: ...
+    @property
+    def privacy(self) -> Any: ...
+    @property
+    def personal(self) -> Any: ...
+
+
+def stages_of(recipe: Staged) -> list[Stage]:
+    """The stages of a run in their order; those of a round are listed once.
+
+    >>> from fgvc_core.recipe import parse_recipe
+    >>> [stage.name for stage in stages_of(parse_recipe('[train]\\nstart = "means"'))]
+    ['statistics', 'train', 'score']
+    """
+    privacy = recipe.privacy
+    stages = []
+    if recipe.pretrain.method != "none":
+        stages.append(PRETRAIN)
+    if recipe.train.start != "none":
+        stages.append(STATISTICS)
+    stages += round_stages(recipe)
+    # Under differential privacy the last model is scored only where the plan pays for it.
+    if privacy is None or privacy.score_share:
+        stages.append(SCORE)
+    if recipe.personal.epochs:
+        stages.append(PERSONAL)
+    return stages
+
+
+def round_stages(recipe: Staged) -> list[Stage]:
+    """The stages that each of a run's rounds consists of, in their order."""
+    if recipe.privacy is not None and recipe.privacy.method == "class-sums":
+        return [CENTRE, CLASS_SUMS]
+    return [TRAIN]
+
+
+def stage_of(request: Request | Reply) -> Stage:
+    """The stage that a request or its reply belongs to.
+
+    Raises:
+        PeerError: if no stage has its kind and phase.
+    """
+    stage = STAGES.get((request.kind, request.phase))
+    if stage is None:
+        raise PeerError(f"There is no '{request.kind}' of phase '{request.phase}'.")
+    return stage

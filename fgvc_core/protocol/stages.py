@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from fgvc_core.errors import PeerError
 from fgvc_core.privacy.events import Purpose
-from fgvc_core.protocol.messages import Kind, Phase, Reply, Request
+from fgvc_core.protocol.messages import Kind, Phase, Request
 
 Carries = Literal["nothing", "update", "release"]
 """Tensors in a sound reply: none; the model that was sent, trained; or what a site computes about
@@ -124,8 +124,8 @@ def round_stages(recipe: Staged) -> list[Stage]:
     return [TRAIN]
 
 
-def stage_of(request: Request | Reply) -> Stage:
-    """The stage that a request or its reply belongs to.
+def stage_of(request: Request) -> Stage:
+    """The stage that a request belongs to.
 
     Raises:
         PeerError: if no stage has its kind and phase.

@@ -35,6 +35,16 @@ class Settings(BaseModel):
     )
 
     @classmethod
+    def table(cls, name: str) -> type[BaseModel] | None:
+        """Model of a table that is no field: that of an installed component; None without one."""
+        return None
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """Names of all fields, and of the tables that installed components can have here."""
+        return list(cls.model_fields)
+
+    @classmethod
     def read(cls, values: dict[str, Any], where: str = "") -> Self:
         """Build from plain values.
 
@@ -81,8 +91,11 @@ def _walk(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseMod
     """The settings class at a location, through optional and union fields."""
     current: type[BaseModel] | None = cls
     for part in location:
-        if current is None or str(part) not in current.model_fields:
+        if current is None:
             return None
+        if str(part) not in current.model_fields:
+            current = current.table(str(part)) if issubclass(current, Settings) else None
+            continue
         annotation: Any = current.model_fields[str(part)].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         current = next(
@@ -93,7 +106,7 @@ def _walk(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseMod
 
 def _known_keys(cls: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     owner = _walk(cls, location)
-    return list(owner.model_fields) if owner else []
+    return owner.known_keys() if owner and issubclass(owner, Settings) else []
 
 
 def _describe(cls: type[BaseModel], location: tuple[int | str, ...]) -> str:

@@ -1,0 +1,135 @@
+"""Sections of a recipe in which installed components have tables of their own.
+
+``[model] attention = "coordinate"`` names a component that another distribution has registered;
+its settings are ``[model.coordinate]``. The table is validated by the component's own model, is
+written back complete, and is part of the recipe's digest. A section without such components reads
+and writes as if there were none.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from fgvc_core.configuration import Settings
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.registry import Component, Registry
+
+S = TypeVar("S", bound=Settings)
+
+
+class OpenSettings(Settings):
+    """A section with tables of components."""
+
+    model_config = ConfigDict(extra="allow")
+
+    chosen: ClassVar[Mapping[str, Registry[Any]]] = {}
+    """Setting -> registry that it names one component of."""
+
+    added: ClassVar[Registry[Any] | None] = None
+    """Registry any number of whose components are added by giving them a table."""
+
+    @classmethod
+    def table(cls, name: str) -> type[BaseModel] | None:
+        """See :class:`Settings`."""
+        for registry in filter(None, (*cls.chosen.values(), cls.added)):
+            if name in registry.names() and (kind := registry.get(name).settings) is not None:
+                return kind
+        return None
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """See :class:`Settings`."""
+        names = cls.added.names() if cls.added else ()
+        return [*cls.model_fields, *(name for name in names if name not in cls.model_fields)]
+
+    def tables(self) -> dict[str, Settings]:
+        """Name -> settings, of each component that has a table here."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def own(self, kind: type[S]) -> S:
+        """The table of the component whose settings are of a kind.
+
+        Raises:
+            LookupError: if no component with such settings is named.
+        """
+        for table in self.tables().values():
+            if isinstance(table, kind):
+                return table
+        raise LookupError(f"no component with {kind.__name__} is named in this section")
+
+    def settings_of(self, component: Component[Any]) -> Any:
+        """What a component is made from: its own table, or this section where it has none."""
+        return self if component.settings is None else self.own(component.settings)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_tables(cls, values: Any, handler: Callable[[Any], Self]) -> Self:
+        if not isinstance(values, dict):
+            return handler(values)
+        given = {key: value for key, value in values.items() if key not in cls.model_fields}
+        errors: list[InitErrorDetails] = []
+        section = None
+        try:
+            section = handler({key: values[key] for key in values if key in cls.model_fields})
+        except ValidationError as error:
+            if not given:
+                raise
+            errors += _details(error)
+        tables = {}
+        components = cls._named(values, given)
+        for name in dict.fromkeys([*given, *components]):
+            if name not in components:
+                errors.append(
+                    InitErrorDetails(type="extra_forbidden", loc=(name,), input=given[name])
+                )
+                continue
+            try:
+                tables[name] = components[name].model_validate(given.get(name, {}))
+            except ValidationError as error:
+                errors += _details(error, name)
+        if errors or section is None:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        if section.__pydantic_extra__ is not None:
+            section.__pydantic_extra__.update(tables)
+        section.__pydantic_fields_set__.update(given)
+        return section
+
+    @classmethod
+    def _named(cls, values: dict[str, Any], given: dict[str, Any]) -> dict[str, type[Settings]]:
+        """Name -> settings of every component that a section names."""
+        found: dict[str, type[Settings]] = {}
+        for setting, registry in cls.chosen.items():
+            name = values.get(setting)
+            if not isinstance(name, str) or name in registry.built_in:
+                continue
+            if name in registry.names() and (kind := registry.get(name).settings) is not None:
+                if name in found or name in cls.model_fields:
+                    raise ConfigurationError(
+                        f"'{name}' is the name of two things in one section.",
+                        why="Which of them its settings belong to cannot be told.",
+                        remedy=f"Register the {registry.noun} under another name.",
+                    )
+                found[name] = kind
+        for name in given:
+            if cls.added is None or name in found or name not in cls.added.names():
+                continue
+            if (kind := cls.added.get(name).settings) is not None:
+                found[name] = kind
+        return found
+
+
+def _details(error: ValidationError, *prefix: str) -> list[InitErrorDetails]:
+    """The single errors of a validation, below a key."""
+    return [
+        InitErrorDetails(
+            # The message is made already: braces in it are no places of a template.
+            type=item["type"]
+            if item["type"] in ("extra_forbidden", "missing")
+            else PydanticCustomError("wrong", "{said}", {"said": item["msg"]}),
+            loc=(*prefix, *item["loc"]),
+            input=item["input"],
+        )
+        for item in error.errors()
+    ]

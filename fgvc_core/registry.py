@@ -1,0 +1,262 @@
+"""Registries of what a recipe names and another distribution can add.
+
+A component (a loss, an attention, a strategy, ...) is one file that registers itself, with its
+settings::
+
+    class FocalSettings(Weighted):
+        gamma: float = Field(2.0, ge=0.0, description="...")
+
+    @LOSSES.register("focal", settings=FocalSettings)
+    class Focal(Loss): ...
+
+Another distribution adds it by an entry point whose name is the component's and whose value is
+that module: ``[project.entry-points."fieldmark.losses"] focal = "my_package.focal"``. Its settings
+are a table of the recipe's section: ``[loss.focal]``.
+
+Only what somebody has installed on a machine can be loaded there, and only when a recipe or a
+command names it. A component that cannot be loaded is an error where it is named, and nowhere else.
+"""
+
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, Field
+
+from fgvc_core.configuration import Settings
+from fgvc_core.errors import ConfigurationError, nearest
+
+T = TypeVar("T")
+S = TypeVar("S", bound=BaseModel)
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_PLAIN = (bool, int, float, type(None))
+_TEXT_KINDS = ("word", "label", "inside")
+"""What a text in a component's settings may be: nothing that opens a file outside the data."""
+
+
+class Weighted(Settings):
+    """Base of the settings of a loss."""
+
+    weight: float = Field(
+        1.0, ge=0.0, le=100.0, description="What the loss is multiplied by, 0 to 100; 0: none."
+    )
+    alone: bool = Field(
+        False, description="Whether it takes the place of cross-entropy instead of adding to it."
+    )
+
+
+@dataclass(frozen=True)
+class Component(Generic[T]):
+    """Something that is registered under a name.
+
+    Attributes:
+        name: In recipes and on the command line.
+        make: The class or function that was registered.
+        settings: Of its own table in the recipe; None where it reads its section's settings.
+    """
+
+    name: str
+    make: T
+    settings: type[Settings] | None = None
+
+
+class Registry(Generic[T]):
+    """Components of one kind by name.
+
+    Args:
+        noun: What one of them is called in messages, for instance ``attention``.
+        group: The group of entry points, for instance ``fieldmark.attentions``.
+        built_in: Name -> module of Fieldmark that registers it.
+        base: Base class of the settings.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        group: str,
+        built_in: Mapping[str, str] | None = None,
+        base: type[Settings] = Settings,
+    ) -> None:
+        self.noun = noun
+        self.group = group
+        self.built_in = dict(built_in or {})
+        self._base = base
+        self._components: dict[str, Component[T]] = {}
+
+    def register(
+        self, name: str, settings: type[Settings] | None = None
+    ) -> Callable[[Callable[..., Any]], Any]:
+        """Register the class or function that is decorated.
+
+        Args:
+            name: Lower-case letters, digits, hyphens and underscores; 64 at most.
+            settings: Model of its table in the recipe.
+
+        Raises:
+            ConfigurationError: for a name that is taken, or settings that a site could not
+                examine.
+        """
+        if not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"'{name}' is no name for a {self.noun}.",
+                remedy="Use lower-case letters, digits, hyphens and underscores.",
+            )
+        if settings is not None:
+            _check_settings(settings, self._base, f"{self.noun} '{name}'")
+
+        def add(make: Any) -> Any:
+            module = getattr(make, "__module__", None)
+            taken = self._components.get(name)
+            # A notebook's cell may register its class again.
+            if self.built_in.get(name, module) != module or (
+                taken is not None and getattr(taken.make, "__module__", None) != module
+            ):
+                raise ConfigurationError(
+                    f"There is a {self.noun} '{name}' already.",
+                    why="A name stands for the same thing on every machine.",
+                    remedy=f"Register that of {module} under another name.",
+                )
+            self._components[name] = Component(name, make, settings)
+            return make
+
+        return add
+
+    def names(self) -> tuple[str, ...]:
+        """All names that are registered or installed here; nothing is loaded for it."""
+        others = {*self._components, *(point.name for point in self._points())}
+        return (*self.built_in, *sorted(others - self.built_in.keys()))
+
+    def get(self, name: str) -> Component[T]:
+        """The component of a name, loaded if needed.
+
+        Raises:
+            ConfigurationError: if none is installed, several are, or it cannot be loaded.
+        """
+        if name not in self._components:
+            if name in self.built_in:
+                import_module(self.built_in[name])
+            else:
+                self._load(name)
+        return self._components[name]
+
+    def check(self, name: str) -> str:
+        """A name as it was given, for the validation of a setting.
+
+        Raises:
+            ValueError: if nothing of that name is installed.
+        """
+        if name not in self.built_in and name not in self._components and name not in self.names():
+            raise ValueError(self.unknown(name))
+        return name
+
+    def unknown(self, name: str) -> str:
+        """A sentence or two for a name that is not installed."""
+        known = self.names()
+        hint = nearest(name, known, 1)
+        return (
+            f"no such {self.noun} is installed here. {hint + ' ' if hint else ''}"
+            f"Installed: {', '.join(known)}"
+        )
+
+    def failures(self) -> dict[str, str]:
+        """Name -> why it cannot be loaded, of every entry point that is broken."""
+        found = {}
+        for name in sorted({point.name for point in self._points()}):
+            try:
+                self._load(name)
+            except ConfigurationError as error:
+                found[name] = str(error)
+        return found
+
+    def _points(self) -> tuple[EntryPoint, ...]:
+        return _installed(self.group, tuple(sys.path))
+
+    def _load(self, name: str) -> None:
+        points = [point for point in self._points() if point.name == name]
+        if not points:
+            raise ConfigurationError(f"{self.noun} = '{name}': {self.unknown(name)}.")
+        if name in self.built_in or len({point.value for point in points}) > 1:
+            raise ConfigurationError(
+                f"Several distributions have a {self.noun} '{name}': "
+                f"{', '.join(sorted({_origin(p) for p in points} | self._own(name)))}.",
+                why="Which one is meant cannot be told.",
+                remedy="Uninstall all but one.",
+            )
+        try:
+            points[0].load()
+            missing = name not in self._components
+        # Whatever a foreign module raises, SystemExit too: the others have to go on working.
+        except (Exception, SystemExit) as error:
+            raise ConfigurationError(
+                f"The {self.noun} '{name}' of {_origin(points[0])} cannot be loaded: "
+                f"{type(error).__name__}: {str(error)[:300]}.",
+                remedy=f"Mend or uninstall that distribution, or name another {self.noun}.",
+            ) from error
+        if missing:
+            raise ConfigurationError(
+                f"The {self.noun} '{name}' of {_origin(points[0])} does not register itself.",
+                why=f"Importing {points[0].value} registers no '{name}'.",
+                remedy=f"Decorate it with register('{name}').",
+            )
+
+    def _own(self, name: str) -> set[str]:
+        return {"fieldmark"} if name in self.built_in else set()
+
+
+@lru_cache(maxsize=32)
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Entry points of a group; ``path`` is where they are looked for."""
+    return tuple(entry_points(group=group))
+
+
+def _origin(point: EntryPoint) -> str:
+    distribution = getattr(point, "dist", None)
+    return f"{distribution.name} {distribution.version}" if distribution else point.value
+
+
+def _check_settings(settings: type[Settings], base: type[Settings], what: str) -> None:
+    """Refuse settings that may hold what the recipe's checks at a site cannot examine."""
+    config = settings.model_config if issubclass(settings, base) else {}
+    if not config.get("frozen") or config.get("extra") != "forbid":
+        raise ConfigurationError(
+            f"The settings of the {what} are no frozen {base.__name__}.",
+            why="A recipe's settings do not change, and unknown keys in it are errors.",
+            remedy=f"Derive them from {base.__module__}.{base.__name__}.",
+        )
+    for name, field in settings.model_fields.items():
+        extra = field.json_schema_extra
+        kind = extra.get("text") if isinstance(extra, dict) else None
+        for reason in _unfit(field.annotation, kind, what):
+            raise ConfigurationError(
+                f"Setting '{name}' of the {what} {reason}.",
+                why="A site examines every text in a recipe that somebody else has written, and "
+                "opens no file that such a text names.",
+                remedy="Use numbers, Literal, tuples, or str with json_schema_extra=text('word'), "
+                "text('label') or text('inside').",
+            )
+
+
+def _unfit(annotation: Any, kind: object, what: str) -> Iterable[str]:
+    """Why values of a type cannot be examined; nothing if they can."""
+    origin = get_origin(annotation)
+    if origin is Literal or annotation in (*_PLAIN, Ellipsis):
+        return
+    if annotation is str:
+        if kind not in _TEXT_KINDS:
+            yield "is a text that does not say what it is"
+    elif origin is Annotated:
+        yield from _unfit(get_args(annotation)[0], kind, what)
+    elif origin in (Union, types.UnionType, tuple, dict):
+        for inner in get_args(annotation):
+            yield from _unfit(inner, kind, what)
+    elif isinstance(annotation, type) and issubclass(annotation, Settings):
+        _check_settings(annotation, Settings, what)
+    else:
+        yield f"has the type {getattr(annotation, '__name__', annotation)}"

@@ -133,7 +133,9 @@ def make_room(site: Site) -> list[str]:
     for entry in entries[:-1]:
         if total <= most:
             break
-        for path in entry.paths:
+        # The last name first: pictures go before the note of which of them are black for want of
+        # reading. A bank without its note is refused until somebody deletes it.
+        for path in reversed(entry.paths):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

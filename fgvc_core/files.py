@@ -8,6 +8,7 @@ A file that is replaced is replaced whole, here and nowhere else. Whether it als
 cut (``durable``) is decided by each caller: it must where money, privacy or hours hang on it.
 """
 
+import errno
 import io
 import json
 import os
@@ -19,6 +20,8 @@ from typing import Any
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 PRIVATE_UMASK = 0o077
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, a quota or a file that takes no more."""
 
 
 def private_folder(path: Path) -> Path:

@@ -28,6 +28,7 @@ from fgvc_core.wire.arrays import TensorSpec, pack_all
 from fieldmark.server.records import to_array_record
 from fieldmark.server.strategies import SoundReply
 from fieldmark.server.sums_screening import SumsScreening
+from fieldmark.server.weights import cut_to_share
 
 HEAD = ("head.centre", "head.weight", "head.bias")
 
@@ -51,6 +52,7 @@ class ClosedForm:
         units: Site name -> its public number of units, as its roll-call answer states it.
         classes: K.
         needed: Fewest sites whose releases make a head.
+        share: Most of all units that one site's releases count for, 0.5 to 1 (no bound).
         centre: float32 (P,), if it is known from an earlier try; else None.
     """
 
@@ -58,6 +60,7 @@ class ClosedForm:
     units: dict[str, int]
     classes: int
     needed: int = 1
+    share: float = 1.0
     centre: NDArray[np.float32] | None = None
 
     def run(
@@ -92,6 +95,14 @@ class ClosedForm:
             return None, 0
         return {**centred, **self._head(found, directions)}, len(found)
 
+    def factors(self, sites: list[str]) -> dict[str, float]:
+        """What each of these sites' releases are multiplied by, so that none counts for too much.
+
+        The noise of a release is made smaller with it; taking it for as large as the others'
+        errs on the side of believing that site less.
+        """
+        return cut_to_share({site: self.units[site] for site in sites}, self.share)
+
     def _centre(
         self, tensors: Tensors, ask: Ask, leave_out: LeaveOut, directions: int
     ) -> tuple[NDArray[np.float32] | None, int]:
@@ -102,10 +113,11 @@ class ClosedForm:
             # Nobody pays for class sums that could not make a head.
             return None, len(centres)
         # Float64 sums in order of sites: the same replies, the same centre.
-        centre_P, units = np.zeros(directions), 0
+        centre_P, units = np.zeros(directions), 0.0
+        factors = self.factors(list(centres))
         for site, found_P in centres.items():
-            centre_P += found_P
-            units += self.units[site]
+            centre_P += factors[site] * found_P
+            units += factors[site] * self.units[site]
         return (centre_P / units).astype(np.float32), len(centres)
 
     def _asked(
@@ -150,14 +162,15 @@ class ClosedForm:
         assert privacy is not None
         noise = self._noise("class-sums")
         deviation = sums_deviation(self.classes, directions, privacy.count_coordinate, noise)
-        sums_SKQ = np.stack(list(found.values()))
+        factors = self.factors(list(found))
+        sums_SKQ = np.stack([factors[site] * sums_KQ for site, sums_KQ in found.items()])
         means = infer_means(
             sums_SKQ[:, :, :-1],
             sums_SKQ[:, :, -1] / privacy.count_coordinate,
             deviation,
             deviation / privacy.count_coordinate,
             privacy.within_spread,
-            np.array([self.units[site] for site in found]),
+            np.array([factors[site] * self.units[site] for site in found]),
         )
         weights_KP, biases_K = linear_scores(
             means, privacy.within_spread, privacy.class_prior == "counts"

@@ -100,8 +100,18 @@ def closed_head(
         keep()
 
     fixed_P = np.array(parts.state.centre, np.float32) if parts.state.centre else None
-    closed = ClosedForm(parts.recipe, parts.exchange.units, parts.class_count, needed, fixed_P)
+    share = share_among(len(parts.exchange.keys), parts.recipe.federation.max_weight_share)
+    closed = ClosedForm(
+        parts.recipe, parts.exchange.units, parts.class_count, needed, share, fixed_P
+    )
     tensors, arrived = closed.run(parts.unpacked(arrays), ask, leave_out, fix)
+    for site, factor in closed.factors([screened.reply.site for screened in accepted]).items():
+        if factor < 1:
+            claimed = units[site]
+            parts.events.emit(
+                "weight_cut", round=number, site=site, claimed=claimed,
+                weight=factor * claimed, share=share,
+            )  # fmt: skip
     return None if tensors is None else to_array_record(pack_all(tensors)), arrived
 
 

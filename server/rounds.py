@@ -236,7 +236,9 @@ class Rounds:
             round_entry(number, cohort, accepted, parts.books, digests, started)
         )
         self._test_round(number)
-        self._events.emit("round_finished", **self.state.history[-1])
+        guarded = getattr(parts.strategy, "guarded", None)
+        told = {} if guarded is None else {"guarded": guarded}
+        self._events.emit("round_finished", **self.state.history[-1], **told)
         self._checkpoint()
 
     def _take_scores(self, round_: int, arrays: ArrayRecord, replies: list[Screened]) -> None:

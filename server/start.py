@@ -19,7 +19,13 @@ from fgvc_core.training.start import expected_statistics, no_attributes, started
 from fgvc_core.wire.arrays import TensorSpec
 from fieldmark.server.attendance import refused_by_all
 from fieldmark.server.events import EventLog
-from fieldmark.server.start_screening import Summary, against_others, summary, unlike_others
+from fieldmark.server.start_screening import (
+    Summary,
+    against_others,
+    impossible,
+    summary,
+    unlike_others,
+)
 from fieldmark.server.strategies import SoundReply
 from fieldmark.server.strategies.spill import Spill
 from fieldmark.server.weights import bounded
@@ -101,9 +107,15 @@ class FederatedStart:
         summaries: dict[str, Summary | None] = {}
         for reply in replies:
             found = self._read(reply)
-            if found is not None:
-                summaries[reply.site] = summary(found)
-                spill.add(reply.tensors, reply.weight)
+            if found is None:
+                continue
+            one = summary(found)
+            why = impossible(one, found.sums_KD.shape[1]) if one else None
+            if why:
+                self.refused[reply.site] = why
+                continue
+            summaries[reply.site] = one
+            spill.add(reply.tensors, reply.weight)
         return summaries
 
     def _read(self, reply: SoundReply) -> ClassStatistics | None:

@@ -11,7 +11,8 @@ are compared with the others' of the same classes, each site counting once: the 
 :mod:`fieldmark.server.sums_screening`.
 
 Sums of another class, of honest length, are not found out: they count for at most
-``federation.max_weight_share``.
+``federation.max_weight_share``. That share is of pictures: vectors of up to ``LONGEST`` times the
+median's length count for so many times more.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,10 @@ from fieldmark.server.sums_screening import clearly_against, cosine
 
 LONGEST = 4.0
 """Most that vectors may be longer, or shorter, than the median over sites."""
+
+LARGEST = 1e6
+"""Most that a value of a vector may be, as a root mean square over the vector. No backbone comes
+near; beyond it the head is not finite, and every honest site's update would be refused for that."""
 
 LEAST_SITES = 3
 """Fewest sites whose lengths and claims are compared."""
@@ -57,6 +62,22 @@ def summary(found: ClassStatistics) -> Summary | None:
     if found.scatter_DD is not None:
         typical = float(np.sqrt(max(float(np.trace(found.scatter_DD)), 0.0) / examples))
     return Summary(examples, typical, longest)
+
+
+def impossible(one: Summary, dim: int) -> str | None:
+    """Why a site's statistics cannot be, whatever the others' are; None where they can.
+
+    Args:
+        one: The site's.
+        dim: D, values of a vector.
+    """
+    length, limit = max(one.typical, one.longest), LARGEST * float(np.sqrt(dim))
+    if length <= limit:
+        return None
+    return (
+        f"The vectors of its pictures have length {length:.4g}, above {limit:.4g}: {LARGEST:g} for "
+        f"each of {dim:,} values."
+    )
 
 
 def unlike_others(found: Mapping[str, Summary], weight_ratio: float) -> dict[str, str]:

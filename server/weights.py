@@ -29,6 +29,22 @@ def share_among(sites: int, most: float, *, weighs: bool = True) -> float:
     return most if weighs and sites > 2 else 1.0
 
 
+def cut_to_share(weights: dict[str, int], share: float) -> dict[str, float]:
+    """What each site's weight is multiplied by, 0 to 1, so that none has more than its share.
+
+    Args:
+        weights: Site -> its weight, for instance its declared units.
+        share: Most of the whole that one site has, from 0.5 to 1 (no bound).
+    """
+    total = sum(weights.values())
+    factors = dict.fromkeys(weights, 1.0)
+    for site, weight in weights.items():
+        others = total - weight
+        if others and weight > share * total * (1 + _ROUNDING):
+            factors[site] = share / (1 - share) * others / weight
+    return factors
+
+
 def bounded(
     replies: Iterable[SoundReply], share: float, number: int, events: EventLog
 ) -> Iterator[SoundReply]:

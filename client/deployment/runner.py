@@ -159,10 +159,10 @@ class Runner:
         if only_answers:
             limits = at_least_to_answer(limits)
         with in_use(resources.cache):
-            return self._forked(task, work, limits, on_gpu=uses_gpu(resources.device))
+            return self._forked(task, work, limits, resources.device)
 
     def _forked(
-        self, task: Task, work: Callable[[Task], int], limits: Limits, *, on_gpu: bool
+        self, task: Task, work: Callable[[Task], int], limits: Limits, device: str
     ) -> Ended:
         self._handover = handover = Handover()
         child = os.fork()
@@ -171,7 +171,8 @@ class Runner:
             try:
                 die_with_parent()
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                bound_self(limits, on_gpu=on_gpu)
+                # Asked in the fork alone: CUDA starts in no fork of a process that has looked.
+                bound_self(limits, on_gpu=uses_gpu(device))
                 status = work(task)
             except BaseException as error:
                 # The end of a process of ours. Its text stays here: it may name a patient's file.

@@ -8,6 +8,7 @@ in order, and of how they were cut: other pictures, or another order, are anothe
 import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from fgvc_core.data.decoding import decode_each
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
-from fgvc_core.files import FILE_MODE, make_private, private_folder, write_privately
+from fgvc_core.files import FILE_MODE, FULL, make_private, private_folder, write_privately
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,6 @@ Pictures = NDArray[np.uint8] | list[NDArray[np.uint8]]
 """N pictures (size, size, 3), as one array or one by one."""
 
 _VERSION = b"fieldmark pictures 1"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PictureBank:
@@ -195,9 +195,22 @@ def _cached(
             else:
                 write_privately(_faults_of(path), json.dumps(faults))
             os.replace(partial, path)
+        except OSError as error:
+            if error.errno in FULL:
+                raise _no_room(folder, shape, error) from None
+            raise
         finally:
             partial.unlink(missing_ok=True)
     return path, faults
+
+
+def _no_room(folder: Path, shape: tuple[int, ...], error: OSError) -> DataError:
+    return DataError(
+        f"The cache '{folder}' has no room for {math.prod(shape) / 1e6:.0f} MB of decoded "
+        f"pictures: {error.strerror}.",
+        why="They are kept so that no picture is decoded twice.",
+        remedy="Free space there, or put the cache on another disk.",
+    )
 
 
 def _faults_of(path: Path) -> Path:
@@ -258,16 +271,9 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
-            if error.errno not in _FULL:
-                # Not every file system can grant blocks ahead; it may still have them.
-                return pictures_NHWC
-            megabytes = path.stat().st_size / 1e6
-            raise DataError(
-                f"The cache '{path.parent}' has no room for {megabytes:.0f} MB of decoded "
-                f"pictures: {error.strerror}.",
-                why="They are kept so that no picture is decoded twice.",
-                remedy="Free space there, or put the cache on another disk.",
-            ) from None
+            if error.errno in FULL:
+                raise
+            # Else this file system cannot grant blocks ahead; it may still have them.
     return pictures_NHWC
 
 

@@ -132,8 +132,9 @@ def unpack_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistic
     """A stranger's statistics, of names and shapes that were checked.
 
     Raises:
-        PeerError: if they cannot be: negative counts, sums of a class without a picture, or
-            a scatter that is smaller than that of the class means in any direction.
+        PeerError: if they cannot be: negative counts, sums of a class without a picture, a
+            scatter without any picture, or one that is smaller than that of the class means in
+            any direction.
     """
     found = read_statistics(tensors)
     counts_K, sums_KD, scatter_DD = found.counts_K, found.sums_KD, found.scatter_DD
@@ -143,6 +144,9 @@ def unpack_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistic
         raise PeerError("A class without a picture has a sum that is not zero.")
     if scatter_DD is None:
         return found
+    if not counts_K.any() and scatter_DD.any():
+        # Nothing else would bound it: a site without a picture is not compared with the others.
+        raise PeerError("There is no picture, and a scatter that is not zero.")
     # What each class's mean alone adds to the diagonal can never be more than all of it.
     least_D = (sums_KD**2 / np.maximum(counts_K, 1.0)[:, None]).sum(axis=0)
     if (least_D > np.diag(scatter_DD) * (1 + _ROUNDING) + _LEAST).any():

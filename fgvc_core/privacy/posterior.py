@@ -46,7 +46,7 @@ def infer_means(
     sum_noise: float,
     count_noise: float,
     within_spread: float,
-    units_S: NDArray[np.int64],
+    units_S: NDArray[np.float64],
 ) -> ClassMeans:
     """The class means behind noisy sums.
 

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from fgvc_core.data.files import first_few
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
-from fgvc_core.files import private_folder, replacing
+from fgvc_core.files import FULL, private_folder, replacing
 
 if TYPE_CHECKING:
     from fgvc_core.models.classifier import FineGrainedClassifier
@@ -66,7 +66,12 @@ class FeatureStore:
         return np.stack([self._known[key] for key in keys])
 
     def add(self, keys: list[bytes], features_ND: NDArray[np.float32]) -> None:
-        """Keep features; durable and whole, or not there at all."""
+        """Keep features; durable and whole, or not there at all.
+
+        Raises:
+            DataError: if the cache's disk is full.
+            OSError: if they cannot be written for another reason.
+        """
         private_folder(self.folder)
         held: dict[str, NDArray[Any]] = {
             "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, DIGEST_BYTES).copy(),
@@ -74,8 +79,18 @@ class FeatureStore:
         }
         held["sum"] = _sum(held)
         path = self.folder / f"{uuid4().hex}.safetensors"
-        with replacing(path, private=True, durable=True) as aside:
-            save_file(held, aside)
+        try:
+            with replacing(path, private=True, durable=True) as aside:
+                save_file(held, aside)
+        except (SafetensorError, OSError) as error:
+            # The library's own error says so in words alone.
+            if isinstance(error, OSError) and error.errno not in FULL:
+                raise
+            raise DataError(
+                f"The cache '{self.folder}' cannot keep features: {error}.",
+                why="They are kept so that none is computed twice.",
+                remedy="Free space there, or put the cache on another disk.",
+            ) from None
 
     def _refresh(self) -> None:
         if not self.folder.is_dir():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.protocol.settings import ROBUST, FederationSettings
 from fgvc_core.toml_text import read_toml
+from fieldmark.server import start_screening, sums_screening
 from fieldmark.server.cohort import wanted
 
 HALF = frozenset({"fedmedian", "geometric-median"})
@@ -19,6 +20,12 @@ KRUM = frozenset({"krum", "multi-krum"})
 """Rules that need 2 f + 3 replies against f (Blanchard et al. 2017, proposition 4.3)."""
 
 
+LENGTHS, DIRECTIONS = start_screening.LEAST_SITES, sums_screening.LEAST_SITES
+"""Fewest sites among which the lengths of class statistics, and directions, are compared."""
+
+Events = Sequence[dict[str, Any]]
+
+
 class Poisoning(NamedTuple):
     """Sentences on what was in place and what was not."""
 
@@ -26,9 +33,7 @@ class Poisoning(NamedTuple):
     missing: tuple[str, ...]
 
 
-def against_poisoning(
-    recipe: str, sites: int, events: Sequence[dict[str, Any]] = ()
-) -> Poisoning | None:
+def against_poisoning(recipe: str, sites: int, events: Events = ()) -> Poisoning | None:
     """What a run's recipe put in place.
 
     Args:
@@ -49,16 +54,17 @@ def against_poisoning(
     held: list[str] = []
     missing: list[str] = []
     if sums:
-        _of_class_sums(federation, held, missing)
+        _of_class_sums(federation, _fewest_releases(sites, events), held, missing)
     elif not federation.rounds:
-        _of_start(federation, held, missing)
+        _of_start(federation, _fewest_releases(sites, events), held, missing)
     else:
-        _of_updates(federation, _smallest_round(federation, sites, events), held, missing)
+        _of_screening(federation, events, held, missing)
+        _of_rule(federation, sites, events, held, missing)
         frozen = _set(values, "model", "train") == "head"
         if federation.strategy == "least-trimmed" and not frozen:
             missing.append("a rule that was seen to hold where more than the head trains")
         if started:
-            _of_start(federation, held, missing)
+            _of_start(federation, _fewest_releases(sites, events), held, missing)
     missing.append("a search of the final model for triggers")
     return Poisoning(tuple(held), tuple(missing))
 
@@ -69,59 +75,137 @@ def _set(values: dict[str, Any], section: str, name: str) -> Any:
     return found.get(name) if isinstance(found, dict) else None
 
 
-def _smallest_round(
-    federation: FederationSettings, sites: int, events: Sequence[dict[str, Any]]
-) -> int:
-    """Sound replies of the round that had the fewest, of those that counted."""
-    sound: dict[int, int] = {}
+def _fewest_releases(sites: int, events: Events) -> int:
+    """Sites whose class sums or statistics were compared, in the phase that had the fewest."""
+    found: dict[tuple[int, str], set[str]] = {}
     for event in events:
-        if event.get("event") == "reply" and event.get("accepted") is True:
-            sound[event.get("round", 0)] = sound.get(event.get("round", 0), 0) + 1
-    counted = [
-        sound[event["round"]]
-        for event in events
-        if event.get("event") == "round_finished" and event.get("round") in sound
-    ]
+        if _is_sound(event, "release"):
+            key = event.get("round", 0), event.get("phase", "")
+            found.setdefault(key, set()).add(event.get("site", ""))
+    return min([sites, *map(len, found.values())])
+
+
+def _is_sound(event: dict[str, Any], kind: str) -> bool:
+    accepted = event.get("event") == "reply" and event.get("accepted") is True
+    return accepted and event.get("kind") == kind
+
+
+class _Round(NamedTuple):
+    guarded: int
+    replies: int
+
+
+def _weakest_round(federation: FederationSettings, sites: int, events: Events) -> _Round:
+    """Of the rounds that counted the one whose rule guarded against the fewest.
+
+    A round that was void is tried again under the same number, pre-training counts its rounds
+    anew, and scores are asked for under the last one's: none of their replies was the rule's.
+    """
     drawn = wanted(sites, federation.fraction) if sites else 0
-    return min([drawn, *counted])
+    rounds = [_Round(_guarded(federation, drawn), drawn)]
+    sound: set[str] = set()
+    for event in events:
+        kind = event.get("event")
+        if kind == "round_started":
+            sound = set()
+        elif _is_sound(event, "train") and not event.get("phase"):
+            sound.add(event.get("site", ""))
+        elif kind == "round_finished" and sound:
+            computed = _guarded(federation, len(sound))
+            # Who was found out before is not guarded against once more: only the run knows.
+            told = computed if federation.strategy in HALF else event.get("guarded", computed)
+            rounds.append(_Round(min(told, computed), len(sound)))
+    return min(rounds)
 
 
-def _of_class_sums(federation: FederationSettings, held: list[str], missing: list[str]) -> None:
-    if federation.screening:
+def _guarded(federation: FederationSettings, replies: int) -> int:
+    if federation.strategy in HALF:
+        return max(replies - 1, 0) // 2
+    return int(federation.byzantine_share * replies)
+
+
+def _of_class_sums(
+    federation: FederationSettings, sites: int, held: list[str], missing: list[str]
+) -> None:
+    if not federation.screening:
+        missing.append("screening of class sums")
+    elif sites >= DIRECTIONS and federation.direction_spread:
         held.append(
             "screening of each site's class sums against its declared units and the others'"
         )
     else:
-        missing.append("screening of class sums")
+        held.append("screening of each site's class sums against its declared units")
+        missing.append(_no_directions("class sums", federation, sites))
     missing.append("a rule against hostile sites: class sums are added up")
 
 
-def _of_start(federation: FederationSettings, held: list[str], missing: list[str]) -> None:
-    if federation.screening:
-        held.append(
-            "screening of each site's class statistics by themselves and beside the others'"
-        )
-    else:
+def _of_start(
+    federation: FederationSettings, sites: int, held: list[str], missing: list[str]
+) -> None:
+    what = "screening of each site's class statistics by themselves"
+    if not federation.screening:
         missing.append("screening of class statistics beside the others'")
+    elif sites < LENGTHS:
+        held.append(what)
+        missing.append(
+            f"screening of class statistics beside the others': {_of_sites(sites)}, and lengths "
+            f"are compared among {LENGTHS}"
+        )
+    elif sites < DIRECTIONS or not federation.direction_spread:
+        held.append(f"{what} and of their lengths beside the others'")
+        missing.append(_no_directions("class statistics", federation, sites))
+    else:
+        held.append(f"{what} and beside the others'")
     missing.append("a rule against hostile sites for class statistics: they are added up")
 
 
-def _of_updates(
-    federation: FederationSettings, replies: int, held: list[str], missing: list[str]
-) -> None:
-    if federation.screening:
-        held.append("screening of each update's length and direction")
+def _no_directions(what: str, federation: FederationSettings, sites: int) -> str:
+    if not federation.direction_spread:
+        why = "federation.direction_spread = 0"
     else:
+        why = f"{_of_sites(sites)}, and directions are compared among {DIRECTIONS}"
+    return f"screening of the direction of {what} beside the others': {why}"
+
+
+def _of_sites(sites: int) -> str:
+    return f"{sites} {'sites' if sites != 1 else 'site'} answered"
+
+
+def _of_screening(
+    federation: FederationSettings, events: Events, held: list[str], missing: list[str]
+) -> None:
+    """Lengths are compared from the second round on, directions from the third."""
+    if not federation.screening:
         missing.append("screening of updates")
+        return
+    finished = sum(event.get("event") == "round_finished" for event in events)
+    rounds = finished or federation.rounds
+    if rounds < 2:
+        held.append("screening of each update by fixed bounds")
+        missing.append("screening of updates beside those of earlier rounds: there were none")
+    elif rounds < 3 or not federation.direction_spread:
+        held.append("screening of each update's length beside those of earlier rounds")
+        why = "federation.direction_spread = 0" if rounds > 2 else "it begins with the third round"
+        missing.append(f"screening of updates' direction: {why}")
+    else:
+        held.append("screening of each update's length and direction beside earlier rounds'")
+
+
+def _of_rule(
+    federation: FederationSettings,
+    sites: int,
+    events: Events,
+    held: list[str],
+    missing: list[str],
+) -> None:
     name, share = federation.strategy, federation.byzantine_share
-    half = name in HALF
-    guarded = max(replies - 1, 0) // 2 if half else int(share * replies)
-    of = f"of the {replies} {'sites' if replies != 1 else 'site'} of its smallest round"
     if name not in ROBUST:
         missing.append(f"a rule against hostile sites: with {name} one site can teach a backdoor")
         return
+    guarded, replies = _weakest_round(federation, sites, events)
+    of = f"of the {replies} {'sites' if replies != 1 else 'site'} of its smallest round"
     if not guarded:
-        against = "fewer than half" if half else f"a share of {share:g}"
+        against = "fewer than half" if name in HALF else f"a share of {share:g}"
         missing.append(
             f"a rule against hostile sites: {name} guards against {against}, which is none {of}"
         )

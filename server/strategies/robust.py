@@ -36,6 +36,9 @@ class SpillingFedAvg(StreamingFedAvg):
     share = 0.0
     """Share of the sites that may be hostile; what of a number is left over is dropped."""
 
+    guarded: int | None = None
+    """Against how many replies of the last round the rule guarded."""
+
     mix_nearest = False
     """Whether replies are mixed with their nearest neighbours before the rule."""
 
@@ -49,6 +52,7 @@ class SpillingFedAvg(StreamingFedAvg):
                 del reply
             if len(spill) < max(self.needed, 1):
                 return None, None
+            self.guarded = self.hostile(len(spill))
             read: ShapedReplies = spill
             if self.mix_nearest and len(spill) > 1:
                 read = Mixed(spill, self.hostile(len(spill)))

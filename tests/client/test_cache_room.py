@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -98,6 +99,21 @@ def test_what_is_not_named_as_ours_stays(site):
     make_room(with_cache_gb(site, 1e-9))
     assert set(others) <= set(left(site))
     assert f"pictures/{B}.npy" not in left(site)
+
+
+def test_a_removal_that_is_cut_short_leaves_no_bank_that_is_refused(site, monkeypatch):
+    keep(site, f"pictures/{C}.tolerant.npy", 900, 3)
+    gone = []
+
+    def killed(path, missing_ok=False):
+        gone.append(path.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.unlink", killed)
+    shutil.rmtree(site.cache / "features")
+    with pytest.raises(KeyboardInterrupt):
+        make_room(with_cache_gb(site, 1e-9))
+    assert gone == [f"{C}.tolerant.npy"]
 
 
 def test_while_another_home_is_at_work_in_a_cache_nothing_goes(site, monkeypatch):

@@ -84,6 +84,14 @@ def apart(reply):
     return changed(reply, **{SCATTER: scatter})
 
 
+def of_no_picture(reply):
+    """No picture, so nothing to compare; a scatter that outweighs every other."""
+    nothing = {name: 0 * array for name, array in reply.tensors.items()}
+    scatter = nothing[SCATTER].copy()
+    scatter[[i * DIM - i * (i - 1) // 2 for i in range(DIM)]] = 1e9
+    return SoundReply(reply.site, 0, {**nothing, SCATTER: scatter})
+
+
 def one_long(reply):
     """One class of one picture far out, hidden among many of honest length."""
     sums_KD = reply.tensors[SUMS].copy()
@@ -101,6 +109,7 @@ LIES = [
     ("means", lambda r: counted(r, 30), "max_weight_ratio"),
     ("lda", lambda r: counted(r, 30), "max_weight_ratio"),
     ("lda", apart, "of no vectors"),
+    ("lda", of_no_picture, "no picture"),
     ("means", one_long, "above"),
     ("means", lambda r: changed(r, **{SUMS: -r.tensors[SUMS]}), "points against"),
     ("lda", lambda r: changed(r, **{SUMS: -r.tensors[SUMS]}), "points against"),
@@ -118,6 +127,15 @@ def test_statistics_that_cannot_be_are_left_out_and_the_head_is_the_others(start
     assert count == 4
     _, expected, _ = run([r for r in replies if r.site != LIAR], start)
     assert [n for n in TENSORS if tensors[n].tobytes() != expected[n].tobytes()] == []
+
+
+@pytest.mark.parametrize("start", ["lda", "means"])
+def test_values_that_make_no_finite_head_are_left_out_also_where_none_are_compared(start):
+    replies = [honest(SITES[0], start), signed(honest(LIAR, start), 3e18)]
+    found, tensors, count = run(replies, start)
+    assert "for each of 12 values" in found.refused[LIAR]
+    assert (list(found.refused), count) == ([LIAR], 1)
+    assert all(np.isfinite(array).all() for array in tensors.values())
 
 
 @pytest.mark.parametrize("start", ["lda", "means"])

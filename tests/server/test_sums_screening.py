@@ -22,12 +22,12 @@ COUNT = RECIPE.privacy.count_coordinate
 SITES = [f"site-{n}" for n in range(5)]
 
 
-def honest(site, classes=CLASSES):
+def honest(site, classes=CLASSES, units=UNITS):
     """A site's two releases: vectors about a mean of their class, all with a common part."""
     draw = np.random.default_rng(SITES.index(site))
     means_KP = np.random.default_rng(99).normal(size=(CLASSES, DIRECTIONS)) + 1.0
-    labels_N = draw.integers(0, classes, UNITS)
-    vectors_NP = means_KP[labels_N] + 0.5 * draw.normal(size=(UNITS, DIRECTIONS))
+    labels_N = draw.integers(0, classes, units)
+    vectors_NP = means_KP[labels_N] + 0.5 * draw.normal(size=(units, DIRECTIONS))
     vectors_NP /= np.linalg.norm(vectors_NP, axis=1, keepdims=True)
     deviation = make_grid(1.0, DIRECTIONS, NOISE["centre"]).deviation
     centre_P = vectors_NP.sum(0) + draw.normal(0, deviation, DIRECTIONS)
@@ -68,13 +68,13 @@ class Federation:
     def leave_out(self, phase, refused):
         self.out |= refused
 
-    def run(self, needed=1):
+    def run(self, needed=1, share=1.0):
         tensors = {
             "head.centre": np.zeros(DIRECTIONS, np.float32),
             "head.weight": np.zeros((CLASSES, DIRECTIONS), np.float32),
             "head.bias": np.zeros(CLASSES, np.float32),
         }
-        closed = ClosedForm(RECIPE, self.units, CLASSES, needed)
+        closed = ClosedForm(RECIPE, self.units, CLASSES, needed, share)
         return closed.run(tensors, self.ask, self.leave_out)
 
 
@@ -117,6 +117,27 @@ def test_a_release_that_cannot_be_is_left_out_and_its_site_is_named(phase, lie, 
     assert federation.asked["class-sums"] == (
         SITES if phase == "class-sums" else [s for s in SITES if s not in others]
     )
+
+
+def test_classes_turned_by_a_site_of_many_units_count_for_half_at_most():
+    units = dict.fromkeys(SITES, UNITS) | {"site-2": 19 * UNITS}
+    large = honest("site-2", units=19 * UNITS)
+    lies = {
+        ("site-2", "centre"): lambda sums: large["centre"],
+        ("site-2", "class-sums"): lambda sums: np.roll(large["class-sums"], 1, axis=0),
+    }
+    honest_KP = Federation().run()[0]["head.weight"]
+
+    def own_classes(share):
+        """How far each class's row of the head points its own way, in the mean."""
+        found_KP = Federation(lies, units).run(share=share)[0]["head.weight"]
+        return (found_KP * honest_KP).sum(axis=1).mean()
+
+    assert own_classes(1.0) < 0 < own_classes(0.5)
+    cut = ClosedForm(RECIPE, units, CLASSES, 1, 0.5).factors(SITES)
+    # What it has left is as much as the others have together, and no more.
+    assert cut == {**dict.fromkeys(SITES, 1.0), "site-2": pytest.approx(4 / 19)}
+    assert ClosedForm(RECIPE, units, CLASSES, 1).factors(SITES) == dict.fromkeys(SITES, 1.0)
 
 
 def test_nobody_pays_for_class_sums_that_could_not_make_a_head():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 
 import fieldmark.client.app
@@ -105,6 +106,23 @@ def test_a_bundle_with_code_is_refused_recorded_and_never_run(home, tmp_path, mo
     ledger = Ledger(home, fieldmark.client.site.Site.open(home).data_binding, "lyon")
     (entry,) = [e for e in ledger.entries() if e.kind == "refused"]
     assert "client/app.py" in entry.values["reason"]
+
+
+def test_a_gpu_is_looked_for_in_the_fork_alone_so_that_the_fork_can_use_it(
+    home, tmp_path, monkeypatch
+):
+    def looked():
+        (tmp_path / "looked").open("a").write(f"{os.getpid()}\n")
+        return False
+
+    # torch: "Cannot re-initialize CUDA in forked subprocess", once a parent has looked.
+    monkeypatch.setattr(torch.cuda, "is_available", looked)
+    task = Task(tmp_path, make_bundle())
+    answered(home, task, monkeypatch, lambda message, context: message)
+    assert task.finished == [True]
+    pids = (tmp_path / "looked").read_text().split()
+    assert pids
+    assert str(os.getpid()) not in pids
 
 
 def test_a_child_that_is_killed_is_forked_once_more_on_the_same_message(

@@ -210,15 +210,16 @@ def test_an_empty_table_makes_an_empty_bank(tmp_path: Path) -> None:
     assert bank.batch([]).shape == (0, 3, 16, 16)
 
 
+@pytest.mark.parametrize("where", ["os.posix_fallocate", "numpy.lib.format.open_memmap"])
 def test_a_full_disk_is_said_before_anything_is_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    monkeypatch.setattr(where, full, raising=False)
     table, source = counting_table(tmp_path / "tree", 3)
-    with pytest.raises(DataError, match="No space left on device"):
+    with pytest.raises(DataError, match=r"no room for 0 MB.*No space left on device"):
         PictureBank(table, 16, cache=tmp_path)
     assert source.decoded == [0, 0, 0]
     assert not cached_files(tmp_path)

@@ -1,4 +1,5 @@
 import multiprocessing
+import resource
 
 import numpy as np
 import pytest
@@ -155,8 +156,20 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match=r"cannot keep features.*No space"):
         store.add([b"k" * 32], np.ones((1, 3), np.float32))
+    assert list(store.folder.iterdir()) == []
+
+
+def test_a_full_disk_that_the_library_finds_is_said_in_words(tmp_path):
+    store = FeatureStore(tmp_path, b"x" * 32)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(DataError, match="cannot keep features"):
+            store.add([b"k" * 32], np.ones((1, 3000), np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(store.folder.iterdir()) == []
 
 

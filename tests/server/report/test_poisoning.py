@@ -64,16 +64,93 @@ def test_half_is_half_of_a_round():
     assert "fedmedian, against 2 of the 5 sites" in held
 
 
-def test_the_smallest_round_that_counted_says_how_many_are_guarded_against():
-    def told(number, replies, end="round_finished"):
-        replied = {"event": "reply", "round": number, "accepted": True}
-        return [replied] * replies + [{"event": end, "round": number}]
+TRIMMED = '[federation]\nstrategy = "least-trimmed"\nbyzantine_share = 0.3\n'
 
-    recipe = '[federation]\nstrategy = "least-trimmed"\nbyzantine_share = 0.3\n'
-    held, _ = said(recipe, 10, [*told(1, 10), *told(2, 7), *told(3, 1, "round_void")])
+
+def replied(number, replies, kind="train", **more):
+    return [
+        {"event": "reply", "round": number, "accepted": True, "kind": kind, "site": f"site-{n}",
+         **more} for n in range(replies)
+    ]  # fmt: skip
+
+
+def told(number, replies, end="round_finished", **more):
+    begun = {"event": "round_started", "round": number}
+    return [begun, *replied(number, replies), {"event": end, "round": number, **more}]
+
+
+def test_the_smallest_round_that_counted_says_how_many_are_guarded_against():
+    held, _ = said(TRIMMED, 10, [*told(1, 10), *told(2, 7), *told(3, 1, "round_void")])
     assert "against 2 of the 7 sites of its smallest round" in held
-    _, missing = said(recipe, 10, [*told(1, 10), *told(2, 3)])
+    _, missing = said(TRIMMED, 10, [*told(1, 10), *told(2, 3)])
     assert "none of the 3 sites" in missing
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [*told(1, 3, "round_void"), *told(1, 3)],
+        [*told(1, 3), *replied(1, 3, "score")],
+        [*replied(1, 10, phase="pretrain"), *told(1, 3)],
+        [*told(1, 3), *replied(1, 10, "score", phase="personal"), *told(2, 10)],
+    ],
+    ids=["tried again", "closing scores", "pre-training", "personal scores"],
+)
+def test_replies_that_the_rule_has_not_seen_are_not_counted(events):
+    held, missing = said(TRIMMED, 10, events)
+    assert "least-trimmed" not in held
+    assert "none of the 3 sites" in missing
+
+
+def test_sites_that_were_found_out_are_not_guarded_against_once_more():
+    held, missing = said(TRIMMED, 10, [*told(1, 10, guarded=3), *told(2, 7, guarded=0)])
+    assert "least-trimmed" not in held
+    assert "none of the 7 sites" in missing
+
+
+@pytest.mark.parametrize(
+    ("settings", "rounds", "held_back"),
+    [
+        ("", 1, "beside those of earlier rounds: there were none"),
+        ("", 2, "direction: it begins with the third round"),
+        ("direction_spread = 0.0", 5, "direction: federation.direction_spread = 0"),
+    ],
+)
+def test_updates_are_said_to_be_compared_only_where_they_were(settings, rounds, held_back):
+    recipe = f"[federation]\nrounds = {rounds}\n{settings}\n"
+    for events in ((), [event for n in range(rounds) for event in told(n + 1, 5)]):
+        held, missing = said(recipe, 5, events)
+        assert "screening of each update" in held
+        assert "direction" not in held
+        assert held_back in missing
+    recipe = f"[federation]\nrounds = 9\n{settings}\n"
+    _, missing = said(recipe, 5, [event for n in range(rounds) for event in told(n + 1, 5)])
+    assert held_back in missing
+
+
+@pytest.mark.parametrize(
+    ("sites", "settings", "compared"),
+    [(2, "", ""), (3, "", "lengths"), (5, "direction_spread = 0.0", "lengths"), (4, "", "all")],
+)
+def test_class_statistics_are_said_to_be_compared_only_where_they_were(sites, settings, compared):
+    recipe = f'[federation]\nrounds = 0\n{settings}\n[train]\nstart = "lda"\n'
+    for registered, events in ((sites, ()), (9, replied(0, sites, "release", phase="statistics"))):
+        held, missing = said(recipe, registered, events)
+        assert "class statistics by themselves" in held
+        assert ("themselves and beside the others'" in held) == (compared == "all")
+        assert ("lengths beside the others'" in held) == (compared == "lengths")
+        assert ("screening of" in missing) == (compared != "all")
+
+
+@pytest.mark.parametrize(("sites", "settings"), [(3, ""), (9, "direction_spread = 0.0")])
+def test_class_sums_are_said_to_be_compared_only_where_they_were(sites, settings):
+    recipe = f'[federation]\nrounds = 1\n{settings}\n[privacy]\nmethod = "class-sums"\n'
+    events = [*replied(1, 9, "release", phase="centre"),
+              *replied(1, sites, "release", phase="class-sums")]  # fmt: skip
+    held, missing = said(recipe, 9, events)
+    assert "declared units" in held
+    assert "others'" not in held
+    assert "direction of class sums beside the others'" in missing
 
 
 @pytest.mark.parametrize(

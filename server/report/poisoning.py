@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.protocol.settings import ROBUST, FederationSettings
 from fgvc_core.toml_text import read_toml
-from fieldmark.server.cohort import wanted
+from fieldmark.server.rounds.cohort import wanted
 
 HALF = frozenset({"fedmedian", "geometric-median"})
 """Rules that guard against fewer than half of a round, whatever the recipe says."""

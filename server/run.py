@@ -20,13 +20,13 @@ from fgvc_core.errors import (
 )
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.models.weights_folder import resolve_weights
-from fieldmark.server.checkpoint import Checkpoints, RunState, Tensors
-from fieldmark.server.evaluation import TestSplit
-from fieldmark.server.events import EventLog, Listener
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.live import LiveView
-from fieldmark.server.results import write_interrupted, write_results
-from fieldmark.server.rounds import Rounds
+from fieldmark.server.results.evaluation import TestSplit
+from fieldmark.server.results.write import write_interrupted, write_results
+from fieldmark.server.rounds.loop import Rounds
+from fieldmark.server.run_log.checkpoint import Checkpoints, RunState, Tensors
+from fieldmark.server.run_log.events import EventLog, Listener
 from fieldmark.server.tracking import Tracking, read_track
 
 

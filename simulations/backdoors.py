@@ -10,8 +10,8 @@ from fgvc_core.experiment import make_learner
 from fgvc_core.scenario import Trigger
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.learner import Learner
-from fieldmark.server.checkpoint import Checkpoints
 from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.run_log.checkpoint import Checkpoints
 from fieldmark.simulations.poisoning import TARGET, Triggered, triggered_features
 
 

@@ -21,8 +21,8 @@ from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import release_sums
 from fgvc_core.wire.arrays import TensorSpec, unpack_all
-from fieldmark.server.closed_form import ClosedForm, Tensors
 from fieldmark.server.records import from_array_record
+from fieldmark.server.rounds.closed_form import ClosedForm, Tensors
 from fieldmark.server.strategies import SoundReply
 from fieldmark.simulations.preparation import Setting, split_site
 from fieldmark.simulations.private_sites import public_units

@@ -6,8 +6,8 @@ from safetensors import safe_open
 
 from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.site import Site
-from fieldmark.server.checkpoint import read_checkpoint
-from fieldmark.server.closed_form import HEAD, ClosedForm
+from fieldmark.server.rounds.closed_form import HEAD, ClosedForm
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.server.strategies import SoundReply
 
 SUMS = ("privacy.epsilon=4.0", "model.backbone=tf_efficientnet_lite0", "model.weights=package",

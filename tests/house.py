@@ -178,7 +178,7 @@ def files_in_round_one(case):
     from inline_executor import Here
 
     from fgvc_core.recipe import parse_recipe
-    from fieldmark.server.events import EventLog
+    from fieldmark.server.run_log.events import EventLog
     from fieldmark.simulations.simulate import Plan, run_with
 
     seen, emit, stack = set(), EventLog.emit, contextlib.ExitStack()

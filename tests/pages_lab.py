@@ -13,7 +13,7 @@ from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.processes import free_loopback_port
 from fieldmark.server.deployment.provisioning import init_server
 from fieldmark.server.deployment.settings import DeploymentSettings
-from fieldmark.server.events import EventLog
+from fieldmark.server.run_log.events import EventLog
 
 REASON = "The update's norm 812.5 is more than 5 times the median 3.17 of the last closed rounds."
 LONG = "university-hospital-of-a-very-long-name-department-of-dermatology"

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.protocol.settings import ROBUST, FederationSettings
 from fgvc_core.toml_text import read_toml
-from fieldmark.server import start_screening, sums_screening
-from fieldmark.server.cohort import wanted
+from fieldmark.server.rounds.cohort import wanted
+from fieldmark.server.screening import class_statistics, class_sums
 
 HALF = frozenset({"fedmedian", "geometric-median"})
 """Rules that guard against fewer than half of a round, whatever the recipe says."""
@@ -20,7 +20,7 @@ KRUM = frozenset({"krum", "multi-krum"})
 """Rules that need 2 f + 3 replies against f (Blanchard et al. 2017, proposition 4.3)."""
 
 
-LENGTHS, DIRECTIONS = start_screening.LEAST_SITES, sums_screening.LEAST_SITES
+LENGTHS, DIRECTIONS = class_statistics.LEAST_SITES, class_sums.LEAST_SITES
 """Fewest sites among which the lengths of class statistics, and directions, are compared."""
 
 Events = Sequence[dict[str, Any]]

@@ -24,7 +24,7 @@ from fieldmark.server.tracking.figures import (
 )
 
 if TYPE_CHECKING:
-    from fieldmark.server.events import EventLog
+    from fieldmark.server.run_log.events import EventLog
 
 WAIT_S = 120.0
 """Longest that the end of a run waits for its trackers, in seconds."""
@@ -35,7 +35,7 @@ _ENDS = {"run_finished": "finished", "interrupted": "interrupted", "failed": "fa
 
 
 class Tracking:
-    """A listener of an :class:`~fieldmark.server.events.EventLog`, for any number of trackers.
+    """Listens to a :class:`~fieldmark.server.run_log.events.EventLog` for any number of trackers.
 
     Args:
         choices: Which trackers, and where they write.

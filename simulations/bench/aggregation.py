@@ -33,12 +33,12 @@ from fgvc_core.protocol.keys import public_text, read_private
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import PackedTensor, pack_all, spec_of, unpack_all
-from fieldmark.server.events import EventLog
-from fieldmark.server.exchange import Exchange
-from fieldmark.server.history import UpdateHistory
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.records import from_array_record, to_array_record, to_content
-from fieldmark.server.screening import Screening
+from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.screening.checks import Screening
+from fieldmark.server.screening.comparison import UpdateHistory
+from fieldmark.server.sites.messages import Exchange
 from fieldmark.server.strategies import SoundReply, make_strategy
 from fieldmark.simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
 from fieldmark.simulations.grid import InProcessGrid

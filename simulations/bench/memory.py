@@ -24,11 +24,11 @@ from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.seeds import derive_seed
 from fgvc_core.wire.arrays import pack_all, spec_of
-from fieldmark.server.events import EventLog
-from fieldmark.server.exchange import Exchange
 from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
 from fieldmark.server.records import to_array_record
-from fieldmark.server.screening import Screening
+from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.screening.checks import Screening
+from fieldmark.server.sites.messages import Exchange
 from fieldmark.server.strategies import SoundReply, StreamingFedAvg
 from fieldmark.simulations.grid import InProcessGrid
 from fieldmark.simulations.workers import make_pool

@@ -35,7 +35,7 @@ from fieldmark.client.privacy.report.departures import departures
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
 from fieldmark.client.validation import validate_kit
-from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 CANARY = "Mrs-Canary"
 CLASSES = ("naevus", "melanoma")

@@ -5,17 +5,17 @@ import json
 import pytest
 from nodes_lab import KEYS, Nodes
 
-import fieldmark.server.attendance
+import fieldmark.server.sites.roll_call
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.events import EventLog
-from fieldmark.server.exchange import Exchange
 from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
+from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.sites.messages import Exchange
 
 
 @pytest.fixture
 def exchange(tmp_path, monkeypatch):
-    monkeypatch.setattr(fieldmark.server.attendance, "LONGEST_S", 0.05)
+    monkeypatch.setattr(fieldmark.server.sites.roll_call, "LONGEST_S", 0.05)
     (tmp_path / "coordinator").mkdir()
     write_private(new_key(), tmp_path / "coordinator" / "key")
     sites = {name: public_text(key.public_key()) for name, key in KEYS.items()}

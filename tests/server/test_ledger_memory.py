@@ -185,9 +185,9 @@ def test_a_site_whose_ledger_is_shorter_than_in_an_earlier_run_is_not_admitted(e
 
 
 def test_the_first_request_of_a_later_run_names_the_head_too(exchange, tmp_path):
-    from fieldmark.server.checkpoint import RunState
-    from fieldmark.server.events import EventLog
-    from fieldmark.server.parts import assemble
+    from fieldmark.server.rounds.context import assemble
+    from fieldmark.server.run_log.checkpoint import RunState
+    from fieldmark.server.run_log.events import EventLog
 
     kept = tmp_path / "fed"
     kept.mkdir()

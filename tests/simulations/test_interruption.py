@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 
 
 def command(*arguments):

@@ -8,7 +8,7 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError, DataError, RunFailed
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.preparation import deal
 from fieldmark.simulations.simulate import Plan, lay_out, simulate, site_homes
 from fieldmark.simulations.workers import hired

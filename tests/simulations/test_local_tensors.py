@@ -12,7 +12,7 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.models.normalisation import norm_names
 from fgvc_core.recipe import load_recipe, parse_recipe
-from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.engines import run_inprocess
 from fieldmark.simulations.preparation import deal, prepare
 from fieldmark.simulations.simulate import Plan, lay_out, run_with, site_homes

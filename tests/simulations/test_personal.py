@@ -12,8 +12,8 @@ from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.site import Site, write_settings
-from fieldmark.server.checkpoint import read_checkpoint
 from fieldmark.server.report import render
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.engines import run_inprocess
 from fieldmark.simulations.preparation import deal, prepare
 from fieldmark.simulations.simulate import Plan, lay_out, site_homes

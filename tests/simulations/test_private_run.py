@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from tests_recipe import TINY
 
-import fieldmark.server.released
+import fieldmark.server.rounds.heads
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.events import read_events
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.ledger import plans_of, total_of
-from fieldmark.server.checkpoint import read_checkpoint
-from fieldmark.server.rounds import Rounds
+from fieldmark.server.rounds.loop import Rounds
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.simulate import Plan, simulate
 
 STEPS = ("privacy.epsilon=4.0", "privacy.method=gradients", "privacy.sampling_rate=0.5",
@@ -151,7 +151,7 @@ def test_the_price_of_the_subject_unit_is_stated_on_one_split(tmp_path):
 
 @needs_weights
 def test_a_centre_that_cannot_be_is_left_out_and_its_site_pays_no_more(tmp_path, monkeypatch):
-    honest = fieldmark.server.released.released
+    honest = fieldmark.server.rounds.heads.released
 
     def lying(parts, number, phase, *rest):
         for reply in honest(parts, number, phase, *rest):
@@ -159,7 +159,7 @@ def test_a_centre_that_cannot_be_is_left_out_and_its_site_pays_no_more(tmp_path,
                 reply.tensors["centre"] = reply.tensors["centre"] + np.float32(1e30)
             yield reply
 
-    monkeypatch.setattr(fieldmark.server.released, "released", lying)
+    monkeypatch.setattr(fieldmark.server.rounds.heads, "released", lying)
     plan = Plan(recipe(*SUMS, "partition.sites=3"), tmp_path / "run")
     metrics = simulate(plan)
     figures = metrics["sites"]["site-2"]

@@ -5,7 +5,7 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.simulate import Plan, latest, next_free, simulate
 
 KEYS = (

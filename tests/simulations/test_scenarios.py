@@ -10,7 +10,7 @@ from tests_recipe import TINY
 from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.scenario import ON_SUMS, STRENGTHS
-from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.engines import run_inprocess
 from fieldmark.simulations.preparation import deal, prepare
 from fieldmark.simulations.scenarios import draw

@@ -18,7 +18,7 @@ from fgvc_core.models.class_statistics import (
     discriminant_scores,
 )
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import read_checkpoint
+from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.preparation import deal, split_site
 from fieldmark.simulations.simulate import Plan, simulate
 

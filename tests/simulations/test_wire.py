@@ -7,7 +7,7 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import Checkpoints, read_checkpoint
+from fieldmark.server.run_log.checkpoint import Checkpoints, read_checkpoint
 from fieldmark.simulations.simulate import Plan, simulate
 
 SPARSE = ("wire.precision=int8", "wire.delta=true", "wire.top_k=0.1", "wire.down=bfloat16")

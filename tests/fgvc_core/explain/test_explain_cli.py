@@ -16,7 +16,7 @@ from fgvc_core.explain.controls import randomised
 from fgvc_core.explain.sheet import overlay
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 pytest.importorskip("pytorch_grad_cam", reason="needs the 'explain' extra")
 

@@ -11,7 +11,7 @@ from fgvc_core.export.judging import Judges
 from fgvc_core.export.onnx_export import make_onnx
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 NAMES = ("Crow | raven", "</script><b>", "c")
 

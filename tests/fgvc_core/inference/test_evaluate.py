@@ -37,7 +37,7 @@ from fgvc_core.inference.subgroups import EMPTY, banded, subgroups
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.inference.validation_split import validation_of_run
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 from fieldmark.simulations.preparation import deal, split_site, write_partition
 
 RECIPE = parse_recipe(

@@ -25,7 +25,7 @@ from fgvc_core.inference.taxonomy import Taxonomy, flat, read_taxonomy
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.inference.verdict import NONE_OF_THESE, Judge
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 RECIPE = parse_recipe("[data]\nimage_size = 32\n[model]\nbackbone = 'fieldmark_nano'\n")
 NAMES = ("jay", "wren", "robin")

@@ -15,7 +15,7 @@ from fgvc_core.experiment import make_learner
 from fgvc_core.inference.selecting import data_set, folder_candidates, select
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 RECIPE = parse_recipe(
     "[data]\nimage_size = 32\nfieldmarks_train = 24\nfieldmarks_test = 12\nfieldmarks_pool = 15\n"

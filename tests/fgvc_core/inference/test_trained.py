@@ -8,7 +8,7 @@ from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.checkpoint import Checkpoints, RunState
+from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 RECIPE = parse_recipe("[data]\nimage_size = 32\n[model]\nbackbone = 'fieldmark_nano'\n")
 

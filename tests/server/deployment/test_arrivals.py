@@ -9,14 +9,14 @@ import pytest
 from nodes_lab import ARRAYS, answering
 from superlink_lab import MALFORMED, MemoryLink, failure
 
-import fieldmark.server.exchange
-from fieldmark.server.books import Books
-from fieldmark.server.checkpoint import RunState
-from fieldmark.server.history import UpdateHistory
-from fieldmark.server.intake import Intake
+import fieldmark.server.sites.messages
 from fieldmark.server.records import FAULTS, TOO_LARGE, UNREADABLE, WITHDRAWN
-from fieldmark.server.screening import Screening
-from fieldmark.server.standing import Standing
+from fieldmark.server.run_log.checkpoint import RunState
+from fieldmark.server.screening.checks import Screening
+from fieldmark.server.screening.comparison import UpdateHistory
+from fieldmark.server.screening.replies import Intake
+from fieldmark.server.screening.tally import Books
+from fieldmark.server.screening.trust import Standing
 
 DEADLINE_S = 0.2
 
@@ -24,7 +24,7 @@ DEADLINE_S = 0.2
 @pytest.fixture
 def federation(exchange, monkeypatch):
     """Two sites behind the SuperLink, the first of which a test spoils; it is node 2."""
-    monkeypatch.setattr(fieldmark.server.exchange, "GRACE_FOR_PIECES_S", 0.3)
+    monkeypatch.setattr(fieldmark.server.sites.messages, "GRACE_FOR_PIECES_S", 0.3)
     link = MemoryLink(answering("site-1"), answering("site-2"))
     call, home = exchange(grid=lambda: link.grid())
     call.roll_call()

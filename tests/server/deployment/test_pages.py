@@ -13,7 +13,7 @@ from fieldmark.server.deployment.pages import make_app, metric_lines
 from fieldmark.server.deployment.provisioning import init_server
 from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.deployment.status import read_status
-from fieldmark.server.events import EventLog
+from fieldmark.server.run_log.events import EventLog
 
 LINE = re.compile(r'fieldmark_[a-z_]+(\{([a-z]+="(\\.|[^"\\])*",?)+\})? -?[0-9.e+-]+')
 

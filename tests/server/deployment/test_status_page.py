@@ -7,7 +7,7 @@ import pytest
 from browser import WIDEST, Browser, needs_chromium
 from pages_lab import REASON, SITES, busy_folder, served
 
-from fieldmark.server.events import EventLog
+from fieldmark.server.run_log.events import EventLog
 
 pytestmark = [pytest.mark.browser, needs_chromium]
 

@@ -7,7 +7,7 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.events import EventLog
+from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.tracking import Choice, Tracking, check_installed, read_track, settled
 from fieldmark.server.tracking.facts import RunFacts
 from fieldmark.server.tracking.figures import final_figures, settings_of

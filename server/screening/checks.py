@@ -1,0 +1,195 @@
+"""Who sent a reply, and is it sound? Nothing of a reply is used before this.
+
+Checked in order, cheapest and most decisive first: the runtime's error flag, size,
+the signature against the registered key (never the claimed id), that it answers
+*this* request (run, round, nonce, site, recipe), its code, its weight, its tensors'
+names, shapes and dtypes, and that every value and figure can be.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.envelope import unseal
+from fgvc_core.protocol.keys import PublicKey
+from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_not_finite
+from fgvc_core.wire.decode import decode_update
+from fgvc_core.wire.settings import WireSettings
+from fieldmark.server.ledger_memory import LedgerMemory
+from fieldmark.server.records import from_message
+from fieldmark.server.screening.comparison import Figures, UpdateHistory
+from fieldmark.server.strategies import SoundReply, Tensors
+
+MAX_EXAMPLES = 10_000_000
+"""Largest number of examples that a site is believed to have, whatever a recipe says."""
+
+
+_CARRYING = ("train", "release")
+"""Kinds of requests whose answers carry tensors."""
+
+
+class SiteRefusal(PeerError):
+    """A reply that is sound and says no."""
+
+    def __init__(self, what: str, reply: Reply) -> None:
+        super().__init__(what)
+        self.reply = reply
+
+
+@dataclass(frozen=True)
+class Screened:
+    """A reply that is what it claims: its body, its update (if any), its bytes.
+
+    ``figures`` are what its update was judged by.
+    """
+
+    reply: Reply
+    update: SoundReply | None
+    nbytes: int
+    figures: Figures = field(default_factory=dict)
+
+
+class Screening:
+    """Screens the replies of one run.
+
+    Args:
+        specs: What the travelling tensors must be.
+        keys: Site name -> its registered public key.
+        max_update_mb: Largest update accepted, in MB.
+        protected: Whether every reply has to state what it cost.
+        max_weight: Most examples that a site may claim to have.
+        history: What updates are compared with, and what encoded ones refer to; None: nothing.
+        wire: What updates travel as; None: as they are.
+        ledgers: Told of every reply that is the site's; None: nothing is remembered.
+        units: Site -> what it declared at the roll call; None: nobody was asked.
+        claims: Site -> the first number of examples that counted in this run: a later claim
+            weighs no more.
+    """
+
+    def __init__(
+        self,
+        specs: dict[str, TensorSpec],
+        keys: dict[str, PublicKey],
+        max_update_mb: float,
+        protected: bool = False,
+        max_weight: int = MAX_EXAMPLES,
+        history: UpdateHistory | None = None,
+        wire: WireSettings | None = None,
+        ledgers: LedgerMemory | None = None,
+        units: Mapping[str, int] | None = None,
+        claims: Mapping[str, int] | None = None,
+    ) -> None:
+        self._specs = specs
+        self._keys = keys
+        self._max_bytes = max_update_mb * 1e6
+        self._protected = protected
+        self._max_weight = max_weight
+        self._history = history
+        self._wire = wire or WireSettings()
+        self._ledgers = ledgers
+        self._units = units
+        self._claims: Mapping[str, int] = {} if claims is None else claims
+
+    def screen(
+        self,
+        message: Message,
+        request: Request,
+        specs: dict[str, TensorSpec] | None = None,
+        ledger_length: int = 0,
+        digests: dict[str, str] | None = None,
+    ) -> Screened:
+        """Check the answer to a request.
+
+        Args:
+            message: What arrived.
+            request: What it has to answer.
+            specs: What its tensors must be; by default the model's.
+            ledger_length: How long we have seen this site's ledger before.
+            digests: Of the message's tensors, where they were computed from it already.
+
+        Raises:
+            PeerError: with the reason, if the reply is to be refused.
+        """
+        sealed, packed = from_message(message)
+        nbytes = reply_bytes(sealed.text, sealed.signature, packed)
+        if nbytes > self._max_bytes:
+            raise PeerError(
+                f"The reply weighs {nbytes / 1e6:.1f} MB, more than "
+                f"wire.max_update_mb = {self._max_bytes / 1e6:g}."
+            )
+        digests = digest_all(packed) if digests is None else digests
+        reply = unseal(Reply, sealed, self._keys[request.site], digests)
+        for name in ("kind", "run", "round", "site", "nonce", "recipe_digest"):
+            if getattr(reply, name) != getattr(request, name):
+                raise PeerError(f"The reply answers another request: its {name} differs.")
+        if reply.ledger_length < ledger_length:
+            raise PeerError(
+                f"The site's ledger has {reply.ledger_length} entries, and had {ledger_length}: "
+                "an old copy was put back."
+            )
+        if self._ledgers is not None:
+            self._ledgers.saw(reply, sealed)
+        if reply.code != "ok":
+            raise SiteRefusal(f"The site answered '{reply.code}'. {reply.reason}".strip(), reply)
+        self._check_figures(reply)
+        if self._protected and reply.privacy is None:
+            raise PeerError("The run has differential privacy, and the reply does not state any.")
+        if request.kind not in _CARRYING:
+            return Screened(reply, None, nbytes)
+        update = self._update(reply, packed, self._specs if specs is None else specs)
+        return Screened(reply, update, nbytes, self._judge(request, update))
+
+    def _update(
+        self, reply: Reply, packed: dict[str, PackedTensor], specs: dict[str, TensorSpec]
+    ) -> SoundReply:
+        least = 1 if reply.kind == "train" else 0
+        bare = reply.kind == "train" or not reply.privacy
+        if bare and not least <= reply.examples <= self._max_weight:
+            raise PeerError(
+                f"The site claims {reply.examples} training examples; {least} to "
+                f"{self._max_weight} count (federation.max_weight)."
+            )
+        declared = None if self._units is None else self._units.get(reply.site)
+        if reply.kind == "train" and reply.privacy and declared and reply.examples != declared:
+            raise PeerError(
+                f"The site weighs its update by {reply.examples} units, and declared {declared}."
+            )
+        if reply.kind == "release" and reply.privacy and reply.examples:
+            # What was declared at the roll call weighs a release: a claim is made in vain.
+            raise PeerError(
+                f"The site claims {reply.examples} units beside a release, which states none."
+            )
+        # What other kinds of replies carry is small, and travels as it is.
+        encoded = self._history is not None and reply.kind == "train"
+        sent: Tensors = self._history.sent if self._history and encoded else {}
+        weight = reply.examples
+        if reply.kind == "train":
+            weight = min(weight, self._claims.get(reply.site, weight))
+        return SoundReply(reply.site, weight, decode_update(packed, specs, self._wire, sent))
+
+    def _judge(self, request: Request, update: SoundReply) -> Figures:
+        if self._history is not None and request.kind == "train":
+            return self._history.judge(update)
+        broken = first_not_finite(update.tensors)
+        if broken is not None:
+            raise PeerError(f"The update's tensor '{broken}' is not finite.")
+        return {}
+
+    def _check_figures(self, reply: Reply) -> None:
+        if reply.loss is not None and not math.isfinite(reply.loss):
+            raise PeerError("The site's training loss is not finite.")
+        for scores in (reply.scores, reply.personal):
+            if scores is not None and not scores.correct <= scores.examples <= self._max_weight:
+                raise PeerError(
+                    f"The site claims {scores.correct} of {scores.examples} validation examples "
+                    f"right; at most all of them, and {self._max_weight}, count."
+                )
+
+
+def reply_bytes(body: str, signature: bytes, packed: dict[str, PackedTensor]) -> int:
+    """Bytes of a signed body and its tensors."""
+    return len(body.encode()) + len(signature) + sum(len(t.data) for t in packed.values())

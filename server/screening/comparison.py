@@ -1,0 +1,275 @@
+"""What an update is like beside the updates of earlier rounds: its length and its direction.
+
+A verdict uses only rounds that are closed, so it never depends on who arrived first. The
+first round has no earlier one: only absolute bounds hold there. Every figure is of the
+*update*, the reply minus what was sent: a model's own length says nothing.
+
+Lengths are divided by the mean learning rate of the site's steps in the round, which is what
+they grow with over a schedule; how many steps a site takes follows from its claimed examples.
+Directions are cosines with the model's last movement; the share of the update that is noise
+makes them small, not negative, while an update turned around points against it.
+
+If most of what arrived is refused by comparison and no quorum is left, it is the comparison
+that is wrong: it begins anew, and only absolute bounds hold in the next try.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.settings import FederationSettings
+from fgvc_core.protocol.tensor_names import is_statistic, split_control
+from fgvc_core.wire.arrays import first_not_finite
+from fgvc_core.wire.cores import on_all_cores, pieces
+from fieldmark.server.screening.running_statistics import (
+    RATIO,
+    change_of_statistics,
+    impossible_statistic,
+)
+from fieldmark.server.strategies import SoundReply, Tensors
+
+BLOCK = 1 << 16
+"""Values measured at once: 256 kB of float32, which stays in a core's cache."""
+
+ROUNDS_KEPT = 5
+FIGURES_WANTED = 10
+"""Lengths shrink as a model settles: only as many of the last rounds count as it takes to have
+so many figures, mostly one."""
+
+LEAST_SPREAD = 0.1
+AGAINST = -0.2
+"""No update is refused for its direction above this cosine: noise alone makes small ones."""
+
+NORMAL = 1.4826
+"""Median deviation times this estimates a normal distribution's standard deviation."""
+
+Figures = dict[str, float]
+
+
+class UnsoundUpdate(PeerError):
+    """An update that is not like the others, with the figures that say so."""
+
+    def __init__(self, what: str, figures: Figures) -> None:
+        super().__init__(what)
+        self.figures = figures
+
+
+@dataclass
+class UpdateHistory:
+    """Judges updates by those of earlier rounds.
+
+    Attributes:
+        settings: ``[federation]``.
+        kept: As a checkpoint holds it: the last rounds' figures of accepted updates.
+        direction: The model's last movement, or empty.
+        waits: Rounds for which a change may be left out before it travels, with all that
+            has come to it since (``wire.top_k``): so many times longer an update may be.
+    """
+
+    settings: FederationSettings
+    kept: dict[str, Any] = field(default_factory=dict)
+    direction: Tensors = field(default_factory=dict)
+    waits: int = 1
+    _sent: Tensors = field(default_factory=dict)
+    _rate: Callable[[float], float] = field(default=lambda examples: 1.0)
+    _pending: dict[str, Figures] = field(default_factory=dict)
+    _unlike: int = 0
+
+    def begin(self, sent: Tensors, rate: Callable[[float], float]) -> None:
+        """A round begins.
+
+        Args:
+            sent: The model that its updates are taken from.
+            rate: Examples -> mean learning rate of such a site's steps in it.
+        """
+        self._sent, self._rate = sent, rate
+        self._pending = {}
+        self._unlike = 0
+
+    @property
+    def sent(self) -> Tensors:
+        """The model that the replies now judged were computed from."""
+        return self._sent
+
+    def judge(self, reply: SoundReply) -> Figures:
+        """An update's figures, rounded.
+
+        Raises:
+            UnsoundUpdate: if it is not finite, or not like those of earlier rounds.
+        """
+        if not self.settings.screening:
+            # Only in a scenario, to see what becomes of a model that nobody guards.
+            return {}
+        model, control = split_control(reply.tensors)
+        figures = self._measure(model)
+        if not np.isfinite(figures["norm"]):
+            raise UnsoundUpdate(_not_finite(model), {})
+        impossible = impossible_statistic(self._sent, model)
+        if impossible is not None:
+            raise UnsoundUpdate(impossible, {})
+        change = change_of_statistics(self._sent, model)
+        if change is not None:
+            figures["statistics"] = change
+        if control:
+            figures["control_norm"] = _norm(control)
+            if not np.isfinite(figures["control_norm"]):
+                raise UnsoundUpdate(_not_finite(control), {})
+        figures["weight"] = reply.weight
+        figures["pace"] = figures["norm"] / max(self._rate(reply.weight), 1e-30)
+        self._check(figures)
+        self._pending[reply.site] = figures
+        return {name: round(value, 6) for name, value in figures.items()}
+
+    def close(self, moved_to: Tensors) -> None:
+        """The round counts: its accepted updates become history, and the model moved."""
+        columns: dict[str, list[float]] = {}
+        for site in sorted(self._pending):
+            for name, value in self._pending[site].items():
+                columns.setdefault(name, []).append(value)
+        for name, values in columns.items():
+            rounds = [*self.kept.get(name, []), values][-ROUNDS_KEPT:]
+            while sum(map(len, rounds[1:])) >= FIGURES_WANTED:
+                rounds = rounds[1:]
+            self.kept[name] = rounds
+        if self.settings.screening and self.settings.direction_spread:
+            self.direction = {
+                n: a - self._sent[n] for n, a in moved_to.items() if not is_statistic(n)
+            }
+        self._pending = {}
+
+    def void(self) -> bool:
+        """The round found no quorum; says whether what updates are compared with is dropped."""
+        wrong = self._unlike > len(self._pending)
+        if wrong:
+            self.kept.clear()
+            self.direction = {}
+        self._pending = {}
+        return wrong
+
+    def _measure(self, model: Tensors) -> Figures:
+        """Norm, root mean square and, where the model has moved before, the cosine."""
+        learnt = {name: tensor for name, tensor in model.items() if not is_statistic(name)}
+        # Statistics are of another size than what is learnt, and are judged by themselves.
+        others = (tensor for name, tensor in model.items() if is_statistic(name))
+        squared = 0.0 if all(np.isfinite(tensor).all() for tensor in others) else np.nan
+
+        def sums(piece: tuple[str, slice]) -> NDArray[np.float64]:
+            name, where = piece
+            ahead = self.direction.get(name)
+            return _sums(
+                learnt[name].reshape(-1)[where],
+                self._sent[name].reshape(-1)[where],
+                None if ahead is None else ahead.reshape(-1)[where],
+            )
+
+        of_all = pieces((name, tensor.size) for name, tensor in learnt.items())
+        found = on_all_cores(sums, of_all, sum(tensor.nbytes for tensor in learnt.values()))
+        count = sum(tensor.size for tensor in learnt.values())
+        # In the order of the pieces, so that the threads' order changes nothing.
+        of_update, inner, length = np.sum(found, axis=0).tolist() if found else (0.0, 0.0, 0.0)
+        squared += of_update
+        figures = {"norm": float(np.sqrt(squared)), "rms": float(np.sqrt(squared / max(count, 1)))}
+        if length > 0 and squared > 0:
+            figures["cosine"] = inner / float(np.sqrt(squared * length))
+        return figures
+
+    def _check(self, figures: Figures) -> None:
+        if figures["rms"] > self.settings.max_rms:
+            limit = self.settings.max_rms
+            raise _beyond("root mean square", figures, "rms", limit, "max_rms")
+        try:
+            self._compare(figures)
+        except UnsoundUpdate:
+            self._unlike += 1
+            raise
+
+    def _compare(self, figures: Figures) -> None:
+        """With the medians of earlier rounds."""
+        settings = self.settings
+        for name, what, ratio, setting in (
+            ("weight", "weight", settings.max_weight_ratio, "max_weight_ratio"),
+            (
+                "pace",
+                "norm over its learning rate",
+                settings.max_norm_ratio * self.waits,
+                "max_norm_ratio",
+            ),
+            ("control_norm", "variates' norm", settings.max_norm_ratio, "max_norm_ratio"),
+            (
+                "statistics",
+                "change of running statistics",
+                settings.max_norm_ratio * RATIO * self.waits,
+                f"max_norm_ratio times {RATIO:g}",
+            ),
+        ):
+            middle = self._median(name)
+            if name in figures and middle and figures[name] > ratio * middle:
+                raise _beyond(what, figures, name, ratio * middle, setting)
+        least = settings.min_norm_ratio * self._median("pace")
+        if figures["pace"] < least:
+            raise UnsoundUpdate(
+                f"The update hardly differs from what was sent: norm {figures['norm']:.3g} "
+                f"(federation.min_norm_ratio = {settings.min_norm_ratio:g}).",
+                {**figures, "limit": least},
+            )
+        cosines = self._earlier("cosine")
+        if settings.direction_spread and "cosine" in figures and len(cosines):
+            middle = float(np.median(cosines))
+            spread = max(NORMAL * float(np.median(np.abs(cosines - middle))), LEAST_SPREAD)
+            limit = min(middle - settings.direction_spread * spread, AGAINST)
+            if figures["cosine"] < limit:
+                raise UnsoundUpdate(
+                    f"The update points against the model's last movement: cosine "
+                    f"{figures['cosine']:.3f}, below {limit:.3f} (median of the last rounds "
+                    f"{middle:.3f}, federation.direction_spread = {settings.direction_spread:g}).",
+                    {**figures, "limit": limit},
+                )
+
+    def _median(self, name: str) -> float:
+        earlier = self._earlier(name)
+        return float(np.median(earlier)) if len(earlier) else 0.0
+
+    def _earlier(self, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.array([v for values in self.kept.get(name, []) for v in values])
+
+
+def _sums(
+    new: NDArray[np.float32], old: NDArray[np.float32], ahead: NDArray[np.float32] | None
+) -> NDArray[np.float64]:
+    """float64 (3,): the update's square, its product with the direction, that one's square."""
+    squared = inner = length = 0.0
+    buffer = np.empty(min(BLOCK, new.size), dtype=np.float32)
+    for start in range(0, new.size, BLOCK):
+        where = slice(start, min(start + BLOCK, new.size))
+        part = buffer[: where.stop - start]
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(new[where], old[where], out=part)
+            squared += float(np.dot(part, part))
+            if ahead is not None:
+                inner += float(np.dot(part, ahead[where]))
+                length += float(np.dot(ahead[where], ahead[where]))
+    return np.array([squared, inner, length])
+
+
+def _beyond(what: str, figures: Figures, name: str, limit: float, setting: str) -> UnsoundUpdate:
+    return UnsoundUpdate(
+        f"The update's {what} is {figures[name]:.4g}, above {limit:.4g} (federation.{setting}).",
+        {**figures, "limit": limit},
+    )
+
+
+def _norm(tensors: Tensors) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = [float(np.dot(flat, flat)) for flat in (t.reshape(-1) for t in tensors.values())]
+    return float(np.sqrt(sum(squares)))
+
+
+def _not_finite(tensors: Tensors) -> str:
+    broken = first_not_finite(tensors)
+    if broken is None:
+        return "The update is so long that its norm is not finite."
+    return f"The update's tensor '{broken}' is not finite."

@@ -1,0 +1,112 @@
+"""What is written down of each reply: an event, the site's figures, the bytes."""
+
+from typing import Any
+
+from flwr.app import ArrayRecord
+
+from fgvc_core.protocol.messages import Reply, Request, Scores
+from fieldmark.server.records import from_array_record
+from fieldmark.server.run_log.checkpoint import RunState
+from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.screening.checks import Screened, reply_bytes
+from fieldmark.server.sites.messages import Answer
+
+
+class Books:
+    """The books of one run.
+
+    Args:
+        state: The run's state; its figures are kept up to date.
+        events: Where each reply is recorded.
+    """
+
+    def __init__(self, state: RunState, events: EventLog) -> None:
+        self._state = state
+        self._events = events
+        self.sent = 0
+        self.received = 0
+        self._arrays: tuple[ArrayRecord | None, int] = (None, 0)
+
+    def open(self, arrays: ArrayRecord) -> None:
+        """A round (or one phase of it) begins with these tensors going out."""
+        self._arrays = arrays, reply_bytes("", b"", from_array_record(arrays))
+
+    def reset(self) -> None:
+        """Count a round's bytes from nothing."""
+        self.sent = self.received = 0
+
+    def close(self) -> None:
+        """Add the round's bytes to the run's."""
+        self._state.bytes_up += self.received
+        self._state.bytes_down += self.sent
+
+    def note(
+        self,
+        answer: Answer,
+        screened: Screened | None,
+        reason: str | None,
+        figures: dict[str, float] | None = None,
+        event: str = "reply",
+    ) -> None:
+        """Record one answer, sound or not."""
+        request = answer.request
+        reply = screened.reply if screened else None
+        down = self._sent_bytes(request) if event == "reply" else 0
+        up = screened.nbytes if screened else 0
+        self.sent += down
+        self.received += up
+        self._events.emit(
+            event,
+            round=request.round,
+            kind=request.kind,
+            **({"phase": request.phase} if request.phase else {}),
+            site=request.site,
+            accepted=reason is None,
+            reason=reason,
+            bytes_up=up,
+            bytes_down=down,
+            seconds=round(answer.seconds, 4),
+            work_seconds=float(reply.seconds) if reply else None,
+            examples=reply.examples if reply else None,
+            loss=reply.loss if reply else None,
+            val_top1=share(reply.scores if reply else None),
+            **({"figures": figures} if figures else {}),
+        )
+        self._add(request, reply, up, down)
+
+    def left_out(self, site: str, phase: str) -> None:
+        """An accepted release of a site was found to be none that can be; with no phase, its
+        declared number of units."""
+        figures = self._figures(site)
+        figures["refused"] += 1
+        figures["rounds"] -= phase == "class-sums"
+
+    def _figures(self, site: str) -> dict[str, Any]:
+        return self._state.sites.setdefault(
+            site,
+            {"rounds": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "examples": None},
+        )
+
+    def _add(self, request: Request, reply: Reply | None, up: int, down: int) -> None:
+        figures = self._figures(request.site)
+        figures["bytes_up"] += up
+        figures["bytes_down"] += down
+        figures["refused"] += reply is None
+        if reply is not None:
+            figures["version"], figures["code"] = reply.version, reply.code_digest
+            # Scores too: they choose the model that is kept.
+            figures["answered"] = figures.get("answered", 0) + 1
+            bare = reply.privacy is None
+            figures["unprotected"] = figures.get("unprotected", 0) + bare
+        if reply is not None and request.kind in ("train", "release"):
+            figures["rounds"] += request.phase not in ("centre", "statistics", "pretrain")
+            # Under differential privacy it is the public number that weighs, not a count.
+            figures["examples"] = reply.examples if reply.privacy is None else None
+
+    def _sent_bytes(self, request: Request) -> int:
+        return len(request.model_dump_json()) + self._arrays[1]
+
+
+def share(scores: Scores | None) -> float | None:
+    """Top-1 of a site's scores, 0 to 1, or None where it scored nothing."""
+    return scores.correct / scores.examples if scores and scores.examples else None

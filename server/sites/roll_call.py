@@ -1,0 +1,407 @@
+"""Who takes part: the roll call, and who comes and goes after it.
+
+A node is a site's once it has answered a signed request with that site's registered key; what
+a reply claims about its sender only picks the key that its signature must match.
+"""
+
+import math
+import time
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
+from fgvc_core.protocol.envelope import seal, unseal
+from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
+from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fieldmark.server.home import CoordinatorHome, allow_list_stamp, read_allow_list
+from fieldmark.server.ledger_memory import LedgerMemory
+from fieldmark.server.records import FAULTS, from_message, to_content, words_of_a_site
+from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.sites.prefetch import Fetched, LookAhead
+
+_TYPES: dict[str, str] = {
+    "roll_call": "query.roll_call",
+    "train": "train",
+    "score": "evaluate",
+    "release": "query.release",
+}
+LONGEST_S = 300.0
+"""After so long, in seconds, a roll call closes without a quorum too."""
+GRACE_S = 15.0
+"""How long a quorum of sites waits for the others when a run begins, in seconds."""
+REPLY_BYTES = 1e6
+"""Most that an answer to a roll call may weigh, in bytes; it carries no tensors."""
+AGAIN_S = 30.0
+"""How long a roll call waits for nodes that went away in the midst of it, in seconds."""
+
+
+class Attendance:
+    """Knows which registered site is at which node.
+
+    Attributes:
+        keys: Site -> its registered key, as the allow-list has it now.
+        nodes: Site -> its node, of those present.
+        units: Site -> what it stated as its public number of units.
+        refusals: Site -> its own policy's reason at the roll call.
+        ledgers: What is remembered of the sites' ledgers, across runs.
+    """
+
+    def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
+        self._grid = grid
+        self._home = home
+        self._run = run
+        self._events = events
+        self.keys: dict[str, PublicKey] = {
+            name: read_public(text) for name, text in home.allow_list.items()
+        }
+        self._names = {fingerprint(key): name for name, key in self.keys.items()}
+        self._listed: tuple[int, int] = (0, 0)
+        self.ledgers = LedgerMemory(home.run_dir, home.recipe)
+        self._calls: dict[int, tuple[str, Request]] = {}
+        self._known: set[int] = set()
+        self._gone: set[int] = set()
+        self.nodes: dict[str, int] = {}
+        self.units: dict[str, int] = {}
+        self.refusals: dict[str, str] = {}
+        # A grid may keep its own time (a simulated one does), and know when a reply arrived.
+        self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
+        self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
+        self._limit_reply: Callable[..., None] = getattr(grid, "limit_reply", lambda *_: None)
+        # (pieces come, pieces in all) of a reply that is announced and not complete.
+        self._arriving: Callable[[str], tuple[int, int] | None] = getattr(
+            grid, "arriving", lambda _: None
+        )
+
+    def roll_call(self) -> list[str]:
+        """Learn which node is which site; returns the names of those present, sorted.
+
+        It closes once all have answered; after ``roll_call_s`` with a quorum; ``GRACE_S`` after a
+        later quorum; after ``LONGEST_S`` whatever has come. A node that went away in the midst of
+        it adds ``AGAIN_S`` at most. Nothing that a site sends or withholds makes it longer.
+
+        Raises:
+            RunFailed: if no registered site answers.
+        """
+        for node in self._wait_for_nodes():
+            self._call(node)
+        started = self._clock()
+        deadline = started + self._home.settings.roll_call_s
+        # In turn, so that a simulated run admits its sites in the same order each time.
+        for node in list(self._calls):
+            self._hear(node, deadline)
+        self._wait_for_quorum(started)
+        called = len(self._known | self._gone)
+        self._call_again()
+        self._name_the_silent(self._clock() - started)
+        if not self.nodes and self.refusals:
+            raise refused_by_all(self.refusals)
+        if not self.nodes:
+            raise RunFailed(
+                f"None of {called} nodes proved to be a registered site.",
+                why="Without a site there is nothing to learn from.",
+                remedy="The run's events.jsonl says what each answered, each site's log why.",
+            )
+        return sorted(self.nodes)
+
+    def _wait_for_quorum(self, started: float) -> None:
+        """Go on looking at all who are silent, while fewer than a quorum have come in."""
+        closes = started + max(LONGEST_S, self._home.settings.roll_call_s)
+        if len(self.nodes) >= self._quorum():
+            return
+        reached = False
+        while self._calls and self._clock() < closes:
+            time.sleep(self._home.settings.poll_s)
+            self._hear_all()
+            if not reached and len(self.nodes) >= self._quorum():
+                reached, closes = True, min(closes, self._clock() + GRACE_S)
+
+    def _hear_all(self) -> None:
+        """Look once at each node that has not answered, and wait for none."""
+        for node in list(self._calls):
+            self._hear(node, self._clock())
+
+    def _quorum(self) -> int:
+        """Sites that a round of all would need."""
+        return math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
+
+    def _name_the_silent(self, seconds: float) -> None:
+        """Write down who was waited for. They stay asked: a slow site may still come in later."""
+        silent = {node: self.ledgers.site_at(node) for node in self._calls}
+        for node, site in silent.items():
+            of = f" It is registered for site '{site}'." if site else ""
+            self._not_admitted(
+                node, f"No answer to the roll call within {seconds:.0f} s.{of}", registered=site
+            )
+        if silent:
+            self._events.emit(
+                "roll_call_closed",
+                seconds=round(seconds, 1),
+                admitted=len(self.nodes),
+                waited_for=[site or f"node {node}" for node, site in silent.items()],
+            )
+
+    def _call_again(self) -> None:
+        """Call those once more whose node went away in the midst of the call, as they come back.
+
+        A node that starts anew does so in seconds; a round would pass without its site.
+        """
+        left, patience = set(self._gone), time.monotonic() + AGAIN_S
+        deadline = self._clock() + AGAIN_S
+        while left and time.monotonic() < patience:
+            for node in sorted(left & set(self._grid.get_node_ids())):
+                left.discard(node)
+                self._call(node)
+                self._hear(node, deadline)
+            if left:
+                time.sleep(self._home.settings.poll_s)
+
+    def refresh(self) -> list[str]:
+        """Look who has come or gone since; returns the names of those present, sorted.
+
+        A node that was not there before gets a roll call of its own, and is in from the
+        round after its answer. A site that the allow-list does not name any more is out.
+        Where all are away, it waits for one to come back.
+
+        Raises:
+            RunFailed: if none does.
+        """
+        deadline = time.monotonic() + self._home.settings.wait_for_sites_s
+        while not self._look() and time.monotonic() < deadline:
+            time.sleep(self._home.settings.poll_s)
+        if not self.nodes:
+            raise RunFailed(
+                "No site is left that takes part.",
+                why="All that were here are away, or were removed.",
+                remedy="Go on when they are back; the last checkpoint is whole.",
+            )
+        return sorted(self.nodes)
+
+    def _look(self) -> bool:
+        """Who has come or gone just now; False where nobody is left."""
+        self._read_allow_list()
+        present = set(self._grid.get_node_ids())
+        for site, node in list(self.nodes.items()):
+            if site not in self.keys:
+                self._leave(site, "removed")
+            elif node not in present:
+                # It is called again when it comes back: it may be another process by then.
+                self._known.discard(node)
+                self._leave(site, "away")
+        for node in sorted(present - self._known):
+            self._call(node)
+        self._hear_all()
+        return bool(self.nodes)
+
+    def _call(self, node: int) -> None:
+        """Ask a node who it is."""
+        self._known.add(node)
+        self._gone.discard(node)
+        recipe = self._home.recipe
+        # A node has not said yet whose it is; the SuperLink knows which key it is registered for.
+        seen = self.ledgers.head_at(node)
+        request = Request(
+            kind="roll_call",
+            run=self._run,
+            round=0,
+            site="",
+            nonce=new_nonce(),
+            recipe_digest=recipe.digest,
+            recipe=recipe.announced.to_toml(),
+            class_names=self._home.class_names,
+            known_head="" if seen is None else seen.head,
+        )
+        (message_id,) = self._grid.push_messages([self._message(request, node, None)])
+        self._limit_reply(REPLY_BYTES, message_id)
+        self._calls[node] = message_id, request
+
+    def _hear(self, node: int, deadline: float) -> bool:
+        """Admit a node, or not, by its answer; False where there is none by the deadline."""
+        message_id, request = self._calls[node]
+        fetched = self._pull(message_id, deadline)
+        message = None if fetched is None else fetched.message
+        if message is None and node in self._grid.get_node_ids():
+            return False
+        del self._calls[node]
+        if message is None or (message.has_error() and message.error.code not in FAULTS):
+            # Nobody has answered: whoever is there next time is called anew.
+            self._known.discard(node)
+            self._gone.add(node)
+        self._admit(node, request, message)
+        return True
+
+    def _not_admitted(self, node: int, reason: str, registered: str | None = None) -> None:
+        # Nobody has proved to be this site: it is only who the node is registered for.
+        told = {} if registered is None else {"registered": registered}
+        self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason, **told)
+
+    def _leave(self, site: str, why: str) -> None:
+        node = self.nodes.pop(site)
+        self._events.emit("site_left", site=site, node=node, why=why)
+
+    def _read_allow_list(self) -> None:
+        """Keys as the coordinator's allow-list has them now; the same dictionary, filled anew."""
+        stamp = allow_list_stamp(self._home.run_dir)
+        if stamp == self._listed:
+            return
+        self._listed = stamp
+        found = read_allow_list(self._home.run_dir)
+        self.keys.clear()
+        self.keys.update({name: read_public(text) for name, text in found.items()})
+        self._names = {fingerprint(key): name for name, key in self.keys.items()}
+
+    def _pull(
+        self,
+        message_id: str,
+        deadline: float,
+        site: str = "",
+        ahead: LookAhead | None = None,
+        grace: float = 0.0,
+    ) -> Fetched | None:
+        """The reply to a message; None at the deadline, or once its site was removed.
+
+        A reply that was announced by then has ``grace`` seconds more to become complete.
+        """
+        # Before anything else is asked of the grid: a look may still be under way in it.
+        for fetched in ahead.found(message_id) if ahead is not None else ():
+            if fetched.message.metadata.reply_to_message_id == message_id:
+                return fetched
+        while True:
+            arrived = self._arrived(message_id)
+            if arrived is not None and arrived > deadline:
+                return None
+            for message in self._grid.pull_messages([message_id]):
+                if message.metadata.reply_to_message_id == message_id:
+                    return Fetched(message)
+            self._read_allow_list()
+            over = self._clock() - deadline
+            announced = grace > 0 and self._arriving(message_id) is not None
+            if over >= (grace if announced else 0) or (site and site not in self.keys):
+                return None
+            time.sleep(self._home.settings.poll_s)
+
+    def _wait_for_nodes(self) -> list[int]:
+        """All nodes once as many are there as sites are registered, or those that came.
+
+        A quorum of them waits for the rest only a little while.
+        """
+        started = time.monotonic()
+        needed = self._quorum()
+        enough: float | None = None
+        while True:
+            self._read_allow_list()
+            nodes = sorted(self._grid.get_node_ids())
+            now = time.monotonic()
+            if len(nodes) >= needed and enough is None:
+                enough = now
+            patience = now - started > self._home.settings.wait_for_sites_s
+            if len(nodes) >= len(self.keys) or patience:
+                return nodes
+            if enough is not None and now - enough > GRACE_S:
+                return nodes
+            time.sleep(self._home.settings.poll_s)
+
+    def _admit(self, node: int, request: Request, message: Message | None) -> None:
+        try:
+            if message is None:
+                raise PeerError("No answer to the roll call.")
+            with words_of_a_site():
+                name, reply = self._proven(request, message)
+        except PeerError as error:
+            self._not_admitted(node, error.what)
+            return
+        self.nodes[name] = node
+        self.units[name] = reply.examples
+        self._events.emit(
+            "roll_call",
+            site=name,
+            node=node,
+            accepted=True,
+            reason=None,
+            version=reply.version,
+            code_digest=reply.code_digest,
+        )
+
+    def _check_units(self, name: str, units: int) -> None:
+        """Whether a site may declare so many units: they weigh its part in every run.
+
+        Raises:
+            PeerError: if not.
+        """
+        most = self._home.recipe.federation.max_weight
+        if units > most or (self._home.recipe.privacy is not None and units < 1):
+            raise PeerError(
+                f"Site '{name}' declares {units} units; 1 to {most} count (federation.max_weight)."
+            )
+        if not units:
+            return
+        declared = self.units.get(name) or self.ledgers.units(name)
+        if declared and declared != units:
+            raise PeerError(
+                f"Site '{name}' declares {units} units, and declared {declared} before. If that "
+                "is right: fieldmark server accept-units."
+            )
+        self.ledgers.keep_units(name, units)
+
+    def _proven(self, request: Request, message: Message) -> tuple[str, Reply]:
+        """The site that an answer to the roll call proves to be, and the answer.
+
+        Raises:
+            PeerError: if it proves none, or one that may not take part.
+        """
+        sealed, packed = from_message(message)
+        if packed:
+            raise PeerError("An answer to the roll call carries tensors.")
+        claimed = Reply.parse(sealed.text)
+        if not isinstance(claimed, Reply):
+            raise PeerError("The answer is no reply.")
+        # Not trusted yet: it only picks the registered key that the signature must match.
+        name = self._names.get(fingerprint(read_public(claimed.public_key)))
+        if name is None:
+            raise PeerError("The key that answered is not registered.")
+        reply = unseal(Reply, sealed, self.keys[name], {})
+        if (reply.nonce, reply.run) != (request.nonce, request.run):
+            raise PeerError("The answer is to another roll call.")
+        if reply.site != name:
+            raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
+        if reply.code == "refused-policy":
+            self.refusals[name] = reply.reason
+        if reply.code != "ok":
+            raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
+        seen = self.ledgers.head(name)
+        if seen is not None and reply.ledger_length < seen.length:
+            raise PeerError(shorter(reply.ledger_length, seen.length))
+        self.ledgers.saw(reply, sealed)
+        if name in self.nodes:
+            raise PeerError(f"Site '{name}' has answered from another node already.")
+        self._check_units(name, reply.examples)
+        return name, reply
+
+    def _message(self, request: Request, node: int, arrays: ArrayRecord | None) -> Message:
+        content = to_content(seal(self._home.key, request), arrays)
+        return Message(
+            content,
+            dst_node_id=node,
+            message_type=_TYPES[request.kind],
+            group_id=str(request.round),
+        )
+
+
+def shorter(length: int, seen: int) -> str:
+    """Why a site is refused whose ledger has fewer entries than it was seen to have."""
+    return (
+        f"The site's ledger has {length} entries, and had {seen}: an old copy was put back. What "
+        "it lacks is charged with: fieldmark server ledger-statement, then at the site: fieldmark "
+        "site ledger recover."
+    )
+
+
+def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:
+    """What ends a run in which no site may go on; site -> its reason."""
+    reasons = sorted(set(refusals.values()))
+    return PolicyRefusal(
+        f"{len(refusals)} sites refuse by their own policy: {' '.join(reasons[:3])}",
+        why="A site's policy is not the coordinator's to change; its ledger is as it was.",
+        remedy="Ask for what the sites allow; 'fieldmark site budget' at a site says what is left.",
+    )

@@ -1,0 +1,147 @@
+"""When a roll call closes, in simulated time, whatever silent sites do."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nodes_lab import KEYS, Nodes, answering
+
+import fieldmark.server.sites.roll_call
+from fgvc_core.protocol.keys import new_key
+from fieldmark.server.deployment.following import view_of
+from fieldmark.server.ledger_memory import FOLDER, NODES, link_memory
+from fieldmark.server.sites.roll_call import GRACE_S
+
+ROLL_CALL_S, LONGEST_S, POLL_S = 60.0, 300.0, 1.0
+NEVER = None
+SITES = ("site-1", "site-2", "site-3")
+
+
+class Timed(Nodes):
+    """Nodes with a clock of their own; each answers so many seconds after it was asked."""
+
+    def __init__(self, *answers):
+        super().__init__(*answers)
+        self.now, self.after, self.asked = 0.0, {}, {}
+
+    def clock(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def push_messages(self, messages):
+        ids = super().push_messages(messages)
+        self.asked.update(dict.fromkeys(ids, self.now))
+        return ids
+
+    def pull_messages(self, ids):
+        come = []
+        for message_id in ids:
+            after = self.after.get(self.sent[message_id].metadata.dst_node_id, 0.0)
+            if after is not NEVER and self.now >= self.asked[message_id] + after:
+                come.append(message_id)
+        return super().pull_messages(come)
+
+
+@pytest.fixture
+def third(monkeypatch):
+    """A third registered site; a quorum of three is two."""
+    monkeypatch.setitem(KEYS, "site-3", new_key())
+
+
+@pytest.fixture
+def called(third, exchange, monkeypatch):
+    """The roll call of three sites that answer after so many seconds each."""
+    monkeypatch.setattr(fieldmark.server.sites.roll_call, "LONGEST_S", LONGEST_S)
+
+    def call(*after):
+        made, home = exchange(*map(answering, SITES), grid=Timed)
+        changed = home.settings.model_copy(update={"roll_call_s": ROLL_CALL_S, "poll_s": POLL_S})
+        made._home = replace(home, settings=changed)
+        grid = made._grid
+        grid.after = dict(zip(grid.answers, after, strict=True))
+        own = SimpleNamespace(monotonic=grid.clock, sleep=grid.sleep)
+        monkeypatch.setattr(fieldmark.server.sites.roll_call, "time", own)
+        return made, grid
+
+    return call
+
+
+def test_it_closes_as_soon_as_all_have_answered(called):
+    made, grid = called(1.0, 20.0, 3.0)
+    assert made.roll_call() == ["site-1", "site-2", "site-3"]
+    assert grid.now == pytest.approx(20.0, abs=POLL_S)
+
+
+@pytest.mark.parametrize("silent", range(3))
+def test_one_silent_site_holds_it_up_for_roll_call_s_wherever_it_stands(called, silent):
+    made, grid = called(*[NEVER if n == silent else 1.0 for n in range(3)])
+    assert len(made.roll_call()) == 2
+    assert grid.now == pytest.approx(ROLL_CALL_S, abs=2 * POLL_S)
+
+
+def test_a_quorum_that_comes_later_is_waited_for_and_then_a_grace_for_the_rest(called):
+    made, grid = called(1.0, 100.0, NEVER)
+    assert made.roll_call() == ["site-1", "site-2"]
+    assert grid.now == pytest.approx(100.0 + GRACE_S, abs=2 * POLL_S)
+    made, grid = called(1.0, 100.0, 100.0 + GRACE_S / 2)
+    assert made.roll_call() == ["site-1", "site-2", "site-3"]
+
+
+def test_without_a_quorum_it_closes_after_the_longest_time_with_who_has_come(called):
+    made, grid = called(1.0, NEVER, NEVER)
+    assert made.roll_call() == ["site-1"]
+    assert grid.now == pytest.approx(LONGEST_S, abs=2 * POLL_S)
+
+
+def test_who_answers_after_it_is_in_from_the_next_round_on(called):
+    made, grid = called(1.0, 1.0, ROLL_CALL_S + 30.0)
+    assert made.roll_call() == ["site-1", "site-2"]
+    assert made.refresh() == ["site-1", "site-2"]
+    grid.now += 40.0
+    assert made.refresh() == ["site-1", "site-2", "site-3"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.tuples(*[st.one_of(st.none(), st.floats(0.0, 1000.0))] * 3))
+def test_it_closes_in_time_and_leaves_out_nobody_who_answered_before(called, after):
+    made, grid = called(*after)
+    came = sorted(a for a in after if a is not NEVER)
+    quorum = came[1] if len(came) > 1 else LONGEST_S
+    latest = min(max(ROLL_CALL_S, quorum + GRACE_S), LONGEST_S) + 3 * POLL_S
+    try:
+        present = made.roll_call()
+    except fieldmark.server.sites.roll_call.RunFailed:
+        present = []
+    assert grid.now <= latest
+    answered = zip(SITES, after, strict=True)
+    before = {site for site, a in answered if a is not NEVER and a < grid.now - POLL_S}
+    assert before <= set(present)
+
+
+def test_who_was_waited_for_is_named_in_the_events_and_in_the_status(called, exchange, tmp_path):
+    (tmp_path / "federation" / FOLDER).mkdir(parents=True)
+    link_memory(tmp_path, tmp_path / "federation")
+    (tmp_path / NODES).write_text(json.dumps({"2": "site-1", "3": "site-2", "4": "site-3"}))
+    made, _ = called(1.0, NEVER, 1.0)
+    made.roll_call()
+    closed = exchange.events()[-1]
+    assert (closed["event"], closed["waited_for"]) == ("roll_call_closed", ["site-2"])
+    assert closed["admitted"] == 2
+    assert closed["seconds"] == pytest.approx(ROLL_CALL_S, abs=2 * POLL_S)
+    view = view_of(tmp_path)
+    assert view.sites["site-2"].state == "no answer"
+    assert view.sites["site-1"].state == "arrived"
+    assert "registered for site 'site-2'" in view.refusals[-1]["reason"]
+    # The name is only what the key is registered for: nobody has proved to be it.
+    assert view.refusals[-1]["site"] is None
+
+
+def test_nobody_is_named_where_all_have_answered(called, exchange):
+    made, _ = called(1.0, 2.0, 3.0)
+    made.roll_call()
+    assert {e["event"] for e in exchange.events()} == {"roll_call"}

@@ -91,7 +91,15 @@ def read_table(data: DataSettings, part: Part, cache: Path) -> ExampleTable:
     Raises:
         DataError: if there are none, or the data are missing or damaged.
     """
-    table = load_table(data, cache)
+    return labelled_part(load_table(data, cache), part)
+
+
+def labelled_part(table: ExampleTable, part: Part) -> ExampleTable:
+    """The labeled pictures of a part of a table.
+
+    Raises:
+        DataError: if there are none.
+    """
     table = table.take(np.flatnonzero(table.labels_N >= 0))
     chosen = table if part == "all" else table.where(part)
     if not len(chosen):

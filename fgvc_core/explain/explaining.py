@@ -16,7 +16,7 @@ from fgvc_core.explain.attention_maps import attention_maps
 from fgvc_core.explain.class_maps import ClassMaps
 from fgvc_core.inference.named import named_views, spread
 from fgvc_core.inference.trained import TrainedModel
-from fgvc_core.recipe import parse_recipe
+from fgvc_core.recipe import Overrides, parse_recipe
 
 _BATCH = 16
 
@@ -57,7 +57,7 @@ class Explained:
 def explain_some(
     trained: TrainedModel,
     pictures: Sequence[Path],
-    overrides: Sequence[str],
+    overrides: Overrides,
     examples: int,
     method: str = "layercam",
     stage: str = "auto",
@@ -67,7 +67,7 @@ def explain_some(
     Args:
         trained: The model.
         pictures: Files and folders; without any, the test split.
-        overrides: ``section.key=value`` changes to where the model's data are.
+        overrides: Changes to the recipe, which say where its data are.
         examples: At most so many pictures, spread over all.
         method: Of the class maps.
         stage: The layer that they are made from.
@@ -87,7 +87,7 @@ def explain_some(
 
 
 def held_out_pictures(
-    trained: TrainedModel, overrides: Sequence[str] = (), examples: int | None = None
+    trained: TrainedModel, overrides: Overrides = (), examples: int | None = None
 ) -> ExampleTable:
     """The test split of a model's data, or some of it, spread over all.
 

@@ -38,7 +38,7 @@ COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data"
 
 def test_help_opens_no_heavy_room():
     code = (
-        "import sys, fieldmark\n"
+        "import sys, fieldmark.cli\n"
         "try: fieldmark.cli.app(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'flwr', 'timm', 'torchvision', 'ray', 'datasets'} & set(sys.modules)\n"

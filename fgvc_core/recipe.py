@@ -7,7 +7,8 @@ digest names it in every message of the run.
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -294,13 +295,17 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     ]
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Changes to a recipe: ``section.key=value`` texts, whose values are TOML (``0.3``, ``true``,
+``["a"]``) and anything else is text; or a mapping of ``section.key`` to a value."""
+
+
+def load_recipe(path: Path, overrides: Overrides = ()) -> Recipe:
     """Read a recipe from a file.
 
     Args:
         path: A TOML file.
-        overrides: ``section.key=value`` strings, applied in order; the value is
-            TOML (``0.3``, ``true``, ``["a"]``), anything else is taken as text.
+        overrides: Changes to it, applied in order.
 
     Raises:
         ConfigurationError: if the file is missing, is not TOML, or holds a wrong setting.
@@ -322,11 +327,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(text, overrides, where=str(path))
 
 
-def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+def parse_recipe(text: str, overrides: Overrides = (), where: str = "recipe") -> Recipe:
     """Read a recipe from TOML text; see :func:`load_recipe`."""
     values = read_toml(text, where)
-    for override in overrides:
-        _apply(values, override)
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _set(values, key, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    else:
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            _set(values, key if equals else "", toml_value(value), override)
     return Recipe.read(values, where)
 
 
@@ -338,16 +348,15 @@ def toml_value(text: str) -> Any:
         return text
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+def _set(values: dict[str, Any], key: str, value: Any, override: str = "") -> None:
+    """Set ``section.key``; ``override`` is the text that asks for it, for the message."""
+    parts, override = key.strip().split("."), override or f"{key}={value}"
+    if not all(parts):
         raise ConfigurationError(
             f"--set '{override}' is not section.key=value.",
             why="Nothing was started.",
             remedy="For instance: --set federation.rounds=5",
         )
-    value = toml_value(text)
     for part in parts[:-1]:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):

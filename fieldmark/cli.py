@@ -3,7 +3,6 @@
 The rooms' command modules import nothing heavy until a command runs.
 """
 
-import os
 import sys
 
 import click
@@ -18,6 +17,7 @@ from fgvc_core.commands.predict import predict
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.words import visible
 from fieldmark.client.cli import site_app
+from fieldmark.library import quiet_flower
 from fieldmark.server.cli import report, server_app
 from fieldmark.simulations.cli import bench, compare, simulate
 from fieldmark.simulations.sweeping.cli import sweep
@@ -49,9 +49,7 @@ app.add_typer(site_app, name="site")
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one message and an exit code."""
-    # Flower's telemetry and update check would go out to the network.
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    quiet_flower()
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except FieldmarkError as error:

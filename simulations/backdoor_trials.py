@@ -5,27 +5,35 @@ The run's own folder holds the first strategy without an attack at the first siz
 so that a table that is cut short is not lost.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fgvc_core.data.cache import cache_folder
+from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import RunFailed, RunInterrupted
-from fgvc_core.experiment import completed
+from fgvc_core.experiment import completed, make_learner
 from fgvc_core.files import replace_json
 from fgvc_core.protocol.settings import Strategy
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import BackdoorAttack, BackdoorTable, ScenarioSettings, Trigger
+from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
+from fgvc_core.training.learner import Learner
+from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.report import render
-from fieldmark.simulations.backdoors import Judged, judge_backdoors
+from fieldmark.server.run_log.checkpoint import Checkpoints
 from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.folders import check_out, lay_out, site_homes
+from fieldmark.simulations.planning import Say, Simulation
+from fieldmark.simulations.poisoning import TARGET, Triggered, triggered_features
 from fieldmark.simulations.preparation import Setting, Tell, deal, prepare
-from fieldmark.simulations.simulate import Plan, check_out, lay_out, site_homes
 from fieldmark.simulations.trials import count_replies, read_metrics
 from fieldmark.simulations.workers import available_cores, hired
 
-Say = Callable[[str], None]
 Entry = dict[str, Any]
 
 
@@ -70,7 +78,7 @@ def recipe_of(recipe: Recipe, trial: Trial, sites: int, seed: int) -> Recipe:
 
 
 def run_backdoors(
-    plan: Plan, tell: Tell = lambda done, total: None, say: Say = lambda line: None
+    plan: Simulation, tell: Tell = lambda done, total: None, say: Say = lambda line: None
 ) -> Entry:
     """Simulate a recipe's table of backdoors.
 
@@ -133,7 +141,7 @@ def _told_triggers(table: BackdoorTable, trial: Trial) -> tuple[Trigger, ...]:
 
 
 def _run(
-    plan: Plan,
+    plan: Simulation,
     trial: Trial,
     triggers: tuple[Trigger, ...],
     setting: Setting,
@@ -141,7 +149,7 @@ def _run(
     workers: int,
 ) -> Entry:
     lay_out(plan, setting)
-    judged, failed = Judged(float("nan"), {}), None
+    judged, failed = BackdoorScores(float("nan"), {}), None
     try:
         run_inprocess(plan.out, site_homes(plan, setting), pool, workers, quiet=True)
         judged = judge_backdoors(plan.out, setting.table.where("test"), setting.cache, triggers)
@@ -171,3 +179,52 @@ def _line(entry: Entry) -> str:
     shown = ", ".join(f"{trigger} {share:.3f}" for trigger, share in entry["success"].items())
     kind = "control" if entry["trigger"] is None else "attack success"
     return f"{where}: top-1 {entry['top1']:.3f}, {kind}: {shown}"
+
+
+@dataclass(frozen=True)
+class BackdoorScores:
+    """A run's best model on the test split.
+
+    Attributes:
+        top1: Share of pictures as they are that are named right.
+        success: Trigger -> share of the pictures of other classes that are named as the target
+            with the trigger on. Of a model that nobody attacked: the control.
+    """
+
+    top1: float
+    success: dict[Trigger, float]
+
+
+def judge_backdoors(
+    out: Path, test: ExampleTable, cache: Path, triggers: tuple[Trigger, ...]
+) -> BackdoorScores:
+    """Score the best model of a run that has ended, with and without triggers.
+
+    Args:
+        out: The run's folder.
+        test: The test split; pictures of the target itself are left out of ``success``.
+        cache: Folder for decoded pictures and features.
+        triggers: Which are tried.
+    """
+    home = CoordinatorHome.open(out)
+    recipe = home.recipe
+    learner = make_learner(recipe, test.num_classes)
+    tensors, _ = Checkpoints(out, recipe, home.class_names).read("best")
+    learner.load(tensors)
+    batch = recipe.evaluate.batch_size
+    scored, _ = learner.evaluate(learner.examples(test, cache), batch)
+    others_N = test.labels_N != TARGET
+    success: dict[Trigger, float] = {}
+    for trigger in triggers:
+        _, named_N = learner.evaluate(_with_trigger(learner, test, cache, trigger), batch)
+        success[trigger] = float((named_N[others_N] == TARGET).mean())
+    return BackdoorScores(scored.top1, success)
+
+
+def _with_trigger(learner: Learner, test: ExampleTable, cache: Path, trigger: Trigger) -> Examples:
+    if learner.frozen_backbone:
+        features_ND = triggered_features(learner, test, cache, trigger)
+        return FeatureExamples(features_ND, test.labels_N)
+    examples = learner.examples(test, cache)
+    assert isinstance(examples, PictureExamples)
+    return Triggered(examples, np.ones(len(test), dtype=np.bool_), trigger)

@@ -13,8 +13,8 @@ from fgvc_core.words import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fieldmark.simulations.planning import Simulation
     from fieldmark.simulations.preparation import Tell
-    from fieldmark.simulations.simulate import Plan
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe, for instance simulations/recipes/demo.toml.")
@@ -54,25 +54,21 @@ def simulate(
 
     Example: fieldmark simulate simulations/recipes/demo.toml --set federation.rounds=5
     """
-    plan = _plan(recipe, set_, engine, out, sites, resume, track)
-    scenario = plan.recipe.scenario
-    if scenario is not None and (scenario.turns or scenario.backdoors is not None):
-        metrics = _take_turns(plan)
-    else:
-        from fieldmark.simulations.simulate import simulate as run
+    plan = _plan(recipe, set_, out, engine, sites, resume, track)
+    from fieldmark.simulations.simulate import simulate as run
 
-        with _preparing() as tell:
-            metrics = run(plan, tell)
+    with _preparing() as tell:
+        metrics = run(plan, tell, _say)
     if json_:
         typer.echo(json.dumps({**metrics, "run_dir": str(plan.out)}, indent=1))
         return
     _show(metrics)
     if "trials" in metrics:
-        from fieldmark.simulations.trial_table import trial_table
+        from fieldmark.simulations.tables import trial_table
 
         _console().print(trial_table(metrics))
     if "backdoors" in metrics:
-        from fieldmark.simulations.backdoor_table import backdoor_tables
+        from fieldmark.simulations.tables import backdoor_tables
 
         for table in backdoor_tables(metrics):
             _console().print(table)
@@ -89,7 +85,7 @@ def compare(
 
     Example: fieldmark compare simulations/recipes/demo.toml
     """
-    plan = _plan(recipe, set_, "inprocess", out, None, False)
+    plan = _plan(recipe, set_, out)
     from fieldmark.simulations.compare import compare as run
 
     with _preparing() as tell:
@@ -132,24 +128,10 @@ def bench(
         show(results)
 
 
-def _take_turns(plan: "Plan") -> dict[str, Any]:
-    from fgvc_core.errors import ConfigurationError
-
-    if plan.engine != "inprocess" or plan.resume:
-        raise ConfigurationError(
-            "A table of trials (scenario.turns, scenario.backdoors) is simulated in process and "
-            "from the beginning.",
-            remedy="Leave out --engine and --resume, or name one scenario.attack instead.",
-        )
+def _say(line: str) -> None:
     from rich.console import Console
 
-    from fieldmark.simulations.backdoor_trials import run_backdoors
-    from fieldmark.simulations.trials import run_trials
-
-    scenario = plan.recipe.scenario
-    run = run_trials if scenario is not None and scenario.turns else run_backdoors
-    with _preparing() as tell:
-        return run(plan, tell, lambda line: Console(stderr=True).print(line, style="dim"))
+    Console(stderr=True).print(line, style="dim")
 
 
 def _console() -> "Console":
@@ -161,41 +143,17 @@ def _console() -> "Console":
 def _plan(
     path: Path,
     overrides: list[str] | None,
-    engine: str,
     out: Path | None,
-    sites: Path | None,
-    resume: bool,
+    engine: str = "inprocess",
+    sites: Path | None = None,
+    resume: bool = False,
     track: list[str] | None = None,
-) -> "Plan":
-    from fgvc_core.errors import ConfigurationError, nearest
+) -> "Simulation":
     from fgvc_core.recipe import load_recipe
+    from fieldmark.simulations.planning import planned
 
-    recipe = load_recipe(path, overrides or [])
-    tracked = tracked_at(track)
-    # The workers' own imports take as long as ours: let them start now.
-    from fieldmark.simulations import workers
-
-    workers.context()
-    from fieldmark.simulations.engines import ENGINES
-    from fieldmark.simulations.simulate import Plan, latest, next_free
-
-    if engine not in ENGINES:
-        raise ConfigurationError(
-            f"--engine '{engine}' is not one of {', '.join(ENGINES)}.",
-            remedy=nearest(engine, ENGINES),
-        )
-    default = Path("runs") / recipe.name
-    folder = out or (latest(default) if resume else next_free(default))
-    return Plan(recipe, folder, engine, sites, resume, track=tracked)
-
-
-def tracked_at(texts: list[str] | None) -> tuple[str, ...]:
-    """``--track``, checked, its places absolute."""
-    from fieldmark.server.tracking.choices import check_installed, read_track, settled
-
-    choices = read_track(texts or ())
-    check_installed(choices)
-    return settled(choices, Path.cwd())
+    recipe = load_recipe(path, overrides or ())
+    return planned(recipe, out, engine, sites, resume, track or ())
 
 
 @contextmanager

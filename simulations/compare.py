@@ -21,14 +21,15 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.training.pretraining import Pretraining
 from fgvc_core.training.schedule import Stretch
 from fieldmark.server.report import render
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import Setting, Tell, deal, split_site, without_labels
-from fieldmark.simulations.simulate import Plan, run_with
+from fieldmark.simulations.simulate import run_with
 from fieldmark.simulations.workers import available_cores, hired
 
 POOLED = "pooled"
 
 
-def compare(plan: Plan, tell: Tell = lambda done, total: None) -> dict[str, Any]:
+def compare(plan: Simulation, tell: Tell = lambda done, total: None) -> dict[str, Any]:
     """Simulate the federation, then train its sites alone and all pictures pooled.
 
     Returns:

@@ -6,7 +6,6 @@ as it is without any guard: no screening, every claim believed.
 """
 
 import json
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,16 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import Attack, ScenarioSettings
 from fieldmark.server.report import render
 from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.folders import check_out, lay_out, site_homes
+from fieldmark.simulations.planning import Say, Simulation
 from fieldmark.simulations.preparation import Setting, Tell, deal, prepare
-from fieldmark.simulations.simulate import Plan, check_out, lay_out, site_homes
 from fieldmark.simulations.workers import available_cores, hired
 
 UNGUARDED = "fedavg-unguarded"
-Say = Callable[[str], None]
 
 
 def run_trials(
-    plan: Plan, tell: Tell = lambda done, total: None, say: Say = lambda line: None
+    plan: Simulation, tell: Tell = lambda done, total: None, say: Say = lambda line: None
 ) -> dict[str, Any]:
     """Simulate every turn of a recipe's scenario.
 
@@ -109,7 +108,7 @@ def contenders(recipe: Recipe, attack: Attack) -> list[tuple[str, Recipe]]:
 
 
 def _trial(
-    attack: Attack, name: str, plan: Plan, setting: Setting, pool: Executor, workers: int
+    attack: Attack, name: str, plan: Simulation, setting: Setting, pool: Executor, workers: int
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {"attack": attack, "strategy": name, "top1": None, "failed": None}
     try:
@@ -122,7 +121,7 @@ def _trial(
     return {**entry, **count_replies(plan.out)}
 
 
-def _run(plan: Plan, setting: Setting, pool: Executor, workers: int) -> Path:
+def _run(plan: Simulation, setting: Setting, pool: Executor, workers: int) -> Path:
     lay_out(plan, setting)
     run_inprocess(plan.out, site_homes(plan, setting), pool, workers, quiet=True)
     return plan.out

@@ -24,8 +24,8 @@ from fgvc_core.wire.arrays import TensorSpec, unpack_all
 from fieldmark.server.records import from_array_record
 from fieldmark.server.rounds.closed_form import ClosedForm, Tensors
 from fieldmark.server.strategies import SoundReply
+from fieldmark.simulations.folders import public_units
 from fieldmark.simulations.preparation import Setting, split_site
-from fieldmark.simulations.private_sites import public_units
 
 DRAWS = 5
 """Releases a unit: one draw's noise moves the figures more than the unit does."""

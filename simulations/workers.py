@@ -6,20 +6,61 @@ use a machine for many small models. Workers come from a fork server that import
 torch once while the parent is still busy with its own imports.
 """
 
+import ast
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from pathlib import Path
+from types import FrameType
 
-from fgvc_core.errors import RunFailed
+from fgvc_core.errors import ConfigurationError, RunFailed
 
 # Imported once by the fork server, so that each worker starts with them.
 PRELOAD = ["fieldmark.client.app", "fieldmark.client.work", "fgvc_core.training.features"]
+
+
+def refuse_unguarded() -> None:
+    """End a script that would be run again by each of its own workers.
+
+    A worker imports the script that its parent runs, as every new process of Python's
+    ``multiprocessing`` does. Work at the script's top level, outside of
+    ``if __name__ == "__main__":``, would begin anew in each.
+
+    Raises:
+        SystemExit: with code 2, after one sentence on standard error, when called from there.
+    """
+    main = sys.modules["__main__"]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and (
+        frame.f_globals is not main.__dict__ or frame.f_code.co_name != "<module>"
+    ):
+        frame = frame.f_back
+    file = getattr(main, "__file__", None)
+    if frame is None or file is None:
+        # A notebook or an interactive session: workers have nothing to import.
+        return
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return
+    for statement in tree.body:
+        if statement.lineno > frame.f_lineno:
+            break
+        if isinstance(statement, ast.If) and "__name__" in ast.dump(statement.test):
+            return
+    print(
+        f"{file}, line {frame.f_lineno}: put what a script does under "
+        "'if __name__ == \"__main__\":', because each worker process imports the script.",
+        file=sys.stderr,
+    )
+    raise SystemExit(ConfigurationError.exit_code)
 
 
 def available_cores() -> list[int]:

@@ -13,8 +13,10 @@ from fieldmark.client.site import Site
 from fieldmark.server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
 from fieldmark.server.deployment.following import view_of
 from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.folders import lay_out, site_homes
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
-from fieldmark.simulations.simulate import Plan, cache_folder, lay_out, site_homes
+from fieldmark.simulations.simulate import cache_folder
 from fieldmark.simulations.superlink import Federation
 from fieldmark.simulations.workers import hired
 
@@ -23,7 +25,7 @@ PATIENCE_S = 900.0
 
 def lay(recipe, out, engine, sites):
     """A run's folder with homes for all sites of a recipe, and an allow-list of some."""
-    plan = Plan(recipe, out, engine)
+    plan = Simulation(recipe, out, engine)
     setting = deal(recipe, cache_folder())
     with hired(1) as pool:
         prepare(recipe, setting, pool, lambda done, total: None)

@@ -215,11 +215,12 @@ def run_case(name, folder):
 
     from fgvc_core.errors import FieldmarkError
     from fgvc_core.recipe import parse_recipe
-    from fieldmark.simulations.simulate import Plan, run_with
+    from fieldmark.simulations.planning import Simulation
+    from fieldmark.simulations.simulate import run_with
 
     recipe = parse_recipe(BASE, CASES[name])
     private = recipe.privacy is not None
-    plan = Plan(recipe, folder / name, quiet=True)
+    plan = Simulation(recipe, folder / name, quiet=True)
     if name == "resumed":
         try:
             run_with(plan, stopping_here(12), 1, lambda done, total: None)

@@ -179,7 +179,8 @@ def files_in_round_one(case):
 
     from fgvc_core.recipe import parse_recipe
     from fieldmark.server.run_log.events import EventLog
-    from fieldmark.simulations.simulate import Plan, run_with
+    from fieldmark.simulations.planning import Simulation
+    from fieldmark.simulations.simulate import run_with
 
     seen, emit, stack = set(), EventLog.emit, contextlib.ExitStack()
 
@@ -196,7 +197,9 @@ def files_in_round_one(case):
             os.environ["FIELDMARK_CACHE"] = f"{scratch}/cache"
             os.environ["FIELDMARK_STATE"] = f"{scratch}/state"
             recipe = parse_recipe(BASE, CASES[case])
-            run_with(Plan(recipe, Path(scratch) / "run", quiet=True), Here(), 1, lambda *_: None)
+            run_with(
+                Simulation(recipe, Path(scratch) / "run", quiet=True), Here(), 1, lambda *_: None
+            )
     finally:
         EventLog.emit = emit
         stack.close()

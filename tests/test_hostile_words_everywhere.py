@@ -35,7 +35,8 @@ from fieldmark.server.deployment.status import read_status, show_status
 from fieldmark.server.live import LiveView
 from fieldmark.server.report import render
 from fieldmark.server.tracking.figures import final_figures, note_of
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 OWN = {"event", "kind", "phase", "time", "unit", "engine", "strategy", "code", "method", "format"}
 """Keys whose texts are ours or one of a few words; a message can hold no other there."""
@@ -164,7 +165,7 @@ def hostile_run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("hostile")
     recipe = parse_recipe(TINY, ["partition.sites=2", "federation.rounds=2"])
-    simulate(Plan(recipe, folder / "run"))
+    simulate(Simulation(recipe, folder / "run"))
     fed = folder / "fed"
     init_server(fed, DeploymentSettings(hosts=("gate",)))
     AllowList(fed).add("site-1", public_text(new_key().public_key()))

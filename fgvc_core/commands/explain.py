@@ -9,8 +9,6 @@ import typer
 from fgvc_core.commands.terminal import Json, Overrides, busy, progress
 
 if TYPE_CHECKING:
-    from fgvc_core.data.table import ExampleTable
-    from fgvc_core.explain.class_maps import ClassMaps
     from fgvc_core.inference.trained import TrainedModel
 
 
@@ -95,12 +93,11 @@ def explain(
             draws=draws, contrast=not alone,
         )  # fmt: skip
         return
-    from fgvc_core.explain.class_maps import ClassMaps
+    from fgvc_core.explain.explaining import explain_some
     from fgvc_core.explain.sheet import write_sheet
 
-    maker = ClassMaps(trained.model, method, stage)
     with busy("Explaining"):
-        found = _explained(trained, pictures, set_, examples or 8, maker)
+        found = explain_some(trained, pictures or (), set_ or (), examples or 8, method, stage)
     note = (
         f"{method}, stage {stage}; red: told wrong. Maps are relative: each is scaled to its peak."
     )
@@ -112,45 +109,6 @@ def explain(
         typer.echo(f"{len(found)} pictures explained: {out}")
 
 
-def _explained(
-    trained: "TrainedModel",
-    pictures: list[Path] | None,
-    overrides: list[str] | None,
-    examples: int,
-    maker: "ClassMaps",
-) -> list[Any]:
-    import numpy as np
-
-    from fgvc_core.explain.explaining import explain as explain_pictures
-    from fgvc_core.inference.named import named_views, spread
-
-    spec = trained.model.input
-    short = round(spec.size / spec.crop)
-    if pictures:
-        found = named_views(trained, pictures, examples)
-        return explain_pictures(
-            trained, found.names, found.views_NHWC, [None] * len(found.names), maker
-        )
-    table = _test_table(trained, overrides)
-    table = table.take(spread(len(table), examples))
-    views = [trained.view(table.picture(n, short)) for n in range(len(table))]
-    truths = [table.class_names[k] for k in table.labels_N]
-    return explain_pictures(trained, table.ids, np.stack(views), truths, maker)
-
-
-def _test_table(trained: "TrainedModel", overrides: list[str] | None) -> "ExampleTable":
-    from fgvc_core.data.cache import cache_folder
-    from fgvc_core.errors import DataError
-    from fgvc_core.experiment import make_table
-    from fgvc_core.recipe import parse_recipe
-
-    recipe = parse_recipe(trained.recipe.to_toml(), overrides or [])
-    table = make_table(recipe, cache_folder()).where("test")
-    if not len(table):
-        raise DataError("The data have no test split.", remedy="Name pictures instead.")
-    return table
-
-
 def _point(
     trained: "TrainedModel",
     overrides: list[str] | None,
@@ -158,12 +116,10 @@ def _point(
     json_: bool,
     **settings: Any,
 ) -> None:
+    from fgvc_core.explain.explaining import held_out_pictures
     from fgvc_core.explain.pointing import Game, play
-    from fgvc_core.inference.named import spread
 
-    table = _test_table(trained, overrides)
-    if examples is not None:
-        table = table.take(spread(len(table), examples))
+    table = held_out_pictures(trained, overrides or (), examples)
     with progress("Pointing") as tell:
         found = play(trained, table, Game(**settings), tell)
     if json_:

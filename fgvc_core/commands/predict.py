@@ -73,14 +73,11 @@ def predict(
     Example: find card -name '*.jpg' | fieldmark predict runs/demo - --csv > card.csv
     """
     from fgvc_core.errors import ConfigurationError, DataError
-    from fgvc_core.inference.calibration import read_calibration
     from fgvc_core.inference.contact_sheet import confidence_in_words, contact_sheet
     from fgvc_core.inference.finding import find_pictures
+    from fgvc_core.inference.predicting import judge_of
     from fgvc_core.inference.predicting import predict as look
-    from fgvc_core.inference.taxonomy import read_taxonomy
-    from fgvc_core.inference.trained import load_trained
-    from fgvc_core.inference.verdict import Judge
-    from fgvc_core.inference.whole import refuse_partial
+    from fgvc_core.inference.trained import load_whole
 
     if csv and jsonl:
         raise ConfigurationError(
@@ -94,16 +91,8 @@ def predict(
     if html is not None:
         # Better now than after an hour of work.
         write_text(html, "", "--html")
-    trained = load_trained(checkpoint, weights=weights)
-    refuse_partial(trained.recipe)
-    judge = Judge(
-        trained.class_names,
-        read_taxonomy(trained.metadata, trained.class_names, trained.recipe.data.name),
-        read_calibration(trained.path),
-        top_k=min(top, len(trained.class_names)),
-        sure=sure,
-        unknown_below=unknown_below,
-    )
+    trained = load_whole(checkpoint, weights=weights)
+    judge = judge_of(trained, top, sure, unknown_below)
     faults = 0
     kept: list[Prediction] = []
     with progress("Looking") as tell:

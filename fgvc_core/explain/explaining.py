@@ -1,16 +1,22 @@
-"""One picture explained: what it was taken for, where, and why not for the next best class."""
+"""Explains pictures: what a model took each for, where, and why not for the next best class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
+from fgvc_core.experiment import make_table
 from fgvc_core.explain.attention_maps import attention_maps
 from fgvc_core.explain.class_maps import ClassMaps
+from fgvc_core.inference.named import named_views, spread
 from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.recipe import Overrides, parse_recipe
 
 _BATCH = 16
 
@@ -46,6 +52,53 @@ class Explained:
             "second": {"class": self.second, "share": self.shares[1]},
             "maps": {title: _summary(map_HW) for title, map_HW in self.maps.items()},
         }
+
+
+def explain_some(
+    trained: TrainedModel,
+    pictures: Sequence[Path],
+    overrides: Overrides,
+    examples: int,
+    method: str = "layercam",
+    stage: str = "auto",
+) -> list[Explained]:
+    """Explain named pictures, or some of the test split of the model's data.
+
+    Args:
+        trained: The model.
+        pictures: Files and folders; without any, the test split.
+        overrides: Changes to the recipe, which say where its data are.
+        examples: At most so many pictures, spread over all.
+        method: Of the class maps.
+        stage: The layer that they are made from.
+
+    Raises:
+        DataError: if there are no pictures.
+    """
+    maker = ClassMaps(trained.model, method, stage)
+    if pictures:
+        found = named_views(trained, pictures, examples)
+        return explain(trained, found.names, found.views_NHWC, [None] * len(found.names), maker)
+    table = held_out_pictures(trained, overrides, examples)
+    short = round(trained.model.input.size / trained.model.input.crop)
+    views = [trained.view(table.picture(n, short)) for n in range(len(table))]
+    truths = [table.class_names[k] for k in table.labels_N]
+    return explain(trained, table.ids, np.stack(views), truths, maker)
+
+
+def held_out_pictures(
+    trained: TrainedModel, overrides: Overrides = (), examples: int | None = None
+) -> ExampleTable:
+    """The test split of a model's data, or some of it, spread over all.
+
+    Raises:
+        DataError: if there is none.
+    """
+    recipe = parse_recipe(trained.recipe.to_toml(), overrides)
+    table = make_table(recipe, cache_folder()).where("test")
+    if not len(table):
+        raise DataError("The data have no test split.", remedy="Name pictures instead.")
+    return table if examples is None else table.take(spread(len(table), examples))
 
 
 def explain(

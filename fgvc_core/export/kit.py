@@ -20,8 +20,7 @@ from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.experiment import make_learner
 from fgvc_core.files import replacing
-from fgvc_core.inference.trained import TrainedModel
-from fgvc_core.inference.whole import refuse_partial
+from fgvc_core.inference.trained import TrainedModel, refuse_partial
 from fgvc_core.models.weights_folder import by_digest, check_digest
 from fgvc_core.protocol.envelope import Sealed, seal, unseal
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public

@@ -17,7 +17,7 @@ from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 from fgvc_core.inference.trained import TrainedModel
-from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.recipe import Overrides, Recipe, parse_recipe
 from fgvc_core.training.learner import Learner
 
 Part = Literal["test", "train", "all"]
@@ -50,7 +50,7 @@ class Judged:
 
 def data_of(
     trained: TrainedModel,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     name: str | None = None,
     path: str | None = None,
     held_out: Sequence[str] = (),
@@ -59,7 +59,7 @@ def data_of(
 
     Args:
         trained: The model.
-        overrides: ``data.KEY=VALUE``.
+        overrides: Changes to ``data``.
         name: Another ``data.name``.
         path: Another ``data.path``.
         held_out: Further classes that may occur.
@@ -67,17 +67,20 @@ def data_of(
     Raises:
         ConfigurationError: if an override is none of ``data``.
     """
-    strange = [text for text in overrides if not text.startswith("data.")]
+    strange = [key for key in overrides if not key.startswith("data.")]
     if strange:
         raise ConfigurationError(
             f"--set {strange[0]}: only data.* can be changed here.",
             why="The model and how it sees pictures belong to the checkpoint.",
             remedy="For instance: --set data.path=PICTURES",
         )
-    changes = [f"data.name={name}"] if name else []
-    changes += [f"data.path={path}"] if path else []
-    data = parse_recipe(trained.recipe.to_toml(), [*changes, *overrides], "the checkpoint").data
-    said = any(text.startswith("data.classes=") for text in overrides)
+    changed = {f"data.{key}": value for key, value in (("name", name), ("path", path)) if value}
+    if isinstance(overrides, Mapping):
+        overrides = {**changed, **overrides}
+    else:
+        overrides = [*(f"{key}={value}" for key, value in changed.items()), *overrides]
+    data = parse_recipe(trained.recipe.to_toml(), overrides, "the checkpoint").data
+    said = any(key.partition("=")[0] == "data.classes" for key in overrides)
     if data.name in _NAMED_BY_MODEL and not said:
         return data.model_copy(update={"classes": (*trained.class_names, *held_out)})
     if data.name != trained.recipe.data.name and not said:
@@ -91,7 +94,15 @@ def read_table(data: DataSettings, part: Part, cache: Path) -> ExampleTable:
     Raises:
         DataError: if there are none, or the data are missing or damaged.
     """
-    table = load_table(data, cache)
+    return labelled_part(load_table(data, cache), part)
+
+
+def labelled_part(table: ExampleTable, part: Part) -> ExampleTable:
+    """The labeled pictures of a part of a table.
+
+    Raises:
+        DataError: if there are none.
+    """
     table = table.take(np.flatnonzero(table.labels_N >= 0))
     chosen = table if part == "all" else table.where(part)
     if not len(chosen):

@@ -69,9 +69,7 @@ def named_views(
     trained: TrainedModel, arguments: Sequence[Path | str], most: int | None = None
 ) -> NamedViews:
     """Named pictures as a model sees them; stored pixels are turned as in its training."""
-    # CUB's published boxes refer to stored pixels, and so did its models' training.
-    upright = trained.recipe.data.name != "cub"
-    return NamedPictures(arguments, upright).views(trained, most)
+    return NamedPictures(arguments, trained.upright).views(trained, most)
 
 
 def spread(count: int, most: int) -> list[int]:

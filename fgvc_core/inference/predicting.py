@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fgvc_core.data.decoding import cores
-from fgvc_core.data.files import FileSource
 from fgvc_core.errors import DataError
+from fgvc_core.inference.calibration import read_calibration
 from fgvc_core.inference.finding import Found
+from fgvc_core.inference.taxonomy import read_taxonomy
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.inference.verdict import Judge, Verdict
 
@@ -45,6 +46,29 @@ class Prediction:
     thumbnail: bytes = b""
 
 
+def judge_of(
+    trained: TrainedModel, top: int = 3, sure: float = 0.8, unknown_below: float | None = None
+) -> Judge:
+    """The judge of a model's logits, by its taxonomy and its calibration.
+
+    Args:
+        trained: The model.
+        top: How many classes to list for each picture, at least 1.
+        sure: Probability from which on a name is given, 0 to 1; below it the answer is that of
+            a coarser level.
+        unknown_below: A picture whose best class has less than this probability is none of the
+            classes; None: as the checkpoint's calibration says.
+    """
+    return Judge(
+        trained.class_names,
+        read_taxonomy(trained.metadata, trained.class_names, trained.recipe.data.name),
+        read_calibration(trained.path),
+        top_k=min(top, len(trained.class_names)),
+        sure=sure,
+        unknown_below=unknown_below,
+    )
+
+
 def predict(
     trained: TrainedModel,
     judge: Judge,
@@ -67,15 +91,13 @@ def predict(
     Yields:
         One prediction a picture, in their order; a damaged one is said to be so.
     """
-    # CUB's published boxes refer to stored pixels, and so did its models' training.
-    upright = trained.recipe.data.name != "cub"
     threads = threads or cores()
 
     def look(chunk: Sequence[Found]) -> list[Prediction]:
         views, kept, made = [], [], {}
         for number, found in enumerate(chunk):
             try:
-                picture_HWC = _decode(trained, found, upright)
+                picture_HWC = _decode(trained, found)
             except DataError as error:
                 made[number] = Prediction(found.name, None, error.what)
                 continue
@@ -116,12 +138,10 @@ def _in_order(
         yield future.result()
 
 
-def _decode(trained: TrainedModel, found: Found, upright: bool) -> NDArray[np.uint8]:
+def _decode(trained: TrainedModel, found: Found) -> NDArray[np.uint8]:
     if found.fault:
         raise DataError(f"'{found.name}' was passed over: {found.fault}.")
-    spec = trained.model.input
-    source = FileSource(found.root, (found.relative,), upright=upright)
-    return source.picture(0, round(spec.size / spec.crop))
+    return trained.read(found.root, found.relative)
 
 
 def _thumbnail(picture_HWC: NDArray[np.uint8]) -> bytes:

@@ -1,17 +1,19 @@
-"""A model from a checkpoint, with the recipe it was made by: what pictures have to look
-like, what its classes are called, and its logits.
-"""
+"""A trained model from a checkpoint: its recipe, its class names, and how pictures reach it."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import nn
 
+from fgvc_core.data.files import FileSource
 from fgvc_core.data.transforms import square
-from fgvc_core.errors import DataError
+from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.checkpoint_file import find_checkpoint, read_checkpoint
 from fgvc_core.models.classifier import FineGrainedClassifier
@@ -43,6 +45,21 @@ class TrainedModel:
         """The network, in evaluation mode."""
         return self.learner.model
 
+    @property
+    def upright(self) -> bool:
+        """Whether files are turned as their EXIF orientation asks, as in the model's training."""
+        # CUB's published boxes refer to stored pixels.
+        return self.recipe.data.name != "cub"
+
+    def read(self, root: Path, relative: str) -> NDArray[np.uint8]:
+        """A picture file below a folder as RGB, uint8 (H, W, 3), about as large as needed.
+
+        Raises:
+            DataError: if it is missing or damaged.
+        """
+        short = round(self.model.input.size / self.model.input.crop)
+        return FileSource(root, (relative,), upright=self.upright).picture(0, short)
+
     def view(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A picture (H, W, 3) of any size as the uint8 square (S, S, 3) the model sees."""
         spec = self.model.input
@@ -55,6 +72,83 @@ class TrainedModel:
         pixels_NHWC = torch.from_numpy(np.require(views_NHWC, requirements=["C", "W"]))
         images_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
         return self.model(self.model.normalise(images_NCHW.to(device))).float().cpu()
+
+
+class LoadedModel(nn.Module):
+    """A trained classifier as a module, with the transform that its pictures need.
+
+    Args:
+        trained: The model; it is in evaluation mode.
+
+    Attributes:
+        classifier: Normalized images to logits: backbone, attention, pooling and head.
+        class_names: K names in the order of the logits.
+
+    Example:
+        >>> model = load_model("runs/demo")  # doctest: +SKIP
+        >>> model(model.transform("bird.jpg")[None]).softmax(1)  # doctest: +SKIP
+    """
+
+    def __init__(self, trained: TrainedModel) -> None:
+        super().__init__()
+        self.classifier = trained.model
+        self.class_names = trained.class_names
+        self._trained = trained
+
+    def transform(
+        self, picture: "str | os.PathLike[str] | Image.Image | NDArray[np.uint8]"
+    ) -> torch.Tensor:
+        """A picture as the model's input, float32 (3, S, S) on the model's device.
+
+        Args:
+            picture: A file, a Pillow image, or uint8 (H, W, 3) RGB values.
+
+        Raises:
+            DataError: if a file is missing or damaged.
+        """
+        if isinstance(picture, str | os.PathLike):
+            file = Path(picture)
+            picture_HWC = self._trained.read(file.resolve().parent, file.resolve().name)
+        elif isinstance(picture, Image.Image):
+            picture_HWC = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        else:
+            picture_HWC = picture
+        view_HWC = torch.from_numpy(np.require(self._trained.view(picture_HWC), None, ["C", "W"]))
+        device = next(self.classifier.parameters()).device
+        view_NCHW = view_HWC.permute(2, 0, 1)[None].to(device)
+        return self.classifier.normalise(view_NCHW)[0]
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K) of N transformed pictures (N, 3, S, S)."""
+        return self.classifier(images_NCHW)
+
+
+def load_whole(
+    path: Path, device: torch.device | str = "cpu", weights: str | None = None
+) -> TrainedModel:
+    """Load a model for use on pictures; see :func:`load_trained`.
+
+    Raises:
+        ConfigurationError: also if some of its tensors stayed at the sites.
+    """
+    trained = load_trained(path, device, weights)
+    refuse_partial(trained.recipe)
+    return trained
+
+
+def refuse_partial(recipe: Recipe) -> None:
+    """Refuse a checkpoint some of whose tensors stayed at the sites.
+
+    Raises:
+        ConfigurationError: naming which.
+    """
+    if recipe.federation.local:
+        raise ConfigurationError(
+            f"The checkpoint holds no whole model: {list(recipe.federation.local)} stayed at the "
+            "sites (federation.local).",
+            why="In their place are the tensors that training began with.",
+            remedy="Use the model at a site, with its own tensors.",
+        )
 
 
 def load_trained(

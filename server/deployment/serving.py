@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -104,134 +105,156 @@ async def _note(gateway: Gateway, path: Path) -> None:
         write_json(path, values)
 
 
-def _protocol(settings: GatewaySettings, meter: Meter) -> type[HttpToolsProtocol]:
-    """A protocol that drops who connects too often, says nothing, drips, or does not read."""
-    # Connections of nobody yet, by address; a site's own are counted for it alone, so that many
-    # sites behind one proxy do not take each other's places.
-    open_from: Counter[str] = Counter()
-    open_of: Counter[str] = Counter()
+@dataclass
+class OpenConnections:
+    """Connections that are open: those of nobody yet by address, a site's own by site.
 
-    class Guarded(HttpToolsProtocol):
-        def connection_made(self, transport: Any) -> None:
-            self._address = (transport.get_extra_info("peername") or ("",))[0]
-            self._timer: asyncio.TimerHandle | None = None
-            self._head: int | None = None
-            self._site = ""
-            self._unread: asyncio.TimerHandle | None = None
-            self._read_by = 0.0
-            open_from[self._address] += 1
-            super().connection_made(transport)
-            if open_from[self._address] > settings.connections_per_address:
-                self._turn_away(429, "more connections than connections_per_address")
-                return
+    A site's are counted for it alone, so that many sites behind one proxy do not take each
+    other's places.
+    """
+
+    from_address: Counter[str] = field(default_factory=Counter)
+    of_site: Counter[str] = field(default_factory=Counter)
+
+    def closed(self, address: str, site: str) -> None:
+        """Take off one connection of a site, or of an address where ``site`` is empty."""
+        if site:
+            self.of_site[site] -= 1
+        else:
+            self.from_address[address] -= 1
+
+
+class Guarded(HttpToolsProtocol):
+    """Drops a connection that opens too often, stays silent, drips, or does not read.
+
+    Attributes:
+        limits: The gateway's settings; like the other two, set by :func:`_protocol`.
+        meter: Counts the requests that are refused.
+        open: The connections that are open.
+    """
+
+    limits: GatewaySettings
+    meter: Meter
+    open: OpenConnections
+
+    def connection_made(self, transport: Any) -> None:
+        self._address = (transport.get_extra_info("peername") or ("",))[0]
+        self._timer: asyncio.TimerHandle | None = None
+        self._head: int | None = None
+        self._site = ""
+        self._unread: asyncio.TimerHandle | None = None
+        self._read_by = 0.0
+        self.open.from_address[self._address] += 1
+        super().connection_made(transport)
+        if self.open.from_address[self._address] > self.limits.connections_per_address:
+            self._turn_away(429, "more connections than connections_per_address")
+            return
+        self._begin_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open.closed(self._address, self._site)
+        self._unwatch()
+        self._is_read()
+        super().connection_lost(exc)
+
+    def belongs(self, site: str) -> None:
+        """A request on this connection has proved to be a site's.
+
+        Raises:
+            Refused: if that site has too many.
+        """
+        if self._site == site:
+            return
+        self.open.closed(self._address, self._site)
+        self._site = site
+        self.open.of_site[site] += 1
+        if self.open.of_site[site] > self.limits.connections_per_key:
+            what = "more connections than connections_per_key"
+            raise Refused(429, what, self._address, site)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._is_read()
+        left = min(self.limits.slow_s, max(self._read_by - self.loop.time(), 0.0))
+        self._unread = self.loop.call_later(left, self._not_read)
+
+    def resume_writing(self) -> None:
+        self._is_read()
+        super().resume_writing()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _not_read(self) -> None:
+        what = "an answer that was not read"
+        self.meter.refused(Refused(408, what, self._address, self._site), "")
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._timer is None:
             self._begin_head()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._site:
-                open_of[self._site] -= 1
-            else:
-                open_from[self._address] -= 1
-            self._unwatch()
-            self._is_read()
-            super().connection_lost(exc)
-
-        def belongs(self, site: str) -> None:
-            """A request on this connection has proved to be a site's.
-
-            Raises:
-                Refused: if that site has too many.
-            """
-            if self._site == site:
-                return
-            if self._site:
-                open_of[self._site] -= 1
-            else:
-                open_from[self._address] -= 1
-            self._site = site
-            open_of[site] += 1
-            if open_of[site] > settings.connections_per_key:
-                what = "more connections than connections_per_key"
-                raise Refused(429, what, self._address, site)
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._is_read()
-            left = min(settings.slow_s, max(self._read_by - self.loop.time(), 0.0))
-            self._unread = self.loop.call_later(left, self._not_read)
-
-        def resume_writing(self) -> None:
-            self._is_read()
-            super().resume_writing()
-
-        def _is_read(self) -> None:
-            if self._unread is not None:
-                self._unread.cancel()
-                self._unread = None
-
-        def _not_read(self) -> None:
-            what = "an answer that was not read"
-            meter.refused(Refused(408, what, self._address, self._site), "")
-            self.transport.abort()
-
-        def data_received(self, data: bytes) -> None:
-            if self._timer is None:
-                self._begin_head()
-            elif self._head is None:
-                self._watch(self.transport.abort)
-            super().data_received(data)
-            if self._head is None:
-                return
-            self._head += len(data)
-            # The parser keeps a head until it is whole: it must not grow without end.
-            if self._head > MAX_HEAD_BYTES:
-                self._turn_away(413, "a head that is too long")
-
-        def on_message_begin(self) -> None:
-            if self._head is None:
-                self._begin_head()
-            super().on_message_begin()
-            self._read_by = self.loop.time() + 2 * settings.request_s
-            cast(dict[str, Any], self.scope)[OWNER] = self.belongs
-
-        def on_headers_complete(self) -> None:
-            self._head = None
-            # Cut off in the midst of its body it is the application that writes it down.
+        elif self._head is None:
             self._watch(self.transport.abort)
-            super().on_headers_complete()
+        super().data_received(data)
+        if self._head is None:
+            return
+        self._head += len(data)
+        # The parser keeps a head until it is whole: it must not grow without end.
+        if self._head > MAX_HEAD_BYTES:
+            self._turn_away(413, "a head that is too long")
 
-        def on_message_complete(self) -> None:
-            # The request is whole: what follows may take as long as it takes.
-            self._unwatch()
-            super().on_message_complete()
+    def on_message_begin(self) -> None:
+        if self._head is None:
+            self._begin_head()
+        super().on_message_begin()
+        self._read_by = self.loop.time() + 2 * self.limits.request_s
+        cast(dict[str, Any], self.scope)[OWNER] = self.belongs
 
-        def send_400_response(self, msg: str) -> None:
-            self._unwatch()
-            meter.refused(Refused(400, "no HTTP request", self._address), "")
-            super().send_400_response(msg)
+    def on_headers_complete(self) -> None:
+        self._head = None
+        # Cut off in the midst of its body it is the application that writes it down.
+        self._watch(self.transport.abort)
+        super().on_headers_complete()
 
-        def _begin_head(self) -> None:
-            """Its time does not begin anew with each byte, or a drip would hold it open."""
-            self._head = 0
-            self._watch(self._too_slow)
+    def on_message_complete(self) -> None:
+        # The request is whole: what follows may take as long as it takes.
+        self._unwatch()
+        super().on_message_complete()
 
-        def _too_slow(self) -> None:
-            self._turn_away(408, "a head that took too long" if self._head else "silence")
+    def send_400_response(self, msg: str) -> None:
+        self._unwatch()
+        self.meter.refused(Refused(400, "no HTTP request", self._address), "")
+        super().send_400_response(msg)
 
-        def _turn_away(self, status: int, what: str) -> None:
-            self._unwatch()
-            meter.refused(Refused(status, what, self._address), "")
-            self.transport.abort()
+    def _begin_head(self) -> None:
+        """Its time does not begin anew with each byte, or a drip would hold it open."""
+        self._head = 0
+        self._watch(self._too_slow)
 
-        def _watch(self, otherwise: Callable[[], None]) -> None:
-            self._unwatch()
-            self._timer = self.loop.call_later(settings.slow_s, otherwise)
+    def _too_slow(self) -> None:
+        self._turn_away(408, "a head that took too long" if self._head else "silence")
 
-        def _unwatch(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+    def _turn_away(self, status: int, what: str) -> None:
+        self._unwatch()
+        self.meter.refused(Refused(status, what, self._address), "")
+        self.transport.abort()
 
-    return Guarded
+    def _watch(self, otherwise: Callable[[], None]) -> None:
+        self._unwatch()
+        self._timer = self.loop.call_later(self.limits.slow_s, otherwise)
+
+    def _unwatch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _protocol(settings: GatewaySettings, meter: Meter) -> type[Guarded]:
+    """The protocol of one gateway: its connections are counted together."""
+    own = {"limits": settings, "meter": meter, "open": OpenConnections()}
+    return type("Guarded", (Guarded,), own)
 
 
 def main() -> None:

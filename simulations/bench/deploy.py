@@ -61,10 +61,11 @@ def bench_deploy() -> dict[str, Any]:
 
 
 def _tiny_rounds(folder: Path) -> list[float]:
-    from fieldmark.simulations.simulate import Plan, simulate
+    from fieldmark.simulations.planning import Simulation
+    from fieldmark.simulations.simulate import simulate
 
     # Its progress is not this benchmark's.
     with contextlib.redirect_stderr(io.StringIO()):
-        simulate(Plan(parse_recipe(TINY), folder / "run", "superlink"))
+        simulate(Simulation(parse_recipe(TINY), folder / "run", "superlink"))
     metrics = json.loads((folder / "run" / "metrics.json").read_text(encoding="utf-8"))
     return [entry["seconds"] for entry in metrics["history"]]

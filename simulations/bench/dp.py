@@ -11,7 +11,8 @@ from typing import Any
 from fgvc_core.recipe import Recipe, parse_recipe
 from fieldmark.simulations.bench import figure
 from fieldmark.simulations.bench.dp_step import BATCH, stepper
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 STEPS = 4
 REPEATS = 7
@@ -76,7 +77,7 @@ def _round_seconds() -> tuple[float, float]:
         for pair in range(PAIRS):
             for kind, (overrides, found) in enumerate(zip(kinds, seconds, strict=True)):
                 out = Path(folder) / f"{pair}-{kind}"
-                history = simulate(Plan(_cached_recipe(overrides), out))["history"]
+                history = simulate(Simulation(_cached_recipe(overrides), out))["history"]
                 # The first rounds load the model and the features.
                 found += [entry["seconds"] for entry in history[2:]]
     return statistics.median(seconds[0]), statistics.median(seconds[1])

@@ -24,9 +24,10 @@ from fgvc_core.recipe import Recipe, parse_recipe
 from fieldmark.simulations.bench import figure
 from fieldmark.simulations.bench.floor import BareLoop
 from fieldmark.simulations.engines import run_ray
+from fieldmark.simulations.folders import lay_out, site_homes
 from fieldmark.simulations.grid import InProcessGrid
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import Setting, deal, prepare, split_site
-from fieldmark.simulations.simulate import Plan, lay_out, site_homes
 from fieldmark.simulations.workers import PRELOAD, make_pool
 
 ROUNDS = 8
@@ -127,7 +128,7 @@ def _timed(recipe: Recipe, workers: int) -> Timed:
         prepare(recipe, setting, pool, lambda done, total: None)
     floor = BareLoop(recipe, [split_site(recipe, setting, s) for s in sorted(setting.rows)])
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(recipe, Path(folder) / "run")
+        plan = Simulation(recipe, Path(folder) / "run")
         lay_out(plan, setting)
         with make_pool(workers) as pool:
             listener = _alternate(timed, floor.round)
@@ -136,7 +137,7 @@ def _timed(recipe: Recipe, workers: int) -> Timed:
 
 
 def run_quietly(
-    plan: Plan,
+    plan: Simulation,
     setting: Setting,
     pool: Executor,
     workers: int,
@@ -186,7 +187,7 @@ def _ray_round_seconds(recipe: Recipe) -> float:
 
     setting = deal(recipe, cache_folder())
     with tempfile.TemporaryDirectory() as folder:
-        plan = replace(Plan(recipe, Path(folder) / "run"), engine="ray")
+        plan = replace(Simulation(recipe, Path(folder) / "run"), engine="ray")
         lay_out(plan, setting)
         run_ray(plan.out, site_homes(plan, setting), 2)
         metrics = json.loads((plan.out / "metrics.json").read_text(encoding="utf-8"))

@@ -21,7 +21,8 @@ from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe, load_recipe
 from fieldmark.simulations.bench.learner_rows import ROWS, Row
-from fieldmark.simulations.simulate import Plan, run_with
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import run_with
 from fieldmark.simulations.workers import available_cores, hired
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "learner.toml"
@@ -145,7 +146,7 @@ def _once(name: str, seed: int, kept: Path, pool: Executor, say: Say) -> Outcome
             return Outcome(**known["outcome"])
     before = _cpu_seconds(pool)
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(recipe_of(row, seed), Path(folder) / "run")
+        plan = Simulation(recipe_of(row, seed), Path(folder) / "run")
         metrics = run_with(plan, pool, len(available_cores()), lambda done, total: None)
     score: Any = metrics
     for key in row.score:

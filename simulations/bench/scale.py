@@ -20,8 +20,9 @@ from fgvc_core.data.cache import cache_folder
 from fgvc_core.recipe import parse_recipe
 from fieldmark.simulations.bench.engine import run_quietly, tree_cpu
 from fieldmark.simulations.bench.memory import resident_bytes
+from fieldmark.simulations.folders import lay_out
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
-from fieldmark.simulations.simulate import Plan, lay_out
 from fieldmark.simulations.workers import available_cores, make_pool
 
 PICTURES = 8
@@ -89,7 +90,7 @@ def measure(sites: int, cohort: int, rounds: int) -> dict[str, Any]:
     setting = deal(recipe, cache_folder())
     with tempfile.TemporaryDirectory() as folder, make_pool(workers) as pool:
         prepare(recipe, setting, pool, lambda done, total: None)
-        plan = Plan(recipe, Path(folder) / "run")
+        plan = Simulation(recipe, Path(folder) / "run")
         began, cpu = time.monotonic(), time.process_time()
         lay_out(plan, setting)
         laid_out, laid_out_cpu = time.monotonic() - began, time.process_time() - cpu

@@ -28,8 +28,9 @@ def main(recipe_text: str) -> float:
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.recipe import parse_recipe
     from fieldmark.simulations.bench.engine import run_quietly
+    from fieldmark.simulations.folders import lay_out
+    from fieldmark.simulations.planning import Simulation
     from fieldmark.simulations.preparation import deal
-    from fieldmark.simulations.simulate import Plan, lay_out
 
     recipe = parse_recipe(recipe_text)
     found: list[float] = []
@@ -40,7 +41,7 @@ def main(recipe_text: str) -> float:
             raise FirstRound
 
     with tempfile.TemporaryDirectory() as folder, workers.make_pool(2) as pool:
-        plan = Plan(recipe, Path(folder) / "run")
+        plan = Simulation(recipe, Path(folder) / "run")
         setting = deal(recipe, cache_folder())
         lay_out(plan, setting)
         with suppress(FirstRound):

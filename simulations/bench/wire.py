@@ -13,7 +13,8 @@ from typing import Any
 
 from fgvc_core.recipe import Recipe, load_recipe
 from fieldmark.simulations.bench import figure
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "cub50.toml"
 BASE = ("federation.rounds=8", "evaluate.every=0")
@@ -120,5 +121,5 @@ def _full(full: Outcome) -> dict[str, Any]:
 def _run(data: Path, overrides: tuple[str, ...]) -> Outcome:
     recipe: Recipe = load_recipe(RECIPE, (*BASE, *overrides, f"data.path={data}"))
     with tempfile.TemporaryDirectory() as folder:
-        metrics = simulate(Plan(recipe, Path(folder) / "run"))
+        metrics = simulate(Simulation(recipe, Path(folder) / "run"))
     return Outcome(metrics["top1"], metrics["bytes_up"] / 1e6, metrics["bytes_down"] / 1e6)

@@ -57,9 +57,9 @@ def sweep(
 
     axes = read_axes(over or [])
     points = plan_points(recipe, set_ or [], axes, seeds)
-    from fieldmark.simulations.cli import tracked_at
+    from fieldmark.simulations.planning import tracked_at
 
-    tracked = tracked_at(track)
+    tracked = tracked_at(track or ())
     from fieldmark.simulations.sweeping.page import write_sweep
     from fieldmark.simulations.sweeping.runner import run_points
 

@@ -19,7 +19,8 @@ from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, RunI
 from fgvc_core.experiment import make_table
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import differences, filled_like, load_recipe
-from fieldmark.simulations.simulate import Plan, run_with
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import run_with
 from fieldmark.simulations.sweeping.axes import Point
 from fieldmark.simulations.workers import available_cores, hired
 
@@ -122,7 +123,7 @@ def _run_some(
                 started = time.monotonic()
                 folder = run_dir(out, current)
                 resume = _begun(folder)
-                plan = Plan(current.recipe, folder, resume=resume, quiet=True, track=track)
+                plan = Simulation(current.recipe, folder, resume=resume, quiet=True, track=track)
                 run_with(plan, pool, workers, lambda n, total: None)
                 if failures.pop(current.name, None) is not None:
                     replace_json(out / FAILURES, failures)

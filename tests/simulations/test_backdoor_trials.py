@@ -11,10 +11,10 @@ from fgvc_core.data.catalogue import load_table
 from fgvc_core.errors import ConfigurationError, RunInterrupted
 from fgvc_core.recipe import load_recipe, parse_recipe
 from fieldmark.simulations import trials
-from fieldmark.simulations.backdoor_table import backdoor_tables, spread
 from fieldmark.simulations.backdoor_trials import Trial, recipe_of, run_backdoors, trials_of
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.poisoning import TARGET, Triggered, triggered_features
-from fieldmark.simulations.simulate import Plan
+from fieldmark.simulations.tables import backdoor_tables, spread
 from fieldmark.simulations.triggers import stamped
 
 TABLE = """
@@ -69,7 +69,7 @@ def test_a_table_needs_attackers_and_nothing_beside_it(wrong):
 def test_what_no_trial_can_be_is_refused_before_anything_is_written(tmp_path):
     recipe = parse_recipe(TINY + TABLE, ["wire.precision=float16"])
     with pytest.raises(ConfigurationError, match="travel as they are"):
-        run_backdoors(Plan(recipe, tmp_path / "run"))
+        run_backdoors(Simulation(recipe, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -215,7 +215,7 @@ def test_whoever_stops_a_table_stops_all_of_it(table, tmp_path, monkeypatch):
         monkeypatch.setattr(f"{module}.run_inprocess", stopped)
     run = run_backdoors if table == "backdoors" else trials.run_trials
     with pytest.raises(RunInterrupted):
-        run(Plan(recipe, tmp_path / "run"))
+        run(Simulation(recipe, tmp_path / "run"))
     assert len(asked) == 1
 
 
@@ -223,7 +223,7 @@ def test_whoever_stops_a_table_stops_all_of_it(table, tmp_path, monkeypatch):
 def test_a_whole_small_table_is_run_and_written(tmp_path):
     recipe = parse_recipe(TINY + TABLE, ["model.train=head"])
     lines = []
-    metrics = run_backdoors(Plan(recipe, tmp_path / "run"), say=lines.append)
+    metrics = run_backdoors(Simulation(recipe, tmp_path / "run"), say=lines.append)
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert written["backdoors"] == metrics["backdoors"]
     assert [Trial(e["strategy"], None).strategy for e in written["backdoors"]] == [
@@ -249,7 +249,7 @@ def test_a_backdoor_that_fedavg_learns_is_held_at_no_cost_to_speak_of(request, t
           'scenario.backdoors.attacks=[{trigger="sine"}]'),
         "data.fieldmarks_test=300",
     ])  # fmt: skip
-    found = run_backdoors(Plan(recipe, tmp_path / "run"))["backdoors"]
+    found = run_backdoors(Simulation(recipe, tmp_path / "run"))["backdoors"]
     clean, attacked, guarded, held = found
     assert clean["success"]["sine"] < 0.1
     assert attacked["success"]["sine"] > 0.6

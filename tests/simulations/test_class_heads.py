@@ -8,7 +8,8 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import load_recipe, parse_recipe
-from fieldmark.simulations.simulate import Plan, run_with
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import run_with
 
 SETS = ("federation.rounds=1", "data.fieldmarks_train=96", "data.fieldmarks_test=60")
 UNSEEN = ["Fox-capped thrummer", "Saffron barwing"]
@@ -16,7 +17,7 @@ UNSEEN = ["Fox-capped thrummer", "Saffron barwing"]
 
 def run(folder, *sets):
     recipe = parse_recipe(TINY, [*SETS, *sets])
-    plan = Plan(recipe, folder / "run")
+    plan = Simulation(recipe, folder / "run")
     return run_with(plan, Here(), 1, lambda done, total: None), plan
 
 

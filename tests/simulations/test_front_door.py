@@ -15,8 +15,9 @@ from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.provision import make_home
 from fieldmark.simulations.compare import _union, compare
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, split_site
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
@@ -37,7 +38,7 @@ COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data"
 
 def test_help_opens_no_heavy_room():
     code = (
-        "import sys, fieldmark\n"
+        "import sys, fieldmark.cli\n"
         "try: fieldmark.cli.app(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'flwr', 'timm', 'torchvision', 'ray', 'datasets'} & set(sys.modules)\n"
@@ -84,7 +85,7 @@ def test_json_is_the_only_thing_on_standard_output(tiny_file, tmp_path):
 
 def test_compare_states_all_three_on_one_test_split(tiny, tmp_path):
     recipe = parse_recipe(tiny.to_toml(), ["federation.rounds=1"])
-    result = compare(Plan(recipe, tmp_path / "run"))
+    result = compare(Simulation(recipe, tmp_path / "run"))
     assert set(result["local"]) == {"site-1", "site-2", "site-3"}
     for scores in (result["federated"], result["pooled"], result["local_mean"]):
         assert 0 <= scores["top1"] <= 1
@@ -127,7 +128,7 @@ def private_sites(tmp_path_factory):
     out = tmp_path_factory.mktemp("private")
     sets = ["epsilon=4.0", "method=gradients", "sampling_rate=1.0", "steps=2", "simulated_cap=20.0"]
     recipe = parse_recipe(TINY, ["partition.sites=2", *(f"privacy.{each}" for each in sets)])
-    simulate(Plan(recipe, out / "run", sites=out / "sites"))
+    simulate(Simulation(recipe, out / "run", sites=out / "sites"))
     return out / "sites"
 
 

@@ -9,8 +9,10 @@ import pytest
 from fgvc_core.errors import ConfigurationError, DataError, RunFailed
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import read_checkpoint
+from fieldmark.simulations.folders import lay_out, site_homes
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal
-from fieldmark.simulations.simulate import Plan, lay_out, simulate, site_homes
+from fieldmark.simulations.simulate import simulate
 from fieldmark.simulations.workers import hired
 
 
@@ -25,7 +27,7 @@ def recipe(tiny):
 
 @pytest.fixture
 def laid_out(recipe, tmp_path):
-    plan = Plan(recipe, tmp_path / "first", sites=tmp_path / "homes")
+    plan = Simulation(recipe, tmp_path / "first", sites=tmp_path / "homes")
     setting = deal(recipe, tmp_path / "cache")
     lay_out(plan, setting)
     return plan, setting
@@ -80,7 +82,7 @@ def test_an_output_folder_that_cannot_be_made_is_a_matter_of_configuration(laid_
 
 
 def test_a_run_resumes_after_another_has_used_its_sites(recipe, tmp_path):
-    first = Plan(recipe, tmp_path / "first", sites=tmp_path / "homes")
+    first = Simulation(recipe, tmp_path / "first", sites=tmp_path / "homes")
     metrics = simulate(first)
     (first.out / "checkpoints" / "last.safetensors").unlink()
     tensors, _ = read_checkpoint(first.out / "checkpoints" / "best.safetensors")

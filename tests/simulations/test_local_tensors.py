@@ -14,8 +14,10 @@ from fgvc_core.models.normalisation import norm_names
 from fgvc_core.recipe import load_recipe, parse_recipe
 from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.folders import lay_out, site_homes
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
-from fieldmark.simulations.simulate import Plan, lay_out, run_with, site_homes
+from fieldmark.simulations.simulate import run_with
 
 SETS = ("federation.rounds=2", "data.fieldmarks_train=60", "data.fieldmarks_test=12")
 
@@ -26,7 +28,7 @@ def done(tmp_path_factory):
     recipe = parse_recipe(TINY, [*SETS, 'federation.local=["head.*"]'])
     setting = deal(recipe, folder / "cache")
     prepare(recipe, setting, Here(), lambda done, total: None)
-    plan = Plan(recipe, folder / "run")
+    plan = Simulation(recipe, folder / "run")
     lay_out(plan, setting)
     run_inprocess(plan.out, site_homes(plan, setting), Here(), 1, quiet=True)
     return plan, setting.table.num_classes
@@ -85,7 +87,7 @@ def test_local_norms_stay_at_the_site_and_all_else_is_shared(tmp_path):
         "data.image_size=64",
     )
     recipe = parse_recipe(TINY, [*SETS, *sets, "federation.rounds=1"])
-    metrics = run_with(Plan(recipe, tmp_path / "run"), Here(), 1, lambda done, total: None)
+    metrics = run_with(Simulation(recipe, tmp_path / "run"), Here(), 1, lambda done, total: None)
     kept = [load_file(next(h.glob("runs/*.kept/*.safetensors"))) for h in site_folders(tmp_path)]
     names = set(kept[0])
     assert {name.rpartition(".")[2] for name in names} == {

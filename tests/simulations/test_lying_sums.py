@@ -9,7 +9,8 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +26,7 @@ def lied(folder, attack, *more):
     """(recipe, run's folder, liar's home, the others' homes, metrics) of a run with one liar."""
     recipe = parse_recipe(TINY, (*SUMS, *FIVE, f"scenario.attack={attack}", *more))
     out = folder / "run"
-    metrics = simulate(Plan(recipe, out))
+    metrics = simulate(Simulation(recipe, out))
     (liar,) = json.loads((out / "scenario.json").read_text())["attackers"]
     homes = sorted((out / "sites").iterdir())
     others = [home for home in homes if home.name != liar]

@@ -13,7 +13,8 @@ from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.answering import Incoming, answer
 from fieldmark.server.report.page import render
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 SHARED = {"recipe.toml", "class_names.json", "events.jsonl", "metrics.json", "evaluation.json",
           "report.html", "checkpoints", "pictures", "explanations"}  # fmt: skip
@@ -30,7 +31,7 @@ def private_run(tmp_path_factory):
         changes = ["privacy.epsilon=4.0", "privacy.method=gradients", "privacy.sampling_rate=0.5",
                    "privacy.steps=2", "federation.rounds=1", "partition.sites=2",
                    "model.train=head"]  # fmt: skip
-        plan = Plan(parse_recipe(TINY, changes), tmp_path_factory.mktemp("modes") / "run")
+        plan = Simulation(parse_recipe(TINY, changes), tmp_path_factory.mktemp("modes") / "run")
         simulate(plan)
         # Something for its log.
         answer(plan.out / "sites" / "site-1", Incoming(Sealed("{}", b""), {}))

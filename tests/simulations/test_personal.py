@@ -15,8 +15,9 @@ from fieldmark.client.site import Site, write_settings
 from fieldmark.server.report import render
 from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.folders import lay_out, site_homes
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
-from fieldmark.simulations.simulate import Plan, lay_out, site_homes
 
 SETS = ("federation.rounds=1", "data.fieldmarks_train=60", "data.fieldmarks_test=12")
 TUNED = ("personal.epochs=3", "personal.lr=0.01")
@@ -26,7 +27,7 @@ def begin(folder, *sets):
     recipe = parse_recipe(TINY, [*SETS, *sets])
     setting = deal(recipe, folder / "cache")
     prepare(recipe, setting, Here(), lambda done, total: None)
-    plan = Plan(recipe, folder / "run")
+    plan = Simulation(recipe, folder / "run")
     lay_out(plan, setting)
     return plan, setting
 

@@ -15,8 +15,9 @@ from fieldmark.client.site import Site, write_settings
 from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.folders import lay_out, site_homes
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
-from fieldmark.simulations.simulate import Plan, lay_out, site_homes
 
 pytest.importorskip("lightly", reason="the extra 'pretraining' is not installed")
 
@@ -31,7 +32,7 @@ def begin(folder, *sets):
     recipe = parse_recipe(TINY, [*SETS, *sets])
     setting = deal(recipe, folder / "cache")
     prepare(recipe, setting, Here(), lambda done, total: None)
-    plan = Plan(recipe, folder / "run")
+    plan = Simulation(recipe, folder / "run")
     lay_out(plan, setting)
     return plan, setting
 

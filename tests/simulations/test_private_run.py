@@ -17,7 +17,8 @@ from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.ledger import plans_of, total_of
 from fieldmark.server.rounds.loop import Rounds
 from fieldmark.server.run_log.checkpoint import read_checkpoint
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 STEPS = ("privacy.epsilon=4.0", "privacy.method=gradients", "privacy.sampling_rate=0.5",
          "privacy.steps=2", "federation.rounds=2", "partition.sites=2")  # fmt: skip
@@ -42,7 +43,7 @@ def entries_of(home):
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    plan = Plan(recipe(*STEPS), tmp_path_factory.mktemp("steps") / "run")
+    plan = Simulation(recipe(*STEPS), tmp_path_factory.mktemp("steps") / "run")
     return plan, simulate(plan)
 
 
@@ -91,7 +92,7 @@ def test_two_private_runs_of_one_seed_differ(steps, tmp_path):
 
 
 def test_a_run_cut_off_after_the_replies_goes_on_from_them_uncharged(tmp_path, monkeypatch):
-    plan = Plan(recipe(*STEPS), tmp_path / "run")
+    plan = Simulation(recipe(*STEPS), tmp_path / "run")
     finish = Rounds._finish
 
     def cut_off(self, number, arrays, *rest):
@@ -120,7 +121,9 @@ def test_a_run_cut_off_after_the_replies_goes_on_from_them_uncharged(tmp_path, m
 
 @needs_weights
 def test_runs_over_kept_sites_stop_at_the_sites_when_the_cap_is_reached(tmp_path):
-    plan = Plan(recipe(*SUMS, "privacy.simulated_cap=7.0"), tmp_path / "1", sites=tmp_path / "s")
+    plan = Simulation(
+        recipe(*SUMS, "privacy.simulated_cap=7.0"), tmp_path / "1", sites=tmp_path / "s"
+    )
     first = simulate(plan)
     second = simulate(replace(plan, out=tmp_path / "2"))
     for site, stated in second["privacy"].items():
@@ -142,7 +145,7 @@ def test_runs_over_kept_sites_stop_at_the_sites_when_the_cap_is_reached(tmp_path
 
 @needs_weights
 def test_the_price_of_the_subject_unit_is_stated_on_one_split(tmp_path):
-    plan = Plan(recipe(*SUMS, "evaluate.unit_price=true"), tmp_path / "run")
+    plan = Simulation(recipe(*SUMS, "evaluate.unit_price=true"), tmp_path / "run")
     price = simulate(plan)["unit_price"]
     assert 0 < price["image"]["top1"] <= 1
     assert 0 < price["subject"]["top1"] <= 1
@@ -160,7 +163,7 @@ def test_a_centre_that_cannot_be_is_left_out_and_its_site_pays_no_more(tmp_path,
             yield reply
 
     monkeypatch.setattr(fieldmark.server.rounds.heads, "released", lying)
-    plan = Plan(recipe(*SUMS, "partition.sites=3"), tmp_path / "run")
+    plan = Simulation(recipe(*SUMS, "partition.sites=3"), tmp_path / "run")
     metrics = simulate(plan)
     figures = metrics["sites"]["site-2"]
     assert "declared units" in figures["set_aside"]

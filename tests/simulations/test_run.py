@@ -6,7 +6,8 @@ import pytest
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import read_checkpoint
-from fieldmark.simulations.simulate import Plan, latest, next_free, simulate
+from fieldmark.simulations.planning import Simulation, latest, next_free
+from fieldmark.simulations.simulate import simulate
 
 KEYS = (
     *("top1", "macro_f1", "macro_precision", "macro_recall", "rounds", "best_round", "wall_s"),
@@ -33,7 +34,7 @@ def done(tmp_path_factory):
     from tests_recipe import TINY
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    plan = Plan(parse_recipe(TINY), out)
+    plan = Simulation(parse_recipe(TINY), out)
     return plan, simulate(plan)
 
 
@@ -86,13 +87,13 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(done, tmp_pat
 def test_homes_kept_with_sites_stay_the_same_sites(tiny, tmp_path):
     recipe = changed(tiny, "federation.rounds=1", "partition.sites=2")
     homes = tmp_path / "homes"
-    simulate(Plan(recipe, tmp_path / "a", sites=homes))
+    simulate(Simulation(recipe, tmp_path / "a", sites=homes))
     key = (homes / "site-1" / "key").read_bytes()
-    simulate(Plan(recipe, tmp_path / "b", sites=homes))
+    simulate(Simulation(recipe, tmp_path / "b", sites=homes))
     assert (homes / "site-1" / "key").read_bytes() == key
     assert len((homes / "site-1" / "ledger.jsonl").read_text().splitlines()) == 7
     with pytest.raises(ConfigurationError, match="exists already"):
-        simulate(Plan(recipe, tmp_path / "b", sites=homes))
+        simulate(Simulation(recipe, tmp_path / "b", sites=homes))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,9 @@ def test_homes_kept_with_sites_stay_the_same_sites(tiny, tmp_path):
     ids=["fedprox on half of the sites", "sites by column, frozen features"],
 )
 def test_other_recipes_run_too(tiny, tmp_path, overrides):
-    metrics = simulate(Plan(changed(tiny, "federation.rounds=1", *overrides), tmp_path / "run"))
+    metrics = simulate(
+        Simulation(changed(tiny, "federation.rounds=1", *overrides), tmp_path / "run")
+    )
     assert metrics["rounds"] == 1
     assert 0 <= metrics["top1"] <= 1
     if "model.train=head" in overrides:
@@ -117,7 +120,7 @@ def test_other_recipes_run_too(tiny, tmp_path, overrides):
 def test_patience_stops_a_run_that_no_longer_improves(tiny, tmp_path):
     # A learning rate of almost nothing: no model is ever better than the first.
     recipe = changed(tiny, "federation.rounds=9", "federation.patience=2", "train.lr=1e-12")
-    metrics = simulate(Plan(recipe, tmp_path / "run"))
+    metrics = simulate(Simulation(recipe, tmp_path / "run"))
     assert metrics["stopped"] == "patience"
     assert metrics["rounds"] < 9
 
@@ -136,7 +139,7 @@ def test_ray_and_the_workers_here_give_equal_bits_after_every_round(tiny, tmp_pa
     found = []
     for engine in ("inprocess", "ray"):
         out = tmp_path / engine
-        metrics = simulate(Plan(changed(tiny, "federation.rounds=3"), out, engine=engine))
+        metrics = simulate(Simulation(changed(tiny, "federation.rounds=3"), out, engine=engine))
         tensors, _ = read_checkpoint(out / "checkpoints" / "last.safetensors")
         found.append((without_times(metrics)["history"], tensors))
     (history_a, a), (history_b, b) = found

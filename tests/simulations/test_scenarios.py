@@ -12,9 +12,10 @@ from fgvc_core.recipe import parse_recipe
 from fgvc_core.scenario import ON_SUMS, STRENGTHS
 from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.folders import lay_out, site_homes
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
 from fieldmark.simulations.scenarios import draw
-from fieldmark.simulations.simulate import Plan, lay_out, site_homes
 from fieldmark.simulations.trials import UNGUARDED, contenders, count_replies
 
 SETS = (
@@ -37,7 +38,7 @@ def simulated(tmp_path_factory):
         if "setting" not in settings:
             settings["setting"] = deal(recipe, folder / "cache")
             prepare(recipe, settings["setting"], Here(), lambda done, total: None)
-        plan = Plan(recipe, folder / name)
+        plan = Simulation(recipe, folder / name)
         lay_out(plan, settings["setting"])
         homes = site_homes(plan, settings["setting"])
         run_inprocess(plan.out, homes, Here(), 1, quiet=True)

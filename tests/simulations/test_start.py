@@ -19,8 +19,9 @@ from fgvc_core.models.class_statistics import (
 )
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import read_checkpoint
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, split_site
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.simulate import simulate
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def recipe():
 def test_zero_rounds_give_the_head_of_all_sites_pictures_pooled(recipe, tmp_path):
     # One of the three has more than half of all pictures.
     recipe = parse_recipe(recipe.to_toml(), ["federation.max_weight_share=1.0"])
-    metrics = simulate(Plan(recipe, tmp_path / "run"))
+    metrics = simulate(Simulation(recipe, tmp_path / "run"))
     assert metrics["rounds"] == 0
     assert metrics["bytes_up"] > 3 * 256 * 257 / 2 * 4
     setting = deal(recipe, cache_folder())
@@ -56,8 +57,8 @@ def test_zero_rounds_give_the_head_of_all_sites_pictures_pooled(recipe, tmp_path
 
 def test_rounds_go_on_from_the_start(recipe, tmp_path):
     going_on = parse_recipe(recipe.to_toml(), ["federation.rounds=1", "train.lr=1e-6"])
-    metrics = simulate(Plan(going_on, tmp_path / "run"))
-    start = simulate(Plan(recipe, tmp_path / "start"))
+    metrics = simulate(Simulation(going_on, tmp_path / "run"))
+    start = simulate(Simulation(recipe, tmp_path / "start"))
     assert metrics["history"][0]["top1"] == pytest.approx(start["top1"], abs=0.05)
     assert all(figures["rounds"] == 1 for figures in metrics["sites"].values())
 
@@ -77,7 +78,7 @@ def test_who_lies_about_its_statistics_is_named_and_set_aside(recipe, tmp_path, 
     monkeypatch.setattr(fieldmark.client.statistics, "site_statistics", lying)
     run = tmp_path / "run"
     five = ["partition.sites=5", "partition.scheme=iid", "federation.rounds=1"]
-    metrics = simulate(Plan(parse_recipe(recipe.to_toml(), five), run))
+    metrics = simulate(Simulation(parse_recipe(recipe.to_toml(), five), run))
     events = [json.loads(x) for x in (run / "events.jsonl").read_text().splitlines()]
     (refused,) = [e for e in events if e["event"] == "start_refused"]
     (aside,) = [e for e in events if e["event"] == "site_set_aside"]
@@ -114,7 +115,7 @@ def test_unseen_classes_are_named_by_their_attributes_and_reported_apart(tmp_pat
     setting = deal(recipe, cache_folder())
     held = sum(setting.site_table(site).class_counts_K() for site in setting.rows)
     assert [CLASS_NAMES[k] for k in np.flatnonzero(held == 0)] == unseen
-    metrics = simulate(Plan(recipe, tmp_path / "run"))
+    metrics = simulate(Simulation(recipe, tmp_path / "run"))
     shot = metrics["zero_shot"]
     assert shot["classes"] == unseen
     assert shot["examples"] == 8

@@ -7,7 +7,8 @@ import torch
 
 from fgvc_core.experiment import make_learner
 from fgvc_core.recipe import differences, load_recipe
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 STUDIES = Path(__file__).parents[2] / "simulations" / "recipes" / "studies"
 SETS = {"cub200": 200, "cars": 196, "aircraft": 100}
@@ -62,7 +63,7 @@ def test_a_study_runs_on_real_birds_at_a_small_size(tmp_path):
         "model.weights=none", "partition.sites=2", "federation.rounds=1", "train.epochs=1",
     ]  # fmt: skip
     metrics = simulate(
-        Plan(load_recipe(STUDIES / "cub200-224.toml", changes), tmp_path / "run", quiet=True)
+        Simulation(load_recipe(STUDIES / "cub200-224.toml", changes), tmp_path / "run", quiet=True)
     )
     assert metrics["test_examples"] == 1389
     assert (tmp_path / "run" / "report.html").stat().st_size < 3_000_000

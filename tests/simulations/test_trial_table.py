@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from fieldmark.simulations.trial_table import trial_table
+from fieldmark.simulations.tables import trial_table
 from fieldmark.simulations.trials import UNGUARDED
 
 

@@ -8,7 +8,8 @@ import pytest
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import Checkpoints, read_checkpoint
-from fieldmark.simulations.simulate import Plan, simulate
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 SPARSE = ("wire.precision=int8", "wire.delta=true", "wire.top_k=0.1", "wire.down=bfloat16")
 
@@ -29,7 +30,7 @@ def test_a_sparse_run_weighs_a_fraction_and_resumes_to_the_bit(tiny, tmp_path, m
         return path
 
     monkeypatch.setattr(Checkpoints, "write", keep)
-    plan = Plan(recipe, tmp_path / "run")
+    plan = Simulation(recipe, tmp_path / "run")
     metrics = simulate(plan)
     update = metrics["model"]["update_bytes"]
     for site in metrics["sites"].values():
@@ -41,7 +42,7 @@ def test_a_sparse_run_weighs_a_fraction_and_resumes_to_the_bit(tiny, tmp_path, m
         assert site["bytes_down"] < 4 * update * 0.6
     whole = final(plan.out)
     shutil.copy(kept, plan.out / "checkpoints" / "last.safetensors")
-    simulate(Plan(recipe, plan.out, resume=True))
+    simulate(Simulation(recipe, plan.out, resume=True))
     assert final(plan.out) == whole
     events = [json.loads(line) for line in (plan.out / "events.jsonl").read_text().splitlines()]
     trained = [e["round"] for e in events if e["event"] == "reply" and e["kind"] == "train"]
@@ -54,7 +55,7 @@ def test_a_private_run_rounds_what_is_noised_and_is_charged_the_same(tiny, tmp_p
     spent = []
     for wire in ((), ("wire.precision=bfloat16", "wire.delta=true")):
         recipe = parse_recipe(tiny.to_toml(), (*privacy, *wire))
-        metrics = simulate(Plan(recipe, tmp_path / f"run-{len(spent)}"))
+        metrics = simulate(Simulation(recipe, tmp_path / f"run-{len(spent)}"))
         spent.append([site["epsilon"] for site in metrics["privacy"].values()])
         assert all(site["refused"] == 0 for site in metrics["sites"].values())
     assert spent[0] == spent[1]
@@ -67,6 +68,6 @@ def test_a_private_run_rounds_what_is_noised_and_is_charged_the_same(tiny, tmp_p
 def test_a_round_that_would_weigh_too_much_is_not_begun(tiny, tmp_path, setting, said):
     recipe = parse_recipe(tiny.to_toml(), [setting])
     with pytest.raises(ConfigurationError, match=said):
-        simulate(Plan(recipe, tmp_path / "run"))
+        simulate(Simulation(recipe, tmp_path / "run"))
     events = (tmp_path / "run" / "events.jsonl").read_text()
     assert "roll_call" not in events

@@ -24,8 +24,9 @@ from fieldmark.server.results import write as results
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState, read_checkpoint
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.simulations.engines import run_inprocess
+from fieldmark.simulations.folders import lay_out, site_homes
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
-from fieldmark.simulations.simulate import Plan, lay_out, site_homes
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "scaffold", "fedmedian")
 POINTS = 32
@@ -116,7 +117,7 @@ def started(tmp_path_factory):
             setting = deal(recipe, cache)
             if not made:
                 prepare(recipe, setting, Here(), lambda done, total: None)
-            plan = Plan(recipe, folder / strategy)
+            plan = Simulation(recipe, folder / strategy)
             lay_out(plan, setting)
             whole = copied(plan, folder / f"{strategy}-whole")
             status, points = in_a_process(whole)

@@ -1,0 +1,147 @@
+"""Scores a trained model on labeled data and fits its calibration."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.data.catalogue import load_table
+from fgvc_core.data.decoding import Tell
+from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.inference.calibration import (
+    Calibration,
+    calibrate,
+    file_digest,
+    read_calibration,
+    sidecar,
+    write_calibration,
+)
+from fgvc_core.inference.intervals import DRAWS
+from fgvc_core.inference.judging import (
+    Judged,
+    Part,
+    labelled_part,
+    logits_of,
+    part_known,
+    read_table,
+    seen_classes,
+)
+from fgvc_core.inference.openset import open_set
+from fgvc_core.inference.scorecard import Scorecard, scorecard
+from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.inference.validation_split import PARTITION, validation_of_run
+from fgvc_core.training.robustness import robustness as corrupted
+
+Progress = Callable[[str], AbstractContextManager[Tell | None]]
+"""Opens a progress bar of a title; what it yields is called with (done, total)."""
+
+
+def evaluate(
+    trained: TrainedModel,
+    data: DataSettings | ExampleTable,
+    part: Part = "test",
+    *,
+    by: Sequence[str] = (),
+    held_out: Sequence[str] = (),
+    robustness: bool = False,
+    draws: int = DRAWS,
+    progress: Progress = lambda title: nullcontext(),
+) -> Scorecard:
+    """Score a model overall, by class and by group, with intervals over subjects.
+
+    Args:
+        trained: The model.
+        data: Which data; labels are matched to the model's classes by name.
+        part: Which part of them.
+        by: Columns whose values are scored apart.
+        held_out: Classes of the data that the model has never seen: how well it notices.
+        robustness: Whether to score corrupted pictures too: 36 passes over them.
+        draws: Resamples of the bootstrap.
+        progress: Shows how far it is.
+
+    Raises:
+        ConfigurationError: for a column or a held-out class that is not there.
+        DataError: if the data are missing or damaged, or have labels that the model lacks.
+    """
+    cache, batch = cache_folder(), trained.recipe.evaluate.batch_size
+    if isinstance(data, ExampleTable):
+        table = labelled_part(data, part)
+    else:
+        table = read_table(data, part, cache)
+    calibration = read_calibration(trained.path)
+    seen_K = seen_classes(trained.recipe, trained.class_names)
+    names = tuple(trained.class_names[k] for k in seen_K)
+    known, unknown = part_known(table, names, held_out, trained.recipe.partition.unseen)
+    with progress("Scoring") as tell:
+        logits_NK = logits_of(trained.learner, known, cache, batch, tell)[:, seen_K]
+    unseen = None
+    if len(unknown):
+        unknown_MK = logits_of(trained.learner, unknown, cache, batch)[:, seen_K]
+        present = tuple(sorted({unknown.class_names[k] for k in unknown.labels_N}))
+        unseen = open_set(logits_NK, unknown_MK, present, calibration)
+    robust = None
+    if robustness:
+        # The network has an answer for every class, also for those that nobody had.
+        asked = replace(known, labels_N=seen_K[known.labels_N], class_names=trained.class_names)
+        with progress("Corrupting") as tell:
+            robust = corrupted(trained.model, asked, batch_size=batch, tell=tell)
+    return scorecard(
+        Judged(logits_NK, known.labels_N, known.subjects, known.columns),
+        names,
+        calibration,
+        by=by,
+        draws=draws,
+        seed=trained.recipe.seed,
+        open_set=unseen,
+        robust=robust,
+    )
+
+
+def fit_calibration(
+    trained: TrainedModel, own: DataSettings, other: DataSettings, held_out: Sequence[str] = ()
+) -> Calibration:
+    """Fit a model's temperature and write it beside the checkpoint.
+
+    Args:
+        trained: The model.
+        own: The data of its recipe, as they are found here.
+        other: The data to fit on; of the same kind as ``own``, the sites' validation pictures
+            are taken, otherwise their training part.
+        held_out: Classes that are set aside.
+
+    Raises:
+        PolicyRefusal: if the pictures were a private run's.
+        DataError: if there are no pictures that the model has not learned from.
+    """
+    recipe, cache = trained.recipe, cache_folder()
+    part, on = _not_learned_from(trained, own, other, cache)
+    seen_K = seen_classes(recipe, trained.class_names)
+    names = tuple(trained.class_names[k] for k in seen_K)
+    # Held-out classes are set aside here as in the scoring, where these data have them.
+    held_out = [name for name in held_out if name in part.class_names]
+    known, _ = part_known(part, names, held_out, recipe.partition.unseen)
+    logits_NK = logits_of(trained.learner, known, cache, recipe.evaluate.batch_size)[:, seen_K]
+    digest = file_digest(trained.path)
+    fitted = calibrate(logits_NK, known.labels_N, checkpoint=digest, on=on)
+    # One for another checkpoint of this name would be read as damaged.
+    sidecar(trained.path).unlink(missing_ok=True)
+    write_calibration(fitted, trained.path)
+    return fitted
+
+
+def _not_learned_from(
+    trained: TrainedModel, own: DataSettings, other: DataSettings, cache: Path
+) -> tuple[ExampleTable, str]:
+    """Pictures that the model has not learned from, and which these are, in words.
+
+    Data of the run's own kind are taken for its own wherever a simulation says who held what:
+    their training part was learned from.
+    """
+    recipe, run_dir = trained.recipe, trained.path.parent.parent
+    elsewhere = other.path != recipe.data.path and not (run_dir / PARTITION).exists()
+    if other.name == recipe.data.name and not elsewhere:
+        part = validation_of_run(recipe, load_table(own, cache), run_dir)
+        return part, "the simulated sites' validation pictures"
+    return read_table(other, "train", cache), f"{other.name}, training part"

@@ -1,0 +1,203 @@
+"""A simulated run's folder, and the homes of its sites."""
+
+import json
+import shutil
+from pathlib import Path
+
+from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.files import narrow, private_folder, write_privately
+from fgvc_core.inference.validation_split import simulated_split_key
+from fgvc_core.protocol.keys import new_key, public_text, write_private
+from fgvc_core.recipe import Recipe, differences
+from fieldmark.client.privacy.ledger import FILE
+from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site
+from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
+from fieldmark.simulations.engines import POLL_S, ROLL_CALL_S
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.preparation import Setting, write_partition
+
+
+def check_out(plan: Simulation) -> None:
+    """Refuse to write over a run, or to resume what is not there.
+
+    Raises:
+        ConfigurationError: in either case; nothing was touched.
+    """
+    if plan.resume and not (plan.out / "recipe.toml").is_file():
+        raise ConfigurationError(
+            f"There is no run in '{plan.out}' to go on with.",
+            remedy="Leave out --resume to start it, or name the run's folder with --out.",
+        )
+    if not plan.resume and plan.out.exists():
+        raise ConfigurationError(
+            f"The output folder '{plan.out}' exists already.",
+            why="A run's folder is never overwritten.",
+            remedy="Go on with that run (--resume), or name another folder (--out).",
+        )
+
+
+def check_same(plan: Simulation) -> None:
+    """Refuse to resume with another recipe, naming what differs.
+
+    Raises:
+        ConfigurationError: if the recipes differ.
+    """
+    before = CoordinatorHome.open(plan.out).recipe
+    if before.digest == plan.recipe.digest:
+        return
+    differing = differences(before, plan.recipe)
+    raise ConfigurationError(
+        f"The run in '{plan.out}' has another recipe: {'; '.join(differing[:5])}.",
+        why="Going on would mix two experiments.",
+        remedy="Resume with the recipe it was started with, or start a new run (--out).",
+    )
+
+
+def lay_out(plan: Simulation, setting: Setting) -> None:
+    """Make the run's folder, the coordinator's files and the sites' homes.
+
+    All or nothing: what was made is removed again if any of it fails.
+
+    Raises:
+        ConfigurationError: if the folder cannot be made.
+        DataError: if a home kept with ``--sites`` belongs to other data.
+    """
+    homes = site_homes(plan, setting)
+    kept = [home for home in homes if home.exists()]
+    for home in kept:
+        _check_kept(plan, home)
+    try:
+        plan.out.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The output folder '{plan.out}' cannot be made: {error}.",
+            remedy="Name a folder that you may write to (--out).",
+        ) from None
+    try:
+        private_folder(plan.out / "coordinator")
+        key = new_key()
+        write_private(key, plan.out / "coordinator" / "key")
+        sites = {
+            site: _home(plan, setting, site, public_text(key.public_key())).public_key
+            for site in setting.rows
+        }
+        settings = ServerSettings(
+            cache=str(setting.cache),
+            data_path=plan.recipe.data.path,
+            engine=plan.engine,
+            roll_call_s=ROLL_CALL_S[plan.engine],
+            poll_s=POLL_S[plan.engine],
+            track=plan.track,
+        )
+        write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
+        private = plan.recipe.privacy is not None
+        write_partition(setting, plan.out / "partition.json", private=private)
+    except BaseException:
+        for made in (plan.out, *(home for home in homes if home not in kept)):
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def rejoin(plan: Simulation, setting: Setting) -> None:
+    """Bring the homes of a run back to it: another run may have used them since.
+
+    Raises:
+        ConfigurationError: if one is not there.
+    """
+    coordinator = public_text(CoordinatorHome.open(plan.out).key.public_key())
+    for home in site_homes(plan, setting):
+        if not (home / "site.toml").is_file():
+            raise ConfigurationError(
+                f"The run in '{plan.out}' has no site's home at '{home}'.",
+                remedy="Name the folder of homes that it was started with (--sites).",
+            )
+        _assign(home, setting, coordinator)
+
+
+def site_homes(plan: Simulation, setting: Setting) -> list[Path]:
+    """The sites' homes in order of names."""
+    root = plan.sites or plan.out / "sites"
+    return [root / site for site in sorted(setting.rows)]
+
+
+def _home(plan: Simulation, setting: Setting, site: str, coordinator: str) -> Site:
+    """A fresh home, or the one that ``--sites`` kept from an earlier run."""
+    home = (plan.sites or plan.out / "sites") / site
+    if home.exists():
+        # The site stays itself (key, books); only the coordinator of this run is new.
+        _assign(home, setting, coordinator)
+        return Site.open(home)
+    make_home(
+        home,
+        name=site,
+        coordinator=coordinator,
+        cache=setting.cache,
+        data_path=plan.recipe.data.path,
+        split_key=simulated_split_key(plan.recipe, site),
+        units=public_units(plan.recipe, setting),
+        policy=simulated_policy(plan.recipe),
+        simulated=True,
+    )
+    _assign(home, setting, coordinator)
+    return Site.open(home)
+
+
+def _assign(home: Path, setting: Setting, coordinator: str) -> None:
+    rows = setting.rows[home.name].tolist()
+    write_privately(home / "coordinator.pub", coordinator + "\n")
+    write_privately(home / "rows.json", json.dumps(rows))
+    pool = setting.pool[home.name].tolist() if setting.pool else []
+    write_privately(home / "pool.json", json.dumps(pool))
+
+
+def _check_kept(plan: Simulation, home: Path) -> None:
+    path = Site.open(home).settings.data.path
+    if path != plan.recipe.data.path:
+        raise DataError(
+            f"The home '{home}' belongs to data at '{path}', "
+            f"the recipe names '{plan.recipe.data.path}'.",
+            why="A site's books belong to its data.",
+            remedy="Name another folder with --sites, or the data it was made for.",
+        )
+
+
+def public_units(recipe: Recipe, setting: Setting) -> int:
+    """The public number of units that every simulated site declares: the sites' average.
+
+    It is the same at each, so that it says nothing about any one.
+    """
+    if recipe.privacy is None:
+        return 0
+    tables = [setting.site_table(site) for site in setting.rows]
+    if recipe.privacy.unit == "subject":
+        units = len({subject for table in tables for subject in table.subjects})
+    else:
+        units = sum(len(table) for table in tables)
+    return max(round(units / len(tables)), 1)
+
+
+def simulated_policy(recipe: Recipe) -> Policy:
+    """The policy of a fresh simulated site."""
+    privacy = recipe.privacy
+    if privacy is None:
+        return Policy()
+    return Policy(
+        privacy="required",
+        unit=privacy.unit,
+        delta=privacy.delta,
+        epsilon_cap=privacy.simulated_cap or privacy.epsilon,
+    )
+
+
+def extract_ledgers(out: Path, homes: list[Path]) -> None:
+    """Copy the ledgers of homes that are kept elsewhere into the run's folder."""
+    for home in homes:
+        target = out / "sites" / home.name
+        ledger = home / FILE
+        if target.resolve() == home.resolve() or not ledger.is_file():
+            continue
+        private_folder(target)
+        shutil.copyfile(ledger, target / FILE)
+        narrow(target / FILE)

@@ -19,9 +19,9 @@ from flwr.proto.message_pb2 import (
 
 import server  # noqa: F401
 import simulations  # noqa: F401
+from fgvc_core.flower.parcels import open_in, pack_in
 from fgvc_core.protocol.messages import Reply
 from fieldmark.client.app import app
-from fieldmark.client.deployment.parcels import open_in, pack_in
 
 # After these: beside the file lie folders named as the packages.
 sys.path.append(str(Path(__file__).parent))

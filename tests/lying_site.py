@@ -37,13 +37,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fgvc_core.flower.parcels import open_in, pack_in
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.wire.arrays import PackedTensor, pack
 from fieldmark.client.app import app
 from fieldmark.client.deployment.flower_internals import node_headers
-from fieldmark.client.deployment.parcels import open_in, pack_in
 from fieldmark.client.site import Site
 
 PIECE = 5_000_000

@@ -13,10 +13,10 @@ from flwr.app import Context, Message, RecordDict
 
 import server  # noqa: F401
 import simulations  # noqa: F401
+from fgvc_core.flower.parcels import open_in
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, pack, unpack
 from fieldmark.client.app import app
-from fieldmark.client.deployment.parcels import open_in
 
 # After these: beside the file lie folders named as the packages.
 sys.path.append(str(Path(__file__).parent))

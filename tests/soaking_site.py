@@ -25,12 +25,12 @@ from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest
 
 import server  # noqa: F401
 import simulations  # noqa: F401
+from fgvc_core.flower.parcels import open_in, pack_in
 from fgvc_core.protocol.keys import new_key, sign
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, pack, unpack
 from fieldmark.client.app import app
 from fieldmark.client.deployment.flower_internals import node_headers
-from fieldmark.client.deployment.parcels import open_in, pack_in
 
 # After these: beside the file lie folders named as the packages.
 sys.path.append(str(Path(__file__).parent))

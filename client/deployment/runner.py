@@ -29,6 +29,7 @@ from pathlib import Path
 from flwr.app import Message
 
 from fgvc_core.errors import FieldmarkError, PeerError
+from fgvc_core.flower.parcels import open_in, pack_in
 from fgvc_core.protocol.bundle import check_bundle
 from fgvc_core.supervision import die_with_parent
 from fgvc_core.words import visible
@@ -49,7 +50,6 @@ from fieldmark.client.deployment.flower_internals import (
     is_forgotten,
 )
 from fieldmark.client.deployment.foresight import Foresight
-from fieldmark.client.deployment.parcels import open_in, pack_in
 from fieldmark.client.limits import Limits
 from fieldmark.client.recipe_limits import uses_gpu
 from fieldmark.client.site import Resources, Site

@@ -12,6 +12,8 @@ from PIL import Image
 import fieldmark.client.app
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.experiment import make_learner, make_table
+from fgvc_core.flower.internals import enter_run
+from fgvc_core.flower.records import to_content
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
@@ -21,8 +23,6 @@ from fieldmark.client.answering import Incoming, answer
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
-from fieldmark.server.records import to_content
-from fieldmark.simulations.flower_internals import enter_run
 
 SECRET = "Mrs-Miller-left-arm"
 COORDINATOR = new_key()

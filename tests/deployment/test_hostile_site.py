@@ -11,11 +11,11 @@ import pytest
 from deployment_lab import Lab, models_inprocess
 from lying_site import VICTIM
 
+from fgvc_core.flower.records import FAULTS, UNREADABLE
 from fgvc_core.supervision import Service
 from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.conduct import Conduct, write_conduct
-from fieldmark.server.records import FAULTS, UNREADABLE
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 

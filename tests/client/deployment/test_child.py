@@ -15,6 +15,8 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 import fieldmark.client.work
+from fgvc_core.flower.internals import enter_run
+from fgvc_core.flower.records import to_content
 from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.envelope import Sealed, seal, unseal
 from fgvc_core.protocol.keys import read_public
@@ -33,8 +35,6 @@ from fieldmark.client.deployment.runner import Runner
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site, write_settings
-from fieldmark.server.records import to_content
-from fieldmark.simulations.flower_internals import enter_run
 
 from ..protected_sites import COORDINATOR, make_site, request, unprotected
 

@@ -8,11 +8,11 @@ import pytest
 from flwr.app import Error, Message
 from nodes_lab import ARRAYS, Nodes, answering
 
+from fgvc_core.flower.records import from_message
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.supervision import write_json
 from fgvc_core.wire.cores import WORTH_THREADS
-from fieldmark.server.records import from_message
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screening

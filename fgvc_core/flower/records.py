@@ -65,8 +65,23 @@ def to_content(sealed: Sealed, arrays: ArrayRecord | None) -> RecordDict:
     return content
 
 
+def from_content(content: RecordDict) -> tuple[Sealed, dict[str, PackedTensor]]:
+    """The signed body and the tensors of a request, not checked yet.
+
+    Never raises for a body that is missing or malformed: it is returned empty, and no signature
+    fits it.
+    """
+    envelope = content.config_records.get("envelope", ConfigRecord())
+    body, signature = envelope.get("body", ""), envelope.get("signature", b"")
+    sealed = Sealed(
+        body if isinstance(body, str) else "",
+        signature if isinstance(signature, bytes) else b"",
+    )
+    return sealed, from_array_record(content.array_records.get("tensors", ArrayRecord()))
+
+
 def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
-    """What a stranger's message holds; its tensors are taken out of it.
+    """The signed body and the tensors of a reply; the tensors are removed from the message.
 
     Raises:
         SiteFault: if the grid found that it cannot be read, through the site's own fault.

@@ -10,8 +10,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldmark.client.deployment.flower_internals import put_together
-from fieldmark.simulations.flower_internals import enter_run
+from fgvc_core.flower.internals import enter_run, put_together
 
 
 def pieces(content):

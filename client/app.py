@@ -17,8 +17,8 @@ from flwr.clientapp import ClientApp
 
 from fgvc_core.flower.records import from_content, to_array_record, to_content
 from fgvc_core.words import OneRecord
-from fieldmark.client.answering import Incoming, answer
-from fieldmark.client.answering import unavailable as answer_unavailable
+from fieldmark.client.job import Incoming, answer
+from fieldmark.client.job import unavailable as answer_unavailable
 from fieldmark.client.privacy.gate import Departure
 
 app = ClientApp()

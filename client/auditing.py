@@ -27,11 +27,11 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import protected_units
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.validation import validate_private
+from fieldmark.client.privacy.admission import Terms
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.site import Site
 from fieldmark.client.weights import site_weights
-from fieldmark.client.work import site_table
+from fieldmark.client.workspace import site_table
 
 FOLDER = "audits"
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fieldmark.client.deployment.cli import mount
+from fieldmark.client.kit_cli import mount as mount_validation
 from fieldmark.client.recovery_cli import mount as mount_recovery
-from fieldmark.client.validation_cli import mount as mount_validation
 from fieldmark.client.weights_cli import weights_app
 
 if TYPE_CHECKING:

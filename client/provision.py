@@ -14,8 +14,8 @@ from fgvc_core.protocol.keys import (
     read_public,
     write_private,
 )
+from fieldmark.client.privacy.data_claims import Claim, Register
 from fieldmark.client.privacy.policy import Policy
-from fieldmark.client.privacy.register import Claim, Register
 from fieldmark.client.site import Site, SiteSettings, write_settings
 
 SPLIT_KEY_BYTES = 32

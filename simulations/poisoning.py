@@ -27,9 +27,9 @@ from fgvc_core.training.features import FeatureStore
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
 from fgvc_core.wire.decode import decode_model
+from fieldmark.client.announced import recall
 from fieldmark.client.site import Site
-from fieldmark.client.state import recall
-from fieldmark.client.work import (
+from fieldmark.client.workspace import (
     at_the_desk,
     round_work,
     site_table,

@@ -19,7 +19,7 @@ from multiprocessing.context import BaseContext
 from fgvc_core.errors import RunFailed
 
 # Imported once by the fork server, so that each worker starts with them.
-PRELOAD = ["fieldmark.client.app", "fieldmark.client.work", "fgvc_core.training.features"]
+PRELOAD = ["fieldmark.client.app", "fieldmark.client.workspace", "fgvc_core.training.features"]
 
 
 def available_cores() -> list[int]:

@@ -14,9 +14,9 @@ from fgvc_core.models.size import kept_bytes, model_size
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.odometer import choose_rule
 from fgvc_core.privacy.planning import plan_for
+from fieldmark.client.announced import last_announced, read_announced
 from fieldmark.client.privacy.policy import protection
 from fieldmark.client.site import Site
-from fieldmark.client.state import last_announced, read_announced
 
 
 class Foresight:

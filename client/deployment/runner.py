@@ -262,8 +262,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # Imported before the first fork, so that a message costs no import.
     import fieldmark.client.app
-    import fieldmark.client.private_work
-    import fieldmark.client.work  # noqa: F401
+    import fieldmark.client.stages.private
+    import fieldmark.client.workspace  # noqa: F401
 
     _say("ready")
     Runner(Path(home), Path(socket), Path(secret).read_bytes()).serve()

@@ -26,9 +26,9 @@ from fieldmark.client.deployment.child import HALF_HANDED_OVER
 from fieldmark.client.deployment.flower_internals import LEFT_BEHIND, release_node
 from fieldmark.client.deployment.link import CA, read_link
 from fieldmark.client.deployment.node import TOO_LARGE
+from fieldmark.client.privacy.admission import Terms
+from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.register import Register
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.site import Site
 
 STEP_S = 0.25

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError, PeerError
+from fieldmark.client.announced import announcement, read_announced
+from fieldmark.client.privacy.admission import Terms
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.site import Site
-from fieldmark.client.state import announcement, read_announced
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
 from fgvc_core.privacy.odometer import total_cost
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import Recipe
+from fieldmark.client.privacy.admission import UNLIMITED, Terms
 from fieldmark.client.privacy.ledger import Ledger, rule_of, total_of
-from fieldmark.client.privacy.terms import UNLIMITED, Terms
 from fieldmark.client.site import Site
 
 MOST_RUNS = 10_000

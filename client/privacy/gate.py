@@ -29,11 +29,11 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
 from fgvc_core.wire.layout import packed_bytes
 from fieldmark.client.encoding import UpdateEncoder
+from fieldmark.client.privacy.admission import Terms
 from fieldmark.client.privacy.chain import GENESIS
 from fieldmark.client.privacy.ledger import Ledger, Plan
 from fieldmark.client.privacy.outbox import Outbox, Payload, request_digest
 from fieldmark.client.privacy.policy import allowed_figures, check_tensors
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.reading import subject_column, units_digest
 from fieldmark.client.site import Site
 

@@ -30,8 +30,8 @@ from fgvc_core.errors import DataError, PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, merge
 from fgvc_core.privacy.odometer import Rule
 from fgvc_core.privacy.settings import Unit
-from fieldmark.client.privacy.books import Books, Plan, plans_of, rule_of, total_of
 from fieldmark.client.privacy.chain import RESTORE, TORN, Chain, Entry
+from fieldmark.client.privacy.spending import Books, Plan, plans_of, rule_of, total_of
 
 __all__ = ["FILE", "Ledger", "Plan", "plans_of", "rule_of", "total_of"]
 

@@ -62,10 +62,10 @@ from fgvc_core.protocol.messages import PrivacyStatement, Reply
 from fgvc_core.protocol.validation import ValidationReply
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
-from fieldmark.client.privacy.books import Plan, total_of
+from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.policy import protection
-from fieldmark.client.privacy.register import Register
+from fieldmark.client.privacy.spending import Plan, total_of
 from fieldmark.client.site import Site
 
 TOLERANCE = 1e-6

@@ -22,7 +22,7 @@ from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.client import work as works
+from fieldmark.client import workspace as works
 from fieldmark.client.app import app
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
@@ -85,8 +85,7 @@ def test_nothing_in_the_package_goes_round_by_the_app():
 
 def test_what_speaks_to_the_network_reads_no_picture():
     """The deployment carries what the app answered; only the local check reads the data tree."""
-    rooms = ("work", "private_work", "statistics", "round_work", "personal", "pretraining",
-             "recognition")  # fmt: skip
+    rooms = ("workspace", "stages", "recognition")
     reading = (*(f"fieldmark.client.{room}" for room in rooms), "fgvc_core.experiment",
                "fgvc_core.training", "fgvc_core.data")  # fmt: skip
     found = {
@@ -309,9 +308,9 @@ def test_damaged_data_are_told_to_nobody(site, recipe, data, harm):
 @pytest.mark.parametrize(
     ("where", "kind"),
     [
-        ("fieldmark.client.work.Desk.examples", RuntimeError),
-        ("fieldmark.client.work.Desk.examples", MemoryError),
-        ("fieldmark.client.work.Desk.examples", RecursionError),
+        ("fieldmark.client.workspace.Desk.examples", RuntimeError),
+        ("fieldmark.client.workspace.Desk.examples", MemoryError),
+        ("fieldmark.client.workspace.Desk.examples", RecursionError),
         ("fgvc_core.training.learner.Learner.load", KeyError),
         ("fieldmark.client.privacy.gate.Gate._encoded", ValueError),
         ("fieldmark.client.privacy.gate.Gate.__init__", OSError),

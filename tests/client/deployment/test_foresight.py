@@ -7,8 +7,8 @@ import pytest
 from fgvc_core.privacy import accountant, odometer, planning
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.planning import plan_for
+from fieldmark.client.announced import remember
 from fieldmark.client.deployment.foresight import Foresight
-from fieldmark.client.state import remember
 
 from ..protected_sites import make_site, request, steps, unprotected
 

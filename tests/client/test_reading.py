@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import fieldmark.cli
-import fieldmark.client.work as works
+import fieldmark.client.workspace as works
 from fgvc_core.data.labels import number_labels
 from fgvc_core.data.left_out import LEFT_OUT, LeftOut
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
@@ -29,8 +29,8 @@ from fgvc_core.protocol.kit import StartKit, write_kit
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.client.answering import Incoming, answer
 from fieldmark.client.deployment.joining import make_key
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import Policy

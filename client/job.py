@@ -15,12 +15,12 @@ from fgvc_core.protocol.messages import Code, Reply, Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, digest_all
 from fgvc_core.words import OneRecord
+from fieldmark.client.announced import recall, remember
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.reading import check_class_names, check_knowledge
 from fieldmark.client.recipe_limits import check_lent
 from fieldmark.client.request_rate import RequestRate
 from fieldmark.client.site import Site
-from fieldmark.client.state import recall, remember
 
 AnswerWithoutPrivacy = Callable[
     [Site, Request, Recipe, tuple[str, ...], Mapping[str, PackedTensor]],
@@ -108,8 +108,8 @@ def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Sit
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     # Imported here: a roll call of a site that cannot take part costs no torch.
     from fieldmark.client.encoding import UpdateEncoder, check_weight
-    from fieldmark.client.private_work import answer_protected
-    from fieldmark.client.work import echo, read_announcement
+    from fieldmark.client.stages.private import answer_protected
+    from fieldmark.client.workspace import echo, read_announcement
 
     gate = Gate(site)
     if request.notice:
@@ -149,7 +149,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     if privacy is not None:
         return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
     if request.kind == "release":
-        from fieldmark.client.statistics import answer_statistics
+        from fieldmark.client.stages.statistics import answer_statistics
 
         reply, tensors = answer_statistics(site, request, recipe, class_names, incoming.tensors)
         return gate.release(request, reply, tensors)
@@ -168,9 +168,9 @@ def _part_of_the_run(request: Request) -> "AnswerWithoutPrivacy":
     Raises:
         PeerError: if there is no such part.
     """
-    from fieldmark.client.personal import answer_personal
-    from fieldmark.client.pretraining import answer_pretraining
-    from fieldmark.client.work import answer_round
+    from fieldmark.client.stages.personal import answer_personal
+    from fieldmark.client.stages.pretrain import answer_pretraining
+    from fieldmark.client.workspace import answer_round
 
     parts: dict[tuple[str, str], AnswerWithoutPrivacy] = {
         ("train", ""): answer_round,
@@ -202,7 +202,7 @@ def _guarded(
         log.exception("round %d failed%s", request.round, _limit_in_words(error))
         code, reason = "unavailable", ""
     try:
-        from fieldmark.client.work import echo
+        from fieldmark.client.workspace import echo
 
         named = site.public_key if request.kind == "roll_call" else ""
         reply = Reply(**echo(site, request), code=code, reason=reason[:500], public_key=named)

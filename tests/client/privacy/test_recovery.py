@@ -20,14 +20,14 @@ from fgvc_core.protocol.ledger_statement import (
 )
 from fgvc_core.protocol.messages import Reply
 from fieldmark.client.privacy.budget import read_budget
+from fieldmark.client.privacy.data_claims import state_folder
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.recovery import recover_ledger
-from fieldmark.client.privacy.register import state_folder
 from fieldmark.client.privacy.report import verify_report, write_report
 from fieldmark.client.site import Site, write_settings
 
-from .protected_sites import (
+from ..protected_sites import (
     COORDINATOR,
     announce,
     answer,

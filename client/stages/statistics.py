@@ -11,7 +11,7 @@ from fgvc_core.training.start import site_statistics
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.wire.decode import decode_model
 from fieldmark.client.site import Site
-from fieldmark.client.work import at_the_desk, echo
+from fieldmark.client.workspace import at_the_desk, echo
 
 
 def answer_statistics(

@@ -26,7 +26,7 @@ from fieldmark.client.encoding import UpdateEncoder
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.privacy.outbox import Payload
 from fieldmark.client.site import Site
-from fieldmark.client.work import at_the_desk, echo, learner_at_the_desk
+from fieldmark.client.workspace import at_the_desk, echo, learner_at_the_desk
 
 
 def answer_protected(

@@ -38,8 +38,8 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
 from fgvc_core.wire.decode import decode_model
 from fieldmark.client.reading import data_settings, load_site_table
-from fieldmark.client.round_work import RoundWork
 from fieldmark.client.site import Site
+from fieldmark.client.stages.train import RoundWork
 from fieldmark.client.weights import site_weights
 
 SITES_KEPT = 256

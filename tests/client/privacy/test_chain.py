@@ -15,7 +15,7 @@ from fgvc_core.errors import DataError
 from fieldmark.client.privacy import chain as chains
 from fieldmark.client.privacy.chain import GENESIS, TORN, Chain, Entry, read_chain
 
-from .failing_disk import Disk, Point
+from ..failing_disk import Disk, Point
 
 LINES = 5
 

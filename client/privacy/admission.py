@@ -18,9 +18,9 @@ from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.recipe_paths import refuse_paths
 from fgvc_core.recipe_rules import refuse_unprotectable
+from fieldmark.client.privacy.data_claims import Claim, Register
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import check_counts, check_standing, check_subject, protection
-from fieldmark.client.privacy.register import Claim, Register
 from fieldmark.client.reading import kind_of, subject_column
 from fieldmark.client.site import Site
 from fieldmark.client.weights import check_weights

@@ -10,7 +10,7 @@ from fgvc_core.errors import DataError
 from fgvc_core.protocol.messages import Request
 from fieldmark.client.privacy.outbox import Outbox, Payload, request_digest
 
-from .protected_sites import request, steps
+from ..protected_sites import request, steps
 
 RECIPE = steps()
 PAYLOAD = Payload(

@@ -12,12 +12,12 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.planning import plan_epsilon
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.messages import Reply
+from fieldmark.client.announced import remember
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site, write_settings
-from fieldmark.client.state import remember
 
-from .protected_sites import (
+from ..protected_sites import (
     announce,
     answer,
     kinds,

@@ -53,7 +53,7 @@ from fieldmark.client.reading import kind_of as kind_of_data
 from fieldmark.client.recognition import with_reading
 from fieldmark.client.site import Site
 from fieldmark.client.weights import weights_folder
-from fieldmark.client.work import echo, leaves_out, log_left_out
+from fieldmark.client.workspace import echo, leaves_out, log_left_out
 
 
 @dataclass(frozen=True)

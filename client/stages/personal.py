@@ -25,7 +25,7 @@ from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.wire.decode import decode_model
 from fieldmark.client.kept import Tensors
 from fieldmark.client.site import Site
-from fieldmark.client.work import at_the_desk, echo, round_work, scores_of
+from fieldmark.client.workspace import at_the_desk, echo, round_work, scores_of
 
 FORMAT = "2"
 """Of a checkpoint, as the coordinator writes them."""

@@ -12,7 +12,7 @@ from fgvc_core.privacy.planning import plan_for
 from fieldmark.client.privacy.chain import TORN
 from fieldmark.client.privacy.gate import Gate
 
-from .protected_sites import (
+from ..protected_sites import (
     announce,
     answer,
     ledger_of,
@@ -22,7 +22,7 @@ from .protected_sites import (
     sums,
     with_policy,
 )
-from .report_homes import entries_of, write_chain
+from ..report_homes import entries_of, write_chain
 
 STEPS, SUMS = steps(), sums()
 PLAN = plan_for(STEPS.privacy, 3)

@@ -17,7 +17,7 @@ from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
 
-from .protected_sites import request, unprotected
+from ..protected_sites import request, unprotected
 
 SCORES = Scores(examples=9, correct=3, loss_sum=2.0, macro_f1=0.25)
 TENSORS = {"w": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}

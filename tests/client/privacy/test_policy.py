@@ -15,7 +15,7 @@ from fieldmark.client.privacy.policy import (
     read_cap,
 )
 
-from .protected_sites import steps, sums, unprotected
+from ..protected_sites import steps, sums, unprotected
 
 OWN = PrivacySettings(epsilon=2.0, method="gradients")
 TODAY = date(2026, 3, 1)

@@ -14,13 +14,13 @@ from fgvc_core.privacy.events import PrivacyEvent, merge, read_events
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.messages import Reply
 from fieldmark.client.privacy import gate as gates
-from fieldmark.client.privacy.books import plans_of
 from fieldmark.client.privacy.chain import Chain, read_chain
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.outbox import Outbox, Payload, request_digest
+from fieldmark.client.privacy.spending import plans_of
 from fieldmark.client.site import Site
 
-from .protected_sites import (
+from ..protected_sites import (
     Work,
     announce,
     answer,

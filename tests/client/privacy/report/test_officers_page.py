@@ -14,9 +14,9 @@ from fieldmark.client.privacy.report.figures import percent
 from fieldmark.client.privacy.report.meaning import belief
 from fieldmark.client.site import SiteData
 
-from .protected_sites import make_site
+from ...protected_sites import make_site
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data-protection-officer.md").read_text()
+PAGE = (Path(__file__).parents[4] / "docs" / "data-protection-officer.md").read_text()
 
 
 def test_the_sample_policy_is_one():

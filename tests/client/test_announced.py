@@ -5,8 +5,8 @@ import os
 import pytest
 
 from fgvc_core.errors import PeerError
-from fieldmark.client import state
-from fieldmark.client.state import read_announced, recall, remember
+from fieldmark.client import announced as state
+from fieldmark.client.announced import read_announced, recall, remember
 
 from .protected_sites import announce, answer, ledger_of, make_site, request, steps
 

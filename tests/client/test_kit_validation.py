@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import fieldmark.cli
-import fieldmark.client.validation as validation
+import fieldmark.client.kit_validation as validation
 from fgvc_core.errors import (
     ConfigurationError,
     DataError,
@@ -29,12 +29,12 @@ from fgvc_core.inference.trained import load_trained
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public
 from fgvc_core.protocol.validation import KitPrivacy
 from fgvc_core.recipe import parse_recipe
+from fieldmark.client.kit_validation import validate_kit
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.report.departures import departures
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
-from fieldmark.client.validation import validate_kit
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 CANARY = "Mrs-Canary"

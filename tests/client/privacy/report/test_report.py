@@ -19,7 +19,7 @@ from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.report import verify_report, write_report
 from fieldmark.client.site import Site, write_settings
 
-from .report_homes import (
+from ...report_homes import (
     entries_of,
     home,
     open_round,

@@ -15,15 +15,15 @@ from fgvc_core.experiment import make_learner
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.client import private_work
-from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.site import Site
-from fieldmark.client.work import Desk, split_examples
+from fieldmark.client.stages import private as private_work
+from fieldmark.client.workspace import Desk, split_examples
 
-from .protected_sites import COORDINATOR, kinds, ledger_of, make_site, with_policy
-from .protected_sites import opened as reply_of
-from .protected_sites import request as request_for
+from ..protected_sites import COORDINATOR, kinds, ledger_of, make_site, with_policy
+from ..protected_sites import opened as reply_of
+from ..protected_sites import request as request_for
 
 PRIVATE = ["privacy.epsilon=8.0", "privacy.method=gradients", "privacy.sampling_rate=0.5",
            "privacy.steps=1", "model.attention=none"]  # fmt: skip

@@ -9,13 +9,13 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, write_private
-from fieldmark.client.privacy import register
+from fieldmark.client.privacy import data_claims as register
+from fieldmark.client.privacy.data_claims import Claim, Register, state_folder
 from fieldmark.client.privacy.gate import Gate
-from fieldmark.client.privacy.register import Claim, Register, state_folder
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site
 
-from .protected_sites import (
+from ..protected_sites import (
     Work,
     announce,
     answer,

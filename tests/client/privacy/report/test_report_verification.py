@@ -20,7 +20,15 @@ from fieldmark.client.privacy.report.page import draw
 from fieldmark.client.privacy.report.signing import canonical, read_signed, sign_statement
 from fieldmark.client.site import Site
 
-from .report_homes import entries_of, home, open_round, private_run, recipe, roll_call, write_chain
+from ...report_homes import (
+    entries_of,
+    home,
+    open_round,
+    private_run,
+    recipe,
+    roll_call,
+    write_chain,
+)
 
 
 @pytest.fixture(scope="module")

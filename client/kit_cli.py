@@ -133,8 +133,8 @@ def validate(
     """
     from fgvc_core.errors import ConfigurationError
     from fgvc_core.inference.judging import Part
+    from fieldmark.client.kit_validation import validate_kit
     from fieldmark.client.site import Site
-    from fieldmark.client.validation import validate_kit
 
     if split not in ("all", "test", "train"):
         raise ConfigurationError(f"--split {split} is unknown.", remedy="One of: all, test, train.")

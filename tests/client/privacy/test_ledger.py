@@ -20,15 +20,15 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.privacy.events import merge, read_events
 from fgvc_core.privacy.planning import plan_for
 from fieldmark.client.privacy import gate
-from fieldmark.client.privacy.books import total_of
 from fieldmark.client.privacy.chain import Chain, read_chain
+from fieldmark.client.privacy.data_claims import STATE_VARIABLE, state_folder
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.outbox import Outbox, request_digest
-from fieldmark.client.privacy.register import STATE_VARIABLE, state_folder
+from fieldmark.client.privacy.spending import total_of
 from fieldmark.client.site import Site
 
-from .failing_disk import Disk, Point, points_of
-from .protected_sites import (
+from ..failing_disk import Disk, Point, points_of
+from ..protected_sites import (
     Work,
     announce,
     answer,

@@ -17,7 +17,7 @@ from fgvc_core.training.schedule import Stretch
 from fgvc_core.wire.arrays import PackedTensor, spec_of
 from fgvc_core.wire.decode import decode_model
 from fieldmark.client.site import Site
-from fieldmark.client.work import echo, learner_at_the_desk, pictures_without_labels
+from fieldmark.client.workspace import echo, learner_at_the_desk, pictures_without_labels
 
 
 def answer_pretraining(

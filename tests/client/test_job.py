@@ -19,7 +19,7 @@ from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
@@ -116,7 +116,7 @@ def test_no_word_of_what_went_wrong_with_the_data_leaves_the_site(home, tiny, mo
     def broken(*_):
         raise RuntimeError(f"cannot read {SECRET}.jpg")
 
-    monkeypatch.setattr("fieldmark.client.work.answer_round", broken)
+    monkeypatch.setattr("fieldmark.client.workspace.answer_round", broken)
     departure = ask(home, request(tiny, "train"), make_learner(tiny, 12).tensors())
     reply = reply_of(home, departure)
     assert (reply.code, reply.reason) == ("unavailable", "")
@@ -159,7 +159,7 @@ def test_a_site_whose_labels_mean_other_classes_takes_no_part(home, tiny):
 
 
 def test_not_even_a_broken_installation_makes_it_raise(home, tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fieldmark.client.work", None)
+    monkeypatch.setitem(sys.modules, "fieldmark.client.workspace", None)
     assert ask(home, request(tiny, "roll_call")) is None
     assert "could not even be refused" in (home / "site.log").read_text()
 

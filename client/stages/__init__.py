@@ -1,0 +1,1 @@
+"""What a site does with a request of each stage; one handler a file."""

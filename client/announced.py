@@ -94,6 +94,19 @@ def _make_room(folder: Path, nbytes: int, unfinished: Callable[[str], bool]) -> 
             shutil.rmtree(own, ignore_errors=True)
 
 
+def read_announcement(request: Request) -> Recipe:
+    """The recipe that a roll call carries.
+
+    Raises:
+        PeerError: if the recipe is not the one that its digest names.
+        ConfigurationError: if it is no recipe of ours.
+    """
+    recipe = parse_recipe(request.recipe, where="announced recipe")
+    if recipe.digest != request.recipe_digest:
+        raise PeerError("The announced recipe is not the one that its digest names.")
+    return recipe
+
+
 def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe and class names of a run.
 

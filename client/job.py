@@ -1,31 +1,81 @@
-"""From what arrived to what leaves: check the coordinator, do the work, pass the gate."""
+"""From a message that arrived to the reply that leaves: check it, do the work, pass the gate.
+
+An authentic request to a run that was announced and admitted is a :class:`Job`; its stage names
+the handler (:mod:`fieldmark.client.stages`).
+"""
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.files import PrivateLogFile
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.envelope import Sealed, unseal
-from fgvc_core.protocol.messages import Code, Reply, Request
+from fgvc_core.protocol.messages import Code, Reply, Request, fixed_seconds
+from fgvc_core.protocol.stages import ROLL_CALL, Stage, stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, digest_all
 from fgvc_core.words import OneRecord
-from fieldmark.client.announced import recall, remember
+from fieldmark.client.announced import read_announcement, recall, remember
+from fieldmark.client.encoding import UpdateEncoder, check_weight
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.reading import check_class_names, check_knowledge
 from fieldmark.client.recipe_limits import check_lent
 from fieldmark.client.request_rate import RequestRate
 from fieldmark.client.site import Site
 
-AnswerWithoutPrivacy = Callable[
-    [Site, Request, Recipe, tuple[str, ...], Mapping[str, PackedTensor]],
-    tuple[Reply, dict[str, Any]],
-]
+
+@dataclass(frozen=True)
+class Job:
+    """One request to work on, of a run that was announced to this site.
+
+    Attributes:
+        site: Who works.
+        request: What is asked.
+        recipe: Of the run.
+        privacy: The differential privacy of the answer; None without.
+        class_names: As announced.
+        received: The tensors that came with the request; they are its signed ones, and nothing
+            else about them was checked.
+    """
+
+    site: Site
+    request: Request
+    recipe: Recipe
+    privacy: PrivacySettings | None
+    class_names: tuple[str, ...]
+    received: Mapping[str, PackedTensor]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the run that it belongs to.
+
+        Raises:
+            PeerError: if there is no such stage.
+        """
+        return stage_of(self.request)
+
+
+def echo(site: Site, request: Request) -> dict[str, Any]:
+    """The fields of a reply that repeat the request's."""
+    return {
+        "kind": request.kind,
+        "run": request.run,
+        "round": request.round,
+        "site": site.name,
+        "nonce": request.nonce,
+        "recipe_digest": request.recipe_digest,
+        "version": __version__,
+        "code_digest": code_digest(),
+    }
 
 
 @dataclass(frozen=True)
@@ -99,46 +149,18 @@ def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Sit
         # The boundary of the site: whatever it was, its text stays here.
         log.exception("a request was not answered")
         return None
-    if request.site != site.name and (request.kind != "roll_call" or request.site):
+    if request.site != site.name and (request.kind != ROLL_CALL.kind or request.site):
         log.error("a request for site '%s' was not answered", request.site)
         return None
     return site, request
 
 
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
-    # Imported here: a roll call of a site that cannot take part costs no torch.
-    from fieldmark.client.encoding import UpdateEncoder, check_weight
-    from fieldmark.client.stages.private import answer_protected
-    from fieldmark.client.workspace import echo, read_announcement
-
     gate = Gate(site)
     if request.notice:
         _site_log(site.home).warning("the last reply was refused: %s", request.notice)
-    if request.kind == "roll_call":
-        recipe = read_announcement(request)
-        check_knowledge(site, recipe)
-        if site.rows is None:
-            check_class_names(request.class_names)
-            check_lent(site, recipe, request.class_names)
-        if recipe.scenario is not None and site.rows is None:
-            raise PolicyRefusal(
-                "The recipe has a [scenario]: faults and attacks are for simulated sites.",
-                remedy="Take [scenario] out of the recipe.",
-            )
-        if recipe.pretrain.method != "none":
-            from fgvc_core.losses.self_supervised import self_supervised_loss
-
-            # A site without the extra is out before the first round, not in it.
-            self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
-        remember(site.home, request, gate.ledger.is_unfinished)
-        protected = gate.announce(request, recipe) is not None
-        reply = Reply(
-            **echo(site, request),
-            code="ok",
-            public_key=site.public_key,
-            examples=site.settings.data.units if protected else 0,
-        )
-        return gate.release(request, reply, {})
+    if request.kind == ROLL_CALL.kind:
+        return _answer_roll_call(gate, site, request)
     recipe, class_names = recall(site.home, request)
     check_knowledge(site, recipe)
     if site.rows is None:
@@ -146,42 +168,70 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         check_lent(site, recipe, class_names)
     check_weight(incoming.tensors, recipe.wire)
     privacy = gate.admit(request, recipe)
-    if privacy is not None:
-        return answer_protected(site, gate, request, recipe, privacy, class_names, incoming.tensors)
-    if request.kind == "release":
-        from fieldmark.client.stages.statistics import answer_statistics
+    job = Job(site, request, recipe, privacy, class_names, incoming.tensors)
+    return _answer(gate, job) if privacy is None else _answer_privately(gate, job, privacy)
 
-        reply, tensors = answer_statistics(site, request, recipe, class_names, incoming.tensors)
-        return gate.release(request, reply, tensors)
-    encode = UpdateEncoder(site.home, request, recipe, incoming.tensors)
-    if request.kind == "train":
+
+def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
+    """Take part in the announced run, or say why not; nothing is computed."""
+    recipe = read_announcement(request)
+    check_knowledge(site, recipe)
+    if site.rows is None:
+        check_class_names(request.class_names)
+        check_lent(site, recipe, request.class_names)
+    if recipe.scenario is not None and site.rows is None:
+        raise PolicyRefusal(
+            "The recipe has a [scenario]: faults and attacks are for simulated sites.",
+            remedy="Take [scenario] out of the recipe.",
+        )
+    if recipe.pretrain.method != "none":
+        # Imported here: it needs torch.
+        from fgvc_core.losses.self_supervised import self_supervised_loss
+
+        # A site without the extra is out before the first round, not in it.
+        self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
+    remember(site.home, request, gate.ledger.is_unfinished)
+    protected = gate.announce(request, recipe) is not None
+    reply = Reply(
+        **echo(site, request),
+        code="ok",
+        public_key=site.public_key,
+        examples=site.settings.data.units if protected else 0,
+    )
+    return gate.release(request, reply, {})
+
+
+def _answer(gate: Gate, job: Job) -> Departure:
+    """Answer without differential privacy."""
+    # Imported here: a site that does not take part needs no torch.
+    from fieldmark.client.stages import HANDLERS
+
+    handler = HANDLERS.get(job.stage.name)
+    if handler is None:
+        raise PeerError(f"There is no phase '{job.request.phase}' in a run without [privacy].")
+    encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
+    if job.stage.encoded:
         # What comes back is what was sent, trained.
         gate.check_leaving(encode.received, encode)
-    work = _part_of_the_run(request)
-    reply, tensors = work(site, request, recipe, class_names, incoming.tensors)
-    return gate.release(request, reply, tensors, encode)
+    started = time.perf_counter()
+    answer = handler(job)
+    seconds = fixed_seconds(time.perf_counter() - started)
+    fields = {**echo(job.site, job.request), "code": "ok", "seconds": seconds, **answer.fields}
+    return gate.release(job.request, Reply(**fields), answer.tensors, encode)
 
 
-def _part_of_the_run(request: Request) -> "AnswerWithoutPrivacy":
-    """What answers a request to train or to score: rounds, or what comes before or after them.
+def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
+    """Answer under differential privacy, when ``policy.reply_seconds`` have passed."""
+    from fieldmark.client.stages.private import answer_protected
 
-    Raises:
-        PeerError: if there is no such part.
-    """
-    from fieldmark.client.stages.personal import answer_personal
-    from fieldmark.client.stages.pretrain import answer_pretraining
-    from fieldmark.client.workspace import answer_round
-
-    parts: dict[tuple[str, str], AnswerWithoutPrivacy] = {
-        ("train", ""): answer_round,
-        ("score", ""): answer_round,
-        ("train", "pretrain"): answer_pretraining,
-        ("score", "personal"): answer_personal,
-    }
-    found = parts.get((request.kind, request.phase))
-    if found is None:
-        raise PeerError(f"There is no '{request.kind}' of phase '{request.phase}'.")
-    return found
+    started = time.monotonic()
+    try:
+        return answer_protected(gate, job, privacy)
+    finally:
+        # After a refusal, too: that the pictures have a fault must not be told by time.
+        hold = job.site.settings.policy.reply_seconds - (time.monotonic() - started)
+        if hold > 0:
+            time.sleep(hold)
 
 
 def _guarded(
@@ -202,9 +252,7 @@ def _guarded(
         log.exception("round %d failed%s", request.round, _limit_in_words(error))
         code, reason = "unavailable", ""
     try:
-        from fieldmark.client.workspace import echo
-
-        named = site.public_key if request.kind == "roll_call" else ""
+        named = site.public_key if request.kind == ROLL_CALL.kind else ""
         reply = Reply(**echo(site, request), code=code, reason=reason[:500], public_key=named)
         return Gate(site).refuse(request, reply, refusal)
     except Exception:

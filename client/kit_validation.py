@@ -45,6 +45,7 @@ from fgvc_core.protocol.validation import (
 )
 from fgvc_core.recipe import Recipe, parse_recipe, toml_value
 from fgvc_core.training.private import noisy_scores
+from fieldmark.client.job import echo
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.privacy.outbox import Payload
 from fieldmark.client.privacy.policy import check_validation
@@ -53,7 +54,7 @@ from fieldmark.client.reading import kind_of as kind_of_data
 from fieldmark.client.recognition import with_reading
 from fieldmark.client.site import Site
 from fieldmark.client.weights import weights_folder
-from fieldmark.client.workspace import echo, leaves_out, log_left_out
+from fieldmark.client.workspace import leaves_out, log_left_out
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,13 @@
-"""What a site does with a request: check it, score what was received, train, answer.
+"""What a worker process keeps between messages: the learner of a recipe, and examples of sites.
 
-A worker process keeps what is expensive between messages: the learner of a recipe,
-and the examples of the sites that it served last. Neither carries anything from one
-site to another: a learner's travelling tensors are overwritten by each request, and
-everything else in it is frozen.
+Both are expensive to make. Neither carries anything from one site to another: a learner's
+travelling tensors are overwritten by each request, and everything else in it is frozen.
 """
 
 import logging
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,27 +16,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fgvc_core import __version__
 from fgvc_core.data.left_out import LeftOut
 from fgvc_core.data.split import held_names, validation_mask
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.errors import DataError, PeerError
+from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner, pick_device
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.privacy.units import protected_units, unit_names
-from fgvc_core.protocol.code import code_digest
-from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds
-from fgvc_core.protocol.ranges import stated_loss, stated_sum
 from fgvc_core.protocol.tensor_names import local
-from fgvc_core.recipe import Recipe, parse_recipe
-from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.recipe import Recipe
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.learner import Learner
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
-from fgvc_core.wire.decode import decode_model
+from fgvc_core.wire.arrays import TensorSpec, spec_of
+from fieldmark.client.job import Job
 from fieldmark.client.reading import data_settings, load_site_table
 from fieldmark.client.site import Site
-from fieldmark.client.stages.train import RoundWork
 from fieldmark.client.weights import site_weights
 
 SITES_KEPT = 256
@@ -58,7 +49,7 @@ class SiteExamples:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
-class Desk:
+class Workspace:
     """What one worker process keeps between messages."""
 
     def __init__(self) -> None:
@@ -68,6 +59,11 @@ class Desk:
         self.fresh: dict[str, NDArray[np.float32]] = {}
         """Local tensors as every site has them before its first round."""
         self.lock = threading.Lock()
+
+    def forget_data(self) -> None:
+        """Drop all tables and examples; they are read again when they are next asked for."""
+        self._examples.clear()
+        self._tables.clear()
 
     def learner(
         self, site: Site, recipe: Recipe, num_classes: int, device: torch.device
@@ -127,7 +123,8 @@ class Desk:
         return self._tables[key]
 
 
-_desk = Desk()
+WORKSPACE = Workspace()
+"""This process's."""
 
 
 def leaves_out(site: Site, unit: Unit | None) -> bool:
@@ -150,23 +147,29 @@ def log_left_out(site: Site, left_out: LeftOut) -> None:
 
 
 @contextmanager
-def learner_at_the_desk(
-    site: Site, recipe: Recipe, class_names: tuple[str, ...]
-) -> Iterator[tuple[Learner, dict[str, TensorSpec]]]:
+def learner_of(job: Job) -> Iterator[tuple[Learner, dict[str, TensorSpec]]]:
     """This process's learner, for one piece of work at a time; no picture is touched."""
-    device = pick_device(site.settings.resources.device)
-    torch.set_num_threads(site.settings.resources.threads)
-    with _desk.lock:
-        yield _desk.learner(site, recipe, len(class_names), device)
+    resources = job.site.settings.resources
+    device = pick_device(resources.device)
+    torch.set_num_threads(resources.threads)
+    with WORKSPACE.lock:
+        yield WORKSPACE.learner(job.site, job.recipe, len(job.class_names), device)
 
 
 @contextmanager
-def at_the_desk(
-    site: Site, recipe: Recipe, class_names: tuple[str, ...], unit: Unit | None = None
+def learner_and_examples(
+    job: Job,
 ) -> Iterator[tuple[Learner, dict[str, TensorSpec], SiteExamples]]:
     """This process's learner and a site's examples, for one piece of work at a time."""
-    with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
-        yield learner, specs, _desk.examples(site, recipe, learner, class_names, unit)
+    unit = None if job.privacy is None else job.privacy.unit
+    with learner_of(job) as (learner, specs):
+        found = WORKSPACE.examples(job.site, job.recipe, learner, job.class_names, unit)
+        yield learner, specs, found
+
+
+def fresh_local() -> dict[str, NDArray[np.float32]]:
+    """The local tensors of this process's learner as every site has them before round 1."""
+    return WORKSPACE.fresh
 
 
 def split_examples(
@@ -249,12 +252,11 @@ def own_rows(site: Site, table: ExampleTable) -> ExampleTable:
     return table.take(site.rows) if site.rows is not None else table.where("train")
 
 
-def pictures_without_labels(
-    site: Site, recipe: Recipe, learner: Learner, class_names: tuple[str, ...]
-) -> ExampleTable:
+def pictures_without_labels(job: Job, learner: Learner) -> ExampleTable:
     """What a site may learn from without labels: its part of the pool, and what it trains on."""
+    site, recipe = job.site, job.recipe
     tolerant = leaves_out(site, None)
-    table, of_table = _desk.table(site, recipe, class_names, tolerant)
+    table, of_table = WORKSPACE.table(site, recipe, job.class_names, tolerant)
     if tolerant:
         left_out = LeftOut()
         left_out.extend(of_table.names)
@@ -271,71 +273,7 @@ def pictures_without_labels(
 
 def site_table(site: Site, recipe: Recipe) -> ExampleTable:
     """The table that a site's rows are taken from, as this process holds it."""
-    return _desk.table(site, recipe, recipe.data.classes or ())[0]
-
-
-def read_announcement(request: Request) -> Recipe:
-    """The recipe that a roll call carries.
-
-    Raises:
-        PeerError: if the recipe is not the one that its digest names.
-        ConfigurationError: if it is no recipe of ours.
-    """
-    recipe = parse_recipe(request.recipe, where="announced recipe")
-    if recipe.digest != request.recipe_digest:
-        raise PeerError("The announced recipe is not the one that its digest names.")
-    return recipe
-
-
-def answer_round(
-    site: Site,
-    request: Request,
-    recipe: Recipe,
-    class_names: tuple[str, ...],
-    packed: Mapping[str, PackedTensor],
-) -> tuple[Reply, dict[str, Any]]:
-    """Score the received model and, for ``train``, train it.
-
-    Returns:
-        The reply (tensors' digests not filled in yet) and the tensors that go along.
-
-    Raises:
-        PeerError: if the received tensors are not what the recipe's model has.
-        DataError: if this site's pictures or labels are wrong.
-    """
-    started = time.perf_counter()
-    with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
-        work = round_work(site, request, recipe, learner)
-        work.load(decode_model(packed, work.expected(specs), recipe.wire))
-        scored, _ = learner.evaluate(examples.validation, recipe.evaluate.batch_size)
-        loss, trained = None, len(examples.train)
-        outgoing: dict[str, Any] = {}
-        if request.kind == "train":
-            loss, outgoing = work.train(examples.train)
-    reply = Reply(
-        **echo(site, request),
-        code="ok",
-        examples=trained,
-        loss=None if loss is None else stated_loss(loss),
-        scores=scores_of(scored),
-        seconds=fixed_seconds(time.perf_counter() - started),
-    )
-    return reply, outgoing
-
-
-def scores_of(scored: Evaluation) -> Scores:
-    """Scores as a reply states them."""
-    return Scores(
-        examples=scored.examples,
-        correct=scored.correct,
-        loss_sum=stated_sum(scored.loss_sum),
-        macro_f1=scored.macro_f1,
-    )
-
-
-def round_work(site: Site, request: Request, recipe: Recipe, learner: Learner) -> RoundWork:
-    """One round's work on this process's learner."""
-    return RoundWork(site, request, recipe, learner, _desk.fresh)
+    return WORKSPACE.table(site, recipe, recipe.data.classes or ())[0]
 
 
 def _check_classes(table: ExampleTable, class_names: tuple[str, ...]) -> None:
@@ -348,17 +286,3 @@ def _check_classes(table: ExampleTable, class_names: tuple[str, ...]) -> None:
         why="Its labels would mean other classes than the coordinator's.",
         remedy="Map this site's labels to the announced names: data.label_map in site.toml.",
     )
-
-
-def echo(site: Site, request: Request) -> dict[str, Any]:
-    """The fields of a reply that repeat the request's."""
-    return {
-        "kind": request.kind,
-        "run": request.run,
-        "round": request.round,
-        "site": site.name,
-        "nonce": request.nonce,
-        "recipe_digest": request.recipe_digest,
-        "version": __version__,
-        "code_digest": code_digest(),
-    }

@@ -28,13 +28,10 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
 from fgvc_core.wire.decode import decode_model
 from fieldmark.client.announced import recall
+from fieldmark.client.job import Job
 from fieldmark.client.site import Site
-from fieldmark.client.workspace import (
-    at_the_desk,
-    round_work,
-    site_table,
-    split_table,
-)
+from fieldmark.client.stages.train import RoundWork
+from fieldmark.client.workspace import learner_and_examples, site_table, split_table
 from fieldmark.simulations.grid import run_client
 from fieldmark.simulations.triggers import stamped
 
@@ -62,8 +59,9 @@ def run_poisoned(
     request = Request.parse(sealed.text)
     assert isinstance(request, Request)
     recipe, class_names = recall(home, request)
-    with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
-        work = round_work(site, request, recipe, learner)
+    job = Job(site, request, recipe, None, class_names, packed)
+    with learner_and_examples(job) as (learner, specs, examples):
+        work = RoundWork(job, learner)
         received = decode_model(packed, work.expected(specs), recipe.wire)
         work.load(received)
         poisoned = _poisoned(site, recipe, learner, examples.train, scenario)

@@ -1,11 +1,9 @@
-"""What a site does with a request under differential privacy.
+"""What a site does in any stage under differential privacy.
 
 Nothing computed from the pictures goes into a reply but what the plan's event pays for:
 no counts, no loss, no scores, no time.
 """
 
-import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,30 +13,23 @@ from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.protocol.messages import Request
-from fgvc_core.recipe import Recipe
+from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, TRAIN
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.validation import validate_private
-from fgvc_core.wire.arrays import PackedTensor, TensorSpec, spec_of
+from fgvc_core.wire.arrays import TensorSpec, spec_of
 from fgvc_core.wire.decode import decode_model
 from fieldmark.client.encoding import UpdateEncoder
+from fieldmark.client.job import Job, echo
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.privacy.outbox import Payload
-from fieldmark.client.site import Site
-from fieldmark.client.workspace import at_the_desk, echo, learner_at_the_desk
+from fieldmark.client.workspace import learner_and_examples, learner_of
+
+Tensors = dict[str, NDArray[np.float32]]
 
 
-def answer_protected(
-    site: Site,
-    gate: Gate,
-    request: Request,
-    recipe: Recipe,
-    privacy: PrivacySettings,
-    class_names: tuple[str, ...],
-    packed: Mapping[str, PackedTensor],
-) -> Departure:
-    """Answer a round's request under differential privacy.
+def answer_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
+    """Answer a request under differential privacy.
 
     What is wrong with the recipe or the request is found before anything is charged.
 
@@ -47,84 +38,65 @@ def answer_protected(
             keep what it promises.
         PeerError: if it asks for what the recipe does not have.
     """
-    started = time.monotonic()
-    try:
-        event = _event_of(request, recipe, privacy)
-        received = (
-            {} if event is None else _check(site, request, recipe, privacy, class_names, packed)
-        )
+    event = _event_of(job, privacy)
+    received = {} if event is None else _checked(job, privacy)
 
-        def work() -> Payload:
-            return _work(site, request, recipe, privacy, class_names, received, event)
+    def work() -> Payload:
+        return _work(job, privacy, received, event)
 
-        specs = _specs_of_answer(request, event, received)
-        encode = UpdateEncoder(site.home, request, recipe, packed)
-        return gate.protected_round(request, recipe, event, work, specs, encode)
-    finally:
-        # After a refusal, too: that the pictures have a fault must not be told by time.
-        hold = site.settings.policy.reply_seconds - (time.monotonic() - started)
-        if hold > 0:
-            time.sleep(hold)
+    specs = _specs_of_answer(job, event, received)
+    encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
+    return gate.protected_round(job.request, job.recipe, event, work, specs, encode)
 
 
-def _event_of(request: Request, recipe: Recipe, privacy: PrivacySettings) -> PrivacyEvent | None:
-    """What the answer costs."""
-    if request.phase == "personal":
+def _event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
+    """What the answer costs; None where it says nothing about the pictures."""
+    stage, request = job.stage, job.request
+    if stage is PERSONAL:
         raise PeerError("Fine-tuning at the sites is not part of this run.")
-    if request.kind == "release":
-        wanted: str = request.phase
-    elif request.kind == "train":
-        wanted = "step"
-    else:
-        wanted = "scores"
-    planned = {event.purpose: event for event in plan_for(privacy, recipe.federation.rounds)}
-    event = planned.get(wanted)  # type: ignore[call-overload]
+    if stage is PRETRAIN:
+        raise PeerError(f"A '{request.phase}' round is not part of this run.")
+    planned = {event.purpose: event for event in plan_for(privacy, job.recipe.federation.rounds)}
+    event = None if stage.privacy is None else planned.get(stage.privacy)
     if event is None:
-        if request.kind == "score":
+        if stage is SCORE:
             return None
+        asked = stage.privacy or request.phase
         raise PolicyRefusal(
-            f"A '{request.kind}' request ({wanted or 'no phase'}) is not part of this run's plan.",
+            f"A '{request.kind}' request ({asked}) is not part of this run's plan.",
             why="A site releases what was announced, and nothing beyond.",
             remedy="Ask for what privacy.method says.",
         )
-    return take(event, privacy.steps if wanted == "step" else 1)
+    return take(event, privacy.steps if stage is TRAIN else 1)
 
 
-def _check(
-    site: Site,
-    request: Request,
-    recipe: Recipe,
-    privacy: PrivacySettings,
-    class_names: tuple[str, ...],
-    packed: Mapping[str, PackedTensor],
-) -> dict[str, NDArray[np.float32]]:
+def _checked(job: Job, privacy: PrivacySettings) -> Tensors:
     """The received tensors, if request and model are fit; no picture is touched.
 
     What the recipe may not ask for was refused when the gate admitted the request.
     """
-    if request.kind == "train" and request.phase:
-        raise PeerError(f"A '{request.phase}' round is not part of this run.")
-    rounds = recipe.federation.rounds
-    if not (request.kind == "score" or 1 <= request.round <= rounds):
+    rounds = job.recipe.federation.rounds
+    if not (job.stage is SCORE or 1 <= job.request.round <= rounds):
         raise PolicyRefusal(
-            f"Round {request.round} is not one of the {rounds} of this run.",
+            f"Round {job.request.round} is not one of the {rounds} of this run.",
             why="A site releases what was announced, and nothing beyond.",
             remedy="Start a new run.",
         )
-    if request.proximal_mu:
+    if job.request.proximal_mu:
         raise PeerError("A pull towards the received model is not part of private steps.")
-    with learner_at_the_desk(site, recipe, class_names) as (learner, specs):
+    with learner_of(job) as (learner, specs):
         validate_private(learner, privacy)
-        return decode_model(packed, specs, recipe.wire)
+        return decode_model(job.received, specs, job.recipe.wire)
 
 
 def _specs_of_answer(
-    request: Request, event: PrivacyEvent | None, received: Mapping[str, NDArray[np.float32]]
+    job: Job, event: PrivacyEvent | None, received: Tensors
 ) -> dict[str, TensorSpec]:
     """What the answer's tensors will be, given those that were received."""
-    if event is None or request.kind == "score":
+    carries = job.stage.carries
+    if event is None or carries == "nothing":
         return {}
-    if request.kind == "train":
+    if carries == "update":
         return {name: spec_of(tensor) for name, tensor in received.items()}
     if set(received) != {"head.centre", "head.weight", "head.bias"}:
         raise PolicyRefusal(
@@ -139,38 +111,27 @@ def _specs_of_answer(
 
 
 def _work(
-    site: Site,
-    request: Request,
-    recipe: Recipe,
-    privacy: PrivacySettings,
-    class_names: tuple[str, ...],
-    received: dict[str, NDArray[np.float32]],
-    event: PrivacyEvent | None,
+    job: Job, privacy: PrivacySettings, received: Tensors, event: PrivacyEvent | None
 ) -> Payload:
+    units = job.site.settings.data.units
     fields: dict[str, Any] = {
-        **echo(site, request),
+        **echo(job.site, job.request),
         "code": "ok",
-        "examples": site.settings.data.units if request.kind == "train" else 0,
+        "examples": units if job.stage.weighs else 0,
     }
     if event is None:
         return Payload(fields, {})
-    with at_the_desk(site, recipe, class_names, privacy.unit) as (learner, _, examples):
+    with learner_and_examples(job) as (learner, _, examples):
         assert examples.train_units is not None
         assert examples.validation_units is not None
         learner.load(received)
-        if request.kind == "release":
+        if job.stage.carries == "release":
             released = release_sums(learner, examples.train, examples.train_units, event, privacy)
             return Payload(fields, {event.purpose: released.astype(np.float32)})
-        if request.kind == "score":
-            fields["noisy_scores"] = noisy_scores(
-                learner,
-                examples.validation,
-                examples.validation_units,
-                event,
-            )
-            return Payload(fields, {})
+        if job.stage.carries == "nothing":
+            held = examples.validation_units
+            scores = noisy_scores(learner, examples.validation, held, event)
+            return Payload({**fields, "noisy_scores": scores}, {})
         training = PrivateTraining(learner, examples.train, examples.train_units, privacy)
-        training.run(
-            event, site.settings.data.units, Stretch(request.round, recipe.federation.rounds)
-        )
+        training.run(event, units, Stretch(job.request.round, job.recipe.federation.rounds))
         return Payload(fields, learner.tensors())

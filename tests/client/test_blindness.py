@@ -438,8 +438,7 @@ def entries_of(home: Path) -> list[dict]:
 
 
 def forget() -> None:
-    works._desk._examples.clear()
-    works._desk._tables.clear()
+    works.WORKSPACE.forget_data()
 
 
 def compare(tmp_path: Path, kind: str, recipe: Recipe, classes, policy: dict, size: int,

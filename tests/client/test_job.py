@@ -23,6 +23,7 @@ from fieldmark.client.job import Incoming, answer
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
+from fieldmark.client.stages import HANDLERS
 
 SECRET = "Mrs-Miller-left-arm"
 COORDINATOR = new_key()
@@ -116,7 +117,7 @@ def test_no_word_of_what_went_wrong_with_the_data_leaves_the_site(home, tiny, mo
     def broken(*_):
         raise RuntimeError(f"cannot read {SECRET}.jpg")
 
-    monkeypatch.setattr("fieldmark.client.workspace.answer_round", broken)
+    monkeypatch.setitem(HANDLERS, "train", broken)
     departure = ask(home, request(tiny, "train"), make_learner(tiny, 12).tensors())
     reply = reply_of(home, departure)
     assert (reply.code, reply.reason) == ("unavailable", "")

@@ -207,8 +207,7 @@ def site(data, tmp_path, recipe):
         reading=READING,
         policy=Policy(**policy),
     )
-    works._desk._examples.clear()
-    works._desk._tables.clear()
+    works.WORKSPACE.forget_data()
     return Site.open(site.home)
 
 
@@ -270,7 +269,7 @@ def test_a_whole_run_takes_nothing_of_it_along(site, recipe):
     assert wire("score", tensors, round=2).code == "ok"
     check_no_canary(wire)
     # It is there to be found: the ledger's home, the data and the table all hold it.
-    table, _ = works._desk.table(site, recipe, CLASSES, recipe.privacy is not None)
+    table, _ = works.WORKSPACE.table(site, recipe, CLASSES, recipe.privacy is not None)
     assert all(CANARY in name for name in (*table.subjects, *table.ids, str(site.home)))
     assert len(set(table.subjects)) == 8
 
@@ -308,9 +307,9 @@ def test_damaged_data_are_told_to_nobody(site, recipe, data, harm):
 @pytest.mark.parametrize(
     ("where", "kind"),
     [
-        ("fieldmark.client.workspace.Desk.examples", RuntimeError),
-        ("fieldmark.client.workspace.Desk.examples", MemoryError),
-        ("fieldmark.client.workspace.Desk.examples", RecursionError),
+        ("fieldmark.client.workspace.Workspace.examples", RuntimeError),
+        ("fieldmark.client.workspace.Workspace.examples", MemoryError),
+        ("fieldmark.client.workspace.Workspace.examples", RecursionError),
         ("fgvc_core.training.learner.Learner.load", KeyError),
         ("fieldmark.client.privacy.gate.Gate._encoded", ValueError),
         ("fieldmark.client.privacy.gate.Gate.__init__", OSError),
@@ -385,7 +384,7 @@ def test_who_is_a_subject_is_the_sites_to_say(site, recipe):
     for number, change in enumerate(["data.subject_column=path", "data.name=folder"]):
         each = parse_recipe(recipe.to_toml(), [change])
         assert Wire(site, each)("roll_call", run=f"run-{number}").code == "ok"
-        table, _ = works._desk.table(site, each, CLASSES, True)
+        table, _ = works.WORKSPACE.table(site, each, CLASSES, True)
         assert len(set(table.subjects)) == 8
     outside = parse_recipe(recipe.to_toml(), ["data.manifest=../../others/manifest.csv"])
     reply = Wire(site, outside)("roll_call", run="run-3")

@@ -59,9 +59,8 @@ PRIVATE = ("privacy.epsilon=2", "privacy.method=gradients", "privacy.steps=1",
 
 
 @pytest.fixture(autouse=True)
-def _fresh_desk():
-    works._desk._examples.clear()
-    works._desk._tables.clear()
+def _fresh_workspace():
+    works.WORKSPACE.forget_data()
 
 
 def picture(path, seed):
@@ -212,7 +211,7 @@ def test_the_report_names_the_column_as_of_each_run(tmp_path):
 
 
 def test_what_a_process_holds_of_one_reading_is_not_used_for_another(tmp_path):
-    """The desk's key lacked path and column."""
+    """The workspace's key lacked path and column."""
     rows = [(f"{i}.png", CLASSES[i % 2], f"r{i // 2}") for i in range(8)]
     site = site_over(tmp_path / "home", manifest_tree(tmp_path / "data", rows), kind="manifest",
                      manifest="birds.csv", path_column="file", path_template="photos/{path}",
@@ -221,7 +220,7 @@ def test_what_a_process_holds_of_one_reading_is_not_used_for_another(tmp_path):
     learner = make_learner(recipe, 2)
     counts = []
     for one in (site, changed(site, subject_column="file")):
-        found = works._desk.examples(one, recipe, learner, CLASSES, "subject")
+        found = works.WORKSPACE.examples(one, recipe, learner, CLASSES, "subject")
         counts.append(len(set(found.train_units)) + len(set(found.validation_units)))
     assert counts == [4, 8]
 

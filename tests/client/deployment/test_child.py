@@ -14,7 +14,6 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 
-import fieldmark.client.workspace
 from fgvc_core.flower.internals import enter_run
 from fgvc_core.flower.records import to_content
 from fgvc_core.protocol.bundle import make_bundle
@@ -35,6 +34,7 @@ from fieldmark.client.job import Incoming, answer
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site, write_settings
+from fieldmark.client.stages import HANDLERS
 
 from ..protected_sites import COORDINATOR, make_site, request, unprotected
 
@@ -231,7 +231,7 @@ def handled(site, task, monkeypatch, work):
             file.write("x")
         return work()
 
-    monkeypatch.setattr(fieldmark.client.workspace, "answer_round", counted)
+    monkeypatch.setitem(HANDLERS, "train", counted)
     monkeypatch.setattr("fieldmark.client.encoding.UpdateEncoder.__init__", lambda self, *a: None)
     monkeypatch.setattr("fieldmark.client.encoding.UpdateEncoder.received", {}, raising=False)
     monkeypatch.setattr("fieldmark.client.privacy.gate.Gate.check_leaving", lambda self, *a: None)

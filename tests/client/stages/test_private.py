@@ -18,8 +18,7 @@ from fgvc_core.wire.arrays import pack_all
 from fieldmark.client.job import Incoming, answer
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.site import Site
-from fieldmark.client.stages import private as private_work
-from fieldmark.client.workspace import Desk, split_examples
+from fieldmark.client.workspace import Workspace, split_examples
 
 from ..protected_sites import COORDINATOR, kinds, ledger_of, make_site, with_policy
 from ..protected_sites import opened as reply_of
@@ -105,7 +104,7 @@ def test_a_loss_that_asks_more_than_the_kind_of_data_says_costs_nothing(
     tensors = make_learner(recipe, 12).tensors()
     with monkeypatch.context() as patched:
         patched.setattr("fgvc_core.data.catalogue._KNOWS", {})
-        patched.setattr(Desk, "table", None)
+        patched.setattr(Workspace, "table", None)
         reply = reply_of(site, ask(site, recipe, tensors=tensors))
         assert reply.code == "refused-policy"
         assert f"loss.{term} > 0 needs the classes' {known}" in reply.reason
@@ -127,7 +126,7 @@ def test_nothing_of_the_data_is_read_before_the_cost_is_on_the_disk(
     def gone(*_, **__):
         raise DataError("There is no such folder.")
 
-    monkeypatch.setattr(Desk, "table", gone)
+    monkeypatch.setattr(Workspace, "table", gone)
     tensors = make_learner(recipe, 12).tensors()
     assert reply_of(site, ask(site, recipe, tensors=tensors)).code == "unavailable"
     assert spent(site) > 0
@@ -136,7 +135,7 @@ def test_nothing_of_the_data_is_read_before_the_cost_is_on_the_disk(
 def test_no_picture_is_opened_before_the_model_is_found_fit(site, private, monkeypatch):
     recipe = parse_recipe(private.to_toml(), ["model.backbone=resnet10t"])
     ask(site, recipe, "roll_call")
-    monkeypatch.setattr(private_work, "at_the_desk", None)
+    monkeypatch.setattr("fieldmark.client.stages.private.learner_and_examples", None)
     reply = reply_of(site, ask(site, recipe, tensors=make_learner(recipe, 12).tensors()))
     assert reply.code == "refused-policy"
 

@@ -146,7 +146,7 @@ def validate_kit(
     gate = Gate(site)
     recipe = _recipe_here(site, kit, data, overrides)
     kind_of_data(site, recipe)
-    privacy = gate.terms.protection_of_scores(recipe.announced)
+    privacy = gate.admission.protection_of_scores(recipe.announced)
     check_validation(site.settings.policy, privacy is not None)
     request = Request(
         kind="score",

@@ -26,7 +26,7 @@ from fieldmark.client.deployment.child import HALF_HANDED_OVER
 from fieldmark.client.deployment.flower_internals import LEFT_BEHIND, release_node
 from fieldmark.client.deployment.link import CA, read_link
 from fieldmark.client.deployment.node import TOO_LARGE
-from fieldmark.client.privacy.admission import Terms
+from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site
@@ -88,7 +88,7 @@ def check_alone(site: Site, say: Callable[[str], None]) -> None:
         # Nothing is known here; a run with differential privacy makes one.
         return
     try:
-        Terms(site, Ledger(site.home, site.data_binding, site.name)).claim_data(afresh=True)
+        Admission(site, Ledger(site.home, site.data_binding, site.name)).claim_data(afresh=True)
     except ConfigurationError as error:
         # Without privacy nothing needs it; with it the roll call refuses.
         say(f"{error.what} {error.remedy}")

@@ -1,4 +1,4 @@
-"""On which terms a site takes part: policy, approval, memory and budget, before any work.
+"""Whether a site takes part: policy, approval, memory and budget, before any work.
 
 Everything here depends on the request, the recipe, ``site.toml`` and the ledger, never on a
 picture: a refusal says nothing about them.
@@ -18,7 +18,7 @@ from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.recipe_paths import refuse_paths
 from fgvc_core.recipe_rules import refuse_unprotectable
-from fieldmark.client.privacy.data_claims import Claim, Register
+from fieldmark.client.privacy.data_claims import DataClaim, Register
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import check_counts, check_standing, check_subject, protection
 from fieldmark.client.reading import kind_of, subject_column
@@ -30,8 +30,8 @@ UNLIMITED = 1e9
 
 
 @dataclass(frozen=True)
-class Terms:
-    """One site's policy and ledger.
+class Admission:
+    """Decides for one site, by its policy and its ledger.
 
     Attributes:
         site: Whose.
@@ -195,9 +195,9 @@ class Terms:
             yield
 
 
-def claim_of(site: Site, length: int, head: str) -> Claim | None:
+def claim_of(site: Site, length: int, head: str) -> DataClaim | None:
     """What a site lays claim to; None for a simulated one, which shares a data set."""
     if site.rows is not None:
         return None
     key = fingerprint(site.key.public_key())
-    return Claim.of(site.settings.data.path or "", site.home, key, head, length)
+    return DataClaim.of(site.settings.data.path or "", site.home, key, head, length)

@@ -56,7 +56,7 @@ Head = Callable[[], tuple[int, str, float]]
 """A ledger's length in entries, the hash of its last entry, and what it has spent (epsilon)."""
 
 
-class Claim(BaseModel):
+class DataClaim(BaseModel):
     """One home's claim to its data.
 
     Attributes:
@@ -90,7 +90,7 @@ class Claim(BaseModel):
         head: str = GENESIS,
         length: int = 0,
         samples: tuple[Sample, ...] = (),
-    ) -> "Claim":
+    ) -> "DataClaim":
         """A claim with its paths resolved."""
         where = str(Path(data).expanduser().resolve()) if data else ""
         for path in (where, str(home.resolve())):
@@ -112,7 +112,7 @@ class Claim(BaseModel):
         )
 
 
-_CLAIMS = TypeAdapter(list[Claim])
+_CLAIMS = TypeAdapter(list[DataClaim])
 
 
 def state_folder() -> Path:
@@ -134,7 +134,7 @@ class Register:
     def __init__(self, folder: Path | None = None) -> None:
         self.path = (folder or state_folder()) / FILE
 
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[DataClaim]:
         """All claims.
 
         Raises:
@@ -152,7 +152,7 @@ class Register:
                 remedy="Restore it from a copy.",
             ) from None
 
-    def sampled(self, claim: Claim) -> Claim:
+    def sampled(self, claim: DataClaim) -> DataClaim:
         """The claim with a sample of its data's content as it is now.
 
         Raises:
@@ -164,7 +164,7 @@ class Register:
         return claim.model_copy(update={"samples": (sample,) if sample.marks else ()})
 
     def claim(
-        self, claim: Claim, holds: Holds = lambda head: False, head: Head | None = None
+        self, claim: DataClaim, holds: Holds = lambda head: False, head: Head | None = None
     ) -> None:
         """Lay claim to data, or renew the claim.
 
@@ -204,7 +204,7 @@ class Register:
 
     @contextmanager
     def claiming(
-        self, claim: Claim, holds: Holds = lambda head: False, head: Head | None = None
+        self, claim: DataClaim, holds: Holds = lambda head: False, head: Head | None = None
     ) -> Iterator[None]:
         """Lay claim to data for what is made inside; given up again if that fails."""
         with self._alone():
@@ -222,7 +222,7 @@ class Register:
                 raise
 
     @contextmanager
-    def guarding(self, claim: Claim, holds: Holds, head: Head) -> Iterator[None]:
+    def guarding(self, claim: DataClaim, holds: Holds, head: Head) -> Iterator[None]:
         """Hold off every other copy of a home while its ledger is written inside.
 
         When this returns, the ledger's new head is on the disk here.
@@ -248,7 +248,7 @@ class Register:
             if after != before:
                 self._write(after)
 
-    def lacking(self, key: str, holds: Holds) -> list[Claim]:
+    def lacking(self, key: str, holds: Holds) -> list[DataClaim]:
         """Claims of a key whose registered head its ledger lacks: it is an older copy.
 
         Args:
@@ -257,13 +257,13 @@ class Register:
         """
         return [claim for claim in self.claims() if claim.key == key and not _known(claim, holds)]
 
-    def _settled(self, before: list[Claim], claim: Claim, holds: Holds) -> list[Claim]:
+    def _settled(self, before: list[DataClaim], claim: DataClaim, holds: Holds) -> list[DataClaim]:
         """All claims once this one is laid; every claim of before stays.
 
         Raises:
             PolicyRefusal: if it cannot be laid.
         """
-        kept: list[Claim] = []
+        kept: list[DataClaim] = []
         renewed = claim
         for other in before:
             # A home that was moved has its key, one that got a new key has its place.
@@ -322,7 +322,7 @@ class Register:
             )
         return found
 
-    def _write(self, claims: list[Claim]) -> None:
+    def _write(self, claims: list[DataClaim]) -> None:
         # One claim a line, for a person who has to take one out.
         lines = ",\n".join(json.dumps(claim.model_dump()) for claim in claims)
         text = f"[\n{lines}\n]\n"
@@ -339,7 +339,7 @@ class Register:
         )
 
 
-def _same_data(one: Claim, other: Claim) -> bool:
+def _same_data(one: DataClaim, other: DataClaim) -> bool:
     if not one.data or not other.data:
         return False
     if _overlap(Path(one.data), Path(other.data)):
@@ -357,11 +357,11 @@ def _overlap(one: Path, other: Path) -> bool:
         return False
 
 
-def _known(claim: Claim, holds: Holds) -> bool:
+def _known(claim: DataClaim, holds: Holds) -> bool:
     return claim.head == GENESIS or holds(claim.head)
 
 
-def _at(claim: Claim, head: Head) -> Claim:
+def _at(claim: DataClaim, head: Head) -> DataClaim:
     """The claim with its ledger's head as it is now."""
     length, last, spent = head()
     return claim.model_copy(update={"head": last, "length": length, "spent": min(spent, 1e300)})
@@ -387,7 +387,7 @@ def _is_home_of(home: Path, key: str) -> bool:
         return True
 
 
-def _key_in_use(other: Claim) -> PolicyRefusal:
+def _key_in_use(other: DataClaim) -> PolicyRefusal:
     return PolicyRefusal(
         "This site's key is in use in another home.",
         why=f"That is '{other.home}': one key is one site, and answers from one home.",
@@ -405,7 +405,7 @@ def _older(register: Path) -> PolicyRefusal:
     )
 
 
-def _taken(claim: Claim, other: Claim, register: Path) -> PolicyRefusal:
+def _taken(claim: DataClaim, other: DataClaim, register: Path) -> PolicyRefusal:
     # The first sentence may reach the coordinator: it names no path.
     if not claim.data:
         return PolicyRefusal(

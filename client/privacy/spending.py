@@ -105,8 +105,8 @@ class Plan:
         return replace(self, released=merge((*self.released, event)))
 
 
-class Books:
-    """What all entries so far say together."""
+class Spending:
+    """Plans, charges and replies of all entries so far."""
 
     def __init__(self) -> None:
         self.data = ""
@@ -255,10 +255,10 @@ def plans_of(entries: Iterable[Entry]) -> list[Plan]:
     Raises:
         DataError: if an entry is not what its kind has to be.
     """
-    books = Books()
+    spending = Spending()
     for entry in entries:
-        books.add(entry)
-    return books.plans()
+        spending.add(entry)
+    return spending.plans()
 
 
 def rule_of(plans: Iterable[Plan]) -> Rule | None:

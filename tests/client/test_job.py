@@ -160,8 +160,11 @@ def test_a_site_whose_labels_mean_other_classes_takes_no_part(home, tiny):
 
 
 def test_not_even_a_broken_installation_makes_it_raise(home, tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fieldmark.client.workspace", None)
-    assert ask(home, request(tiny, "roll_call")) is None
+    ask(home, request(tiny, "roll_call"))
+    monkeypatch.setitem(sys.modules, "fieldmark.client.stages", None)
+    assert reply_of(home, ask(home, request(tiny, "train"))).code == "unavailable"
+    monkeypatch.setattr("fieldmark.client.job.Reply", None)
+    assert ask(home, request(tiny, "train")) is None
     assert "could not even be refused" in (home / "site.log").read_text()
 
 

@@ -10,7 +10,7 @@ import pytest
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, write_private
 from fieldmark.client.privacy import data_claims as register
-from fieldmark.client.privacy.data_claims import Claim, Register, state_folder
+from fieldmark.client.privacy.data_claims import DataClaim, Register, state_folder
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site
@@ -258,7 +258,7 @@ def test_it_changes_nothing_for_a_claim_that_stands(first, data):
     claim = Register().claims()[0]
     Register().claim(claim)
     assert Register().path.stat().st_mtime_ns == before
-    assert Claim.of(str(data), first.home, claim.key) == claim
+    assert DataClaim.of(str(data), first.home, claim.key) == claim
 
 
 def test_a_run_without_privacy_needs_no_register(data, tmp_path, monkeypatch):
@@ -314,7 +314,7 @@ def test_the_claim_of_a_wiped_home_outlives_a_new_home_in_its_place(first, data,
     with pytest.raises(PolicyRefusal, match="have a ledger already"):
         join(tmp_path / "second", data)
     with pytest.raises(PolicyRefusal, match="older than the one that is registered"):
-        Register().claim(Claim.of(str(data), again.home, "f" * 64))
+        Register().claim(DataClaim.of(str(data), again.home, "f" * 64))
 
 
 @pytest.mark.parametrize("how", ["copied", "moved", "a part", "with more", "renamed"])
@@ -471,7 +471,7 @@ def test_no_message_makes_the_register_read_a_picture(tmp_path, monkeypatch):
     announce(other, RECIPE)
     announce(other, RECIPE, "run-2")
     assert taken == []
-    Gate(other).terms.claim_data(afresh=True)
+    Gate(other).admission.claim_data(afresh=True)
     assert len(taken) == 1
 
 
@@ -494,7 +494,7 @@ def test_data_that_grow_are_known_by_what_they_have_become(tmp_path):
     announce(site, RECIPE)
     for day in range(1, 9):
         fill(data / f"day-{day}", 20)
-        Gate(site).terms.claim_data(afresh=True)
+        Gate(site).admission.claim_data(afresh=True)
     late = tmp_path / "late"
     late.mkdir()
     for day in range(1, 9):
@@ -535,7 +535,7 @@ def test_a_slow_look_at_the_data_does_not_set_the_head_back(tmp_path, monkeypatc
         return real(*words)
 
     monkeypatch.setattr(register, "take_sample", slow)
-    Gate(site).terms.claim_data(afresh=True)
+    Gate(site).admission.claim_data(afresh=True)
     (claim,) = Register().claims()
     assert (claim.length, claim.head) == Gate(site).ledger.head()
 
@@ -584,7 +584,7 @@ def test_data_that_change_slowly_stay_known_as_what_they_were(tmp_path):
         for path in sorted(data.iterdir())[:15]:
             path.unlink()
         fill(data, 15, 1000 * batch)
-        Gate(site).terms.claim_data(afresh=True)
+        Gate(site).admission.claim_data(afresh=True)
     assert len(Register().claims()[0].samples) > 1
     for copy in (tmp_path / "first-copy", data):
         shutil.copytree(copy, tmp_path / "now", dirs_exist_ok=True)

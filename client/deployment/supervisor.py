@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fgvc_core.errors import ConfigurationError, PeerError
-from fgvc_core.files import PRIVATE_UMASK, private_folder
+from fgvc_core.files import PRIVATE_UMASK, private_folder, replace_private_json
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     Service,
@@ -19,7 +19,6 @@ from fgvc_core.supervision import (
     refuse_second,
     start_detached,
     until_told,
-    write_json,
 )
 from fgvc_core.words import visible
 from fieldmark.client.deployment.child import HALF_HANDED_OVER
@@ -177,7 +176,7 @@ class _Node:
             self.node_id = int(found.group(1))
             self._say(f"connected to {self._address}")
             connected = {"node_id": self.node_id, "connected": round(time.time(), 1)}
-            write_json(self._note, connected)
+            replace_private_json(self._note, connected)
         elif LEFT_BEHIND in line:
             # It has a task for a message that it never got, and would wait for the answer to it
             # before it sends any other.

@@ -13,7 +13,7 @@ from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, TRAIN
+from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, STAGES, TRAIN
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
 from fgvc_core.training.schedule import Stretch
 from fgvc_core.training.validation import validate_private
@@ -51,17 +51,19 @@ def answer_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Departur
 
 def _event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
     """What the answer costs; None where it says nothing about the pictures."""
-    stage, request = job.stage, job.request
+    request = job.request
+    stage = STAGES.get((request.kind, request.phase))
     if stage is PERSONAL:
         raise PeerError("Fine-tuning at the sites is not part of this run.")
     if stage is PRETRAIN:
         raise PeerError(f"A '{request.phase}' round is not part of this run.")
     planned = {event.purpose: event for event in plan_for(privacy, job.recipe.federation.rounds)}
-    event = None if stage.privacy is None else planned.get(stage.privacy)
+    wanted = None if stage is None else stage.privacy
+    event = None if wanted is None else planned.get(wanted)
     if event is None:
         if stage is SCORE:
             return None
-        asked = stage.privacy or request.phase
+        asked = wanted or request.phase or "no phase"
         raise PolicyRefusal(
             f"A '{request.kind}' request ({asked}) is not part of this run's plan.",
             why="A site releases what was announced, and nothing beyond.",

@@ -82,7 +82,7 @@ def test_the_sites_own_cap_wins_before_anything_is_computed(home, tiny, monkeypa
     settings = Site.open(home).settings
     write_settings(home, settings.model_copy(update={"policy": Policy(max_update_mb=0.05)}))
     ask(home, request(recipe, "roll_call"))
-    monkeypatch.setitem(HANDLERS, "train", None)
+    monkeypatch.setitem(HANDLERS, "train", lambda job: 1 / 0)
     tensors = make_learner(recipe, 12).tensors()
     reply = reply_of(home, ask(home, request(recipe, "train"), tensors))
     assert (reply.code, "max_update_mb" in reply.reason) == ("refused-policy", True)

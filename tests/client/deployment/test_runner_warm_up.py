@@ -8,7 +8,7 @@ from fgvc_core.privacy import accountant, odometer, planning
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.planning import plan_for
 from fieldmark.client.announced import remember
-from fieldmark.client.deployment.foresight import Foresight
+from fieldmark.client.deployment.runner import WarmUp
 
 from ..protected_sites import make_site, request, steps, unprotected
 
@@ -29,7 +29,7 @@ def announced(site, recipe, run="run-1"):
 def test_a_private_runs_noise_and_cost_are_there_before_the_next_message(tmp_path, monkeypatch):
     site, recipe = make_site(tmp_path), steps()
     announced(site, recipe)
-    assert Foresight(site.home).look()
+    assert WarmUp(site.home).look()
     refuse = lambda *args: pytest.fail("it was worked out again")  # noqa: E731
     monkeypatch.setattr(planning, "noise_for", refuse)
     monkeypatch.setattr(accountant, "dp_event", refuse)
@@ -42,26 +42,26 @@ def test_a_private_runs_noise_and_cost_are_there_before_the_next_message(tmp_pat
 
 def test_each_announcement_is_looked_at_once(tmp_path):
     site = make_site(tmp_path)
-    foresight = Foresight(site.home)
-    assert not foresight.look()
+    warm_up = WarmUp(site.home)
+    assert not warm_up.look()
     announced(site, steps())
-    assert foresight.look()
-    assert not foresight.look()
+    assert warm_up.look()
+    assert not warm_up.look()
     announced(site, steps("federation.rounds=2"), "run-2")
     later = (site.home / "runs" / "run-1.json").stat().st_mtime + 1
     os.utime(site.home / "runs" / "run-2.json", (later, later))
-    assert foresight.look()
+    assert warm_up.look()
 
 
 def test_a_run_without_privacy_a_damaged_one_and_an_impossible_one_are_left_alone(tmp_path):
     open_site = make_site(tmp_path, "open", privacy="optional")
     announced(open_site, unprotected())
-    assert not Foresight(open_site.home).look()
+    assert not WarmUp(open_site.home).look()
     site = make_site(tmp_path)
     announced(site, steps("privacy.steps=100000", "federation.rounds=11"))
-    assert not Foresight(site.home).look()
+    assert not WarmUp(site.home).look()
     (site.home / "runs" / "run-1.json").write_text("{")
-    assert not Foresight(site.home).look()
+    assert not WarmUp(site.home).look()
 
 
 def test_how_large_a_runs_model_is_is_known_before_the_next_message(tmp_path, monkeypatch):
@@ -72,6 +72,6 @@ def test_how_large_a_runs_model_is_is_known_before_the_next_message(tmp_path, mo
         known.cache_clear()
     site, recipe = make_site(tmp_path, privacy="optional"), unprotected("data.image_size=48")
     announced(site, recipe)
-    Foresight(site.home).look()
+    WarmUp(site.home).look()
     monkeypatch.setattr(size, "build_classifier", lambda *a, **k: pytest.fail("built again"))
     check_lent(site, recipe, ("a", "b"))

@@ -1,20 +1,13 @@
-"""What a report says on the site's word alone; everything else in it is recomputed."""
+"""What a report says of its site, on that site's word alone; everything else is recomputed."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fgvc_core import __version__
 from fgvc_core.protocol.keys import fingerprint
-from fieldmark.client.privacy.chain import Entry
-from fieldmark.client.privacy.policy import Policy
-from fieldmark.client.privacy.report.facts import collect, plain_column
-from fieldmark.client.privacy.report.words import words_of
+from fieldmark.client.privacy.report.facts import plain_column
 from fieldmark.client.site import Site
-
-FORMAT = "fieldmark privacy report 2"
-"""Changes whenever a report of before could no longer be checked."""
 
 
 class StatedSite(BaseModel):
@@ -57,30 +50,6 @@ def stated_site(site: Site, facts: dict[str, Any]) -> StatedSite:
         subject_column=_subject_column(site),
         data_as_founded=founded in (None, site.data_binding),
     )
-
-
-def state(made: str, site: StatedSite, policy: Policy, entries: Sequence[Entry]) -> dict[str, Any]:
-    """A whole statement: plain values and sentences, to be signed and drawn.
-
-    Args:
-        made: When, UTC, ISO 8601.
-        site: On its own word.
-        policy: In force then.
-        entries: The ledger's, verified.
-
-    Raises:
-        DataError: if an entry cannot be.
-    """
-    facts = collect(entries, policy)
-    return {
-        "format": FORMAT,
-        "made": made,
-        "site": site.model_dump(),
-        "policy": policy.model_dump(mode="json"),
-        "policy_digest": policy.digest,
-        "facts": facts,
-        "words": words_of(site, policy, facts),
-    }
 
 
 def _subject_column(site: Site) -> str | None:

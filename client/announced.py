@@ -12,13 +12,22 @@ import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, PeerError
+from fgvc_core.errors import (
+    ConfigurationError,
+    DataError,
+    FieldmarkError,
+    PeerError,
+    PolicyRefusal,
+)
 from fgvc_core.files import private_folder, write_durably
+from fgvc_core.open_settings import OpenSettings
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.toml_text import read_toml
 
 MAX_ANNOUNCED = 500
 """Most runs whose announcements are kept."""
@@ -99,12 +108,41 @@ def read_announcement(request: Request) -> Recipe:
 
     Raises:
         PeerError: if the recipe is not the one that its digest names.
+        PolicyRefusal: if it names a component that is not installed here.
         ConfigurationError: if it is no recipe of ours.
     """
-    recipe = parse_recipe(request.recipe, where="announced recipe")
+    where = "announced recipe"
+    values = read_toml(request.recipe, where)
+    try:
+        recipe = Recipe.read(values, where)
+    except ConfigurationError:
+        _refuse_missing(values)
+        raise
     if recipe.digest != request.recipe_digest:
         raise PeerError("The announced recipe is not the one that its digest names.")
     return recipe
+
+
+def _refuse_missing(values: dict[str, Any]) -> None:
+    """Refuse a recipe that names a component that this installation lacks.
+
+    The names of those that it has stay here: they are nobody else's to know.
+
+    Raises:
+        PolicyRefusal: naming the component, and how to install it.
+    """
+    for section, field in Recipe.model_fields.items():
+        kind, given = field.annotation, values.get(section)
+        if not (isinstance(kind, type) and issubclass(kind, OpenSettings)):
+            continue
+        for registry, name in kind.missing(given if isinstance(given, dict) else {}):
+            raise PolicyRefusal(
+                f"The recipe's {registry.noun} '{name[:64]}' is not installed at this site: it "
+                f"comes with a distribution that has the entry point '{name[:64]}' in "
+                f"'{registry.group}'.",
+                why="A site computes with what its own people have installed, and nothing else.",
+                remedy=f"Install that distribution at the site, or name another {registry.noun}.",
+            )
 
 
 def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:

@@ -12,14 +12,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fgvc_core.protocol.envelope import Sealed
-from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.flower.records import from_content, to_array_record, to_content
 from fgvc_core.words import OneRecord
-from fieldmark.client.answering import Incoming, answer
-from fieldmark.client.answering import unavailable as answer_unavailable
+from fieldmark.client.job import Incoming, answer
+from fieldmark.client.job import unavailable as answer_unavailable
 from fieldmark.client.privacy.gate import Departure
 
 app = ClientApp()
@@ -85,25 +84,16 @@ def _handle(
     respond: Callable[[Path, Incoming], Departure | None] = answer,
 ) -> Message:
     try:
-        outgoing = respond(site_home(context), read_incoming(message.content))
+        outgoing = respond(site_home(context), Incoming(*from_content(message.content)))
     except Exception:
         # Flower would send the text of what went wrong.
         logging.getLogger("fieldmark.site").exception("a message was not answered")
         outgoing = None
-    content = RecordDict()
     if outgoing is None:
         # Nothing can be signed.
-        content["envelope"] = ConfigRecord({"body": "", "signature": _no_signature()})
-        return Message(content, reply_to=message)
-    content["envelope"] = ConfigRecord(
-        {"body": outgoing.sealed.text, "signature": outgoing.sealed.signature}
-    )
-    content["tensors"] = ArrayRecord(
-        {
-            name: Array(tensor.dtype, tensor.shape, "numpy.ndarray", tensor.data)
-            for name, tensor in outgoing.tensors.items()
-        }
-    )
+        unsigned = ConfigRecord({"body": "", "signature": _no_signature()})
+        return Message(RecordDict({"envelope": unsigned}), reply_to=message)
+    content = to_content(outgoing.sealed, to_array_record(outgoing.tensors))
     return Message(content, reply_to=message)
 
 
@@ -129,20 +119,3 @@ def _no_signature() -> bytes:
     wait until its deadline.
     """
     return secrets.token_bytes(UNSIGNED_BYTES)
-
-
-def read_incoming(content: RecordDict) -> Incoming:
-    """What a message holds, nothing of it checked yet."""
-    envelope = content.config_records.get("envelope", ConfigRecord())
-    body, signature = envelope.get("body", ""), envelope.get("signature", b"")
-    arrays = content.array_records.get("tensors", ArrayRecord())
-    return Incoming(
-        Sealed(
-            body if isinstance(body, str) else "",
-            signature if isinstance(signature, bytes) else b"",
-        ),
-        {
-            name: PackedTensor(array.dtype, tuple(array.shape), array.data)
-            for name, array in arrays.items()
-        },
-    )

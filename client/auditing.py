@@ -27,11 +27,11 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.units import protected_units
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.validation import validate_private
+from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.site import Site
 from fieldmark.client.weights import site_weights
-from fieldmark.client.work import site_table
+from fieldmark.client.workspace import site_table
 
 FOLDER = "audits"
 
@@ -62,7 +62,7 @@ def audit_site(site: Site, recipe: Recipe, tell: Tell = lambda done, total: None
         DataError: if the site's pictures are missing or wrong, or not the recipe's.
     """
     ledger = Ledger(site.home, site.data_binding, site.name)
-    privacy = Terms(site, ledger).protection(recipe)
+    privacy = Admission(site, ledger).protection(recipe)
     if privacy is None:
         raise ConfigurationError(
             f"The recipe '{recipe.name}' has no [privacy], and this site's policy adds none.",

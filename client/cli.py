@@ -1,4 +1,4 @@
-"""The site's commands: budget, approve, report, audit, and those of client.deployment."""
+"""The site's commands: budget, approve, report, audit, weights and ledger; others are mounted."""
 
 import json
 from contextlib import contextmanager
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_core.words import visible
 from fieldmark.client.deployment.cli import mount
-from fieldmark.client.recovery_cli import mount as mount_recovery
-from fieldmark.client.validation_cli import mount as mount_validation
-from fieldmark.client.weights_cli import weights_app
+from fieldmark.client.kit_cli import mount as mount_validation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fieldmark.client.privacy.budget import Budget
+    from fieldmark.client.privacy.recovery import Recovery
 
 site_app = typer.Typer(
     help="One site: what it allows, what has left it, and what it has cost.", no_args_is_help=True
@@ -23,7 +23,13 @@ site_app = typer.Typer(
 
 mount(site_app)
 mount_validation(site_app)
-mount_recovery(site_app)
+weights_app = typer.Typer(
+    help="The public weights files that this site starts from.", no_args_is_help=True
+)
+ledger_app = typer.Typer(
+    help="This site's ledger: what to do when its newest entries were lost.", no_args_is_help=True
+)
+site_app.add_typer(ledger_app, name="ledger")
 site_app.add_typer(weights_app, name="weights")
 
 Home = Annotated[Path, typer.Argument(help="The site's home, the folder with site.toml.")]
@@ -224,3 +230,100 @@ def _show_audit(found: dict[str, Any]) -> None:
     console = PlainConsole(highlight=False, soft_wrap=True)
     for line in found["in_words"]:
         console.print(line)
+
+
+@weights_app.command()
+def add(
+    file: Annotated[Path, typer.Argument(help="A .safetensors or .pth file of plain tensors.")],
+    home: Home,
+) -> None:
+    """Put a public weights file into this site's home, and print how a recipe names it.
+
+    Compare what is printed with the recipe's model.weights. Exit code 4 if the file holds a
+    model that was fitted to this site's own pictures; add only files that none of them went into.
+
+    Example: fieldmark site weights add backbone.safetensors lyon
+    """
+    from fieldmark.client.site import Site
+    from fieldmark.client.weights import add_to_site
+
+    named = add_to_site(Site.open(home), file)
+    typer.echo("Every run that names it starts from it: it has to be public.", err=True)
+    typer.echo(named)
+
+
+@weights_app.command("list")
+def list_(home: Home) -> None:
+    """List the weights files that this site has, as a recipe names them.
+
+    Example: fieldmark site weights list lyon
+    """
+    from fgvc_core.models.weights_folder import listed_weights
+    from fieldmark.client.site import Site
+    from fieldmark.client.weights import weights_folder
+
+    for named, size in listed_weights(weights_folder(Site.open(home))):
+        typer.echo(f"{named}  {size / 1e6:.1f} MB")
+
+
+@ledger_app.command()
+def recover(
+    home: Annotated[Path, typer.Argument(help="The site's home, the folder with site.toml.")],
+    statement: Annotated[
+        Path,
+        typer.Argument(help="The file that 'fieldmark server ledger-statement' has written."),
+    ],
+    old_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public half of a key that this site had before; repeatable."),
+    ] = None,
+    answer: Annotated[
+        list[Path] | None,
+        typer.Option(help="An answer to a validation kit since the copy was made; repeatable."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Charge what a restored ledger lacks, as the dearest that it can have been, and go on.
+
+    For a home that was restored from an older copy and is refused for it. The charges come from
+    replies that this site has signed, never from the coordinator's word.
+
+    Exit code 2 if nothing is missing, 4 if the statement leaves something out, 5 if it is not
+    signed by the coordinator, or a reply in it not by this site.
+
+    Example: fieldmark site ledger recover lyon lyon.statement
+    """
+    from fgvc_core.protocol.keys import read_public
+    from fieldmark.client.privacy.recovery import recover_ledger
+
+    found = recover_ledger(
+        home.resolve(),
+        _read(statement),
+        [read_public(_read(path).strip()) for path in old_key or ()],
+        [_read(path) for path in answer or ()],
+    )
+    if json_:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        _show_recovery(found, home)
+
+
+def _show_recovery(found: "Recovery", home: Path) -> None:
+    typer.echo(f"{found.missing} entries of the ledger were missing.")
+    for run, events in found.charged.items():
+        for event in events:
+            typer.echo(f"charged: run {visible(run)}: {event.count} x {event.purpose}")
+    typer.echo(
+        f"spent:   epsilon {found.before:.4g} before, {found.after:.4g} now, at delta "
+        f"{found.delta:g}"
+    )
+    typer.echo(f"Next: fieldmark site check {home}")
+
+
+def _read(path: Path) -> str:
+    from fgvc_core.errors import ConfigurationError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"'{path}' cannot be read: {error}.") from None

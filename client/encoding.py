@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.messages import Request
+from fgvc_core.protocol.stages import stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, pack_all, unpack_all
 from fgvc_core.wire.decode import decode_model
@@ -26,7 +27,7 @@ Specs = Mapping[str, TensorSpec]
 
 
 class UpdateEncoder:
-    """Encodes the answer to one request; only to ``train`` an update goes out.
+    """Encodes the answer to one request; only updates are encoded.
 
     Args:
         home: The site's.
@@ -48,7 +49,7 @@ class UpdateEncoder:
         self._request = request
         self._wire = recipe.wire
         self._packed = packed
-        self._encodes = request.kind == "train" and not recipe.wire.plain
+        self._encodes = stage_of(request).encoded and not recipe.wire.plain
         self.received = {n: TensorSpec("float32", tuple(t.shape)) for n, t in packed.items()}
         # Lengths and headers, before anything is computed from the shapes.
         unpack_all(packed, model_parts(self.received, self._wire))

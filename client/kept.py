@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.files import private_folder, write_durably
-from fieldmark.client.state import announcement
+from fieldmark.client.announced import announcement
 
 Tensors = dict[str, NDArray[np.float32]]
 

@@ -14,8 +14,8 @@ from fgvc_core.protocol.keys import (
     read_public,
     write_private,
 )
+from fieldmark.client.privacy.data_claims import DataClaim, Register
 from fieldmark.client.privacy.policy import Policy
-from fieldmark.client.privacy.register import Claim, Register
 from fieldmark.client.site import Site, SiteSettings, write_settings
 
 SPLIT_KEY_BYTES = 32
@@ -76,7 +76,7 @@ def make_home(
     if data_path is None or simulated:
         return _make(home, settings, coordinator, split_key, key)
     register = Register()
-    claim = register.sampled(Claim.of(data_path, home, fingerprint(key.public_key())))
+    claim = register.sampled(DataClaim.of(data_path, home, fingerprint(key.public_key())))
     with register.claiming(claim):
         return _make(home, settings, coordinator, split_key, key)
 

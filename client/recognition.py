@@ -300,7 +300,7 @@ def understand(
     from fgvc_core.data.left_out import LeftOut
     from fgvc_core.recipe import Recipe
     from fgvc_core.training.learner import UNREADABLE
-    from fieldmark.client.work import own_rows, split_table
+    from fieldmark.client.workspace import own_rows, split_table
 
     recipe = Recipe() if recipe is None else recipe
     left_out = LeftOut()

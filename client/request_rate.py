@@ -5,9 +5,7 @@ end would fill the disk, and the ledger would take longer and longer to read. Th
 what was asked alone. What is beyond it gets no signed answer, which would be a line too.
 """
 
-import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -16,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fgvc_core.files import FILE_MODE, write_privately
+from fgvc_core.files import FILE_MODE, replace_private_json
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.ledger import FILE as LEDGER
 
@@ -101,11 +99,8 @@ class RequestRate:
         return held if held.day == fresh.day else fresh
 
     def _keep(self, counted: _Counted) -> None:
-        path = self.home / FILE
-        aside = path.with_name(f"{FILE}.{os.getpid()}.part")
         try:
-            write_privately(aside, json.dumps(counted.model_dump()))
-            os.replace(aside, path)
+            replace_private_json(self.home / FILE, counted.model_dump())
         except OSError as error:
             # The ledger, which every answer needs, will not be written either.
             self.log.warning("'%s' cannot be written: %s", FILE, error)

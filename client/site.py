@@ -17,7 +17,7 @@
     site.log         what went wrong here, in words that never leave
 
 Of a site with pictures of its own the register in the user's state folder says that this home
-has their ledger: :mod:`fieldmark.client.privacy.register`.
+has their ledger: :mod:`fieldmark.client.privacy.data_claims`.
 """
 
 import hashlib

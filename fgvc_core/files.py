@@ -96,20 +96,8 @@ def write_durably(path: Path, data: bytes) -> None:
     Raises:
         OSError: if it could not; the file is then as it was before.
     """
-    aside = path.with_name(path.name + ".part")
-    descriptor = _open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        try:
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(aside, path)
-    except OSError:
-        # On a full disk what was written so far would keep it full.
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with replacing(path, private=True, durable=True) as aside:
+        write_privately(aside, data)
 
 
 @contextmanager
@@ -163,6 +151,24 @@ def replace_json(path: Path, values: Any) -> None:
         OSError: if it cannot be written; the old file stays.
     """
     replace_text(path, json.dumps(values, indent=1))
+
+
+def replace_private_json(path: Path, values: Any) -> None:
+    """Replace a private file, which several processes may write, by JSON.
+
+    Raises:
+        OSError: if it cannot be written; the old file stays.
+    """
+    with replacing(path, private=True, many_writers=True) as aside:
+        write_privately(aside, json.dumps(values, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    """The values of a JSON file, or None where there is none or it is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ written back complete, and is part of the recipe's digest. A section without suc
 and writes as if there were none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -62,6 +62,18 @@ class OpenSettings(Settings):
     def settings_of(self, component: Component[Any]) -> Any:
         """What a component is made from: its own table, or this section where it has none."""
         return self if component.settings is None else self.own(component.settings)
+
+    @classmethod
+    def missing(cls, values: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], str]]:
+        """(registry, name) of what a section's values name and nobody has installed here."""
+        for setting, registry in cls.chosen.items():
+            name = values.get(setting)
+            if isinstance(name, str) and name not in registry.names():
+                yield registry, name
+        if cls.added is not None:
+            for name, table in values.items():
+                if isinstance(table, dict) and name not in cls.known_keys():
+                    yield cls.added, name
 
     @model_validator(mode="wrap")
     @classmethod

@@ -6,7 +6,6 @@ with it (Linux), so that nobody is left to serve behind its back.
 
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import shlex
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -29,7 +28,7 @@ from fgvc_core.files import (
     PrivateLogFile,
     make_private,
     private_folder,
-    replacing,
+    replace_private_json,
     write_privately,
 )
 from fgvc_core.words import OneRecord
@@ -182,7 +181,7 @@ class Supervisor:
             }
             for name, running in self._running.items()
         }
-        write_json(self._state / "services.json", values)
+        replace_private_json(self._state / "services.json", values)
 
 
 @contextlib.contextmanager
@@ -301,20 +300,6 @@ def die_with_parent() -> None:
     """Ask Linux to end this process when its parent ends; elsewhere nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Replace a private file that several processes write by JSON."""
-    with replacing(path, private=True, many_writers=True) as aside:
-        write_privately(aside, json.dumps(values, indent=1))
-
-
-def read_json(path: Path) -> Any:
-    """What :func:`write_json` wrote, or None where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -18,7 +18,7 @@ from itertools import islice
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fieldmark.simulations.flower_internals import NodeInfo, Run, empty_run, enter_run, give_id
+from fgvc_core.flower.internals import NodeInfo, Run, empty_run, enter_run, give_id
 
 CLIENT_APP = "fieldmark.client.app:app"
 PULL_WAIT_S = 0.05

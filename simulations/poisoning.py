@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.table import ExampleTable
+from fgvc_core.flower.records import from_content, to_array_record, to_content
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import Recipe
@@ -26,16 +27,11 @@ from fgvc_core.training.features import FeatureStore
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
 from fgvc_core.wire.decode import decode_model
-from fieldmark.client.app import read_incoming
+from fieldmark.client.announced import recall
+from fieldmark.client.job import Job
 from fieldmark.client.site import Site
-from fieldmark.client.state import recall
-from fieldmark.client.work import (
-    at_the_desk,
-    round_work,
-    site_table,
-    split_table,
-)
-from fieldmark.server.records import to_array_record, to_content
+from fieldmark.client.stages.train import RoundWork
+from fieldmark.client.workspace import learner_and_examples, site_table, split_table
 from fieldmark.simulations.grid import run_client
 from fieldmark.simulations.triggers import stamped
 
@@ -50,7 +46,7 @@ def run_poisoned(
     app_name: str, message: Message, context: Context, home: Path, scenario: ScenarioSettings
 ) -> tuple[Message, Context]:
     """Answer a training request with an update from poisoned examples, in a worker."""
-    incoming = read_incoming(message.content)
+    sealed, packed = from_content(message.content)
     reply, context = run_client(app_name, message, context)
     body = (
         None
@@ -60,12 +56,13 @@ def run_poisoned(
     if not isinstance(body, Reply) or body.code != "ok":
         return reply, context
     site = Site.open(home)
-    request = Request.parse(incoming.sealed.text)
+    request = Request.parse(sealed.text)
     assert isinstance(request, Request)
     recipe, class_names = recall(home, request)
-    with at_the_desk(site, recipe, class_names) as (learner, specs, examples):
-        work = round_work(site, request, recipe, learner)
-        received = decode_model(incoming.tensors, work.expected(specs), recipe.wire)
+    job = Job(site, request, recipe, None, class_names, packed)
+    with learner_and_examples(job) as (learner, specs, examples):
+        work = RoundWork(job, learner)
+        received = decode_model(packed, work.expected(specs), recipe.wire)
         work.load(received)
         poisoned = _poisoned(site, recipe, learner, examples.train, scenario)
         _, tensors = work.train(poisoned)

@@ -15,12 +15,12 @@ import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.flower.internals import give_id
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed
 from fieldmark.simulations.attacks import Attackers
-from fieldmark.simulations.flower_internals import give_id
 from fieldmark.simulations.grid import InProcessGrid
 from fieldmark.simulations.poisoning import POISONING, run_poisoned
 

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
+from fgvc_core.flower.records import from_array_record
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.privacy.units import protected_units
@@ -21,7 +22,6 @@ from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import release_sums
 from fgvc_core.wire.arrays import TensorSpec, unpack_all
-from fieldmark.server.records import from_array_record
 from fieldmark.server.rounds.closed_form import ClosedForm, Tensors
 from fieldmark.server.strategies import SoundReply
 from fieldmark.simulations.folders import public_units

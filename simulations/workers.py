@@ -23,7 +23,7 @@ from types import FrameType
 from fgvc_core.errors import ConfigurationError, RunFailed
 
 # Imported once by the fork server, so that each worker starts with them.
-PRELOAD = ["fieldmark.client.app", "fieldmark.client.work", "fgvc_core.training.features"]
+PRELOAD = ["fieldmark.client.app", "fieldmark.client.workspace", "fgvc_core.training.features"]
 
 
 def refuse_unguarded() -> None:

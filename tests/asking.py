@@ -5,7 +5,7 @@ from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import new_key, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.site import Site
 
 COORDINATOR = new_key()

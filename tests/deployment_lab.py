@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from fgvc_core.recipe import parse_recipe
+from fgvc_core.supervision import Service
 from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
 from fieldmark.server.deployment.following import view_of
 from fieldmark.simulations.engines import run_inprocess
@@ -61,9 +64,18 @@ class Lab:
         folder: For everything.
         text: The recipe.
         sites: Those that are there from the start.
+        hostile: Which of them are not what they should be -> the script that stands in for the
+            site's processes, and its arguments after home, address and coordinator's folder.
+            Its log has the site's name.
     """
 
-    def __init__(self, folder: Path, text: str, sites: list[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        text: str,
+        sites: list[str],
+        hostile: dict[str, tuple[str, ...]] | None = None,
+    ) -> None:
         self.run_dir = folder / "run"
         self.homes = lay(parse_recipe(text), self.run_dir, "superlink", sites)
         self.federation = Federation(folder)
@@ -71,16 +83,36 @@ class Lab:
         self.supervisor = self.federation.supervisor
         self.folder = self.federation.folder
         self.sites = sites
+        self.hostile = hostile or {}
 
     def __enter__(self):
         try:
-            self.federation.start([Site.open(self.homes[name]) for name in self.sites])
+            honest = [name for name in self.sites if name not in self.hostile]
+            self.federation.start([Site.open(self.homes[name]) for name in honest])
+            self._start_hostile()
             (self.folder / "runs" / "run").symlink_to(self.run_dir)
             write_conduct(self.run_dir, Conduct(state="wanted"))
         except BaseException:
             self.federation.__exit__()
             raise
         return self
+
+    def _start_hostile(self):
+        for name in self.hostile:
+            AllowList(self.folder).add(name, Site.open(self.homes[name]).public_key)
+        nodes = len(self.sites)
+        if self.hostile:
+            self.until(
+                lambda: self.lines("supervisor").count(" is node ") == nodes, "all are nodes"
+            )
+        for name, (script, *arguments) in self.hostile.items():
+            address = f"127.0.0.1:{self.coordinator.ports['gateway']}"
+            # -P: beside the script lie folders named as packages.
+            command = (sys.executable, "-P", script, str(self.homes[name]), address)
+            self.supervisor.add(Service(name, (*command, str(self.folder), *arguments)))
+
+    def _all_registered(self):
+        return self.lines("supervisor").count(" is node ") == len(self.sites)
 
     def __exit__(self, *error):
         keep = os.environ.get("FIELDMARK_TEST_LOGS")

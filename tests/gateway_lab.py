@@ -16,8 +16,8 @@ from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PushObjectRequ
 from flwr.proto.node_pb2 import Node
 from sockets_lab import SocketHTTPServer, superlink_socket
 
+from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.keys import new_key, public_text
-from fgvc_core.supervision import write_json
 from fieldmark.client.deployment.flower_internals import node_headers
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.gateway import OBJECT_BYTES, PUSH_BYTES
@@ -141,10 +141,12 @@ class Running:
         for name in SITES:
             mail = folder / "state" / "mail"
             mail.mkdir(parents=True, exist_ok=True)
-            write_json(mail / f"{name}.json", {"handed": [[QUESTION, [QUESTION], [OBJECT_ID], 1]]})
+            replace_private_json(
+                mail / f"{name}.json", {"handed": [[QUESTION, [QUESTION], [OBJECT_ID], 1]]}
+            )
         self.port = free_loopback_port()
         self.upstream = Upstream(folder)
-        write_json(folder / "state" / "ports.json", {"gateway": self.port})
+        replace_private_json(folder / "state" / "ports.json", {"gateway": self.port})
         command = [sys.executable, "-P", "-m", "fieldmark.server.deployment.serving", str(folder)]
         self.process = subprocess.Popen(command)
 

@@ -3,13 +3,12 @@
 Run as a process of its own: ``python hostile_site.py HOME ADDRESS COORDINATOR_FOLDER``.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import httpx
-from flwr.app import ArrayRecord, Context, Message, RecordDict
-from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.app import ArrayRecord, Message
+from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
@@ -17,11 +16,8 @@ from flwr.proto.message_pb2 import (
     PushObjectRequest,
 )
 
-import server  # noqa: F401
-import simulations  # noqa: F401
+from fgvc_core.flower.parcels import pack_in
 from fgvc_core.protocol.messages import Reply
-from fieldmark.client.app import app
-from fieldmark.client.deployment.parcels import open_in, pack_in
 
 # After these: beside the file lie folders named as the packages.
 sys.path.append(str(Path(__file__).parent))
@@ -37,11 +33,7 @@ class Hostile(Liar):
 
     def answer(self, message: Message, run: int) -> None:
         handed = message.metadata.message_id
-        open_in(message.content)
-        reply = app(
-            message,
-            Context(run, self.node.node_id, {"site-home": str(self.home)}, RecordDict(), {}),
-        )
+        reply = self.app_reply(message, run)
         body = Reply.parse(reply.content.config_records["envelope"]["body"])
         assert isinstance(body, Reply)
         pack_in(reply.content)
@@ -91,14 +83,18 @@ class Hostile(Liar):
         except httpx.HTTPStatusError as error:
             return {"status": error.response.status_code}
         wanted = [i for i in graph.contents if i in set(found.objects_to_push)]
-        got = [
-            self.tried(self.client.PushObject, PushObjectRequest(
-                node=self.node, run_id=run, object_id=i, object_content=graph.contents[i],
-                session_id=found.session_id,
-            ))["status"]
-            for i in wanted[:pieces]
-        ]  # fmt: skip
+        got = [self.push_piece(found, run, graph, i) for i in wanted[:pieces]]
         return {"status": 200, "wanted": len(wanted), "pieces": got}
+
+    def push_piece(self, found: PushMessagesResponse, run: int, graph: Graph, piece: str) -> int:
+        request = PushObjectRequest(
+            node=self.node,
+            run_id=run,
+            object_id=piece,
+            object_content=graph.contents[piece],
+            session_id=found.session_id,
+        )
+        return self.tried(self.client.PushObject, request)["status"]
 
     def tried(self, call, request) -> dict:
         try:
@@ -106,10 +102,6 @@ class Hostile(Liar):
         except httpx.HTTPStatusError as error:
             return {"status": error.response.status_code}
         return {"status": 200}
-
-    def note(self, number: int, lie: str, got: dict) -> None:
-        with (self.home / "lies.jsonl").open("a") as file:
-            file.write(json.dumps({"round": number, "lie": lie, **got}) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
@@ -37,13 +37,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fgvc_core.protocol.envelope import seal
+from fgvc_core.flower.parcels import open_in, pack_in
+from fgvc_core.flower.records import from_content, to_array_record, to_content
+from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.wire.arrays import PackedTensor, pack
 from fieldmark.client.app import app
 from fieldmark.client.deployment.flower_internals import node_headers
-from fieldmark.client.deployment.parcels import open_in, pack_in
 from fieldmark.client.site import Site
 
 PIECE = 5_000_000
@@ -60,6 +61,9 @@ LIES = {
     8: ["honest"],
 }  # fmt: skip
 """Round -> what is sent in it, in order. Only the first that is well formed can be the answer."""
+
+Parts = tuple[str, bytes, dict[str, PackedTensor]]
+"""Text, signature and tensors of a reply."""
 
 
 class Liar:
@@ -79,7 +83,7 @@ class Liar:
             ActivateNodeRequest(public_key=pem, heartbeat_interval=600)
         )
         self.node = Node(node_id=found.node_id)
-        self.kept: dict[int, tuple[str, bytes, dict[str, PackedTensor]]] = {}
+        self.kept: dict[int, Parts] = {}
 
     def serve(self) -> None:
         while True:
@@ -103,21 +107,22 @@ class Liar:
         message.metadata.__dict__["_message_id"] = tree.object_id
         return message
 
-    def answer(self, message: Message, run: int) -> None:
-        """The real app's answer, then what this round makes of it."""
+    def app_reply(self, message: Message, run: int) -> Message:
+        """What the real app of the real home answers."""
         open_in(message.content)
         config = {"site-home": str(self.home)}
-        context = Context(run, self.node.node_id, config, RecordDict(), {})
-        reply = app(message, context)
-        envelope = reply.content.config_records["envelope"]
-        body = Reply.parse(envelope["body"])
+        return app(message, Context(run, self.node.node_id, config, RecordDict(), {}))
+
+    def honest(self, message: Message, run: int) -> tuple[Reply, Parts]:
+        """The real app's reply, and the text, signature and tensors that it is made of."""
+        sealed, tensors = from_content(self.app_reply(message, run).content)
+        body = Reply.parse(sealed.text)
         assert isinstance(body, Reply)
-        honest = (
-            envelope["body"],
-            envelope["signature"],
-            {n: PackedTensor(a.dtype, tuple(a.shape), a.data)
-             for n, a in reply.content.array_records["tensors"].items()},
-        )  # fmt: skip
+        return body, (sealed.text, sealed.signature, tensors)
+
+    def answer(self, message: Message, run: int) -> None:
+        """The real app's answer, then what this round makes of it."""
+        body, honest = self.honest(message, run)
         self.kept[body.round] = honest
         # The roll call and the scores at the end are answered as they should be.
         lies = LIES.get(body.round, []) if body.kind == "train" else ["honest"]
@@ -126,11 +131,14 @@ class Liar:
                 got = self.tell(lie, message, body, honest)
             except httpx.HTTPStatusError as error:
                 got = {"status": error.response.status_code, "text": error.response.text}
-            line = {"round": body.round, "kind": body.kind, "lie": lie, **got}
-            with (self.home / "lies.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.note(body.round, lie, got)
 
-    def tell(self, lie: str, message: Message, body: Reply, honest: tuple) -> dict:
+    def note(self, number: int, lie: str, got: dict) -> None:
+        """Write down what was tried in a round, and what came of it."""
+        with (self.home / "lies.jsonl").open("a") as file:
+            file.write(json.dumps({"round": number, "lie": lie, **got}) + "\n")
+
+    def tell(self, lie: str, message: Message, body: Reply, honest: Parts) -> dict:
         text, signature, tensors = honest
         if lie in ("honest", "the same again"):
             return self.push(message, honest)
@@ -163,7 +171,7 @@ class Liar:
         assert lie == "drips"
         return self.drip()
 
-    def sealed(self, body: Reply, tensors: dict, key: object = None, **changes: object) -> tuple:
+    def sealed(self, body: Reply, tensors: dict, key: object = None, **changes: object) -> Parts:
         digests = {name: tensor.digest() for name, tensor in tensors.items()}
         changed = body.model_copy(update={"tensors": digests, **changes})
         sealed = seal(key or self.site.key, changed)
@@ -172,20 +180,13 @@ class Liar:
     def push(
         self,
         message: Message,
-        parts: tuple,
+        parts: Parts,
         source: int | None = None,
         answers: str = "",
         pieces: int = 0,
     ) -> dict:
         """Send a reply as Flower's node does, but for what is given; says what was taken."""
-        text, signature, tensors = parts
-        content = RecordDict()
-        content["envelope"] = ConfigRecord({"body": text, "signature": signature})
-        content["tensors"] = ArrayRecord(
-            {n: Array(t.dtype, t.shape, "numpy.ndarray", t.data) for n, t in tensors.items()}
-        )
-        pack_in(content)
-        reply = Message(content, reply_to=message)
+        reply = message_of(message, parts)
         reply.metadata.__dict__["_message_id"] = reply.object_id
         proto = message_to_proto(remove_content_from_message(reply))
         if source is not None:
@@ -271,6 +272,14 @@ class Liar:
                 (_signed(self.node.node_id),),
             ).fetchall()
         return node % 2**64, message
+
+
+def message_of(question: Message, parts: Parts) -> Message:
+    """A reply in a parcel, as an honest site sends it."""
+    text, signature, tensors = parts
+    content = to_content(Sealed(text, signature), to_array_record(tensors))
+    pack_in(content)
+    return Message(content, reply_to=question)
 
 
 def _signed(number: int) -> int:

@@ -3,12 +3,12 @@
 import numpy as np
 from flwr.app import Message
 
+from fgvc_core.flower.internals import enter_run, give_id
+from fgvc_core.flower.records import to_array_record, to_content
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.server.records import to_array_record, to_content
-from fieldmark.simulations.flower_internals import enter_run, give_id
 
 KEYS = {"site-1": new_key(), "site-2": new_key()}
 ARRAYS = to_array_record(pack_all({"w": np.ones(3, np.float32)}))

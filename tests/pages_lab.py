@@ -6,8 +6,9 @@ import subprocess
 import sys
 import time
 
+from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.keys import new_key, public_text
-from fgvc_core.supervision import alone, write_json
+from fgvc_core.supervision import alone
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.processes import free_loopback_port
@@ -40,7 +41,7 @@ def busy_folder(folder):
                  reason=None if accepted else REASON, bytes_up=3_400_000, bytes_down=9)  # fmt: skip
     (run_dir / "checkpoints").mkdir()
     spent = {"lyon": {"epsilon_total": 3.25}}
-    write_json(run_dir / "checkpoints" / "last.json", {"round": 6, "privacy": spent})
+    replace_private_json(run_dir / "checkpoints" / "last.json", {"round": 6, "privacy": spent})
     now = time.time()
     counts = {
         "last_seen": {name: now - 7 * n for n, name in enumerate(SITES)},
@@ -48,10 +49,10 @@ def busy_folder(folder):
         "refusals": [["a key that is not registered", 401, 3], ["a path that is not served", 404,
                      12345]],
     }  # fmt: skip
-    write_json(folder / "state" / "gateway.json", counts)
+    replace_private_json(folder / "state" / "gateway.json", counts)
     names = ("superlink", "executor", "gateway", "pages")
     services = {n: {"pid": 4000 + i, "restarts": i} for i, n in enumerate(names)}
-    write_json(folder / "state" / "services.json", services)
+    replace_private_json(folder / "state" / "services.json", services)
     return folder
 
 
@@ -59,7 +60,7 @@ def busy_folder(folder):
 def served(folder):
     """The address of the page, served by the process that 'server up' starts."""
     port = free_loopback_port()
-    write_json(folder / "state" / "ports.json", {"pages": port, "gateway": 8443})
+    replace_private_json(folder / "state" / "ports.json", {"pages": port, "gateway": 8443})
     command = [sys.executable, "-P", "-m", "fieldmark.server.deployment.pages", str(folder)]
     process = subprocess.Popen(command)
     try:

@@ -7,26 +7,21 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message
 from flwr.proto.fleet_pb2 import PushMessagesRequest
-from flwr.proto.message_pb2 import PushObjectRequest
 
-import server  # noqa: F401
-import simulations  # noqa: F401
+from fgvc_core.flower.parcels import pack_in
 from fgvc_core.protocol.messages import Request
-from fieldmark.client.app import app
-from fieldmark.client.deployment.parcels import open_in, pack_in
 
 # After these: beside the file lie folders named as the packages.
 sys.path.append(str(Path(__file__).parent))
-from lying_site import Liar
+from hostile_site import Hostile
 from superlink_lab import Graph
 
 DRIP_S = 1.0
 
 
-class Silent(Liar):
+class Silent(Hostile):
     """Answers a roll call as told, and whatever else honestly."""
 
     def __init__(self, home: Path, address: str, folder: Path, how: str, seconds: float) -> None:
@@ -38,12 +33,13 @@ class Silent(Liar):
         assert isinstance(asked, Request)
         if asked.kind == "roll_call" and self.how == "silent":
             return
-        open_in(message.content)
-        config = {"site-home": str(self.home)}
-        reply = app(message, Context(run, self.node.node_id, config, RecordDict(), {}))
+        reply = self.app_reply(message, run)
         pack_in(reply.content)
         if asked.kind == "roll_call" and self.how == "late":
             time.sleep(self.seconds)
+        if asked.kind != "roll_call" or self.how == "late":
+            self.push_graph(reply, run, lambda graph: graph)
+            return
         graph = Graph(reply)
         graph.proto.content.Clear()
         graph.proto.content.SetInParent()
@@ -53,31 +49,14 @@ class Silent(Liar):
             )
         )
         wanted = [i for i in graph.contents if i in set(found.objects_to_push)]
-
-        def push(object_id: str) -> None:
-            self.client.PushObject(
-                PushObjectRequest(
-                    node=self.node,
-                    run_id=run,
-                    object_id=object_id,
-                    object_content=graph.contents[object_id],
-                    session_id=found.session_id,
-                )
-            )
-
-        if asked.kind != "roll_call" or self.how == "late":
-            for object_id in wanted:
-                push(object_id)
-            return
         print(self.how, len(wanted), flush=True)
         until = time.monotonic() + self.seconds
         while self.how == "drips" and time.monotonic() < until:
             # All but the last, again and again: its session never lapses.
-            for object_id in wanted[:-1]:
-                try:
-                    push(object_id)
-                except httpx.HTTPStatusError as error:
-                    print("a piece was refused", error.response.status_code, flush=True)
+            for piece in wanted[:-1]:
+                status = self.push_piece(found, run, graph, piece)
+                if status != 200:
+                    print("a piece was refused", status, flush=True)
                 time.sleep(DRIP_S)
 
 

@@ -19,23 +19,18 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Message
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest
 
-import server  # noqa: F401
-import simulations  # noqa: F401
 from fgvc_core.protocol.keys import new_key, sign
-from fgvc_core.protocol.messages import Reply
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, pack, unpack
-from fieldmark.client.app import app
 from fieldmark.client.deployment.flower_internals import node_headers
-from fieldmark.client.deployment.parcels import open_in, pack_in
 
 # After these: beside the file lie folders named as the packages.
 sys.path.append(str(Path(__file__).parent))
 from hostile_site import Hostile
-from lying_site import PIECE, VICTIM
+from lying_site import PIECE, VICTIM, message_of
 from superlink_lab import MALFORMED, MemoryLink
 
 SLOW_HELD_S = 12.0
@@ -141,21 +136,8 @@ class Soaking(Hostile):
 
     def answer(self, message: Message, run: int) -> None:
         question = message.metadata.message_id
-        open_in(message.content)
         self.run = run
-        reply = app(
-            message,
-            Context(run, self.node.node_id, {"site-home": str(self.home)}, RecordDict(), {}),
-        )
-        envelope = reply.content.config_records["envelope"]
-        body = Reply.parse(envelope["body"])
-        assert isinstance(body, Reply)
-        honest = (
-            envelope["body"],
-            envelope["signature"],
-            {n: PackedTensor(a.dtype, tuple(a.shape), a.data)
-             for n, a in reply.content.array_records["tensors"].items()},
-        )  # fmt: skip
+        body, honest = self.honest(message, run)
         message.metadata.__dict__["_message_id"] = question
         # The roll call is answered as it should be: else nothing else could be tried.
         lie = "honest" if body.kind == "roll_call" else self.draw.choice(sorted(self.lies))
@@ -173,14 +155,7 @@ class Soaking(Hostile):
         """A lie below the level of our messages."""
 
         def tell(message, body, honest):
-            text, signature, tensors = honest
-            content = RecordDict()
-            content["envelope"] = ConfigRecord({"body": text, "signature": signature})
-            content["tensors"] = ArrayRecord(
-                {n: Array(t.dtype, t.shape, "numpy.ndarray", t.data) for n, t in tensors.items()}
-            )
-            pack_in(content)
-            reply = Message(content, reply_to=message)
+            reply = message_of(message, honest)
             return self.push_graph(reply, self.run, spoil, pieces)
 
         return tell

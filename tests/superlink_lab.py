@@ -16,11 +16,11 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.superlink.grid import HttpGrid
 
+from fgvc_core.flower.internals import enter_run
 from fgvc_core.protocol.messages import Request
 from fieldmark.server.deployment.arrivals import Arrivals
 from fieldmark.server.deployment.flower_internals import ReplyLink
 from fieldmark.server.deployment.parcel_grid import ParcelGrid
-from fieldmark.simulations.flower_internals import enter_run
 
 
 def head(kind, children, body):

@@ -21,9 +21,9 @@ from test_hostile_words import HOSTILE, checked_terminal
 import fgvc_core.protocol
 from fgvc_core.console import PlainConsole
 from fgvc_core.export.card import model_card
+from fgvc_core.files import replace_private_json
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.protocol.keys import new_key, public_text
-from fgvc_core.supervision import write_json
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.following import view_of
@@ -188,7 +188,7 @@ def hostile_run(tmp_path_factory):
         path = run_dir / name
         path.write_text(json.dumps(planted(json.loads(path.read_text()))))
     write_conduct(run_dir, Conduct(state="failed", why=HOSTILE))
-    write_json(fed / "state" / "gateway.json", {"refusals": [[HOSTILE, 403, 3]]})
+    replace_private_json(fed / "state" / "gateway.json", {"refusals": [[HOSTILE, 403, 3]]})
     return fed, run_dir, events
 
 

@@ -17,10 +17,10 @@ from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.recipe import Recipe, parse_recipe
 from fieldmark.client.deployment.contact import Contact, look
 from fieldmark.client.deployment.link import Link, read_link
+from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.budget import Budget, read_budget
+from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.register import Register
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.recipe_limits import check_lent
 from fieldmark.client.site import Site
 
@@ -283,7 +283,7 @@ def _ledger(site: Site, contact: Contact) -> Finding:
         length, _ = ledger.head()
         if Register().path.exists():
             # The data's content is sampled anew here: no message may ask for that.
-            Terms(site, ledger).claim_data(afresh=True)
+            Admission(site, ledger).claim_data(afresh=True)
         if contact.dns or contact.tls or contact.key:
             return _not_reached("ledger")
         seen = contact.seen

@@ -26,6 +26,7 @@ from fieldmark.client.reading_cli import (
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.kit import StartKit
+    from fieldmark.client.privacy.policy import Policy
 
 Home = Annotated[
     Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
@@ -103,42 +104,20 @@ def join(
 
     Example: fieldmark site join lyon.kit lyon --key lyon.key --data /data/skin --yes
     """
-    from fgvc_core.errors import ConfigurationError
     from fgvc_core.protocol.keys import short_fingerprint
     from fgvc_core.protocol.kit import read_kit
     from fieldmark.client.deployment.joining import Answers
     from fieldmark.client.deployment.joining import join as make
-    from fieldmark.client.privacy.policy import Policy, read_cap
 
     found = read_kit(kit)
     _compare_keys(found, fingerprint, ask=not yes)
     if not yes:
         typer.echo(f"Site '{found.site}' of the coordinator at {found.address}.", err=True)
-        if data is None:
-            data = Path(typer.prompt("Root of your data set", err=True))
+        data = data or Path(typer.prompt("Root of your data set", err=True))
         if units is None:
             units = typer.prompt("Public number of images or subjects", type=int, err=True)
-        if privacy is None:
-            required = typer.confirm(
-                "Take part only under differential privacy?", default=True, err=True
-            )
-            privacy = "required" if required else "optional"
-        if privacy == "required" and epsilon_cap is None:
-            epsilon_cap = typer.prompt(
-                "Most epsilon that all runs together may cost one unit (or: none)",
-                default="8.0",
-                err=True,
-            )
-    if privacy == "required" and epsilon_cap is None:
-        raise ConfigurationError(
-            "--privacy required needs --epsilon-cap.",
-            why="Each run would be protected, and nothing would limit what all of them together "
-            "tell about one unit.",
-            remedy="Give the most that they may cost (--epsilon-cap 8.0), or --epsilon-cap none.",
-        )
-    policy = Policy.read(
-        {"privacy": privacy or "optional", "epsilon_cap": read_cap(epsilon_cap)}, "the policy"
-    )
+        privacy, epsilon_cap = _ask_privacy(privacy, epsilon_cap)
+    policy = _policy(privacy or "optional", epsilon_cap)
     answers = Answers(data=data, units=units or 0, policy=policy, device=device)
     if data is not None:
         said = reading_said(
@@ -162,6 +141,36 @@ def join(
     typer.echo(f"made {home} for site {site.name}; next: fieldmark site check {home}")
     if key_file is not None:
         typer.echo(f"The key is in the home now; keep {key_file} as its only backup, or delete it.")
+
+
+def _ask_privacy(privacy: str | None, epsilon_cap: str | None) -> tuple[str, str | None]:
+    """Ask for what of the policy was not given on the command line."""
+    if privacy is None:
+        required = typer.confirm(
+            "Take part only under differential privacy?", default=True, err=True
+        )
+        privacy = "required" if required else "optional"
+    if privacy == "required" and epsilon_cap is None:
+        epsilon_cap = typer.prompt(
+            "Most epsilon that all runs together may cost one unit (or: none)",
+            default="8.0",
+            err=True,
+        )
+    return privacy, epsilon_cap
+
+
+def _policy(privacy: str, epsilon_cap: str | None) -> "Policy":
+    from fgvc_core.errors import ConfigurationError
+    from fieldmark.client.privacy.policy import Policy, read_cap
+
+    if privacy == "required" and epsilon_cap is None:
+        raise ConfigurationError(
+            "--privacy required needs --epsilon-cap.",
+            why="Each run would be protected, and nothing would limit what all of them together "
+            "tell about one unit.",
+            remedy="Give the most that they may cost (--epsilon-cap 8.0), or --epsilon-cap none.",
+        )
+    return Policy.read({"privacy": privacy, "epsilon_cap": read_cap(epsilon_cap)}, "the policy")
 
 
 def _compare_keys(kit: "StartKit", said: str | None, *, ask: bool) -> None:

@@ -9,7 +9,7 @@ import base64
 import functools
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,19 +41,12 @@ from flwr.supercore.constant import (
 )
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_head_values_from_object_content,
-    iterate_object_tree,
-)
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    inflate_object_from_contents,
-    pull_objects,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -62,16 +55,15 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import push_message
 
+from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket, put_together
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
 from fgvc_core.protocol.keys import PrivateKey
 from fgvc_core.sockets import make_socket_file, socket_folder, socket_name
-from fgvc_core.wire.parcel import check_named_once
 from fieldmark.client.deployment.node import BeyondBound, BoundedClient, Weighed, cut_bundle
 
 __all__ = [
@@ -83,7 +75,6 @@ __all__ = [
     "heartbeat_of",
     "is_forgotten",
     "node_headers",
-    "put_together",
     "release_node",
     "serve_supernode",
 ]
@@ -96,11 +87,6 @@ UNTAKEN = (httpx.HTTPError, ObjectPullError, RuntimeError)
 PATIENCE_S = 60.0
 """How long the answer to a message waits for a SuperNode that does not answer."""
 _CONFIGURED = "get_fused_config_from_fab"
-_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-_TIMEOUT_S = 30.0
-"""Of each call to the SuperNode, in seconds; Flower's own."""
-NO_HOST = "socket.invalid"
-"""A name that no resolver knows (RFC 6761, section 6.4)."""
 
 
 def serve_supernode(socket: Path, options: Sequence[str]) -> None:
@@ -189,9 +175,7 @@ class Task:
 def _pull_input(client: RuntimeHttpClient) -> tuple[Message, Context, bytes, str]:
     """Flower's ``pull_task_input``, but what the pieces would unfold to is looked at before."""
     found = client.PullTaskInput(PullTaskInputRequest())
-    TaskIdentity.task_id = found.task_id
-    TaskIdentity.run_id = found.run.run_id
-    TaskIdentity.node_id = found.context.node_id
+    enter_task(found.task_id, found.run.run_id, found.context.node_id)
     context = context_from_proto(found.context)
     listed = client.PullMessages(PullAppMessagesRequest())
     if not listed.messages_list:
@@ -215,34 +199,6 @@ def _pull_input(client: RuntimeHttpClient) -> tuple[Message, Context, bytes, str
     return message, context, fab_from_proto(found.fab).content, fault
 
 
-def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
-    """A message from the contents of its objects, whoever sent them; they are used up.
-
-    Raises:
-        ValueError: if they do not make up a message, or would unfold to more than was sent.
-    """
-    try:
-        _check_unfolded(contents)
-        message = inflate_object_from_contents(message_id, contents)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:
-        # Flower's decoders raise whatever they meet: a stranger's bytes decide which.
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-    if not isinstance(message, Message):
-        raise ValueError(f"The root of a message is a {type(message).__name__}.")
-    message.metadata.__dict__["_message_id"] = message_id
-    return message
-
-
-def _check_unfolded(contents: Mapping[str, bytes]) -> None:
-    """Raise ValueError if an array is made of one chunk several times."""
-    for content in contents.values():
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind == "Array":
-            check_named_once(content[content.index(b"\0") + 1 :], children)
-
-
 def heartbeat_of(socket: Path, token: str) -> HeartbeatSender:
     """Say regularly that a task is alive, until stopped; starts a thread."""
     sender = HeartbeatSender(make_task_heartbeat_fn_http(_task_client(socket, token)))
@@ -255,7 +211,7 @@ def acquire_tasks(socket: Path, secret: bytes) -> Iterator[str]:
     client = _client(
         socket,
         RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-        SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({_ACQUIRE})),
+        SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({ACQUIRE})),
     )
     request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
     while True:
@@ -316,14 +272,7 @@ def _client(
         interceptors=interceptors,
         retry_invoker=retry_invoker,
     )
-    client.close()
-    client._client = httpx.Client(
-        transport=httpx.HTTPTransport(uds=socket_name(socket)),
-        timeout=_TIMEOUT_S,
-        # A proxy is for the way out.
-        trust_env=False,
-    )
-    return client
+    return over_socket(client, socket)
 
 
 def _patience() -> RetryInvoker:

@@ -21,8 +21,8 @@ from fgvc_core.protocol.rotation import sign_rotation
 from fgvc_core.supervision import holder
 from fieldmark.client.deployment.contact import look
 from fieldmark.client.deployment.link import read_link
+from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.register import Register
 from fieldmark.client.site import Site
 
 NEXT = "key.next"

@@ -19,6 +19,7 @@ Run as a process of its own:
 ``python -m fieldmark.client.deployment.runner HOME SOCKET SECRET_FILE``.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -29,9 +30,15 @@ from pathlib import Path
 from flwr.app import Message
 
 from fgvc_core.errors import FieldmarkError, PeerError
+from fgvc_core.flower.parcels import open_in, pack_in
+from fgvc_core.models.size import kept_bytes, model_size
+from fgvc_core.privacy.accountant import epsilon_of_plan
+from fgvc_core.privacy.odometer import choose_rule
+from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.bundle import check_bundle
 from fgvc_core.supervision import die_with_parent
 from fgvc_core.words import visible
+from fieldmark.client.announced import last_announced, read_announced
 from fieldmark.client.cache_room import CacheRoom, in_use
 from fieldmark.client.deployment.child import (
     HALF_HANDED_OVER,
@@ -48,9 +55,8 @@ from fieldmark.client.deployment.flower_internals import (
     heartbeat_of,
     is_forgotten,
 )
-from fieldmark.client.deployment.foresight import Foresight
-from fieldmark.client.deployment.parcels import open_in, pack_in
 from fieldmark.client.limits import Limits
+from fieldmark.client.privacy.policy import protection
 from fieldmark.client.recipe_limits import uses_gpu
 from fieldmark.client.site import Resources, Site
 
@@ -71,7 +77,7 @@ class Runner:
 
     def __init__(self, home: Path, socket: Path, secret: bytes) -> None:
         self._home, self._socket, self._secret = home, socket, secret
-        self._foresight, self._cache_room = Foresight(home), CacheRoom(home)
+        self._warm_up, self._cache_room = WarmUp(home), CacheRoom(home)
         self._last_lent = (Limits(), Resources(cache=""))
         self._handover: Handover | None = None
 
@@ -133,7 +139,7 @@ class Runner:
             return False
         if code in (0, _REFUSED):
             task.finish(well=code == 0)
-            self._foresight.look()
+            self._warm_up.look()
             self._cache_room.look()
         return code in (0, _REFUSED, _FORGOTTEN)
 
@@ -241,6 +247,57 @@ class Runner:
             self._handover.begin()
 
 
+class WarmUp:
+    """Works out before the next fork what every message of a run would work out anew.
+
+    A child takes what it has worked out with it when it ends. Under differential privacy that was
+    seconds of the processor a message: the noise that meets the target, and what the plan costs;
+    and for every run how large its model is. All are functions of the recipe and the policy alone,
+    so that every child finds them done.
+
+    Args:
+        home: The site's.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._seen: tuple[str, float] | None = None
+
+    def look(self) -> bool:
+        """Work out what the last announced run will ask for; says whether there was any such.
+
+        What is wrong with the run is not for here: its messages are refused for it, in words.
+        """
+        found = last_announced(self._home)
+        if found is None or found[:2] == self._seen:
+            return False
+        self._seen = found[:2]
+        with contextlib.suppress(Exception):
+            self._size(found[0])
+        try:
+            policy = Site.open(self._home).settings.policy
+            privacy = protection(policy, found[2])
+            if privacy is None:
+                return False
+            plan = plan_for(privacy, found[2].federation.rounds)
+            for delta in (privacy.delta, policy.delta):
+                epsilon_of_plan(plan, delta)
+            choose_rule(plan, policy.cap, policy.delta)
+        except Exception:
+            # A stranger's recipe must not end the runner, whatever it asks for.
+            return False
+        return True
+
+    def _size(self, run: str) -> None:
+        """How large the run's model is, which is compared with the limits for each message."""
+        held = read_announced(self._home, run)
+        if held is not None:
+            recipe, class_names = held
+            sized = (recipe.model, len(class_names), recipe.data.image_size)
+            model_size(*sized)
+            kept_bytes(*sized)
+
+
 def record_refusal(home: Path, error: PeerError) -> None:
     """Write a refused bundle into the site's ledger, beside its other refusals."""
     from fieldmark.client.privacy.ledger import Ledger
@@ -262,8 +319,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # Imported before the first fork, so that a message costs no import.
     import fieldmark.client.app
-    import fieldmark.client.private_work
-    import fieldmark.client.work  # noqa: F401
+    import fieldmark.client.stages.private
+    import fieldmark.client.workspace  # noqa: F401
 
     _say("ready")
     Runner(Path(home), Path(socket), Path(secret).read_bytes()).serve()

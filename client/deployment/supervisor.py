@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fgvc_core.errors import ConfigurationError, PeerError
-from fgvc_core.files import PRIVATE_UMASK, private_folder
+from fgvc_core.files import PRIVATE_UMASK, private_folder, replace_private_json
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     Service,
@@ -19,16 +19,15 @@ from fgvc_core.supervision import (
     refuse_second,
     start_detached,
     until_told,
-    write_json,
 )
 from fgvc_core.words import visible
 from fieldmark.client.deployment.child import HALF_HANDED_OVER
 from fieldmark.client.deployment.flower_internals import LEFT_BEHIND, release_node
 from fieldmark.client.deployment.link import CA, read_link
 from fieldmark.client.deployment.node import TOO_LARGE
+from fieldmark.client.privacy.admission import Admission
+from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.register import Register
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.site import Site
 
 STEP_S = 0.25
@@ -88,7 +87,7 @@ def check_alone(site: Site, say: Callable[[str], None]) -> None:
         # Nothing is known here; a run with differential privacy makes one.
         return
     try:
-        Terms(site, Ledger(site.home, site.data_binding, site.name)).claim_data(afresh=True)
+        Admission(site, Ledger(site.home, site.data_binding, site.name)).claim_data(afresh=True)
     except ConfigurationError as error:
         # Without privacy nothing needs it; with it the roll call refuses.
         say(f"{error.what} {error.remedy}")
@@ -177,7 +176,7 @@ class _Node:
             self.node_id = int(found.group(1))
             self._say(f"connected to {self._address}")
             connected = {"node_id": self.node_id, "connected": round(time.time(), 1)}
-            write_json(self._note, connected)
+            replace_private_json(self._note, connected)
         elif LEFT_BEHIND in line:
             # It has a task for a message that it never got, and would wait for the answer to it
             # before it sends any other.

@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError, PeerError
+from fieldmark.client.announced import announcement, read_announced
+from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.site import Site
-from fieldmark.client.state import announcement, read_announced
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def approve_run(site: Site, run: str) -> Approval:
         )
     recipe, _ = held
     ledger = Ledger(site.home, site.data_binding, site.name)
-    privacy = Terms(site, ledger).protection(recipe)
+    privacy = Admission(site, ledger).protection(recipe)
     values = {"run": run, "recipe_digest": recipe.digest, "name": recipe.name}
     try:
         ledger.note("approved", values)

@@ -9,8 +9,8 @@ from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
 from fgvc_core.privacy.odometer import total_cost
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import Recipe
+from fieldmark.client.privacy.admission import UNLIMITED, Admission
 from fieldmark.client.privacy.ledger import Ledger, rule_of, total_of
-from fieldmark.client.privacy.terms import UNLIMITED, Terms
 from fieldmark.client.site import Site
 
 MOST_RUNS = 10_000
@@ -72,7 +72,7 @@ def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
     policy = site.settings.policy
     ledger = Ledger(site.home, site.data_binding, site.name)
     spent, how = ledger.total(policy.delta)
-    plan = None if recipe is None else _plan(Terms(site, ledger), recipe)
+    plan = None if recipe is None else _plan(Admission(site, ledger), recipe)
     return Budget(
         spent=spent,
         how=how,
@@ -85,9 +85,9 @@ def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
     )
 
 
-def _plan(terms: Terms, recipe: Recipe) -> dict[str, Any]:
+def _plan(admission: Admission, recipe: Recipe) -> dict[str, Any]:
     try:
-        privacy = terms.protection(recipe)
+        privacy = admission.protection(recipe)
     except PolicyRefusal as refusal:
         return {"allowed": False, "why": refusal.what, "epsilon": None, "more_runs": 0}
     if privacy is None:
@@ -97,17 +97,17 @@ def _plan(terms: Terms, recipe: Recipe) -> dict[str, Any]:
             "epsilon": None,
             "more_runs": None,
         }
-    ledger, (cap, delta) = terms.ledger, terms.cap
+    ledger, (cap, delta) = admission.ledger, admission.cap
     events, why = plan_for(privacy, recipe.federation.rounds), ""
     try:
-        terms.check_budget(privacy, recipe.name, events)
+        admission.check_budget(privacy, recipe.name, events)
     except PolicyRefusal as refusal:
         why = refusal.what
-    total, how = ledger.total(delta, events, terms.rule_for(events))
+    total, how = ledger.total(delta, events, admission.rule_for(events))
     if why:
         more: int | None = 0
     else:
-        more = None if cap == UNLIMITED else _more_runs(terms, events)
+        more = None if cap == UNLIMITED else _more_runs(admission, events)
     return {
         "allowed": not why,
         "why": why,
@@ -121,10 +121,10 @@ def _plan(terms: Terms, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _more_runs(terms: Terms, events: tuple[PrivacyEvent, ...]) -> int:
+def _more_runs(admission: Admission, events: tuple[PrivacyEvent, ...]) -> int:
     """How many such runs, one after the other, stay within the cap."""
-    (cap, delta), rule = terms.cap, terms.rule_for(events)
-    plans = terms.ledger.plans()
+    (cap, delta), rule = admission.cap, admission.rule_for(events)
+    plans = admission.ledger.plans()
 
     def fits(runs: int) -> bool:
         if rule_of(plans) is not None:

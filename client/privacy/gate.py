@@ -29,11 +29,11 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
 from fgvc_core.wire.layout import packed_bytes
 from fieldmark.client.encoding import UpdateEncoder
+from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.chain import GENESIS
 from fieldmark.client.privacy.ledger import Ledger, Plan
 from fieldmark.client.privacy.outbox import Outbox, Payload, request_digest
 from fieldmark.client.privacy.policy import allowed_figures, check_tensors
-from fieldmark.client.privacy.terms import Terms
 from fieldmark.client.reading import subject_column, units_digest
 from fieldmark.client.site import Site
 
@@ -63,7 +63,7 @@ class Gate:
         self._policy = site.settings.policy
         self._outbox = Outbox(site.home)
         self.ledger = Ledger(site.home, site.data_binding, site.name)
-        self.terms = Terms(site, self.ledger)
+        self.admission = Admission(site, self.ledger)
 
     def announce(self, request: Request, recipe: Recipe) -> PrivacySettings | None:
         """Decide whether this site takes part in a run, before anything is spent.
@@ -74,9 +74,9 @@ class Gate:
         Raises:
             PolicyRefusal: naming the policy's line that says no.
         """
-        self.terms.check_memory(request)
-        privacy = self.terms.protection(recipe)
-        self.terms.check_approval(request, recipe.name)
+        self.admission.check_memory(request)
+        privacy = self.admission.protection(recipe)
+        self.admission.check_approval(request, recipe.name)
         if privacy is not None:
             events = plan_for(privacy, recipe.federation.rounds)
             self._announce(request, recipe, recipe.name, privacy, events)
@@ -95,15 +95,15 @@ class Gate:
         Raises:
             PolicyRefusal: naming the policy's line that says no.
         """
-        self.terms.check_memory(request)
-        self.terms.check_approval(request, name)
+        self.admission.check_memory(request)
+        self.admission.check_approval(request, name)
         self._announce(request, recipe, name, privacy, (event,))
 
     def admit(self, request: Request, recipe: Recipe) -> PrivacySettings | None:
         """Decide whether a request of an announced run is worked on; see :meth:`announce`."""
-        self.terms.check_memory(request)
-        privacy = self.terms.protection(recipe)
-        self.terms.check_approval(request, recipe.name)
+        self.admission.check_memory(request)
+        privacy = self.admission.protection(recipe)
+        self.admission.check_approval(request, recipe.name)
         return privacy
 
     def check_leaving(self, specs: Specs, encode: UpdateEncoder | None = None) -> None:
@@ -144,11 +144,11 @@ class Gate:
         events: tuple[PrivacyEvent, ...],
     ) -> None:
         if self.ledger.plan(request.run) is None:
-            self.terms.check_budget(privacy, name, events)
-        self.terms.claim_data()
+            self.admission.check_budget(privacy, name, events)
+        self.admission.claim_data()
         self.write_plan(request.run, request.recipe_digest, recipe, name, privacy, events)
         # Once more: what the register remembers of the ledger has this run in it.
-        self.terms.claim_data()
+        self.admission.claim_data()
 
     def write_plan(
         self,
@@ -164,7 +164,7 @@ class Gate:
             run,
             recipe_digest,
             events,
-            self.terms.rule_for(events),
+            self.admission.rule_for(events),
             name=name,
             delta=privacy.delta,
             unit=privacy.unit,
@@ -205,8 +205,8 @@ class Gate:
             PeerError: if the run was not announced with the request's recipe.
         """
         digest = request_digest(request)
-        self.terms.check_memory(request)
-        self.terms.check_approval(request, recipe.name)
+        self.admission.check_memory(request)
+        self.admission.check_approval(request, recipe.name)
         plan = self.ledger.plan(request.run)
         if plan is None or plan.recipe_digest != request.recipe_digest:
             raise PeerError(f"Run '{request.run}' was never announced to this site.")
@@ -222,15 +222,17 @@ class Gate:
                 )
             if event is not None:
                 # Even where a reply is stored: in a ledger that was put back it is not charged.
-                with self.terms.guarded():
-                    self.ledger.reserve(request.run, request.round, digest, event, self.terms.cap)
+                with self.admission.guarded():
+                    self.ledger.reserve(
+                        request.run, request.round, digest, event, self.admission.cap
+                    )
             if payload is None:
                 payload = work()
                 self._outbox.store(digest, payload)
             packed = self._encoded(payload.tensors, encode)
             reply = self._reply(request, payload.fields, form)
             # Once it is written down that this reply may leave, a copy of before is an old one.
-            with self.terms.guarded():
+            with self.admission.guarded():
                 return self._send(request, reply, packed, digest)
 
     def release(
@@ -258,7 +260,7 @@ class Gate:
         if request.kind != "roll_call":
             if policy.demand:
                 raise PolicyRefusal(f"{policy.demand}: this reply is not protected.")
-            self.terms.check_approval(request, "of this reply")
+            self.admission.check_approval(request, "of this reply")
             counts = policy.share_counts
             allowed = reply.model_copy(
                 update={

@@ -30,8 +30,8 @@ from fgvc_core.errors import DataError, PeerError, PolicyRefusal
 from fgvc_core.privacy.events import PrivacyEvent, merge
 from fgvc_core.privacy.odometer import Rule
 from fgvc_core.privacy.settings import Unit
-from fieldmark.client.privacy.books import Books, Plan, plans_of, rule_of, total_of
 from fieldmark.client.privacy.chain import RESTORE, TORN, Chain, Entry
+from fieldmark.client.privacy.spending import Plan, Spending, plans_of, rule_of, total_of
 
 __all__ = ["FILE", "Ledger", "Plan", "plans_of", "rule_of", "total_of"]
 
@@ -48,47 +48,47 @@ class Ledger:
     """
 
     def __init__(self, home: Path, data: str, site: str) -> None:
-        self._shelf = _shelf(home / FILE)
+        self._open = _opened(home / FILE)
         self._data = data
         self._site = site
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self._shelf.chain.path
+        return self._open.chain.path
 
     def entries(self) -> Sequence[Entry]:
         """All entries, verified."""
-        with self._shelf.reading():
-            return tuple(self._shelf.chain.entries())
+        with self._open.reading():
+            return tuple(self._open.chain.entries())
 
     def head(self) -> tuple[int, str]:
         """How many entries there are, and the last one's hash.
 
         A recovered ledger counts on from the longest that anybody has seen of it.
         """
-        with self._shelf.reading() as books:
-            return len(self._shelf.chain.entries()) + books.ahead, self._shelf.chain.head
+        with self._open.reading() as spending:
+            return len(self._open.chain.entries()) + spending.ahead, self._open.chain.head
 
     def length_with(self, number: int) -> int:
         """How many entries there are once the one with this number is the last."""
-        with self._shelf.reading() as books:
-            return number + 1 + books.ahead
+        with self._open.reading() as spending:
+            return number + 1 + spending.ahead
 
     def holds(self, head: str) -> bool:
         """Whether an entry with this hash is in the chain."""
-        with self._shelf.reading() as books:
-            return books.holds(head)
+        with self._open.reading() as spending:
+            return spending.holds(head)
 
     def plans(self) -> list[Plan]:
         """All runs announced, in their order."""
-        with self._shelf.reading() as books:
-            return books.plans()
+        with self._open.reading() as spending:
+            return spending.plans()
 
     def plan(self, run: str) -> Plan | None:
         """One run's plan."""
-        with self._shelf.reading() as books:
-            return books.plan(run)
+        with self._open.reading() as spending:
+            return spending.plan(run)
 
     def is_unfinished(self, run: str) -> bool:
         """Whether a run has been charged, and has still something to release."""
@@ -97,13 +97,13 @@ class Ledger:
 
     def is_approved(self, run: str, recipe_digest: str) -> bool:
         """Whether a person has said yes to a run with this recipe."""
-        with self._shelf.reading() as books:
-            return books.is_approved(run, recipe_digest)
+        with self._open.reading() as spending:
+            return spending.is_approved(run, recipe_digest)
 
     def unprotected(self) -> int:
         """How many replies have left without differential privacy."""
-        with self._shelf.reading() as books:
-            return books.unprotected
+        with self._open.reading() as spending:
+            return spending.unprotected
 
     def rule(self) -> Rule | None:
         """How costs are added up, since the first charge; None before it."""
@@ -121,8 +121,8 @@ class Ledger:
         Raises:
             PolicyRefusal: if runs were announced over other data.
         """
-        with self._shelf.reading() as books:
-            _check_binding(books, self._data)
+        with self._open.reading() as spending:
+            _check_binding(spending, self._data)
 
     def check_unit(self, unit: Unit) -> None:
         """Refuse another unit than the one that was charged so far.
@@ -130,8 +130,8 @@ class Ledger:
         Raises:
             PolicyRefusal: if there is one.
         """
-        with self._shelf.reading() as books:
-            _check_unit(books, unit)
+        with self._open.reading() as spending:
+            _check_unit(spending, unit)
 
     def announce(
         self,
@@ -161,14 +161,14 @@ class Ledger:
             "rule": rule.as_json(),
             **terms,
         }
-        with self._writing() as chain, self._shelf.reading() as books:
-            self._check_binding(chain, books)
-            if books.plan(run) is None:
-                _check_unit(books, terms["unit"])
-                _check_reading(books, terms.get("reading", ""))
+        with self._writing() as chain, self._open.reading() as spending:
+            self._check_binding(chain, spending)
+            if spending.plan(run) is None:
+                _check_unit(spending, terms["unit"])
+                _check_reading(spending, terms.get("reading", ""))
                 chain.append("announced", values)
                 return
-            before = books.announced(run) or {}
+            before = spending.announced(run) or {}
             # What was settled at the first announcement stays; a policy may change meanwhile.
             settled = {"policy": "", "rule": ""}
             if {**before, **settled} != {**values, **settled}:
@@ -187,8 +187,8 @@ class Ledger:
         Raises:
             PolicyRefusal: if something was charged under another one.
         """
-        with self._shelf.reading() as books:
-            _check_reading(books, reading)
+        with self._open.reading() as spending:
+            _check_reading(spending, reading)
 
     def reserve(
         self, run: str, round_: int, request: str, event: PrivacyEvent, cap: tuple[float, float]
@@ -210,12 +210,12 @@ class Ledger:
                 the cap would be exceeded.
             OSError: if the disk is full; then nothing may be released.
         """
-        with self._writing() as chain, self._shelf.reading() as books:
-            self._check_binding(chain, books)
-            plan = books.plan(run)
+        with self._writing() as chain, self._open.reading() as spending:
+            self._check_binding(chain, spending)
+            plan = spending.plan(run)
             if plan is None:
                 raise PeerError(f"Run '{run}' was never announced to this site.")
-            charged = books.reservation(run, request)
+            charged = spending.reservation(run, request)
             if charged == event:
                 return
             if charged is not None:
@@ -225,7 +225,7 @@ class Ledger:
                     "for might be added.",
                     remedy="Start a new run.",
                 )
-            if books.was_answered(run, round_, event.purpose):
+            if spending.was_answered(run, round_, event.purpose):
                 raise PolicyRefusal(
                     f"Round {round_} of run '{run}' was answered for another request.",
                     why="Each release of a plan is made once.",
@@ -237,8 +237,8 @@ class Ledger:
                     why="A site releases what was announced, and nothing beyond.",
                     remedy="Start a new run.",
                 )
-            _check_unit(books, plan.unit)
-            self._check_cap(books, plan.having_released(event), cap)
+            _check_unit(spending, plan.unit)
+            self._check_cap(spending, plan.having_released(event), cap)
             chain.append(
                 "reserved",
                 {"run": run, "round": round_, "request": request, "event": event.as_json()},
@@ -246,8 +246,8 @@ class Ledger:
 
     def was_sent(self, run: str, request: str) -> bool:
         """Whether a payload for this request may have left."""
-        with self._shelf.reading() as books:
-            return books.was_sent(run, request)
+        with self._open.reading() as spending:
+            return spending.was_sent(run, request)
 
     def note(self, kind: str, values: dict[str, Any] | Callable[[int], dict[str, Any]]) -> Entry:
         """Write an entry that charges nothing.
@@ -260,16 +260,16 @@ class Ledger:
             made = values(len(chain.entries())) if callable(values) else values
             return chain.append(kind, made)
 
-    def _check_binding(self, chain: Chain, books: Books) -> None:
-        if books.data == self._data:
+    def _check_binding(self, chain: Chain, spending: Spending) -> None:
+        if spending.data == self._data:
             return
-        _check_binding(books, self._data)
+        _check_binding(spending, self._data)
         # Nothing was ever announced to it: it may begin again over these data.
         chain.append("founded", {"site": self._site, "data": self._data})
 
-    def _check_cap(self, books: Books, after: Plan, cap: tuple[float, float]) -> None:
+    def _check_cap(self, spending: Spending, after: Plan, cap: tuple[float, float]) -> None:
         epsilon, delta = cap
-        plans = [after if plan.run == after.run else plan for plan in books.plans()]
+        plans = [after if plan.run == after.run else plan for plan in spending.plans()]
         if rule_of(plans) is None:
             # The first charge of all: from now on its plan's rule is the ledger's.
             plans = [replace(plan, first=plan.run == after.run) for plan in plans]
@@ -285,9 +285,9 @@ class Ledger:
     @contextmanager
     def _writing(self) -> Iterator[Chain]:
         """The writer's lock, with the ledger founded and its torn end charged."""
-        with self._shelf.chain.writing() as chain:
-            with self._shelf.reading() as books:
-                founded = bool(books.data)
+        with self._open.chain.writing() as chain:
+            with self._open.reading() as spending:
+                founded = bool(spending.data)
             if not founded and any(entry.kind != TORN for entry in chain.entries()):
                 raise DataError(
                     f"The ledger '{chain.path}' does not say over which data it is.",
@@ -299,8 +299,8 @@ class Ledger:
             yield chain
 
 
-def _check_binding(books: Books, data: str) -> None:
-    if books.data != data and books.plans():
+def _check_binding(spending: Spending, data: str) -> None:
+    if spending.data != data and spending.plans():
         raise PolicyRefusal(
             "The ledger belongs to other data than those this site names now.",
             why="What was spent on one unit cannot be told from another's.",
@@ -308,8 +308,8 @@ def _check_binding(books: Books, data: str) -> None:
         )
 
 
-def _check_unit(books: Books, unit: Unit) -> None:
-    other = next((p.unit for p in books.plans() if p.charged[1] and p.unit != unit), None)
+def _check_unit(spending: Spending, unit: Unit) -> None:
+    other = next((p.unit for p in spending.plans() if p.charged[1] and p.unit != unit), None)
     if other is not None:
         raise PolicyRefusal(
             f"privacy.unit = '{unit}', and this ledger has protected '{other}' so far.",
@@ -318,8 +318,8 @@ def _check_unit(books: Books, unit: Unit) -> None:
         )
 
 
-def _check_reading(books: Books, reading: str) -> None:
-    for plan in books.plans():
+def _check_reading(spending: Spending, reading: str) -> None:
+    for plan in spending.plans():
         # Ledgers of earlier versions do not say.
         if plan.reading and plan.charged[1] and plan.reading != reading:
             column = f" (subject column '{plan.subject_column}')" if plan.subject_column else ""
@@ -333,34 +333,34 @@ def _check_reading(books: Books, reading: str) -> None:
             )
 
 
-class _Shelf:
+class _OpenLedger:
     """A ledger's chain and what it says, brought up to date together."""
 
     def __init__(self, path: Path) -> None:
         self.chain = Chain(path)
-        self._books = Books()
+        self._spending = Spending()
         self._taken_in = 0
 
     @contextmanager
-    def reading(self) -> Iterator[Books]:
-        """The books as the chain is now; they do not change meanwhile."""
+    def reading(self) -> Iterator[Spending]:
+        """The spending as the chain is now; they do not change meanwhile."""
         with self.chain.guard:
             self._update()
-            yield self._books
+            yield self._spending
 
     def _update(self) -> None:
         entries = self.chain.entries()
         while self._taken_in < len(entries):
-            self._books.add(entries[self._taken_in])
+            self._spending.add(entries[self._taken_in])
             self._taken_in += 1
 
 
-_SHELVES: dict[Path, _Shelf] = {}
+_OPEN: dict[Path, _OpenLedger] = {}
 
 
-def _shelf(path: Path) -> _Shelf:
+def _opened(path: Path) -> _OpenLedger:
     # A process that serves a site again reads only what was added since.
     path = path.resolve()
-    if path not in _SHELVES or not path.exists():
-        _SHELVES[path] = _Shelf(path)
-    return _SHELVES[path]
+    if path not in _OPEN or not path.exists():
+        _OPEN[path] = _OpenLedger(path)
+    return _OPEN[path]

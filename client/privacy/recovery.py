@@ -62,10 +62,10 @@ from fgvc_core.protocol.messages import PrivacyStatement, Reply
 from fgvc_core.protocol.validation import ValidationReply
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
-from fieldmark.client.privacy.books import Plan, total_of
+from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.policy import protection
-from fieldmark.client.privacy.register import Register
+from fieldmark.client.privacy.spending import Plan, total_of
 from fieldmark.client.site import Site
 
 TOLERANCE = 1e-6
@@ -202,7 +202,7 @@ def recover_ledger(
             "statement": hashlib.sha256(text.encode()).hexdigest(),
         },
     )
-    gate.terms.claim_data()
+    gate.admission.claim_data()
     return Recovery(length - common, charged, before, ledger.total(delta)[0], delta)
 
 
@@ -271,7 +271,7 @@ def _plan_of(
     if recipe is None or recipe.digest != reply.recipe_digest:
         raise PeerError(f"The ledger statement lacks the recipe of run '{reply.run}'.")
     try:
-        privacy = protection(gate.terms.site.settings.policy, recipe)
+        privacy = protection(gate.admission.site.settings.policy, recipe)
     except PolicyRefusal as refusal:
         raise _other_policy(reply, refusal.what) from None
     if privacy is None:
@@ -329,7 +329,7 @@ def _fresh(
         unit=privacy.unit,
         target=privacy.epsilon,
         units=0,
-        recorded=gate.terms.rule_for(events),
+        recorded=gate.admission.rule_for(events),
     )
 
 

@@ -12,10 +12,9 @@ from typing import Any
 from filelock import FileLock
 
 from fgvc_core.errors import ConfigurationError, nearest
-from fgvc_core.files import FILE_MODE
+from fgvc_core.files import FILE_MODE, read_json, replace_private_json
 from fgvc_core.protocol.keys import fingerprint, public_text, read_public
 from fgvc_core.protocol.kit import is_site_name
-from fgvc_core.supervision import read_json, write_json
 
 FILE = "sites.json"
 
@@ -144,7 +143,7 @@ class AllowList:
 
     def _write(self, entries: list[Entry]) -> None:
         values: list[dict[str, Any]] = [asdict(entry) for entry in entries]
-        write_json(self._path, values)
+        replace_private_json(self._path, values)
         self._path.chmod(0o600)
 
 

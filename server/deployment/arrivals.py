@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message
 
+from fgvc_core.flower.records import TOO_LARGE, UNREADABLE, WITHDRAWN
 from fieldmark.server.deployment.flower_internals import (
     Announced,
     ReplyLink,
     error_reply,
-    put_together,
+    read_reply,
 )
-from fieldmark.server.records import TOO_LARGE, UNREADABLE, WITHDRAWN
 
 SWEEP_S = 10.0
 """Between two looks for replies that nobody waits for any more, in seconds."""
@@ -34,7 +34,7 @@ HELD = 2
 
 
 class _Fault(Exception):
-    """A reply that is not handed on, with a code of ``fieldmark.server.records.FAULTS``."""
+    """A reply that is not handed on, with a code of ``fgvc_core.flower.records.FAULTS``."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -126,7 +126,7 @@ class Arrivals:
             if not self._collect(arriving):
                 return None
             self._received(announced)
-            return put_together(announced, arriving.contents)
+            return read_reply(announced, arriving.contents)
         except ValueError:
             return self._fault(announced, UNREADABLE)
         except _Fault as fault:

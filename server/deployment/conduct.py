@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from fgvc_core.supervision import read_json, write_json
+from fgvc_core.files import read_json, replace_private_json
 
 State = Literal["wanted", "running", "stopping", "stopped", "finished", "failed", "none"]
 ACTIVE: tuple[State, ...] = ("wanted", "running", "stopping")
@@ -43,7 +43,7 @@ def read_conduct(run_dir: Path) -> Conduct:
 
 def write_conduct(run_dir: Path, conduct: Conduct) -> None:
     """Write a run's state."""
-    write_json(run_dir / "coordinator" / "conduct.json", asdict(conduct))
+    replace_private_json(run_dir / "coordinator" / "conduct.json", asdict(conduct))
 
 
 def active_run(folder: Path) -> Path | None:

@@ -14,11 +14,11 @@ import httpx
 
 from fgvc_core import __version__
 from fgvc_core.errors import DataError
+from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.announcement import Announcement, seal_announcement
 from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import read_private
-from fgvc_core.supervision import write_json
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.conduct import (
     Conduct,
@@ -101,8 +101,10 @@ class Conductor:
             # Which site each node is registered for: a roll call names the head of its ledger.
             names = {entry.fingerprint: name for name, entry in self._allowed.active().items()}
             nodes = {str(n.node_id): names.get(n.fingerprint) for n in self._api.nodes()}
-            write_json(run_dir / NODES, {node: name for node, name in nodes.items() if name})
-            write_json(run_dir / "coordinator" / "sites.json", keys)
+            replace_private_json(
+                run_dir / NODES, {node: name for node, name in nodes.items() if name}
+            )
+            replace_private_json(run_dir / "coordinator" / "sites.json", keys)
             self._shared = run_dir, keys
 
     def _start(self, run_dir: Path, conduct: Conduct) -> None:
@@ -171,7 +173,7 @@ class Conductor:
         sealed = seal_announcement(key, announcement)
         text = {"body": sealed.text, "signature": sealed.signature.hex()}
         path = self._folder / "state" / "announcement.json"
-        write_json(path, text)
+        replace_private_json(path, text)
 
 
 def answers(api: ControlApi) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import ssl
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,13 +64,7 @@ from flwr.supercore.constant import (
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_head_values_from_object_content,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPushError,
-    inflate_object_from_contents,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -80,15 +74,14 @@ from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 from google.protobuf.message import DecodeError
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket, put_together
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
-from fgvc_core.wire.parcel import check_named_once
 from fieldmark.server.deployment.bodies import check_push
 
 __all__ = [
@@ -107,11 +100,11 @@ __all__ = [
     "error_reply",
     "give_up",
     "open_work",
-    "put_together",
     "read_confirmed",
     "read_handed",
     "read_pulled",
     "read_push",
+    "read_reply",
     "read_wanted",
     "refused_objects",
     "serve_superlink",
@@ -124,13 +117,8 @@ LINK_FAILURES = (httpx.HTTPError, ObjectPushError)
 stored, and whose receipt died with the SuperLink, is taken for refused when it comes again."""
 REFUSED_OBJECTS = httpx.HTTPStatusError
 """What a push raises whose objects the SuperLink knows as others; see :func:`refused_objects`."""
-_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _NAMED = "localhost"
 """What the SuperLink's certificate is asked for through a socket, which has no name of its own."""
-NO_HOST = "socket.invalid"
-"""A name that no resolver knows (RFC 6761, section 6.4)."""
-_TIMEOUT_S = 30.0
-"""Of each call, in seconds; Flower's own."""
 FEDERATION = ""
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -167,7 +155,7 @@ def serve_superlink(socket: Path, health: Path, options: Sequence[str]) -> None:
 
 
 def through(client: C, address: str, ca: bytes) -> C:
-    """Have one of Flower's clients, which know ports alone, speak through a socket.
+    """Have one of Flower's clients speak through a socket, where the address names one.
 
     Args:
         client: Not used yet.
@@ -175,16 +163,9 @@ def through(client: C, address: str, ca: bytes) -> C:
         ca: The authority that vouches for the other side.
     """
     path = path_of(address)
-    if path is not None:
-        trust = ssl.create_default_context(cadata=ca.decode("ascii"))
-        client.close()
-        client._client = httpx.Client(
-            transport=httpx.HTTPTransport(verify=trust, uds=socket_name(path)),
-            timeout=_TIMEOUT_S,
-            # A proxy of the environment is for the outside.
-            trust_env=False,
-        )
-    return client
+    if path is None:
+        return client
+    return over_socket(client, path, ssl.create_default_context(cadata=ca.decode("ascii")))
 
 
 def _host_of(address: str) -> str:
@@ -461,37 +442,19 @@ def _pieces_of(tree: ObjectTree) -> tuple[str, ...]:
     return tuple(found)
 
 
-def put_together(announced: Announced, contents: dict[str, bytes]) -> Message:
+def read_reply(announced: Announced, contents: dict[str, bytes]) -> Message:
     """A reply from the contents of its objects, whoever sent them; they are used up.
 
     Raises:
         ValueError: if they do not make up a message that answers what it was announced for, or
             if they would unfold to more than was sent.
     """
-    try:
-        _check_unfolded(contents)
-        message = inflate_object_from_contents(announced.message_id, contents)
-        if not isinstance(message, Message):
-            raise ValueError(f"its root is a {type(message).__name__}")
-        if message.metadata.reply_to_message_id != announced.answers:
-            raise ValueError("it answers another message than it was announced for")
-        if not message.has_error() and not isinstance(message.content, RecordDict):
-            raise ValueError(f"its content is a {type(message.content).__name__}")
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:
-        # Flower's decoders raise whatever they meet: a stranger's bytes decide which.
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-    message.metadata.__dict__["_message_id"] = announced.message_id
+    message = put_together(announced.message_id, contents)
+    if message.metadata.reply_to_message_id != announced.answers:
+        raise ValueError("it answers another message than it was announced for")
+    if not message.has_error() and not isinstance(message.content, RecordDict):
+        raise ValueError(f"its content is a {type(message.content).__name__}")
     return message
-
-
-def _check_unfolded(contents: Mapping[str, bytes]) -> None:
-    """Raise ValueError if an array is made of one chunk several times."""
-    for content in contents.values():
-        kind, children, _ = get_object_head_values_from_object_content(content)
-        if kind == "Array":
-            check_named_once(content[content.index(b"\0") + 1 :], children)
 
 
 def error_reply(run_id: int, answers: str, code: int, reason: str) -> Message:
@@ -544,7 +507,7 @@ def acquire_work(
         interceptors=[
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
             SuperExecAuthHttpInterceptor(
-                master_secret=secret, protected_methods=frozenset({_ACQUIRE})
+                master_secret=secret, protected_methods=frozenset({ACQUIRE})
             ),
         ],
     )
@@ -571,9 +534,7 @@ def open_work(address: str, ca: bytes, token: str) -> Iterator[Work]:
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     heartbeat.start()
     found = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
-    TaskIdentity.task_id = found.task_id
-    TaskIdentity.run_id = found.run.run_id
-    TaskIdentity.node_id = found.context.node_id
+    enter_task(found.task_id, found.run.run_id, found.context.node_id)
     run, context = run_from_proto(found.run), context_from_proto(found.context)
     grid.set_run(run)
     config: dict[str, Any] = dict(run.override_config)

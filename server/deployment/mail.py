@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fgvc_core.supervision import read_json, write_json
+from fgvc_core.files import read_json, replace_private_json
 from fieldmark.server.deployment.flower_internals import Pushed
 from fieldmark.server.deployment.meters import Refused
 
@@ -146,4 +146,4 @@ class Mail:
             [message_id, sorted(handed.objects), sorted(handed.wanted), handed.announced]
             for message_id, handed in self._of(site).items()
         ]
-        write_json(self._folder / f"{site}.json", {"handed": listed})
+        replace_private_json(self._folder / f"{site}.json", {"handed": listed})

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from fgvc_core.supervision import read_json
+from fgvc_core.files import read_json
 from fgvc_core.words import visible_lines
 from fieldmark.server.deployment.status import read_status
 

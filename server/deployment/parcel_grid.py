@@ -3,16 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fgvc_core.errors import PeerError
-from fgvc_core.wire.parcel import make_parcel, open_parcel
+from fgvc_core.flower.parcels import open_in, to_parcel
 from fieldmark.server.deployment.arrivals import Arrivals
 from fieldmark.server.deployment.flower_internals import REFUSED_OBJECTS, refused_objects
-from fieldmark.server.records import from_array_record, to_array_record
 
-PARCEL = "parcel"
 PACKED_ANEW = 3
 """How often a message is packed anew whose objects the SuperLink refuses."""
 
@@ -81,7 +78,7 @@ class ParcelGrid(Grid):
         """Replies, their parcels opened; one that cannot be opened has no tensors.
 
         Through ``arrivals`` it never waits, and a reply that is the site's own fault is an
-        error message with a code of ``fieldmark.server.records.FAULTS``.
+        error message with a code of ``fgvc_core.flower.records.FAULTS``.
         """
         if self._arrivals is not None:
             replies = self._arrivals.pull(message_ids)
@@ -124,19 +121,5 @@ class ParcelGrid(Grid):
     def _parcel(self, tensors: ArrayRecord) -> ArrayRecord:
         # A round sends the same record to every site: pack it once.
         if self._packed[0] is not tensors:
-            data = make_parcel(from_array_record(tensors))
-            array = Array("uint8", (len(data),), "fieldmark.parcel", data)
-            self._packed = tensors, ArrayRecord({PARCEL: array})
+            self._packed = tensors, to_parcel(tensors)
         return self._packed[1]
-
-
-def open_in(content: RecordDict) -> None:
-    """Open the parcel of a message's content in place."""
-    record = content.array_records.get("tensors")
-    if record is None or list(record) != [PARCEL]:
-        return
-    try:
-        content["tensors"] = to_array_record(open_parcel(record[PARCEL].data))
-    except PeerError:
-        # What was signed names its tensors: without them the reply is refused.
-        content["tensors"] = ArrayRecord()

@@ -10,18 +10,16 @@ from pathlib import Path
 import httpx
 
 from fgvc_core.errors import ConfigurationError, RunFailed
-from fgvc_core.files import PRIVATE_UMASK, private_folder
+from fgvc_core.files import PRIVATE_UMASK, private_folder, read_json, replace_private_json
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     Service,
     Supervisor,
     alone,
     last_words,
-    read_json,
     refuse_second,
     start_detached,
     until_told,
-    write_json,
 )
 from fieldmark.server.deployment.certificates import WARN_DAYS, issue, make_authority
 from fieldmark.server.deployment.conductor import Conductor
@@ -104,7 +102,7 @@ class Coordinator:
         if not self.ready:
             self.ready = True
             self._tell(f"up: sites reach {self._settings.hosts[0]}:{self.ports['gateway']}")
-            write_json(self._folder / "state" / "ready.json", {"ready": time.time()})
+            replace_private_json(self._folder / "state" / "ready.json", {"ready": time.time()})
 
     def close(self) -> None:
         """Close the connection to the SuperLink."""
@@ -183,7 +181,7 @@ def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:
             f"gateway.port = {settings.gateway.port} on {settings.gateway.listen} is taken.",
             remedy="End what uses it, or set another port in server.toml.",
         )
-    write_json(path, ports)
+    replace_private_json(path, ports)
     return ports
 
 

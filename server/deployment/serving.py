@@ -20,8 +20,8 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fgvc_core.files import read_json, replace_private_json
 from fgvc_core.sockets import path_of, socket_name
-from fgvc_core.supervision import read_json, write_json
 from fieldmark.server.deployment.gateway import OWNER, Gateway
 from fieldmark.server.deployment.meters import Meter, Refused
 from fieldmark.server.deployment.settings import GatewaySettings, read_settings
@@ -102,7 +102,7 @@ async def _note(gateway: Gateway, path: Path) -> None:
             "last_seen": {site: round(at, 1) for site, at in meter.last_seen.items()},
             "refusals": [[what, code, n] for (what, code), n in meter.refusals.items()],
         }
-        write_json(path, values)
+        replace_private_json(path, values)
 
 
 @dataclass

@@ -11,8 +11,9 @@ from rich.table import Table
 from fgvc_core import __version__
 from fgvc_core.console import PlainConsole
 from fgvc_core.errors import FieldmarkError
+from fgvc_core.files import read_json
 from fgvc_core.protocol.keys import fingerprint, short_form
-from fgvc_core.supervision import holder, read_json
+from fgvc_core.supervision import holder
 from fgvc_core.words import visible
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.certificates import check_dates

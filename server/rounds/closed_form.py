@@ -18,6 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import plan_for
@@ -25,7 +26,6 @@ from fgvc_core.privacy.posterior import infer_means, linear_scores
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from fieldmark.server.records import to_array_record
 from fieldmark.server.screening.class_sums import SumsScreening
 from fieldmark.server.screening.weights import cut_to_share
 from fieldmark.server.strategies import SoundReply

@@ -3,8 +3,8 @@
 from flwr.app import ArrayRecord
 
 from fgvc_core.errors import RunFailed
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.server.records import to_array_record
 from fieldmark.server.rounds.best_model import personal_scores
 from fieldmark.server.rounds.cohort import draw_cohort
 from fieldmark.server.rounds.context import Parts

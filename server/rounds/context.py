@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
+from fgvc_core.flower.records import from_array_record
 from fgvc_core.inference.taxonomy import taxonomy_of
 from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, spec_of, unpack_all
 from fieldmark.server.home import CoordinatorHome
-from fieldmark.server.records import from_array_record
 from fieldmark.server.results.evaluation import TestSplit
 from fieldmark.server.rounds.memory import recall
 from fieldmark.server.rounds.pace import Pace

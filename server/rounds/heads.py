@@ -6,9 +6,9 @@ import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from fieldmark.server.records import to_array_record
 from fieldmark.server.rounds.closed_form import ClosedForm
 from fieldmark.server.rounds.context import Parts
 from fieldmark.server.rounds.start import FederatedStart, refused_start

@@ -12,10 +12,10 @@ from itertools import chain
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.tensor_names import shared
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.home import CoordinatorHome
-from fieldmark.server.records import to_array_record
 from fieldmark.server.results.evaluation import TestSplit
 from fieldmark.server.rounds.best_model import take_scores
 from fieldmark.server.rounds.closing import closing_scores, personalise

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.flower.records import from_array_record, to_array_record
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.pretraining import HEAD, PROJECTOR, fresh_projector, steps_of
 from fgvc_core.training.schedule import Stretch, mean_rate
 from fgvc_core.wire.arrays import TensorSpec, pack_all, spec_of, unpack_all
-from fieldmark.server.records import from_array_record, to_array_record
 from fieldmark.server.rounds.cohort import wanted
 from fieldmark.server.rounds.entry import round_entry
 from fieldmark.server.rounds.voids import nobody_left, void_round

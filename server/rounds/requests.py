@@ -6,9 +6,9 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.messages import Phase, Request
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.server.records import to_array_record
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.screening.tally import Books
 from fieldmark.server.screening.trust import Standing

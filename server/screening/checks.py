@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message
 
 from fgvc_core.errors import PeerError
+from fgvc_core.flower.records import from_message
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import PublicKey
 from fgvc_core.protocol.messages import Reply, Request
@@ -20,7 +21,6 @@ from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_no
 from fgvc_core.wire.decode import decode_update
 from fgvc_core.wire.settings import WireSettings
 from fieldmark.server.ledger_memory import LedgerMemory
-from fieldmark.server.records import from_message
 from fieldmark.server.screening.comparison import Figures, UpdateHistory
 from fieldmark.server.strategies import SoundReply, Tensors
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fgvc_core.errors import PeerError
+from fgvc_core.flower.records import SiteFault, words_of_a_site
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.wire.arrays import TensorSpec
-from fieldmark.server.records import SiteFault, words_of_a_site
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.screening.checks import Screened, Screening, SiteRefusal
 from fieldmark.server.screening.comparison import UnsoundUpdate

@@ -4,8 +4,8 @@ from typing import Any
 
 from flwr.app import ArrayRecord
 
+from fgvc_core.flower.records import from_array_record
 from fgvc_core.protocol.messages import Reply, Request, Scores
-from fieldmark.server.records import from_array_record
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screened, reply_bytes

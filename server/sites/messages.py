@@ -13,10 +13,10 @@ from itertools import zip_longest
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
+from fgvc_core.flower.records import from_array_record, is_large, take_tensors
 from fgvc_core.protocol.messages import Kind, Phase, Request, new_nonce
 from fgvc_core.wire.arrays import digest_all
 from fieldmark.server.home import CoordinatorHome
-from fieldmark.server.records import from_array_record, is_large, take_tensors
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.sites.prefetch import LookAhead
 from fieldmark.server.sites.roll_call import Attendance

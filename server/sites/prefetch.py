@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
+from fgvc_core.flower.records import digests_of
 from fgvc_core.wire.cores import core_taken
-from fieldmark.server.records import digests_of
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedProx
 from numpy.typing import NDArray
 
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from fieldmark.server.records import to_array_record
 from fieldmark.server.strategies.mean import RunningMean, Tensors
 
 Compose = Callable[[int, ArrayRecord, ConfigRecord], Iterable[Message]]

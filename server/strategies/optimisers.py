@@ -14,9 +14,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from flwr.serverapp.strategy.fedopt import FedOpt
 
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.tensor_names import is_statistic
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.server.records import to_array_record
 from fieldmark.server.strategies.base import Aggregate, SoundReply, StreamingFedAvg
 from fieldmark.server.strategies.mean import Tensors
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fgvc_core.errors import RunFailed
+from fgvc_core.flower.internals import build_app
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.supervision import die_with_parent
 from fieldmark.server.deployment.certificates import issue, make_authority
@@ -19,7 +20,6 @@ from fieldmark.server.deployment.conductor import answers
 from fieldmark.server.deployment.flower_internals import ControlApi
 from fieldmark.server.deployment.processes import LOOPBACK, QUIET, free_loopback_port
 from fieldmark.simulations.bench.bulk import ROUNDS, TENSOR_VALUES, TENSORS
-from fieldmark.simulations.flower_internals import build_app
 
 UP_WITHIN_S, RUN_WITHIN_S = 120.0, 900.0
 _SERVER = f"""

@@ -18,7 +18,7 @@ from fieldmark.client.privacy.outbox import Payload
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
-from fieldmark.client.work import echo
+from fieldmark.client.workspace import echo
 
 TENSORS = {"w": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
 

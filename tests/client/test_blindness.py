@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import fieldmark.client.work as works
+import fieldmark.client.workspace as works
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.experiment import make_learner
 from fgvc_core.protocol.envelope import seal
@@ -29,7 +29,7 @@ from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 
@@ -438,8 +438,7 @@ def entries_of(home: Path) -> list[dict]:
 
 
 def forget() -> None:
-    works._desk._examples.clear()
-    works._desk._tables.clear()
+    works.WORKSPACE.forget_data()
 
 
 def compare(tmp_path: Path, kind: str, recipe: Recipe, classes, policy: dict, size: int,

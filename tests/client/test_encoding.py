@@ -17,6 +17,7 @@ from fgvc_core.wire.layout import SMALL, packed_bytes, update_parts
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
+from fieldmark.client.stages import HANDLERS
 
 SPARSE = ("wire.precision=int8", "wire.delta=true", "wire.top_k=0.05")
 
@@ -81,7 +82,7 @@ def test_the_sites_own_cap_wins_before_anything_is_computed(home, tiny, monkeypa
     settings = Site.open(home).settings
     write_settings(home, settings.model_copy(update={"policy": Policy(max_update_mb=0.05)}))
     ask(home, request(recipe, "roll_call"))
-    monkeypatch.setattr("fieldmark.client.work.answer_round", None)
+    monkeypatch.setitem(HANDLERS, "train", lambda job: 1 / 0)
     tensors = make_learner(recipe, 12).tensors()
     reply = reply_of(home, ask(home, request(recipe, "train"), tensors))
     assert (reply.code, "max_update_mb" in reply.reason) == ("refused-policy", True)

@@ -22,8 +22,8 @@ from fgvc_core.protocol.messages import Request, new_nonce
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.private import PrivateTraining
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.client import work as works
-from fieldmark.client.answering import Incoming, answer
+from fieldmark.client import workspace as works
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
@@ -405,7 +405,7 @@ def test_a_fault_in_the_pictures_is_charged_and_tells_nothing(site, recipe, monk
         raise ValueError("Mrs Miller's left arm")
 
     monkeypatch.setattr(works, "split_examples", broken)
-    works._desk._examples.clear()
+    works.WORKSPACE.forget_data()
     reply, update = ask(site, recipe, "train", tensors=tensors)
     assert (reply.code, reply.reason, update) == ("unavailable", "", {})
     assert spent(site) > 0
@@ -423,7 +423,9 @@ def test_replies_are_held_until_the_announced_time_whatever_happened(
     held = []
     monkeypatch.setattr(time, "sleep", held.append)
     if how == "unavailable":
-        monkeypatch.setattr("fieldmark.client.private_work.at_the_desk", lambda *_: 1 / 0)
+        monkeypatch.setattr(
+            "fieldmark.client.stages.private.learner_and_examples", lambda *_: 1 / 0
+        )
     changes = {"round": 3} if how == "refused" else {}
     reply, _ = ask(site, recipe, "train", tensors=tensors, **changes)
     assert reply.code == {"refused": "refused-policy"}.get(how, how)

@@ -13,7 +13,7 @@ from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import read_public
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.recipe import Recipe, parse_recipe
-from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.limits import SHARE_OF_MEMORY, Limits, machine_bytes
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.recipe_limits import LIBRARIES_GB, PICTURE_GB, _numbers, check_recipe

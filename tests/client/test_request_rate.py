@@ -8,7 +8,7 @@ import pytest
 
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key
-from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.request_rate import FILE, RequestRate

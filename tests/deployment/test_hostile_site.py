@@ -4,22 +4,18 @@ An honest site, whose rounds are as they would be without the other; every fault
 """
 
 import json
-import sys
 
 import hostile_site
 import pytest
 from deployment_lab import Lab, models_inprocess
 from lying_site import VICTIM
 
-from fgvc_core.supervision import Service
-from fieldmark.client.site import Site
-from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, write_conduct
-from fieldmark.server.records import FAULTS, UNREADABLE
+from fgvc_core.flower.records import FAULTS, UNREADABLE
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
 HOSTILE, DEADLINE_S, ROUNDS = "site-2", 20, 4
+SCRIPT = {HOSTILE: (hostile_site.__file__,)}
 RECIPE = f"""
 name = "tiny"
 seed = 3
@@ -45,37 +41,17 @@ pixel_baseline = false
 """
 
 
-class HostileLab(Lab):
-    """A federation of an honest site and a hostile one."""
-
-    def __enter__(self):
-        try:
-            self.federation.start([Site.open(self.homes[VICTIM])])
-            home = self.homes[HOSTILE]
-            AllowList(self.folder).add(HOSTILE, Site.open(home).public_key)
-            self.until(lambda: self.lines("supervisor").count(" is node ") == 2, "it is registered")
-            address = f"127.0.0.1:{self.coordinator.ports['gateway']}"
-            script = (sys.executable, "-P", hostile_site.__file__)
-            self.supervisor.add(Service("hostile", (*script, str(home), address, str(self.folder))))
-            (self.folder / "runs" / "run").symlink_to(self.run_dir)
-            write_conduct(self.run_dir, Conduct(state="wanted"))
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     facts = {"without it": models_inprocess(RECIPE, folder / "reference", [VICTIM])}
-    with HostileLab(folder, RECIPE, [VICTIM, HOSTILE]) as lab:
+    with Lab(folder, RECIPE, [VICTIM, HOSTILE], SCRIPT) as lab:
         facts["conduct"] = lab.until_over()
         facts["models"] = lab.models()
         facts["rounds"] = {e["round"]: e for e in lab.events("round_finished")}
         facts["replies"] = [r for r in lab.events("reply") if r["kind"] == "train"]
         facts["set aside"] = lab.events("site_set_aside")
-        facts["log"] = lab.lines("hostile")
+        facts["log"] = lab.lines(HOSTILE)
         told = (lab.homes[HOSTILE] / "lies.jsonl").read_text().splitlines()
         facts["got"] = {(t["round"], t["lie"]): t for t in map(json.loads, told)}
         facts["refused"] = [

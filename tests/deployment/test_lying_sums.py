@@ -6,7 +6,6 @@ computed again from what lies in their outboxes; who lied is named wherever one 
 """
 
 import json
-import sys
 from importlib.util import find_spec
 
 import lying_sums_site
@@ -18,10 +17,6 @@ from typer.testing import CliRunner
 
 import fieldmark.cli
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.supervision import Service
-from fieldmark.client.site import Site
-from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.report import render
 
 pytestmark = [
@@ -40,31 +35,12 @@ RECIPE = parse_recipe(
 )
 
 
-class LyingLab(Lab):
-    """A federation of four honest sites and a liar."""
-
-    def __enter__(self):
-        try:
-            self.federation.start([Site.open(self.homes[name]) for name in HONEST])
-            home = self.homes[LIAR]
-            AllowList(self.folder).add(LIAR, Site.open(home).public_key)
-            self.until(lambda: self.lines("supervisor").count(" is node ") == 5, "it is registered")
-            address = f"127.0.0.1:{self.coordinator.ports['gateway']}"
-            script = (sys.executable, "-P", lying_sums_site.__file__)
-            self.supervisor.add(Service("liar", (*script, str(home), address, str(self.folder))))
-            (self.folder / "runs" / "run").symlink_to(self.run_dir)
-            write_conduct(self.run_dir, Conduct(state="wanted"))
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sums")
-    with LyingLab(folder, RECIPE.to_toml(), [*HONEST, LIAR]) as lab:
-        facts = {"conduct": lab.until_over(), "liar's log": lab.lines("liar")}
+    script = {LIAR: (lying_sums_site.__file__,)}
+    with Lab(folder, RECIPE.to_toml(), [*HONEST, LIAR], script) as lab:
+        facts = {"conduct": lab.until_over(), "liar's log": lab.lines(LIAR)}
         facts["model"] = last_model(lab.run_dir)
         facts["aside"] = lab.events("site_set_aside")
         facts["replies"] = lab.events("reply")

@@ -1,15 +1,8 @@
 """A roll call that registered sites hold up, in a federation of real processes."""
 
-import sys
-
 import pytest
 import silent_site
 from deployment_lab import Lab
-
-from fgvc_core.supervision import Service
-from fieldmark.client.site import Site
-from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, write_conduct
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
@@ -40,36 +33,16 @@ pixel_baseline = false
 """
 
 
-class HeldUp(Lab):
-    """A federation of one honest site, and others that hold its roll call up."""
-
-    def __enter__(self):
-        try:
-            settings = self.run_dir / "coordinator" / "server.toml"
-            text = settings.read_text()
-            assert "roll_call_s = 300.0" in text
-            settings.write_text(text.replace("roll_call_s = 300.0", f"roll_call_s = {ROLL_CALL_S}"))
-            self.federation.start([Site.open(self.homes[HONEST])])
-            for name in OTHERS:
-                AllowList(self.folder).add(name, Site.open(self.homes[name]).public_key)
-            self.until(lambda: self.lines("supervisor").count(" is node ") == 5, "all registered")
-            address = f"127.0.0.1:{self.coordinator.ports['gateway']}"
-            for name, how in OTHERS.items():
-                script = (sys.executable, "-P", silent_site.__file__)
-                arguments = (str(self.homes[name]), address, str(self.folder), how, str(LATE_S))
-                self.supervisor.add(Service(name, (*script, *arguments)))
-            (self.folder / "runs" / "run").symlink_to(self.run_dir)
-            write_conduct(self.run_dir, Conduct(state="wanted"))
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     facts = {}
-    with HeldUp(tmp_path_factory.mktemp("roll"), RECIPE, [HONEST, *OTHERS]) as lab:
+    scripts = {name: (silent_site.__file__, how, str(LATE_S)) for name, how in OTHERS.items()}
+    held_up = Lab(tmp_path_factory.mktemp("roll"), RECIPE, [HONEST, *OTHERS], scripts)
+    settings = held_up.run_dir / "coordinator" / "server.toml"
+    text = settings.read_text()
+    assert "roll_call_s = 300.0" in text
+    settings.write_text(text.replace("roll_call_s = 300.0", f"roll_call_s = {ROLL_CALL_S}"))
+    with held_up as lab:
         facts["conduct"] = lab.until_over()
         for kind in ("roll_call", "roll_call_closed", "round_started"):
             facts[kind] = lab.events(kind)

@@ -10,16 +10,15 @@ import time
 import pytest
 
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.files import read_json, replace_private_json
 from fgvc_core.supervision import (
     Service,
     Supervisor,
     alone,
     holder,
     last_words,
-    read_json,
     refuse_second,
     stop_holder,
-    write_json,
 )
 
 SLEEPER = (sys.executable, "-c", "import time; print('here', flush=True); time.sleep(600)")
@@ -136,7 +135,7 @@ def test_a_folder_is_held_by_one(tmp_path):
 
 
 def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
-    write_json(tmp_path / "a.json", {"a": 1})
+    replace_private_json(tmp_path / "a.json", {"a": 1})
     assert read_json(tmp_path / "a.json") == {"a": 1}
     (tmp_path / "a.json").write_text('{"a": ')
     assert read_json(tmp_path / "a.json") is None

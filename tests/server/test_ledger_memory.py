@@ -8,12 +8,12 @@ from nodes_lab import ARRAYS, KEYS, Nodes, answering
 from typer.testing import CliRunner
 
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
+from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import new_key, public_text, read_private
 from fgvc_core.protocol.ledger_statement import read_statement
 from fgvc_core.protocol.messages import Reply, Request
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.supervision import write_json
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.cli import server_app
 from fieldmark.server.deployment.provisioning import add_site, init_server
@@ -161,7 +161,7 @@ def test_the_roll_call_of_a_later_run_names_the_head_to_its_own_site_alone(excha
     link_memory(tmp_path, kept)
     call, home = exchange(answering("site-1", ledger_length=12), answering("site-2"))
     LedgerMemory(tmp_path, home.recipe).saw(*reply(5))
-    write_json(tmp_path / NODES, {"2": "site-1", "3": "site-2"})
+    replace_private_json(tmp_path / NODES, {"2": "site-1", "3": "site-2"})
     call.roll_call()
     told = {
         message.metadata.dst_node_id: Request.parse(

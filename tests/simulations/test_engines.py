@@ -11,9 +11,9 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import ServerApp
 
 from fgvc_core.errors import RunInterrupted
+from fgvc_core.flower.internals import enter_run
 from fieldmark.client.app import site_home
 from fieldmark.simulations.engines import run_ray
-from fieldmark.simulations.flower_internals import enter_run
 
 NOWHERE = RecordDict()
 

@@ -1,7 +1,6 @@
 """A registered site that lies in every way, in a real federation: what it gets, what is kept."""
 
 import json
-import sys
 from pathlib import Path
 
 import lying_site
@@ -9,10 +8,6 @@ import pytest
 from deployment_lab import Lab, models_inprocess
 from lying_site import LIES, VICTIM
 
-from fgvc_core.supervision import Service
-from fieldmark.client.site import Site
-from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.gateway import NOT_TAKEN
 from fieldmark.server.deployment.settings import read_settings, write_settings
 
@@ -48,40 +43,19 @@ BOUNDS = {"message_mb": 20.0, "slow_s": 3.0, "request_s": 5.0}
 HONEST = [number for number, lies in LIES.items() if lies[0] == "honest"]
 
 
-class LyingLab(Lab):
-    """A federation of an honest site and a liar."""
-
-    def __enter__(self):
-        settings = read_settings(self.folder)
-        gateway = settings.gateway.model_copy(update=BOUNDS)
-        write_settings(self.folder, settings.model_copy(update={"gateway": gateway}))
-        try:
-            self.federation.start([Site.open(self.homes[VICTIM])])
-            home = self.homes[LIAR]
-            AllowList(self.folder).add(LIAR, Site.open(home).public_key)
-            self.until(lambda: self.lines("supervisor").count(" is node ") == 2, "it is registered")
-            address = f"127.0.0.1:{self.coordinator.ports['gateway']}"
-            # -P: beside the file lie folders named as the packages that it imports.
-            script = (sys.executable, "-P", lying_site.__file__)
-            command = (*script, str(home), address, str(self.folder))
-            self.supervisor.add(Service("liar", command))
-            (self.folder / "runs" / "run").symlink_to(self.run_dir)
-            write_conduct(self.run_dir, Conduct(state="wanted"))
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lying")
     facts = {"without the liar": models_inprocess(RECIPE, folder / "reference", [VICTIM])}
-    with LyingLab(folder, RECIPE, [VICTIM, LIAR]) as lab:
+    lying = Lab(folder, RECIPE, [VICTIM, LIAR], {LIAR: (lying_site.__file__,)})
+    settings = read_settings(lying.folder)
+    gateway = settings.gateway.model_copy(update=BOUNDS)
+    write_settings(lying.folder, settings.model_copy(update={"gateway": gateway}))
+    with lying as lab:
         facts["conduct"] = lab.until_over()
         facts["models"] = lab.models()
         facts["replies"] = [r for r in lab.events("reply") if r["kind"] == "train"]
-        facts["liar's log"] = lab.lines("liar")
+        facts["liar's log"] = lab.lines(LIAR)
         status = Path(f"/proc/{lab.pid('gateway')}/status").read_text()
         peak = next(x for x in status.splitlines() if x.startswith("VmHWM"))
         facts["gateway MB"] = int(peak.split()[1]) / 1000

@@ -11,7 +11,7 @@ from tests_recipe import TINY
 from fgvc_core.files import widely_readable
 from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.recipe import parse_recipe
-from fieldmark.client.answering import Incoming, answer
+from fieldmark.client.job import Incoming, answer
 from fieldmark.server.report.page import render
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import simulate

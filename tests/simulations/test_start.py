@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from inline_executor import Here
 
-import fieldmark.client.statistics
+import fieldmark.client.stages.statistics
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
@@ -64,7 +64,7 @@ def test_rounds_go_on_from_the_start(recipe, tmp_path):
 
 
 def test_who_lies_about_its_statistics_is_named_and_set_aside(recipe, tmp_path, monkeypatch):
-    honest, asked = fieldmark.client.statistics.site_statistics, []
+    honest, asked = fieldmark.client.stages.statistics.site_statistics, []
 
     def lying(*args):
         found = honest(*args)
@@ -75,7 +75,7 @@ def test_who_lies_about_its_statistics_is_named_and_set_aside(recipe, tmp_path, 
         return {name: a * np.float32(factors[name]) for name, a in found.items()}
 
     monkeypatch.setattr("fieldmark.simulations.workers.make_pool", lambda *count: Here())
-    monkeypatch.setattr(fieldmark.client.statistics, "site_statistics", lying)
+    monkeypatch.setattr(fieldmark.client.stages.statistics, "site_statistics", lying)
     run = tmp_path / "run"
     five = ["partition.sites=5", "partition.scheme=iid", "federation.rounds=1"]
     metrics = simulate(Simulation(parse_recipe(recipe.to_toml(), five), run))

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from deployment_lab import Lab, models_inprocess
 
+from fgvc_core.flower.internals import build_app
 from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key
@@ -20,7 +21,6 @@ from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.flower_internals import ControlApi
 from fieldmark.server.home import read_allow_list
-from fieldmark.simulations.flower_internals import build_app
 
 pytestmark = pytest.mark.deployment
 

@@ -20,8 +20,9 @@ from fieldmark.client.privacy.chain import Entry, read_chain
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.report.page import draw
 from fieldmark.client.privacy.report.signing import Signed, read_known_key, read_signed
-from fieldmark.client.privacy.report.stated import FORMAT, StatedSite, state
+from fieldmark.client.privacy.report.stated_site import StatedSite
 from fieldmark.client.privacy.report.words import words_of
+from fieldmark.client.privacy.report.writing import FORMAT, state
 
 TOLERANCE = 1e-6
 """By how much, in parts of it, an epsilon may differ: libraries round differently."""

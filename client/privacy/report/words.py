@@ -1,11 +1,9 @@
 """The report's sentences: what the figures mean, what they rest on, what they leave out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fieldmark.client.privacy.policy import Policy
-
-if TYPE_CHECKING:
-    from fieldmark.client.privacy.report.stated import StatedSite
+from fieldmark.client.privacy.report.stated_site import StatedSite
 
 PROTECTED_FROM = (
     "Everybody who sees what leaves this site: the coordinator above all, curious or "
@@ -32,7 +30,7 @@ METHODS = {
 """What the accountant's methods are; the first word by which they are known -> a sentence."""
 
 
-def words_of(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> dict[str, Any]:
+def words_of(site: StatedSite, policy: Policy, facts: dict[str, Any]) -> dict[str, Any]:
     """All sentences that depend on the facts.
 
     Args:
@@ -68,7 +66,7 @@ def one_in(delta: float) -> str:
     return f"1 in {round(1 / delta):,}"
 
 
-def _headline(site: "StatedSite", facts: dict[str, Any]) -> str:
+def _headline(site: StatedSite, facts: dict[str, Any]) -> str:
     kinds = facts["departures"]["by_charge"]
     charged, bare = kinds.get("charged", 0), kinds.get("unprotected", 0)
     total = facts["total"]
@@ -195,7 +193,7 @@ def _methods(facts: dict[str, Any]) -> list[str]:
     return [sentence for word, sentence in METHODS.items() if word in used]
 
 
-def _assumptions(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> list[str]:
+def _assumptions(site: StatedSite, policy: Policy, facts: dict[str, Any]) -> list[str]:
     told = _of_the_mechanism(site, policy, facts) if facts["units"] else []
     told += [
         f"The code that ran is the installed one ({site.version}), unchanged. No code comes from "
@@ -212,7 +210,7 @@ def _assumptions(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> l
     return told
 
 
-def _of_the_mechanism(site: "StatedSite", policy: Policy, facts: dict[str, Any]) -> list[str]:
+def _of_the_mechanism(site: StatedSite, policy: Policy, facts: dict[str, Any]) -> list[str]:
     unit = unit_word(facts)
     article = "An" if unit[0] in "aeio" else "A"
     told = [

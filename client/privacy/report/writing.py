@@ -1,18 +1,24 @@
 """From a site's home to its report: a page, and the same as JSON beside it."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import write_durably
-from fieldmark.client.privacy.chain import Chain
+from fieldmark.client.privacy.chain import Chain, Entry
 from fieldmark.client.privacy.ledger import FILE
+from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.report.facts import collect
 from fieldmark.client.privacy.report.page import draw
 from fieldmark.client.privacy.report.signing import sign_statement
-from fieldmark.client.privacy.report.stated import state, stated_site
+from fieldmark.client.privacy.report.stated_site import StatedSite, stated_site
+from fieldmark.client.privacy.report.words import words_of
 from fieldmark.client.site import Site
+
+FORMAT = "fieldmark privacy report 2"
+"""Changes whenever a report of before could no longer be checked."""
 
 
 def write_report(home: Path, page: Path) -> dict[str, Any]:
@@ -58,3 +64,27 @@ def write_report(home: Path, page: Path) -> dict[str, Any]:
             remedy="Name a file in a folder that you may write to (--out).",
         ) from None
     return {"signature": signed.signature.hex(), "statement": signed.statement}
+
+
+def state(made: str, site: StatedSite, policy: Policy, entries: Sequence[Entry]) -> dict[str, Any]:
+    """A whole statement: plain values and sentences, to be signed and drawn.
+
+    Args:
+        made: When, UTC, ISO 8601.
+        site: On its own word.
+        policy: In force then.
+        entries: The ledger's, verified.
+
+    Raises:
+        DataError: if an entry cannot be.
+    """
+    facts = collect(entries, policy)
+    return {
+        "format": FORMAT,
+        "made": made,
+        "site": site.model_dump(),
+        "policy": policy.model_dump(mode="json"),
+        "policy_digest": policy.digest,
+        "facts": facts,
+        "words": words_of(site, policy, facts),
+    }

@@ -21,6 +21,7 @@ from fgvc_core import __version__
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.data.writing import write_tree
+from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.announcement import Announcement, seal_announcement
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.envelope import seal
@@ -28,7 +29,6 @@ from fgvc_core.protocol.keys import fingerprint, new_key, private_text, read_pri
 from fgvc_core.protocol.kit import StartKit
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.supervision import write_json
 from fieldmark.client.cli import site_app
 from fieldmark.client.deployment.check import check_site
 from fieldmark.client.deployment.contact import Contact
@@ -86,7 +86,7 @@ def announce(gateway):
         said = Announcement(run="demo", recipe=recipe.to_toml(), recipe_digest=recipe.digest,
                             class_names=class_names, version=version, code=code)  # fmt: skip
         sealed = seal_announcement(read_private(gateway.folder / "coordinator.key"), said)
-        write_json(path, {"body": sealed.text, "signature": sealed.signature.hex()})
+        replace_private_json(path, {"body": sealed.text, "signature": sealed.signature.hex()})
 
     yield write
     path.unlink(missing_ok=True)

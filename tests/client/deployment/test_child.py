@@ -14,12 +14,12 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 
-import fieldmark.client.work
+from fgvc_core.flower.internals import enter_run
+from fgvc_core.flower.records import to_content
 from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.envelope import Sealed, seal, unseal
 from fgvc_core.protocol.keys import read_public
 from fgvc_core.protocol.messages import Reply
-from fieldmark.client.answering import Incoming, answer
 from fieldmark.client.deployment import child
 from fieldmark.client.deployment.child import (
     HALF_HANDED_OVER,
@@ -30,11 +30,11 @@ from fieldmark.client.deployment.child import (
     wait_for,
 )
 from fieldmark.client.deployment.runner import Runner
+from fieldmark.client.job import Incoming, answer
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site, write_settings
-from fieldmark.server.records import to_content
-from fieldmark.simulations.flower_internals import enter_run
+from fieldmark.client.stages import HANDLERS
 
 from ..protected_sites import COORDINATOR, make_site, request, unprotected
 
@@ -231,7 +231,7 @@ def handled(site, task, monkeypatch, work):
             file.write("x")
         return work()
 
-    monkeypatch.setattr(fieldmark.client.work, "answer_round", counted)
+    monkeypatch.setitem(HANDLERS, "train", counted)
     monkeypatch.setattr("fieldmark.client.encoding.UpdateEncoder.__init__", lambda self, *a: None)
     monkeypatch.setattr("fieldmark.client.encoding.UpdateEncoder.received", {}, raising=False)
     monkeypatch.setattr("fieldmark.client.privacy.gate.Gate.check_leaving", lambda self, *a: None)

@@ -11,9 +11,9 @@ from fgvc_core.protocol.rotation import sign_rotation
 from fieldmark.client.deployment.contact import Contact
 from fieldmark.client.deployment.joining import Answers, join
 from fieldmark.client.deployment.rotation import NEXT, finish, prepare
+from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import Policy
-from fieldmark.client.privacy.register import Register
 from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.provisioning import add_site, init_server, rotate_key

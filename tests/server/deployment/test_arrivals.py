@@ -10,7 +10,7 @@ from nodes_lab import ARRAYS, answering
 from superlink_lab import MALFORMED, MemoryLink, failure
 
 import fieldmark.server.sites.messages
-from fieldmark.server.records import FAULTS, TOO_LARGE, UNREADABLE, WITHDRAWN
+from fgvc_core.flower.records import FAULTS, TOO_LARGE, UNREADABLE, WITHDRAWN
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.screening.checks import Screening
 from fieldmark.server.screening.comparison import UpdateHistory

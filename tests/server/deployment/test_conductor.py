@@ -5,10 +5,10 @@ import json
 import pytest
 
 from fgvc_core.errors import PolicyRefusal, RunFailed
+from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.announcement import read_announcement
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.supervision import write_json
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.conduct import Conduct, read_conduct, write_conduct
 from fieldmark.server.deployment.conductor import Conductor
@@ -121,7 +121,7 @@ def test_rounds_in_between_make_the_count_begin_anew(rig):
     for number in range(1, 9):
         link.status = ("running", "", "")
         conductor.step()
-        write_json(run_dir / "checkpoints" / "last.json", {"round": number})
+        replace_private_json(run_dir / "checkpoints" / "last.json", {"round": number})
         link.status = ("finished", "failed", "died: again")
         conductor.step()
     assert read_conduct(run_dir).state == "wanted"

@@ -5,8 +5,8 @@ import re
 import pytest
 from starlette.testclient import TestClient
 
+from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.keys import new_key, public_text
-from fgvc_core.supervision import write_json
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.pages import make_app, metric_lines
@@ -32,7 +32,7 @@ def folder(tmp_path):
     log.emit("reply", round=1, kind="train", site="lyon", accepted=False,
              reason='<script>alert("x")</script>', bytes_up=0, bytes_down=9)  # fmt: skip
     log.emit("round_finished", round=1, seconds=2.5)
-    write_json(
+    replace_private_json(
         folder / "state" / "gateway.json",
         {"last_seen": {"lyon": 0.0}, "bytes_in": {"lyon": 5}, "bytes_out": {"lyon": 7},
          "refusals": [['a "path" that\nis not', 404, 3]]},

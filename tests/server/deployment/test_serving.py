@@ -12,9 +12,9 @@ import time
 import pytest
 from sockets_lab import superlink_socket
 
+from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.sockets import socket_name
-from fgvc_core.supervision import write_json
 from fieldmark.client.deployment.flower_internals import node_headers
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.processes import _make_loopback, free_loopback_port
@@ -58,7 +58,7 @@ def gateway(tmp_path_factory):
     _make_loopback(folder)
     port = free_loopback_port()
     silent = SilentLink(folder)
-    write_json(folder / "state" / "ports.json", {"gateway": port})
+    replace_private_json(folder / "state" / "ports.json", {"gateway": port})
     process = subprocess.Popen(
         [sys.executable, "-m", "fieldmark.server.deployment.serving", str(folder)]
     )

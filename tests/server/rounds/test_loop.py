@@ -7,18 +7,18 @@ import pytest
 from flwr.app import Message
 
 from fgvc_core.errors import ConfigurationError, RunFailed
+from fgvc_core.flower.internals import enter_run, give_id
+from fgvc_core.flower.records import to_array_record, to_content
 from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.protocol.messages import Reply, Request, Scores
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
-from fieldmark.server.records import to_array_record, to_content
 from fieldmark.server.rounds.cohort import draw_cohort
 from fieldmark.server.rounds.loop import Rounds
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 from fieldmark.server.run_log.events import EventLog
-from fieldmark.simulations.flower_internals import enter_run, give_id
 
 START = {"w": np.zeros(4, np.float32)}
 KEYS = {f"site-{n}": new_key() for n in (1, 2, 3)}

@@ -3,13 +3,13 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fgvc_core.errors import PeerError
+from fgvc_core.flower.internals import enter_run
+from fgvc_core.flower.records import to_array_record, to_content
 from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import new_key, sign
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from fieldmark.server.records import to_array_record, to_content
 from fieldmark.server.screening.checks import MAX_EXAMPLES, Screening
-from fieldmark.simulations.flower_internals import enter_run
 
 KEY, OTHER = new_key(), new_key()
 SPECS = {"w": TensorSpec("float32", (2, 3)), "b": TensorSpec("float32", (4,))}

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fgvc_core.errors import FieldmarkError
+from fgvc_core.flower.internals import enter_run
 from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.messages import Request, new_nonce
 from fgvc_core.protocol.settings import FederationSettings
@@ -23,7 +24,6 @@ from fgvc_core.wire.encode import encode_update
 from fgvc_core.wire.settings import WireSettings
 from fieldmark.server.screening.checks import Screening
 from fieldmark.server.screening.comparison import UpdateHistory
-from fieldmark.simulations.flower_internals import enter_run
 
 KEY = new_key()
 ASKED = Request(

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgvc_core.flower.records import from_array_record
 from fgvc_core.protocol.settings import FederationSettings, Strategy
 from fgvc_core.training.settings import TrainSettings
 from fgvc_core.wire.arrays import TensorSpec
-from fieldmark.server.records import from_array_record
 from fieldmark.server.screening.weights import bounded, share_among
 from fieldmark.server.strategies import SoundReply, make_strategy
 

@@ -8,11 +8,11 @@ import pytest
 from flwr.app import Error, Message
 from nodes_lab import ARRAYS, Nodes, answering
 
+from fgvc_core.files import replace_private_json
+from fgvc_core.flower.records import from_message
 from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.messages import Reply, Request
-from fgvc_core.supervision import write_json
 from fgvc_core.wire.cores import WORTH_THREADS
-from fieldmark.server.records import from_message
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screening
@@ -113,7 +113,7 @@ def removing(tmp_path, then):
     def answer(request):
         path = tmp_path / "coordinator" / "sites.json"
         listed = {n: key for n, key in json.loads(path.read_text()).items() if n != "site-2"}
-        write_json(path, listed)
+        replace_private_json(path, listed)
         return then(request)
 
     return answer

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
+from fgvc_core.flower.internals import enter_run
+from fgvc_core.flower.records import digests_of, is_large, to_array_record
 from fgvc_core.wire.arrays import digest_all, pack_all
 from fgvc_core.wire.cores import WORTH_THREADS, available, core_taken, spare
-from fieldmark.server.records import digests_of, is_large, to_array_record
 from fieldmark.server.sites.prefetch import LookAhead
-from fieldmark.simulations.flower_internals import enter_run
 
 
 def reply(value=0.0, size=3, request=None):

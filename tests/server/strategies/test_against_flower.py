@@ -15,11 +15,11 @@ from flwr.serverapp.strategy import (
     MultiKrum,
 )
 
+from fgvc_core.flower.internals import enter_run
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from fieldmark.server.records import to_array_record
 from fieldmark.server.strategies import SoundReply, make_strategy
-from fieldmark.simulations.flower_internals import enter_run
 
 SHAPES = {"b": (5,), "w": (40, 7)}
 SITES = 9

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 
+from fgvc_core.flower.internals import enter_run
+from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import TrainSettings
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from fieldmark.server.records import to_array_record
 from fieldmark.server.strategies import SoundReply, make_strategy
-from fieldmark.simulations.flower_internals import enter_run
 
 
 def started(name, train=None, model=None, sites=2):

@@ -1,0 +1,211 @@
+"""What a site remembers of a run between messages: the recipe that was announced.
+
+Flower keeps no state across processes that lasts (a SuperNode's is in memory), so
+the announcement is on the site's disk, one file a run. A coordinator may announce a run a second:
+what is kept is bounded in number and size, and the oldest goes first. A run that has been charged
+and is not done is never among them: its site could not answer the rest of what it has paid for.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fgvc_core.errors import (
+    ConfigurationError,
+    DataError,
+    FieldmarkError,
+    PeerError,
+    PolicyRefusal,
+)
+from fgvc_core.files import private_folder, write_durably
+from fgvc_core.open_settings import OpenSettings
+from fgvc_core.protocol.messages import Request
+from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.toml_text import read_toml
+
+MAX_ANNOUNCED = 500
+"""Most runs whose announcements are kept."""
+
+MAX_ANNOUNCED_BYTES = 50_000_000
+"""Most bytes that they have together."""
+
+_RUN = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+class _Announced(BaseModel):
+    recipe: str
+    class_names: tuple[str, ...]
+
+
+def remember(home: Path, request: Request, unfinished: Callable[[str], bool]) -> None:
+    """Keep an announcement; the first of a run holds for all of it.
+
+    Args:
+        home: The site's.
+        request: A roll call.
+        unfinished: Whether a run has been charged here and has still something to release.
+
+    Raises:
+        PeerError: if the run was announced before with another recipe or other classes, or too
+            many runs are not done.
+        DataError: if what was kept of the run is damaged.
+    """
+    path = announcement(home, request.run)
+    held = read_announced(home, request.run)
+    if held is None:
+        private_folder(path.parent)
+        values = {"recipe": request.recipe, "class_names": request.class_names}
+        data = json.dumps(values).encode()
+        _make_room(path.parent, len(data), unfinished)
+        write_durably(path, data)
+        return
+    recipe, class_names = held
+    if (recipe.digest, class_names) != (request.recipe_digest, request.class_names):
+        raise PeerError(f"Run '{request.run}' was announced before with another recipe.")
+
+
+def _make_room(folder: Path, nbytes: int, unfinished: Callable[[str], bool]) -> None:
+    """Forget the oldest announcements, with what was kept of their runs, until one more fits.
+
+    Raises:
+        PeerError: if those that may be forgotten are too few.
+    """
+    kept = sorted(
+        (found.st_mtime, found.st_size, path)
+        for path in folder.glob("*.json")
+        for found in [path.stat()]
+    )
+    number, size = len(kept) + 1, sum(held for _, held, _ in kept) + nbytes
+    going = []
+    for _, held, path in kept:
+        if number <= MAX_ANNOUNCED and size <= MAX_ANNOUNCED_BYTES:
+            break
+        if not unfinished(path.stem):
+            going.append(path)
+            number, size = number - 1, size - held
+    if number > MAX_ANNOUNCED or size > MAX_ANNOUNCED_BYTES:
+        raise PeerError(
+            f"This site keeps the announcements of {len(kept)} runs, and no more fit.",
+            why=f"At most {MAX_ANNOUNCED} runs and {MAX_ANNOUNCED_BYTES / 1e6:g} MB are kept; "
+            "runs that were charged here and are not done stay.",
+            remedy="Finish the runs that were begun, or have the site remove files from its "
+            "home's folder runs/ of those that never will be.",
+        )
+    for path in going:
+        path.unlink(missing_ok=True)
+        for own in folder.glob(f"{path.stem}.*"):
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def read_announcement(request: Request) -> Recipe:
+    """The recipe that a roll call carries.
+
+    Raises:
+        PeerError: if the recipe is not the one that its digest names.
+        PolicyRefusal: if it names a component that is not installed here.
+        ConfigurationError: if it is no recipe of ours.
+    """
+    where = "announced recipe"
+    values = read_toml(request.recipe, where)
+    try:
+        recipe = Recipe.read(values, where)
+    except ConfigurationError:
+        _refuse_missing(values)
+        raise
+    if recipe.digest != request.recipe_digest:
+        raise PeerError("The announced recipe is not the one that its digest names.")
+    return recipe
+
+
+def _refuse_missing(values: dict[str, Any]) -> None:
+    """Refuse a recipe that names a component that this installation lacks.
+
+    The names of those that it has stay here: they are nobody else's to know.
+
+    Raises:
+        PolicyRefusal: naming the component, and how to install it.
+    """
+    for section, field in Recipe.model_fields.items():
+        kind, given = field.annotation, values.get(section)
+        if not (isinstance(kind, type) and issubclass(kind, OpenSettings)):
+            continue
+        for registry, name in kind.missing(given if isinstance(given, dict) else {}):
+            raise PolicyRefusal(
+                f"The recipe's {registry.noun} '{name[:64]}' is not installed at this site: it "
+                f"comes with a distribution that has the entry point '{name[:64]}' in "
+                f"'{registry.group}'.",
+                why="A site computes with what its own people have installed, and nothing else.",
+                remedy=f"Install that distribution at the site, or name another {registry.noun}.",
+            )
+
+
+def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe and class names of a run.
+
+    Raises:
+        PeerError: if the run was never announced here, or under another recipe.
+    """
+    held = read_announced(home, request.run)
+    if held is None:
+        raise PeerError(f"Run '{request.run}' was never announced to this site.")
+    if held[0].digest != request.recipe_digest:
+        raise PeerError(f"Run '{request.run}' was announced with another recipe.")
+    return held
+
+
+def read_announced(home: Path, run: str) -> tuple[Recipe, tuple[str, ...]] | None:
+    """What was announced of a run, or None.
+
+    Raises:
+        PeerError: if that is no name of a run.
+        DataError: if the file is damaged.
+    """
+    path = announcement(home, run)
+    try:
+        held = _Announced.model_validate_json(path.read_bytes())
+        return _parse(held.recipe), held.class_names
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError, ConfigurationError) as error:
+        raise DataError(
+            f"The announcement '{path}' cannot be read: {error}.",
+            why="What this run is to do is not known.",
+            remedy="Restore it from a copy, or start a new run.",
+        ) from None
+
+
+def last_announced(home: Path) -> tuple[str, float, Recipe] | None:
+    """The run that was announced last, when (seconds since 1970), and its recipe; None where
+    there is none, or where it is damaged: its messages are refused for that."""
+    found = [(path.stat().st_mtime, path.stem) for path in (home / "runs").glob("*.json")]
+    if not found:
+        return None
+    when, run = max(found)
+    try:
+        held = read_announced(home, run)
+    except FieldmarkError:
+        return None
+    return None if held is None else (run, when, held[0])
+
+
+# A worker reads the same announcement for each site and round.
+@lru_cache(maxsize=16)
+def _parse(text: str) -> Recipe:
+    return parse_recipe(text, where="announced recipe")
+
+
+def announcement(home: Path, run: str) -> Path:
+    """Where the announcement of a run is kept.
+
+    Raises:
+        PeerError: if that is no name of a run.
+    """
+    if not _RUN.fullmatch(run):
+        raise PeerError(f"'{run[:64]}' is no name of a run.")
+    return home / "runs" / f"{run}.json"

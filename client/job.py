@@ -1,0 +1,282 @@
+"""From a message that arrived to the reply that leaves: check it, do the work, pass the gate.
+
+An authentic request to a run that was announced and admitted is a :class:`Job`; its stage names
+the handler (:mod:`fieldmark.client.stages`).
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fgvc_core import __version__
+from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
+from fgvc_core.files import PrivateLogFile
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.protocol.code import code_digest
+from fgvc_core.protocol.envelope import Sealed, unseal
+from fgvc_core.protocol.messages import Code, Reply, Request, fixed_seconds
+from fgvc_core.protocol.stages import ROLL_CALL, Stage, stage_of
+from fgvc_core.recipe import Recipe
+from fgvc_core.wire.arrays import PackedTensor, digest_all
+from fgvc_core.words import OneRecord
+from fieldmark.client.announced import read_announcement, recall, remember
+from fieldmark.client.encoding import UpdateEncoder, check_weight
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.reading import check_class_names, check_knowledge
+from fieldmark.client.recipe_limits import check_lent
+from fieldmark.client.request_rate import RequestRate
+from fieldmark.client.site import Site
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request to work on, of a run that was announced to this site.
+
+    Attributes:
+        site: Who works.
+        request: What is asked.
+        recipe: Of the run.
+        privacy: The differential privacy of the answer; None without.
+        class_names: As announced.
+        received: The tensors that came with the request; they are its signed ones, and nothing
+            else about them was checked.
+    """
+
+    site: Site
+    request: Request
+    recipe: Recipe
+    privacy: PrivacySettings | None
+    class_names: tuple[str, ...]
+    received: Mapping[str, PackedTensor]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the run that it belongs to.
+
+        Raises:
+            PeerError: if there is no such stage.
+        """
+        return stage_of(self.request)
+
+
+def echo(site: Site, request: Request) -> dict[str, Any]:
+    """The fields of a reply that repeat the request's."""
+    return {
+        "kind": request.kind,
+        "run": request.run,
+        "round": request.round,
+        "site": site.name,
+        "nonce": request.nonce,
+        "recipe_digest": request.recipe_digest,
+        "version": __version__,
+        "code_digest": code_digest(),
+    }
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """What arrived: a signed body and packed tensors, nothing of it checked yet."""
+
+    sealed: Sealed
+    tensors: dict[str, PackedTensor]
+
+
+def answer(home: Path, incoming: Incoming) -> Departure | None:
+    """Answer a request; never raises.
+
+    Returns:
+        What may leave, or None where the home could not be opened, the request is not
+        the coordinator's, or it is one too many today: then nobody is answered.
+    """
+    log = _site_log(home)
+    found = _authentic(home, incoming, log)
+    if found is None:
+        return None
+    site, request = found
+    try:
+        # A simulated site is asked by its own user.
+        rate = RequestRate(home, site.settings.limits, log)
+        if site.rows is None and not rate.admits(request.kind, datetime.now(UTC).date()):
+            return None
+    except Exception:
+        log.exception("a request was not answered")
+        return None
+    return _guarded(site, request, log, lambda: _work(site, request, incoming))
+
+
+def unavailable(home: Path, incoming: Incoming, limit: str) -> Departure | None:
+    """Answer that nothing could be computed: the process that worked on it ran into a limit.
+
+    Args:
+        home: The site's.
+        incoming: What that process was to answer.
+        limit: In words, for the site's own log.
+
+    Returns:
+        As :func:`answer`.
+    """
+    log = _site_log(home)
+    found = _authentic(home, incoming, log)
+    if found is None:
+        return None
+    site, request = found
+
+    def work() -> Departure:
+        raise _LimitReached(limit)
+
+    return _guarded(site, request, log, work)
+
+
+class _LimitReached(Exception):
+    """A process was ended because it took more than the site lends."""
+
+
+def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Site, Request] | None:
+    """The opened home and the coordinator's request to it; None, and a line, where it is not."""
+    try:
+        site = Site.open(home)
+        digests = digest_all(incoming.tensors)
+        request = unseal(Request, incoming.sealed, site.coordinator, digests)
+    except FieldmarkError as error:
+        log.error("a request was not answered: %s", error)
+        return None
+    except Exception:
+        # The boundary of the site: whatever it was, its text stays here.
+        log.exception("a request was not answered")
+        return None
+    if request.site != site.name and (request.kind != ROLL_CALL.kind or request.site):
+        log.error("a request for site '%s' was not answered", request.site)
+        return None
+    return site, request
+
+
+def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
+    gate = Gate(site)
+    if request.notice:
+        _site_log(site.home).warning("the last reply was refused: %s", request.notice)
+    if request.kind == ROLL_CALL.kind:
+        return _answer_roll_call(gate, site, request)
+    recipe, class_names = recall(site.home, request)
+    check_knowledge(site, recipe)
+    if site.rows is None:
+        # Once more: the limits may be others than when the run was announced.
+        check_lent(site, recipe, class_names)
+    check_weight(incoming.tensors, recipe.wire)
+    privacy = gate.admit(request, recipe)
+    job = Job(site, request, recipe, privacy, class_names, incoming.tensors)
+    return _answer(gate, job) if privacy is None else _answer_privately(gate, job, privacy)
+
+
+def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
+    """Take part in the announced run, or say why not; nothing is computed."""
+    recipe = read_announcement(request)
+    check_knowledge(site, recipe)
+    if site.rows is None:
+        check_class_names(request.class_names)
+        check_lent(site, recipe, request.class_names)
+    if recipe.scenario is not None and site.rows is None:
+        raise PolicyRefusal(
+            "The recipe has a [scenario]: faults and attacks are for simulated sites.",
+            remedy="Take [scenario] out of the recipe.",
+        )
+    if recipe.pretrain.method != "none":
+        # Imported here: it needs torch.
+        from fgvc_core.losses.self_supervised import self_supervised_loss
+
+        # A site without the extra is out before the first round, not in it.
+        self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
+    remember(site.home, request, gate.ledger.is_unfinished)
+    protected = gate.announce(request, recipe) is not None
+    reply = Reply(
+        **echo(site, request),
+        code="ok",
+        public_key=site.public_key,
+        examples=site.settings.data.units if protected else 0,
+    )
+    return gate.release(request, reply, {})
+
+
+def _answer(gate: Gate, job: Job) -> Departure:
+    """Answer without differential privacy."""
+    # Imported here: a site that does not take part needs no torch.
+    from fieldmark.client.stages import HANDLERS
+
+    handler = HANDLERS.get(job.stage.name)
+    if handler is None:
+        raise PeerError(f"There is no phase '{job.request.phase}' in a run without [privacy].")
+    encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
+    if job.stage.encoded:
+        # What comes back is what was sent, trained.
+        gate.check_leaving(encode.received, encode)
+    started = time.perf_counter()
+    answer = handler(job)
+    seconds = fixed_seconds(time.perf_counter() - started)
+    fields = {**echo(job.site, job.request), "code": "ok", "seconds": seconds, **answer.fields}
+    return gate.release(job.request, Reply(**fields), answer.tensors, encode)
+
+
+def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
+    """Answer under differential privacy, when ``policy.reply_seconds`` have passed."""
+    from fieldmark.client.stages.private import answer_protected
+
+    started = time.monotonic()
+    try:
+        return answer_protected(gate, job, privacy)
+    finally:
+        # After a refusal, too: that the pictures have a fault must not be told by time.
+        hold = job.site.settings.policy.reply_seconds - (time.monotonic() - started)
+        if hold > 0:
+            time.sleep(hold)
+
+
+def _guarded(
+    site: Site, request: Request, log: logging.Logger, work: Callable[[], Departure]
+) -> Departure | None:
+    code: Code
+    refusal: FieldmarkError | None = None
+    try:
+        return work()
+    except PolicyRefusal as error:
+        log.error("round %d refused: %s", request.round, error)
+        code, reason, refusal = "refused-policy", error.what, error
+    except PeerError as error:
+        log.error("round %d refused: %s", request.round, error)
+        code, reason, refusal = "refused-request", error.what, error
+    except Exception as error:
+        # The boundary of the site: whatever it was, its text stays here.
+        log.exception("round %d failed%s", request.round, _limit_in_words(error))
+        code, reason = "unavailable", ""
+    try:
+        named = site.public_key if request.kind == ROLL_CALL.kind else ""
+        reply = Reply(**echo(site, request), code=code, reason=reason[:500], public_key=named)
+        return Gate(site).refuse(request, reply, refusal)
+    except Exception:
+        log.exception("round %d could not even be refused", request.round)
+        return None
+
+
+def _limit_in_words(error: Exception) -> str:
+    """Which limit a fault of memory or disk may be of, for the site's log; empty for others."""
+    # torch has its own error for a GPU's memory, and a plain RuntimeError for the machine's.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return ": memory has ended (the machine's, or limits.memory_gb)"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return ": a file became too large (limits.file_gb)"
+    return ""
+
+
+def _site_log(home: Path) -> logging.Logger:
+    log = logging.getLogger(f"fieldmark.site.{home}")
+    if not log.handlers and (home / "site.toml").is_file():
+        handler = PrivateLogFile(
+            home / "site.log", maxBytes=1_000_000, backupCount=3, delay=True, encoding="utf-8"
+        )
+        handler.setFormatter(OneRecord("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    return log

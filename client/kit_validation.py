@@ -1,0 +1,348 @@
+"""An outside site checks somebody's model: a validation kit in, signed figures out.
+
+The person at the site runs it; no coordinator is asked. What leaves passes the gate like any
+other reply: without differential privacy as far as the policy lets it, under it as two noisy
+counts that are charged before they are computed. The same kit again gives the same answer.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal, nearest
+from fgvc_core.experiment import pick_device
+from fgvc_core.export.kit import Kit, open_kit, read_body
+from fgvc_core.files import write_privately
+from fgvc_core.inference.calibration import reliability
+from fgvc_core.inference.judging import (
+    Judged,
+    Part,
+    data_of,
+    logits_of,
+    part_known,
+    read_table,
+    seen_classes,
+)
+from fgvc_core.inference.scorecard import Scorecard, scorecard
+from fgvc_core.models.weights_folder import find_weights, kind_of
+from fgvc_core.privacy.accountant import noise_for
+from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.units import protected_units
+from fgvc_core.protocol.keys import has_fingerprint, public_text, read_public, short_fingerprint
+from fgvc_core.protocol.messages import Request, new_nonce
+from fgvc_core.protocol.validation import (
+    ClassFigures,
+    Figures,
+    Interval,
+    KitBody,
+    ValidationReply,
+)
+from fgvc_core.recipe import Recipe, parse_recipe, toml_value
+from fgvc_core.training.private import noisy_scores
+from fieldmark.client.job import echo
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.privacy.policy import check_validation
+from fieldmark.client.reading import SiteData, load_site_table
+from fieldmark.client.reading import kind_of as kind_of_data
+from fieldmark.client.recognition import with_reading
+from fieldmark.client.site import Site
+from fieldmark.client.weights import weights_folder
+from fieldmark.client.workspace import leaves_out, log_left_out
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What came of a kit.
+
+    Attributes:
+        departure: What may leave.
+        reply: The same, read.
+    """
+
+    departure: Departure
+    reply: ValidationReply
+
+    def write(self, path: Path) -> None:
+        """Write the file that goes back.
+
+        Raises:
+            ConfigurationError: if it cannot be written.
+        """
+        sealed = self.departure.sealed
+        values = {"body": sealed.text, "signature": sealed.signature.hex()}
+        try:
+            write_privately(path, json.dumps(values, indent=1) + "\n")
+        except OSError as error:
+            raise ConfigurationError(
+                f"--out '{path}' cannot be written: {error.strerror}.",
+                why="The answer is in the site's ledger; running this again costs nothing more.",
+                remedy="Name a file in a folder that exists and that you may write to.",
+            ) from None
+
+
+def check_issuer(site: Site, body: KitBody, trusted: str | None) -> None:
+    """Whether the kit is from whom this site trusts: its coordinator, or a key that is named.
+
+    Args:
+        site: Whose home.
+        body: What the kit says; its signature was checked.
+        trusted: The fingerprint that a person gave, the short form or all of it, or None.
+
+    Raises:
+        PeerError: if it is from somebody else.
+    """
+    key = read_public(body.issuer)
+    if body.issuer == public_text(site.coordinator):
+        return
+    if trusted is not None and has_fingerprint(key, trusted):
+        return
+    raise PeerError(
+        f"The kit was made by a key that this site does not know: {short_fingerprint(key)}.",
+        why="Whoever made it gets the answer's figures.",
+        remedy="Ask the sender for the fingerprint by another way, then: --issuer FINGERPRINT",
+    )
+
+
+def validate_kit(
+    site: Site,
+    path: Path,
+    *,
+    issuer: str | None = None,
+    data: str | None = None,
+    overrides: tuple[str, ...] = (),
+    part: Part = "all",
+    weights: str | None = None,
+) -> Validation:
+    """Judge a kit's model on this site's pictures.
+
+    Args:
+        site: Whose.
+        path: The kit.
+        issuer: Fingerprint of the key that made it, where that is not the coordinator's.
+        data: Another kind than ``site.toml`` says, for this once.
+        overrides: ``data.KEY=VALUE`` of the site's own ``[data]``, for this once; never its
+            path. What decides who is one unit cannot change once something was charged.
+        part: Which part of them.
+        weights: Weights of the model's frozen part on this machine.
+
+    Raises:
+        PolicyRefusal: naming the policy's line that says no; nothing was charged then.
+        PeerError: if the kit is not from whom it has to be.
+        DataError: if kit or data are damaged.
+        ConfigurationError: if the model cannot be built, or an override cannot be.
+    """
+    body, _ = read_body(path)
+    check_issuer(site, body, issuer)
+    site = _read_as_said(site, data, overrides)
+    device = str(pick_device(site.settings.resources.device))
+    kit = open_kit(path, device, weights or _own_weights(site, body), read_public(body.issuer))
+    gate = Gate(site)
+    recipe = _recipe_here(site, kit, data, overrides)
+    kind_of_data(site, recipe)
+    privacy = gate.admission.protection_of_scores(recipe.announced)
+    check_validation(site.settings.policy, privacy is not None)
+    request = Request(
+        kind="score",
+        run=body.kit,
+        round=0,
+        site=site.name,
+        nonce=new_nonce(),
+        recipe_digest=kit.digest,
+    )
+    if site.settings.policy.approval != "none":
+        # The person who runs this at the site says yes by running it; the ledger says so.
+        values = {"run": request.run, "recipe_digest": request.recipe_digest, "name": body.name}
+        gate.ledger.note("approved", values)
+    names = _seen_names(kit)
+    fields: dict[str, Any] = {
+        **echo(site, request),
+        "code": "ok",
+        "public_key": site.public_key,
+        "kit_digest": kit.digest,
+    }
+    if privacy is None:
+        card = _score(site, kit, _judged_on(site, kit, recipe, part), names)
+        reply = ValidationReply(**fields, figures=_figures(card))
+        departure = gate.release(request, reply, {})
+    else:
+        if len(names) != len(body.class_names):
+            raise PolicyRefusal(
+                "The kit's model has classes that it has never seen.",
+                why="Noisy counts are over all of its answers.",
+                remedy="Ask for a model of seen classes alone.",
+            )
+        event = _event(privacy)
+        gate.announce_validation(request, recipe, body.name, privacy, event)
+
+        def work() -> Payload:
+            noisy = _noisy(site, kit, recipe, part, privacy, event)
+            return Payload({**fields, "noisy_scores": noisy}, {})
+
+        departure = gate.protected_round(request, recipe, event, work, form=ValidationReply)
+    reply_sent = ValidationReply.parse(departure.sealed.text)
+    assert isinstance(reply_sent, ValidationReply)
+    return Validation(departure, reply_sent)
+
+
+def _own_weights(site: Site, body: KitBody) -> str | None:
+    """The weights that a kit names by their digest, where this site has the file."""
+    wanted = parse_recipe(body.recipe, where="the kit's recipe").model.weights
+    found = find_weights(wanted, [weights_folder(site)]) if kind_of(wanted) == "digest" else None
+    return None if found is None else str(found)
+
+
+def _read_as_said(site: Site, kind: str | None, overrides: tuple[str, ...]) -> Site:
+    """The site with its own reading changed as the person at the site says, for this once.
+
+    Everything that asks how units are told apart, the ledger above all, asks this one.
+    """
+    if any(text.startswith("data.path=") for text in overrides):
+        raise ConfigurationError(
+            "--set data.path: the pictures are those that site.toml names.",
+            why="What is spent on other pictures would not be in their ledger.",
+            remedy="Make a home of its own for the other pictures: fieldmark site new",
+        )
+    if site.rows is not None or (kind is None and not overrides):
+        return site
+    said: dict[str, Any] = {} if kind is None else {"kind": kind}
+    known = sorted(set(SiteData.model_fields) - {"path", "units", "pictures"})
+    for text in overrides:
+        key, _, value = text.removeprefix("data.").partition("=")
+        if not text.startswith("data.") or key not in known:
+            raise ConfigurationError(
+                f"--set {text}: only how this site reads its pictures can be changed here.",
+                why=f"That is data.KEY for KEY one of {', '.join(known)}.",
+                remedy=nearest(key, known) or "For instance: --set data.label_column=species",
+            )
+        said[key] = toml_value(value)
+    return with_reading(site, said)
+
+
+def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, ...]) -> Recipe:
+    """The kit's recipe over this site's data, with the privacy that the stricter of both asks."""
+    own, policy = site.settings.data, site.settings.policy
+    data = kit.trained.recipe.data
+    if site.rows is not None:
+        # A simulated site's data are the simulation's, and so is how they are read.
+        data = data_of(kit.trained, overrides, name, own.path)
+        if own.subject_column is not None:
+            data = data.model_copy(update={"subject_column": own.subject_column})
+    offered = kit.body.privacy
+    privacy = None
+    if policy.demand:
+        most = policy.delta if policy.own is None else policy.own.delta
+        subjects = policy.own is not None and policy.own.unit == "subject"
+        privacy = PrivacySettings(
+            epsilon=offered.epsilon,
+            delta=min(offered.delta, most),
+            unit=policy.unit or ("subject" if subjects else offered.unit),
+        )
+    return kit.trained.recipe.model_copy(update={"data": data, "privacy": privacy})
+
+
+def _seen_names(kit: Kit) -> tuple[str, ...]:
+    seen_K = seen_classes(kit.trained.recipe, kit.body.class_names)
+    return tuple(kit.body.class_names[k] for k in seen_K)
+
+
+def _table(
+    site: Site, kit: Kit, recipe: Recipe, part: Part, left_out: LeftOut | None = None
+) -> ExampleTable:
+    """The labelled pictures to judge on; with a record, those at fault are left out."""
+    names = _seen_names(kit)
+    if site.rows is None:
+        table = load_site_table(site, recipe, names, left_out)
+        table = table.take(np.flatnonzero(table.labels_N >= 0))
+        table = table if part == "all" else table.where(part)
+        if not len(table) and left_out is None:
+            raise DataError(
+                f"This site has no labelled pictures in the part '{part}'.",
+                remedy="Take --split all, or look at: fieldmark site reading DIR",
+            )
+        if table.class_names == names:
+            return table
+    else:
+        table = read_table(recipe.data, "all", site.cache)
+        held = set(site.rows.tolist())
+        table = table.take([i for i, row in enumerate(table.rows.tolist()) if row in held])
+    known, _ = part_known(table, names, (), kit.trained.recipe.partition.unseen)
+    return known
+
+
+def _judged_on(site: Site, kit: Kit, recipe: Recipe, part: Part) -> ExampleTable:
+    """Without differential privacy: what is at fault raises, unless the site leaves it out."""
+    if not leaves_out(site, None):
+        return _table(site, kit, recipe, part)
+    left_out = LeftOut()
+    table = _table(site, kit, recipe, part, left_out)
+    table, _ = kit.trained.learner.readable_examples(table, site.cache, left_out)
+    log_left_out(site, left_out)
+    return table
+
+
+def _score(site: Site, kit: Kit, table: ExampleTable, names: tuple[str, ...]) -> Scorecard:
+    seen_K = seen_classes(kit.trained.recipe, kit.body.class_names)
+    batch = kit.trained.recipe.evaluate.batch_size
+    logits_NK = logits_of(
+        kit.trained.learner, table, site.cache, batch, threads=site.settings.resources.threads
+    )[:, seen_K]
+    judged = Judged(logits_NK, table.labels_N, table.subjects, table.columns)
+    card = scorecard(judged, names)
+    if kit.body.temperature is None:
+        return card
+    fitted = reliability(logits_NK, table.labels_N, kit.body.temperature)
+    return Scorecard(**{**card.__dict__, "calibrated": fitted})
+
+
+def _figures(card: Scorecard) -> Figures:
+    return Figures(
+        examples=card.counts.examples,
+        subjects=card.subjects,
+        top1=Interval(**card.top1.as_json()),
+        top5=card.top5,
+        macro_precision=card.counts.macro_precision,
+        macro_recall=card.counts.macro_recall,
+        macro_f1=Interval(**card.macro_f1.as_json()),
+        ece=card.reliable.ece,
+        loss=card.counts.loss,
+        classes={
+            one["name"]: ClassFigures(**{k: v for k, v in one.items() if k != "name"})
+            for one in card.classes()
+        },
+    )
+
+
+def _event(privacy: PrivacySettings) -> PrivacyEvent:
+    """The one release that costs what was offered."""
+    noise = noise_for(
+        lambda multiplier: [PrivacyEvent("scores", multiplier)], privacy.epsilon, privacy.delta
+    )
+    return PrivacyEvent("scores", noise)
+
+
+def _noisy(
+    site: Site,
+    kit: Kit,
+    recipe: Recipe,
+    part: Part,
+    privacy: PrivacySettings,
+    event: PrivacyEvent,
+) -> dict[str, float]:
+    """Noisy counts; nothing that is wrong with one picture shows in whether there are any."""
+    left_out = LeftOut() if site.rows is None else None
+    table = _table(site, kit, recipe, part, left_out)
+    if left_out is not None:
+        table, _ = kit.trained.learner.readable_examples(table, site.cache, left_out)
+        log_left_out(site, left_out)
+    contents = [table.content_key(i) for i in range(len(table))]
+    units_N = protected_units(privacy.unit, contents, table.subjects)
+    units_N = np.unique(units_N, return_inverse=True)[1].astype(np.int64)
+    examples = kit.trained.learner.examples(table, site.cache)
+    return noisy_scores(kit.trained.learner, examples, units_N, event)

@@ -1,0 +1,203 @@
+"""Whether a site takes part: policy, approval, memory and budget, before any work.
+
+Everything here depends on the request, the recipe, ``site.toml`` and the ledger, never on a
+picture: a refusal says nothing about them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fgvc_core.errors import PolicyRefusal
+from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.odometer import Rule, choose_rule
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.protocol.keys import fingerprint
+from fgvc_core.protocol.messages import Request
+from fgvc_core.recipe import Recipe
+from fgvc_core.recipe_paths import refuse_paths
+from fgvc_core.recipe_rules import refuse_unprotectable
+from fieldmark.client.privacy.data_claims import DataClaim, Register
+from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.policy import check_counts, check_standing, check_subject, protection
+from fieldmark.client.reading import kind_of, subject_column
+from fieldmark.client.site import Site
+from fieldmark.client.weights import check_weights
+
+UNLIMITED = 1e9
+"""The cap of a site whose policy names none."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Decides for one site, by its policy and its ledger.
+
+    Attributes:
+        site: Whose.
+        ledger: What it has spent.
+    """
+
+    site: Site
+    ledger: Ledger
+
+    @property
+    def cap(self) -> tuple[float, float]:
+        """(epsilon, delta) that the whole ledger must not exceed."""
+        policy = self.site.settings.policy
+        return (UNLIMITED if policy.cap is None else policy.cap), policy.delta
+
+    def rule_for(self, events: tuple[PrivacyEvent, ...]) -> Rule:
+        """How costs are added up where a run with these events comes next.
+
+        Settled once something was charged; before, it is chosen for this run and the cap.
+        """
+        policy = self.site.settings.policy
+        return self.ledger.rule() or choose_rule(events, policy.cap, policy.delta)
+
+    def protection(self, recipe: Recipe) -> PrivacySettings | None:
+        """The differential privacy under which this site works on a recipe.
+
+        Raises:
+            PolicyRefusal: if it does not work on it at all.
+        """
+        privacy = self.protection_of_scores(recipe)
+        check_weights(self.site, recipe)
+        if privacy is None:
+            check_counts(self.site.settings.policy, recipe)
+            return None
+        # A site's own protection meets recipes that were written without one.
+        refuse_unprotectable(recipe, privacy)
+        return privacy
+
+    def protection_of_scores(self, recipe: Recipe) -> PrivacySettings | None:
+        """The same where a finished model is scored and nothing trains.
+
+        Scoring couples no pictures, whatever the model was trained by.
+
+        Raises:
+            PolicyRefusal: if this site does not take part.
+        """
+        data, policy = self.site.settings.data, self.site.settings.policy
+        if self.site.rows is None:
+            refuse_paths(recipe)
+        check_standing(policy, data.units, data.pictures, datetime.now(UTC).date())
+        privacy = protection(policy, recipe)
+        if privacy is None:
+            return None
+        if privacy.unit == "subject":
+            check_subject(kind_of(self.site, recipe), subject_column(self.site, recipe))
+        if data.units < 1:
+            raise PolicyRefusal(
+                "data.units in site.toml is 0: no public number of units is declared.",
+                why="Noise, sampling rate and weight are computed from it; the true one is secret.",
+                remedy="Declare in site.toml about how many units these data hold.",
+            )
+        return privacy
+
+    def check_budget(
+        self, privacy: PrivacySettings, name: str, events: tuple[PrivacyEvent, ...]
+    ) -> None:
+        """Whether a new run fits beside what was charged.
+
+        Args:
+            privacy: Under which it would be.
+            name: The run's recipe, for the refusal.
+            events: What it would release.
+
+        Raises:
+            PolicyRefusal: if its unit is another, or the cap would be exceeded.
+        """
+        self.ledger.check_unit(privacy.unit)
+        epsilon, delta = self.cap
+        total, how = self.ledger.total(delta, events, self.rule_for(events))
+        if total > epsilon:
+            spent, _ = self.ledger.total(delta)
+            raise PolicyRefusal(
+                f"policy.epsilon_cap = {epsilon:g} at delta {delta:g}: {spent:.4g} is spent, and "
+                f"run '{name}' would bring the total to {total:.4g} ({how}).",
+                why="The budget of these data would be exceeded.",
+                remedy="Ask for a smaller privacy.epsilon; 'fieldmark site budget' says what "
+                "is left.",
+            )
+
+    def check_memory(self, request: Request) -> None:
+        """Whether the ledger holds what the coordinator has seen of it.
+
+        Raises:
+            PolicyRefusal: if it does not.
+        """
+        if request.known_head and not self.ledger.holds(request.known_head):
+            raise PolicyRefusal(
+                "The coordinator has seen an entry of this site's ledger that is not in it.",
+                why="An old copy of the ledger was put back: what was spent since is forgotten.",
+                remedy="Restore the newest copy of the site's home. If there is none, ask the "
+                "coordinator for its statement, and charge what is missing: fieldmark site ledger "
+                "recover DIR STATEMENT.",
+            )
+
+    def check_approval(self, request: Request, name: str) -> None:
+        """Whether a person has said yes to this run, where the policy asks for one.
+
+        Raises:
+            PolicyRefusal: if nobody has.
+        """
+        if self.site.settings.policy.approval == "none":
+            return
+        if not self.ledger.is_approved(request.run, request.recipe_digest):
+            raise PolicyRefusal(
+                f"policy.approval = 'each-run': run '{request.run}' ({name}) is not approved.",
+                remedy="A person at the site says yes with: fieldmark site approve DIR "
+                f"{request.run}",
+            )
+
+    def claim_data(self, *, afresh: bool = False) -> None:
+        """Make sure that no other ledger is charged for the same data.
+
+        Args:
+            afresh: Sample the data's content. A message never asks for it: its answer must not
+                depend on the pictures.
+
+        Raises:
+            PolicyRefusal: if this ledger belongs to other data, another home has these, or
+                this ledger is an old copy.
+            ConfigurationError: if the register cannot be written.
+        """
+        # First: data that this ledger is not charged for are not this home's to claim.
+        self.ledger.check_binding()
+        claim = claim_of(self.site, *self.ledger.head())
+        if claim is None:
+            return
+        register = Register()
+        if afresh:
+            claim = register.sampled(claim)
+        register.claim(claim, self.ledger.holds, self._head)
+
+    def _head(self) -> tuple[int, str, float]:
+        """The ledger's length, its head, and what it has spent."""
+        return *self.ledger.head(), self.ledger.total(self.site.settings.policy.delta)[0]
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Hold off every other copy of this home while its ledger is written inside.
+
+        Raises:
+            PolicyRefusal: if this is a second or an older copy, or its ledger belongs to other
+                data.
+            ConfigurationError: if the register cannot be written.
+        """
+        self.ledger.check_binding()
+        claim = claim_of(self.site, *self.ledger.head())
+        if claim is None:
+            yield
+            return
+        with Register().guarding(claim, self.ledger.holds, self._head):
+            yield
+
+
+def claim_of(site: Site, length: int, head: str) -> DataClaim | None:
+    """What a site lays claim to; None for a simulated one, which shares a data set."""
+    if site.rows is not None:
+        return None
+    key = fingerprint(site.key.public_key())
+    return DataClaim.of(site.settings.data.path or "", site.home, key, head, length)

@@ -1,0 +1,139 @@
+"""What a site does in any stage under differential privacy.
+
+Nothing computed from the pictures goes into a reply but what the plan's event pays for:
+no counts, no loss, no scores, no time.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.errors import PeerError, PolicyRefusal
+from fgvc_core.privacy.events import PrivacyEvent, take
+from fgvc_core.privacy.planning import plan_for
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, STAGES, TRAIN
+from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
+from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.validation import validate_private
+from fgvc_core.wire.arrays import TensorSpec, spec_of
+from fgvc_core.wire.decode import decode_model
+from fieldmark.client.encoding import UpdateEncoder
+from fieldmark.client.job import Job, echo
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.workspace import learner_and_examples, learner_of
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+def answer_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
+    """Answer a request under differential privacy.
+
+    What is wrong with the recipe or the request is found before anything is charged.
+
+    Raises:
+        PolicyRefusal: if the plan or the budget does not hold it, or its training would not
+            keep what it promises.
+        PeerError: if it asks for what the recipe does not have.
+    """
+    event = _event_of(job, privacy)
+    received = {} if event is None else _checked(job, privacy)
+
+    def work() -> Payload:
+        return _work(job, privacy, received, event)
+
+    specs = _specs_of_answer(job, event, received)
+    encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
+    return gate.protected_round(job.request, job.recipe, event, work, specs, encode)
+
+
+def _event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
+    """What the answer costs; None where it says nothing about the pictures."""
+    request = job.request
+    stage = STAGES.get((request.kind, request.phase))
+    if stage is PERSONAL:
+        raise PeerError("Fine-tuning at the sites is not part of this run.")
+    if stage is PRETRAIN:
+        raise PeerError(f"A '{request.phase}' round is not part of this run.")
+    planned = {event.purpose: event for event in plan_for(privacy, job.recipe.federation.rounds)}
+    wanted = None if stage is None else stage.privacy
+    event = None if wanted is None else planned.get(wanted)
+    if event is None:
+        if stage is SCORE:
+            return None
+        asked = wanted or request.phase or "no phase"
+        raise PolicyRefusal(
+            f"A '{request.kind}' request ({asked}) is not part of this run's plan.",
+            why="A site releases what was announced, and nothing beyond.",
+            remedy="Ask for what privacy.method says.",
+        )
+    return take(event, privacy.steps if stage is TRAIN else 1)
+
+
+def _checked(job: Job, privacy: PrivacySettings) -> Tensors:
+    """The received tensors, if request and model are fit; no picture is touched.
+
+    What the recipe may not ask for was refused when the gate admitted the request.
+    """
+    rounds = job.recipe.federation.rounds
+    if not (job.stage is SCORE or 1 <= job.request.round <= rounds):
+        raise PolicyRefusal(
+            f"Round {job.request.round} is not one of the {rounds} of this run.",
+            why="A site releases what was announced, and nothing beyond.",
+            remedy="Start a new run.",
+        )
+    if job.request.proximal_mu:
+        raise PeerError("A pull towards the received model is not part of private steps.")
+    with learner_of(job) as (learner, specs):
+        validate_private(learner, privacy)
+        return decode_model(job.received, specs, job.recipe.wire)
+
+
+def _specs_of_answer(
+    job: Job, event: PrivacyEvent | None, received: Tensors
+) -> dict[str, TensorSpec]:
+    """What the answer's tensors will be, given those that were received."""
+    carries = job.stage.carries
+    if event is None or carries == "nothing":
+        return {}
+    if carries == "update":
+        return {name: spec_of(tensor) for name, tensor in received.items()}
+    if set(received) != {"head.centre", "head.weight", "head.bias"}:
+        raise PolicyRefusal(
+            "privacy.method = 'class-sums' needs a frozen backbone and model.head = 'subspace'.",
+            why="Sums of vectors of bounded length in a public subspace are what it releases.",
+            remedy="Set model.train = 'head' and model.head = 'subspace', or privacy.method = "
+            "'gradients'.",
+        )
+    classes, directions = received["head.weight"].shape
+    shape = (directions,) if event.purpose == "centre" else (classes, directions + 1)
+    return {event.purpose: TensorSpec("float32", shape)}
+
+
+def _work(
+    job: Job, privacy: PrivacySettings, received: Tensors, event: PrivacyEvent | None
+) -> Payload:
+    units = job.site.settings.data.units
+    fields: dict[str, Any] = {
+        **echo(job.site, job.request),
+        "code": "ok",
+        "examples": units if job.stage.weighs else 0,
+    }
+    if event is None:
+        return Payload(fields, {})
+    with learner_and_examples(job) as (learner, _, examples):
+        assert examples.train_units is not None
+        assert examples.validation_units is not None
+        learner.load(received)
+        if job.stage.carries == "release":
+            released = release_sums(learner, examples.train, examples.train_units, event, privacy)
+            return Payload(fields, {event.purpose: released.astype(np.float32)})
+        if job.stage.carries == "nothing":
+            held = examples.validation_units
+            scores = noisy_scores(learner, examples.validation, held, event)
+            return Payload({**fields, "noisy_scores": scores}, {})
+        training = PrivateTraining(learner, examples.train, examples.train_units, privacy)
+        training.run(event, units, Stretch(job.request.round, job.recipe.federation.rounds))
+        return Payload(fields, learner.tensors())

@@ -1,0 +1,116 @@
+"""A round at a site: score the received model, train it, keep what stays for the next round."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.protocol.messages import Scores
+from fgvc_core.protocol.ranges import stated_loss, stated_sum
+from fgvc_core.protocol.stages import TRAIN
+from fgvc_core.protocol.tensor_names import as_control, controlled, local, shared, split_control
+from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.examples import Examples
+from fgvc_core.training.learner import Learner
+from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.variates import ControlVariates
+from fgvc_core.wire.arrays import TensorSpec
+from fgvc_core.wire.decode import decode_model
+from fieldmark.client.job import Job
+from fieldmark.client.kept import KeptTensors, Tensors
+from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.workspace import fresh_local, learner_and_examples
+
+
+def answer_round(job: Job) -> Payload:
+    """Score the received model and, in a round, train it.
+
+    Raises:
+        PeerError: if the received tensors are not what the recipe's model has.
+        DataError: if this site's pictures or labels are wrong.
+    """
+    with learner_and_examples(job) as (learner, specs, examples):
+        work = RoundWork(job, learner)
+        work.load(decode_model(job.received, work.expected(specs), job.recipe.wire))
+        scored, _ = learner.evaluate(examples.validation, job.recipe.evaluate.batch_size)
+        fields: dict[str, Any] = {"examples": len(examples.train), "scores": scores_of(scored)}
+        if job.stage is not TRAIN:
+            return Payload(fields, {})
+        loss, outgoing = work.train(examples.train)
+    return Payload({**fields, "loss": stated_loss(loss)}, outgoing)
+
+
+def scores_of(scored: Evaluation) -> Scores:
+    """Scores as a reply states them."""
+    return Scores(
+        examples=scored.examples,
+        correct=scored.correct,
+        loss_sum=stated_sum(scored.loss_sum),
+        macro_f1=scored.macro_f1,
+    )
+
+
+class RoundWork:
+    """One round's work on a learner, with what the site keeps from round to round.
+
+    Args:
+        job: What is asked.
+        learner: Loaded and trained in place.
+    """
+
+    def __init__(self, job: Job, learner: Learner) -> None:
+        self._job = job
+        self._learner = learner
+        self._local = job.recipe.federation.local
+        self._scaffold = job.recipe.federation.strategy == "scaffold"
+        self._keeps = self._scaffold or bool(self._local)
+        self._kept: Tensors = {}
+        self._control: Tensors = {}
+
+    def expected(self, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+        """What has to arrive, given all tensors that the model trains."""
+        travelling = shared(specs, self._local)
+        if self._scaffold and self._job.stage is TRAIN:
+            return travelling | as_control({n: travelling[n] for n in controlled(travelling)})
+        return travelling
+
+    def load(self, received: Mapping[str, NDArray[np.float32]]) -> None:
+        """Take over what was received, and what this site keeps.
+
+        Raises:
+            PeerError: if what this site kept is gone.
+            DataError: if it is damaged.
+        """
+        tensors, self._control = split_control(received)
+        if self._keeps:
+            kept = KeptTensors(self._job.site.home, self._job.request.run)
+            self._kept = kept.read(self._job.request.base_round)
+        own, _ = split_control(self._kept)
+        self._learner.load({**fresh_local(), **own, **tensors})
+
+    def train(self, examples: Examples) -> tuple[float, Tensors]:
+        """Train, keep what stays, and hand out (mean loss, what travels)."""
+        _, own = split_control(self._kept)
+        variates = (
+            ControlVariates(self._learner.model, own, self._control) if self._scaffold else None
+        )
+        outcome = self._learner.train_round(
+            examples,
+            Stretch(self._job.request.round, self._job.recipe.federation.rounds),
+            self._job.site.name,
+            self._job.request.proximal_mu,
+            variates,
+        )
+        tensors = self._learner.tensors()
+        outgoing = shared(tensors, self._local)
+        keep = local(tensors, self._local)
+        if variates is not None:
+            fresh = {n: a for n, a in variates.fresh().items() if n in self._control}
+            keep |= as_control(fresh)
+            outgoing |= as_control({n: a - own[n] if n in own else a for n, a in fresh.items()})
+        if self._keeps:
+            request = self._job.request
+            kept = KeptTensors(self._job.site.home, request.run)
+            kept.commit(request.round, keep, request.base_round)
+        return outcome.loss, outgoing

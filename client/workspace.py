@@ -1,0 +1,288 @@
+"""What a worker process keeps between messages: the learner of a recipe, and examples of sites.
+
+Both are expensive to make. Neither carries anything from one site to another: a learner's
+travelling tensors are overwritten by each request, and everything else in it is frozen.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.split import held_names, validation_mask
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import DataError
+from fgvc_core.experiment import make_learner, pick_device
+from fgvc_core.privacy.settings import Unit
+from fgvc_core.privacy.units import protected_units, unit_names
+from fgvc_core.protocol.tensor_names import local
+from fgvc_core.recipe import Recipe
+from fgvc_core.training.examples import Examples
+from fgvc_core.training.learner import Learner
+from fgvc_core.wire.arrays import TensorSpec, spec_of
+from fieldmark.client.job import Job
+from fieldmark.client.reading import data_settings, load_site_table
+from fieldmark.client.site import Site
+from fieldmark.client.weights import site_weights
+
+SITES_KEPT = 256
+"""How many sites' examples one worker process keeps at hand; pictures are mapped from
+the cache, so that a site costs little more than its labels."""
+
+
+@dataclass(frozen=True)
+class SiteExamples:
+    """A site's own two splits; under differential privacy also who belongs to which unit."""
+
+    train: Examples
+    validation: Examples
+    train_units: NDArray[np.int64] | None = None
+    validation_units: NDArray[np.int64] | None = None
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+class Workspace:
+    """What one worker process keeps between messages."""
+
+    def __init__(self) -> None:
+        self._learners: dict[tuple[Any, ...], tuple[Learner, dict[str, TensorSpec]]] = {}
+        self._examples: OrderedDict[tuple[Any, ...], SiteExamples] = OrderedDict()
+        self._tables: dict[tuple[Any, ...], tuple[ExampleTable, LeftOut]] = {}
+        self.fresh: dict[str, NDArray[np.float32]] = {}
+        """Local tensors as every site has them before its first round."""
+        self.lock = threading.Lock()
+
+    def forget_data(self) -> None:
+        """Drop all tables and examples; they are read again when they are next asked for."""
+        self._examples.clear()
+        self._tables.clear()
+
+    def learner(
+        self, site: Site, recipe: Recipe, num_classes: int, device: torch.device
+    ) -> tuple[Learner, dict[str, TensorSpec]]:
+        """The recipe's learner and the specs of its travelling tensors."""
+        key = (recipe.digest, num_classes, str(device))
+        if key not in self._learners:
+            self._learners.clear()
+            learner = make_learner(recipe, num_classes, device, site_weights(site, recipe))
+            tensors = learner.tensors()
+            specs = {name: spec_of(array) for name, array in tensors.items()}
+            self.fresh = local(tensors, recipe.federation.local)
+            self._learners[key] = learner, specs
+        return self._learners[key]
+
+    def examples(
+        self,
+        site: Site,
+        recipe: Recipe,
+        learner: Learner,
+        class_names: tuple[str, ...],
+        unit: Unit | None,
+    ) -> SiteExamples:
+        """A site's examples, from memory if this process served it lately."""
+        own = site.settings.data.model_dump_json()
+        key = (str(site.home), own, recipe.digest, class_names, unit)
+        if key in self._examples:
+            self._examples.move_to_end(key)
+        else:
+            tolerant = leaves_out(site, unit)
+            table, left_out = self.table(site, recipe, class_names, tolerant)
+            _check_classes(table, class_names)
+            found = split_examples(
+                site, recipe, learner, table, unit, left_out if tolerant else None
+            )
+            log_left_out(site, found.left_out)
+            self._examples[key] = found
+            while len(self._examples) > SITES_KEPT:
+                self._examples.popitem(last=False)
+        return self._examples[key]
+
+    def table(
+        self, site: Site, recipe: Recipe, class_names: tuple[str, ...], tolerant: bool = False
+    ) -> tuple[ExampleTable, LeftOut]:
+        """The table that a site's rows are taken from, and what it leaves out.
+
+        Simulated sites share one table.
+        """
+        settings = data_settings(site, recipe, class_names).model_dump_json()
+        own = site.settings.data
+        key = (settings, own.split, str(site.cache), tolerant)
+        if key not in self._tables:
+            self._tables.clear()
+            left_out = LeftOut()
+            table = load_site_table(site, recipe, class_names, left_out if tolerant else None)
+            self._tables[key] = table, left_out
+        return self._tables[key]
+
+
+WORKSPACE = Workspace()
+"""This process's."""
+
+
+def leaves_out(site: Site, unit: Unit | None) -> bool:
+    """Whether pictures at fault count as nothing, instead of ending the work.
+
+    Under differential privacy they have to: an answer must not depend on one of them. The
+    data of a simulated site were looked through before the run.
+    """
+    return site.rows is None and (unit is not None or site.settings.data.faults == "leave-out")
+
+
+def log_left_out(site: Site, left_out: LeftOut) -> None:
+    """Say in the site's own log which rows count as nothing, and why."""
+    if left_out.total:
+        logging.getLogger(f"fieldmark.site.{site.home}").warning(
+            "%d rows of the data count as nothing: %s",
+            left_out.total,
+            "; ".join(left_out.sentences()),
+        )
+
+
+@contextmanager
+def learner_of(job: Job) -> Iterator[tuple[Learner, dict[str, TensorSpec]]]:
+    """This process's learner, for one piece of work at a time; no picture is touched."""
+    resources = job.site.settings.resources
+    device = pick_device(resources.device)
+    torch.set_num_threads(resources.threads)
+    with WORKSPACE.lock:
+        yield WORKSPACE.learner(job.site, job.recipe, len(job.class_names), device)
+
+
+@contextmanager
+def learner_and_examples(
+    job: Job,
+) -> Iterator[tuple[Learner, dict[str, TensorSpec], SiteExamples]]:
+    """This process's learner and a site's examples, for one piece of work at a time."""
+    unit = None if job.privacy is None else job.privacy.unit
+    with learner_of(job) as (learner, specs):
+        found = WORKSPACE.examples(job.site, job.recipe, learner, job.class_names, unit)
+        yield learner, specs, found
+
+
+def fresh_local() -> dict[str, NDArray[np.float32]]:
+    """The local tensors of this process's learner as every site has them before round 1."""
+    return WORKSPACE.fresh
+
+
+def split_examples(
+    site: Site,
+    recipe: Recipe,
+    learner: Learner,
+    table: ExampleTable,
+    unit: Unit | None = None,
+    left_out: LeftOut | None = None,
+) -> SiteExamples:
+    """A site's own rows of a table, split by the keyed hash of their subjects.
+
+    Args:
+        site: Whose.
+        recipe: Says which share is kept for validation.
+        learner: Decides how pictures are decoded.
+        table: All rows.
+        unit: What is protected; None without differential privacy.
+        left_out: What the table has left out; pictures that cannot be read are added and left
+            out too. None: such a picture raises.
+    """
+    table = own_rows(site, table)
+    examples = None
+    of_table, left_out = left_out, LeftOut()
+    if of_table is not None:
+        left_out.extend(of_table.names)
+        table, examples = learner.readable_examples(table, site.cache, left_out)
+    if unit is None:
+        held = held_rows(site, recipe, table)
+        sides = [np.flatnonzero(~held), np.flatnonzero(held)]
+        units = None
+    else:
+        sides, units = _unit_sides(site, recipe, table, unit)
+    train, validation = (
+        learner.examples(table.take(side), site.cache) if examples is None else examples.take(side)
+        for side in sides
+    )
+    of_train, of_validation = units or (None, None)
+    return SiteExamples(train, validation, of_train, of_validation, left_out)
+
+
+def _unit_sides(
+    site: Site, recipe: Recipe, table: ExampleTable, unit: Unit
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Positions for training and for validation, and the units of each.
+
+    Protected units are found among all pictures, and each is on one side as a whole.
+    """
+    contents = [table.content_key(i) for i in range(len(table))]
+    units_N = protected_units(unit, contents, table.subjects)
+    names = unit_names(units_N, table.subjects)
+    held = held_names(names, recipe.data.val_fraction, site.split_key)
+    sides = [np.flatnonzero(~held), np.flatnonzero(held)]
+    return sides, [
+        np.unique(units_N[side], return_inverse=True)[1].astype(np.int64) for side in sides
+    ]
+
+
+def split_table(
+    site: Site, recipe: Recipe, table: ExampleTable
+) -> tuple[ExampleTable, ExampleTable]:
+    """A site's own rows of a table, without differential privacy: (training, validation)."""
+    table = own_rows(site, table)
+    held = held_rows(site, recipe, table)
+    return table.take(np.flatnonzero(~held)), table.take(np.flatnonzero(held))
+
+
+def held_rows(site: Site, recipe: Recipe, table: ExampleTable) -> NDArray[np.bool_]:
+    """bool (N,), which of a site's own rows are kept for validation, without privacy."""
+    held = validation_mask(table, recipe.data.val_fraction, site.split_key)
+    if held.all():
+        # A site of very few subjects may have drawn them all: it trains on them instead. Not
+        # under differential privacy, where one subject more would then move all the others.
+        held[:] = False
+    return held
+
+
+def own_rows(site: Site, table: ExampleTable) -> ExampleTable:
+    """The rows that a site trains on and validates with."""
+    return table.take(site.rows) if site.rows is not None else table.where("train")
+
+
+def pictures_without_labels(job: Job, learner: Learner) -> ExampleTable:
+    """What a site may learn from without labels: its part of the pool, and what it trains on."""
+    site, recipe = job.site, job.recipe
+    tolerant = leaves_out(site, None)
+    table, of_table = WORKSPACE.table(site, recipe, job.class_names, tolerant)
+    if tolerant:
+        left_out = LeftOut()
+        left_out.extend(of_table.names)
+        table, _ = learner.readable_examples(table, site.cache, left_out)
+        log_left_out(site, left_out)
+    _, held = split_table(site, recipe, table)
+    if site.rows is None:
+        own = [i for i, split in enumerate(table.splits) if split in ("train", "pool")]
+    else:
+        own = np.union1d(site.rows, site.pool_rows).tolist()
+    validation = set(held.ids)
+    return table.take([i for i in own if table.ids[i] not in validation])
+
+
+def site_table(site: Site, recipe: Recipe) -> ExampleTable:
+    """The table that a site's rows are taken from, as this process holds it."""
+    return WORKSPACE.table(site, recipe, recipe.data.classes or ())[0]
+
+
+def _check_classes(table: ExampleTable, class_names: tuple[str, ...]) -> None:
+    if table.class_names == class_names:
+        return
+    other = [name for name in table.class_names if name not in class_names]
+    raise DataError(
+        f"This site's {table.num_classes} classes are not the {len(class_names)} announced, "
+        f"in their order; not among them: {', '.join(other[:5]) or 'none'}.",
+        why="Its labels would mean other classes than the coordinator's.",
+        remedy="Map this site's labels to the announced names: data.label_map in site.toml.",
+    )

@@ -1,0 +1,1 @@
+"""What both sides need of Flower: the only room of the core that imports it."""

@@ -1,0 +1,155 @@
+"""Flower's records <-> our packed tensors and signed bodies."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fgvc_core.errors import PeerError
+from fgvc_core.protocol.envelope import Sealed
+from fgvc_core.wire.arrays import DTYPES, PackedTensor, digest_all
+from fgvc_core.wire.cores import WORTH_THREADS
+
+MAX_AXES = 32
+"""Most axes of a tensor that is looked at."""
+UNREADABLE, TOO_LARGE, WITHDRAWN = 9001, 9002, 9003
+FAULTS = {
+    UNREADABLE: "The reply is no message that can be put together.",
+    TOO_LARGE: "The reply is larger than wire.max_update_mb allows.",
+    WITHDRAWN: "The reply was announced, and its pieces never came.",
+}
+"""Error codes, beyond Flower's own, under which a grid reports a reply that is the site's own
+fault -> what is recorded. A site that sends such a code itself is taken at its word."""
+
+
+class SiteFault(PeerError):
+    """A reply that cannot be read because of what the site sent."""
+
+
+@contextmanager
+def words_of_a_site() -> Iterator[None]:
+    """Whatever reading what a site has sent raises is that site's fault, and nothing else's.
+
+    Raises:
+        SiteFault: in place of what is no PeerError already.
+    """
+    try:
+        yield
+    except (PeerError, OSError, MemoryError):
+        # A full disk or memory of ours is no site's fault: the run's process is started anew.
+        raise
+    except Exception as error:
+        raise SiteFault(f"The reply cannot be read ({type(error).__name__}).") from error
+
+
+def to_array_record(tensors: Mapping[str, PackedTensor]) -> ArrayRecord:
+    """Packed tensors as Flower carries them; the bytes are shared, not copied."""
+    return ArrayRecord(
+        {name: Array(t.dtype, t.shape, "numpy.ndarray", t.data) for name, t in tensors.items()}
+    )
+
+
+def from_array_record(record: ArrayRecord) -> dict[str, PackedTensor]:
+    """Flower's arrays as packed tensors, not checked yet."""
+    return {
+        name: PackedTensor(array.dtype, tuple(array.shape), array.data)
+        for name, array in record.items()
+    }
+
+
+def to_content(sealed: Sealed, arrays: ArrayRecord | None) -> RecordDict:
+    """The content of a message: a signed body, and the tensors beside it."""
+    content = RecordDict()
+    content["envelope"] = ConfigRecord({"body": sealed.text, "signature": sealed.signature})
+    content["tensors"] = arrays if arrays is not None else ArrayRecord()
+    return content
+
+
+def from_content(content: RecordDict) -> tuple[Sealed, dict[str, PackedTensor]]:
+    """The signed body and the tensors of a request, not checked yet.
+
+    Never raises for a body that is missing or malformed: it is returned empty, and no signature
+    fits it.
+    """
+    envelope = content.config_records.get("envelope", ConfigRecord())
+    body, signature = envelope.get("body", ""), envelope.get("signature", b"")
+    sealed = Sealed(
+        body if isinstance(body, str) else "",
+        signature if isinstance(signature, bytes) else b"",
+    )
+    return sealed, from_array_record(content.array_records.get("tensors", ArrayRecord()))
+
+
+def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
+    """The signed body and the tensors of a reply; the tensors are removed from the message.
+
+    Raises:
+        SiteFault: if the grid found that it cannot be read, through the site's own fault.
+        PeerError: if it carries an error, or is not a signed body with tensors.
+    """
+    if message.has_error():
+        if message.error.code in FAULTS:
+            raise SiteFault(FAULTS[message.error.code])
+        raise PeerError(f"The site's runtime reported error code {message.error.code}.")
+    content = message.content
+    envelope = content.config_records.get("envelope")
+    if envelope is None or set(content) - {"envelope", "tensors"}:
+        raise PeerError("The reply is not a signed body with tensors.")
+    body, signature = envelope.get("body"), envelope.get("signature")
+    if not isinstance(body, str) or not isinstance(signature, bytes) or not body:
+        raise PeerError("The reply is not signed.")
+    if not _is_text(body):
+        raise PeerError("The reply's body is not text.")
+    packed = from_array_record(take_tensors(message))
+    if not all(map(_travels, packed.values())):
+        raise PeerError("A tensor of the reply has a dtype or a shape that does not travel.")
+    return Sealed(body, signature), packed
+
+
+def _travels(tensor: PackedTensor) -> bool:
+    return tensor.dtype in DTYPES and len(tensor.shape) <= MAX_AXES
+
+
+def _is_text(body: str) -> bool:
+    try:
+        body.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def take_tensors(message: Message) -> ArrayRecord:
+    """Remove a message's tensors from it and return them.
+
+    Flower's records refer to themselves in a circle: what is left in one stays in
+    memory until Python's collector happens to run, hundreds of megabytes later.
+    """
+    arrays = message.content.pop("tensors", None)
+    return arrays if isinstance(arrays, ArrayRecord) else ArrayRecord()
+
+
+def is_large(message: Message) -> bool:
+    """Whether a message's tensors are worth another thread."""
+    try:
+        with words_of_a_site():
+            return sum(len(t.data) for t in _tensors_of(message).values()) >= WORTH_THREADS
+    except PeerError:
+        return False
+
+
+def digests_of(message: Message) -> dict[str, str] | None:
+    """Digest of each tensor in an unverified message; None if any has an unsupported dtype or
+    shape, or cannot be read."""
+    try:
+        with words_of_a_site():
+            packed = _tensors_of(message)
+            return digest_all(packed) if all(map(_travels, packed.values())) else None
+    except PeerError:
+        return None
+
+
+def _tensors_of(message: Message) -> dict[str, PackedTensor]:
+    if message.has_error():
+        return {}
+    arrays = message.content.get("tensors")
+    return from_array_record(arrays) if isinstance(arrays, ArrayRecord) else {}

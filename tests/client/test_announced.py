@@ -1,0 +1,73 @@
+"""What a site keeps of announcements is bounded, whatever a coordinator announces."""
+
+import os
+
+import pytest
+
+from fgvc_core.errors import PeerError
+from fieldmark.client import announced as state
+from fieldmark.client.announced import read_announced, recall, remember
+
+from .protected_sites import announce, answer, ledger_of, make_site, request, steps
+
+
+def call(recipe, run):
+    return request(recipe, "roll_call", run, 0, recipe=recipe.announced.to_toml())
+
+
+def hear(site, recipe, run, when):
+    remember(site.home, call(recipe, run), ledger_of(site).is_unfinished)
+    os.utime(site.home / "runs" / f"{run}.json", (when, when))
+
+
+def names(site):
+    return sorted(path.stem for path in (site.home / "runs").glob("*.json"))
+
+
+def test_the_oldest_announcements_go_with_what_was_kept_of_their_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "MAX_ANNOUNCED", 3)
+    site, recipe = make_site(tmp_path), steps()
+    for number in range(5):
+        hear(site, recipe, f"run-{number}", number)
+        (site.home / "runs" / f"run-{number}.kept").mkdir()
+    assert names(site) == ["run-2", "run-3", "run-4"]
+    assert not (site.home / "runs" / "run-1.kept").exists()
+    assert (site.home / "runs" / "run-2.kept").exists()
+    with pytest.raises(PeerError, match="never announced"):
+        recall(site.home, request(recipe, "train", "run-0"))
+
+
+def test_announcements_are_bounded_in_bytes(tmp_path, monkeypatch):
+    site, recipe = make_site(tmp_path), steps()
+    hear(site, recipe, "run-0", 0)
+    size = (site.home / "runs" / "run-0.json").stat().st_size
+    monkeypatch.setattr(state, "MAX_ANNOUNCED_BYTES", 2 * size)
+    for number in range(1, 4):
+        hear(site, recipe, f"run-{number}", number)
+    assert names(site) == ["run-2", "run-3"]
+
+
+def test_a_run_that_was_charged_and_is_not_done_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "MAX_ANNOUNCED", 2)
+    site, recipe = make_site(tmp_path), steps()
+    for number in range(2):
+        hear(site, recipe, f"run-{number}", number)
+    announce(site, recipe, "run-0")
+    answer(site, recipe, request(recipe, "train", "run-0"))
+    for number in range(2, 5):
+        hear(site, recipe, f"run-{number}", number)
+    assert names(site) == ["run-0", "run-4"]
+    assert read_announced(site.home, "run-0")
+
+
+def test_where_none_may_go_the_new_run_is_refused_and_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "MAX_ANNOUNCED", 2)
+    site, recipe = make_site(tmp_path), steps()
+    for number in range(2):
+        hear(site, recipe, f"run-{number}", number)
+        announce(site, recipe, f"run-{number}")
+        answer(site, recipe, request(recipe, "train", f"run-{number}"))
+    with pytest.raises(PeerError, match="announcements of 2 runs, and no more fit"):
+        hear(site, recipe, "run-2", 2)
+    assert names(site) == ["run-0", "run-1"]
+    hear(site, recipe, "run-1", 3)

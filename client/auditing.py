@@ -15,18 +15,18 @@ import torch
 
 from fgvc_core.audit.gradient_attack import attack_gradients
 from fgvc_core.audit.planted import Observed
+from fgvc_core.audit.result import AuditResult, judge
 from fgvc_core.audit.sums_attack import attack_sums
-from fgvc_core.audit.verdict import Verdict, judge
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner, pick_device
 from fgvc_core.files import private_folder, write_durably
-from fgvc_core.privacy.events import ADJACENCY
+from fgvc_core.privacy.accountant import ADJACENCY
 from fgvc_core.privacy.planning import plan_epsilon, plan_for
+from fgvc_core.privacy.sampling import protected_units
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.privacy.units import protected_units
 from fgvc_core.recipe import Recipe
-from fgvc_core.training.validation import validate_private
+from fgvc_core.training.compatibility import validate_private
 from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site
@@ -143,7 +143,7 @@ def _other_data(site: Site, what: str) -> DataError:
 
 
 def _as_json(
-    site: Site, recipe: Recipe, privacy: PrivacySettings, observed: Observed, verdict: Verdict
+    site: Site, recipe: Recipe, privacy: PrivacySettings, observed: Observed, verdict: AuditResult
 ) -> dict[str, Any]:
     canaries, pictures, attack = verdict.canaries, verdict.pictures, verdict.membership
     events = plan_for(privacy, recipe.federation.rounds)
@@ -191,7 +191,7 @@ def _as_json(
 
 
 def _in_words(
-    recipe: Recipe, privacy: PrivacySettings, observed: Observed, verdict: Verdict
+    recipe: Recipe, privacy: PrivacySettings, observed: Observed, verdict: AuditResult
 ) -> list[str]:
     canaries, pictures, attack = verdict.canaries, verdict.pictures, verdict.membership
     sure = f"{100 * verdict.confidence:g} %"
@@ -229,7 +229,7 @@ def _in_words(
     return lines
 
 
-def _conclusion(verdict: Verdict) -> str:
+def _conclusion(verdict: AuditResult) -> str:
     if not verdict.holds:
         return (
             f"BROKEN:   {verdict.lower_bound:.3f} is proven and {verdict.claimed:.3f} claimed; let "

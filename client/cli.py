@@ -258,7 +258,7 @@ def list_(home: Home) -> None:
 
     Example: fieldmark site weights list lyon
     """
-    from fgvc_core.models.weights_folder import listed_weights
+    from fgvc_core.models.weights import listed_weights
     from fieldmark.client.site import Site
     from fieldmark.client.weights import weights_folder
 

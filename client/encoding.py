@@ -17,9 +17,7 @@ from fgvc_core.protocol.messages import Request
 from fgvc_core.protocol.stages import stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, pack_all, unpack_all
-from fgvc_core.wire.decode import decode_model
-from fgvc_core.wire.encode import encode_update
-from fgvc_core.wire.layout import model_parts, update_parts
+from fgvc_core.wire.codec import decode_model, encode_update, model_parts, update_parts
 from fgvc_core.wire.settings import WireSettings
 from fieldmark.client.kept import KeptTensors
 

@@ -18,8 +18,7 @@ from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.files import PrivateLogFile
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.code import code_digest
-from fgvc_core.protocol.envelope import Sealed, unseal
-from fgvc_core.protocol.messages import Code, Reply, Request, fixed_seconds
+from fgvc_core.protocol.messages import Code, Reply, Request, Sealed, fixed_seconds, unseal
 from fgvc_core.protocol.stages import ROLL_CALL, Stage, stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, digest_all
@@ -186,7 +185,7 @@ def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
         )
     if recipe.pretrain.method != "none":
         # Imported here: it needs torch.
-        from fgvc_core.losses.self_supervised import self_supervised_loss
+        from fgvc_core.training.self_supervised import self_supervised_loss
 
         # A site without the extra is out before the first round, not in it.
         self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)

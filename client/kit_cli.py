@@ -9,7 +9,7 @@ import typer
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
-    from fgvc_core.protocol.validation import ValidationReply
+    from fgvc_core.protocol.messages import ValidationReply
 
 Home = Annotated[
     Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")

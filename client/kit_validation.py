@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal, nearest
 from fgvc_core.experiment import pick_device
@@ -29,19 +29,19 @@ from fgvc_core.inference.judging import (
     seen_classes,
 )
 from fgvc_core.inference.scorecard import Scorecard, scorecard
-from fgvc_core.models.weights_folder import find_weights, kind_of
-from fgvc_core.privacy.accountant import noise_for
-from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.models.weights import find_weights, kind_of
+from fgvc_core.privacy.accountant import PrivacyEvent, noise_for
+from fgvc_core.privacy.sampling import protected_units
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.privacy.units import protected_units
 from fgvc_core.protocol.keys import has_fingerprint, public_text, read_public, short_fingerprint
-from fgvc_core.protocol.messages import Request, new_nonce
-from fgvc_core.protocol.validation import (
+from fgvc_core.protocol.messages import (
     ClassFigures,
     Figures,
     Interval,
     KitBody,
+    Request,
     ValidationReply,
+    new_nonce,
 )
 from fgvc_core.recipe import Recipe, parse_recipe, toml_value
 from fgvc_core.training.private import noisy_scores

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fgvc_core.configuration import Settings
-from fgvc_core.data.left_out import NO_CLASS
+from fgvc_core.configuration import Settings, leads_out
+from fgvc_core.data.labels import NO_CLASS
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
-from fgvc_core.recipe_paths import leads_out
 
 if TYPE_CHECKING:
-    from fgvc_core.data.left_out import LeftOut
+    from fgvc_core.data.labels import LeftOut
     from fgvc_core.data.table import ExampleTable, Split
     from fgvc_core.recipe import Recipe
     from fieldmark.client.site import Site

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fgvc_core.data.files import first_few
-from fgvc_core.data.left_out import NO_CLASS
+from fgvc_core.data.labels import NO_CLASS
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.reading import EMBEDDED, SiteData, load_site_table
@@ -80,13 +80,13 @@ def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
 def _kind(root: Path, said: Mapping[str, Any]) -> str:
     from fgvc_core.data.aircraft import has_lists
     from fgvc_core.data.cars import META
-    from fgvc_core.data.ham10000 import METADATA
+    from fgvc_core.data.manifest import HAM10000_METADATA
 
     if {"manifest", "label_column", "path_column", "subject_column"} & set(said):
         return "manifest"
     if (root / "images.txt").is_file() and (root / "classes.txt").is_file():
         return "cub"
-    if (root / METADATA).is_file():
+    if (root / HAM10000_METADATA).is_file():
         return "ham10000"
     if (root / META).is_file() or (root / "devkit" / META).is_file():
         return "cars"
@@ -297,7 +297,7 @@ def understand(
     from collections import Counter
 
     from fgvc_core.data.decoding import decode_each
-    from fgvc_core.data.left_out import LeftOut
+    from fgvc_core.data.labels import LeftOut
     from fgvc_core.recipe import Recipe
     from fgvc_core.training.learner import UNREADABLE
     from fieldmark.client.workspace import own_rows, split_table

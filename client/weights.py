@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
-from fgvc_core.models.weights_folder import (
+from fgvc_core.models.weights import (
     WEIGHTS,
     add_weights,
     find_weights,

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fgvc_core.data.left_out import LeftOut
-from fgvc_core.data.split import held_names, validation_mask
-from fgvc_core.data.table import ExampleTable
+from fgvc_core.data.labels import LeftOut
+from fgvc_core.data.table import ExampleTable, held_names, validation_mask
 from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner, pick_device
+from fgvc_core.privacy.sampling import protected_units, unit_names
 from fgvc_core.privacy.settings import Unit
-from fgvc_core.privacy.units import protected_units, unit_names
 from fgvc_core.protocol.tensor_names import local
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.examples import Examples

@@ -1,7 +1,9 @@
 """``fieldmark data``: write the embedded set as files, check a tree, preview a partition."""
 
 import json
+import sys
 import tempfile
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,15 @@ if TYPE_CHECKING:
 
 
 _BAD_DATA = 3
+
+
+def _data_sets() -> str:
+    """Names for the help; those of other distributions are looked up only where it is shown."""
+    names = ["aircraft", "cars", "cub", "folder", "ham10000", "manifest"]
+    if "--help" in sys.argv:
+        names += sorted({point.name for point in entry_points(group="fieldmark.data_sets")})
+    return ", ".join(names)
+
 
 data_app = typer.Typer(
     help="Data sets: write the embedded one as files, check a tree, preview a partition.",
@@ -82,10 +93,7 @@ def check(
     path: Annotated[Path, typer.Argument(help="The data set's root folder.", show_default=False)],
     name: Annotated[
         str,
-        typer.Option(
-            help="How it is laid out: aircraft, cars, cub, folder, ham10000, manifest; "
-            "auto: told from its files."
-        ),
+        typer.Option(help=f"How it is laid out: {_data_sets()}; auto: told from its files."),
     ] = "auto",
     set_: Overrides = None,
     json_: Json = False,
@@ -102,9 +110,7 @@ def check(
     from fgvc_core.console import PlainConsole
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
-    from fgvc_core.data.check import check_table
-    from fgvc_core.data.published import beside_published
-    from fgvc_core.data.recognising import recognise
+    from fgvc_core.data.check import beside_published, check_table, recognise
     from fgvc_core.data.showing import show_check
     from fgvc_core.recipe import parse_recipe
 

@@ -13,7 +13,78 @@ def _all_in(module: str, *names: str) -> dict[str, str]:
     return dict.fromkeys(names, module)
 
 
-LOSSES: Registry[Any] = Registry("loss", "fieldmark.losses", base=Weighted)
+LOSSES: Registry[Any] = Registry(
+    "loss",
+    "fieldmark.losses",
+    {
+        **_all_in("fgvc_core.losses.classification", "cross-entropy"),
+        **_all_in("fgvc_core.losses.metric", "triplet", "proxy"),
+        **_all_in("fgvc_core.losses.classification", "hierarchy", "semantic", "diversity"),
+    },
+    base=Weighted,
+)
+"""Settings to a :class:`~fgvc_core.losses.base.Loss`. Order is that in which they are added up."""
+
+ATTENTIONS: Registry[Any] = Registry(
+    "attention",
+    "fieldmark.attentions",
+    _all_in(
+        "fgvc_core.models.attention",
+        *("none", "spatial", "se", "eca", "cbam", "nonlocal", "dual"),
+    ),
+)
+"""(channels, settings) to a module from a map (N, C, H, W) to the same, the identity at first."""
+
+POOLINGS: Registry[Any] = Registry(
+    "pooling",
+    "fieldmark.poolings",
+    _all_in(
+        "fgvc_core.models.pooling",
+        *("avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov", "parts"),
+    ),
+)
+"""(channels, settings) to a module from a map to vectors (N, D), with D as ``out_dim``."""
+
+HEADS: Registry[Any] = Registry(
+    "head",
+    "fieldmark.heads",
+    _all_in("fgvc_core.models.heads", *("linear", "cosine", "subspace", "multilevel", "semantic")),
+)
+"""(features, classes, settings) to a module from vectors (N, D) to logits (N, K)."""
+
+DATA_SETS: Registry[Any] = Registry(
+    "data set",
+    "fieldmark.data_sets",
+    {
+        "aircraft": "fgvc_core.data.aircraft",
+        "cars": "fgvc_core.data.cars",
+        "cub": "fgvc_core.data.cub",
+        "fieldmarks": "fgvc_core.data.fieldmarks.source",
+        "folder": "fgvc_core.data.folder",
+        "ham10000": "fgvc_core.data.manifest",
+        "manifest": "fgvc_core.data.manifest",
+    },
+)
+"""See :func:`fgvc_core.data.catalogue.dataset`, which registers them."""
+
+PARTITIONERS: Registry[Any] = Registry(
+    "partitioner",
+    "fieldmark.partitioners",
+    _all_in(
+        "fgvc_core.data.partition", *("iid", "dirichlet", "pathological", "quantity", "column")
+    ),
+)
+"""(subjects, settings, seed) to one array of row numbers a site."""
+
+AUGMENTATIONS: Registry[Any] = Registry(
+    "augmentation",
+    "fieldmark.augmentations",
+    _all_in("fgvc_core.data.transforms", "trivial", "erasing"),
+)
+"""Settings to a function (uint8 (N, 3, S, S), torch.Generator) -> the same shape and type.
+
+``couples_examples = True`` on it says that one picture changes another's view.
+"""
 
 STRATEGIES: Registry[Any] = Registry("strategy", "fieldmark.strategies")
 

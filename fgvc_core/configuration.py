@@ -1,15 +1,25 @@
-"""The frozen settings that every room's ``settings.py`` is made of.
+"""The frozen settings that every room's ``settings.py`` is made of, and the texts in them.
 
 A room owns its settings beside its code; ``recipe.py`` composes them. Unknown
 keys are errors that name the nearest known one, and every message carries the
 setting's full name, the value that was given and the range that is allowed.
+
+No path of one machine in a recipe that travels.
+
+A site runs what a coordinator announces. A path in it would have the site read what the
+coordinator names: a model that was fitted to its private pictures, another patient's folder. One
+walk over the whole recipe looks at every text in it, by what the setting's schema says that the
+text is (:data:`fgvc_core.configuration.Text`); a setting that says nothing may hold least.
 """
 
-from typing import Any, Literal, Self
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from fgvc_core.errors import ConfigurationError, nearest
+from fgvc_core.errors import ConfigurationError, PolicyRefusal, nearest
 
 Text = Literal["word", "label", "inside", "root", "weights"]
 """What the text in a setting is, as to files: a ``word`` names something that Fieldmark or a
@@ -21,7 +31,7 @@ ever opened. ``inside`` is a path relative to the data set, ``root`` a folder of
 def text(kind: Text) -> dict[str, Any]:
     """For ``Field(json_schema_extra=...)``: what the text in a setting is.
 
-    :mod:`fgvc_core.recipe_paths` goes by it where a recipe travels; a setting without it is
+    :mod:`fgvc_core.configuration` goes by it where a recipe travels; a setting without it is
     taken for a ``word``, which may hold least.
     """
     return {"text": kind}
@@ -33,6 +43,20 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+    gone: ClassVar[Mapping[str, tuple[Any, str]]] = {}
+    """Setting of earlier versions -> the value that still changes nothing, and what to do instead
+    of any other. Recipes that earlier versions have written stay readable."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_gone(cls, values: Any) -> Any:
+        if not cls.gone or not isinstance(values, dict):
+            return values
+        for name, (neutral, instead) in cls.gone.items():
+            if values.get(name, neutral) != neutral:
+                raise ValueError(f"'{name}' = {values[name]!r} is no setting any more. {instead}")
+        return {key: value for key, value in values.items() if key not in cls.gone}
 
     @classmethod
     def table(cls, name: str) -> type[BaseModel] | None:
@@ -115,3 +139,78 @@ def _describe(cls: type[BaseModel], location: tuple[int | str, ...]) -> str:
         return ""
     field = owner.model_fields[str(location[-1])]
     return f"{location[-1]}: {field.description}" if field.description else ""
+
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]?")
+
+
+def refuse_paths(recipe: BaseModel) -> None:
+    """Refuse a recipe that names a file or folder of one machine.
+
+    ``model.weights`` is a rule of its own: what a site takes is in its policy and its folder.
+
+    Args:
+        recipe: As it was announced.
+
+    Raises:
+        PolicyRefusal: naming the setting and its value.
+    """
+    for name, kind, value in texts_of(recipe):
+        if kind == "root":
+            raise _refusal(name, value, "names a folder of one machine")
+        if kind == "inside" and leads_out(value):
+            raise _refusal(name, value, "leads out of this site's data")
+        if kind == "word" and (leads_out(value) or "/" in value):
+            raise _refusal(name, value, "is a path, where a name is expected")
+
+
+def texts_of(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(setting's full name, what its text is, the text) for each text in some settings."""
+    for name, field in type(settings).model_fields.items():
+        extra = field.json_schema_extra
+        kind = str(extra.get("text", "word")) if isinstance(extra, dict) else "word"
+        for where, value in _leaves(getattr(settings, name), f"{prefix}{name}"):
+            if isinstance(value, BaseModel):
+                yield from texts_of(value, f"{where}.")
+            else:
+                yield where, kind, value
+    # Tables of installed components: their models say of each text what it is.
+    for name, table in (settings.__pydantic_extra__ or {}).items():
+        yield from texts_of(table, f"{prefix}{name}.")
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path, as any system reads it, may lead out of the folder that it begins in.
+
+    >>> [leads_out(path) for path in ("a/b.csv", "../a", "/a", "~/a", "C:a", r"..\\a")]
+    [False, True, True, True, True, True]
+    """
+    parts = PurePosixPath(path).parts
+    return (
+        path.startswith(("/", "~"))
+        or ".." in parts
+        or "\\" in path
+        or "\0" in path
+        or _DRIVE.match(path) is not None
+    )
+
+
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, str | BaseModel):
+        yield where, value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _leaves(key, where)
+            yield from _leaves(one, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _leaves(one, where)
+
+
+def _refusal(name: str, value: str, what: str) -> PolicyRefusal:
+    return PolicyRefusal(
+        f"{name} = '{value[:200]}' in the recipe {what}.",
+        why="A site reads its own data and its own weights folder, and nothing that a recipe "
+        "names by a path.",
+        remedy=f"Leave {name} out: each site says in its site.toml where its data are.",
+    )

@@ -9,8 +9,7 @@ from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.normalisation import norm_names
-from fgvc_core.models.trainable import travelling_names
+from fgvc_core.models.trainable import norm_names, travelling_names
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.learner import Learner
 
@@ -28,7 +27,7 @@ def make_learner(
         num_classes: K.
         device: Where it computes.
         weights: Where ``model.weights`` is on this machine, if the recipe names it by its digest
-            (:func:`fgvc_core.models.weights_folder.resolve_weights`).
+            (:func:`fgvc_core.models.weights.resolve_weights`).
 
     Raises:
         ConfigurationError: if the recipe's model cannot be built, or is not complete.

@@ -24,8 +24,8 @@ from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
-from fgvc_core.recipe_rules import refuse_unprotectable
-from fgvc_core.scenario import ON_ANY, ON_SUMS, ScenarioSettings
+from fgvc_core.recipe_rules import check_sections
+from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.toml_text import MAX_CHARACTERS, read_toml
 from fgvc_core.training.settings import (
     EvaluateSettings,
@@ -60,170 +60,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        if self.privacy is not None:
-            refuse_unprotectable(self, self.privacy)
-        if not self.federation.screening and self.scenario is None:
-            raise ConfigurationError(
-                "federation.screening = false is not possible without [scenario].",
-                why="Without it one site with a NaN ruins the model; that is worth seeing in a "
-                "simulation, and nowhere else.",
-                remedy="Leave it on; its bounds are in [federation].",
-            )
-        if self.scenario is not None:
-            for attack in (self.scenario.attack, *self.scenario.turns):
-                if attack != "none":
-                    self._check_attack(attack)
-        return self
-
-    def _check_attack(self, attack: str) -> None:
-        if not self.wire.plain:
-            raise ConfigurationError(
-                f"scenario.attack = '{attack}' goes with updates that travel as they are.",
-                why="A simulated attacker changes full float32 tensors.",
-                remedy="Leave [wire] out of a recipe with an attack.",
-            )
-        if self.privacy is not None and attack in ("label-noise", "backdoor"):
-            raise ConfigurationError(
-                "scenario.attack = 'label-noise' and 'backdoor' do not go with [privacy].",
-                why="They do a site's work twice, and under differential privacy a request is "
-                "answered once.",
-                remedy="Use an attack on the update, for instance sign-flip.",
-            )
-        sums = self.privacy is not None and self.privacy.method == "class-sums"
-        if attack not in ON_ANY and sums != (attack in ON_SUMS):
-            meant = (*ON_SUMS, *ON_ANY) if sums else ()
-            raise ConfigurationError(
-                f"scenario.attack = '{attack}' never strikes "
-                + ("with" if sums else "without")
-                + " privacy.method = 'class-sums'.",
-                why="It changes an update, and here sites release sums."
-                if sums
-                else "It changes released sums, and here sites train.",
-                remedy=f"Use one of: {', '.join(meant)}."
-                if sums
-                else "Use an attack on the update, for instance sign-flip.",
-            )
-
-    @model_validator(mode="after")
-    def _pretraining_fits(self) -> Self:
-        if self.pretrain.method == "none":
-            return self
-        what = f"pretrain.method = '{self.pretrain.method}'"
-        if self.model.train == "head":
-            raise ConfigurationError(
-                f"{what} does not go with model.train = 'head'.",
-                why="It is the backbone that learns from pictures without labels.",
-                remedy="Set model.train = 'all' or a stage, or pretrain.method = 'none'.",
-            )
-        if self.wire.top_k:
-            raise ConfigurationError(
-                f"{what} does not go with wire.top_k = {self.wire.top_k:g}.",
-                why="What is left out is kept by the number of a round of training.",
-                remedy="Set wire.top_k = 0; wire.precision = 'int8' with wire.delta is nearly "
-                "as small.",
-            )
-        if any(not pattern.startswith("head.") for pattern in self.federation.local):
-            raise ConfigurationError(
-                f"{what} does not go with federation.local = {list(self.federation.local)}.",
-                why="What stays at a site is versioned by rounds of training, and would be "
-                "forgotten from one round of pre-training to the next.",
-                remedy="Keep tensors of the head alone local, for instance ['head.*'].",
-            )
-        if self.scenario is not None and self.scenario.attack != "none":
-            raise ConfigurationError(
-                f"{what} does not go with scenario.attack = '{self.scenario.attack}'.",
-                why="Attackers are simulated in rounds of training alone.",
-                remedy="Leave out one of the two.",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _parts_train(self) -> Self:
-        trains = self.model.pooling == "parts" and self.model.train not in ("head", "norm")
-        if self.loss.diversity and not trains:
-            raise ConfigurationError(
-                f"loss.diversity = {self.loss.diversity:g} needs maps of parts that train; "
-                f"model.pooling = '{self.model.pooling}', model.train = '{self.model.train}'.",
-                why="It keeps learnt parts apart.",
-                remedy="Set model.pooling = 'parts' and model.train to all or a stage, or "
-                "loss.diversity = 0.",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _zoom_fits(self) -> Self:
-        if self.evaluate.zoom and self.model.spatial_transformer:
-            raise ConfigurationError(
-                f"evaluate.zoom = {self.evaluate.zoom:g} does not go with "
-                "model.spatial_transformer.",
-                why="The model looks at a turned and moved picture: where that is in the picture "
-                "itself is not known.",
-                remedy="Set one of the two.",
-            )
-        if self.evaluate.zoom and self.model.closer:
-            raise ConfigurationError(
-                f"evaluate.zoom = {self.evaluate.zoom:g} does not go with "
-                f"model.closer = {self.model.closer:g}.",
-                why="Both look closer, one at each scoring and one at each picture.",
-                remedy="Set one of the two.",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _start_fits(self) -> Self:
-        start, head = self.train.start, self.model.head
-        if start == "none" and not self.federation.rounds:
-            raise ConfigurationError(
-                "federation.rounds = 0 and train.start = 'none': nothing would be learnt.",
-                remedy="Set train.start to means or lda, or federation.rounds to 1 at least.",
-            )
-        rule = self.federation.strategy != "fedavg" or self.federation.mix_nearest
-        if not self.federation.rounds and rule:
-            raise ConfigurationError(
-                f"federation.strategy = '{self.federation.strategy}', mix_nearest = "
-                f"{str(self.federation.mix_nearest).lower()} do nothing with "
-                "federation.rounds = 0.",
-                why="Class statistics are added up; a strategy is for updates, and a run would "
-                "seem guarded against hostile sites by a rule that never acted.",
-                remedy="Leave both out, or set federation.rounds to 1 at least.",
-            )
-        if start == "none":
-            return self
-        if head != "linear":
-            raise ConfigurationError(
-                f"train.start = '{start}' needs model.head = 'linear', not '{head}'.",
-                why="Weights and biases are what class statistics determine.",
-                remedy="Set model.head = 'linear', or train.start = 'none'.",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _defences_act(self) -> Self:
-        scenario = self.scenario
-        sums = self.privacy is not None and self.privacy.method == "class-sums"
-        if scenario is None or not (sums or not self.federation.rounds):
-            return self
-        table = scenario.backdoors
-        tried = scenario.defences if scenario.turns else table.defences if table else ()
-        if any(strategy != "fedavg" for strategy in tried):
-            raise ConfigurationError(
-                f"scenario defences = {list(tried)} do nothing where class sums or class "
-                "statistics are added up.",
-                why="A strategy is for updates: the rows of the table would all be of one rule.",
-                remedy='Set defences = ["fedavg"].',
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _unseen_can_be_named(self) -> Self:
-        named = self.train.start == "semantic" or self.model.head == "semantic"
-        if self.partition.unseen and not named:
-            raise ConfigurationError(
-                f"partition.unseen = {list(self.partition.unseen)} needs train.start = 'semantic' "
-                "or model.head = 'semantic'.",
-                why="A class without a training picture can only be named by its attributes.",
-                remedy="Set one of the two, or deal all classes.",
-            )
+        check_sections(self)
         return self
 
     def to_toml(self) -> str:
@@ -232,21 +69,30 @@ class Recipe(Settings):
 
     @property
     def announced(self) -> Self:
-        """The recipe as a coordinator announces it: without where its own pictures are.
+        """The recipe as a coordinator announces it: without what no site is asked for.
 
-        The digest is the same: it leaves ``data.path`` out.
+        Left out are where the coordinator's own pictures are, settings of a data set that only
+        the coordinator may have installed, and what only a simulation uses: who is dealt what,
+        and the cap of simulated sites. Classes that nobody trains on (``partition.unseen``) stay.
+        The digest is the same.
         """
-        return self.model_copy(update={"data": self.data.model_copy(update={"path": None})})
+        data = self.data.model_copy(update={"path": None})
+        data.__pydantic_extra__ = {}  # A copy of its own, before anybody has seen it.
+        changed: dict[str, Any] = {
+            "data": data,
+            "partition": PartitionSettings(unseen=self.partition.unseen),
+        }
+        if self.privacy is not None:
+            changed["privacy"] = self.privacy.model_copy(update={"simulated_cap": None})
+        return self.model_copy(update=changed)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over the canonical JSON of what a site is asked to do.
 
-        ``data.path`` is left out: it says where one machine keeps its pictures; and
-        ``[audit]``: nobody is asked for that.
+        That is :attr:`announced`; ``[audit]`` is left out as well: nobody is asked for that.
         """
-        values = self.model_dump(mode="json")
-        values["data"].pop("path")
+        values = self.announced.model_dump(mode="json")
         values.pop("audit")
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,60 +1,25 @@
-"""What a recipe may not ask for under differential privacy, by its settings alone: one list.
+"""What the sections of a recipe may not ask for together: all of its cross-section checks.
 
-A recipe with ``[privacy]`` is held against the list when it is read, and a site whose own policy
-adds the protection holds any recipe against the same list, whatever the coordinator says. What
-depends on the model is found out by experiment, in :mod:`fgvc_core.training.validation`.
+A recipe is held against :data:`RULES` when it is read, and one with ``[privacy]`` against
+:data:`PRIVATE_RULES` first. A site whose own policy adds the protection holds any recipe against
+the same list, whatever the coordinator says. What depends on the model is found out by
+experiment, in :mod:`fgvc_core.training.compatibility`.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from fgvc_core.data.settings import AugmentSettings
-from fgvc_core.errors import PolicyRefusal
-from fgvc_core.losses.settings import LossSettings
-from fgvc_core.models.settings import ModelSettings
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.protocol.settings import FederationSettings
-from fgvc_core.training.settings import PersonalSettings, PretrainSettings, TrainSettings
-from fgvc_core.wire.settings import WireSettings
+from fgvc_core.scenario import ON_ANY, ON_SUMS
 
+if TYPE_CHECKING:
+    from fgvc_core.recipe import Recipe
 
-class RecipeLike(Protocol):
-    """The sections of a recipe that rules look at."""
+Rule = Callable[["Recipe"], None]
+"""Raises ConfigurationError, naming the settings, or returns."""
 
-    @property
-    def federation(self) -> FederationSettings:
-        """``[federation]``."""
-
-    @property
-    def model(self) -> ModelSettings:
-        """``[model]``."""
-
-    @property
-    def train(self) -> TrainSettings:
-        """``[train]``."""
-
-    @property
-    def loss(self) -> LossSettings:
-        """``[loss]``."""
-
-    @property
-    def augment(self) -> AugmentSettings:
-        """``[augment]``."""
-
-    @property
-    def wire(self) -> WireSettings:
-        """``[wire]``."""
-
-    @property
-    def pretrain(self) -> PretrainSettings:
-        """``[pretrain]``."""
-
-    @property
-    def personal(self) -> PersonalSettings:
-        """``[personal]``."""
-
-
-Rule = Callable[[RecipeLike, PrivacySettings], None]
+PrivateRule = Callable[["Recipe", PrivacySettings], None]
 """Raises PolicyRefusal, naming the setting, the reason and the replacement, or returns."""
 
 NOT_PRIVATE = {
@@ -66,7 +31,7 @@ NOT_PRIVATE = {
 """Strategies that [privacy] refuses, and why."""
 
 
-def refuse_strategy(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_strategy(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Strategies whose replies hold more than the released update."""
     strategy = recipe.federation.strategy
     if strategy in NOT_PRIVATE:
@@ -78,7 +43,7 @@ def refuse_strategy(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-def refuse_rounds(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_rounds(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Runs without a round, or stopped by private scores."""
     federation = recipe.federation
     if federation.rounds < 1:
@@ -97,7 +62,7 @@ def refuse_rounds(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-def refuse_local(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_local(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Tensors that stay at a site and were fitted without noise."""
     model, federation = recipe.model, recipe.federation
     if model.norm == "local":
@@ -116,7 +81,7 @@ def refuse_local(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-def refuse_steps(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_steps(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Optimiser settings that private steps would have to leave out."""
     train = recipe.train
     if privacy.method == "gradients" and train.clip_norm:
@@ -133,7 +98,7 @@ def refuse_steps(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-def refuse_wire(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_wire(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Encodings that keep state at a site, or round what sums are taken around.
 
     Differences from the received model and rounding come after the noise: they are
@@ -155,7 +120,7 @@ def refuse_wire(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-def refuse_pretraining(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_pretraining(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Learning from pictures without labels, by methods that couple them."""
     pretrain = recipe.pretrain
     if pretrain.method != "none":
@@ -167,7 +132,7 @@ def refuse_pretraining(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-def refuse_personal(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_personal(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Fine-tuning at the sites, whose scores would leave."""
     personal = recipe.personal
     if personal.epochs:
@@ -179,32 +144,20 @@ def refuse_personal(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-def refuse_coupled(recipe: RecipeLike, privacy: PrivacySettings) -> None:
-    """Losses and mixing that couple pictures, and weights from private counts."""
-    loss, augment = recipe.loss, recipe.augment
+def refuse_coupled(recipe: "Recipe", privacy: PrivacySettings) -> None:
+    """Losses and augmentations that declare that they couple pictures, or count them."""
     if privacy.method != "gradients":
         return
-    coupling = {
-        "loss.triplet": loss.triplet > 0,
-        "loss.proxy": loss.proxy > 0,
-        "augment.mix": augment.mix != "none",
-    }
-    for name, couples in coupling.items():
-        if couples:
-            raise PolicyRefusal(
-                f"{name} is refused under [privacy].",
-                why="It couples the examples of a batch: no single one's part can be bounded.",
-                remedy="Leave it out.",
-            )
-    if loss.balance != "none" and not loss.class_counts:
-        raise PolicyRefusal(
-            f"loss.balance = '{loss.balance}' with a site's own counts is refused under [privacy].",
-            why="Class weights computed from private counts are a release of their own.",
-            remedy="Give public numbers in loss.class_counts, or set loss.balance = 'none'.",
-        )
+    # Imported here: losses bring PyTorch, which reading a recipe does not need.
+    from fgvc_core.data.transforms import augmentation_refusal
+    from fgvc_core.losses.base import build_loss
+
+    refusal = build_loss(recipe.loss).refusal() or augmentation_refusal(recipe.augment)
+    if refusal is not None:
+        raise refusal
 
 
-def refuse_unfit_sums(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_unfit_sums(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Anything but one release of class sums in a public subspace."""
     if privacy.method != "class-sums":
         return
@@ -233,7 +186,7 @@ def refuse_unfit_sums(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-def refuse_start(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_start(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """A head that starts from class statistics."""
     start = recipe.train.start
     if start != "none":
@@ -244,7 +197,7 @@ def refuse_start(recipe: RecipeLike, privacy: PrivacySettings) -> None:
         )
 
 
-PRIVATE_RULES: tuple[Rule, ...] = (
+PRIVATE_RULES: tuple[PrivateRule, ...] = (
     refuse_strategy,
     refuse_rounds,
     refuse_local,
@@ -259,7 +212,7 @@ PRIVATE_RULES: tuple[Rule, ...] = (
 """All that a recipe may not ask for under [privacy], in the order in which it is looked at."""
 
 
-def refuse_unprotectable(recipe: RecipeLike, privacy: PrivacySettings) -> None:
+def refuse_unprotectable(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Refuse a recipe that cannot be run under differential privacy.
 
     Args:
@@ -272,3 +225,180 @@ def refuse_unprotectable(recipe: RecipeLike, privacy: PrivacySettings) -> None:
     """
     for rule in PRIVATE_RULES:
         rule(recipe, privacy)
+
+
+def refuse_unguarded(recipe: "Recipe") -> None:
+    """Runs without screening outside a simulated scenario."""
+    if not recipe.federation.screening and recipe.scenario is None:
+        raise ConfigurationError(
+            "federation.screening = false is not possible without [scenario].",
+            why="Without it one site with a NaN ruins the model; that is worth seeing in a "
+            "simulation, and nowhere else.",
+            remedy="Leave it on; its bounds are in [federation].",
+        )
+
+
+def refuse_idle_attacks(recipe: "Recipe") -> None:
+    """Simulated attacks that never strike."""
+    if recipe.scenario is not None:
+        for attack in (recipe.scenario.attack, *recipe.scenario.turns):
+            if attack != "none":
+                _check_attack(recipe, attack)
+
+
+def _check_attack(recipe: "Recipe", attack: str) -> None:
+    if not recipe.wire.plain:
+        raise ConfigurationError(
+            f"scenario.attack = '{attack}' goes with updates that travel as they are.",
+            why="A simulated attacker changes full float32 tensors.",
+            remedy="Leave [wire] out of a recipe with an attack.",
+        )
+    if recipe.privacy is not None and attack in ("label-noise", "backdoor"):
+        raise ConfigurationError(
+            "scenario.attack = 'label-noise' and 'backdoor' do not go with [privacy].",
+            why="They do a site's work twice, and under differential privacy a request is "
+            "answered once.",
+            remedy="Use an attack on the update, for instance sign-flip.",
+        )
+    sums = recipe.privacy is not None and recipe.privacy.method == "class-sums"
+    if attack not in ON_ANY and sums != (attack in ON_SUMS):
+        meant = (*ON_SUMS, *ON_ANY) if sums else ()
+        raise ConfigurationError(
+            f"scenario.attack = '{attack}' never strikes "
+            + ("with" if sums else "without")
+            + " privacy.method = 'class-sums'.",
+            why="It changes an update, and here sites release sums."
+            if sums
+            else "It changes released sums, and here sites train.",
+            remedy=f"Use one of: {', '.join(meant)}."
+            if sums
+            else "Use an attack on the update, for instance sign-flip.",
+        )
+
+
+def refuse_unfit_pretraining(recipe: "Recipe") -> None:
+    """Pre-training of a model, a wire or sites that do not go with it."""
+    if recipe.pretrain.method == "none":
+        return
+    what = f"pretrain.method = '{recipe.pretrain.method}'"
+    if recipe.model.train == "head":
+        raise ConfigurationError(
+            f"{what} does not go with model.train = 'head'.",
+            why="It is the backbone that learns from pictures without labels.",
+            remedy="Set model.train = 'all' or a stage, or pretrain.method = 'none'.",
+        )
+    if recipe.wire.top_k:
+        raise ConfigurationError(
+            f"{what} does not go with wire.top_k = {recipe.wire.top_k:g}.",
+            why="What is left out is kept by the number of a round of training.",
+            remedy="Set wire.top_k = 0; wire.precision = 'int8' with wire.delta is nearly "
+            "as small.",
+        )
+    if any(not pattern.startswith("head.") for pattern in recipe.federation.local):
+        raise ConfigurationError(
+            f"{what} does not go with federation.local = {list(recipe.federation.local)}.",
+            why="What stays at a site is versioned by rounds of training, and would be "
+            "forgotten from one round of pre-training to the next.",
+            remedy="Keep tensors of the head alone local, for instance ['head.*'].",
+        )
+    if recipe.scenario is not None and recipe.scenario.attack != "none":
+        raise ConfigurationError(
+            f"{what} does not go with scenario.attack = '{recipe.scenario.attack}'.",
+            why="Attackers are simulated in rounds of training alone.",
+            remedy="Leave out one of the two.",
+        )
+
+
+def refuse_idle_diversity(recipe: "Recipe") -> None:
+    """Keeping apart maps of parts that do not train."""
+    trains = recipe.model.pooling == "parts" and recipe.model.train not in ("head", "norm")
+    if recipe.loss.diversity and not trains:
+        raise ConfigurationError(
+            f"loss.diversity = {recipe.loss.diversity:g} needs maps of parts that train; "
+            f"model.pooling = '{recipe.model.pooling}', model.train = '{recipe.model.train}'.",
+            why="It keeps learnt parts apart.",
+            remedy="Set model.pooling = 'parts' and model.train to all or a stage, or "
+            "loss.diversity = 0.",
+        )
+
+
+def refuse_empty_runs(recipe: "Recipe") -> None:
+    """Runs that learn nothing, or a head that no statistics determine."""
+    start, head = recipe.train.start, recipe.model.head
+    if start == "none" and not recipe.federation.rounds:
+        raise ConfigurationError(
+            "federation.rounds = 0 and train.start = 'none': nothing would be learnt.",
+            remedy="Set train.start to means or lda, or federation.rounds to 1 at least.",
+        )
+    rule = recipe.federation.strategy != "fedavg" or recipe.federation.mix_nearest
+    if not recipe.federation.rounds and rule:
+        raise ConfigurationError(
+            f"federation.strategy = '{recipe.federation.strategy}', mix_nearest = "
+            f"{str(recipe.federation.mix_nearest).lower()} do nothing with "
+            "federation.rounds = 0.",
+            why="Class statistics are added up; a strategy is for updates, and a run would "
+            "seem guarded against hostile sites by a rule that never acted.",
+            remedy="Leave both out, or set federation.rounds to 1 at least.",
+        )
+    if start == "none":
+        return
+    if head != "linear":
+        raise ConfigurationError(
+            f"train.start = '{start}' needs model.head = 'linear', not '{head}'.",
+            why="Weights and biases are what class statistics determine.",
+            remedy="Set model.head = 'linear', or train.start = 'none'.",
+        )
+
+
+def refuse_idle_defenses(recipe: "Recipe") -> None:
+    """Defenses in a table of trials that would never act."""
+    scenario = recipe.scenario
+    sums = recipe.privacy is not None and recipe.privacy.method == "class-sums"
+    if scenario is None or not (sums or not recipe.federation.rounds):
+        return
+    table = scenario.backdoors
+    tried = scenario.defences if scenario.turns else table.defences if table else ()
+    if any(strategy != "fedavg" for strategy in tried):
+        raise ConfigurationError(
+            f"scenario defences = {list(tried)} do nothing where class sums or class "
+            "statistics are added up.",
+            why="A strategy is for updates: the rows of the table would all be of one rule.",
+            remedy='Set defences = ["fedavg"].',
+        )
+
+
+def refuse_unnamed_classes(recipe: "Recipe") -> None:
+    """Classes without a picture that nothing can name."""
+    named = recipe.train.start == "semantic" or recipe.model.head == "semantic"
+    if recipe.partition.unseen and not named:
+        raise ConfigurationError(
+            f"partition.unseen = {list(recipe.partition.unseen)} needs train.start = 'semantic' "
+            "or model.head = 'semantic'.",
+            why="A class without a training picture can only be named by its attributes.",
+            remedy="Set one of the two, or deal all classes.",
+        )
+
+
+RULES: tuple[Rule, ...] = (
+    refuse_unguarded,
+    refuse_idle_attacks,
+    refuse_unfit_pretraining,
+    refuse_idle_diversity,
+    refuse_empty_runs,
+    refuse_idle_defenses,
+    refuse_unnamed_classes,
+)
+"""What sections of any recipe do not go together, in the order in which it is looked at."""
+
+
+def check_sections(recipe: "Recipe") -> None:
+    """Refuse a recipe whose sections do not go together.
+
+    Raises:
+        PolicyRefusal: if it asks under ``[privacy]`` for what cannot be protected.
+        ConfigurationError: naming the settings that do not go together.
+    """
+    if recipe.privacy is not None:
+        refuse_unprotectable(recipe, recipe.privacy)
+    for rule in RULES:
+        rule(recipe)

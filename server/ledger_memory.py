@@ -27,7 +27,6 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.files import private_folder, replacing, sync_folder, write_durably, write_privately
-from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.protocol.keys import PrivateKey
 from fgvc_core.protocol.ledger_statement import (
     LedgerStatement,
@@ -35,7 +34,7 @@ from fgvc_core.protocol.ledger_statement import (
     SignedReply,
     seal_statement,
 )
-from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.messages import Reply, Sealed
 from fgvc_core.recipe import Recipe
 
 FOLDER = "ledgers"

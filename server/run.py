@@ -19,7 +19,7 @@ from fgvc_core.errors import (
     RunInterrupted,
 )
 from fgvc_core.experiment import make_learner, make_table, pick_device
-from fgvc_core.models.weights_folder import resolve_weights
+from fgvc_core.models.weights import resolve_weights
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.live import LiveView
 from fieldmark.server.results.evaluation import TestSplit
@@ -89,9 +89,7 @@ def run_federation(
     if home.settings.test and not recipe.federation.local:
         table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
         if len(table):
-            test = TestSplit(
-                table, learner, cache, recipe.evaluate.batch_size, recipe.evaluate.zoom
-            )
+            test = TestSplit(table, learner, cache, recipe.evaluate.batch_size)
     rounds = Rounds(grid, home, state, tensors, test, events, remembered, learner.model.feature_dim)
     with live, _stop_cleanly():
         try:

@@ -17,8 +17,7 @@ from flwr.app import ArrayRecord, Message
 
 from fgvc_core.flower.records import to_array_record, to_content
 from fgvc_core.privacy.class_sums import sums_bound
-from fgvc_core.protocol.envelope import Sealed, seal
-from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.messages import Reply, Request, Sealed, seal
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed

@@ -15,11 +15,11 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.experiment import completed, make_learner
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe
-from fgvc_core.training.alone import train_alone
-from fgvc_core.training.class_means import fit_class_means
+from fgvc_core.training.baselines import train_alone
 from fgvc_core.training.learner import Learner
-from fgvc_core.training.pretraining import Pretraining
-from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.loop import Stretch
+from fgvc_core.training.self_supervised import Pretraining
+from fgvc_core.training.start import fit_class_means
 from fieldmark.server.report import render
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import Setting, Tell, deal, split_site, without_labels
@@ -96,9 +96,7 @@ def _train_and_score(
         trained = train_alone(learner, train, validation, rounds, patience, batch_size, name)
         learner.load(trained.tensors)
         best_round = trained.best_round
-    scored, _ = learner.evaluate(
-        learner.scored_examples(test, setting.cache, recipe.evaluate.zoom), batch_size
-    )
+    scored, _ = learner.evaluate(learner.examples(test, setting.cache), batch_size)
     return {"top1": scored.top1, "macro_f1": scored.macro_f1, "best_round": best_round}
 
 

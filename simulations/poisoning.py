@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.flower.records import from_content, to_array_record, to_content
-from fgvc_core.protocol.envelope import seal
-from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings, Trigger
 from fgvc_core.seeds import derive_seed
@@ -26,7 +25,7 @@ from fgvc_core.training.examples import Examples, FeatureExamples, PictureExampl
 from fgvc_core.training.features import FeatureStore
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import pack_all
-from fgvc_core.wire.decode import decode_model
+from fgvc_core.wire.codec import decode_model
 from fieldmark.client.announced import recall
 from fieldmark.client.job import Job
 from fieldmark.client.site import Site

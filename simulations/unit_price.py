@@ -14,8 +14,8 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
 from fgvc_core.flower.records import from_array_record
 from fgvc_core.privacy.planning import plan_for
+from fgvc_core.privacy.sampling import protected_units
 from fgvc_core.privacy.settings import Unit
-from fgvc_core.privacy.units import protected_units
 from fgvc_core.protocol.messages import Phase
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.evaluation import Evaluation

@@ -1,9 +1,8 @@
 """A coordinator that asks a site's home directly, without a grid between them."""
 
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
-from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import new_key, read_public
-from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal, unseal
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.client.job import Incoming, answer
 from fieldmark.client.site import Site

@@ -29,16 +29,20 @@ def write_distribution(folder, name, modules, entry_points):
 @contextmanager
 def importable(folder, *registries):
     """The folder's distributions are installed inside; what they registered is forgotten after."""
-    held = [(registry, dict(registry._components)) for registry in registries]
-    modules = set(sys.modules)
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path.remove(str(folder))
-        for registry, components in held:
-            registry._components = components
-        for name in set(sys.modules) - modules:
-            if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
-                del sys.modules[name]
+        own = {
+            name
+            for name, module in list(sys.modules.items())
+            if str(folder) in str(getattr(module, "__file__", ""))
+        }
+        for registry in registries:
+            for name, component in list(registry._components.items()):
+                if component.make.__module__ in own:
+                    del registry._components[name]
+        for name in own:
+            del sys.modules[name]

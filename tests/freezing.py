@@ -84,7 +84,6 @@ CASES: dict[str, tuple[str, ...]] = {
     "mixing": ("augment.mix=both", "augment.trivial=true", "augment.erasing=0.3", *SMALL),
     "moving-average": ("train.ema=0.9", "train.layer_decay=0.7", "train.clip_norm=1.0", *SMALL),
     "balanced": ("loss.balance=logits", "partition.alpha=0.5", *SMALL),
-    "zoomed": ("evaluate.zoom=0.7", *SMALL),
     "zero-rounds": (*HEAD, "train.start=lda", "federation.rounds=0"),
     "start-and-rounds": (*HEAD, "train.start=means", "federation.rounds=1"),
     "unseen-classes": (

@@ -39,9 +39,8 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fgvc_core.flower.parcels import open_in, pack_in
 from fgvc_core.flower.records import from_content, to_array_record, to_content
-from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import new_key
-from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.messages import Reply, Sealed, seal
 from fgvc_core.wire.arrays import PackedTensor, pack
 from fieldmark.client.app import app
 from fieldmark.client.deployment.flower_internals import node_headers

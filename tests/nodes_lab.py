@@ -5,9 +5,8 @@ from flwr.app import Message
 
 from fgvc_core.flower.internals import enter_run, give_id
 from fgvc_core.flower.records import to_array_record, to_content
-from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key, public_text
-from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.wire.arrays import pack_all
 
 KEYS = {"site-1": new_key(), "site-2": new_key()}

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from fgvc_core.configuration import refuse_paths
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.odometer import Rule, choose_rule
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
-from fgvc_core.recipe_paths import refuse_paths
 from fgvc_core.recipe_rules import refuse_unprotectable
 from fieldmark.client.privacy.data_claims import DataClaim, Register
 from fieldmark.client.privacy.ledger import Ledger

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.privacy.accountant import epsilon_of_plan
-from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent
+from fgvc_core.privacy.accountant import ADJACENCY, PrivacyEvent, epsilon_of_plan
 from fgvc_core.privacy.odometer import total_cost
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import Recipe

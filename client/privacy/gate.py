@@ -18,16 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
-from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge
+from fgvc_core.privacy.accountant import ADJACENCY, PrivacyEvent, merge
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import SIGNATURE_BYTES
-from fgvc_core.protocol.messages import PrivacyStatement, Reply, Request, fixed_seconds
-from fgvc_core.protocol.validation import ValidationReply
+from fgvc_core.protocol.messages import (
+    PrivacyStatement,
+    Reply,
+    Request,
+    Sealed,
+    ValidationReply,
+    fixed_seconds,
+    seal,
+)
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
-from fgvc_core.wire.layout import packed_bytes
+from fgvc_core.wire.codec import packed_bytes
 from fieldmark.client.encoding import UpdateEncoder
 from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.chain import GENESIS

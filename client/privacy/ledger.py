@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import DataError, PeerError, PolicyRefusal
-from fgvc_core.privacy.events import PrivacyEvent, merge
+from fgvc_core.privacy.accountant import PrivacyEvent, merge
 from fgvc_core.privacy.odometer import Rule
 from fgvc_core.privacy.settings import Unit
 from fieldmark.client.privacy.chain import RESTORE, TORN, Chain, Entry

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings, Unit
-from fgvc_core.protocol.validation import Figures
+from fgvc_core.protocol.messages import Figures
 from fgvc_core.recipe import Recipe
 
 SUBJECTS_OF_THEIR_OWN = ("fieldmarks", "ham10000")

@@ -52,14 +52,18 @@ from pathlib import Path
 from typing import Any
 
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
-from fgvc_core.privacy.events import PrivacyEvent, merge, read_events, take
+from fgvc_core.privacy.accountant import PrivacyEvent, merge, read_events, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.protocol.envelope import Sealed, check_signature
 from fgvc_core.protocol.keys import PublicKey, fingerprint
 from fgvc_core.protocol.ledger_statement import LedgerStatement, SeenRun, read_statement
-from fgvc_core.protocol.messages import PrivacyStatement, Reply
-from fgvc_core.protocol.validation import ValidationReply
+from fgvc_core.protocol.messages import (
+    PrivacyStatement,
+    Reply,
+    Sealed,
+    ValidationReply,
+    check_signature,
+)
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
 from fieldmark.client.privacy.data_claims import Register

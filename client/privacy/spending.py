@@ -11,8 +11,14 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgvc_core.errors import DataError
-from fgvc_core.privacy.accountant import cost_of_plan
-from fgvc_core.privacy.events import PrivacyEvent, Purpose, merge, read_events, take
+from fgvc_core.privacy.accountant import (
+    PrivacyEvent,
+    Purpose,
+    cost_of_plan,
+    merge,
+    read_events,
+    take,
+)
 from fgvc_core.privacy.odometer import Rule, all_orders, choose_rule, total_cost
 from fgvc_core.privacy.settings import Unit
 from fieldmark.client.privacy.chain import RESTORE, TORN, Entry

@@ -15,8 +15,8 @@ from safetensors.numpy import save
 from fgvc_core import __version__
 from fgvc_core.errors import PeerError
 from fgvc_core.files import private_folder, write_durably
-from fgvc_core.training.schedule import Stretch
-from fgvc_core.wire.decode import decode_model
+from fgvc_core.training.loop import Stretch
+from fgvc_core.wire.codec import decode_model
 from fieldmark.client.job import Job
 from fieldmark.client.kept import Tensors
 from fieldmark.client.privacy.outbox import Payload

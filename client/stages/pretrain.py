@@ -6,10 +6,10 @@ pictures stay out, so that their scores say nothing of pictures that were learnt
 
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.protocol.ranges import stated_loss
-from fgvc_core.training.pretraining import Pretraining
-from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.loop import Stretch
+from fgvc_core.training.self_supervised import Pretraining
 from fgvc_core.wire.arrays import spec_of
-from fgvc_core.wire.decode import decode_model
+from fgvc_core.wire.codec import decode_model
 from fieldmark.client.job import Job
 from fieldmark.client.privacy.outbox import Payload
 from fieldmark.client.workspace import learner_of, pictures_without_labels

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.errors import PeerError, PolicyRefusal
-from fgvc_core.privacy.events import PrivacyEvent, take
+from fgvc_core.privacy.accountant import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, STAGES, TRAIN
+from fgvc_core.training.compatibility import validate_private
+from fgvc_core.training.loop import Stretch
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
-from fgvc_core.training.schedule import Stretch
-from fgvc_core.training.validation import validate_private
 from fgvc_core.wire.arrays import TensorSpec, spec_of
-from fgvc_core.wire.decode import decode_model
+from fgvc_core.wire.codec import decode_model
 from fieldmark.client.encoding import UpdateEncoder
 from fieldmark.client.job import Job, echo
 from fieldmark.client.privacy.gate import Departure, Gate

@@ -2,7 +2,7 @@
 
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.training.start import site_statistics
-from fgvc_core.wire.decode import decode_model
+from fgvc_core.wire.codec import decode_model
 from fieldmark.client.job import Job
 from fieldmark.client.privacy.outbox import Payload
 from fieldmark.client.workspace import learner_and_examples

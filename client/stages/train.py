@@ -13,10 +13,9 @@ from fgvc_core.protocol.tensor_names import as_control, controlled, local, share
 from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.learner import Learner
-from fgvc_core.training.schedule import Stretch
-from fgvc_core.training.variates import ControlVariates
+from fgvc_core.training.loop import ControlVariates, Stretch
 from fgvc_core.wire.arrays import TensorSpec
-from fgvc_core.wire.decode import decode_model
+from fgvc_core.wire.codec import decode_model
 from fieldmark.client.job import Job
 from fieldmark.client.kept import KeptTensors, Tensors
 from fieldmark.client.privacy.outbox import Payload

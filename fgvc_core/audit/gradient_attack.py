@@ -28,15 +28,15 @@ from fgvc_core.audit.watched import Chosen, WatchedTraining
 from fgvc_core.errors import RunFailed
 from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead
-from fgvc_core.privacy.events import PrivacyEvent, take
+from fgvc_core.privacy.accountant import PrivacyEvent, take
 from fgvc_core.privacy.gradients import GradientEngine, LossOf, UnitBatch, size_of
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import gradient_noise, plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.training.examples import Examples, FeatureExamples
 from fgvc_core.training.learner import Learner
+from fgvc_core.training.loop import Stretch
 from fgvc_core.training.private import Units
-from fgvc_core.training.schedule import Stretch
 
 Tell = Callable[[int, int], None]
 """Called with (releases seen, releases in all)."""

@@ -18,8 +18,8 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.models.heads import SubspaceHead
 from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
 from fgvc_core.privacy.planning import plan_for
+from fgvc_core.privacy.sampling import clip_scales
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.privacy.units import clip_scales
 from fgvc_core.training.examples import Examples, FeatureExamples
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import Units, projected_vectors, release_sums

@@ -50,7 +50,7 @@ def kit(
     from fgvc_core.inference.calibration import read_calibration
     from fgvc_core.inference.trained import load_trained
     from fgvc_core.protocol.keys import fingerprint, short_fingerprint
-    from fgvc_core.protocol.validation import KitPrivacy
+    from fgvc_core.protocol.messages import KitPrivacy
 
     try:
         privacy = KitPrivacy.model_validate({"epsilon": epsilon, "delta": delta, "unit": unit})

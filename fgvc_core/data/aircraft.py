@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import FileSource, first_few
-from fgvc_core.data.labels import number_labels
-from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.labels import LeftOut, number_labels
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import ExampleTable, Split

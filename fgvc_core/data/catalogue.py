@@ -1,15 +1,15 @@
 """The catalogue: data sets by name, each a function from settings to a table."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from fgvc_core.components import DATA_SETS
+from fgvc_core.configuration import Settings
 from fgvc_core.data.files import FileSource, first_few, missing_pictures
-from fgvc_core.data.labels import NO_LABEL
-from fgvc_core.data.left_out import LEFT_OUT, LeftOut
+from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
@@ -23,16 +23,13 @@ PUBLISHED = frozenset({"fieldmarks", "cub", "cars", "aircraft", "ham10000"})
 Builder = Callable[[DataSettings, Path], ExampleTable]
 TolerantBuilder = Callable[[DataSettings, Path, LeftOut | None], ExampleTable]
 
-_BUILDERS: dict[str, Builder] = {}
-_TOLERANT: dict[str, TolerantBuilder] = {}
 _KNOWS: dict[str, tuple[Knowledge, ...]] = {}
-_MODULES = tuple(
-    f"fgvc_core.data.{name}"
-    for name in ("aircraft", "cars", "cub", "folder", "ham10000", "manifest")
-)
+_TOLERANT: set[str] = set()
 
 
-def dataset(name: str, *, knows: tuple[Knowledge, ...] = ()) -> Callable[[Builder], Builder]:
+def dataset(
+    name: str, *, knows: tuple[Knowledge, ...] = (), settings: type[Settings] | None = None
+) -> Callable[[Builder], Builder]:
     """Register a data set under a name for ``data.name``.
 
     The function gets ``[data]`` and a folder for what it wants to keep between runs. It
@@ -42,21 +39,22 @@ def dataset(name: str, *, knows: tuple[Knowledge, ...] = ()) -> Callable[[Builde
         name: For ``data.name``, and for ``kind`` in a site's settings.
         knows: What tables of this kind say of their classes in files of their own: never
             derived from the rows, so that it does not depend on any picture.
+        settings: Model of its own table, ``[data.NAME]``; ``settings.own(MODEL)`` reads it.
 
     >>> @dataset("my-camera-traps")
     ... def build(settings: DataSettings, cache: Path) -> ExampleTable: ...
     """
 
     def register(build: Builder) -> Builder:
-        _BUILDERS[name] = build
         _KNOWS[name] = knows
+        DATA_SETS.register(name, settings)(build)
         return build
 
     return register
 
 
 def tolerant_dataset(
-    name: str, *, knows: tuple[Knowledge, ...] = ()
+    name: str, *, knows: tuple[Knowledge, ...] = (), settings: type[Settings] | None = None
 ) -> Callable[[TolerantBuilder], TolerantBuilder]:
     """Register a data set whose builder can leave faulty rows out.
 
@@ -68,11 +66,13 @@ def tolerant_dataset(
     Args:
         name: See :func:`dataset`.
         knows: See :func:`dataset`.
+        settings: See :func:`dataset`.
     """
 
     def register(build: TolerantBuilder) -> TolerantBuilder:
-        _TOLERANT[name] = build
-        dataset(name, knows=knows)(lambda settings, cache: build(settings, cache, None))
+        _KNOWS[name] = knows
+        _TOLERANT.add(name)
+        DATA_SETS.register(name, settings)(build)
         return build
 
     return register
@@ -80,15 +80,14 @@ def tolerant_dataset(
 
 def knowledge_by_kind(name: str) -> tuple[Knowledge, ...]:
     """What every table of a kind says of its classes; nothing is read for it."""
-    dataset_names()
+    if name in DATA_SETS.names():
+        DATA_SETS.get(name)
     return _KNOWS.get(name, ())
 
 
 def dataset_names() -> tuple[str, ...]:
     """The names that ``data.name`` may have, sorted."""
-    for module in _MODULES:
-        importlib.import_module(module)
-    return tuple(sorted(_BUILDERS))
+    return tuple(sorted(DATA_SETS.names()))
 
 
 def may_be_shown(settings: DataSettings) -> bool:
@@ -127,10 +126,10 @@ def load_table(
             why=f"Known are: {', '.join(known)}.",
             remedy=nearest(settings.name, known, 1) or "Set data.name to one of these.",
         )
-    tolerant = _TOLERANT.get(settings.name)
-    if left_out is not None and tolerant is not None:
-        return _without_faulty(tolerant(settings, cache, left_out), left_out)
-    table = _BUILDERS[settings.name](settings, cache)
+    build = DATA_SETS.get(settings.name).make
+    if left_out is not None and settings.name in _TOLERANT:
+        return _without_faulty(build(settings, cache, left_out), left_out)
+    table: ExampleTable = build(settings, cache, *([None] if settings.name in _TOLERANT else []))
     if (table.labels_N == LEFT_OUT).any():
         table = table.take(np.flatnonzero(table.labels_N != LEFT_OUT))
     if require_pictures and isinstance(table.source, FileSource):
@@ -191,10 +190,3 @@ def data_root(settings: DataSettings) -> Path:
             remedy="Check the path; a relative one counts from the current folder.",
         )
     return root
-
-
-@dataset("fieldmarks", knows=("taxonomy", "attributes"))
-def _fieldmarks(settings: DataSettings, cache: Path) -> ExampleTable:
-    from fgvc_core.data.fieldmarks import build_table
-
-    return build_table(settings, cache)

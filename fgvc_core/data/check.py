@@ -1,14 +1,26 @@
-"""What a data set holds, and what is wrong with it, before anyone trains on it."""
+"""What a data set is, what it holds, and what is wrong with it, before anyone trains on it.
+
+What a data set holds, and what is wrong with it, before anyone trains on it.
+
+Which data set lies in a folder, told from the files that only it has.
+
+How many pictures well-known data sets were published with, to see whether a tree is whole.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fgvc_core.data import cars
+from fgvc_core.data.aircraft import has_lists
 from fgvc_core.data.decoding import Tell, decode_each
 from fgvc_core.data.files import FileSource, first_few
+from fgvc_core.data.manifest import HAM10000_METADATA
+from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 
 TINY = 5
@@ -198,3 +210,57 @@ def _equal_pictures(table: ExampleTable) -> tuple[tuple[tuple[str, str], ...], .
         elif len(labels) <= 1:
             repeated.append(pair)
     return tuple(shared), tuple(two_labels), tuple(repeated)
+
+
+def recognise(root: Path) -> str:
+    """The ``data.name`` that reads a folder; ``folder`` where nothing says otherwise."""
+    if (root / "images.txt").is_file() and (root / "image_class_labels.txt").is_file():
+        return "cub"
+    if any((folder / cars.META).is_file() for folder in (root, root / "devkit")):
+        return "cars"
+    if has_lists(root) or has_lists(root / "data"):
+        return "aircraft"
+    if (root / HAM10000_METADATA).is_file():
+        return "ham10000"
+    usual = DataSettings.model_fields["manifest"].default
+    # 'fieldmark data make' writes both forms; the folders are the simpler one.
+    if (root / usual).is_file() and not (root / "train").is_dir():
+        return "manifest"
+    return "folder"
+
+
+PUBLISHED: dict[str, dict[Split, int]] = {
+    # Wah et al. 2011, CNS-TR-2011-001.
+    "cub": {"train": 5994, "test": 5794},
+    # Krause et al. 2013, "3D Object Representations for Fine-Grained Categorization".
+    "cars": {"train": 8144, "test": 8041},
+    # Maji et al. 2013, https://arxiv.org/abs/1306.5151: trainval and test.
+    "aircraft": {"train": 6667, "test": 3333},
+}
+"""Data set -> split -> pictures. HAM10000 has no published split, but 10,015 pictures."""
+
+HAM10000 = 10_015
+"""Tschandl et al. 2018, https://doi.org/10.1038/sdata.2018.161."""
+
+
+def beside_published(name: str, splits: Mapping[Split, int]) -> str:
+    """A sentence that sets what a tree lists beside what was published; empty if unknown.
+
+    >>> beside_published("cub", {"train": 5994, "test": 5794, "pool": 0})
+    'As published: 5,994 train, 5,794 test.'
+    """
+    if name == "ham10000":
+        total = sum(splits.values())
+        published = f"{HAM10000:,} pictures"
+        return (
+            f"As published: {published}."
+            if total == HAM10000
+            else f"Published were {published}; listed here are {total:,}."
+        )
+    if name not in PUBLISHED:
+        return ""
+    told = ", ".join(f"{count:,} {split}" for split, count in PUBLISHED[name].items())
+    if all(splits.get(split) == count for split, count in PUBLISHED[name].items()):
+        return f"As published: {told}."
+    here = ", ".join(f"{splits.get(split, 0):,} {split}" for split in PUBLISHED[name])
+    return f"Published were {told}; listed here are {here}."

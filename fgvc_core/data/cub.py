@@ -26,8 +26,7 @@ from fgvc_core.data.cub_files import (
     readable_pairs,
 )
 from fgvc_core.data.files import FileSource, first_few
-from fgvc_core.data.labels import number_labels
-from fgvc_core.data.left_out import LEFT_OUT, LeftOut
+from fgvc_core.data.labels import LEFT_OUT, LeftOut, number_labels
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import ExampleTable

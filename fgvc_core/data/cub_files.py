@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.data.files import first_few
-from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.errors import DataError
 

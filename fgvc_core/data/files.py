@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fgvc_core.data.decoding import wait_for_turn
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
-from fgvc_core.data.turns import wait_for_turn
 from fgvc_core.errors import DataError, FieldmarkError
 
 PICTURE_ENDINGS = frozenset(

@@ -11,11 +11,9 @@ import numpy as np
 
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import PICTURE_ENDINGS, FileSource, tree_pictures
-from fgvc_core.data.labels import number_labels
-from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.labels import LeftOut, number_labels
 from fgvc_core.data.settings import DataSettings
-from fgvc_core.data.split import held_out_splits
-from fgvc_core.data.table import ExampleTable, Split
+from fgvc_core.data.table import ExampleTable, Split, held_out_splits
 from fgvc_core.errors import DataError
 
 _VALIDATION = ("val", "valid", "validation")

@@ -1,4 +1,13 @@
-"""A CSV of pictures: path, label, and what else is known about each."""
+"""A CSV of pictures: path, label, and what else is known about each.
+
+HAM10000: dermatoscopic pictures of pigmented skin lesions.
+
+Tschandl, Rosendahl, Kittler: The HAM10000 dataset, Scientific Data 5, 180161, 2018,
+https://doi.org/10.1038/sdata.2018.161. 10,015 pictures of 7,470 lesions in seven very unequal
+classes. No split is published: the keyed hash of the lesion's id holds ``data.test_fraction``
+out. The subject is the lesion; the set names no patients, so that a patient with two
+lesions is two subjects.
+"""
 
 import csv
 from collections import Counter
@@ -11,12 +20,10 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import FileSource, first_few
-from fgvc_core.data.labels import NO_LABEL, number_labels
-from fgvc_core.data.left_out import LEFT_OUT, LeftOut
+from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut, number_labels
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.soundness import refuse_unsound_list
-from fgvc_core.data.split import held_out_splits
-from fgvc_core.data.table import SPLITS, ExampleTable, Split
+from fgvc_core.data.table import SPLITS, ExampleTable, Split, held_out_splits
 from fgvc_core.errors import DataError, nearest
 
 _SPLIT_WORDS: dict[str, Split] = {
@@ -346,3 +353,36 @@ def _refuse_unlabelled(raw_labels: Sequence[str], splits: Sequence[Split], sheet
             why="Only pictures of the pool go without.",
             remedy="Fill the labels in, or mark the pictures as 'pool' in a split column.",
         )
+
+
+HAM10000_METADATA = "HAM10000_metadata.csv"
+
+HAM10000_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+
+
+@tolerant_dataset("ham10000")
+def build_ham10000(
+    settings: DataSettings, cache: Path, left_out: LeftOut | None = None
+) -> ExampleTable:
+    """The table of ``images/*.jpg`` beside the published metadata: a manifest, set up.
+
+    Args:
+        settings: ``[data]``; the manifest's own settings are not looked at.
+        cache: Handed on.
+        left_out: Handed on.
+
+    Raises:
+        ConfigurationError: if no path is given.
+        DataError: as for a manifest.
+    """
+    data_root(settings)
+    fixed = {
+        "manifest": HAM10000_METADATA,
+        "path_column": "image_id",
+        "path_template": "images/{path}.jpg",
+        "label_column": "dx",
+        "subject_column": "lesion_id",
+        "split_column": None,
+        "classes": settings.classes or HAM10000_CLASSES,
+    }
+    return build_table(settings.model_copy(update=fixed), cache, left_out)

@@ -1,11 +1,18 @@
-"""Who holds what in a simulation: deal a training split to sites.
+"""Who holds what in a simulation: labelled pictures, the pool, and the sites' names.
+
+Who holds what in a simulation: deal a training split to sites.
 
 The dealing itself is flwr-datasets' (https://flower.ai/docs/datasets/), on a table of
 subjects with one label each, never on pictures: all pictures of a subject follow it, so
 that no subject is at two sites. Rows are shuffled first, because most partitioners cut
 consecutive runs.
+
+Names of simulated sites: they become folder names, on any file system.
+
+Who holds which picture without a label, in a simulation.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.components import PARTITIONERS
 from fgvc_core.data.files import first_few
 from fgvc_core.data.settings import PartitionSettings
-from fgvc_core.data.site_names import name_sites_by_value, numbered_sites
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 from fgvc_core.seeds import derive_seed
@@ -24,16 +31,55 @@ from fgvc_core.seeds import derive_seed
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
+_LONGEST = 64
+
+
+def numbered_sites(count: int) -> list[str]:
+    """``site-1`` and so on, padded with zeros so that they sort in order.
+
+    >>> numbered_sites(10)[0]
+    'site-01'
+    """
+    width = len(str(count))
+    return [f"site-{number:0{width}d}" for number in range(1, count + 1)]
+
+
+def name_sites_by_value(values: Sequence[str]) -> list[str]:
+    """A distinct name for each of distinct values: the value, where a folder may bear it.
+
+    Other characters than ASCII letters, digits, dot, underscore and hyphen become
+    hyphens; names that differ in nothing but case, or not at all any more, get a number.
+
+    >>> name_sites_by_value(["Lyon", "upper extremity"])
+    ['Lyon', 'upper-extremity']
+    """
+    taken: set[str] = set()
+    names = []
+    for value in values:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", value).lstrip("._-")[:_LONGEST].rstrip("-")
+        stem = stem or "site"
+        name, number = stem, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
 Positions = NDArray[np.int64]
 
 _DRAWS = 100
+
 _ROW = "row"
+
 _LABEL = "label"
+
 _VALUE = "value"
 
 
 @dataclass(frozen=True)
-class _Subjects:
+class Subjects:
     """S subjects in a shuffled order: each one's positions, and its commonest label."""
 
     positions: tuple[Positions, ...]
@@ -87,7 +133,7 @@ def partition(
             why="Every site needs at least one, and none may be at two sites.",
             remedy="Ask for fewer sites, or bring more data.",
         )
-    deal = _SCHEMES[settings.scheme]
+    deal = PARTITIONERS.get(settings.scheme).make
     shares: list[Positions] = []
     for draw in range(_DRAWS):
         shares = deal(subjects, settings, derive_seed(seed, settings.scheme, draw))
@@ -98,7 +144,7 @@ def partition(
     raise _too_few(dict(zip(numbered_sites(settings.sites), shares, strict=True)), settings)
 
 
-def _group(table: ExampleTable, rng: np.random.Generator, values: Sequence[str] = ()) -> _Subjects:
+def _group(table: ExampleTable, rng: np.random.Generator, values: Sequence[str] = ()) -> Subjects:
     at: dict[str, list[int]] = {}
     for position, subject in enumerate(table.subjects):
         at.setdefault(subject, []).append(position)
@@ -110,7 +156,7 @@ def _group(table: ExampleTable, rng: np.random.Generator, values: Sequence[str] 
         min(Counter(labels[p] for p in at[name]).items(), key=lambda kv: (-kv[1], kv[0]))[0]
         for name in shuffled
     ]
-    return _Subjects(
+    return Subjects(
         tuple(np.array(at[name], dtype=np.int64) for name in shuffled),
         np.array(commonest, dtype=np.int64),
         table.class_names,
@@ -118,13 +164,15 @@ def _group(table: ExampleTable, rng: np.random.Generator, values: Sequence[str] 
     )
 
 
-def _iid(subjects: _Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
+@PARTITIONERS.register("iid")
+def _iid(subjects: Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
     from flwr_datasets.partitioner import IidPartitioner
 
     return _run(IidPartitioner(settings.sites), subjects, {})
 
 
-def _dirichlet(subjects: _Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
+@PARTITIONERS.register("dirichlet")
+def _dirichlet(subjects: Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
     from flwr_datasets.partitioner import DirichletPartitioner
 
     partitioner = DirichletPartitioner(
@@ -139,7 +187,8 @@ def _dirichlet(subjects: _Subjects, settings: PartitionSettings, seed: int) -> l
     return _run(partitioner, subjects, {_LABEL: subjects.labels_S.tolist()})
 
 
-def _pathological(subjects: _Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
+@PARTITIONERS.register("pathological")
+def _pathological(subjects: Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
     from flwr_datasets.partitioner import PathologicalPartitioner
 
     sites, per_site = settings.sites, settings.classes_per_site
@@ -171,7 +220,8 @@ def _pathological(subjects: _Subjects, settings: PartitionSettings, seed: int) -
     return shares
 
 
-def _quantity(subjects: _Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
+@PARTITIONERS.register("quantity")
+def _quantity(subjects: Subjects, settings: PartitionSettings, seed: int) -> list[Positions]:
     from flwr_datasets.partitioner import SizePartitioner
 
     rng = np.random.default_rng(seed)
@@ -184,12 +234,6 @@ def _quantity(subjects: _Subjects, settings: PartitionSettings, seed: int) -> li
     return _run(SizePartitioner((sizes + 1).tolist()), subjects, {})
 
 
-_SCHEMES = {
-    "iid": _iid,
-    "dirichlet": _dirichlet,
-    "pathological": _pathological,
-    "quantity": _quantity,
-}
 _REDRAWN = frozenset({"dirichlet", "pathological", "quantity"})
 
 
@@ -243,7 +287,7 @@ def _column(table: ExampleTable, settings: PartitionSettings) -> tuple[str, ...]
 
 
 def _run(
-    partitioner: "Partitioner", subjects: _Subjects, columns: Mapping[str, list[Any]]
+    partitioner: "Partitioner", subjects: Subjects, columns: Mapping[str, list[Any]]
 ) -> list[Positions]:
     """Each partition's positions in the table, sorted."""
     from datasets import Dataset
@@ -329,3 +373,49 @@ def _too_few(dealt: Mapping[str, Positions], settings: PartitionSettings) -> Dat
         why="So few examples cannot be split for training and validation.",
         remedy="Ask for fewer sites, a larger partition.alpha or a smaller partition.min_examples.",
     )
+
+
+Rows = NDArray[np.int64]
+
+
+def deal_pool(
+    table: ExampleTable, held: Mapping[str, Rows], settings: PartitionSettings, seed: int
+) -> dict[str, Rows]:
+    """Deal the pool of a table to sites that hold labelled pictures already.
+
+    By the partition's column, where it has one, so that a site's pool looks as its labelled
+    pictures do; else equal numbers of subjects, whatever the scheme: classes are not known. A
+    subject in the pool may have labelled pictures at another site.
+
+    Args:
+        table: The whole table.
+        held: Site name -> positions of its labelled pictures.
+        settings: ``[partition]``.
+        seed: Any non-negative integer.
+
+    Returns:
+        Site name -> int64 sorted positions; together they are the pool. Empty without a pool.
+    """
+    pool = [i for i, split in enumerate(table.splits) if split == "pool"]
+    if not pool:
+        return {}
+    sites = sorted(held)
+    holder = _by_value(table, held, settings)
+    subjects = sorted({table.subjects[i] for i in pool})
+    shuffled = np.random.default_rng(seed).permutation(len(subjects)).tolist()
+    dealt = {subjects[at]: sites[number % len(sites)] for number, at in enumerate(shuffled)}
+    found: dict[str, list[int]] = {site: [] for site in sites}
+    for i in pool:
+        found[holder.get(i) or dealt[table.subjects[i]]].append(i)
+    return {site: np.array(own, dtype=np.int64) for site, own in found.items()}
+
+
+def _by_value(
+    table: ExampleTable, held: Mapping[str, Rows], settings: PartitionSettings
+) -> dict[int, str]:
+    """Position -> the site whose labelled pictures have the same value of the column."""
+    column = table.columns.get(settings.column or "")
+    if settings.scheme != "column" or column is None:
+        return {}
+    site_of = {column[i]: site for site, own in held.items() for i in own.tolist()}
+    return {i: site_of[value] for i, value in enumerate(column) if value in site_of}

@@ -1,14 +1,24 @@
 """Settings of ``[data]``, ``[partition]`` and ``[augment]``."""
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from fgvc_core.configuration import Settings, text
+from fgvc_core.components import AUGMENTATIONS, DATA_SETS, PARTITIONERS
+from fgvc_core.configuration import text
+from fgvc_core.registry import OpenSettings, Registry
 
 
-class DataSettings(Settings):
+class DataSettings(OpenSettings):
     """Which pictures, at what size, with which class names."""
+
+    chosen = {"name": DATA_SETS}  # noqa: RUF012
+
+    @classmethod
+    def missing(cls, values: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], str]]:
+        """None: a site reads its own data, whichever set the coordinator names."""
+        return iter(())
 
     name: str = Field(
         "fieldmarks",
@@ -134,13 +144,16 @@ class DataSettings(Settings):
         return value
 
 
-class PartitionSettings(Settings):
+class PartitionSettings(OpenSettings):
     """Who holds what, in a simulation."""
 
-    scheme: Literal["iid", "dirichlet", "pathological", "quantity", "column"] = Field(
+    chosen = {"scheme": PARTITIONERS}  # noqa: RUF012
+
+    scheme: Annotated[str, AfterValidator(PARTITIONERS.check)] = Field(
         "iid",
         description="iid, dirichlet (label skew), pathological (k classes a site), "
         "quantity (size skew) or column (one site per value of a column).",
+        json_schema_extra=text("word"),
     )
     sites: int = Field(5, ge=1, le=100_000, description="Number of sites, 1 to 100,000.")
     alpha: float = Field(
@@ -167,8 +180,10 @@ class PartitionSettings(Settings):
     )
 
 
-class AugmentSettings(Settings):
+class AugmentSettings(OpenSettings):
     """Random views of a training picture. Validation and test see none of this."""
+
+    added = AUGMENTATIONS
 
     rotation: float = Field(
         15.0, ge=0.0, le=180.0, description="Largest rotation either way, in degrees, 0 to 180."

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
+from fgvc_core.models.attention import NonLocal, SpatialAttention
 from fgvc_core.models.backbones import TimmBackbone
 from fgvc_core.models.classifier import FineGrainedClassifier
-from fgvc_core.models.relations import NonLocal
-from fgvc_core.models.spatial import SpatialAttention
 
 
 def attention_maps(

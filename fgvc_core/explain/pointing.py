@@ -1,26 +1,150 @@
-"""Does a map point at what tells the classes apart? The pointing game and its controls.
+"""Pointing: whether maps lie on the parts that tell classes apart, with regions and controls.
+
+Does a map point at what tells the classes apart? The pointing game and its controls.
 
 Pointing game: Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.1,
 https://arxiv.org/abs/1608.00507: a hit is a map whose maximum lies on the object, 15 pixels off
 being forgiven. Here the object is a part in which the true class differs from its runner-up, and
 the forgiveness a share of the square's side. Energy in the box: Wang et al. 2020, "Score-CAM",
 section 4.3, https://arxiv.org/abs/1910.01279: the share of a map's sum inside the object's box.
+
+Parts and boxes as the model sees them: in pixels of the square that was cut out.
+
+Tables state them as fractions of the published picture (CUB's in its original pixels, which the
+loader divides by the original size), so that a shrunken copy's still fit; the model sees the
+picture resized and its centre cut out, and so do they.
+
+What explanations are compared with: a network that has learnt nothing, and the centre.
+
+Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3,
+https://arxiv.org/abs/1810.03292: a map that stays the same when the weights are randomised shows
+the picture, or the network's shape, and not what was learnt.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from fgvc_core.data.decoding import Tell
 from fgvc_core.data.table import ExampleTable
+from fgvc_core.data.transforms import placement
 from fgvc_core.errors import DataError
 from fgvc_core.explain.class_maps import ClassMaps, Maps
-from fgvc_core.explain.controls import UNCHANGED, centre_map, randomised, rank_correlation
 from fgvc_core.explain.distinguishing import distinguishing
-from fgvc_core.explain.regions import box_mask, seen_box, seen_parts
 from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.models.build import build_classifier
+from fgvc_core.models.classifier import FineGrainedClassifier
+from fgvc_core.models.weights import InputSpec
+from fgvc_core.seeds import derive_seed
+
+
+def seen_parts(
+    parts_P3: NDArray[np.float32], height: int, width: int, spec: InputSpec
+) -> NDArray[np.float64]:
+    """Parts in the model's square.
+
+    Args:
+        parts_P3: x and y as fractions of width and height, and 1 where visible.
+        height: Of the picture that the square is cut from, in pixels of any scale.
+        width: Likewise.
+        spec: The model's input.
+
+    Returns:
+        float64 (P, 3): x and y in pixels of the square, and 1 where visible inside it, else 0.
+    """
+    target, corner = placement(height, width, spec.size, spec.crop)
+    places_P2 = parts_P3[:, :2] * np.array(target) - np.array(corner)
+    inside_P = ((places_P2 >= 0) & (places_P2 < spec.size)).all(axis=1)
+    return np.column_stack([places_P2, inside_P & (parts_P3[:, 2] > 0)]).astype(np.float64)
+
+
+def seen_box(
+    box_4: NDArray[np.float32], height: int, width: int, spec: InputSpec
+) -> NDArray[np.float64] | None:
+    """A box in the model's square.
+
+    Args:
+        box_4: x, y, width and height as fractions.
+        height: See :func:`seen_parts`.
+        width: Likewise.
+        spec: The model's input.
+
+    Returns:
+        float64 (4,): left, top, right, bottom in pixels, clipped to the square; None where the
+        box is unknown or lies outside.
+    """
+    target, corner = placement(height, width, spec.size, spec.crop)
+    low_2 = box_4[:2] * np.array(target) - np.array(corner)
+    high_2 = low_2 + box_4[2:] * np.array(target)
+    corners_4 = np.clip(np.concatenate([low_2, high_2]), 0, spec.size)
+    if not np.isfinite(corners_4).all() or (corners_4[2:] <= corners_4[:2]).any():
+        return None
+    return corners_4.astype(np.float64)
+
+
+def box_mask(box_4: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """float64 (size, size): the share of each pixel that a box covers, 0 to 1."""
+    edges = np.arange(size + 1, dtype=np.float64)
+
+    def covered(low: float, high: float) -> NDArray[np.float64]:
+        return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, 1)
+
+    return np.outer(covered(box_4[1], box_4[3]), covered(box_4[0], box_4[2]))
+
+
+UNCHANGED = 0.5
+"""Mean rank correlation from which a map is reported as one that learning hardly changed."""
+
+
+def randomised(trained: TrainedModel, number: int) -> FineGrainedClassifier:
+    """The same network with every tensor initialised anew, the pre-trained ones too.
+
+    Layers that our networks start at zero (a linear head, gates) are drawn from a Gaussian as
+    wide as the trained tensor: at zero there would be no map at all.
+
+    Args:
+        trained: Gives the recipe.
+        number: Which draw, 0 and up.
+    """
+    recipe = trained.recipe
+    settings = recipe.model.model_copy(update={"weights": "none"})
+    seed = derive_seed(recipe.seed, "explain", "randomised", number)
+    if settings.head == "subspace":
+        # Its directions come from the pre-trained classifier: there are none without weights.
+        settings = recipe.model
+    model = build_classifier(settings, len(trained.class_names), recipe.data.image_size, seed)
+    model.adapt(trained.model.input)
+    generator = torch.Generator().manual_seed(seed)
+    learnt = dict(trained.model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not bool(parameter.any()):
+                width = float(learnt[name].std()) if learnt[name].numel() > 1 else 1.0
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(drawn * (width if width > 0 else 0.05))
+    return model.eval()
+
+
+def centre_map(size: int) -> NDArray[np.float32]:
+    """float32 (size, size): a Gaussian in the middle, a quarter of the side wide."""
+    at = (np.arange(size) + 0.5 - size / 2) / (size / 4)
+    bell = np.exp(-(at**2) / 2)
+    return np.outer(bell, bell).astype(np.float32)
+
+
+def rank_correlation(one_HW: NDArray[np.float32], two_HW: NDArray[np.float32]) -> float:
+    """Spearman's, -1 to 1, between two maps; 0 where one of them is constant."""
+    ranks = [rankdata(m_HW, axis=None) for m_HW in (one_HW, two_HW)]
+    spreads = [float(r.std()) for r in ranks]
+    if min(spreads) == 0:
+        return 0.0
+    one, two = ((r - r.mean()) / s for r, s in zip(ranks, spreads, strict=True))
+    return float((one * two).mean())
+
 
 TOLERANCE = 15 / 224
 """Share of the square's side: 15 pixels of 224."""

@@ -22,7 +22,7 @@ _TIE = 1e-4
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GraphCheck:
     """One graph against PyTorch on the same pictures.
 
     Attributes:
@@ -46,7 +46,7 @@ def compare(
     expected_NK: NDArray[np.float32],
     found_NK: NDArray[np.float32],
     labels_N: NDArray[np.int64] | None,
-) -> Verdict:
+) -> GraphCheck:
     """Compare a graph's logits with PyTorch's.
 
     Where PyTorch's two best classes are closer than 1e-4, either counts as its answer.
@@ -54,7 +54,7 @@ def compare(
     answers_N = found_NK.argmax(axis=1)
     chosen_N = np.take_along_axis(expected_NK, answers_N[:, None], axis=1)[:, 0]
     equal_N = expected_NK.max(axis=1) - chosen_N <= _TIE
-    return Verdict(
+    return GraphCheck(
         len(expected_NK),
         float(np.abs(expected_NK - found_NK).max(initial=0.0)),
         float(equal_N.mean()),
@@ -62,7 +62,7 @@ def compare(
     )
 
 
-def refuse_unfaithful(verdict: Verdict) -> None:
+def refuse_unfaithful(verdict: GraphCheck) -> None:
     """Refuse a float graph that is not the model.
 
     Raises:
@@ -78,7 +78,7 @@ def refuse_unfaithful(verdict: Verdict) -> None:
     )
 
 
-def refuse_lossy(float_verdict: Verdict, int8_verdict: Verdict, size_ratio: float) -> None:
+def refuse_lossy(float_verdict: GraphCheck, int8_verdict: GraphCheck, size_ratio: float) -> None:
     """Refuse an int8 graph that loses too much or saves too little.
 
     Without labels the share of answers that differ from PyTorch's stands for the loss.

@@ -1,4 +1,10 @@
-"""A folder in Hugging Face's form: ``model.safetensors``, ``config.json``, ``README.md``."""
+"""A folder in Hugging Face's form: ``model.safetensors``, ``config.json``, ``README.md``.
+
+Fieldmark's classifiers under a name that timm knows: import this, and timm builds them.
+
+timm's own names describe plain networks. A classifier with attention, another pooling or a cosine
+head is none of them; its exported folder names this entry and carries its recipe.
+"""
 
 import json
 from pathlib import Path
@@ -7,14 +13,65 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save
+from timm.models import register_model
 from torch import nn
 
 from fgvc_core import __version__
 from fgvc_core.errors import RunFailed
 from fgvc_core.export.onnx_export import write_folder
-from fgvc_core.export.timm_entry import ENTRY
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.models.backbones import TimmBackbone
+from fgvc_core.models.build import build_classifier
+from fgvc_core.models.classifier import FineGrainedClassifier
+from fgvc_core.models.weights import InputSpec
+from fgvc_core.recipe import parse_recipe
+
+ENTRY = "fieldmark_classifier"
+
+
+@register_model
+def fieldmark_classifier(
+    pretrained: bool = False,
+    *,
+    recipe: str = "",
+    num_classes: int = 1000,
+    pretrained_cfg: dict[str, Any] | None = None,
+    **other: Any,
+) -> FineGrainedClassifier:
+    """The classifier of an exported folder.
+
+    Args:
+        pretrained: Load ``model.safetensors`` of the folder.
+        recipe: The recipe as TOML; in the folder's ``config.json``.
+        num_classes: K.
+        pretrained_cfg: The folder's, given by timm.
+        **other: What else timm hands to every entry.
+
+    Returns:
+        It maps normalised pictures (N, 3, S, S) to logits (N, K).
+    """
+    from safetensors.torch import load_file
+
+    read = parse_recipe(recipe)
+    settings = read.model
+    if settings.head != "subspace":
+        # Every tensor is in the folder; a subspace's directions follow from public weights.
+        settings = settings.model_copy(update={"weights": "none"})
+    model = build_classifier(settings, num_classes, read.data.image_size, read.seed)
+    told = pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg or object())
+    if pretrained:
+        model.load_state_dict(load_file(Path(str(told["file"])) / "model.safetensors"))
+    if told.get("mean"):
+        spec = InputSpec(
+            read.data.image_size,
+            tuple(told["mean"]),
+            tuple(told["std"]),
+            told["interpolation"],
+            float(told["crop_pct"]),
+        )
+        model.adapt(spec)
+    return model.eval()
+
 
 SNIPPET = """\
 import timm
@@ -72,7 +129,7 @@ def make_folder(trained: TrainedModel) -> tuple[dict[str, bytes], bool]:
 
 def snippet(folder: str, native: bool) -> str:
     """The lines that load a folder."""
-    register = "" if native else "import fgvc_core.export.timm_entry  # Fieldmark's own networks"
+    register = "" if native else "import fgvc_core.export.folder  # Fieldmark's own networks"
     return SNIPPET.format(folder=folder, register=register).replace("\n\n", "\n")
 
 

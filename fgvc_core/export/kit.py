@@ -21,11 +21,9 @@ from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.experiment import make_learner
 from fgvc_core.files import replacing
 from fgvc_core.inference.trained import TrainedModel, refuse_partial
-from fgvc_core.models.weights_folder import by_digest, check_digest
-from fgvc_core.protocol.envelope import Sealed, seal, unseal
+from fgvc_core.models.weights import by_digest, check_digest
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public
-from fgvc_core.protocol.messages import MAX_BODY_BYTES
-from fgvc_core.protocol.validation import KitBody, KitPrivacy
+from fgvc_core.protocol.messages import MAX_BODY_BYTES, KitBody, KitPrivacy, Sealed, seal, unseal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import digest_all, pack_all

@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.export.kit import read_body
-from fgvc_core.protocol.envelope import Sealed, unseal
 from fgvc_core.protocol.keys import (
     fingerprint,
     has_fingerprint,
@@ -15,8 +14,7 @@ from fgvc_core.protocol.keys import (
     read_public,
     short_form,
 )
-from fgvc_core.protocol.messages import MAX_BODY_BYTES
-from fgvc_core.protocol.validation import ValidationReply
+from fgvc_core.protocol.messages import MAX_BODY_BYTES, Sealed, ValidationReply, unseal
 
 
 class _File(BaseModel):

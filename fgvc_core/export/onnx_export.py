@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.export.checks import (
     MAX_SIZE_RATIO,
-    Verdict,
+    GraphCheck,
     compare,
     refuse_lossy,
     refuse_unfaithful,
@@ -20,9 +20,8 @@ from fgvc_core.export.checks import (
 from fgvc_core.export.graph import multiply_adds
 from fgvc_core.export.int8 import quantise
 from fgvc_core.export.judging import Judges
-from fgvc_core.export.latency import latencies
 from fgvc_core.export.onnx_graph import describe, preprocessing, to_onnx
-from fgvc_core.export.running import OnnxModel
+from fgvc_core.export.running import OnnxModel, latencies
 from fgvc_core.inference.trained import TrainedModel
 
 SAMPLE = "run_onnx.py"
@@ -170,5 +169,5 @@ def _torch_bytes(trained: TrainedModel) -> int:
     return sum(t.numel() * t.element_size() for t in trained.model.state_dict().values())
 
 
-def _row(verdict: Verdict, size: int) -> dict[str, Any]:
+def _row(verdict: GraphCheck, size: int) -> dict[str, Any]:
     return verdict.as_json() | {"bytes": size}

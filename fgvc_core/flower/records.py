@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fgvc_core.errors import PeerError
-from fgvc_core.protocol.envelope import Sealed
-from fgvc_core.wire.arrays import DTYPES, PackedTensor, digest_all
-from fgvc_core.wire.cores import WORTH_THREADS
+from fgvc_core.protocol.messages import Sealed
+from fgvc_core.wire.arrays import DTYPES, WORTH_THREADS, PackedTensor, digest_all
 
 MAX_AXES = 32
 """Most axes of a tensor that is looked at."""

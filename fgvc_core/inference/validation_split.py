@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fgvc_core.data.partition import partition
-from fgvc_core.data.split import validation_mask
-from fgvc_core.data.table import ExampleTable
+from fgvc_core.data.table import ExampleTable, validation_mask
 from fgvc_core.errors import DataError, PolicyRefusal
 from fgvc_core.recipe import Recipe
 from fgvc_core.seeds import derive_seed

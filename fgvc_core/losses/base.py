@@ -1,9 +1,19 @@
-"""What a loss is, what it is given, and what it says of itself."""
+"""What a loss is, what it is given, and what it declares.
 
+What a loss is, what it is given, and what it says of itself.
+
+Several losses as one, each with its weight.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from fgvc_core.components import LOSSES
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
+from fgvc_core.losses.settings import LossSettings
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,31 @@ class Loss(nn.Module):
             gradient can be bounded.
         counts_privately: Whether it is made from the site's own class counts, which
             differential privacy would have to charge: refused there too.
+        setting: The setting that asks for it, for messages; :func:`build_loss` sets it.
     """
 
     couples_examples: bool = False
     counts_privately: bool = False
+    setting: str = "loss"
+
+    def refusal(self) -> PolicyRefusal | None:
+        """Why differential privacy cannot bound this loss, naming its setting; None if it can.
+
+        The recipe, the site and the experiment before private training all ask this.
+        """
+        if self.couples_examples:
+            return PolicyRefusal(
+                f"{self.setting} is refused under [privacy].",
+                why="It couples the examples of a batch: no single one's part can be bounded.",
+                remedy="Leave it out.",
+            )
+        if self.counts_privately:
+            return PolicyRefusal(
+                f"{self.setting} with a site's own counts is refused under [privacy].",
+                why="Class weights computed from private counts are a release of their own.",
+                remedy="Give public numbers in loss.class_counts, or set loss.balance = 'none'.",
+            )
+        return None
 
     def forward(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         """The mean loss in nats."""
@@ -85,3 +116,72 @@ class Loss(nn.Module):
             ConfigurationError: if it needs more than that.
         """
         return self
+
+
+class WeightedSum(Loss):
+    """The weighted sum of losses; it couples examples if one of them does.
+
+    Args:
+        terms: (weight, loss), one at least.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
+        super().__init__()
+        self.weights = [weight for weight, _ in terms]
+        self.terms = nn.ModuleList(loss for _, loss in terms)
+        self.couples_examples = any(loss.couples_examples for _, loss in terms)
+        self.counts_privately = any(loss.counts_privately for _, loss in terms)
+
+    def refusal(self) -> PolicyRefusal | None:
+        """That of the first term that has one."""
+        return next(filter(None, (loss.refusal() for _, loss in self._pairs())), None)
+
+    def of(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
+        """See :class:`Loss`."""
+        values = [w * loss.of(answers, labels_N) for w, loss in self._pairs()]
+        return torch.stack(values).sum()
+
+    def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
+        """See :class:`Loss`."""
+        values = [w * loss.each(answers, labels_N) for w, loss in self._pairs()]
+        return torch.stack(values).sum(dim=0)
+
+    def counted(self, counts_K: torch.Tensor) -> Loss:
+        """See :class:`Loss`."""
+        return WeightedSum([(w, loss.counted(counts_K)) for w, loss in self._pairs()])
+
+    def informed(self, known: ClassKnowledge) -> Loss:
+        """See :class:`Loss`."""
+        return WeightedSum([(w, loss.informed(known)) for w, loss in self._pairs()])
+
+    def _pairs(self) -> list[tuple[float, Loss]]:
+        return list(zip(self.weights, self.terms, strict=True))  # type: ignore[arg-type]
+
+
+def build_loss(settings: LossSettings) -> Loss:
+    """The loss that ``[loss]`` names: cross-entropy of a kind, and what is added to it.
+
+    Raises:
+        ConfigurationError: if an installed component is broken, or makes no loss.
+    """
+    tables = settings.tables()
+    alone = any(getattr(table, "alone", False) for table in tables.values())
+    weights = {name: getattr(settings, name, 1.0) for name in LOSSES.built_in}
+    weights["cross-entropy"] = 0.0 if alone else 1.0
+    weights |= {name: getattr(table, "weight", 1.0) for name, table in tables.items()}
+    terms = []
+    for name, weight in weights.items():
+        if not weight:
+            continue
+        # Loaded here: some bring libraries that nothing else needs.
+        component = LOSSES.get(name)
+        loss = component.make(settings.settings_of(component))
+        if not isinstance(loss, Loss):
+            raise ConfigurationError(
+                f"loss.{name} makes a {type(loss).__name__}, which is no Loss.",
+                remedy="Derive it from fgvc_core.losses.base.Loss.",
+            )
+        if name != "cross-entropy":
+            loss.setting = f"loss.{name}"
+        terms.append((weight, loss))
+    return terms[0][1] if len(terms) == 1 and terms[0][0] == 1.0 else WeightedSum(terms)

@@ -14,8 +14,20 @@ from typing import Any
 import torch
 from pytorch_metric_learning import distances, losses, miners
 
+from fgvc_core.components import LOSSES
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.base import Answers, Loss
+from fgvc_core.losses.settings import LossSettings
+
+
+@LOSSES.register("triplet")
+def _triplet(settings: LossSettings) -> Loss:
+    return BatchHardTriplet(settings.triplet_margin)
+
+
+@LOSSES.register("proxy")
+def _proxy(settings: LossSettings) -> Loss:
+    return ProxyAnchor(settings.proxy_margin, settings.proxy_alpha)
 
 
 class BatchHardTriplet(Loss):

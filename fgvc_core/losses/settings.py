@@ -4,11 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from fgvc_core.configuration import Settings
+from fgvc_core.components import LOSSES
+from fgvc_core.registry import OpenSettings
 
 
-class LossSettings(Settings):
+class LossSettings(OpenSettings):
     """The training objective: cross-entropy, and what is added to it."""
+
+    added = LOSSES
 
     label_smoothing: float = Field(
         0.1,

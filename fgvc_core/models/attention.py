@@ -1,104 +1,244 @@
-"""Which attention, and where in a backbone it is put."""
+"""Attention over positions and channels; each module starts as the identity.
 
-from collections.abc import Callable
+Which attention, and where in a backbone it is put.
+
+Efficient channel attention: one weight a channel, from its neighbours' means.
+
+Wang et al. 2020, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural
+Networks", section 3, https://arxiv.org/abs/1910.03151. A handful of parameters, no
+normalisation, no coupling of examples. A warning: on small networks its gain is
+within the noise between seeds more often than not.
+
+Spatial attention with no normalisation that starts as the identity.
+
+After the spatial half of Woo et al. 2018, "CBAM", section 3.2,
+https://arxiv.org/abs/1807.06521: a map from the mean and the maximum over channels.
+Theirs ends in a BatchNorm, which couples examples and has statistics that do not
+survive federation; here the convolution starts at zero and the gate is
+``2 * sigmoid(.)``, so that a pre-trained network keeps its meaning at first. A
+warning: spatial gates are the weakest part of such modules and can hurt; compare
+with ``attention = "none"``.
+
+Channel attention that starts as the identity.
+
+Squeeze-and-excitation: Hu et al. 2018, section 3, https://arxiv.org/abs/1709.01507. ECA: Wang et
+al. 2020, section 3, https://arxiv.org/abs/1910.03151. The channel half of CBAM: Woo et al. 2018,
+section 3.1, https://arxiv.org/abs/1807.06521. In each the last layer starts at zero and the gate is
+``2 * sigmoid(.)``, so that a pre-trained network keeps its meaning. Cost: a few hundredths of a
+stage's time, and 2 C^2 / reduction parameters (ECA: a handful). A warning: behind a
+well-tuned network they gain less than a point where they gain at all.
+
+Attention between positions and between channels, added to the map; starts as the identity.
+
+Non-local block: Wang et al. 2018, section 3.3 (embedded Gaussian),
+https://arxiv.org/abs/1711.07971. Dual attention: Fu et al. 2019, sections 3.2 and 3.3,
+https://arxiv.org/abs/1809.02983. Theirs end in a BatchNorm or start from random weights; here
+the output is multiplied by a learnt gain that starts at zero, and nothing is normalised over
+the batch. Cost: (H W)^2 C for positions, C^2 H W for channels: use them after late stages.
+A warning: on small data sets they over-fit before they help.
+"""
+
+import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from fgvc_core.errors import ConfigurationError, nearest
-from fgvc_core.models.backbones import Backbone, TimmBackbone
-from fgvc_core.models.channel_gates import EfficientChannelGate, SqueezeExcitation
-from fgvc_core.models.relations import DualAttention, NonLocal
-from fgvc_core.models.spatial import SpatialAttention
+from fgvc_core.components import ATTENTIONS
+from fgvc_core.models.settings import ModelSettings
 
 
-def _cbam(channels: int) -> nn.Module:
+class ChannelAttention(nn.Module):
+    """Scales each channel by a sigmoid of a 1-D convolution over the channels' means.
+
+    Args:
+        channels: C, which fixes the kernel's odd length (equation 12 with gamma 2, b 1).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        length = int(abs((math.log2(channels) + 1) / 2))
+        length = max(length if length % 2 else length + 1, 3)
+        self.conv = nn.Conv1d(1, 1, length, padding=length // 2, bias=False)
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same; N may be 0."""
+        return map_NCHW * self.weights(map_NCHW)
+
+    def weights(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, C, 1, 1), between 0 and 1."""
+        means_NC = map_NCHW.mean(dim=(2, 3))
+        return self.conv(means_NC.unsqueeze(1)).squeeze(1).sigmoid()[:, :, None, None]
+
+
+KERNEL = 7
+
+
+class SpatialAttention(nn.Module):
+    """Scales each position by a gate between 0 and 2 that starts at 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, KERNEL, padding=KERNEL // 2)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same; N may be 0."""
+        pooled_N2HW = torch.cat(
+            [map_NCHW.mean(dim=1, keepdim=True), map_NCHW.amax(dim=1, keepdim=True)], dim=1
+        )
+        return map_NCHW * (2 * self.conv(pooled_N2HW).sigmoid())
+
+
+REDUCTION = 16
+
+
+class SqueezeExcitation(nn.Module):
+    """A gate a channel from all channels' means, and from their maxima too if asked.
+
+    Args:
+        channels: C.
+        maxima: Whether the maxima pass through the same layers and add to the means (CBAM).
+    """
+
+    def __init__(self, channels: int, maxima: bool = False) -> None:
+        super().__init__()
+        middle = max(channels // REDUCTION, 4)
+        self.maxima = maxima
+        self.reduce = nn.Linear(channels, middle)
+        self.expand = nn.Linear(middle, channels)
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same; N may be 0."""
+        scores_NC = self._scores(map_NCHW.mean(dim=(2, 3)))
+        if self.maxima:
+            scores_NC = scores_NC + self._scores(map_NCHW.amax(dim=(2, 3)))
+        return map_NCHW * (2 * scores_NC.sigmoid())[:, :, None, None]
+
+    def _scores(self, pooled_NC: torch.Tensor) -> torch.Tensor:
+        return self.expand(F.relu(self.reduce(pooled_NC)))
+
+
+class EfficientChannelGate(ChannelAttention):
+    """ECA's gate, doubled, from a convolution that starts at zero.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same; N may be 0."""
+        return map_NCHW * (2 * self.weights(map_NCHW))
+
+
+class NonLocal(nn.Module):
+    """Each position adds what it finds at positions that resemble it.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        middle = max(channels // 2, 1)
+        self.query = nn.Conv2d(channels, middle, 1)
+        self.key = nn.Conv2d(channels, middle, 1)
+        self.value = nn.Conv2d(channels, middle, 1)
+        self.out = nn.Conv2d(middle, channels, 1)
+        self.gain = nn.Parameter(torch.zeros(()))
+        self._scale = middle**-0.5
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same; N may be 0."""
+        height, width = map_NCHW.shape[2:]
+        query_NCP, key_NCP, value_NCP = (
+            part(map_NCHW).flatten(2) for part in (self.query, self.key, self.value)
+        )
+        alike_NPP = (query_NCP.transpose(1, 2) @ key_NCP * self._scale).softmax(dim=2)
+        found_NCP = value_NCP @ alike_NPP.transpose(1, 2)
+        return map_NCHW + self.gain * self.out(found_NCP.unflatten(2, (height, width)))
+
+
+class ChannelRelations(nn.Module):
+    """Each channel adds what channels that fire at the same positions hold; one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same; N may be 0."""
+        flat_NCP = map_NCHW.flatten(2)
+        # Per position, so that the softmax does not harden with the picture's size.
+        alike_NCC = (flat_NCP @ flat_NCP.transpose(1, 2) / max(flat_NCP.shape[2], 1)).softmax(dim=2)
+        return map_NCHW + self.gain * (alike_NCC @ flat_NCP).view_as(map_NCHW)
+
+
+class DualAttention(nn.Module):
+    """Positions and channels side by side; what both add is summed.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.positions = NonLocal(channels)
+        self.channels = ChannelRelations()
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same; N may be 0."""
+        return self.positions(map_NCHW) + self.channels(map_NCHW) - map_NCHW
+
+
+def make_attention(settings: ModelSettings, channels: int) -> nn.Module:
+    """The attention that ``model.attention`` names: (N, C, H, W) to the same, identity at first.
+
+    Raises:
+        ConfigurationError: if a component is broken.
+    """
+    component = ATTENTIONS.get(settings.attention)
+    made: nn.Module = component.make(channels, settings.settings_of(component))
+    return made
+
+
+@ATTENTIONS.register("none")
+def _none(channels: int, settings: ModelSettings) -> nn.Module:
+    return nn.Identity()
+
+
+@ATTENTIONS.register("spatial")
+def _spatial(channels: int, settings: ModelSettings) -> nn.Module:
+    return SpatialAttention()
+
+
+@ATTENTIONS.register("se")
+def _squeeze(channels: int, settings: ModelSettings) -> nn.Module:
+    return SqueezeExcitation(channels)
+
+
+@ATTENTIONS.register("eca")
+def _eca(channels: int, settings: ModelSettings) -> nn.Module:
+    return EfficientChannelGate(channels)
+
+
+@ATTENTIONS.register("cbam")
+def _cbam(channels: int, settings: ModelSettings) -> nn.Module:
     return nn.Sequential(SqueezeExcitation(channels, maxima=True), SpatialAttention())
 
 
-KINDS: dict[str, Callable[[int], nn.Module]] = {
-    "none": lambda channels: nn.Identity(),
-    "spatial": lambda channels: SpatialAttention(),
-    "se": SqueezeExcitation,
-    "eca": EfficientChannelGate,
-    "cbam": _cbam,
-    "nonlocal": NonLocal,
-    "dual": DualAttention,
-}
-"""Name -> a module for so many channels: (N, C, H, W) to the same, the identity at first."""
+@ATTENTIONS.register("nonlocal")
+def _nonlocal(channels: int, settings: ModelSettings) -> nn.Module:
+    return NonLocal(channels)
 
 
-class Attended(nn.Module):
-    """A stage, and the attention that looks at what it gives.
-
-    Args:
-        stage: Anything that gives a map.
-        attention: A map to a map of the same shape.
-    """
-
-    def __init__(self, stage: nn.Module, attention: nn.Module) -> None:
-        super().__init__()
-        self.stage = stage
-        self.attention = attention
-
-    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """As the stage, then the attention."""
-        return self.attention(self.stage(map_NCHW))
-
-
-def insert_attention(backbone: Backbone, kind: str, stages: tuple[str, ...], size: int) -> None:
-    """Put attention behind stages of a convolutional backbone, in place.
-
-    Args:
-        backbone: Its weights are loaded already: names inside those stages may change.
-        kind: One of ``KINDS``.
-        stages: Names of stages, each once.
-        size: Side of the pictures, in pixels.
-
-    Raises:
-        ConfigurationError: for an unknown stage, or one that gives no map of channels.
-    """
-    root = backbone.model if isinstance(backbone, TimmBackbone) else backbone
-    for name in stages:
-        if name not in backbone.stage_names:
-            choices = list(backbone.stage_names)
-            raise ConfigurationError(
-                f"model.attention_after names '{name}', which is no stage of this backbone.",
-                remedy=f"{nearest(name, choices)} Choices: {', '.join(choices)}.".strip(),
-            )
-        stage = root.get_submodule(name)
-        attention = KINDS[kind](_channels(backbone, stage, name, size))
-        if isinstance(stage, nn.Sequential):
-            # Its other members keep their names.
-            stage.append(attention)
-            continue
-        parent, _, own = name.rpartition(".")
-        owner = root.get_submodule(parent) if parent else root
-        setattr(owner, own, Attended(stage, attention))
-        # What the last map does not depend on is known by names; some lie inside the stage.
-        if isinstance(backbone, TimmBackbone):
-            before, after = f"model.{name}.", f"model.{name}.stage."
-            backbone.idle = frozenset(
-                after + idle.removeprefix(before) if idle.startswith(before) else idle
-                for idle in backbone.idle
-            )
-
-
-def _channels(backbone: Backbone, stage: nn.Module, name: str, size: int) -> int:
-    """How many channels a stage's map has, from one black square."""
-    seen: list[object] = []
-    handle = stage.register_forward_hook(lambda module, given, found: seen.append(found))
-    try:
-        with torch.inference_mode():
-            backbone.eval()(torch.zeros(1, 3, size, size))
-    finally:
-        handle.remove()
-    last_is_channels = getattr(getattr(backbone, "model", None), "output_fmt", "NCHW") == "NHWC"
-    found = seen[0] if len(seen) == 1 else None
-    if not isinstance(found, torch.Tensor) or found.ndim != 4 or last_is_channels:
-        raise ConfigurationError(
-            f"model.attention_after: stage '{name}' gives no map of channels.",
-            why="Attention of this kind is put behind convolutional stages.",
-            remedy="Name a convolutional stage, or leave model.attention_after empty.",
-        )
-    return int(found.shape[1])
+@ATTENTIONS.register("dual")
+def _dual(channels: int, settings: ModelSettings) -> nn.Module:
+    return DualAttention(channels)

@@ -5,20 +5,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fgvc_core.models.attention import KINDS, insert_attention
-from fgvc_core.models.attribute_head import AttributeHead, check_attributes
-from fgvc_core.models.backbones import TimmBackbone, make_backbone
-from fgvc_core.models.classifier import FineGrainedClassifier
-from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
-from fgvc_core.models.multilevel import MultiLevelHead, check_groups
-from fgvc_core.models.normalisation import apply_policy
-from fgvc_core.models.pooling import make_pooling
-from fgvc_core.models.scaling import Scaling
+from fgvc_core.errors import ConfigurationError, nearest
+from fgvc_core.models.attention import make_attention
+from fgvc_core.models.backbones import Backbone, TimmBackbone, make_backbone
+from fgvc_core.models.classifier import FineGrainedClassifier, SpatialTransformer
+from fgvc_core.models.heads import make_head
+from fgvc_core.models.pooling import Scaling, make_pooling
 from fgvc_core.models.settings import ModelSettings
-from fgvc_core.models.spatial_transformer import SpatialTransformer
-from fgvc_core.models.subspace import public_directions
 from fgvc_core.models.tokens import TokenSelection
-from fgvc_core.models.trainable import select_trainable
+from fgvc_core.models.trainable import apply_policy, select_trainable
 
 
 def build_classifier(
@@ -49,29 +44,12 @@ def build_classifier(
             _select_tokens(backbone, settings.backbone)
         attention: nn.Module = nn.Identity()
         if settings.attention_after:
-            insert_attention(backbone, settings.attention, settings.attention_after, image_size)
+            insert_attention(backbone, settings, image_size)
         else:
-            attention = KINDS[settings.attention](backbone.out_channels)
+            attention = make_attention(settings, backbone.out_channels)
         before = SpatialTransformer() if settings.spatial_transformer else None
         pooling = make_pooling(settings, backbone.out_channels)
-        head: nn.Module
-        if settings.head == "cosine":
-            head = CosineHead(pooling.out_dim, num_classes, settings.cosine_scale)
-        elif settings.head == "subspace":
-            head = SubspaceHead(public_directions(settings, pooling.out_dim), num_classes)
-        elif settings.head == "multilevel":
-            check_groups(settings.class_groups, num_classes)
-            head = MultiLevelHead(pooling.out_dim, settings.class_groups)
-        elif settings.head == "semantic":
-            check_attributes(settings.class_attributes, settings.unseen_classes, num_classes)
-            head = AttributeHead(
-                pooling.out_dim,
-                settings.class_attributes,
-                settings.cosine_scale,
-                settings.unseen_classes,
-            )
-        else:
-            head = LinearHead(pooling.out_dim, num_classes)
+        head = make_head(settings, pooling.out_dim, num_classes)
     model = FineGrainedClassifier(
         backbone,
         attention,
@@ -96,3 +74,78 @@ def _select_tokens(backbone: nn.Module, name: str) -> None:
     selection = TokenSelection(model, name)
     if isinstance(backbone, TimmBackbone):
         backbone.selection = selection
+
+
+class Attended(nn.Module):
+    """A stage, and the attention that looks at what it gives.
+
+    Args:
+        stage: Anything that gives a map.
+        attention: A map to a map of the same shape.
+    """
+
+    def __init__(self, stage: nn.Module, attention: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+        self.attention = attention
+
+    def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """As the stage, then the attention."""
+        return self.attention(self.stage(map_NCHW))
+
+
+def insert_attention(backbone: Backbone, settings: ModelSettings, size: int) -> None:
+    """Put attention behind stages of a convolutional backbone, in place.
+
+    Args:
+        backbone: Its weights are loaded already: names inside those stages may change.
+        settings: Which attention, behind which stages.
+        size: Side of the pictures, in pixels.
+
+    Raises:
+        ConfigurationError: for an unknown stage, or one that gives no map of channels.
+    """
+    root = backbone.model if isinstance(backbone, TimmBackbone) else backbone
+    for name in settings.attention_after:
+        if name not in backbone.stage_names:
+            choices = list(backbone.stage_names)
+            raise ConfigurationError(
+                f"model.attention_after names '{name}', which is no stage of this backbone.",
+                remedy=f"{nearest(name, choices)} Choices: {', '.join(choices)}.".strip(),
+            )
+        stage = root.get_submodule(name)
+        attention = make_attention(settings, _channels(backbone, stage, name, size))
+        if isinstance(stage, nn.Sequential):
+            # Its other members keep their names.
+            stage.append(attention)
+            continue
+        parent, _, own = name.rpartition(".")
+        owner = root.get_submodule(parent) if parent else root
+        setattr(owner, own, Attended(stage, attention))
+        # What the last map does not depend on is known by names; some lie inside the stage.
+        if isinstance(backbone, TimmBackbone):
+            before, after = f"model.{name}.", f"model.{name}.stage."
+            backbone.idle = frozenset(
+                after + idle.removeprefix(before) if idle.startswith(before) else idle
+                for idle in backbone.idle
+            )
+
+
+def _channels(backbone: Backbone, stage: nn.Module, name: str, size: int) -> int:
+    """How many channels a stage's map has, from one black square."""
+    seen: list[object] = []
+    handle = stage.register_forward_hook(lambda module, given, found: seen.append(found))
+    try:
+        with torch.inference_mode():
+            backbone.eval()(torch.zeros(1, 3, size, size))
+    finally:
+        handle.remove()
+    last_is_channels = getattr(getattr(backbone, "model", None), "output_fmt", "NCHW") == "NHWC"
+    found = seen[0] if len(seen) == 1 else None
+    if not isinstance(found, torch.Tensor) or found.ndim != 4 or last_is_channels:
+        raise ConfigurationError(
+            f"model.attention_after: stage '{name}' gives no map of channels.",
+            why="Attention of this kind is put behind convolutional stages.",
+            remedy="Name a convolutional stage, or leave model.attention_after empty.",
+        )
+    return int(found.shape[1])

@@ -1,15 +1,144 @@
-"""The classifier: backbone, attention, pooling, head."""
+"""The classifier: looks, backbone, attention, pooling, head.
+
+The classifier: backbone, attention, pooling, head.
+
+Further looks at a picture: at its middle, and at where the map of the first look is strong.
+
+In the spirit of Wei et al. 2017, "Selective Convolutional Descriptor Aggregation", section 3.1
+(https://arxiv.org/abs/1604.04994: the sum of a map's channels says where the object is), and Fu
+et al. 2017, "Look Closer to See Better" (https://openaccess.thecvf.com/content_cvpr_2017/html/
+Fu_Look_Closer_to_CVPR_2017_paper.html); nothing is trained for it, so that it goes with cached
+features of a frozen backbone. Cost of each: as much again as the first look. A warning: it is cut
+from the square that the model sees, and shows no detail that was not in there; where the object
+fills the picture already it only loses the rim.
+
+A spatial transformer: looks once, and turns, moves and enlarges the picture before the rest.
+
+Jaderberg et al. 2015, "Spatial Transformer Networks", section 3, https://arxiv.org/abs/1506.02025.
+A small network reads six numbers of an affine map off a thumbnail of the picture; the picture is
+sampled along it. It starts as the identity (the last layer is zero), has no normalisation, and
+looks at each picture alone, so that it may be used under differential privacy. Cost: a few
+hundredths of a small network's step, and one more sampling of the picture. A warning: it learns
+by what the classifier's error says of six numbers, which is little; it may drift off the subject,
+and random views and a test-time zoom often do more.
+"""
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fgvc_core.models.backbones import Backbone
-from fgvc_core.models.closer import closer_look, middle_look
-from fgvc_core.models.inputs import InputSpec
-from fgvc_core.models.normalisation import Policy, batch_norms
-from fgvc_core.models.parts import PartPooling
-from fgvc_core.models.pooling import AnyPooling
-from fgvc_core.models.scaling import Scaling
+from fgvc_core.models.pooling import AnyPooling, PartPooling, Scaling
+from fgvc_core.models.trainable import Policy, batch_norms
+from fgvc_core.models.weights import InputSpec
+
+LEAST, MOST = 0.2, 0.5
+"""Bounds of the closer square's half side, as shares of the side."""
+
+
+def closer_look(images_NCHW: torch.Tensor, map_NCHW: torch.Tensor, spread: float) -> torch.Tensor:
+    """Squares cut from pictures around where their maps are strong, at the pictures' size.
+
+    The centre is the centroid of what the map's sum over channels has above its own mean; the
+    half side is ``spread`` standard deviations of it, along the axis where there are more.
+
+    Args:
+        images_NCHW: (N, C, S, S).
+        map_NCHW: Their maps (N, D, h, w).
+        spread: Above 0.
+
+    Returns:
+        (N, C, S, S), bicubic.
+    """
+    total_NHW = map_NCHW.sum(dim=1)
+    above_NHW = (total_NHW - total_NHW.mean(dim=(1, 2), keepdim=True)).clamp_min(0.0)
+    # A map that is the same everywhere looks at all of it.
+    above_NHW = above_NHW + 1e-12
+    share_NHW = above_NHW / above_NHW.sum(dim=(1, 2), keepdim=True)
+    middle_N, wide_N = [], []
+    for axis in (1, 2):
+        size = share_NHW.shape[axis]
+        at_S = (torch.arange(size, device=share_NHW.device) + 0.5) / size
+        along_NS = share_NHW.sum(dim=3 - axis)
+        found_N = (along_NS * at_S).sum(dim=1)
+        middle_N.append(found_N)
+        wide_N.append((along_NS * (at_S - found_N[:, None]).square()).sum(dim=1).sqrt())
+    half_N = (spread * torch.maximum(*wide_N)).clamp(LEAST, MOST)
+    row_N, column_N = (torch.minimum(torch.maximum(m, half_N), 1 - half_N) for m in middle_N)
+    return _cut(images_NCHW, row_N, column_N, half_N)
+
+
+def middle_look(images_NCHW: torch.Tensor, share: float) -> torch.Tensor:
+    """The middle squares of pictures, at the pictures' size: (N, C, S, S), bicubic.
+
+    Args:
+        images_NCHW: (N, C, S, S).
+        share: Of the side, above 0 to 1.
+    """
+    half_N = images_NCHW.new_full((images_NCHW.shape[0],), share / 2)
+    at_N = torch.full_like(half_N, 0.5)
+    return _cut(images_NCHW, at_N, at_N, half_N)
+
+
+def _cut(
+    images_NCHW: torch.Tensor, row_N: torch.Tensor, column_N: torch.Tensor, half_N: torch.Tensor
+) -> torch.Tensor:
+    side = images_NCHW.shape[-1]
+    # From -1 to 1 over the picture, at the middles of the cut square's pixels.
+    step_S = (2 * torch.arange(side, device=images_NCHW.device) + 1) / side - 1
+    down_NS = 2 * row_N[:, None] - 1 + 2 * half_N[:, None] * step_S
+    across_NS = 2 * column_N[:, None] - 1 + 2 * half_N[:, None] * step_S
+    grid_NHW2 = torch.stack(
+        [
+            across_NS[:, None, :].expand(-1, side, -1),
+            down_NS[:, :, None].expand(-1, -1, side),
+        ],
+        dim=-1,
+    )
+    return F.grid_sample(
+        images_NCHW, grid_NHW2, mode="bicubic", padding_mode="border", align_corners=False
+    )
+
+
+THUMBNAIL = 32
+"""Side of what the small network sees, in pixels."""
+
+
+class SpatialTransformer(nn.Module):
+    """Pictures to pictures of the same size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Sequential(
+            nn.Conv2d(3, 8, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(256, 32),
+            nn.ReLU(),
+        )
+        self.map = nn.Linear(32, 6)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+
+    def affine(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, 2, 3): output coordinates to input coordinates, each -1 to 1 over the picture."""
+        thumbnails = F.interpolate(
+            images_NCHW, size=(THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=False
+        )
+        changes_N23 = self.map(self.look(thumbnails.contiguous())).view(-1, 2, 3)
+        return changes_N23 + torch.eye(2, 3, dtype=changes_N23.dtype, device=changes_N23.device)
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) to the same, the border repeated where the map leaves it; N may be 0."""
+        if not len(images_NCHW):
+            return images_NCHW
+        grid_NHW2 = F.affine_grid(
+            self.affine(images_NCHW), list(images_NCHW.shape), align_corners=False
+        )
+        return F.grid_sample(images_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
 
 
 class FineGrainedClassifier(nn.Module):

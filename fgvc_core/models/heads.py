@@ -1,8 +1,40 @@
-"""From one vector to logits."""
+"""From one vector to logits: linear, cosine, subspace, multilevel and semantic heads.
+
+From one vector to logits.
+
+One head for all levels of a taxonomy, consistent by construction.
+
+A class's score is its own and its family's and its order's added up, each from weights of
+its own (Salakhutdinov, Torralba, Tenenbaum 2011, "Learning to Share Visual Appearance for
+Multiclass Object Detection", CVPR, section 2). A family's probability is the sum of its species',
+so that no answer can name a species of another family than the family it names; with
+``loss.hierarchy`` every level is trained (as the levels of Chang et al. 2021, "Your Flamingo is My
+Bird", https://arxiv.org/abs/2011.09040, each with a head of its own). Cost: one row of weights more
+a family. A warning: it can say nothing that a linear head cannot; what is learnt of a family
+reaches its rare species sooner, which matters with few pictures and hardly otherwise.
+
+A head that reads attributes off a picture and names the class that has them.
+
+A linear map takes the vector into the space of the classes' public attributes; a class's score
+is the cosine between what was read and what it has (Frome et al. 2013, "DeViSE", section 3.2,
+https://papers.nips.cc/paper/5204-devise-a-deep-visual-semantic-embedding-model; Akata et al.
+2016, "Label-Embedding for Image Classification", section 3, https://arxiv.org/abs/1503.08677). A
+class that no site has a picture of is scored like any other; in training it stands among the
+wrong answers, but nothing is pushed away from it. Cost: A (attributes) rows in place of K
+(classes), which is also what travels. Attributes must be public: computed from private pictures
+they would be a release. A warning: scores of unseen classes come out low beside seen ones
+(see ``zero_shot.harmonic``), and classes of equal attributes cannot be told apart.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from fgvc_core.components import HEADS
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.models.settings import ModelSettings
 
 _SHORTEST = 1e-12
 """Vectors no longer than this count as zero."""
@@ -86,3 +118,176 @@ def unit_vectors(vectors_NP: torch.Tensor) -> torch.Tensor:
     """Rows (N, P) at length 1; a row of zeros stays one, without a gradient."""
     length_N1 = vectors_NP.norm(dim=1, keepdim=True)
     return torch.where(length_N1 > _SHORTEST, vectors_NP / length_N1.clamp_min(_SHORTEST), 0.0)
+
+
+class MultiLevelHead(nn.Module):
+    """Linear scores of classes and of the groups above them; starts at zero.
+
+    Args:
+        features: D.
+        groups: For each level above the class, from coarse to fine, each class's group:
+            0 to one less than the level's number of groups, none empty.
+    """
+
+    group_LK: torch.Tensor
+
+    def __init__(self, features: int, groups: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        rows, start = [], 0
+        for level in groups:
+            rows.append(torch.tensor(level) + start)
+            start += max(level) + 1
+        self.register_buffer("group_LK", torch.stack(rows), persistent=False)
+        self.classes = nn.Linear(features, len(groups[0]))
+        self.groups = nn.Linear(features, start)
+        for layer in (self.classes, self.groups):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(K, D): what a linear head with the same answers has as weights."""
+        return self.classes.weight + self.groups.weight[self.group_LK].sum(dim=0)
+
+    def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """(N, D) to (N, K); N may be 0."""
+        above_NLK = self.groups(features_ND)[:, self.group_LK]
+        return self.classes(features_ND) + above_NLK.sum(dim=1)
+
+
+def check_groups(groups: Sequence[Sequence[int]], classes: int) -> None:
+    """Refuse groups that are no taxonomy of so many classes.
+
+    Raises:
+        ConfigurationError: saying which level is wrong.
+    """
+    if not groups:
+        raise ConfigurationError(
+            "model.head = 'multilevel' needs the taxonomy, and model.class_groups is empty.",
+            why="Each class's score has a part of each group above it.",
+            remedy="Take a data set with a taxonomy (fieldmarks, cars, aircraft): a simulation "
+            "fills model.class_groups in; for a federation copy it from a simulated run's "
+            "recipe.toml.",
+        )
+    for number, level in enumerate(groups):
+        if len(level) != classes or set(level) != set(range(max(level, default=-1) + 1)):
+            raise ConfigurationError(
+                f"model.class_groups, level {number}: it must name a group for each of the "
+                f"{classes} classes, numbered from 0 without a gap.",
+                remedy="Leave model.class_groups out, to have it filled in from the data set.",
+            )
+
+
+class AttributeHead(nn.Module):
+    """``scale`` times the cosine between read and published attributes.
+
+    Args:
+        features: D.
+        attributes: K rows of A values in 0 to 1.
+        scale: Inverse temperature of the softmax.
+        unseen: Classes without a training picture anywhere.
+    """
+
+    directions_KA: torch.Tensor
+    unseen_K: torch.Tensor
+
+    def __init__(
+        self,
+        features: int,
+        attributes: Sequence[Sequence[float]],
+        scale: float,
+        unseen: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        values_KA = torch.tensor(attributes, dtype=torch.float64)
+        # What all classes share tells none apart.
+        directions_KA = F.normalize(values_KA - values_KA.mean(dim=0), dim=1).float()
+        unseen_K = torch.zeros(len(directions_KA), dtype=torch.bool)
+        unseen_K[list(unseen)] = True
+        self.register_buffer("directions_KA", directions_KA, persistent=False)
+        self.register_buffer("unseen_K", unseen_K, persistent=False)
+        self.read = nn.Linear(features, directions_KA.shape[1])
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(K, D): the direction of the vector that speaks for each class."""
+        return self.directions_KA @ self.read.weight
+
+    def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """(N, D) to (N, K), each within plus and minus ``scale``; N may be 0."""
+        logits_NK = self.scale * F.linear(unit_vectors(self.read(features_ND)), self.directions_KA)
+        if self.training:
+            return torch.where(self.unseen_K, logits_NK.detach(), logits_NK)
+        return logits_NK
+
+
+def check_attributes(
+    attributes: Sequence[Sequence[float]], unseen: Sequence[int], classes: int
+) -> None:
+    """Refuse attributes that are not those of so many classes.
+
+    Raises:
+        ConfigurationError: saying what is wrong.
+    """
+    if not attributes:
+        raise ConfigurationError(
+            "model.head = 'semantic' needs class attributes, and model.class_attributes is empty.",
+            why="Classes are named by them.",
+            remedy="Take a data set with attributes (fieldmarks, cub): a simulation fills "
+            "model.class_attributes in; for a federation copy it from a simulated run's "
+            "recipe.toml.",
+        )
+    if len(attributes) != classes or len({len(row) for row in attributes}) != 1:
+        raise ConfigurationError(
+            f"model.class_attributes must have {classes} rows, one a class, of equal length.",
+            remedy="Leave it out, to have it filled in from the data set.",
+        )
+    if any(not 0 <= number < classes for number in unseen) or len(set(unseen)) >= classes:
+        raise ConfigurationError(
+            f"model.unseen_classes = {list(unseen)} must be numbers of classes, 0 to "
+            f"{classes - 1}, and leave one to learn from.",
+            remedy="Leave it out: partition.unseen fills it in.",
+        )
+
+
+def make_head(settings: ModelSettings, features: int, classes: int) -> nn.Module:
+    """The head that ``model.head`` names, from vectors (N, D) to logits (N, K).
+
+    Raises:
+        ConfigurationError: if it needs to know more of the classes, or a component is broken.
+    """
+    component = HEADS.get(settings.head)
+    made: nn.Module = component.make(features, classes, settings.settings_of(component))
+    return made
+
+
+@HEADS.register("linear")
+def _linear(features: int, classes: int, settings: ModelSettings) -> nn.Module:
+    return LinearHead(features, classes)
+
+
+@HEADS.register("cosine")
+def _cosine(features: int, classes: int, settings: ModelSettings) -> nn.Module:
+    return CosineHead(features, classes, settings.cosine_scale)
+
+
+@HEADS.register("subspace")
+def _subspace(features: int, classes: int, settings: ModelSettings) -> nn.Module:
+    from fgvc_core.models.subspace import public_directions
+
+    return SubspaceHead(public_directions(settings, features), classes)
+
+
+@HEADS.register("multilevel")
+def _multilevel(features: int, classes: int, settings: ModelSettings) -> nn.Module:
+    check_groups(settings.class_groups, classes)
+    return MultiLevelHead(features, settings.class_groups)
+
+
+@HEADS.register("semantic")
+def _semantic(features: int, classes: int, settings: ModelSettings) -> nn.Module:
+    check_attributes(settings.class_attributes, settings.unseen_classes, classes)
+    return AttributeHead(
+        features, settings.class_attributes, settings.cosine_scale, settings.unseen_classes
+    )

@@ -1,15 +1,19 @@
 """Settings of ``[model]``."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from fgvc_core.configuration import Settings, text
+from fgvc_core.components import ATTENTIONS, HEADS, POOLINGS
+from fgvc_core.configuration import text
+from fgvc_core.registry import OpenSettings
 
 
-class ModelSettings(Settings):
+class ModelSettings(OpenSettings):
     """One classifier: backbone, attention, head, and what of it trains."""
+
+    chosen = {"attention": ATTENTIONS, "pooling": POOLINGS, "head": HEADS}  # noqa: RUF012
 
     backbone: str = Field(
         "fieldmark_nano",
@@ -35,11 +39,12 @@ class ModelSettings(Settings):
     norm_fixed_from: float = Field(
         0.5, gt=0.0, lt=1.0, description="fixbn: the share of the rounds before that, 0 to 1."
     )
-    attention: Literal["none", "spatial", "se", "eca", "cbam", "nonlocal", "dual"] = Field(
+    attention: Annotated[str, AfterValidator(ATTENTIONS.check)] = Field(
         "spatial",
         description="What looks at a map: spatial (where), se and eca (which channels), cbam "
         "(both, without BatchNorm), nonlocal (positions that resemble each other), dual "
         "(nonlocal, and channels likewise). Each starts as the identity.",
+        json_schema_extra=text("word"),
     )
     attention_after: tuple[str, ...] = Field(
         (),
@@ -57,12 +62,13 @@ class ModelSettings(Settings):
         description="Turn, move and enlarge each picture by an affine map that is learnt; starts "
         "as the identity.",
     )
-    pooling: Literal["avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov", "parts"] = Field(
+    pooling: Annotated[str, AfterValidator(POOLINGS.check)] = Field(
         "avg",
         description="How the feature map becomes one vector: mean, maximum, avgmax (their mean), "
         "both (one after the other, twice as long), gem (generalised mean), bilinear or mpncov "
         "(second order, of pooling_channels channels), parts (learnt attention maps, one vector "
         "each).",
+        json_schema_extra=text("word"),
     )
     parts: int = Field(
         4,
@@ -109,12 +115,13 @@ class ModelSettings(Settings):
         description="Share of a picture's short side that the square keeps, 0.25 to 1. 0: what "
         "the weights were trained with.",
     )
-    head: Literal["linear", "cosine", "subspace", "multilevel", "semantic"] = Field(
+    head: Annotated[str, AfterValidator(HEADS.check)] = Field(
         "linear",
         description="linear: weights and bias; cosine: unit vectors, scaled; subspace: linear on "
         "unit vectors in the public subspace of the pre-trained classifier's own weights; "
         "multilevel: a part for each level of the taxonomy; semantic: reads public attributes "
         "and names the class that has them.",
+        json_schema_extra=text("word"),
     )
     class_groups: tuple[tuple[int, ...], ...] = Field(
         (),

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.models.resnet import PRESETS
+from fgvc_core.models.backbones import PRESETS
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.weights import packaged_state, read_state
 

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fgvc_core.errors import FieldmarkError
-from fgvc_core.privacy.accountant import epsilon_of_plan
-from fgvc_core.privacy.central_limit import limit_epsilon
-from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, read_events
+from fgvc_core.privacy.accountant import (
+    ADJACENCY,
+    PrivacyEvent,
+    epsilon_of_plan,
+    limit_epsilon,
+    read_events,
+)
 from fgvc_core.privacy.settings import PrivacySettings
 
 MOST_EPSILON = 1000.0

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.privacy.noise import make_grid, release
-from fgvc_core.privacy.units import clip_scales
+from fgvc_core.privacy.sampling import clip_scales
 
 BLOCK = 4096
 """Parts that are added up before they are added to the others: see

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from fgvc_core.privacy.rows import AT_ONCE, row_products, row_sums
+from fgvc_core.privacy.sampling import clip_scales
 from fgvc_core.privacy.standardised import fixed_weights
-from fgvc_core.privacy.units import clip_scales
 
 CANCELLATION = 2.0**-40
 """Share of a gradient's squared parts by which rounding may make its squared norm too small."""

@@ -27,7 +27,7 @@ from fgvc_core.privacy.gradients import (
     whole_units,
 )
 from fgvc_core.privacy.samplers import register_samplers
-from fgvc_core.privacy.units import clip_scales
+from fgvc_core.privacy.sampling import clip_scales
 
 
 class OpacusEngine:
@@ -69,7 +69,7 @@ class OpacusEngine:
         # Pictures need no gradient themselves, and PyTorch says so at every first layer.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         # Strict means: no buffer beside a trained parameter. What buffers do is found out by
-        # experiment, in fgvc_core.training.validation.
+        # experiment, in fgvc_core.training.compatibility.
         hooks = GradSampleModule(self._model, loss_reduction="sum", strict=False)
         self._hooked = True
         try:

@@ -43,7 +43,7 @@ Taking the best of *all* orders afterwards at the full delta, as for one fixed p
 covered by this, and it fails: ``test_odometer.py`` stops at the best moment and finds more
 than delta.
 
->>> from fgvc_core.privacy.events import PrivacyEvent
+>>> from fgvc_core.privacy.accountant import PrivacyEvent
 >>> run = [PrivacyEvent("class-sums", 4.0)]
 >>> rule = choose_rule(run, cap=8.0, delta=1e-5)
 >>> rule.orders, rule.one_plan
@@ -62,8 +62,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvc_core.privacy.accountant import dp_event, epsilon_of_plan
-from fgvc_core.privacy.events import PrivacyEvent, merge, take
+from fgvc_core.privacy.accountant import PrivacyEvent, dp_event, epsilon_of_plan, merge, take
 
 SPREAD = 4
 """The second order is the best for this many times the first plan, the third for its square..."""

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.privacy.accountant import epsilon_of_plan, noise_for
-from fgvc_core.privacy.events import Plan, PrivacyEvent
+from fgvc_core.privacy.accountant import PlanShape, PrivacyEvent, epsilon_of_plan, noise_for
 from fgvc_core.privacy.settings import PrivacySettings
 
 COUNT_NOISE_RATIO = 10.0
@@ -93,7 +92,7 @@ def learning_rate(
     return privacy.lr_distance / (math.hypot(bound, noise) * math.sqrt(steps))
 
 
-def _shape(privacy: PrivacySettings, rounds: int) -> Plan:
+def _shape(privacy: PrivacySettings, rounds: int) -> PlanShape:
     """Base noise multiplier -> events, with the budget's split fixed."""
 
     def events(noise: float) -> Iterable[PrivacyEvent]:

@@ -2,25 +2,20 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from fgvc_core.configuration import Settings, text
-from fgvc_core.errors import PolicyRefusal
+from fgvc_core.configuration import Settings
 
 Unit = Literal["image", "subject"]
 Method = Literal["class-sums", "gradients"]
 
-_REFUSED_ACCOUNTANTS = {
-    "gdp": "It under-estimates: 13.88 for 240 steps of 64 in 500 with noise multiplier 1, "
-    "where PLD and PRV give 14.45.",
-    "prv": "It agrees with PLD to 1 % and is the slower; the tests use it as a cross-check.",
-    "rdp": "It is sound and gives away a tenth of the budget; the tests use it as a cross-check.",
-}
-"""Accountants that other libraries offer, and why they are not taken here."""
-
 
 class PrivacySettings(Settings):
     """One run's differential privacy at every site; a site's policy may only be stricter."""
+
+    gone = {  # noqa: RUF012
+        "accountant": ("pld", "Leave it out: privacy loss distributions are the one accountant.")
+    }
 
     epsilon: float = Field(
         gt=0.0, le=100.0, description="Target of this run at each site, 0 to 100; smaller is safer."
@@ -120,31 +115,12 @@ class PrivacySettings(Settings):
         description="Share of the budget that buys noisy validation scores, 0 to 1; 0: scores "
         "stay at the site.",
     )
-    accountant: str = Field(
-        "pld",
-        description="pld: privacy loss distributions (Doroshenko et al. 2022, "
-        "https://arxiv.org/abs/2207.04380), the only one that is offered.",
-        json_schema_extra=text("word"),
-    )
     simulated_cap: float | None = Field(
         None,
         gt=0.0,
         description="In a simulation: the cap of epsilon in the policy of a fresh simulated site; "
         "without it this run's epsilon, under which one such run fits and no other.",
     )
-
-    @field_validator("accountant")
-    @classmethod
-    def _sound(cls, value: str) -> str:
-        if value in _REFUSED_ACCOUNTANTS:
-            raise PolicyRefusal(
-                f"privacy.accountant = '{value}' is refused.",
-                why=_REFUSED_ACCOUNTANTS[value],
-                remedy="Set privacy.accountant = 'pld', or leave it out.",
-            )
-        if value != "pld":
-            raise ValueError("there is only 'pld'")
-        return value
 
     @model_validator(mode="after")
     def _one_engine_a_method(self) -> Self:

@@ -5,10 +5,9 @@ import json
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgvc_core.errors import PeerError
-from fgvc_core.protocol.envelope import Sealed
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.ledger_statement import SignedReply
-from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.messages import Reply, Sealed
 from fgvc_core.protocol.ranges import ClassNames
 from fgvc_core.toml_text import MAX_CHARACTERS
 

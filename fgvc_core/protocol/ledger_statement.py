@@ -14,9 +14,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgvc_core.errors import PeerError
-from fgvc_core.protocol.envelope import Sealed, check_signature
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
-from fgvc_core.protocol.messages import MAX_BODY_BYTES, Reply
+from fgvc_core.protocol.messages import MAX_BODY_BYTES, Reply, Sealed, check_signature
 from fgvc_core.toml_text import MAX_CHARACTERS
 
 _DOMAIN = b"fieldmark ledger statement v1\n"

@@ -1,13 +1,25 @@
-"""The bodies of requests and replies.
+"""Requests, replies and validation kits: their bodies, and the signatures on them.
+
+The bodies of requests and replies.
 
 A body is one strict JSON text. It names the run, the round and a nonce, carries
 every number that goes along, and lists the BLAKE3 digest of every tensor beside it:
 whoever signs the body has signed everything.
+
+External validation: what a kit asks of an outside site, and what the site answers.
+
+A kit carries a model and a question, never code. The answer carries figures alone, signed
+by the site; under differential privacy these are two noisy counts that its ledger paid for.
+
+Signed bodies: who said it, and that nothing was changed on the way.
 """
 
+import hashlib
 import re
 import secrets
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,6 +31,7 @@ from pydantic import (
 )
 
 from fgvc_core.errors import PeerError
+from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.ranges import (
     MOST_NOISY,
     ClassNames,
@@ -35,7 +48,9 @@ from fgvc_core.protocol.ranges import (
 from fgvc_core.toml_text import MAX_CHARACTERS
 
 Kind = Literal["roll_call", "train", "score", "release"]
+
 Phase = Literal["", "centre", "class-sums", "statistics", "pretrain", "personal"]
+
 Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
 
 _FIXED = re.compile(r"[+-]\d\.\d{15}e[+-]\d{2}")
@@ -215,3 +230,153 @@ def fixed_seconds(seconds: float) -> str:
 def new_nonce() -> str:
     """32 hexadecimal characters from the operating system's generator."""
     return secrets.token_hex(16)
+
+
+KIT_NAME = r"^kit-[0-9a-f]{16}$"
+
+
+class KitPrivacy(BaseModel):
+    """The differential privacy that a kit offers to sites whose policy wants some."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    epsilon: float = Field(gt=0.0, le=100.0, allow_inf_nan=False)
+    delta: float = Field(gt=0.0, le=1e-2, allow_inf_nan=False)
+    unit: Literal["image", "subject"]
+
+
+class KitBody(Body):
+    """What a kit says; its signature covers all of it, and with it every tensor."""
+
+    format: int = Field(1, ge=1, le=1)
+    kit: str = Field(pattern=KIT_NAME, description="Its name, drawn when it was made.")
+    made: str = Field(max_length=40, description="When, UTC.")
+    version: str = Field(max_length=64, description="Fieldmark's where it was made.")
+    name: str = Field(max_length=200, description="The recipe's name.")
+    recipe: str = Field(max_length=MAX_CHARACTERS, description="The resolved recipe (TOML).")
+    class_names: ClassNames = Field(min_length=1)
+    temperature: float | None = Field(
+        None, gt=0.0, le=1e6, allow_inf_nan=False, description="Of the calibration, if any."
+    )
+    frozen: str = Field(
+        "", max_length=64, description="SHA-256 of the frozen part, which does not go along."
+    )
+    privacy: KitPrivacy
+    issuer: str = Field(max_length=1000, description="Public key of who made the kit.")
+    tensors: Tensors = Field(default_factory=dict)
+
+
+class Interval(BaseModel):
+    """A figure between 0 and 1 with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    value: Share
+    low: Share
+    high: Share
+
+
+class ClassFigures(BaseModel):
+    """One class, where the site's policy lets it out."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    examples: Count
+    precision: Share
+    recall: Share
+    f1: Share
+
+
+class Figures(BaseModel):
+    """What the model did at the outside site, as the site states it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    examples: Count
+    subjects: Count
+    top1: Interval
+    top5: Share
+    macro_precision: Share
+    macro_recall: Share
+    macro_f1: Interval
+    ece: Share
+    loss: Loss
+    classes: dict[Annotated[str, Field(max_length=500)], ClassFigures] | None = Field(
+        None, max_length=100_000
+    )
+
+
+class ValidationReply(Reply):
+    """An outside site's answer to a kit: a reply whose run is the kit's name."""
+
+    kit_digest: str = Field(
+        min_length=64, max_length=64, description="SHA-256 of the kit's signed body."
+    )
+    figures: Figures | None = Field(None, description="Where no privacy is asked for.")
+
+    @property
+    def extent(self) -> str:
+        """What it holds: per-class, overall, noisy-counts or nothing."""
+        if self.figures is not None:
+            return "overall" if self.figures.classes is None else "per-class"
+        return "nothing" if self.noisy_scores is None else "noisy-counts"
+
+
+# A signature made for a request can never be taken for a reply's.
+_DOMAINS: dict[type, bytes] = {
+    Request: b"fieldmark request v1\n",
+    Reply: b"fieldmark reply v1\n",
+    KitBody: b"fieldmark validation kit v1\n",
+    ValidationReply: b"fieldmark validation reply v1\n",
+}
+
+SealedBody = TypeVar("SealedBody", Request, Reply, KitBody, ValidationReply)
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A body's text and its signature, as they travel."""
+
+    text: str
+    signature: bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the text: what was said, whoever signs it."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def seal(key: PrivateKey, body: Request | Reply | KitBody) -> Sealed:
+    """Sign a body."""
+    text = body.model_dump_json()
+    return Sealed(text, sign(key, _DOMAINS[type(body)] + text.encode()))
+
+
+def unseal(
+    kind: type[SealedBody], sealed: Sealed, key: PublicKey, tensor_digests: Mapping[str, str]
+) -> SealedBody:
+    """Check a signature, then read the body, then check the tensors beside it.
+
+    Args:
+        kind: Request or Reply.
+        sealed: What arrived.
+        key: The key that must have signed it, from our own register.
+        tensor_digests: Name -> BLAKE3 digest (hex), computed here from what arrived.
+
+    Raises:
+        PeerError: if the signature is not the key's, the body is malformed, or the
+            tensors are not the ones that were signed.
+    """
+    check_signature(kind, sealed, key)
+    body = kind.parse(sealed.text)
+    if not isinstance(body, kind):
+        raise PeerError("A body is of the wrong kind.")
+    if dict(tensor_digests) != body.tensors:
+        raise PeerError("The tensors are not the ones that were signed.")
+    return body
+
+
+def check_signature(kind: type[SealedBody], sealed: Sealed, key: PublicKey) -> None:
+    """Raise PeerError unless the key has signed this text as this kind of body."""
+    if not verify(key, _DOMAINS[kind] + sealed.text.encode(), sealed.signature):
+        raise PeerError("The signature does not match the registered key.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fgvc_core.errors import PeerError
-from fgvc_core.privacy.events import Purpose
+from fgvc_core.privacy.accountant import Purpose
 from fgvc_core.protocol.messages import Kind, Phase, Request
 
 Carries = Literal["nothing", "update", "release"]

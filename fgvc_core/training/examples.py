@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from fgvc_core.losses.base import ClassKnowledge
 
 if TYPE_CHECKING:
-    from fgvc_core.data.mixing import Mixing
     from fgvc_core.data.pictures import PictureBank
     from fgvc_core.data.table import ExampleTable
-    from fgvc_core.data.transforms import Augment
+    from fgvc_core.data.transforms import Augment, Mixing
     from fgvc_core.models.classifier import FineGrainedClassifier
 
 

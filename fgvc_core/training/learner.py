@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fgvc_core.data.left_out import LeftOut
-from fgvc_core.data.mixing import Mixing
+from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.passing import is_passing
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.settings import AugmentSettings
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.data.transforms import Augment
-from fgvc_core.losses.build import build_loss
+from fgvc_core.data.transforms import Augment, Mixing
+from fgvc_core.losses.base import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
@@ -40,10 +39,8 @@ from fgvc_core.training.features import (
     read_features,
     readable_features,
 )
-from fgvc_core.training.loop import Outcome, train_passes
-from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.loop import Stretch, TrainingResult, train_passes
 from fgvc_core.training.settings import TrainSettings
-from fgvc_core.training.zoom import ZoomedExamples
 
 UNREADABLE = "that cannot be read as pictures"
 """Why a picture is left out."""
@@ -167,22 +164,6 @@ class Learner:
         kept = np.setdiff1d(np.arange(len(table)), unread)
         return table.take(kept), found.take(kept)
 
-    def scored_examples(self, table: ExampleTable, cache: Path, zoom: float) -> Examples:
-        """A table's labelled examples to be scored, with a closer look where that is asked for.
-
-        Args:
-            table: The examples.
-            cache: Folder for decoded pictures and features.
-            zoom: ``evaluate.zoom``; 0: none, and the same as :meth:`examples`.
-        """
-        if not zoom:
-            return self.examples(table, cache)
-        spec = self.model.input
-        whole = PictureExamples(self._bank(table, cache), table.labels_N, None, knowledge_of(table))
-        side = round(spec.size / zoom)
-        larger = PictureBank(table, side, spec.crop, spec.interpolation, cache)
-        return ZoomedExamples(whole, larger)
-
     def train_round(
         self,
         examples: Examples,
@@ -191,7 +172,7 @@ class Learner:
         proximal_mu: float = 0.0,
         correct: Callable[[], None] | None = None,
         settings: TrainSettings | None = None,
-    ) -> Outcome:
+    ) -> TrainingResult:
         """Train in place; the generators derive from (seed, purpose, round).
 
         Args:

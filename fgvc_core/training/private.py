@@ -5,11 +5,10 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.losses.build import refuse_unprotectable
 from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
+from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.class_sums import release_centre, release_class_sums, unit_vectors
-from fgvc_core.privacy.events import PrivacyEvent
 from fgvc_core.privacy.gradients import (
     ClosedFormEngine,
     GradientEngine,
@@ -21,15 +20,17 @@ from fgvc_core.privacy.gradients import (
 from fgvc_core.privacy.noise import make_grid, release
 from fgvc_core.privacy.planning import gradient_noise, learning_rate
 from fgvc_core.privacy.rows import each_row
-from fgvc_core.privacy.sampling import draw_units, fresh_seed
+from fgvc_core.privacy.sampling import clip_scales, draw_units, fresh_seed
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.privacy.units import clip_scales
-from fgvc_core.training.averaging import Averaged
 from fgvc_core.training.examples import Examples, FeatureExamples, Lesson
-from fgvc_core.training.groups import parameter_groups
 from fgvc_core.training.learner import Learner
-from fgvc_core.training.loop import make_optimizer
-from fgvc_core.training.schedule import Stretch, make_scheduler
+from fgvc_core.training.loop import (
+    Averaged,
+    Stretch,
+    make_optimizer,
+    make_scheduler,
+    parameter_groups,
+)
 
 Units = NDArray[np.int64]
 
@@ -123,7 +124,8 @@ class PrivateTraining:
     def __init__(
         self, learner: Learner, examples: Examples, units_N: Units, privacy: PrivacySettings
     ) -> None:
-        refuse_unprotectable(learner.loss)
+        if (refusal := learner.loss.refusal()) is not None:
+            raise refusal
         # Pictures are seen one by one here: a recipe that mixes them is refused before.
         self._learner = learner
         self.loss = learner.loss.informed(examples.known)

@@ -27,7 +27,7 @@ from fgvc_core.data.corruptions import (
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
-from fgvc_core.models.inputs import InputSpec
+from fgvc_core.models.weights import InputSpec
 
 if TYPE_CHECKING:
     from fgvc_core.models.classifier import FineGrainedClassifier

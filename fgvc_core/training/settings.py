@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from fgvc_core.configuration import Settings
 
@@ -153,17 +153,13 @@ class PersonalSettings(Settings):
 class EvaluateSettings(Settings):
     """How the federation's model is scored."""
 
+    gone = {  # noqa: RUF012
+        "zoom": (0.0, "Set model.closer, which looks closer at every picture.")
+    }
+
     batch_size: int = Field(128, ge=1, le=8192, description="Pictures scored at once.")
     every: int = Field(
         1, ge=0, description="Score the held-out test split every so many rounds; 0: at the end."
-    )
-    zoom: float = Field(
-        0.0,
-        ge=0.0,
-        lt=1.0,
-        description="Also score a closer view of where the model looks, and average: its side as a "
-        "share of the picture's, 0.25 to below 1 (for instance 0.7); 0: none. For the held-out "
-        "test split, and convolutional backbones; doubles the cost of scoring.",
     )
     pixel_baseline: bool = Field(
         True, description="Also fit a linear model on raw pixels, as the report's floor."
@@ -180,10 +176,3 @@ class EvaluateSettings(Settings):
         description="In a simulation of class-sums: also say what protecting subjects costs in "
         "accuracy against protecting images, on the same split.",
     )
-
-    @field_validator("zoom")
-    @classmethod
-    def _not_too_close(cls, value: float) -> float:
-        if 0.0 < value < 0.25:
-            raise ValueError("it must be 0 (none) or at least 0.25")
-        return value

@@ -258,7 +258,7 @@ def run(
 
     Example: fieldmark server run federation recipe.toml
     """
-    from fgvc_core.models.weights_folder import kind_of
+    from fgvc_core.models.weights import kind_of
     from fgvc_core.recipe import load_recipe
     from fieldmark.server.deployment.launching import launch
 

@@ -25,7 +25,6 @@ class TestSplit:
         learner: Scores with this learner's model.
         cache: Folder for decoded pictures and features.
         batch_size: Pictures scored at once.
-        zoom: ``evaluate.zoom``.
     """
 
     __test__ = False
@@ -36,12 +35,11 @@ class TestSplit:
         learner: Learner,
         cache: Path,
         batch_size: int,
-        zoom: float = 0.0,
     ) -> None:
         self.table = table
         self._learner = learner
         self._batch_size = batch_size
-        self._examples: Examples = learner.scored_examples(table, cache, zoom)
+        self._examples: Examples = learner.examples(table, cache)
 
     def score(
         self,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from fgvc_core.recipe import Recipe
-from fgvc_core.training.schedule import Stretch, mean_rate
+from fgvc_core.training.loop import Stretch, mean_rate
 
 LOOKED_AT = 8
 """Of the rounds that an update may stem from, so many are looked at."""

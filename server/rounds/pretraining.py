@@ -15,8 +15,8 @@ from typing import Any
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.flower.records import from_array_record, to_array_record
 from fgvc_core.recipe import Recipe
-from fgvc_core.training.pretraining import HEAD, PROJECTOR, fresh_projector, steps_of
-from fgvc_core.training.schedule import Stretch, mean_rate
+from fgvc_core.training.loop import Stretch, mean_rate
+from fgvc_core.training.self_supervised import HEAD, PROJECTOR, fresh_projector, steps_of
 from fgvc_core.wire.arrays import TensorSpec, pack_all, spec_of, unpack_all
 from fieldmark.server.rounds.cohort import wanted
 from fieldmark.server.rounds.entry import round_entry

@@ -14,11 +14,10 @@ from flwr.app import Message
 
 from fgvc_core.errors import PeerError
 from fgvc_core.flower.records import from_message
-from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import PublicKey
-from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.messages import Reply, Request, unseal
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_not_finite
-from fgvc_core.wire.decode import decode_update
+from fgvc_core.wire.codec import decode_update
 from fgvc_core.wire.settings import WireSettings
 from fieldmark.server.ledger_memory import LedgerMemory
 from fieldmark.server.screening.comparison import Figures, UpdateHistory

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.protocol.tensor_names import is_statistic, split_control
-from fgvc_core.wire.arrays import first_not_finite
-from fgvc_core.wire.cores import on_all_cores, pieces
+from fgvc_core.wire.arrays import first_not_finite, on_all_cores, pieces
 from fieldmark.server.screening.running_statistics import (
     RATIO,
     change_of_statistics,

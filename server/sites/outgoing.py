@@ -7,9 +7,7 @@ from flwr.app import ArrayRecord
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.flower.records import from_array_record, to_array_record
 from fgvc_core.wire.arrays import TensorSpec, unpack_all
-from fgvc_core.wire.decode import read_model
-from fgvc_core.wire.encode import encode_model
-from fgvc_core.wire.layout import model_parts, packed_bytes, update_parts
+from fgvc_core.wire.codec import encode_model, model_parts, packed_bytes, read_model, update_parts
 from fgvc_core.wire.settings import WireSettings
 from fieldmark.server.strategies import Tensors
 

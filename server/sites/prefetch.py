@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fgvc_core.flower.records import digests_of
-from fgvc_core.wire.cores import core_taken
+from fgvc_core.wire.arrays import core_taken
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from flwr.serverapp import Grid
 
 from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.flower.records import FAULTS, from_message, to_content, words_of_a_site
-from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
-from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal, unseal
 from fieldmark.server.home import CoordinatorHome, allow_list_stamp, read_allow_list
 from fieldmark.server.ledger_memory import LedgerMemory
 from fieldmark.server.run_log.events import EventLog

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fgvc_core.wire.cores import on_all_cores, pieces
+from fgvc_core.wire.arrays import on_all_cores, pieces
 
 Tensors = dict[str, NDArray[np.float32]]
 

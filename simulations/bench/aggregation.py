@@ -29,9 +29,8 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from fgvc_core.flower.records import from_array_record, to_array_record, to_content
-from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import public_text, read_private
-from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import PackedTensor, pack_all, spec_of, unpack_all
 from fieldmark.server.home import CoordinatorHome

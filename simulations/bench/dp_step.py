@@ -14,11 +14,11 @@ import torch
 
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.experiment import make_learner, make_table
-from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
+from fgvc_core.training.loop import Stretch
 from fgvc_core.training.private import PrivateTraining
-from fgvc_core.training.schedule import Stretch
 from fieldmark.simulations.bench.memory import peak_bytes, resident_bytes
 
 BATCH = 32

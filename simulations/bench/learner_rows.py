@@ -66,7 +66,7 @@ ROWS: dict[str, Row] = {
     ),
     "erasing": Row("a rectangle erased in a quarter", ("augment.erasing=0.25",)),
     "trivial": Row("TrivialAugment", ("augment.trivial=true",)),
-    "zoom": Row("a closer look while scoring, 0.7 of the side", ("evaluate.zoom=0.7",)),
+    "closer": Row("a closer look at each picture", ("model.closer=1.5",)),
     "ema": Row("moving average of the weights, 0.9", ("train.ema=0.9",)),
     "cosine-schedule": Row("cosine instead of one cycle", ("train.schedule=cosine",)),
     "layer-decay": Row("rates by depth, 0.8 a stage", ("train.layer_decay=0.8",)),

@@ -19,9 +19,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fgvc_core.flower.records import to_array_record
-from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key, public_text, read_private, write_private
-from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.recipe import Recipe
 from fgvc_core.seeds import derive_seed
 from fgvc_core.wire.arrays import pack_all, spec_of

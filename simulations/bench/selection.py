@@ -20,7 +20,7 @@ from fgvc_core.inference.selecting import embed_all
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.acquisition import METHODS, Method, pick
 from fgvc_core.training.learner import Learner
-from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.loop import Stretch
 
 SEEDS = (1, 2, 3)
 FIRST = 150

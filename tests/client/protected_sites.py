@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvc_core.privacy.events import PrivacyEvent, take
+from fgvc_core.privacy.accountant import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
-from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
-from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, new_nonce, unseal
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.wire.arrays import TensorSpec
 from fieldmark.client.privacy.gate import Departure, Gate

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.privacy.events import take
+from fgvc_core.privacy.accountant import take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.protocol.messages import Reply, Request, Scores, new_nonce

@@ -24,9 +24,8 @@ from PIL import Image
 import fieldmark.client.workspace as works
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.experiment import make_learner
-from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key, public_text
-from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.client.job import Incoming, answer

@@ -12,8 +12,7 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.keys import public_text
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack, spec_of
-from fgvc_core.wire.decode import decode_update
-from fgvc_core.wire.layout import SMALL, packed_bytes, update_parts
+from fgvc_core.wire.codec import SMALL, decode_update, packed_bytes, update_parts
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings

@@ -14,9 +14,8 @@ from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.flower.internals import enter_run
 from fgvc_core.flower.records import to_content
-from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
-from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal, unseal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.client.job import Incoming, answer

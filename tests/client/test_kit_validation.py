@@ -27,7 +27,7 @@ from fgvc_core.export.kit import open_kit, read_body, write_kit
 from fgvc_core.export.kit_reply import read_kit_reply
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public
-from fgvc_core.protocol.validation import KitPrivacy
+from fgvc_core.protocol.messages import KitPrivacy
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.kit_validation import validate_kit
 from fieldmark.client.privacy.ledger import Ledger

@@ -15,10 +15,9 @@ import torch
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.privacy.planning import plan_epsilon
+from fgvc_core.privacy.sampling import protected_units
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.privacy.units import protected_units
-from fgvc_core.protocol.envelope import seal
-from fgvc_core.protocol.messages import Request, new_nonce
+from fgvc_core.protocol.messages import Request, new_nonce, seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.private import PrivateTraining
 from fgvc_core.wire.arrays import pack_all

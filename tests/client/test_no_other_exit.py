@@ -18,8 +18,7 @@ import fieldmark.client
 from fgvc_core.experiment import make_learner
 from fgvc_core.flower.internals import enter_run
 from fgvc_core.flower.records import to_array_record, to_content
-from fgvc_core.protocol.envelope import seal
-from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.client import workspace as works

@@ -13,11 +13,9 @@ from typer.testing import CliRunner
 
 import fieldmark.cli
 import fieldmark.client.workspace as works
-from fgvc_core.data.labels import number_labels
-from fgvc_core.data.left_out import LEFT_OUT, LeftOut
+from fgvc_core.data.labels import LEFT_OUT, LeftOut, number_labels
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.experiment import make_learner
-from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import (
     fingerprint,
     new_key,
@@ -26,7 +24,7 @@ from fgvc_core.protocol.keys import (
     short_fingerprint,
 )
 from fgvc_core.protocol.kit import StartKit, write_kit
-from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.client.deployment.joining import make_key

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
-from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import read_public
-from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.messages import Reply, seal, unseal
 from fgvc_core.recipe import Recipe, parse_recipe
 from fieldmark.client.job import Incoming, answer
 from fieldmark.client.limits import SHARE_OF_MEMORY, Limits, machine_bytes

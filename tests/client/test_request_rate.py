@@ -6,8 +6,8 @@ from datetime import date
 
 import pytest
 
-from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key
+from fgvc_core.protocol.messages import seal
 from fieldmark.client.job import Incoming, answer
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.ledger import Ledger

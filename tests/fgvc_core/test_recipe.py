@@ -44,6 +44,15 @@ def test_set_changes_one_setting_and_takes_plain_text():
     assert (recipe.train.lr, recipe.data.name, recipe.model.train) == (0.5, "folder", "head")
 
 
+def test_what_only_a_simulation_uses_is_not_announced():
+    dealt = parse_recipe("", ["partition.scheme=dirichlet", "partition.sites=9"])
+    assert dealt.announced.partition == Recipe().partition
+    assert dealt.announced.digest == dealt.digest == Recipe().digest
+    unseen = parse_recipe("[train]\nstart = 'semantic'\n[partition]\nunseen = ['a']\n")
+    assert unseen.announced.partition.unseen == ("a",)
+    assert unseen.digest != parse_recipe("[train]\nstart = 'semantic'\n").digest
+
+
 def test_the_digest_ignores_where_one_machine_keeps_its_pictures():
     assert parse_recipe("", ["data.path=/a"]).digest == parse_recipe("", ["data.path=/b"]).digest
     assert parse_recipe("", ["seed=1"]).digest != parse_recipe("", ["seed=2"]).digest

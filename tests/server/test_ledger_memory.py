@@ -9,10 +9,9 @@ from typer.testing import CliRunner
 
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.files import replace_private_json
-from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import new_key, public_text, read_private
 from fgvc_core.protocol.ledger_statement import read_statement
-from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.messages import Reply, Request, Sealed, seal
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.cli import server_app

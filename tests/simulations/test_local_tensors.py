@@ -10,7 +10,7 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
-from fgvc_core.models.normalisation import norm_names
+from fgvc_core.models.trainable import norm_names
 from fgvc_core.recipe import load_recipe, parse_recipe
 from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.engines import run_inprocess

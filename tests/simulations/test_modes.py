@@ -9,7 +9,7 @@ import pytest
 from tests_recipe import TINY
 
 from fgvc_core.files import widely_readable
-from fgvc_core.protocol.envelope import Sealed
+from fgvc_core.protocol.messages import Sealed
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.job import Incoming, answer
 from fieldmark.server.report.page import render

@@ -10,8 +10,7 @@ from tests_recipe import TINY
 
 import fieldmark.server.rounds.heads
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.privacy.accountant import epsilon_of_plan
-from fgvc_core.privacy.events import read_events
+from fgvc_core.privacy.accountant import epsilon_of_plan, read_events
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.ledger import plans_of, total_of

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from fgvc_core.errors import DataError
-from fgvc_core.privacy.events import ADJACENCY, PrivacyEvent, merge, read_events
+from fgvc_core.privacy.accountant import ADJACENCY, PrivacyEvent, merge, read_events
 from fieldmark.client.privacy.chain import GENESIS, TORN, Entry
 from fieldmark.client.privacy.ledger import Plan, plans_of, rule_of, total_of
 from fieldmark.client.privacy.policy import Policy

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from fgvc_core.drawing.numbers import count, size
-from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.protocol.keys import short_form
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.report.figures import attack_curve, belief_figure, budget_bar, percent

@@ -1,6 +1,5 @@
 """The embedded data set: procedural birds that differ by a detail."""
 
-from fgvc_core.data.fieldmarks.sheet import contact_sheet
-from fgvc_core.data.fieldmarks.table import build_table
+from fgvc_core.data.fieldmarks.source import build_table, contact_sheet
 
 __all__ = ["build_table", "contact_sheet"]

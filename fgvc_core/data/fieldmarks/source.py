@@ -1,4 +1,11 @@
-"""Where the embedded pictures come from: drawn once for a size, then mapped from disk."""
+"""The embedded data set: its pictures, its table, and its contact sheet.
+
+Where the embedded pictures come from: drawn once for a size, then mapped from disk.
+
+The embedded set as a table of examples.
+
+The contact sheet: a plate of the twelve species, as a field guide would print it.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
+from fgvc_core.data.catalogue import dataset
+from fgvc_core.data.fieldmarks.bird import PART_NAMES
 from fgvc_core.data.fieldmarks.draw import VERSION, draw
 from fgvc_core.data.fieldmarks.drawn import Drawn, Picture, ensure_drawn, open_drawn
 from fgvc_core.data.fieldmarks.scene import (
@@ -17,8 +27,16 @@ from fgvc_core.data.fieldmarks.scene import (
     draw_individual,
     draw_scene,
 )
-from fgvc_core.data.fieldmarks.species import SPECIES
-from fgvc_core.data.table import SPLITS, Split
+from fgvc_core.data.fieldmarks.species import (
+    ATTRIBUTE_NAMES,
+    CLASS_NAMES,
+    LEVELS,
+    SPECIES,
+    TAXONOMY,
+    attributes_KA,
+)
+from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 
 PICTURES_A_SUBJECT = 3
 
@@ -138,3 +156,76 @@ def _generator(seed: int, split: Split, what: str, number: int) -> np.random.Gen
     text = f"fieldmarks {seed} {split} {what} {number}"
     digest = hashlib.sha256(text.encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
+@dataset("fieldmarks", knows=("taxonomy", "attributes"))
+def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
+    """All examples of the embedded set, drawn if they are not cached yet.
+
+    Args:
+        settings: Seed, number of pictures a split, size.
+        cache: Folder of the cache.
+    """
+    counts = (settings.fieldmarks_train, settings.fieldmarks_test, settings.fieldmarks_pool)
+    source = FieldmarksSource(settings.fieldmarks_seed, counts, settings.image_size, cache)
+    splits: list[Split] = [s for s, n in zip(SPLITS, counts, strict=True) for _ in range(n)]
+    indices = [i for n in counts for i in range(n)]
+    known = [facts(source.seed, s, i) for s, i in zip(splits, indices, strict=True)]
+    filled = [s for s, n in zip(SPLITS, counts, strict=True) if n]
+    return ExampleTable(
+        source=source,
+        rows=np.arange(len(splits), dtype=np.int64),
+        ids=tuple(f"{s}/{i:06d}" for s, i in zip(splits, indices, strict=True)),
+        labels_N=np.array(
+            [UNLABELLED if s == "pool" else k.label for s, k in zip(splits, known, strict=True)],
+            dtype=np.int64,
+        ),
+        splits=tuple(splits),
+        subjects=tuple(f"{s}-{k.subject:05d}" for s, k in zip(splits, known, strict=True)),
+        class_names=CLASS_NAMES,
+        columns={
+            "site": tuple(k.site for k in known),
+            "camera": tuple(k.camera for k in known),
+        },
+        taxonomy=TAXONOMY,
+        taxonomy_levels=LEVELS,
+        attributes_KA=attributes_KA(),
+        attribute_names=ATTRIBUTE_NAMES,
+        parts_NP3=np.concatenate([np.asarray(source.parts(s)) for s in filled]),
+        part_names=PART_NAMES,
+        boxes_N4=np.concatenate([np.asarray(source.boxes(s)) for s in filled]),
+    )
+
+
+PAPER, INK, FAINT = (250, 247, 240), (44, 40, 36), (124, 114, 102)
+
+CELL, GAP, CAPTION, MARGIN = 112, 8, 54, 28
+
+
+def contact_sheet(path: Path, seed: int, pictures: int = 3, across: int = 3) -> None:
+    """Write the sheet as a PNG.
+
+    Args:
+        path: Where to.
+        seed: Of the embedded set.
+        pictures: Of each species.
+        across: Species a row.
+    """
+    block = pictures * (CELL + GAP) + MARGIN
+    down = -(-len(SPECIES) // across)
+    height = MARGIN + down * (CELL + CAPTION + MARGIN)
+    sheet = Image.new("RGB", (MARGIN + across * block, height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    name_font, said_font = ImageFont.load_default(17), ImageFont.load_default(13)
+    for number, species in enumerate(SPECIES):
+        left = MARGIN + number % across * block
+        top = MARGIN + number // across * (CELL + CAPTION + MARGIN)
+        for which in range(pictures):
+            # Each subject has several pictures in a row: show different subjects.
+            index = number + len(SPECIES) * 3 * which
+            picture = Image.fromarray(np.asarray(render(seed, "train", index, CELL)[0]))
+            sheet.paste(picture, (left + which * (CELL + GAP), top))
+        pen.text((left, top + CELL + 6), species.name, fill=INK, font=name_font)
+        pen.text((left, top + CELL + 30), species.said, fill=FAINT, font=said_font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)

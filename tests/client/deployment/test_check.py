@@ -24,10 +24,9 @@ from fgvc_core.data.writing import write_tree
 from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.announcement import Announcement, seal_announcement
 from fgvc_core.protocol.code import code_digest
-from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import fingerprint, new_key, private_text, read_private
 from fgvc_core.protocol.kit import StartKit
-from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.messages import Reply, seal
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.cli import site_app
 from fieldmark.client.deployment.check import check_site

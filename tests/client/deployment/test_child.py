@@ -17,9 +17,8 @@ from flwr.app import Context, Message, RecordDict
 from fgvc_core.flower.internals import enter_run
 from fgvc_core.flower.records import to_content
 from fgvc_core.protocol.bundle import make_bundle
-from fgvc_core.protocol.envelope import Sealed, seal, unseal
 from fgvc_core.protocol.keys import read_public
-from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.messages import Reply, Sealed, seal, unseal
 from fieldmark.client.deployment import child
 from fieldmark.client.deployment.child import (
     HALF_HANDED_OVER,

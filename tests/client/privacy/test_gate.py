@@ -8,9 +8,8 @@ import pytest
 
 import fieldmark.client
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
-from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key, public_text, read_public
-from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, Scores, fixed_seconds, new_nonce, unseal
 from fgvc_core.wire.arrays import pack
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.privacy.policy import Policy

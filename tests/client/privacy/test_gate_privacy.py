@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from fgvc_core.errors import DataError, PeerError, PolicyRefusal
-from fgvc_core.privacy.accountant import epsilon_of_plan
-from fgvc_core.privacy.events import PrivacyEvent, merge, read_events
+from fgvc_core.privacy.accountant import PrivacyEvent, epsilon_of_plan, merge, read_events
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.messages import Reply
 from fieldmark.client.privacy import gate as gates

@@ -17,7 +17,7 @@ import pytest
 
 from fgvc_core import files
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.privacy.events import merge, read_events
+from fgvc_core.privacy.accountant import merge, read_events
 from fgvc_core.privacy.planning import plan_for
 from fieldmark.client.privacy import gate
 from fieldmark.client.privacy.chain import Chain, read_chain

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
-from fgvc_core.privacy.events import merge
+from fgvc_core.privacy.accountant import merge
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.ledger_statement import (
@@ -241,7 +241,7 @@ def test_a_coordinator_cannot_charge_more_than_the_plans_that_the_site_has_signe
 
 
 def another_keys(coordinator):
-    from fgvc_core.protocol.envelope import seal
+    from fgvc_core.protocol.messages import seal
 
     sealed = seal(new_key(), Reply.parse(coordinator.head.body))
     return SignedReply(body=sealed.text, signature=sealed.signature.hex())
@@ -458,9 +458,9 @@ def test_a_lost_ledger_is_never_charged_less_whatever_had_happened(coordinator, 
 
 def test_an_answer_to_a_validation_kit_is_charged_where_it_is_named(coordinator):
     """The coordinator never sees it; the total that the site has signed since shows it."""
-    from fgvc_core.privacy.events import PrivacyEvent
+    from fgvc_core.privacy.accountant import PrivacyEvent
     from fgvc_core.privacy.settings import PrivacySettings
-    from fgvc_core.protocol.validation import ValidationReply
+    from fgvc_core.protocol.messages import ValidationReply
     from fieldmark.client.privacy.outbox import Payload
 
     copy = back_up(coordinator)

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from fgvc_core.errors import DataError, PolicyRefusal
-from fgvc_core.privacy.accountant import epsilon_of_plan
-from fgvc_core.privacy.events import merge, take
+from fgvc_core.privacy.accountant import epsilon_of_plan, merge, take
 from fgvc_core.privacy.odometer import choose_rule, odometer
 from fgvc_core.privacy.planning import plan_for
 from fieldmark.client.privacy.chain import TORN

@@ -12,7 +12,7 @@ from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner
-from fgvc_core.protocol.envelope import seal
+from fgvc_core.protocol.messages import seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.client.job import Incoming, answer

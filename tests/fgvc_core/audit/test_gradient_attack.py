@@ -14,15 +14,15 @@ from tests_heads import features, head_learner
 
 from fgvc_core.audit import gradient_attack
 from fgvc_core.audit.gradient_attack import attack_gradients
+from fgvc_core.audit.result import judge
 from fgvc_core.audit.settings import AuditSettings
-from fgvc_core.audit.verdict import judge
 from fgvc_core.audit.watched import WatchedTraining
 from fgvc_core.errors import RunFailed
-from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.planning import plan_epsilon
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.training.loop import Stretch
 from fgvc_core.training.private import PrivateTraining
-from fgvc_core.training.schedule import Stretch
 
 UNITS = 60
 TRAIN = ("train.optimizer=sgd", "train.lr=0.1", "train.momentum=0.0")

@@ -14,7 +14,7 @@ from fgvc_core.audit.membership import (
     mean_by_unit,
 )
 from fgvc_core.training.examples import FeatureExamples
-from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.loop import Stretch
 
 
 def infer(scores, included, delta=0.0, error=0.05):

@@ -8,7 +8,7 @@ from fgvc_core.audit.planted import PlantedGradients, audit_generator, fair_coin
 from fgvc_core.audit.planted_features import PlantedFeatures, orthogonal_by_class
 from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.privacy.gradients import ClosedFormEngine, HeadView, LoopEngine, UnitBatch
-from fgvc_core.privacy.units import clip_scales
+from fgvc_core.privacy.sampling import clip_scales
 
 
 def one_unit(*positions):

@@ -6,9 +6,9 @@ import torch
 from tests_broken import break_mechanism
 from tests_heads import CLASSES, FEATURES, features, head_learner
 
+from fgvc_core.audit.result import judge
 from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.audit.sums_attack import attack_sums
-from fgvc_core.audit.verdict import judge
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.models.heads import SubspaceHead
 from fgvc_core.privacy.planning import plan_epsilon

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from fgvc_core.data.catalogue import load_table
-from fgvc_core.data.check import CheckReport, check_table
-from fgvc_core.data.recognising import recognise
+from fgvc_core.data.check import CheckReport, check_table, recognise
 from fgvc_core.data.settings import DataSettings
 
 from .picture_trees import make_table, real_data, write_cub, write_folders, write_picture

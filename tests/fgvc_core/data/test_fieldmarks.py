@@ -14,7 +14,7 @@ from fgvc_core.data.fieldmarks.species import ATTRIBUTE_NAMES, SPECIES
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import UNLABELLED
 from fgvc_core.errors import DataError
-from fgvc_core.training.baseline import pixel_baseline
+from fgvc_core.training.baselines import pixel_baseline
 
 
 def settings(**changes):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fgvc_core.data.catalogue import knowledge_by_kind, load_table
-from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.errors import DataError

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.settings import DataSettings
-from fgvc_core.data.split import held_out_splits, unit_interval, validation_mask
-from fgvc_core.data.table import ExampleTable
+from fgvc_core.data.table import ExampleTable, held_out_splits, unit_interval, validation_mask
 from fgvc_core.errors import ConfigurationError, DataError
 
 from .picture_trees import real_data, write_picture

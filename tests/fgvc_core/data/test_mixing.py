@@ -1,10 +1,8 @@
 import pytest
 import torch
 
-from fgvc_core.data.erasing import AREA, erase
-from fgvc_core.data.mixing import Mixing
 from fgvc_core.data.settings import AugmentSettings
-from fgvc_core.data.transforms import Augment
+from fgvc_core.data.transforms import AREA, Augment, Mixing, erase
 
 
 def generator(seed=0):

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgvc_core.data.partition import partition
+from fgvc_core.data.partition import name_sites_by_value, numbered_sites, partition
 from fgvc_core.data.partition_figure import draw_partition
 from fgvc_core.data.partition_levels import at_level, families, kin_order
 from fgvc_core.data.settings import PartitionSettings
-from fgvc_core.data.site_names import name_sites_by_value, numbered_sites
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError
 

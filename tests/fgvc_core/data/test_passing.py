@@ -11,7 +11,7 @@ from fgvc_core.data import files, passing
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.decoding import decode_each
 from fgvc_core.data.files import FileSource
-from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.passing import PassingFault, is_passing, memory_is_left
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.errors import DataError

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fgvc_core.data.catalogue import load_table
-from fgvc_core.data.pool import deal_pool
+from fgvc_core.data.partition import deal_pool
 from fgvc_core.data.settings import DataSettings, PartitionSettings
 
 

@@ -16,11 +16,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fgvc_core.cli import data_app
-from fgvc_core.data import decoding, turns
+from fgvc_core.data import decoding
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.check import check_table
 from fgvc_core.data.files import FileSource
-from fgvc_core.data.left_out import LeftOut
+from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.passing import DECODING_BYTES
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.soundness import MAX_PIXELS
@@ -167,7 +167,7 @@ def test_the_most_that_a_picture_may_unfold_into_is_what_is_asked_of_the_memory(
 def test_large_pictures_are_decoded_one_at_a_time_and_all_others_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 1000)
     monkeypatch.setattr(decoding, "cores", lambda: 4)
     monkeypatch.setattr(decoding, "_CHUNK", 1)
     names = [f"{'large' if number % 2 else 'small'}-{number}.png" for number in range(16)]

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from fgvc_core.data.views import RandomViews
+from fgvc_core.data.transforms import RandomViews
 
 from .picture_trees import noise
 

@@ -6,9 +6,8 @@ from torch import nn
 
 from fgvc_core.models.classifier import FineGrainedClassifier
 from fgvc_core.models.heads import LinearHead
-from fgvc_core.models.inputs import InputSpec
-from fgvc_core.models.pooling import Pooling
-from fgvc_core.models.scaling import Scaling
+from fgvc_core.models.pooling import Pooling, Scaling
+from fgvc_core.models.weights import InputSpec
 
 SIZE = 64
 

@@ -12,7 +12,7 @@ import fieldmark.cli
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
-from fgvc_core.explain.controls import randomised
+from fgvc_core.explain.pointing import randomised
 from fgvc_core.explain.sheet import overlay
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe

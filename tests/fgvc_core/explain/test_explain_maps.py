@@ -10,7 +10,7 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
 from fgvc_core.explain.attention_maps import attention_maps
 from fgvc_core.explain.class_maps import METHODS, ClassMaps
-from fgvc_core.models.spatial import SpatialAttention
+from fgvc_core.models.attention import SpatialAttention
 from fgvc_core.recipe import parse_recipe
 
 from .coloured import SIZE, coloured, two_patches

@@ -16,11 +16,19 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.data.transforms import placement, square
 from fgvc_core.errors import DataError
 from fgvc_core.explain import pointing
-from fgvc_core.explain.controls import centre_map, rank_correlation
 from fgvc_core.explain.distinguishing import distinguishing
-from fgvc_core.explain.pointing import Game, energy_in_box, play, points_at
-from fgvc_core.explain.regions import box_mask, seen_box, seen_parts
-from fgvc_core.models.inputs import InputSpec
+from fgvc_core.explain.pointing import (
+    Game,
+    box_mask,
+    centre_map,
+    energy_in_box,
+    play,
+    points_at,
+    rank_correlation,
+    seen_box,
+    seen_parts,
+)
+from fgvc_core.models.weights import InputSpec
 
 from .coloured import SIZE, coloured, two_patches
 
@@ -204,7 +212,7 @@ def test_the_trained_demo_points_twice_as_often_as_the_centre_and_random_weights
     from fgvc_core.experiment import make_learner, make_table
     from fgvc_core.inference.trained import TrainedModel
     from fgvc_core.recipe import load_recipe
-    from fgvc_core.training.schedule import Stretch
+    from fgvc_core.training.loop import Stretch
 
     root = Path(__file__).parents[3]
     recipe = load_recipe(root / "simulations/recipes/demo.toml", ["data.fieldmarks_test=240"])

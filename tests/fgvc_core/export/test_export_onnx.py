@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import fieldmark.cli
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, RunFailed
 from fgvc_core.export import onnx_export
-from fgvc_core.export.checks import Verdict, compare, refuse_lossy, refuse_unfaithful
+from fgvc_core.export.checks import GraphCheck, compare, refuse_lossy, refuse_unfaithful
 from fgvc_core.export.graph import ExportedGraph, multiply_adds
 from fgvc_core.export.judging import Judges, held_out
 from fgvc_core.export.onnx_export import SAMPLE, make_onnx, write_onnx
@@ -106,19 +106,19 @@ def test_a_graph_that_is_another_model_is_refused_before_anything_is_written(
 
 
 def test_the_limits_of_the_checks_are_those_that_are_documented():
-    good = Verdict(100, 9e-5, 1.0, 0.9)
+    good = GraphCheck(100, 9e-5, 1.0, 0.9)
     refuse_unfaithful(good)
-    for bad in (Verdict(100, 1.1e-4, 1.0, 0.9), Verdict(100, 0, 0.99, 0.9)):
+    for bad in (GraphCheck(100, 1.1e-4, 1.0, 0.9), GraphCheck(100, 0, 0.99, 0.9)):
         with pytest.raises(RunFailed, match="differs"):
             refuse_unfaithful(bad)
-    refuse_lossy(good, Verdict(100, 1, 0.9, 0.89), 0.30)
+    refuse_lossy(good, GraphCheck(100, 1, 0.9, 0.89), 0.30)
     with pytest.raises(RunFailed, match="costs too much"):
-        refuse_lossy(good, Verdict(100, 1, 0.9, 0.88), 0.2)
+        refuse_lossy(good, GraphCheck(100, 1, 0.9, 0.88), 0.2)
     with pytest.raises(RunFailed, match="saves too little"):
-        refuse_lossy(good, Verdict(100, 1, 0.9, 0.9), 0.31)
+        refuse_lossy(good, GraphCheck(100, 1, 0.9, 0.9), 0.31)
     # Without labels every answer that differs counts as lost.
     with pytest.raises(RunFailed, match="of the answers differ"):
-        refuse_lossy(Verdict(100, 0, 1, None), Verdict(100, 1, 0.98, None), 0.2)
+        refuse_lossy(GraphCheck(100, 0, 1, None), GraphCheck(100, 1, 0.98, None), 0.2)
 
 
 def test_a_tie_may_fall_either_way():

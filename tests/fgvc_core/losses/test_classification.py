@@ -5,8 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgvc_core.losses.base import Loss
-from fgvc_core.losses.build import build_loss
+from fgvc_core.losses.base import Loss, build_loss
 from fgvc_core.losses.settings import LossSettings
 
 

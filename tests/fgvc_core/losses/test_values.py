@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.losses.balanced import BalancedCrossEntropy, class_weights
 from fgvc_core.losses.base import Answers
-from fgvc_core.losses.hierarchy import HierarchicalCrossEntropy
+from fgvc_core.losses.classification import (
+    BalancedCrossEntropy,
+    HierarchicalCrossEntropy,
+    SemanticCrossEntropy,
+    class_weights,
+    soft_targets,
+)
 from fgvc_core.losses.metric import BatchHardTriplet, ProxyAnchor
-from fgvc_core.losses.semantic import SemanticCrossEntropy, soft_targets
 
 
 def at(*degrees):

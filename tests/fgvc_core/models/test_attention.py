@@ -5,10 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fgvc_core.models.attention import ChannelAttention, SpatialAttention
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.eca import ChannelAttention
 from fgvc_core.models.settings import ModelSettings
-from fgvc_core.models.spatial import SpatialAttention
 
 
 def nano(attention="spatial"):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from fgvc_core.components import ATTENTIONS
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.models.attention import KINDS
+from fgvc_core.models.attention import make_attention
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import travelling_names
@@ -17,17 +18,17 @@ def build(**settings):
     return build_classifier(ModelSettings(**settings), 3, 32, 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTIONS.built_in)
 def test_it_starts_as_the_identity_and_takes_an_empty_batch(kind):
-    attention = KINDS[kind](16)
+    attention = make_attention(ModelSettings(attention=kind), 16)
     torch.testing.assert_close(attention(MAP), MAP)
     assert attention(MAP[:0]).shape == (0, 16, 5, 4)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"none"}))
+@pytest.mark.parametrize("kind", sorted(set(ATTENTIONS.built_in) - {"none"}))
 def test_two_steps_reach_every_parameter_and_couple_no_examples(kind):
     torch.manual_seed(0)
-    attention = KINDS[kind](16)
+    attention = make_attention(ModelSettings(attention=kind), 16)
     optimizer = torch.optim.SGD(attention.parameters(), lr=0.5)
     for _ in range(2):
         optimizer.zero_grad()

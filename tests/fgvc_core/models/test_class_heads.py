@@ -6,11 +6,10 @@ import torch
 from fgvc_core.data.fieldmarks import species
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import completed, make_learner
-from fgvc_core.losses.hierarchy import group_log_probabilities
-from fgvc_core.models.attribute_head import AttributeHead
-from fgvc_core.models.multilevel import MultiLevelHead
+from fgvc_core.losses.classification import group_log_probabilities
+from fgvc_core.models.heads import AttributeHead, MultiLevelHead
 from fgvc_core.recipe import filled_like, parse_recipe
-from fgvc_core.training.validation import validate_private
+from fgvc_core.training.compatibility import validate_private
 
 GROUPS = ((0, 0, 0, 1), (0, 0, 1, 2))
 ATTRIBUTES = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0))

@@ -6,7 +6,7 @@ import torch
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.closer import closer_look, middle_look
+from fgvc_core.models.classifier import closer_look, middle_look
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import frozen_digest
 from fgvc_core.recipe import parse_recipe
@@ -108,6 +108,9 @@ def test_cached_features_of_one_look_are_not_those_of_two():
     assert len({digest(0.0), digest(1.5), digest(1.8)}) == 3
 
 
-def test_two_ways_of_looking_closer_at_once_are_refused():
-    with pytest.raises(ConfigurationError, match=r"model\.closer"):
-        parse_recipe("[model]\ncloser = 1.5\n[evaluate]\nzoom = 0.7\n")
+def test_the_look_at_scoring_alone_is_no_setting_any_more():
+    with pytest.raises(
+        ConfigurationError, match=r"'zoom' = 0.7 is no setting any more.*model\.closer"
+    ):
+        parse_recipe("[evaluate]\nzoom = 0.7\n")
+    assert parse_recipe("[evaluate]\nzoom = 0.0\n") == parse_recipe("")

@@ -6,16 +6,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fgvc_core.errors import ConfigurationError, PeerError
-from fgvc_core.losses.build import build_loss
+from fgvc_core.losses.base import build_loss
 from fgvc_core.losses.settings import LossSettings
-from fgvc_core.models.backbones import make_backbone
+from fgvc_core.models.attention import ChannelAttention, SpatialAttention
+from fgvc_core.models.backbones import PRESETS, make_backbone
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.eca import ChannelAttention
 from fgvc_core.models.heads import CosineHead, LinearHead
 from fgvc_core.models.pooling import Pooling
-from fgvc_core.models.resnet import PRESETS
 from fgvc_core.models.settings import ModelSettings
-from fgvc_core.models.spatial import SpatialAttention
 from fgvc_core.models.trainable import (
     frozen_digest,
     get_tensors,

@@ -7,11 +7,16 @@ from torch import nn
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.experiment import completed, make_learner
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.normalisation import GroupNormAct, Standardised, batch_norms, norm_names
 from fgvc_core.models.settings import ModelSettings
-from fgvc_core.models.trainable import travelling_names
+from fgvc_core.models.trainable import (
+    GroupNormAct,
+    Standardised,
+    batch_norms,
+    norm_names,
+    travelling_names,
+)
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.training.validation import validate_private
+from fgvc_core.training.compatibility import validate_private
 
 IMAGES = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 RESNET = ("model.backbone=test_resnet", "model.attention=none", "data.image_size=64")
@@ -47,7 +52,7 @@ def test_counters_of_batches_never_travel(norm):
 
 
 def test_fixbn_moves_its_statistics_in_the_first_rounds_alone():
-    from fgvc_core.training.schedule import Stretch
+    from fgvc_core.training.loop import Stretch
 
     recipe = parse_recipe("", [*RESNET, "model.norm=fixbn", "model.norm_fixed_from=0.5"])
     learner = make_learner(recipe, 4)

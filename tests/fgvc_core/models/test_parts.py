@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
-from fgvc_core.losses.base import Answers
-from fgvc_core.losses.build import build_loss, refuse_unprotectable
-from fgvc_core.losses.diversity import PartDiversity, overlap
+from fgvc_core.losses.base import Answers, build_loss
+from fgvc_core.losses.classification import PartDiversity, overlap
 from fgvc_core.losses.settings import LossSettings
-from fgvc_core.models.parts import PartPooling
+from fgvc_core.models.pooling import PartPooling
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.training.validation import validate_private
+from fgvc_core.training.compatibility import validate_private
 
 MAP = torch.rand(3, 6, 4, 5, generator=torch.Generator().manual_seed(0))
 PARTS = ("model.pooling=parts", "model.parts=3", "loss.diversity=0.5", "data.image_size=32")
@@ -76,7 +75,7 @@ def test_descending_the_diversity_moves_the_maps_apart():
 def test_one_pictures_maps_change_no_others_gradient():
     loss = build_loss(LossSettings(diversity=1.0))
     assert not loss.couples_examples
-    refuse_unprotectable(loss)
+    assert loss.refusal() is None
     labels_N = torch.tensor([0, 1, 2])
 
     def gradient(changed):

@@ -4,8 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.pooling import GeneralisedMean, Pooling, make_pooling
-from fgvc_core.models.second_order import SecondOrderPooling, matrix_square_root
+from fgvc_core.models.pooling import (
+    GeneralisedMean,
+    Pooling,
+    SecondOrderPooling,
+    make_pooling,
+    matrix_square_root,
+)
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import frozen_digest, is_frozen_backbone
 

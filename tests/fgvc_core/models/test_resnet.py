@@ -5,8 +5,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fgvc_core.models.backbones import PRESETS, AttentionResNet
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.resnet import PRESETS, AttentionResNet
 from fgvc_core.models.settings import ModelSettings
 
 

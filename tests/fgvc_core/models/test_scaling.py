@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fgvc_core.models.scaling import Scaling
+from fgvc_core.models.pooling import Scaling
 
 
 def test_roots_keep_signs_and_units_have_length_one():

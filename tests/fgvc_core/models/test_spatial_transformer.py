@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
-from fgvc_core.models.spatial_transformer import SpatialTransformer
+from fgvc_core.models.classifier import SpatialTransformer
 from fgvc_core.models.trainable import frozen_digest, is_frozen_backbone
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.training.validation import validate_private
+from fgvc_core.training.compatibility import validate_private
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SETS = ("model.spatial_transformer=true", "data.image_size=32")
@@ -54,8 +53,3 @@ def test_it_is_fit_for_privacy(engine):
         [*SETS, "privacy.epsilon=8", "privacy.method=gradients", f"privacy.engine={engine}"],
     )
     validate_private(make_learner(recipe, 4), recipe.privacy)
-
-
-def test_a_zoom_needs_the_picture_as_it_is():
-    with pytest.raises(ConfigurationError, match="spatial_transformer"):
-        parse_recipe("", [*SETS, "evaluate.zoom=0.7"])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
 from fgvc_core.models import weights
-from fgvc_core.models.weights_folder import (
+from fgvc_core.models.weights import (
     add_weights,
     by_digest,
     check_digest,

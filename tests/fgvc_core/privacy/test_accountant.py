@@ -14,12 +14,12 @@ from fgvc_core.privacy.accountant import (
     DISCRETISATION,
     LEAST_SAMPLED_NOISE,
     TOLERANCE,
+    PrivacyEvent,
     cost_of_plan,
     epsilon_of_plan,
+    limit_epsilon,
     noise_for,
 )
-from fgvc_core.privacy.central_limit import limit_epsilon
-from fgvc_core.privacy.events import PrivacyEvent
 
 # (purpose, noise multiplier, sampling rate, count)
 SETUPS = {

@@ -2,9 +2,8 @@
 
 import pytest
 
-from fgvc_core.privacy.accountant import epsilon_of_plan
+from fgvc_core.privacy.accountant import ADJACENCY, epsilon_of_plan
 from fgvc_core.privacy.claims import UNCHECKED, privacy_claim, read_claim
-from fgvc_core.privacy.events import ADJACENCY
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 

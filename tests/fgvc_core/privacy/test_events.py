@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgvc_core.errors import DataError
-from fgvc_core.privacy.events import PrivacyEvent, merge, read_events, take
+from fgvc_core.privacy.accountant import PrivacyEvent, merge, read_events, take
 
 events = st.lists(
     st.builds(

@@ -9,8 +9,7 @@ import pytest
 from opacus.accountants import RDPAccountant
 
 from fgvc_core.privacy import odometer as module
-from fgvc_core.privacy.accountant import epsilon_of_plan
-from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.accountant import PrivacyEvent, epsilon_of_plan
 from fgvc_core.privacy.odometer import Rule, all_orders, choose_rule, odometer, total_cost
 
 from .test_accountant import SETUPS, events_of, of_opacus

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgvc_core.privacy.units import clip_scales, protected_units, unit_names
+from fgvc_core.privacy.sampling import clip_scales, protected_units, unit_names
 
 pictures = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=14)
 

@@ -7,8 +7,15 @@ from hypothesis import strategies as st
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol import keys
-from fgvc_core.protocol.envelope import Sealed, seal, unseal
-from fgvc_core.protocol.messages import Reply, Request, fixed_seconds, new_nonce
+from fgvc_core.protocol.messages import (
+    Reply,
+    Request,
+    Sealed,
+    fixed_seconds,
+    new_nonce,
+    seal,
+    unseal,
+)
 
 KEY = keys.new_key()
 

@@ -10,14 +10,16 @@ from pydantic import BaseModel, ValidationError
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.protocol.announcement import Announcement
 from fgvc_core.protocol.messages import (
+    Figures,
+    KitBody,
     NoisyScores,
     PrivacyStatement,
     Reply,
     Request,
     Scores,
+    ValidationReply,
     new_nonce,
 )
-from fgvc_core.protocol.validation import Figures, KitBody, ValidationReply
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.toml_text import MAX_CHARACTERS
 

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from fgvc_core.errors import PeerError
-from fgvc_core.privacy.events import Purpose
+from fgvc_core.privacy.accountant import Purpose
 from fgvc_core.protocol import stages
 from fgvc_core.protocol.messages import Kind, Phase, Request
 from fgvc_core.protocol.stages import STAGES, stage_of, stages_of

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fgvc_core.training.alone import train_alone
+from fgvc_core.training.baselines import train_alone
 from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.settings import TrainSettings
 

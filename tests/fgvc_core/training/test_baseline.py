@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.training.baseline import LARGEST_SIDE, pixel_baseline
+from fgvc_core.training.baselines import LARGEST_SIDE, pixel_baseline
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def test_the_same_pictures_give_the_same_floor_whatever_their_brightness():
 
 
 def test_large_pictures_are_reduced_first(monkeypatch):
-    import fgvc_core.training.baseline as baseline
+    import fgvc_core.training.baselines as baseline
 
     asked, bank = [], baseline.PictureBank
     monkeypatch.setattr(

@@ -3,15 +3,19 @@ import copy
 import pytest
 import torch
 
-from fgvc_core.losses.build import build_loss
+from fgvc_core.losses.base import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
-from fgvc_core.training.averaging import Averaged
 from fgvc_core.training.examples import FeatureExamples
-from fgvc_core.training.groups import parameter_groups
-from fgvc_core.training.loop import make_optimizer, train_passes
-from fgvc_core.training.schedule import Stretch, make_scheduler
+from fgvc_core.training.loop import (
+    Averaged,
+    Stretch,
+    make_optimizer,
+    make_scheduler,
+    parameter_groups,
+    train_passes,
+)
 from fgvc_core.training.settings import TrainSettings
 
 

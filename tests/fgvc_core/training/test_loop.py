@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fgvc_core.losses.build import build_loss
+from fgvc_core.losses.base import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.training.examples import FeatureExamples
-from fgvc_core.training.loop import train_passes
-from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.loop import Stretch, train_passes
 from fgvc_core.training.settings import TrainSettings
 
 PLAIN = {"optimizer": "sgd", "momentum": 0.0, "lr": 0.05, "schedule": "constant", "batch_size": 64}

@@ -8,7 +8,7 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.models.heads import LinearHead, SubspaceHead
 from fgvc_core.privacy import class_sums
-from fgvc_core.privacy.events import PrivacyEvent
+from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.gradients import ClippedSum, ClosedFormEngine, LoopEngine
 from fgvc_core.privacy.hooks import OpacusEngine
 from fgvc_core.privacy.noise import make_grid
@@ -17,13 +17,13 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training import private
 from fgvc_core.training.examples import FeatureExamples
+from fgvc_core.training.loop import Stretch
 from fgvc_core.training.private import (
     PrivateTraining,
     noisy_scores,
     projected_vectors,
     release_sums,
 )
-from fgvc_core.training.schedule import Stretch
 
 CLASSES, N, DIM = 4, 24, 256
 UNITS = np.arange(N, dtype=np.int64) // 2

@@ -9,8 +9,8 @@ from fgvc_core.data.corruptions import CORRUPTIONS
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.errors import DataError
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.inputs import InputSpec
 from fgvc_core.models.settings import ModelSettings
+from fgvc_core.models.weights import InputSpec
 from fgvc_core.training.robustness import robustness, robustness_of
 
 SPEC = InputSpec(32)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fgvc_core.training.schedule import Stretch, make_scheduler
+from fgvc_core.training.loop import Stretch, make_scheduler
 from fgvc_core.training.settings import TrainSettings
 
 

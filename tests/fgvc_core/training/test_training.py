@@ -7,17 +7,16 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner, make_table
-from fgvc_core.losses.build import build_loss
+from fgvc_core.losses.base import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.training.alone import train_alone
+from fgvc_core.training.baselines import train_alone
 from fgvc_core.training.evaluation import Evaluation, evaluate
 from fgvc_core.training.examples import FeatureExamples
 from fgvc_core.training.features import FeatureStore, read_features
-from fgvc_core.training.loop import train_passes
-from fgvc_core.training.schedule import Stretch, make_scheduler
+from fgvc_core.training.loop import Stretch, make_scheduler, train_passes
 from fgvc_core.training.settings import TrainSettings
 
 labels = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)

@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 
 from fgvc_core.errors import ConfigurationError, PeerError, RunFailed
 from fgvc_core.wire.arrays import PackedTensor, pack, pack_all, spec_of
-from fgvc_core.wire.decode import decode_model, decode_update
-from fgvc_core.wire.encode import encode_model, encode_update
-from fgvc_core.wire.layout import SMALL, model_parts, packed_bytes, update_parts
+from fgvc_core.wire.codec import (
+    SMALL,
+    decode_model,
+    decode_update,
+    encode_model,
+    encode_update,
+    model_parts,
+    packed_bytes,
+    update_parts,
+)
 from fgvc_core.wire.settings import WireSettings
 
 SHAPES = {

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fgvc_core.wire.precision import read_halves, write_halves
+from fgvc_core.wire.lossy import read_halves, write_halves
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 floats = hnp.arrays(np.float32, shapes, elements=st.floats(width=32))

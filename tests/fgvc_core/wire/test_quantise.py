@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fgvc_core.wire.quantise import (
+from fgvc_core.wire.lossy import (
     LARGEST_SCALE,
     SMALLEST_SCALE,
     channels,
     dequantise,
-    first_fault,
+    first_fault_of_codes,
     quantise,
 )
 
@@ -22,7 +22,7 @@ tensors = hnp.arrays(np.float32, shapes, elements=finite)
 def test_every_value_comes_back_within_half_a_step_of_its_channel(values):
     codes, scales_C = quantise(values)
     assert codes.shape == values.shape
-    assert first_fault(codes, scales_C) == ""
+    assert first_fault_of_codes(codes, scales_C) == ""
     read = dequantise(codes, scales_C)
     assert np.isfinite(read).all()
     rows = (len(scales_C), -1) if values.size else (len(scales_C), 0)
@@ -51,10 +51,10 @@ def test_a_channel_of_small_values_keeps_its_own_scale():
 )
 def test_a_scale_that_no_sender_makes_is_a_fault(scale):
     scales_C = np.array([1.0, scale], dtype=np.float32)
-    assert "scale" in first_fault(np.zeros((2, 2), np.int8), scales_C)
+    assert "scale" in first_fault_of_codes(np.zeros((2, 2), np.int8), scales_C)
 
 
 def test_a_code_that_no_sender_makes_is_a_fault():
-    assert "-127" in first_fault(np.array([-128], np.int8), np.ones(1, np.float32))
-    assert first_fault(np.array([-127, 127], np.int8), np.array([LARGEST_SCALE])) == ""
+    assert "-127" in first_fault_of_codes(np.array([-128], np.int8), np.ones(1, np.float32))
+    assert first_fault_of_codes(np.array([-127, 127], np.int8), np.array([LARGEST_SCALE])) == ""
     assert np.isfinite(dequantise(np.array([-127, 127], np.int8), np.array([LARGEST_SCALE]))).all()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fgvc_core.wire.sparsify import first_fault, index_dtype, kept, largest
+from fgvc_core.wire.lossy import first_fault_of_places, index_dtype, kept, largest
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -14,7 +14,7 @@ def test_nothing_left_out_is_larger_than_what_travels(values, share):
     count = kept(values.size, share)
     at = largest(values, count)
     assert len(at) == count == len(set(at.tolist()))
-    assert first_fault(at.astype(index_dtype(values.size)), values.size) == ""
+    assert first_fault_of_places(at.astype(index_dtype(values.size)), values.size) == ""
     rest = np.delete(np.abs(values), at)
     assert not rest.size or rest.max() <= np.abs(values[at]).min()
 
@@ -28,7 +28,7 @@ def test_of_equal_values_the_first_are_taken():
     [([3, 2], "ascending"), ([2, 2], "ascending"), ([0, 4], "beyond"), ([1, 70_000], "beyond")],
 )
 def test_places_that_no_sender_makes_are_a_fault(at, said):
-    assert said in first_fault(np.array(at, np.uint32), 4)
+    assert said in first_fault_of_places(np.array(at, np.uint32), 4)
 
 
 def test_places_are_as_narrow_as_the_tensor_allows():

@@ -6,10 +6,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import fieldmark.cli
+from fgvc_core.configuration import refuse_paths
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.models.weights_folder import by_digest, resolve_weights
+from fgvc_core.models.weights import by_digest, resolve_weights
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.recipe_paths import refuse_paths
 from fieldmark.server.deployment import launching
 from fieldmark.server.deployment.launching import launch
 from fieldmark.server.deployment.provisioning import add_site, init_server

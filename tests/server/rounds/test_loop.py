@@ -9,9 +9,8 @@ from flwr.app import Message
 from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.flower.internals import enter_run, give_id
 from fgvc_core.flower.records import to_array_record, to_content
-from fgvc_core.protocol.envelope import seal
 from fgvc_core.protocol.keys import new_key, public_text, write_private
-from fgvc_core.protocol.messages import Reply, Request, Scores
+from fgvc_core.protocol.messages import Reply, Request, Scores, seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home

@@ -5,9 +5,8 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from fgvc_core.errors import PeerError
 from fgvc_core.flower.internals import enter_run
 from fgvc_core.flower.records import to_array_record, to_content
-from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import new_key, sign
-from fgvc_core.protocol.messages import Reply, Request, new_nonce
+from fgvc_core.protocol.messages import Reply, Request, Sealed, new_nonce, seal
 from fgvc_core.wire.arrays import TensorSpec, pack_all
 from fieldmark.server.screening.checks import MAX_EXAMPLES, Screening
 

@@ -20,7 +20,7 @@ from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.messages import Request, new_nonce
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import PackedTensor, spec_of
-from fgvc_core.wire.encode import encode_update
+from fgvc_core.wire.codec import encode_update
 from fgvc_core.wire.settings import WireSettings
 from fieldmark.server.screening.checks import Screening
 from fieldmark.server.screening.comparison import UpdateHistory

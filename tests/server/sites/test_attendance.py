@@ -8,9 +8,8 @@ from nodes_lab import KEYS, Nodes, answering
 import fieldmark.server.sites.roll_call
 from fgvc_core.errors import RunFailed
 from fgvc_core.flower.records import from_message
-from fgvc_core.protocol.envelope import unseal
 from fgvc_core.protocol.keys import new_key
-from fgvc_core.protocol.messages import Request, new_nonce
+from fgvc_core.protocol.messages import Request, new_nonce, unseal
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.ledger_memory import FOLDER, link_memory, write_units
 

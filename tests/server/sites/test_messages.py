@@ -10,9 +10,8 @@ from nodes_lab import ARRAYS, Nodes, answering
 
 from fgvc_core.files import replace_private_json
 from fgvc_core.flower.records import from_message
-from fgvc_core.protocol.envelope import unseal
-from fgvc_core.protocol.messages import Reply, Request
-from fgvc_core.wire.cores import WORTH_THREADS
+from fgvc_core.protocol.messages import Reply, Request, unseal
+from fgvc_core.wire.arrays import WORTH_THREADS
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screening

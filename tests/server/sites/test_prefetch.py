@@ -9,8 +9,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
 from fgvc_core.flower.internals import enter_run
 from fgvc_core.flower.records import digests_of, is_large, to_array_record
-from fgvc_core.wire.arrays import digest_all, pack_all
-from fgvc_core.wire.cores import WORTH_THREADS, available, core_taken, spare
+from fgvc_core.wire.arrays import WORTH_THREADS, available, core_taken, digest_all, pack_all, spare
 from fieldmark.server.sites.prefetch import LookAhead
 
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import fgvc_core.wire.cores
+import fgvc_core.wire.arrays
 from fgvc_core.flower.internals import enter_run
 from fgvc_core.protocol.settings import FederationSettings
-from fgvc_core.wire.cores import PIECE
+from fgvc_core.wire.arrays import PIECE
 from fieldmark.server.strategies import RunningMean, SoundReply, StreamingFedAvg, make_strategy
 
 values = hnp.arrays(np.float32, (3, 2), elements=st.floats(-1e3, 1e3, width=32))
@@ -47,7 +47,7 @@ def test_the_number_of_cores_changes_no_bit(monkeypatch):
     arrays = [generator.standard_normal(2 * PIECE + 7, dtype=np.float32) for _ in range(3)]
     found = []
     for cores in (1, 3):
-        monkeypatch.setattr(fgvc_core.wire.cores, "available", lambda cores=cores: cores)
+        monkeypatch.setattr(fgvc_core.wire.arrays, "available", lambda cores=cores: cores)
         found.append(fold([(a, w) for w, a in enumerate(arrays, 1)]).tobytes())
     assert found[0] == found[1]
 

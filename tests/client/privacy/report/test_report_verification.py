@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 
 import fieldmark.cli
 from fgvc_core.errors import DataError, PeerError
-from fgvc_core.protocol.envelope import Sealed, check_signature
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public, short_form
-from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.messages import Reply, Request, Sealed, check_signature
 from fieldmark.client.privacy.report import verify_report, write_report
 from fieldmark.client.privacy.report.page import draw
 from fieldmark.client.privacy.report.signing import canonical, read_signed, sign_statement

@@ -5,8 +5,8 @@ from tests_recipe import TINY
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
 from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.training.pretraining import HEAD, PROJECTOR, Pretraining, fresh_projector
-from fgvc_core.training.schedule import Stretch
+from fgvc_core.training.loop import Stretch
+from fgvc_core.training.self_supervised import HEAD, PROJECTOR, Pretraining, fresh_projector
 
 pytest.importorskip("lightly", reason="the extra 'pretraining' is not installed")
 

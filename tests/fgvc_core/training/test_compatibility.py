@@ -12,7 +12,7 @@ from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training import validation
-from fgvc_core.training.validation import validate_private
+from fgvc_core.training.compatibility import validate_private
 
 CLASSES = 4
 
@@ -163,7 +163,14 @@ class Averaging(SmoothedCrossEntropy):
         return losses_N
 
 
-@pytest.mark.parametrize("loss", [Coupled, Centred, DetachedWeight, Hidden, ClassWeighted])
+def test_a_loss_that_declares_that_it_couples_is_refused_by_its_setting():
+    learner = made("model.train=head", "model.dropout=0.1")
+    learner.loss = Coupled(0.1)
+    learner.loss.setting = "loss.mine"
+    assert refusal(learner).what == "loss.mine is refused under [privacy]."
+
+
+@pytest.mark.parametrize("loss", [Centred, DetachedWeight, Hidden, ClassWeighted])
 def test_losses_that_couple_are_refused_whatever_they_declare(loss):
     learner = made("model.train=head", "model.dropout=0.1")
     learner.loss = loss(0.1)

@@ -1,4 +1,12 @@
-"""Learning from pictures without labels: the backbone before round 1.
+"""Learning from pictures without labels: the losses, and the backbone before round 1.
+
+``simclr``: NT-Xent (Chen et al. 2020, equation 1, https://arxiv.org/abs/2002.05709): a view has to
+find its other half among all views of the batch. ``vicreg`` (Bardes et al. 2022, equations 1 to 6,
+https://arxiv.org/abs/2105.04906): both views alike, each entry's variance over the batch kept up,
+entries uncorrelated; no negatives. Both couple the examples of a batch, so that no single one's
+part can be bounded.
+
+Learning from pictures without labels: the backbone before round 1.
 
 Two random views of each picture go through backbone and projector; the loss sees only those.
 The projector (Chen et al. 2020, section 4.2, https://arxiv.org/abs/2002.05709) is thrown away
@@ -6,6 +14,7 @@ afterwards. It has no BatchNorm, unlike the papers': what sites average are weig
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,16 +22,41 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fgvc_core.data.pictures import PictureBank
-from fgvc_core.data.views import RandomViews
+from fgvc_core.data.transforms import RandomViews
 from fgvc_core.errors import ConfigurationError, PeerError
-from fgvc_core.losses.self_supervised import self_supervised_loss
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.learner import Learner
-from fgvc_core.training.loop import Outcome, make_optimizer
-from fgvc_core.training.schedule import Stretch, make_scheduler
+from fgvc_core.training.loop import Stretch, TrainingResult, make_optimizer, make_scheduler
 from fgvc_core.training.settings import PretrainSettings, TrainSettings
 
+TwoViews = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Projections (N, P) of first and second views, in one order, to a scalar loss."""
+
+
+def self_supervised_loss(method: str, temperature: float) -> TwoViews:
+    """The loss of a method.
+
+    Args:
+        method: ``simclr`` or ``vicreg``.
+        temperature: Of ``simclr``, above 0.
+
+    Raises:
+        ConfigurationError: if lightly is not installed.
+    """
+    try:
+        from lightly.loss import NTXentLoss, VICRegLoss
+    except ImportError:
+        raise ConfigurationError(
+            f"pretrain.method = '{method}' needs lightly, which is not installed.",
+            why="Its losses are lightly's.",
+            remedy="Install the extra: pip install 'fieldmark[pretraining]'.",
+        ) from None
+    loss: TwoViews = NTXentLoss(temperature) if method == "simclr" else VICRegLoss()
+    return loss
+
+
 HEAD = "head."
+
 PROJECTOR = "projector."
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -78,7 +112,7 @@ class Pretraining:
             raise PeerError(f"The projector's tensors are not its own: {error}") from None
         self._learner.load({**head, **backbone})
 
-    def train_round(self, bank: PictureBank, stretch: Stretch, purpose: str) -> Outcome:
+    def train_round(self, bank: PictureBank, stretch: Stretch, purpose: str) -> TrainingResult:
         """Train in place; the generators derive from (seed, purpose, round).
 
         Args:
@@ -99,7 +133,9 @@ class Pretraining:
             )
             return self._passes(bank, stretch, generator)
 
-    def _passes(self, bank: PictureBank, stretch: Stretch, generator: torch.Generator) -> Outcome:
+    def _passes(
+        self, bank: PictureBank, stretch: Stretch, generator: torch.Generator
+    ) -> TrainingResult:
         model, settings = self._learner.model, self._settings
         parameters = [p for p in model.parameters() if p.requires_grad]
         parameters += list(self._projector.parameters())
@@ -127,7 +163,7 @@ class Pretraining:
                 total += float(value.detach()) * len(positions)
                 seen += len(positions)
         model.eval()
-        return Outcome(total / max(seen, 1), len(bank))
+        return TrainingResult(total / max(seen, 1), len(bank))
 
 
 def fresh_projector(dim: int, settings: PretrainSettings, seed: int) -> Tensors:

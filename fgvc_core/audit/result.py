@@ -12,7 +12,7 @@ CANARY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AuditResult:
     """An audit's outcome. Computed from private data: internal to the site.
 
     Attributes:
@@ -49,7 +49,7 @@ class Verdict:
         return self.provable > self.claimed
 
 
-def judge(observed: Observed, claimed: float, delta: float, settings: AuditSettings) -> Verdict:
+def judge(observed: Observed, claimed: float, delta: float, settings: AuditSettings) -> AuditResult:
     """Bounds from below, at the stated confidence all together.
 
     Args:
@@ -61,7 +61,7 @@ def judge(observed: Observed, claimed: float, delta: float, settings: AuditSetti
     error = 1 - settings.confidence
     ours, theirs = CANARY_SHARE * error, (1 - CANARY_SHARE) * error
     count = len(observed.scores_M)
-    return Verdict(
+    return AuditResult(
         claimed=claimed,
         delta=delta,
         confidence=settings.confidence,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.losses.self_supervised import self_supervised_loss
+from fgvc_core.training.self_supervised import self_supervised_loss
 
 pytest.importorskip("lightly", reason="the extra 'pretraining' is not installed")
 

@@ -5,10 +5,9 @@ import typing
 import pytest
 from pydantic import BaseModel
 
-from fgvc_core.configuration import Text
+from fgvc_core.configuration import Text, leads_out, refuse_paths, texts_of
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.recipe import Recipe, parse_recipe
-from fgvc_core.recipe_paths import leads_out, refuse_paths, texts_of
 
 OUTSIDE = ["/etc/passwd", "../others/x", "a/../../x", "~/x", "~root", r"C:\x", "C:/x", "c:x",
            r"..\x", r"\\server\share", "a\0b"]  # fmt: skip

@@ -71,8 +71,8 @@ def validate_private(learner: Learner, privacy: PrivacySettings) -> None:
 
 
 def _verdict(learner: Learner, privacy: PrivacySettings) -> PolicyRefusal | None:
-    if learner.loss.couples_examples:
-        return _coupled(f"the loss {type(learner.loss).__name__}")
+    if (declared := learner.loss.refusal()) is not None:
+        return declared
     try:
         with _moved(learner):
             trial = _Trial(learner, privacy)

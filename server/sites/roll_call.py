@@ -16,7 +16,7 @@ from fgvc_core.flower.records import FAULTS, from_message, to_content, words_of_
 from fgvc_core.protocol.envelope import seal, unseal
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce
-from fieldmark.server.home import CoordinatorHome, allow_list_stamp, read_allow_list
+from fieldmark.server.home import CoordinatorHome, read_allow_list
 from fieldmark.server.ledger_memory import LedgerMemory
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.sites.prefetch import Fetched, LookAhead
@@ -242,7 +242,8 @@ class Attendance:
 
     def _read_allow_list(self) -> None:
         """Keys as the coordinator's allow-list has them now; the same dictionary, filled anew."""
-        stamp = allow_list_stamp(self._home.run_dir)
+        written = (self._home.run_dir / "coordinator" / "sites.json").stat()
+        stamp = written.st_mtime_ns, written.st_ino
         if stamp == self._listed:
             return
         self._listed = stamp

@@ -1,4 +1,4 @@
-"""Who sent a reply, and is it sound? Nothing of a reply is used before this.
+"""Checks of one reply: who sent it, and whether it is sound. Nothing of a reply is used before.
 
 Checked in order, cheapest and most decisive first: the runtime's error flag, size,
 the signature against the registered key (never the claimed id), that it answers
@@ -26,11 +26,11 @@ from fieldmark.server.screening.comparison import Measurements, UpdateHistory
 from fieldmark.server.strategies import SoundReply, Tensors
 
 MAX_EXAMPLES = 10_000_000
-"""Largest number of examples that a site is believed to have, whatever a recipe says."""
+"""Most examples that a site can claim, whatever a recipe says."""
 
 
 class SiteRefusal(PeerError):
-    """A reply that is sound and says no."""
+    """An authentic reply in which a site refuses."""
 
     def __init__(self, what: str, reply: Reply) -> None:
         super().__init__(what)

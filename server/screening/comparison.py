@@ -1,4 +1,4 @@
-"""What an update is like beside the updates of earlier rounds: its length and its direction.
+"""Comparison of updates with those of earlier rounds: their length and their direction.
 
 A verdict uses only rounds that are closed, so it never depends on who arrived first. The
 first round has no earlier one: only absolute bounds hold there. Every figure is of the
@@ -66,7 +66,7 @@ Measurements = dict[str, float]
 
 
 class UnsoundUpdate(PeerError):
-    """An update that is not like the others, with the figures that say so."""
+    """An update unlike those of earlier rounds, with the figures that say so."""
 
     def __init__(self, what: str, figures: Measurements) -> None:
         super().__init__(what)
@@ -75,7 +75,7 @@ class UnsoundUpdate(PeerError):
 
 @dataclass
 class UpdateHistory:
-    """Judges updates by those of earlier rounds.
+    """Compares updates with those of earlier rounds.
 
     Attributes:
         settings: ``[federation]``.
@@ -95,7 +95,7 @@ class UpdateHistory:
     _unlike: int = 0
 
     def begin(self, sent: Tensors, rate: Callable[[float], float]) -> None:
-        """A round begins.
+        """Begin a round.
 
         Args:
             sent: The model that its updates are taken from.
@@ -140,7 +140,7 @@ class UpdateHistory:
         return {name: round(value, 6) for name, value in figures.items()}
 
     def close(self, moved_to: Tensors) -> None:
-        """The round counts: its accepted updates become history, and the model moved."""
+        """Close a round that counts: its accepted updates become history, and the model moved."""
         columns: dict[str, list[float]] = {}
         for site in sorted(self._pending):
             for name, value in self._pending[site].items():
@@ -157,7 +157,7 @@ class UpdateHistory:
         self._pending = {}
 
     def void(self) -> bool:
-        """The round found no quorum; says whether what updates are compared with is dropped."""
+        """Close a round without a quorum; returns whether the history is dropped."""
         wrong = self._unlike > len(self._pending)
         if wrong:
             self.kept.clear()

@@ -32,7 +32,7 @@ class ReplyScreening:
         screening: Says who sent a reply and whether it is sound.
         tally: Where each is written down.
         trust: What becomes of a site whose replies are not.
-        deadline_s: Of a round, for the record.
+        deadline_s: Of a round, in seconds, for messages.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ReplyScreening:
         """Sites whose reply came and was refused for what it was, in this stage."""
 
     def begin(self) -> None:
-        """A stage begins."""
+        """Forget the refusals of the last stage."""
         self.refusals, self.unsound = {}, set()
 
     def sound(
@@ -78,7 +78,7 @@ class ReplyScreening:
             del update
 
     def late(self, answer: Answer) -> SoundReply | None:
-        """A late reply's update, if it is sound; its scores count for nothing any more."""
+        """The update of a late reply, if it is sound; its scores no longer count."""
         screened = self._screen(answer, None, event="late_reply")
         return screened.update if screened else None
 
@@ -119,7 +119,7 @@ class ReplyScreening:
         return screened
 
     def _remember(self, reply: Reply) -> None:
-        """The site's ledger as it was when it answered, and what the run has cost there."""
+        """Keep the state of the site's ledger when it answered, and what the run has cost there."""
         if reply.ledger_length >= int(self._state.ledgers.get(reply.site, [0, ""])[0]):
             self._state.ledgers[reply.site] = [reply.ledger_length, reply.ledger_head]
         if reply.privacy is not None:
@@ -127,10 +127,10 @@ class ReplyScreening:
 
 
 class LateReplies:
-    """What becomes of late replies in one run.
+    """Finds replies to earlier rounds, and records or mixes them in.
 
     Args:
-        mix: Whether they are mixed in; else they are dropped.
+        mix: Whether updates are mixed into the next round; else they are dropped.
         exchange: Finds them.
         replies: Screens them.
         tally: Records them.

@@ -1,4 +1,4 @@
-"""What is written down of each reply: an event, the site's figures, the bytes."""
+"""The record of each reply: an event, the site's figures, the bytes."""
 
 from typing import Any
 
@@ -29,11 +29,11 @@ class Tally:
         self._arrays: tuple[ArrayRecord | None, int] = (None, 0)
 
     def open(self, arrays: ArrayRecord) -> None:
-        """A stage begins with these tensors going out."""
+        """Begin a stage that sends these tensors to each site."""
         self._arrays = arrays, reply_bytes("", b"", from_array_record(arrays))
 
     def close(self) -> tuple[int, int]:
-        """Add the bytes since the last call to the run's; returns them: (received, sent)."""
+        """Add the bytes since the last call to the run's total; returns (received, sent)."""
         received, sent = self._received, self._sent
         self._state.bytes_up += received
         self._state.bytes_down += sent
@@ -75,7 +75,7 @@ class Tally:
         self._add(request, reply, up, down)
 
     def left_out(self, site: str, stage: Stage | None) -> None:
-        """A site's accepted release was rejected after all; None: its declared number of units."""
+        """Record an accepted release that was rejected after all; None: the declared units."""
         figures = self._figures(site)
         figures["refused"] += 1
         figures["rounds"] -= stage is not None and stage.closes_round

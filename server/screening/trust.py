@@ -31,7 +31,7 @@ class SiteTrust:
             sound one; ``notice``: the last reason, until a reply is sound; ``folded``: the
             last round whose reply counted; ``set_aside``: why it is not asked any more.
         limit: Unsound replies in a row after which a site is set aside; 0: never.
-        events: Where it is shown.
+        events: Records who is set aside.
     """
 
     kept: dict[str, dict[str, Any]]
@@ -39,58 +39,58 @@ class SiteTrust:
     events: EventLog
 
     def of(self, site: str) -> dict[str, Any]:
-        """One site's."""
+        """The record of one site."""
         return self.kept.setdefault(site, dict(_FRESH))
 
     def in_use(self, sites: list[str]) -> list[str]:
-        """Those that are not set aside."""
+        """The sites that are not set aside."""
         return [site for site in sites if not self.kept.get(site, _FRESH)["set_aside"]]
 
     def found(self) -> int:
-        """How many sites' last word was unsound: set aside, or refused and not heard since."""
+        """Number of sites whose last reply was unsound: set aside, or refused and silent since."""
         return sum(record["refused_in_row"] > 0 for record in self.kept.values())
 
     def sound(self, site: str) -> None:
-        """A reply was accepted."""
+        """Record an accepted reply."""
         self.of(site).update(refused_in_row=0, notice="")
 
     def unsound(self, site: str, reason: str) -> None:
-        """A reply was refused for what it was."""
+        """Record a reply that was refused for its contents."""
         record = self.of(site)
         record["refused_in_row"] += 1
         record["notice"] = reason[:500]
 
     def leave_out(self, site: str, reason: str, round_: int) -> None:
-        """What a site released cannot be: it is set aside at once, whatever the limit.
+        """Set a site aside at once because its release is impossible, whatever the limit.
 
-        There is one release of its kind in a run: nothing better can come.
+        A run has one release of each kind: the site has no second try.
         """
         self.unsound(site, reason)
         self.set_aside(site, round_)
 
     def set_aside(self, site: str, round_: int) -> None:
-        """It is not asked any more, for what its last refused reply was."""
+        """Ask a site no more, for the reason that its last reply was refused."""
         record = self.of(site)
         record["set_aside"] = record["notice"]
         self._tell(site, round_)
 
     def void(self, round_: int) -> None:
-        """Releases found no quorum: set aside who was refused, so that the others can go on.
+        """Set aside every refused site after a round of releases without a quorum.
 
-        Asked again, a site gives the same release; waiting for another would only void the
-        round again, and what the others have paid would count for nothing.
+        A site that is asked again gives the same release: waiting for another would only void the
+        round again, and the others would have paid for nothing.
         """
         for site, record in sorted(self.kept.items()):
             if record["refused_in_row"] and not record["set_aside"]:
                 self.set_aside(site, round_)
 
     def counted(self, sites: list[str], round_: int) -> None:
-        """A round closed with these sites' replies in it."""
+        """Record that a round closed with these sites' replies in it."""
         for site in sites:
             self.of(site)["folded"] = round_
 
     def close(self, round_: int) -> None:
-        """After a round, not within it: set aside who was refused too often."""
+        """Set aside the sites that were refused too often; after a round, not within it."""
         for site, record in sorted(self.kept.items()):
             refused = record["refused_in_row"]
             if self.limit and refused >= self.limit and not record["set_aside"]:

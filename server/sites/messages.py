@@ -29,21 +29,27 @@ from fieldmark.server.sites.roll_call import Attendance
 from fieldmark.server.strategies import Tensors
 
 ROUNDS_LATE = 2
-"""A reply that is later than this is not looked for any more."""
+"""Rounds after which a late reply is no longer looked for."""
 GRACE_FOR_PIECES_S = 3.0
-"""How long, after the deadline, replies that were announced have to become complete, in seconds;
-one such time for all replies of a round."""
+"""Seconds after the deadline in which announced replies can become complete; one such time for all
+replies of a round."""
 UNFINISHED = f"The reply was announced, and was not complete {ROUNDS_LATE} rounds later."
 BESIDE_TENSORS = 16_000_000
-"""Bytes that a reply may weigh beside its tensors."""
+"""Most bytes of a reply beside its tensors."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A site's answer to a request; ``message`` is None where none came in time, or where it is
-    not to be read for the reason that ``refusal`` names; ``digests`` are those of its tensors
-    where they were computed from it already; ``stalled``: the site has announced a reply and sent
-    nothing of it, which is its own fault."""
+    """A site's answer to a request.
+
+    Attributes:
+        request: What was asked.
+        message: The reply; None if none came in time, or if it must not be read.
+        seconds: From the sending of the requests to the reading of this answer.
+        refusal: Why it must not be read.
+        digests: Of the reply's tensors, where they were computed already.
+        stalled: The site announced a reply and sent nothing of it, which is its own fault.
+    """
 
     request: Request
     message: Message | None
@@ -131,7 +137,7 @@ class Exchange(Attendance):
                 yield Answer(request, fetched.message, seconds, digests=fetched.digests)
 
     def _missing(self, request: Request, message_id: str, seconds: float) -> Answer:
-        """What is said of a reply that is not there at the deadline."""
+        """The answer of a site whose reply is not there at the deadline."""
         arriving = self._arriving(message_id)
         if stage_of(request).late_allowed:
             self._late[message_id] = request

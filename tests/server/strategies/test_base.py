@@ -7,10 +7,10 @@ from hypothesis.extra import numpy as hnp
 
 import fgvc_core.wire.cores
 from fgvc_core.components import STRATEGIES
+from fgvc_core.flower.internals import enter_run
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.cores import PIECE
 from fieldmark.server.strategies import Aggregation, RunningMean, SoundReply, make_strategy
-from fieldmark.simulations.flower_internals import enter_run
 
 values = hnp.arrays(np.float32, (3, 2), elements=st.floats(-1e3, 1e3, width=32))
 updates = st.lists(st.tuples(values, st.integers(1, 10_000)), min_size=1, max_size=8)

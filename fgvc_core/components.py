@@ -86,6 +86,28 @@ AUGMENTATIONS: Registry[Any] = Registry(
 ``couples_examples = True`` on it says that one picture changes another's view.
 """
 
-STRATEGIES: Registry[Any] = Registry("strategy", "fieldmark.strategies")
+_STRATEGIES = "fieldmark.server.strategies"
 
-TRACKERS: Registry[Any] = Registry("tracker", "fieldmark.trackers")
+STRATEGIES: Registry[Any] = Registry(
+    "strategy",
+    "fieldmark.strategies",
+    built_in=_all_in(f"{_STRATEGIES}.base", "fedavg", "fedprox")
+    | _all_in(f"{_STRATEGIES}.optimisers", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+    | _all_in(
+        f"{_STRATEGIES}.robust",
+        *("fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median", "least-trimmed"),
+    )
+    | _all_in(f"{_STRATEGIES}.heterogeneous", "scaffold", "fednova"),
+)
+
+_TRACKING = "fieldmark.server.tracking"
+
+TRACKERS: Registry[Any] = Registry(
+    "tracker",
+    "fieldmark.trackers",
+    built_in={
+        "tensorboard": f"{_TRACKING}.to_tensorboard",
+        "mlflow": f"{_TRACKING}.to_mlflow",
+        "wandb": f"{_TRACKING}.to_wandb",
+    },
+)

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
-from fgvc_core.protocol.settings import Strategy
+from fgvc_core.protocol.settings import StrategyName
 
 Attack = Literal[
     "none",
@@ -63,7 +63,7 @@ class BackdoorAttack(Settings):
 class BackdoorTable(Settings):
     """``[scenario.backdoors]``: backdoors against several strategies, over seeds and sizes."""
 
-    defences: tuple[Strategy, ...] = Field(
+    defences: tuple[StrategyName, ...] = Field(
         ("fedavg", "least-trimmed"),
         min_length=1,
         description="Strategies that are tried, with screening: each without an attack and under "
@@ -152,7 +152,7 @@ class ScenarioSettings(Settings):
         "against FedAvg without screening, and print the table.",
         strict=False,
     )
-    defences: tuple[Strategy, ...] = Field(
+    defences: tuple[StrategyName, ...] = Field(
         ("fedmedian", "multi-krum"),
         min_length=1,
         description="turns: strategies that are tried, with screening.",

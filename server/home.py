@@ -63,12 +63,6 @@ def read_allow_list(run_dir: Path) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def allow_list_stamp(run_dir: Path) -> tuple[int, int]:
-    """Differs from what it was if the allow-list was written anew."""
-    found = (run_dir / "coordinator" / "sites.json").stat()
-    return found.st_mtime_ns, found.st_ino
-
-
 @dataclass(frozen=True)
 class CoordinatorHome:
     """A run's folder, opened by its coordinator."""

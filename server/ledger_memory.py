@@ -71,13 +71,14 @@ class LedgerMemory:
         self._folder = run_dir / LINK
         self._nodes = run_dir / NODES
         self._recipe = recipe
-        self._on = self._folder.is_dir()
+        self.remembers = self._folder.is_dir()
+        """Whether there is a folder to remember in; a simulation has none."""
         self._heads: dict[str, SeenHead | None] = {}
         self._unanswered: dict[tuple[str, str], list[str]] = {}
 
     def head(self, site: str) -> SeenHead | None:
         """The last that was seen of a site's ledger, in whichever run."""
-        if not self._on:
+        if not self.remembers:
             return None
         if site not in self._heads:
             self._heads[site] = read_head(self._folder, site)
@@ -85,16 +86,16 @@ class LedgerMemory:
 
     def units(self, site: str) -> int:
         """What a site declared as its public number of units in earlier runs; 0: not known."""
-        return read_units(self._folder, site) if self._on else 0
+        return read_units(self._folder, site) if self.remembers else 0
 
     def keep_units(self, site: str, units: int) -> None:
         """A site has declared its units."""
-        if self._on and self.units(site) != units:
+        if self.remembers and self.units(site) != units:
             write_units(self._folder, site, units)
 
     def site_at(self, node: int) -> str | None:
         """The site that is registered for a node, where that is known."""
-        site = _read_json(self._nodes).get(str(node)) if self._on else None
+        site = _read_json(self._nodes).get(str(node)) if self.remembers else None
         return site if isinstance(site, str) else None
 
     def head_at(self, node: int) -> SeenHead | None:
@@ -104,7 +105,7 @@ class LedgerMemory:
 
     def asked(self, site: str, run: str, nonce: str) -> None:
         """A request is about to be sent to a site."""
-        if not self._on:
+        if not self.remembers:
             return
         open_ = self._open_requests(site, run)
         open_.append(nonce)
@@ -120,7 +121,7 @@ class LedgerMemory:
         Raises:
             OSError: if it cannot be written.
         """
-        if not self._on or not reply.ledger_head:
+        if not self.remembers or not reply.ledger_head:
             return
         if reply.code != "ok":
             # Its head may be of an old copy, which refuses because it lacks the one that is

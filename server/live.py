@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fgvc_core.protocol.stages import STAGES
 from fgvc_core.recipe import Recipe
 from fgvc_core.words import visible
 
@@ -98,7 +99,8 @@ class LiveView:
         self._answered += 1
         if not event["accepted"]:
             self._say(f"round {event['round']}: {event['site']} refused: {event['reason']}")
-        if self._progress is not None and self._task is not None and event["kind"] == "train":
+        stage = STAGES[event["kind"], event.get("phase", "")]
+        if self._progress is not None and self._task is not None and stage.carries == "update":
             self._progress.update(
                 self._task, told=f"{self._answered}/{self._cohort} sites answered"
             )

@@ -55,9 +55,12 @@ def run_federation(
             remedy="Take [scenario] out, or simulate with --engine inprocess.",
         )
     live = LiveView(recipe, Console(stderr=True, quiet=quiet))
-    tracking = Tracking(read_track(home.settings.track), run_dir, recipe)
-    events = EventLog(run_dir / "events.jsonl", (live, *listeners, tracking))
-    tracking.report_to(events)
+    choices = read_track(home.settings.track)
+    trackers = [Tracking(choices, run_dir, recipe)] if choices else []
+    shown = () if quiet else (live,)
+    events = EventLog(run_dir / "events.jsonl", (*shown, *listeners, *trackers))
+    for tracking in trackers:
+        tracking.report_to(events)
     folders = [] if home.settings.weights is None else [Path(home.settings.weights)]
     weights = resolve_weights(recipe.model.weights, folders)
     device = pick_device(home.settings.device)

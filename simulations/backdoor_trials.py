@@ -18,7 +18,7 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.experiment import completed, make_learner
 from fgvc_core.files import replace_json
-from fgvc_core.protocol.settings import Strategy
+from fgvc_core.protocol.settings import StrategyName
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import BackdoorAttack, BackdoorTable, ScenarioSettings, Trigger
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
@@ -40,7 +40,7 @@ Entry = dict[str, Any]
 class Trial(NamedTuple):
     """One run of a table: a strategy, and an attack or None."""
 
-    strategy: Strategy
+    strategy: StrategyName
     attack: BackdoorAttack | None
 
     @property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_core.commands.terminal import names_for_help
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Track = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME[=WHERE]", help="Events also to tensorboard, mlflow or wandb; repeatable."
+        metavar="NAME[=WHERE]",
+        help="Events also to a tracker, repeatable: "
+        + names_for_help("fieldmark.trackers", "tensorboard", "mlflow", "wandb"),
     ),
 ]
 EngineName = Annotated[str, typer.Option(help="inprocess, ray or superlink.")]

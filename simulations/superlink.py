@@ -23,10 +23,15 @@ from fgvc_core.supervision import Supervisor
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
 from fieldmark.server.deployment.following import events_of, raise_outcome
 from fieldmark.server.deployment.processes import Coordinator
 from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.run_request import (
+    ACTIVE,
+    RunRequest,
+    read_run_request,
+    write_run_request,
+)
 from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.live import LiveView
@@ -109,10 +114,10 @@ class Federation:
         if not link.exists():
             link.symlink_to(run_dir)
         with _shown(run_dir) as show, _asked_to_stop() as told:
-            write_conduct(run_dir, Conduct(state="wanted"))
-            while read_conduct(run_dir).state in ACTIVE:
-                if told and read_conduct(run_dir).state != "stopping":
-                    write_conduct(run_dir, read_conduct(run_dir).but(state="stopping"))
+            write_run_request(run_dir, RunRequest(state="wanted"))
+            while read_run_request(run_dir).state in ACTIVE:
+                if told and read_run_request(run_dir).state != "stopping":
+                    write_run_request(run_dir, read_run_request(run_dir).but(state="stopping"))
                 self.coordinator.step()
                 show()
                 time.sleep(STEP_S)

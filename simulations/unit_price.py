@@ -16,14 +16,14 @@ from fgvc_core.flower.records import from_array_record
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.sampling import protected_units
 from fgvc_core.privacy.settings import Unit
-from fgvc_core.protocol.messages import Phase
+from fgvc_core.protocol.stages import Stage
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import release_sums
 from fgvc_core.wire.arrays import TensorSpec, unpack_all
-from fieldmark.server.rounds.closed_form import ClosedForm, Tensors
-from fieldmark.server.strategies import SoundReply
+from fieldmark.server.rounds.closed_form import ClosedForm
+from fieldmark.server.strategies import SoundReply, Tensors
 from fieldmark.simulations.folders import public_units
 from fieldmark.simulations.preparation import Setting, split_site
 
@@ -71,7 +71,7 @@ def _one_release(
     changed = recipe.model_copy(update={"privacy": privacy})
 
     def ask(
-        phase: Phase, arrays: ArrayRecord, specs: dict[str, TensorSpec]
+        stage: Stage, arrays: ArrayRecord, specs: dict[str, TensorSpec]
     ) -> Iterator[SoundReply]:
         learner.load(unpack_all(from_array_record(arrays), _specs(start)))
         for site in sorted(setting.rows):
@@ -79,14 +79,14 @@ def _one_release(
             units_N = protected_units(
                 unit, [table.content_key(i) for i in range(len(table))], table.subjects
             )
-            event = planned[phase]  # type: ignore[index]
+            event = planned[stage.privacy]  # type: ignore[index]
             examples = learner.examples(table, setting.cache)
             released = release_sums(learner, examples, units_N, event, privacy)
-            yield SoundReply(site, 1, {phase: released.astype(np.float32)})
+            yield SoundReply(site, 1, {stage.name: released.astype(np.float32)})
 
     units = dict.fromkeys(setting.rows, public_units(changed, setting))
     closed = ClosedForm(changed, units, setting.table.num_classes)
-    tensors, _ = closed.run(start, ask, lambda phase, refused: None)
+    tensors, _ = closed.run(start, ask, lambda stage, refused: None)
     assert tensors is not None
     return tensors
 

@@ -48,12 +48,12 @@ def head_of(recipe, homes, model, centre_of=None):
         home.name: Site.open(home).settings.data.units for home in {*homes, *(centre_of or ())}
     }
 
-    def ask(phase, arrays, specs):
-        for home in sorted(counted[phase], key=lambda home: home.name):
-            yield SoundReply(home.name, units[home.name], {phase: released(home)[phase]})
+    def ask(stage, arrays, specs):
+        for home in sorted(counted[stage.name], key=lambda home: home.name):
+            yield SoundReply(home.name, units[home.name], {stage.name: released(home)[stage.name]})
 
-    def leave_out(phase, refused):
-        assert not refused, (phase, refused)
+    def leave_out(stage, refused):
+        assert not refused, (stage, refused)
 
     classes = len(model["head.bias"])
     tensors, _ = ClosedForm(recipe, units, classes).run(model, ask, leave_out)

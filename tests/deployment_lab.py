@@ -13,8 +13,13 @@ from fgvc_core.recipe import parse_recipe
 from fgvc_core.supervision import Service
 from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
 from fieldmark.server.deployment.following import view_of
+from fieldmark.server.deployment.run_request import (
+    ACTIVE,
+    RunRequest,
+    read_run_request,
+    write_run_request,
+)
 from fieldmark.simulations.engines import run_inprocess
 from fieldmark.simulations.folders import lay_out, site_homes
 from fieldmark.simulations.planning import Simulation
@@ -91,7 +96,7 @@ class Lab:
             self.federation.start([Site.open(self.homes[name]) for name in honest])
             self._start_hostile()
             (self.folder / "runs" / "run").symlink_to(self.run_dir)
-            write_conduct(self.run_dir, Conduct(state="wanted"))
+            write_run_request(self.run_dir, RunRequest(state="wanted"))
         except BaseException:
             self.federation.__exit__()
             raise
@@ -136,8 +141,8 @@ class Lab:
         self.until(lambda: any(e["round"] >= number for e in self.events(kind)), f"{kind} {number}")
 
     def until_over(self):
-        self.until(lambda: read_conduct(self.run_dir).state not in ACTIVE, "the run is over")
-        return read_conduct(self.run_dir)
+        self.until(lambda: read_run_request(self.run_dir).state not in ACTIVE, "the run is over")
+        return read_run_request(self.run_dir)
 
     def events(self, kind):
         path = self.run_dir / "events.jsonl"

@@ -10,9 +10,9 @@ from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.supervision import alone
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.processes import free_loopback_port
 from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.run_request import RunRequest, write_run_request
 from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.run_log.events import EventLog
 
@@ -28,7 +28,7 @@ def busy_folder(folder):
         AllowList(folder).add(name, public_text(new_key().public_key()))
     run_dir = folder / "runs" / "birds"
     (run_dir / "coordinator").mkdir(parents=True)
-    write_conduct(run_dir, Conduct(state="running", tries=2))
+    write_run_request(run_dir, RunRequest(state="running", tries=2))
     log = EventLog(run_dir / "events.jsonl")
     log.emit("run_started", sites=list(SITES), rounds=20)
     for number, name in enumerate(SITES):

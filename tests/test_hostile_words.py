@@ -18,7 +18,7 @@ from fieldmark.server.deployment.following import SiteView
 from fieldmark.server.deployment.screen import site_table
 from fieldmark.server.deployment.status import show_status
 from fieldmark.server.live import LiveView
-from fieldmark.server.tracking.figures import note_of
+from fieldmark.server.tracking.tracker import note_of
 
 HOSTILE = (
     "=cmd|' /C calc'!A0[/][red]ok\x1b[2J\x1b[1A\r\nsite-9 │ yes\t\x07\u202e"

@@ -25,16 +25,16 @@ from fgvc_core.files import replace_private_json
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.protocol.keys import new_key, public_text
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.following import view_of
 from fieldmark.server.deployment.pages import make_app, metric_lines
 from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.run_request import RunRequest, write_run_request
 from fieldmark.server.deployment.screen import site_table
 from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.deployment.status import read_status, show_status
 from fieldmark.server.live import LiveView
 from fieldmark.server.report import render
-from fieldmark.server.tracking.figures import final_figures, note_of
+from fieldmark.server.tracking.tracker import final_figures, note_of
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import simulate
 
@@ -187,7 +187,7 @@ def hostile_run(tmp_path_factory):
     for name in ("metrics.json", "checkpoints/last.json"):
         path = run_dir / name
         path.write_text(json.dumps(planted(json.loads(path.read_text()))))
-    write_conduct(run_dir, Conduct(state="failed", why=HOSTILE))
+    write_run_request(run_dir, RunRequest(state="failed", why=HOSTILE))
     replace_private_json(fed / "state" / "gateway.json", {"refusals": [[HOSTILE, 403, 3]]})
     return fed, run_dir, events
 

@@ -1,7 +1,9 @@
 """What the commands have in common: options, progress on a terminal, files that are written."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -65,3 +67,14 @@ def write_text(path: Path, text: str, option: str = "--out") -> None:
             f"{option} '{path}' cannot be written: {error.strerror}.",
             remedy="Name a file in a folder that exists and that you may write to.",
         ) from None
+
+
+def names_for_help(group: str, *built_in: str) -> str:
+    """Names of components; those of other distributions are looked up only where help is shown.
+
+    Args:
+        group: Of entry points, for instance ``fieldmark.trackers``.
+        built_in: Names of Fieldmark's own.
+    """
+    others = {p.name for p in entry_points(group=group)} if "--help" in sys.argv else set()
+    return ", ".join((*built_in, *sorted(others - {*built_in})))

@@ -1,27 +1,15 @@
 """Settings of ``[federation]``: what coordinator and sites agree on before round 1."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from fgvc_core.configuration import Settings, text
+from fgvc_core.components import STRATEGIES
+from fgvc_core.configuration import text
+from fgvc_core.registry import OpenSettings
 
-Strategy = Literal[
-    "fedavg",
-    "fedprox",
-    "fedavgm",
-    "fedadam",
-    "fedyogi",
-    "fedadagrad",
-    "fedmedian",
-    "trimmed-mean",
-    "krum",
-    "multi-krum",
-    "geometric-median",
-    "least-trimmed",
-    "scaffold",
-    "fednova",
-]
+StrategyName = Annotated[str, AfterValidator(STRATEGIES.check)]
+"""Name of a strategy that is installed here."""
 
 ROBUST = frozenset(
     {"fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median", "least-trimmed"}
@@ -29,10 +17,12 @@ ROBUST = frozenset(
 """Strategies that bound what hostile sites do to a round's updates."""
 
 
-class FederationSettings(Settings):
+class FederationSettings(OpenSettings):
     """Rounds, cohorts, what becomes of the replies, and when to stop."""
 
-    strategy: Strategy = Field(
+    chosen = {"strategy": STRATEGIES}  # noqa: RUF012
+
+    strategy: StrategyName = Field(
         "fedavg",
         description="Means: fedavg (McMahan et al. 2017, https://arxiv.org/abs/1602.05629), "
         "fedprox (Li et al. 2020, https://arxiv.org/abs/1812.06127), fednova (Wang et al. 2020, "
@@ -44,7 +34,9 @@ class FederationSettings(Settings):
         "2017, https://arxiv.org/abs/1703.02757), geometric-median (Pillutla et al. 2022, "
         "https://arxiv.org/abs/1912.13445), least-trimmed (the mean of those that lie closest "
         "together in each principal direction of the sites' differences: the one that holds "
-        "against backdoors; docs/faults.md).",
+        "against backdoors; docs/faults.md). Or one that another distribution has registered; its "
+        "settings are the table [federation.NAME].",
+        json_schema_extra=text("word"),
     )
     rounds: int = Field(
         10,

@@ -20,7 +20,7 @@ FILE = "sites.json"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedSite:
     """One site's registration."""
 
     name: str
@@ -38,9 +38,9 @@ class AllowList:
         self._path = folder / FILE
         self._lock = FileLock(folder / f"{FILE}.lock", timeout=10, mode=FILE_MODE)
         self._read: tuple[float, int] = (0.0, 0)
-        self._entries: list[Entry] = []
+        self._entries: list[ListedSite] = []
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ListedSite]:
         """All entries, also removed ones, in order of registration."""
         try:
             found = self._path.stat()
@@ -48,20 +48,20 @@ class AllowList:
             return []
         stamp = (found.st_mtime, found.st_ino)
         if stamp != self._read:
-            self._entries = [Entry(**values) for values in read_json(self._path) or []]
+            self._entries = [ListedSite(**values) for values in read_json(self._path) or []]
             self._read = stamp
         return self._entries
 
-    def active(self) -> dict[str, Entry]:
+    def active(self) -> dict[str, ListedSite]:
         """Site name -> its entry, sorted by name."""
         found = {entry.name: entry for entry in self.entries() if not entry.removed}
         return dict(sorted(found.items()))
 
-    def by_fingerprint(self, digest: str) -> Entry | None:
+    def by_fingerprint(self, digest: str) -> ListedSite | None:
         """The active site whose key has this fingerprint."""
         return next((e for e in self.entries() if e.fingerprint == digest and not e.removed), None)
 
-    def add(self, name: str, public_key: str) -> Entry:
+    def add(self, name: str, public_key: str) -> ListedSite:
         """Register a site.
 
         Raises:
@@ -85,7 +85,7 @@ class AllowList:
             self._write([*self.entries(), entry])
         return entry
 
-    def replace(self, name: str, public_key: str, why: str) -> Entry:
+    def replace(self, name: str, public_key: str, why: str) -> ListedSite:
         """Give a site another key; the old one is removed."""
         with self._lock:
             self.known(name)
@@ -93,7 +93,7 @@ class AllowList:
             self._write([*self._without(name, why), entry])
         return entry
 
-    def remove(self, name: str) -> Entry:
+    def remove(self, name: str) -> ListedSite:
         """Revoke a site's key.
 
         Raises:
@@ -104,7 +104,7 @@ class AllowList:
             self._write(self._without(name, "removed"))
         return entry
 
-    def known(self, name: str) -> Entry:
+    def known(self, name: str) -> ListedSite:
         """An active site's entry.
 
         Raises:
@@ -118,16 +118,16 @@ class AllowList:
             )
         return active[name]
 
-    def _without(self, name: str, why: str) -> list[Entry]:
+    def _without(self, name: str, why: str) -> list[ListedSite]:
         now = _now()
         return [
-            Entry(**{**asdict(e), "removed": now, "why": why})
+            ListedSite(**{**asdict(e), "removed": now, "why": why})
             if e.name == name and not e.removed
             else e
             for e in self.entries()
         ]
 
-    def _entry(self, name: str, public_key: str) -> Entry:
+    def _entry(self, name: str, public_key: str) -> ListedSite:
         key = read_public(public_key.strip())
         digest = fingerprint(key)
         for entry in self.entries():
@@ -139,9 +139,9 @@ class AllowList:
                     remedy="Make another: fieldmark site key FILE.",
                 )
         # Written anew from the key itself: a comment in the line is nobody's business.
-        return Entry(name, public_text(key), digest, _now())
+        return ListedSite(name, public_text(key), digest, _now())
 
-    def _write(self, entries: list[Entry]) -> None:
+    def _write(self, entries: list[ListedSite]) -> None:
         values: list[dict[str, Any]] = [asdict(entry) for entry in entries]
         replace_private_json(self._path, values)
         self._path.chmod(0o600)

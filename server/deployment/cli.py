@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fgvc_core.commands.terminal import names_for_help
+
 server_app = typer.Typer(
     help="A real federation: a coordinator, its sites, and the runs they do together.",
     no_args_is_help=True,
@@ -248,7 +250,9 @@ def run(
     track: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[=WHERE]", help="Also to tensorboard, mlflow or wandb; repeatable."
+            metavar="NAME[=WHERE]",
+            help="Also to a tracker, repeatable: "
+            + names_for_help("fieldmark.trackers", "tensorboard", "mlflow", "wandb"),
         ),
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Start it and come back.")] = False,
@@ -293,7 +297,7 @@ def attach(folder: Folder, json_: Json = False) -> None:
     Example: fieldmark server attach federation
     """
     from fgvc_core.errors import ConfigurationError
-    from fieldmark.server.deployment.conduct import active_run
+    from fieldmark.server.deployment.run_request import active_run
 
     run_dir = active_run(folder.resolve())
     if run_dir is None:

@@ -20,14 +20,14 @@ from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import read_private
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import (
-    Conduct,
-    active_run,
-    read_conduct,
-    rounds_done,
-    write_conduct,
-)
 from fieldmark.server.deployment.flower_internals import ControlApi
+from fieldmark.server.deployment.run_request import (
+    RunRequest,
+    active_run,
+    read_run_request,
+    rounds_done,
+    write_run_request,
+)
 from fieldmark.server.deployment.storage import DATABASE, compact
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.ledger_memory import NODES, link_memory
@@ -67,13 +67,13 @@ class Conductor:
             (self._folder / "state" / "announcement.json").unlink(missing_ok=True)
             return
         self._share_list(run_dir)
-        conduct = read_conduct(run_dir)
-        if conduct.state == "wanted":
-            self._start(run_dir, conduct)
-        elif conduct.state == "running":
-            self._watch(run_dir, conduct)
+        request = read_run_request(run_dir)
+        if request.state == "wanted":
+            self._start(run_dir, request)
+        elif request.state == "running":
+            self._watch(run_dir, request)
         else:
-            self._stop(run_dir, conduct)
+            self._stop(run_dir, request)
 
     def forget(self) -> None:
         """The SuperLink is a new process: look at its list of keys again."""
@@ -107,49 +107,49 @@ class Conductor:
             replace_private_json(run_dir / "coordinator" / "sites.json", keys)
             self._shared = run_dir, keys
 
-    def _start(self, run_dir: Path, conduct: Conduct) -> None:
+    def _start(self, run_dir: Path, request: RunRequest) -> None:
         link_memory(run_dir, self._folder)
         self._announce(run_dir)
         number = self._api.start_run(make_bundle(), str(run_dir.resolve()))
-        tries, done = conduct.tries + 1, rounds_done(run_dir)
+        tries, done = request.tries + 1, rounds_done(run_dir)
         self._say(f"run {run_dir.name}: try {tries} is Flower run {number}")
-        write_conduct(
-            run_dir, conduct.but(state="running", flower_run=number, tries=tries, round=done)
+        write_run_request(
+            run_dir, request.but(state="running", flower_run=number, tries=tries, round=done)
         )
 
-    def _watch(self, run_dir: Path, conduct: Conduct) -> None:
-        status, outcome, details = self._api.run_status(conduct.flower_run)
+    def _watch(self, run_dir: Path, request: RunRequest) -> None:
+        status, outcome, details = self._api.run_status(request.flower_run)
         if status and status != "finished":
             return
         if outcome == "completed":
-            self._end(run_dir, conduct.but(state="finished", why="completed"))
+            self._end(run_dir, request.but(state="finished", why="completed"))
             return
         died = not status or not details or details.startswith(_DIED) or "heartbeat" in details
         if not died:
-            self._end(run_dir, conduct.but(state="failed", why=details))
+            self._end(run_dir, request.but(state="failed", why=details))
             return
-        stuck = conduct.stuck + 1 if rounds_done(run_dir) == conduct.round else 0
+        stuck = request.stuck + 1 if rounds_done(run_dir) == request.round else 0
         self._say(f"run {run_dir.name}: {details or outcome or 'unknown to the SuperLink'}")
         if stuck >= self._tries:
             why = f"its process died {stuck} times without a round done: {details}"
-            self._end(run_dir, conduct.but(state="failed", why=why))
+            self._end(run_dir, request.but(state="failed", why=why))
         else:
-            write_conduct(run_dir, conduct.but(state="wanted", stuck=stuck, why=details))
+            write_run_request(run_dir, request.but(state="wanted", stuck=stuck, why=details))
 
-    def _stop(self, run_dir: Path, conduct: Conduct) -> None:
+    def _stop(self, run_dir: Path, request: RunRequest) -> None:
         """The executor has told the run's process; if it does not end, the SuperLink ends it."""
         self._asked = self._asked or time.monotonic()
-        status, _, _ = self._api.run_status(conduct.flower_run)
+        status, _, _ = self._api.run_status(request.flower_run)
         if status and status != "finished":
             if time.monotonic() - self._asked < STOP_WITHIN_S:
                 return
-            self._api.stop_run(conduct.flower_run)
+            self._api.stop_run(request.flower_run)
         self._asked = 0.0
-        self._end(run_dir, conduct.but(state="stopped", why="stopped by a person"))
+        self._end(run_dir, request.but(state="stopped", why="stopped by a person"))
 
-    def _end(self, run_dir: Path, conduct: Conduct) -> None:
-        self._say(f"run {run_dir.name}: {conduct.state}: {conduct.why}")
-        write_conduct(run_dir, conduct)
+    def _end(self, run_dir: Path, request: RunRequest) -> None:
+        self._say(f"run {run_dir.name}: {request.state}: {request.why}")
+        write_run_request(run_dir, request)
         (self._folder / "state" / "announcement.json").unlink(missing_ok=True)
         # The SuperLink has just forgotten the run's messages.
         try:

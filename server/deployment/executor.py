@@ -18,7 +18,6 @@ from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
 from fgvc_core.supervision import die_with_parent
 from fieldmark.server.deployment.arrivals import Arrivals
-from fieldmark.server.deployment.conduct import active_run, read_conduct
 from fieldmark.server.deployment.flower_internals import (
     ReplyLink,
     Work,
@@ -27,6 +26,7 @@ from fieldmark.server.deployment.flower_internals import (
     open_work,
 )
 from fieldmark.server.deployment.parcel_grid import ParcelGrid
+from fieldmark.server.deployment.run_request import active_run, read_run_request
 from fieldmark.server.deployment.sockets import superlink_address
 
 POLL_S = 0.3
@@ -113,7 +113,7 @@ class Executor:
         # The conductor learns the run's number and writes it down while we start.
         deadline = time.monotonic() + ASKED_WITHIN_S
         while inside and time.monotonic() < deadline:
-            if read_conduct(run_dir).flower_run == work.run_id:
+            if read_run_request(run_dir).flower_run == work.run_id:
                 return
             time.sleep(POLL_S)
         raise FieldmarkError(
@@ -124,7 +124,7 @@ class Executor:
     def _obey(self) -> None:
         """End the run that a person has asked to be stopped."""
         run_dir = active_run(self._folder) if self._children else None
-        if run_dir is None or read_conduct(run_dir).state != "stopping":
+        if run_dir is None or read_run_request(run_dir).state != "stopping":
             return
         for child in self._children:
             os.kill(child, signal.SIGTERM)

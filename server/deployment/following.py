@@ -9,7 +9,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, FieldmarkError, PolicyRefusal, RunFailed
 from fgvc_core.supervision import holder
-from fieldmark.server.deployment.conduct import ACTIVE, read_conduct
+from fieldmark.server.deployment.run_request import ACTIVE, read_run_request
 
 POLL_S = 0.2
 
@@ -138,8 +138,8 @@ def follow(folder: Path, run_dir: Path, tell: Callable[[dict[str, Any], RunView]
                 break
             view.fold(event)
             tell(event, view)
-        conduct = read_conduct(run_dir)
-        if conduct.state not in ACTIVE:
+        request = read_run_request(run_dir)
+        if request.state not in ACTIVE:
             break
         if holder(folder.resolve()) is None:
             raise ConfigurationError(
@@ -157,15 +157,15 @@ def follow(folder: Path, run_dir: Path, tell: Callable[[dict[str, Any], RunView]
 
 def raise_outcome(run_dir: Path) -> None:
     """Raise what a run has ended with, unless it was well."""
-    conduct = read_conduct(run_dir)
-    if conduct.state == "finished":
+    request = read_run_request(run_dir)
+    if request.state == "finished":
         return
-    kind, _, text = conduct.why.partition(": ")
+    kind, _, text = request.why.partition(": ")
     if not kind.isidentifier():
-        kind, text = "", conduct.why
+        kind, text = "", request.why
     error: type[FieldmarkError] = PolicyRefusal if kind == "PolicyRefusal" else RunFailed
     raise error(
-        f"The run '{run_dir.name}' {conduct.state}: {text or conduct.why}",
+        f"The run '{run_dir.name}' {request.state}: {text or request.why}",
         remedy=f"Its events are in {run_dir / 'events.jsonl'}; "
         f"go on with: fieldmark server resume DIR {run_dir.name}",
     )

@@ -31,7 +31,7 @@ from starlette.routing import Route
 
 from fgvc_core import __version__
 from fgvc_core.protocol.keys import fingerprint
-from fieldmark.server.deployment.allow_list import AllowList, Entry
+from fieldmark.server.deployment.allow_list import AllowList, ListedSite
 from fieldmark.server.deployment.bodies import TooManyObjects, read_piece
 from fieldmark.server.deployment.flower_internals import (
     PROTOBUF_MEDIA_TYPE,
@@ -171,7 +171,7 @@ class Gateway:
             return await self._streamed(answer, site)
 
     async def _piece(
-        self, request: Request, stream: AsyncIterator[bytes], length: int, site: Entry
+        self, request: Request, stream: AsyncIterator[bytes], length: int, site: ListedSite
     ) -> Response:
         """Pass a message's piece on while it comes."""
         try:
@@ -190,7 +190,7 @@ class Gateway:
         answer = await self._forward(request, "push-object", checked(), length, site)
         return await self._streamed(answer, site)
 
-    async def _push(self, request: Request, body: bytes, site: Entry) -> Response:
+    async def _push(self, request: Request, body: bytes, site: ListedSite) -> Response:
         """Announce a message to the SuperLink, and learn which pieces it asks for."""
         pushed: Pushed = self._read(lambda whole: read_push(whole, self._most_objects), body, site)
         if pushed.claimed != pushed.node:
@@ -209,14 +209,14 @@ class Gateway:
             self.mail.opened(site.name, pushed, wanted or [])
         return Response(whole, answer.status_code, _kept(answer))
 
-    async def _hand(self, answer: httpx.Response, site: Entry) -> Response:
+    async def _hand(self, answer: httpx.Response, site: ListedSite) -> Response:
         """Hand over what the coordinator has sent, and remember that this site was handed it."""
         whole = await self._whole(answer, site)
         for message_id, objects in self._understood(read_handed, whole) or []:
             self.mail.hand(site.name, message_id, objects)
         return Response(whole, answer.status_code, _kept(answer))
 
-    def _read(self, read: Callable[[bytes], T], body: bytes, site: Entry) -> T:
+    def _read(self, read: Callable[[bytes], T], body: bytes, site: ListedSite) -> T:
         try:
             return read(body)
         except TooManyObjects as error:
@@ -237,7 +237,7 @@ class Gateway:
         call: str,
         body: AsyncIterator[bytes] | bytes,
         length: int,
-        site: Entry,
+        site: ListedSite,
     ) -> httpx.Response:
         headers = {
             name: value
@@ -260,13 +260,13 @@ class Gateway:
             self.meter.refused(Refused(answer.status_code, what, site=site.name), request.url.path)
         return answer
 
-    async def _streamed(self, answer: httpx.Response, site: Entry) -> Response:
+    async def _streamed(self, answer: httpx.Response, site: ListedSite) -> Response:
         return StreamingResponse(self._answer(answer, site), answer.status_code, _kept(answer))
 
-    async def _whole(self, answer: httpx.Response, site: Entry) -> bytes:
+    async def _whole(self, answer: httpx.Response, site: ListedSite) -> bytes:
         return b"".join([piece async for piece in self._answer(answer, site)])
 
-    async def _answer(self, answer: httpx.Response, site: Entry) -> AsyncIterator[bytes]:
+    async def _answer(self, answer: httpx.Response, site: ListedSite) -> AsyncIterator[bytes]:
         try:
             async for piece in answer.aiter_raw():
                 self.meter.sent(site.name, len(piece))
@@ -274,7 +274,7 @@ class Gateway:
         finally:
             await answer.aclose()
 
-    def _authenticate(self, request: Request) -> Entry:
+    def _authenticate(self, request: Request) -> ListedSite:
         """Whose key has signed the time stamp.
 
         Raises:
@@ -324,7 +324,7 @@ class Gateway:
                 self._keys[header] = found
         return found
 
-    def _declared_length(self, request: Request, site: Entry, call: str) -> int:
+    def _declared_length(self, request: Request, site: ListedSite, call: str) -> int:
         text = request.headers.get("content-length", "")
         if not text.isdecimal() or len(text) > 15:
             raise Refused(411, "a request without a length", site=site.name)
@@ -339,7 +339,7 @@ class Gateway:
             raise Refused(415, "a request that is no protobuf", site=site.name)
         return length
 
-    async def _body(self, request: Request, site: Entry) -> AsyncIterator[bytes]:
+    async def _body(self, request: Request, site: ListedSite) -> AsyncIterator[bytes]:
         deadline = time.monotonic() + self._settings.request_s
         try:
             async for piece in request.stream():

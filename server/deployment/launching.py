@@ -12,7 +12,12 @@ from fgvc_core.models.weights import WEIGHTS, add_weights, kind_of, resolve_weig
 from fgvc_core.recipe import Recipe
 from fgvc_core.supervision import holder
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, active_run, read_conduct, write_conduct
+from fieldmark.server.deployment.run_request import (
+    RunRequest,
+    active_run,
+    read_run_request,
+    write_run_request,
+)
 from fieldmark.server.deployment.settings import DeploymentSettings, read_settings
 from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
 from fieldmark.server.tracking import check_installed, read_track, settled
@@ -82,7 +87,7 @@ def launch(
         track=track,
     )
     write_home(run_dir, recipe, class_names, sites, server)
-    write_conduct(run_dir, Conduct(state="wanted"))
+    write_run_request(run_dir, RunRequest(state="wanted"))
     return run_dir
 
 
@@ -96,7 +101,7 @@ def resume(folder: Path, name: str) -> Path:
     _check_up(folder)
     run_dir = _folder_of(folder, name, free=False)
     CoordinatorHome.open(run_dir)
-    write_conduct(run_dir, read_conduct(run_dir).but(state="wanted", stuck=0, why=""))
+    write_run_request(run_dir, read_run_request(run_dir).but(state="wanted", stuck=0, why=""))
     return run_dir
 
 
@@ -104,7 +109,7 @@ def stop_run(folder: Path) -> Path | None:
     """Ask for the run that is on to be stopped; its last checkpoint is whole."""
     run_dir = active_run(folder.resolve())
     if run_dir is not None:
-        write_conduct(run_dir, read_conduct(run_dir).but(state="stopping"))
+        write_run_request(run_dir, read_run_request(run_dir).but(state="stopping"))
     return run_dir
 
 

@@ -33,7 +33,7 @@ from fgvc_core.protocol.keys import (
 )
 from fgvc_core.protocol.kit import StartKit, write_kit
 from fgvc_core.protocol.rotation import check_rotation, read_rotation
-from fieldmark.server.deployment.allow_list import AllowList, Entry
+from fieldmark.server.deployment.allow_list import AllowList, ListedSite
 from fieldmark.server.deployment.certificates import check_dates, check_mode, issue, make_authority
 from fieldmark.server.deployment.settings import DeploymentSettings, read_settings, write_settings
 from fieldmark.server.ledger_memory import forget
@@ -121,7 +121,7 @@ def renew(folder: Path, hosts: tuple[str, ...] = ()) -> None:
     issue(folder, "server", list(settings.hosts))
 
 
-def add_site(folder: Path, name: str, their_key: str = "") -> tuple[Entry, Path]:
+def add_site(folder: Path, name: str, their_key: str = "") -> tuple[ListedSite, Path]:
     """Register a site and make its start kit.
 
     Args:
@@ -150,7 +150,7 @@ def add_site(folder: Path, name: str, their_key: str = "") -> tuple[Entry, Path]
     return entry, make_kit(folder, settings, entry, private)
 
 
-def rotate_key(folder: Path, text: str) -> Entry:
+def rotate_key(folder: Path, text: str) -> ListedSite:
     """Take a site's new key, if its registered key and the new one have signed for it.
 
     Raises:
@@ -171,7 +171,9 @@ def rotate_key(folder: Path, text: str) -> Entry:
     return allowed.replace(entry.name, rotation.new, "rotated")
 
 
-def make_kit(folder: Path, settings: DeploymentSettings, entry: Entry, private: str = "") -> Path:
+def make_kit(
+    folder: Path, settings: DeploymentSettings, entry: ListedSite, private: str = ""
+) -> Path:
     """Write a site's start kit; returns its path."""
     port = settings.public_port or settings.gateway.port
     if not port:

@@ -17,11 +17,11 @@ from fgvc_core.supervision import holder
 from fgvc_core.words import visible
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.certificates import check_dates
-from fieldmark.server.deployment.conduct import active_run, read_conduct
 from fieldmark.server.deployment.flower_internals import ControlApi
 from fieldmark.server.deployment.following import RunView, view_of
 from fieldmark.server.deployment.health import superlink_health
 from fieldmark.server.deployment.provisioning import coordinator_key
+from fieldmark.server.deployment.run_request import active_run, read_run_request
 from fieldmark.server.deployment.settings import read_settings
 from fieldmark.server.deployment.sockets import health_socket, superlink_address
 
@@ -83,15 +83,15 @@ def _site(
 
 
 def _run(run_dir: Path, view: RunView | None) -> dict[str, Any]:
-    conduct = read_conduct(run_dir)
+    request = read_run_request(run_dir)
     checkpoint = read_json(run_dir / "checkpoints" / "last.json") or {}
     assert view is not None
     return {
         "name": run_dir.name,
         "folder": str(run_dir),
-        "state": conduct.state,
-        "why": conduct.why,
-        "tries": conduct.tries,
+        "state": request.state,
+        "why": request.why,
+        "tries": request.tries,
         "round": view.round,
         "rounds": view.rounds,
         "round_seconds": None if view.last is None else view.last["seconds"],

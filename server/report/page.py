@@ -14,9 +14,8 @@ from fgvc_core.privacy.claims import read_claim
 from fgvc_core.toml_text import read_toml
 from fgvc_core.words import visible_lines
 from fieldmark.server.report.charts import Curve, bars, curves, holdings, ladder
-from fieldmark.server.report.faults import REASONS_SHOWN, refusals_by_reason, traffic
 from fieldmark.server.report.poisoning import against_poisoning
-from fieldmark.server.report.reading import RunFolder
+from fieldmark.server.report.reading import REASONS_SHOWN, RunFolder, refusals_by_reason, traffic
 
 SITES_SHOWN = 60
 """Rows of the sites' table; with more sites the rest is counted."""

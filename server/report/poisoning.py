@@ -11,7 +11,7 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.protocol.settings import ROBUST, FederationSettings
 from fgvc_core.toml_text import read_toml
 from fieldmark.server.rounds.cohort import wanted
-from fieldmark.server.screening import class_statistics, class_sums
+from fieldmark.server.screening.releases import LEAST_DIRECTIONS, LEAST_LENGTHS
 
 HALF = frozenset({"fedmedian", "geometric-median"})
 """Rules that guard against fewer than half of a round, whatever the recipe says."""
@@ -19,9 +19,6 @@ HALF = frozenset({"fedmedian", "geometric-median"})
 KRUM = frozenset({"krum", "multi-krum"})
 """Rules that need 2 f + 3 replies against f (Blanchard et al. 2017, proposition 4.3)."""
 
-
-LENGTHS, DIRECTIONS = class_statistics.LEAST_SITES, class_sums.LEAST_SITES
-"""Fewest sites among which the lengths of class statistics, and directions, are compared."""
 
 Events = Sequence[dict[str, Any]]
 
@@ -129,7 +126,7 @@ def _of_class_sums(
 ) -> None:
     if not federation.screening:
         missing.append("screening of class sums")
-    elif sites >= DIRECTIONS and federation.direction_spread:
+    elif sites >= LEAST_DIRECTIONS and federation.direction_spread:
         held.append(
             "screening of each site's class sums against its declared units and the others'"
         )
@@ -145,13 +142,13 @@ def _of_start(
     what = "screening of each site's class statistics by themselves"
     if not federation.screening:
         missing.append("screening of class statistics beside the others'")
-    elif sites < LENGTHS:
+    elif sites < LEAST_LENGTHS:
         held.append(what)
         missing.append(
             f"screening of class statistics beside the others': {_of_sites(sites)}, and lengths "
-            f"are compared among {LENGTHS}"
+            f"are compared among {LEAST_LENGTHS}"
         )
-    elif sites < DIRECTIONS or not federation.direction_spread:
+    elif sites < LEAST_DIRECTIONS or not federation.direction_spread:
         held.append(f"{what} and of their lengths beside the others'")
         missing.append(_no_directions("class statistics", federation, sites))
     else:
@@ -163,7 +160,7 @@ def _no_directions(what: str, federation: FederationSettings, sites: int) -> str
     if not federation.direction_spread:
         why = "federation.direction_spread = 0"
     else:
-        why = f"{_of_sites(sites)}, and directions are compared among {DIRECTIONS}"
+        why = f"{_of_sites(sites)}, and directions are compared among {LEAST_DIRECTIONS}"
     return f"screening of the direction of {what} beside the others': {why}"
 
 

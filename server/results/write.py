@@ -11,9 +11,8 @@ from fgvc_core.privacy.claims import privacy_claim
 from fgvc_core.training.evaluation import Evaluation
 from fgvc_core.training.learner import Learner
 from fieldmark.server.home import CoordinatorHome
-from fieldmark.server.results.evaluation import TestSplit, confused_pairs
+from fieldmark.server.results.evaluation import TestSplit, confused_pairs, zero_shot
 from fieldmark.server.results.explained import explain_pairs
-from fieldmark.server.results.zero_shot import zero_shot
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 

@@ -1,18 +1,17 @@
 """A round without training: noisy sums from every site, and the head that follows from them.
 
-Two phases of one round, and each site's part of the first is judged before any pays for the
-second. First every site releases a noisy sum of its vectors, whose mean
-over all sites is the centre; then, around that centre, noisy class sums. Both are tiny.
-A site whose second reply is missing has paid for the first all the same; its classes are
-then learnt from the others.
-
-A site releases class sums around one centre, once. So the centre stays as it is once it is known,
-also where a site is found out in the second phase, or is away when a run goes on: around another
-one everybody would have paid for sums that nobody can use.
+It has two stages, and each site's part of the first is judged before any pays for the second. First
+every site releases a noisy sum of its vectors, whose mean over all sites is the center; noisy class
+sums around that center come second. Both are tiny. A site whose second reply is missing has paid
+for the first all the same; its classes are then learned from the others. A site releases class sums
+around one center, once. So the center stays as it is once it is known, also where a site is found
+out in the second stage, or is away when a run goes on: around another one everybody would have paid
+for sums that nobody can use.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -23,24 +22,96 @@ from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.posterior import infer_means, linear_scores
-from fgvc_core.protocol.messages import Phase
+from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from fieldmark.server.screening.class_sums import SumsScreening
-from fieldmark.server.screening.weights import cut_to_share
-from fieldmark.server.strategies import SoundReply
+from fieldmark.server.rounds.stage import StageResult, Work, run_stage
+from fieldmark.server.screening.checks import Screened
+from fieldmark.server.screening.releases import (
+    SumsScreening,
+    too_many_units,
+)
+from fieldmark.server.screening.trust import cut_to_share, share_among
+from fieldmark.server.strategies import SoundReply, Tensors
+
+if TYPE_CHECKING:
+    from fieldmark.server.rounds.context import RunContext, Updates
 
 HEAD = ("head.centre", "head.weight", "head.bias")
 
-Tensors = dict[str, NDArray[np.float32]]
-Ask = Callable[[Phase, ArrayRecord, dict[str, TensorSpec]], Iterable[SoundReply]]
-"""Sends one phase's request with a model and yields the sound replies."""
+Ask = Callable[[Stage, ArrayRecord, dict[str, TensorSpec]], Iterable[SoundReply]]
+"""Sends one stage's request with a model and returns the sound replies."""
 
-LeaveOut = Callable[[Phase, dict[str, str]], None]
+LeaveOut = Callable[[Stage, dict[str, str]], None]
 """Told which sites' releases cannot be, and why: they are asked nothing more."""
 
 Fix = Callable[[NDArray[np.float32]], None]
-"""Keeps the centre, on the disk, before any class sums are asked for."""
+"""Keeps the center, on the disk, before any class sums are asked for."""
+
+
+def closed_head(
+    context: "RunContext",
+    updates: "Updates",
+    number: int,
+    sites: list[str],
+    arrays: ArrayRecord,
+    keep: Callable[[], None],
+) -> tuple[StageResult[ArrayRecord], int]:
+    """A round of two stages: noisy center, noisy class sums, and the head from them.
+
+    A site whose release cannot be is set aside: it is not asked again, and the run's end says so.
+
+    Args:
+        context: The run's.
+        updates: Whose screening the replies pass.
+        number: Of the round.
+        sites: Who is asked.
+        arrays: The model.
+        keep: Writes a checkpoint.
+
+    Returns:
+        The new model, with the sound bodies of the last stage; and how many sites' releases
+        it is made of.
+    """
+    recipe, state = context.recipe, context.state
+    accepted: list[Screened] = []
+
+    def ask(stage: Stage, model: ArrayRecord, specs: dict[str, TensorSpec]) -> list[SoundReply]:
+        work = Work(context.trust.in_use(sites), model, list, specs=specs)
+        result = run_stage(stage, number, context, updates, work)
+        accepted[:] = result.accepted
+        # Asked again, a site gives the same release; asked for the other stage, it would pay for
+        # sums that cannot count.
+        for site in sorted(updates.replies.unsound):
+            context.trust.set_aside(site, number)
+        return result.value or []
+
+    def leave_out(stage: Stage | None, refused: dict[str, str]) -> None:
+        for site, reason in refused.items():
+            context.tally.left_out(site, stage)
+            context.trust.leave_out(site, reason, number)
+        accepted[:] = [screened for screened in accepted if screened.reply.site not in refused]
+
+    units = {site: context.exchange.units[site] for site in sites}
+    leave_out(None, too_many_units(units, recipe.federation.max_weight_ratio))
+    needed = context.quorum(len(sites))
+
+    def fix(centre_P: NDArray[np.float32]) -> None:
+        # As a float64 each value is the same; JSON gives it back to the bit.
+        state.centre = centre_P.astype(np.float64).tolist()
+        keep()
+
+    fixed_P = np.array(state.centre, np.float32) if state.centre else None
+    classes = len(context.home.class_names)
+    share = share_among(len(context.exchange.keys), recipe.federation.max_weight_share)
+    closed = ClosedForm(recipe, context.exchange.units, classes, needed, share, fixed_P)
+    tensors, arrived = closed.run(updates.unpacked(arrays), ask, leave_out, fix)
+    for site, factor in closed.factors([screened.reply.site for screened in accepted]).items():
+        if factor < 1:
+            cut = {"claimed": units[site], "weight": factor * units[site], "share": share}
+            context.events.emit("weight_cut", round=number, site=site, **cut)
+    value = None if tensors is None else to_array_record(pack_all(tensors))
+    return StageResult(value, accepted, needed), arrived
 
 
 @dataclass(frozen=True)
@@ -70,7 +141,7 @@ class ClosedForm:
         leave_out: LeaveOut,
         fix: Fix = lambda centre: None,
     ) -> tuple[Tensors | None, int]:
-        """Both phases.
+        """Both stages.
 
         Args:
             tensors: The model as it is; only its head is replaced.
@@ -89,8 +160,8 @@ class ClosedForm:
                 return None, arrived
             fix(centre_P)
         centred = {**tensors, "head.centre": centre_P}
-        specs = {"class-sums": TensorSpec("float32", (self.classes, directions + 1))}
-        found = self._asked("class-sums", centred, ask, specs, leave_out)
+        specs = {CLASS_SUMS.name: TensorSpec("float32", (self.classes, directions + 1))}
+        found = self._asked(CLASS_SUMS, centred, ask, specs, leave_out)
         if not found:
             return None, 0
         return {**centred, **self._head(found, directions)}, len(found)
@@ -106,9 +177,9 @@ class ClosedForm:
     def _centre(
         self, tensors: Tensors, ask: Ask, leave_out: LeaveOut, directions: int
     ) -> tuple[NDArray[np.float32] | None, int]:
-        """The first phase: the centre, or None; and how many sites' releases arrived."""
-        specs = {"centre": TensorSpec("float32", (directions,))}
-        centres = self._asked("centre", tensors, ask, specs, leave_out)
+        """The first stage: the centre, or None; and how many sites' releases arrived."""
+        specs = {CENTRE.name: TensorSpec("float32", (directions,))}
+        centres = self._asked(CENTRE, tensors, ask, specs, leave_out)
         if len(centres) < self.needed:
             # Nobody pays for class sums that could not make a head.
             return None, len(centres)
@@ -122,45 +193,45 @@ class ClosedForm:
 
     def _asked(
         self,
-        phase: Phase,
+        stage: Stage,
         model: Tensors,
         ask: Ask,
         specs: dict[str, TensorSpec],
         leave_out: LeaveOut,
     ) -> dict[str, NDArray[np.float64]]:
-        """One phase's releases by site, without those that cannot be."""
+        """One stage's releases by site, without those that cannot be."""
         found = {
-            reply.site: np.array(reply.tensors[phase], dtype=np.float64)
-            for reply in ask(phase, to_array_record(pack_all(model)), specs)
+            reply.site: np.array(reply.tensors[stage.name], dtype=np.float64)
+            for reply in ask(stage, to_array_record(pack_all(model)), specs)
         }
-        refused = self._screening(phase, specs[phase].shape).refused(found)
+        refused = self._screening(stage, specs[stage.name].shape).refused(found)
         if refused:
-            leave_out(phase, refused)
+            leave_out(stage, refused)
         return {site: values for site, values in found.items() if site not in refused}
 
-    def _screening(self, phase: Phase, shape: tuple[int, ...]) -> SumsScreening:
+    def _screening(self, stage: Stage, shape: tuple[int, ...]) -> SumsScreening:
         privacy = self.recipe.privacy
         assert privacy is not None
-        noise = self._noise(phase)
+        noise = self._noise(stage)
         spread = self.recipe.federation.direction_spread
-        if phase == "centre":
+        if stage is CENTRE:
             deviation = make_grid(1.0, shape[0], noise).deviation
             return SumsScreening(self.units, 1.0, deviation, spread)
         count = privacy.count_coordinate
         deviation = sums_deviation(self.classes, shape[1] - 1, count, noise)
         return SumsScreening(self.units, sums_bound(count), deviation, spread, count)
 
-    def _noise(self, phase: Phase) -> float:
-        """The noise multiplier of a phase, as the recipe's plan has it."""
+    def _noise(self, stage: Stage) -> float:
+        """The noise multiplier of a stage, as the recipe's plan has it."""
         privacy = self.recipe.privacy
         assert privacy is not None
         plan = plan_for(privacy, self.recipe.federation.rounds)
-        return next(event.noise_multiplier for event in plan if event.purpose == phase)
+        return next(event.noise_multiplier for event in plan if event.purpose == stage.privacy)
 
     def _head(self, found: dict[str, NDArray[np.float64]], directions: int) -> Tensors:
         privacy = self.recipe.privacy
         assert privacy is not None
-        noise = self._noise("class-sums")
+        noise = self._noise(CLASS_SUMS)
         deviation = sums_deviation(self.classes, directions, privacy.count_coordinate, noise)
         factors = self.factors(list(found))
         sums_SKQ = np.stack([factors[site] * sums_KQ for site, sums_KQ in found.items()])

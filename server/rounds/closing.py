@@ -1,49 +1,81 @@
 """After the last round: its model's scores, and what each site makes of the best one."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from flwr.app import ArrayRecord
 
-from fgvc_core.errors import RunFailed
 from fgvc_core.flower.records import to_array_record
+from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.stages import PERSONAL, SCORE, Stage
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.server.rounds.best_model import personal_scores
 from fieldmark.server.rounds.cohort import draw_cohort
-from fieldmark.server.rounds.context import Parts
-from fieldmark.server.rounds.requests import Asked
+from fieldmark.server.rounds.context import RunContext, Updates
+from fieldmark.server.rounds.stage import Work, run_stage
 from fieldmark.server.screening.checks import Screened
+from fieldmark.server.strategies import SoundReply
 
 CLOSING_SITES = 100
 """Most sites that are asked to score the last model: of a thousand, a hundred say enough."""
 
 
-def closing_scores(parts: Parts, sites: list[str], arrays: ArrayRecord) -> list[Screened]:
+def closing_scores(
+    context: RunContext, updates: Updates, sites: list[str], arrays: ArrayRecord
+) -> list[Screened]:
     """Scores of the last model, from every site or from a drawn hundred of very many."""
-    parts.books.reset()
-    number = parts.state.round
-    asked = parts.standing.in_use(sites)
+    number = context.state.round
+    asked = context.trust.in_use(sites)
     if len(asked) > CLOSING_SITES:
         share = CLOSING_SITES / len(asked)
-        asked = draw_cohort(asked, share, parts.recipe.seed, number + 1)
-    return _scores(parts, parts.asking.score(number, asked, arrays))
+        asked = draw_cohort(asked, share, context.recipe.seed, number + 1)
+    return _scores(SCORE, number, context, updates, asked, arrays)
 
 
-def personalise(parts: Parts, sites: list[str], arrays: ArrayRecord) -> None:
+def personalise(
+    context: RunContext, updates: Updates, sites: list[str], arrays: ArrayRecord
+) -> None:
     """Each site fine-tunes the best model for itself, and says what it gained."""
-    parts.books.reset()
-    number = parts.state.round
-    if not parts.local:
+    number = context.state.round
+    if not context.local:
         # What stays at the sites goes with the last round; else it is the best model.
-        best, _ = parts.checkpoints.read("best")
-        number, arrays = parts.state.best_round, to_array_record(pack_all(best))
-    asked = parts.standing.in_use(sites)
-    replies = _scores(parts, parts.asking.score(number, asked, arrays, "personal"))
-    parts.state.personal = personal_scores([screened.reply for screened in replies])
-    parts.events.emit("personalised", sites=len(parts.state.personal))
+        best, _ = context.checkpoints.read("best")
+        number, arrays = context.state.best_round, to_array_record(pack_all(best))
+    asked = context.trust.in_use(sites)
+    replies = _scores(PERSONAL, number, context, updates, asked, arrays)
+    context.state.personal = personal_scores([screened.reply for screened in replies])
+    context.events.emit("personalised", sites=len(context.state.personal))
 
 
-def _scores(parts: Parts, requests: Asked) -> list[Screened]:
-    replies: list[Screened] = []
-    answers = parts.exchange.ask(requests, parts.recipe.federation.deadline_s)
-    for _ in parts.intake.sound(answers, replies):
-        raise RunFailed("A scoring reply carried an update.")
-    parts.books.close()
-    return replies
+def _scores(
+    stage: Stage,
+    number: int,
+    context: RunContext,
+    updates: Updates,
+    asked: list[str],
+    arrays: ArrayRecord,
+) -> list[Screened]:
+    work = Work(asked, updates.outgoing(arrays), _heard)
+    result = run_stage(stage, number, context, updates, work)
+    context.tally.close()
+    return result.accepted
+
+
+def _heard(replies: Iterator[SoundReply]) -> int:
+    """A score carries no update; each reply is heard, and its body is kept."""
+    return sum(1 for _ in replies)
+
+
+def personal_scores(replies: list[Reply]) -> dict[str, dict[str, Any]]:
+    """Site -> validation ``examples``, and of them right with the best model (``global``) and with
+    the site's own (``personal``); sites that keep their scores, or have no validation, are left
+    out."""
+    found = {}
+    for reply in replies:
+        before, after = reply.scores, reply.personal
+        if before and after and before.examples == after.examples > 0:
+            found[reply.site] = {
+                "examples": after.examples,
+                "global": before.correct,
+                "personal": after.correct,
+            }
+    return found

@@ -7,11 +7,11 @@ import numpy as np
 from fgvc_core.seeds import derive_seed
 
 PATIENCE_OF_A_SITE = 2
-"""A site waits at most so many times as many rounds as a fair share would make it."""
+"""Longest wait of a site, as a multiple of the rounds in which every site is asked once."""
 
 
 def wanted(sites: int, fraction: float) -> int:
-    """How many replies a round hopes for: a share of the sites, at least one."""
+    """Replies that a round hopes for: a share of the sites, at least one."""
     return min(sites, max(1, math.ceil(fraction * sites - 1e-9)))
 
 
@@ -26,17 +26,16 @@ def draw_cohort(
 ) -> list[str]:
     """A round's cohort, sorted by name.
 
-    Drawn over names, not over node ids (which differ from run to run), and from the
-    round's own seed, so that a resumed run draws what the uninterrupted one would. No site
-    is starved: one that has waited twice as many rounds as it takes to ask everybody once
-    goes first, the longest waiting before all.
+    Sites are drawn by name, not by node id (which differs from run to run), and from the
+    round's own seed: a resumed run draws what the uninterrupted one would. No site starves: one
+    that has waited twice as many rounds as it takes to ask every site once goes first.
 
     Args:
         sites: Names of all sites that are present.
         fraction: Share to draw, 0 to 1; at least one site is drawn.
         seed: The recipe's seed.
         round_: Which round.
-        expected_dropout: Share that is expected not to answer; so many more are drawn.
+        expected_dropout: Share that is expected not to answer; the cohort is larger accordingly.
         last_drawn: Site -> the last round that it was drawn for.
     """
     hoped = wanted(len(sites), fraction)

@@ -1,92 +1,112 @@
-"""What the rounds of a run are made of, put together once from its folder."""
+"""What the stages of one run share, put together once from the run's folder."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.flower.records import from_array_record
 from fgvc_core.inference.taxonomy import taxonomy_of
+from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.recipe import Recipe
+from fgvc_core.training.loop import Stretch, mean_rate
 from fgvc_core.wire.arrays import TensorSpec, spec_of, unpack_all
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.results.evaluation import TestSplit
-from fieldmark.server.rounds.memory import recall
-from fieldmark.server.rounds.pace import Pace
-from fieldmark.server.rounds.requests import Asking
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState, Tensors
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screening
 from fieldmark.server.screening.comparison import UpdateHistory
-from fieldmark.server.screening.late import LateReplies
-from fieldmark.server.screening.replies import Intake
-from fieldmark.server.screening.tally import Books
-from fieldmark.server.screening.trust import Standing
-from fieldmark.server.sites.messages import Exchange
-from fieldmark.server.sites.outgoing import Outgoing
-from fieldmark.server.strategies import StreamingFedAvg, make_strategy
+from fieldmark.server.screening.replies import LateReplies, ReplyScreening
+from fieldmark.server.screening.tally import Tally
+from fieldmark.server.screening.trust import SiteTrust
+from fieldmark.server.sites.messages import Exchange, Outgoing
+from fieldmark.server.strategies import Strategy, make_strategy
+
+ROUNDS_LOOKED_AT = 8
+"""Of the rounds that an update may stem from, at most so many are looked at."""
+
+Rate = Callable[[int], Callable[[float], float]]
+"""Round -> (examples -> mean learning rate of such a site's steps in it)."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """One run's parts, which know each other.
+class Updates:
+    """How one set of tensors is learned: training has one, pre-training another.
 
     Attributes:
-        grid: Any Flower grid.
-        recipe: What is run.
+        specs: The tensors that travel.
+        outgoing: Encodes them for the sites.
+        history: Compares updates with those of earlier rounds.
+        replies: Screens what comes back.
+        strategy: Aggregates the sound updates.
+        rate: What the lengths of updates are divided by.
+        late: Finds replies to earlier rounds; None: they are not looked for.
+        keeps: Whether sites keep something from round to round.
+    """
+
+    specs: dict[str, TensorSpec]
+    outgoing: Outgoing
+    history: UpdateHistory
+    replies: ReplyScreening
+    strategy: Strategy
+    rate: Rate
+    late: LateReplies | None = None
+    keeps: bool = False
+
+    def unpacked(self, arrays: ArrayRecord) -> Tensors:
+        """The tensors of a model as it is aggregated."""
+        return unpack_all(from_array_record(arrays), self.specs)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the stages of one run share.
+
+    Attributes:
+        home: The run's folder.
         state: As the last checkpoint holds it; changed in place.
         events: Where events go.
         test: The coordinator's test split, or None.
-        class_count: K.
         local: Tensors that are the sites' own; the coordinator's stay as they were.
-        specs: What the travelling tensors must be.
+        exchange: Carries messages to and from the sites.
+        tally: Counts what comes and goes.
+        trust: How each site's replies were taken.
+        checkpoints: The run's.
     """
 
-    grid: Grid
-    recipe: Recipe
+    home: CoordinatorHome
     state: RunState
     events: EventLog
     test: TestSplit | None
-    class_count: int
     local: Tensors
-    specs: dict[str, TensorSpec]
-    pace: Pace
     exchange: Exchange
-    history: UpdateHistory
-    books: Books
-    standing: Standing
-    outgoing: Outgoing
-    intake: Intake
-    late: LateReplies
-    strategy: StreamingFedAvg
-    asking: Asking
+    tally: Tally
+    trust: SiteTrust
     checkpoints: Checkpoints
 
+    @property
+    def recipe(self) -> Recipe:
+        """What is run."""
+        return self.home.recipe
+
     def quorum(self, asked: int) -> int:
-        """How many sound replies a round of so many needs."""
+        """Sound replies that a round of so many sites needs."""
         return math.ceil(self.recipe.federation.quorum * asked - 1e-9)
 
-    def unpacked(self, arrays: ArrayRecord) -> Tensors:
-        """The travelling tensors of a model."""
-        return unpack_all(from_array_record(arrays), self.specs)
 
-    def whole(self, arrays: ArrayRecord) -> Tensors:
-        """A model with the coordinator's own copy of what does not travel."""
-        return {**self.local, **self.unpacked(arrays)}
-
-
-def assemble(
+def make_context(
     grid: Grid,
     home: CoordinatorHome,
     state: RunState,
     tensors: Tensors,
     test: TestSplit | None,
     events: EventLog,
-    remembered: Tensors,
-) -> Parts:
-    """Put a run's parts together.
+) -> RunContext:
+    """Put together what the stages of a run share.
 
     Args:
         grid: Any Flower grid.
@@ -95,19 +115,85 @@ def assemble(
         tensors: The model that the next round starts from.
         test: The coordinator's test split, or None.
         events: Where events go.
-        remembered: What the checkpoint's server remembered as tensors.
 
     Raises:
         ConfigurationError: if ``federation.local`` leaves nothing to travel, or names nothing.
     """
     recipe, federation = home.recipe, home.recipe.federation
     check_local(list(tensors), federation.local)
-    specs = {name: spec_of(a) for name, a in shared(tensors, federation.local).items()}
-    pace = Pace(recipe)
     exchange = Exchange(grid, home, state.run, events)
-    history = UpdateHistory(federation, state.screening, waits=pace.waits)
-    books = Books(state, events)
-    standing = Standing(state.standing, federation.set_aside_after, events)
+    for site in exchange.keys:
+        # Known from earlier runs: the first request names it, and no reply may be of less.
+        seen = exchange.ledgers.head(site)
+        if seen is not None and seen.length >= int(state.ledgers.get(site, [0, ""])[0]):
+            state.ledgers[site] = [seen.length, seen.head]
+    known = None if test is None else taxonomy_of(test.table)
+    return RunContext(
+        home=home,
+        state=state,
+        events=events,
+        test=test,
+        local=local(tensors, federation.local),
+        exchange=exchange,
+        tally=Tally(state, events),
+        trust=SiteTrust(state.standing, federation.set_aside_after, events),
+        checkpoints=Checkpoints(home.run_dir, recipe, home.class_names, known),
+    )
+
+
+def training_updates(context: RunContext, tensors: Tensors, remembered: Tensors) -> Updates:
+    """How the model is learned.
+
+    Args:
+        context: The run's.
+        tensors: The model that the next round starts from.
+        remembered: From a checkpoint, by :func:`remember`; empty in a fresh run.
+    """
+    recipe, federation = context.recipe, context.recipe.federation
+    # With top-k a change waits at its site for so many rounds, and travels with theirs.
+    waits = math.ceil(1 / recipe.wire.top_k) if recipe.wire.top_k else 1
+    moved = under(remembered, "direction/")
+    updates = make_updates(
+        context,
+        {name: spec_of(a) for name, a in shared(tensors, federation.local).items()},
+        federation,
+        training_rate(recipe, waits),
+        UpdateHistory(federation, context.state.screening, direction=moved, waits=waits),
+    )
+    restored = under(remembered, "strategy/")
+    if restored:
+        updates.strategy.restore(restored)
+    return replace(
+        updates,
+        late=LateReplies(
+            federation.late == "mix",
+            context.exchange,
+            updates.replies,
+            context.tally,
+            updates.history,
+            updates.rate,
+        ),
+        keeps=bool(updates.strategy.keeps or federation.local or recipe.wire.top_k),
+    )
+
+
+def make_updates(
+    context: RunContext,
+    specs: dict[str, TensorSpec],
+    federation: FederationSettings,
+    rate: Rate,
+    history: UpdateHistory,
+) -> Updates:
+    """How one set of tensors is learned.
+
+    Args:
+        context: The run's.
+        specs: The tensors.
+        federation: Names the strategy.
+        rate: What the lengths of updates are divided by.
+        history: What updates are compared with.
+    """
+    recipe, exchange = context.recipe, context.exchange
     screening = Screening(
         specs,
         exchange.keys,
@@ -118,39 +204,52 @@ def assemble(
         wire=recipe.wire,
         ledgers=exchange.ledgers,
         units=exchange.units,
-        claims=state.claims,
+        claims=context.state.claims,
     )
-    for site in exchange.keys:
-        # Known from earlier runs: the first request names it, and no reply may be of less.
-        seen = exchange.ledgers.head(site)
-        if seen is not None and seen.length >= int(state.ledgers.get(site, [0, ""])[0]):
-            state.ledgers[site] = [seen.length, seen.head]
-    intake = Intake(state, screening, books, standing, federation.deadline_s)
-    outgoing = Outgoing(specs, recipe.wire)
-    strategy = make_strategy(federation, recipe.train, home.run_dir)
-    strategy.begin(specs, len(home.allow_list))
-    strategy.found = standing.found
-    recall(remembered, strategy, history)
-    keeps = bool(strategy.keeps or federation.local or recipe.wire.top_k)
-    known = None if test is None else taxonomy_of(test.table)
-    return Parts(
-        grid=grid,
-        recipe=recipe,
-        state=state,
-        events=events,
-        test=test,
-        class_count=len(home.class_names),
-        local=local(tensors, federation.local),
+    strategy = make_strategy(federation, recipe.train, context.home.run_dir)
+    strategy.begin(specs, len(exchange.keys))
+    return Updates(
         specs=specs,
-        pace=pace,
-        exchange=exchange,
+        outgoing=Outgoing(specs, recipe.wire),
         history=history,
-        books=books,
-        standing=standing,
-        outgoing=outgoing,
-        intake=intake,
-        late=LateReplies(federation.late == "mix", exchange, intake, books, history, pace),
+        replies=ReplyScreening(
+            context.state, screening, context.tally, context.trust, federation.deadline_s
+        ),
         strategy=strategy,
-        asking=Asking(exchange, strategy, outgoing, books, standing, state, keeps),
-        checkpoints=Checkpoints(home.run_dir, recipe, home.class_names, known),
+        rate=rate,
     )
+
+
+def remember(updates: Updates) -> Tensors:
+    """What a checkpoint keeps beside the model: an optimiser's moments or variates, and the
+    model's last movement."""
+    kept = {f"strategy/{name}": array for name, array in updates.strategy.state().items()}
+    return kept | {f"direction/{name}": a for name, a in updates.history.direction.items()}
+
+
+def training_rate(recipe: Recipe, waits: int) -> Rate:
+    """Mean learning rates of a site's steps in a round of training.
+
+    Args:
+        recipe: Its ``[train]`` and ``[federation]`` count.
+        waits: Rounds that an update may stem from; the fastest of them counts.
+    """
+
+    def at(number: int) -> Callable[[float], float]:
+        earliest = max(1, number - waits + 1)
+        step = math.ceil((number - earliest + 1) / ROUNDS_LOOKED_AT)
+        rounds = recipe.federation.rounds
+        stretches = [Stretch(n, rounds) for n in range(number, earliest - 1, -step)]
+
+        def rate(examples: float) -> float:
+            count = max(round(examples), 1)
+            return max(mean_rate(recipe.train, stretch, count) for stretch in stretches)
+
+        return rate
+
+    return at
+
+
+def under(tensors: Tensors, prefix: str) -> Tensors:
+    """Tensors whose names begin with a prefix, without it."""
+    return {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}

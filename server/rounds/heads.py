@@ -1,130 +1,220 @@
-"""Heads that follow from what sites release about their pictures, without training."""
+"""The head before round 1: the class statistics of every site, and the head that they make."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
+from fgvc_core.errors import PeerError, RunFailed
 from fgvc_core.flower.records import to_array_record
-from fgvc_core.protocol.messages import Phase
+from fgvc_core.models.class_statistics import (
+    COUNTS,
+    SUMS,
+    ClassStatistics,
+    read_statistics,
+    unpack_statistics,
+)
+from fgvc_core.protocol.stages import STATISTICS
+from fgvc_core.recipe import Recipe
+from fgvc_core.training.start import expected_statistics, no_attributes, started
 from fgvc_core.wire.arrays import TensorSpec, pack_all
-from fieldmark.server.rounds.closed_form import ClosedForm
-from fieldmark.server.rounds.context import Parts
-from fieldmark.server.rounds.start import FederatedStart, refused_start
-from fieldmark.server.screening.checks import Screened
-from fieldmark.server.screening.class_sums import too_many_units
-from fieldmark.server.screening.weights import share_among
-from fieldmark.server.strategies import SoundReply
+from fieldmark.server.rounds.context import RunContext, Updates
+from fieldmark.server.rounds.stage import Work, run_stage
+from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.screening.releases import (
+    Summary,
+    against_others,
+    impossible,
+    summary,
+    unlike_others,
+)
+from fieldmark.server.screening.trust import bounded, share_among
+from fieldmark.server.sites.roll_call import refused_by_all
+from fieldmark.server.strategies import SoundReply, Tensors
+from fieldmark.server.strategies.spill import Spill
 
 
-def started_head(parts: Parts, sites: list[str], arrays: ArrayRecord) -> ArrayRecord:
+def started_head(
+    context: RunContext, updates: Updates, sites: list[str], arrays: ArrayRecord
+) -> ArrayRecord:
     """The model before round 1, its head made of every site's statistics.
 
     Raises:
         FieldmarkError: if too few sites answered, or the start needs what there is not.
     """
-    parts.books.reset()
-    parts.intake.refusals = {}
-    attributes_KA = parts.test.table.attributes_KA if parts.test is not None else None
-    share = share_among(len(parts.exchange.keys), parts.recipe.federation.max_weight_share)
+    recipe, state = context.recipe, context.state
+    attributes_KA = context.test.table.attributes_KA if context.test is not None else None
+    share = share_among(len(context.exchange.keys), recipe.federation.max_weight_share)
     start = FederatedStart(
-        parts.recipe, parts.unpacked(arrays), attributes_KA, share, parts.state.claims,
-        parts.events, parts.checkpoints.folder,
+        recipe, updates.unpacked(arrays), attributes_KA, share, state.claims,
+        context.events, context.checkpoints.folder,
     )  # fmt: skip
-    sites = parts.standing.in_use(sites)
-    tensors, arrived = start.run(released(parts, 0, "statistics", sites, arrays, start.specs, []))
+    asked = context.trust.in_use(sites)
+    needed = context.quorum(len(asked))
+    work = Work(asked, arrays, start.run, needed, start.specs)
+    result = run_stage(STATISTICS, 0, context, updates, work)
     for site, reason in start.refused.items():
-        parts.events.emit("start_refused", site=site, reason=reason)
-        parts.books.left_out(site, "statistics")
-        parts.standing.leave_out(site, reason, 0)
-    needed = parts.quorum(len(sites))
-    if tensors is None or arrived < needed:
-        raise refused_start(arrived, needed, parts.intake.refusals)
+        context.events.emit("start_refused", site=site, reason=reason)
+        context.tally.left_out(site, STATISTICS)
+        context.trust.leave_out(site, reason, 0)
+    arrived = len(start.taken)
+    if result.value is None or arrived < needed:
+        if not arrived and updates.replies.refusals:
+            raise refused_by_all(updates.replies.refusals)
+        raise RunFailed(
+            f"The start found {arrived} sound replies of {needed} needed.",
+            why="The head before round 1 would be made of too few sites' statistics.",
+            remedy="The run's events.jsonl says why replies were refused; --resume asks again.",
+        )
     for site, examples in start.taken.items():
         if examples:
             # What a site says first is the most that it weighs, in the rounds to come as well.
-            parts.state.claims.setdefault(site, examples)
-    parts.books.close()
-    parts.events.emit("started", method=parts.recipe.train.start, sites=arrived)
-    return to_array_record(pack_all(tensors))
+            state.claims.setdefault(site, examples)
+    context.tally.close()
+    context.events.emit("started", method=recipe.train.start, sites=arrived)
+    return to_array_record(pack_all(result.value))
 
 
-def closed_head(
-    parts: Parts,
-    number: int,
-    sites: list[str],
-    arrays: ArrayRecord,
-    accepted: list[Screened],
-    keep: Callable[[], None],
-) -> tuple[ArrayRecord | None, int]:
-    """A round of two phases: noisy centre, noisy class sums, and the head from them.
-
-    A site whose release cannot be is set aside: it is not asked again, and the run's end says so.
+class FederatedStart:
+    """Makes the head of the first model.
 
     Args:
-        parts: The run's.
-        number: Which round.
-        sites: Who is asked.
-        arrays: The model.
-        accepted: Collects the sound bodies of the second phase.
-        keep: Writes a checkpoint.
+        recipe: Its ``train.start`` is not ``none``.
+        tensors: The model as it is; only its head will be replaced.
+        attributes_KA: What is publicly known of the classes, or None.
+        share: Most of all pictures that one site's count for, 0.5 to 1 (no bound).
+        claims: Site -> the first number of examples that counted in this run.
+        events: Told of what was cut off.
+        folder: Where statistics wait for the verdict; None: the system's place for such files.
 
-    Returns:
-        The new model, or None where nothing sound came; and how many sites' did.
+    Raises:
+        ConfigurationError: if the start needs attributes and there are none.
     """
 
-    def ask(phase: Phase, model: ArrayRecord, specs: dict[str, TensorSpec]) -> Iterator[SoundReply]:
-        accepted.clear()
-        parts.intake.unsound = set()
-        left = parts.standing.in_use(sites)
-        yield from released(parts, number, phase, left, model, specs, accepted)
-        # Asked again, a site gives the same release; asked for the other phase, it would pay for
-        # sums that cannot count.
-        for site in sorted(parts.intake.unsound):
-            parts.standing.set_aside(site, number)
+    def __init__(
+        self,
+        recipe: Recipe,
+        tensors: Tensors,
+        attributes_KA: NDArray[np.float32] | None,
+        share: float = 1.0,
+        claims: Mapping[str, int] | None = None,
+        events: EventLog | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        if recipe.train.start == "semantic" and attributes_KA is None:
+            raise no_attributes()
+        self._attributes_KA = attributes_KA
+        self._settings, self._federation = recipe.train, recipe.federation
+        self._tensors = tensors
+        self._share, self._claims = share, claims or {}
+        self._events, self._folder = events, folder
+        shapes = expected_statistics(tensors, recipe.train)
+        self.specs = {name: TensorSpec("float32", shape) for name, shape in shapes.items()}
+        """What a site's reply must hold."""
+        self.refused: dict[str, str] = {}
+        """Site -> why its statistics cannot be; filled by :meth:`run`."""
+        self.taken: dict[str, int] = {}
+        """Site -> its pictures, of those whose statistics count; filled by :meth:`run`."""
 
-    def leave_out(phase: Phase, refused: dict[str, str]) -> None:
-        for site, reason in refused.items():
-            parts.books.left_out(site, phase)
-            parts.standing.leave_out(site, reason, number)
-        accepted[:] = [screened for screened in accepted if screened.reply.site not in refused]
+    def run(self, replies: Iterable[SoundReply]) -> Tensors | None:
+        """The new tensors, or None where nothing sound came; :attr:`taken` says whose count.
 
-    units = {site: parts.exchange.units[site] for site in sites}
-    leave_out("", too_many_units(units, parts.recipe.federation.max_weight_ratio))
-    needed = parts.quorum(len(sites))
+        A verdict needs all sites' statistics, so they wait in a file: no more than two sites' are
+        in memory at once. Sums add up in the order of the replies, which the caller keeps fixed.
+        """
+        with Spill(self._folder, self._federation.spill_mb) as spill:
+            summaries = self._received(replies, spill)
+            kept = Kept(spill, list(summaries))
+            if self._federation.screening:
+                self._judge({site: one for site, one in summaries.items() if one}, kept)
+            self.taken = {
+                site: round(one.examples) if one else 0
+                for site, one in summaries.items()
+                if site not in self.refused
+            }
+            factors = self._factors()
+            total: ClassStatistics | None = None
+            for site, factor in factors.items():
+                found = kept.statistics(site)
+                found = found if factor == 1.0 else found.times(factor)
+                total = found if total is None else total.plus(found)
+                del found
+        if total is None or not total.counts_K.any():
+            return None
+        return started(self._tensors, total, self._settings, self._attributes_KA)
 
-    def fix(centre_P: NDArray[np.float32]) -> None:
-        # As a float64 each value is the same; JSON gives it back to the bit.
-        parts.state.centre = centre_P.astype(np.float64).tolist()
-        keep()
+    def _received(self, replies: Iterable[SoundReply], spill: Spill) -> dict[str, Summary | None]:
+        """What can be by itself, into the file; site -> its summary, None without pictures."""
+        summaries: dict[str, Summary | None] = {}
+        for reply in replies:
+            found = self._read(reply)
+            if found is None:
+                continue
+            one = summary(found)
+            why = impossible(one, found.sums_KD.shape[1]) if one else None
+            if why:
+                self.refused[reply.site] = why
+                continue
+            summaries[reply.site] = one
+            spill.add(reply.tensors, reply.weight)
+        return summaries
 
-    fixed_P = np.array(parts.state.centre, np.float32) if parts.state.centre else None
-    share = share_among(len(parts.exchange.keys), parts.recipe.federation.max_weight_share)
-    closed = ClosedForm(
-        parts.recipe, parts.exchange.units, parts.class_count, needed, share, fixed_P
-    )
-    tensors, arrived = closed.run(parts.unpacked(arrays), ask, leave_out, fix)
-    for site, factor in closed.factors([screened.reply.site for screened in accepted]).items():
-        if factor < 1:
-            claimed = units[site]
-            parts.events.emit(
-                "weight_cut", round=number, site=site, claimed=claimed,
-                weight=factor * claimed, share=share,
-            )  # fmt: skip
-    return None if tensors is None else to_array_record(pack_all(tensors)), arrived
+    def _read(self, reply: SoundReply) -> ClassStatistics | None:
+        try:
+            found = unpack_statistics(reply.tensors)
+        except PeerError as error:
+            self.refused[reply.site] = error.what
+            return None
+        counted = float(found.counts_K.sum())
+        if counted != reply.weight:
+            self.refused[reply.site] = (
+                f"The counts of the classes come to {counted:,.0f} pictures, and the reply claims "
+                f"{reply.weight:,.0f}."
+            )
+            return None
+        return found
+
+    def _judge(self, summaries: dict[str, Summary], kept: "Kept") -> None:
+        """Beside the others: first numbers and lengths, then, of those left, directions."""
+        self.refused |= unlike_others(summaries, self._federation.max_weight_ratio)
+        left = [site for site in summaries if site not in self.refused]
+        self.refused |= against_others(left, kept, self._federation.direction_spread)
+
+    def _factors(self) -> dict[str, float]:
+        """Site -> how often each of its pictures counts, at most once; in order of the replies."""
+        weights = {
+            site: min(count, self._claims.get(site, count)) for site, count in self.taken.items()
+        }
+        claimed = [SoundReply(site, weight, {}) for site, weight in weights.items() if weight]
+        cut = bounded(claimed, self._share, 0, self._events) if self._events else claimed
+        allowed = {reply.site: reply.weight for reply in cut}
+        return {
+            site: allowed.get(site, 0.0) / count if count else 1.0
+            for site, count in self.taken.items()
+        }
 
 
-def released(
-    parts: Parts,
-    number: int,
-    phase: Phase,
-    sites: list[str],
-    arrays: ArrayRecord,
-    specs: dict[str, TensorSpec],
-    accepted: list[Screened],
-) -> Iterator[SoundReply]:
-    """What every site releases about its pictures under a model."""
-    requests = parts.asking.release(number, phase, sites, arrays)
-    answers = parts.exchange.ask(requests, parts.recipe.federation.deadline_s)
-    return parts.intake.sound(answers, accepted, specs)
+class Kept(Mapping[str, NDArray[np.float64]]):
+    """Statistics in a file. As a mapping: site -> its class sums, divided by its pictures."""
+
+    def __init__(self, spill: Spill, sites: list[str]) -> None:
+        self._spill = spill
+        self._positions = {site: position for position, site in enumerate(sites)}
+
+    def __getitem__(self, site: str) -> NDArray[np.float64]:
+        found = self._spill.reply(self._positions[site], (COUNTS, SUMS))
+        shares: NDArray[np.float64] = found[SUMS].astype(np.float64)
+        shares /= max(float(found[COUNTS].sum(dtype=np.float64)), 1.0)
+        return shares
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def statistics(self, site: str) -> ClassStatistics:
+        """All of one site's."""
+        return read_statistics(self._spill.reply(self._positions[site]))

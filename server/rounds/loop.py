@@ -1,4 +1,4 @@
-"""The loop: cohort, requests, replies, mean, scores, checkpoint; until done or patient no more.
+"""The loop: the stages of a run in order, rounds until all are done or patience ends, checkpoints.
 
 The scores in round r's replies belong to the model that was sent, model r-1, so
 that model is kept until they are in; a closing evaluation scores the last one.
@@ -7,30 +7,38 @@ derives from (seed, round): a resumed run ends as the uninterrupted one does.
 """
 
 import time
-from itertools import chain
+from collections.abc import Callable
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.flower.records import to_array_record
+from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.stages import (
+    CLASS_SUMS,
+    PERSONAL,
+    PRETRAIN,
+    SCORE,
+    STATISTICS,
+    TRAIN,
+    stages_of,
+)
 from fgvc_core.protocol.tensor_names import shared
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.results.evaluation import TestSplit
-from fieldmark.server.rounds.best_model import take_scores
+from fieldmark.server.rounds.closed_form import closed_head
 from fieldmark.server.rounds.closing import closing_scores, personalise
 from fieldmark.server.rounds.cohort import draw_cohort, wanted
-from fieldmark.server.rounds.context import assemble
-from fieldmark.server.rounds.entry import round_entry
-from fieldmark.server.rounds.heads import closed_head, started_head
-from fieldmark.server.rounds.memory import remember
+from fieldmark.server.rounds.context import make_context, remember, training_updates
+from fieldmark.server.rounds.heads import started_head
 from fieldmark.server.rounds.pretraining import FederatedPretraining
-from fieldmark.server.rounds.voids import nobody_left, void_round
+from fieldmark.server.rounds.stage import finish_round, run_updates, sites_in_use, void_round
 from fieldmark.server.run_log.checkpoint import RunState, Tensors
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screened
-from fieldmark.server.screening.weights import bounded, share_among
-from fieldmark.server.sites.outgoing import check_round_weight
+from fieldmark.server.screening.tally import share
+from fieldmark.server.sites.messages import check_round_weight
 
 
 class Rounds:
@@ -64,23 +72,17 @@ class Rounds:
         self.state = state
         self._recipe = home.recipe
         self._federation = home.recipe.federation
+        self._stages = stages_of(home.recipe)
         self._events = events
-        self._parts = assemble(grid, home, state, tensors, test, events, remembered or {})
+        remembered = remembered or {}
+        self._context = make_context(grid, home, state, tensors, test, events)
+        self._updates = training_updates(self._context, tensors, remembered)
         travelling = shared(tensors, self._federation.local)
         self._arrays = to_array_record(pack_all(travelling))
         self._pretraining: FederatedPretraining | None = None
-        if self._recipe.pretrain.method != "none" and state.round == 0:
+        if PRETRAIN in self._stages and state.round == 0:
             self._pretraining = FederatedPretraining(
-                self._recipe,
-                travelling,
-                feature_dim,
-                self._parts.exchange,
-                state,
-                self._parts.books,
-                self._parts.standing,
-                events,
-                home.run_dir,
-                remembered or {},
+                self._context, travelling, feature_dim, remembered
             )
         self._sites: list[str] = []
         self._started = 0.0
@@ -96,36 +98,33 @@ class Rounds:
             RunFailed: if no site takes part, or no quorum is found again and again.
         """
         self._started = time.monotonic()
-        parts, privacy = self._parts, self._recipe.privacy
-        cohort = wanted(len(parts.exchange.keys), self._federation.fraction)
-        check_round_weight(parts.specs, self._recipe.wire, cohort)
-        if not parts.checkpoints.exists("last"):
+        context, updates = self._context, self._updates
+        cohort = wanted(len(context.exchange.keys), self._federation.fraction)
+        check_round_weight(updates.specs, self._recipe.wire, cohort)
+        if not context.checkpoints.exists("last"):
             self._checkpoint()
-        self._sites = parts.exchange.roll_call()
+        self._sites = context.exchange.roll_call()
         if self._pretraining is not None:
             self._pretrain(self._pretraining)
-        if self.state.round == 0 and self._recipe.train.start != "none":
-            self._arrays = started_head(parts, self._sites, self._arrays)
+        if STATISTICS in self._stages and self.state.round == 0:
+            self._arrays = started_head(context, updates, self._sites, self._arrays)
             self._checkpoint()
-        closed_form = privacy is not None and privacy.method == "class-sums"
+        one_round = self._closed_round if CLASS_SUMS in self._stages else self._round
         while (reason := self._ended()) is None:
-            self._sites = parts.exchange.refresh()
-            if closed_form:
-                self._closed_round(self.state.round + 1)
-            else:
-                self._round(self.state.round + 1)
+            self._sites = context.exchange.refresh()
+            one_round(self.state.round + 1)
         if not self.state.closed:
             self.state.closed = True
             scored: list[Screened] = []
             # Else scores stay at the sites: the last model is the one that is kept.
-            if privacy is None or privacy.score_share:
-                self._sites = parts.exchange.refresh()
-                scored = closing_scores(parts, self._sites, self._arrays)
+            if SCORE in self._stages:
+                self._sites = context.exchange.refresh()
+                scored = closing_scores(context, updates, self._sites, self._arrays)
             self._take_scores(self.state.round, self._arrays, scored)
             self._checkpoint()
-        if self._recipe.personal.epochs and not self.state.personal:
-            self._sites = parts.exchange.refresh()
-            personalise(parts, self._sites, self._arrays)
+        if PERSONAL in self._stages and not self.state.personal:
+            self._sites = context.exchange.refresh()
+            personalise(context, updates, self._sites, self._arrays)
             self._checkpoint()
         return reason
 
@@ -138,41 +137,19 @@ class Rounds:
         return None
 
     def _round(self, number: int) -> None:
-        parts = self._parts
         started = time.monotonic()
-        parts.books.reset()
-        sites = parts.standing.in_use(self._sites)
-        if not sites:
-            raise nobody_left(number)
+        context, updates = self._context, self._updates
+        sites = sites_in_use(context, self._sites, number)
         cohort = self._draw(sites, number)
         self._events.emit("round_started", round=number, cohort=cohort)
-        sent = parts.outgoing.received(parts.outgoing(self._arrays))
-        late = parts.late.take(number, sent)
-        parts.history.begin(sent, parts.pace(number))
-        requests = parts.asking.train(number, cohort, self._arrays, parts.grid)
-        needed = parts.quorum(wanted(len(sites), self._federation.fraction))
-        parts.strategy.needed = needed
-        accepted: list[Screened] = []
-        parts.intake.refusals = {}
+        needed = context.quorum(wanted(len(sites), self._federation.fraction))
         received = self._arrays
-        answers = parts.exchange.ask(requests, self._federation.deadline_s)
-        specs = parts.strategy.expected(parts.specs)
-        replies = chain(late, parts.intake.sound(answers, accepted, specs))
-        share = share_among(
-            len(parts.exchange.keys),
-            self._federation.max_weight_share,
-            weighs=parts.strategy.weighs,
-        )
-        arrays, _ = parts.strategy.aggregate_train(
-            number, bounded(replies, share, number, self._events)
-        )
-        parts.standing.close(number)
-        if arrays is None or len(accepted) < needed:
-            self._void(number, len(accepted), needed)
+        result = run_updates(TRAIN, number, context, updates, received, cohort, needed)
+        if result.value is None or result.void:
+            void_round(number, context, updates, len(result.accepted), needed)
             return
-        parts.history.close(parts.unpacked(arrays))
-        self._take_scores(number - 1, received, accepted)
-        self._finish(number, arrays, cohort, accepted, started)
+        self._take_scores(number - 1, received, result.accepted)
+        self._finish(number, result.value, cohort, result.accepted, started)
 
     def _draw(self, sites: list[str], number: int) -> list[str]:
         cohort = draw_cohort(
@@ -189,33 +166,27 @@ class Rounds:
     def _pretrain(self, pretraining: FederatedPretraining) -> None:
         """The backbone before round 1, from pictures without labels."""
         while not pretraining.done:
-            self._sites = self._parts.exchange.refresh()
+            self._sites = self._context.exchange.refresh()
             pretraining.round(self._sites, self._draw)
-            whole = {**self._parts.unpacked(self._arrays), **pretraining.backbone}
+            whole = {**self._updates.unpacked(self._arrays), **pretraining.backbone}
             self._arrays = to_array_record(pack_all(whole))
             self._checkpoint()
         self.state.last_drawn = {}
 
     def _closed_round(self, number: int) -> None:
-        parts = self._parts
         started = time.monotonic()
-        sites = parts.standing.in_use(self._sites)
-        if not sites:
-            raise nobody_left(number)
+        context, updates = self._context, self._updates
+        sites = sites_in_use(context, self._sites, number)
         self._events.emit("round_started", round=number, cohort=sites)
-        parts.books.reset()
-        parts.intake.refusals = {}
-        accepted: list[Screened] = []
-        arrays, arrived = closed_head(
-            parts, number, sites, self._arrays, accepted, self._checkpoint
+        result, arrived = closed_head(
+            context, updates, number, sites, self._arrays, self._checkpoint
         )
-        needed = parts.quorum(len(sites))
-        if arrays is None or arrived < needed:
-            parts.standing.void(number)
-            self._void(number, arrived, needed)
+        if result.value is None or arrived < result.needed:
+            context.trust.void(number)
+            void_round(number, context, updates, arrived, result.needed)
             return
         self.state.centre = []
-        self._finish(number, arrays, sites, accepted, started)
+        self._finish(number, result.value, sites, result.accepted, started)
 
     def _finish(
         self,
@@ -225,25 +196,21 @@ class Rounds:
         accepted: list[Screened],
         started: float,
     ) -> None:
-        parts = self._parts
-        self.state.void_rounds = 0
         self._arrays = arrays
         self.state.round = number
-        parts.standing.counted([r.reply.site for r in accepted], number)
-        parts.books.close()
-        digests = parts.exchange.digests(arrays)
+        self._context.trust.counted([r.reply.site for r in accepted], number)
         self.state.history.append(
-            round_entry(number, cohort, accepted, parts.books, digests, started)
+            finish_round(number, self._context, arrays, cohort, accepted, started)
         )
         self._test_round(number)
-        guarded = getattr(parts.strategy, "guarded", None)
+        guarded = self._updates.strategy.guarded
         told = {} if guarded is None else {"guarded": guarded}
         self._events.emit("round_finished", **self.state.history[-1], **told)
         self._checkpoint()
 
     def _take_scores(self, round_: int, arrays: ArrayRecord, replies: list[Screened]) -> None:
         def keep(model: ArrayRecord) -> None:
-            self._parts.checkpoints.write("best", self._parts.whole(model), self.state)
+            self._context.checkpoints.write("best", self._whole(model), self.state)
 
         take_scores(self.state, round_, arrays, replies, keep)
         entry = self.state.history[round_ - 1] if round_ > 0 else {}
@@ -254,31 +221,73 @@ class Rounds:
             )
 
     def _test_round(self, number: int) -> None:
-        every, test = self._recipe.evaluate.every, self._parts.test
+        every, test = self._recipe.evaluate.every, self._context.test
         if test is None or not every or number % every:
             return
-        scored, _ = test.score(self._parts.whole(self._arrays))
+        scored, _ = test.score(self._whole(self._arrays))
         self.state.history[-1].update(top1=scored.top1, macro_f1=scored.macro_f1)
 
-    def _void(self, number: int, accepted: int, needed: int) -> None:
-        self._parts.books.close()
-        refusals = self._parts.intake.refusals
-        if self._parts.history.void():
-            self._events.emit("screening_reset", round=number)
-        void_round(self.state, self._events, number, accepted, needed, refusals)
+    def _whole(self, arrays: ArrayRecord) -> Tensors:
+        """A model with the coordinator's own copy of what does not travel."""
+        return {**self._context.local, **self._updates.unpacked(arrays)}
 
     def _checkpoint(self) -> None:
-        parts = self._parts
-        number = self.state.round
+        checkpoints, number = self._context.checkpoints, self.state.round
         self.state.wall_s = self._wall_before + time.monotonic() - self._started
-        server = remember(parts.strategy, parts.history)
+        server = remember(self._updates)
         if self._pretraining is not None:
             server |= self._pretraining.remember()
         # Said before it is done: what a checkpoint does not remember is cut off on resume.
         self._events.emit("checkpoint", round=number, file="last.safetensors")
         self.state.events = self._events.mark()
-        every = self._federation.keep_every
+        every, whole = self._federation.keep_every, self._whole(self._arrays)
         if every and number and number % every == 0:
-            name = f"round-{number:06d}"
-            parts.checkpoints.write(name, parts.whole(self._arrays), self.state, server)
-        parts.checkpoints.write("last", parts.whole(self._arrays), self.state, server)
+            checkpoints.write(f"round-{number:06d}", whole, self.state, server)
+        checkpoints.write("last", whole, self.state, server)
+
+
+def take_scores(
+    state: RunState,
+    round_: int,
+    arrays: ArrayRecord,
+    replies: list[Screened],
+    keep: Callable[[ArrayRecord], None],
+) -> None:
+    """Scores of model ``round_``: is it the best so far?
+
+    Args:
+        state: Changed in place.
+        round_: Which round's model was scored.
+        arrays: That model.
+        replies: What came back, with or without scores.
+        keep: Called with the model if it is the best, or nobody scored it.
+    """
+    scores = {r.reply.site: r.reply.scores for r in replies if r.reply.scores is not None}
+    _take_noisy(state, round_, [r.reply for r in replies])
+    examples = sum(s.examples for s in scores.values())
+    if examples == 0:
+        state.best_round, state.since_best = round_, 0
+        keep(arrays)
+        return
+    top1 = sum(s.correct for s in scores.values()) / examples
+    loss = sum(s.loss_sum for s in scores.values()) / examples
+    if round_ > 0:
+        state.history[round_ - 1].update(val_top1=top1, val_loss=loss)
+    if state.best_score is not None and [top1, -loss] <= state.best_score:
+        state.since_best += 1
+        return
+    state.best_round, state.best_score = round_, [top1, -loss]
+    state.since_best = 0
+    state.best_sites = {
+        site: {"top1": share(s), "macro_f1": s.macro_f1} for site, s in scores.items()
+    }
+    keep(arrays)
+
+
+def _take_noisy(state: RunState, round_: int, replies: list[Reply]) -> None:
+    """Noisy scores add up to a figure; they choose nothing, being few and uncertain."""
+    noisy = [reply.noisy_scores for reply in replies if reply.noisy_scores is not None]
+    examples = sum(scores.examples for scores in noisy)
+    if round_ > 0 and examples > 0:
+        top1 = sum(scores.correct for scores in noisy) / examples
+        state.history[round_ - 1].update(val_top1=min(max(top1, 0.0), 1.0))

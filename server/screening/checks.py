@@ -1,4 +1,4 @@
-"""Who sent a reply, and is it sound? Nothing of a reply is used before this.
+"""Checks of one reply: who sent it, and whether it is sound. Nothing of a reply is used before.
 
 Checked in order, cheapest and most decisive first: the runtime's error flag, size,
 the signature against the registered key (never the claimed id), that it answers
@@ -16,23 +16,20 @@ from fgvc_core.errors import PeerError
 from fgvc_core.flower.records import from_message
 from fgvc_core.protocol.keys import PublicKey
 from fgvc_core.protocol.messages import Reply, Request, unseal
+from fgvc_core.protocol.stages import Stage, stage_of
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_not_finite
 from fgvc_core.wire.codec import decode_update
 from fgvc_core.wire.settings import WireSettings
 from fieldmark.server.ledger_memory import LedgerMemory
-from fieldmark.server.screening.comparison import Figures, UpdateHistory
+from fieldmark.server.screening.comparison import Measurements, UpdateHistory
 from fieldmark.server.strategies import SoundReply, Tensors
 
 MAX_EXAMPLES = 10_000_000
-"""Largest number of examples that a site is believed to have, whatever a recipe says."""
-
-
-_CARRYING = ("train", "release")
-"""Kinds of requests whose answers carry tensors."""
+"""Most examples that a site can claim, whatever a recipe says."""
 
 
 class SiteRefusal(PeerError):
-    """A reply that is sound and says no."""
+    """An authentic reply in which a site refuses."""
 
     def __init__(self, what: str, reply: Reply) -> None:
         super().__init__(what)
@@ -49,7 +46,7 @@ class Screened:
     reply: Reply
     update: SoundReply | None
     nbytes: int
-    figures: Figures = field(default_factory=dict)
+    figures: Measurements = field(default_factory=dict)
 
 
 class Screening:
@@ -130,48 +127,53 @@ class Screening:
                 f"The site's ledger has {reply.ledger_length} entries, and had {ledger_length}: "
                 "an old copy was put back."
             )
-        if self._ledgers is not None:
+        if self._ledgers is not None and self._ledgers.remembers:
             self._ledgers.saw(reply, sealed)
         if reply.code != "ok":
             raise SiteRefusal(f"The site answered '{reply.code}'. {reply.reason}".strip(), reply)
         self._check_figures(reply)
         if self._protected and reply.privacy is None:
             raise PeerError("The run has differential privacy, and the reply does not state any.")
-        if request.kind not in _CARRYING:
+        stage = stage_of(request)
+        if stage.carries == "nothing":
             return Screened(reply, None, nbytes)
-        update = self._update(reply, packed, self._specs if specs is None else specs)
-        return Screened(reply, update, nbytes, self._judge(request, update))
+        update = self._update(stage, reply, packed, self._specs if specs is None else specs)
+        return Screened(reply, update, nbytes, self._judge(stage, update))
 
     def _update(
-        self, reply: Reply, packed: dict[str, PackedTensor], specs: dict[str, TensorSpec]
+        self,
+        stage: Stage,
+        reply: Reply,
+        packed: dict[str, PackedTensor],
+        specs: dict[str, TensorSpec],
     ) -> SoundReply:
-        least = 1 if reply.kind == "train" else 0
-        bare = reply.kind == "train" or not reply.privacy
-        if bare and not least <= reply.examples <= self._max_weight:
+        is_update = stage.carries == "update"
+        least = 1 if is_update else 0
+        if (is_update or not reply.privacy) and not least <= reply.examples <= self._max_weight:
             raise PeerError(
                 f"The site claims {reply.examples} training examples; {least} to "
                 f"{self._max_weight} count (federation.max_weight)."
             )
         declared = None if self._units is None else self._units.get(reply.site)
-        if reply.kind == "train" and reply.privacy and declared and reply.examples != declared:
+        if is_update and reply.privacy and declared and reply.examples != declared:
             raise PeerError(
                 f"The site weighs its update by {reply.examples} units, and declared {declared}."
             )
-        if reply.kind == "release" and reply.privacy and reply.examples:
+        if not is_update and reply.privacy and reply.examples:
             # What was declared at the roll call weighs a release: a claim is made in vain.
             raise PeerError(
                 f"The site claims {reply.examples} units beside a release, which states none."
             )
         # What other kinds of replies carry is small, and travels as it is.
-        encoded = self._history is not None and reply.kind == "train"
+        encoded = self._history is not None and stage.encoded
         sent: Tensors = self._history.sent if self._history and encoded else {}
         weight = reply.examples
-        if reply.kind == "train":
+        if is_update:
             weight = min(weight, self._claims.get(reply.site, weight))
         return SoundReply(reply.site, weight, decode_update(packed, specs, self._wire, sent))
 
-    def _judge(self, request: Request, update: SoundReply) -> Figures:
-        if self._history is not None and request.kind == "train":
+    def _judge(self, stage: Stage, update: SoundReply) -> Measurements:
+        if self._history is not None and stage.carries == "update":
             return self._history.judge(update)
         broken = first_not_finite(update.tensors)
         if broken is not None:

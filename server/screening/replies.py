@@ -1,49 +1,61 @@
-"""From answers to sound updates: screened one at a time, refused ones recorded and left out."""
+"""From answers to sound updates: screened one at a time, refused ones recorded and left out.
 
-from collections.abc import Iterator
+A reply that arrives after its round was closed is recorded, then dropped or mixed in. Mixed in
+(Nguyen et al. 2022, FedBuff, section 3, https://arxiv.org/abs/2106.06639) it is the *update* that
+counts, the reply minus the model that it was computed from, added to the model that is now sent,
+with its weight divided by sqrt(1 + rounds late).
+"""
+
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from fgvc_core.errors import PeerError
 from fgvc_core.flower.records import SiteFault, words_of_a_site
 from fgvc_core.protocol.messages import Reply
+from fgvc_core.protocol.stages import TRAIN, stage_of
 from fgvc_core.wire.arrays import TensorSpec
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.screening.checks import Screened, Screening, SiteRefusal
-from fieldmark.server.screening.comparison import UnsoundUpdate
-from fieldmark.server.screening.tally import Books
-from fieldmark.server.screening.trust import Standing
-from fieldmark.server.sites.messages import Answer
-from fieldmark.server.strategies import SoundReply
+from fieldmark.server.screening.comparison import UnsoundUpdate, UpdateHistory
+from fieldmark.server.screening.tally import Tally
+from fieldmark.server.screening.trust import SiteTrust
+from fieldmark.server.sites.messages import ROUNDS_LATE, Answer, Exchange
+from fieldmark.server.strategies import SoundReply, Tensors
 
 
-class Intake:
-    """Takes in the answers of one run.
+class ReplyScreening:
+    """Screens the answers of one run.
 
     Args:
         state: The run's state.
         screening: Says who sent a reply and whether it is sound.
-        books: Where each is written down.
-        standing: What becomes of a site whose replies are not.
-        deadline_s: Of a round, for the record.
+        tally: Where each is written down.
+        trust: What becomes of a site whose replies are not.
+        deadline_s: Of a round, in seconds, for messages.
     """
 
     def __init__(
         self,
         state: RunState,
         screening: Screening,
-        books: Books,
-        standing: Standing,
+        tally: Tally,
+        trust: SiteTrust,
         deadline_s: float,
     ) -> None:
         self._state = state
         self._screening = screening
-        self._books = books
-        self._standing = standing
+        self._tally = tally
+        self._trust = trust
         self._deadline_s = deadline_s
         self.refusals: dict[str, str] = {}
-        """Site -> its own policy's reason, in this round."""
+        """Site -> its own policy's reason, in this stage."""
         self.unsound: set[str] = set()
-        """Sites whose reply came and was refused for what it was, in this round or phase."""
+        """Sites whose reply came and was refused for what it was, in this stage."""
+
+    def begin(self) -> None:
+        """Forget the refusals of the last stage."""
+        self.refusals, self.unsound = {}, set()
 
     def sound(
         self,
@@ -66,7 +78,7 @@ class Intake:
             del update
 
     def late(self, answer: Answer) -> SoundReply | None:
-        """A late reply's update, if it is sound; its scores count for nothing any more."""
+        """The update of a late reply, if it is sound; its scores no longer count."""
         screened = self._screen(answer, None, event="late_reply")
         return screened.update if screened else None
 
@@ -76,9 +88,9 @@ class Intake:
         site = answer.request.site
         if answer.message is None:
             if answer.stalled:
-                self._standing.unsound(site, answer.refusal)
+                self._trust.unsound(site, answer.refusal)
             late = f"No reply within deadline_s = {self._deadline_s:g}."
-            self._books.note(answer, None, answer.refusal or late, event=event)
+            self._tally.note(answer, None, answer.refusal or late, event=event)
             return None
         try:
             # A late reply may have been overtaken by one to a later round.
@@ -93,22 +105,89 @@ class Intake:
                 self.refusals[site] = error.reply.reason
             own = isinstance(error, SiteFault) or not answer.message.has_error()
             if own and not isinstance(error, SiteRefusal):
-                self._standing.unsound(site, error.what)
+                self._trust.unsound(site, error.what)
                 self.unsound.add(site)
             figures = error.figures if isinstance(error, UnsoundUpdate) else None
-            self._books.note(answer, None, error.what, figures, event)
+            self._tally.note(answer, None, error.what, figures, event)
             return None
         if screened.update is not None:
-            self._standing.sound(site)
-            if answer.request.kind == "train" and not answer.request.phase:
+            self._trust.sound(site)
+            if stage_of(answer.request) is TRAIN:
                 self._state.claims.setdefault(site, screened.reply.examples)
         self._remember(screened.reply)
-        self._books.note(answer, screened, None, screened.figures, event)
+        self._tally.note(answer, screened, None, screened.figures, event)
         return screened
 
     def _remember(self, reply: Reply) -> None:
-        """The site's ledger as it was when it answered, and what the run has cost there."""
+        """Keep the state of the site's ledger when it answered, and what the run has cost there."""
         if reply.ledger_length >= int(self._state.ledgers.get(reply.site, [0, ""])[0]):
             self._state.ledgers[reply.site] = [reply.ledger_length, reply.ledger_head]
         if reply.privacy is not None:
             self._state.privacy[reply.site] = reply.privacy.model_dump()
+
+
+class LateReplies:
+    """Finds replies to earlier rounds, and records or mixes them in.
+
+    Args:
+        mix: Whether updates are mixed into the next round; else they are dropped.
+        exchange: Finds them.
+        replies: Screens them.
+        tally: Records them.
+        history: What updates are compared with.
+        rate: Round -> (examples -> mean learning rate of such a site's steps in it).
+    """
+
+    def __init__(
+        self,
+        mix: bool,
+        exchange: Exchange,
+        replies: ReplyScreening,
+        tally: Tally,
+        history: UpdateHistory,
+        rate: Callable[[int], Callable[[float], float]],
+    ) -> None:
+        self._mix = mix
+        self._exchange = exchange
+        self._replies = replies
+        self._tally = tally
+        self._history = history
+        self._rate = rate
+        self._sent: dict[int, Tensors] = {}
+
+    def take(self, number: int, sent: Tensors) -> list[SoundReply]:
+        """Look for late replies before a round begins.
+
+        Args:
+            number: The round that is about to begin.
+            sent: The model that it sends.
+
+        Returns:
+            Updates to mix into it; none where they are dropped.
+        """
+        found = list(self._found(number, sent))
+        if self._mix:
+            self._sent[number] = sent
+            for old in [n for n in self._sent if number - n >= ROUNDS_LATE]:
+                del self._sent[old]
+        return found
+
+    def _found(self, number: int, sent: Tensors) -> Iterator[SoundReply]:
+        for answer in self._exchange.late(number):
+            if answer.message is None:
+                self._replies.late(answer)
+                continue
+            then = self._sent.get(answer.request.round)
+            if then is None:
+                reason = f"It arrived after round {answer.request.round} was closed."
+                self._tally.note(answer, None, reason, event="late_reply")
+                continue
+            reply = self._screened(answer, then)
+            if reply is not None:
+                moved = {name: sent[name] + (a - then[name]) for name, a in reply.tensors.items()}
+                stale = number - answer.request.round
+                yield SoundReply(reply.site, reply.weight / math.sqrt(1 + stale), moved)
+
+    def _screened(self, answer: Answer, then: Tensors) -> SoundReply | None:
+        self._history.begin(then, self._rate(answer.request.round))
+        return self._replies.late(answer)

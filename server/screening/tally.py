@@ -1,4 +1,4 @@
-"""What is written down of each reply: an event, the site's figures, the bytes."""
+"""The record of each reply: an event, the site's figures, the bytes."""
 
 from typing import Any
 
@@ -6,14 +6,15 @@ from flwr.app import ArrayRecord
 
 from fgvc_core.flower.records import from_array_record
 from fgvc_core.protocol.messages import Reply, Request, Scores
+from fgvc_core.protocol.stages import Stage, stage_of
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screened, reply_bytes
 from fieldmark.server.sites.messages import Answer
 
 
-class Books:
-    """The books of one run.
+class Tally:
+    """Counts and records the replies of one run.
 
     Args:
         state: The run's state; its figures are kept up to date.
@@ -23,22 +24,21 @@ class Books:
     def __init__(self, state: RunState, events: EventLog) -> None:
         self._state = state
         self._events = events
-        self.sent = 0
-        self.received = 0
+        self._sent = 0
+        self._received = 0
         self._arrays: tuple[ArrayRecord | None, int] = (None, 0)
 
     def open(self, arrays: ArrayRecord) -> None:
-        """A round (or one phase of it) begins with these tensors going out."""
+        """Begin a stage that sends these tensors to each site."""
         self._arrays = arrays, reply_bytes("", b"", from_array_record(arrays))
 
-    def reset(self) -> None:
-        """Count a round's bytes from nothing."""
-        self.sent = self.received = 0
-
-    def close(self) -> None:
-        """Add the round's bytes to the run's."""
-        self._state.bytes_up += self.received
-        self._state.bytes_down += self.sent
+    def close(self) -> tuple[int, int]:
+        """Add the bytes since the last call to the run's total; returns (received, sent)."""
+        received, sent = self._received, self._sent
+        self._state.bytes_up += received
+        self._state.bytes_down += sent
+        self._sent = self._received = 0
+        return received, sent
 
     def note(
         self,
@@ -53,8 +53,8 @@ class Books:
         reply = screened.reply if screened else None
         down = self._sent_bytes(request) if event == "reply" else 0
         up = screened.nbytes if screened else 0
-        self.sent += down
-        self.received += up
+        self._sent += down
+        self._received += up
         self._events.emit(
             event,
             round=request.round,
@@ -74,12 +74,11 @@ class Books:
         )
         self._add(request, reply, up, down)
 
-    def left_out(self, site: str, phase: str) -> None:
-        """An accepted release of a site was found to be none that can be; with no phase, its
-        declared number of units."""
+    def left_out(self, site: str, stage: Stage | None) -> None:
+        """Record an accepted release that was rejected after all; None: the declared units."""
         figures = self._figures(site)
         figures["refused"] += 1
-        figures["rounds"] -= phase == "class-sums"
+        figures["rounds"] -= stage is not None and stage.closes_round
 
     def _figures(self, site: str) -> dict[str, Any]:
         return self._state.sites.setdefault(
@@ -98,8 +97,9 @@ class Books:
             figures["answered"] = figures.get("answered", 0) + 1
             bare = reply.privacy is None
             figures["unprotected"] = figures.get("unprotected", 0) + bare
-        if reply is not None and request.kind in ("train", "release"):
-            figures["rounds"] += request.phase not in ("centre", "statistics", "pretrain")
+        stage = stage_of(request)
+        if reply is not None and stage.carries != "nothing":
+            figures["rounds"] += stage.closes_round
             # Under differential privacy it is the public number that weighs, not a count.
             figures["examples"] = reply.examples if reply.privacy is None else None
 

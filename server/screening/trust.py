@@ -1,23 +1,37 @@
-"""How a site's replies were taken: what it is told next time, and when it is set aside."""
+"""How far a site is trusted: what its replies have earned, and how much it may weigh.
 
-from dataclasses import dataclass
+A site whose replies are unsound is told why, and set aside in the end. A number of examples is a
+claim. The first one that counted holds for the run (a later one above it weighs no more), claims
+are compared with the median of earlier rounds (:mod:`fieldmark.server.screening.comparison`), and
+no site, its late replies included, has more than ``federation.max_weight_share`` of a round: in
+round 1 there is nothing else to compare a claim with. In a federation of two there is no majority
+that a bound could protect, and it would only make a large site weigh what a small one does.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.strategies import SoundReply
+
+_ROUNDING = 1e-12
+"""Two equal weights make up one half each, whatever their sum is rounded to."""
 
 _FRESH: dict[str, Any] = {"refused_in_row": 0, "notice": "", "folded": 0, "set_aside": None}
 
 
 @dataclass(frozen=True)
-class Standing:
-    """The standing of every site of a run.
+class SiteTrust:
+    """What every site of a run has earned by its replies.
 
     Attributes:
         kept: As a checkpoint holds it. ``refused_in_row``: unsound replies since the last
             sound one; ``notice``: the last reason, until a reply is sound; ``folded``: the
             last round whose reply counted; ``set_aside``: why it is not asked any more.
         limit: Unsound replies in a row after which a site is set aside; 0: never.
-        events: Where it is shown.
+        events: Records who is set aside.
     """
 
     kept: dict[str, dict[str, Any]]
@@ -25,69 +39,150 @@ class Standing:
     events: EventLog
 
     def of(self, site: str) -> dict[str, Any]:
-        """One site's."""
+        """The record of one site."""
         return self.kept.setdefault(site, dict(_FRESH))
 
     def in_use(self, sites: list[str]) -> list[str]:
-        """Those that are not set aside."""
+        """The sites that are not set aside."""
         return [site for site in sites if not self.kept.get(site, _FRESH)["set_aside"]]
 
     def found(self) -> int:
-        """How many sites' last word was unsound: set aside, or refused and not heard since."""
-        return sum(standing["refused_in_row"] > 0 for standing in self.kept.values())
+        """Number of sites whose last reply was unsound: set aside, or refused and silent since."""
+        return sum(record["refused_in_row"] > 0 for record in self.kept.values())
 
     def sound(self, site: str) -> None:
-        """A reply was accepted."""
+        """Record an accepted reply."""
         self.of(site).update(refused_in_row=0, notice="")
 
     def unsound(self, site: str, reason: str) -> None:
-        """A reply was refused for what it was."""
-        standing = self.of(site)
-        standing["refused_in_row"] += 1
-        standing["notice"] = reason[:500]
+        """Record a reply that was refused for its contents."""
+        record = self.of(site)
+        record["refused_in_row"] += 1
+        record["notice"] = reason[:500]
 
     def leave_out(self, site: str, reason: str, round_: int) -> None:
-        """What a site released cannot be: it is set aside at once, whatever the limit.
+        """Set a site aside at once because its release is impossible, whatever the limit.
 
-        There is one release of its kind in a run: nothing better can come.
+        A run has one release of each kind: the site has no second try.
         """
         self.unsound(site, reason)
         self.set_aside(site, round_)
 
     def set_aside(self, site: str, round_: int) -> None:
-        """It is not asked any more, for what its last refused reply was."""
-        standing = self.of(site)
-        standing["set_aside"] = standing["notice"]
+        """Ask a site no more, for the reason that its last reply was refused."""
+        record = self.of(site)
+        record["set_aside"] = record["notice"]
         self._tell(site, round_)
 
     def void(self, round_: int) -> None:
-        """Releases found no quorum: set aside who was refused, so that the others can go on.
+        """Set aside every refused site after a round of releases without a quorum.
 
-        Asked again, a site gives the same release; waiting for another would only void the
-        round again, and what the others have paid would count for nothing.
+        A site that is asked again gives the same release: waiting for another would only void the
+        round again, and the others would have paid for nothing.
         """
-        for site, standing in sorted(self.kept.items()):
-            if standing["refused_in_row"] and not standing["set_aside"]:
+        for site, record in sorted(self.kept.items()):
+            if record["refused_in_row"] and not record["set_aside"]:
                 self.set_aside(site, round_)
 
     def counted(self, sites: list[str], round_: int) -> None:
-        """A round closed with these sites' replies in it."""
+        """Record that a round closed with these sites' replies in it."""
         for site in sites:
             self.of(site)["folded"] = round_
 
     def close(self, round_: int) -> None:
-        """After a round, not within it: set aside who was refused too often."""
-        for site, standing in sorted(self.kept.items()):
-            refused = standing["refused_in_row"]
-            if self.limit and refused >= self.limit and not standing["set_aside"]:
+        """Set aside the sites that were refused too often; after a round, not within it."""
+        for site, record in sorted(self.kept.items()):
+            refused = record["refused_in_row"]
+            if self.limit and refused >= self.limit and not record["set_aside"]:
                 self.set_aside(site, round_)
 
     def _tell(self, site: str, round_: int) -> None:
-        standing = self.of(site)
+        record = self.of(site)
         self.events.emit(
             "site_set_aside",
             round=round_,
             site=site,
-            refused_in_row=standing["refused_in_row"],
-            reason=standing["set_aside"],
+            refused_in_row=record["refused_in_row"],
+            reason=record["set_aside"],
         )
+
+
+def share_among(sites: int, most: float, *, weighs: bool = True) -> float:
+    """The most of a round's weight that one site may have; 1 is no bound.
+
+    Args:
+        sites: Registered ones; of two, neither is bounded.
+        most: The recipe's ``federation.max_weight_share``.
+        weighs: Whether the strategy looks at weights at all: what it ignores is not cut either.
+    """
+    return most if weighs and sites > 2 else 1.0
+
+
+def cut_to_share(weights: dict[str, int], share: float) -> dict[str, float]:
+    """What each site's weight is multiplied by, 0 to 1, so that none has more than its share.
+
+    Args:
+        weights: Site -> its weight, for instance its declared units.
+        share: Most of the whole that one site has, from 0.5 to 1 (no bound).
+    """
+    total = sum(weights.values())
+    factors = dict.fromkeys(weights, 1.0)
+    for site, weight in weights.items():
+        others = total - weight
+        if others and weight > share * total * (1 + _ROUNDING):
+            factors[site] = share / (1 - share) * others / weight
+    return factors
+
+
+def bounded(
+    replies: Iterable[SoundReply], share: float, number: int, events: EventLog
+) -> Iterator[SoundReply]:
+    """The same replies, with weights of which no site has more than its share.
+
+    One above it is held back until enough others have come; at most one site can be above a half,
+    so that as a rule one reply is held. Where all others together are too little, it weighs
+    ``share / (1 - share)`` times as much as they do. A site that is alone weighs what it claims.
+
+    Args:
+        replies: Sound ones; a site may have several, late ones.
+        share: Most of the round's weight that one site has, from 0.5 to 1.
+        number: Which round.
+        events: Told of what was cut off.
+    """
+    claimed: Counter[str] = Counter()
+    passed: Counter[str] = Counter()
+    held: list[SoundReply] = []
+
+    def within(site: str) -> bool:
+        return claimed[site] <= share * sum(claimed.values()) * (1 + _ROUNDING)
+
+    for reply in replies:
+        claimed[reply.site] += reply.weight  # type: ignore[assignment]
+        held.append(reply)
+        del reply
+        ready = [position for position, waiting in enumerate(held) if within(waiting.site)]
+        for done, position in enumerate(ready):
+            found = held.pop(position - done)
+            passed[found.site] += found.weight  # type: ignore[assignment]
+            yield found
+            # Not held on to while the next reply is fetched.
+            del found
+    while held:
+        found = held.pop(0)
+        others = sum(claimed.values()) - claimed[found.site]
+        if others > 0:
+            most = share / (1 - share) * others - passed[found.site]
+            if found.weight > most:
+                events.emit(
+                    "weight_cut",
+                    round=number,
+                    site=found.site,
+                    claimed=found.weight,
+                    weight=max(most, 0.0),
+                    share=share,
+                )
+            found = replace(found, weight=min(found.weight, most))
+        passed[found.site] += found.weight  # type: ignore[assignment]
+        if found.weight > 0:
+            yield found
+        del found

@@ -5,7 +5,7 @@ site that we sent it to; what the reply claims about its sender is never used.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -13,30 +13,41 @@ from itertools import zip_longest
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fgvc_core.flower.records import from_array_record, is_large, take_tensors
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.flower.records import from_array_record, is_large, take_tensors, to_array_record
 from fgvc_core.protocol.messages import Kind, Phase, Request, new_nonce
-from fgvc_core.wire.arrays import digest_all
+from fgvc_core.protocol.stages import stage_of
+from fgvc_core.wire.arrays import TensorSpec, digest_all, unpack_all
+from fgvc_core.wire.codec import encode_model, model_parts, packed_bytes, read_model, update_parts
+from fgvc_core.wire.settings import WireSettings
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.sites.prefetch import LookAhead
 from fieldmark.server.sites.roll_call import Attendance
+from fieldmark.server.strategies import Tensors
 
 ROUNDS_LATE = 2
-"""A reply that is later than this is not looked for any more."""
+"""Rounds after which a late reply is no longer looked for."""
 GRACE_FOR_PIECES_S = 3.0
-"""How long, after the deadline, replies that were announced have to become complete, in seconds;
-one such time for all replies of a round."""
+"""Seconds after the deadline in which announced replies can become complete; one such time for all
+replies of a round."""
 UNFINISHED = f"The reply was announced, and was not complete {ROUNDS_LATE} rounds later."
 BESIDE_TENSORS = 16_000_000
-"""Bytes that a reply may weigh beside its tensors."""
+"""Most bytes of a reply beside its tensors."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A site's answer to a request; ``message`` is None where none came in time, or where it is
-    not to be read for the reason that ``refusal`` names; ``digests`` are those of its tensors
-    where they were computed from it already; ``stalled``: the site has announced a reply and sent
-    nothing of it, which is its own fault."""
+    """A site's answer to a request.
+
+    Attributes:
+        request: What was asked.
+        message: The reply; None if none came in time, or if it must not be read.
+        seconds: From the sending of the requests to the reading of this answer.
+        refusal: Why it must not be read.
+        digests: Of the reply's tensors, where they were computed already.
+        stalled: The site announced a reply and sent nothing of it, which is its own fault.
+    """
 
     request: Request
     message: Message | None
@@ -83,7 +94,8 @@ class Exchange(Attendance):
             notice=notice,
             tensors=self.digests(arrays),
         )
-        self.ledgers.asked(site, self._run, request.nonce)
+        if self.ledgers.remembers:
+            self.ledgers.asked(site, self._run, request.nonce)
         return request, self._message(request, self.nodes[site], arrays)
 
     def ask(
@@ -123,9 +135,9 @@ class Exchange(Attendance):
                 yield Answer(request, fetched.message, seconds, digests=fetched.digests)
 
     def _missing(self, request: Request, message_id: str, seconds: float) -> Answer:
-        """What is said of a reply that is not there at the deadline."""
+        """The answer of a site whose reply is not there at the deadline."""
         arriving = self._arriving(message_id)
-        if request.kind == "train" and not request.phase:
+        if stage_of(request).late_allowed:
             self._late[message_id] = request
         else:
             self._forget(message_id)
@@ -161,3 +173,68 @@ class Exchange(Attendance):
             digests = digest_all(from_array_record(arrays))
             self._digested = arrays, digests
         return self._digested[1]
+
+
+class Outgoing:
+    """Turns the coordinator's model into what the sites receive.
+
+    The same model goes to every site of a round: it is encoded, and read back, once.
+
+    Args:
+        specs: The model's tensors.
+        wire: ``[wire]``.
+    """
+
+    def __init__(self, specs: Mapping[str, TensorSpec], wire: WireSettings) -> None:
+        self._specs = specs
+        self._wire = wire
+        self._sent: tuple[ArrayRecord | None, ArrayRecord] = (None, ArrayRecord())
+        self._read: tuple[ArrayRecord | None, Tensors] = (None, {})
+
+    def __call__(self, arrays: ArrayRecord) -> ArrayRecord:
+        """What travels in place of a float32 model; the same record where that is the model."""
+        if self._wire.down == "float32":
+            return arrays
+        if self._sent[0] is not arrays:
+            tensors = unpack_all(from_array_record(arrays), self._specs)
+            self._sent = arrays, to_array_record(encode_model(tensors, self._wire))
+        return self._sent[1]
+
+    def received(self, sent: ArrayRecord) -> Tensors:
+        """The model as the sites read it out of what was sent: what their updates refer to."""
+        if self._read[0] is not sent:
+            self._read = sent, read_model(from_array_record(sent), self._specs, self._wire)
+        return self._read[1]
+
+
+def check_round_weight(specs: Mapping[str, TensorSpec], wire: WireSettings, cohort: int) -> None:
+    """Refuse a run whose rounds weigh more than the recipe allows; before the first.
+
+    Args:
+        specs: The model's tensors.
+        wire: ``[wire]``.
+        cohort: Sites in a round.
+
+    Raises:
+        ConfigurationError: naming what a round would weigh.
+    """
+    up = packed_bytes(update_parts(specs, wire, specs)) / 1e6
+    down = packed_bytes(model_parts(specs, wire)) / 1e6
+    for name, weight in (("update", up), ("model", down)):
+        if weight > wire.max_update_mb:
+            raise ConfigurationError(
+                f"The {name} weighs {weight:.2f} MB, more than "
+                f"wire.max_update_mb = {wire.max_update_mb:g}.",
+                why="No reply could be accepted.",
+                remedy="Train less of the model ([model] train), send it in fewer bytes ([wire]), "
+                "or raise wire.max_update_mb.",
+            )
+    total = cohort * (up + down)
+    if 0 < wire.max_round_mb < total:
+        raise ConfigurationError(
+            f"A round of {cohort} sites weighs {total:.2f} MB ({down:.2f} MB to each, {up:.2f} MB "
+            f"from each), more than wire.max_round_mb = {wire.max_round_mb:g}.",
+            why="Nothing was sent.",
+            remedy="Send fewer bytes (wire.precision, wire.top_k, wire.down), ask fewer sites "
+            "(federation.fraction), or raise wire.max_round_mb.",
+        )

@@ -15,7 +15,7 @@ from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.flower.records import FAULTS, from_message, to_content, words_of_a_site
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal, unseal
-from fieldmark.server.home import CoordinatorHome, allow_list_stamp, read_allow_list
+from fieldmark.server.home import CoordinatorHome, read_allow_list
 from fieldmark.server.ledger_memory import LedgerMemory
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.sites.prefetch import Fetched, LookAhead
@@ -74,7 +74,7 @@ class Attendance:
         )
 
     def roll_call(self) -> list[str]:
-        """Learn which node is which site; returns the names of those present, sorted.
+        """Learn which node is which site; returns the sorted names of the sites that are present.
 
         It closes once all have answered; after ``roll_call_s`` with a quorum; ``GRACE_S`` after a
         later quorum; after ``LONGEST_S`` whatever has come. A node that went away in the midst of
@@ -126,7 +126,7 @@ class Attendance:
         return math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
 
     def _name_the_silent(self, seconds: float) -> None:
-        """Write down who was waited for. They stay asked: a slow site may still come in later."""
+        """Record who was waited for. They stay asked: a slow site may still answer later."""
         silent = {node: self.ledgers.site_at(node) for node in self._calls}
         for node, site in silent.items():
             of = f" It is registered for site '{site}'." if site else ""
@@ -157,7 +157,7 @@ class Attendance:
                 time.sleep(self._home.settings.poll_s)
 
     def refresh(self) -> list[str]:
-        """Look who has come or gone since; returns the names of those present, sorted.
+        """See who has come or gone; returns the sorted names of the sites that are present.
 
         A node that was not there before gets a roll call of its own, and is in from the
         round after its answer. A site that the allow-list does not name any more is out.
@@ -178,7 +178,7 @@ class Attendance:
         return sorted(self.nodes)
 
     def _look(self) -> bool:
-        """Who has come or gone just now; False where nobody is left."""
+        """See who has come or gone; False if no site is left."""
         self._read_allow_list()
         present = set(self._grid.get_node_ids())
         for site, node in list(self.nodes.items()):
@@ -216,7 +216,7 @@ class Attendance:
         self._calls[node] = message_id, request
 
     def _hear(self, node: int, deadline: float) -> bool:
-        """Admit a node, or not, by its answer; False where there is none by the deadline."""
+        """Admit or reject a node by its answer; False if there is none by the deadline."""
         message_id, request = self._calls[node]
         fetched = self._pull(message_id, deadline)
         message = None if fetched is None else fetched.message
@@ -241,7 +241,8 @@ class Attendance:
 
     def _read_allow_list(self) -> None:
         """Keys as the coordinator's allow-list has them now; the same dictionary, filled anew."""
-        stamp = allow_list_stamp(self._home.run_dir)
+        written = (self._home.run_dir / "coordinator" / "sites.json").stat()
+        stamp = written.st_mtime_ns, written.st_ino
         if stamp == self._listed:
             return
         self._listed = stamp

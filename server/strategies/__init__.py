@@ -1,7 +1,43 @@
-"""What becomes of a round's replies: one streaming base, and the rules on it."""
+"""What becomes of a round's replies: strategies on one streaming base, registered by name."""
 
-from fieldmark.server.strategies.base import SoundReply, StreamingFedAvg
-from fieldmark.server.strategies.choose import make_strategy
-from fieldmark.server.strategies.mean import RunningMean, Tensors
+from pathlib import Path
 
-__all__ = ["RunningMean", "SoundReply", "StreamingFedAvg", "Tensors", "make_strategy"]
+from fgvc_core.components import STRATEGIES
+from fgvc_core.protocol.settings import FederationSettings
+from fgvc_core.training.settings import TrainSettings
+from fieldmark.server.strategies.base import (
+    Aggregation,
+    RunningMean,
+    Setup,
+    SoundReply,
+    Strategy,
+    Tensors,
+)
+
+__all__ = [
+    "Aggregation",
+    "RunningMean",
+    "Setup",
+    "SoundReply",
+    "Strategy",
+    "Tensors",
+    "make_strategy",
+]
+
+
+def make_strategy(
+    federation: FederationSettings, train: TrainSettings | None = None, folder: Path | None = None
+) -> Strategy:
+    """The strategy that a recipe names.
+
+    Args:
+        federation: ``[federation]``.
+        train: ``[train]``, for strategies that depend on how sites train.
+        folder: For the temporary file of rules that need every reply.
+
+    Raises:
+        ConfigurationError: if it is not installed.
+    """
+    component = STRATEGIES.get(federation.strategy)
+    strategy: Strategy = component.make(Setup(federation, train or TrainSettings(), folder))
+    return strategy

@@ -1,19 +1,24 @@
-"""Means for sites that differ: SCAFFOLD and FedNova. Flower has neither."""
+"""Means for sites that differ: SCAFFOLD and FedNova."""
 
 import math
 from collections.abc import Iterable
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
 
+from fgvc_core.components import STRATEGIES
 from fgvc_core.protocol.tensor_names import CONTROL, as_control, controlled, split_control
-from fgvc_core.training.settings import TrainSettings
-from fieldmark.server.strategies.base import Aggregate, SoundReply, Specs, StreamingFedAvg
-from fieldmark.server.strategies.mean import RunningMean, Tensors
+from fieldmark.server.strategies.base import (
+    Aggregation,
+    RunningMean,
+    SoundReply,
+    Specs,
+    Strategy,
+    Tensors,
+)
 
 
-class Scaffold(StreamingFedAvg):
+@STRATEGIES.register("scaffold")
+class Scaffold(Strategy):
     """SCAFFOLD (Karimireddy et al. 2020, algorithm 1, https://arxiv.org/abs/1910.06378).
 
     A site answers with its model and the change of its control variate; the server's
@@ -45,9 +50,7 @@ class Scaffold(StreamingFedAvg):
         """Take the server's variates back."""
         self._control = {**self._control, **tensors}
 
-    def aggregate_train(  # type: ignore[override]
-        self, server_round: int, replies: Iterable[SoundReply]
-    ) -> Aggregate:
+    def aggregate(self, replies: Iterable[SoundReply], round_: Aggregation) -> Tensors | None:
         """The weighted mean of the models; the variates move along."""
         mean, change = RunningMean(), RunningMean()
         for reply in replies:
@@ -55,63 +58,53 @@ class Scaffold(StreamingFedAvg):
             mean.fold(model, reply.weight)
             change.fold(control, 1)
             del reply, model, control
-        result = self.result(mean.tensors, mean.weight, mean.count)
-        if result[0] is not None:
-            share = np.float32(min(change.count / max(self._sites, 1), 1.0))
-            self._control = {
-                name: now + share * change.tensors[name] for name, now in self._control.items()
-            }
-        return result
+        if mean.count < max(round_.needed, 1):
+            return None
+        share = np.float32(min(change.count / max(self._sites, 1), 1.0))
+        self._control = {
+            name: now + share * change.tensors[name] for name, now in self._control.items()
+        }
+        return mean.tensors
 
 
-class FedNova(StreamingFedAvg):
+@STRATEGIES.register("fednova")
+class FedNova(Strategy):
     """FedNova (Wang et al. 2020, section 4, https://arxiv.org/abs/2007.07481).
 
     Each update is divided by the length of its site's accumulated steps, and the mean
-    multiplied by the mean length: a site with many pictures takes more steps, and would
+    multiplied by the mean length: a site with many images takes more steps, and would
     pull further than its share. The number of steps follows from the claimed number of
     examples. For Adam, whose steps are not sums of gradients, plain steps are counted.
     """
 
-    def __init__(self, train: TrainSettings, **bounds: int) -> None:
-        super().__init__(**bounds)  # type: ignore[arg-type]
-        self._train = train
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """One message for each site; the model that is sent is what updates are taken from."""
-        self._sent: Tensors = {name: array.numpy() for name, array in arrays.items()}
-        return super().configure_train(server_round, arrays, config, grid)
-
     def length(self, examples: float) -> float:
         """How far a site's steps add up (the norm of a, section 3.2), for its examples."""
-        steps = self._train.epochs * math.ceil(examples / self._train.batch_size)
-        rho = self._train.momentum if self._train.optimizer == "sgd" else 0.0
+        train = self.setup.train
+        steps = train.epochs * math.ceil(examples / train.batch_size)
+        rho = train.momentum if train.optimizer == "sgd" else 0.0
         if rho == 0.0:
             return float(steps)
         return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
 
-    def aggregate_train(  # type: ignore[override]
-        self, server_round: int, replies: Iterable[SoundReply]
-    ) -> Aggregate:
+    def aggregate(self, replies: Iterable[SoundReply], round_: Aggregation) -> Tensors | None:
         """The mean of the normalised updates, times the mean length."""
+        sent = round_.model
         mean, lengths, weights = RunningMean(), 0.0, 0.0
-        optimised = set(controlled(self._sent))
+        optimised = set(controlled(sent))
         for reply in replies:
             length = self.length(reply.weight)
             lengths += reply.weight * length
             weights += reply.weight
             # Statistics are not steps: they are averaged as they are.
             step = {
-                n: (t - self._sent[n]) / np.float32(length) if n in optimised else t
+                n: (t - sent[n]) / np.float32(length) if n in optimised else t
                 for n, t in reply.tensors.items()
             }
             mean.fold(step, reply.weight)
             del reply, step
+        if mean.count < max(round_.needed, 1):
+            return None
         effective = np.float32(lengths / max(weights, 1.0))
-        tensors = {
-            n: self._sent[n] + effective * t if n in optimised else t
-            for n, t in mean.tensors.items()
+        return {
+            n: sent[n] + effective * t if n in optimised else t for n, t in mean.tensors.items()
         }
-        return self.result(tensors, mean.weight, mean.count)

@@ -1,69 +1,93 @@
-"""An optimiser after the mean, at the server: Flower's own classes over the streaming base.
+"""An optimiser after the mean, at the server: Flower's arithmetic, called with the finished mean.
 
-Three things are added: their moments can be put into a checkpoint and taken back; what
-comes out is float32 again (FedAdam's corrected rate is a float64 scalar, and its model with
-it); and a normaliser's running statistics are averaged and no more (an adaptive step could
-make a variance negative).
+Three things are added: the moments can be put into a checkpoint and taken back; what comes out is
+float32 again (FedAdam's corrected rate is a float64 scalar, and its model with it); and a
+normaliser's running statistics are averaged and no more (an adaptive step could make a variance
+negative).
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 from flwr.serverapp.strategy.fedopt import FedOpt
 
+from fgvc_core.components import STRATEGIES
 from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.tensor_names import is_statistic
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.server.strategies.base import Aggregate, SoundReply, StreamingFedAvg
-from fieldmark.server.strategies.mean import Tensors
+from fieldmark.server.strategies.base import Aggregation, Setup, SoundReply, Strategy, Tensors
 
 
-class _OptimisedMean(StreamingFedAvg):
-    """What an optimiser must leave alone, and what must come out of it."""
+class _Finished(FedAvg):
+    """In the place of Flower's own mean: the mean of the round is what is passed."""
 
-    statistics: Tensors
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        return replies, None
 
-    def result(self, tensors: Tensors, weight: float, count: int) -> Aggregate:
-        self.statistics = {name: a for name, a in tensors.items() if is_statistic(name)}
-        return super().result(tensors, weight, count)
 
-    def _settled(self, aggregate: Aggregate) -> Aggregate:
-        arrays, metrics = aggregate
-        if arrays is None:
-            return None, metrics
-        tensors: Tensors = {
-            name: self.statistics[name]
-            if name in self.statistics
-            else array.numpy().astype(np.float32, copy=False)
-            for name, array in arrays.items()
+class _AvgM(FedAvgM, _Finished):
+    pass
+
+
+class _Adam(FedAdam, _Finished):
+    pass
+
+
+class _Yogi(FedYogi, _Finished):
+    pass
+
+
+class _Adagrad(FedAdagrad, _Finished):
+    pass
+
+
+class ServerOptimizer(Strategy):
+    """Base of the strategies that take an optimiser's step from the model towards the mean."""
+
+    def aggregate(self, replies: Iterable[SoundReply], round_: Aggregation) -> Tensors | None:
+        """The mean, then a step of the optimiser."""
+        mean = super().aggregate(replies, round_)
+        if mean is None:
+            return None
+        made = self.step(to_array_record(pack_all(mean)), round_)
+        return {
+            name: mean[name] if is_statistic(name) else array.numpy().astype(np.float32, copy=False)
+            for name, array in made.items()
         }
-        return to_array_record(pack_all(tensors)), metrics
+
+    @abstractmethod
+    def step(self, mean: ArrayRecord, round_: Aggregation) -> ArrayRecord:
+        """The next model, by Flower's arithmetic."""
 
 
-class StreamingFedAvgM(FedAvgM, _OptimisedMean):
+@STRATEGIES.register("fedavgm")
+class MomentumAverage(ServerOptimizer):
     """FedAvgM (Hsu et al. 2019, https://arxiv.org/abs/1909.06335)."""
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """One message for each site of the cohort."""
-        # Flower's keeps its own copy from the first round on: the model is always ours.
-        self.current_arrays = arrays
-        self._names = list(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        lr = setup.federation.server_lr
+        self._flower = _AvgM(
+            server_learning_rate=1.0 if lr is None else lr,
+            server_momentum=setup.federation.server_momentum,
+        )
+        self._names: list[str] = []
 
-    def aggregate_train(  # type: ignore[override]
-        self, server_round: int, replies: Iterable[SoundReply]
-    ) -> Aggregate:
-        """The mean, then a step with momentum."""
-        return self._settled(super().aggregate_train(server_round, replies))  # type: ignore[arg-type]
+    def step(self, mean: ArrayRecord, round_: Aggregation) -> ArrayRecord:
+        """A step with momentum."""
+        self._names = list(mean)
+        # Flower's keeps its own copy from the first round on: the model is always ours.
+        self._flower.current_arrays = to_array_record(pack_all(round_.model))
+        made: ArrayRecord = self._flower.aggregate_train(round_.number, mean)[0]  # type: ignore
+        return made
 
     def state(self) -> Tensors:
         """The momentum."""
-        vectors = self.momentum_vector or []
+        vectors = self._flower.momentum_vector or []
         return {
             f"momentum/{name}": np.asarray(vector, dtype=np.float32)
             for name, vector in zip(self._names if vectors else [], vectors, strict=True)
@@ -72,17 +96,41 @@ class StreamingFedAvgM(FedAvgM, _OptimisedMean):
     def restore(self, tensors: Tensors) -> None:
         """Take the momentum back; names are in the order in which models travel."""
         self._names = sorted(name.removeprefix("momentum/") for name in tensors)
-        self.momentum_vector = [tensors[f"momentum/{n}"] for n in self._names] or None
+        self._flower.momentum_vector = [tensors[f"momentum/{n}"] for n in self._names] or None
 
 
-class _Moments(FedOpt, _OptimisedMean):
-    """What FedAdam, FedYogi and FedAdagrad remember."""
+class AdaptiveStrategy(ServerOptimizer):
+    """FedAdam, FedYogi and FedAdagrad (Reddi et al. 2021, https://arxiv.org/abs/2003.00295)."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._flower = self.optimizer()
+
+    @abstractmethod
+    def optimizer(self) -> FedOpt:
+        """Flower's optimiser with this run's settings."""
+
+    def options(self, *, betas: bool) -> dict[str, Any]:
+        """Flower's arguments; what the recipe leaves open is Flower's default."""
+        settings = self.setup.federation
+        options: dict[str, Any] = {"tau": settings.server_tau}
+        if settings.server_lr is not None:
+            options["eta"] = settings.server_lr
+        if betas:
+            options |= {"beta_1": settings.server_beta1, "beta_2": settings.server_beta2}
+        return options
+
+    def step(self, mean: ArrayRecord, round_: Aggregation) -> ArrayRecord:
+        """A step that is divided by the root of the second moment."""
+        self._flower.current_arrays = dict(round_.model)
+        made: ArrayRecord = self._flower.aggregate_train(round_.number, mean)[0]  # type: ignore
+        return made
 
     def state(self) -> Tensors:
         """Both moments."""
         return {
             f"{moment}/{name}": np.asarray(array, dtype=np.float32)
-            for moment, arrays in (("m", self.m_t), ("v", self.v_t))
+            for moment, arrays in (("m", self._flower.m_t), ("v", self._flower.v_t))
             for name, array in (arrays or {}).items()
         }
 
@@ -92,34 +140,31 @@ class _Moments(FedOpt, _OptimisedMean):
             {n.removeprefix(p): a for n, a in tensors.items() if n.startswith(p)}
             for p in ("m/", "v/")
         )
-        self.m_t, self.v_t = m or None, v or None
+        self._flower.m_t, self._flower.v_t = m or None, v or None
 
 
-class StreamingFedAdam(FedAdam, _Moments):
-    """FedAdam (Reddi et al. 2021, https://arxiv.org/abs/2003.00295)."""
+@STRATEGIES.register("fedadam")
+class AdamAverage(AdaptiveStrategy):
+    """FedAdam."""
 
-    def aggregate_train(  # type: ignore[override]
-        self, server_round: int, replies: Iterable[SoundReply]
-    ) -> Aggregate:
-        """The mean, then a step of Adam."""
-        return self._settled(super().aggregate_train(server_round, replies))  # type: ignore[arg-type]
-
-
-class StreamingFedYogi(FedYogi, _Moments):
-    """FedYogi (Reddi et al. 2021, https://arxiv.org/abs/2003.00295)."""
-
-    def aggregate_train(  # type: ignore[override]
-        self, server_round: int, replies: Iterable[SoundReply]
-    ) -> Aggregate:
-        """The mean, then a step of Yogi."""
-        return self._settled(super().aggregate_train(server_round, replies))  # type: ignore[arg-type]
+    def optimizer(self) -> FedOpt:
+        """Flower's FedAdam."""
+        return _Adam(**self.options(betas=True))
 
 
-class StreamingFedAdagrad(FedAdagrad, _Moments):
-    """FedAdagrad (Reddi et al. 2021, https://arxiv.org/abs/2003.00295)."""
+@STRATEGIES.register("fedyogi")
+class YogiAverage(AdaptiveStrategy):
+    """FedYogi."""
 
-    def aggregate_train(  # type: ignore[override]
-        self, server_round: int, replies: Iterable[SoundReply]
-    ) -> Aggregate:
-        """The mean, then a step of Adagrad."""
-        return self._settled(super().aggregate_train(server_round, replies))  # type: ignore[arg-type]
+    def optimizer(self) -> FedOpt:
+        """Flower's FedYogi."""
+        return _Yogi(**self.options(betas=True))
+
+
+@STRATEGIES.register("fedadagrad")
+class AdagradAverage(AdaptiveStrategy):
+    """FedAdagrad."""
+
+    def optimizer(self) -> FedOpt:
+        """Flower's FedAdagrad."""
+        return _Adagrad(**self.options(betas=False))

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldmark.server.strategies.mean import Tensors
+from fieldmark.server.strategies.base import Tensors
 
 BYTES_A_VALUE = 24
 """Memory that a rule may take for one value of one reply: the mapped page, the block, and

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from fgvc_core.components import TRACKERS
 from fgvc_core.errors import ConfigurationError, nearest
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-"""Tracker -> the package that it needs, of the extra of the same name."""
+"""Tracker of Fieldmark -> the package that it needs, of the extra of the same name."""
+
+FILES_ONLY = ("tensorboard", "wandb")
+"""Trackers that write files here, and never to a server."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ def read_track(texts: Sequence[str]) -> tuple[Choice, ...]:
     for text in texts:
         name, _, where = text.partition("=")
         choice = Choice(name.strip(), where.strip())
-        if choice.name not in PACKAGES:
+        if choice.name not in TRACKERS.names():
             raise ConfigurationError(
-                f"track '{text}' is none of {', '.join(PACKAGES)}.",
+                f"track '{text}' is none of {', '.join(TRACKERS.names())}.",
                 why="Nothing was started.",
-                remedy=nearest(choice.name, PACKAGES, 1)
+                remedy=nearest(choice.name, TRACKERS.names(), 1)
                 or "For instance: --track tensorboard, or --track mlflow=runs/mlflow.db",
             )
-        if choice.is_address and choice.name != "mlflow":
+        if choice.is_address and choice.name in FILES_ONLY:
             raise ConfigurationError(
                 f"track '{text}' names an address.",
                 why=f"{choice.name} is written to files here, and nowhere else.",
@@ -68,10 +72,13 @@ def check_installed(choices: Sequence[Choice]) -> None:
     """Refuse before a run what could only be warned of during it.
 
     Raises:
-        ConfigurationError: if a tracker's package is not installed.
+        ConfigurationError: if a tracker's package is not installed, or it cannot be loaded.
     """
     for choice in choices:
-        if find_spec(PACKAGES[choice.name]) is None:
+        if choice.name not in PACKAGES:
+            # Of another distribution: it says itself what it lacks.
+            TRACKERS.get(choice.name)
+        elif find_spec(PACKAGES[choice.name]) is None:
             raise ConfigurationError(
                 f"track '{choice.name}' needs a package that is not installed.",
                 why="Nothing was started.",

@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgvc_core.components import TRACKERS
 from fgvc_core.recipe import Recipe
 from fieldmark.server.tracking.choices import Choice
-from fieldmark.server.tracking.facts import RunFacts
-from fieldmark.server.tracking.figures import (
+from fieldmark.server.tracking.tracker import (
+    RunFacts,
     Tracker,
     final_figures,
     note_of,
@@ -142,14 +143,5 @@ class Tracking:
 
 def open_tracker(choice: Choice, facts: RunFacts) -> Tracker:
     """Open a tracker; its package is imported here and not before."""
-    if choice.name == "tensorboard":
-        from fieldmark.server.tracking.to_tensorboard import TensorBoard
-
-        return TensorBoard(choice.where, facts)
-    if choice.name == "mlflow":
-        from fieldmark.server.tracking.to_mlflow import MLflow
-
-        return MLflow(choice.where, facts)
-    from fieldmark.server.tracking.to_wandb import WeightsAndBiases
-
-    return WeightsAndBiases(choice.where, facts)
+    tracker: Tracker = TRACKERS.get(choice.name).make(choice.where, facts)
+    return tracker

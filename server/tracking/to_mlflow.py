@@ -20,8 +20,10 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from fgvc_core.components import TRACKERS
+
 if TYPE_CHECKING:
-    from fieldmark.server.tracking.facts import RunFacts
+    from fieldmark.server.tracking.tracker import RunFacts
 
 RUN_TAG = "fieldmark.run"
 LONGEST_TAG = 4000
@@ -30,6 +32,7 @@ _BATCH = 100
 _STATES = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
+@TRACKERS.register("mlflow")
 class MLflow:
     """Settings as parameters, numbers as metrics by round, notes as tags.
 

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING
 
 from torch.utils.tensorboard import SummaryWriter
 
+from fgvc_core.components import TRACKERS
+
 if TYPE_CHECKING:
-    from fieldmark.server.tracking.facts import RunFacts
+    from fieldmark.server.tracking.tracker import RunFacts
 
 
+@TRACKERS.register("tensorboard")
 class TensorBoard:
     """Scalars by round, settings and notes as text.
 

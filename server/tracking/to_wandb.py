@@ -12,10 +12,13 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 import wandb
 
+from fgvc_core.components import TRACKERS
+
 if TYPE_CHECKING:
-    from fieldmark.server.tracking.facts import RunFacts
+    from fieldmark.server.tracking.tracker import RunFacts
 
 
+@TRACKERS.register("wandb")
 class WeightsAndBiases:
     """Settings as the configuration, numbers against the round, notes as a summary.
 

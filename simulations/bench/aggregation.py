@@ -38,7 +38,7 @@ from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screening
 from fieldmark.server.screening.comparison import UpdateHistory
 from fieldmark.server.sites.messages import Exchange
-from fieldmark.server.strategies import SoundReply, make_strategy
+from fieldmark.server.strategies import Aggregation, SoundReply, make_strategy
 from fieldmark.simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
 from fieldmark.simulations.grid import InProcessGrid
 
@@ -170,12 +170,15 @@ def aggregate(strategy: str, sites: int, updates: Path, floor: NumpyFloor | None
         requests = [exchange.compose("train", 1, name, arrays) for name in names]
         before, clock = resident_bytes(), Clock()
         settings = FederationSettings.read({"strategy": strategy, "spill_mb": SPILL_MB})
-        rule = make_strategy(settings, spill=Path(folder))
+        rule = make_strategy(settings, folder=Path(folder))
         rule.begin(specs, sites)
         replies = _sound(exchange, screening, requests, floor, clock)
-        made, _ = rule.aggregate_train(1, replies)
+        tensors = rule.aggregate(
+            replies, Aggregation(1, unpack_all(from_array_record(arrays), specs))
+        )
+        assert tensors is not None
+        to_array_record(pack_all(tensors))
         clock.stop()
-        assert made is not None
         return {"peak": peak_bytes() - before, "seconds": clock.seconds}
 
 

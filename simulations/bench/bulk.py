@@ -81,8 +81,13 @@ def bulk_rounds(folder: Path) -> list[float]:
     from fieldmark.client.deployment.supervisor import site_services
     from fieldmark.client.provision import make_home
     from fieldmark.server.deployment.allow_list import AllowList
-    from fieldmark.server.deployment.conduct import ACTIVE, Conduct, read_conduct, write_conduct
     from fieldmark.server.deployment.following import raise_outcome
+    from fieldmark.server.deployment.run_request import (
+        ACTIVE,
+        RunRequest,
+        read_run_request,
+        write_run_request,
+    )
     from fieldmark.simulations.superlink import LOOPBACK, Federation
 
     run_dir = folder / "run"
@@ -115,8 +120,8 @@ def bulk_rounds(folder: Path) -> list[float]:
             name = f"{site.name}.runner"
             federation.supervisor.add(replace(runner, name=name, command=command))
         (federation.folder / "runs" / "run").symlink_to(run_dir)
-        write_conduct(run_dir, Conduct(state="wanted"))
-        while read_conduct(run_dir).state in ACTIVE:
+        write_run_request(run_dir, RunRequest(state="wanted"))
+        while read_run_request(run_dir).state in ACTIVE:
             federation.coordinator.step()
             time.sleep(POLL_S)
         raise_outcome(run_dir)

@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.keys import new_key, public_text, read_private, write_private
 from fgvc_core.protocol.messages import Reply, Request, seal
+from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.recipe import Recipe
 from fgvc_core.seeds import derive_seed
 from fgvc_core.wire.arrays import pack_all, spec_of
@@ -28,7 +29,7 @@ from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screening
 from fieldmark.server.sites.messages import Exchange
-from fieldmark.server.strategies import SoundReply, StreamingFedAvg
+from fieldmark.server.strategies import Aggregation, SoundReply, make_strategy
 from fieldmark.simulations.grid import InProcessGrid
 from fieldmark.simulations.workers import make_pool
 
@@ -107,7 +108,7 @@ def main(sites: int, megabytes: int) -> int:
                 if update is not None:
                     yield update
 
-        StreamingFedAvg().aggregate_train(1, sound())
+        make_strategy(FederationSettings()).aggregate(sound(), Aggregation(1, model))
         return peak_bytes() - before
 
 

@@ -28,9 +28,9 @@ from fgvc_core.supervision import Service, Supervisor
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import ACTIVE, read_conduct
 from fieldmark.server.deployment.launching import launch
 from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.run_request import ACTIVE, read_run_request
 from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 
 MINUTES = float(os.environ.get("FIELDMARK_SOAK_MINUTES", "0"))
@@ -172,7 +172,7 @@ class Soak:
         run_dir = launch(self.folder, recipe, f"soak-{number:04d}")
         self.runs.append(run_dir)
         most = 120 + ROUNDS * (DEADLINE_S + 30)
-        self.until(lambda: read_conduct(run_dir).state not in ACTIVE, most, "a run is over")
+        self.until(lambda: read_run_request(run_dir).state not in ACTIVE, most, "a run is over")
 
     def events(self, kind: str) -> list[dict]:
         found = []
@@ -208,7 +208,7 @@ def soak(tmp_path_factory):
             number += 1
             running.run(number)
         running.measure()
-        assert running.events("round_finished"), [read_conduct(run) for run in running.runs]
+        assert running.events("round_finished"), [read_run_request(run) for run in running.runs]
         report = _report(running)
         print(report)
         if OUT:
@@ -256,8 +256,8 @@ def _keep(running: Soak, report: str, folder: Path) -> None:
 def test_every_run_ends_with_all_its_rounds(soak):
     assert soak.runs
     for run_dir in soak.runs:
-        conduct = read_conduct(run_dir)
-        assert (conduct.state, conduct.tries) == ("finished", 1), (run_dir.name, conduct)
+        request = read_run_request(run_dir)
+        assert (request.state, request.tries) == ("finished", 1), (run_dir.name, request)
     assert len(soak.events("round_finished")) == ROUNDS * len(soak.runs)
 
 

@@ -184,7 +184,7 @@ def test_a_site_whose_ledger_is_shorter_than_in_an_earlier_run_is_not_admitted(e
 
 
 def test_the_first_request_of_a_later_run_names_the_head_too(exchange, tmp_path):
-    from fieldmark.server.rounds.context import assemble
+    from fieldmark.server.rounds.context import make_context
     from fieldmark.server.run_log.checkpoint import RunState
     from fieldmark.server.run_log.events import EventLog
 
@@ -197,7 +197,7 @@ def test_the_first_request_of_a_later_run_names_the_head_too(exchange, tmp_path)
     events = EventLog(tmp_path / "events.jsonl")
     import numpy as np
 
-    assemble(Nodes(), home, state, {"w": np.ones(3, np.float32)}, None, events, {})
+    make_context(Nodes(), home, state, {"w": np.ones(3, np.float32)}, None, events)
     assert state.ledgers == {"site-1": [5, f"{5:064x}"]}
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tests_recipe import TINY
 
-import fieldmark.server.rounds.heads
+import fieldmark.server.rounds.closed_form
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.privacy.accountant import epsilon_of_plan, read_events
+from fgvc_core.protocol.stages import CENTRE
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.ledger import plans_of, total_of
@@ -96,7 +97,7 @@ def test_a_run_cut_off_after_the_replies_goes_on_from_them_uncharged(tmp_path, m
 
     def cut_off(self, number, arrays, *rest):
         if number == 2:
-            seen.append(self._parts.unpacked(arrays))
+            seen.append(self._updates.unpacked(arrays))
             raise KeyboardInterrupt
         finish(self, number, arrays, *rest)
 
@@ -153,15 +154,16 @@ def test_the_price_of_the_subject_unit_is_stated_on_one_split(tmp_path):
 
 @needs_weights
 def test_a_centre_that_cannot_be_is_left_out_and_its_site_pays_no_more(tmp_path, monkeypatch):
-    honest = fieldmark.server.rounds.heads.released
+    honest = fieldmark.server.rounds.closed_form.run_stage
 
-    def lying(parts, number, phase, *rest):
-        for reply in honest(parts, number, phase, *rest):
-            if (reply.site, phase) == ("site-2", "centre"):
+    def lying(stage, *rest):
+        result = honest(stage, *rest)
+        for reply in result.value if stage is CENTRE else ():
+            if reply.site == "site-2":
                 reply.tensors["centre"] = reply.tensors["centre"] + np.float32(1e30)
-            yield reply
+        return result
 
-    monkeypatch.setattr(fieldmark.server.rounds.heads, "released", lying)
+    monkeypatch.setattr(fieldmark.server.rounds.closed_form, "run_stage", lying)
     plan = Simulation(recipe(*SUMS, "partition.sites=3"), tmp_path / "run")
     metrics = simulate(plan)
     figures = metrics["sites"]["site-2"]

@@ -23,10 +23,10 @@ from fieldmark.client.deployment.joining import Answers, join, make_key
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.site import Site
-from fieldmark.server.deployment.conduct import ACTIVE, read_conduct
 from fieldmark.server.deployment.launching import launch
 from fieldmark.server.deployment.processes import free_loopback_port
 from fieldmark.server.deployment.provisioning import add_site, init_server
+from fieldmark.server.deployment.run_request import ACTIVE, read_run_request
 from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 
 pytestmark = [pytest.mark.deployment, pytest.mark.slow]
@@ -86,10 +86,10 @@ def run(folder, name):
     """One run, to its end; how it ended."""
     run_dir = launch(folder, RECIPE, name)
     deadline = time.monotonic() + PATIENCE_S
-    while read_conduct(run_dir).state in ACTIVE:
+    while read_run_request(run_dir).state in ACTIVE:
         assert time.monotonic() < deadline, f"waited in vain for run {name}"
         time.sleep(0.1)
-    return read_conduct(run_dir)
+    return read_run_request(run_dir)
 
 
 def ledger_at(home):

@@ -11,7 +11,7 @@ from fgvc_core.experiment import make_learner
 from fgvc_core.losses.classification import SmoothedCrossEntropy
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.training import validation
+from fgvc_core.training import compatibility
 from fgvc_core.training.compatibility import validate_private
 
 CLASSES = 4
@@ -261,8 +261,10 @@ def test_losses_that_are_not_finite_are_refused():
 
 
 def test_a_worker_finds_out_once(monkeypatch):
-    asked, verdict = [], validation._verdict
-    monkeypatch.setattr(validation, "_verdict", lambda *a: asked.append(a[1].engine) or verdict(*a))
+    asked, verdict = [], compatibility._verdict
+    monkeypatch.setattr(
+        compatibility, "_verdict", lambda *a: asked.append(a[1].engine) or verdict(*a)
+    )
     good, bad = made("model.train=head"), made("model.backbone=resnet10t")
     for _ in range(3):
         validate_private(good, privacy())
@@ -272,15 +274,15 @@ def test_a_worker_finds_out_once(monkeypatch):
 
 
 def test_class_sums_train_nothing_and_need_no_experiment(monkeypatch):
-    monkeypatch.setattr(validation, "_verdict", None)
+    monkeypatch.setattr(compatibility, "_verdict", None)
     validate_private(made(), PrivacySettings(epsilon=1.0))
 
 
 def test_the_experiments_read_no_private_picture():
     # They are made up, the same at every site: a refusal says nothing about the data.
     learner = made()
-    one, again = (validation._made_up(learner, False) for _ in range(2))
-    other = validation._made_up(learner, True)
+    one, again = (compatibility._made_up(learner, False) for _ in range(2))
+    other = compatibility._made_up(learner, True)
     positions = np.arange(4)
     assert torch.equal(one.bank.batch(positions), again.bank.batch(positions))
     differing = (one.bank.batch(positions) != other.bank.batch(positions)).flatten(1).any(dim=1)

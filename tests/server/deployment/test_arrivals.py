@@ -14,9 +14,9 @@ from fgvc_core.flower.records import FAULTS, TOO_LARGE, UNREADABLE, WITHDRAWN
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.screening.checks import Screening
 from fieldmark.server.screening.comparison import UpdateHistory
-from fieldmark.server.screening.replies import Intake
-from fieldmark.server.screening.tally import Books
-from fieldmark.server.screening.trust import Standing
+from fieldmark.server.screening.replies import ReplyScreening
+from fieldmark.server.screening.tally import Tally
+from fieldmark.server.screening.trust import SiteTrust
 
 DEADLINE_S = 0.2
 
@@ -42,7 +42,7 @@ def asked(call, kind="train"):
 def taken(call, home, answers, limit=3):
     """The sites whose replies are sound, and the standing of both."""
     state = RunState(run="run-1")
-    standing = Standing(state.standing, limit, call._events)
+    standing = SiteTrust(state.standing, limit, call._events)
     screening = Screening(
         {},
         call.keys,
@@ -53,7 +53,7 @@ def taken(call, home, answers, limit=3):
         wire=home.recipe.wire,
         ledgers=call.ledgers,
     )
-    intake = Intake(state, screening, Books(state, call._events), standing, DEADLINE_S)
+    intake = ReplyScreening(state, screening, Tally(state, call._events), standing, DEADLINE_S)
     accepted = []
     list(intake.sound(iter(answers), accepted))
     return [screened.reply.site for screened in accepted], state.standing
@@ -86,7 +86,7 @@ def test_who_sends_what_cannot_be_read_is_counted_and_set_aside(federation):
     link.spoil[2] = MALFORMED["a config record"]
     _, standing = taken(call, home, asked(call)[:1])
     assert standing["site-1"]["refused_in_row"] == 1
-    Standing(standing, 1, call._events).close(1)
+    SiteTrust(standing, 1, call._events).close(1)
     assert [e["site"] for e in events() if e["event"] == "site_set_aside"] == ["site-1"]
 
 

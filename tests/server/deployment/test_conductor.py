@@ -10,11 +10,11 @@ from fgvc_core.protocol.announcement import read_announcement
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, read_public
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, read_conduct, write_conduct
 from fieldmark.server.deployment.conductor import Conductor
 from fieldmark.server.deployment.flower_internals import Node
 from fieldmark.server.deployment.following import raise_outcome
 from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.run_request import RunRequest, read_run_request, write_run_request
 from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.home import ServerSettings, read_allow_list, write_home
 
@@ -57,7 +57,7 @@ def folder(tmp_path):
     (run_dir / "coordinator" / "key").symlink_to(tmp_path / "fed" / "coordinator.key")
     recipe = parse_recipe("", ["data.path=secret/place"])
     write_home(run_dir, recipe, ("a", "b"), {}, ServerSettings(cache=str(tmp_path)))
-    write_conduct(run_dir, Conduct(state="wanted"))
+    write_run_request(run_dir, RunRequest(state="wanted"))
     return tmp_path / "fed"
 
 
@@ -70,8 +70,8 @@ def rig(folder):
 def test_a_wanted_run_is_started_and_announced_under_the_coordinators_key(rig, folder):
     link, conductor, run_dir = rig
     conductor.step()
-    assert read_conduct(run_dir).state == "running"
-    assert read_conduct(run_dir).flower_run == 101
+    assert read_run_request(run_dir).state == "running"
+    assert read_run_request(run_dir).flower_run == 101
     assert link.started == [str(run_dir.resolve())]
     key = read_public((folder / "coordinator.pub").read_text())
     found = read_announcement((folder / "state" / "announcement.json").read_text(), key)
@@ -91,8 +91,8 @@ def test_what_merely_died_is_tried_again(rig, details):
     conductor.step()
     link.status = ("running", "", "")
     conductor.step()
-    assert read_conduct(run_dir).tries == 2
-    assert read_conduct(run_dir).state == "running"
+    assert read_run_request(run_dir).tries == 2
+    assert read_run_request(run_dir).state == "running"
 
 
 def test_a_run_that_a_new_superlink_does_not_know_is_started_there(rig):
@@ -101,7 +101,7 @@ def test_a_run_that_a_new_superlink_does_not_know_is_started_there(rig):
     link.status = ("", "", "")
     conductor.step()
     conductor.step()
-    assert read_conduct(run_dir).tries == 2
+    assert read_run_request(run_dir).tries == 2
 
 
 def test_a_run_that_dies_without_a_round_done_is_given_up_after_so_many_tries(rig):
@@ -109,8 +109,8 @@ def test_a_run_that_dies_without_a_round_done_is_given_up_after_so_many_tries(ri
     link.status = ("finished", "failed", "died: again")
     for _ in range(20):
         conductor.step()
-    assert read_conduct(run_dir).state == "failed"
-    assert read_conduct(run_dir).tries == 3
+    assert read_run_request(run_dir).state == "failed"
+    assert read_run_request(run_dir).tries == 3
     with pytest.raises(RunFailed, match="died 3 times"):
         raise_outcome(run_dir)
 
@@ -124,7 +124,7 @@ def test_rounds_in_between_make_the_count_begin_anew(rig):
         replace_private_json(run_dir / "checkpoints" / "last.json", {"round": number})
         link.status = ("finished", "failed", "died: again")
         conductor.step()
-    assert read_conduct(run_dir).state == "wanted"
+    assert read_run_request(run_dir).state == "wanted"
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_ended_for_a_reason_is_not_tried_again(rig, folder, details, kind, 
     link.status = ("finished", "failed", details)
     conductor.step()
     conductor.step()
-    assert read_conduct(run_dir).state == "failed"
+    assert read_run_request(run_dir).state == "failed"
     assert len(link.started) == 1
     assert not (folder / "state" / "announcement.json").exists()
     with pytest.raises(kind) as caught:
@@ -154,7 +154,7 @@ def test_a_run_that_is_done_is_finished_and_announced_no_more(rig, folder):
     conductor.step()
     link.status = ("finished", "completed", "")
     conductor.step()
-    assert read_conduct(run_dir).state == "finished"
+    assert read_run_request(run_dir).state == "finished"
     assert not (folder / "state" / "announcement.json").exists()
     raise_outcome(run_dir)
 
@@ -162,13 +162,13 @@ def test_a_run_that_is_done_is_finished_and_announced_no_more(rig, folder):
 def test_a_run_that_a_person_stops_is_asked_first_and_then_made_to(rig, monkeypatch):
     link, conductor, run_dir = rig
     conductor.step()
-    write_conduct(run_dir, read_conduct(run_dir).but(state="stopping"))
+    write_run_request(run_dir, read_run_request(run_dir).but(state="stopping"))
     conductor.step()
     assert link.stopped == []
     monkeypatch.setattr("fieldmark.server.deployment.conductor.STOP_WITHIN_S", 0.0)
     conductor.step()
     assert link.stopped == [101]
-    assert read_conduct(run_dir).state == "stopped"
+    assert read_run_request(run_dir).state == "stopped"
 
 
 def test_the_superlink_knows_just_the_keys_of_the_allow_list(rig, folder):

@@ -10,9 +10,9 @@ import fieldmark.server.app
 import fieldmark.server.deployment.executor as executors
 from fgvc_core.errors import PolicyRefusal, RunFailed
 from fgvc_core.protocol.bundle import RUN_KEY, make_bundle
-from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.executor import Executor
 from fieldmark.server.deployment.flower_internals import LINK_FAILURES
+from fieldmark.server.deployment.run_request import RunRequest, write_run_request
 
 (PUSH_ERROR,) = (kind for kind in LINK_FAILURES if not issubclass(kind, httpx.HTTPError))
 
@@ -25,7 +25,7 @@ def carried_out(tmp_path, monkeypatch):
     (tmp_path / "state" / "loopback" / "ca.pem").write_bytes(b"")
     (tmp_path / "secret").write_bytes(b"")
     run_dir = tmp_path / "runs" / "birds"
-    write_conduct(run_dir, Conduct(state="running", flower_run=7))
+    write_run_request(run_dir, RunRequest(state="running", flower_run=7))
 
     def carry_out(end, bundle=None, run_id=7):
         told = []

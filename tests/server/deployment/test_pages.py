@@ -8,9 +8,9 @@ from starlette.testclient import TestClient
 from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.keys import new_key, public_text
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.conduct import Conduct, write_conduct
 from fieldmark.server.deployment.pages import make_app, metric_lines
 from fieldmark.server.deployment.provisioning import init_server
+from fieldmark.server.deployment.run_request import RunRequest, write_run_request
 from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.deployment.status import read_status
 from fieldmark.server.run_log.events import EventLog
@@ -25,7 +25,7 @@ def folder(tmp_path):
     AllowList(folder).add("lyon", public_text(new_key().public_key()))
     run_dir = folder / "runs" / "demo"
     (run_dir / "coordinator").mkdir(parents=True)
-    write_conduct(run_dir, Conduct(state="running", tries=1))
+    write_run_request(run_dir, RunRequest(state="running", tries=1))
     log = EventLog(run_dir / "events.jsonl")
     log.emit("run_started", sites=["lyon"], rounds=3)
     log.emit("round_started", round=1, cohort=["lyon"])

@@ -15,9 +15,9 @@ from fgvc_core.wire.arrays import WORTH_THREADS
 from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screening
-from fieldmark.server.screening.replies import Intake
-from fieldmark.server.screening.tally import Books
-from fieldmark.server.screening.trust import Standing
+from fieldmark.server.screening.replies import ReplyScreening
+from fieldmark.server.screening.tally import Tally
+from fieldmark.server.screening.trust import SiteTrust
 from fieldmark.server.sites.prefetch import LookAhead
 
 REMOVED = "Site 'site-2' was removed from the allow-list."
@@ -139,9 +139,9 @@ def test_the_refusal_of_a_removed_site_is_recorded(exchange, tmp_path):
     call.roll_call()
     call._grid.answers[3] = removing(tmp_path, answering("site-2"))
     state, events = RunState(run="run-1"), EventLog(tmp_path / "events.jsonl")
-    books, standing = Books(state, events), Standing(state.standing, 3, events)
+    books, standing = Tally(state, events), SiteTrust(state.standing, 3, events)
     books.open(ARRAYS)
-    intake = Intake(state, Screening({}, call.keys, 1.0), books, standing, 3600.0)
+    intake = ReplyScreening(state, Screening({}, call.keys, 1.0), books, standing, 3600.0)
     accepted = []
     asked = [call.compose("score", 1, "site-2", ARRAYS)]
     assert list(intake.sound(call.ask(asked, 3600.0), accepted)) == []

@@ -1,16 +1,16 @@
 import numpy as np
-import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fgvc_core.wire.arrays
+from fgvc_core.components import STRATEGIES
 from fgvc_core.flower.internals import enter_run
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import PIECE
-from fieldmark.server.strategies import RunningMean, SoundReply, StreamingFedAvg, make_strategy
+from fieldmark.server.strategies import Aggregation, RunningMean, SoundReply, make_strategy
 
 values = hnp.arrays(np.float32, (3, 2), elements=st.floats(-1e3, 1e3, width=32))
 updates = st.lists(st.tuples(values, st.integers(1, 10_000)), min_size=1, max_size=8)
@@ -75,26 +75,18 @@ def test_it_agrees_with_flowers_own_average(pairs):
         replies.append(Message(content, reply_to=ask))
         sound.append(SoundReply(str(number), weight, {"w": array}))
     theirs, _ = FedAvg().aggregate_train(1, replies)
-    ours, _ = StreamingFedAvg().aggregate_train(1, iter(sound))
-    np.testing.assert_allclose(ours["w"].numpy(), theirs["w"].numpy(), rtol=1e-4, atol=1e-2)
+    ours = make_strategy(FederationSettings()).aggregate(iter(sound), Aggregation(1, {}))
+    np.testing.assert_allclose(ours["w"], theirs["w"].numpy(), rtol=1e-4, atol=1e-2)
 
 
 def test_no_reply_means_no_model():
-    assert StreamingFedAvg().aggregate_train(1, iter([])) == (None, None)
+    assert make_strategy(FederationSettings()).aggregate(iter([]), Aggregation(1, {})) is None
 
 
-def test_fedprox_puts_its_weight_into_the_request_through_flowers_own_class():
-    strategy = make_strategy(FederationSettings(strategy="fedprox", proximal_mu=0.25))
-    seen = []
-    strategy.compose = lambda round_, arrays, config: seen.append(dict(config)) or []
-    list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), None))
-    assert seen == [{"proximal-mu": 0.25}]
-    assert isinstance(strategy, StreamingFedAvg)
-
-
-@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
-def test_every_strategy_says_whether_it_needs_more_than_a_sum(name):
-    assert make_strategy(FederationSettings(strategy=name)).needs == "sum"
+def test_only_fedprox_pulls_towards_the_received_model():
+    for name in STRATEGIES.built_in:
+        strategy = make_strategy(FederationSettings(strategy=name, proximal_mu=0.25))
+        assert strategy.proximal_mu == (0.25 if name == "fedprox" else 0.0)
 
 
 def test_the_layout_in_memory_of_an_update_does_not_matter():

@@ -8,9 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgvc_core.protocol.settings import FederationSettings
-from fieldmark.server.strategies import SoundReply, make_strategy
-from fieldmark.server.strategies.distances import geometric_median, gram_matrix, weighted_sum
-from fieldmark.server.strategies.mixing import nearest_shares
+from fieldmark.server.strategies import Aggregation, SoundReply, make_strategy
+from fieldmark.server.strategies.distances import (
+    geometric_median,
+    gram_matrix,
+    nearest_shares,
+    weighted_sum,
+)
 from fieldmark.server.strategies.spill import Spill
 
 ROBUST = [
@@ -20,12 +24,10 @@ ROBUST = [
 
 def aggregate(name, arrays, weights=None, refused=0, **changes):
     strategy = make_strategy(FederationSettings(strategy=name, **changes))
-    strategy.found = lambda: refused
     weights = weights or [1] * len(arrays)
     stream = (SoundReply(str(i), w, {"w": a})
               for i, (a, w) in enumerate(zip(arrays, weights, strict=True)))  # fmt: skip
-    found, _ = strategy.aggregate_train(1, stream)
-    return found["w"].numpy()
+    return strategy.aggregate(stream, Aggregation(1, {}, rejected=lambda: refused))["w"]
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -71,7 +73,8 @@ def test_memory_does_not_grow_with_the_number_of_replies(name, mixed):
         arrays = (generator.standard_normal(values, dtype=np.float32) for _ in range(count))
         strategy = make_strategy(FederationSettings(strategy=name, spill_mb=2.0, mix_nearest=mixed))
         tracemalloc.start()
-        strategy.aggregate_train(1, (SoundReply(str(i), 1, {"w": a}) for i, a in enumerate(arrays)))
+        stream = (SoundReply(str(i), 1, {"w": a}) for i, a in enumerate(arrays))
+        strategy.aggregate(stream, Aggregation(1, {}))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -133,8 +136,7 @@ def test_where_sites_differ_mixing_keeps_hostile_ones_who_agree_from_being_prefe
 )
 def test_who_was_found_out_is_not_guarded_against_once_more(share, count, refused, left):
     strategy = make_strategy(FederationSettings(strategy="multi-krum", byzantine_share=share))
-    strategy.found = lambda: refused
-    assert strategy.hostile(count) == left
+    assert strategy.hostile(count, refused) == left
 
 
 @pytest.mark.parametrize("name", ["trimmed-mean", "multi-krum"])

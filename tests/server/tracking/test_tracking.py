@@ -9,8 +9,7 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.tracking import Choice, Tracking, check_installed, read_track, settled
-from fieldmark.server.tracking.facts import RunFacts
-from fieldmark.server.tracking.figures import final_figures, settings_of
+from fieldmark.server.tracking.tracker import RunFacts, final_figures, settings_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wandb_file import records, values

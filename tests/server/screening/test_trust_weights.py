@@ -2,19 +2,18 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgvc_core.flower.records import from_array_record
-from fgvc_core.protocol.settings import FederationSettings, Strategy
+from fgvc_core.components import STRATEGIES
+from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.training.settings import TrainSettings
 from fgvc_core.wire.arrays import TensorSpec
-from fieldmark.server.screening.weights import bounded, share_among
-from fieldmark.server.strategies import SoundReply, make_strategy
+from fieldmark.server.screening.trust import bounded, share_among
+from fieldmark.server.strategies import Aggregation, SoundReply, make_strategy
 
 
 class Told:
@@ -77,7 +76,7 @@ def test_a_claim_beyond_the_share_is_cut_and_said():
                      "weight": 120.0, "share": 0.5}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", get_args(Strategy))
+@pytest.mark.parametrize("name", STRATEGIES.built_in)
 def test_what_a_rule_ignores_is_not_said_to_be_cut(name, tmp_path):
     federation = FederationSettings(strategy=name)
     strategy = make_strategy(federation, TrainSettings(), tmp_path)
@@ -89,8 +88,7 @@ def test_what_a_rule_ignores_is_not_said_to_be_cut(name, tmp_path):
         strategy = make_strategy(federation, TrainSettings(), tmp_path)
         strategy.begin({"w": TensorSpec("float32", (3,))}, 5)
         if not strategy.weighs:
-            arrays, _ = strategy.aggregate_train(1, iter(asked))
-            results.append(from_array_record(arrays)["w"].data)
+            results.append(strategy.aggregate(iter(asked), Aggregation(1, {}))["w"].tobytes())
     assert strategy.weighs == (not results)
     assert not results or results[0] == results[1]
     assert share_among(5, 0.5, weighs=strategy.weighs) == (0.5 if strategy.weighs else 1.0)

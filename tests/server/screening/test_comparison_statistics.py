@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fgvc_core.protocol.settings import FederationSettings
-from fieldmark.server.screening.comparison import UnsoundUpdate, UpdateHistory
-from fieldmark.server.screening.running_statistics import (
+from fieldmark.server.screening.comparison import (
     LARGEST,
+    UnsoundUpdate,
+    UpdateHistory,
     change_of_statistics,
     impossible_statistic,
 )

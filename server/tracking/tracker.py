@@ -1,6 +1,7 @@
 """What a tracker is told: numbers of a round, settings, the end; nothing that no event says."""
 
 import json
+from pathlib import Path
 from typing import Any, Protocol
 
 from fgvc_core.recipe import Recipe
@@ -14,6 +15,25 @@ FINAL = ("top1", "macro_f1", "macro_precision", "macro_recall", "rounds", "best_
          "wall_s", "bytes_up", "bytes_down", "test_examples")  # fmt: skip
 LONGEST = 500
 """Most characters of a setting; a list of 200 classes is longer."""
+
+
+class RunFacts:
+    """What a tracker is told when it opens.
+
+    Args:
+        run_dir: The run's folder.
+        recipe: Its recipe.
+        run: Fieldmark's id of the run, the same when it is gone on with.
+        done: Rounds that are done; what was written of later ones counts no more.
+    """
+
+    def __init__(self, run_dir: Path, recipe: Recipe, run: str, done: int) -> None:
+        self.run_dir = run_dir
+        self.name = run_dir.name
+        self.project = recipe.name
+        self.settings = settings_of(recipe)
+        self.run = run
+        self.done = done
 
 
 class Tracker(Protocol):

@@ -11,7 +11,7 @@ ACTIVE: tuple[State, ...] = ("wanted", "running", "stopping")
 
 
 @dataclass(frozen=True)
-class Conduct:
+class RunRequest:
     """The state of a run.
 
     Attributes:
@@ -30,27 +30,27 @@ class Conduct:
     round: int = 0
     why: str = ""
 
-    def but(self, **changes: Any) -> "Conduct":
+    def but(self, **changes: Any) -> "RunRequest":
         """The same with some fields changed."""
         return replace(self, **changes)
 
 
-def read_conduct(run_dir: Path) -> Conduct:
+def read_run_request(run_dir: Path) -> RunRequest:
     """A run's state; ``none`` where there is none."""
     values = read_json(run_dir / "coordinator" / "conduct.json")
-    return Conduct(**values) if values else Conduct()
+    return RunRequest(**values) if values else RunRequest()
 
 
-def write_conduct(run_dir: Path, conduct: Conduct) -> None:
+def write_run_request(run_dir: Path, request: RunRequest) -> None:
     """Write a run's state."""
-    replace_private_json(run_dir / "coordinator" / "conduct.json", asdict(conduct))
+    replace_private_json(run_dir / "coordinator" / "conduct.json", asdict(request))
 
 
 def active_run(folder: Path) -> Path | None:
     """The folder of the run that is on, if any."""
     for path in sorted((folder / "runs").glob("*/coordinator/conduct.json")):
         run_dir = path.parents[1]
-        if read_conduct(run_dir).state in ACTIVE:
+        if read_run_request(run_dir).state in ACTIVE:
             return run_dir
     return None
 

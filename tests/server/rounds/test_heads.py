@@ -11,7 +11,7 @@ from fgvc_core.models.class_statistics import (
     pack_statistics,
 )
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.rounds.start import FederatedStart
+from fieldmark.server.rounds.heads import FederatedStart
 from fieldmark.server.strategies import SoundReply
 
 CLASSES, DIM, PICTURES = 5, 12, 60
@@ -47,8 +47,8 @@ class Told:
 
 def run(replies, start="lda", **more):
     found = FederatedStart(recipe(start), TENSORS, None, **more)
-    tensors, count = found.run(iter(replies))
-    return found, tensors, count
+    tensors = found.run(iter(replies))
+    return found, tensors, len(found.taken)
 
 
 def signed(reply, value):

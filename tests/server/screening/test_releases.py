@@ -10,7 +10,7 @@ from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.rounds.closed_form import ClosedForm
-from fieldmark.server.screening.class_sums import SumsScreening, too_many_units
+from fieldmark.server.screening.releases import SumsScreening, too_many_units
 
 CLASSES, DIRECTIONS, UNITS = 4, 16, 200
 RECIPE = parse_recipe(
@@ -57,7 +57,8 @@ class Federation:
         self.units = units or dict.fromkeys(SITES, UNITS)
         self.asked, self.out = {}, {}
 
-    def ask(self, phase, model, specs):
+    def ask(self, stage, model, specs):
+        phase = stage.name
         self.asked[phase] = [site for site in SITES if site not in self.out]
         for site in self.asked[phase]:
             sums = honest(site)[phase]
@@ -65,7 +66,7 @@ class Federation:
             values = sums if lie is None else lie(sums)
             yield SimpleNamespace(site=site, tensors={phase: values.astype(np.float32)})
 
-    def leave_out(self, phase, refused):
+    def leave_out(self, stage, refused):
         self.out |= refused
 
     def run(self, needed=1, share=1.0):

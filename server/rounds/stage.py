@@ -1,0 +1,244 @@
+"""The engine: one stage of a run, from the requests to what its replies come to.
+
+Every stage has the same shape: ask, check each reply, aggregate the sound ones, count them against
+the quorum; then the round is void, or its result is taken. What differs is in the stage's entry in
+:mod:`fgvc_core.protocol.stages` and in the :class:`Work` that a caller passes.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from flwr.app import ArrayRecord, Message
+
+from fgvc_core.errors import RunFailed
+from fgvc_core.flower.records import to_array_record
+from fgvc_core.protocol.messages import Request
+from fgvc_core.protocol.stages import Stage
+from fgvc_core.wire.arrays import TensorSpec, pack_all
+from fieldmark.server.screening.checks import Screened
+from fieldmark.server.screening.trust import bounded, share_among
+from fieldmark.server.sites.roll_call import refused_by_all
+from fieldmark.server.strategies import Aggregation, SoundReply
+
+if TYPE_CHECKING:
+    from fieldmark.server.rounds.context import RunContext, Updates
+
+T = TypeVar("T")
+
+VOID_ROUNDS_ALLOWED = 3
+
+
+@dataclass(frozen=True)
+class Work(Generic[T]):
+    """What one stage is run on.
+
+    Attributes:
+        sites: Who is asked, in order.
+        sent: Tensors beside each request, as they travel.
+        aggregate: Takes the sound replies as they come; None where they come to nothing.
+        needed: Fewest sound replies that make a quorum.
+        specs: Tensors of a sound reply; None: the model's.
+        proximal_mu: Weight of the pull towards the received model.
+    """
+
+    sites: list[str]
+    sent: ArrayRecord
+    aggregate: Callable[[Iterator[SoundReply]], T | None]
+    needed: int = 0
+    specs: dict[str, TensorSpec] | None = None
+    proximal_mu: float = 0.0
+
+
+@dataclass(frozen=True)
+class StageResult(Generic[T]):
+    """What a stage came to.
+
+    Attributes:
+        value: What its replies were aggregated to, or None.
+        accepted: Bodies of the sound replies.
+        needed: Fewest of them that make a quorum.
+    """
+
+    value: T | None
+    accepted: list[Screened]
+    needed: int = 0
+
+    @property
+    def void(self) -> bool:
+        """Whether there is no value, or too few replies stand behind it."""
+        return self.value is None or len(self.accepted) < self.needed
+
+
+def run_stage(
+    stage: Stage, number: int, context: "RunContext", updates: "Updates", work: Work[T]
+) -> StageResult[T]:
+    """Ask every site, check each reply as it comes, and aggregate the sound ones.
+
+    Args:
+        stage: Which stage.
+        number: Of the round.
+        context: The run's.
+        updates: Whose screening the replies pass: that of training, or of pre-training.
+        work: What the stage is run on.
+    """
+    context.tally.open(work.sent)
+    requests = [_request(stage, number, context, updates, work, site) for site in work.sites]
+    accepted: list[Screened] = []
+    updates.replies.begin()
+    answers = context.exchange.ask(requests, context.recipe.federation.deadline_s)
+    value = work.aggregate(updates.replies.sound(answers, accepted, work.specs))
+    return StageResult(value, accepted, work.needed)
+
+
+def _request(
+    stage: Stage, number: int, context: "RunContext", updates: "Updates", work: Work[T], site: str
+) -> tuple[Request, Message]:
+    """A site's request, which says what we last saw of its ledger and of its replies."""
+    record = context.trust.of(site)
+    return context.exchange.compose(
+        stage.kind,
+        number,
+        site,
+        work.sent,
+        work.proximal_mu,
+        phase=stage.phase,
+        known_head=str(context.state.ledgers.get(site, [0, ""])[1]),
+        base_round=record["folded"] if updates.keeps else 0,
+        notice=record["notice"],
+    )
+
+
+def run_updates(
+    stage: Stage,
+    number: int,
+    context: "RunContext",
+    updates: "Updates",
+    arrays: ArrayRecord,
+    cohort: list[str],
+    needed: int,
+) -> StageResult[ArrayRecord]:
+    """A stage whose replies are updates of the model that is sent.
+
+    Its updates are compared with earlier ones, weighed, and aggregated by the strategy. Where it
+    is void, the comparison and the strategy are as they were.
+    """
+    strategy = updates.strategy
+    sent = updates.outgoing(arrays)
+    received = updates.outgoing.received(sent)
+    late = updates.late.take(number, received) if updates.late is not None else []
+    updates.history.begin(received, updates.rate(number))
+    beside = strategy.beside()
+    if beside:
+        sent = ArrayRecord({**sent, **to_array_record(pack_all(beside))})
+    federation, events = context.recipe.federation, context.events
+    share = share_among(
+        len(context.exchange.keys), federation.max_weight_share, weighs=strategy.weighs
+    )
+    round_ = Aggregation(number, updates.unpacked(arrays), needed, context.trust.found)
+
+    def aggregate(replies: Iterator[SoundReply]) -> ArrayRecord | None:
+        weighed = bounded(chain(late, replies), share, number, events)
+        tensors = strategy.aggregate(weighed, round_)
+        return None if tensors is None else to_array_record(pack_all(tensors))
+
+    specs = strategy.expected(updates.specs)
+    work = Work(cohort, sent, aggregate, needed, specs, strategy.proximal_mu)
+    result = run_stage(stage, number, context, updates, work)
+    context.trust.close(number)
+    if not result.void:
+        assert result.value is not None
+        updates.history.close(updates.unpacked(result.value))
+    return result
+
+
+def sites_in_use(context: "RunContext", sites: list[str], number: int) -> list[str]:
+    """The sites that can be asked.
+
+    Raises:
+        RunFailed: if every site has been set aside.
+    """
+    left = context.trust.in_use(sites)
+    if not left:
+        raise RunFailed(
+            f"Round {number}: every site has been set aside.",
+            why="Each sent unsound replies federation.set_aside_after times in a row.",
+            remedy="The run's events.jsonl says what was wrong with them; the bounds are in "
+            "[federation].",
+        )
+    return left
+
+
+def void_round(
+    number: int, context: "RunContext", updates: "Updates", accepted: int, needed: int
+) -> None:
+    """A round found too few sound replies: the model stays as it was.
+
+    Raises:
+        PolicyRefusal: if all that came were sites' refusals.
+        RunFailed: if it is the third in a row.
+    """
+    state, events, refusals = context.state, context.events, updates.replies.refusals
+    context.tally.close()
+    if updates.history.void():
+        events.emit("screening_reset", round=number)
+    state.void_rounds += 1
+    events.emit("round_void", round=number, accepted=accepted, needed=needed)
+    if not accepted and refusals:
+        raise refused_by_all(refusals)
+    if state.void_rounds >= VOID_ROUNDS_ALLOWED:
+        raise RunFailed(
+            f"Round {number} found {accepted} sound replies of {needed} needed, "
+            f"{state.void_rounds} times in a row.",
+            why="The model was left as it was.",
+            remedy="The run's events.jsonl says why replies were refused; "
+            "--resume goes on from the last checkpoint.",
+        )
+
+
+def finish_round(
+    number: int,
+    context: "RunContext",
+    arrays: ArrayRecord,
+    cohort: list[str],
+    accepted: list[Screened],
+    started: float,
+) -> dict[str, Any]:
+    """A round counts.
+
+    Args:
+        number: Of the round.
+        context: The run's.
+        arrays: The new model. Two runs whose models are equal to the bit have equal digests of
+            them, round by round.
+        cohort: Sites that were asked.
+        accepted: Bodies of the sound replies.
+        started: When it began, by the monotonic clock.
+
+    Returns:
+        Its entry in ``history`` in ``metrics.json``; without scores yet.
+    """
+    context.state.void_rounds = 0
+    received, sent = context.tally.close()
+    losses = [(r.reply.loss, r.reply.examples) for r in accepted if r.reply.loss is not None]
+    weight = sum(examples for _, examples in losses)
+    digests = context.exchange.digests(arrays)
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return {
+        "round": number,
+        "top1": None,
+        "macro_f1": None,
+        "loss": sum(loss * n for loss, n in losses) / weight if weight else None,
+        "val_top1": None,
+        "val_loss": None,
+        "seconds": round(time.monotonic() - started, 3),
+        "bytes_up": received,
+        "bytes_down": sent,
+        "cohort": len(cohort),
+        "accepted": len(accepted),
+        "refused": len(cohort) - len(accepted),
+        "model": hashlib.sha256(lines.encode()).hexdigest(),
+    }

@@ -13,12 +13,12 @@ from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.protocol.messages import Reply, Request, Scores, new_nonce
 from fgvc_core.recipe import Recipe, parse_recipe
+from fieldmark.client.job import echo
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.outbox import Payload
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site, write_settings
-from fieldmark.client.workspace import echo
 
 TENSORS = {"w": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)}
 

@@ -24,6 +24,7 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.envelope import Sealed, seal
 from fgvc_core.protocol.keys import SIGNATURE_BYTES
 from fgvc_core.protocol.messages import PrivacyStatement, Reply, Request, fixed_seconds
+from fgvc_core.protocol.stages import ROLL_CALL
 from fgvc_core.protocol.validation import ValidationReply
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
@@ -74,9 +75,7 @@ class Gate:
         Raises:
             PolicyRefusal: naming the policy's line that says no.
         """
-        self.admission.check_memory(request)
-        privacy = self.admission.protection(recipe)
-        self.admission.check_approval(request, recipe.name)
+        privacy = self.admit(request, recipe)
         if privacy is not None:
             events = plan_for(privacy, recipe.federation.rounds)
             self._announce(request, recipe, recipe.name, privacy, events)
@@ -257,7 +256,7 @@ class Gate:
         policy = self._policy
         self.check_leaving(_specs_of(tensors), encode)
         allowed = reply
-        if request.kind != "roll_call":
+        if request.kind != ROLL_CALL.kind:
             if policy.demand:
                 raise PolicyRefusal(f"{policy.demand}: this reply is not protected.")
             self.admission.check_approval(request, "of this reply")

@@ -59,6 +59,7 @@ from fgvc_core.protocol.envelope import Sealed, check_signature
 from fgvc_core.protocol.keys import PublicKey, fingerprint
 from fgvc_core.protocol.ledger_statement import LedgerStatement, SeenRun, read_statement
 from fgvc_core.protocol.messages import PrivacyStatement, Reply
+from fgvc_core.protocol.stages import ROLL_CALL
 from fgvc_core.protocol.validation import ValidationReply
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
@@ -187,7 +188,7 @@ def recover_ledger(
             plan, (recipe, privacy) = run.plan, run.new
             gate.write_plan(plan.run, plan.recipe_digest, recipe, plan.name, privacy, plan.events)
     charged = {run.plan.run: run.missing() for run in runs if run.missing()}
-    bare = any(reply.kind != "roll_call" and reply.privacy is None for reply, _ in seen)
+    bare = any(reply.kind != ROLL_CALL.kind and reply.privacy is None for reply, _ in seen)
     ledger.note(
         "recovered",
         {
@@ -249,7 +250,7 @@ def _runs(
         reservations = length - max(reply.ledger_length, common) + unanswered
         if known is not None:
             found.append(_Run(known, None, stated, reservations, reply.ledger_length))
-        elif reply.privacy is not None or reply.kind == "roll_call":
+        elif reply.privacy is not None or reply.kind == ROLL_CALL.kind:
             made = _plan_of(gate, statement, reply, stated)
             if made is not None:
                 found.append(_Run(*made, stated, reservations, reply.ledger_length))

@@ -62,7 +62,6 @@ class Gate:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._policy = site.settings.policy
-        self._outbox = Outbox(site.home)
         self.ledger = Ledger(site.home, site.data_binding, site.name)
         self.admission = Admission(site, self.ledger)
 
@@ -203,7 +202,7 @@ class Gate:
             PolicyRefusal: if it may not be answered.
             PeerError: if the run was not announced with the request's recipe.
         """
-        digest = request_digest(request)
+        digest, outbox = request_digest(request), Outbox(self._site.home)
         self.admission.check_memory(request)
         self.admission.check_approval(request, recipe.name)
         plan = self.ledger.plan(request.run)
@@ -211,8 +210,8 @@ class Gate:
             raise PeerError(f"Run '{request.run}' was never announced to this site.")
         self.ledger.check_reading(units_digest(self._site, recipe))
         self.check_leaving(specs or {}, encode)
-        with self._outbox.alone(digest):
-            payload = self._outbox.find(digest)
+        with outbox.alone(digest):
+            payload = outbox.find(digest)
             if payload is None and self.ledger.was_sent(request.run, digest):
                 raise PolicyRefusal(
                     "The stored reply to this request is gone.",
@@ -227,7 +226,7 @@ class Gate:
                     )
             if payload is None:
                 payload = work()
-                self._outbox.store(digest, payload)
+                outbox.store(digest, payload)
             packed = self._encoded(payload.tensors, encode)
             reply = self._reply(request, payload.fields, form)
             # Once it is written down that this reply may leave, a copy of before is an old one.

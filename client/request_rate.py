@@ -15,6 +15,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fgvc_core.files import FILE_MODE, replace_private_json
+from fgvc_core.protocol.stages import ROLL_CALL
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.ledger import FILE as LEDGER
 
@@ -59,7 +60,7 @@ class RequestRate:
                 self._tell_of_ledger(before, size_mb)
                 return False
             counted = {"requests": before.requests + 1, "roll_calls": before.roll_calls}
-            counted["roll_calls"] += kind == "roll_call"
+            counted["roll_calls"] += kind == ROLL_CALL.kind
             self._keep(before.model_copy(update=counted))
         return self._within(counted, kind)
 
@@ -74,7 +75,7 @@ class RequestRate:
         self._keep(before.model_copy(update={"ledger_told": True}))
 
     def _within(self, counted: Mapping[str, int], kind: str) -> bool:
-        names = ["requests", *(["roll_calls"] if kind == "roll_call" else [])]
+        names = ["requests", *(["roll_calls"] if kind == ROLL_CALL.kind else [])]
         for name in names:
             most = getattr(self.limits, f"{name}_per_day")
             if counted[name] > most:

@@ -31,6 +31,7 @@ from fgvc_core.protocol.messages import (
     fixed_seconds,
     seal,
 )
+from fgvc_core.protocol.stages import ROLL_CALL
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, pack_all, spec_of
 from fgvc_core.wire.codec import packed_bytes
@@ -67,7 +68,6 @@ class Gate:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._policy = site.settings.policy
-        self._outbox = Outbox(site.home)
         self.ledger = Ledger(site.home, site.data_binding, site.name)
         self.admission = Admission(site, self.ledger)
 
@@ -80,9 +80,7 @@ class Gate:
         Raises:
             PolicyRefusal: naming the policy's line that says no.
         """
-        self.admission.check_memory(request)
-        privacy = self.admission.protection(recipe)
-        self.admission.check_approval(request, recipe.name)
+        privacy = self.admit(request, recipe)
         if privacy is not None:
             events = plan_for(privacy, recipe.federation.rounds)
             self._announce(request, recipe, recipe.name, privacy, events)
@@ -210,7 +208,7 @@ class Gate:
             PolicyRefusal: if it may not be answered.
             PeerError: if the run was not announced with the request's recipe.
         """
-        digest = request_digest(request)
+        digest, outbox = request_digest(request), Outbox(self._site.home)
         self.admission.check_memory(request)
         self.admission.check_approval(request, recipe.name)
         plan = self.ledger.plan(request.run)
@@ -218,8 +216,8 @@ class Gate:
             raise PeerError(f"Run '{request.run}' was never announced to this site.")
         self.ledger.check_reading(units_digest(self._site, recipe))
         self.check_leaving(specs or {}, encode)
-        with self._outbox.alone(digest):
-            payload = self._outbox.find(digest)
+        with outbox.alone(digest):
+            payload = outbox.find(digest)
             if payload is None and self.ledger.was_sent(request.run, digest):
                 raise PolicyRefusal(
                     "The stored reply to this request is gone.",
@@ -234,7 +232,7 @@ class Gate:
                     )
             if payload is None:
                 payload = work()
-                self._outbox.store(digest, payload)
+                outbox.store(digest, payload)
             packed = self._encoded(payload.tensors, encode)
             reply = self._reply(request, payload.fields, form)
             # Once it is written down that this reply may leave, a copy of before is an old one.
@@ -263,7 +261,7 @@ class Gate:
         policy = self._policy
         self.check_leaving(_specs_of(tensors), encode)
         allowed = reply
-        if request.kind != "roll_call":
+        if request.kind != ROLL_CALL.kind:
             if policy.demand:
                 raise PolicyRefusal(f"{policy.demand}: this reply is not protected.")
             self.admission.check_approval(request, "of this reply")

@@ -64,6 +64,7 @@ from fgvc_core.protocol.messages import (
     ValidationReply,
     check_signature,
 )
+from fgvc_core.protocol.stages import ROLL_CALL
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
 from fieldmark.client.privacy.data_claims import Register
@@ -191,7 +192,7 @@ def recover_ledger(
             plan, (recipe, privacy) = run.plan, run.new
             gate.write_plan(plan.run, plan.recipe_digest, recipe, plan.name, privacy, plan.events)
     charged = {run.plan.run: run.missing() for run in runs if run.missing()}
-    bare = any(reply.kind != "roll_call" and reply.privacy is None for reply, _ in seen)
+    bare = any(reply.kind != ROLL_CALL.kind and reply.privacy is None for reply, _ in seen)
     ledger.note(
         "recovered",
         {
@@ -253,7 +254,7 @@ def _runs(
         reservations = length - max(reply.ledger_length, common) + unanswered
         if known is not None:
             found.append(_Run(known, None, stated, reservations, reply.ledger_length))
-        elif reply.privacy is not None or reply.kind == "roll_call":
+        elif reply.privacy is not None or reply.kind == ROLL_CALL.kind:
             made = _plan_of(gate, statement, reply, stated)
             if made is not None:
                 found.append(_Run(*made, stated, reservations, reply.ledger_length))

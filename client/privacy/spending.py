@@ -21,6 +21,7 @@ from fgvc_core.privacy.accountant import (
 )
 from fgvc_core.privacy.odometer import Rule, all_orders, choose_rule, total_cost
 from fgvc_core.privacy.settings import Unit
+from fgvc_core.protocol.stages import ROLL_CALL
 from fieldmark.client.privacy.chain import RESTORE, TORN, Entry
 
 Key = tuple[Purpose, float, float]
@@ -226,7 +227,7 @@ class Spending:
 
     def _send(self, values: "_Sent") -> None:
         self._sent.add((values.run, values.request))
-        told = values.code == "ok" and values.what != "roll_call"
+        told = values.code == "ok" and values.what != ROLL_CALL.kind
         self.unprotected += told and not values.protected
 
     def _tear(self) -> None:

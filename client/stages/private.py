@@ -13,7 +13,7 @@ from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.accountant import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, STAGES, TRAIN
+from fgvc_core.protocol.stages import CENTRE, PERSONAL, PRETRAIN, SCORE, STAGES, TRAIN
 from fgvc_core.training.compatibility import validate_private
 from fgvc_core.training.loop import Stretch
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
@@ -108,7 +108,7 @@ def _specs_of_answer(
             "'gradients'.",
         )
     classes, directions = received["head.weight"].shape
-    shape = (directions,) if event.purpose == "centre" else (classes, directions + 1)
+    shape = (directions,) if job.stage is CENTRE else (classes, directions + 1)
     return {event.purpose: TensorSpec("float32", shape)}
 
 

@@ -1,12 +1,17 @@
 """What a site keeps of announcements is bounded, whatever a coordinator announces."""
 
 import os
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+from pydantic import field_validator
 
-from fgvc_core.errors import PeerError
+from fgvc_core.configuration import Settings
+from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
+from fgvc_core.registry import OpenSettings, Registry
 from fieldmark.client import announced as state
-from fieldmark.client.announced import read_announced, recall, remember
+from fieldmark.client.announced import read_announced, read_announcement, recall, remember
 
 from .protected_sites import announce, answer, ledger_of, make_site, request, steps
 
@@ -71,3 +76,48 @@ def test_where_none_may_go_the_new_run_is_refused_and_nothing_is_lost(tmp_path, 
         hear(site, recipe, "run-2", 2)
     assert names(site) == ["run-0", "run-1"]
     hear(site, recipe, "run-1", 3)
+
+
+GATES: Registry[Any] = Registry("gate", "fieldmark.gates", {"none": "math", "secret": "math"})
+TERMS: Registry[Any] = Registry("term", "fieldmark.terms")
+
+
+class Section(OpenSettings):
+    chosen: ClassVar = {"gate": GATES}
+    added: ClassVar = TERMS
+    gate: str = "none"
+
+    @field_validator("gate")
+    @classmethod
+    def _installed(cls, name: str) -> str:
+        return GATES.check(name)
+
+
+class Small(Settings):
+    model: Section = Section()
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "group"),
+    [
+        ('[model]\ngate = "coordinate"', "gate 'coordinate'", "fieldmark.gates"),
+        ("[model.focal]\ngamma = 2.0", "term 'focal'", "fieldmark.terms"),
+    ],
+)
+def test_a_component_that_is_not_installed_here_is_refused_by_its_name(
+    monkeypatch, text, what, group
+):
+    monkeypatch.setattr(state, "Recipe", Small)
+    with pytest.raises(PolicyRefusal) as refused:
+        read_announcement(SimpleNamespace(recipe=text, recipe_digest=""))
+    assert what in refused.value.what
+    assert group in refused.value.what
+    # What else is installed here is nobody's to know.
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["[model]\ngate = 3", "[model]\nfocal = 2.0", "no TOML"])
+def test_what_is_wrong_with_a_recipe_otherwise_is_not_taken_for_a_component(monkeypatch, text):
+    monkeypatch.setattr(state, "Recipe", Small)
+    with pytest.raises(ConfigurationError):
+        read_announcement(SimpleNamespace(recipe=text, recipe_digest=""))

@@ -1,4 +1,4 @@
-"""``fieldmark export kit``: one file by which an outside site checks a model."""
+"""``fieldmark export kit`` and ``read-reply``: an outside site checks a model."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fgvc_core.commands.terminal import Json
+from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.keys import PrivateKey
@@ -77,6 +78,41 @@ def kit(
     typer.echo(f"kit: {out} ({told['bytes']:,} bytes), {body.kit}")
     shown = short_fingerprint(signer.public_key())
     typer.echo(f"signed by {shown}: tell the outside site by another way than the file")
+
+
+def read_reply(
+    kit: Annotated[Path, typer.Argument(help="The kit that was sent.")],
+    reply: Annotated[Path, typer.Argument(help="The file that came back.")],
+    signer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FINGERPRINT",
+            help="Of the site's key, as it was told to you by another way than the file.",
+        ),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Check an outside site's answer to a kit, and print what it says.
+
+    Exit code 5 if its signature does not hold, is another key's than --signer, or it answers
+    another kit.
+
+    Example: fieldmark export read-reply model.kit clinic.reply --signer "9a31 ..."
+    """
+    from fgvc_core.export.kit_reply import read_kit_reply, reply_in_words
+    from fgvc_core.protocol.keys import short_form
+
+    found = read_kit_reply(kit, reply, signer)
+    if json_:
+        told = found.reply.model_dump(mode="json")
+        typer.echo(
+            json.dumps({"signer": found.signer, "expected": found.expected, **told}, indent=1)
+        )
+        return
+    for line in reply_in_words(found.reply):
+        typer.echo(visible(line))
+    trust = "the expected key" if found.expected else "compare with what the site has told you"
+    typer.echo(f"signed by {short_form(found.signer)} ({trust})")
 
 
 def _signer(checkpoint: Path, key: Path | None) -> "PrivateKey":

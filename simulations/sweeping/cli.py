@@ -96,7 +96,7 @@ def _telling(points: "tuple[Point, ...]", out: Path) -> "Iterator[Done]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
-    from fieldmark.simulations.sweeping.runner import finished, run_dir
+    from fieldmark.simulations.sweeping.table import finished, run_dir
 
     console = Console(stderr=True)
     columns = (

@@ -5,7 +5,6 @@ reported on, resumed or compared by itself. Nothing else has to be remembered: a
 when its folder says so. Only failures are written beside, in ``failures.json``.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -22,9 +21,9 @@ from fgvc_core.recipe import differences, filled_like, load_recipe
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import run_with
 from fieldmark.simulations.sweeping.axes import Point
+from fieldmark.simulations.sweeping.table import FAILURES, finished, read_failures, run_dir
 from fieldmark.simulations.workers import available_cores, hired
 
-FAILURES = "failures.json"
 Done = Callable[[Point, float], None]
 """Called with each run that has ended, and the seconds it took; 0 if it was done before."""
 
@@ -63,31 +62,6 @@ def run_points(
             why="Two would write into the same runs.",
             remedy="Wait for it, or name another folder (--out).",
         ) from None
-
-
-def run_dir(out: Path, point: Point) -> Path:
-    """Where a point's run is."""
-    return out / "runs" / point.name
-
-
-def read_failures(out: Path) -> dict[str, dict[str, Any]]:
-    """Run's name -> ``what`` failed and its ``exit_code``."""
-    path = out / FAILURES
-    found: dict[str, dict[str, Any]] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    )
-    return found
-
-
-def finished(folder: Path) -> dict[str, Any] | None:
-    """A run's metrics if it came to its end, else None."""
-    path = folder / "metrics.json"
-    if not path.is_file():
-        return None
-    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    # The last that is written of a run is what was measured beside it.
-    ended = metrics.get("stopped") in ("rounds", "patience") and "pixel_baseline" in metrics
-    return metrics if ended else None
 
 
 def _run_all(

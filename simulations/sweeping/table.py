@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 
 from fgvc_core.privacy.claims import read_claim
 from fieldmark.simulations.sweeping.axes import Axis, Point
-from fieldmark.simulations.sweeping.runner import finished, read_failures, run_dir
 
 FIGURES = ("top1", "macro_f1", "sites_top1", "epsilon", "bytes", "rounds", "seconds")
 """What is read of each run: shares of 1; the largest site's epsilon of the run; bytes both
 ways over all rounds and sites; rounds that were run; wall-clock seconds."""
+
+FAILURES = "failures.json"
+"""In the sweep's folder: the runs that failed."""
 
 Row = dict[str, Any]
 
@@ -101,3 +104,28 @@ def _csv(columns: list[str], rows: Iterable[Row]) -> str:
     for row in rows:
         writer.writerow({name: "" if row[name] is None else row[name] for name in columns})
     return text.getvalue()
+
+
+def run_dir(out: Path, point: Point) -> Path:
+    """Where a point's run is."""
+    return out / "runs" / point.name
+
+
+def read_failures(out: Path) -> dict[str, dict[str, Any]]:
+    """Run's name -> ``what`` failed and its ``exit_code``."""
+    path = out / FAILURES
+    found: dict[str, dict[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    )
+    return found
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """A run's metrics if it came to its end, else None."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return None
+    metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # The last that is written of a run is what was measured beside it.
+    ended = metrics.get("stopped") in ("rounds", "patience") and "pixel_baseline" in metrics
+    return metrics if ended else None

@@ -8,8 +8,11 @@ import sys
 import time
 
 import pytest
+from tests_recipe import TINY
 
 from fieldmark.server.run_log.checkpoint import read_checkpoint
+
+SETS = ("--set=federation.rounds=3", "--set=data.fieldmarks_train=300")
 
 
 def command(*arguments):
@@ -34,13 +37,22 @@ def final(run):
     return tensors, history, {k: metrics[k] for k in ("top1", "macro_f1", "best_round", "stopped")}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A recipe's file, and the run of it that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.toml").write_text(TINY)
+    run = command(folder / "tiny.toml", "--out", folder / "run", *SETS)
+    subprocess.run(run, check=True, capture_output=True)
+    return folder / "tiny.toml", folder / "run"
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_stopped_run_goes_on_to_the_same_bits(tiny_file, tmp_path, sign):
-    sets = ["--set=federation.rounds=3", "--set=data.fieldmarks_train=300"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    subprocess.run(command(tiny_file, "--out", whole, *sets), check=True, capture_output=True)
+def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, sign):
+    recipe, unstopped = whole
+    stopped = tmp_path / "stopped"
     process = subprocess.Popen(
-        command(tiny_file, "--out", stopped, *sets),
+        command(recipe, "--out", stopped, *SETS),
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -58,16 +70,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_file, tmp_path, sign):
     assert json.loads(metadata["state"])["round"] in (1, 2)
     assert json.loads((stopped / "metrics.json").read_text())["stopped"] == "interrupted"
     subprocess.run(
-        command(tiny_file, "--out", stopped, "--resume", *sets), check=True, capture_output=True
+        command(recipe, "--out", stopped, "--resume", *SETS), check=True, capture_output=True
     )
-    assert final(stopped) == final(whole)
+    assert final(stopped) == final(unstopped)
 
 
-def test_another_recipe_is_not_resumed(tiny_file, tmp_path):
-    out = tmp_path / "run"
-    one = ["--set=federation.rounds=1"]
-    subprocess.run(command(tiny_file, "--out", out, *one), check=True, capture_output=True)
-    two = command(tiny_file, "--out", out, "--resume", "--set=federation.rounds=2")
-    done = subprocess.run(two, capture_output=True, text=True, check=False)
+def test_another_recipe_is_not_resumed(whole):
+    recipe, run = whole
+    four = command(recipe, "--out", run, "--resume", *SETS, "--set=federation.rounds=4")
+    done = subprocess.run(four, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "federation.rounds was 1, is 2" in done.stderr.replace("\n", " ")
+    assert "federation.rounds was 3, is 4" in done.stderr.replace("\n", " ")

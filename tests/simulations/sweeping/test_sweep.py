@@ -19,8 +19,14 @@ from fieldmark.simulations.sweeping import runner
 from fieldmark.simulations.sweeping.axes import Axis, plan_points, read_axes, read_axis
 from fieldmark.simulations.sweeping.figure import Horizontal, Mark, Series, draw
 from fieldmark.simulations.sweeping.page import number, share, write_sweep
-from fieldmark.simulations.sweeping.runner import finished, read_failures, run_dir, run_points
-from fieldmark.simulations.sweeping.table import FIGURES, summarise
+from fieldmark.simulations.sweeping.runner import run_points
+from fieldmark.simulations.sweeping.table import (
+    FIGURES,
+    finished,
+    read_failures,
+    run_dir,
+    summarise,
+)
 
 ALPHA = "partition.alpha=0.5,5"
 

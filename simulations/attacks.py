@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, Message
 from fgvc_core.flower.records import to_array_record, to_content
 from fgvc_core.privacy.class_sums import sums_bound
 from fgvc_core.protocol.messages import Reply, Request, Sealed, seal
+from fgvc_core.protocol.stages import CLASS_SUMS, stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed
@@ -80,7 +81,7 @@ class Attackers:
         """Whether this request will be answered with an attack."""
         scenario = self._scenario
         return (
-            (request.kind == "train" or request.phase in RELEASED)
+            (stage_of(request).carries == "update" or request.phase in RELEASED)
             and scenario.attack != "none"
             and site in self.homes
             and request.round >= scenario.first_round
@@ -161,7 +162,9 @@ class Attackers:
         privacy = self._recipe.privacy
         if privacy is None or mine.request.phase not in RELEASED:
             return 0.0
-        bound = sums_bound(privacy.count_coordinate) if mine.request.phase == "class-sums" else 1.0
+        bound = 1.0
+        if stage_of(mine.request) is CLASS_SUMS:
+            bound = sums_bound(privacy.count_coordinate)
         return bound * Site.open(self.homes[mine.site]).settings.data.units
 
 

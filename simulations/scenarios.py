@@ -17,6 +17,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.flower.internals import give_id
 from fgvc_core.protocol.messages import Request
+from fgvc_core.protocol.stages import stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed
@@ -170,7 +171,7 @@ class FaultyGrid(InProcessGrid):
         return 2 * 8 * nbytes / (self._scenario.slow_mbit_s * 1e6)
 
     def _fate(self, request: Request, site: str) -> str:
-        if request.kind != "train":
+        if stage_of(request).carries != "update":
             return ""
         if request.round not in self._fates:
             self._fates[request.round] = self._draw_fates(request.round)

@@ -9,11 +9,24 @@ from pydantic import field_validator
 
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
+from fgvc_core.protocol.messages import seal
 from fgvc_core.registry import OpenSettings, Registry
 from fieldmark.client import announced as state
 from fieldmark.client.announced import read_announced, read_announcement, recall, remember
+from fieldmark.client.job import Incoming
+from fieldmark.client.job import answer as respond
 
-from .protected_sites import announce, answer, ledger_of, make_site, request, steps
+from .protected_sites import (
+    COORDINATOR,
+    announce,
+    answer,
+    ledger_of,
+    make_site,
+    opened,
+    request,
+    steps,
+    unprotected,
+)
 
 
 def call(recipe, run):
@@ -121,3 +134,23 @@ def test_what_is_wrong_with_a_recipe_otherwise_is_not_taken_for_a_component(monk
     monkeypatch.setattr(state, "Recipe", Small)
     with pytest.raises(ConfigurationError):
         read_announcement(SimpleNamespace(recipe=text, recipe_digest=""))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (('attention = "spatial"', 'attention = "coordinate"'), "attention 'coordinate'"),
+        (("[loss]", "[loss.focal]\ngamma = 2.0\n\n[loss]"), "loss 'focal'"),
+        (('strategy = "fedavg"', 'strategy = "fedbest"'), "strategy 'fedbest'"),
+    ],
+)
+def test_the_roll_call_names_the_component_that_is_missing_here(tmp_path, changes, what):
+    site, recipe = make_site(tmp_path, privacy="optional"), unprotected("model.attention=spatial")
+    text = recipe.announced.to_toml().replace(*changes)
+    assert text != recipe.announced.to_toml()
+    body = request(recipe, "roll_call", "run-1", 0, recipe=text, class_names=("a", "b"))
+    departure = respond(site.home, Incoming(seal(COORDINATOR, body), {}))
+    reply = opened(site, departure)
+    assert reply.code == "refused-policy"
+    assert what in reply.reason
+    assert names(site) == []

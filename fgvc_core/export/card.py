@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy.stats import binomtest
 
 from fgvc_core.errors import DataError
 from fgvc_core.export.folder import snippet
@@ -23,7 +24,6 @@ from fgvc_core.words import markdown_cell as _cell
 from fgvc_core.words import visible_lines
 
 _FEW = 5
-_Z95 = 1.959963984540054
 
 UNSTATED = "other"
 
@@ -194,17 +194,15 @@ def _metric_rows(
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share among so many independent trials.
+    """The 95 % score interval (low, high) of a share among ``count`` independent trials.
 
     Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
 
     >>> [round(end, 4) for end in wilson(0.5, 100)]
     [0.4038, 0.5962]
     """
-    z2 = _Z95**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    reach = _Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(middle - reach, 0.0), min(middle + reach, 1.0)
+    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def _interval_note(evaluation: dict[str, Any] | None) -> str:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr, softmax
 
 Method = Literal["entropy", "margin", "core-set", "random"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -22,14 +23,13 @@ Scores = NDArray[np.float64]
 
 def entropy(logits_NK: NDArray[np.float32]) -> Scores:
     """float64 (N,): entropy of the predicted shares, in nats, 0 to log K; high is unsure."""
-    log_NK = _log_shares(logits_NK)
-    found: Scores = -(np.exp(log_NK) * log_NK).sum(axis=1)
+    found: Scores = entr(softmax(logits_NK.astype(np.float64), axis=1)).sum(axis=1)
     return found
 
 
 def margin(logits_NK: NDArray[np.float32]) -> Scores:
     """float64 (N,): share of the likeliest class less the next one's, 0 to 1; low is unsure."""
-    shares_NK = np.exp(_log_shares(logits_NK))
+    shares_NK = softmax(logits_NK.astype(np.float64), axis=1)
     if shares_NK.shape[1] < 2:
         return np.ones(len(shares_NK))
     first_N2 = np.partition(shares_NK, -2, axis=1)[:, -2:]
@@ -108,13 +108,6 @@ def pick(
         order_N = np.argsort(-scores_N, kind="stable")
     chosen = order_N[:count]
     return chosen.astype(np.int64), scores_N[chosen]
-
-
-def _log_shares(logits_NK: NDArray[np.float32]) -> Scores:
-    shifted_NK = logits_NK.astype(np.float64)
-    shifted_NK -= shifted_NK.max(axis=1, keepdims=True)
-    found: Scores = shifted_NK - np.log(np.exp(shifted_NK).sum(axis=1, keepdims=True))
-    return found
 
 
 def _distances(vectors_ND: Scores, centre_D: Scores) -> Scores:

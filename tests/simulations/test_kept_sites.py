@@ -66,7 +66,7 @@ def test_what_a_failed_start_made_is_removed_and_what_was_there_stays(
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("fieldmark.simulations.simulate.write_home", full)
+    monkeypatch.setattr("fieldmark.simulations.folders.write_home", full)
     with pytest.raises(OSError, match="No space"):
         lay_out(replace(plan, out=tmp_path / "second"), wider)
     assert not (tmp_path / "second").exists()

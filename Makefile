@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := OMP_NUM_THREADS=1
+# A file's tests stay together; tests/longest.py says which files begin.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-deployment soak lint bench house clean
 
@@ -16,10 +18,10 @@ demo: $(STAMP)
 	$(RUN) $(BIN)/fieldmark simulate simulations/recipes/demo.toml
 
 test: $(STAMP)
-	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(RUN) $(BIN)/python -m pytest $(TWO) -m "not slow"
 
 test-slow: $(STAMP)
-	$(RUN) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(RUN) $(BIN)/python -m pytest $(TWO) -m slow
 
 test-deployment: $(STAMP)
 	$(RUN) $(BIN)/python -m pytest -m deployment

@@ -12,11 +12,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+from longest import LONGEST
 from tests_recipe import TINY
 
 from fgvc_core.recipe import Recipe, parse_recipe
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first, in the order of ``longest.py``; the others keep theirs."""
+    tests = Path(__file__).parent
+    place = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,21 +10,8 @@ from fgvc_core.configuration import refuse_paths
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.models.weights import by_digest, resolve_weights
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.deployment import launching
 from fieldmark.server.deployment.launching import launch
-from fieldmark.server.deployment.provisioning import add_site, init_server
-from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.home import CoordinatorHome
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A coordinator's folder with one site, taken for up."""
-    made = tmp_path / "federation"
-    init_server(made, DeploymentSettings(hosts=("127.0.0.1",)))
-    add_site(made, "lyon")
-    monkeypatch.setattr(launching, "_check_up", lambda folder: None)
-    return made
 
 
 @pytest.fixture

@@ -1,0 +1,21 @@
+"""The files of tests that take longest, from the longest on.
+
+They begin first: two workers share the suite file by file, and one that began a long file last
+would leave the other idle.
+"""
+
+LONGEST = (
+    "simulations/test_front_door.py",
+    "client/test_blindness.py",
+    "simulations/test_superlink.py",
+    "test_freeze.py",
+    "simulations/test_superlink_faults.py",
+    "simulations/test_scenarios.py",
+    "simulations/test_walkthrough.py",
+    "simulations/test_interruption.py",
+    "simulations/test_three_layouts.py",
+    "simulations/test_restore_drill.py",
+    "simulations/test_superlink_interruption.py",
+    "simulations/test_run.py",
+    "test_library.py",
+)

@@ -1,0 +1,17 @@
+"""What tests of the coordinator's deployment share."""
+
+import pytest
+
+from fieldmark.server.deployment import launching
+from fieldmark.server.deployment.provisioning import add_site, init_server
+from fieldmark.server.deployment.settings import DeploymentSettings
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A coordinator's folder with one site, taken for up."""
+    made = tmp_path / "federation"
+    init_server(made, DeploymentSettings(hosts=("127.0.0.1",)))
+    add_site(made, "lyon")
+    monkeypatch.setattr(launching, "_check_up", lambda folder: None)
+    return made

@@ -7,7 +7,7 @@ RUN := OMP_NUM_THREADS=1
 # A file's tests stay together; tests/longest.py says which files begin.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-deployment soak lint bench house clean
+.PHONY: demo test test-slow test-deployment soak lint bench house map clean
 
 # make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
 MINUTES ?= 30
@@ -48,6 +48,9 @@ bench: $(STAMP)
 
 house: $(STAMP)
 	$(RUN) $(BIN)/python tests/house.py
+
+map: $(STAMP)
+	$(BIN)/python tests/house.py --map
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
     python tests/house.py            # a table
     python tests/house.py --json
+    python tests/house.py --map      # writes docs/map.md: each file and its first sentence
 
 Counted are the packages that are installed, not the tests. A chain is the longest path in the graph
 of module-level imports inside the project (modules that import one another in a circle count as
@@ -218,7 +219,26 @@ def measure():
     }
 
 
+def file_map():
+    """The text of ``docs/map.md``: every file by room, with the first sentence of its docstring."""
+    rooms = defaultdict(list)
+    for path in module_files().values():
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        sentence = " ".join(text.split("\n\n")[0].split())
+        rooms[path.parent.relative_to(ROOT).as_posix()].append((path.name, sentence))
+    lines = ["# Map of the files", "", "Written by `make map` from the docstrings; not by hand."]
+    for room in sorted(rooms):
+        files = sorted(rooms[room])
+        lines += ["", f"## {room}/"]
+        lines += ["", *(said for name, said in files if name == "__init__.py" and said)]
+        lines += ["", *(f"- `{name}`: {said}" for name, said in files if name != "__init__.py")]
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments):
+    if "--map" in arguments:
+        (ROOT / "docs" / "map.md").write_text(file_map(), encoding="utf-8")
+        return
     figures = measure()
     if "--json" in arguments:
         print(json.dumps(figures, indent=1))

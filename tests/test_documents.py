@@ -8,6 +8,7 @@ import pytest
 import typer
 
 import fieldmark.cli
+from house import file_map
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -62,3 +63,19 @@ def test_every_command_on_a_page_exists_with_its_options(words):
     known = {option for parameter in command.params for option in parameter.opts}
     options = [word.split("=")[0] for word in words if word.startswith("--")]
     assert [option for option in options if option not in known] == []
+
+
+def test_the_map_of_files_is_what_the_docstrings_say():
+    assert (ROOT / "docs" / "map.md").read_text() == file_map(), "run: make map"
+
+
+def test_every_source_file_that_a_page_names_is_there():
+    dead = []
+    for page in PAGES:
+        for path in re.findall(
+            r"`((?:client|server|simulations|fgvc_core)/[\w/]+\.\w+)", page.read_text()
+        ):
+            # Tests of a room are named by the same folders.
+            if not (ROOT / path).exists() and not (ROOT / "tests" / path).exists():
+                dead.append(f"{page.name}: {path}")
+    assert dead == []

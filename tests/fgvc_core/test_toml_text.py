@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fgvc_core.configuration import MAX_CHARACTERS, read_toml, read_toml_file
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import load_recipe, parse_recipe
-from fgvc_core.toml_text import MAX_CHARACTERS, read_toml, read_toml_file
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from house import file_map
 
 import fieldmark.cli
-from house import file_map
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))

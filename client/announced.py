@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fgvc_core.configuration import read_toml
 from fgvc_core.errors import (
     ConfigurationError,
     DataError,
@@ -27,7 +28,6 @@ from fgvc_core.files import private_folder, write_durably
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.registry import OpenSettings
-from fgvc_core.toml_text import read_toml
 
 MAX_ANNOUNCED = 500
 """Most runs whose announcements are kept."""

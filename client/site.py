@@ -30,7 +30,7 @@ import tomli_w
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, read_toml_file
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.files import write_privately
 from fgvc_core.protocol.keys import (
@@ -40,7 +40,6 @@ from fgvc_core.protocol.keys import (
     read_private,
     read_public,
 )
-from fgvc_core.toml_text import read_toml_file
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.reading import SiteData

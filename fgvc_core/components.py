@@ -17,7 +17,7 @@ LOSSES: Registry[Any] = Registry(
     "loss",
     "fieldmark.losses",
     {
-        **_all_in("fgvc_core.losses.classification", "cross-entropy"),
+        **_all_in("fgvc_core.losses.base", "cross-entropy"),
         **_all_in("fgvc_core.losses.metric", "triplet", "proxy"),
         **_all_in("fgvc_core.losses.classification", "hierarchy", "semantic", "diversity"),
     },

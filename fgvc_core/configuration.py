@@ -10,11 +10,22 @@ A site runs what a coordinator announces. A path in it would have the site read 
 coordinator names: a model that was fitted to its private pictures, another patient's folder. One
 walk over the whole recipe looks at every text in it, by what the setting's schema says that the
 text is (:data:`fgvc_core.configuration.Text`); a setting that says nothing may hold least.
+
+TOML from outside, read within limits.
+
+The standard library's parser takes time that grows with the square of a dotted key's length (27 s
+for one of 80 kB), and recurses once for each nested array. A recipe may come from a coordinator
+that means harm, or be a file that is no recipe at all: size, depth, the length of keys and of
+bare values are looked at before the parser sees any of it, in one pass over the text.
+
+Independent seeds for everything that a recipe's one seed decides.
 """
 
+import hashlib
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -214,3 +225,127 @@ def _refusal(name: str, value: str, what: str) -> PolicyRefusal:
         "names by a path.",
         remedy=f"Leave {name} out: each site says in its site.toml where its data are.",
     )
+
+
+MAX_CHARACTERS = 2_000_000
+"""Longest text that is parsed. The attributes of 5,000 classes fit."""
+
+MAX_DEPTH = 16
+"""Most arrays and tables inside each other."""
+
+MAX_DOTS = 8
+"""Most dots in one key or one table's name: nine names inside each other."""
+
+MAX_WORD = 128
+"""Most characters of a bare key, a quoted key, a number or a date."""
+
+_TOKEN = re.compile(
+    r'"""(?:[^\\"]|\\[\s\S]|"(?!""))*"{3,5}'
+    r"|'''(?:[^']|'(?!''))*'{3,5}"
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'[^'\n]*'"
+    r"|[\"']"
+    r"|#[^\n]*"
+    r"|[A-Za-z0-9_+-]+"
+    r"|[\[\]{}=,.\n]"
+)
+"""A string, a quotation mark that opens none, a comment, a bare word, or a mark."""
+
+
+def read_toml(text: str, where: str) -> dict[str, Any]:
+    """Plain values from TOML text.
+
+    Args:
+        text: Of any origin.
+        where: What it was read from, for messages.
+
+    Raises:
+        ConfigurationError: if it is beyond a limit, or is not TOML.
+    """
+    beyond = _beyond(text)
+    if beyond:
+        raise ConfigurationError(
+            f"{where} is not read: {beyond}.",
+            why="Nothing was started; reading it could take minutes or much memory.",
+            remedy="No setting needs so much: write it anew, for instance after an example in "
+            "simulations/recipes/.",
+        )
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # Not only TOMLDecodeError: a number of 5,000 digits is a ValueError of its own.
+        raise ConfigurationError(
+            f"{where} is not TOML: {error}.",
+            why="Nothing was started.",
+            remedy="Mend the line it names; text values need quotes.",
+        ) from None
+
+
+def read_toml_file(path: Path, what: str, remedy: str, why: str = "") -> dict[str, Any]:
+    """Plain values from a TOML file that a person has written, within the same limits.
+
+    Args:
+        path: The file.
+        what: What it is, for messages: "The site's settings".
+        remedy: What to do where it is missing or no text.
+        why: What follows from that.
+
+    Raises:
+        ConfigurationError: if it cannot be read, is beyond a limit, or is not TOML.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            # No more than can be parsed: one character more says that it is too long.
+            text = file.read(MAX_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{what} '{path}' cannot be read: {error}.", why=why, remedy=remedy
+        ) from None
+    return read_toml(text, str(path))
+
+
+def _beyond(text: str) -> str:
+    """Which limit a text is beyond, in words; empty where none."""
+    if len(text) > MAX_CHARACTERS:
+        return f"it has {len(text):,} characters, and {MAX_CHARACTERS:,} at most are read"
+    depth = dots = line = 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        first = token[0]
+        if first == "\n":
+            line += 1
+            dots = 0
+        elif first in "=,":
+            dots = 0
+        elif first in "[{":
+            depth, dots = depth + 1, 0
+        elif first in "]}":
+            depth, dots = max(depth - 1, 0), 0
+        elif first == ".":
+            dots += 1
+        elif token in ("'", '"'):
+            # A string without an end: the parser refuses it, and reads nothing behind it.
+            break
+        elif first in "\"'":
+            line += token.count("\n")
+        elif first != "#" and len(token) > MAX_WORD:
+            return f"a word in line {line + 1} is longer than {MAX_WORD} characters"
+        if depth > MAX_DEPTH:
+            return f"line {line + 1} goes more than {MAX_DEPTH} levels deep"
+        if dots > MAX_DOTS:
+            return f"a key in line {line + 1} has more than {MAX_DOTS} dots"
+    return ""
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A seed (0 to 2**63 - 1) for one purpose, independent of all others.
+
+    Args:
+        seed: The recipe's seed.
+        names: What the new seed is for, for instance ``("train", round, site)``.
+
+    >>> derive_seed(1, "train", 2, "site-1") == derive_seed(1, "train", 2, "site-1")
+    True
+    """
+    text = "\0".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

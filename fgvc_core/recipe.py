@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from fgvc_core.audit.settings import AuditSettings
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import MAX_CHARACTERS, Settings, read_toml
 from fgvc_core.data.settings import AugmentSettings, DataSettings, PartitionSettings
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.losses.settings import LossSettings
@@ -26,7 +26,6 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.recipe_rules import check_sections
 from fgvc_core.scenario import ScenarioSettings
-from fgvc_core.toml_text import MAX_CHARACTERS, read_toml
 from fgvc_core.training.settings import (
     EvaluateSettings,
     PersonalSettings,

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, text
 from fgvc_core.protocol.settings import StrategyName
 
 Attack = Literal[
@@ -69,6 +69,7 @@ class BackdoorTable(Settings):
         description="Strategies that are tried, with screening: each without an attack and under "
         "the first one, the last of them under all.",
         strict=False,
+        json_schema_extra=text("word"),
     )
     attacks: tuple[BackdoorAttack, ...] = Field(
         (BackdoorAttack(),), min_length=1, description="What hostile sites train on.", strict=False
@@ -157,6 +158,7 @@ class ScenarioSettings(Settings):
         min_length=1,
         description="turns: strategies that are tried, with screening.",
         strict=False,
+        json_schema_extra=text("word"),
     )
 
     backdoors: BackdoorTable | None = Field(

@@ -16,12 +16,11 @@ from pathlib import Path
 import tomli_w
 from pydantic import Field
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, read_toml
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.files import write_privately
 from fgvc_core.protocol.keys import PrivateKey, fingerprint, read_private, read_public
 from fgvc_core.recipe import Recipe, load_recipe
-from fgvc_core.toml_text import read_toml
 
 
 class ServerSettings(Settings):

@@ -18,7 +18,7 @@ from fgvc_core.privacy.sampling import protected_units
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.protocol.stages import Stage
 from fgvc_core.recipe import Recipe
-from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import release_sums
 from fgvc_core.wire.arrays import TensorSpec, unpack_all

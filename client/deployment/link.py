@@ -5,10 +5,9 @@ from pathlib import Path
 import tomli_w
 from pydantic import Field
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, read_toml_file
 from fgvc_core.files import write_privately
 from fgvc_core.protocol.kit import ADDRESS
-from fgvc_core.toml_text import read_toml_file
 
 CA = "coordinator-ca.pem"
 _FILE = "coordinator.toml"

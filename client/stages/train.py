@@ -10,8 +10,7 @@ from fgvc_core.protocol.messages import Scores
 from fgvc_core.protocol.ranges import stated_loss, stated_sum
 from fgvc_core.protocol.stages import TRAIN
 from fgvc_core.protocol.tensor_names import as_control, controlled, local, shared, split_control
-from fgvc_core.training.evaluation import Evaluation
-from fgvc_core.training.examples import Examples
+from fgvc_core.training.examples import Evaluation, Examples
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import ControlVariates, Stretch
 from fgvc_core.wire.arrays import TensorSpec

@@ -26,7 +26,7 @@ from fgvc_core.audit.planted_features import PlantedFeatures
 from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.audit.watched import Chosen, WatchedTraining
 from fgvc_core.errors import RunFailed
-from fgvc_core.losses.classification import SmoothedCrossEntropy
+from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead
 from fgvc_core.privacy.accountant import PrivacyEvent, take
 from fgvc_core.privacy.gradients import GradientEngine, LossOf, UnitBatch, size_of

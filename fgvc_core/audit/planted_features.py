@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from fgvc_core.losses.classification import SmoothedCrossEntropy
+from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead
 from fgvc_core.training.learner import Learner
 

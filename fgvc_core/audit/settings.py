@@ -4,9 +4,9 @@ Nothing here changes the mechanism. What an audit must catch (noise off, clippin
 high a sampling rate) is broken by tests alone; no recipe can ask for it.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from fgvc_core.configuration import Settings
 
@@ -28,7 +28,7 @@ class AuditSettings(Settings):
         lt=1.0,
         description="Probability with which the lower bounds hold, all together, 0.5 to 1.",
     )
-    guesses: tuple[float, ...] = Field(
+    guesses: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
         (0.05, 0.1, 0.2, 0.9),
         min_length=1,
         max_length=16,
@@ -54,10 +54,3 @@ class AuditSettings(Settings):
         description="Seed of who is planted and how, so that an audit can be repeated; without it "
         "the operating system draws. Sampling and noise always come from the operating system.",
     )
-
-    @field_validator("guesses")
-    @classmethod
-    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < share <= 1 for share in value):
-            raise ValueError("each share must be above 0 and at most 1")
-        return value

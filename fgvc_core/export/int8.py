@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.errors import RunFailed
-from fgvc_core.export.onnx_graph import INPUT, Proto, slim
-from fgvc_core.export.running import OnnxModel
+from fgvc_core.export.onnx_graph import INPUT, OnnxModel, Proto, slim
 
 _OPERATIONS = ["Conv", "Gemm", "MatMul", "Add", "AveragePool", "MaxPool", "Clip", "Relu"]
 

@@ -20,8 +20,7 @@ from fgvc_core.export.checks import (
 from fgvc_core.export.graph import multiply_adds
 from fgvc_core.export.int8 import quantise
 from fgvc_core.export.judging import Judges
-from fgvc_core.export.onnx_graph import describe, preprocessing, to_onnx
-from fgvc_core.export.running import OnnxModel, latencies
+from fgvc_core.export.onnx_graph import OnnxModel, describe, latencies, preprocessing, to_onnx
 from fgvc_core.inference.trained import TrainedModel
 
 SAMPLE = "run_onnx.py"

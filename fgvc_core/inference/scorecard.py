@@ -21,7 +21,7 @@ from fgvc_core.inference.intervals import (
 from fgvc_core.inference.judging import Judged
 from fgvc_core.inference.openset import OpenSet
 from fgvc_core.inference.subgroups import Subgroups, subgroups
-from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.robustness import Robustness
 
 TOP = 5

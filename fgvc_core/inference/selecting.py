@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fgvc_core.configuration import read_toml_file
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.files import FileSource, tree_pictures
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import DataError
 from fgvc_core.inference.trained import TrainedModel
-from fgvc_core.toml_text import read_toml_file
 from fgvc_core.training.acquisition import Method, pick
 from fgvc_core.training.learner import Learner
 from fgvc_core.words import csv_cell

@@ -10,7 +10,7 @@ import numpy as np
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.inference.intervals import FEWEST, Interval, by_subject, top1_of, top1_parts
 from fgvc_core.inference.judging import Judged
-from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.examples import Evaluation
 
 EMPTY = "(empty)"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fgvc_core.components import LOSSES
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
@@ -118,6 +119,26 @@ class Loss(nn.Module):
         return self
 
 
+class SmoothedCrossEntropy(Loss):
+    """Cross-entropy against targets of which a share is spread over all classes.
+
+    Szegedy et al. 2016, section 7, https://arxiv.org/abs/1512.00567.
+
+    Args:
+        smoothing: That share, 0 to 1.
+    """
+
+    def __init__(self, smoothing: float) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
+        """See :class:`Loss`."""
+        return F.cross_entropy(
+            answers.logits_NK, labels_N, label_smoothing=self.smoothing, reduction="none"
+        )
+
+
 class WeightedSum(Loss):
     """The weighted sum of losses; it couples examples if one of them does.
 
@@ -156,6 +177,22 @@ class WeightedSum(Loss):
 
     def _pairs(self) -> list[tuple[float, Loss]]:
         return list(zip(self.weights, self.terms, strict=True))  # type: ignore[arg-type]
+
+
+@LOSSES.register("cross-entropy")
+def cross_entropy(settings: LossSettings) -> Loss:
+    """Cross-entropy of the kind that ``loss.balance`` names."""
+    if settings.balance == "none":
+        return SmoothedCrossEntropy(settings.label_smoothing)
+    from fgvc_core.losses.classification import BalancedCrossEntropy
+
+    return BalancedCrossEntropy(
+        settings.balance,
+        settings.label_smoothing,
+        settings.balance_beta,
+        settings.balance_strength,
+        torch.tensor(settings.class_counts) if settings.class_counts else None,
+    )
 
 
 def build_loss(settings: LossSettings) -> Loss:

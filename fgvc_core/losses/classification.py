@@ -1,6 +1,4 @@
-"""Cross-entropy of four kinds, and the diversity of learnt parts: losses of single examples.
-
-Cross-entropy with label smoothing.
+"""Balanced, hierarchical and semantic cross-entropy, and the diversity of learnt parts.
 
 Cross-entropy for classes of very unequal size, from how many examples each has.
 
@@ -49,20 +47,6 @@ from fgvc_core.losses.base import Answers, ClassKnowledge, Loss
 from fgvc_core.losses.settings import LossSettings
 
 
-@LOSSES.register("cross-entropy")
-def cross_entropy(settings: LossSettings) -> Loss:
-    """Cross-entropy of the kind that ``loss.balance`` names."""
-    if settings.balance == "none":
-        return SmoothedCrossEntropy(settings.label_smoothing)
-    return BalancedCrossEntropy(
-        settings.balance,
-        settings.label_smoothing,
-        settings.balance_beta,
-        settings.balance_strength,
-        torch.tensor(settings.class_counts) if settings.class_counts else None,
-    )
-
-
 @LOSSES.register("hierarchy")
 def _hierarchy(settings: LossSettings) -> Loss:
     return HierarchicalCrossEntropy()
@@ -76,26 +60,6 @@ def _semantic(settings: LossSettings) -> Loss:
 @LOSSES.register("diversity")
 def _diversity(settings: LossSettings) -> Loss:
     return PartDiversity()
-
-
-class SmoothedCrossEntropy(Loss):
-    """Cross-entropy against targets of which a share is spread over all classes.
-
-    Szegedy et al. 2016, section 7, https://arxiv.org/abs/1512.00567.
-
-    Args:
-        smoothing: That share, 0 to 1.
-    """
-
-    def __init__(self, smoothing: float) -> None:
-        super().__init__()
-        self.smoothing = smoothing
-
-    def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
-        """See :class:`Loss`."""
-        return F.cross_entropy(
-            answers.logits_NK, labels_N, label_smoothing=self.smoothing, reduction="none"
-        )
 
 
 Kind = Literal["weights", "logits"]

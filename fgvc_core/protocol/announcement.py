@@ -4,12 +4,12 @@ import json
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fgvc_core.configuration import MAX_CHARACTERS
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.ledger_statement import SignedReply
 from fgvc_core.protocol.messages import Reply, Sealed
 from fgvc_core.protocol.ranges import ClassNames
-from fgvc_core.toml_text import MAX_CHARACTERS
 
 _DOMAIN = b"fieldmark announcement v1\n"
 MAX_BYTES = 4_000_000

@@ -13,10 +13,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fgvc_core.configuration import MAX_CHARACTERS
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.messages import MAX_BODY_BYTES, Reply, Sealed, check_signature
-from fgvc_core.toml_text import MAX_CHARACTERS
 
 _DOMAIN = b"fieldmark ledger statement v1\n"
 MAX_BYTES = 256_000_000

@@ -30,6 +30,7 @@ from pydantic import (
     ValidationError,
 )
 
+from fgvc_core.configuration import MAX_CHARACTERS
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.ranges import (
@@ -45,7 +46,6 @@ from fgvc_core.protocol.ranges import (
     Share,
     Tensors,
 )
-from fgvc_core.toml_text import MAX_CHARACTERS
 
 Kind = Literal["roll_call", "train", "score", "release"]
 

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.training.evaluation import Evaluation
-from fgvc_core.training.examples import Examples
+from fgvc_core.training.examples import Evaluation, Examples
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import Stretch
 

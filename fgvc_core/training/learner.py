@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fgvc_core.configuration import derive_seed
 from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.passing import is_passing
 from fgvc_core.data.pictures import PictureBank
@@ -24,12 +25,12 @@ from fgvc_core.models.trainable import (
     set_tensors,
     travelling_names,
 )
-from fgvc_core.seeds import derive_seed
-from fgvc_core.training.evaluation import Evaluation, evaluate
 from fgvc_core.training.examples import (
+    Evaluation,
     Examples,
     FeatureExamples,
     PictureExamples,
+    evaluate,
     knowledge_of,
 )
 from fgvc_core.training.features import (

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.losses.classification import SmoothedCrossEntropy
+from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.class_sums import release_centre, release_class_sums, unit_vectors

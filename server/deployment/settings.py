@@ -5,9 +5,8 @@ from pathlib import Path
 import tomli_w
 from pydantic import Field
 
-from fgvc_core.configuration import Settings
+from fgvc_core.configuration import Settings, read_toml_file
 from fgvc_core.files import write_privately
-from fgvc_core.toml_text import read_toml_file
 
 
 class GatewaySettings(Settings):

@@ -7,11 +7,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
+from fgvc_core.configuration import read_toml
 from fgvc_core.drawing.numbers import count, percent, points, size, span
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import replace_text
 from fgvc_core.privacy.claims import read_claim
-from fgvc_core.toml_text import read_toml
 from fgvc_core.words import visible_lines
 from fieldmark.server.report.charts import Curve, bars, curves, holdings, ladder
 from fieldmark.server.report.poisoning import against_poisoning

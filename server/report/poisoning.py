@@ -7,9 +7,9 @@ ten, 0.3 is none. So it is the smallest round that says what was in place.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from fgvc_core.configuration import read_toml
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.protocol.settings import ROBUST, FederationSettings
-from fgvc_core.toml_text import read_toml
 from fieldmark.server.rounds.cohort import wanted
 from fieldmark.server.screening.releases import LEAST_DIRECTIONS, LEAST_LENGTHS
 

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.training.evaluation import Evaluation
-from fgvc_core.training.examples import Examples
+from fgvc_core.training.examples import Evaluation, Examples
 from fgvc_core.training.learner import Learner
 
 PAIRS_SHOWN = 6

@@ -8,7 +8,7 @@ from fgvc_core import __version__
 from fgvc_core.data.catalogue import may_be_shown
 from fgvc_core.files import replace_json
 from fgvc_core.privacy.claims import privacy_claim
-from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.learner import Learner
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.results.evaluation import TestSplit, confused_pairs, zero_shot

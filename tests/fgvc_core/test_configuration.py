@@ -49,14 +49,20 @@ def test_every_text_of_a_recipe_says_what_it_is():
 
 def with_text(name, value):
     """A recipe with a text in one setting, as a coordinator could write it: unchecked."""
-    section, _, field = name.rpartition(".")
     recipe = parse_recipe("", ["privacy.epsilon=1.0", "privacy.method=gradients"])
-    owner = getattr(recipe, section) if section else recipe
-    was = type(owner).model_fields[field].annotation
+    return changed(recipe, name.split("."), value)
+
+
+def changed(settings, path, value):
+    """Settings with a text in the setting at a path of names."""
+    field, *below = path
+    was = type(settings).model_fields[field].annotation
+    if below:
+        inner = getattr(settings, field) or _models(was)[0]()
+        return settings.model_copy(update={field: changed(inner, below, value)})
     shapes = {"dict": {value: "x"}, "tuple": (value,)}
     new = next((shape for kind, shape in shapes.items() if kind in str(was)), value)
-    changed = owner.model_copy(update={field: new})
-    return recipe.model_copy(update={section: changed}) if section else changed
+    return settings.model_copy(update={field: new})
 
 
 @pytest.mark.parametrize("value", OUTSIDE)

@@ -77,7 +77,7 @@ def test_the_digest_ignores_where_one_machine_keeps_its_pictures():
             "['fedmedian', 'multi-krum'] do nothing where",
         ),
         ("[federation]\nrounds = -1", [], "'federation.rounds' = -1"),
-        ("[federation]\nstrategy = 'fedporx'", [], "'fedavg', 'fedprox'"),
+        ("[federation]\nstrategy = 'fedporx'", [], "Did you mean 'fedprox'"),
         ("[train]\nlr = 'fast'", [], "'train.lr' = 'fast'"),
         ("[privcy]\nepsilon = 1.0", [], "unknown key 'privcy'"),
         ("this is no toml", [], "is not TOML"),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fgvc_core.configuration import MAX_CHARACTERS, read_toml, read_toml_file
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import load_recipe, parse_recipe
-from fgvc_core.toml_text import MAX_CHARACTERS, read_toml, read_toml_file
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_no_toml_is_read_past_these_limits():
     for package in ("client", "server", "simulations", "fgvc_core"):
         for path in (root / package).rglob("*.py"):
             imported = re.search(r"^\s*(import|from) tomllib", path.read_text(), re.MULTILINE)
-            assert not imported or path.name == "toml_text.py", path
+            assert not imported or path.name == "configuration.py", path

@@ -88,7 +88,7 @@ def test_a_dropped_picture_is_classified_in_the_browser_as_in_python(
     said, asked = drop(make_page(trained, graph, runtime), held.getvalue(), tmp_path)
     import onnx
 
-    from fgvc_core.export.running import OnnxModel
+    from fgvc_core.export.onnx_graph import OnnxModel
 
     view_HWC = trained.view(picture_HWC)
     expected_K = OnnxModel(onnx.load_from_string(graph)).logits(view_HWC[None])[0]

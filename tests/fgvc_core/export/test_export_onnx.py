@@ -18,8 +18,7 @@ from fgvc_core.export.checks import GraphCheck, compare, refuse_lossy, refuse_un
 from fgvc_core.export.graph import ExportedGraph, multiply_adds
 from fgvc_core.export.judging import Judges, held_out
 from fgvc_core.export.onnx_export import SAMPLE, make_onnx, write_onnx
-from fgvc_core.export.onnx_graph import to_onnx
-from fgvc_core.export.running import OnnxModel
+from fgvc_core.export.onnx_graph import OnnxModel, to_onnx
 from fgvc_core.inference.trained import load_trained
 
 from .conftest import NAMES, noise, write_run

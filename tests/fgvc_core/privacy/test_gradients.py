@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgvc_core.losses.classification import SmoothedCrossEntropy
+from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead
 from fgvc_core.privacy.gradients import ClosedFormEngine, HeadView, LoopEngine, UnitBatch
 from fgvc_core.privacy.hooks import OpacusEngine

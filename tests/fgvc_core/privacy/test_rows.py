@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fgvc_core.losses.classification import SmoothedCrossEntropy
+from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.models.settings import ModelSettings

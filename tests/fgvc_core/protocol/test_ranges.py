@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from fgvc_core.configuration import MAX_CHARACTERS
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.protocol.announcement import Announcement
 from fgvc_core.protocol.messages import (
@@ -21,7 +22,6 @@ from fgvc_core.protocol.messages import (
     new_nonce,
 )
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.toml_text import MAX_CHARACTERS
 
 MODELS = [Reply, Request, Scores, NoisyScores, PrivacyStatement, KitBody, Figures, ValidationReply,
           Announcement]  # fmt: skip

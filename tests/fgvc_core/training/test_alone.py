@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fgvc_core.training.baselines import train_alone
-from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.settings import TrainSettings
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
-from fgvc_core.losses.classification import SmoothedCrossEntropy
+from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training import compatibility

@@ -15,8 +15,7 @@ from fgvc_core.losses.base import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
-from fgvc_core.training.evaluation import Evaluation, evaluate
-from fgvc_core.training.examples import FeatureExamples
+from fgvc_core.training.examples import Evaluation, FeatureExamples, evaluate
 
 CLASSES = 5
 anything = st.lists(

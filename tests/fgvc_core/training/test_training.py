@@ -13,8 +13,7 @@ from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.baselines import train_alone
-from fgvc_core.training.evaluation import Evaluation, evaluate
-from fgvc_core.training.examples import FeatureExamples
+from fgvc_core.training.examples import Evaluation, FeatureExamples, evaluate
 from fgvc_core.training.features import FeatureStore, read_features
 from fgvc_core.training.loop import Stretch, make_scheduler, train_passes
 from fgvc_core.training.settings import TrainSettings

@@ -9,7 +9,7 @@ from fgvc_core.data.catalogue import may_be_shown
 from fgvc_core.data.transforms import square
 from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.recipe import parse_recipe
-from fgvc_core.training.evaluation import Evaluation
+from fgvc_core.training.examples import Evaluation
 from fieldmark.server.results.evaluation import confused_pairs
 from fieldmark.server.results.explained import SIDE, explain_pairs, overlay
 

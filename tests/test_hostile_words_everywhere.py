@@ -26,7 +26,7 @@ from fgvc_core.inference.trained import load_trained
 from fgvc_core.protocol.keys import new_key, public_text
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.following import view_of
-from fieldmark.server.deployment.pages import make_app, metric_lines
+from fieldmark.server.deployment.pages import make_app, metrics_text
 from fieldmark.server.deployment.provisioning import init_server
 from fieldmark.server.deployment.run_request import RunRequest, write_run_request
 from fieldmark.server.deployment.screen import site_table
@@ -210,7 +210,7 @@ def test_the_status_page_and_the_metrics(hostile_run):
         .decode("unicode_escape", "ignore")
         or "alert(1)" in client.get("/status.json").text
     )
-    for line in metric_lines(read_status(fed)):
+    for line in metrics_text(read_status(fed)).splitlines():
         checked_terminal(line)
 
 

@@ -6,12 +6,15 @@
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from jinja2 import Environment, PackageLoader
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -49,7 +52,7 @@ def make_app(folder: Path) -> Starlette:
         return JSONResponse(read_status(folder), headers=_SAFE)
 
     def metrics(request: Request) -> Response:
-        text = "\n".join(metric_lines(read_status(folder))) + "\n"
+        text = metrics_text(read_status(folder))
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     return Starlette(
@@ -59,70 +62,83 @@ def make_app(folder: Path) -> Starlette:
     )
 
 
-def metric_lines(status: dict[str, Any]) -> Iterator[str]:
-    """A state as Prometheus reads it."""
-    yield from _metric("up", "gauge", "Whether the coordinator is up.", [({}, int(status["up"]))])
-    serving = int(status["superlink"] == "serving")
-    yield from _metric(
-        "superlink_serving", "gauge", "Whether the SuperLink says that it serves.", [({}, serving)]
-    )
+def metrics_text(status: dict[str, Any]) -> str:
+    """The state in Prometheus' text format, version 0.0.4."""
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(tuple(_families(status))))
+    return generate_latest(registry).decode()
+
+
+class _Snapshot(Collector):
+    """Metrics of one moment: nothing is counted in this process."""
+
+    def __init__(self, families: tuple[Metric, ...]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _families(status: dict[str, Any]) -> Iterator[Metric]:
+    yield _gauge("up", "Whether the coordinator is up.", [({}, status["up"])])
+    serving = status["superlink"] == "serving"
+    yield _gauge("superlink_serving", "Whether the SuperLink says that it serves.", [({}, serving)])
     days = status["certificate"]["days"]
-    yield from _metric(
-        "certificate_days", "gauge", "Days that the certificate has left.",
+    yield _gauge(
+        "certificate_days", "Days that the certificate has left.",
         [({}, -1 if days is None else days)],
     )  # fmt: skip
     processes = (status["processes"] or {}).items()
-    yield from _metric(
-        "restarts_total", "counter", "Restarts of a process.",
+    yield _counter(
+        "restarts", "Restarts of a process.",
         [({"process": name}, p["restarts"]) for name, p in processes],
     )  # fmt: skip
     sites = status["sites"].items()
-    for name, kind, text, key in (
-        ("site_online", "gauge", "Whether a site's node is online.", "online"),
-        ("site_received_bytes_total", "counter", "Bytes from a site.", "bytes_in"),
-        ("site_sent_bytes_total", "counter", "Bytes to a site.", "bytes_out"),
-        ("site_last_seen_seconds", "gauge", "Seconds since a site was seen.", "last_seen_s"),
+    for family, name, text, key in (
+        (_gauge, "site_online", "Whether a site's node is online.", "online"),
+        (_counter, "site_received_bytes", "Bytes from a site.", "bytes_in"),
+        (_counter, "site_sent_bytes", "Bytes to a site.", "bytes_out"),
+        (_gauge, "site_last_seen_seconds", "Seconds since a site was seen.", "last_seen_s"),
     ):
-        rows = [({"site": s}, v[key]) for s, v in sites if v[key] is not None]
-        yield from _metric(name, kind, text, [(labels, float(value)) for labels, value in rows])
-    within = [(s, v["in_run"]) for s, v in sites if v["in_run"]]
-    yield from _metric(
-        "site_refusals_total", "counter", "Replies of a site that were refused in the run.",
-        [({"site": s}, v["refused"]) for s, v in within],
+        yield family(name, text, [({"site": s}, v[key]) for s, v in sites if v[key] is not None])
+    yield _counter(
+        "site_refusals", "Replies of a site that were refused in the run.",
+        [({"site": s}, v["in_run"]["refused"]) for s, v in sites if v["in_run"]],
     )  # fmt: skip
-    yield from _metric(
-        "gateway_refusals_total", "counter", "Requests that the gateway refused.",
+    yield _counter(
+        "gateway_refusals", "Requests that the gateway refused.",
         [({"what": r["what"], "status": str(r["status"])}, r["count"]) for r in status["refusals"]],
     )  # fmt: skip
     run = status["run"]
     if run is not None:
         label = {"run": run["name"]}
-        yield from _metric("rounds_total", "counter", "Rounds done.", [(label, run["round"])])
-        yield from _metric("run_tries_total", "counter", "Flower runs.", [(label, run["tries"])])
+        yield _counter("rounds", "Rounds done.", [(label, run["round"])])
+        yield _counter("run_tries", "Flower runs.", [(label, run["tries"])])
         if run["round_seconds"] is not None:
             seconds = [(label, run["round_seconds"])]
-            yield from _metric("round_seconds", "gauge", "Seconds of the last round.", seconds)
+            yield _gauge("round_seconds", "Seconds of the last round.", seconds)
 
 
-def _metric(
-    name: str, kind: str, text: str, rows: list[tuple[dict[str, str], float]]
-) -> Iterator[str]:
-    yield f"# HELP fieldmark_{name} {text}"
-    yield f"# TYPE fieldmark_{name} {kind}"
+Rows = list[tuple[dict[str, str], float]]
+"""Label names and values, and the sample."""
+
+
+def _gauge(name: str, text: str, rows: Rows) -> Metric:
+    return _filled(GaugeMetricFamily(f"fieldmark_{name}", text, labels=_labels(rows)), rows)
+
+
+def _counter(name: str, text: str, rows: Rows) -> Metric:
+    return _filled(CounterMetricFamily(f"fieldmark_{name}", text, labels=_labels(rows)), rows)
+
+
+def _labels(rows: Rows) -> list[str]:
+    return list(rows[0][0]) if rows else []
+
+
+def _filled(family: GaugeMetricFamily | CounterMetricFamily, rows: Rows) -> Metric:
     for labels, value in rows:
-        listed = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
-        braced = f"{{{listed}}}" if listed else ""
-        yield f"fieldmark_{name}{braced} {_number(value)}"
-
-
-def _number(value: float) -> str:
-    """Every digit of it: a count of bytes soon has more than a few."""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
-
-
-def _escaped(label: str) -> str:
-    shown = str(visible_lines(label)).replace("\\", "\\\\").replace('"', '\\"')
-    return shown.replace("\n", "\\n")
+        family.add_metric([str(visible_lines(text)) for text in labels.values()], float(value))
+    return family
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import fieldmark.server.deployment.status
 from fgvc_core.sockets import socket_folder, socket_name
 from fgvc_core.supervision import Supervisor, alone
 from fieldmark.server.deployment.health import superlink_health
-from fieldmark.server.deployment.pages import metric_lines
+from fieldmark.server.deployment.pages import metrics_text
 from fieldmark.server.deployment.processes import Coordinator, free_loopback_port
 from fieldmark.server.deployment.provisioning import init_server
 from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
@@ -91,7 +91,7 @@ def test_the_status_reads_it_and_asks_for_nodes_only_where_it_serves(
         found = read_status(folder)
     assert found["superlink"] == ("serving" if there else "down")
     assert asked == ([1] if there else [])
-    assert f"fieldmark_superlink_serving {int(there)}" in list(metric_lines(found))
+    assert f"fieldmark_superlink_serving {float(there)}\n" in metrics_text(found)
     show_status(found)
     assert f"SuperLink {found['superlink']}" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ from pages_lab import SITES, busy_folder, served
 from prometheus import parse
 
 from fgvc_core.files import read_json, replace_private_json
-from fieldmark.server.deployment.pages import metric_lines
+from fieldmark.server.deployment.pages import metrics_text
 from fieldmark.server.deployment.status import read_status
 
 
@@ -86,7 +86,7 @@ def test_every_documented_metric_is_scraped_and_every_scraped_one_documented(scr
 def test_what_a_stranger_names_is_read_back_as_it_was(tmp_path, name):
     folder = busy_folder(tmp_path / "fed")
     replace_private_json(folder / "state" / "gateway.json", {"refusals": [[name, 404, 7]]})
-    found = parse("\n".join(metric_lines(read_status(folder))) + "\n")
+    found = parse(metrics_text(read_status(folder)))
     labels = (("status", "404"), ("what", name))
     assert found["fieldmark_gateway_refusals_total"].samples == {labels: 7}
 

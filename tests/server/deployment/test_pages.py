@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from fgvc_core.files import replace_private_json
 from fgvc_core.protocol.keys import new_key, public_text
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.pages import make_app, metric_lines
+from fieldmark.server.deployment.pages import make_app, metrics_text
 from fieldmark.server.deployment.provisioning import init_server
 from fieldmark.server.deployment.run_request import RunRequest, write_run_request
 from fieldmark.server.deployment.settings import DeploymentSettings
@@ -76,13 +76,13 @@ def test_nothing_can_be_changed_by_it(folder, method, path):
 
 
 def test_every_metric_line_is_one_that_prometheus_reads(folder):
-    lines = list(metric_lines(read_status(folder)))
+    lines = metrics_text(read_status(folder)).splitlines()
     values = [line for line in lines if not line.startswith("#")]
     assert all(LINE.fullmatch(line) for line in values), values
-    assert "fieldmark_up 0" in values
-    assert 'fieldmark_rounds_total{run="demo"} 1' in values
-    assert 'fieldmark_site_refusals_total{site="lyon"} 1' in values
-    assert 'fieldmark_site_received_bytes_total{site="lyon"} 5' in values
+    assert "fieldmark_up 0.0" in values
+    assert 'fieldmark_rounds_total{run="demo"} 1.0' in values
+    assert 'fieldmark_site_refusals_total{site="lyon"} 1.0' in values
+    assert 'fieldmark_site_received_bytes_total{site="lyon"} 5.0' in values
     described = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     assert {re.split(r"[{ ]", line)[0] for line in values} <= described
 

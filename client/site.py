@@ -82,6 +82,7 @@ class Site:
 
     @property
     def name(self) -> str:
+        """Name of the site."""
         return self.settings.name
 
     @property
@@ -96,8 +97,8 @@ class Site:
 
     @property
     def data_binding(self) -> str:
-        """SHA-256 (hex) of the data's path, and in a simulation of the rows; binds the ledger to
-        the data."""
+        """SHA-256 (hex) of the data's path, in a simulation also of the rows; the ledger is bound
+        to it."""
         path = self.settings.data.path
         where = str(Path(path).expanduser().resolve()) if path else ""
         digest = hashlib.sha256(where.encode())
@@ -138,6 +139,7 @@ class Site:
 
 
 def write_settings(home: Path, settings: SiteSettings) -> None:
+    """Write ``site.toml``."""
     values = settings.model_dump(mode="json", exclude_none=True)
     write_privately(home / "site.toml", tomli_w.dumps(values))
 

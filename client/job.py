@@ -220,7 +220,7 @@ def _answer(gate: Gate, job: Job) -> Departure:
 
 
 def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
-    """Answer under differential privacy, no sooner than ``policy.reply_seconds`` after the start."""
+    """Answer under differential privacy; holds the reply for ``policy.reply_seconds``."""
     from fieldmark.client.stages.private import answer_protected
 
     started = time.monotonic()

@@ -277,8 +277,7 @@ def _table(
 
 
 def _judged_on(site: Site, kit: Kit, recipe: Recipe, part: Part) -> ExampleTable:
-    """Table for an evaluation without differential privacy; faults raise unless ``data.faults``
-    says otherwise."""
+    """Table for an evaluation without differential privacy; ``data.faults`` decides about faults."""
     if not leaves_out(site, None):
         return _table(site, kit, recipe, part)
     left_out = LeftOut()

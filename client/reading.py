@@ -149,7 +149,8 @@ class SiteData(Settings):
 
 
 def units_digest(site: "Site", recipe: "Recipe") -> str:
-    """SHA-256 (hex) of the reading under which this site's units are counted; see `SiteData`."""
+    """SHA-256 (hex) of the reading that defines this site's units; see
+    :meth:`SiteData.units_digest`."""
     if site.rows is None:
         return site.settings.data.units_digest()
     data, own = recipe.data, site.settings.data

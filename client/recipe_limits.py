@@ -41,7 +41,7 @@ def check_lent(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> None
 
 
 def uses_gpu(device: str) -> bool:
-    """Whether ``resources.device`` selects a GPU; call it only in a fork that may initialize CUDA."""
+    """Whether ``resources.device`` selects a GPU. May initialize CUDA: call it only in a fork."""
     if device != "auto":
         return device != "cpu"
     # Lazy import: nothing else here needs torch.

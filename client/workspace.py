@@ -237,7 +237,7 @@ def split_table(
 
 
 def held_rows(site: Site, recipe: Recipe, table: ExampleTable) -> NDArray[np.bool_]:
-    """bool (N,): which of a site's rows are held out for validation, without differential privacy."""
+    """bool (N,): rows of a site held out for validation, without differential privacy."""
     held = validation_mask(table, recipe.data.val_fraction, site.split_key)
     if held.all():
         # With very few subjects the hash may hold out all of them: train on them instead. Not

@@ -226,7 +226,7 @@ def _read_as_said(site: Site, kind: str | None, overrides: tuple[str, ...]) -> S
 
 
 def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, ...]) -> Recipe:
-    """The kit's recipe with this site's data, and the stricter of both parties' privacy settings."""
+    """The kit's recipe with this site's data and the stricter of both privacy settings."""
     own, policy = site.settings.data, site.settings.policy
     data = kit.trained.recipe.data
     if site.rows is not None:
@@ -277,7 +277,7 @@ def _table(
 
 
 def _judged_on(site: Site, kit: Kit, recipe: Recipe, part: Part) -> ExampleTable:
-    """Table for an evaluation without differential privacy; ``data.faults`` decides about faults."""
+    """Table for an evaluation without differential privacy; ``data.faults`` applies."""
     if not leaves_out(site, None):
         return _table(site, kit, recipe, part)
     left_out = LeftOut()

@@ -1,8 +1,8 @@
 """Resource limits of the child process that answers one request.
 
 The child limits itself: private memory (``RLIMIT_DATA``), file size (``RLIMIT_FSIZE``), and no core
-dump, which would contain pictures. Its parent also checks its resident memory and its working time
-ten times a second.
+dump, which would contain pictures. Its parent also checks the memory that it holds and its working
+time, ten times a second.
 
 ``RLIMIT_AS`` is not used: it counts address space, of which CUDA reserves more than the machine has
 memory. On a GPU ``RLIMIT_DATA`` is not used either, because the driver's mappings count too; there
@@ -30,8 +30,7 @@ HANDING_OVER_S = 600.0
 HALF_HANDED_OVER = "an answer was handed over in part: the node has to start anew"
 """Line by which the runner tells its supervisor about an incomplete handover."""
 SPARE_S, SPARE_BYTES = 60.0, 500_000_000
-"""What the process that answers for one that reached a limit has at least: a minute, and this
-beyond what it starts with."""
+"""Minimum time (s) and extra memory (bytes) of a child that only reports a reached limit."""
 
 _STATUS = Path("/proc")
 

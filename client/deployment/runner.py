@@ -142,7 +142,7 @@ class Runner:
 
     def _take(self, token: str) -> Task | None:
         """Task with its message; None if the SuperNode was restarted in between."""
-        # On a slow line fetching the message can take longer than a task lives without heartbeat.
+        # On a slow line fetching the message takes longer than a task lives without heartbeat.
         heartbeat = heartbeat_of(self._socket, token)
         try:
             return Task.pull(self._socket, token)
@@ -194,7 +194,7 @@ class Runner:
                 heartbeat.stop()
 
     def _lent(self) -> tuple[Limits, Resources]:
-        """Limits and resources of ``site.toml``; the last readable ones while it is being edited."""
+        """Limits and resources from ``site.toml``; the last readable ones while it is edited."""
         try:
             settings = Site.open(self._home).settings
             self._last_lent = settings.limits, settings.resources

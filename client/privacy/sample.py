@@ -58,11 +58,10 @@ class Sample(BaseModel):
     marks: dict[str, int] = Field(max_length=KEPT)
 
     def is_like(self, other: "Sample") -> bool:
-        """Whether both samples are probably of the same data, or one of a large part of the
-        other's.
+        """Whether the data are probably the same, or one a large part of the other.
 
-        Compares the candidates at the higher level, up to the largest hash to which both are
-        complete, so that a large part matches like a full copy.
+        Compares the candidates at the higher level, up to the largest hash to which both samples
+        are complete, so that a large part matches like a full copy.
         """
         level = max(self.level, other.level)
         end = min(self._complete_to, other._complete_to)
@@ -76,8 +75,7 @@ class Sample(BaseModel):
         return least > 0 and len(one & two) >= max(SHARE * least, enough)
 
     def resembles(self, other: "Sample") -> bool:
-        """Whether both samples are probably of nearly the same data: :meth:`is_like`, in both
-        directions."""
+        """Whether the data are probably nearly the same: :meth:`is_like`, in both directions."""
         most = max(len(self.marks), len(other.marks))
         return self.is_like(other) and len({*self.marks} & {*other.marks}) >= SHARE * most
 

@@ -1,4 +1,4 @@
-"""Supervision of a site's processes: its SuperNode, which talks to the coordinator, and the runner."""
+"""Supervision of a site: its SuperNode, which talks to the coordinator, and its runner."""
 
 import os
 import re

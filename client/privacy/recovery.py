@@ -267,7 +267,7 @@ def _runs(
 def _plan_of(
     gate: Gate, statement: LedgerStatement, reply: Reply, stated: tuple[PrivacyEvent, ...]
 ) -> tuple[Plan, tuple[Recipe, PrivacySettings]] | None:
-    """Plan of a run that the restored ledger does not contain; None without differential privacy."""
+    """Plan of a run that the restored ledger lacks; None without differential privacy."""
     text = statement.recipes.get(reply.recipe_digest)
     recipe = None if text is None else parse_recipe(text, where="the statement's recipe")
     if recipe is None or recipe.digest != reply.recipe_digest:
@@ -336,7 +336,7 @@ def _fresh(
 
 
 def _check_total(gate: Gate, runs: list[_Run], known: list[tuple[float, float]]) -> None:
-    """Raise PolicyRefusal if the new total is below a known one, given as (delta, epsilon) pairs."""
+    """Raise PolicyRefusal if the new total is below one of the known (delta, epsilon) pairs."""
     charged = {
         run.plan.run: replace(run.plan, released=merge((*run.plan.released, *run.missing())))
         for run in runs

@@ -1,4 +1,4 @@
-"""Sentences of a privacy report: what the figures mean, what they assume, what they do not cover."""
+"""Sentences of a privacy report: meaning of the figures, assumptions, and what is not protected."""
 
 from typing import Any
 

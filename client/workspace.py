@@ -1,7 +1,7 @@
 """State of a worker process between messages: the learner of a recipe, and the examples of sites.
 
-Both are expensive to create. No data pass from one site to another: each request overwrites a
-learner's shared tensors, and its other tensors are frozen.
+Both are expensive to create. No data pass from one site to another: each request overwrites the
+tensors that a learner trains, and all others are frozen.
 """
 
 import logging
@@ -67,7 +67,7 @@ class Workspace:
     def learner(
         self, site: Site, recipe: Recipe, num_classes: int, device: torch.device
     ) -> tuple[Learner, dict[str, TensorSpec]]:
-        """Learner of a recipe, and the specs of its shared tensors."""
+        """Learner of a recipe, and the specs of the tensors that it trains."""
         key = (recipe.digest, num_classes, str(device))
         if key not in self._learners:
             self._learners.clear()

@@ -150,7 +150,7 @@ def _reached(pid: int, limits: Limits, until: float) -> str:
 
 
 def held_bytes(pid: int) -> int:
-    """Private memory of a process in bytes: resident, shared and swapped, without mapped files."""
+    """Private memory of a process in bytes: anonymous, shared and swapped, without mapped files."""
     figures = _figures(pid)
     return sum(figures.get(name, 0) for name in ("RssAnon", "RssShmem", "VmSwap"))
 

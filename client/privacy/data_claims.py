@@ -204,7 +204,7 @@ class Register:
     def claiming(
         self, claim: DataClaim, holds: Holds = lambda head: False, head: Head | None = None
     ) -> Iterator[None]:
-        """Register a claim for the duration of the body; withdrawn if the body raises."""
+        """Register a claim, then run the body; the claim is withdrawn if the body raises."""
         with self._alone():
             before = self.claims()
             if head is not None:

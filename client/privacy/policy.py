@@ -184,7 +184,9 @@ def read_cap(text: str | None) -> float | Literal["none"] | None:
 
 
 def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
-    """Differential privacy with which this site would take part: the recipe's, or ``policy.own``.
+    """Differential privacy with which this site would take part, or None.
+
+    That of the recipe, or ``policy.own`` for a recipe without any.
 
     Raises:
         PolicyRefusal: naming the policy setting that the recipe does not meet.

@@ -148,6 +148,7 @@ def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Sit
         # The boundary of the site: no exception's text may leave.
         log.exception("a request was not answered")
         return None
+    # A roll call may leave the site open: it is broadcast.
     if request.site != site.name and (request.kind != ROLL_CALL.kind or request.site):
         log.error("a request for site '%s' was not answered", request.site)
         return None

@@ -70,6 +70,7 @@ class KeptTensors:
         Call it before the reply may leave.
         """
         private_folder(self._folder)
+        # safetensors writes an array's memory as it is, so it must be contiguous.
         contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
         write_durably(self._path(round_), save(contiguous, {"round": json.dumps(round_)}))
         for path in self._folder.glob("*.safetensors"):

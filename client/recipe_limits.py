@@ -159,6 +159,7 @@ def _least_bytes(recipe: Recipe, parameters: int, trained: int, kept: int, on_gp
         if recipe.privacy.engine == "opacus":
             numbers += pictures * trained
     if recipe.pretrain.method != "none":
+        # Two augmented views of each picture.
         pictures = max(pictures, 2 * recipe.pretrain.batch_size)
     scored = recipe.evaluate.batch_size * 3 * recipe.data.image_size**2
     return numbers * FLOAT + max(pictures * kept, scored * FLOAT)

@@ -135,6 +135,7 @@ def _manifest(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _look(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
+        # utf-8-sig: spreadsheet programs begin a CSV with a byte-order mark.
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader(file)
             header = [field.strip() for field in next(reader, [])]

@@ -21,6 +21,7 @@ class Link(Settings):
     @property
     def host(self) -> str:
         """Host name or IP address, without brackets."""
+        # An IPv6 address is in brackets.
         return self.address.rpartition(":")[0].strip("[]")
 
     @property

@@ -119,6 +119,7 @@ def site_services(
     secret = _fresh_secret(state / "secret")
     node = _Node(site, address, ca, state / "node.json", say, restart_node)
     variables = environment(state / "flwr")
+    # -P: files in the working directory must not shadow installed modules.
     module = (sys.executable, "-P", "-m")
     command = (
         *(*module, "fieldmark.client.deployment.supernode", str(socket)),

@@ -189,6 +189,7 @@ class Chain:
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
+            # Matches no entry, so that a damaged head is refused.
             return -1, ""
 
     def _check_head(self, remembered: tuple[int, str] | None) -> None:
@@ -247,6 +248,7 @@ def _is_whole(entry: Entry) -> bool:
     try:
         return entry.hash == _hash(entry)
     except RecursionError:
+        # Deeply nested JSON.
         return False
 
 

@@ -307,6 +307,7 @@ class Register:
         path = self.path.with_name(SAMPLE_KEY)
         with self._alone():
             try:
+                # Samples under an older key could never be compared with those of a new one.
                 if not path.exists() and not any(claim.samples for claim in self.claims()):
                     write_durably(path, secrets.token_bytes(32))
                 found = path.read_bytes()[:64] if path.exists() else b""
@@ -362,6 +363,7 @@ def _known(claim: DataClaim, holds: Holds) -> bool:
 def _at(claim: DataClaim, head: Head) -> DataClaim:
     """Claim with the current head of its ledger."""
     length, last, spent = head()
+    # Capped, because JSON has no infinity.
     return claim.model_copy(update={"head": last, "length": length, "spent": min(spent, 1e300)})
 
 

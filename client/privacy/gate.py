@@ -267,6 +267,7 @@ class Gate:
             counts = policy.share_counts
             allowed = reply.model_copy(
                 update={
+                    # Without counts, an update weighs as much as one example.
                     "examples": reply.examples if counts else min(reply.examples, 1),
                     # The mean loss and the working time would reveal the count.
                     "loss": reply.loss if counts else None,

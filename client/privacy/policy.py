@@ -105,6 +105,7 @@ class Policy(Settings):
         if value is None or value == "none":
             return value
         try:
+            # float(True) would be a cap of 1.
             number = float("" if isinstance(value, bool) else value)
         except (TypeError, ValueError):
             number = 0.0

@@ -106,6 +106,7 @@ class RoundWork:
         if variates is not None:
             fresh = {n: a for n, a in variates.fresh().items() if n in self._control}
             keep |= as_control(fresh)
+            # SCAFFOLD: a site sends the change of its control variate.
             outgoing |= as_control({n: a - own[n] if n in own else a for n, a in fresh.items()})
         if self._keeps:
             request = self._job.request

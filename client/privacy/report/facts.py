@@ -254,6 +254,7 @@ def _audits(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         {
             "time": entry.time,
             **{
+                # JSON has no infinity.
                 str(name): str(value) if value in (math.inf, -math.inf) else value
                 for name, value in entry.values.items()
                 if isinstance(value, str | int | float) and name != "time"

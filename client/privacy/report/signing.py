@@ -47,6 +47,7 @@ def canonical(values: Any) -> str:
         ValueError: if a number is not finite.
     """
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # So that no '</script>' ends the statement early inside a page.
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -149,8 +149,7 @@ class SiteData(Settings):
 
 
 def units_digest(site: "Site", recipe: "Recipe") -> str:
-    """SHA-256 (hex) of the reading that defines this site's units; see
-    :meth:`SiteData.units_digest`."""
+    """SHA-256 (hex) of how this site defines units; see :meth:`SiteData.units_digest`."""
     if site.rows is None:
         return site.settings.data.units_digest()
     data, own = recipe.data, site.settings.data

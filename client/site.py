@@ -97,8 +97,7 @@ class Site:
 
     @property
     def data_binding(self) -> str:
-        """SHA-256 (hex) of the data's path, in a simulation also of the rows; the ledger is bound
-        to it."""
+        """SHA-256 (hex) of the data's path and, in a simulation, rows; the ledger is bound to it."""
         path = self.settings.data.path
         where = str(Path(path).expanduser().resolve()) if path else ""
         digest = hashlib.sha256(where.encode())

@@ -55,8 +55,7 @@ class Answers:
 
 
 def make_key(path: Path) -> str:
-    """Create a site's key: the private half at ``path`` (mode 0600), the public one at
-    ``path.pub``.
+    """Create a site's key: private half at ``path`` (mode 0600), public half at ``path.pub``.
 
     Returns:
         The public half, one line of text.

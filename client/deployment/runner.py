@@ -260,8 +260,7 @@ class WarmUp:
         self._seen: tuple[str, float] | None = None
 
     def look(self) -> bool:
-        """Compute what the last announced run will need; returns whether it has differential
-        privacy.
+        """Compute what the last announced run will need; returns whether that run is private.
 
         Errors are ignored here: the run's messages are refused for them, with a reason.
         """

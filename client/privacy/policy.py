@@ -305,8 +305,7 @@ TELLS_STEPS = {
 
 
 def check_counts(policy: Policy, recipe: Recipe) -> None:
-    """Check that a run without differential privacy does not reveal counts that the policy
-    withholds.
+    """Check that a run without differential privacy keeps withheld counts secret.
 
     Raises:
         PolicyRefusal: if the strategy's replies would reveal the number of steps.

@@ -361,8 +361,7 @@ def _check_total(gate: Gate, runs: list[_Run], known: list[tuple[float, float]])
 
 
 def _charged(signed: PrivacyStatement) -> tuple[PrivacyEvent, ...]:
-    """Charges of a run according to a reply; its whole plan if an earlier version did not state
-    them."""
+    """Charges of a run stated in a reply; all of its plan if an earlier version stated none."""
     return read_events(signed.charged or signed.events)
 
 

@@ -1,4 +1,4 @@
-"""Commands of `fieldmark site`: budget, approve, report, audit, weights and ledger.
+"""Commands of ``fieldmark site``: budget, approve, report, audit, weights and ledger.
 
 The commands of :mod:`.deployment.cli` and :mod:`.kit_cli` are mounted here.
 """

@@ -1,4 +1,4 @@
-"""Site's home: its folder of settings, keys, policy, ledger and stored results.
+"""Home of a site: its folder of settings, keys, policy, ledger and stored results.
 
 ::
 
@@ -97,7 +97,7 @@ class Site:
 
     @property
     def data_binding(self) -> str:
-        """SHA-256 (hex) of the data's path and, in a simulation, rows; the ledger is bound to it."""
+        """SHA-256 (hex) of the data's path, and of a simulated site's rows; binds the ledger."""
         path = self.settings.data.path
         where = str(Path(path).expanduser().resolve()) if path else ""
         digest = hashlib.sha256(where.encode())

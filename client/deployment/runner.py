@@ -311,7 +311,7 @@ def _say(text: str) -> None:
 def main() -> None:
     """Entry point of the process."""
     home, socket, secret = sys.argv[1:]
-    # Ctrl-C reaches the whole process group; the supervisor stops this process with SIGTERM.
+    # The supervisor handles Ctrl-C, and stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # Imported before the first fork, so that children import nothing.

@@ -1,4 +1,4 @@
-"""Self-description of a site in its report, the only part that a ledger cannot confirm."""
+"""Self-description of a site in its report, which no ledger can confirm."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""One site: its data, its work in a round, and the gate that everything leaves by."""
+"""A site's side of the federation: its data, its work in a round, and the gate for its replies."""

@@ -1,9 +1,9 @@
-"""What a site remembers of a run between messages: the recipe that was announced.
+"""Storage of announced recipes, one file per run in the home's ``runs/`` folder.
 
-Flower keeps no state across processes that lasts (a SuperNode's is in memory), so
-the announcement is on the site's disk, one file a run. A coordinator may announce a run a second:
-what is kept is bounded in number and size, and the oldest goes first. A run that has been charged
-and is not done is never among them: its site could not answer the rest of what it has paid for.
+Flower keeps no persistent client state (a SuperNode's is in memory), so announcements are written
+to disk. Their number and size are bounded, because a coordinator could announce runs without end;
+the oldest are deleted first. A run that has been charged and is not finished is never deleted: the
+site could not answer requests that it has already paid for.
 """
 
 import json
@@ -30,10 +30,10 @@ from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.registry import OpenSettings
 
 MAX_ANNOUNCED = 500
-"""Most runs whose announcements are kept."""
+"""Maximum number of runs whose announcements are kept."""
 
 MAX_ANNOUNCED_BYTES = 50_000_000
-"""Most bytes that they have together."""
+"""Maximum total size of the announcements, in bytes."""
 
 _RUN = re.compile(r"[A-Za-z0-9-]{1,64}")
 
@@ -44,17 +44,17 @@ class _Announced(BaseModel):
 
 
 def remember(home: Path, request: Request, unfinished: Callable[[str], bool]) -> None:
-    """Keep an announcement; the first of a run holds for all of it.
+    """Store an announcement; the first one of a run is final.
 
     Args:
-        home: The site's.
+        home: Home of the site.
         request: A roll call.
-        unfinished: Whether a run has been charged here and has still something to release.
+        unfinished: Tells whether a run has been charged here and still has releases to make.
 
     Raises:
-        PeerError: if the run was announced before with another recipe or other classes, or too
-            many runs are not done.
-        DataError: if what was kept of the run is damaged.
+        PeerError: if the run was announced before with another recipe or other classes, or too many
+            runs are unfinished.
+        DataError: if the stored announcement is damaged.
     """
     path = announcement(home, request.run)
     held = read_announced(home, request.run)
@@ -71,10 +71,10 @@ def remember(home: Path, request: Request, unfinished: Callable[[str], bool]) ->
 
 
 def _make_room(folder: Path, nbytes: int, unfinished: Callable[[str], bool]) -> None:
-    """Forget the oldest announcements, with what was kept of their runs, until one more fits.
+    """Delete the oldest announcements, with everything stored for their runs, until one more fits.
 
     Raises:
-        PeerError: if those that may be forgotten are too few.
+        PeerError: if too few may be deleted.
     """
     kept = sorted(
         (found.st_mtime, found.st_size, path)
@@ -104,12 +104,12 @@ def _make_room(folder: Path, nbytes: int, unfinished: Callable[[str], bool]) -> 
 
 
 def read_announcement(request: Request) -> Recipe:
-    """The recipe that a roll call carries.
+    """Recipe that a roll call carries.
 
     Raises:
-        PeerError: if the recipe is not the one that its digest names.
+        PeerError: if the recipe does not match its digest.
         PolicyRefusal: if it names a component that is not installed here.
-        ConfigurationError: if it is no recipe of ours.
+        ConfigurationError: if it is not a valid recipe.
     """
     where = "announced recipe"
     values = read_toml(request.recipe, where)
@@ -126,7 +126,7 @@ def read_announcement(request: Request) -> Recipe:
 def _refuse_missing(values: dict[str, Any]) -> None:
     """Refuse a recipe that names a component that this installation lacks.
 
-    The names of those that it has stay here: they are nobody else's to know.
+    The names of installed components are not listed: they are private to the site.
 
     Raises:
         PolicyRefusal: naming the component, and how to install it.
@@ -146,10 +146,10 @@ def _refuse_missing(values: dict[str, Any]) -> None:
 
 
 def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe and class names of a run.
+    """Recipe and class names of an announced run.
 
     Raises:
-        PeerError: if the run was never announced here, or under another recipe.
+        PeerError: if the run was never announced here, or with another recipe.
     """
     held = read_announced(home, request.run)
     if held is None:
@@ -160,10 +160,10 @@ def recall(home: Path, request: Request) -> tuple[Recipe, tuple[str, ...]]:
 
 
 def read_announced(home: Path, run: str) -> tuple[Recipe, tuple[str, ...]] | None:
-    """What was announced of a run, or None.
+    """Recipe and class names of a run; None if it was not announced.
 
     Raises:
-        PeerError: if that is no name of a run.
+        PeerError: if the run's name is invalid.
         DataError: if the file is damaged.
     """
     path = announcement(home, run)
@@ -181,8 +181,10 @@ def read_announced(home: Path, run: str) -> tuple[Recipe, tuple[str, ...]] | Non
 
 
 def last_announced(home: Path) -> tuple[str, float, Recipe] | None:
-    """The run that was announced last, when (seconds since 1970), and its recipe; None where
-    there is none, or where it is damaged: its messages are refused for that."""
+    """The last announced run: (run, seconds since 1970, recipe).
+
+    None if there is none, or if its file is damaged; its messages are refused in that case.
+    """
     found = [(path.stat().st_mtime, path.stem) for path in (home / "runs").glob("*.json")]
     if not found:
         return None
@@ -194,17 +196,17 @@ def last_announced(home: Path) -> tuple[str, float, Recipe] | None:
     return None if held is None else (run, when, held[0])
 
 
-# A worker reads the same announcement for each site and round.
+# A worker reads the same announcement for every site and round.
 @lru_cache(maxsize=16)
 def _parse(text: str) -> Recipe:
     return parse_recipe(text, where="announced recipe")
 
 
 def announcement(home: Path, run: str) -> Path:
-    """Where the announcement of a run is kept.
+    """Path of a run's announcement.
 
     Raises:
-        PeerError: if that is no name of a run.
+        PeerError: if the run's name is invalid.
     """
     if not _RUN.fullmatch(run):
         raise PeerError(f"'{run[:64]}' is no name of a run.")

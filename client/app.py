@@ -1,8 +1,7 @@
-"""The Flower ClientApp of a site; the same in every engine.
+"""Flower ClientApp of a site, the same in every engine.
 
-Its handlers import nothing heavy until they are called, and no exception leaves
-them: Flower would put its text, a patient's file name perhaps, into the reply. What
-went wrong is written to the site's own log; the reply carries a code.
+Its handlers import heavy modules lazily, and no exception leaves them: Flower would send its text,
+which may hold a patient's file name. Errors go to the site's own log; the reply carries a code.
 """
 
 import logging
@@ -25,10 +24,10 @@ app = ClientApp()
 
 
 class _Stray(logging.Handler):
-    """Prints words that belong to no site's own log: no home could be opened."""
+    """Prints log records of sites whose home, and so log file, could not be opened."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record, whatever standard error is by now."""
+        """Print to the current ``sys.stderr``, which may have been replaced."""
         print(self.format(record), file=sys.stderr, flush=True)
 
 
@@ -37,27 +36,27 @@ _stray.setFormatter(OneRecord("%(message)s"))
 logging.getLogger("fieldmark.site").addHandler(_stray)
 
 UNSIGNED_BYTES = 64
-"""Length of what stands in a signature's place where nothing was signed: a signature's own."""
+"""Length of the placeholder for a signature, the same as a real signature's."""
 HOMES_VARIABLE = "FIELDMARK_SITES"
-"""In Flower's own simulation nodes carry only a partition's number: this names the
-folder of homes, in which the number counts the names in order."""
+"""Environment variable naming the folder of homes. In Flower's own simulation a node has only a
+partition number, which indexes the sorted names there."""
 
 
 @app.query("roll_call")
 def roll_call(message: Message, context: Context) -> Message:
-    """Say who we are, and remember what was announced."""
+    """Answer the roll call, and store the announced recipe."""
     return _handle(message, context)
 
 
 @app.query("release")
 def release(message: Message, context: Context) -> Message:
-    """Release noisy sums about this site's pictures."""
+    """Release noisy sums over this site's pictures."""
     return _handle(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Score the received model, train it, answer both."""
+    """Score the received model and train it."""
     return _handle(message, context)
 
 
@@ -68,12 +67,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def unavailable(message: Message, context: Context, limit: str) -> Message:
-    """The answer in place of one whose process ran into a limit of the site's.
+    """Reply for a message whose worker process hit a resource limit.
 
     Args:
-        message: What was to be answered.
+        message: The message to answer.
         context: Its context.
-        limit: In words, for the site's own log.
+        limit: The limit in words, for the site's own log.
     """
     return _handle(message, context, lambda home, held: answer_unavailable(home, held, limit))
 
@@ -86,11 +85,11 @@ def _handle(
     try:
         outgoing = respond(site_home(context), Incoming(*from_content(message.content)))
     except Exception:
-        # Flower would send the text of what went wrong.
+        # Flower would send the exception's text.
         logging.getLogger("fieldmark.site").exception("a message was not answered")
         outgoing = None
     if outgoing is None:
-        # Nothing can be signed.
+        # Without a home there is no key to sign with.
         unsigned = ConfigRecord({"body": "", "signature": _no_signature()})
         return Message(RecordDict({"envelope": unsigned}), reply_to=message)
     content = to_content(outgoing.sealed, to_array_record(outgoing.tensors))
@@ -98,7 +97,7 @@ def _handle(
 
 
 def site_home(context: Context) -> Path:
-    """The home of the site that this node is."""
+    """Home of the site that this node is."""
     named = context.node_config.get("site-home")
     if named:
         return Path(str(named))
@@ -112,10 +111,10 @@ def site_home(context: Context) -> Path:
 
 
 def _no_signature() -> bytes:
-    """Random bytes in a signature's place, drawn from nothing but the system.
+    """Random bytes in place of a signature.
 
-    The SuperLink knows an object by its content: two sites that send the same one look as if one
-    had taken the other's, and the gateway refuses the second, for which the coordinator would
-    wait until its deadline.
+    The SuperLink identifies objects by their content. If two sites sent the same placeholder, the
+    gateway would refuse the second as another site's object, and the coordinator would wait for
+    that site until its deadline.
     """
     return secrets.token_bytes(UNSIGNED_BYTES)

@@ -1,9 +1,9 @@
-"""A site audits its own mechanism, on its own pictures, under its own policy.
+"""Empirical privacy audit of a site's own mechanism, on its own pictures.
 
-Nothing leaves, so nothing is charged. The figures are computed from private data all the
-same: they are kept in the home, readable by its owner alone, and shown to whoever runs the
-command there. Showing them to anybody else would be a release that no budget has paid for.
-The ledger is told that an audit was made and of what, not what came out: its hashes travel.
+Nothing leaves the site, so nothing is charged. The results are still computed from private data:
+they are stored in the home, readable by its owner alone, and showing them to others would be an
+uncharged release. The ledger records that an audit was made and of what, but not its results,
+because the ledger's hashes leave the site.
 """
 
 import json
@@ -36,30 +36,30 @@ from fieldmark.client.workspace import site_table
 FOLDER = "audits"
 
 Tell = Callable[[int, int], None]
-"""Called with (releases seen, releases in all)."""
+"""Progress callback, called with (releases seen, total releases)."""
 
 
 def audit_site(site: Site, recipe: Recipe, tell: Tell = lambda done, total: None) -> dict[str, Any]:
-    """Attack the mechanism that would answer a recipe at this site.
+    """Attack the mechanism with which this site would answer a recipe.
 
-    The recipe is trained here, from its own start and with no coordinator, on canaries and on
-    about half of the site's units (a coin decides each); the model and all that the run
-    would have released are then held against the coins.
+    The recipe is trained locally from its own start, on canaries and about half of the site's
+    units, each included by a fair coin. The attack guesses the coins from the model and all
+    releases.
 
     Args:
         site: An opened home.
-        recipe: With ``[privacy]``.
-        tell: Told of each release.
+        recipe: Recipe with ``[privacy]``.
+        tell: Progress callback.
 
     Returns:
-        Plain values: ``claimed``, ``canaries``, ``pictures``, ``holds`` and ``in_words``, a
-        list of lines.
+        Plain values: ``claimed``, ``canaries``, ``pictures``, ``holds`` and ``in_words``, a list of
+        lines.
 
     Raises:
-        ConfigurationError: if neither recipe nor policy asks for differential privacy, or
-            its target cannot be met.
+        ConfigurationError: if neither recipe nor policy asks for differential privacy, or its
+            target cannot be met.
         PolicyRefusal: if the policy does not allow such a run.
-        DataError: if the site's pictures are missing or wrong, or not the recipe's.
+        DataError: if the site's pictures are missing or invalid, or do not fit the recipe.
     """
     ledger = Ledger(site.home, site.data_binding, site.name)
     privacy = Admission(site, ledger).protection(recipe)
@@ -114,7 +114,7 @@ def _attack(site: Site, recipe: Recipe, privacy: PrivacySettings, tell: Tell) ->
 
 
 def _own_table(site: Site, recipe: Recipe) -> ExampleTable:
-    """All of the site's labelled pictures; the validation split needs no side here."""
+    """All labeled pictures of the site; an audit needs no validation split."""
     table = site_table(site, recipe)
     if site.rows is None:
         own = table.where("train")

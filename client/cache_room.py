@@ -1,13 +1,13 @@
-"""The cache of decoded pictures and features, kept within ``limits.cache_gb``.
+"""Pruning of the cache of decoded pictures and features to ``limits.cache_gb``.
 
-Each recipe with another picture size, crop or backbone leaves one more entry there: a coordinator
-that announces run after run would fill the disk. What was used longest ago goes, between two
-messages, and is made anew where it is asked for again. Nothing is refused for it: how large an
-entry is says how many pictures there are, and no answer must turn on that.
+Every new picture size, crop or backbone adds an entry, so a coordinator could fill the disk with
+announcements. Entries are removed between messages, least recently used first, and rebuilt on
+demand. No request is refused because of the cache: an entry's size reveals the number of pictures,
+and no answer may depend on that.
 
-A cache is its account's, and other homes may be at work in it: each says so by a lock that they
-share while they answer, and nothing is removed before all have answered. What is not named as our
-banks and stores are is somebody else's, and stays.
+Homes of the same account can share a cache. Each holds a shared lock while it answers, and entries
+are removed only under the exclusive lock. Files that do not look like our banks and stores are left
+alone.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ from fgvc_core.files import FILE_MODE, private_folder
 from fieldmark.client.site import Site
 
 LOOK_EVERY_S = 60.0
-"""Between two looks at a cache, of which each lists its files."""
+"""Minimum interval between two checks of a cache, in seconds; each lists its files."""
 IN_USE = "in-use.lock"
 _BANK = re.compile(r"[0-9a-f]{64}(\.tolerant)?\.(faults\.json|npy|lock|partial)")
 _STORE = re.compile(r"v\d+-[0-9a-f]{40}")
@@ -34,12 +34,12 @@ _STORE = re.compile(r"v\d+-[0-9a-f]{40}")
 
 @contextmanager
 def in_use(cache: str) -> Iterator[None]:
-    """Say that a home is at work in a cache, so that no other home removes anything.
+    """Hold a shared lock on a cache, so that no other home removes entries.
 
-    Where the cache cannot be written to there is no such word; the work will say why.
+    Does nothing if the cache is not writable; the work itself will report that.
 
     Args:
-        cache: Its folder; empty: none.
+        cache: Folder of the cache; empty if there is none.
     """
     with _locked(Path(cache), fcntl.LOCK_SH) if cache else _nothing():
         yield
@@ -52,7 +52,7 @@ def _nothing() -> Iterator[bool]:
 
 @contextmanager
 def _locked(cache: Path, how: int) -> Iterator[bool]:
-    """Whether the lock was got; without waiting where ``how`` says so."""
+    """Yield whether the lock was acquired; ``how`` are the flags of ``flock``."""
     descriptor, got = -1, False
     try:
         private_folder(cache)
@@ -66,7 +66,7 @@ def _locked(cache: Path, how: int) -> Iterator[bool]:
     finally:
         if descriptor >= 0:
             if got:
-                # A fork that outlives this would keep it.
+                # Closing alone would not release it: a forked child shares the descriptor.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
@@ -79,10 +79,10 @@ class _Entry:
 
 
 class CacheRoom:
-    """Looks after the cache of one site that has pictures of its own.
+    """Prunes the cache of one site that has its own pictures.
 
     Args:
-        home: The site's.
+        home: Home of the site.
     """
 
     def __init__(self, home: Path) -> None:
@@ -90,23 +90,23 @@ class CacheRoom:
         self._due = 0.0
 
     def look(self) -> list[str]:
-        """Remove what is too much, at most once a minute; called while nothing uses the cache.
+        """Prune the cache, at most once a minute; call it only while nothing uses the cache.
 
         Returns:
-            The names of the entries that went.
+            Names of the removed entries.
         """
         if time.monotonic() < self._due:
             return []
         self._due = time.monotonic() + LOOK_EVERY_S
         try:
             site = Site.open(self._home)
-            # Simulated sites share a cache, in which others may be at work.
+            # Simulated sites share a cache that others may be using.
             if site.rows is not None:
                 return []
             with _locked(site.cache, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
                 if alone:
                     return make_room(site)
-            # Another home is at work in it: looked at again after the next message.
+            # Another home is using it: try again after the next message.
             self._due = 0.0
             return []
         except (FieldmarkError, OSError) as error:
@@ -117,12 +117,12 @@ class CacheRoom:
 
 
 def make_room(site: Site) -> list[str]:
-    """Remove the entries that were used longest ago, until the rest is within the limit.
+    """Remove the least recently used entries until the rest is within the limit.
 
-    The one that was used last stays, however large it is: a run would make it anew each round.
+    The most recent entry always stays: a run would otherwise rebuild it every round.
 
     Returns:
-        The names of the entries that went.
+        Names of the removed entries.
 
     Raises:
         OSError: if the cache cannot be listed.
@@ -133,8 +133,8 @@ def make_room(site: Site) -> list[str]:
     for entry in entries[:-1]:
         if total <= most:
             break
-        # The last name first: pictures go before the note of which of them are black for want of
-        # reading. A bank without its note is refused until somebody deletes it.
+        # In reverse order, so that pictures go before their *.faults.json: a bank without that
+        # file is refused until somebody deletes it.
         for path in reversed(entry.paths):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -153,7 +153,7 @@ def make_room(site: Site) -> list[str]:
 
 
 def _entries(cache: Path) -> list[_Entry]:
-    """Banks of pictures, each a few files of one name, and stores of features, each a folder."""
+    """Banks of pictures (files with one stem) and stores of features (folders)."""
     banks: dict[str, list[Path]] = {}
     for path in sorted((cache / "pictures").glob("*")):
         if _BANK.fullmatch(path.name) and path.is_file():
@@ -168,6 +168,6 @@ def _entry(paths: tuple[Path, ...]) -> _Entry | None:
     found = [file.stat() for file in files]
     if not found:
         return None
-    # Linux notes a file's reading once a day at least (relatime), its making always.
+    # With relatime, Linux updates the access time at least once a day.
     used = max(max(stat.st_atime, stat.st_mtime) for stat in found)
     return _Entry(used, sum(stat.st_size for stat in found), paths)

@@ -1,4 +1,7 @@
-"""The site's commands: budget, approve, report, audit, weights and ledger; others are mounted."""
+"""Commands of ``fieldmark site``: budget, approve, report, audit, weights and ledger.
+
+The commands of :mod:`.deployment.cli` and :mod:`.kit_cli` are mounted here.
+"""
 
 import json
 from contextlib import contextmanager
@@ -175,7 +178,7 @@ def audit(
 
 @contextmanager
 def _releases() -> "Iterator[Callable[[int, int], None]]":
-    """A progress bar over an audit's releases, on a terminal."""
+    """Progress bar over an audit's releases; does nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -191,7 +194,7 @@ def _releases() -> "Iterator[Callable[[int, int], None]]":
 def _show_budget(found: "Budget") -> None:
     from fgvc_core.console import PlainConsole
 
-    # Policies and recipes have names in brackets, which rich would take for styles.
+    # Policies and recipes contain names in brackets, which rich would read as styles.
     console = PlainConsole(highlight=False, soft_wrap=True)
     console.print(
         f"spent:  epsilon {found.spent:.4g} at delta {found.delta:g} "

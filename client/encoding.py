@@ -1,9 +1,8 @@
-"""What an update travels as: the gate's last stage, for one request.
+"""Encoding of an update for the wire, the last step of the gate.
 
-Under differential privacy the tensors that come in are the noised release: differences from
-the public model that was received, and rounding, are post-processing of it and cost nothing.
-Error feedback is state from private data, and no part of such a run
-(:func:`fgvc_core.recipe_rules.refuse_wire`).
+Under differential privacy the input is the noised release. Differences from the received public
+model, and rounding, are post-processing and cost nothing. Error feedback is state computed from
+private data and is not allowed in such a run (:func:`fgvc_core.recipe_rules.refuse_wire`).
 """
 
 from collections.abc import Mapping
@@ -25,19 +24,19 @@ Specs = Mapping[str, TensorSpec]
 
 
 class UpdateEncoder:
-    """Encodes the answer to one request; only updates are encoded.
+    """Encodes the tensors of one reply; only updates are compressed.
 
     Args:
-        home: The site's.
-        request: What is answered.
-        recipe: Of the run.
+        home: Home of the site.
+        request: The request that is answered.
+        recipe: Recipe of the run.
         packed: The model that came with the request.
 
     Attributes:
-        received: What the tensors of that model are once they are read.
+        received: Specs of that model's tensors once decoded.
 
     Raises:
-        PeerError: if what came is no model of the recipe's ``[wire]``.
+        PeerError: if the packed tensors are not a model under the recipe's ``[wire]``.
     """
 
     def __init__(
@@ -49,19 +48,19 @@ class UpdateEncoder:
         self._packed = packed
         self._encodes = stage_of(request).encoded and not recipe.wire.plain
         self.received = {n: TensorSpec("float32", tuple(t.shape)) for n, t in packed.items()}
-        # Lengths and headers, before anything is computed from the shapes.
+        # Validate lengths and headers before anything is computed from the shapes.
         unpack_all(packed, model_parts(self.received, self._wire))
 
     def parts(self, specs: Specs) -> Specs:
-        """What tensors of these dtypes and shapes travel as."""
+        """Specs on the wire of tensors with these specs."""
         return update_parts(specs, self._wire, self.received) if self._encodes else specs
 
     def __call__(self, tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, PackedTensor]:
-        """The tensors as they travel; what error feedback keeps back is on the disk then.
+        """Encode tensors; error feedback is on the disk when this returns.
 
-        With ``wire.top_k`` what the last reply that counted has left out is added first, as
-        for everything that a site keeps (:mod:`fieldmark.client.kept`): a reply that was lost or
-        refused takes nothing with it, and a repeated request gives equal bytes.
+        With ``wire.top_k``, the residual of the last accepted reply is added first. Like all kept
+        tensors (:mod:`fieldmark.client.kept`) it is versioned: a lost or refused reply loses
+        nothing, and a repeated request gives equal bytes.
         """
         if not self._encodes:
             return pack_all(tensors)
@@ -77,10 +76,10 @@ class UpdateEncoder:
 
 
 def check_weight(packed: Mapping[str, PackedTensor], wire: WireSettings) -> None:
-    """Refuse a model that is heavier than the recipe allows, before it is read.
+    """Refuse a model larger than ``wire.max_update_mb``, before it is decoded.
 
     Raises:
-        PeerError: if it is.
+        PeerError: if it is larger.
     """
     weight_mb = sum(len(tensor.data) for tensor in packed.values()) / 1e6
     if weight_mb > wire.max_update_mb:

@@ -1,7 +1,7 @@
-"""From a message that arrived to the reply that leaves: check it, do the work, pass the gate.
+"""Answering a message: authenticate the request, do the work, and pass the reply through the gate.
 
-An authentic request to a run that was announced and admitted is a :class:`Job`; its stage names
-the handler (:mod:`fieldmark.client.stages`).
+A request of an announced and admitted run becomes a :class:`Job`; its stage selects the handler
+(:mod:`fieldmark.client.stages`).
 """
 
 import errno
@@ -34,16 +34,16 @@ from fieldmark.client.site import Site
 
 @dataclass(frozen=True)
 class Job:
-    """One request to work on, of a run that was announced to this site.
+    """One request of an announced run.
 
     Attributes:
-        site: Who works.
-        request: What is asked.
-        recipe: Of the run.
-        privacy: The differential privacy of the answer; None without.
+        site: The site.
+        request: The request.
+        recipe: Recipe of the run.
+        privacy: Differential privacy of the answer, or None.
         class_names: As announced.
-        received: The tensors that came with the request; they are its signed ones, and nothing
-            else about them was checked.
+        received: Tensors of the request; their signed digests match, but dtypes and shapes are not
+            checked yet.
     """
 
     site: Site
@@ -55,7 +55,7 @@ class Job:
 
     @property
     def stage(self) -> Stage:
-        """The stage of the run that it belongs to.
+        """Stage of the run that the request belongs to.
 
         Raises:
             PeerError: if there is no such stage.
@@ -64,7 +64,7 @@ class Job:
 
 
 def echo(site: Site, request: Request) -> dict[str, Any]:
-    """The fields of a reply that repeat the request's."""
+    """Reply fields that repeat the request."""
     return {
         "kind": request.kind,
         "run": request.run,
@@ -79,7 +79,7 @@ def echo(site: Site, request: Request) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Incoming:
-    """What arrived: a signed body and packed tensors, nothing of it checked yet."""
+    """Received message: signed body and packed tensors, not checked yet."""
 
     sealed: Sealed
     tensors: dict[str, PackedTensor]
@@ -89,8 +89,8 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
     """Answer a request; never raises.
 
     Returns:
-        What may leave, or None where the home could not be opened, the request is not
-        the coordinator's, or it is one too many today: then nobody is answered.
+        The reply, or None if the home cannot be opened, the request is not the coordinator's, or a
+        daily limit is exceeded: then no signed reply is sent.
     """
     log = _site_log(home)
     found = _authentic(home, incoming, log)
@@ -109,12 +109,12 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
 
 
 def unavailable(home: Path, incoming: Incoming, limit: str) -> Departure | None:
-    """Answer that nothing could be computed: the process that worked on it ran into a limit.
+    """Answer ``unavailable`` after the worker process hit a resource limit.
 
     Args:
-        home: The site's.
-        incoming: What that process was to answer.
-        limit: In words, for the site's own log.
+        home: Home of the site.
+        incoming: The message that the process was working on.
+        limit: The limit in words, for the site's own log.
 
     Returns:
         As :func:`answer`.
@@ -132,11 +132,11 @@ def unavailable(home: Path, incoming: Incoming, limit: str) -> Departure | None:
 
 
 class _LimitReached(Exception):
-    """A process was ended because it took more than the site lends."""
+    """Raised in place of a process that was killed at a resource limit."""
 
 
 def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Site, Request] | None:
-    """The opened home and the coordinator's request to it; None, and a line, where it is not."""
+    """Site and request; None, with a line in the log, if the home or the request is invalid."""
     try:
         site = Site.open(home)
         digests = digest_all(incoming.tensors)
@@ -145,9 +145,10 @@ def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Sit
         log.error("a request was not answered: %s", error)
         return None
     except Exception:
-        # The boundary of the site: whatever it was, its text stays here.
+        # The boundary of the site: no exception's text may leave.
         log.exception("a request was not answered")
         return None
+    # A roll call may leave the site open: it is broadcast.
     if request.site != site.name and (request.kind != ROLL_CALL.kind or request.site):
         log.error("a request for site '%s' was not answered", request.site)
         return None
@@ -163,7 +164,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     recipe, class_names = recall(site.home, request)
     check_knowledge(site, recipe)
     if site.rows is None:
-        # Once more: the limits may be others than when the run was announced.
+        # Checked again: the limits may have changed since the announcement.
         check_lent(site, recipe, class_names)
     check_weight(incoming.tensors, recipe.wire)
     privacy = gate.admit(request, recipe)
@@ -172,7 +173,7 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
 
 
 def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
-    """Take part in the announced run, or say why not; nothing is computed."""
+    """Accept or refuse an announced run; nothing is computed."""
     recipe = read_announcement(request)
     check_knowledge(site, recipe)
     if site.rows is None:
@@ -184,10 +185,10 @@ def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
             remedy="Take [scenario] out of the recipe.",
         )
     if recipe.pretrain.method != "none":
-        # Imported here: it needs torch.
+        # Lazy import: it needs torch.
         from fgvc_core.training.self_supervised import self_supervised_loss
 
-        # A site without the extra is out before the first round, not in it.
+        # Fail now, not in round 1, where an optional dependency is missing.
         self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
     remember(site.home, request, gate.ledger.is_unfinished)
     protected = gate.announce(request, recipe) is not None
@@ -202,7 +203,7 @@ def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
 
 def _answer(gate: Gate, job: Job) -> Departure:
     """Answer without differential privacy."""
-    # Imported here: a site that does not take part needs no torch.
+    # Lazy import: a site that refuses a run needs no torch.
     from fieldmark.client.stages import HANDLERS
 
     handler = HANDLERS.get(job.stage.name)
@@ -210,7 +211,7 @@ def _answer(gate: Gate, job: Job) -> Departure:
         raise PeerError(f"There is no phase '{job.request.phase}' in a run without [privacy].")
     encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
     if job.stage.encoded:
-        # What comes back is what was sent, trained.
+        # The update has the tensors of the received model.
         gate.check_leaving(encode.received, encode)
     started = time.perf_counter()
     answer = handler(job)
@@ -220,14 +221,14 @@ def _answer(gate: Gate, job: Job) -> Departure:
 
 
 def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
-    """Answer under differential privacy, when ``policy.reply_seconds`` have passed."""
+    """Answer under differential privacy; holds the reply for ``policy.reply_seconds``."""
     from fieldmark.client.stages.private import answer_protected
 
     started = time.monotonic()
     try:
         return answer_protected(gate, job, privacy)
     finally:
-        # After a refusal, too: that the pictures have a fault must not be told by time.
+        # Also after an error: its timing must not reveal anything about the pictures.
         hold = job.site.settings.policy.reply_seconds - (time.monotonic() - started)
         if hold > 0:
             time.sleep(hold)
@@ -247,7 +248,7 @@ def _guarded(
         log.error("round %d refused: %s", request.round, error)
         code, reason, refusal = "refused-request", error.what, error
     except Exception as error:
-        # The boundary of the site: whatever it was, its text stays here.
+        # The boundary of the site: no exception's text may leave.
         log.exception("round %d failed%s", request.round, _limit_in_words(error))
         code, reason = "unavailable", ""
     try:
@@ -260,8 +261,8 @@ def _guarded(
 
 
 def _limit_in_words(error: Exception) -> str:
-    """Which limit a fault of memory or disk may be of, for the site's log; empty for others."""
-    # torch has its own error for a GPU's memory, and a plain RuntimeError for the machine's.
+    """Limit that a memory or disk error points to, for the site's log; empty for other errors."""
+    # torch raises a plain RuntimeError when CPU memory runs out.
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return ": memory has ended (the machine's, or limits.memory_gb)"
     if isinstance(error, OSError) and error.errno == errno.EFBIG:

@@ -1,14 +1,13 @@
-"""Tensors that a site keeps between rounds: control variates, what stays local, error feedback.
+"""Tensors that a site keeps between rounds: control variates, local layers, error feedback.
 
 ::
 
-    runs/RUN.kept/ROUND.safetensors       what the site had after it answered round ROUND
-    runs/RUN.feedback/ROUND.safetensors   what that answer left out (``wire.top_k``)
+    runs/RUN.kept/ROUND.safetensors       state after the site answered round ROUND
+    runs/RUN.feedback/ROUND.safetensors   error feedback of that answer (``wire.top_k``)
 
-Versions belong to rounds. A request names the last round whose reply from this site
-counted, and the work starts from that version, whatever was computed since: a reply that
-was late, lost or refused leaves no trace, and a round that is asked for again after the
-coordinator's death is done again from the same start. Only two versions are ever needed.
+State is versioned by round. A request names the last round whose reply from this site was accepted,
+and the work starts from that version: a late, lost or refused reply leaves no trace, and a round
+that is repeated after a crash of the coordinator starts from the same state. Two versions suffice.
 """
 
 import json
@@ -27,12 +26,12 @@ Tensors = dict[str, NDArray[np.float32]]
 
 
 class KeptTensors:
-    """What one site keeps of one run.
+    """Tensors that one site keeps for one run.
 
     Args:
-        home: The site's home.
-        run: The run's id.
-        kind: Of what is kept; each kind has versions of its own.
+        home: Home of the site.
+        run: Id of the run.
+        kind: Kind of tensors; each kind is versioned separately.
     """
 
     def __init__(self, home: Path, run: str, kind: str = "kept") -> None:
@@ -40,7 +39,7 @@ class KeptTensors:
         self._run = run
 
     def read(self, round_: int) -> Tensors:
-        """The version of a round; round 0: nothing yet.
+        """Tensors of a round; empty for round 0.
 
         Raises:
             PeerError: if there is no such version.
@@ -66,11 +65,12 @@ class KeptTensors:
         return tensors
 
     def commit(self, round_: int, tensors: Tensors, base: int) -> None:
-        """Keep a round's version beside the one that it started from; older ones go.
+        """Save a round's tensors durably and delete all versions but this one and ``base``.
 
-        On the disk when this returns, and before the reply may leave.
+        Call it before the reply may leave.
         """
         private_folder(self._folder)
+        # safetensors writes an array's memory as it is, so it must be contiguous.
         contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
         write_durably(self._path(round_), save(contiguous, {"round": json.dumps(round_)}))
         for path in self._folder.glob("*.safetensors"):

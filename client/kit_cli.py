@@ -1,4 +1,4 @@
-"""The outside site's commands: a home from a kit, and a kit's model judged."""
+"""Commands for external validation: create a home from a validation kit, and evaluate its model."""
 
 import json
 from pathlib import Path

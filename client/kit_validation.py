@@ -1,8 +1,8 @@
-"""An outside site checks somebody's model: a validation kit in, signed figures out.
+"""External validation at a site: evaluate the model of a validation kit and sign the results.
 
-The person at the site runs it; no coordinator is asked. What leaves passes the gate like any
-other reply: without differential privacy as far as the policy lets it, under it as two noisy
-counts that are charged before they are computed. The same kit again gives the same answer.
+A person at the site runs this; no coordinator is involved. The reply passes the gate like any
+other: as far as the policy allows without differential privacy, and as two charged noisy counts
+with it. Repeating a kit returns the stored answer at no cost.
 """
 
 import json
@@ -59,18 +59,18 @@ from fieldmark.client.workspace import leaves_out, log_left_out
 
 @dataclass(frozen=True)
 class Validation:
-    """What came of a kit.
+    """Answer to a validation kit.
 
     Attributes:
-        departure: What may leave.
-        reply: The same, read.
+        departure: The signed reply.
+        reply: Its parsed body.
     """
 
     departure: Departure
     reply: ValidationReply
 
     def write(self, path: Path) -> None:
-        """Write the file that goes back.
+        """Write the signed answer to a file.
 
         Raises:
             ConfigurationError: if it cannot be written.
@@ -88,15 +88,15 @@ class Validation:
 
 
 def check_issuer(site: Site, body: KitBody, trusted: str | None) -> None:
-    """Whether the kit is from whom this site trusts: its coordinator, or a key that is named.
+    """Check that a kit was made by this site's coordinator or by a key that the person trusts.
 
     Args:
-        site: Whose home.
-        body: What the kit says; its signature was checked.
-        trusted: The fingerprint that a person gave, the short form or all of it, or None.
+        site: The site.
+        body: Body of the kit; its signature was checked.
+        trusted: Fingerprint given by a person, short or full, or None.
 
     Raises:
-        PeerError: if it is from somebody else.
+        PeerError: if another key made it.
     """
     key = read_public(body.issuer)
     if body.issuer == public_text(site.coordinator):
@@ -120,23 +120,23 @@ def validate_kit(
     part: Part = "all",
     weights: str | None = None,
 ) -> Validation:
-    """Judge a kit's model on this site's pictures.
+    """Evaluate a kit's model on this site's pictures.
 
     Args:
-        site: Whose.
+        site: The site.
         path: The kit.
-        issuer: Fingerprint of the key that made it, where that is not the coordinator's.
-        data: Another kind than ``site.toml`` says, for this once.
-        overrides: ``data.KEY=VALUE`` of the site's own ``[data]``, for this once; never its
-            path. What decides who is one unit cannot change once something was charged.
-        part: Which part of them.
-        weights: Weights of the model's frozen part on this machine.
+        issuer: Fingerprint of the key that made it, if that is not the coordinator's.
+        data: Kind of data, overriding ``site.toml`` for this call.
+        overrides: ``data.KEY=VALUE`` overrides of the site's own ``[data]`` for this call; never
+            its path. Settings that define units cannot change after a charge.
+        part: Split to evaluate on.
+        weights: Path of weights for the model's frozen part.
 
     Raises:
-        PolicyRefusal: naming the policy's line that says no; nothing was charged then.
-        PeerError: if the kit is not from whom it has to be.
+        PolicyRefusal: naming the policy setting that forbids it; nothing was charged.
+        PeerError: if the kit is not from a trusted key.
         DataError: if kit or data are damaged.
-        ConfigurationError: if the model cannot be built, or an override cannot be.
+        ConfigurationError: if the model cannot be built, or an override is invalid.
     """
     body, _ = read_body(path)
     check_issuer(site, body, issuer)
@@ -157,7 +157,7 @@ def validate_kit(
         recipe_digest=kit.digest,
     )
     if site.settings.policy.approval != "none":
-        # The person who runs this at the site says yes by running it; the ledger says so.
+        # Running this command is the person's approval; record it.
         values = {"run": request.run, "recipe_digest": request.recipe_digest, "name": body.name}
         gate.ledger.note("approved", values)
     names = _seen_names(kit)
@@ -192,16 +192,16 @@ def validate_kit(
 
 
 def _own_weights(site: Site, body: KitBody) -> str | None:
-    """The weights that a kit names by their digest, where this site has the file."""
+    """Path of the weights that a kit names by digest, if this site has them."""
     wanted = parse_recipe(body.recipe, where="the kit's recipe").model.weights
     found = find_weights(wanted, [weights_folder(site)]) if kind_of(wanted) == "digest" else None
     return None if found is None else str(found)
 
 
 def _read_as_said(site: Site, kind: str | None, overrides: tuple[str, ...]) -> Site:
-    """The site with its own reading changed as the person at the site says, for this once.
+    """Site with its ``[data]`` changed by the overrides, for this call.
 
-    Everything that asks how units are told apart, the ledger above all, asks this one.
+    Ledger checks use this site too, so that changed units are noticed.
     """
     if any(text.startswith("data.path=") for text in overrides):
         raise ConfigurationError(
@@ -226,11 +226,11 @@ def _read_as_said(site: Site, kind: str | None, overrides: tuple[str, ...]) -> S
 
 
 def _recipe_here(site: Site, kit: Kit, name: str | None, overrides: tuple[str, ...]) -> Recipe:
-    """The kit's recipe over this site's data, with the privacy that the stricter of both asks."""
+    """The kit's recipe with this site's data and the stricter of both privacy settings."""
     own, policy = site.settings.data, site.settings.policy
     data = kit.trained.recipe.data
     if site.rows is not None:
-        # A simulated site's data are the simulation's, and so is how they are read.
+        # A simulated site reads its data as the simulation's recipe says.
         data = data_of(kit.trained, overrides, name, own.path)
         if own.subject_column is not None:
             data = data.model_copy(update={"subject_column": own.subject_column})
@@ -255,7 +255,7 @@ def _seen_names(kit: Kit) -> tuple[str, ...]:
 def _table(
     site: Site, kit: Kit, recipe: Recipe, part: Part, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """The labelled pictures to judge on; with a record, those at fault are left out."""
+    """Labeled pictures to evaluate on; with ``left_out``, faulty rows are left out."""
     names = _seen_names(kit)
     if site.rows is None:
         table = load_site_table(site, recipe, names, left_out)
@@ -277,7 +277,7 @@ def _table(
 
 
 def _judged_on(site: Site, kit: Kit, recipe: Recipe, part: Part) -> ExampleTable:
-    """Without differential privacy: what is at fault raises, unless the site leaves it out."""
+    """Table for an evaluation without differential privacy; ``data.faults`` applies."""
     if not leaves_out(site, None):
         return _table(site, kit, recipe, part)
     left_out = LeftOut()
@@ -320,7 +320,7 @@ def _figures(card: Scorecard) -> Figures:
 
 
 def _event(privacy: PrivacySettings) -> PrivacyEvent:
-    """The one release that costs what was offered."""
+    """Privacy event that costs exactly the offered epsilon."""
     noise = noise_for(
         lambda multiplier: [PrivacyEvent("scores", multiplier)], privacy.epsilon, privacy.delta
     )
@@ -335,7 +335,7 @@ def _noisy(
     privacy: PrivacySettings,
     event: PrivacyEvent,
 ) -> dict[str, float]:
-    """Noisy counts; nothing that is wrong with one picture shows in whether there are any."""
+    """Noisy counts; whether they can be computed does not depend on any single picture."""
     left_out = LeftOut() if site.rows is None else None
     table = _table(site, kit, recipe, part, left_out)
     if left_out is not None:

@@ -1,9 +1,9 @@
-"""What of its machine a site lends to a run: the ``[limits]`` section of its ``site.toml``.
+"""Resource limits of a site: the ``[limits]`` section of its ``site.toml``.
 
-A coordinator sends recipes, messages and requests, and a site does not know it. What a recipe asks
-for is compared before any work (:mod:`.recipe_limits`), what a process takes is bounded while it
-works (:mod:`.deployment.child`), what it leaves is cleared away (:mod:`.cache_room`), what comes
-over the network before it is put together (:mod:`.deployment.node`), and how often is counted
+A site does not trust the recipes, messages and requests of a coordinator. Recipes are compared with
+the limits before any work (:mod:`.recipe_limits`), processes are bounded while they run
+(:mod:`.deployment.child`), the cache is pruned (:mod:`.cache_room`), incoming data are bounded
+before they are assembled (:mod:`.deployment.node`), and requests are counted
 (:mod:`.request_rate`).
 """
 
@@ -16,7 +16,7 @@ from pydantic import Field
 from fgvc_core.configuration import Settings
 
 SHARE_OF_MEMORY = 0.8
-"""Of the machine's memory, where ``memory_gb`` is left out."""
+"""Fraction of the machine's memory used where ``memory_gb`` is not set."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
@@ -24,7 +24,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 class Limits(Settings):
-    """Bounds on what one run, one request or one day may take here."""
+    """Upper bounds for one run, one request or one day."""
 
     parameters_m: float = Field(
         500.0,
@@ -114,13 +114,13 @@ class Limits(Settings):
 
     @property
     def memory_bytes(self) -> int:
-        """Most memory of the process that answers a request."""
+        """Memory limit of the process that answers a request, in bytes."""
         if self.memory_gb is not None:
             return int(self.memory_gb * 1e9)
         return max(int(machine_bytes() * SHARE_OF_MEMORY), 2_000_000_000)
 
     def in_words(self) -> str:
-        """The ones that a run meets first, for people at the site."""
+        """The most relevant limits, for people at the site."""
         derived = "" if self.memory_gb is not None else " (of this machine's)"
         return (
             f"{self.parameters_m:g} million parameters, {self.image_size} px, "
@@ -131,26 +131,26 @@ class Limits(Settings):
 
 
 def machine_bytes() -> int:
-    """Memory of this machine, or of the control group (container, unit) that this process is in."""
+    """Memory in bytes of this machine or of the process's control group, whichever is smaller."""
     text = _MEMINFO.read_text(encoding="ascii") if _MEMINFO.is_file() else ""
     listed = [int(x.split()[1]) * 1024 for x in text.splitlines() if x.startswith("MemTotal:")]
     for file in _bounds():
-        # Where there is no such group, or one without a bound ('max'), the machine's own counts.
+        # No such group, or a group without a limit ('max').
         with contextlib.suppress(OSError, ValueError):
             listed.append(int(file.read_text(encoding="ascii")))
     return min(listed, default=8_000_000_000)
 
 
 def _bounds() -> Iterator[Path]:
-    """Where Linux tells the bounds on this process's memory: its control group's, and all above.
+    """Files with memory limits of this process's control group and its ancestors.
 
-    ``memory.high`` too: beyond it a process is slowed down until it hardly works.
+    Includes ``memory.high``: beyond it the kernel throttles a process until it barely runs.
     """
     try:
         lines = _OWN.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    # The group at the top is a container's own, where it is shown no more than that.
+    # Inside a container, the root of the mounted tree is the container's own group.
     groups: tuple[tuple[Path, tuple[str, ...]], ...] = (
         (_CGROUPS, ("memory.max", "memory.high")),
         (_CGROUPS / "memory", ("memory.limit_in_bytes",)),
@@ -158,7 +158,7 @@ def _bounds() -> Iterator[Path]:
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         for root, names in groups:
-            # Of version 2 the line names no controller; of version 1 it names this one.
+            # cgroup v2 lines name no controller; v1 lines name "memory".
             if controllers == "" if "memory.max" in names else "memory" in controllers.split(","):
                 own = PurePosixPath(path.lstrip("/"))
                 yield from (root / up / name for up in (own, *own.parents) for name in names)

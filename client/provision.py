@@ -1,4 +1,4 @@
-"""Making a site's home."""
+"""Creation of a site's home."""
 
 import os
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def make_home(
     key: PrivateKey | None = None,
     simulated: bool = False,
 ) -> Site:
-    """Make a site's home.
+    """Create a site's home.
 
     Args:
         home: A folder that does not exist yet.
@@ -44,23 +44,23 @@ def make_home(
         coordinator: The coordinator's public key, one line of text.
         cache: Folder for decoded pictures and features.
         data_path: Root of the data set on this machine.
-        split_key: Secret of the validation split; drawn afresh if not given.
-        device: What the site computes with.
+        split_key: Secret key of the validation split; random if not given.
+        device: Computing device of the site.
         units: The public number of protected units.
-        reading: How its pictures are read: further keys of ``[data]``.
+        reading: Further keys of ``[data]``: how the pictures are read.
         policy: What the site allows.
-        key: The site's private key; a fresh one if not given.
-        simulated: Whether its data are a share of a set that it has in common with others;
-            else they are its own, and get one ledger for all time.
+        key: The site's private key; a new one if not given.
+        simulated: Whether the site shares its data set with other simulated sites. Otherwise the
+            data are its own and are bound to one ledger for good.
 
     Raises:
         ConfigurationError: if the folder exists already, or a setting is out of range.
-        PeerError: if the coordinator's key is none.
-        PolicyRefusal: if the data have a ledger in another home. Nothing was made in any of
+        PeerError: if the coordinator's key is invalid.
+        PolicyRefusal: if the data have a ledger in another home. Nothing was created in any of
             these cases.
     """
     if data_path is not None and not simulated:
-        # Wherever the site is started from later.
+        # Absolute: the site may be started from another folder.
         data_path = str(Path(data_path).expanduser().absolute())
     values = {
         "name": name,

@@ -1,8 +1,8 @@
-"""How a site's pictures are read: ``[data]`` of its ``site.toml``, and nobody else's word.
+"""How a site's pictures are read: the ``[data]`` section of its ``site.toml``.
 
-A recipe says class names, sizes and shares. Which files are pictures, which column is a label
-and who is a subject is the site's to say: a recipe that could choose a column could read any
-column. A simulated site is the exception: its data are the simulation's, and so is the reading.
+A recipe sets class names, image size and fractions. The site alone says which files are pictures,
+which column holds the label and what a subject is: a recipe that could choose a column could read
+any column. Simulated sites are the exception: the recipe describes their data.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fieldmark.client.site import Site
 
 EMBEDDED = "fieldmarks"
-"""The kind whose pictures are made here from a seed: nobody's, and in no folder."""
+"""Kind of the synthetic data set that is generated from a seed, without any files."""
 
 _UNITS = (
     "kind",
@@ -35,11 +35,11 @@ _UNITS = (
     "site_column",
     "site_value",
 )
-"""What decides which pictures there are and which of them are one unit."""
+"""Settings that decide which pictures exist and which of them form one unit."""
 
 
 class SiteData(Settings):
-    """Where this site's pictures are, and how they are read."""
+    """Location of a site's pictures, and how they are read."""
 
     path: str | None = Field(None, description="Root of the data set on this machine.")
     units: int = Field(
@@ -134,22 +134,22 @@ class SiteData(Settings):
     @classmethod
     def _leads_somewhere(cls, value: dict[str, str]) -> dict[str, str]:
         for target in value.values():
-            # Not quite '-> none' would be a class of that name.
+            # A misspelled '-> none' would otherwise become a class of that name.
             if not target.strip() or (target.strip().startswith("->") and target != NO_CLASS):
                 raise ValueError(f"a label leads to a class name, or to '{NO_CLASS}' as it is here")
         return value
 
     def units_digest(self) -> str:
-        """SHA-256 (hex) of what decides which pictures there are and who is one unit.
+        """SHA-256 (hex) of the settings that decide which pictures exist and what a unit is.
 
-        Labels are not part of it: to read them otherwise changes nobody's unit.
+        Label settings are excluded: they do not change units.
         """
         values = {name: getattr(self, name) for name in _UNITS}
         return _digest(values)
 
 
 def units_digest(site: "Site", recipe: "Recipe") -> str:
-    """SHA-256 (hex) of the reading under which this site's units are counted; see `SiteData`."""
+    """SHA-256 (hex) of how this site defines units; see :meth:`SiteData.units_digest`."""
     if site.rows is None:
         return site.settings.data.units_digest()
     data, own = recipe.data, site.settings.data
@@ -164,7 +164,7 @@ def units_digest(site: "Site", recipe: "Recipe") -> str:
 
 
 def subject_column(site: "Site", recipe: "Recipe") -> str | None:
-    """The column that says who is a subject; None where none was named."""
+    """Column of subject ids; None if there is none."""
     own = site.settings.data
     kind = own.kind if site.rows is None else recipe.data.name
     if kind == "ham10000":
@@ -173,10 +173,10 @@ def subject_column(site: "Site", recipe: "Recipe") -> str | None:
 
 
 def kind_of(site: "Site", recipe: "Recipe") -> str:
-    """Of which kind this site's data are.
+    """Kind of this site's data.
 
     Raises:
-        PolicyRefusal: if the site has pictures and does not say how they are read.
+        PolicyRefusal: if the site has pictures and ``data.kind`` is not set.
     """
     own = site.settings.data
     if site.rows is not None:
@@ -193,16 +193,16 @@ def kind_of(site: "Site", recipe: "Recipe") -> str:
 
 
 def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) -> DataSettings:
-    """How this site's table is read for a run.
+    """Settings with which this site's table is read for a run.
 
     Args:
-        site: Whose.
-        recipe: Says sizes, and the share of subjects that are kept for validation.
-        class_names: The federation's, in label order; empty: the labels that occur.
+        site: The site.
+        recipe: Sets sizes, and the fraction of subjects held out for validation.
+        class_names: Class names of the federation, in label order; empty for the labels that occur.
 
     Raises:
         PolicyRefusal: if the site does not say how its pictures are read.
-        ConfigurationError: if pictures are read from a folder and none is named.
+        ConfigurationError: if the kind of data needs a folder and none is set.
     """
     own, kind = site.settings.data, kind_of(site, recipe)
     if site.rows is not None or kind == EMBEDDED:
@@ -234,7 +234,7 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
         classes=class_names or None,
         image_size=recipe.data.image_size,
         val_fraction=recipe.data.val_fraction,
-        # The quarter that a simulation holds out is not held out here.
+        # Only simulations hold out a test split for the coordinator.
         test_fraction=0.0,
         site_value=whose if own.site_column is not None else None,
         **{name: getattr(own, name) for name in same},
@@ -242,10 +242,10 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
 
 
 def check_class_names(class_names: tuple[str, ...]) -> None:
-    """Whether class names can be a run's, before anything is charged for it.
+    """Validate the announced class names, before anything is charged.
 
     Raises:
-        PeerError: if there are none, one is named twice, or one could be taken for ``-> none``.
+        PeerError: if there are none, a name occurs twice, is empty, or starts with ``->``.
     """
     wrong = ""
     if not class_names:
@@ -259,9 +259,9 @@ def check_class_names(class_names: tuple[str, ...]) -> None:
 
 
 def check_knowledge(site: "Site", recipe: "Recipe") -> None:
-    """Whether data of this site's kind say of the classes what the run's loss asks.
+    """Check that data of this site's kind provide what the run's loss needs about the classes.
 
-    That follows from the kind alone; nothing of the data is read.
+    Decided by the kind alone; no data are read.
 
     Raises:
         PolicyRefusal: if they do not.
@@ -288,19 +288,18 @@ def _digest(values: dict[str, Any]) -> str:
 def load_site_table(
     site: "Site", recipe: "Recipe", class_names: tuple[str, ...], left_out: "LeftOut | None" = None
 ) -> "ExampleTable":
-    """This site's table, read as it says; no picture is opened.
+    """Load this site's table as ``site.toml`` says; no picture is opened.
 
     Args:
-        site: Whose.
+        site: The site.
         recipe: See :func:`data_settings`.
         class_names: See :func:`data_settings`.
-        left_out: If given, rows at fault are left out and recorded here, and nothing that is
-            wrong with a single row raises.
+        left_out: If given, faulty rows are left out and recorded here instead of raising.
 
     Raises:
         PolicyRefusal: if the site does not say how its pictures are read.
-        ConfigurationError: if what it says cannot be.
-        DataError: if the data are missing as a whole, or, without a record, at fault anywhere.
+        ConfigurationError: if the settings are invalid.
+        DataError: if the data are missing, or, without ``left_out``, any row is faulty.
     """
     from fgvc_core.data.catalogue import load_table
 

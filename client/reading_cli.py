@@ -1,4 +1,4 @@
-"""``site reading``, and the part of ``site join`` that settles how the pictures are read."""
+"""Command ``site reading``, and the step of ``site join`` that settles how pictures are read."""
 
 import json
 import os
@@ -58,7 +58,7 @@ Faults = Annotated[
 def reading_said(
     *, map_label: list[str] | None, recipe: Path | None = None, **options: str | None
 ) -> dict[str, Any]:
-    """What a person, or a recipe that is proposed, says of ``[data]``."""
+    """Settings of ``[data]`` from command-line options and a proposing recipe."""
     from fgvc_core.recipe import load_recipe
     from fieldmark.client.recognition import label_map_of, proposed_by
 
@@ -72,12 +72,15 @@ def reading_said(
 def settle_reading(
     kit: "StartKit", answers: "Answers", said: dict[str, Any], *, ask: bool
 ) -> "Answers":
-    """The answers with the reading that was recognized, shown, and agreed to.
+    """Recognize how the pictures are read, show it and ask for confirmation.
+
+    Returns:
+        The answers with the confirmed reading.
 
     Raises:
-        DataError: if the data cannot be read as a whole.
-        ConfigurationError: if it cannot be told how.
-        typer.Exit: with code 2 if a person says that it is not right; nothing was made.
+        DataError: if the data cannot be read at all.
+        ConfigurationError: if the layout cannot be recognized.
+        typer.Exit: with code 2 if the person declines; nothing was created.
     """
     from fgvc_core.errors import DataError
     from fieldmark.client.deployment.joining import preview

@@ -1,6 +1,6 @@
-"""Whether a recipe fits into a site's limits, from the two alone and before any work.
+"""Check of a recipe against a site's ``[limits]``, before any work.
 
-No picture, and no number of pictures, is looked at: a refusal says nothing about them.
+Neither the pictures nor their number are read, so a refusal reveals nothing about them.
 """
 
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ from fieldmark.client.limits import Limits
 from fieldmark.client.site import Site
 
 FLOAT = 4
-"""Bytes of a number."""
+"""Bytes of a float32."""
 
 LIBRARIES_GB = 0.5
-"""What a process has before it does anything: torch and the rest, measured at 0.4 GB."""
+"""Memory of a process after importing torch and the rest; measured at 0.4 GB."""
 
 PICTURE_GB = 1.0
-"""What decoding one picture may take (:mod:`fgvc_core.data.decoding`). With less left, one large
-picture would decide over an answer."""
+"""Memory for decoding one picture (:mod:`fgvc_core.data.decoding`). With less, one large picture
+could decide whether a request is answered."""
 
 _MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
 
 
 def check_lent(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> None:
-    """Whether a recipe fits into what this site lends of its machine; no picture is touched.
+    """Check a recipe against this site's limits; no picture is read.
 
     Raises:
         PolicyRefusal: naming the setting of ``[limits]``.
@@ -41,10 +41,10 @@ def check_lent(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> None
 
 
 def uses_gpu(device: str) -> bool:
-    """Whether ``resources.device`` is a GPU on this machine; only in a fork that may touch one."""
+    """Whether ``resources.device`` selects a GPU. May initialize CUDA: call it only in a fork."""
     if device != "auto":
         return device != "cpu"
-    # Imported here: elsewhere nothing needs torch.
+    # Lazy import: nothing else here needs torch.
     import torch
 
     return torch.cuda.is_available()
@@ -53,22 +53,22 @@ def uses_gpu(device: str) -> bool:
 def check_recipe(
     limits: Limits, recipe: Recipe, num_classes: int, *, on_gpu: bool = False, declared: int = 0
 ) -> None:
-    """Refuse a recipe that asks for more than this site lends.
+    """Refuse a recipe that needs more than this site allows.
 
     Args:
-        limits: The site's.
-        recipe: Of any origin.
+        limits: Limits of the site.
+        recipe: Any recipe.
         num_classes: K, as announced.
-        on_gpu: Whether it would be trained on a GPU, whose memory is not the machine's.
-        declared: How many pictures the site says publicly that it has; never the true number.
+        on_gpu: Whether it is trained on a GPU, whose memory is not limited here.
+        declared: Number of pictures that the site declares publicly, never the true number.
 
     Raises:
-        PolicyRefusal: naming the setting of ``[limits]``, or that there is no such model.
+        PolicyRefusal: naming the setting of ``[limits]``, or if the model does not exist.
     """
     for name, most, asked, what in _numbers(limits, recipe):
         if asked > most:
             raise _beyond(name, f"{most:,}", f"the recipe asks for {what} = {asked:,}")
-    # Imported here: the numbers are compared without torch.
+    # Lazy import: the checks above need no torch.
     from fgvc_core.models.size import kept_bytes, model_size
 
     sized = (recipe.model, max(num_classes, 1), recipe.data.image_size)
@@ -87,7 +87,7 @@ def check_recipe(
         if cached_gb > most_gb:
             found = f"{declared:,} declared pictures take {cached_gb:,.1f} GB as the recipe asks"
             raise _beyond(name, f"{most_gb:,g}", found)
-    # A control variate goes along with each tensor.
+    # SCAFFOLD sends a control variate with each tensor.
     parts = 2 if recipe.federation.strategy == "scaffold" else 1
     message_mb = (size.travelling + projector) * FLOAT * parts / 1e6
     if recipe.wire.plain and message_mb > limits.message_mb:
@@ -104,7 +104,7 @@ def check_recipe(
 
 
 def _numbers(limits: Limits, recipe: Recipe) -> Iterator[tuple[str, int, int, str]]:
-    """(limit, most, asked, the recipe's setting) of all that is one number."""
+    """(limit, maximum, requested, recipe setting) of every limit on a single number."""
     yield "image_size", limits.image_size, recipe.data.image_size, "data.image_size"
     pretrain = recipe.pretrain
     pretrains = pretrain.method != "none"
@@ -130,7 +130,7 @@ def _numbers(limits: Limits, recipe: Recipe) -> Iterator[tuple[str, int, int, st
 
 
 def _projector(recipe: Recipe, features: int) -> int:
-    """Numbers of what pre-training puts behind the backbone, and sends along."""
+    """Number of parameters of the projector that pre-training adds to the backbone."""
     pretrain = recipe.pretrain
     if pretrain.method == "none":
         return 0
@@ -138,16 +138,16 @@ def _projector(recipe: Recipe, features: int) -> int:
 
 
 def _cached_bytes(recipe: Recipe, features: int) -> int:
-    """Bytes that the cache keeps of a picture: itself, or its vector from a frozen backbone."""
+    """Bytes cached per picture: the picture, or its feature vector from a frozen backbone."""
     frozen = recipe.model.train == "head" and recipe.model.pooling != "parts"
     return features * FLOAT if frozen else 3 * recipe.data.image_size**2
 
 
 def _least_bytes(recipe: Recipe, parameters: int, trained: int, kept: int, on_gpu: bool) -> int:
-    """Bytes without which the recipe cannot be done: a bound from below, no forecast.
+    """Lower bound on the memory that the recipe needs, in bytes.
 
-    The model and what was received; and, where the machine's memory trains it, gradients, the
-    optimizer's moments and what one batch keeps.
+    Counts the model and the received tensors; on the CPU also gradients, optimizer moments and the
+    activations of one batch.
     """
     numbers = parameters + 2 * trained
     if on_gpu:
@@ -159,16 +159,17 @@ def _least_bytes(recipe: Recipe, parameters: int, trained: int, kept: int, on_gp
         if recipe.privacy.engine == "opacus":
             numbers += pictures * trained
     if recipe.pretrain.method != "none":
+        # Two augmented views of each picture.
         pictures = max(pictures, 2 * recipe.pretrain.batch_size)
     scored = recipe.evaluate.batch_size * 3 * recipe.data.image_size**2
     return numbers * FLOAT + max(pictures * kept, scored * FLOAT)
 
 
 def _at_once(privacy: PrivacySettings) -> int:
-    """How many pictures a private step has in memory at once, at the least."""
+    """Minimum number of pictures that a private step holds in memory at once."""
     if privacy.method != "gradients":
         return 0
-    # Opacus always computes so many, with a gradient for each; a loop takes unit after unit.
+    # Opacus holds a full physical batch with per-sample gradients; the loop takes one unit.
     return privacy.physical_batch if privacy.engine == "opacus" else 1
 
 

@@ -1,7 +1,7 @@
-"""What a data set looks like: a proposal for ``[data]`` that a person at the site looks at.
+"""Recognition of a data set's layout: proposes ``[data]`` settings for a person to confirm.
 
-Nothing is decided here for good: ``site join`` and ``site reading`` show what was understood,
-so many pictures of these classes, so many left out and why, and write it down after a yes.
+``site join`` and ``site reading`` show the proposal (pictures and classes found, rows left out and
+why) and write it only after confirmation.
 """
 
 import csv
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fgvc_core.recipe import Recipe
 
 LINES_LOOKED_AT = 200
-"""How many lines of a CSV decide which of its columns are which."""
+"""Lines of a CSV that are inspected to recognize its columns."""
 
 
 class _NoPaths(ConfigurationError):
@@ -48,15 +48,15 @@ _SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation", "pool", "unlabe
 
 
 def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of ``[data]`` for the tree below a folder.
+    """Proposed settings of ``[data]`` for the files below a folder.
 
     Args:
-        root: The data set.
-        said: What a person has settled already; it holds, and guides the rest.
+        root: Root of the data set.
+        said: Settings that a person has already made; they are kept, and guide the rest.
 
     Raises:
-        ConfigurationError: if a manifest is meant and its columns cannot be told, naming them.
-        DataError: if a manifest that was named cannot be read.
+        ConfigurationError: if a manifest is used and its columns cannot be recognized.
+        DataError: if a named manifest cannot be read.
     """
     found = dict(said)
     found.setdefault("kind", _kind(root, said))
@@ -64,13 +64,13 @@ def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return {**_manifest(root, found), **found}
         except _NoPaths:
-            # A CSV beside class folders need not list the pictures.
+            # A CSV beside class folders may list something other than pictures.
             if {"kind", "manifest", "path_column", "path_template"} & set(said):
                 raise
             found["kind"] = "folder"
     if found["kind"] == "folder" and "folders" not in said:
         names = {entry.name for entry in root.iterdir() if entry.is_dir()}
-        # A class may be called 'pool': only these folders and no other are splits.
+        # A class may be called 'pool': require that all folders are splits.
         shown = {name for name in names if not name.startswith(".")}
         splits = "train" in shown and shown <= _SPLIT_FOLDERS
         found["folders"] = "splits" if splits else "classes"
@@ -135,6 +135,7 @@ def _manifest(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _look(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
+        # utf-8-sig: spreadsheet programs begin a CSV with a byte-order mark.
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             reader = csv.reader(file)
             header = [field.strip() for field in next(reader, [])]
@@ -164,7 +165,7 @@ def _check_named(said: Mapping[str, Any], header: list[str], name: str) -> None:
 def _paths(
     root: Path, header: list[str], rows: list[dict[str, str]], template: str | None
 ) -> dict[str, Any]:
-    """The column whose values are files, as they are or below a folder or with an ending."""
+    """Path column and template under which most values name existing files."""
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     templates = [template] if template else ["{path}", *(f"{f}/{{path}}" for f in folders)]
     if template is None:
@@ -195,7 +196,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _named(header: list[str], names: tuple[str, ...], taken: set[Any]) -> str | None:
-    # PatientID, patient_id and "Patient ID" are one name.
+    # PatientID, patient_id and "Patient ID" are the same name.
     by_name = {
         re.sub("[^a-z0-9]", "", field.casefold()): field for field in header if field not in taken
     }
@@ -216,22 +217,22 @@ def _untold(what: str, header: list[str], name: str, option: str) -> Configurati
 
 @dataclass(frozen=True)
 class Understood:
-    """What a reading makes of a site's data: for people at the site, never for a reply.
+    """Summary of how a site's data are read, for people at the site only; never part of a reply.
 
     Attributes:
         kind: How the pictures are read.
-        pictures: Labelled pictures to train on, those kept for validation included.
-        held_out: How many of them are kept for validation.
-        val_fraction: The share of units or subjects that is kept.
+        pictures: Labeled training pictures, including those held out for validation.
+        held_out: Number of them held out for validation.
+        val_fraction: Fraction of units or subjects that is held out.
         other_splits: Pictures of the site's own test split and pool.
-        classes: Class name -> labelled pictures to train on.
-        left_out: Reason -> how many rows count as nothing.
-        examples_left_out: One phrase for each reason, with the first few names.
-        subjects: How many subjects there are, where a column says so.
-        how: Which files and columns are read, as ``[data]`` says it.
-        unused_labels: Own labels in the label map that no picture has.
-        strict_fault: What reading without leaving anything out says is wrong; empty: nothing.
-        leaves_out: Whether a run without differential privacy leaves faults out too.
+        classes: Class name -> number of labeled training pictures.
+        left_out: Reason -> number of rows left out.
+        examples_left_out: One phrase per reason, with the first few names.
+        subjects: Number of subjects, if a column identifies them.
+        how: Files and columns that are read, as set in ``[data]``.
+        unused_labels: Labels in the label map that no picture has.
+        strict_fault: Error that a strict reading (nothing left out) raises; empty if none.
+        leaves_out: Whether a run without differential privacy also leaves out faulty pictures.
     """
 
     kind: str
@@ -249,7 +250,7 @@ class Understood:
     leaves_out: bool
 
     def lines(self) -> list[str]:
-        """The same in words."""
+        """The summary as lines of text."""
         told = [
             f"{self.pictures} pictures of {len(self.classes)} classes, read as '{self.kind}'"
             + (f", of {self.subjects} subjects" if self.subjects is not None else "")
@@ -284,15 +285,16 @@ class Understood:
 def understand(
     site: "Site", recipe: "Recipe | None" = None, class_names: tuple[str, ...] = ()
 ) -> Understood:
-    """Read a site's data as it says, with every picture opened once.
+    """Read a site's data as ``site.toml`` says, opening every picture once.
 
     Args:
-        site: Whose.
-        recipe: Of a run, for its sizes and shares; None: the defaults.
-        class_names: The federation's; empty: the site's own labels, as its label map leads.
+        site: The site.
+        recipe: Recipe of a run, for sizes and fractions; None for the defaults.
+        class_names: Class names of the federation; empty for the site's own labels after its label
+            map.
 
     Raises:
-        FieldmarkError: if the data cannot be read as a whole.
+        FieldmarkError: if the data cannot be read at all.
     """
     from collections import Counter
 
@@ -344,7 +346,7 @@ def _strict_fault(site: Site, recipe: "Recipe", class_names: tuple[str, ...]) ->
 
 
 def _how(data: SiteData, name: str) -> dict[str, str]:
-    """Which files and columns are read."""
+    """Files and columns that are read, for display."""
     if data.kind == "folder":
         first = "class" if data.folders == "classes" else "split (train, val, test, pool)"
         return {"labels from": f"folders below '{data.path}'; the first level is the {first}"}
@@ -366,7 +368,7 @@ def _how(data: SiteData, name: str) -> dict[str, str]:
 
 
 def passed_over(root: Path, reading: Mapping[str, Any]) -> list[str]:
-    """A line about tables beside the pictures that are not read, so that no labels get lost."""
+    """Line that names tables beside the pictures that are not read, in case they hold labels."""
     if reading.get("kind") != "folder":
         return []
     tables = sorted(
@@ -380,7 +382,7 @@ def passed_over(root: Path, reading: Mapping[str, Any]) -> list[str]:
 
 
 def proposed_by(recipe: "Recipe") -> dict[str, Any]:
-    """What a recipe's ``[data]`` proposes; a person at the site looks at it before it holds."""
+    """Settings that a recipe's ``[data]`` proposes; a person at the site has to confirm them."""
     shared = set(SiteData.model_fields) - {"path", "units", "pictures", "kind"}
     said = recipe.data.model_fields_set
     found = {name: getattr(recipe.data, name) for name in sorted(said & shared)}
@@ -392,10 +394,10 @@ def proposed_by(recipe: "Recipe") -> dict[str, Any]:
 
 
 def label_map_of(pairs: list[str]) -> dict[str, str]:
-    """``OWN=CLASS`` strings as a label map; several may lead to one class.
+    """Label map from ``OWN=CLASS`` strings; several labels may map to one class.
 
     Raises:
-        ConfigurationError: if one has no equals sign or names no class.
+        ConfigurationError: if a string has no equals sign or names no class.
     """
     found = {}
     for pair in pairs:
@@ -419,10 +421,10 @@ def label_map_of(pairs: list[str]) -> dict[str, str]:
 
 
 def with_reading(site: Site, said: Mapping[str, Any]) -> Site:
-    """The site with parts of its reading said anew; recognized where it has none yet.
+    """Site with changed ``[data]`` settings; the layout is recognized if it was not set before.
 
     Raises:
-        ConfigurationError: if what is said cannot be, or the site is a simulated one.
+        ConfigurationError: if a setting is invalid, or the site is simulated.
     """
     if site.rows is not None:
         raise ConfigurationError(
@@ -444,7 +446,7 @@ def save_reading(site: Site, changed: Site) -> None:
     """Write the changed ``[data]`` into ``site.toml``.
 
     Raises:
-        PolicyRefusal: if something was charged under another way of telling units apart.
+        PolicyRefusal: if the ledger was charged with units defined in another way.
     """
     ledger = Ledger(site.home, site.data_binding, site.name)
     ledger.check_reading(changed.settings.data.units_digest())

@@ -1,8 +1,8 @@
-"""How many requests a site answers in a day.
+"""Daily limits on the requests that a site answers.
 
-Each answer adds lines to the ledger, and each roll call a file: a coordinator that asks without
-end would fill the disk, and the ledger would take longer and longer to read. The count depends on
-what was asked alone. What is beyond it gets no signed answer, which would be a line too.
+Every answer adds lines to the ledger and every roll call a file, so unlimited requests would fill
+the disk and slow down reading the ledger. The count depends on the requests alone. Requests beyond
+a limit get no signed answer, because that would add lines too.
 """
 
 import logging
@@ -36,9 +36,9 @@ class RequestRate:
     """Counts the authentic requests of one home.
 
     Attributes:
-        home: The site's.
-        limits: The site's.
-        log: Told once a day that a limit was reached.
+        home: Home of the site.
+        limits: Limits of the site.
+        log: Gets one line a day when a limit is reached.
     """
 
     home: Path
@@ -46,11 +46,11 @@ class RequestRate:
     log: logging.Logger
 
     def admits(self, kind: str, today: date) -> bool:
-        """Count one request; False where it is beyond a limit and is not to be answered.
+        """Count a request; False if it is beyond a limit and must not be answered.
 
         Args:
-            kind: Of the request.
-            today: The day (UTC).
+            kind: Kind of the request.
+            today: Date in UTC.
         """
         size_mb = _size(self.home / LEDGER) / 1e6
         # Two processes may answer for one home.
@@ -80,7 +80,7 @@ class RequestRate:
             most = getattr(self.limits, f"{name}_per_day")
             if counted[name] > most:
                 if counted[name] == most + 1:
-                    # Once a day: the log rotates, and other lines would be pushed out of it.
+                    # Once a day: repeated lines would push others out of the rotating log.
                     self.log.error(
                         "limits.%s_per_day = %d is reached: a %s was not answered, and none will "
                         "be before tomorrow (UTC)", name, most, kind,
@@ -103,7 +103,7 @@ class RequestRate:
         try:
             replace_private_json(self.home / FILE, counted.model_dump())
         except OSError as error:
-            # The ledger, which every answer needs, will not be written either.
+            # Not fatal here: writing the ledger, which every answer needs, will fail too.
             self.log.warning("'%s' cannot be written: %s", FILE, error)
 
 

@@ -1,23 +1,23 @@
-"""A site's home: who it is, where its pictures are, what it allows, what it keeps.
+"""Home of a site: its folder of settings, keys, policy, ledger and stored results.
 
 ::
 
     site.toml        name, data, resources, policy, limits
-    key              the site's private key (mode 0600)
-    split.key        the secret that decides each subject's side of the validation split
+    key              private key of the site (mode 0600)
+    split.key        secret key of the train/validation split over subjects
     coordinator.pub  the only key whose requests are answered
-    rows.json        in a simulation: which rows of the data set are this site's
-    pool.json        likewise: which pictures without labels, where the data set has such
-    ledger.jsonl     what has been spent and what has left, chained; ledger.head: its last entry
-    outbox/          finished replies under differential privacy, for whoever asks again
-    personal/        this site's own models, fine-tuned here, one file a run
-    runs/            what was announced, one file a run
-    weights/         public weights files that runs may start from, each named by its SHA-256
-    requests.json    how many requests were answered today
-    site.log         what went wrong here, in words that never leave
+    rows.json        simulation only: rows of the data set that this site owns
+    pool.json        simulation only: its unlabeled pictures, where the data set has any
+    ledger.jsonl     hash-chained charges and replies; ledger.head: hash of the last entry
+    outbox/          finished private replies, kept for repeated requests
+    personal/        models fine-tuned at this site, one file per run
+    runs/            announced recipes, one file per run
+    weights/         public weights files that runs may start from, named by SHA-256
+    requests.json    number of requests answered today
+    site.log         errors in full; never leaves the site
 
-Of a site with pictures of its own the register in the user's state folder says that this home
-has their ledger: :mod:`fieldmark.client.privacy.data_claims`.
+For a site with its own pictures, a register in the user's state folder links the data to this
+home's ledger (:mod:`fieldmark.client.privacy.data_claims`).
 """
 
 import hashlib
@@ -46,7 +46,7 @@ from fieldmark.client.reading import SiteData
 
 
 class Resources(Settings):
-    """What this site computes with."""
+    """Computing resources of a site."""
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     threads: int = Field(
@@ -59,7 +59,7 @@ class Resources(Settings):
 
 
 class SiteSettings(Settings):
-    """``site.toml``."""
+    """Contents of ``site.toml``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Its name.")
     data: SiteData = SiteData()
@@ -70,7 +70,7 @@ class SiteSettings(Settings):
 
 @dataclass(frozen=True)
 class Site:
-    """A site's home, opened."""
+    """Opened home of a site."""
 
     home: Path
     settings: SiteSettings
@@ -82,7 +82,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """The site's name."""
+        """Name of the site."""
         return self.settings.name
 
     @property
@@ -92,12 +92,12 @@ class Site:
 
     @property
     def cache(self) -> Path:
-        """Where decoded pictures and features are kept."""
+        """Folder of decoded pictures and features."""
         return Path(self.settings.resources.cache)
 
     @property
     def data_binding(self) -> str:
-        """SHA-256 (hex) of where the data are, and in a simulation which rows: the ledger's."""
+        """SHA-256 (hex) of the data's path, and of a simulated site's rows; binds the ledger."""
         path = self.settings.data.path
         where = str(Path(path).expanduser().resolve()) if path else ""
         digest = hashlib.sha256(where.encode())

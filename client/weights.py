@@ -1,8 +1,8 @@
-"""The public weights that a site starts from: what its policy allows, and its own folder of them.
+"""Public weights that a site starts from: the checks of its policy, and its ``weights/`` folder.
 
-A recipe never names a path here. It says none, package (the installed extra), hub (only where
-``policy.network`` lets the site fetch weights) or the SHA-256 of a file in ``weights/`` of the
-site's home, which a person has put there.
+A recipe never names a path here. ``model.weights`` is none, package (the installed extra), hub
+(only if ``policy.network`` allows it) or the SHA-256 of a file that a person has put into the
+home's ``weights/`` folder.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ OWN_CHECKPOINTS = ("personal", "runs", "outbox")
 """Folders of a home whose tensors were computed from its pictures."""
 
 _FEWEST_VALUES = 16
-"""Tensors with fewer values say too little to tell one model from another."""
+"""Smaller tensors are ignored: they do not identify a model."""
 
 
 def weights_folder(site: Site) -> Path:
-    """Where this site keeps public weights."""
+    """Folder of a site's public weights."""
     return site.home / WEIGHTS
 
 
 def check_weights(site: Site, recipe: Recipe) -> None:
-    """Whether this site can and will start from a recipe's weights; no file is opened.
+    """Check that this site can start from a recipe's weights and is allowed to; no file is opened.
 
-    A simulated site takes whatever the simulation names: there is nobody between the two.
+    Simulated sites accept any weights.
 
     Raises:
-        PolicyRefusal: saying how to bring the weights, or which line of the policy says no.
+        PolicyRefusal: saying how to add the weights, or which policy setting forbids them.
     """
     if site.rows is not None:
         return
@@ -81,7 +81,7 @@ def check_weights(site: Site, recipe: Recipe) -> None:
 
 
 def site_weights(site: Site, recipe: Recipe) -> str:
-    """Where a recipe's weights are on this machine, for :func:`fgvc_core.experiment.make_learner`.
+    """Local path of a recipe's weights, for :func:`fgvc_core.experiment.make_learner`.
 
     Raises:
         PolicyRefusal: if this site does not start from them.
@@ -91,13 +91,14 @@ def site_weights(site: Site, recipe: Recipe) -> str:
 
 
 def add_to_site(site: Site, file: Path) -> str:
-    """Put a public weights file into a site's home.
+    """Add a public weights file to a site's home.
 
     Returns:
-        How a recipe names it.
+        The value of ``model.weights`` that names it.
 
     Raises:
-        ConfigurationError: if it is missing, holds anything but plain tensors, or cannot be kept.
+        ConfigurationError: if the file is missing, holds anything but plain tensors, or cannot be
+            copied.
         PolicyRefusal: if it holds a tensor that was computed here, from this site's pictures.
     """
     resolved = file.resolve()
@@ -113,7 +114,7 @@ def add_to_site(site: Site, file: Path) -> str:
 
 
 def _given(file: Path) -> dict[str, NDArray[np.float32]]:
-    # Imported here: a policy is checked without torch.
+    # Lazy import: checking a policy needs no torch.
     from fgvc_core.models.weights import read_state
 
     return {name: tensor.float().numpy() for name, tensor in read_state(file).items()}
@@ -132,10 +133,10 @@ def _arrays(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _keys(tensors: Mapping[str, NDArray[np.float32]]) -> Iterator[bytes]:
-    """Digest of the values of each tensor by which a model can be told.
+    """Digests of the values of those tensors that identify a model.
 
-    Not statistics, which frozen models share with the weights that they began with, and not
-    constants, which all fresh models share.
+    Skips normalization statistics, which frozen models share with their initial weights, and
+    constant tensors, which all new models share.
     """
     for name, tensor in tensors.items():
         values = np.ascontiguousarray(tensor, dtype=np.float32).ravel()

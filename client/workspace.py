@@ -1,7 +1,7 @@
-"""What a worker process keeps between messages: the learner of a recipe, and examples of sites.
+"""State of a worker process between messages: the learner of a recipe, and the examples of sites.
 
-Both are expensive to make. Neither carries anything from one site to another: a learner's
-travelling tensors are overwritten by each request, and everything else in it is frozen.
+Both are expensive to create. No data pass from one site to another: each request overwrites the
+tensors that a learner trains, and all others are frozen.
 """
 
 import logging
@@ -33,13 +33,13 @@ from fieldmark.client.site import Site
 from fieldmark.client.weights import site_weights
 
 SITES_KEPT = 256
-"""How many sites' examples one worker process keeps at hand; pictures are mapped from
-the cache, so that a site costs little more than its labels."""
+"""Number of sites whose examples a worker process caches. Pictures are memory-mapped from the
+cache, so a site costs little more than its labels."""
 
 
 @dataclass(frozen=True)
 class SiteExamples:
-    """A site's own two splits; under differential privacy also who belongs to which unit."""
+    """A site's training and validation examples, and with differential privacy the unit of each."""
 
     train: Examples
     validation: Examples
@@ -49,25 +49,25 @@ class SiteExamples:
 
 
 class Workspace:
-    """What one worker process keeps between messages."""
+    """Learner, tables and examples that one worker process caches."""
 
     def __init__(self) -> None:
         self._learners: dict[tuple[Any, ...], tuple[Learner, dict[str, TensorSpec]]] = {}
         self._examples: OrderedDict[tuple[Any, ...], SiteExamples] = OrderedDict()
         self._tables: dict[tuple[Any, ...], tuple[ExampleTable, LeftOut]] = {}
         self.fresh: dict[str, NDArray[np.float32]] = {}
-        """Local tensors as every site has them before its first round."""
+        """Initial local tensors, the same for every site before its first round."""
         self.lock = threading.Lock()
 
     def forget_data(self) -> None:
-        """Drop all tables and examples; they are read again when they are next asked for."""
+        """Drop all cached tables and examples."""
         self._examples.clear()
         self._tables.clear()
 
     def learner(
         self, site: Site, recipe: Recipe, num_classes: int, device: torch.device
     ) -> tuple[Learner, dict[str, TensorSpec]]:
-        """The recipe's learner and the specs of its travelling tensors."""
+        """Learner of a recipe, and the specs of the tensors that it trains."""
         key = (recipe.digest, num_classes, str(device))
         if key not in self._learners:
             self._learners.clear()
@@ -86,7 +86,7 @@ class Workspace:
         class_names: tuple[str, ...],
         unit: Unit | None,
     ) -> SiteExamples:
-        """A site's examples, from memory if this process served it lately."""
+        """Examples of a site, cached."""
         own = site.settings.data.model_dump_json()
         key = (str(site.home), own, recipe.digest, class_names, unit)
         if key in self._examples:
@@ -107,7 +107,7 @@ class Workspace:
     def table(
         self, site: Site, recipe: Recipe, class_names: tuple[str, ...], tolerant: bool = False
     ) -> tuple[ExampleTable, LeftOut]:
-        """The table that a site's rows are taken from, and what it leaves out.
+        """Table that a site's rows are taken from, and the rows that it leaves out.
 
         Simulated sites share one table.
         """
@@ -123,20 +123,20 @@ class Workspace:
 
 
 WORKSPACE = Workspace()
-"""This process's."""
+"""Workspace of this process."""
 
 
 def leaves_out(site: Site, unit: Unit | None) -> bool:
-    """Whether pictures at fault count as nothing, instead of ending the work.
+    """Whether faulty pictures are left out instead of raising an error.
 
-    Under differential privacy they have to: an answer must not depend on one of them. The
-    data of a simulated site were looked through before the run.
+    Always so under differential privacy: an answer must not depend on a single picture. Data of
+    simulated sites were validated before the run.
     """
     return site.rows is None and (unit is not None or site.settings.data.faults == "leave-out")
 
 
 def log_left_out(site: Site, left_out: LeftOut) -> None:
-    """Say in the site's own log which rows count as nothing, and why."""
+    """Log in the site's own log which rows were left out, and why."""
     if left_out.total:
         logging.getLogger(f"fieldmark.site.{site.home}").warning(
             "%d rows of the data count as nothing: %s",
@@ -147,7 +147,7 @@ def log_left_out(site: Site, left_out: LeftOut) -> None:
 
 @contextmanager
 def learner_of(job: Job) -> Iterator[tuple[Learner, dict[str, TensorSpec]]]:
-    """This process's learner, for one piece of work at a time; no picture is touched."""
+    """Learner of this process, used by one job at a time; no picture is read."""
     resources = job.site.settings.resources
     device = pick_device(resources.device)
     torch.set_num_threads(resources.threads)
@@ -159,7 +159,7 @@ def learner_of(job: Job) -> Iterator[tuple[Learner, dict[str, TensorSpec]]]:
 def learner_and_examples(
     job: Job,
 ) -> Iterator[tuple[Learner, dict[str, TensorSpec], SiteExamples]]:
-    """This process's learner and a site's examples, for one piece of work at a time."""
+    """Learner of this process and a site's examples, used by one job at a time."""
     unit = None if job.privacy is None else job.privacy.unit
     with learner_of(job) as (learner, specs):
         found = WORKSPACE.examples(job.site, job.recipe, learner, job.class_names, unit)
@@ -167,7 +167,7 @@ def learner_and_examples(
 
 
 def fresh_local() -> dict[str, NDArray[np.float32]]:
-    """The local tensors of this process's learner as every site has them before round 1."""
+    """Initial local tensors of this process's learner, the same for every site before round 1."""
     return WORKSPACE.fresh
 
 
@@ -179,16 +179,16 @@ def split_examples(
     unit: Unit | None = None,
     left_out: LeftOut | None = None,
 ) -> SiteExamples:
-    """A site's own rows of a table, split by the keyed hash of their subjects.
+    """Split a site's rows into training and validation by the keyed hash of their subjects.
 
     Args:
-        site: Whose.
-        recipe: Says which share is kept for validation.
+        site: The site.
+        recipe: Sets the fraction held out for validation.
         learner: Decides how pictures are decoded.
         table: All rows.
-        unit: What is protected; None without differential privacy.
-        left_out: What the table has left out; pictures that cannot be read are added and left
-            out too. None: such a picture raises.
+        unit: Protected unit; None without differential privacy.
+        left_out: Rows that the table left out; unreadable pictures are then left out and added.
+            None: such a picture raises.
     """
     table = own_rows(site, table)
     examples = None
@@ -213,9 +213,9 @@ def split_examples(
 def _unit_sides(
     site: Site, recipe: Recipe, table: ExampleTable, unit: Unit
 ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Positions for training and for validation, and the units of each.
+    """Row positions of training and validation, and the unit of each row.
 
-    Protected units are found among all pictures, and each is on one side as a whole.
+    Units are formed over all pictures, and each is on one side as a whole.
     """
     contents = [table.content_key(i) for i in range(len(table))]
     units_N = protected_units(unit, contents, table.subjects)
@@ -230,29 +230,29 @@ def _unit_sides(
 def split_table(
     site: Site, recipe: Recipe, table: ExampleTable
 ) -> tuple[ExampleTable, ExampleTable]:
-    """A site's own rows of a table, without differential privacy: (training, validation)."""
+    """Split a site's rows without differential privacy: (training, validation)."""
     table = own_rows(site, table)
     held = held_rows(site, recipe, table)
     return table.take(np.flatnonzero(~held)), table.take(np.flatnonzero(held))
 
 
 def held_rows(site: Site, recipe: Recipe, table: ExampleTable) -> NDArray[np.bool_]:
-    """bool (N,), which of a site's own rows are kept for validation, without privacy."""
+    """bool (N,): rows of a site held out for validation, without differential privacy."""
     held = validation_mask(table, recipe.data.val_fraction, site.split_key)
     if held.all():
-        # A site of very few subjects may have drawn them all: it trains on them instead. Not
-        # under differential privacy, where one subject more would then move all the others.
+        # With very few subjects the hash may hold out all of them: train on them instead. Not
+        # under differential privacy, where adding one subject would then move all the others.
         held[:] = False
     return held
 
 
 def own_rows(site: Site, table: ExampleTable) -> ExampleTable:
-    """The rows that a site trains on and validates with."""
+    """Rows that a site trains and validates on."""
     return table.take(site.rows) if site.rows is not None else table.where("train")
 
 
 def pictures_without_labels(job: Job, learner: Learner) -> ExampleTable:
-    """What a site may learn from without labels: its part of the pool, and what it trains on."""
+    """Rows for pre-training: the site's part of the pool and its training pictures."""
     site, recipe = job.site, job.recipe
     tolerant = leaves_out(site, None)
     table, of_table = WORKSPACE.table(site, recipe, job.class_names, tolerant)
@@ -271,7 +271,7 @@ def pictures_without_labels(job: Job, learner: Learner) -> ExampleTable:
 
 
 def site_table(site: Site, recipe: Recipe) -> ExampleTable:
-    """The table that a site's rows are taken from, as this process holds it."""
+    """Table that a site's rows are taken from, cached by this process."""
     return WORKSPACE.table(site, recipe, recipe.data.classes or ())[0]
 
 

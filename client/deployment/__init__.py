@@ -1,1 +1,1 @@
-"""A site in a real federation: joining, checking, and keeping its node up."""
+"""A site in a real deployment: joining, checking, and running its node."""

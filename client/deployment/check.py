@@ -1,4 +1,4 @@
-"""``site check``: everything that can keep a site from taking part, in order, with the remedy."""
+"""Command ``site check``: tests everything that can keep a site from taking part, with remedies."""
 
 import os
 import re
@@ -28,7 +28,7 @@ Level = Literal["ok", "note", "failed", "not reached"]
 
 DISK_GB, MEMORY_GB = 2.0, 1.0
 SKEW_S = 60.0
-"""Clocks further apart are a failure: the gateway believes signatures of 300 s at most."""
+"""Largest clock difference in seconds. The gateway accepts signatures up to 300 s old."""
 CERTIFICATE_DAYS = 14
 
 _TLS_REMEDIES = {
@@ -43,7 +43,7 @@ _TLS_REMEDIES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's outcome: what was looked at, how it is, and what to do where it is wrong."""
+    """Result of one check, with a remedy if it failed."""
 
     name: str
     level: Level
@@ -60,7 +60,7 @@ class Checked:
 
     @property
     def exit_code(self) -> int:
-        """Of the first failure; 0 where there is none."""
+        """Exit code of the first failure; 0 if there is none."""
         return next((f.exit_code for f in self.findings if f.level == "failed"), 0)
 
     def as_json(self) -> dict[str, Any]:
@@ -75,14 +75,14 @@ class Checked:
 
 
 def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
-    """Go through everything.
+    """Run all checks.
 
     Args:
-        home: The site's.
+        home: Home of the site.
         recipe: Checked in place of the announced one.
 
     Raises:
-        ConfigurationError: if the home is not whole; nothing can be checked then.
+        ConfigurationError: if the home is incomplete; nothing can be checked then.
     """
     home = home.resolve()
     site, link = Site.open(home), read_link(home)
@@ -123,7 +123,7 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
             return Finding("data", "failed", said, "fieldmark site reading DIR --save", 2)
         said = f"'{path}' is there, read as '{site.settings.data.kind}'; 'fieldmark site reading "
         return Finding("data", "ok", said + "DIR' shows what of, a recipe checks its labels")
-    # Imported here: without a recipe no torch is needed.
+    # Lazy import: without a recipe no torch is needed.
     from fieldmark.client.recognition import understand
 
     classes = () if contact.announcement is None else contact.announcement.class_names
@@ -169,7 +169,7 @@ def _disk(site: Site) -> Finding:
 
 
 def _modes(site: Site) -> Finding:
-    """Whether others on this machine can read what is in the home; an older home may be open."""
+    """Whether other users of this machine can read files in the home, as in old homes."""
     found = widely_readable(site.home)
     if found:
         said = f"others on this machine can get at {len(found)} files, for instance '{found[0]}'"
@@ -277,12 +277,12 @@ def _version(contact: Contact) -> Finding:
 
 
 def _ledger(site: Site, contact: Contact) -> Finding:
-    """Whether this ledger is the newest that this machine and the coordinator know of."""
+    """Whether this ledger is the newest one known to this machine and the coordinator."""
     ledger = Ledger(site.home, site.data_binding, site.name)
     try:
         length, _ = ledger.head()
         if Register().path.exists():
-            # The data's content is sampled anew here: no message may ask for that.
+            # Resamples the data's content; no message may trigger that.
             Admission(site, ledger).claim_data(afresh=True)
         if contact.dns or contact.tls or contact.key:
             return _not_reached("ledger")
@@ -307,7 +307,7 @@ def _ledger(site: Site, contact: Contact) -> Finding:
 
 
 def _limits(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
-    """What this site lends of its machine, and with a recipe whether that is enough."""
+    """The site's limits, and whether the recipe stays within them."""
     limits = site.settings.limits
     if recipe is None:
         return Finding("limits", "ok", f"{limits.in_words()}; --recipe FILE compares a recipe")

@@ -1,15 +1,15 @@
-"""One process that answers one request, within what the site lends of its machine.
+"""Resource limits of the child process that answers one request.
 
-The process bounds itself: private memory (``RLIMIT_DATA``), the size of a file (``RLIMIT_FSIZE``),
-and no core dump, which would hold pictures. Whoever has forked it looks at it besides, ten times a
-second: what it really holds, and how long it has worked.
+The child limits itself: private memory (``RLIMIT_DATA``), file size (``RLIMIT_FSIZE``), and no core
+dump, which would contain pictures. Its parent also checks the memory that it holds and its working
+time, ten times a second.
 
-``RLIMIT_AS`` would count addresses, of which CUDA reserves more than a machine has memory; on a GPU
-``RLIMIT_DATA`` is left out too, for what a driver maps is not ours to know, and the look from
-outside is what bounds it.
+``RLIMIT_AS`` is not used: it counts address space, of which CUDA reserves more than the machine has
+memory. On a GPU ``RLIMIT_DATA`` is not used either, because the driver's mappings count too; there
+only the parent's check limits memory.
 
-The limits are those of the work. Once the process hands its answer over it is ended only where that
-takes very long: a SuperNode that has heard of an answer waits for all its pieces without end, and
+The limits apply to the work. Once the child hands its answer over, it is killed only after
+``HANDING_OVER_S``: a SuperNode that knows of an answer waits for all its pieces indefinitely, and
 sends nothing else.
 """
 
@@ -24,25 +24,24 @@ from pathlib import Path
 from fieldmark.client.limits import Limits
 
 LOOK_S = 0.1
-"""Between two looks at a process."""
+"""Interval between two checks of a child, in seconds."""
 HANDING_OVER_S = 600.0
-"""Longest that an answer may take to the SuperNode on this machine, in seconds."""
+"""Maximum time for handing an answer to the SuperNode on this machine, in seconds."""
 HALF_HANDED_OVER = "an answer was handed over in part: the node has to start anew"
-"""The line by which the runner tells its supervisor so."""
+"""Line by which the runner tells its supervisor about an incomplete handover."""
 SPARE_S, SPARE_BYTES = 60.0, 500_000_000
-"""What the process that answers for one that reached a limit has at least: a minute, and this
-beyond what it starts with."""
+"""Minimum time (s) and extra memory (bytes) of a child that only reports a reached limit."""
 
 _STATUS = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process has ended.
+    """How a child ended.
 
     Attributes:
-        status: As ``os.waitpid`` gives it.
-        limit: The limit that it was ended for, in words; empty where it ended by itself.
+        status: As returned by ``os.waitpid``.
+        limit: The limit for which it was killed, in words; empty if it ended by itself.
         handing_over: Whether it had begun to hand its answer over.
     """
 
@@ -52,51 +51,55 @@ class Ended:
 
 
 class Handover:
-    """Tells whoever has forked a process that it begins to hand its answer over; made before."""
+    """Pipe by which a forked child signals that it begins to hand its answer over.
+
+    Create it before the fork.
+    """
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
 
     def begin(self) -> None:
-        """Say so; called in the fork."""
+        """Signal the beginning; called in the child."""
         os.write(self._writer, b"x")
 
     @property
     def begun(self) -> bool:
-        """Whether the fork has said so."""
+        """Whether the child has signaled."""
         return bool(select.select([self._reader], [], [], 0)[0])
 
     def close(self) -> None:
-        """Give the pipe back; called in the process that has forked."""
+        """Close the pipe; called in the parent."""
         os.close(self._reader)
         os.close(self._writer)
 
 
 def bound_self(limits: Limits, *, on_gpu: bool) -> None:
-    """Bound the calling process for good; called in the fork.
+    """Limit the calling process permanently; called in the child.
 
-    Beyond memory an allocation fails (MemoryError), beyond a file's size a write (OSError, EFBIG).
+    Beyond the memory limit an allocation fails (MemoryError), beyond the file size a write (OSError
+    with EFBIG).
 
     Args:
-        limits: The site's.
-        on_gpu: Whether it may use a GPU.
+        limits: Limits of the site.
+        on_gpu: Whether the process may use a GPU.
     """
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, int(limits.file_gb * 1e9))
     if not on_gpu:
         used = _figures(os.getpid())
-        # Torch and its allocator have mapped more than they have used.
+        # Torch and its allocator have mapped more memory than they use.
         unused = max(used.get("VmData", 0) - used.get("RssAnon", 0), 0)
         _lower(resource.RLIMIT_DATA, limits.memory_bytes + unused)
 
 
 def at_least_to_answer(limits: Limits) -> Limits:
-    """The limits for a process that says no more than that a limit was reached.
+    """Relaxed limits for the child that only reports a reached limit.
 
-    Under the same ones it could reach it as well, and the site would say nothing.
+    Under the original limits it could hit the same one, and the site would send no answer.
 
     Args:
-        limits: The site's.
+        limits: Limits of the site.
     """
     memory = max(limits.memory_bytes, held_bytes(os.getpid()) + SPARE_BYTES)
     hours = max(limits.request_hours, SPARE_S / 3600)
@@ -104,12 +107,12 @@ def at_least_to_answer(limits: Limits) -> Limits:
 
 
 def wait_for(pid: int, limits: Limits, handover: Handover | None = None) -> Ended:
-    """Wait for a child, and end it where it takes too much.
+    """Wait for a child, and kill it if it exceeds a limit.
 
     Args:
-        pid: Of a child of this process.
-        limits: The site's; they hold until it hands its answer over.
-        handover: By which it says that it does.
+        pid: A child of this process.
+        limits: Limits of the site; they apply until the child hands its answer over.
+        handover: Signals the beginning of the handover.
     """
     until = time.monotonic() + limits.request_hours * 3600
     handed_by = 0.0
@@ -126,11 +129,11 @@ def wait_for(pid: int, limits: Limits, handover: Handover | None = None) -> Ende
             else:
                 limit = _reached(pid, limits, until)
             if limit:
-                # A child of ours that nobody has waited for: the number is still its own.
+                # The child has not been reaped, so its pid cannot have been reused.
                 os.kill(pid, signal.SIGKILL)
                 break
         status = os.waitpid(pid, 0)[1]
-        # Looked at again: it may have begun between the last look and its end.
+        # The handover may have begun after the last check.
         return Ended(status, limit, handover is not None and handover.begun)
     finally:
         os.close(descriptor)
@@ -147,13 +150,13 @@ def _reached(pid: int, limits: Limits, until: float) -> str:
 
 
 def held_bytes(pid: int) -> int:
-    """Memory that only this process has a use for; files that it has mapped are not counted."""
+    """Private memory of a process in bytes: anonymous, shared and swapped, without mapped files."""
     figures = _figures(pid)
     return sum(figures.get(name, 0) for name in ("RssAnon", "RssShmem", "VmSwap"))
 
 
 def _figures(pid: int) -> dict[str, int]:
-    """Bytes by name, as Linux tells them; none where the process has ended."""
+    """Byte counts of ``/proc/PID/status`` by name; empty if the process has ended."""
     try:
         text = (_STATUS / str(pid) / "status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -163,7 +166,7 @@ def _figures(pid: int) -> dict[str, int]:
 
 
 def _lower(which: int, most: int) -> None:
-    """Set a limit for good; one that is lower already stays."""
+    """Lower a resource limit permanently; never raises it."""
     _, hard = resource.getrlimit(which)
     lowest = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(which, (lowest, lowest))

@@ -1,4 +1,4 @@
-"""The site's commands in a real federation: key, join, check, up, stop."""
+"""Commands of a deployed site: key, join, reading, check, up, stop and new-key."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,7 +144,7 @@ def join(
 
 
 def _ask_privacy(privacy: str | None, epsilon_cap: str | None) -> tuple[str, str | None]:
-    """Ask for what of the policy was not given on the command line."""
+    """Ask for policy settings that the command line does not give."""
     if privacy is None:
         required = typer.confirm(
             "Take part only under differential privacy?", default=True, err=True
@@ -174,7 +174,7 @@ def _policy(privacy: str, epsilon_cap: str | None) -> "Policy":
 
 
 def _compare_keys(kit: "StartKit", said: str | None, *, ask: bool) -> None:
-    """Compare the coordinator's fingerprint with the one that a person has from the telephone."""
+    """Compare the coordinator's fingerprint with the one that a person got by telephone."""
     from fgvc_core.errors import PeerError
     from fgvc_core.protocol.keys import short_fingerprint
     from fieldmark.client.deployment.joining import check_coordinator
@@ -291,7 +291,7 @@ def check(
 
 
 def mount(app: typer.Typer) -> None:
-    """Add these commands to the site's."""
+    """Add these commands to ``fieldmark site``."""
     for command in (key, join, reading, check, up, stop):
         app.command()(command)
     app.command("new-key")(new_key)

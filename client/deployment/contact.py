@@ -1,7 +1,7 @@
-"""One look at the coordinator: what stands between it and us, said in order.
+"""Diagnosis of the connection to the coordinator: name, proxy, TLS, key and version, in this order.
 
-Each step tells what is wrong with it in words that somebody at a hospital can act on, also
-where a proxy is in the way, and where the certificate is expired or another's.
+Problems are described in words that hospital staff can act on, including those of proxies and of
+expired or foreign certificates.
 """
 
 import base64
@@ -30,17 +30,17 @@ VERSION_HEADER = "fieldmark-version"
 
 @dataclass(frozen=True)
 class Contact:
-    """What a look at the coordinator found; later fields are empty where an earlier one failed.
+    """Findings of one connection attempt; fields after a failed step are empty.
 
     Attributes:
-        dns: What is wrong with the name, or empty.
-        proxy: The proxy that is used, as host:port, or empty.
-        tls: What is wrong with connection or certificate, or empty.
-        until: The certificate's last day.
+        dns: Problem with the host name, or empty.
+        proxy: The proxy in use, as host:port, or empty.
+        tls: Problem with connection or certificate, or empty.
+        until: Expiry of the certificate.
         skew_s: How far our clock is ahead of the coordinator's, in seconds.
-        key: What is wrong with our key there, or empty.
-        version: Of Fieldmark at the coordinator.
-        announcement: The run that is on, if any.
+        key: Problem with our key at the coordinator, or empty.
+        version: Version of Fieldmark at the coordinator.
+        announcement: The current run, if any.
         seen: This site's own reply with the longest ledger that the coordinator remembers.
     """
 
@@ -56,13 +56,13 @@ class Contact:
 
 
 def proxy_of(link: Link) -> str:
-    """host:port of the proxy that HTTPS_PROXY names for the coordinator, or empty."""
+    """host:port of the proxy that HTTPS_PROXY sets for the coordinator, or empty."""
     parts = _proxy_parts(link)
     return "" if parts is None else f"{parts.hostname}:{parts.port or 8080}"
 
 
 def _proxy_parts(link: Link) -> SplitResult | None:
-    """The proxy of the environment, as the node's own client finds it."""
+    """Proxy from the environment, chosen as the SuperNode's HTTP client does."""
     found = getproxies()
     named = found.get("https") or found.get("all") or ""
     if not named or proxy_bypass(link.host):
@@ -71,7 +71,7 @@ def _proxy_parts(link: Link) -> SplitResult | None:
 
 
 def look(home: Path, link: Link, key: PrivateKey, coordinator: PublicKey) -> Contact:
-    """Look at the coordinator once; never raises for what it finds."""
+    """Connect to the coordinator once; problems are returned, not raised."""
     proxy = proxy_of(link)
     first = proxy.rpartition(":")[0] if proxy else link.host
     try:
@@ -121,7 +121,7 @@ def _with_answer(
     try:
         seen = read_seen(text, own.public_key())
     except PeerError:
-        # Signed by the key that this site had before.
+        # Signed by a previous key of this site.
         seen = None
     return Contact(**{**values, "announcement": announced, "seen": seen})
 
@@ -136,7 +136,7 @@ def _connection(link: Link, proxy: str, context: ssl.SSLContext) -> http.client.
 
 
 def _proxy_proof(link: Link) -> dict[str, str]:
-    """What a proxy that asks for a name and a password is told (RFC 7617)."""
+    """Header with the proxy's user name and password, if the URL has them (RFC 7617)."""
     parts = _proxy_parts(link)
     if parts is None or parts.username is None:
         return {}
@@ -145,9 +145,9 @@ def _proxy_proof(link: Link) -> dict[str, str]:
 
 
 def _distrusted(link: Link, proxy: str, error: ssl.SSLCertVerificationError) -> str:
-    """Why a certificate was refused, with the date or the issuer that it shows."""
+    """Why a certificate was refused, with its dates or its issuer."""
     bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Only to look at what was refused; nothing is sent.
+    # Verification is off only to read the refused certificate; nothing is sent.
     bare.check_hostname, bare.verify_mode = False, ssl.CERT_NONE
     connection = _connection(link, proxy, bare)
     try:

@@ -1,8 +1,8 @@
-"""Every use of Flower's private modules by a site, as read in flwr 1.41.0.
+"""A site's uses of Flower's private modules, written for flwr 1.41.0.
 
-The runner speaks the Runtime API of the site's own SuperNode, through a Unix socket, in place of
-Flower's executor and ``flwr-clientapp``. The SuperNode is Flower's, with the bounds of
-:mod:`fieldmark.client.deployment.node`. A test fails by name when one of these moves.
+The runner speaks the Runtime API of the site's own SuperNode through a Unix socket, in place of
+Flower's executor and ``flwr-clientapp``. The SuperNode is Flower's, with the limits of
+:mod:`fieldmark.client.deployment.node`. A test fails by name when one of these modules moves.
 """
 
 import base64
@@ -80,45 +80,46 @@ __all__ = [
 ]
 
 LEFT_BEHIND = "is not in `RUNNING` status. Ignoring message"
-"""What a SuperNode says when a run ended while it fetched a message of it. It keeps the task
-that it had made for that message."""
+"""Log text of a SuperNode when a run ends while it fetches one of the run's messages. It keeps the
+task that it created for the message."""
 UNTAKEN = (httpx.HTTPError, ObjectPullError, RuntimeError)
-"""What taking a task's message from the SuperNode may end in."""
+"""Exceptions of fetching a task's message from the SuperNode."""
 PATIENCE_S = 60.0
-"""How long the answer to a message waits for a SuperNode that does not answer."""
+"""Maximum time to retry handing an answer to an unreachable SuperNode, in seconds."""
 _CONFIGURED = "get_fused_config_from_fab"
 
 
 def serve_supernode(socket: Path, options: Sequence[str]) -> None:
-    """Be the SuperNode, until told to stop; in a process of its own.
+    """Run the SuperNode in this process until it is stopped.
 
     Args:
-        socket: Of its Runtime API, by which messages, models and replies pass; no port is opened.
-        options: As ``flower-supernode`` takes them.
+        socket: Path of its Runtime API's Unix socket, which carries messages, models and replies;
+            no port is opened.
+        options: Options of ``flower-supernode``.
 
     Raises:
-        OSError: if the socket cannot be made.
+        OSError: if the socket cannot be created.
     """
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     make_socket_file(socket_folder(socket.parent) / socket.name)
-    # It knows of no sockets; the server that it starts does.
+    # flower-supernode has no option for a Unix socket, but the uvicorn server inside has.
     bound = functools.partial(uvicorn.Config, uds=socket_name(socket))
     setattr(uvicorn, "Config", bound)  # noqa: B010
-    # If ever it started another server, that one would find no such host, and open no port.
+    # An invalid host: a server that ignored the socket would fail instead of opening a port.
     sys.argv = ["flower-supernode", "--host", NO_HOST, *options]
     flower_supernode()
 
 
 @dataclass
 class Task:
-    """One message to answer, as pulled from the SuperNode.
+    """One message to answer, pulled from the SuperNode.
 
     Attributes:
-        message: What to answer.
+        message: The message.
         context: Its context.
-        bundle: Bytes of the run's bundle; nothing of it was unpacked.
-        fault: Why the message could not be put together; it has no content then. Empty: it was.
+        bundle: Bytes of the run's bundle, never unpacked.
+        fault: Why the message could not be assembled, in which case it has no content; else empty.
     """
 
     socket: Path
@@ -130,14 +131,14 @@ class Task:
 
     @classmethod
     def pull(cls, socket: Path, token: str) -> "Task":
-        """Take a task's message from the SuperNode; messages can be built in this process then.
+        """Pull a task's message from the SuperNode.
 
-        It may take as long as the SuperNode itself needs to fetch the message.
+        Takes as long as the SuperNode itself needs to fetch the message.
 
         Raises:
             one of UNTAKEN: if the SuperNode is gone, or does not have the message.
         """
-        # Not tried again: a SuperNode that has started anew knows nothing of its tasks.
+        # No retries: a restarted SuperNode has forgotten its tasks.
         client = _task_client(socket, token, again=False)
         try:
             message, context, bundle, fault = _pull_input(client)
@@ -146,7 +147,7 @@ class Task:
         return cls(socket, token, message, context, bundle, fault)
 
     def push(self, reply: Message) -> None:
-        """Hand the answer to the SuperNode; called in the process that made it."""
+        """Hand the answer to the SuperNode; called in the process that created it."""
         client = _task_client(self.socket, self.token)
         try:
             push_message(client, reply, self.context)
@@ -154,7 +155,7 @@ class Task:
             client.close()
 
     def refuse(self, *, bundle: bool) -> None:
-        """Answer with a code and no text: the bundle was refused, or the process died."""
+        """Answer with an error code and no text: a refused bundle, or a process that died."""
         code = ErrorCode.INVALID_FAB if bundle else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         self.push(Message(Error(code, ""), reply_to=self.message))
 
@@ -168,12 +169,12 @@ class Task:
             client.close()
 
     def heartbeat(self) -> HeartbeatSender:
-        """Say regularly that the task is alive, until stopped; starts a thread."""
+        """Start a thread that reports the task as alive until stopped."""
         return heartbeat_of(self.socket, self.token)
 
 
 def _pull_input(client: RuntimeHttpClient) -> tuple[Message, Context, bytes, str]:
-    """Flower's ``pull_task_input``, but what the pieces would unfold to is looked at before."""
+    """Flower's ``pull_task_input``, but the unpacked size of the pieces is checked first."""
     found = client.PullTaskInput(PullTaskInputRequest())
     enter_task(found.task_id, found.run.run_id, found.context.node_id)
     context = context_from_proto(found.context)
@@ -194,20 +195,20 @@ def _pull_input(client: RuntimeHttpClient) -> tuple[Message, Context, bytes, str
     try:
         message = put_together(tree.object_id, contents)
     except ValueError as error:
-        # Without its content it still names what an answer is to.
+        # The message without content is enough to address an answer.
         message, fault = message_from_proto(listed.messages_list[0]), str(error)
     return message, context, fab_from_proto(found.fab).content, fault
 
 
 def heartbeat_of(socket: Path, token: str) -> HeartbeatSender:
-    """Say regularly that a task is alive, until stopped; starts a thread."""
+    """Start a thread that reports a task as alive until stopped."""
     sender = HeartbeatSender(make_task_heartbeat_fn_http(_task_client(socket, token)))
     sender.start()
     return sender
 
 
 def acquire_tasks(socket: Path, secret: bytes) -> Iterator[str]:
-    """An endless stream of tasks' tokens; empty while none waits or nobody answers."""
+    """Endless stream of task tokens; empty strings while no task waits or the SuperNode is down."""
     client = _client(
         socket,
         RuntimeVersionHttpInterceptor(component_name="SuperExec"),
@@ -218,12 +219,12 @@ def acquire_tasks(socket: Path, secret: bytes) -> Iterator[str]:
         try:
             yield client.AcquireTask(request).token
         except httpx.HTTPError:
-            # The SuperNode is not up (yet, or just now): its supervisor sees to that.
+            # The SuperNode is down; its supervisor restarts it.
             yield ""
 
 
 def node_headers(key: PrivateKey) -> dict[str, str]:
-    """The headers by which a node proves its key to the gateway."""
+    """Headers with which a node proves its key to the gateway."""
     stamp = datetime.now(UTC).isoformat()
     signature = key.sign(stamp.encode("ascii"), ec.ECDSA(SHA256()))
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -237,8 +238,8 @@ def node_headers(key: PrivateKey) -> dict[str, str]:
 def release_node(address: str, ca: str, key: PrivateKey, node_id: int) -> bool:
     """Tell the coordinator that a node of ours has died.
 
-    Without this it counts as online until its heartbeat lapses, for a minute: nobody would
-    learn that its message is lost, and it could not come back before.
+    Otherwise it counts as online until its heartbeat expires after a minute: its message is not
+    known to be lost, and it cannot reconnect before.
     """
     interceptors: list[Any] = [
         RuntimeVersionHttpInterceptor(component_name="SuperNode"),
@@ -264,7 +265,7 @@ def _task_client(socket: Path, token: str, *, again: bool = True) -> RuntimeHttp
 def _client(
     socket: Path, *interceptors: Any, retry_invoker: RetryInvoker | None = None
 ) -> RuntimeHttpClient:
-    """A client of the Runtime API behind a socket; Flower's own knows ports alone."""
+    """Runtime API client over a Unix socket; Flower's own client supports only ports."""
     client = RuntimeHttpClient.from_server_address(
         server_address="localhost",
         insecure=True,
@@ -276,7 +277,7 @@ def _client(
 
 
 def _patience() -> RetryInvoker:
-    """Waits for a SuperNode that starts anew; what it refuses then is refused for good."""
+    """Retries while the SuperNode restarts; HTTP error responses are final."""
     return RetryInvoker(
         lambda: exponential(max_delay=5),
         httpx.TransportError,
@@ -286,7 +287,7 @@ def _patience() -> RetryInvoker:
 
 
 def is_forgotten(error: Exception) -> bool:
-    """Whether the SuperNode knows nothing of a task (any more)."""
+    """Whether the SuperNode does not know a task (any more)."""
     return (
         isinstance(error, httpx.HTTPStatusError)
         and error.response.status_code == httpx.codes.UNAUTHORIZED
@@ -294,7 +295,7 @@ def is_forgotten(error: Exception) -> bool:
 
 
 def bound_node(message_bytes: int) -> None:
-    """Put the bounds of :mod:`.node` on the SuperNode of this process."""
+    """Install the limits of :mod:`.node` in the SuperNode of this process."""
     connect = fleet_http_connection.http_request_response
     configured: Callable[[bytes, Any], Any] = start_client_internal.__dict__[_CONFIGURED]
 
@@ -305,7 +306,7 @@ def bound_node(message_bytes: int) -> None:
             begun = _beginning(weighed, receive)
             yield node_id, begun, send, bundles.get_run, bundles.get_fab, weighed, *rest
 
-    # Flower has no settings for any of these.
+    # Monkey-patched, because Flower has no settings for any of these.
     _replace(fleet_http_connection, "FleetHttpClient", _BoundedFleetClient)
     _replace(start_client_internal, "http_request_response", bounded)
     _replace(start_client_internal, _CONFIGURED, lambda _, run: configured(make_bundle(), run))
@@ -318,7 +319,7 @@ def _replace(module: ModuleType, name: str, value: object) -> None:
 
 
 class _BoundedFleetClient(FleetHttpClient):
-    """Flower's client of the SuperLink; no answer is longer than its kind may be."""
+    """Flower's client of the SuperLink, with a maximum response size by request kind."""
 
     def __init__(self, *args: Any, verify: Any = True, timeout: float = 30.0, **rest: Any) -> None:
         super().__init__(*args, verify=verify, timeout=timeout, **rest)
@@ -335,9 +336,10 @@ def _beginning(weighed: Weighed, receive: Callable[[], Any]) -> Callable[[], Any
 
 
 class _Bundles:
-    """Runs and their bundles, each no longer than is needed to refuse it.
+    """Runs and their bundles; a foreign bundle is truncated.
 
-    A node knows a bundle by its digest, so that a run whose bundle was cut names the cut one's.
+    A node looks bundles up by digest, so a run with a truncated bundle gets the truncated one's
+    digest.
     """
 
     def __init__(self, get_run: Callable[[int], Run], get_fab: Callable[[str, int], Fab]) -> None:
@@ -349,14 +351,14 @@ class _Bundles:
         try:
             content = cut_bundle(self._get_fab(run.fab_hash, run_id).content)
         except BeyondBound:
-            # Longer than ours by far: the runner refuses whatever stands for it.
+            # Far longer than ours: a placeholder, which the runner refuses too.
             content = bytes(MAX_BUNDLE_BYTES + 1)
         run.fab_hash = hashlib.sha256(content).hexdigest()
         self._next = Fab(run.fab_hash, content, {})
         return run
 
     def get_fab(self, digest: str, run_id: int) -> Fab:
-        """The bundle of the run that was asked for last; a node asks for one after the other."""
+        """Bundle of the run that was requested last; a node requests them one after the other."""
         if digest != self._next.hash_str:
             raise ValueError(f"No bundle '{digest}' was fetched for run {run_id}.")
         return self._next

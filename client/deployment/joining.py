@@ -1,7 +1,7 @@
-"""How a site joins: its key, its start kit, its home.
+"""Joining a federation: a site's key, its start kit, and the creation of its home.
 
-The recommended way keeps the private key at the site: ``site key FILE`` makes it and prints
-the public half, which the coordinator registers; the kit that comes back holds no secret.
+The recommended way keeps the private key at the site: ``site key FILE`` creates it and prints the
+public half, which the coordinator registers; the start kit then contains no secret.
 """
 
 import os
@@ -33,16 +33,16 @@ from fieldmark.client.site import Site, SiteSettings
 
 @dataclass(frozen=True)
 class Answers:
-    """What a site's engineer has to say; everything else is in the kit.
+    """Settings that the site has to provide; all others are in the kit.
 
     Attributes:
         data: Root of the data set on this machine; None for the embedded one.
         units: The public number of protected units.
         policy: What the site allows.
-        device: What it computes with.
+        device: Computing device.
         cache: Folder for decoded pictures; by default inside the home.
-        reading: How the pictures are read: further keys of ``[data]``.
-        split_key: The secret of the validation split, 32 bytes; by default a fresh one.
+        reading: Further keys of ``[data]``: how the pictures are read.
+        split_key: Secret key of the validation split, 32 bytes; random by default.
     """
 
     data: Path | None
@@ -55,13 +55,13 @@ class Answers:
 
 
 def make_key(path: Path) -> str:
-    """Make a site's key: the private half at ``path`` (mode 0600), the public beside it.
+    """Create a site's key: private half at ``path`` (mode 0600), public half at ``path.pub``.
 
     Returns:
         The public half, one line of text.
 
     Raises:
-        ConfigurationError: if there is a file already.
+        ConfigurationError: if one of the files exists already.
     """
     public_path = path.with_name(path.name + ".pub")
     for taken in (path, public_path):
@@ -79,13 +79,13 @@ def make_key(path: Path) -> str:
 
 
 def check_coordinator(kit: StartKit, said: str) -> None:
-    """Whether a kit is from the coordinator that read its key's fingerprint out.
+    """Check that a kit was signed by the coordinator with a given fingerprint.
 
-    The coordinator's key has signed the kit, so that this one comparison vouches for all of
-    it: address, certificate and the site's own key.
+    The signature covers address, certificate and the site's own key, so this one comparison
+    verifies them all.
 
     Args:
-        kit: As it was read.
+        kit: The start kit.
         said: The fingerprint, in any spacing and case.
 
     Raises:
@@ -103,12 +103,12 @@ def check_coordinator(kit: StartKit, said: str) -> None:
 
 
 def join(kit: StartKit, home: Path, answers: Answers, key_path: Path | None = None) -> Site:
-    """Make a site's home from a start kit.
+    """Create a site's home from a start kit.
 
     Raises:
         ConfigurationError: if the home exists, or the kit holds no key and none is named.
-        PeerError: if the key is not the one that was registered.
-        DataError: if there is no data set where it is said to be. Nothing was made then.
+        PeerError: if the key is not the registered one.
+        DataError: if the data set's folder does not exist; nothing was created then.
     """
     key = _key_of(kit, key_path)
     if answers.data is not None and not answers.data.is_dir():
@@ -134,7 +134,7 @@ def join(kit: StartKit, home: Path, answers: Answers, key_path: Path | None = No
 
 
 def preview(kit: StartKit, answers: Answers) -> Site:
-    """The site that :func:`join` would make, to see how it reads its data; nothing is made.
+    """Site that :func:`join` would create, for previewing its data; nothing is created.
 
     Raises:
         ConfigurationError: if a setting is out of range.

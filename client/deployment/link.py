@@ -1,4 +1,4 @@
-"""Where a site's coordinator is: ``coordinator.toml`` and ``coordinator-ca.pem`` in its home."""
+"""Address and CA of a site's coordinator: ``coordinator.toml`` and ``coordinator-ca.pem``."""
 
 from pathlib import Path
 
@@ -14,23 +14,24 @@ _FILE = "coordinator.toml"
 
 
 class Link(Settings):
-    """``coordinator.toml``."""
+    """Contents of ``coordinator.toml``."""
 
     address: str = Field(pattern=ADDRESS, description="host:port of the coordinator's gateway.")
 
     @property
     def host(self) -> str:
-        """The host's name or address, without brackets."""
+        """Host name or IP address, without brackets."""
+        # An IPv6 address is in brackets.
         return self.address.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
-        """The port."""
+        """Port number."""
         return int(self.address.rpartition(":")[2])
 
 
 def read_link(home: Path) -> Link:
-    """Read where the coordinator is.
+    """Read the coordinator's address.
 
     Raises:
         ConfigurationError: if the home was made for a simulation, or the file is wrong.
@@ -45,6 +46,6 @@ def read_link(home: Path) -> Link:
 
 
 def write_link(home: Path, link: Link, ca: str) -> None:
-    """Write where the coordinator is, and whom to trust for it."""
+    """Write the coordinator's address and its CA certificate."""
     write_privately(home / CA, ca)
     write_privately(home / _FILE, tomli_w.dumps(link.model_dump()))

@@ -1,16 +1,15 @@
-"""The site's SuperNode, Flower's own, with bounds on what its coordinator can make it hold.
+"""Limits on what the coordinator can make a site's SuperNode hold in memory.
 
-Flower's SuperNode believes its SuperLink. It unpacks the description in each run's bundle before
-anybody has compared the bundle with ours (one of 272 kB made it grow by 560 MB), takes
-answers of any length, also packed ones, follows redirects to any address, and holds a message
-whatever it weighs. Here
+Flower's SuperNode trusts its SuperLink: it unpacks each run's bundle before anybody has compared it
+with ours (a bundle of 272 kB took 560 MB), accepts responses of any length, compressed ones too,
+follows redirects to any address, and has no limit on the size of a message. Here
 
-* a bundle is never unpacked: what a run is configured with comes from our own bundle, and of a
-  foreign one as much is kept as the runner needs to refuse it;
-* an answer has a bound by its kind, must not be packed, and leads nowhere else;
-* the pieces of one message weigh no more than ``limits.message_mb`` together.
+* bundles are never unpacked: the run's configuration comes from our own bundle, and of a foreign
+  bundle only as much is kept as the runner needs to refuse it;
+* responses have a maximum size by kind, must not be compressed, and redirects are not followed;
+* the pieces of one message total at most ``limits.message_mb``.
 
-:func:`.flower_internals.bound_node` puts these where Flower's own parts are.
+:func:`.flower_internals.bound_node` installs these limits.
 """
 
 import threading
@@ -21,14 +20,14 @@ import httpx
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
 
 PIECE_BYTES = 24_000_000
-"""Longest answer that carries a piece of a message. Flower cuts arrays into pieces of 5 MB; the
+"""Maximum size of a response with a piece of a message. Flower cuts arrays into pieces of 5 MB; the
 largest other piece is a signed body (4 MB)."""
 
 ANSWER_BYTES = 1_000_000
-"""Longest answer of any other kind: names, numbers, the tree of a message's pieces, a bundle."""
+"""Maximum size of any other response: names, numbers, the tree of a message's pieces, a bundle."""
 
 TOO_LARGE = "is beyond this site's bound"
-"""In what the node says when it refuses for size; its supervisor looks for it."""
+"""Part of every error message about size; the supervisor looks for it in the node's log."""
 
 
 class BeyondBound(Exception):
@@ -36,26 +35,26 @@ class BeyondBound(Exception):
 
 
 class BoundedClient(httpx.Client):
-    """Reads no more of an answer than its kind may have.
+    """HTTP client that limits the size of responses by kind.
 
     Args:
-        verify: As of ``httpx.Client``.
-        timeout: Likewise, in seconds.
+        verify: As for ``httpx.Client``.
+        timeout: As for ``httpx.Client``, in seconds.
     """
 
     def __init__(self, verify: object, timeout: object) -> None:
-        # A redirect would have this machine call an address that its coordinator chose.
+        # A redirect could send requests to any address inside the site's network.
         super().__init__(verify=verify, timeout=timeout, follow_redirects=False)  # type: ignore[arg-type]
 
     def send(  # type: ignore[override]
         self, request: httpx.Request, *, stream: bool = False, **rest: object
     ) -> httpx.Response:
-        """Send, and read the answer as it comes.
+        """Send a request and read the response.
 
         Raises:
-            BeyondBound: if it is packed, or longer than its kind may be.
+            BeyondBound: if it is compressed or too large.
         """
-        # A packed answer could unfold to a thousand times what was read.
+        # A compressed response could expand a thousandfold.
         request.headers["accept-encoding"] = "identity"
         answer = super().send(request, stream=True, **rest)  # type: ignore[arg-type]
         if stream:
@@ -72,10 +71,10 @@ class BoundedClient(httpx.Client):
 
 
 def read_bounded(answer: httpx.Response) -> bytes:
-    """The bytes of an answer.
+    """Body of a response.
 
     Raises:
-        BeyondBound: if it is packed, or longer than its kind may be.
+        BeyondBound: if it is compressed or too large.
     """
     path = answer.request.url.path
     if answer.headers.get("content-encoding", "identity") != "identity":
@@ -90,15 +89,15 @@ def read_bounded(answer: httpx.Response) -> bytes:
 
 
 def cut_bundle(content: bytes) -> bytes:
-    """As much of a bundle as has to be kept: a whole one is shorter, so a cut one is refused."""
+    """Bundle, truncated unless it equals ours; still long enough to be refused."""
     return content if content == make_bundle() else content[: MAX_BUNDLE_BYTES + 1]
 
 
 class Weighed:
-    """Takes the pieces of one message after the other, each with a bound on their sum.
+    """Pulls the pieces of one message, with a limit on their total size.
 
     Args:
-        limit_bytes: Most that the pieces of one message weigh together.
+        limit_bytes: Maximum total size of the pieces of one message.
         pull: (run, object id) -> its bytes; called from several threads.
     """
 
@@ -108,15 +107,15 @@ class Weighed:
         self._lock = threading.Lock()
 
     def next_message(self) -> None:
-        """Begin to count anew."""
+        """Reset the count for the next message."""
         with self._lock:
             self._come = 0
 
     def __call__(self, run_id: int, object_id: str) -> bytes:
-        """One piece.
+        """Pull one piece.
 
         Raises:
-            BeyondBound: if the message weighs too much with it.
+            BeyondBound: if the message exceeds the limit with it.
         """
         self._check()
         content = self._pull(run_id, object_id)

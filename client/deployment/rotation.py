@@ -1,6 +1,6 @@
-"""A site's new key: prepared beside the old one, put in its place when the coordinator has it.
+"""Rotation of a site's key: created beside the old one, activated once the coordinator has it.
 
-The ledger, the outbox and the split key stay: they belong to the data, not to the key.
+Ledger, outbox and split key do not change: they belong to the data, not to the key.
 """
 
 import os
@@ -29,17 +29,17 @@ NEXT = "key.next"
 
 
 def prepare(home: Path, *, lost: bool = False) -> Path:
-    """Make the next key.
+    """Create the next key.
 
     Args:
-        home: The site's.
-        lost: The old key is lost or stolen, and must not vouch for the new one.
+        home: Home of the site.
+        lost: Whether the old key is lost or stolen, and must not sign for the new one.
 
     Returns:
         The file to send: a rotation signed by the old key, or a bare public key.
 
     Raises:
-        ConfigurationError: if a next key is there already.
+        ConfigurationError: if there is a next key already.
     """
     path = home / NEXT
     if path.exists():
@@ -66,14 +66,14 @@ def prepare(home: Path, *, lost: bool = False) -> Path:
 
 
 def finish(home: Path) -> str:
-    """Put the next key in place, once the coordinator believes it.
+    """Activate the next key, once the coordinator accepts it.
 
     Returns:
         The new key's fingerprint.
 
     Raises:
         ConfigurationError: if no rotation has begun, or the site is up.
-        PeerError: if the coordinator does not know the new key yet; the old one stays.
+        PeerError: if the coordinator does not accept the new key yet; the old one stays.
     """
     path = home / NEXT
     if not path.exists():
@@ -87,11 +87,11 @@ def finish(home: Path) -> str:
     key = read_private(path)
     _check_known(home, key)
     digest = fingerprint(key.public_key())
-    # First the register: if we end here, --finish does both again.
+    # Register first: after a crash between the two, --finish repeats both.
     has_key = (home / "key").is_file()
     old = fingerprint(read_private(home / "key").public_key()) if has_key else None
     Register().rekey(home, digest, old)
-    # One rename: whatever happens, one whole key is in place.
+    # An atomic rename: a complete key is in place at any time.
     os.replace(path, home / "key")
     site = Site.open(home)
     Ledger(site.home, site.data_binding, site.name).note("key", {"fingerprint": digest})

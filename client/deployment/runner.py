@@ -1,22 +1,19 @@
-"""The warm runner: answers a site's messages with installed code, and no other.
+"""Warm runner of a site: answers each message in a forked child, with installed code only.
 
-It stands in place of the node's executor. It imports everything once and forks for each
-message, so that a message costs a fork and not seconds of imports, and a GPU is touched in
-the child alone. Flower's own task body unpacks the run's bundle, puts it first on
-``sys.path`` and loads what it names; this one compares the bundle's bytes with those that
-every installation builds, and calls the installed ``fieldmark.client.app``.
+It replaces Flower's executor. Everything is imported once, so a message costs a fork instead of
+seconds of imports, and only children initialize a GPU. Flower's executor unpacks the run's bundle,
+puts it first on ``sys.path`` and loads the code that it names; this one compares the bundle's bytes
+with those that every installation builds, and calls the installed ``fieldmark.client.app``.
 
-A child that dies without an answer (killed, out of memory) is forked once more on the same
-message: what it reserved is on the ledger, and what it had finished is in the outbox. One that was
-ended for a limit of the site's is not: the next would run into it as well. Another child answers
-``unavailable`` then.
+A child that dies without an answer (killed, out of memory) is forked once more on the same message:
+its charge is in the ledger, and a finished payload is in the outbox. A child that hit a resource
+limit is not retried, because it would hit it again; another child answers ``unavailable``.
 
-One that dies while it hands its answer over is not replaced by another: the SuperNode has heard of
-an answer, waits for its pieces without end, and sends nothing else. The supervisor is told, and
-starts the SuperNode anew; the coordinator learns that the message is lost, and asks again.
+A child that dies while handing its answer over is not replaced either: the SuperNode waits for the
+remaining pieces indefinitely, and sends nothing else. The supervisor restarts the SuperNode, the
+coordinator learns that the message is lost, and asks again.
 
-Run as a process of its own:
-``python -m fieldmark.client.deployment.runner HOME SOCKET SECRET_FILE``.
+Run as a process: ``python -m fieldmark.client.deployment.runner HOME SOCKET SECRET_FILE``.
 """
 
 import contextlib
@@ -61,7 +58,7 @@ from fieldmark.client.recipe_limits import uses_gpu
 from fieldmark.client.site import Resources, Site
 
 POLL_S = 0.2
-"""Between two looks for a message, in seconds; each costs the SuperNode some milliseconds."""
+"""Interval between two polls for a message, in seconds; each costs the SuperNode milliseconds."""
 ATTEMPTS = 2
 _REFUSED, _FORGOTTEN = 3, 4
 
@@ -70,9 +67,9 @@ class Runner:
     """Answers the messages of one site's SuperNode.
 
     Args:
-        home: The site's.
-        socket: Of the SuperNode's Runtime API.
-        secret: Without which the SuperNode hands out no task.
+        home: Home of the site.
+        socket: Unix socket of the SuperNode's Runtime API.
+        secret: Secret that the SuperNode requires for handing out tasks.
     """
 
     def __init__(self, home: Path, socket: Path, secret: bytes) -> None:
@@ -82,7 +79,7 @@ class Runner:
         self._handover: Handover | None = None
 
     def serve(self) -> None:
-        """Answer until told to stop."""
+        """Answer messages until the process is stopped or its parent dies."""
         parent = os.getppid()
         for token in acquire_tasks(self._socket, self._secret):
             if os.getppid() != parent:
@@ -98,17 +95,17 @@ class Runner:
             return
         try:
             if task.fault:
-                # Unanswered, the SuperNode would wait for it and send nothing else.
+                # Without an answer the SuperNode would wait and send nothing else.
                 _say(f"a message could not be put together: {task.fault}")
                 task.refuse(bundle=False)
                 task.finish(well=False)
             else:
                 self._work_on(task)
         except UNTAKEN as error:
-            # The SuperNode has started anew, and knows nothing of the task.
+            # The SuperNode is gone, or was restarted and has forgotten the task.
             _say(f"a task could not be ended: {type(error).__name__}")
             if not is_forgotten(error):
-                # It may have heard of an answer, and not got all of it.
+                # It may have received a part of an answer.
                 _say(HALF_HANDED_OVER)
 
     def _work_on(self, task: Task) -> None:
@@ -128,10 +125,10 @@ class Runner:
         task.finish(well=False)
 
     def _is_over(self, task: Task, ended: Ended) -> bool:
-        """Whether a child has answered, or there is nobody to answer any more."""
+        """Whether a child has answered, or the message can no longer be answered."""
         code = os.WEXITSTATUS(ended.status) if os.WIFEXITED(ended.status) else None
         if ended.handing_over and (ended.limit or code not in (0, _REFUSED, _FORGOTTEN)):
-            # A second answer would wait behind the first.
+            # The SuperNode would never send a second answer: it waits for the first.
             _say(ended.limit or f"a process died as it answered (status {ended.status})")
             _say(HALF_HANDED_OVER)
             return True
@@ -144,8 +141,8 @@ class Runner:
         return code in (0, _REFUSED, _FORGOTTEN)
 
     def _take(self, token: str) -> Task | None:
-        """A task with its message; None where the SuperNode has started anew meanwhile."""
-        # Over a slow line the SuperNode itself fetches the message for longer than a task lives.
+        """Task with its message; None if the SuperNode was restarted in between."""
+        # On a slow line fetching the message takes longer than a task lives without heartbeat.
         heartbeat = heartbeat_of(self._socket, token)
         try:
             return Task.pull(self._socket, token)
@@ -153,14 +150,14 @@ class Runner:
             _say(f"a task could not be taken: {type(error).__name__}")
             return None
         finally:
-            # Before the fork, which would copy nothing of its thread but what it holds.
+            # Stop the thread before the fork, which would copy its held locks but not the thread.
             if heartbeat.is_running:
                 heartbeat.stop()
 
     def _in_child(
         self, task: Task, work: Callable[[Task], int], *, only_answers: bool = False
     ) -> Ended:
-        """Fork, answer there within the site's limits, and wait."""
+        """Run ``work`` in a forked child within the site's limits, and wait for it."""
         limits, resources = self._lent()
         if only_answers:
             limits = at_least_to_answer(limits)
@@ -177,17 +174,17 @@ class Runner:
             try:
                 die_with_parent()
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                # Asked in the fork alone: CUDA starts in no fork of a process that has looked.
+                # Only in the child: CUDA cannot start in forks of a process that initialized it.
                 bound_self(limits, on_gpu=uses_gpu(device))
                 status = work(task)
             except BaseException as error:
-                # The end of a process of ours. Its text stays here: it may name a patient's file.
+                # The text goes to the local log only: it may contain a patient's file name.
                 _say(f"ended by {type(error).__name__}: {error}")
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
-        # A thread, so only now: a fork copies nothing but the thread that forks.
+        # Started after the fork, because it is a thread.
         heartbeat = task.heartbeat()
         try:
             return wait_for(child, limits, handover)
@@ -197,7 +194,7 @@ class Runner:
                 heartbeat.stop()
 
     def _lent(self) -> tuple[Limits, Resources]:
-        """What ``site.toml`` says now; the last that could be read where it is being edited."""
+        """Limits and resources from ``site.toml``; the last readable ones while it is edited."""
         try:
             settings = Site.open(self._home).settings
             self._last_lent = settings.limits, settings.resources
@@ -227,7 +224,7 @@ class Runner:
         return self._answered(task, lambda: app(task.message, task.context))
 
     def _answered(self, task: Task, answer: Callable[[], Message]) -> int:
-        # Whatever the node was told on its command line: this process serves one site.
+        # Overrides the node's own configuration: this process serves one site.
         task.context.node_config = {"site-home": str(self._home)}
         open_in(task.message.content)
         reply = answer()
@@ -248,15 +245,14 @@ class Runner:
 
 
 class WarmUp:
-    """Works out before the next fork what every message of a run would work out anew.
+    """Fills this process's caches, so that forked children inherit them.
 
-    A child takes what it has worked out with it when it ends. Under differential privacy that was
-    seconds of the processor a message: the noise that meets the target, and what the plan costs;
-    and for every run how large its model is. All are functions of the recipe and the policy alone,
-    so that every child finds them done.
+    What a child computes is lost when it exits. Under differential privacy every message would take
+    seconds to compute the noise that meets the target and the cost of the plan, and in every run
+    the size of the model. All of these depend on recipe and policy alone.
 
     Args:
-        home: The site's.
+        home: Home of the site.
     """
 
     def __init__(self, home: Path) -> None:
@@ -264,9 +260,9 @@ class WarmUp:
         self._seen: tuple[str, float] | None = None
 
     def look(self) -> bool:
-        """Work out what the last announced run will ask for; says whether there was any such.
+        """Compute what the last announced run will need; returns whether that run is private.
 
-        What is wrong with the run is not for here: its messages are refused for it, in words.
+        Errors are ignored here: the run's messages are refused for them, with a reason.
         """
         found = last_announced(self._home)
         if found is None or found[:2] == self._seen:
@@ -284,12 +280,12 @@ class WarmUp:
                 epsilon_of_plan(plan, delta)
             choose_rule(plan, policy.cap, policy.delta)
         except Exception:
-            # A stranger's recipe must not end the runner, whatever it asks for.
+            # No recipe may crash the runner.
             return False
         return True
 
     def _size(self, run: str) -> None:
-        """How large the run's model is, which is compared with the limits for each message."""
+        """Compute the size of the run's model, which every message compares with the limits."""
         held = read_announced(self._home, run)
         if held is not None:
             recipe, class_names = held
@@ -299,7 +295,7 @@ class WarmUp:
 
 
 def record_refusal(home: Path, error: PeerError) -> None:
-    """Write a refused bundle into the site's ledger, beside its other refusals."""
+    """Record a refused bundle in the site's ledger."""
     from fieldmark.client.privacy.ledger import Ledger
 
     site = Site.open(home)
@@ -313,11 +309,12 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Entry of the process."""
+    """Entry point of the process."""
     home, socket, secret = sys.argv[1:]
+    # The supervisor handles Ctrl-C, and stops this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
-    # Imported before the first fork, so that a message costs no import.
+    # Imported before the first fork, so that children import nothing.
     import fieldmark.client.app
     import fieldmark.client.stages.private
     import fieldmark.client.workspace  # noqa: F401

@@ -1,6 +1,6 @@
-"""Flower's SuperNode with its Runtime API on a Unix socket, and no port on this machine.
+"""Flower's SuperNode with its Runtime API on a Unix socket instead of a TCP port.
 
-Run as a process of its own: ``python -m fieldmark.client.deployment.supernode SOCKET MESSAGE_BYTES
+Run as a process: ``python -m fieldmark.client.deployment.supernode SOCKET MESSAGE_BYTES
 OPTION...``, with the options of ``flower-supernode``.
 """
 
@@ -13,13 +13,13 @@ from fieldmark.client.deployment.flower_internals import bound_node, serve_super
 
 
 def main() -> None:
-    """Entry of the process."""
+    """Entry point of the process."""
     socket, message_bytes, options = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     os.umask(PRIVATE_UMASK)
     bound_node(message_bytes)
     serve_supernode(socket, options)
-    # It comes back where its link has failed, also by what the coordinator has sent, while a thread
-    # of its own goes on serving: it would look as if it were up. Its supervisor starts it anew.
+    # It returns when its connection fails, while its server thread keeps the process alive.
+    # Exit, so that the supervisor restarts it.
     os._exit(1)
 
 

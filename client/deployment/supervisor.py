@@ -1,4 +1,4 @@
-"""Keeping a site up: its SuperNode, which talks to the coordinator, and its warm runner."""
+"""Supervision of a site: its SuperNode, which talks to the coordinator, and its runner."""
 
 import os
 import re
@@ -34,24 +34,25 @@ STEP_S = 0.25
 UP_WITHIN_S = 180.0
 LOOPBACK = "127.0.0.1"
 NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
-"""Before each restart of a SuperNode. A killed one counts as online until its heartbeat has
-lapsed, for 60 s, unless the coordinator could be told; the last wait is longer than that."""
+"""Waits before each restart of a SuperNode, in seconds. A killed one counts as online until its
+heartbeat expires after 60 s, unless the coordinator could be told; the last wait is longer than
+that."""
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
 _REFUSED = re.compile(r"\b401\b|UNAUTHORIZED|Not a registered site")
 _DISTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?([^(]+)")
 
 
 def up(home: Path, say: Callable[[str], None]) -> None:
-    """Keep a site up until SIGTERM or Ctrl-C.
+    """Run a site until SIGTERM or Ctrl-C.
 
     Raises:
-        ConfigurationError: if the home is not whole, or is up already.
+        ConfigurationError: if the home is incomplete, or is up already.
         PolicyRefusal: if it is a second or an older copy of a home.
     """
     home = home.resolve()
     site, link = Site.open(home), read_link(home)
     check_alone(site, say)
-    # For what Flower writes into the home, in the processes that this one starts.
+    # Inherited by child processes, for the files that Flower writes into the home.
     os.umask(PRIVATE_UMASK)
     with alone(home, "The site"):
         supervisor = Supervisor(home)
@@ -76,20 +77,20 @@ def up(home: Path, say: Callable[[str], None]) -> None:
 
 
 def check_alone(site: Site, say: Callable[[str], None]) -> None:
-    """Refuse a home that is a second or an older copy of one that this user has.
+    """Refuse a home that is a second or an older copy of another home of this user.
 
-    The data's content is sampled anew here, where a person waits and no message does.
+    Resamples the data's content, which no message may trigger.
 
     Raises:
-        PolicyRefusal: naming the other home, or the way back.
+        PolicyRefusal: naming the other home, or the remedy.
     """
     if not Register().path.exists():
-        # Nothing is known here; a run with differential privacy makes one.
+        # No register yet; the first run with differential privacy creates it.
         return
     try:
         Admission(site, Ledger(site.home, site.data_binding, site.name)).claim_data(afresh=True)
     except ConfigurationError as error:
-        # Without privacy nothing needs it; with it the roll call refuses.
+        # Not fatal: only private runs need the register, and their roll call is refused.
         say(f"{error.what} {error.remedy}")
 
 
@@ -101,23 +102,24 @@ def site_services(
     say: Callable[[str], None],
     restart_node: Callable[[], None],
 ) -> list[Service]:
-    """A site's SuperNode and its runner.
+    """SuperNode and runner of a site, as supervised services.
 
     Args:
-        site: Whose they are.
+        site: The site.
         address: host:port of the coordinator's gateway.
-        ca: The only authority that may vouch for it.
-        state: Folder for what is between the two: a socket, a secret, Flower's own files.
-        say: Told in words what happens.
-        restart_node: Has the SuperNode restarted in good order; called from any thread. When the
-            runner has died, the message that it worked on is lost; a node that leaves says so at
-            once, where the lapse of a heartbeat would take a minute.
+        ca: Path of the only CA that may certify the gateway.
+        state: Folder for the socket, the secret, and Flower's own files.
+        say: Called with status messages.
+        restart_node: Restarts the SuperNode gracefully; may be called from any thread. When the
+            runner dies its message is lost, and a node that disconnects reports this at once, not
+            after a minute without heartbeat.
     """
-    # Their owner's alone, where any account could connect to a port of loopback.
+    # Only the owner can open the sockets; any account could connect to a loopback port.
     socket = socket_folder(state.absolute() / "sockets") / "supernode"
     secret = _fresh_secret(state / "secret")
     node = _Node(site, address, ca, state / "node.json", say, restart_node)
     variables = environment(state / "flwr")
+    # -P: files in the working directory must not shadow installed modules.
     module = (sys.executable, "-P", "-m")
     command = (
         *(*module, "fieldmark.client.deployment.supernode", str(socket)),
@@ -154,7 +156,7 @@ def site_services(
 
 
 class _Node:
-    """What the SuperNode's own lines tell of it."""
+    """Follows a SuperNode through the lines of its log."""
 
     def __init__(
         self,
@@ -170,7 +172,7 @@ class _Node:
         self.node_id: int | None = None
 
     def on_line(self, line: str) -> None:
-        """Read one line of the SuperNode's log."""
+        """Process one line of the SuperNode's log."""
         found = _CONNECTED.search(line)
         if found:
             self.node_id = int(found.group(1))
@@ -178,8 +180,8 @@ class _Node:
             connected = {"node_id": self.node_id, "connected": round(time.time(), 1)}
             replace_private_json(self._note, connected)
         elif LEFT_BEHIND in line:
-            # It has a task for a message that it never got, and would wait for the answer to it
-            # before it sends any other.
+            # It has a task for a message that it never received, and would wait for that task's
+            # answer before sending any other.
             self._say("the run ended while its message was on its way; the node starts anew")
             self._restart()
         elif TOO_LARGE in line:
@@ -193,14 +195,14 @@ class _Node:
             )
 
     def on_runners_line(self, line: str) -> None:
-        """Read one line of the runner's log."""
-        # The whole line: what a process says of its end may hold any words.
+        """Process one line of the runner's log."""
+        # Compare the whole line: exception texts in the log may contain any words.
         if line.strip() == HALF_HANDED_OVER:
             self._say("an answer reached the node in part; the node starts anew")
             self._restart()
 
     def after_death(self, status: int) -> None:
-        """Let the coordinator know of a death that the node itself could not report."""
+        """Report a death to the coordinator that the node could not report itself."""
         self._note.unlink(missing_ok=True)
         if self.node_id is None or status == 0:
             return
@@ -209,8 +211,8 @@ class _Node:
 
 
 def environment(flower_home: Path) -> dict[str, str]:
-    """What a site's processes need in their environment."""
-    # A proxy is for the way out; Flower would also send its loopback calls through it.
+    """Environment variables of a site's processes."""
+    # Without this, Flower would send its loopback calls through the proxy.
     excluded = [part for part in os.environ.get("NO_PROXY", "").split(",") if part]
     excluded += [own for own in (LOOPBACK, "localhost") if own not in excluded]
     return {
@@ -224,7 +226,7 @@ def environment(flower_home: Path) -> dict[str, str]:
 
 
 def _fresh_secret(path: Path) -> Path:
-    """A secret between the SuperNode and the runner, for as long as both are up."""
+    """Write a new secret that SuperNode and runner share while both are up."""
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -233,13 +235,13 @@ def _fresh_secret(path: Path) -> Path:
 
 
 def up_detached(home: Path, say: Callable[[str], None]) -> None:
-    """Start :func:`up` as a process of its own and come back when it is connected.
+    """Start :func:`up` in a background process and return once it is connected.
 
     Raises:
-        FieldmarkError: what it would have raised here; or that it did not connect.
+        FieldmarkError: as :func:`up`, or if it did not connect.
     """
     home = home.resolve()
-    # What would be refused there is refused here, in words.
+    # Run the checks of up() here too, so that their errors reach the caller.
     check_alone(Site.open(home), say)
     read_link(home)
     for part in ("logs", "state"):

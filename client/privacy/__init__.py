@@ -1,1 +1,1 @@
-"""What this site allows, and the only way out of it."""
+"""Privacy of a site: its policy, budget and ledger, and the gate for its replies."""

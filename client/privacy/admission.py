@@ -1,7 +1,7 @@
-"""Whether a site takes part: policy, approval, memory and budget, before any work.
+"""Admission: whether a site takes part in a run, by policy, approval, ledger memory and budget.
 
-Everything here depends on the request, the recipe, ``site.toml`` and the ledger, never on a
-picture: a refusal says nothing about them.
+All checks depend on the request, the recipe, ``site.toml`` and the ledger, never on a picture, so a
+refusal reveals nothing about the pictures.
 """
 
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ from fieldmark.client.site import Site
 from fieldmark.client.weights import check_weights
 
 UNLIMITED = 1e9
-"""The cap of a site whose policy names none."""
+"""Cap of a site whose policy sets none."""
 
 
 @dataclass(frozen=True)
 class Admission:
-    """Decides for one site, by its policy and its ledger.
+    """Admission checks of one site.
 
     Attributes:
-        site: Whose.
-        ledger: What it has spent.
+        site: The site.
+        ledger: Its ledger.
     """
 
     site: Site
@@ -48,32 +48,32 @@ class Admission:
         return (UNLIMITED if policy.cap is None else policy.cap), policy.delta
 
     def rule_for(self, events: tuple[PrivacyEvent, ...]) -> Rule:
-        """How costs are added up where a run with these events comes next.
+        """Rule for adding up costs if a run with these events comes next.
 
-        Settled once something was charged; before, it is chosen for this run and the cap.
+        Fixed by the first charge; before it, chosen for this run and the cap.
         """
         policy = self.site.settings.policy
         return self.ledger.rule() or choose_rule(events, policy.cap, policy.delta)
 
     def protection(self, recipe: Recipe) -> PrivacySettings | None:
-        """The differential privacy under which this site works on a recipe.
+        """Differential privacy with which this site works on a recipe, or None.
 
         Raises:
-            PolicyRefusal: if it does not work on it at all.
+            PolicyRefusal: if it does not take part at all.
         """
         privacy = self.protection_of_scores(recipe)
         check_weights(self.site, recipe)
         if privacy is None:
             check_counts(self.site.settings.policy, recipe)
             return None
-        # A site's own protection meets recipes that were written without one.
+        # policy.own can add privacy to a recipe that was written without it.
         refuse_unprotectable(recipe, privacy)
         return privacy
 
     def protection_of_scores(self, recipe: Recipe) -> PrivacySettings | None:
-        """The same where a finished model is scored and nothing trains.
+        """As :meth:`protection`, for scoring a finished model without training.
 
-        Scoring couples no pictures, whatever the model was trained by.
+        Scoring treats pictures independently, however the model was trained.
 
         Raises:
             PolicyRefusal: if this site does not take part.
@@ -98,15 +98,15 @@ class Admission:
     def check_budget(
         self, privacy: PrivacySettings, name: str, events: tuple[PrivacyEvent, ...]
     ) -> None:
-        """Whether a new run fits beside what was charged.
+        """Check that a new run fits into the remaining budget.
 
         Args:
-            privacy: Under which it would be.
-            name: The run's recipe, for the refusal.
-            events: What it would release.
+            privacy: Privacy settings of the run.
+            name: Name of the run's recipe, for the refusal.
+            events: Releases of the run.
 
         Raises:
-            PolicyRefusal: if its unit is another, or the cap would be exceeded.
+            PolicyRefusal: if the unit differs, or the cap would be exceeded.
         """
         self.ledger.check_unit(privacy.unit)
         epsilon, delta = self.cap
@@ -122,7 +122,7 @@ class Admission:
             )
 
     def check_memory(self, request: Request) -> None:
-        """Whether the ledger holds what the coordinator has seen of it.
+        """Check that the ledger contains the last entry that the coordinator has seen.
 
         Raises:
             PolicyRefusal: if it does not.
@@ -137,10 +137,10 @@ class Admission:
             )
 
     def check_approval(self, request: Request, name: str) -> None:
-        """Whether a person has said yes to this run, where the policy asks for one.
+        """Check that a person has approved this run, if the policy requires it.
 
         Raises:
-            PolicyRefusal: if nobody has.
+            PolicyRefusal: if not.
         """
         if self.site.settings.policy.approval == "none":
             return
@@ -152,18 +152,18 @@ class Admission:
             )
 
     def claim_data(self, *, afresh: bool = False) -> None:
-        """Make sure that no other ledger is charged for the same data.
+        """Register this ledger for its data; at most one ledger is charged for the same data.
 
         Args:
-            afresh: Sample the data's content. A message never asks for it: its answer must not
+            afresh: Whether to sample the data's content. Never for a message, whose answer must not
                 depend on the pictures.
 
         Raises:
-            PolicyRefusal: if this ledger belongs to other data, another home has these, or
-                this ledger is an old copy.
+            PolicyRefusal: if this ledger belongs to other data, another home has the data, or this
+                ledger is an old copy.
             ConfigurationError: if the register cannot be written.
         """
-        # First: data that this ledger is not charged for are not this home's to claim.
+        # First, because a home must not claim data that its ledger is not bound to.
         self.ledger.check_binding()
         claim = claim_of(self.site, *self.ledger.head())
         if claim is None:
@@ -174,12 +174,12 @@ class Admission:
         register.claim(claim, self.ledger.holds, self._head)
 
     def _head(self) -> tuple[int, str, float]:
-        """The ledger's length, its head, and what it has spent."""
+        """Length, head and total epsilon of the ledger."""
         return *self.ledger.head(), self.ledger.total(self.site.settings.policy.delta)[0]
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Hold off every other copy of this home while its ledger is written inside.
+        """Block all other copies of this home while its ledger is written in the body.
 
         Raises:
             PolicyRefusal: if this is a second or an older copy, or its ledger belongs to other
@@ -196,7 +196,7 @@ class Admission:
 
 
 def claim_of(site: Site, length: int, head: str) -> DataClaim | None:
-    """What a site lays claim to; None for a simulated one, which shares a data set."""
+    """Claim of a site to its data; None for a simulated site, which shares a data set."""
     if site.rows is not None:
         return None
     key = fingerprint(site.key.public_key())

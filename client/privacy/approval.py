@@ -1,4 +1,4 @@
-"""A person at the site says yes to a run."""
+"""Approval of a run by a person at the site (``policy.approval = "each-run"``)."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,15 +12,15 @@ from fieldmark.client.site import Site
 
 @dataclass(frozen=True)
 class Approval:
-    """What a person has said yes to.
+    """Approval of a run.
 
     Attributes:
-        run: The run's id.
-        recipe: The recipe's name.
-        recipe_digest: The recipe; the approval holds for no other.
-        epsilon: Of the run at this site, or None without differential privacy.
-        delta: At which it holds.
-        unit: What is protected.
+        run: Id of the run.
+        recipe: Name of the recipe.
+        recipe_digest: Digest of the recipe; the approval is valid for no other.
+        epsilon: Epsilon of the run at this site, or None without differential privacy.
+        delta: Delta of that epsilon.
+        unit: Protected unit.
     """
 
     run: str
@@ -32,7 +32,7 @@ class Approval:
 
     @property
     def in_words(self) -> str:
-        """One line."""
+        """The approval as one line of text."""
         protected = (
             "without differential privacy"
             if self.epsilon is None
@@ -46,13 +46,13 @@ class Approval:
 
 
 def approve_run(site: Site, run: str) -> Approval:
-    """Write the approval of an announced run into the ledger.
+    """Record the approval of an announced run in the ledger.
 
-    It holds for the recipe that was announced, not for another under the same name.
+    It is valid for the announced recipe only, not for another one of the same name.
 
     Raises:
-        ConfigurationError: if no such run was announced here, or the ledger cannot be written.
-        PolicyRefusal: if the policy refuses such a run whoever approves it.
+        ConfigurationError: if the run was not announced here, or the ledger cannot be written.
+        PolicyRefusal: if the policy refuses the run even with approval.
         DataError: if the ledger or the announcement is damaged.
     """
     try:

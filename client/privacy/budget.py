@@ -1,4 +1,4 @@
-"""What is spent, what is left, and what a run would cost, before anything is spent."""
+"""Privacy budget of a site: what is spent, what is left, and what a run would cost."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,22 +13,22 @@ from fieldmark.client.privacy.ledger import Ledger, rule_of, total_of
 from fieldmark.client.site import Site
 
 MOST_RUNS = 10_000
-"""Where counting further runs stops."""
+"""Limit on the search for how many more runs fit."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """One site's budget.
+    """Privacy budget of one site.
 
     Attributes:
-        spent: Epsilon of everything so far.
-        how: The method by which it was composed.
+        spent: Total epsilon so far.
+        how: The method of composition.
         cap: The policy's cap, or None.
-        uncapped: Whether the policy says in words that there is none.
+        uncapped: Whether the policy explicitly sets no cap.
         delta: The policy's delta.
-        runs: How many runs have released something.
-        unprotected: How many replies left without differential privacy; no epsilon bounds them.
-        plan: With a recipe: what it would cost, and what would follow.
+        runs: Number of runs that have released something.
+        unprotected: Number of replies sent without differential privacy; no epsilon bounds them.
+        plan: With a recipe: its cost, and the budget after it.
     """
 
     spent: float
@@ -42,7 +42,7 @@ class Budget:
 
     @property
     def left(self) -> float | None:
-        """Cap less what is spent; several runs may fit where one of that size would not."""
+        """Cap minus spent epsilon. Costs are subadditive, so runs may fit whose sum exceeds it."""
         return None if self.cap is None else max(self.cap - self.spent, 0.0)
 
     def as_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Budget:
 
 
 def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
-    """A site's budget, and with a recipe what its run would do to it.
+    """Budget of a site, and with a recipe the effect of its run.
 
     Raises:
         DataError: if the ledger does not verify.
@@ -121,14 +121,14 @@ def _plan(admission: Admission, recipe: Recipe) -> dict[str, Any]:
 
 
 def _more_runs(admission: Admission, events: tuple[PrivacyEvent, ...]) -> int:
-    """How many such runs, one after the other, stay within the cap."""
+    """Number of such runs, one after the other, that stay within the cap."""
     (cap, delta), rule = admission.cap, admission.rule_for(events)
     plans = admission.ledger.plans()
 
     def fits(runs: int) -> bool:
         if rule_of(plans) is not None:
             return total_of(plans, delta, events * runs)[0] <= cap
-        # All of them as one plan would be cheaper than one after the other.
+        # Composed sequentially: a single plan over all of them would cost less.
         further = events * (runs - 1)
         return total_cost((events, events), [(further, further)], rule, delta)[0] <= cap
 

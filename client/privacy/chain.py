@@ -1,15 +1,14 @@
-"""A file of entries, each of which holds the hash of the one before.
+"""Append-only file of entries, each with the hash of its predecessor.
 
-One entry is one line of JSON. Changing, dropping or reordering a line breaks the chain
-from there on. Cutting lines off the end, or putting back an old copy, leaves a whole chain;
-only somebody who remembers a later head can see it. Three do: the file ``ledger.head``
-beside it, the register in the user's state folder (since its last charge or reply), and the
-coordinator, who names the last head that it has seen, in whichever run, in each request.
+One entry is one line of JSON. Changing, dropping or reordering a line breaks the chain from there
+on. Truncating the file, or restoring an old copy, leaves a valid chain; it is detected only by
+comparing with a newer head. Three places keep one: ``ledger.head`` beside the file, the register in
+the user's state folder (as of the last charge or reply), and the coordinator, which names the last
+head that it has seen, of any run, in each request.
 
-What nobody can see: ledger and ``ledger.head`` put back together, where the register was
-put back too and no coordinator has seen more. And the hashes have no secret in them: whoever
-can write here, and rewrites all from some line on with the head, leaves a chain that holds;
-again only the register and the coordinator remember another head.
+Not detected: restoring ledger, ``ledger.head`` and register together, if no coordinator has seen a
+newer head. The hashes are not keyed: whoever can write here can rewrite the file from some line on,
+including ``ledger.head``, and only the register and the coordinator keep another head.
 """
 
 import hashlib
@@ -28,10 +27,10 @@ from fgvc_core.errors import DataError
 from fgvc_core.files import FILE_MODE, append_durably, write_durably
 
 GENESIS = "0" * 64
-"""What the first entry names as the one before."""
+"""Predecessor hash of the first entry."""
 
 TORN = "torn"
-"""Kind of the entry that owns up to a line which a crash cut short."""
+"""Kind of the entry that acknowledges a line cut short by a crash."""
 
 RESTORE = "Restore the ledger from the newest copy that verifies; do not mend it by hand."
 
@@ -41,11 +40,11 @@ class Entry:
     """One line of the ledger.
 
     Attributes:
-        number: Counts from 0.
+        number: Position, from 0.
         time: UTC, ISO 8601, to the second.
-        kind: What it says.
-        values: The rest of it.
-        before: Hash of the entry before.
+        kind: Kind of entry.
+        values: Its other fields.
+        before: Hash of the previous entry.
         hash: SHA-256 (hex) over all of the above.
     """
 
@@ -57,56 +56,56 @@ class Entry:
     hash: str
 
     def line(self) -> bytes:
-        """The entry as a line of the file."""
+        """Entry as a line of the file."""
         return (json.dumps({**_hashed(self), "hash": self.hash}) + "\n").encode()
 
 
 def read_chain(data: bytes) -> tuple[list[Entry], bytes]:
-    """Entries of a whole file, verified, and the torn rest after its last entry.
+    """Verified entries of a whole file, and the incomplete data after the last entry.
 
     Raises:
-        DataError: naming the line, if the chain does not hold.
+        DataError: naming the entry at which the chain breaks.
     """
     return _read_lines(data, 0, GENESIS)
 
 
 class Chain:
-    """One chained file; several threads and processes may use it at once.
+    """One chained file; safe for concurrent threads and processes.
 
     Args:
-        path: Where it is; the head is remembered in ``<stem>.head`` beside it.
+        path: The file; its head is stored in ``<stem>.head`` beside it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.guard = RLock()
-        """Held while the entries in memory change or are looked through."""
+        """Held while the entries in memory are changed or read."""
         self._head_path = path.with_suffix(".head")
         self._lock_path = path.with_suffix(".lock")
         self._entries: list[Entry] = []
-        # How much of the file the entries are, and the last of those bytes.
+        # Number of bytes read so far, and the last line of them.
         self._read = 0
         self._tail = b""
         self._held = False
 
     @contextmanager
     def writing(self) -> Iterator["Chain"]:
-        """Hold the one writer's lock; a torn line that a crash has left is closed first.
+        """Hold the writer's lock, after acknowledging a line that a crash has cut short.
 
         Raises:
-            DataError: if the chain does not hold, or is shorter than its remembered head.
+            DataError: if the chain is broken, or does not match its stored head.
         """
-        # A lock of its own each time: one that was made before a fork is of no use after it.
+        # A new lock each time: one created before a fork does not work after it.
         with FileLock(self._lock_path, mode=FILE_MODE), self.guard:
             rest = self._refresh()
             if rest and not rest.endswith(b"\n"):
                 append_durably(self.path, b"\n")
-                # Where nothing but the line's end was missing, this is a whole entry now.
+                # If only the newline was missing, this is a complete entry now.
                 rest = self._refresh()
             if rest:
-                # The fragment stays where it is; an entry after it owns up to it.
+                # The fragment stays in the file; the next entry acknowledges it.
                 self._append(TORN, {"sha256": hashlib.sha256(rest).hexdigest()}, rest)
-            # Until the lock is given back nobody else adds anything: no need to look again.
+            # No other writer until the lock is released: no need to read the file again.
             self._held = True
             try:
                 yield self
@@ -114,10 +113,10 @@ class Chain:
                 self._held = False
 
     def entries(self) -> Sequence[Entry]:
-        """All entries, verified; a torn rest is left out.
+        """All entries, verified, without an incomplete last line.
 
         Raises:
-            DataError: if the chain does not hold, or is shorter than its remembered head.
+            DataError: if the chain is broken, or does not match its stored head.
         """
         with self.guard:
             if not self._held:
@@ -130,15 +129,15 @@ class Chain:
         return self._entries[-1].hash if self._entries else GENESIS
 
     def append(self, kind: str, values: dict[str, Any]) -> Entry:
-        """Add an entry; on the disk when this returns. Only inside :meth:`writing`.
+        """Append an entry durably. Only inside :meth:`writing`.
 
         Raises:
-            OSError: if it could not be written (a full disk): then nothing may follow.
+            OSError: if it could not be written (a full disk); nothing may be released then.
         """
         return self._append(kind, values, b"")
 
     def _append(self, kind: str, values: dict[str, Any], fragment: bytes) -> Entry:
-        """Add an entry after a fragment that is in the file already."""
+        """Append an entry after a fragment that is already in the file."""
         entry = _make(self._entries, kind, values)
         line = entry.line()
         append_durably(self.path, line)
@@ -149,8 +148,8 @@ class Chain:
         return entry
 
     def _refresh(self) -> bytes:
-        """Read what was added since the last time; returns the torn rest."""
-        # The head comes first: who appends writes the line, then the head that names it.
+        """Read what was added since the last call; returns the incomplete rest."""
+        # Read the head before the file: a writer appends the line first, then updates the head.
         remembered = self._remembered()
         rest = self._read_on()
         self._check_head(remembered)
@@ -190,11 +189,12 @@ class Chain:
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
+            # Matches no entry, so that a damaged head is refused.
             return -1, ""
 
     def _check_head(self, remembered: tuple[int, str] | None) -> None:
         if remembered is None:
-            # Only a crash between the first line and its head leaves one without the other.
+            # Only a crash between writing the first line and its head leaves no head file.
             if len(self._entries) < 2 or self._head_path.exists():
                 return
             remembered = -1, ""
@@ -210,7 +210,7 @@ class Chain:
 
 
 def _read_lines(data: bytes, number: int, before: str) -> tuple[list[Entry], bytes]:
-    """Entries of further lines, which go on from an entry's hash; and what follows the last."""
+    """Entries of further lines after the one with hash ``before``, and the incomplete rest."""
     entries: list[Entry] = []
     fragments = b""
     *lines, rest = data.split(b"\n")
@@ -248,6 +248,7 @@ def _is_whole(entry: Entry) -> bool:
     try:
         return entry.hash == _hash(entry)
     except RecursionError:
+        # Deeply nested JSON.
         return False
 
 

@@ -1,29 +1,25 @@
-"""Which data on this machine have a ledger, and in which home: no data get a second one.
+"""Register of which home holds the ledger of which data, so that no data get a second ledger.
 
-A ledger is bound to its data. Somebody who joins again with a new folder would begin an
-empty ledger over pictures that have been paid for; this register, one file in the user's
-state folder (``$FIELDMARK_STATE``, else ``$XDG_STATE_HOME/fieldmark``, else
-``~/.local/state/fieldmark``), remembers the home that has them. A claim is kept for each data
-set that a home ever named, and no later claim replaces it.
+Joining again with a new home would start an empty ledger over pictures that have been charged
+already. This register, one file in the user's state folder (``$FIELDMARK_STATE``, else
+``$XDG_STATE_HOME/fieldmark``, else ``~/.local/state/fieldmark``), prevents that. It keeps a claim
+for each data set that a home ever used, and no later claim replaces it.
 
-Data are the same by place or by content. By place: symbolic links are resolved, and a folder
-inside a registered one, or around it, counts as the same. By content: most of two samples
-agree (:mod:`.sample`). Samples are taken at ``site join``, ``site up`` and ``site
-check``, never for a message: whether it is answered must not depend on a picture. A path that
-was edited while the site is up is known by place alone until the next of these.
+Data are identified by place and by content. By place: symbolic links are resolved, and a folder
+inside a registered one, or around it, counts as the same. By content: most marks of two samples
+agree (:mod:`.sample`). Samples are taken by ``site join``, ``site up`` and ``site check``, never
+for a message, whose answer must not depend on a picture. If the path is changed while the site is
+up, only the place is compared until the next of these commands.
 
-The register also fences off copies of a home. A claim holds the head of the home's ledger,
-written on the disk after each charge and before each reply that says anything about the
-pictures (:meth:`Register.guarding`). A home whose ledger lacks that head is an older copy, put
-back while or after the other one went on: it releases nothing. A home whose key is in use in
-another folder that is still there is a second copy: it releases nothing either. Unlike a lock
-that dies with the machine's boot, this holds after a restart as well. Where both copies answer
-at the same moment the file's lock decides who is first, and the other finds the first one's
-head. It costs one small durable write for each charge and each reply.
+The register also blocks copies of a home. A claim holds the head of the home's ledger, written
+durably after each charge and before each reply that depends on the pictures
+(:meth:`Register.guarding`). A home whose ledger lacks that head is an older copy, and a home whose
+key is used by another existing home is a second copy; neither releases anything. Unlike a lock,
+this also holds after a reboot. If both copies answer at once, the file lock lets one go first, and
+the other then lacks its head. The cost is one small durable write per charge and per reply.
 
-What it cannot see: another user's homes, another machine's, another ``$FIELDMARK_STATE``; data
-whose files were encoded anew and put elsewhere. Simulated sites are not in it: they share a data
-set.
+Not detected: homes of other users, other machines or another ``$FIELDMARK_STATE``; data that were
+both re-encoded and moved. Simulated sites are not registered, because they share a data set.
 """
 
 import json
@@ -45,30 +41,30 @@ from fieldmark.client.privacy.sample import Sample, take_sample
 FILE = "register.json"
 SAMPLE_KEY = "sample.key"
 MOST_SAMPLES = 16
-"""Samples that are kept of one data set."""
+"""Maximum number of samples kept per data set."""
 
 STATE_VARIABLE = "FIELDMARK_STATE"
 
 Holds = Callable[[str], bool]
-"""Whether a home's ledger has an entry with this hash."""
+"""Tells whether a home's ledger has an entry with this hash."""
 
 Head = Callable[[], tuple[int, str, float]]
-"""A ledger's length in entries, the hash of its last entry, and what it has spent (epsilon)."""
+"""Returns a ledger's length in entries, the hash of its last entry, and its total epsilon."""
 
 
 class DataClaim(BaseModel):
     """One home's claim to its data.
 
     Attributes:
-        data: Absolute path of the data, symbolic links resolved; empty for a home without
-            pictures of its own, which is here for its ledger's head alone.
+        data: Absolute path of the data, symbolic links resolved; empty for a home without its own
+            pictures, which is registered only for its ledger's head.
         home: Absolute path of the site's home.
         key: Fingerprint of the site's key.
-        head: Hash of the last entry of its ledger that was registered.
-        length: Entries that the ledger had then.
-        spent: Epsilon of the ledger then, at the policy's delta.
-        samples: Of the data's content, oldest first: a further one wherever none of them was
-            like it any more, so that data which change slowly stay known as what they were.
+        head: Hash of the last registered entry of its ledger.
+        length: Number of entries of the ledger then.
+        spent: Total epsilon of the ledger then, at the policy's delta.
+        samples: Samples of the data's content, oldest first; one is added when none of the others
+            resembles the data any more, so that slowly changing data stay recognizable.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -91,7 +87,7 @@ class DataClaim(BaseModel):
         length: int = 0,
         samples: tuple[Sample, ...] = (),
     ) -> "DataClaim":
-        """A claim with its paths resolved."""
+        """Claim with its paths resolved."""
         where = str(Path(data).expanduser().resolve()) if data else ""
         for path in (where, str(home.resolve())):
             try:
@@ -116,7 +112,7 @@ _CLAIMS = TypeAdapter(list[DataClaim])
 
 
 def state_folder() -> Path:
-    """Where this user's programs keep what has to last."""
+    """Folder of this user's persistent state."""
     own = os.environ.get(STATE_VARIABLE)
     if own:
         return Path(own)
@@ -125,7 +121,7 @@ def state_folder() -> Path:
 
 
 class Register:
-    """The register of one user.
+    """Register of one user.
 
     Args:
         folder: The state folder; by default the user's.
@@ -153,10 +149,10 @@ class Register:
             ) from None
 
     def sampled(self, claim: DataClaim) -> DataClaim:
-        """The claim with a sample of its data's content as it is now.
+        """Claim with a new sample of its data's content.
 
         Raises:
-            ConfigurationError: if the samples' key cannot be read or written.
+            ConfigurationError: if the sample key cannot be read or written.
         """
         if not claim.data:
             return claim
@@ -166,29 +162,31 @@ class Register:
     def claim(
         self, claim: DataClaim, holds: Holds = lambda head: False, head: Head | None = None
     ) -> None:
-        """Lay claim to data, or renew the claim.
+        """Register a claim, or renew it.
 
         Args:
-            claim: Of a home that is there.
-            holds: Whether the home's ledger has an entry with this hash.
-            head: The ledger's, read while nobody else writes here; None: as the claim says.
+            claim: Claim of an existing home.
+            holds: Tells whether the home's ledger has an entry with this hash.
+            head: Reads the ledger's head while this register is locked; None to use the claim's
+                values.
 
         Raises:
-            PolicyRefusal: if other data's home has them, or the home's ledger is older than
-                the one that was registered.
+            PolicyRefusal: if another home has the data, or the home's ledger is older than the
+                registered one.
             ConfigurationError: if the register cannot be written.
         """
         with self.claiming(claim, holds, head):
             pass
 
     def rekey(self, home: Path, key: str, old: str | None) -> None:
-        """A home's key is about to be another: its claims go on under it.
+        """Transfer a home's claims to its next key.
 
         Args:
-            home: The site's home.
-            key: Fingerprint of the key that it will have.
-            old: Of the one that it has; another key's claims, of a home that was here before,
-                stay that key's. None: it is lost, and all claims of this place go on.
+            home: Home of the site.
+            key: Fingerprint of the next key.
+            old: Fingerprint of the current key. Claims under other keys, of earlier homes in this
+                place, are not transferred. None: it is lost, and all claims of this place are
+                transferred.
         """
         with self._alone():
             before = self.claims()
@@ -206,7 +204,7 @@ class Register:
     def claiming(
         self, claim: DataClaim, holds: Holds = lambda head: False, head: Head | None = None
     ) -> Iterator[None]:
-        """Lay claim to data for what is made inside; given up again if that fails."""
+        """Register a claim, then run the body; the claim is withdrawn if the body raises."""
         with self._alone():
             before = self.claims()
             if head is not None:
@@ -223,18 +221,18 @@ class Register:
 
     @contextmanager
     def guarding(self, claim: DataClaim, holds: Holds, head: Head) -> Iterator[None]:
-        """Hold off every other copy of a home while its ledger is written inside.
+        """Block all other copies of a home while its ledger is written in the body.
 
-        When this returns, the ledger's new head is on the disk here.
+        On exit, the ledger's new head has been written durably to the register.
 
         Args:
-            claim: Of the home that writes.
-            holds: Whether its ledger has an entry with this hash.
-            head: Its ledger's length and head, asked for afterwards.
+            claim: Claim of the home that writes.
+            holds: Tells whether its ledger has an entry with this hash.
+            head: Reads its ledger's length and head, after the body.
 
         Raises:
             PolicyRefusal: if this is a second or an older copy of the home, or its data have
-                another ledger. Nothing was written inside then.
+                another ledger; the body did not run.
             ConfigurationError: if the register cannot be written.
         """
         with self._alone():
@@ -249,24 +247,24 @@ class Register:
                 self._write(after)
 
     def lacking(self, key: str, holds: Holds) -> list[DataClaim]:
-        """Claims of a key whose registered head its ledger lacks: it is an older copy.
+        """Claims of a key whose registered head is not in its ledger: the ledger is an older copy.
 
         Args:
             key: Fingerprint of the site's key.
-            holds: Whether its ledger has an entry with this hash.
+            holds: Tells whether its ledger has an entry with this hash.
         """
         return [claim for claim in self.claims() if claim.key == key and not _known(claim, holds)]
 
     def _settled(self, before: list[DataClaim], claim: DataClaim, holds: Holds) -> list[DataClaim]:
-        """All claims once this one is laid; every claim of before stays.
+        """All claims after adding this one; no earlier claim is dropped.
 
         Raises:
-            PolicyRefusal: if it cannot be laid.
+            PolicyRefusal: if the claim conflicts with another.
         """
         kept: list[DataClaim] = []
         renewed = claim
         for other in before:
-            # A home that was moved has its key, one that got a new key has its place.
+            # A moved home is recognized by its key, a home with a new key by its place.
             if claim.key != other.key and claim.home != other.home:
                 if _same_data(claim, other):
                     raise _taken(claim, other, self.path)
@@ -286,7 +284,7 @@ class Register:
             elif known:
                 kept.append(other.model_copy(update={"key": claim.key, "home": claim.home}))
             else:
-                # Of a home that was here before this one, over other data: they stay paid for.
+                # Of an earlier home in this place, over other data: they stay registered.
                 kept.append(other)
         return [*kept, renewed]
 
@@ -309,6 +307,7 @@ class Register:
         path = self.path.with_name(SAMPLE_KEY)
         with self._alone():
             try:
+                # Samples under an older key could never be compared with those of a new one.
                 if not path.exists() and not any(claim.samples for claim in self.claims()):
                     write_durably(path, secrets.token_bytes(32))
                 found = path.read_bytes()[:64] if path.exists() else b""
@@ -323,7 +322,7 @@ class Register:
         return found
 
     def _write(self, claims: list[DataClaim]) -> None:
-        # One claim a line, for a person who has to take one out.
+        # One claim per line, so that a person can remove one.
         lines = ",\n".join(json.dumps(claim.model_dump()) for claim in claims)
         text = f"[\n{lines}\n]\n"
         try:
@@ -351,7 +350,7 @@ def _overlap(one: Path, other: Path) -> bool:
     if one.is_relative_to(other) or other.is_relative_to(one):
         return True
     try:
-        # One folder may be mounted in two places.
+        # A folder may be mounted in two places.
         return one.samefile(other)
     except OSError:
         return False
@@ -362,23 +361,24 @@ def _known(claim: DataClaim, holds: Holds) -> bool:
 
 
 def _at(claim: DataClaim, head: Head) -> DataClaim:
-    """The claim with its ledger's head as it is now."""
+    """Claim with the current head of its ledger."""
     length, last, spent = head()
+    # Capped, because JSON has no infinity.
     return claim.model_copy(update={"head": last, "length": length, "spent": min(spent, 1e300)})
 
 
 def _gathered(known: tuple[Sample, ...], fresh: tuple[Sample, ...]) -> tuple[Sample, ...]:
-    """The known samples, and after them each fresh one that is not much the same as one of them.
+    """Known samples, followed by those fresh ones that resemble none of them.
 
-    A data set that grows is known by what it was and by what it has become: the oldest sample
-    and the latest stay.
+    If there are too many, the oldest and the latest ones are kept: growing data are recognized by
+    what they were and by what they have become.
     """
     found = known + tuple(s for s in fresh if not any(s.resembles(other) for other in known))
     return found if len(found) <= MOST_SAMPLES else (found[0], *found[1 - MOST_SAMPLES :])
 
 
 def _is_home_of(home: Path, key: str) -> bool:
-    """Whether a home is there that has this key, or one that cannot be told."""
+    """Whether a home has this key; also True if its key cannot be read."""
     if not (home / "site.toml").exists():
         return False
     try:
@@ -406,7 +406,7 @@ def _older(register: Path) -> PolicyRefusal:
 
 
 def _taken(claim: DataClaim, other: DataClaim, register: Path) -> PolicyRefusal:
-    # The first sentence may reach the coordinator: it names no path.
+    # The first sentence may reach the coordinator and must not contain a path.
     if not claim.data:
         return PolicyRefusal(
             "This site's ledger is in use in another home.",

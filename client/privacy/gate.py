@@ -1,13 +1,12 @@
-"""The gate: the only way out of a site.
+"""Gate of a site: the only code that signs and returns replies.
 
-Nothing else in this package signs or returns a reply. Under differential privacy the order
-is: check the request against policy, plan and budget; reserve its cost on the disk; work;
-keep the finished payload on the disk; write down that it may leave; sign. Whatever
-happens between two of these, what has left was charged, and was charged once. Charge and
-departure are also written to the user's register, which is not in the home: a copy of the home
-that knows less of them releases nothing.
+Under differential privacy, the order is: check the request against policy, plan and budget; reserve
+its cost durably; work; store the finished payload durably; record that it may leave; sign. After a
+crash at any point, whatever has left was charged exactly once. Charges and departures are also
+written to the user's register, outside the home, so that an older copy of the home releases
+nothing.
 
-Without differential privacy a reply is checked, listed and signed.
+Without differential privacy a reply is checked, recorded and signed.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,20 +49,20 @@ Specs = Mapping[str, TensorSpec]
 
 @dataclass(frozen=True)
 class Departure:
-    """A reply that may leave: signed body and packed tensors."""
+    """Reply that may leave: signed body and packed tensors."""
 
     sealed: Sealed
     tensors: dict[str, PackedTensor]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of body, signature and tensors."""
+        """Total bytes of body, signature and tensors."""
         body = len(self.sealed.text.encode()) + len(self.sealed.signature)
         return body + sum(len(t.data) for t in self.tensors.values())
 
 
 class Gate:
-    """The gate of one site."""
+    """Gate of one site."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -75,10 +74,10 @@ class Gate:
         """Decide whether this site takes part in a run, before anything is spent.
 
         Returns:
-            The differential privacy under which it does, if any.
+            The differential privacy of the run at this site, or None.
 
         Raises:
-            PolicyRefusal: naming the policy's line that says no.
+            PolicyRefusal: naming the policy setting that forbids it.
         """
         privacy = self.admit(request, recipe)
         if privacy is not None:
@@ -94,40 +93,40 @@ class Gate:
         privacy: PrivacySettings,
         event: PrivacyEvent,
     ) -> None:
-        """Announce what the answer to a validation kit will cost: one release, once.
+        """Announce the cost of an answer to a validation kit: a single release.
 
         Raises:
-            PolicyRefusal: naming the policy's line that says no.
+            PolicyRefusal: naming the policy setting that forbids it.
         """
         self.admission.check_memory(request)
         self.admission.check_approval(request, name)
         self._announce(request, recipe, name, privacy, (event,))
 
     def admit(self, request: Request, recipe: Recipe) -> PrivacySettings | None:
-        """Decide whether a request of an announced run is worked on; see :meth:`announce`."""
+        """Decide whether to work on a request of an announced run; see :meth:`announce`."""
         self.admission.check_memory(request)
         privacy = self.admission.protection(recipe)
         self.admission.check_approval(request, recipe.name)
         return privacy
 
     def check_leaving(self, specs: Specs, encode: UpdateEncoder | None = None) -> None:
-        """Whether an answer with these tensors would be let out, before any work for it.
+        """Check that an answer with these tensors may leave, before any work for it.
 
         Args:
-            specs: The tensors as they are computed.
-            encode: What they travel as; None: as they are.
+            specs: Specs of the computed tensors.
+            encode: Their encoder; None if they travel as they are.
 
         Raises:
-            PolicyRefusal: naming the policy's line that says no.
+            PolicyRefusal: naming the policy setting that forbids it.
         """
         check_tensors(self._policy, sorted(specs))
         self.check_size(packed_bytes(specs if encode is None else encode.parts(specs)))
 
     def check_size(self, nbytes: int) -> None:
-        """Whether a reply whose tensors weigh so much may leave.
+        """Check a reply's size in bytes against ``policy.max_update_mb``.
 
         Raises:
-            PolicyRefusal: if not.
+            PolicyRefusal: if it is too large.
         """
         size_mb = nbytes / 1e6
         if size_mb > self._policy.max_update_mb:
@@ -151,7 +150,7 @@ class Gate:
             self.admission.check_budget(privacy, name, events)
         self.admission.claim_data()
         self.write_plan(request.run, request.recipe_digest, recipe, name, privacy, events)
-        # Once more: what the register remembers of the ledger has this run in it.
+        # Again, so that the register's head of the ledger includes this run.
         self.admission.claim_data()
 
     def write_plan(
@@ -163,7 +162,7 @@ class Gate:
         privacy: PrivacySettings,
         events: tuple[PrivacyEvent, ...],
     ) -> None:
-        """Write down what a run will release; it costs nothing yet."""
+        """Record a run's releases in the ledger; costs nothing yet."""
         self.ledger.announce(
             run,
             recipe_digest,
@@ -194,15 +193,15 @@ class Gate:
         """Answer one request under differential privacy.
 
         Args:
-            request: What is asked.
-            recipe: Of the run.
-            event: What the answer costs; None where it says nothing about the pictures.
-            work: Computes the answer; called at most once for a request, and after its cost
-                is on the disk.
-            specs: What the answer's tensors will be, where that is known: what may not leave
-                is then refused before its cost is charged.
-            encode: What they travel as: made of the noised answer and of the request alone.
-            form: What kind of reply it is.
+            request: The request.
+            recipe: Recipe of the run.
+            event: Cost of the answer; None if it says nothing about the pictures.
+            work: Computes the answer; called at most once per request, after its cost is on the
+                disk.
+            specs: Specs of the answer's tensors, if known; refuses tensors that may not leave
+                before they are charged.
+            encode: Encoder of the tensors, which uses only the noised answer and the request.
+            form: Type of the reply.
 
         Raises:
             PolicyRefusal: if it may not be answered.
@@ -225,7 +224,7 @@ class Gate:
                     remedy="Start a new run.",
                 )
             if event is not None:
-                # Even where a reply is stored: in a ledger that was put back it is not charged.
+                # Even if a reply is stored: a restored ledger may lack the charge for it.
                 with self.admission.guarded():
                     self.ledger.reserve(
                         request.run, request.round, digest, event, self.admission.cap
@@ -235,7 +234,7 @@ class Gate:
                 outbox.store(digest, payload)
             packed = self._encoded(payload.tensors, encode)
             reply = self._reply(request, payload.fields, form)
-            # Once it is written down that this reply may leave, a copy of before is an old one.
+            # Registers the new head, which turns any copy made before into an older one.
             with self.admission.guarded():
                 return self._send(request, reply, packed, digest)
 
@@ -246,17 +245,17 @@ class Gate:
         tensors: Tensors,
         encode: UpdateEncoder | None = None,
     ) -> Departure:
-        """Let out a reply that differential privacy does not apply to.
+        """Release a reply without differential privacy, reduced to what the policy shares.
 
         Args:
-            request: What is answered.
-            reply: The answer; its tensors' digests are filled in here.
-            tensors: What goes along.
-            encode: What they travel as; None: as they are.
+            request: The request that is answered.
+            reply: The answer; the digests of its tensors are filled in here.
+            tensors: Tensors of the answer.
+            encode: Their encoder; None if they travel as they are.
 
         Raises:
-            PolicyRefusal: if it holds what the policy keeps, or is too large. Nothing has
-                left then.
+            PolicyRefusal: if the policy forbids a tensor or the reply, or it is too large; nothing
+                has left.
         """
         policy = self._policy
         self.check_leaving(_specs_of(tensors), encode)
@@ -268,11 +267,12 @@ class Gate:
             counts = policy.share_counts
             allowed = reply.model_copy(
                 update={
+                    # Without counts, an update weighs as much as one example.
                     "examples": reply.examples if counts else min(reply.examples, 1),
-                    # A mean over pictures and the time that they took would tell the count.
+                    # The mean loss and the working time would reveal the count.
                     "loss": reply.loss if counts else None,
                     "seconds": reply.seconds if counts else fixed_seconds(0.0),
-                    # Scores say how many pictures they are of.
+                    # Scores state the number of pictures.
                     "scores": reply.scores if policy.share_scores and counts else None,
                     "personal": reply.personal if policy.share_scores and counts else None,
                 }
@@ -284,12 +284,12 @@ class Gate:
         return self._send(request, allowed, self._encoded(tensors, encode), "")
 
     def _encoded(self, tensors: Tensors, encode: UpdateEncoder | None) -> dict[str, PackedTensor]:
-        """The last stage: finished tensors (noised, where they have to be) -> what travels."""
+        """Encode finished (if required, noised) tensors for the wire, the last step."""
         self.check_leaving(_specs_of(tensors), encode)
         return pack_all(tensors) if encode is None else encode(tensors)
 
     def refuse(self, request: Request, reply: Reply, error: FieldmarkError | None) -> Departure:
-        """Let out a refusal, and write down the reason in full where it was policy's."""
+        """Send a refusal; the reason is recorded in the ledger if policy or request caused it."""
         if isinstance(error, PolicyRefusal | PeerError):
             self.ledger.note(
                 "refused",
@@ -334,7 +334,7 @@ class Gate:
             return reply.model_copy(update={"ledger_length": length})
 
         def values(number: int) -> dict[str, Any]:
-            # A head has a fixed width: the size is right before the head is known.
+            # All heads have the same width, so the size is known before the head is.
             size = Departure(Sealed(numbered(number).model_dump_json(), b""), packed).nbytes
             return {
                 "run": request.run,

@@ -1,21 +1,21 @@
-"""What this site has spent: plans announced, releases reserved, replies sent.
+"""Ledger of a site's privacy spending: announced plans, reserved releases, replies sent.
 
-Every cost is on the disk before the work that it is for begins. The ledger belongs to the
-data: its first entry names where they are, and no plan is charged to it for others.
+Every cost is on the disk before the work for it begins. The ledger is bound to its data: the first
+entry names them, and plans over other data are refused.
 
 Kinds of entries:
 
 =========  ====================================================================
-founded    whose ledger, over which data
-announced  a run's whole plan: events, delta, unit, public number of units, and how costs are
-           added up from now on if it is the first to be charged
-approved   a person at the site has said yes to a run
+founded    site and data of the ledger
+announced  a run's whole plan: events, delta, unit, public number of units, and the rule for
+           adding up costs if it is charged first
+approved   a person at the site has approved a run
 reserved   one release of a plan, before the work for it
-sent       a reply that may leave from now on: what is in it, how large
-refused    a run or a request that was turned down, and why
+sent       a reply that may leave from now on: its contents and size
+refused    a refused run or request, and the reason
 torn       a crash cut an entry short; what it may have reserved is charged
 recovered  entries were lost with a disk; what they may have reserved is charged
-key        this site has another key from now on
+key        the site changed its key
 audited    the site audited itself; nothing left
 =========  ====================================================================
 """
@@ -39,11 +39,11 @@ FILE = "ledger.jsonl"
 
 
 class Ledger:
-    """The ledger of one site.
+    """Ledger of one site.
 
     Args:
-        home: The site's home.
-        data: What the ledger is bound to; see :func:`fieldmark.client.site.Site.data_binding`.
+        home: Home of the site.
+        data: Digest of the data; see :attr:`fieldmark.client.site.Site.data_binding`.
         site: The site's name.
     """
 
@@ -54,7 +54,7 @@ class Ledger:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self._open.chain.path
 
     def entries(self) -> Sequence[Entry]:
@@ -63,15 +63,15 @@ class Ledger:
             return tuple(self._open.chain.entries())
 
     def head(self) -> tuple[int, str]:
-        """How many entries there are, and the last one's hash.
+        """Number of entries, and the last one's hash.
 
-        A recovered ledger counts on from the longest that anybody has seen of it.
+        After a recovery, the number continues from the longest ledger that anybody has seen.
         """
         with self._open.reading() as spending:
             return len(self._open.chain.entries()) + spending.ahead, self._open.chain.head
 
     def length_with(self, number: int) -> int:
-        """How many entries there are once the one with this number is the last."""
+        """Number of entries, if the one with this number is the last."""
         with self._open.reading() as spending:
             return number + 1 + spending.ahead
 
@@ -81,42 +81,42 @@ class Ledger:
             return spending.holds(head)
 
     def plans(self) -> list[Plan]:
-        """All runs announced, in their order."""
+        """Plans of all announced runs, in order."""
         with self._open.reading() as spending:
             return spending.plans()
 
     def plan(self, run: str) -> Plan | None:
-        """One run's plan."""
+        """Plan of a run, or None."""
         with self._open.reading() as spending:
             return spending.plan(run)
 
     def is_unfinished(self, run: str) -> bool:
-        """Whether a run has been charged, and has still something to release."""
+        """Whether a run has been charged and still has releases to make."""
         plan = self.plan(run)
         return plan is not None and bool(plan.charged[1]) and bool(plan.remaining)
 
     def is_approved(self, run: str, recipe_digest: str) -> bool:
-        """Whether a person has said yes to a run with this recipe."""
+        """Whether a person has approved a run with this recipe."""
         with self._open.reading() as spending:
             return spending.is_approved(run, recipe_digest)
 
     def unprotected(self) -> int:
-        """How many replies have left without differential privacy."""
+        """Number of replies sent without differential privacy."""
         with self._open.reading() as spending:
             return spending.unprotected
 
     def rule(self) -> Rule | None:
-        """How costs are added up, since the first charge; None before it."""
+        """Rule for adding up costs, fixed by the first charge; None before it."""
         return rule_of(self.plans())
 
     def total(
         self, delta: float, extra: Iterable[PrivacyEvent] = (), rule: Rule | None = None
     ) -> tuple[float, str]:
-        """Epsilon of everything at a delta, and the method; see :func:`total_of`."""
+        """Total epsilon at a delta, and the method; see :func:`total_of`."""
         return total_of(self.plans(), delta, extra, rule)
 
     def check_binding(self) -> None:
-        """Refuse other data than those that were charged so far; nothing is written.
+        """Refuse data other than those of the ledger's plans; nothing is written.
 
         Raises:
             PolicyRefusal: if runs were announced over other data.
@@ -125,10 +125,10 @@ class Ledger:
             _check_binding(spending, self._data)
 
     def check_unit(self, unit: Unit) -> None:
-        """Refuse another unit than the one that was charged so far.
+        """Refuse a unit other than the one charged so far.
 
         Raises:
-            PolicyRefusal: if there is one.
+            PolicyRefusal: if another one was charged.
         """
         with self._open.reading() as spending:
             _check_unit(spending, unit)
@@ -141,18 +141,18 @@ class Ledger:
         rule: Rule,
         **terms: Any,
     ) -> None:
-        """Write down a run's plan; doing so costs nothing yet, and twice is once.
+        """Record a run's plan. This costs nothing yet, and is idempotent.
 
         Args:
-            run: Its id.
-            recipe_digest: Of the announced recipe.
-            events: All that it is to release.
-            rule: How the ledger adds up its costs if this plan is the first to be charged.
-            terms: Everything else that the entry says.
+            run: Id of the run.
+            recipe_digest: Digest of the announced recipe.
+            events: All releases of the run.
+            rule: How the ledger adds up costs if this plan is charged first.
+            terms: All other values of the entry.
 
         Raises:
-            PolicyRefusal: if the same run was announced with another plan, the ledger
-                belongs to other data, or has charged another unit.
+            PolicyRefusal: if the run was announced with another plan, the ledger belongs to other
+                data, or it has charged another unit.
         """
         values = {
             "run": run,
@@ -169,7 +169,7 @@ class Ledger:
                 chain.append("announced", values)
                 return
             before = spending.announced(run) or {}
-            # What was settled at the first announcement stays; a policy may change meanwhile.
+            # Policy and rule keep their first values, and may differ when announced again.
             settled = {"policy": "", "rule": ""}
             if {**before, **settled} != {**values, **settled}:
                 raise PolicyRefusal(
@@ -179,13 +179,13 @@ class Ledger:
                 )
 
     def check_reading(self, reading: str) -> None:
-        """Refuse to count units in another way than they were counted so far.
+        """Refuse to count units in another way than before.
 
         Args:
-            reading: Digest of how they are told apart today.
+            reading: Digest of how units are defined now.
 
         Raises:
-            PolicyRefusal: if something was charged under another one.
+            PolicyRefusal: if something was charged with another definition.
         """
         with self._open.reading() as spending:
             _check_reading(spending, reading)
@@ -195,20 +195,20 @@ class Ledger:
     ) -> None:
         """Charge one release before the work for it.
 
-        The same request is charged once, however often it is repeated.
+        A repeated request is charged only once.
 
         Args:
-            run: Which plan.
-            round_: Which round, for the records.
+            run: Id of the run.
+            round_: Number of the round.
             request: Digest of the request without its nonce.
-            event: What will be released.
+            event: The release.
             cap: (epsilon, delta) that the whole ledger must not exceed.
 
         Raises:
-            PolicyRefusal: if the plan does not have the event (any more), the round was
-                answered for another request, the request was charged for another event, or
-                the cap would be exceeded.
-            OSError: if the disk is full; then nothing may be released.
+            PolicyRefusal: if the plan does not have the event (any more), the round was answered
+                for another request, the request was charged for another event, or the cap would be
+                exceeded.
+            OSError: if the disk is full; nothing may be released then.
         """
         with self._writing() as chain, self._open.reading() as spending:
             self._check_binding(chain, spending)
@@ -245,16 +245,16 @@ class Ledger:
             )
 
     def was_sent(self, run: str, request: str) -> bool:
-        """Whether a payload for this request may have left."""
+        """Whether a reply to this request may have left."""
         with self._open.reading() as spending:
             return spending.was_sent(run, request)
 
     def note(self, kind: str, values: dict[str, Any] | Callable[[int], dict[str, Any]]) -> Entry:
-        """Write an entry that charges nothing.
+        """Append an entry that charges nothing.
 
         Args:
-            kind: What it says.
-            values: The entry's, or what makes them of its number.
+            kind: Kind of the entry.
+            values: Its values, or a function of its number that returns them.
         """
         with self._writing() as chain:
             made = values(len(chain.entries())) if callable(values) else values
@@ -264,14 +264,14 @@ class Ledger:
         if spending.data == self._data:
             return
         _check_binding(spending, self._data)
-        # Nothing was ever announced to it: it may begin again over these data.
+        # Nothing was announced yet: the ledger can still be bound to other data.
         chain.append("founded", {"site": self._site, "data": self._data})
 
     def _check_cap(self, spending: Spending, after: Plan, cap: tuple[float, float]) -> None:
         epsilon, delta = cap
         plans = [after if plan.run == after.run else plan for plan in spending.plans()]
         if rule_of(plans) is None:
-            # The first charge of all: from now on its plan's rule is the ledger's.
+            # The first charge: its plan's rule becomes the ledger's.
             plans = [replace(plan, first=plan.run == after.run) for plan in plans]
         total, _ = total_of(plans, delta)
         if total > epsilon:
@@ -284,7 +284,7 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[Chain]:
-        """The writer's lock, with the ledger founded and its torn end charged."""
+        """Writer's lock, after founding the ledger and charging an incomplete last line."""
         with self._open.chain.writing() as chain:
             with self._open.reading() as spending:
                 founded = bool(spending.data)
@@ -320,7 +320,7 @@ def _check_unit(spending: Spending, unit: Unit) -> None:
 
 def _check_reading(spending: Spending, reading: str) -> None:
     for plan in spending.plans():
-        # Ledgers of earlier versions do not say.
+        # Ledgers of earlier versions do not record the reading.
         if plan.reading and plan.charged[1] and plan.reading != reading:
             column = f" (subject column '{plan.subject_column}')" if plan.subject_column else ""
             raise PolicyRefusal(
@@ -334,7 +334,7 @@ def _check_reading(spending: Spending, reading: str) -> None:
 
 
 class _OpenLedger:
-    """A ledger's chain and what it says, brought up to date together."""
+    """Chain and spending of a ledger, updated together."""
 
     def __init__(self, path: Path) -> None:
         self.chain = Chain(path)
@@ -343,7 +343,7 @@ class _OpenLedger:
 
     @contextmanager
     def reading(self) -> Iterator[Spending]:
-        """The spending as the chain is now; they do not change meanwhile."""
+        """Current spending, locked while it is used."""
         with self.chain.guard:
             self._update()
             yield self._spending
@@ -359,7 +359,7 @@ _OPEN: dict[Path, _OpenLedger] = {}
 
 
 def _opened(path: Path) -> _OpenLedger:
-    # A process that serves a site again reads only what was added since.
+    # Cached per process, so that later calls read only new entries.
     path = path.resolve()
     if path not in _OPEN or not path.exists():
         _OPEN[path] = _OpenLedger(path)

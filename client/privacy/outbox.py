@@ -1,7 +1,7 @@
-"""Finished payloads, kept until they are surely there: a repeated request gets the same bytes.
+"""Outbox of a site: stored payloads, so that a repeated request gets the same bytes.
 
-No coordinator can then burn budget by asking again, nor average the noise away: noise
-is drawn once for one request.
+A coordinator can therefore neither spend budget by repeating a request nor average the noise away:
+noise is drawn once per request.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from fgvc_core.protocol.messages import Request
 
 @dataclass(frozen=True)
 class Payload:
-    """What answers a request, whoever asks again: plain fields, and tensors by name."""
+    """Answer to a request, stored for repetitions: plain fields, and tensors by name."""
 
     fields: dict[str, Any]
     tensors: dict[str, NDArray[np.float32]]
 
 
 def request_digest(request: Request) -> str:
-    """SHA-256 (hex) of a request without its nonce: what makes two requests the same."""
+    """SHA-256 (hex) that identifies a request, computed without its nonce."""
     values = request.model_dump(mode="json")
-    # What the coordinator remembers of our ledger and our replies moves on between two tries.
+    # These may differ between two attempts at the same request.
     for name in ("nonce", "known_head", "notice"):
         values.pop(name)
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
@@ -42,10 +42,10 @@ def request_digest(request: Request) -> str:
 
 
 class Outbox:
-    """The outbox of one site: one file a request.
+    """Outbox of one site, one file per request.
 
     Args:
-        home: The site's home.
+        home: Home of the site.
     """
 
     def __init__(self, home: Path) -> None:
@@ -53,7 +53,7 @@ class Outbox:
 
     @contextmanager
     def alone(self, request: str) -> Iterator[None]:
-        """Nobody else works on the same request meanwhile, in any process."""
+        """Lock a request, so that no other thread or process works on it."""
         if not self._folder.exists():
             private_folder(self._folder)
             sync_folder(self._folder.parent)
@@ -61,7 +61,7 @@ class Outbox:
             yield
 
     def find(self, request: str) -> Payload | None:
-        """A stored payload.
+        """Stored payload of a request, or None.
 
         Raises:
             DataError: if it is damaged.
@@ -82,12 +82,12 @@ class Outbox:
         return Payload(fields, tensors)
 
     def store(self, request: str, payload: Payload) -> None:
-        """Keep a payload; on the disk when this returns.
+        """Store a payload durably.
 
         Raises:
-            OSError: if it could not be kept; then it must not leave.
+            OSError: if it could not be stored; then it must not leave.
         """
-        # np.ascontiguousarray would turn a number into a row of one.
+        # np.ascontiguousarray would turn a scalar into a vector of length 1.
         contiguous = {n: np.require(t, requirements="C") for n, t in payload.tensors.items()}
         write_durably(self._path(request), save(contiguous, {"fields": json.dumps(payload.fields)}))
 

@@ -1,4 +1,4 @@
-"""What a site allows: the ``[policy]`` section of its ``site.toml``."""
+"""Policy of a site: the ``[policy]`` section of its ``site.toml``, and the checks against it."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from fgvc_core.protocol.messages import Figures
 from fgvc_core.recipe import Recipe
 
 SUBJECTS_OF_THEIR_OWN = ("fieldmarks", "ham10000")
-"""Kinds of data whose published files say who is a subject."""
+"""Kinds of data whose published files identify subjects."""
 
 LARGEST_CAP = 1000.0
 
 
 class Policy(Settings):
-    """Bounds that no coordinator and no recipe can widen."""
+    """Limits that no coordinator and no recipe can loosen."""
 
     privacy: Literal["optional", "required"] = Field(
         "optional",
@@ -105,6 +105,7 @@ class Policy(Settings):
         if value is None or value == "none":
             return value
         try:
+            # float(True) would be a cap of 1.
             number = float("" if isinstance(value, bool) else value)
         except (TypeError, ValueError):
             number = 0.0
@@ -138,19 +139,19 @@ class Policy(Settings):
 
     @property
     def cap(self) -> float | None:
-        """Most epsilon that all runs together may cost; None where nothing limits it."""
+        """Largest total epsilon of all runs; None if unlimited."""
         return None if self.epsilon_cap == "none" else self.epsilon_cap
 
     @property
     def cap_in_words(self) -> str:
-        """The cap for a reader, and who decided that there is none."""
+        """The cap for display; distinguishes 'none' from a cap that was never set."""
         if self.cap is not None:
             return f"cap {self.cap:g}"
         return "no cap (policy.epsilon_cap = 'none')" if self.epsilon_cap else "no cap"
 
     @property
     def demand(self) -> str:
-        """The line by which nothing leaves without differential privacy; empty if none does."""
+        """Setting that requires differential privacy; empty if none does."""
         if self.privacy == "required":
             return "policy.privacy = 'required'"
         if self.cap is not None:
@@ -161,13 +162,13 @@ class Policy(Settings):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the policy, by which the ledger says under which one it acted."""
+        """SHA-256 (hex) of the policy, recorded in the ledger."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_cap(text: str | None) -> float | Literal["none"] | None:
-    """``epsilon_cap`` from a command line: a number, or none.
+    """Parse ``epsilon_cap`` from a command line: a number, or none.
 
     Raises:
         ConfigurationError: if it is neither.
@@ -184,10 +185,12 @@ def read_cap(text: str | None) -> float | Literal["none"] | None:
 
 
 def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
-    """The differential privacy under which this site would take part, the stricter of both.
+    """Differential privacy with which this site would take part, or None.
+
+    That of the recipe, or ``policy.own`` for a recipe without any.
 
     Raises:
-        PolicyRefusal: naming the policy's line, if it does not take part in such a run.
+        PolicyRefusal: naming the policy setting that the recipe does not meet.
     """
     asked = recipe.privacy
     if asked is None:
@@ -218,7 +221,7 @@ def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
 
 
 def _check_ceiling(own: PrivacySettings, asked: PrivacySettings) -> None:
-    """Refuse a recipe that protects less than the site's own protection does."""
+    """Refuse a recipe that protects less than ``policy.own``."""
     for name in ("epsilon", "delta"):
         most, wanted = getattr(own, name), getattr(asked, name)
         if wanted > most:
@@ -236,16 +239,16 @@ def _check_ceiling(own: PrivacySettings, asked: PrivacySettings) -> None:
 
 
 def check_standing(policy: Policy, units: int, pictures: int, today: date) -> None:
-    """Whether this site takes part in any run today.
+    """Check that this site takes part in any run today.
 
     Args:
-        policy: The site's.
+        policy: Policy of the site.
         units: The public number of units.
         pictures: The public number of pictures.
-        today: The day.
+        today: The current date.
 
     Raises:
-        PolicyRefusal: naming the policy's line.
+        PolicyRefusal: naming the policy setting.
     """
     if policy.expires is not None and today > policy.expires:
         raise PolicyRefusal(
@@ -265,15 +268,15 @@ def check_standing(policy: Policy, units: int, pictures: int, today: date) -> No
 
 
 def check_subject(kind: str, column: str | None) -> None:
-    """Whether the data say who is a subject, for a run that protects subjects.
+    """Check that the data identify subjects, for a run that protects subjects.
 
     Args:
-        kind: Of the site's data.
-        column: The column that says who is a subject, if one was named.
+        kind: Kind of the site's data.
+        column: Column of subject ids, if there is one.
 
     Raises:
-        PolicyRefusal: if they do not: each picture would be a subject of its own, and somebody
-            with many pictures would be protected less than the report says.
+        PolicyRefusal: if they do not: each picture would count as a subject, and a person with many
+            pictures would be protected less than the report says.
     """
     if kind in SUBJECTS_OF_THEIR_OWN:
         return
@@ -298,14 +301,14 @@ TELLS_STEPS = {
     "fednova": "It divides each update by its site's number of steps, which follows from how many "
     "pictures there are.",
 }
-"""Strategies that do not work without the number of a site's training examples, and why."""
+"""Strategies whose replies reveal the number of training examples, and why."""
 
 
 def check_counts(policy: Policy, recipe: Recipe) -> None:
-    """Whether a run without differential privacy leaves this site its counts, if it keeps them.
+    """Check that a run without differential privacy keeps withheld counts secret.
 
     Raises:
-        PolicyRefusal: if the strategy's replies would tell the number of steps.
+        PolicyRefusal: if the strategy's replies would reveal the number of steps.
     """
     strategy = recipe.federation.strategy
     if policy.share_counts or strategy not in TELLS_STEPS:
@@ -319,10 +322,10 @@ def check_counts(policy: Policy, recipe: Recipe) -> None:
 
 
 def check_validation(policy: Policy, protected: bool) -> None:
-    """Whether an answer to a validation kit may hold anything.
+    """Check that an answer to a validation kit may contain anything.
 
     Raises:
-        PolicyRefusal: naming the policy's line that says no.
+        PolicyRefusal: naming the policy setting that forbids it.
     """
     line = ""
     if policy.validation == "none":
@@ -330,7 +333,7 @@ def check_validation(policy: Policy, protected: bool) -> None:
     elif not protected and not policy.share_scores:
         line = "policy.share_scores = false"
     elif not protected and not policy.share_counts:
-        # Figures say how many pictures they are of.
+        # Figures state the number of pictures.
         line = "policy.share_counts = false"
     if line:
         raise PolicyRefusal(
@@ -341,7 +344,7 @@ def check_validation(policy: Policy, protected: bool) -> None:
 
 
 def allowed_figures(policy: Policy, figures: Figures | None) -> Figures | None:
-    """What of a validation's figures may leave without differential privacy."""
+    """Part of a validation's figures that may leave without differential privacy."""
     if figures is None or not (policy.share_scores and policy.share_counts):
         return None
     if policy.validation == "per-class":
@@ -350,11 +353,12 @@ def allowed_figures(policy: Policy, figures: Figures | None) -> Figures | None:
 
 
 CLOSED_FORM = ("centre", "class-sums")
-"""Releases from which the coordinator computes a head: whoever lets the head out means them too."""
+"""Releases from which the coordinator computes a head; allowing the head's tensors allows them too.
+"""
 
 
 def check_tensors(policy: Policy, names: list[str]) -> None:
-    """Whether all these tensors may leave; a closed-form release also as a part of the head.
+    """Check that all these tensors may leave; closed-form releases also match as parts of the head.
 
     Raises:
         PolicyRefusal: naming the first that may not.

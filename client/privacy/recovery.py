@@ -1,47 +1,44 @@
-"""``site ledger recover``: what a lost ledger may have charged, from the coordinator's statement.
+"""Recovery of a lost ledger (``site ledger recover``): charges the most that may have been spent.
 
-After a disk was lost, the newest copy of a site's ledger lacks entries: *own* is the copy that
-was restored, *lost* the ledger that it was cut from. The coordinator remembers how long *lost*
-was (N entries) and gives out a statement (:mod:`fgvc_core.protocol.ledger_statement`). Neither
-side is trusted for a charge: every figure below comes from a reply that this site's own key has
-signed, from *own*, or from a recipe whose digest such a reply names.
+After a disk was lost, the newest copy of a site's ledger lacks entries. Below, *own* is the
+restored copy and *lost* the ledger that it was copied from. The coordinator remembers the length N
+of *lost* and issues a statement (:mod:`fgvc_core.protocol.ledger_statement`). Neither side is
+trusted for a charge: every number below comes from a reply signed with this site's own key, from
+*own*, or from a recipe whose digest such a reply names.
 
-**What is charged.** Let c be the largest length among the signed replies whose head *own* holds:
-up to there *own* and *lost* are one chain, because a hash fixes all that came before it. For each
-run let n be the length of *lost* at its signed reply, and E the releases that the reply says the
-run had charged by then. At most
+**What is charged.** Let c be the largest length among the signed replies whose head *own* contains:
+up to c, *own* and *lost* are the same chain, because a hash fixes all entries before it. For each
+run, let n be the length of *lost* at its signed reply, and E the releases that the reply says the
+run had charged by then. Then at most
 
-    E + k * (most releases that one reservation takes),    k = N - max(n, c) + unanswered
+    E + k * (maximum number of releases per reservation),    k = N - max(n, c) + unanswered
 
-releases of each kind can have been reserved: an entry reserves once, the entries before n are in
-E, those before c in *own*, and what was reserved after N answers one of the requests that never
-got a reply. And a run releases no more than its plan, which follows from its recipe and this
-site's policy alone. The smaller of both is charged, for the runs in the statement, and with E = 0
-and n = 0 for every other run that *own* knows to be open. So no reservation is left out, whichever
-run it was for: never less than was spent. A run that went to its end is charged exactly; one that
-was broken off may be charged to its end.
+releases of each kind were reserved: an entry reserves once, entries before n are in E, those before
+c are in *own*, and any reservation after N belongs to a request that was never answered. A run also
+releases no more than its plan, which follows from its recipe and this site's policy alone. The
+smaller of both is charged for the runs in the statement, and, with E = 0 and n = 0, for every other
+open run in *own*. So no reservation is missed, whichever run it belongs to: at least what was spent
+is charged. A completed run is charged exactly; an interrupted run may be charged in full.
 
-How costs are added up (:mod:`fgvc_core.privacy.odometer`) was settled in *lost* by the run that was
-charged first. Where *own* has charged nothing, the run whose last reply is of the shortest ledger
-is taken for it, with the cap that ``site.toml`` names: as it was then, where [policy] is.
+The rule for adding up costs (:mod:`fgvc_core.privacy.odometer`) was fixed in *lost* by the run that
+was charged first. If *own* has no charge, that run is taken to be the one whose last reply has the
+shortest ledger. Its rule depends on the cap in ``site.toml``, so [policy] must be as it was then.
 
-Where the user's register is still there and saw a longer ledger than the coordinator did, its
-length is used for N.
+If the user's register survived and saw a longer ledger than the coordinator, its length is N.
 
-**Why the coordinator cannot burn the budget.** It can withhold replies, repeat them, or call more
-requests unanswered than there were. The charge of a run stays below the run's plan, and a run is
-only taken from a reply that this site signed.
+**The coordinator cannot burn the budget.** It can withhold or repeat replies, or claim too many
+unanswered requests. But a run is never charged more than its plan, and a run is accepted only with
+a reply that this site signed.
 
-**Why it cannot hide a charge** that it had seen at some signed reply: each such reply states the
-total of the whole ledger. If what *own* and the statement give together comes to less than the
-largest total that this site has signed, the statement leaves something out, and nothing is
-recovered. That also finds answers to validation kits, which the coordinator never sees; they are
-given as files. What a coordinator hides altogether, every reply since some moment, no statement
-can show: it then does not know of a later head either, and does not refuse the restored copy in
-the first place. Such a coordinator can have the same budget spent twice whenever a disk is lost
-together with the register; the ceiling of that is one more ``policy.epsilon_cap``. For the same
-reason *own* is taken to have charged nothing since it was restored: an honest coordinator makes
-it refuse from the first message on.
+**It cannot hide a charge** that it had seen in a signed reply: each such reply states the total of
+the whole ledger. If *own* and the statement together give less than the largest total that this
+site has signed, the statement is incomplete and nothing is recovered. This also detects missing
+answers to validation kits, which the coordinator never sees; they are passed as files. A statement
+cannot reveal that a coordinator hides every reply since some moment. But then it does not know a
+later head either, and would not have refused the restored copy. Such a coordinator can have the
+same budget spent twice whenever disk and register are lost together, up to one more
+``policy.epsilon_cap``. For the same reason *own* is assumed to have charged nothing since it was
+restored: an honest coordinator makes it refuse from the first message on.
 """
 
 import hashlib
@@ -74,19 +71,19 @@ from fieldmark.client.privacy.spending import Plan, total_of
 from fieldmark.client.site import Site
 
 TOLERANCE = 1e-6
-"""By how much, in parts of it, a total may fall below the signed one: libraries round."""
+"""Relative amount by which a total may be below the signed one, for rounding differences."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What was recovered.
+    """Result of a recovery.
 
     Attributes:
-        missing: Entries that the ledger lacked, at most.
-        charged: Run -> releases that were charged for them.
-        before: Epsilon of the ledger as it was restored.
-        after: Epsilon of the ledger now.
-        delta: At which both hold.
+        missing: Maximum number of entries that were missing.
+        charged: Run -> releases charged for them.
+        before: Total epsilon of the restored ledger.
+        after: Total epsilon of the ledger now.
+        delta: Delta of both.
     """
 
     missing: int
@@ -103,14 +100,14 @@ class Recovery:
 
 @dataclass(frozen=True)
 class _Run:
-    """One run as far as it can have gone on in the lost entries.
+    """One run, and how far it can have progressed in the lost entries.
 
     Attributes:
-        plan: As *own* has it, or made anew from the recipe.
-        new: (recipe, privacy) of a run that *own* has never heard of, else None.
-        stated: What this site has signed that the run had charged.
-        reservations: Most that can have followed.
-        length: Of the ledger at the reply that says so; 0 where there is none.
+        plan: Plan from *own*, or rebuilt from the recipe.
+        new: (recipe, privacy) of a run that *own* does not contain, else None.
+        stated: Charges of the run according to a reply signed by this site.
+        reservations: Maximum number of later reservations.
+        length: Length of the ledger at that reply; 0 if there is none.
     """
 
     plan: Plan
@@ -120,7 +117,7 @@ class _Run:
     length: int = 0
 
     def missing(self) -> tuple[PrivacyEvent, ...]:
-        """What *own* has not charged, at its dearest."""
+        """Maximum releases that *own* has not charged."""
         own, stated = _counts(self.plan.charged[1]), _counts(self.stated)
         found = []
         for event in merge((*self.plan.events, *self.stated)):
@@ -139,19 +136,19 @@ def recover_ledger(
     old_keys: Sequence[PublicKey] = (),
     answers: Sequence[str] = (),
 ) -> Recovery:
-    """Charge what a restored ledger lacks, and go on from the head that the coordinator has seen.
+    """Charge what a restored ledger may lack, and accept the head that the coordinator has seen.
 
     Args:
-        home: The site's.
-        text: The coordinator's statement, as its file holds it.
-        old_keys: Keys that this site had before the one in its home.
+        home: Home of the site.
+        text: Text of the coordinator's statement.
+        old_keys: Earlier keys of this site.
         answers: Texts of its answers to validation kits since the copy was made.
 
     Raises:
-        ConfigurationError: if the site is up, nothing is missing, or its policy is another than
-            the one under which a run was answered.
-        PeerError: if a signature does not hold, or the statement contradicts itself.
-        PolicyRefusal: if the statement leaves something out.
+        ConfigurationError: if the site is up, nothing is missing, or its policy differs from the
+            one under which a run was answered.
+        PeerError: if a signature is invalid, or the statement contradicts itself.
+        PolicyRefusal: if the statement is incomplete.
         DataError: if the ledger is damaged.
     """
     if holder(home) is not None:
@@ -181,10 +178,10 @@ def recover_ledger(
     common = max(held, default=0)
     runs = _runs(gate, statement, seen, length, common)
     runs += [_answered_kit(gate, answer, keys) for answer in answers]
-    # Ours, not the coordinator's order: who was charged first says how costs are added up.
+    # Not in the coordinator's order: the run charged first decides how costs are added up.
     runs.sort(key=lambda run: run.length)
     signed = [(r.privacy.delta_total, r.privacy.epsilon_total) for r, _ in seen if r.privacy]
-    # What the register saw spent was not told by anybody else.
+    # The register's totals are this site's own record.
     _check_total(gate, runs, [*signed, *((delta, claim.spent) for claim in lacking)])
     before, _ = ledger.total(delta)
     for run in runs:
@@ -214,7 +211,7 @@ def recover_ledger(
 def _replies(
     statement: LedgerStatement, name: str, keys: list[PublicKey]
 ) -> tuple[Reply, list[tuple[Reply, int]]]:
-    """(head, [(last reply of a run, unanswered requests)]), all signed by this site."""
+    """(head, [(last reply of a run, unanswered requests)]), all verified as signed by this site."""
     head = statement.head.check(keys)
     seen = [(_of_run(run, keys), run.unanswered) for run in statement.runs]
     for reply in (head, *(reply for reply, _ in seen)):
@@ -246,7 +243,7 @@ def _runs(
     length: int,
     common: int,
 ) -> list[_Run]:
-    """Every run that can have reserved something in the lost entries."""
+    """All runs that can have reserved something in the lost entries."""
     found = []
     for reply, unanswered in seen:
         stated = () if reply.privacy is None else _charged(reply.privacy)
@@ -270,7 +267,7 @@ def _runs(
 def _plan_of(
     gate: Gate, statement: LedgerStatement, reply: Reply, stated: tuple[PrivacyEvent, ...]
 ) -> tuple[Plan, tuple[Recipe, PrivacySettings]] | None:
-    """The plan of a run that the restored ledger has never heard of; None for one without."""
+    """Plan of a run that the restored ledger lacks; None without differential privacy."""
     text = statement.recipes.get(reply.recipe_digest)
     recipe = None if text is None else parse_recipe(text, where="the statement's recipe")
     if recipe is None or recipe.digest != reply.recipe_digest:
@@ -290,7 +287,7 @@ def _plan_of(
 
 
 def _answered_kit(gate: Gate, text: str, keys: list[PublicKey]) -> _Run:
-    """An answer to a validation kit: one release, as this site has signed it."""
+    """Run of an answer to a validation kit: one release, signed by this site."""
     try:
         values = json.loads(text)
         sealed = Sealed(str(values["body"]), bytes.fromhex(values["signature"]))
@@ -308,7 +305,7 @@ def _answered_kit(gate: Gate, text: str, keys: list[PublicKey]) -> _Run:
     privacy = PrivacySettings(
         epsilon=reply.privacy.epsilon, delta=reply.privacy.delta, unit=reply.privacy.unit
     )
-    # How a kit's pictures are read is this site's to say, not a recipe's.
+    # An empty recipe: how a kit's pictures are read is set by this site alone.
     new = parse_recipe(""), privacy
     plan = _fresh(gate, reply, reply.run, privacy, stated)
     return _Run(plan, new, stated, 0, reply.ledger_length)
@@ -339,12 +336,12 @@ def _fresh(
 
 
 def _check_total(gate: Gate, runs: list[_Run], known: list[tuple[float, float]]) -> None:
-    """Raise PolicyRefusal where a larger total was once known: (delta, epsilon) pairs."""
+    """Raise PolicyRefusal if the new total is below one of the known (delta, epsilon) pairs."""
     charged = {
         run.plan.run: replace(run.plan, released=merge((*run.plan.released, *run.missing())))
         for run in runs
     }
-    # In the order in which the ledger will have them: the first charge settles its rule.
+    # In the order of the future ledger, because the first charge fixes its rule.
     own = {plan.run: plan for plan in gate.ledger.plans()}
     after = list({**own, **charged}.values())
     if not any(plan.first for plan in after):
@@ -364,7 +361,7 @@ def _check_total(gate: Gate, runs: list[_Run], known: list[tuple[float, float]])
 
 
 def _charged(signed: PrivacyStatement) -> tuple[PrivacyEvent, ...]:
-    """What a run had charged by then; all of its plan where an earlier version did not say."""
+    """Charges of a run stated in a reply; all of its plan if an earlier version stated none."""
     return read_events(signed.charged or signed.events)
 
 

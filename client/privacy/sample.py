@@ -1,19 +1,19 @@
-"""A small sample of a data set's content, by which a copied or moved data set is recognized.
+"""Min-hash sketch of a data set's content, used to recognize copied or moved data.
 
-It is a min-hash sketch (Broder 1997, "On the resemblance and containment of documents",
-https://doi.org/10.1109/SEQUEN.1997.666900): of all pictures below a folder it keeps the
-:data:`KEPT` smallest keyed hashes of (size, first bytes, last bytes). Which pictures are kept
-depends on their content alone, so that two samples of overlapping data sets overlap as the data
-sets do, and adding or removing a few pictures moves a few marks.
+Following Broder 1997, "On the resemblance and containment of documents"
+(https://doi.org/10.1109/SEQUEN.1997.666900), it keeps the :data:`KEPT` smallest keyed hashes of
+(size, first bytes, last bytes) over all pictures below a folder. The choice depends on content
+alone, so the sketches of two data sets overlap as the data sets do, and adding or removing a few
+pictures changes few marks.
 
-The cost is bounded. Every name below the folder is listed once, and at most :data:`MOST_READ`
-pictures are opened, 8 KiB each. Of larger data sets only those pictures are candidates whose
-hashed *name* begins with enough zero bits (the sample's level), which is the same choice for a
-copy whose files keep their names.
+The cost is bounded: every name below the folder is listed once, and at most :data:`MOST_READ`
+pictures are opened, 8 KiB each. In larger data sets, only pictures whose hashed *name* begins with
+enough zero bits (the sample's level) are candidates; a copy that keeps its file names has the same
+ones.
 
-What a sample cannot recognize: pictures that were encoded anew; of data sets with more than
-:data:`MOST_READ` pictures, copies with other file names, and small parts. A sample is keyed
-with a secret of the user's state folder and never leaves it.
+Not recognized: re-encoded pictures; and of data sets with more than :data:`MOST_READ` pictures,
+copies with other file names and small parts. A sample is keyed with a secret from the user's state
+folder and never leaves it.
 """
 
 import hashlib
@@ -26,30 +26,30 @@ from pydantic import BaseModel, ConfigDict, Field
 from fgvc_core.data.files import tree_pictures
 
 KEPT = 128
-"""Marks in a sample, at most."""
+"""Maximum number of marks in a sample."""
 
 MOST_READ = 4096
-"""Pictures that are opened, at most."""
+"""Maximum number of pictures that are opened."""
 
 ENDS_BYTES = 4096
-"""Bytes read at either end of a picture."""
+"""Bytes read at each end of a picture."""
 
 SHARE = 0.5
-"""Share of the comparable marks that two samples of the same data have in common, at least."""
+"""Minimum fraction of comparable marks that samples of the same data share."""
 
 FEWEST = 4
-"""Marks that two samples share at least, unless both are smaller."""
+"""Minimum number of shared marks, unless both samples are smaller."""
 
 _DIGEST_BYTES = 8
 
 
 class Sample(BaseModel):
-    """A sample of one data set.
+    """Sketch of one data set.
 
     Attributes:
-        level: Leading zero bits that a picture's hashed name must have to be a candidate, 0 to 64.
+        level: Number of leading zero bits that a candidate's hashed name must have, 0 to 64.
         marks: Hash of a picture (16 hexadecimal digits) -> leading zero bits of its hashed name.
-            At most :data:`KEPT`, the smallest of all candidates.
+            The :data:`KEPT` smallest of all candidates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -58,10 +58,10 @@ class Sample(BaseModel):
     marks: dict[str, int] = Field(max_length=KEPT)
 
     def is_like(self, other: "Sample") -> bool:
-        """Whether both are most likely of the same pictures, or one of a large part of the other.
+        """Whether the data are probably the same, or one a large part of the other.
 
-        Compared are the candidates of both levels, up to the hash to which both samples are
-        complete. A part of a data set then agrees as a whole copy does.
+        Compares the candidates at the higher level, up to the largest hash to which both samples
+        are complete, so that a large part matches like a full copy.
         """
         level = max(self.level, other.level)
         end = min(self._complete_to, other._complete_to)
@@ -70,18 +70,18 @@ class Sample(BaseModel):
             for marks in (self.marks, other.marks)
         )
         least = min(len(one), len(two))
-        # One picture that many hand out (a logo, a test chart) does not make data the same.
+        # A single common picture (a logo, a test chart) is not enough.
         enough = min(FEWEST, max(len(one), len(two)))
         return least > 0 and len(one & two) >= max(SHARE * least, enough)
 
     def resembles(self, other: "Sample") -> bool:
-        """Whether neither has much that the other lacks: :meth:`is_like`, in both directions."""
+        """Whether the data are probably nearly the same: :meth:`is_like`, in both directions."""
         most = max(len(self.marks), len(other.marks))
         return self.is_like(other) and len({*self.marks} & {*other.marks}) >= SHARE * most
 
     @property
     def _complete_to(self) -> str:
-        """The largest hash up to which no candidate is missing."""
+        """Largest hash up to which the sample holds all candidates."""
         return max(self.marks) if len(self.marks) >= KEPT else "f" * (2 * _DIGEST_BYTES)
 
 
@@ -89,13 +89,14 @@ def take_sample(root: Path, key: bytes) -> Sample:
     """Sample the pictures below a folder.
 
     Args:
-        root: The data set's root; files and folders that cannot be read are left out.
-        key: Secret of the hashes, 1 to 64 bytes; samples under two keys cannot be compared.
+        root: Root of the data set; unreadable files and folders are skipped.
+        key: Secret key of the hashes, 1 to 64 bytes; samples with different keys cannot be
+            compared.
     """
     level = 0
     candidates: list[tuple[int, str]] = []
     for folder, name in _pictures(root):
-        # With its folder's name: in many data sets each subject has a 1.png.
+        # Include the folder's name: in many data sets each subject has a 1.png.
         inside = "" if folder == str(root) else os.path.basename(folder) + "/"
         zeros = _zeros(inside + name, key)
         if zeros < level:
@@ -113,7 +114,7 @@ def take_sample(root: Path, key: bytes) -> Sample:
 
 
 def _pictures(root: Path) -> Iterator[tuple[str, str]]:
-    """(folder, name) of all pictures below a folder, hidden ones left out, in a fixed order."""
+    """(folder, name) of all pictures below a folder, without hidden ones, in a fixed order."""
     for path in tree_pictures(root, skipped=lambda _folder: None):
         below, name = os.path.split(path)
         yield os.path.join(root, below) if below else str(root), name
@@ -125,10 +126,10 @@ def _zeros(name: str, key: bytes) -> int:
 
 
 def _mark(path: Path, key: bytes) -> str:
-    """Keyed hash of a picture's size and both ends; empty where it cannot be read."""
+    """Keyed hash of a picture's size and both ends; empty if it cannot be read."""
     try:
         if not path.is_file():
-            # Opening a pipe would wait for whoever writes to it.
+            # Opening a named pipe would block until something writes to it.
             return ""
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size

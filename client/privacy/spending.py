@@ -1,7 +1,6 @@
-"""What a ledger's entries say, kept up entry by entry: plans, charges, and what was answered.
+"""In-memory state of a ledger, updated entry by entry: plans, charges and replies.
 
-Nothing here reads or writes a file. A round adds a few entries, and adding one costs the
-same however many there are.
+Nothing here reads or writes files. Adding an entry takes constant time, however long the ledger is.
 """
 
 from collections.abc import Iterable
@@ -25,32 +24,32 @@ from fgvc_core.protocol.stages import ROLL_CALL
 from fieldmark.client.privacy.chain import RESTORE, TORN, Entry
 
 Key = tuple[Purpose, float, float]
-"""Purpose, noise multiplier, sampling rate: events with one key are counted together."""
+"""(purpose, noise multiplier, sampling rate); events with the same key are counted together."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run as the ledger knows it.
+    """One run in the ledger.
 
     Attributes:
-        run: Its id.
-        recipe_digest: Of the announced recipe.
-        name: The recipe's name.
-        time: When it was announced.
-        events: All that it was to release.
-        released: What was reserved of it so far, equal events counted together; with what a
-            recovery has charged.
-        lost: What entries that a crash cut short may have reserved; charged on top.
-        portion: Most releases that one reservation takes.
-        delta: Of the plan.
-        unit: What is protected.
-        target: The epsilon that the recipe asked for.
-        units: The site's public number of units then.
-        reading: Digest of how the site told its units apart then; empty in older ledgers.
-        subject_column: The column that said who is a subject then, if one did.
-        recorded: How the ledger adds up its costs if this plan is charged first; None: the
-            entry is of a version that wrote down no such rule.
-        first: Whether this plan was charged before any other: its rule is the ledger's.
+        run: Id of the run.
+        recipe_digest: Digest of the announced recipe.
+        name: Name of the recipe.
+        time: Time of the announcement.
+        events: All planned releases.
+        released: Releases reserved so far, including those charged by a recovery; equal events are
+            merged.
+        lost: Releases that entries cut short by a crash may have reserved; charged in addition.
+        portion: Maximum number of releases per reservation.
+        delta: Delta of the plan.
+        unit: Protected unit.
+        target: Epsilon that the recipe asked for.
+        units: The site's public number of units at that time.
+        reading: Digest of how units were defined at that time; empty in older ledgers.
+        subject_column: Column of subject ids at that time, if any.
+        recorded: Rule for adding up costs if this plan is charged first; None if the entry is of a
+            version that recorded none.
+        first: Whether this plan was charged before any other, so that its rule is the ledger's.
     """
 
     run: str
@@ -72,10 +71,11 @@ class Plan:
 
     @property
     def rule(self) -> Rule:
-        """How costs are added up where this plan was charged first.
+        """Rule for adding up costs if this plan was charged first.
 
-        It follows from the announcement, never from what was released. Earlier versions gave
-        one plan's cost by PLD, and chose an order when there were more: so do we for theirs.
+        It depends on the announcement only, never on what was released. Versions that recorded no
+        rule used PLD for a single plan, and chose an order for several; their entries are treated
+        in the same way.
         """
         if self.recorded is not None:
             return self.recorded
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def remaining(self) -> tuple[PrivacyEvent, ...]:
-        """What of the plan has not been reserved."""
+        """Planned events that have not been reserved."""
         used = {_key(event): event.count for event in merge(self.released)}
         left = ((event, event.count - used.get(_key(event), 0)) for event in merge(self.events))
         return tuple(take(event, count) for event, count in left if count > 0)
@@ -94,33 +94,32 @@ class Plan:
 
     @property
     def charged(self) -> tuple[tuple[PrivacyEvent, ...], tuple[PrivacyEvent, ...]]:
-        """(announced, released), with what crashes may have cost in both."""
+        """(announced, released) events, both including what crashes may have cost."""
         return (*self.events, *self.lost), (*self.released, *self.lost)
 
     @property
     def priced(self) -> tuple[PrivacyEvent, ...]:
-        """The events that :meth:`cost` is the epsilon of: all or, before any charge, none."""
+        """Events behind :meth:`cost`: the whole plan, or none before the first charge."""
         announced, released = self.charged
         return merge(announced) if released else ()
 
     def holds(self, event: PrivacyEvent) -> bool:
-        """Whether all of an event is still to be reserved."""
+        """Whether an event can still be reserved in full."""
         return any(_key(event) == _key(e) and event.count <= e.count for e in self.remaining)
 
     def having_released(self, event: PrivacyEvent) -> "Plan":
-        """The plan with one more event reserved."""
+        """Plan with one more event reserved."""
         return replace(self, released=merge((*self.released, event)))
 
 
 class Spending:
-    """Plans, charges and replies of all entries so far."""
+    """Plans, charges and replies of all entries added so far."""
 
     def __init__(self) -> None:
         self.data = ""
-        """What the ledger is bound to; empty before it is founded."""
+        """Digest that the ledger is bound to; empty before it is founded."""
         self.unprotected = 0
-        """How many replies with something computed from the pictures left without
-        differential privacy."""
+        """Number of replies computed from the pictures that left without differential privacy."""
         self._plans: dict[str, Plan] = {}
         self._reserved: dict[tuple[str, str], PrivacyEvent] = {}
         self._rounds: set[tuple[str, int, str]] = set()
@@ -128,14 +127,14 @@ class Spending:
         self._approved: set[tuple[str, str]] = set()
         self._hashes: set[str] = set()
         self.ahead = 0
-        """By how many entries the ledger is longer than its file, since it was recovered."""
+        """Entries by which a recovered ledger counts longer than its file."""
         self._announced: dict[str, dict[str, Any]] = {}
 
     def add(self, entry: Entry) -> None:
-        """Take in one more entry.
+        """Add the next entry.
 
         Raises:
-            DataError: if it is not what its kind has to be; nothing was taken in then.
+            DataError: if the entry is malformed; it was not added.
         """
         if entry.kind == "founded":
             self.data = _read(_Founded, entry).data
@@ -155,31 +154,31 @@ class Spending:
         self._hashes.add(entry.hash)
 
     def plans(self) -> list[Plan]:
-        """All runs announced, in their order."""
+        """Plans of all announced runs, in order."""
         return list(self._plans.values())
 
     def plan(self, run: str) -> Plan | None:
-        """One run's plan."""
+        """Plan of a run, or None."""
         return self._plans.get(run)
 
     def announced(self, run: str) -> dict[str, Any] | None:
-        """The values of a run's announcement."""
+        """Values of a run's announcement."""
         return self._announced.get(run)
 
     def reservation(self, run: str, request: str) -> PrivacyEvent | None:
-        """What was charged for a request."""
+        """Event charged for a request, or None."""
         return self._reserved.get((run, request))
 
     def was_answered(self, run: str, round_: int, purpose: str) -> bool:
-        """Whether a round's release for this purpose is charged, for whichever request."""
+        """Whether a round's release for this purpose was charged, for any request."""
         return (run, round_, purpose) in self._rounds
 
     def was_sent(self, run: str, request: str) -> bool:
-        """Whether a payload for this request may have left."""
+        """Whether a reply to this request may have left."""
         return (run, request) in self._sent
 
     def is_approved(self, run: str, recipe_digest: str) -> bool:
-        """Whether a person has said yes to a run with this recipe."""
+        """Whether a person has approved a run with this recipe."""
         return (run, recipe_digest) in self._approved
 
     def holds(self, head: str) -> bool:
@@ -222,7 +221,7 @@ class Spending:
         self._settle_first()
         self._hashes.update(values.heads)
         self.unprotected += values.unprotected
-        # Longer than anybody has seen it, from this entry on.
+        # From this entry on, the ledger counts as longer than anybody has seen it.
         self.ahead = max(self.ahead, values.length - entry.number)
 
     def _send(self, values: "_Sent") -> None:
@@ -231,14 +230,14 @@ class Spending:
         self.unprotected += told and not values.protected
 
     def _tear(self) -> None:
-        """The torn line may have reserved a release of any open plan."""
+        """Charge for a torn line, which may have reserved a release of any open plan."""
         possible = [
             (plan.run, take(event, min(event.count, plan.portion)))
             for plan in self._plans.values()
             for event in plan.remaining
         ]
-        # It was one of them. What costs no more than another under every accountant need not
-        # be charged beside it; of equals the latest is.
+        # Only one of them was reserved. An event that never costs more than another need not be
+        # charged beside it; of equal events the latest is charged.
         for at, (run, event) in enumerate(possible):
             others = [other for _, other in possible[at + 1 :]]
             others += [other for _, other in possible[:at] if not _covers(event, other)]
@@ -248,7 +247,7 @@ class Spending:
         self._settle_first()
 
     def _settle_first(self) -> None:
-        """The first charge settles whose rule the ledger keeps, for good."""
+        """Mark the first charged plan, whose rule the ledger keeps for good."""
         if any(plan.first for plan in self._plans.values()):
             return
         run = next((plan.run for plan in self._plans.values() if plan.charged[1]), None)
@@ -257,10 +256,10 @@ class Spending:
 
 
 def plans_of(entries: Iterable[Entry]) -> list[Plan]:
-    """All runs announced in these entries, with what was reserved of each.
+    """Plans of all runs announced in these entries, with their reserved releases.
 
     Raises:
-        DataError: if an entry is not what its kind has to be.
+        DataError: if an entry is malformed.
     """
     spending = Spending()
     for entry in entries:
@@ -269,7 +268,7 @@ def plans_of(entries: Iterable[Entry]) -> list[Plan]:
 
 
 def rule_of(plans: Iterable[Plan]) -> Rule | None:
-    """How a ledger adds up its costs; None while nothing was charged and it is still open."""
+    """Rule for adding up a ledger's costs; None before the first charge."""
     return next((plan.rule for plan in plans if plan.first), None)
 
 
@@ -279,13 +278,13 @@ def total_of(
     extra: Iterable[PrivacyEvent] = (),
     rule: Rule | None = None,
 ) -> tuple[float, str]:
-    """Epsilon of all plans together at a delta, and the method.
+    """Total epsilon of all plans at a delta, and the method.
 
     Args:
-        plans: As far as each was carried out.
-        delta: Of the whole.
-        extra: The events of one more plan, as if it had been carried out.
-        rule: With ``extra``: what was chosen for it, where nothing was charged before.
+        plans: Plans with their releases so far.
+        delta: Delta of the total.
+        extra: Events of one more plan, counted as released in full.
+        rule: Rule chosen for ``extra``, used if nothing was charged before.
     """
     plans, extra = list(plans), tuple(extra)
     settled = rule_of(plans)
@@ -299,7 +298,7 @@ def total_of(
 
 
 class _Values(BaseModel):
-    """An entry's values; what other versions add is left alone."""
+    """Values of an entry; unknown keys from other versions are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -393,7 +392,7 @@ def _key(event: PrivacyEvent) -> Key:
 
 
 def _covers(one: PrivacyEvent, other: PrivacyEvent) -> bool:
-    """Whether one costs at least as much as the other, whatever it is composed with."""
+    """Whether one event costs at least as much as the other under any composition."""
     return (
         one.noise_multiplier <= other.noise_multiplier
         and one.sampling_rate >= other.sampling_rate

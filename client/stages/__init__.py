@@ -1,8 +1,8 @@
-"""What a site does in each stage of a run: one handler of one signature each.
+"""Handlers of the stages of a run, at a site.
 
-A handler scores, trains or computes, and returns fields and tensors of its reply; what a reply
-repeats of its request, and whether it may leave, is the caller's (:mod:`fieldmark.client.job`).
-Under differential privacy all stages are :mod:`.private`'s.
+A handler scores, trains or computes, and returns fields and tensors for the reply. The caller
+(:mod:`fieldmark.client.job`) adds the fields that repeat the request and decides whether the reply
+may leave. With differential privacy, :mod:`.private` handles all stages.
 """
 
 from collections.abc import Callable
@@ -22,4 +22,4 @@ HANDLERS: dict[str, Callable[[Job], Payload]] = {
     SCORE.name: answer_round,
     PERSONAL.name: answer_personal,
 }
-"""Name of a stage -> its handler without differential privacy."""
+"""Stage name -> handler without differential privacy."""

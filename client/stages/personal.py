@@ -1,9 +1,10 @@
-"""After the last round: the federation's model, trained on at this site, for this site.
+"""Personalization after the last round: fine-tune the global model at a site, for that site.
 
-What comes of it stays here, as a checkpoint that ``fieldmark predict`` reads; only how both models
-score on the site's validation pictures leaves, as far as its policy lets scores leave. (Wang et
-al. 2019, "Federated Evaluation of On-device Personalization", https://arxiv.org/abs/1910.10252.)
-Under differential privacy even that would be a release of a model fitted without noise: refused.
+The personal model stays at the site, as a checkpoint for ``fieldmark predict``. Only the scores of
+both models on the site's validation pictures leave, as far as its policy allows. (Wang et al. 2019,
+"Federated Evaluation of On-device Personalization", https://arxiv.org/abs/1910.10252.) With
+differential privacy this is refused: even the scores would be a release of a model fitted without
+noise.
 """
 
 import json
@@ -24,15 +25,15 @@ from fieldmark.client.stages.train import RoundWork, scores_of
 from fieldmark.client.workspace import learner_and_examples
 
 FORMAT = "2"
-"""Of a checkpoint, as the coordinator writes them."""
+"""Checkpoint format, the same as the coordinator's."""
 
 
 def answer_personal(job: Job) -> Payload:
-    """Score the received model, train it on here, score and keep what it has become.
+    """Score the received model, fine-tune it, score it again and save it.
 
     Raises:
-        PeerError: if the recipe asks for none of this, or the tensors are not the model's.
-        DataError: if this site's pictures or labels are wrong.
+        PeerError: if the recipe has no personalization, or the tensors do not match the model.
+        DataError: if this site's pictures or labels are invalid.
     """
     recipe, site, settings = job.recipe, job.site, job.recipe.personal
     if not settings.epochs:
@@ -59,12 +60,12 @@ def answer_personal(job: Job) -> Payload:
 
 
 def personal_checkpoint(home: Path, run: str) -> Path:
-    """Where a site keeps its own model of a run."""
+    """Path of a site's personal model of a run."""
     return home / "personal" / f"{run}.safetensors"
 
 
 def _keep(job: Job, tensors: Tensors) -> None:
-    """Keep the site's own model, on the disk before its scores may leave."""
+    """Save the personal model durably, before its scores may leave."""
     path = personal_checkpoint(job.site.home, job.request.run)
     private_folder(path.parent)
     metadata = {

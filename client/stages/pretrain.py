@@ -1,7 +1,7 @@
-"""What a site answers when its pictures without labels are learnt from, before round 1.
+"""Self-supervised pre-training at a site, before round 1.
 
-Its own part of the pool and its training pictures, whose labels are not looked at. Validation
-pictures stay out, so that their scores say nothing of pictures that were learnt.
+Uses the site's part of the unlabeled pool and its training pictures without their labels.
+Validation pictures are excluded, so that their scores stay those of unseen pictures.
 """
 
 from fgvc_core.errors import DataError, PeerError
@@ -16,11 +16,11 @@ from fieldmark.client.workspace import learner_of, pictures_without_labels
 
 
 def answer_pretraining(job: Job) -> Payload:
-    """Train the received backbone and projector on pictures alone.
+    """Train the received backbone and projector without labels.
 
     Raises:
-        PeerError: if the recipe has no pre-training, or the tensors are not its own.
-        DataError: if this site's pictures are wrong, or fewer than two.
+        PeerError: if the recipe has no pre-training, or the tensors do not match it.
+        DataError: if this site's pictures are invalid, or fewer than two.
     """
     settings, round_ = job.recipe.pretrain, job.request.round
     if settings.method == "none" or not 1 <= round_ <= settings.rounds:

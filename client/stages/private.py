@@ -1,7 +1,7 @@
-"""What a site does in any stage under differential privacy.
+"""Handler of every stage under differential privacy.
 
-Nothing computed from the pictures goes into a reply but what the plan's event pays for:
-no counts, no loss, no scores, no time.
+A reply contains nothing computed from the pictures beyond the event that was charged: no counts, no
+loss, no scores, no working time.
 """
 
 from typing import Any
@@ -31,12 +31,11 @@ Tensors = dict[str, NDArray[np.float32]]
 def answer_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
     """Answer a request under differential privacy.
 
-    What is wrong with the recipe or the request is found before anything is charged.
+    Recipe and request are validated before anything is charged.
 
     Raises:
-        PolicyRefusal: if the plan or the budget does not hold it, or its training would not
-            keep what it promises.
-        PeerError: if it asks for what the recipe does not have.
+        PolicyRefusal: if plan or budget do not allow it, or the training would break its guarantee.
+        PeerError: if the recipe does not include what is asked.
     """
     event = _event_of(job, privacy)
     received = {} if event is None else _checked(job, privacy)
@@ -50,7 +49,7 @@ def answer_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Departur
 
 
 def _event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
-    """What the answer costs; None where it says nothing about the pictures."""
+    """Privacy event of the answer; None if the answer says nothing about the pictures."""
     request = job.request
     stage = STAGES.get((request.kind, request.phase))
     if stage is PERSONAL:
@@ -73,9 +72,9 @@ def _event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
 
 
 def _checked(job: Job, privacy: PrivacySettings) -> Tensors:
-    """The received tensors, if request and model are fit; no picture is touched.
+    """Received tensors, after request and model were validated; no picture is read.
 
-    What the recipe may not ask for was refused when the gate admitted the request.
+    The recipe itself was checked when the gate admitted the request.
     """
     rounds = job.recipe.federation.rounds
     if not (job.stage is SCORE or 1 <= job.request.round <= rounds):
@@ -94,7 +93,7 @@ def _checked(job: Job, privacy: PrivacySettings) -> Tensors:
 def _specs_of_answer(
     job: Job, event: PrivacyEvent | None, received: Tensors
 ) -> dict[str, TensorSpec]:
-    """What the answer's tensors will be, given those that were received."""
+    """Specs of the answer's tensors, given the received ones."""
     carries = job.stage.carries
     if event is None or carries == "nothing":
         return {}

@@ -1,4 +1,4 @@
-"""Class statistics of a site's training pictures, without differential privacy."""
+"""Handler of class statistics without differential privacy."""
 
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.training.start import site_statistics
@@ -9,12 +9,12 @@ from fieldmark.client.workspace import learner_and_examples
 
 
 def answer_statistics(job: Job) -> Payload:
-    """Counts, sums and scatter of the site's training pictures under the received model.
+    """Counts, sums and scatter matrices of the site's training features under the received model.
 
     Raises:
-        PeerError: if the tensors are not the model's.
-        PolicyRefusal: if the site keeps its counts.
-        DataError: if this site's pictures or labels are wrong.
+        PeerError: if the tensors do not match the model.
+        PolicyRefusal: if the policy does not share counts.
+        DataError: if this site's pictures or labels are invalid.
     """
     if not job.site.settings.policy.share_counts:
         raise PolicyRefusal(

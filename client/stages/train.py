@@ -1,4 +1,4 @@
-"""A round at a site: score the received model, train it, keep what stays for the next round."""
+"""Handler of a training or scoring round: score the received model, train it, keep local state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,11 +22,11 @@ from fieldmark.client.workspace import fresh_local, learner_and_examples
 
 
 def answer_round(job: Job) -> Payload:
-    """Score the received model and, in a round, train it.
+    """Score the received model and, in a training round, train it.
 
     Raises:
-        PeerError: if the received tensors are not what the recipe's model has.
-        DataError: if this site's pictures or labels are wrong.
+        PeerError: if the received tensors do not match the recipe's model.
+        DataError: if this site's pictures or labels are invalid.
     """
     with learner_and_examples(job) as (learner, specs, examples):
         work = RoundWork(job, learner)
@@ -40,7 +40,7 @@ def answer_round(job: Job) -> Payload:
 
 
 def scores_of(scored: Evaluation) -> Scores:
-    """Scores as a reply states them."""
+    """Evaluation as the scores of a reply."""
     return Scores(
         examples=scored.examples,
         correct=scored.correct,
@@ -50,10 +50,10 @@ def scores_of(scored: Evaluation) -> Scores:
 
 
 class RoundWork:
-    """One round's work on a learner, with what the site keeps from round to round.
+    """One round on a learner, including the tensors that a site keeps between rounds.
 
     Args:
-        job: What is asked.
+        job: The request to work on.
         learner: Loaded and trained in place.
     """
 
@@ -67,18 +67,18 @@ class RoundWork:
         self._control: Tensors = {}
 
     def expected(self, specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-        """What has to arrive, given all tensors that the model trains."""
+        """Specs of the tensors that have to arrive, given those that the model trains."""
         travelling = shared(specs, self._local)
         if self._scaffold and self._job.stage is TRAIN:
             return travelling | as_control({n: travelling[n] for n in controlled(travelling)})
         return travelling
 
     def load(self, received: Mapping[str, NDArray[np.float32]]) -> None:
-        """Take over what was received, and what this site keeps.
+        """Load the received tensors and those that this site keeps.
 
         Raises:
-            PeerError: if what this site kept is gone.
-            DataError: if it is damaged.
+            PeerError: if the kept tensors are missing.
+            DataError: if they are damaged.
         """
         tensors, self._control = split_control(received)
         if self._keeps:
@@ -88,7 +88,7 @@ class RoundWork:
         self._learner.load({**fresh_local(), **own, **tensors})
 
     def train(self, examples: Examples) -> tuple[float, Tensors]:
-        """Train, keep what stays, and hand out (mean loss, what travels)."""
+        """Train, save local state, and return (mean loss, tensors to send)."""
         _, own = split_control(self._kept)
         variates = (
             ControlVariates(self._learner.model, own, self._control) if self._scaffold else None
@@ -106,6 +106,7 @@ class RoundWork:
         if variates is not None:
             fresh = {n: a for n, a in variates.fresh().items() if n in self._control}
             keep |= as_control(fresh)
+            # SCAFFOLD: a site sends the change of its control variate.
             outgoing |= as_control({n: a - own[n] if n in own else a for n, a in fresh.items()})
         if self._keeps:
             request = self._job.request

@@ -1,4 +1,4 @@
-"""The site's privacy report: a signed page made from its ledger, and the check of one."""
+"""Privacy report of a site: writing the signed page from its ledger, and verifying one."""
 
 from fieldmark.client.privacy.report.verification import verify_report
 from fieldmark.client.privacy.report.writing import write_report

@@ -1,4 +1,4 @@
-"""What left: every reply that the ledger lists, what it carried, and whether it was charged."""
+"""Replies listed in a ledger: what each carried, and whether it was charged."""
 
 import math
 from collections.abc import Iterable
@@ -8,20 +8,20 @@ from typing import Any, Literal
 from fieldmark.client.privacy.chain import Entry
 
 Charge = Literal["charged", "again", "public", "refusal", "unprotected", "uncharged"]
-"""What a reply was to the budget.
+"""Relation of a reply to the privacy budget.
 
 ===========  ====================================================================
-charged      computed from the pictures, noised, and paid for before the work
-again        the same bytes as before, for whoever asked twice; paid for once
+charged      computed from the pictures, noised, and charged before the work
+again        a repeated request: the same bytes as before, charged once
 public       nothing computed from the pictures
 refusal      a code, and for a refusal by policy or request its reason
 unprotected  computed from the pictures, without differential privacy
-uncharged    it says that it is protected, and the ledger has no charge for it
+uncharged    marked as protected, but the ledger has no charge for it
 ===========  ====================================================================
 """
 
 LISTED_ONE_BY_ONE = 120
-"""Up to so many replies are listed singly; more are summed up by run and kind."""
+"""Maximum number of replies listed one by one; more are summed by run and kind."""
 
 _ANSWERS = {
     "per-class": "figures in answer to a validation kit, over all pictures and of each class",
@@ -42,13 +42,13 @@ class Row:
     """Replies of one kind in one run.
 
     Attributes:
-        run: The run's id.
-        what: The request's kind.
-        charge: What they were to the budget.
-        carried: What was in each, in words.
-        count: How many.
+        run: Id of the run.
+        what: Kind of the request.
+        charge: Relation to the budget.
+        carried: Contents of each reply, in words.
+        count: Number of replies.
         rounds: First and last round.
-        bytes: Of all of them.
+        bytes: Total size.
         first: Time of the first.
         last: Time of the last.
     """
@@ -69,7 +69,7 @@ class Row:
 
 
 def departures(entries: Iterable[Entry]) -> list[Row]:
-    """One row for each reply, in order."""
+    """One row per reply, in order."""
     rows = []
     purposes: dict[tuple[str, str], str] = {}
     sent: set[tuple[str, str]] = set()
@@ -99,7 +99,7 @@ def departures(entries: Iterable[Entry]) -> list[Row]:
 
 
 def summed(rows: Iterable[Row]) -> list[Row]:
-    """Rows that differ in round, size and time alone as one, in order of their first."""
+    """Rows merged if they differ only in round, size and time, in order of first occurrence."""
     sums: dict[tuple[str, str, str, str], Row] = {}
     for row in rows:
         key = (row.run, row.what, row.charge, row.carried)
@@ -130,7 +130,7 @@ def _charge(values: dict[str, Any], reserved: bool, sent: bool) -> Charge:
         return "unprotected"
     if reserved:
         return "again" if sent else "charged"
-    # Without a charge only an answer that holds nothing may leave.
+    # Without a charge only an empty answer may leave.
     return "uncharged" if values["tensors"] or values["scores"] else "public"
 
 

@@ -1,4 +1,4 @@
-"""Plain values from a ledger's entries: nothing else is asked, so anybody can ask again."""
+"""Facts of a privacy report: plain values computed from a ledger's entries and the policy alone."""
 
 import math
 import re
@@ -15,23 +15,23 @@ from fieldmark.client.privacy.report.departures import LISTED_ONE_BY_ONE, Row, d
 from fieldmark.client.privacy.report.meaning import meaning_of
 
 RUNS_SHOWN = 100
-"""Latest runs that are shown one by one; earlier ones are summed up."""
+"""Number of latest runs shown one by one; earlier ones are summed up."""
 
 T = TypeVar("T")
 
 SHOWN = 50
-"""Latest refusals, crashes, recoveries, approvals and audits that are shown one by one."""
+"""Number of latest refusals, crashes, recoveries, approvals and audits shown one by one."""
 
 
 def collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
-    """What a ledger says.
+    """Facts of a ledger.
 
     Args:
-        entries: All of them, verified.
+        entries: All entries, verified.
         policy: For the cap, and the delta of the total.
 
     Raises:
-        DataError: if an entry lacks what its kind has to have.
+        DataError: if an entry is malformed.
     """
     try:
         return _collect(entries, policy)
@@ -104,7 +104,7 @@ def _total(plans: list[Plan], policy: Policy) -> dict[str, Any]:
 
 
 def _meaning(total: dict[str, Any]) -> dict[str, Any]:
-    """The bound as spent, and as it will be once the cap is used up."""
+    """Meaning of the spent epsilon, and of the cap once used up."""
     spent, cap, delta = total["epsilon"], total["cap"], total["delta"]
     return {
         "spent": meaning_of(spent, delta) if spent else None,
@@ -185,7 +185,7 @@ def _earlier(runs: list[str], rows: list[Row]) -> dict[str, Any] | None:
 
 
 def _refusals(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Refusals by run and reason; which line of the policy it was; whether the cap's."""
+    """Refusals by run and reason, with the policy setting behind each."""
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in _of(entries, "refused"):
         run, reason = str(entry.values["run"]), str(entry.values["reason"])
@@ -235,7 +235,7 @@ def _crashes(entries: Sequence[Entry], plans: list[Plan]) -> dict[str, Any]:
 
 
 def _recoveries(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Entries that were lost with a disk, and what was charged for them."""
+    """Recoveries of lost entries, and what was charged for each."""
     return [
         {
             "time": entry.time,
@@ -249,11 +249,12 @@ def _recoveries(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _audits(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """What audits found: their plain values, whatever they are called."""
+    """Recorded values of audits, under the names in their entries."""
     return [
         {
             "time": entry.time,
             **{
+                # JSON has no infinity.
                 str(name): str(value) if value in (math.inf, -math.inf) else value
                 for name, value in entry.values.items()
                 if isinstance(value, str | int | float) and name != "time"
@@ -264,7 +265,7 @@ def _audits(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _irregular(entries: Sequence[Entry], plans: list[Plan], rows: list[Row]) -> list[str]:
-    """What a sound ledger never has."""
+    """Inconsistencies that a valid ledger never has."""
     found = []
     if len({plan.unit for plan in plans}) > 1:
         found.append("it protects two kinds of units, whose costs do not add up")
@@ -286,18 +287,18 @@ def _irregular(entries: Sequence[Entry], plans: list[Plan], rows: list[Row]) -> 
 
 
 def _subject_columns(plans: list[Plan]) -> list[str]:
-    """The columns that said who is a subject, as of each run that protected subjects."""
+    """Columns of subject ids of all runs that protected subjects."""
     named = {plan.subject_column for plan in plans if plan.unit == "subject"}
     return sorted(plain_column(column) for column in named if column)
 
 
 def plain_column(column: str) -> str:
-    """A column's name as a report shows it: letters, digits and a few signs."""
+    """Column name for display: letters, digits and a few signs."""
     return re.sub(r"[^\w .:-]", "?", column)[:200]
 
 
 def _finite(epsilon: float) -> float | None:
-    """None where no finite epsilon holds at a delta: JSON has no infinity."""
+    """Epsilon, or None if infinite, because JSON has no infinity."""
     return epsilon if math.isfinite(epsilon) else None
 
 

@@ -1,4 +1,4 @@
-"""Figures of a privacy report, as inline SVG: the bound on an attacker, and the budget."""
+"""Figures of a privacy report as inline SVG: limits on an attacker, and the budget."""
 
 import math
 from typing import Any
@@ -10,10 +10,10 @@ WIDTH = 400
 
 
 def attack_curve(spent: dict[str, Any] | None, cap: dict[str, Any] | None) -> str:
-    """Most that is noticed over false alarms: as spent (filled), with the cap used up (dashed).
+    """Largest detection rate over false-alarm rate: as spent (filled), and at the cap (dashed).
 
     Args:
-        spent: As :func:`fieldmark.client.privacy.report.meaning.meaning_of` gives it, or None.
+        spent: As returned by :func:`fieldmark.client.privacy.report.meaning.meaning_of`, or None.
         cap: The same at the cap, or None.
     """
     left, top, right, bottom = 46.0, 12.0, WIDTH - 14.0, 330.0
@@ -45,7 +45,7 @@ def attack_curve(spent: dict[str, Any] | None, cap: dict[str, Any] | None) -> st
 
 
 def belief_figure(meaning: dict[str, Any]) -> str:
-    """What a belief can become: before (hollow) and after at most (filled), a row each."""
+    """Largest change of a belief: before (hollow) and after (filled), one row per prior."""
     rows = meaning["beliefs"]
     left, right, line = 14.0, WIDTH - 14.0, 114.0
     height = line * len(rows) + 44
@@ -72,7 +72,7 @@ def belief_figure(meaning: dict[str, Any]) -> str:
 
 
 def budget_bar(epsilon: float, cap: float) -> str:
-    """Spent of the cap, as a bar."""
+    """Spent part of the cap, as a bar."""
     width, height = 640, 16
     share = min(epsilon / cap, 1.0)
     title = f"epsilon {epsilon:.3f} of {cap:g} is spent"
@@ -85,7 +85,7 @@ def budget_bar(epsilon: float, cap: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as text, with as many digits as keep it from reading 100 % or 0 %.
+    """Share as text, with enough digits that it does not round to 100 % or 0 %.
 
     >>> percent(0.5), percent(0.98201), percent(0.99966), percent(1e-5)
     ('50 %', '98.2 %', '99.97 %', '0.001 %')
@@ -100,7 +100,7 @@ def percent(share: float) -> str:
 
 
 def _corners(meaning: dict[str, Any]) -> list[tuple[float, float]]:
-    """The corners of the curve: it is straight between them."""
+    """Corners of the piecewise linear curve."""
     epsilon, delta = meaning["epsilon"], meaning["delta"]
     false_alarms = (1 - delta) * math.exp(-epsilon) / (1 + math.exp(-epsilon))
     return [

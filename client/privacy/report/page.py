@@ -1,4 +1,4 @@
-"""From a signed statement to its page: the same statement always gives the same bytes."""
+"""HTML page of a signed statement; the same statement always gives the same bytes."""
 
 import json
 import unicodedata
@@ -34,7 +34,7 @@ REQUESTS = {
 
 
 def draw(signed: Signed) -> bytes:
-    """The page of a signed statement: HTML that needs nothing but itself, in UTF-8."""
+    """Page of a signed statement: self-contained HTML in UTF-8."""
     environment = Environment(
         loader=PackageLoader("fieldmark.client.privacy.report", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -60,7 +60,7 @@ def draw(signed: Signed) -> bytes:
         label=lambda name: str(name).replace("_", " "),
     )
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    # As it is read back from the file: the order of keys is then always the same.
+    # Parsed from its text, so that the order of keys is always the same.
     statement = json.loads(signed.text)["statement"]
     policy = {name: statement["policy"].get(name) for name in Policy.model_fields}
     page = environment.get_template("page.html.j2").render(
@@ -74,7 +74,7 @@ def draw(signed: Signed) -> bytes:
         embedded=Markup(signed.text),
         figures={name: Markup(svg) for name, svg in _figures(statement["facts"]).items()},
     )
-    # A lone surrogate in a stranger's text must not stop the page.
+    # A lone surrogate in untrusted text must not raise.
     return page.encode("utf-8", "replace")
 
 
@@ -91,7 +91,7 @@ def _figures(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def _visible(value: Any) -> Any:
-    """Text without characters that turn, hide or break what stands beside them."""
+    """Text without control, format and surrogate characters, which could hide or reorder others."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "".join(
@@ -122,7 +122,7 @@ def _rounds(rounds: list[int]) -> str:
 
 
 def _event(values: dict[str, Any]) -> str:
-    """One charged mechanism, for whoever computes again."""
+    """One charged mechanism, with the parameters for recomputing its cost."""
     event = PrivacyEvent(**values)
     sampled = "" if event.sampling_rate >= 1 else f", sampling rate {event.sampling_rate:g}"
     return (

@@ -1,4 +1,4 @@
-"""A statement and its signature, as text that can be embedded, kept and read again."""
+"""Signing of a report's statement, and its text form for files and pages."""
 
 import json
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from fgvc_core.errors import DataError, PeerError
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, read_public, sign, verify
 
 DOMAIN = b"fieldmark privacy report v1\n"
-"""Goes before what is signed: a report's signature can never be taken for a reply's."""
+"""Prefix of the signed bytes, so that a report's signature is never valid for a reply."""
 
 MARK = '<script type="application/json" id="report">'
-"""What a page's embedded statement begins with."""
+"""Start tag of the statement embedded in a page."""
 
 LARGEST = 20_000_000
-"""Largest file that is read as a report, in bytes."""
+"""Maximum size of a report file, in bytes."""
 
 
 @dataclass(frozen=True)
 class Signed:
-    """A statement of plain values, and the signature over its canonical text."""
+    """Statement of plain values, and the signature over its canonical text."""
 
     statement: dict[str, Any]
     signature: bytes
 
     @property
     def text(self) -> str:
-        """Both as one line of JSON, safe inside HTML: the report as a program reads it."""
+        """Statement and signature as one line of JSON, safe inside HTML."""
         return canonical({"signature": self.signature.hex(), "statement": self.statement})
 
     def signed_by(self, key: PublicKey) -> bool:
@@ -41,25 +41,26 @@ def sign_statement(key: PrivateKey, statement: dict[str, Any]) -> Signed:
 
 
 def canonical(values: Any) -> str:
-    """The one JSON text of plain values: sorted, without spaces, plain ASCII, no < > &.
+    """Canonical JSON of plain values: sorted keys, no spaces, ASCII, without < > &.
 
     Raises:
         ValueError: if a number is not finite.
     """
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # So that no '</script>' ends the statement early inside a page.
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
 def read_signed(path: Path) -> tuple[Signed, bytes]:
-    """Read a page or its JSON; nothing of it is checked yet.
+    """Read a report, as a page or as JSON; nothing is verified yet.
 
     Returns:
-        The embedded statement with its signature, and the whole file.
+        The statement with its signature, and the bytes of the whole file.
 
     Raises:
-        DataError: if it cannot be read, or is no report.
+        DataError: if the file cannot be read, or is not a report.
     """
     try:
         if path.stat().st_size > LARGEST:
@@ -95,10 +96,10 @@ def _no_report(path: Path, what: str) -> DataError:
 
 
 def read_known_key(path: Path) -> PublicKey:
-    """A public key that is known from elsewhere: one line in OpenSSH's format.
+    """Public key from a file: one line in OpenSSH format.
 
     Raises:
-        PeerError: if there is none in the file.
+        PeerError: if the file holds no key.
     """
     try:
         return read_public(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a report says of its site, on that site's word alone; everything else is recomputed."""
+"""Self-description of a site in its report, which no ledger can confirm."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from fieldmark.client.site import Site
 
 
 class StatedSite(BaseModel):
-    """Who the site says that it is.
+    """Self-description of a site.
 
     Attributes:
-        name: Its name.
-        public_key: One line of text, with which the report's signature is checked.
-        fingerprint: SHA-256 (hex) of the key, for comparing it.
-        version: Of the installed code.
+        name: Name of the site.
+        public_key: Public key that verifies the report's signature, one line of text.
+        fingerprint: SHA-256 (hex) of the key.
+        version: Version of the installed code.
         units: The public number of protected units, as declared when the report was made.
         pictures: The public number of pictures.
-        subject_column: The column of subject ids that site.toml names today; the facts have
-            the one of each run.
-        data_as_founded: Whether the data are those that the ledger was begun for.
+        subject_column: Column of subject ids in site.toml today; the facts have the one of each
+            run.
+        data_as_founded: Whether the data are those that the ledger was founded for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -38,7 +38,7 @@ class StatedSite(BaseModel):
 
 
 def stated_site(site: Site, facts: dict[str, Any]) -> StatedSite:
-    """What a site says about itself today."""
+    """Self-description of a site as of now."""
     founded = facts["ledger"]["data"]
     return StatedSite(
         name=site.name,
@@ -53,6 +53,6 @@ def stated_site(site: Site, facts: dict[str, Any]) -> StatedSite:
 
 
 def _subject_column(site: Site) -> str | None:
-    """The column that tells subjects apart today; the ledger has that of each run."""
+    """Column of subject ids today; the ledger records the one of each run."""
     column = site.settings.data.subject_column
     return plain_column(column) if column else None

@@ -1,7 +1,7 @@
-"""Checking a report against a ledger, by someone who was not there.
+"""Verification of a privacy report against a ledger, by an outsider with these two files.
 
-Two files are enough. Whatever the report says is computed again from the ledger, and its
-page drawn again from what was signed: a page that shows something else is found out.
+Everything in the report is recomputed from the ledger, and the page is drawn again from the signed
+statement, so that a page with other content is detected.
 """
 
 import math
@@ -25,12 +25,12 @@ from fieldmark.client.privacy.report.words import words_of
 from fieldmark.client.privacy.report.writing import FORMAT, state
 
 TOLERANCE = 1e-6
-"""By how much, in parts of it, an epsilon may differ: libraries round differently."""
+"""Relative difference allowed between epsilons, because libraries round differently."""
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 
 SHOWN = 5
-"""Differences that are named; more are counted."""
+"""Number of differences that are listed; more are only counted."""
 
 UNCHECKED = (
     "Not checked, because two files cannot tell: that the ledger is the only one over these data "
@@ -42,7 +42,7 @@ UNCHECKED = (
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     what: str
     holds: bool
@@ -50,19 +50,19 @@ class Check:
 
 
 def verify_report(file: Path, ledger: Path, key: Path | None = None) -> dict[str, Any]:
-    """Check a report against a ledger.
+    """Verify a report against a ledger.
 
     Args:
         file: The page or its JSON.
-        ledger: The site's ``ledger.jsonl``, as it was then or as it has gone on since.
-        key: A file with the site's public key, known from elsewhere.
+        ledger: The site's ``ledger.jsonl``, as of the report or later.
+        key: File with the site's public key from a trusted source.
 
     Returns:
-        ``holds``, the ``checks`` one by one, the key's ``fingerprint``, ``epsilon`` as
-        computed again, and all of it ``in_words``.
+        ``holds``, the list of ``checks``, the key's ``fingerprint``, the recomputed ``epsilon``,
+        and all of it ``in_words``.
 
     Raises:
-        DataError: if a file cannot be read, is no report, or the ledger's chain is broken.
+        DataError: if a file cannot be read or is not a report, or the ledger's chain is broken.
         PeerError: if the known key cannot be read.
     """
     signed, data = read_signed(file)
@@ -93,7 +93,7 @@ def verify_report(file: Path, ledger: Path, key: Path | None = None) -> dict[str
 
 
 def _stated(file: Path, signed: Signed) -> tuple[StatedSite, Policy]:
-    """What the report says on the site's word."""
+    """Self-description and policy in a report."""
     statement = signed.statement
     if statement.get("format") != FORMAT:
         raise DataError(
@@ -156,7 +156,7 @@ def _chain(entries: Sequence[Entry], torn: bytes) -> Check:
 
 
 def _head(signed: Signed, entries: Sequence[Entry]) -> Check:
-    """Whether the ledger is the one that the report was made from, or has gone on from there."""
+    """Check that the ledger is the report's, or a continuation of it."""
     stated = signed.statement.get("facts")
     of = stated.get("ledger") if isinstance(stated, dict) else None
     count = of.get("entries") if isinstance(of, dict) else None
@@ -179,10 +179,10 @@ def _head(signed: Signed, entries: Sequence[Entry]) -> Check:
 def _figures(
     statement: dict[str, Any], again: dict[str, Any], site: StatedSite, policy: Policy
 ) -> Check:
-    """Everything that the report states against what the ledger gives."""
+    """Compare everything that the report states with what the ledger gives."""
     found = list(_differences(_without_words(statement), _without_words(again), ""))
     if not found:
-        # Sentences are made from the stated figures: another library may round the last digit.
+        # Sentences use the stated figures, because another library may round the last digit.
         words = words_of(site, policy, statement["facts"])
         found = list(_differences(statement.get("words"), words, "words"))
     if found:
@@ -198,7 +198,7 @@ def _figures(
 
 
 def _sound(again: dict[str, Any]) -> Check:
-    """Whether the ledger keeps its own rules."""
+    """Check that the ledger is consistent."""
     irregular = again["facts"]["irregular"]
     if irregular:
         return Check("rules", False, f"{'; '.join(irregular)}.")
@@ -210,7 +210,7 @@ def _sound(again: dict[str, Any]) -> Check:
 
 
 def _page(file: Path, data: bytes, signed: Signed) -> Check:
-    """Whether the file is, to the byte, what the signed statement draws."""
+    """Check that the file is byte-identical to what the signed statement gives."""
     expected = (signed.text + "\n").encode() if data.startswith(b"{") else draw(signed)
     if data == expected:
         return Check("page", True, "The file is, to the byte, what the signed statement gives.")
@@ -233,7 +233,7 @@ def _without_words(statement: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(stated: Any, found: Any, where: str) -> Iterator[str]:
-    """Each place where what is stated is not what was found."""
+    """All places where the statement differs from the recomputed values."""
     if isinstance(stated, dict) and isinstance(found, dict):
         for name in sorted({*stated, *found}):
             place = f"{where}.{name}" if where else str(name)

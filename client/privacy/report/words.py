@@ -1,4 +1,4 @@
-"""The report's sentences: what the figures mean, what they rest on, what they leave out."""
+"""Sentences of a privacy report: meaning of the figures, assumptions, and what is not protected."""
 
 from typing import Any
 
@@ -27,16 +27,16 @@ METHODS = {
     "before the first release. That is why the total after one run is often a little above the "
     "run's own epsilon.",
 }
-"""What the accountant's methods are; the first word by which they are known -> a sentence."""
+"""The accountant's methods: first word of a method's name -> sentence."""
 
 
 def words_of(site: StatedSite, policy: Policy, facts: dict[str, Any]) -> dict[str, Any]:
     """All sentences that depend on the facts.
 
     Args:
-        site: What the site says about itself.
-        policy: In force when the report was made.
-        facts: From the ledger.
+        site: Self-description of the site.
+        policy: Policy when the report was made.
+        facts: Facts of the ledger.
     """
     return {
         "headline": _uncapped(policy) + _headline(site, facts),
@@ -53,12 +53,12 @@ def words_of(site: StatedSite, policy: Policy, facts: dict[str, Any]) -> dict[st
 
 
 def unit_word(facts: dict[str, Any]) -> str:
-    """What the ledger protects, as one word; 'unit' where it protects nothing yet."""
+    """Protected unit as one word; 'unit' if it is not unique."""
     return facts["units"][0] if len(facts["units"]) == 1 else "unit"
 
 
 def one_in(delta: float) -> str:
-    """A small probability for a reader.
+    """Small probability for display.
 
     >>> one_in(1e-5)
     '1 in 100,000'
@@ -92,7 +92,7 @@ def _headline(site: StatedSite, facts: dict[str, Any]) -> str:
 
 
 def _uncapped(policy: Policy) -> str:
-    """The first sentence of all, where the site has decided that nothing stops the spending."""
+    """Opening sentence if the site explicitly sets no cap."""
     if policy.epsilon_cap != "none":
         return ""
     return (

@@ -1,4 +1,4 @@
-"""From a site's home to its report: a page, and the same as JSON beside it."""
+"""Writing of a site's privacy report: a page, and the same statement as JSON beside it."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,21 +18,21 @@ from fieldmark.client.privacy.report.words import words_of
 from fieldmark.client.site import Site
 
 FORMAT = "fieldmark privacy report 2"
-"""Changes whenever a report of before could no longer be checked."""
+"""Changed whenever earlier reports could no longer be verified."""
 
 
 def write_report(home: Path, page: Path) -> dict[str, Any]:
     """Write a site's privacy report: a page, and its JSON beside it.
 
     Args:
-        home: The site's home.
-        page: Where the page goes; the JSON has the same name with ``.json``.
+        home: Home of the site.
+        page: Path of the page; the JSON has the same name with ``.json``.
 
     Returns:
-        The signed statement, as the JSON holds it.
+        The signed statement, as in the JSON.
 
     Raises:
-        ConfigurationError: if the home is not whole, or the page cannot be written.
+        ConfigurationError: if the home is incomplete, or the page cannot be written.
         DataError: if the ledger does not verify.
     """
     site = Site.open(home)
@@ -43,7 +43,7 @@ def write_report(home: Path, page: Path) -> dict[str, Any]:
             remedy="Name a file that ends in .html (--out).",
         )
     try:
-        # Opened as a writer would: a line that a crash has torn is owned up to, and charged.
+        # The writer's lock also acknowledges, and so charges, a line torn by a crash.
         with Chain(home / FILE).writing() as chain:
             entries = list(chain.entries())
     except OSError as error:
@@ -67,16 +67,16 @@ def write_report(home: Path, page: Path) -> dict[str, Any]:
 
 
 def state(made: str, site: StatedSite, policy: Policy, entries: Sequence[Entry]) -> dict[str, Any]:
-    """A whole statement: plain values and sentences, to be signed and drawn.
+    """Whole statement: plain values and sentences, to be signed and drawn.
 
     Args:
-        made: When, UTC, ISO 8601.
-        site: On its own word.
-        policy: In force then.
-        entries: The ledger's, verified.
+        made: Time of the report, UTC, ISO 8601.
+        site: Self-description of the site.
+        policy: Policy at that time.
+        entries: Entries of the ledger, verified.
 
     Raises:
-        DataError: if an entry cannot be.
+        DataError: if an entry is malformed.
     """
     facts = collect(entries, policy)
     return {

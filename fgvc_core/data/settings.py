@@ -17,7 +17,7 @@ class DataSettings(OpenSettings):
 
     @classmethod
     def missing(cls, values: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], str]]:
-        """None: a site reads its own data, whichever set the coordinator names."""
+        """Nothing: a site reads its own data, whichever data set the coordinator names."""
         return iter(())
 
     name: str = Field(

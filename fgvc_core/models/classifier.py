@@ -210,7 +210,7 @@ class FineGrainedClassifier(nn.Module):
     def embed_with_parts(
         self, images_NCHW: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Like :meth:`embed`, for training; also the trainable parts' maps (N, K, h, w), or None."""
+        """Like :meth:`embed`, for training; also maps of trainable parts, (N, K, h, w), or None."""
         pooling = self.pooling
         if not isinstance(pooling, PartPooling) or not pooling.find.weight.requires_grad:
             return self.embed(images_NCHW), None

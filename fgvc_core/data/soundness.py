@@ -1,6 +1,6 @@
 """Checks of a file before it is opened or decoded, because data trees are not trusted.
 
-A tree may come from an archive that somebody else made: a link can lead to any file of the
+A tree may come from an archive of another party: a link can lead to any file of the
 machine, a few kilobytes can unpack to gigabytes, and a "picture" may be a pipe that never ends.
 """
 

@@ -21,7 +21,7 @@ Scores = NDArray[np.float64]
 
 
 def entropy(logits_NK: NDArray[np.float32]) -> Scores:
-    """float64 (N,): entropy of the predicted distribution in nats, 0 to log K; high is uncertain."""
+    """float64 (N,): entropy of the prediction in nats, 0 to log K; high is uncertain."""
     found: Scores = entr(softmax(logits_NK.astype(np.float64), axis=1)).sum(axis=1)
     return found
 

@@ -1,1 +1,1 @@
-"""Data sets as tables of examples, their pictures, transforms and partitions."""
+"""Data sets as tables of examples, with their pictures, transforms and partitions."""

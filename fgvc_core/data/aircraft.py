@@ -1,8 +1,8 @@
-"""FGVC-Aircraft in its published layout: lists of pictures for each level of the hierarchy.
+"""Data set ``aircraft``: FGVC-Aircraft in its published layout, with classes at any level.
 
 Maji, Kannala, Rahtu, Blaschko, Vedaldi: Fine-Grained Visual Classification of Aircraft, 2013,
 https://arxiv.org/abs/1306.5151. 100 variants in 70 families of 30 manufacturers; 6,667
-training and validation pictures, 3,333 test pictures. The lowest 20 rows of each picture
+training and validation pictures, 3,333 test pictures. The bottom 20 rows of each picture
 are a credit and are cut off, as the authors ask.
 """
 
@@ -31,19 +31,19 @@ _BOXES = "images_box.txt"
 def build_table(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """The table of an FGVC-Aircraft tree.
+    """Build the table of an FGVC-Aircraft tree.
 
-    ``data.path`` is the folder with the lists (the archive's ``data``), or the one above.
-    What a class is, ``data.level`` says. The published validation part belongs to the
-    training split: each site keeps a validation part of its own. The taxonomy has the
-    levels from manufacturer down to ``data.level`` whose lists are there.
+    ``data.path`` is the folder with the lists (the archive's ``data``) or its parent.
+    ``data.level`` decides what a class is. The published validation split joins the training
+    split: each site makes its own. The taxonomy has the levels from manufacturer down to
+    ``data.level`` whose lists exist.
 
     Args:
         settings: ``[data]``.
         cache: Not used.
-        left_out: If given, faulty lines are recorded here and left out. Boxes are not read
-            then, and there is no taxonomy: the lists give it picture by picture, so that
-            one picture could change it for all.
+        left_out: If given, faulty lines are recorded here and left out. Boxes are then not
+            read, and there is no taxonomy: the lists state it per picture, so one picture
+            could change it for all.
 
     Raises:
         ConfigurationError: if no path is given.
@@ -90,12 +90,12 @@ def build_table(
 
 
 def has_lists(root: Path) -> bool:
-    """Whether a folder holds the lists of this data set."""
+    """Whether a folder holds the lists of FGVC-Aircraft."""
     return any(_find(root, level, "test") is not None for level in _LEVELS)
 
 
 def _find(root: Path, level: str, part: str) -> Path | None:
-    """A list's path; a copy may carry one more word before its ending."""
+    """Path of a list; a copy may have one more word before its extension."""
     exact = root / f"images_{level}_{part}.txt"
     if exact.is_file():
         return exact
@@ -106,10 +106,10 @@ def _find(root: Path, level: str, part: str) -> Path | None:
 def _read_list(
     root: Path, level: str, part: str, left_out: LeftOut | None = None
 ) -> dict[str, str]:
-    """Picture id -> name, in the list's order."""
+    """Name by picture id, in the list's order."""
     path = _find(root, level, part)
     if path is None and part == "trainval":
-        # Some copies have the two halves only.
+        # Some copies have only train and val, without trainval.
         halves = [_find(root, level, half) for half in ("train", "val")]
         if all(halves):
             parts = [_read_list(root, level, half, left_out) for half in ("train", "val")]
@@ -136,10 +136,10 @@ def _read_list(
 
 
 def _lines(path: Path, whatever: bool = False) -> list[str]:
-    """The lines of a list; with ``whatever`` bytes that are no text do not end the reading.
+    """Lines of a list; with ``whatever``, bytes that are not UTF-8 do not raise.
 
-    One line for each newline character, so that no character of one line makes it two:
-    ``str.splitlines`` would part it at a form feed, and text mode at a carriage return.
+    Splits at newlines only, so that no character turns one line into two: ``str.splitlines``
+    would also split at a form feed, and text mode at a carriage return.
     """
     errors = "backslashreplace" if whatever else "strict"
     try:
@@ -163,9 +163,9 @@ def _class_names(root: Path, level: str) -> list[str]:
 def _taxonomy(
     root: Path, level: str, own: Mapping[str, str], class_names: tuple[str, ...]
 ) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
-    """Names from the coarsest level that has lists down to the class, for each class."""
+    """Taxonomy of each class, from the coarsest level that has lists, and the level names."""
     if not set(class_names) <= set(own.values()):
-        # Classes that a label map made have no place in the published hierarchy.
+        # Classes made by a label map are not in the published hierarchy.
         return (), ()
     chains: dict[str, list[str]] = {name: [name] for name in class_names}
     levels = [level]

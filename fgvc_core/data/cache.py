@@ -1,4 +1,4 @@
-"""Where decoded and drawn pictures are kept between runs."""
+"""Folder of the cache of decoded and drawn pictures."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ CACHE_VARIABLE = "FIELDMARK_CACHE"
 
 
 def cache_folder() -> Path:
-    """``FIELDMARK_CACHE``, or ``fieldmark`` in the user's own cache folder.
+    """``FIELDMARK_CACHE``, or ``fieldmark`` in the user's cache folder.
 
     See https://specifications.freedesktop.org/basedir-spec/latest/ for the latter.
     """

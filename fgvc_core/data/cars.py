@@ -1,9 +1,9 @@
-"""Stanford Cars in its published layout: MATLAB annotation files and two picture folders.
+"""Data set ``cars``: Stanford Cars in its published layout, with MATLAB annotation files.
 
 Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained Categorization,
 4th IEEE Workshop on 3D Representation and Recognition, 2013. 196 classes of make, model and
-year; 8,144 training and 8,041 test pictures. The devkit holds no labels of the test
-pictures: those are in ``cars_test_annos_withlabels.mat``, published beside it.
+year; 8,144 training and 8,041 test pictures. The devkit has no test labels: they are in
+``cars_test_annos_withlabels.mat``, published separately.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ META = "cars_meta.mat"
 _TRAIN = "cars_train_annos.mat"
 _TEST = ("cars_test_annos_withlabels.mat", "cars_test_annos.mat")
 _CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
-# Makes of two words; every other make is the first word of the class's name.
+# Makes of two words; any other make is the first word of the class name.
 _TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
 
 
@@ -33,22 +33,22 @@ _TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
 def build_table(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """The table of a Stanford Cars tree.
+    """Build the table of a Stanford Cars tree.
 
-    The annotation files are looked for in ``data.path`` and in ``data.path/devkit``. Test
-    pictures stay unlabelled where only the devkit's own file is there. The taxonomy is make,
-    model, and model with year. Boxes are fractions, NaN where a picture is missing.
+    Annotation files are searched for in ``data.path`` and ``data.path/devkit``. With the
+    devkit's file only, test pictures are unlabeled. The taxonomy is make, model, and model
+    with year. Boxes are fractions, NaN if a picture is missing.
 
     Args:
         settings: ``[data]``.
         cache: Not used.
-        left_out: If given, faulty records are recorded here and left out; boxes, which
-            training does not use, are not read then.
+        left_out: If given, faulty records are recorded here and left out. Boxes, which
+            training does not use, are then not read.
 
     Raises:
         ConfigurationError: if no path is given.
-        DataError: for a missing or damaged file, or a class number that ``cars_meta.mat``
-            does not have.
+        DataError: for a missing or damaged file, or a class number missing from
+            ``cars_meta.mat``.
     """
     root = data_root(settings)
     names = [str(name).strip() for name in np.atleast_1d(_field(root, META, "class_names"))]
@@ -103,7 +103,7 @@ def _find(root: Path, name: str) -> Path | None:
 
 
 def _field(root: Path, name: str, field: str) -> Any:
-    # Imported here: nobody else's data set needs it.
+    # Imported here because only this data set needs scipy.
     from scipy.io import loadmat
 
     path = _find(root, name)
@@ -115,7 +115,7 @@ def _field(root: Path, name: str, field: str) -> Any:
     except KeyError:
         raise _damaged(f"{name} has no '{field}' in it.") from None
     except Exception as error:
-        # A damaged .mat file makes scipy raise whatever its reader stumbles over.
+        # A damaged .mat file can make scipy raise almost any error.
         raise _damaged(f"{name} cannot be read as a MATLAB file: {error}.") from None
 
 
@@ -156,7 +156,7 @@ def _corners(record: dict[str, Any], file: str) -> list[float]:
 
 
 def _boxes(corners_N4: NDArray[np.float64], source: FileSource) -> NDArray[np.float32]:
-    """Published corners count pixels from 1 and include both ends."""
+    """Boxes as fractions; published corners are 1-based pixels, both ends included."""
     unknown = (float("nan"), float("nan"))
     sizes_N2 = np.array([source.pixel_size(row) or unknown for row in range(len(source))])
     low_N2 = np.clip((corners_N4[:, :2] - 1) / sizes_N2, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The catalogue: data sets by name, each a function from settings to a table."""
+"""Registry of data sets by name, each a function from settings to a table of examples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +15,10 @@ from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 
 Knowledge = Literal["taxonomy", "attributes"]
-"""What a kind of data set says of its classes, whichever pictures it holds."""
+"""What a kind of data set knows about its classes, independent of its pictures."""
 
 PUBLISHED = frozenset({"fieldmarks", "cub", "cars", "aircraft", "ham10000"})
-"""Names whose pictures anybody can have."""
+"""Names of data sets whose pictures are publicly available."""
 
 Builder = Callable[[DataSettings, Path], ExampleTable]
 TolerantBuilder = Callable[[DataSettings, Path, LeftOut | None], ExampleTable]
@@ -32,14 +32,15 @@ def dataset(
 ) -> Callable[[Builder], Builder]:
     """Register a data set under a name for ``data.name``.
 
-    The function gets ``[data]`` and a folder for what it wants to keep between runs. It
-    may leave unchecked whether each picture's file exists: ``load_table`` looks.
+    The function gets ``[data]`` and a cache folder. It need not check that picture files
+    exist: ``load_table`` does.
 
     Args:
         name: For ``data.name``, and for ``kind`` in a site's settings.
-        knows: What tables of this kind say of their classes in files of their own: never
-            derived from the rows, so that it does not depend on any picture.
-        settings: Model of its own table, ``[data.NAME]``; ``settings.own(MODEL)`` reads it.
+        knows: What tables of this kind know about their classes from separate files. It must
+            never be derived from rows, so that it depends on no picture.
+        settings: Model of the data set's own table, ``[data.NAME]``; ``settings.own(MODEL)``
+            reads it.
 
     >>> @dataset("my-camera-traps")
     ... def build(settings: DataSettings, cache: Path) -> ExampleTable: ...
@@ -58,10 +59,10 @@ def tolerant_dataset(
 ) -> Callable[[TolerantBuilder], TolerantBuilder]:
     """Register a data set whose builder can leave faulty rows out.
 
-    The function gets a record as its third argument, or None. With a record it raises for
-    nothing that is wrong with single rows: it marks each such row with the label
-    ``LEFT_OUT`` (or makes none of it) and records it. Whether a row is left out, and what is
-    made of it, must follow from that row and its picture alone.
+    The function gets a record as its third argument, or None. With a record it does not raise
+    for faults of single rows: it gives each such row the label ``LEFT_OUT`` (or omits the
+    row) and records it. Whether a row is left out, and what it becomes, must depend on that
+    row and its picture alone: differential privacy relies on this.
 
     Args:
         name: See :func:`dataset`.
@@ -79,19 +80,19 @@ def tolerant_dataset(
 
 
 def knowledge_by_kind(name: str) -> tuple[Knowledge, ...]:
-    """What every table of a kind says of its classes; nothing is read for it."""
+    """What every table of a kind knows about its classes; reads no data."""
     if name in DATA_SETS.names():
         DATA_SETS.get(name)
     return _KNOWS.get(name, ())
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that ``data.name`` may have, sorted."""
+    """Valid values of ``data.name``, sorted."""
     return tuple(sorted(DATA_SETS.names()))
 
 
 def may_be_shown(settings: DataSettings) -> bool:
-    """Whether pictures of a data set may leave it, into a report."""
+    """Whether a report may show pictures of a data set."""
     return settings.name in PUBLISHED if settings.public is None else settings.public
 
 
@@ -102,20 +103,20 @@ def load_table(
     require_pictures: bool = True,
     left_out: LeftOut | None = None,
 ) -> ExampleTable:
-    """The table of examples that ``[data]`` describes, on this machine.
+    """Load the table of examples that ``[data]`` describes, on this machine.
 
     Args:
         settings: ``[data]``.
-        cache: A folder for what may be kept between runs; made when needed.
-        require_pictures: False lets a table through whose files are partly missing
+        cache: Cache folder; created when needed.
+        require_pictures: False accepts a table with missing picture files
             (``fieldmark data check`` counts them).
-        left_out: If given, rows that cannot be used are left out and recorded here instead of
-            raising: whether this function returns then does not depend on any one row. What
-            is wrong with the whole (no such folder, no manifest, no such column) still
-            raises. A data set of a kind that cannot leave rows out is read strictly.
+        left_out: If given, unusable rows are left out and recorded here instead of raising, so
+            that no single row decides whether this function returns. Faults of the whole (no
+            such folder, manifest or column) still raise. A kind of data set that cannot leave
+            rows out is read strictly.
 
     Raises:
-        ConfigurationError: for an unknown name, or no ``data.path`` where one is needed.
+        ConfigurationError: for an unknown name, or if ``data.path`` is needed and missing.
         DataError: if the data are missing, damaged or contradictory, or pictures outside
             the pool have no label.
     """
@@ -142,7 +143,7 @@ def load_table(
 
 
 def _without_faulty(table: ExampleTable, left_out: LeftOut) -> ExampleTable:
-    """The rows that can be used as far as names and labels go; no picture is opened."""
+    """Drop rows with a faulty label or a missing file; no picture is opened."""
     faulty = set(np.flatnonzero(table.labels_N == LEFT_OUT).tolist())
     if isinstance(table.source, FileSource):
         missing, paths = set(table.source.missing()), table.source.relative_paths

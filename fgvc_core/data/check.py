@@ -1,11 +1,4 @@
-"""What a data set is, what it holds, and what is wrong with it, before anyone trains on it.
-
-What a data set holds, and what is wrong with it, before anyone trains on it.
-
-Which data set lies in a folder, told from the files that only it has.
-
-How many pictures well-known data sets were published with, to see whether a tree is whole.
-"""
+"""Check of a data set before training: its kind, its contents, and its faults."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -24,26 +17,26 @@ from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 
 TINY = 5
-"""Training examples below which a class is noted as tiny."""
+"""A class with fewer training examples than this is noted as tiny."""
 
 UNEQUAL = 10
-"""Ratio of the largest to the smallest class, in training examples, that is noted."""
+"""A ratio of the largest to the smallest class, in training examples, that is noted."""
 
 _SHORT_SIDE = 16
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What :func:`check_table` found.
+    """Result of :func:`check_table`.
 
     Attributes:
-        examples: How many examples there are.
-        subjects: How many subjects they show.
-        splits: Split -> examples.
-        classes: Class name -> split -> labelled examples.
-        missing: Ids of examples whose picture is no file.
+        examples: Number of examples.
+        subjects: Number of subjects.
+        splits: Split -> number of examples.
+        classes: Class name -> split -> number of labeled examples.
+        missing: Ids of examples whose picture file does not exist.
         unreadable: Id -> why the picture cannot be decoded.
-        out_of_range: Ids of examples whose label is no class.
+        out_of_range: Ids of examples whose label is not a class.
         unlabelled: Ids of examples outside the pool without a label.
         parted_subjects: Subjects with pictures in more than one split.
         shared_pictures: Pairs of ids of byte-equal pictures in different splits.
@@ -67,7 +60,7 @@ class CheckReport:
     tiny_classes: tuple[str, ...]
 
     def faults(self) -> list[str]:
-        """One sentence for each kind of fault that keeps the data from being used."""
+        """One sentence for each kind of fault that makes the data unusable."""
         sentences = []
         for names, what in (
             (self.missing, "pictures are missing"),
@@ -92,7 +85,7 @@ class CheckReport:
         return sentences
 
     def notes(self) -> list[str]:
-        """One sentence for each thing that is allowed and worth knowing."""
+        """One sentence for each finding that is allowed but worth knowing."""
         sentences = []
         if self.shared_pictures:
             pairs = [" = ".join(pair) for pair in self.shared_pictures]
@@ -119,13 +112,13 @@ class CheckReport:
         return sentences
 
     def _extremes(self) -> tuple[tuple[str, int], tuple[str, int]]:
-        """Name and training examples of the largest and the smallest class."""
+        """Name and number of training examples of the largest and the smallest class."""
         counts = {name: splits["train"] for name, splits in self.classes.items()}
         largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         return (largest, counts[largest]), (smallest, counts[smallest])
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as plain values, with ``faults`` and ``notes`` as sentences."""
+        """All fields as plain values, with ``faults`` and ``notes`` as sentences."""
         return {
             "examples": self.examples,
             "subjects": self.subjects,
@@ -146,11 +139,11 @@ class CheckReport:
 
 
 def check_table(table: ExampleTable, tell: Tell | None = None) -> CheckReport:
-    """Look at every example: its label, its subject, and its picture to the last pixel.
+    """Check every example's label and subject, and decode its whole picture.
 
     Args:
         table: A table from ``load_table(..., require_pictures=False)``.
-        tell: Called with (pictures done, pictures in all).
+        tell: Called with (pictures done, total).
     """
     missing = _missing(table)
     present = table.take([i for i in range(len(table)) if i not in missing])
@@ -194,7 +187,7 @@ def _parted(table: ExampleTable) -> tuple[str, ...]:
 
 
 def _equal_pictures(table: ExampleTable) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """Pairs of byte-equal pictures: in two splits, under two labels, and merely repeated."""
+    """Pairs of byte-equal pictures: in two splits, with two labels, and merely repeated."""
     first: dict[bytes, int] = {}
     shared, two_labels, repeated = [], [], []
     for position in range(len(table)):
@@ -213,7 +206,7 @@ def _equal_pictures(table: ExampleTable) -> tuple[tuple[tuple[str, str], ...], .
 
 
 def recognise(root: Path) -> str:
-    """The ``data.name`` that reads a folder; ``folder`` where nothing says otherwise."""
+    """The ``data.name`` for a folder, from files that only one kind has; ``folder`` by default."""
     if (root / "images.txt").is_file() and (root / "image_class_labels.txt").is_file():
         return "cub"
     if any((folder / cars.META).is_file() for folder in (root, root / "devkit")):
@@ -223,7 +216,7 @@ def recognise(root: Path) -> str:
     if (root / HAM10000_METADATA).is_file():
         return "ham10000"
     usual = DataSettings.model_fields["manifest"].default
-    # 'fieldmark data make' writes both forms; the folders are the simpler one.
+    # 'fieldmark data make' writes both layouts; folders are the simpler one.
     if (root / usual).is_file() and not (root / "train").is_dir():
         return "manifest"
     return "folder"
@@ -237,14 +230,14 @@ PUBLISHED: dict[str, dict[Split, int]] = {
     # Maji et al. 2013, https://arxiv.org/abs/1306.5151: trainval and test.
     "aircraft": {"train": 6667, "test": 3333},
 }
-"""Data set -> split -> pictures. HAM10000 has no published split, but 10,015 pictures."""
+"""Published number of pictures by data set and split; HAM10000 (10,015) has no split."""
 
 HAM10000 = 10_015
 """Tschandl et al. 2018, https://doi.org/10.1038/sdata.2018.161."""
 
 
 def beside_published(name: str, splits: Mapping[Split, int]) -> str:
-    """A sentence that sets what a tree lists beside what was published; empty if unknown.
+    """A sentence that compares a tree with what was published; empty if unknown.
 
     >>> beside_published("cub", {"train": 5994, "test": 5794, "pool": 0})
     'As published: 5,994 train, 5,794 test.'

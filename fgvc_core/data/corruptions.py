@@ -1,12 +1,12 @@
-"""Corruptions of a picture, at five severities each, the same every time.
+"""Deterministic corruptions of a picture, at five severities each, to measure robustness.
 
-In the manner of Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261, section 4.1):
-common faults of cameras and files, not an adversary's. Noise and compression are as strong as
-their ``gaussian_noise`` and ``jpeg_compression``, blur is twice their ``gaussian_blur``, and a
-share of the picture's side, so that a picture of 64 pixels suffers as one of 224 does. None of
-their files is used: figures are comparable with each other, not with theirs.
-``background`` puts another picture's surroundings where the box of the subject ends (Xiao et al.
-2020, https://arxiv.org/abs/2006.09994): what a model loses there, it had read off the habitat.
+They follow Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261, section 4.1): common
+faults of cameras and files, not of an adversary. Noise and compression are as strong as their
+``gaussian_noise`` and ``jpeg_compression``; blur is twice their ``gaussian_blur`` and scales with
+the side, so that a picture of 64 pixels is affected like one of 224. None of their files is used:
+results are comparable with each other, not with theirs. ``background`` replaces everything outside
+the subject's box by another picture's surroundings (Xiao et al. 2020,
+https://arxiv.org/abs/2006.09994): accuracy lost there came from the habitat.
 """
 
 import io
@@ -21,17 +21,17 @@ from fgvc_core.configuration import derive_seed
 from fgvc_core.errors import ConfigurationError, nearest
 
 CORRUPTIONS = ("blur", "noise", "compression", "occlusion", "contrast", "brightness", "background")
-"""The names, in the order of tables."""
+"""Names, in the order of tables."""
 
 NEEDS_BOX = ("background",)
-"""Those that need to know where the subject is."""
+"""Corruptions that need the subject's box."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Box = tuple[float, float, float, float]
 """x, y, width and height as fractions of the picture's width and height."""
 
-# One value a severity.
+# One value per severity.
 _BLUR = (2 / 224, 4 / 224, 6 / 224, 8 / 224, 12 / 224)
 _NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
 _QUALITY = (25, 18, 15, 10, 7)
@@ -53,15 +53,15 @@ def corrupt(
     box: Box | None = None,
     backdrop: Image.Image | None = None,
 ) -> Image.Image:
-    """One picture, corrupted; equal arguments give equal pixels.
+    """Corrupt one picture; equal arguments give equal pixels.
 
     Args:
-        image: RGB, at the size that the model sees.
+        image: RGB, at the model's input size.
         name: One of :data:`CORRUPTIONS`.
         severity: 1 (mild) to 5.
-        seed: Of what is drawn: the noise, where the occluding square lies. It draws the same for
-            every severity, so that a square grows where it is.
-        box: Where the subject is; only ``background`` needs it.
+        seed: Seed of the noise and of the occluding square's position. All severities draw the
+            same numbers, so that a square grows in place.
+        box: The subject's box; only ``background`` needs it.
         backdrop: Another picture's surroundings (see :func:`surroundings`), of any size; only
             ``background`` needs it.
 
@@ -76,7 +76,7 @@ def corrupt(
     at = severity - 1
     generator = np.random.default_rng(derive_seed(seed, "corruption", name))
     if name == "blur":
-        # Pillow's own blur is made of boxes, and does nothing below about half a pixel.
+        # Pillow's blur approximates by box blurs and does nothing below about half a pixel.
         values_HWC = np.asarray(image, dtype=np.float32)
         spread = _BLUR[at] * min(image.size)
         return _image(gaussian_filter(values_HWC, (spread, spread, 0), mode="reflect"))
@@ -102,9 +102,9 @@ def corrupt(
 
 
 def surroundings(image: Image.Image, box: Box) -> Image.Image:
-    """A picture without its subject: the widest strip beside the box, stretched to the whole.
+    """A picture without its subject: the widest strip beside the box, stretched to full size.
 
-    Where the subject leaves no strip of a tenth of the side, the picture's mean colour.
+    If no strip is at least a tenth of the side wide, it is the picture's mean color.
     """
     width, height = image.size
     left, top, right, bottom = _edges(box, width, height)
@@ -129,7 +129,7 @@ def _image(values_HWC: NDArray[np.float32]) -> Image.Image:
 def _covered(image: Image.Image, share: float, generator: np.random.Generator) -> Image.Image:
     width, height = image.size
     across, down = (round(math.sqrt(share) * side) for side in image.size)
-    # The square's centre keeps its place among all that fit, so that it grows from there.
+    # The square's relative position is the same at all severities, so that it grows in place.
     x, y = generator.random(2)
     left, top = round(x * (width - across)), round(y * (height - down))
     covered = image.copy()
@@ -146,7 +146,7 @@ def _elsewhere(image: Image.Image, box: Box, backdrop: Image.Image, share: float
 
 
 def _edges(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom in pixels, within the picture."""
+    """Left, top, right, bottom in pixels, clipped to the picture."""
     x, y, wide, high = box
     left, right = (min(max(round(v * width), 0), width) for v in (x, x + wide))
     top, bottom = (min(max(round(v * height), 0), height) for v in (y, y + high))

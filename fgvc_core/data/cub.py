@@ -1,9 +1,9 @@
-"""CUB-200-2011 in its published layout, whole or cut down to some classes.
+"""Data set ``cub``: CUB-200-2011 in its published layout, or a subset of its classes.
 
 Wah, Branson, Welinder, Perona, Belongie: The Caltech-UCSD Birds-200-2011 Dataset,
-2011, https://www.vision.caltech.edu/datasets/cub_200_2011/. Boxes and parts are in
-pixels of the published pictures: a tree of shrunken pictures carries
-``original_sizes.csv`` (columns image_id, orig_w, orig_h) so that they still fit.
+2011, https://www.vision.caltech.edu/datasets/cub_200_2011/. Boxes and parts are in pixels
+of the published pictures. A tree of downsized pictures needs ``original_sizes.csv``
+(columns image_id, orig_w, orig_h) to scale them.
 """
 
 import csv
@@ -37,7 +37,7 @@ _BOXES = "bounding_boxes.txt"
 _PARTS = "parts/part_locs.txt"
 _SIZES = "original_sizes.csv"
 _ATTRIBUTES = "attributes/class_attribute_labels_continuous.txt"
-# The archive keeps the names beside the tree; copies keep them in it.
+# The published archive keeps this file next to the tree; copies keep it inside.
 _ATTRIBUTE_NAMES = ("attributes.txt", "attributes/attributes.txt", "../attributes.txt")
 
 
@@ -45,24 +45,24 @@ _ATTRIBUTE_NAMES = ("attributes.txt", "attributes/attributes.txt", "../attribute
 def build_table(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """The table of a CUB tree.
+    """Build the table of a CUB tree.
 
-    Class names lose their number and underscores: ``001.Black_footed_Albatross`` is
-    ``Black footed Albatross``. Boxes, parts and attributes are None where their files
-    are missing; where a picture's size cannot be told, its box is NaN and its parts are
-    hidden. Attributes are fractions (published as percentages); a class that
-    ``label_map`` merges from several has their mean.
+    Class names lose their number and underscores: ``001.Black_footed_Albatross`` becomes
+    ``Black footed Albatross``. Boxes, parts and attributes are None if their files are
+    missing; if a picture's size is unknown, its box is NaN and its parts are hidden.
+    Attributes are fractions (published as percentages); a class that ``label_map`` merges
+    from several gets their mean.
 
     Args:
         settings: ``[data]``; ``path`` is the folder that holds ``images.txt``.
         cache: Not used.
-        left_out: If given, faulty rows are recorded here and left out; boxes and parts, which
-            training does not use, are not read then.
+        left_out: If given, faulty rows are recorded here and left out. Boxes and parts, which
+            training does not use, are then not read.
 
     Raises:
         ConfigurationError: if no path is given.
         DataError: for a missing or damaged file, a picture listed twice, a class number
-            that ``classes.txt`` does not have, or a picture without label or split.
+            missing from ``classes.txt``, or a picture without label or split.
     """
     root = data_root(settings)
     birds = {k: _pretty(name) for k, name in sorted(read_names(root, "classes.txt").items())}
@@ -100,8 +100,8 @@ def build_table(
 def _tolerant_table(
     root: Path, settings: DataSettings, birds: Mapping[int, str], left_out: LeftOut
 ) -> ExampleTable:
-    """The table with every fault of a single picture recorded, and its row marked."""
-    # Two pictures under one number are two rows: neither has a say in whether the other is read.
+    """Build the table; record every fault of a single picture and mark its row as left out."""
+    # Two pictures with one number stay two rows, so that neither affects whether the other is read.
     listed = readable_pairs(root, "images.txt", left_out)
     numbers, flags = (readable_lines(root, name, left_out) for name in (_LABELS, _SPLIT))
     paths = tuple(path for _, path in listed)
@@ -158,7 +158,7 @@ def _own_labels(
 
 
 def _sizes(root: Path, image_ids: Sequence[int], source: FileSource) -> NDArray[np.float64] | None:
-    """Width and height that boxes and parts refer to, (N, 2), NaN where unknown."""
+    """Width and height that boxes and parts refer to, (N, 2), NaN if unknown."""
     if not (root / _BOXES).is_file() and not (root / _PARTS).is_file():
         return None
     if not (root / _SIZES).is_file():
@@ -185,7 +185,7 @@ def _boxes(
     if sizes_N2 is None or not (root / _BOXES).is_file():
         return None
     boxes_N4 = align(read_numbers(root, _BOXES, 5), image_ids, _BOXES)
-    # Some published boxes reach a few pixels over the edge.
+    # Some published boxes extend a few pixels beyond the picture.
     low_N2 = np.clip(boxes_N4[:, :2] / sizes_N2, 0.0, 1.0)
     high_N2 = np.clip((boxes_N4[:, :2] + boxes_N4[:, 2:]) / sizes_N2, 0.0, 1.0)
     return np.hstack([low_N2, high_N2 - low_N2]).astype(np.float32)
@@ -220,7 +220,7 @@ def _attributes(
     if not (root / _ATTRIBUTES).is_file():
         return None, ()
     values_BA = read_numbers(root, _ATTRIBUTES) / 100.0
-    # A cut-down tree has one line a class it kept, or still the line of every class.
+    # A subset has one line for each class it kept, or still the lines of all classes.
     if len(values_BA) == len(birds):
         line_of = {bird: line for line, bird in enumerate(birds.values())}
     elif len(values_BA) >= max(birds):

@@ -1,4 +1,4 @@
-"""Readers of CUB's text files: one record a line, an id first, blanks between."""
+"""Readers for CUB's text files: one record per line, an id first, separated by blanks."""
 
 import re
 import warnings
@@ -18,15 +18,15 @@ _NUMBER = re.compile("[0-9]{1,18}")
 
 
 def damaged(what: str, why: str = "The tree is not as CUB-200-2011 was published.") -> DataError:
-    """The error for a tree whose text files are missing, damaged or contradictory."""
+    """Error for a tree whose text files are missing, damaged or contradictory."""
     return DataError(what, why=why, remedy="Unpack the published archive again, or mend the file.")
 
 
 def read_names(root: Path, name: str) -> dict[int, str]:
-    """Lines of ``id text`` by id, in file order.
+    """Read lines of ``id text`` by id, in file order.
 
     Raises:
-        DataError: if the file is missing, a line has no number or no text, or an id comes twice.
+        DataError: if the file is missing, a line has no number or no text, or an id repeats.
     """
     names: dict[int, str] = {}
     for line_number, line in enumerate(_read_lines(root, name), start=1):
@@ -45,10 +45,10 @@ def read_names(root: Path, name: str) -> dict[int, str]:
 
 
 def read_numbers(root: Path, name: str, columns: int | None = None) -> NDArray[np.float64]:
-    """A file of numbers as float64 (lines, columns).
+    """Read a file of numbers as float64 (lines, columns).
 
     Raises:
-        DataError: if the file is missing or empty, or a line has other than ``columns``
+        DataError: if the file is missing or empty, or a line does not have ``columns``
             finite numbers.
     """
     lines = _read_lines(root, name)
@@ -68,13 +68,13 @@ def read_numbers(root: Path, name: str, columns: int | None = None) -> NDArray[n
 def align(
     numbers_LC: NDArray[np.float64], image_ids: Sequence[int], name: str
 ) -> NDArray[np.float64]:
-    """The lines of a table in the order of the images, without their id column.
+    """Order the lines of a table like the images, and drop their id column.
 
-    Lines of images that are not in the tree are passed over: a tree cut down to some
-    classes may keep the published files whole.
+    Lines of images that are not in the tree are ignored: a subset of the data set may keep
+    the published files unchanged.
 
     Raises:
-        DataError: if an image has no line or two.
+        DataError: if an image has no line or more than one.
     """
     at = {int(key): line for line, key in enumerate(numbers_LC[:, 0])}
     if len(at) != len(numbers_LC):
@@ -87,7 +87,7 @@ def align(
 
 
 def readable_lines(root: Path, name: str, left_out: LeftOut) -> dict[int, str]:
-    """Lines of ``id text`` by id; of two lines for one id the first counts.
+    """Read lines of ``id text`` by id; the first line of an id counts.
 
     Raises:
         DataError: if there is no such file, or it cannot be read at all.
@@ -99,7 +99,7 @@ def readable_lines(root: Path, name: str, left_out: LeftOut) -> dict[int, str]:
 
 
 def readable_pairs(root: Path, name: str, left_out: LeftOut) -> list[tuple[int, str]]:
-    """Lines of ``id text`` in file order; damaged ones are left out, equal ids are kept.
+    """Read lines of ``id text`` in file order; damaged lines are left out, equal ids kept.
 
     Raises:
         DataError: if there is no such file, or it cannot be read at all.
@@ -125,9 +125,9 @@ def readable_pairs(root: Path, name: str, left_out: LeftOut) -> list[tuple[int, 
 
 
 def number_in(text: str) -> int | None:
-    """The number that a text consists of: 1 to 18 digits, 0 to 9; None for any other text.
+    """Parse a non-negative integer of 1 to 18 digits, 0 to 9; None for any other text.
 
-    ``int`` alone raises for more than 4,300 digits, and reads digits of other scripts too.
+    ``int`` alone raises above 4,300 digits and accepts digits of other scripts.
 
     >>> number_in("007"), number_in("-1"), number_in("9" * 5000)
     (7, None, None)
@@ -136,7 +136,7 @@ def number_in(text: str) -> int | None:
 
 
 def _read_lines(root: Path, name: str) -> list[str]:
-    # One line for each newline character: str.splitlines parts lines at a form feed too.
+    # Split at newlines only: str.splitlines would also split at a form feed.
     try:
         refuse_unsound_list(root, root / name)
         return (root / name).read_bytes().decode("utf-8").split("\n")

@@ -1,10 +1,7 @@
-"""Decode many pictures on all cores of this process, and gather what is wrong with them.
+"""Decodes many pictures on all cores of this process, and collects their faults.
 
-Very large pictures are decoded one at a time, so that memory does not grow with the cores.
-
-Decoding takes up to 16 bytes of memory for each pixel (WebP; see ``soundness.py``). What is below
-:data:`LARGE_PIXELS` is decoded on all cores at once. A larger one waits until no other thread of
-this process holds one.
+Decoding takes up to 16 bytes of memory per pixel (WebP; see ``soundness.py``). To bound memory,
+pictures above :data:`LARGE_PIXELS` are decoded one at a time; smaller ones on all cores at once.
 """
 
 import os
@@ -21,7 +18,7 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
 
 LARGE_PIXELS = 25_000_000
-"""A picture with more pixels is large: a camera of 24 megapixels makes none."""
+"""A picture with more pixels is large; those of a 24-megapixel camera are not."""
 
 _lock = threading.Lock()
 
@@ -36,7 +33,7 @@ _state = _State()
 
 @contextmanager
 def one_large_at_a_time() -> Iterator[None]:
-    """Around the decoding of one picture and what is made of it, in one of several threads."""
+    """Context for decoding and using one picture in one of several threads."""
     _state.may_wait = True
     try:
         yield
@@ -48,10 +45,12 @@ def one_large_at_a_time() -> Iterator[None]:
 
 
 def wait_for_turn(pixels: int) -> None:
-    """Wait before a large picture is decoded; held until the end of the ``with`` block.
+    """Before decoding a large picture, take the lock; the ``with`` block releases it.
+
+    Outside a block of :func:`one_large_at_a_time` this does nothing.
 
     Args:
-        pixels: As the picture's header states them. Without a block around, none waits.
+        pixels: Number of pixels according to the picture's header.
     """
     if pixels > LARGE_PIXELS and _state.may_wait and not _state.holds:
         _lock.acquire()
@@ -62,7 +61,7 @@ Use = Callable[[int, NDArray[np.uint8]], None]
 """Called with (position, picture (height, width, 3)), from several threads at once."""
 
 Tell = Callable[[int, int], None]
-"""Called with (pictures done, pictures in all), from one thread."""
+"""Called with (pictures done, total), from one thread."""
 
 _CHUNK = 16
 
@@ -79,18 +78,17 @@ def decode_each(
 
     Args:
         table: The examples.
-        short_side: Pixels that a picture's short side needs to keep.
-        use: Called for each picture, in no order; what it raises ends the decoding.
-        tell: Called now and then with the progress.
-        whatever: Whatever a source raises over a picture is that picture's fault, also what
-            no source should raise, unless the machine is at fault.
+        short_side: Fewest pixels that a picture's short side must keep.
+        use: Called for each picture, in any order; an error it raises stops the decoding.
+        tell: Called from time to time with the progress.
+        whatever: Treat every exception from the source, of any type, as the picture's fault,
+            unless the machine is at fault.
 
     Returns:
-        Position -> error of each picture that is missing or damaged, by position.
+        Position -> error of each missing or damaged picture, sorted by position.
 
     Raises:
-        PassingFault: if the machine lacks memory, file descriptors or its disk: that is no
-            picture's fault.
+        PassingFault: if memory, file descriptors or the disk failed.
     """
     faults: dict[int, DataError] = {}
 
@@ -111,13 +109,13 @@ def decode_each(
     def decode(start: int) -> int:
         stop = min(start + _CHUNK, len(table))
         for position in range(start, stop):
-            # The picture is forgotten within the block, before the next large one is decoded.
+            # decode_one frees the picture before the block lets the next large one start.
             with one_large_at_a_time():
                 decode_one(position)
         return stop - start
 
     done = 0
-    # Threads suffice: Pillow lets go of the interpreter while it decodes and resizes.
+    # Threads suffice: Pillow releases the GIL while it decodes and resizes.
     with ThreadPoolExecutor(cores()) as pool:
         try:
             for count in pool.map(decode, range(0, len(table), _CHUNK)):
@@ -131,7 +129,7 @@ def decode_each(
 
 
 def cores() -> int:
-    """The cores that this process may use, fewer than the machine's if it is pinned."""
+    """Number of cores that this process may use, considering its CPU affinity."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Pictures in files: decoded on demand, named in every error."""
+"""Pictures stored as files: decoded on demand, with the path in every error."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ PICTURE_ENDINGS = frozenset(
 )
 
 _DEEP_MODES = ("I", "F")
-# Pixels that are turned into RGB at once: a few megabytes beside the picture itself.
+# Pixels converted to RGB at once, which bounds the extra memory to a few megabytes.
 _STRIP_PIXELS = 1 << 20
 
 
@@ -29,11 +29,11 @@ class FileSource:
 
     Args:
         root: The folder that the paths are relative to.
-        relative_paths: One path a row.
-        upright: Turn a picture as its EXIF orientation asks. Data sets whose boxes and
-            parts refer to the stored pixels (CUB) leave it off.
-        banner: Rows of stored pixels that are cut off the bottom, for data sets that print
-            their credits there (FGVC-Aircraft).
+        relative_paths: One path per row.
+        upright: Apply the EXIF orientation. Off for data sets whose boxes and parts refer to
+            the stored pixels (CUB).
+        banner: Rows of stored pixels to cut off the bottom, for data sets that print a credit
+            there (FGVC-Aircraft).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class FileSource:
         return len(self.relative_paths)
 
     def path(self, row: int) -> Path:
-        """Where a row's picture lies."""
+        """Path of a row's picture."""
         return self.root / self.relative_paths[row]
 
     def picture(self, row: int, size: int | None = None) -> NDArray[np.uint8]:
@@ -60,10 +60,10 @@ class FileSource:
         least ``size`` pixels (libjpeg's scaled decoding).
 
         Raises:
-            DataError: if the file is missing, cut short, not a picture, leads out of the
-                tree, is absurdly large, or deeper than 8 bits a channel (its values have
-                no agreed way into 0..255).
-            PassingFault: if the machine lacks memory, file descriptors or its disk.
+            DataError: if the file is missing, truncated, not a picture, outside the tree, too
+                large, or deeper than 8 bits per channel (there is no agreed mapping of its
+                values to 0..255).
+            PassingFault: if memory, file descriptors or the disk failed.
         """
         path = self.path(row)
         try:
@@ -73,11 +73,11 @@ class FileSource:
         except FileNotFoundError:
             raise missing_pictures([str(path)]) from None
         except Exception as error:
-            # Any kind: a decoder's own errors leak through, whatever they are.
+            # Any kind: Pillow's decoders let errors of many types through.
             _refuse_unless_own(path, error)
             if isinstance(error, OSError) and error.errno is not None:
                 raise _unreadable(path, error) from None
-        # A decoder that got no memory may have called the picture broken: once more.
+        # A decoder that got no memory may report a broken picture, so decode once more.
         try:
             return self._decode(path, size)
         except Exception as error:
@@ -85,7 +85,7 @@ class FileSource:
             raise _unreadable(path, error) from None
 
     def _decode(self, path: Path, size: int | None) -> NDArray[np.uint8]:
-        """The picture; raises whatever a decoder raises, which is any ``Exception``."""
+        """Decode the picture; may raise any ``Exception``, as decoders do."""
         refuse_unsound_file(self._real_root, path)
         with Image.open(path, formats=FORMATS) as image:
             refuse_absurd_size(path, image)
@@ -95,7 +95,7 @@ class FileSource:
                 raise _too_deep(path, image.mode)
             if size is not None and image.format == "JPEG":
                 image.draft("RGB", (size, size))
-            # A draft is smaller than what is stored, and its banner with it.
+            # A draft decode shrinks the picture, so the banner shrinks with it (rounded up).
             banner = -(-self.banner * image.height // height)
             if self.upright:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -103,7 +103,7 @@ class FileSource:
             return picture_HWC[: max(len(picture_HWC) - banner, 1)]
 
     def content_key(self, row: int) -> bytes:
-        """SHA-256 (32 bytes) of the file's bytes and of what is cut off, read once an instance.
+        """SHA-256 (32 bytes) of the file's bytes and the banner height, cached per instance.
 
         Raises:
             DataError: if the file is missing or cannot be read.
@@ -129,7 +129,7 @@ class FileSource:
         return key
 
     def pixel_size(self, row: int) -> tuple[int, int] | None:
-        """Width and height without the banner, from the header alone; None if unreadable."""
+        """Width and height without the banner, read from the header; None if unreadable."""
         path = self.path(row)
         try:
             refuse_unsound_file(self._real_root, path)
@@ -140,7 +140,7 @@ class FileSource:
             return None
 
     def missing(self) -> list[str]:
-        """The relative paths that are no files, in row order."""
+        """Relative paths that name no file, in row order."""
         listings: dict[str, set[str]] = {}
         absent = []
         for relative in self.relative_paths:
@@ -153,21 +153,20 @@ class FileSource:
 
 
 def tree_pictures(top: Path, skipped: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Paths relative to a folder of all pictures below it, hidden ones left out, sorted.
+    """Paths of all pictures below a folder, relative to it and sorted; hidden files are skipped.
 
-    Folders may lie in each other as deep as the operating system can name them. Links to
-    folders are not followed.
+    Links to folders are not followed.
 
     Args:
         top: The folder.
         skipped: Called with the relative path of each folder that cannot be listed, for
-            instance because its path is too long or this user may not read it.
+            instance because its path is too long or the user lacks permission.
 
     Raises:
         DataError: without ``skipped``, for the first such folder.
         PassingFault: if the machine is at fault.
     """
-    # A list instead of recursion: Python ends that after a thousand folders.
+    # A list instead of recursion, which Python limits to about a thousand levels.
     waiting = [""]
     while waiting:
         below = waiting.pop()
@@ -193,7 +192,7 @@ def tree_pictures(top: Path, skipped: Callable[[str], None] | None = None) -> It
 
 
 def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataError:
-    """The error for files that a data set names and that are not there."""
+    """Error for files that a data set names and that do not exist."""
     of = f" of {total}" if total else ""
     noun = "picture is" if len(paths) == 1 else "pictures are"
     return DataError(
@@ -204,7 +203,7 @@ def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataErro
 
 
 def first_few(names: Sequence[object], count: int = 3) -> str:
-    """The first names of a list, quoted, and how many more there are.
+    """First names of a list, quoted, and how many more there are.
 
     >>> first_few(["a", "b", "c", "d"], 2)
     "'a', 'b' and 2 more"
@@ -215,20 +214,20 @@ def first_few(names: Sequence[object], count: int = 3) -> str:
 
 
 def _file_names(folder: str) -> set[str]:
-    # One listing a folder: a data set of 10,000 pictures needs no 10,000 stats.
+    # One listing per folder is much faster than one stat per picture.
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if _is(entry, "file")}
     except (OSError, ValueError) as error:
-        # ValueError: a path with a null byte in it names no folder.
+        # ValueError: the path contains a null byte.
         refuse_passing(folder, error)
         return set()
 
 
 def _is(entry: "os.DirEntry[str]", kind: Literal["file", "folder"]) -> bool:
-    """What one entry of a folder is, links followed; one that cannot be told is neither.
+    """Whether a folder's entry is of a kind, following links; False if it cannot be determined.
 
-    Each entry stands for itself: a link that leads to itself says nothing of its neighbors.
+    A broken or circular link must not keep the other entries from being read.
     """
     try:
         return entry.is_file() if kind == "file" else entry.is_dir()
@@ -238,7 +237,7 @@ def _is(entry: "os.DirEntry[str]", kind: Literal["file", "folder"]) -> bool:
 
 
 def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3), made strip by strip: no second copy of the whole picture."""
+    """uint8 (height, width, 3), converted in strips to avoid a second full-size copy."""
     image.load()
     width, height = image.size
     picture_HWC = np.empty((height, width, 3), dtype=np.uint8)
@@ -250,10 +249,10 @@ def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _refuse_unless_own(path: Path, error: Exception) -> None:
-    """Raise PassingFault unless an error over a picture may be the picture's own.
+    """Raise PassingFault unless the error may be due to the picture itself.
 
-    What the operating system says of a file has a number. All else comes from a decoder, which
-    may raise anything over a damaged file, and anything for lack of memory; see ``passing.py``.
+    Errors from the operating system carry an errno. All others come from a decoder, which may
+    raise any type, for a damaged file as well as for lack of memory; see ``passing.py``.
     """
     numbered = isinstance(error, OSError) and error.errno is not None
     if numbered or memory_is_left():

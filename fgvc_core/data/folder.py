@@ -1,7 +1,7 @@
-"""A folder for each class, with or without folders for the splits above them.
+"""Data set ``folder``: one folder per class, with or without split folders above them.
 
-``DIR/<class>/**/<picture>``, or ``DIR/train/<class>/...`` beside ``DIR/test``, the form
-that torchvision's ``ImageFolder`` reads.
+``DIR/<class>/**/<picture>``, or ``DIR/train/<class>/...`` beside ``DIR/test``: the layout of
+torchvision's ``ImageFolder``.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,35 +27,34 @@ _BY_FOLDER: dict[str, Split] = {
 
 
 Found = tuple[str, str | None, Split | None]
-"""Path of a picture, its label, and its split; None: not labelled, left to the hash."""
+"""A picture's path, label (None: unlabeled) and split (None: decided by the hash)."""
 
 
 @tolerant_dataset("folder")
 def build_table(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """The table of a tree with one folder a class.
+    """Build the table of a tree with one folder per class.
 
     With a folder ``train`` the first level is the split: ``test`` is the test split,
-    ``val`` joins the training split (each site keeps its own validation part), and
-    ``pool`` holds unlabelled pictures, in folders or not. Where there is no ``test``,
-    ``val`` is the test split; with neither, and without ``train``, the keyed hash of
-    each picture's path holds ``data.test_fraction`` out. Hidden files and files that
-    are no pictures are passed over.
+    ``val`` joins the training split (each site makes its own validation split), and
+    ``pool`` holds unlabeled pictures, in folders or not. Without ``test``, ``val`` is the
+    test split; with neither, and without ``train``, the keyed hash of each picture's path
+    holds out ``data.test_fraction``. Hidden files and other files are skipped.
 
-    With ``data.folders = "splits"`` a picture's split follows from its own path alone:
-    ``val`` belongs to the training split whatever other folders there are, and a picture
-    outside all of these folders is at fault.
+    With ``data.folders = "splits"`` a picture's split depends on its own path alone:
+    ``val`` always belongs to the training split, and a picture outside all split folders
+    is a fault.
 
     Args:
-        settings: ``[data]``; ``label_map`` leads folder names to ``classes``.
+        settings: ``[data]``; ``label_map`` maps folder names to ``classes``.
         cache: Not used.
         left_out: If given, faulty rows are recorded here and left out.
 
     Raises:
         ConfigurationError: if no path is given.
-        DataError: if there are no pictures, a picture lies outside every class folder,
-            or a folder's name is no class.
+        DataError: if there are no pictures, a picture is outside every class folder,
+            or a folder's name is not a class.
     """
     root = data_root(settings)
     found: list[Found]
@@ -94,7 +93,7 @@ def build_table(
 
 
 def _pictures_by_split_folder(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
-    """Path, label and split of each picture by the first two folders of its own path."""
+    """Path, label and split of each picture, from the first two folders of its path alone."""
     for path in tree_pictures(root, _skipping(root, root, left_out)):
         parts = path.split("/")
         split = _BY_FOLDER.get(parts[0])
@@ -107,7 +106,7 @@ def _pictures_by_split_folder(root: Path, left_out: LeftOut | None) -> Iterator[
 
 
 def _split_pictures(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
-    """Path, label and split of each picture; a split of None is left to the hash."""
+    """Path, label and split of each picture; a split of None is decided by the hash."""
     folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
     has_test = "test" in folders
     has_validation = any(name in folders for name in _VALIDATION)
@@ -154,7 +153,7 @@ def _pictures(root: Path, top: Path, left_out: LeftOut | None) -> Iterator[str]:
 
 
 def _skipping(root: Path, top: Path, left_out: LeftOut | None) -> Callable[[str], None] | None:
-    """Records folders that cannot be listed; None, which raises, without a record."""
+    """Callback that records folders that cannot be listed; None (which raises) without a record."""
     if left_out is None:
         return None
     return lambda path: left_out.add(

@@ -1,13 +1,8 @@
-"""From a tree's own labels to class numbers, and the rows that are left out.
+"""Mapping of a tree's own labels to class numbers, and the record of rows left out.
 
-From a tree's own labels to class numbers, through the recipe's class names.
-
-What a table leaves out, counted and named: pictures and lines that cannot be used.
-
-Without a record, a reader raises at the first fault, so that a person mends the data. With one,
-it goes on: each faulty row counts as nothing, whatever is wrong with it, and is named here. A
-site under differential privacy reads its data this way, so that whether it answers does not
-depend on one picture.
+Without a record, a reader raises at the first fault, for a person to fix. With one, it skips
+each faulty row, whatever the fault, and records its name. A site under differential privacy
+reads its data this way, so that no single picture decides whether it replies.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,10 +16,10 @@ from fgvc_core.data.table import UNLABELLED
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 
 LEFT_OUT = -2
-"""The label of a row that a builder has marked as left out; ``load_table`` drops such rows."""
+"""Label of a row to leave out; ``load_table`` drops such rows."""
 
 NO_CLASS = "-> none"
-"""In a label map: pictures with this label are left out on purpose."""
+"""Value in a label map for pictures to leave out on purpose."""
 
 
 class LeftOut:
@@ -40,40 +35,40 @@ class LeftOut:
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
         self.labels: set[str] = set()
-        """The data's own labels that were met, before any map."""
+        """Labels found in the data, before mapping."""
 
     def add(self, reason: str, name: str) -> None:
         """Record one row.
 
         Args:
             reason: A short phrase, the same for all rows with this fault.
-            name: Of the picture, or of the line.
+            name: The picture or the line.
         """
         self._names.setdefault(reason, []).append(name)
 
     def extend(self, names_by_reason: Mapping[str, Iterable[str]]) -> None:
-        """Record the rows of another record."""
+        """Add the rows of another record."""
         for reason, names in names_by_reason.items():
             for name in names:
                 self.add(reason, name)
 
     @property
     def names(self) -> Mapping[str, list[str]]:
-        """Reason -> names, in the order in which they were found."""
+        """Names by reason, in the order found."""
         return self._names
 
     @property
     def total(self) -> int:
-        """How many rows were left out."""
+        """Number of rows left out."""
         return sum(len(names) for names in self._names.values())
 
     def counts(self) -> dict[str, int]:
-        """Reason -> how many, the most frequent first."""
+        """Number of rows by reason, most frequent first."""
         counts = {reason: len(names) for reason, names in self._names.items()}
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def sentences(self) -> list[str]:
-        """One phrase for each reason, with the first few names."""
+        """One phrase per reason, with the first few names."""
         return [
             f"{count} {reason}: {first_few([_plain(name) for name in self._names[reason]])}"
             for reason, count in self.counts().items()
@@ -81,7 +76,7 @@ class LeftOut:
 
 
 def _plain(name: str) -> str:
-    # A file's name may hold bytes that are no text.
+    # A file name may contain bytes that are not UTF-8.
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -97,26 +92,26 @@ def number_labels(
     left_out: LeftOut | None = None,
     rows: Sequence[str] = (),
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Give each example its class number.
+    """Assign a class number to each example.
 
-    A label goes through ``settings.label_map`` and must then be one of
+    A label is mapped through ``settings.label_map`` and must then be one of
     ``settings.classes``. Without ``settings.classes`` the classes are the labels that
-    occur, sorted. A label that the map leads to ``-> none`` is left out.
+    occur, sorted. A label mapped to ``-> none`` is left out.
 
     Args:
-        names: N labels as the tree has them; None is unlabelled and becomes -1.
+        names: N labels from the tree; None (unlabeled) becomes -1.
         settings: ``[data]``.
-        where: What the labels were read from, for messages.
-        left_out: If given, rows whose label is no class are recorded here and marked, and
-            nothing is raised for them.
-        rows: N names of the rows, for that record; needed with ``left_out``.
+        where: Where the labels were read from, for messages.
+        left_out: If given, rows whose label is not a class are recorded here and marked
+            instead of raising.
+        rows: N names of the rows, for the record; required with ``left_out``.
 
     Returns:
         int64 (N,) in -1..K-1, or ``LEFT_OUT``, and the K class names in label order.
 
     Raises:
         DataError: naming the labels that are not among the classes, or if there are none.
-        ConfigurationError: if ``label_map`` leads to a name that is no class.
+        ConfigurationError: if ``label_map`` maps to a name that is not a class.
     """
     mapped = [None if name is None else settings.label_map.get(name, name) for name in names]
     present = sorted({name for name in mapped if name is not None and name != NO_CLASS})
@@ -146,7 +141,7 @@ def number_labels(
             remedy=f"{hint} Map them in data.label_map or add them to data.classes.".strip(),
         )
     number = {name: k for k, name in enumerate(class_names)}
-    # Whatever classes somebody announces: what a map leaves out is left out.
+    # Set last, so that no announced class can override what the map leaves out.
     number[NO_CLASS] = LEFT_OUT
     labels_N = np.array(
         [UNLABELLED if name is None else number.get(name, LEFT_OUT) for name in mapped],

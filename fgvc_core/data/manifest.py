@@ -1,12 +1,10 @@
-"""A CSV of pictures: path, label, and what else is known about each.
+"""Data sets ``manifest`` and ``ham10000``: a CSV of pictures with labels and further columns.
 
-HAM10000: dermatoscopic pictures of pigmented skin lesions.
-
-Tschandl, Rosendahl, Kittler: The HAM10000 dataset, Scientific Data 5, 180161, 2018,
-https://doi.org/10.1038/sdata.2018.161. 10,015 pictures of 7,470 lesions in seven very unequal
-classes. No split is published: the keyed hash of the lesion's id holds ``data.test_fraction``
-out. The subject is the lesion; the set names no patients, so that a patient with two
-lesions is two subjects.
+HAM10000: Tschandl, Rosendahl, Kittler: The HAM10000 dataset, Scientific Data 5, 180161, 2018,
+https://doi.org/10.1038/sdata.2018.161. 10,015 dermatoscopic pictures of 7,470 pigmented skin
+lesions in seven very unequal classes. It publishes no split, so the keyed hash of the lesion's
+id holds out ``data.test_fraction``. The subject is the lesion, because the set names no
+patients: a patient with two lesions counts as two subjects.
 """
 
 import csv
@@ -44,21 +42,21 @@ _SPLIT_WORDS: dict[str, Split] = {
 def build_table(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """The table of a CSV with a header line (UTF-8, comma-separated).
+    """Build the table of a CSV with a header line (UTF-8, comma-separated).
 
     ``data.path_column`` (through ``data.path_template``) gives each picture's path
     relative to ``data.path``, ``data.label_column`` its label. A subject column groups
-    pictures that may never be parted. A split column says train (also: val), test or
-    pool; without one the keyed hash of the subject holds ``data.test_fraction`` out. An
-    empty label is allowed in the pool alone. All columns but path and label are kept in
+    pictures that must stay together. A split column contains train (also: val), test or
+    pool; without one the keyed hash of the subject holds out ``data.test_fraction``. Only
+    the pool may have empty labels. All columns except path and label are kept in
     ``columns``, as text.
 
     Args:
         settings: ``[data]``.
         cache: Not used.
-        left_out: If given, faulty lines are recorded here and left out. A record is then one
-            line of the file, so that an open quote spoils its own line alone; a picture that
-            is listed twice, or a subject in two splits, is no fault.
+        left_out: If given, faulty lines are recorded here and left out. Each line of the file
+            is then parsed separately, so that an open quote damages only its own line; a
+            picture listed twice, or a subject in two splits, is not a fault.
 
     Raises:
         ConfigurationError: if no path is given.
@@ -118,7 +116,7 @@ def _table(
 
 
 def _tolerant_table(root: Path, settings: DataSettings, left_out: LeftOut) -> ExampleTable:
-    """The table with every fault of a single line recorded, and its row marked."""
+    """Build the table; record every fault of a single line and mark its row as left out."""
     sheet = _read_line_by_line(root, root / settings.manifest, settings.manifest, left_out)
     sheet = sheet.only(settings)
     raw_paths = sheet.column(settings.path_column, "data.path_column")
@@ -131,7 +129,7 @@ def _tolerant_table(root: Path, settings: DataSettings, left_out: LeftOut) -> Ex
         words = [word.lower() for word in sheet.column(split_column, "")]
     else:
         words = list(held_out_splits(subjects, settings.test_fraction))
-    # The names of rows in the record: a path may be empty.
+    # Names of rows in the record include the line number, because a path may be empty.
     names = [f"line {line} ({path})" for line, path in zip(sheet.lines, raw_paths, strict=True)]
     faulty: set[int] = set()
 
@@ -166,7 +164,7 @@ def _tolerant_table(root: Path, settings: DataSettings, left_out: LeftOut) -> Ex
 
 @dataclass(frozen=True)
 class _Sheet:
-    """A CSV's columns by name; line numbers count from 1 with the header."""
+    """Columns of a CSV by name; line numbers count from 1, the header."""
 
     name: str
     values: dict[str, list[str]]
@@ -184,7 +182,7 @@ class _Sheet:
         return self.values[name]
 
     def only(self, settings: DataSettings) -> "_Sheet":
-        """The lines of one site, where the sheet is of several."""
+        """Lines of the site that the settings select; all lines without such a setting."""
         if settings.site_column is None:
             return self
         values = self.column(settings.site_column, "data.site_column")
@@ -193,7 +191,7 @@ class _Sheet:
         return _Sheet(self.name, kept, [self.lines[i] for i in own])
 
     def filled(self, name: str, setting: str) -> list[str]:
-        """A column without empty values."""
+        """A column that may have no empty values."""
         values = self.column(name, setting)
         empty = [self.lines[i] for i, value in enumerate(values) if not value]
         if empty:
@@ -205,7 +203,7 @@ class _Sheet:
         return values
 
     def chosen(self, name: str | None, usual: str, setting: str) -> str | None:
-        """The column that the settings name, else the usual one where there is one."""
+        """Name of the column that the settings name, else the usual one if it exists."""
         if name is None:
             return usual if usual in self.values else None
         self.column(name, setting)
@@ -247,7 +245,7 @@ def _read(root: Path, path: Path, name: str) -> _Sheet:
 
 
 def _read_line_by_line(root: Path, path: Path, name: str, left_out: LeftOut) -> _Sheet:
-    """The sheet with damaged lines left out; no line has a say in how another is read.
+    """Read the sheet without its damaged lines; no line affects how another is read.
 
     Raises:
         DataError: if there is no such file, or its header is damaged.
@@ -281,7 +279,7 @@ def _read_line_by_line(root: Path, path: Path, name: str, left_out: LeftOut) -> 
 
 
 def _fields(line: bytes) -> list[str] | None:
-    """The fields of one line, or None if it is damaged."""
+    """Fields of one line; None if it is damaged."""
     try:
         (fields,) = csv.reader([line.rstrip(b"\r").decode("utf-8")], strict=True)
     except (UnicodeDecodeError, ValueError, csv.Error):
@@ -364,12 +362,12 @@ HAM10000_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 def build_ham10000(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """The table of ``images/*.jpg`` beside the published metadata: a manifest, set up.
+    """Build the table of HAM10000 (``images/*.jpg`` and the published metadata) as a manifest.
 
     Args:
-        settings: ``[data]``; the manifest's own settings are not looked at.
-        cache: Handed on.
-        left_out: Handed on.
+        settings: ``[data]``; the settings for manifests are ignored.
+        cache: See :func:`build_table`.
+        left_out: See :func:`build_table`.
 
     Raises:
         ConfigurationError: if no path is given.

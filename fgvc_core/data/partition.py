@@ -1,15 +1,8 @@
-"""Who holds what in a simulation: labelled pictures, the pool, and the sites' names.
+"""Distributes a table's labeled pictures and pool over simulated sites, and names the sites.
 
-Who holds what in a simulation: deal a training split to sites.
-
-The dealing itself is flwr-datasets' (https://flower.ai/docs/datasets/), on a table of
-subjects with one label each, never on pictures: all pictures of a subject follow it, so
-that no subject is at two sites. Rows are shuffled first, because most partitioners cut
-consecutive runs.
-
-Names of simulated sites: they become folder names, on any file system.
-
-Who holds which picture without a label, in a simulation.
+flwr-datasets (https://flower.ai/docs/datasets/) partitions a table of subjects with one label
+each instead of pictures, so that no subject is at two sites. Rows are shuffled first, because
+most partitioners cut consecutive runs.
 """
 
 import re
@@ -35,7 +28,7 @@ _LONGEST = 64
 
 
 def numbered_sites(count: int) -> list[str]:
-    """``site-1`` and so on, padded with zeros so that they sort in order.
+    """Names ``site-1`` and so on, zero-padded so that they sort in order.
 
     >>> numbered_sites(10)[0]
     'site-01'
@@ -45,10 +38,10 @@ def numbered_sites(count: int) -> list[str]:
 
 
 def name_sites_by_value(values: Sequence[str]) -> list[str]:
-    """A distinct name for each of distinct values: the value, where a folder may bear it.
+    """A distinct name for each distinct value, valid as a folder name on any file system.
 
-    Other characters than ASCII letters, digits, dot, underscore and hyphen become
-    hyphens; names that differ in nothing but case, or not at all any more, get a number.
+    Characters other than ASCII letters, digits, dot, underscore and hyphen become hyphens;
+    names that are then equal, ignoring case, get a number.
 
     >>> name_sites_by_value(["Lyon", "upper extremity"])
     ['Lyon', 'upper-extremity']
@@ -80,7 +73,7 @@ _VALUE = "value"
 
 @dataclass(frozen=True)
 class Subjects:
-    """S subjects in a shuffled order: each one's positions, and its commonest label."""
+    """S subjects in shuffled order: positions and most frequent label of each."""
 
     positions: tuple[Positions, ...]
     labels_S: NDArray[np.int64]
@@ -94,29 +87,29 @@ class Subjects:
 def partition(
     table: ExampleTable, settings: PartitionSettings, seed: int
 ) -> dict[str, NDArray[np.int64]]:
-    """Deal the examples of a table to sites; equal arguments, equal dealing.
+    """Distribute the examples of a table over sites, deterministically.
 
-    ``iid`` deals equal numbers of subjects. ``dirichlet`` draws each class's shares from
-    a Dirichlet distribution (Yurochkin et al. 2019, https://arxiv.org/abs/1905.12022).
-    ``pathological`` gives each site ``classes_per_site`` classes, drawn so that all
-    classes are held about equally often (McMahan et al. 2017,
+    ``iid`` gives each site an equal number of subjects. ``dirichlet`` draws each class's
+    shares from a Dirichlet distribution (Yurochkin et al. 2019,
+    https://arxiv.org/abs/1905.12022). ``pathological`` gives each site ``classes_per_site``
+    classes, drawn so that all classes are held about equally often (McMahan et al. 2017,
     https://arxiv.org/abs/1602.05629). ``quantity`` draws the sites' sizes from a
     Dirichlet distribution. ``column`` makes one site of each value of a column
-    (``subject`` is always one). Draws with fewer than ``min_examples`` at a site are
+    (``subject`` is always available). Draws with fewer than ``min_examples`` at a site are
     repeated.
 
     Args:
-        table: The training split; positions in the answer count in it.
+        table: The training split.
         settings: ``[partition]``.
         seed: Any non-negative integer.
 
     Returns:
         Site name (``site-1``..., or made from the column's value) -> int64 sorted
-        positions; the sites part the table: each example is at one of them.
+        positions in ``table``; each example is at exactly one site.
 
     Raises:
         ConfigurationError: for a column that is missing from the recipe or the table, or
-            more classes a site than there are.
+            more classes per site than exist.
         DataError: for more sites than subjects, a class that no site would hold, a
             subject that a column puts at two sites, or too few examples at a site.
     """
@@ -148,7 +141,7 @@ def _group(table: ExampleTable, rng: np.random.Generator, values: Sequence[str] 
     at: dict[str, list[int]] = {}
     for position, subject in enumerate(table.subjects):
         at.setdefault(subject, []).append(position)
-    # Sorted before the shuffle: the dealing depends on who there is, not on file order.
+    # Sorted before the shuffle, so that the result does not depend on file order.
     names = sorted(at)
     shuffled = [names[i] for i in rng.permutation(len(names))]
     labels = table.labels_N.tolist()
@@ -179,7 +172,7 @@ def _dirichlet(subjects: Subjects, settings: PartitionSettings, seed: int) -> li
         num_partitions=settings.sites,
         partition_by=_LABEL,
         alpha=settings.alpha,
-        # Redraws are ours: they count pictures, the partitioner would count subjects.
+        # Redraws are done here, counting pictures; the partitioner would count subjects.
         min_partition_size=0,
         shuffle=False,
         seed=seed,
@@ -196,8 +189,8 @@ def _pathological(subjects: Subjects, settings: PartitionSettings, seed: int) ->
     holds = _class_sets(len(classes), sites, per_site, np.random.default_rng(seed))
     uses_K = np.bincount(np.concatenate(holds), minlength=len(classes))
     _refuse_scarce(uses_K, counts, [subjects.class_names[k] for k in classes], settings)
-    # One shard for each (site, class) pair. The partitioner gives shard p the class
-    # p modulo K; with the often used classes first, that is each class's own number of uses.
+    # One shard for each (site, class) pair. The partitioner gives shard p the class p modulo K:
+    # with the most used classes first, each class gets as many shards as it has uses.
     order = np.argsort(-uses_K, kind="stable")
     rank_K = np.argsort(order)
     rank_S = rank_K[np.searchsorted(classes, subjects.labels_S)]
@@ -228,7 +221,7 @@ def _quantity(subjects: Subjects, settings: PartitionSettings, seed: int) -> lis
     spare = len(subjects) - settings.sites
     shares = rng.dirichlet(np.full(settings.sites, settings.alpha)) * spare
     sizes = np.floor(shares).astype(np.int64)
-    # Largest remainders first, so that the sizes sum up exactly.
+    # Largest remainder method, so that the sizes add up exactly.
     for site in np.argsort(sizes - shares, kind="stable")[: spare - int(sizes.sum())]:
         sizes[site] += 1
     return _run(SizePartitioner((sizes + 1).tolist()), subjects, {})
@@ -289,7 +282,7 @@ def _column(table: ExampleTable, settings: PartitionSettings) -> tuple[str, ...]
 def _run(
     partitioner: "Partitioner", subjects: Subjects, columns: Mapping[str, list[Any]]
 ) -> list[Positions]:
-    """Each partition's positions in the table, sorted."""
+    """Sorted positions in the table, by partition."""
     from datasets import Dataset
 
     partitioner.dataset = Dataset.from_dict({_ROW: list(range(len(subjects))), **columns})
@@ -303,7 +296,7 @@ def _run(
 def _class_sets(
     num_classes: int, sites: int, per_site: int, rng: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """``per_site`` distinct classes for each site; uses of two classes differ by one at most."""
+    """``per_site`` distinct classes for each site; numbers of uses differ by at most one."""
     uses_K = np.zeros(num_classes, dtype=np.int64)
     holds = []
     for _ in range(sites):
@@ -381,20 +374,20 @@ Rows = NDArray[np.int64]
 def deal_pool(
     table: ExampleTable, held: Mapping[str, Rows], settings: PartitionSettings, seed: int
 ) -> dict[str, Rows]:
-    """Deal the pool of a table to sites that hold labelled pictures already.
+    """Distribute the pool of a table over sites that already hold labeled pictures.
 
-    By the partition's column, where it has one, so that a site's pool looks as its labelled
-    pictures do; else equal numbers of subjects, whatever the scheme: classes are not known. A
-    subject in the pool may have labelled pictures at another site.
+    With a partition column, a site's pool has the same column value as its labeled pictures.
+    All other schemes deal equal numbers of subjects, because classes are unknown. A subject
+    in the pool may have labeled pictures at another site.
 
     Args:
         table: The whole table.
-        held: Site name -> positions of its labelled pictures.
+        held: Site name -> positions of its labeled pictures.
         settings: ``[partition]``.
         seed: Any non-negative integer.
 
     Returns:
-        Site name -> int64 sorted positions; together they are the pool. Empty without a pool.
+        Site name -> int64 sorted positions, together the pool. Empty without a pool.
     """
     pool = [i for i, split in enumerate(table.splits) if split == "pool"]
     if not pool:
@@ -413,7 +406,7 @@ def deal_pool(
 def _by_value(
     table: ExampleTable, held: Mapping[str, Rows], settings: PartitionSettings
 ) -> dict[int, str]:
-    """Position -> the site whose labelled pictures have the same value of the column."""
+    """Position -> the site whose labeled pictures have the same value of the column."""
     column = table.columns.get(settings.column or "")
     if settings.scheme != "column" or column is None:
         return {}

@@ -1,4 +1,4 @@
-"""Who holds what, as a picture: sites by classes, a bubble for each count."""
+"""Figure of a partition: an SVG bubble chart of sites by classes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -37,20 +37,20 @@ def draw_partition(
     title: str,
     families: Sequence[tuple[str, int]] = (),
 ) -> str:
-    """An SVG of a partition, readable on a light and on a dark page.
+    """Draw an SVG of a partition, readable on a light and on a dark page.
 
-    Areas of bubbles are proportional to counts; a bar at the right shows each site's
-    total. Each bubble names its count when pointed at.
+    The area of a bubble is proportional to its count, which a tooltip shows; a bar on the
+    right shows each site's total.
 
     Args:
-        counts: Site -> int64 (K,), examples of each class.
+        counts: Site -> int64 (K,), examples per class.
         class_names: K names.
         title: The heading.
-        families: (name, number of classes) of groups that stand side by side, if any: each
-            second one lies on a band, and their names stand below.
+        families: (name, number of classes) of adjacent groups, if any: every second one is on
+            a band, with the names below.
 
     Returns:
-        A complete SVG document with no reference to anything outside.
+        A complete SVG document without external references.
     """
     table_SK = np.array(list(counts.values()), dtype=np.int64)
     sites, classes = table_SK.shape
@@ -168,5 +168,5 @@ def _legend(most: int, left: float, y: float, step: float) -> list[str]:
 
 
 def _radius(count: int, most: int, step: float) -> float:
-    # A single example stays visible beside hundreds.
+    # The minimum keeps a single example visible beside hundreds.
     return max(0.46 * step * float(np.sqrt(count / most)), 1.4)

@@ -1,4 +1,4 @@
-"""A partition by the taxonomy: kin side by side, or examples counted by a coarser level."""
+"""A partition and the taxonomy: related classes side by side, or counts by a coarser level."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,11 @@ Counts = dict[str, NDArray[np.int64]]
 
 
 def at_level(counts: Counts, table: ExampleTable, level: str) -> tuple[Counts, tuple[str, ...]]:
-    """Each site's examples of each group of a level, in the taxonomy's order.
+    """Sum each site's counts by group of a taxonomy level, in the taxonomy's order.
 
     Args:
         counts: Site -> int64 (K,).
-        table: Whose classes and taxonomy they are.
+        table: The table with the classes and the taxonomy.
         level: One of ``table.taxonomy_levels``.
 
     Returns:
@@ -43,7 +43,7 @@ def at_level(counts: Counts, table: ExampleTable, level: str) -> tuple[Counts, t
 
 
 def kin_order(table: ExampleTable) -> list[int]:
-    """Classes so that kin stand together, families in order of their first class."""
+    """Order of the classes with related ones side by side, families by their first class."""
     first: dict[tuple[str, ...], int] = {}
     for k, path in enumerate(table.taxonomy):
         for depth in range(len(path)):
@@ -59,7 +59,7 @@ def kin_order(table: ExampleTable) -> list[int]:
 def families(table: ExampleTable) -> list[tuple[str, int]]:
     """(name, number of classes) of the groups that stand side by side in :func:`kin_order`.
 
-    Of the finest level above the classes that puts some of them together; empty if none does.
+    They are of the finest level above the classes that groups any of them; empty if none does.
     """
     order = kin_order(table)
     for depth in reversed(range(len(table.taxonomy_levels) - 1)):

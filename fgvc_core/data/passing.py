@@ -1,15 +1,15 @@
-"""Faults of the machine, told apart from faults of a picture.
+"""Distinguishes faults of the machine from faults of a picture.
 
-A site that answers under differential privacy takes a picture that cannot be read for none at
-all, and remembers that. It may do so only for what follows from the picture's own file. A disk
-that does not answer, no free file descriptor, no memory: these say nothing of the picture. They
-raise :class:`PassingFault`, nothing is remembered, and the site answers ``unavailable``.
+A site under differential privacy treats an unreadable picture as if it were absent, and
+remembers that. It may do so only for causes in the picture's own file. A disk that does not
+respond, or a lack of file descriptors or memory, says nothing about the picture: it raises
+:class:`PassingFault`, nothing is remembered, and the site answers ``unavailable``.
 
-Lack of memory is the difficult one, because both kinds exist: a damaged header can ask for a
-petabyte, and a decoder that gets no memory may call the picture broken. What decides is whether
-as much memory as any sound picture needs (:data:`DECODING_BYTES`) can be had just after the
-fault. If it can, the picture is decoded once more, and what goes wrong then is its own fault. If
-it cannot, the machine is at fault.
+Lack of memory is ambiguous: a damaged header can ask for a petabyte, and a decoder that gets
+no memory may report a broken picture. Therefore, right after the fault, an allocation of as
+much memory as any sound picture needs (:data:`DECODING_BYTES`) is tried. If it succeeds, the
+picture is decoded once more, and a second error is its own fault; if not, the machine is at
+fault.
 """
 
 import errno
@@ -43,27 +43,27 @@ PASSING = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""Error numbers of the operating system that do not follow from what a file holds."""
+"""Errnos that do not depend on a file's contents."""
 
 DECODING_BYTES = 1024**3
-"""Most memory that decoding one picture within the limits of ``soundness.py`` takes."""
+"""Most memory needed to decode one picture within the limits of ``soundness.py``."""
 
 
 class PassingFault(FieldmarkError):
-    """The machine failed while data were read; whether they are sound is not known."""
+    """The machine failed while reading data; whether the data are sound is unknown."""
 
     exit_code = 3
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error is the machine's, as far as its kind alone tells."""
+    """Whether an error is the machine's fault, judging by its type and errno alone."""
     if isinstance(error, OSError):
         return error.errno in PASSING
     return isinstance(error, (MemoryError, PassingFault))
 
 
 def memory_is_left() -> bool:
-    """Whether the memory for decoding one picture can be had now; it is given back at once."""
+    """Whether the memory to decode one picture can be allocated now; it is freed at once."""
     try:
         np.empty(DECODING_BYTES, dtype=np.uint8)
     except MemoryError:
@@ -72,7 +72,7 @@ def memory_is_left() -> bool:
 
 
 def passing_fault(path: "str | os.PathLike[str]", error: BaseException) -> PassingFault:
-    """The error for a file or folder that could not be read for the machine's reasons."""
+    """Error for a file or folder that the machine failed to read."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return PassingFault(
         f"'{os.fspath(path)}' could not be read just now: {reason}.",
@@ -82,6 +82,6 @@ def passing_fault(path: "str | os.PathLike[str]", error: BaseException) -> Passi
 
 
 def refuse_passing(path: "str | os.PathLike[str]", error: BaseException) -> None:
-    """Raise :class:`PassingFault` if an error over a file or folder is the machine's."""
+    """Raise :class:`PassingFault` if an error on a file or folder is the machine's fault."""
     if is_passing(error):
         raise passing_fault(path, error) from error

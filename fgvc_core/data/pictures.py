@@ -1,8 +1,8 @@
-"""Decoded pictures of a table, ready to batch: each one is decoded once, ever.
+"""Decoded pictures of a table, ready for batches: each picture is decoded only once.
 
-With a cache folder they lie in one uint8 array on disk that every process maps into
-memory, so that workers share the pages. Its name is a digest of every picture's content,
-in order, and of how they were cut: other pictures, or another order, are another file.
+With a cache folder they are in one uint8 array on disk that every process maps into memory, so
+that workers share the pages. The file's name is a digest of all pictures' contents, in order,
+and of the crop, so other pictures or another order make another file.
 """
 
 import errno
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 Pictures = NDArray[np.uint8] | list[NDArray[np.uint8]]
-"""N pictures (size, size, 3), as one array or one by one."""
+"""N pictures (size, size, 3), as one array or as a list."""
 
 _VERSION = b"fieldmark pictures 1"
 
@@ -38,25 +38,25 @@ _VERSION = b"fieldmark pictures 1"
 class PictureBank:
     """N pictures as squares of one size, by position in a table.
 
-    Pickled banks with a cache carry the file's path and map it again.
+    A pickled bank with a cache carries only the file's path and maps it again.
 
     Args:
         table: The examples, N of them.
         size: Side of the squares in pixels.
-        crop: Share of the short side that the square keeps, above 0 to 1: the short side
-            becomes ``round(size / crop)`` pixels, then the centre is cut out.
+        crop: Share of the short side that the square keeps, above 0 to 1: the short side is
+            resized to ``round(size / crop)`` pixels, then the center is cut out.
         interpolation: ``bilinear`` or ``bicubic``.
-        cache: Folder under which ``pictures/<key>.npy`` is kept; without one the pictures
-            stay in this process's memory.
-        tolerant: Keep a picture that cannot be read as a black one, and name it in
-            ``faults``, instead of raising.
+        cache: Folder for ``pictures/<key>.npy``; without one the pictures stay in this
+            process's memory.
+        tolerant: Replace an unreadable picture by a black one, and record it in ``faults``,
+            instead of raising.
 
     Attributes:
-        faults: Position -> what is wrong with the picture there; empty unless ``tolerant``.
+        faults: Position -> the picture's fault; empty unless ``tolerant``.
 
     Raises:
-        DataError: if pictures are missing or damaged (naming the first few and how
-            many), or the cache's disk is full.
+        DataError: if pictures are missing or damaged (naming the first few and their
+            number), or the cache's disk is full.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class PictureBank:
         """The pictures at B positions of the table.
 
         Args:
-            positions: B positions, 0 to N-1, in any order, with or without repeats.
+            positions: B positions, 0 to N-1, in any order; repeats are allowed.
 
         Returns:
-            uint8 (B, 3, size, size) on the CPU, contiguous, the caller's own.
+            uint8 (B, 3, size, size) on the CPU, contiguous, a copy.
         """
         import torch
 
@@ -111,7 +111,7 @@ class PictureBank:
         return torch.from_numpy(chosen_BHWC).permute(0, 3, 1, 2).contiguous()
 
     def take(self, positions: Sequence[int] | NDArray[np.int64]) -> "PictureBank":
-        """The bank of the pictures at these positions; it shares what is decoded."""
+        """Bank of the pictures at these positions; it shares the decoded pixels."""
         at = np.asarray(positions, dtype=np.int64)
         part = copy(self)
         part._index = at if self._index is None else self._index[at]
@@ -132,15 +132,15 @@ class PictureBank:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         if self._path is not None or self._ready_table is not None:
-            # Mapped memory pickles as all of its pixels; where it comes from is enough.
+            # A memory map would pickle all its pixels; the path is enough.
             state["_pictures"] = None
         return state
 
 
 def _ready(table: ExampleTable, size: int) -> list[NDArray[np.uint8]] | None:
-    """The table's pictures, if its source maps them from disk as they are wanted.
+    """The table's pictures if its source already maps them from disk, else None.
 
-    The embedded set does: its own cache is already what a bank would write.
+    The embedded set does: its own cache equals what a bank would write.
     """
     if not len(table) or isinstance(table.source, FileSource):
         return None
@@ -165,10 +165,10 @@ def _is_mapped(array: NDArray[np.uint8]) -> bool:
 def _cached(
     table: ExampleTable, size: int, crop: float, interpolation: str, folder: Path, tolerant: bool
 ) -> tuple[Path, dict[int, str]]:
-    """The table's file in the cache and its faults; made if it is not there, by one at a time.
+    """Path of the table's file in the cache and its faults; one process makes it if missing.
 
-    What cannot be read follows from the contents, which the file's name is a digest of: a
-    tolerant bank's faults are kept beside it, under a name that no strict bank looks for.
+    Faults depend on the pictures' contents, of which the file's name is a digest: those of a
+    tolerant bank are kept next to it, under a name that strict banks never look for.
     """
     shape = (len(table), size, size, 3)
     stem = _key(table, size, crop, interpolation)
@@ -251,7 +251,7 @@ def _key(table: ExampleTable, size: int, crop: float, interpolation: str) -> str
 
 
 def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether the file is there, with the shape that its name promises, to its last byte."""
+    """Whether the file exists and has the expected shape and full length."""
     try:
         found = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -260,9 +260,9 @@ def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.uint8]]":
-    """A new .npy file of the given shape whose blocks the disk has already granted.
+    """Create a .npy file of the given shape with its disk blocks allocated.
 
-    Without the grant a full disk shows as a bus error on the first write to a page.
+    Without the allocation, a full disk causes a bus error on the first write to a page.
     """
     make_private(path)
     pictures_NHWC = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
@@ -273,7 +273,7 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.
         except OSError as error:
             if error.errno in FULL:
                 raise
-            # Else this file system cannot grant blocks ahead; it may still have them.
+            # Else this file system cannot preallocate blocks; it may still have space.
     return pictures_NHWC
 
 
@@ -284,7 +284,7 @@ def _decode_into(
     interpolation: str,
     tolerant: bool = False,
 ) -> dict[int, str]:
-    """Decode all pictures; returns what is wrong with some of them, or raises it."""
+    """Decode all pictures; return the faults if ``tolerant``, else raise."""
     from fgvc_core.data.transforms import square
 
     size = pictures_NHWC.shape[1]

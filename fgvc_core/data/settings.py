@@ -11,13 +11,13 @@ from fgvc_core.registry import OpenSettings, Registry
 
 
 class DataSettings(OpenSettings):
-    """Which pictures, at what size, with which class names."""
+    """The data set, its picture size and its class names."""
 
     chosen = {"name": DATA_SETS}  # noqa: RUF012
 
     @classmethod
     def missing(cls, values: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], str]]:
-        """None: a site reads its own data, whichever set the coordinator names."""
+        """Nothing: a site reads its own data, whichever data set the coordinator names."""
         return iter(())
 
     name: str = Field(
@@ -145,7 +145,7 @@ class DataSettings(OpenSettings):
 
 
 class PartitionSettings(OpenSettings):
-    """Who holds what, in a simulation."""
+    """Distribution of the data over the sites of a simulation."""
 
     chosen = {"scheme": PARTITIONERS}  # noqa: RUF012
 
@@ -181,7 +181,7 @@ class PartitionSettings(OpenSettings):
 
 
 class AugmentSettings(OpenSettings):
-    """Random views of a training picture. Validation and test see none of this."""
+    """Random augmentation of training pictures; validation and test are not augmented."""
 
     added = AUGMENTATIONS
 

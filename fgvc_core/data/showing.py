@@ -1,4 +1,4 @@
-"""What ``fieldmark data`` shows on a terminal: a check's findings, a partition."""
+"""Terminal output of ``fieldmark data``: the findings of a check, and a partition."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _FEW = 12
 
 
 def show_check(report: CheckReport, console: Console, published: str = "") -> None:
-    """Counts by class and split, what was published, then faults and notes."""
+    """Print counts by class and split, the published counts, then faults and notes."""
     splits = [split for split, count in report.splits.items() if count]
     table = Table(title=f"{report.examples:,} examples of {report.subjects:,} subjects")
     table.add_column("class")
@@ -50,14 +50,14 @@ def show_partition(
     title: str,
     console: Console,
 ) -> None:
-    """One row a site: how much it holds, and how it is spread over the classes.
+    """Print one row per site: its size and its distribution over the classes.
 
     Args:
-        counts: Site -> int64 (K,), examples of each class.
+        counts: Site -> int64 (K,), examples per class.
         subjects: Site -> number of subjects.
         class_names: K names.
         title: The heading.
-        console: Where it is printed.
+        console: The console to print to.
     """
     shown = dict(list(counts.items())[:_MOST_ROWS])
     columns = [("examples", [f"{int(counts_K.sum()):,}" for counts_K in shown.values()])]
@@ -94,7 +94,7 @@ def show_partition(
 
 
 def _strip(counts_K: NDArray[np.int64], most: int) -> str:
-    """One sign a class: a dot for none, else a bar as high as its count."""
+    """One character per class: a dot for zero, else a bar as high as its count."""
     return "".join(
         _LEVELS[min(count * len(_LEVELS) // (most + 1), len(_LEVELS) - 1)] if count else "·"
         for count in counts_K.tolist()

@@ -1,8 +1,7 @@
-"""What is refused before a picture is opened or decoded: strangers' files are not trusted.
+"""Checks of a file before it is opened or decoded, because data trees are not trusted.
 
-A data tree may have been unpacked from an archive that somebody else made. A link can lead
-to any file of the machine, a few kilobytes can unfold into gigabytes, and what is called a
-picture may be a pipe that never ends.
+A tree may come from an archive of another party: a link can lead to any file of the
+machine, a few kilobytes can unpack to gigabytes, and a "picture" may be a pipe that never ends.
 """
 
 import os
@@ -14,51 +13,51 @@ from PIL import Image
 from fgvc_core.errors import DataError
 
 MAX_PIXELS = 64_000_000
-"""Most pixels that a picture may unfold into.
+"""Most pixels of a picture.
 
-Decoding one then takes at most 1.03 GB. Measured with Pillow 13 above an idle process, in bytes of
-memory for each pixel, of black pictures: WebP 16, progressive CMYK JPEG 12, turned PNG and TIFF of
-one strip 8, all others 7.4. What ``passing.py`` asks for is that much.
+Decoding one takes at most 1.03 GB: measured with Pillow 13 on black pictures, above an idle
+process, in bytes per pixel: WebP 16, progressive CMYK JPEG 12, rotated PNG and TIFF of one
+strip 8, all others 7.4. ``passing.py`` tests whether that much memory is available.
 """
 
 MAX_SIDE = 30_000
 """Longest side of a picture, in pixels."""
 
 MAX_FILE_BYTES = 512 * 1024**2
-"""Longest file that is read as one picture."""
+"""Largest file that is read as one picture."""
 
 MAX_LIST_BYTES = 1024**3
-"""Longest manifest or other list that is read: some ten million lines."""
+"""Largest manifest or other list that is read: about ten million lines."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""The decoders that a file may reach, whatever its name ends in."""
+"""The only decoders that may be used, whatever a file's extension."""
 
 
 def refuse_unsound_list(root: Path, path: Path) -> None:
-    """The same for a manifest or another list of a tree, whose reading would never end.
+    """Refuse a manifest or other list outside the tree, not a regular file, or too large.
 
     Args:
         root: The tree's root.
         path: The list.
 
     Raises:
-        DataError: naming the list and what is wrong with it.
-        FileNotFoundError: if there is none.
+        DataError: naming the list and the fault.
+        FileNotFoundError: if it does not exist.
         OSError: if its folder cannot be read.
     """
     _refuse_unsound(os.path.realpath(root), path, "list", MAX_LIST_BYTES)
 
 
 def refuse_unsound_file(root: str, path: Path) -> None:
-    """Refuse a path that leaves the tree, is no plain file, or is absurdly long.
+    """Refuse a picture outside the tree, not a regular file, or too large.
 
     Args:
-        root: The tree's root with every link resolved.
+        root: The tree's root with all links resolved.
         path: The picture.
 
     Raises:
-        DataError: naming the picture and what is wrong with it.
-        FileNotFoundError: if there is none.
+        DataError: naming the picture and the fault.
+        FileNotFoundError: if it does not exist.
         OSError: if its folder cannot be read.
     """
     _refuse_unsound(root, path, "picture", MAX_FILE_BYTES)
@@ -90,7 +89,7 @@ def _refuse_unsound(root: str, path: Path, what: str, most: int) -> None:
 
 
 def refuse_absurd_size(path: Path, image: Image.Image) -> None:
-    """Refuse a picture by the size that its header states, before a pixel is decoded.
+    """Refuse a picture by the size in its header, before decoding any pixel.
 
     Raises:
         DataError: for a side of 0 or over ``MAX_SIDE``, or more than ``MAX_PIXELS``.

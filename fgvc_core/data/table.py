@@ -1,14 +1,10 @@
-"""The table of examples that every data set makes, and its splits.
+"""The table of examples that every data set produces, and its splits.
 
-The table of examples: what every data set hands to the rest of Fieldmark.
+Shapes: N examples, K classes, A attributes, P parts, L taxonomy levels.
 
-Shapes: N examples, K classes, A attributes, P parts, L levels of the taxonomy.
-
-Which side of a split a subject falls on: a keyed hash of its id and nothing else.
-
-Because a side depends on no other subject, adding or removing one subject moves no
-other: what differential privacy needs of a validation split, and what keeps a test
-split stable while a data set grows.
+A keyed hash of a subject's id alone decides its split, so adding or removing one subject
+moves no other. Differential privacy needs this of the validation split, and it keeps the
+test split stable while a data set grows.
 """
 
 import hashlib
@@ -27,51 +23,51 @@ UNLABELLED = -1
 
 
 class PictureSource(Protocol):
-    """Where a table's pictures come from."""
+    """Source of a table's pictures."""
 
     def picture(self, row: int, size: int | None = None) -> NDArray[np.uint8]:
         """One picture as RGB.
 
         Args:
-            row: The row of the *source* (not of a sub-table), 0 to the source's length.
-            size: If given, the picture may be decoded at any resolution whose short
-                side is at least this many pixels (a draft decode saves most of the time).
+            row: Row in the *source* (not in a sub-table), from 0.
+            size: If given, the picture may be decoded at any resolution with a short side of
+                at least this many pixels (a draft decode saves most of the time).
 
         Returns:
             uint8 of shape (height, width, 3).
 
         Raises:
-            DataError: if the picture is missing or damaged, naming it.
+            DataError: naming the picture, if it is missing or damaged.
         """
         ...
 
     def content_key(self, row: int) -> bytes:
-        """A digest (32 bytes) of the picture's content: equal pictures, equal keys."""
+        """Digest (32 bytes) of the picture's content; equal pictures have equal digests."""
         ...
 
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """Examples with labels and everything known about them; pictures are fetched on demand.
+    """Examples with labels and metadata; pictures are loaded on demand.
 
     A sub-table made by ``take`` shares the source and keeps its rows in ``rows``.
 
     Attributes:
-        source: Where the pictures are.
+        source: Source of the pictures.
         rows: int64 (N,), each example's row in the source.
         ids: N stable names (a path relative to the root, or a generated name).
-        labels_N: int64 (N,), 0..K-1, or -1 where unlabelled.
+        labels_N: int64 (N,), 0..K-1, or -1 if unlabeled.
         splits: N of "train", "test", "pool".
-        subjects: N subject ids (equal ids: one animal, patient, lesion); a table without
-            subjects repeats ``ids``.
+        subjects: N subject ids (equal ids: one animal, patient, lesion); equal to ``ids`` in a
+            table without subjects.
         class_names: K names in label order.
         columns: Further columns by name, each N strings (for instance "site", "camera").
         taxonomy: K tuples of L names from coarse to fine, ending in the class; empty if none.
         taxonomy_levels: L names of the levels, for instance ("order", "family", "species").
         attributes_KA: float32 (K, A) class attributes in 0..1, or None.
         attribute_names: A names.
-        parts_NP3: float32 (N, P, 3): x and y as fractions of width and height, and 1 where
-            visible, 0 where hidden; or None.
+        parts_NP3: float32 (N, P, 3): x and y as fractions of width and height, and 1 if
+            visible, 0 if hidden; or None.
         part_names: P names.
         boxes_N4: float32 (N, 4): x, y, width, height as fractions; or None.
     """
@@ -97,11 +93,11 @@ class ExampleTable:
 
     @property
     def num_classes(self) -> int:
-        """K, the number of classes."""
+        """K."""
         return len(self.class_names)
 
     def take(self, index: Sequence[int] | NDArray[np.int64]) -> "ExampleTable":
-        """The sub-table of the given positions, in their order."""
+        """Sub-table of the given positions, in their order."""
         index_M = np.asarray(index, dtype=np.int64)
         at = index_M.tolist()
         return replace(
@@ -117,7 +113,7 @@ class ExampleTable:
         )
 
     def where(self, split: Split) -> "ExampleTable":
-        """The sub-table of one split, in table order."""
+        """Sub-table of one split, in table order."""
         return self.take([i for i, s in enumerate(self.splits) if s == split])
 
     def unlabelled(self) -> list[str]:
@@ -126,53 +122,52 @@ class ExampleTable:
         return [self.ids[i] for i in np.flatnonzero(bare_N) if self.splits[i] != "pool"]
 
     def class_counts_K(self) -> NDArray[np.int64]:
-        """int64 (K,), how many labelled examples each class has."""
+        """int64 (K,), number of labeled examples per class."""
         return np.bincount(self.labels_N[self.labels_N >= 0], minlength=self.num_classes)
 
     def picture(self, position: int, size: int | None = None) -> NDArray[np.uint8]:
-        """The picture at a position of *this* table: uint8 (height, width, 3)."""
+        """Picture at a position of *this* table: uint8 (height, width, 3)."""
         return self.source.picture(int(self.rows[position]), size)
 
     def content_key(self, position: int) -> bytes:
-        """The content digest of the picture at a position of this table."""
+        """Content digest of the picture at a position of this table."""
         return self.source.content_key(int(self.rows[position]))
 
 
-# Public on purpose: whoever has the same pictures must get the same test split.
+# Public on purpose: equal pictures must give an equal test split on every machine.
 _TEST_KEY = b"fieldmark test split"
 
 
 def unit_interval(name: str, key: bytes) -> float:
-    """A number in [0, 1) from a keyed BLAKE2b hash (RFC 7693) of a name.
+    """Number in [0, 1) from a keyed BLAKE2b hash (RFC 7693) of a name.
 
     Args:
         name: The subject's id.
-        key: 1 to 64 bytes; secret where the side itself must not be guessed.
+        key: 1 to 64 bytes; secret if nobody may guess the subject's split.
 
     Raises:
         ValueError: if the key is empty or longer than 64 bytes.
     """
     if not 1 <= len(key) <= hashlib.blake2b.MAX_KEY_SIZE:
         raise ValueError(f"a split's key has 1 to 64 bytes, not {len(key)}")
-    # A file's name may hold bytes that are no text; Python carries them as lone surrogates.
+    # Bytes of a file name that are not UTF-8 arrive as lone surrogates.
     text = name.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(text, key=key, digest_size=8).digest()
-    # 53 bits are what a float holds exactly, so that 1.0 cannot come out.
+    # A float holds 53 bits exactly, so the result is never rounded to 1.0.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 def validation_mask(table: ExampleTable, fraction: float, key: bytes) -> NDArray[np.bool_]:
-    """Which examples are kept for validation; all pictures of a subject on one side.
+    """Select examples for validation; all pictures of a subject stay together.
 
-    Each subject falls on the validation side with probability ``fraction``,
-    independently. A site with few subjects may therefore have an empty validation
-    (or, rarely, an empty training) side: moving a subject to fill it would make one
-    subject's side depend on another's.
+    Each subject is selected with probability ``fraction``, independently. A site with few
+    subjects may therefore have an empty validation split (or, rarely, an empty training
+    split): moving a subject to fill it would make one subject's split depend on another's.
 
     Args:
         table: The site's training examples.
         fraction: Expected share of subjects, 0 to 1.
-        key: The site's own key, 1 to 64 bytes.
+        key: The site's secret key, 1 to 64 bytes.
 
     Returns:
         bool (N,), True for validation.
@@ -181,25 +176,25 @@ def validation_mask(table: ExampleTable, fraction: float, key: bytes) -> NDArray
 
 
 def held_out_splits(subjects: Sequence[str], fraction: float) -> tuple[Split, ...]:
-    """Train or test for each example of a data set that publishes no split.
+    """Assign train or test to each example of a data set without a published split.
 
     Args:
         subjects: N subject ids.
         fraction: Expected share of subjects in the test split, 0 to 1.
 
     Returns:
-        N of "train" or "test", equal for equal subjects, on every machine.
+        N of "train" or "test", equal for equal subjects and on every machine.
     """
     mask_N = held_names(subjects, fraction, _TEST_KEY)
     return tuple("test" if held else "train" for held in mask_N)
 
 
 def held_names(names: Sequence[str], fraction: float, key: bytes) -> NDArray[np.bool_]:
-    """Which of N examples are held out: all of one name, or none of it.
+    """Select held-out examples, bool (N,): all examples of a name, or none.
 
     Args:
-        names: N subject ids, or names of protected units.
-        fraction: Probability of each name, independently of all others.
+        names: N subject ids, or names of privacy units.
+        fraction: Probability for each name, independent of all others.
         key: 1 to 64 bytes.
     """
     side = {name: unit_interval(name, key) < fraction for name in set(names)}

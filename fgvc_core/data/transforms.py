@@ -1,38 +1,23 @@
-"""Views of a picture: the model's square, augmentation, mixing, and views without labels.
+"""Picture transforms: the model's square, augmentation, mixing, and views for self-supervision.
 
-Views of a picture: the square that a model sees, and random variations of it in training.
+torchvision's v2 transforms draw once for a whole batch and take no generator. Applied to each
+picture (affine, flip, color jitter) they cost 0.46 ms per picture on tensors and 0.30 ms on
+Pillow pictures, at 64 px on one thread; the batched arithmetic below costs 0.25 ms on a batch
+of 32, a tenth of the smallest network's step (2.7 ms).
 
-torchvision's v2 transforms draw once for a whole batch and take no generator. Called for
-each picture (affine, flip, colour jitter) they cost 0.46 ms a picture on tensors and 0.30 ms
-on Pillow pictures, at 64 px on one thread; the arithmetic below, on a batch of 32 at once,
-costs 0.25 ms, a tenth of the smallest network's whole step (2.7 ms).
+Sources, and where each can harm fine-grained classes:
 
-Random erasing: a rectangle of a training picture becomes noise.
-
-Zhong et al. 2020, "Random Erasing Data Augmentation", section 3,
-https://arxiv.org/abs/1708.04896: it stands for occlusion. torchvision's own draws one rectangle
-for a whole batch. A warning: where classes differ in one small mark, the mark is what is erased.
-
-TrivialAugment: one random operation at a random strength for each picture.
-
-Müller and Hutter 2021, https://arxiv.org/abs/2103.10158, torchvision's ``TrivialAugmentWide``. It
-takes the place of tuned rotation, zoom and colour. Cost: about a millisecond a picture at 64 px.
-A warning: solarising and posterising change colours that may be the mark itself.
-
-Mixing two pictures and their labels.
-
-Mixup: Zhang et al. 2018, https://arxiv.org/abs/1710.09412. CutMix: Yun et al. 2019,
-https://arxiv.org/abs/1905.04899. Both torchvision's, each picture with its neighbour in the
-(shuffled) batch. A mixed picture belongs to two examples at once: under differential privacy, where
-one example's part must be bounded, mixing is refused. A warning: for classes that differ in
-one small part, pasting over that part leaves a wrong label; few epochs do not pay for it.
-
-Two random views of one picture, for learning without labels.
-
-Random cropping and colour are what such methods live on (Chen et al. 2020, section 3,
-https://arxiv.org/abs/2002.05709). A warning for fine-grained classes: a backbone learns not to
-see what views differ in. Strong colour hides the marks that are colours, small crops cut off the
-part that tells, so the defaults are milder than those for ImageNet.
+- Random erasing: Zhong et al. 2020, section 3, https://arxiv.org/abs/1708.04896, for occlusion.
+  It may erase the one small mark that distinguishes two classes.
+- TrivialAugment: Müller and Hutter 2021, https://arxiv.org/abs/2103.10158, as torchvision's
+  ``TrivialAugmentWide``: replaces tuned rotation, zoom and color at about a millisecond per
+  picture at 64 px. Solarize and posterize change colors that may be the mark.
+- Mixup: Zhang et al. 2018, https://arxiv.org/abs/1710.09412. CutMix: Yun et al. 2019,
+  https://arxiv.org/abs/1905.04899. Both are torchvision's and pair neighbors in the (shuffled)
+  batch. Differential privacy refuses them, because a mixed picture belongs to two examples.
+  Pasting over the part that matters leaves a wrong label.
+- Views: Chen et al. 2020, section 3, https://arxiv.org/abs/2002.05709. A backbone learns to
+  ignore what views differ in, so the defaults are milder than those for ImageNet.
 """
 
 import math
@@ -55,24 +40,23 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
-# Squares' worth of pixels that a resized picture may have before it is cut.
+# Most pixels of a resized picture before it is cut, in squares of the output size.
 _ROOM = 4
 
-# Pixels of a picture that a square shows at least: what float32 still tells apart.
+# Fewest pixels of a picture that a square shows; float32 cannot resolve less.
 _NARROWEST = 1 / 16
 
-# ITU-R BT.601 luma, as Pillow and torchvision use it.
+# ITU-R BT.601 luma weights, as in Pillow and torchvision.
 _LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
 
 def placement(
     height: int, width: int, size: int, crop: float = 1.0
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where a picture lies when :func:`square` looks at it.
+    """Geometry of :func:`square` for a picture of a given size.
 
     Returns:
-        (width, height) that it is resized to, and (left, top) of the square cut out of that,
-        all in pixels.
+        (width, height) of the resized picture, and (left, top) of the square in it, in pixels.
     """
     scale = round(size / crop) / min(height, width)
     target = (max(round(width * scale), size), max(round(height * scale), size))
@@ -82,19 +66,19 @@ def placement(
 def square(
     picture_HWC: NDArray[np.uint8], size: int, crop: float = 1.0, interpolation: str = "bilinear"
 ) -> NDArray[np.uint8]:
-    """The centre square of a picture.
+    """Center square of a picture.
 
     The whole picture is resized and then cut, unless that takes more pixels than the picture has
     and more than four squares. Of a long thin picture only the middle is resized: 30,000 x 1
-    pixels would become 30,000 x ``size`` times ``size``. Both ways agree to two levels of 255:
-    Pillow keeps corners as float32, which moves a value by about 0.001 level, and it rounds to
-    whole levels after each direction, so that a value near a half can turn over twice.
+    pixels would become 30,000 x ``size`` times ``size``. Both ways agree within two levels of
+    255: Pillow stores corners as float32, which moves a value by about 0.001 level, and rounds
+    to whole levels after each axis, so that a value near a half can round differently twice.
 
     Args:
         picture_HWC: uint8 (height, width, 3).
         size: Side of the result, in pixels.
-        crop: The short side is resized to ``size / crop`` first, 0 to 1.
-        interpolation: ``bilinear`` or ``bicubic``, both with anti-aliasing.
+        crop: The short side is first resized to ``size / crop`` pixels; above 0 to 1.
+        interpolation: ``bilinear`` or ``bicubic``, both with antialiasing.
 
     Returns:
         uint8 (size, size, 3).
@@ -107,7 +91,7 @@ def square(
     if target[0] * target[1] <= max(_ROOM * size * size, height * width):
         resized = image.resize(target, _FILTERS[interpolation])
         return np.asarray(resized.crop((left, top, left + size, top + size)))
-    # Across first, as Pillow itself does: bicubic overshoots are cut off between the two.
+    # Horizontal first, like Pillow: bicubic overshoot is clipped between the two axes.
     for axis in (0, 1):
         image = _middle(image, axis, target[axis], (left, top)[axis], size, interpolation)
     return np.asarray(image)
@@ -123,8 +107,8 @@ def _middle(
     if high - low < _NARROWEST:
         low = min(max((low + high - _NARROWEST) / 2, 0.0), length - _NARROWEST)
         high = low + _NARROWEST
-    # A filter reaches two pixels, of the picture or of the result, whichever are larger. Pillow
-    # keeps corners as float32, so that they count from a whole pixel near by.
+    # The filter's support is two pixels of the picture or the result, whichever is larger.
+    # Pillow stores corners as float32: cropping first keeps them small, hence precise.
     reach = math.ceil(2 * max(step, 1.0)) + 1
     first, last = max(math.floor(low) - reach, 0), min(math.ceil(high) + reach, length)
     shape, part, region = list(image.size), [0, 0, *image.size], [0.0, 0.0, *map(float, image.size)]
@@ -137,11 +121,7 @@ def _middle(
 
 
 class Augment:
-    """Random rotation, zoom, flip and colour, drawn for each picture on its own.
-
-    Args:
-        settings: How far each may go.
-    """
+    """Random rotation, zoom, flip and color, drawn separately for each picture."""
 
     def __init__(self, settings: AugmentSettings) -> None:
         self._settings = settings
@@ -151,7 +131,7 @@ class Augment:
         self._last = [_view(name, settings) for name in names]
 
     def __call__(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """uint8 (N, 3, S, S) to the same; equal generators give equal views."""
+        """Augment uint8 (N, 3, S, S); equal generators give equal views."""
         if not len(images_NCHW):
             return images_NCHW
         for view in self._first:
@@ -171,7 +151,7 @@ class Augment:
             return images_NCHW
         sign_N = torch.where(mirrored_N & settings.flip, -1.0, 1.0)
         theta_N23 = torch.zeros(count, 2, 3)
-        # Output coordinates to input coordinates: a zoom in samples a smaller square.
+        # From output to input coordinates, so zooming in samples a smaller square.
         theta_N23[:, 0, 0] = torch.cos(angle_N) / zoom_N * sign_N
         theta_N23[:, 0, 1] = -torch.sin(angle_N) / zoom_N
         theta_N23[:, 1, 0] = torch.sin(angle_N) / zoom_N * sign_N
@@ -187,14 +167,14 @@ class Augment:
         bright_N111, contrast_N111, colour_N111 = factors_3N111
         images_NCHW = images_NCHW * bright_N111
         grey_N1HW = (images_NCHW * _LUMA).sum(dim=1, keepdim=True)
-        # Saturation blends with grey, contrast with the mean grey: one sum for both.
+        # Saturation blends with gray, contrast with the mean gray: one sum for both.
         mean_N111 = grey_N1HW.mean(dim=(2, 3), keepdim=True)
         images_NCHW = grey_N1HW + (images_NCHW - grey_N1HW) * colour_N111
         return mean_N111 + (images_NCHW - mean_N111) * contrast_N111
 
 
 View = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-"""uint8 (N, 3, S, S) to the same; equal generators give equal views."""
+"""Maps uint8 (N, 3, S, S) to the same shape; equal generators give equal views."""
 
 
 def _view(name: str, settings: AugmentSettings) -> View:
@@ -214,7 +194,7 @@ def _erasing(settings: AugmentSettings) -> View:
 
 
 def augmentation_refusal(settings: AugmentSettings) -> PolicyRefusal | None:
-    """Why differential privacy cannot bound what ``[augment]`` makes; None if it can."""
+    """Why differential privacy does not allow ``[augment]``; None if it does."""
     coupled = ["mix"] if settings.mix != "none" else []
     for name in settings.tables():
         if getattr(_view(name, settings), "couples_examples", False):
@@ -233,21 +213,21 @@ def _between(low: float, high: float, count: int, generator: torch.Generator) ->
 
 
 AREA = (0.02, 0.2)
-"""Share of the picture that is erased; the paper goes to 0.4, too much for small marks."""
+"""Share of the picture that is erased; the paper's 0.4 is too much for small marks."""
 
 ASPECT = (0.3, 3.3)
 
 
 def erase(images_NCHW: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Erase one rectangle each in about a share of the pictures.
+    """Replace a random rectangle by noise in about a share of the pictures.
 
     Args:
         images_NCHW: uint8 (N, C, H, W).
         share: Probability for each picture, 0 to 1.
-        generator: The only source of what is drawn.
+        generator: The only source of randomness.
 
     Returns:
-        The same shape and type, the caller's own.
+        A copy of the same shape and type.
     """
     count, channels, height, width = images_NCHW.shape
     drawn_5N = torch.rand(5, count, generator=generator)
@@ -271,7 +251,7 @@ def erase(images_NCHW: torch.Tensor, share: float, generator: torch.Generator) -
 
 
 def trivial(images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """uint8 (N, 3, S, S) to the same; equal generators give equal views."""
+    """Apply one random operation per picture of uint8 (N, 3, S, S), determined by the generator."""
     change = v2.TrivialAugmentWide()
     with torch.random.fork_rng(devices=[]):
         # torchvision draws from the global generator and takes no other.
@@ -287,11 +267,11 @@ Mix = Literal["none", "mixup", "cutmix", "both"]
 
 
 class Mixing:
-    """Mixes whole batches.
+    """Mixes whole batches with mixup or CutMix.
 
     Args:
         kind: ``both`` draws one of the two for each batch.
-        alpha: Of the Beta distribution that the share comes from.
+        alpha: Both parameters of the Beta distribution of the mixing ratio.
         share: Probability that a batch is mixed, 0 to 1.
         num_classes: K.
     """
@@ -304,15 +284,15 @@ class Mixing:
     def __call__(
         self, images_NCHW: torch.Tensor, labels_N: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pictures and labels, mixed or as they are.
+        """Mix a batch, or return it unchanged.
 
         Args:
             images_NCHW: uint8 (N, 3, S, S).
             labels_N: int64 (N,).
-            generator: The only source of what is drawn.
+            generator: The only source of randomness.
 
         Returns:
-            Pictures (float where mixed), and labels (N,) or shares of the classes (N, K).
+            Pictures (float if mixed), and labels (N,) or class shares (N, K).
         """
         if not self._ways or len(labels_N) < 2:
             return images_NCHW, labels_N
@@ -332,13 +312,13 @@ _ASPECT = math.log(4 / 3)
 
 
 class RandomViews:
-    """Random crop, mirror, rotation, colour and grey, drawn for each picture on its own.
+    """Random crop, mirror, rotation, color and gray, drawn separately for each picture.
 
     Args:
         crop: Smallest share of the area that a view shows, above 0 to 1.
         rotation: Largest rotation either way, in degrees.
         color: Largest relative change of brightness, contrast and saturation, 0 to 1.
-        grey: Share of views without colour, 0 to 1.
+        grey: Share of views without color, 0 to 1.
     """
 
     def __init__(self, crop: float, rotation: float, color: float, grey: float) -> None:
@@ -347,7 +327,7 @@ class RandomViews:
         self._vary = Augment(AugmentSettings(rotation=rotation, zoom=0.0, flip=True, color=color))
 
     def __call__(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """uint8 (N, 3, S, S) to the same; equal generators give equal views."""
+        """One random view per picture of uint8 (N, 3, S, S); equal generators give equal views."""
         if not len(images_NCHW):
             return images_NCHW
         cropped_NCHW = self._cut(images_NCHW, generator)
@@ -365,7 +345,7 @@ class RandomViews:
         wide_N = (area_N * aspect_N).sqrt().clamp(max=1.0)
         tall_N = (area_N / aspect_N).sqrt().clamp(max=1.0)
         theta_N23 = torch.zeros(len(images_NCHW), 2, 3)
-        # In affine_grid's coordinates a picture reaches from -1 to 1.
+        # In affine_grid's coordinates a picture extends from -1 to 1.
         theta_N23[:, 0, 0], theta_N23[:, 1, 1] = wide_N, tall_N
         theta_N23[:, 0, 2] = (1 - wide_N) * (2 * drawn_4N[2] - 1)
         theta_N23[:, 1, 2] = (1 - tall_N) * (2 * drawn_4N[3] - 1)

@@ -1,4 +1,4 @@
-"""A table written as a tree of files that both ``folder`` and ``manifest`` read."""
+"""Writes a table as a tree of files that both ``folder`` and ``manifest`` can read."""
 
 import csv
 import json
@@ -18,16 +18,16 @@ _TELL_EVERY = 25
 
 
 def write_tree(table: ExampleTable, folder: Path, tell: Tell | None = None) -> None:
-    """Write pictures as PNG in ``SPLIT/CLASS/`` (the pool: ``pool/``), and what is known of them.
+    """Write pictures as PNG in ``SPLIT/CLASS/`` (the pool: ``pool/``), with their metadata.
 
-    Beside them: ``manifest.csv`` (path, label, subject, split and every further column),
-    ``parts.csv``, ``boxes.csv`` and ``attributes.csv`` where the table has them, and
-    ``taxonomy.json``. The folder appears when all of it is written, or not at all.
+    The metadata are ``manifest.csv`` (path, label, subject, split and every further column),
+    ``parts.csv``, ``boxes.csv`` and ``attributes.csv`` if the table has them, and
+    ``taxonomy.json``. The folder appears only when everything is written.
 
     Args:
         table: The examples.
         folder: A folder that does not exist or is empty.
-        tell: Called with (pictures written, pictures in all).
+        tell: Called with (pictures written, total).
 
     Raises:
         ConfigurationError: if the folder is not empty or cannot be made.
@@ -46,7 +46,7 @@ def write_tree(table: ExampleTable, folder: Path, tell: Tell | None = None) -> N
         paths = _write_pictures(table, partial, tell)
         _write_manifest(table, partial, paths)
         _write_annotations(table, partial, paths)
-        # mkdtemp makes the folder for its owner alone; this one is to be like any other.
+        # mkdtemp lets only the owner read the folder; restore the default mode.
         partial.chmod(0o777 & ~_umask())
         os.replace(partial, folder)
     except BaseException:
@@ -55,10 +55,10 @@ def write_tree(table: ExampleTable, folder: Path, tell: Tell | None = None) -> N
 
 
 def refuse_full(folder: Path) -> None:
-    """Refuse a folder that holds something, or a path that is no folder.
+    """Refuse a folder that is not empty, or a path that is not a folder.
 
     Raises:
-        ConfigurationError: naming it.
+        ConfigurationError: naming the path.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         kind = "is not empty" if folder.is_dir() else "is a file"

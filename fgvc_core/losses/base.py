@@ -1,9 +1,4 @@
-"""What a loss is, what it is given, and what it declares.
-
-What a loss is, what it is given, and what it says of itself.
-
-Several losses as one, each with its weight.
-"""
+"""Interface of losses, cross-entropy, weighted sums, and building of the loss from ``[loss]``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +14,13 @@ from fgvc_core.losses.settings import LossSettings
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model made of a batch.
+    """A model's outputs for a batch.
 
     Attributes:
-        logits_NK: Scores of the K classes.
-        features_ND: The vectors before the head; None where only logits are known.
-        class_vectors_KD: The head's own vector for each class; None where it has none.
-        part_maps_NKHW: Where each of the model's parts looks; None where it has none that train.
+        logits_NK: Logits of the K classes.
+        features_ND: Vectors before the head; None if only logits are known.
+        class_vectors_KD: The head's vector of each class; None if it has none.
+        part_maps_NKHW: Attention maps of the model's parts; None if it has no trainable ones.
     """
 
     logits_NK: torch.Tensor
@@ -36,7 +31,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class ClassKnowledge:
-    """What is publicly known of the classes, for losses that use it.
+    """Public knowledge about the classes, for losses that use it.
 
     Attributes:
         taxonomy: K tuples of names from coarse to fine, ending in the class; empty if none.
@@ -48,18 +43,17 @@ class ClassKnowledge:
 
 
 class Loss(nn.Module):
-    """Logits (N, K) and targets to one number, the mean over the batch.
+    """Maps logits (N, K) and targets to the mean loss over the batch.
 
-    Targets are labels, int64 (N,), or shares of the classes, float (N, K), where pictures
-    were mixed.
+    Targets are labels, int64 (N,), or class shares, float (N, K), of mixed pictures.
 
     Attributes:
-        couples_examples: Whether one example's gradient depends on another's. Under
-            differential privacy a coupling loss is refused: no single example's part of the
+        couples_examples: Whether one example's gradient depends on another's. Differential
+            privacy refuses such a loss, because no single example's contribution to the
             gradient can be bounded.
-        counts_privately: Whether it is made from the site's own class counts, which
-            differential privacy would have to charge: refused there too.
-        setting: The setting that asks for it, for messages; :func:`build_loss` sets it.
+        counts_privately: Whether it uses the site's own class counts. Differential privacy
+            refuses it too, because the counts would have to be charged.
+        setting: The setting that selects it, for messages; set by :func:`build_loss`.
     """
 
     couples_examples: bool = False
@@ -69,7 +63,7 @@ class Loss(nn.Module):
     def refusal(self) -> PolicyRefusal | None:
         """Why differential privacy cannot bound this loss, naming its setting; None if it can.
 
-        The recipe, the site and the experiment before private training all ask this.
+        The recipe, the site and the compatibility check before private training call it.
         """
         if self.couples_examples:
             return PolicyRefusal(
@@ -86,11 +80,11 @@ class Loss(nn.Module):
         return None
 
     def forward(self, logits_NK: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-        """The mean loss in nats."""
+        """Mean loss in nats."""
         return self.of(Answers(logits_NK), labels_N)
 
     def of(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
-        """The mean loss of a model's answers."""
+        """Mean loss of a model's outputs."""
         return self.each(answers, labels_N).mean()
 
     def per_example(
@@ -99,33 +93,33 @@ class Loss(nn.Module):
         labels_N: torch.Tensor,
         part_maps_NKHW: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The losses (N,) of single examples; where examples are coupled there are none."""
+        """Losses (N,) of single examples; undefined if examples are coupled."""
         return self.each(Answers(logits_NK, part_maps_NKHW=part_maps_NKHW), labels_N)
 
     def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
-        """The losses (N,) of single examples, of a model's answers."""
+        """Losses (N,) of single examples, from a model's outputs."""
         raise TypeError("a loss that does not couple examples says what each one's is")
 
     def counted(self, counts_K: torch.Tensor) -> "Loss":
-        """This loss for a site whose training split has so many examples of each class."""
+        """This loss for a site with the given class counts in its training split."""
         return self
 
     def informed(self, known: ClassKnowledge) -> "Loss":
-        """This loss with what is known of the classes.
+        """This loss with public knowledge about the classes.
 
         Raises:
-            ConfigurationError: if it needs more than that.
+            ConfigurationError: if it needs knowledge that is missing.
         """
         return self
 
 
 class SmoothedCrossEntropy(Loss):
-    """Cross-entropy against targets of which a share is spread over all classes.
+    """Cross-entropy with label smoothing.
 
     Szegedy et al. 2016, section 7, https://arxiv.org/abs/1512.00567.
 
     Args:
-        smoothing: That share, 0 to 1.
+        smoothing: Share of the target that is spread over all classes, 0 to 1.
     """
 
     def __init__(self, smoothing: float) -> None:
@@ -143,7 +137,7 @@ class WeightedSum(Loss):
     """The weighted sum of losses; it couples examples if one of them does.
 
     Args:
-        terms: (weight, loss), one at least.
+        terms: (weight, loss), at least one.
     """
 
     def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
@@ -154,7 +148,7 @@ class WeightedSum(Loss):
         self.counts_privately = any(loss.counts_privately for _, loss in terms)
 
     def refusal(self) -> PolicyRefusal | None:
-        """That of the first term that has one."""
+        """Refusal of the first term that has one."""
         return next(filter(None, (loss.refusal() for _, loss in self._pairs())), None)
 
     def of(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
@@ -181,7 +175,7 @@ class WeightedSum(Loss):
 
 @LOSSES.register("cross-entropy")
 def cross_entropy(settings: LossSettings) -> Loss:
-    """Cross-entropy of the kind that ``loss.balance`` names."""
+    """Build the cross-entropy selected by ``loss.balance``."""
     if settings.balance == "none":
         return SmoothedCrossEntropy(settings.label_smoothing)
     from fgvc_core.losses.classification import BalancedCrossEntropy
@@ -196,10 +190,10 @@ def cross_entropy(settings: LossSettings) -> Loss:
 
 
 def build_loss(settings: LossSettings) -> Loss:
-    """The loss that ``[loss]`` names: cross-entropy of a kind, and what is added to it.
+    """Build the loss of ``[loss]``: a cross-entropy plus weighted terms.
 
     Raises:
-        ConfigurationError: if an installed component is broken, or makes no loss.
+        ConfigurationError: if an installed component is broken, or does not return a loss.
     """
     tables = settings.tables()
     alone = any(getattr(table, "alone", False) for table in tables.values())
@@ -210,7 +204,7 @@ def build_loss(settings: LossSettings) -> Loss:
     for name, weight in weights.items():
         if not weight:
             continue
-        # Loaded here: some bring libraries that nothing else needs.
+        # Loaded lazily, because some import large libraries.
         component = LOSSES.get(name)
         loss = component.make(settings.settings_of(component))
         if not isinstance(loss, Loss):

@@ -1,38 +1,29 @@
-"""Balanced, hierarchical and semantic cross-entropy, and the diversity of learnt parts.
+"""Balanced, hierarchical and semantic cross-entropy, and the diversity of learned parts.
 
-Cross-entropy for classes of very unequal size, from how many examples each has.
+Balanced, for very unequal class sizes. ``weights``: each class has the inverse of its effective
+number of examples as weight, ``(1 - beta^n) / (1 - beta)`` (Cui et al. 2019, "Class-Balanced Loss
+Based on Effective Number of Samples", equation 9, https://arxiv.org/abs/1901.05555). ``logits``:
+the log of each class's share is added to its logit in training only (Menon et al. 2021, "Long-tail
+learning via logit adjustment", equation 10, https://arxiv.org/abs/2007.07314), which targets the
+balanced error. Neither has a cost. Top-1 usually falls when macro-F1 rises, and with a site's own
+counts each site corrects a different imbalance.
 
-``weights``: each class weighs by the inverse of its effective number of examples,
-``(1 - beta^n) / (1 - beta)`` (Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of
-Samples", equation 9, https://arxiv.org/abs/1901.05555). ``logits``: the log of each class's
-share is added to its logit in training alone (Menon et al. 2021, "Long-tail learning via logit
-adjustment", equation 10, https://arxiv.org/abs/2007.07314), so that what is left aims at
-the balanced error. Either costs nothing. A warning: top-1 usually falls where macro-F1 rises,
-and with a site's own counts each site corrects another imbalance.
+Hierarchical: cross-entropy at the coarser levels of a taxonomy. A family's probability is the sum
+over its species (Bertinetto et al. 2020, "Making Better Mistakes", section 3.1,
+https://arxiv.org/abs/1912.09393, treats a taxonomy likewise), so a wrong species in the right
+family costs less than one in a wrong family. No parameters, no coupling; one pass over the logits
+per level. It makes mistakes milder, but seldom fewer.
 
-Cross-entropy at the coarser levels of a taxonomy.
+Semantic: the target share of a wrong class grows with its similarity to the right one, a softmax
+of the cosine between public attributes (soft labels as in Bertinetto et al. 2020, section 3.2, with
+attributes instead of a tree). No parameters, no coupling. Attributes computed from private pictures
+would be a release. Like label smoothing, it may help calibration and near misses more than top-1.
 
-The probability of a family is the sum of its species' (Bertinetto et al. 2020, "Making
-Better Mistakes", section 3.1, https://arxiv.org/abs/1912.09393, takes the same view of a
-taxonomy): a wrong species in the right family costs less than one in a wrong family. No
-parameters, no coupling; one pass over the logits a level. A warning: it buys milder
-mistakes, seldom fewer.
-
-Cross-entropy against targets that are spread by how alike the classes are.
-
-The share of a wrong class grows with its likeness to the right one, a softmax of the cosine
-between their published attributes (soft labels as in Bertinetto et al. 2020, section 3.2,
-https://arxiv.org/abs/1912.09393, with attributes in place of a tree). No parameters, no
-coupling. Attributes must be public: computed from private pictures they would be a release.
-A warning: like label smoothing it may help calibration and near misses more than top-1.
-
-Learnt parts have to look at different places.
-
-After the diversity term of Zheng et al. 2017 (MA-CNN, section 3.2; see
-:mod:`fgvc_core.models.pooling`), with the cosine between maps in place of their maximum: the mean
-over all pairs of a picture's maps, 0 where no two share a position, 1 where all are the same.
-Each picture's own, so that it couples no examples. Cost: K^2 H W. A warning: with a large weight
-the maps split the background among them; with none they all go to one place.
+Part diversity: learned parts should look at different places. After Zheng et al. 2017 (MA-CNN,
+section 3.2; see :mod:`fgvc_core.models.pooling`), with the cosine between maps instead of their
+maximum, averaged over all pairs of a picture's maps: 0 if no two overlap, 1 if all are equal. It
+couples no examples. Cost: K^2 H W. With a large weight the maps split the background among them;
+with none they all converge to one place.
 """
 
 from collections.abc import Sequence
@@ -70,10 +61,10 @@ class BalancedCrossEntropy(Loss):
 
     Args:
         kind: ``weights`` or ``logits``.
-        smoothing: As for :class:`SmoothedCrossEntropy`.
-        beta: For ``weights``: 0 (no weights) to below 1 (inverse counts, nearly).
-        strength: For ``logits``: what the log share is multiplied by.
-        public_counts_K: Counts that are no secret; without them the site's own are used.
+        smoothing: See :class:`SmoothedCrossEntropy`.
+        beta: For ``weights``: 0 (no weights) to below 1 (nearly inverse counts).
+        strength: For ``logits``: factor of the log share.
+        public_counts_K: Public class counts; without them the site's own are used.
     """
 
     def __init__(
@@ -94,7 +85,7 @@ class BalancedCrossEntropy(Loss):
         self.counts_K = public_counts_K
 
     def counted(self, counts_K: torch.Tensor) -> Loss:
-        """See :class:`Loss`; public counts stay what they are."""
+        """See :class:`Loss`; public counts take precedence."""
         if not self.counts_privately:
             if self.counts_K is not None and len(self.counts_K) != len(counts_K):
                 raise ConfigurationError(
@@ -108,7 +99,7 @@ class BalancedCrossEntropy(Loss):
         return bound
 
     def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
-        """See :class:`Loss`; the weights' mean over the counted examples is 1."""
+        """See :class:`Loss`; the mean weight over the counted examples is 1."""
         logits_NK = answers.logits_NK
         counts_K = self.counts_K
         if counts_K is None:
@@ -129,12 +120,12 @@ class BalancedCrossEntropy(Loss):
 
 
 def class_weights(counts_K: torch.Tensor, beta: float) -> torch.Tensor:
-    """float64 (K,): inverse effective numbers, scaled so that the examples' mean is 1.
+    """float64 (K,): inverse effective numbers, scaled to a mean of 1 over the examples.
 
-    A class without an example weighs nothing.
+    A class without examples has weight 0.
 
     Args:
-        counts_K: At least one example in all.
+        counts_K: Class counts, with a total of at least one.
         beta: 0 to below 1.
     """
     counts_K = counts_K.double()
@@ -144,7 +135,7 @@ def class_weights(counts_K: torch.Tensor, beta: float) -> torch.Tensor:
 
 
 class HierarchicalCrossEntropy(Loss):
-    """The mean of the cross-entropies at all levels above the class.
+    """Mean of the cross-entropies at all levels above the class.
 
     Args:
         taxonomy: K tuples of names from coarse to fine, ending in the class.
@@ -185,7 +176,7 @@ class HierarchicalCrossEntropy(Loss):
 
 
 def group_log_probabilities(log_NK: torch.Tensor, groups_K: torch.Tensor) -> torch.Tensor:
-    """(N, G): the log of each group's summed probability.
+    """(N, G): log of the summed probability of each group.
 
     Args:
         log_NK: Log probabilities of the classes.
@@ -209,7 +200,7 @@ class SemanticCrossEntropy(Loss):
     """Cross-entropy with targets from class attributes.
 
     Args:
-        temperature: Of the softmax over cosines; small values come near to one-hot targets.
+        temperature: Of the softmax over cosines; small values approach one-hot targets.
         attributes_KA: Class attributes, or None until :meth:`informed`.
     """
 
@@ -243,9 +234,9 @@ class SemanticCrossEntropy(Loss):
 
 
 def soft_targets(attributes_KA: torch.Tensor, temperature: float) -> torch.Tensor:
-    """float32 (K, K), rows that sum to 1: the targets of each class.
+    """float32 (K, K): the targets of each class; rows sum to 1.
 
-    Attributes are centred first: those that all classes share tell none apart.
+    Attributes are centered first, because those common to all classes distinguish none.
     """
     centred_KA = attributes_KA.double() - attributes_KA.double().mean(dim=0)
     unit_KA = F.normalize(centred_KA, dim=1)
@@ -253,13 +244,13 @@ def soft_targets(attributes_KA: torch.Tensor, temperature: float) -> torch.Tenso
 
 
 class PartDiversity(Loss):
-    """The mean cosine between the maps of a picture's parts."""
+    """Mean cosine between the maps of a picture's parts."""
 
     def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
         """See :class:`Loss`.
 
         Raises:
-            ConfigurationError: if the model has no maps of parts, or does not train them.
+            ConfigurationError: if the model has no part maps, or does not train them.
         """
         maps_NKHW = answers.part_maps_NKHW
         if maps_NKHW is None:
@@ -273,12 +264,12 @@ class PartDiversity(Loss):
 
 
 def overlap(maps_NKHW: torch.Tensor) -> torch.Tensor:
-    """(N,), 0 to 1: the mean cosine over the pairs of K maps of no negative value; K = 1: 0."""
+    """(N,), 0 to 1: mean cosine over the pairs of K non-negative maps; 0 for K = 1."""
     parts = maps_NKHW.shape[1]
     if parts < 2:
         return maps_NKHW.new_zeros(len(maps_NKHW)) + 0.0 * maps_NKHW.sum(dim=(1, 2, 3))
     unit_NKP = F.normalize(maps_NKHW.flatten(2), dim=2)
-    # The sum over all pairs, both ways and each with itself, is the square of the sum.
+    # The sum over all ordered pairs, including self-pairs, is the square of the sum.
     together_N = unit_NKP.sum(dim=1).square().sum(dim=1)
     own_N = unit_NKP.square().sum(dim=(1, 2))
     return (together_N - own_N) / (parts * (parts - 1))

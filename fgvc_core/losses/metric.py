@@ -1,12 +1,11 @@
-"""Losses on distances between vectors, from pytorch-metric-learning.
+"""Metric-learning losses on distances between vectors, from pytorch-metric-learning.
 
 Batch-hard triplets: Hermans, Beyer, Leibe 2017, "In Defense of the Triplet Loss for Person
 Re-Identification", section 2, https://arxiv.org/abs/1703.07737. Proxy anchor: Kim et al. 2020,
 https://arxiv.org/abs/2003.13991; here the proxies are the head's own class vectors, so that
-nothing more travels. Both look at the whole batch: an example's gradient depends on who
-else was drawn, which differential privacy cannot allow. Cost: N x N (triplets) or N x K
-distances. A warning: on top of a well-tuned cross-entropy the gain is often within the
-noise, and at a site with few examples a class most batches hold no positive pair at all.
+nothing extra travels. Both couple the examples of a batch, so differential privacy refuses them.
+Cost: N x N (triplets) or N x K distances. On top of a well-tuned cross-entropy the gain is often
+within the noise, and at a site with few examples per class most batches have no positive pair.
 """
 
 from typing import Any
@@ -31,12 +30,10 @@ def _proxy(settings: LossSettings) -> Loss:
 
 
 class BatchHardTriplet(Loss):
-    """The hardest positive must be nearer than the hardest negative, by a margin.
-
-    Distances are Euclidean between vectors of length 1, from 0 to 2.
+    """Triplet loss with the hardest positive and the hardest negative of each anchor.
 
     Args:
-        margin: In that unit.
+        margin: Margin of the Euclidean distance between unit vectors (0 to 2).
     """
 
     couples_examples = True
@@ -47,7 +44,7 @@ class BatchHardTriplet(Loss):
         self._loss = losses.TripletMarginLoss(margin=margin, distance=distances.LpDistance())
 
     def of(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
-        """See :class:`Loss`; 0 where no anchor has a positive and a negative."""
+        """See :class:`Loss`; 0 if no anchor has both a positive and a negative."""
         features_ND = _vectors(answers)
         if len(features_ND) < 2:
             return features_ND.sum() * 0.0
@@ -56,10 +53,10 @@ class BatchHardTriplet(Loss):
 
 
 class ProxyAnchor(Loss):
-    """Each class's vector in the head pulls its examples and pushes all others.
+    """Each class vector of the head attracts its examples and repels all others.
 
     Args:
-        margin: Of the cosine, -1 to 1.
+        margin: Margin of the cosine, -1 to 1.
         alpha: Inverse temperature.
     """
 
@@ -74,7 +71,7 @@ class ProxyAnchor(Loss):
         """See :class:`Loss`.
 
         Raises:
-            ConfigurationError: if the head has no vector for each class.
+            ConfigurationError: if the head has no class vectors.
         """
         proxies_KD = answers.class_vectors_KD
         if proxies_KD is None:
@@ -90,18 +87,18 @@ class ProxyAnchor(Loss):
 
 
 class _Proxies(losses.ProxyAnchorLoss):  # type: ignore[misc]
-    """The library's loss around vectors that belong to somebody else."""
+    """The library's loss with the head's vectors as proxies."""
 
     proxies: torch.Tensor
 
     def __init__(self, proxies_KD: torch.Tensor, **arguments: Any) -> None:
         super().__init__(len(proxies_KD), 1, **arguments)
-        # Its own parameter would cut the vectors off from the head that they belong to.
+        # A parameter here would detach the vectors from the head they belong to.
         del self.proxies
         self.proxies = proxies_KD
 
     def cast_types(self, dtype: torch.dtype, device: torch.device) -> None:
-        """The head's vectors are where and what the features are already."""
+        """Do nothing: the head's vectors already have the device and dtype of the features."""
 
 
 def _vectors(answers: Answers) -> torch.Tensor:
@@ -111,5 +108,5 @@ def _vectors(answers: Answers) -> torch.Tensor:
 
 
 def _hard(labels_N: torch.Tensor) -> torch.Tensor:
-    """Of mixed pictures, the class that most of one shows."""
+    """Labels; for mixed pictures the class with the largest share."""
     return labels_N if labels_N.ndim == 1 else labels_N.argmax(dim=1)

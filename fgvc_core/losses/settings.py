@@ -9,7 +9,7 @@ from fgvc_core.registry import OpenSettings
 
 
 class LossSettings(OpenSettings):
-    """The training objective: cross-entropy, and what is added to it."""
+    """The training objective: a cross-entropy plus weighted terms."""
 
     added = LOSSES
 

@@ -1,1 +1,1 @@
-"""Backbones, attention, heads; one model from settings; which tensors train and travel."""
+"""Backbones, attention, heads: building a model, and which of its tensors train and travel."""

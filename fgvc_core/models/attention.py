@@ -1,41 +1,25 @@
 """Attention over positions and channels; each module starts as the identity.
 
-Which attention, and where in a backbone it is put.
+The parts for ``model.attention`` start as the identity so that a pre-trained network keeps its
+function: gates are ``2 * sigmoid(.)`` after a last layer at zero, and added terms have a learned
+gain that starts at zero. None normalizes over the batch, which would couple examples.
 
-Efficient channel attention: one weight a channel, from its neighbours' means.
-
-Wang et al. 2020, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural
-Networks", section 3, https://arxiv.org/abs/1910.03151. A handful of parameters, no
-normalisation, no coupling of examples. A warning: on small networks its gain is
-within the noise between seeds more often than not.
-
-Spatial attention with no normalisation that starts as the identity.
-
-After the spatial half of Woo et al. 2018, "CBAM", section 3.2,
-https://arxiv.org/abs/1807.06521: a map from the mean and the maximum over channels.
-Theirs ends in a BatchNorm, which couples examples and has statistics that do not
-survive federation; here the convolution starts at zero and the gate is
-``2 * sigmoid(.)``, so that a pre-trained network keeps its meaning at first. A
-warning: spatial gates are the weakest part of such modules and can hurt; compare
-with ``attention = "none"``.
-
-Channel attention that starts as the identity.
-
-Squeeze-and-excitation: Hu et al. 2018, section 3, https://arxiv.org/abs/1709.01507. ECA: Wang et
-al. 2020, section 3, https://arxiv.org/abs/1910.03151. The channel half of CBAM: Woo et al. 2018,
-section 3.1, https://arxiv.org/abs/1807.06521. In each the last layer starts at zero and the gate is
-``2 * sigmoid(.)``, so that a pre-trained network keeps its meaning. Cost: a few hundredths of a
-stage's time, and 2 C^2 / reduction parameters (ECA: a handful). A warning: behind a
-well-tuned network they gain less than a point where they gain at all.
-
-Attention between positions and between channels, added to the map; starts as the identity.
-
-Non-local block: Wang et al. 2018, section 3.3 (embedded Gaussian),
-https://arxiv.org/abs/1711.07971. Dual attention: Fu et al. 2019, sections 3.2 and 3.3,
-https://arxiv.org/abs/1809.02983. Theirs end in a BatchNorm or start from random weights; here
-the output is multiplied by a learnt gain that starts at zero, and nothing is normalised over
-the batch. Cost: (H W)^2 C for positions, C^2 H W for channels: use them after late stages.
-A warning: on small data sets they over-fit before they help.
+- ECA: Wang et al. 2020, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural
+  Networks", section 3, https://arxiv.org/abs/1910.03151. A handful of parameters; on small
+  networks its gain is mostly within the noise between seeds. ``ChannelAttention`` is the published
+  form, whose gate starts at 1/2; the attention ResNet compensates for that.
+- Spatial attention: after the spatial half of CBAM, Woo et al. 2018, section 3.2,
+  https://arxiv.org/abs/1807.06521, a map from the mean and the maximum over channels. Theirs ends
+  in a BatchNorm, whose statistics do not survive federation. The weakest part of such modules; it
+  can hurt, so compare with ``attention = "none"``.
+- Channel attention: squeeze-and-excitation, Hu et al. 2018, section 3,
+  https://arxiv.org/abs/1709.01507; ECA; and the channel half of CBAM, section 3.1. Cost: a few
+  hundredths of a stage's time, and 2 C^2 / reduction parameters (ECA: a handful). Behind a
+  well-tuned network the gain is below one point, if any.
+- Non-local block: Wang et al. 2018, section 3.3 (embedded Gaussian),
+  https://arxiv.org/abs/1711.07971. Dual attention: Fu et al. 2019, sections 3.2 and 3.3,
+  https://arxiv.org/abs/1809.02983. Cost: (H W)^2 C for positions, C^2 H W for channels, so use
+  them after late stages. On small data sets they overfit.
 """
 
 import math
@@ -49,10 +33,10 @@ from fgvc_core.models.settings import ModelSettings
 
 
 class ChannelAttention(nn.Module):
-    """Scales each channel by a sigmoid of a 1-D convolution over the channels' means.
+    """ECA: scales each channel by a sigmoid of a 1-D convolution over the channels' means.
 
     Args:
-        channels: C, which fixes the kernel's odd length (equation 12 with gamma 2, b 1).
+        channels: C, which determines the odd kernel size (equation 12 with gamma 2, b 1).
     """
 
     def __init__(self, channels: int) -> None:
@@ -62,11 +46,11 @@ class ChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, length, padding=length // 2, bias=False)
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; N may be 0."""
+        """Map (N, C, H, W) to the same shape; N may be 0."""
         return map_NCHW * self.weights(map_NCHW)
 
     def weights(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, C, 1, 1), between 0 and 1."""
+        """Map (N, C, H, W) to (N, C, 1, 1), between 0 and 1."""
         means_NC = map_NCHW.mean(dim=(2, 3))
         return self.conv(means_NC.unsqueeze(1)).squeeze(1).sigmoid()[:, :, None, None]
 
@@ -84,7 +68,7 @@ class SpatialAttention(nn.Module):
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; N may be 0."""
+        """Map (N, C, H, W) to the same shape; N may be 0."""
         pooled_N2HW = torch.cat(
             [map_NCHW.mean(dim=1, keepdim=True), map_NCHW.amax(dim=1, keepdim=True)], dim=1
         )
@@ -95,11 +79,11 @@ REDUCTION = 16
 
 
 class SqueezeExcitation(nn.Module):
-    """A gate a channel from all channels' means, and from their maxima too if asked.
+    """One gate per channel from all channels' means, optionally also from their maxima.
 
     Args:
         channels: C.
-        maxima: Whether the maxima pass through the same layers and add to the means (CBAM).
+        maxima: Whether the maxima also pass through the same layers and are added (CBAM).
     """
 
     def __init__(self, channels: int, maxima: bool = False) -> None:
@@ -112,7 +96,7 @@ class SqueezeExcitation(nn.Module):
         nn.init.zeros_(self.expand.bias)
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; N may be 0."""
+        """Map (N, C, H, W) to the same shape; N may be 0."""
         scores_NC = self._scores(map_NCHW.mean(dim=(2, 3)))
         if self.maxima:
             scores_NC = scores_NC + self._scores(map_NCHW.amax(dim=(2, 3)))
@@ -123,7 +107,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class EfficientChannelGate(ChannelAttention):
-    """ECA's gate, doubled, from a convolution that starts at zero.
+    """ECA's gate times two, from a convolution that starts at zero.
 
     Args:
         channels: C.
@@ -134,12 +118,12 @@ class EfficientChannelGate(ChannelAttention):
         nn.init.zeros_(self.conv.weight)
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; N may be 0."""
+        """Map (N, C, H, W) to the same shape; N may be 0."""
         return map_NCHW * (2 * self.weights(map_NCHW))
 
 
 class NonLocal(nn.Module):
-    """Each position adds what it finds at positions that resemble it.
+    """Adds to each position a weighted mean over similar positions.
 
     Args:
         channels: C.
@@ -156,7 +140,7 @@ class NonLocal(nn.Module):
         self._scale = middle**-0.5
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; N may be 0."""
+        """Map (N, C, H, W) to the same shape; N may be 0."""
         height, width = map_NCHW.shape[2:]
         query_NCP, key_NCP, value_NCP = (
             part(map_NCHW).flatten(2) for part in (self.query, self.key, self.value)
@@ -167,22 +151,22 @@ class NonLocal(nn.Module):
 
 
 class ChannelRelations(nn.Module):
-    """Each channel adds what channels that fire at the same positions hold; one parameter."""
+    """Adds to each channel a weighted mean over channels active at the same positions."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.zeros(()))
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; N may be 0."""
+        """Map (N, C, H, W) to the same shape; N may be 0."""
         flat_NCP = map_NCHW.flatten(2)
-        # Per position, so that the softmax does not harden with the picture's size.
+        # Divided by the number of positions, so that the softmax does not sharpen with size.
         alike_NCC = (flat_NCP @ flat_NCP.transpose(1, 2) / max(flat_NCP.shape[2], 1)).softmax(dim=2)
         return map_NCHW + self.gain * (alike_NCC @ flat_NCP).view_as(map_NCHW)
 
 
 class DualAttention(nn.Module):
-    """Positions and channels side by side; what both add is summed.
+    """Attention over positions and over channels in parallel; both terms are added.
 
     Args:
         channels: C.
@@ -194,12 +178,12 @@ class DualAttention(nn.Module):
         self.channels = ChannelRelations()
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; N may be 0."""
+        """Map (N, C, H, W) to the same shape; N may be 0."""
         return self.positions(map_NCHW) + self.channels(map_NCHW) - map_NCHW
 
 
 def make_attention(settings: ModelSettings, channels: int) -> nn.Module:
-    """The attention that ``model.attention`` names: (N, C, H, W) to the same, identity at first.
+    """Build the attention named by ``model.attention``: (N, C, H, W) to the same shape.
 
     Raises:
         ConfigurationError: if a component is broken.

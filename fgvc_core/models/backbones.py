@@ -1,18 +1,12 @@
-"""Backbones: our attention ResNet, and timm's models by name.
+"""Backbones by name: the attention ResNet, and timm's models.
 
-One door to every backbone: ours, and timm's by name.
-
-How a picture has to look to a model.
-
-The attention ResNet: weight-standardised, normaliser-free bottlenecks with ECA.
-
-Brock et al. 2021, "Characterizing signal propagation to close the performance gap in
-unnormalized ResNets", sections 3 and 4, https://arxiv.org/abs/2101.08692, with the
-channel attention of :mod:`fgvc_core.models.attention`. Without BatchNorm nothing couples the
-examples of a batch and there are no statistics to average between sites: the same
-network serves alone, in a federation and under differential privacy. Weight
-standardisation with channel attention held up under both in ANFR,
-https://arxiv.org/abs/2410.02006.
+The attention ResNet is a normalizer-free bottleneck network with weight standardization and ECA:
+Brock et al. 2021, "Characterizing signal propagation to close the performance gap in unnormalized
+ResNets", sections 3 and 4, https://arxiv.org/abs/2101.08692, with the channel attention of
+:mod:`fgvc_core.models.attention`. Without BatchNorm nothing couples the examples of a batch, and
+there are no statistics to average between sites: the same network works centrally, in a federation
+and under differential privacy. In ANFR (https://arxiv.org/abs/2410.02006) weight standardization
+with channel attention worked in the latter two.
 """
 
 from dataclasses import dataclass
@@ -31,13 +25,13 @@ from fgvc_core.models.tokens import TokenSelection
 from fgvc_core.models.weights import PACKAGED, InputSpec, load_local, packaged_input, packaged_state
 
 ALPHA = 0.2
-"""Share of each residual branch in its block's output (section 3)."""
+"""Factor of each residual branch in its block's output (section 3)."""
 
 SILU_GAIN = 1.7881293296813965
-"""Restores unit variance after SiLU on a standard normal input (section 4)."""
+"""Restores unit variance after SiLU for standard normal input (section 4)."""
 
 ATTENTION_GAIN = 2.0
-"""A fresh sigmoid gate halves the signal."""
+"""Compensates for a fresh sigmoid gate, which halves the signal."""
 
 
 @dataclass(frozen=True)
@@ -59,31 +53,30 @@ PRESETS = {
 
 
 class Activation(nn.Module):
-    """SiLU scaled so that it keeps the variance of a standard normal input."""
+    """SiLU, scaled to keep the variance of standard normal input."""
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """Any shape to the same."""
         return F.silu(map_NCHW) * SILU_GAIN
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with attention and a learnt gain.
+    """Bottleneck (1x1, 3x3, 1x1) with attention and a learned gain.
 
-    The gain starts at one: ``ALPHA`` keeps the branch small already, and from zero (SkipInit)
-    the small presets did not leave chance level in 16 passes over the embedded set.
+    The gain starts at one: ``ALPHA`` already keeps the branch small, and starting from zero
+    (SkipInit) the small presets stayed at chance level for 16 epochs on the embedded set.
 
     Args:
-        inputs: Channels in.
-        outputs: Channels out; the middle has a quarter of them, at least 16.
+        inputs: Input channels.
+        outputs: Output channels; the middle has a quarter of them, at least 16.
         stride: 1 or 2.
-        beta: One over the standard deviation expected at the input.
+        beta: Inverse of the expected standard deviation of the input.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, beta: float) -> None:
         super().__init__()
         middle = max(outputs // 4, 16)
-        # The factors of activations and inputs are folded into the weights that follow:
-        # multiplying the maps by them took a tenth of a training step.
+        # Scale factors are folded into the next layer's weights: multiplying the maps took a
+        # tenth of a training step.
         entry, inner = SILU_GAIN * beta, SILU_GAIN
         self.act = nn.SiLU()
         self.shortcut = (
@@ -99,7 +92,7 @@ class Bottleneck(nn.Module):
         self.gain = nn.Parameter(torch.ones(()))
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
         active_NCHW = self.act(map_NCHW)
         kept_NCHW = map_NCHW
         if self.shortcut is not None:
@@ -112,11 +105,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionResNet(nn.Module):
-    """A preset as a backbone: pictures to a map.
-
-    Args:
-        preset: Its shape.
-    """
+    """A preset as a backbone."""
 
     stage_names = ("stem", "stage1", "stage2", "stage3", "stage4")
     idle: frozenset[str] = frozenset()
@@ -133,14 +122,14 @@ class AttentionResNet(nn.Module):
             for block in range(blocks):
                 stride = 2 if block == 0 and number > 1 else 1
                 stage.append(Bottleneck(inputs, outputs, stride, variance**-0.5))
-                # A block with its own shortcut starts from a normalised input again.
+                # The first block of a stage normalizes its shortcut, which resets the variance.
                 variance = (1.0 if block == 0 else variance) + ALPHA**2
                 inputs = outputs
             self.add_module(f"stage{number}", nn.Sequential(*stage))
         self.act = Activation()
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) to (N, out_channels, H / 16, W / 16), or / 32 with the deep stem."""
+        """Map (N, 3, H, W) to (N, out_channels, H / 16, W / 16), or / 32 with the deep stem."""
         map_NCHW = images_NCHW
         for name in self.stage_names:
             map_NCHW = self.get_submodule(name)(map_NCHW)
@@ -163,25 +152,24 @@ def _stem(preset: Preset) -> nn.Module:
 class TimmBackbone(nn.Module):
     """A timm model without its classifier.
 
-    Convolutional models give their last map; models of tokens give the vector that timm
-    pools for them, as a map of one position.
+    Convolutional models return their last map; token models return timm's pooled vector, as
+    a map of one position.
 
     Args:
         model: Built with ``num_classes=0``.
-        size: Side of the squares that it will see, in pixels. One black square is run to
-            learn the map's channels and what the map does not depend on.
+        size: Side of the input squares, in pixels; see :meth:`probe`.
 
     Attributes:
-        idle: Names of parameters that the map does not depend on. Many of timm's models
-            keep a part of their head behind the last map (MobileNetV3's last convolution,
-            ConvNeXt's last norm, VGG's two wide layers): they never train or travel.
+        idle: Names of parameters that the map does not depend on. Many timm models have a
+            part of their head behind the last map (MobileNetV3's last convolution,
+            ConvNeXt's last norm, VGG's two wide layers): these never train or travel.
 
     Raises:
-        RuntimeError, AssertionError, ValueError, TypeError: if the model cannot take that
-            size, or gives no single tensor.
+        RuntimeError, AssertionError, ValueError, TypeError: if the model does not accept that
+            size, or does not return a single tensor.
     """
 
-    # timm's models have no common type that names their own methods.
+    # Any: timm's models have no common type with their methods.
     model: Any
 
     def __init__(self, model: Any, size: int) -> None:
@@ -192,7 +180,7 @@ class TimmBackbone(nn.Module):
         self.stage_names = _stages(model, self.idle)
 
     def probe(self, size: int) -> None:
-        """Find out the map's channels and what it does not depend on, from one black square."""
+        """Determine the map's channels and the idle parameters, from one black square."""
         names, parameters = zip(*self.named_parameters(), strict=True)
         with torch.enable_grad():
             map_NCHW = self.eval()(torch.zeros(1, 3, size, size))
@@ -202,7 +190,7 @@ class TimmBackbone(nn.Module):
         self.out_channels = int(map_NCHW.shape[1])
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) to (N, C, h, w)."""
+        """Map (N, 3, H, W) to (N, C, h, w)."""
         if self.selection is not None:
             found = self.selection.features(images_NCHW)
         else:
@@ -219,16 +207,16 @@ Backbone = AttentionResNet | TimmBackbone
 
 
 def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSpec]:
-    """A backbone and how its pictures have to look.
+    """Build a backbone, and the preprocessing that it expects.
 
     Args:
-        name: One of ours or any of timm's.
+        name: A preset of the attention ResNet, or any timm model.
         weights: ``none``, ``hub``, ``package`` or a path.
         size: Side of the squares, in pixels.
 
     Raises:
-        ConfigurationError: for an unknown name, a size that the backbone cannot take, or
-            weights that are missing or wrong.
+        ConfigurationError: for an unknown name, a size that the backbone does not accept, or
+            missing or wrong weights.
     """
     if name in PRESETS:
         return _ours(name, weights, size)
@@ -268,7 +256,7 @@ def _create(name: str, pretrained: bool, size: int) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:
-        # timm raises what its models, its registry and the hub happen to raise.
+        # timm, its registry and the hub can raise almost any type.
         if pretrained:
             raise ConfigurationError(
                 f"The weights of '{name}' could not be had from the hub: {error}.",
@@ -282,7 +270,7 @@ def _create(name: str, pretrained: bool, size: int) -> Any:
 
 
 def _wrap(model: Any, name: str, size: int) -> TimmBackbone:
-    # Windows and patches have to divide the picture: better said now than in round 1.
+    # Windows and patches must divide the picture: check now rather than fail in round 1.
     try:
         return TimmBackbone(model, size)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
@@ -324,7 +312,7 @@ def _classifier(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _takes_size(architecture: str) -> bool:
-    # Models with learnt positions need the size when they are built; timm marks them.
+    # Models with learned position embeddings need the size when built; timm marks them.
     return bool(timm.get_pretrained_cfg(architecture, allow_unregistered=True)) and bool(
         getattr(timm.get_pretrained_cfg(architecture), "fixed_input_size", False)
     )
@@ -344,7 +332,7 @@ def _stages(model: nn.Module, idle: frozenset[str]) -> tuple[str, ...]:
 
 
 def _no_inplace(model: nn.Module) -> None:
-    """In-place activations break hooks on what they overwrite (per-example gradients)."""
+    """Turn off in-place activations: they break hooks for per-example gradients."""
     for module in model.modules():
         if getattr(module, "inplace", False):
             vars(module)["inplace"] = False

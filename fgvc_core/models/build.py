@@ -1,4 +1,4 @@
-"""One model from settings."""
+"""Building of one model from ``[model]``, with attention inserted behind backbone stages."""
 
 from dataclasses import replace
 
@@ -19,26 +19,26 @@ from fgvc_core.models.trainable import apply_policy, select_trainable
 def build_classifier(
     settings: ModelSettings, num_classes: int, image_size: int, seed: int
 ) -> FineGrainedClassifier:
-    """A classifier with its initial tensors; equal arguments give equal tensors anywhere.
+    """Build a classifier; equal arguments give equal initial tensors on every machine.
 
     Args:
-        settings: Which model.
+        settings: ``[model]``.
         num_classes: K, at least 1.
         image_size: Side of the squares, in pixels.
-        seed: Of everything that is drawn; the global generator is left as it was.
+        seed: Seed of all random initialization; the global generator's state is restored.
 
     Raises:
         ConfigurationError: for an unknown backbone or stage, or wrong weights.
     """
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also seed a GPU's generator, which is not forked here.
+        # torch.manual_seed would also seed the GPUs' generators, which are not forked here.
         torch.default_generator.manual_seed(seed)
         backbone, spec = make_backbone(settings.backbone, settings.weights, image_size)
         if settings.crop:
             spec = replace(spec, crop=settings.crop)
         apply_policy(backbone, settings.norm, settings.backbone)
         if settings.norm == "standardised" and isinstance(backbone, TimmBackbone):
-            # Its tensors have other names now.
+            # The policy renamed tensors, so find again which ones the map depends on.
             backbone.probe(image_size)
         if settings.token_selection:
             _select_tokens(backbone, settings.backbone)
@@ -77,11 +77,11 @@ def _select_tokens(backbone: nn.Module, name: str) -> None:
 
 
 class Attended(nn.Module):
-    """A stage, and the attention that looks at what it gives.
+    """A stage followed by attention.
 
     Args:
-        stage: Anything that gives a map.
-        attention: A map to a map of the same shape.
+        stage: Any module that returns a map.
+        attention: Maps a map to one of the same shape.
     """
 
     def __init__(self, stage: nn.Module, attention: nn.Module) -> None:
@@ -90,20 +90,19 @@ class Attended(nn.Module):
         self.attention = attention
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """As the stage, then the attention."""
         return self.attention(self.stage(map_NCHW))
 
 
 def insert_attention(backbone: Backbone, settings: ModelSettings, size: int) -> None:
-    """Put attention behind stages of a convolutional backbone, in place.
+    """Insert attention behind stages of a convolutional backbone, in place.
 
     Args:
-        backbone: Its weights are loaded already: names inside those stages may change.
-        settings: Which attention, behind which stages.
+        backbone: The backbone, with weights loaded: names inside those stages may change.
+        settings: ``[model]``, with the attention and the stages.
         size: Side of the pictures, in pixels.
 
     Raises:
-        ConfigurationError: for an unknown stage, or one that gives no map of channels.
+        ConfigurationError: for an unknown stage, or one that does not return a feature map.
     """
     root = backbone.model if isinstance(backbone, TimmBackbone) else backbone
     for name in settings.attention_after:
@@ -116,13 +115,13 @@ def insert_attention(backbone: Backbone, settings: ModelSettings, size: int) -> 
         stage = root.get_submodule(name)
         attention = make_attention(settings, _channels(backbone, stage, name, size))
         if isinstance(stage, nn.Sequential):
-            # Its other members keep their names.
+            # Appending keeps the names of the other members.
             stage.append(attention)
             continue
         parent, _, own = name.rpartition(".")
         owner = root.get_submodule(parent) if parent else root
         setattr(owner, own, Attended(stage, attention))
-        # What the last map does not depend on is known by names; some lie inside the stage.
+        # Idle parameters are known by name, and names inside the stage have changed.
         if isinstance(backbone, TimmBackbone):
             before, after = f"model.{name}.", f"model.{name}.stage."
             backbone.idle = frozenset(
@@ -132,7 +131,7 @@ def insert_attention(backbone: Backbone, settings: ModelSettings, size: int) -> 
 
 
 def _channels(backbone: Backbone, stage: nn.Module, name: str, size: int) -> int:
-    """How many channels a stage's map has, from one black square."""
+    """Number of channels of a stage's map, from a forward pass of one black square."""
     seen: list[object] = []
     handle = stage.register_forward_hook(lambda module, given, found: seen.append(found))
     try:

@@ -1,14 +1,13 @@
-"""Classifiers in closed form from class statistics that add up over sites.
+"""Closed-form classifiers from class statistics that add up over sites.
 
-Counts, sums and the scatter of feature vectors are sums over pictures: what several sites
-add up to is what one site with all pictures would have had, to the last digit that floats
-keep. So a head that is a function of them needs one message from each site and no round of
-training, and heterogeneity does not touch it (FedNCM, Legate et al. 2023,
-https://arxiv.org/abs/2310.05561; FedCOF, https://arxiv.org/abs/2412.14326).
+Counts, sums and the scatter of feature vectors are sums over pictures: added up over sites, they
+equal those of one site with all pictures, up to rounding. A head that is a function of them needs
+one message per site and no training rounds, and is unaffected by heterogeneity (FedNCM, Legate et
+al. 2023, https://arxiv.org/abs/2310.05561; FedCOF, https://arxiv.org/abs/2412.14326).
 
-A warning: these sums are not anonymous. The sum of a class of which a site holds one picture
-is that picture's vector, and a scatter of few pictures spans theirs. Under differential
-privacy use ``privacy.method = 'class-sums'`` instead.
+The sums are not anonymous: for a class with one picture at a site, the sum is that picture's
+vector, and the scatter of few pictures spans theirs. Under differential privacy use
+``privacy.method = 'class-sums'`` instead.
 """
 
 from dataclasses import dataclass
@@ -21,28 +20,28 @@ from fgvc_core.errors import PeerError
 Floats = NDArray[np.float64]
 
 COUNTS, SUMS, SCATTER = "statistics.counts", "statistics.sums", "statistics.scatter"
-"""Names under which they travel."""
+"""Names of the tensors on the wire."""
 
 _LEAST = 1e-12
-"""Variance that is taken at least, so that equal vectors do not divide by zero."""
+"""Lower bound for variances; prevents division by zero for equal vectors."""
 
 _ROUNDING = 1e-3
-"""Relative differences that float32 sums over many pictures may have."""
+"""Tolerated relative difference of float32 sums over many pictures."""
 
 
 _LOST = 1e-5
-"""Share of all variance that float32 values may lose in one direction; they lose about 1e-7."""
+"""Tolerated float32 rounding in one direction, as a share of all variance; actual: about 1e-7."""
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Sums over the pictures of one site or of several.
+    """Sums over the pictures of one or more sites.
 
     Attributes:
-        counts_K: float64 (K,), pictures of each class.
-        sums_KD: float64 (K, D), the sum of each class's vectors.
-        scatter_DD: float64 (D, D), the sum over all pictures of ``x x^T``; None where only
-            means are wanted.
+        counts_K: float64 (K,), number of pictures per class.
+        sums_KD: float64 (K, D), sum of each class's vectors.
+        scatter_DD: float64 (D, D), sum of ``x x^T`` over all pictures; None if only means are
+            needed.
     """
 
     counts_K: Floats
@@ -50,7 +49,7 @@ class ClassStatistics:
     scatter_DD: Floats | None
 
     def plus(self, other: "ClassStatistics") -> "ClassStatistics":
-        """Those of both together."""
+        """Sum of both statistics."""
         scatter_DD = None
         if self.scatter_DD is not None and other.scatter_DD is not None:
             scatter_DD = self.scatter_DD + other.scatter_DD
@@ -59,13 +58,13 @@ class ClassStatistics:
         )
 
     def times(self, factor: float) -> "ClassStatistics":
-        """The same vectors, each counting so many times."""
+        """Statistics with every vector weighted by ``factor``."""
         scatter_DD = None if self.scatter_DD is None else factor * self.scatter_DD
         return ClassStatistics(factor * self.counts_K, factor * self.sums_KD, scatter_DD)
 
     @property
     def means_KD(self) -> Floats:
-        """float64 (K, D); a class without a picture has the mean of all."""
+        """float64 (K, D); a class without pictures has the overall mean."""
         held_K1 = self.counts_K[:, None] > 0
         overall_D = self.sums_KD.sum(axis=0) / max(float(self.counts_K.sum()), 1.0)
         own_KD = self.sums_KD / np.maximum(self.counts_K[:, None], 1.0)
@@ -73,7 +72,7 @@ class ClassStatistics:
         return found
 
     def within_DD(self) -> Floats:
-        """The pooled covariance within the classes, float64 (D, D).
+        """Pooled within-class covariance, float64 (D, D).
 
         Raises:
             ValueError: if there is no scatter.
@@ -90,13 +89,13 @@ class ClassStatistics:
 def class_statistics(
     features_ND: NDArray[np.float32], labels_N: NDArray[np.int64], num_classes: int, scatter: bool
 ) -> ClassStatistics:
-    """The statistics of one site's pictures.
+    """Compute the statistics of one site's pictures.
 
     Args:
         features_ND: N vectors.
         labels_N: 0 to K - 1.
         num_classes: K.
-        scatter: Whether second-order statistics are wanted; they cost D * D values.
+        scatter: Whether to compute second-order statistics (D * D values).
     """
     values_ND = features_ND.astype(np.float64)
     sums_KD = np.zeros((num_classes, values_ND.shape[1]))
@@ -109,7 +108,7 @@ def class_statistics(
 
 
 def pack_statistics(found: ClassStatistics) -> dict[str, NDArray[np.float32]]:
-    """Named tensors for the wire; of the symmetric scatter the upper triangle alone."""
+    """Convert to named tensors for the wire; of the symmetric scatter only the upper triangle."""
     packed = {
         COUNTS: found.counts_K.astype(np.float32),
         SUMS: found.sums_KD.astype(np.float32),
@@ -121,7 +120,7 @@ def pack_statistics(found: ClassStatistics) -> dict[str, NDArray[np.float32]]:
 
 
 def statistics_shapes(num_classes: int, dim: int, scatter: bool) -> dict[str, tuple[int, ...]]:
-    """What :func:`pack_statistics` gives, by name."""
+    """Shapes of the tensors of :func:`pack_statistics`, by name."""
     shapes: dict[str, tuple[int, ...]] = {COUNTS: (num_classes,), SUMS: (num_classes, dim)}
     if scatter:
         shapes[SCATTER] = (dim * (dim + 1) // 2,)
@@ -129,12 +128,12 @@ def statistics_shapes(num_classes: int, dim: int, scatter: bool) -> dict[str, tu
 
 
 def unpack_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistics:
-    """A stranger's statistics, of names and shapes that were checked.
+    """Validate a stranger's statistics, whose names and shapes were checked before.
 
     Raises:
-        PeerError: if they cannot be: negative counts, sums of a class without a picture, a
-            scatter without any picture, or one that is smaller than that of the class means in
-            any direction.
+        PeerError: if the values are impossible: negative counts, a sum for a class without
+            pictures, a scatter without any picture, or a scatter smaller than that of the class
+            means in some direction.
     """
     found = read_statistics(tensors)
     counts_K, sums_KD, scatter_DD = found.counts_K, found.sums_KD, found.scatter_DD
@@ -145,9 +144,9 @@ def unpack_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistic
     if scatter_DD is None:
         return found
     if not counts_K.any() and scatter_DD.any():
-        # Nothing else would bound it: a site without a picture is not compared with the others.
+        # Without pictures the site is not screened against others; nothing else bounds it.
         raise PeerError("There is no picture, and a scatter that is not zero.")
-    # What each class's mean alone adds to the diagonal can never be more than all of it.
+    # The class means' share of the diagonal cannot exceed the whole.
     least_D = (sums_KD**2 / np.maximum(counts_K, 1.0)[:, None]).sum(axis=0)
     if (least_D > np.diag(scatter_DD) * (1 + _ROUNDING) + _LEAST).any():
         raise PeerError("The sums and the scatter are not of the same vectors.")
@@ -157,7 +156,7 @@ def unpack_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistic
 
 
 def read_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistics:
-    """The statistics in tensors that were checked: what :func:`pack_statistics` was given."""
+    """Convert tensors of :func:`pack_statistics` back; they must have been checked."""
     counts_K = tensors[COUNTS].astype(np.float64)
     sums_KD = tensors[SUMS].astype(np.float64)
     if SCATTER not in tensors:
@@ -170,13 +169,14 @@ def read_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistics:
 
 
 def _can_be_scatter(counts_K: Floats, sums_KD: Floats, scatter_DD: Floats) -> bool:
-    """Whether what is left of a scatter without the class means has no negative variance.
+    """Whether the scatter minus that of the class means has no negative eigenvalue.
 
-    The diagonal alone would leave every other value free. Costs one factorisation of D x D.
+    Checking only the diagonal would leave all other values unbounded. Costs one factorization
+    of a D x D matrix.
     """
     within_DD = sums_KD.T @ (sums_KD / np.maximum(counts_K, 1.0)[:, None])
     np.subtract(scatter_DD, within_DD, out=within_DD)
-    # What float32 values have lost may make a variance of zero a little negative.
+    # Float32 rounding can make a variance of zero slightly negative.
     within_DD[np.diag_indices_from(within_DD)] += _LOST * float(np.trace(scatter_DD)) + _LEAST
     try:
         np.linalg.cholesky(within_DD)
@@ -186,9 +186,9 @@ def _can_be_scatter(counts_K: Floats, sums_KD: Floats, scatter_DD: Floats) -> bo
 
 
 def means_scores(found: ClassStatistics) -> tuple[Floats, Floats]:
-    """Weights (K, D) and biases (K,) whose largest score is the nearest class mean.
+    """Weights (K, D) and biases (K,) of a nearest-class-mean classifier.
 
-    Scores are shifted by what all classes share, so that they stay small.
+    A shift common to all classes keeps the scores small.
     """
     means_KD = found.means_KD
     centre_D = means_KD.mean(axis=0)
@@ -201,15 +201,16 @@ def discriminant_scores(
 ) -> tuple[Floats, Floats]:
     """Weights (K, D) and biases (K,) of linear discriminant analysis.
 
-    One covariance for all classes, shrunken towards a multiple of the identity (Friedman
-    1989, "Regularized Discriminant Analysis", equation 18): with about as many pictures as
-    dimensions the covariance alone is singular or nearly so. Costs one factorisation of D x D.
+    One covariance for all classes, shrunk toward a multiple of the identity (Friedman 1989,
+    "Regularized Discriminant Analysis", equation 18), because with about as many pictures as
+    dimensions the covariance is singular or nearly so. Costs one factorization of a D x D
+    matrix.
 
     Args:
-        found: With its scatter.
-        shrinkage: Share of the identity, above 0 to 1; at 1 it is the nearest mean.
-        prior: How far classes are taken to be as likely as their counts say, 0 (all alike,
-            what macro-F1 asks for) to 1 (what top-1 asks for).
+        found: Statistics with a scatter.
+        shrinkage: Share of the identity, above 0 to 1; 1 gives the nearest class mean.
+        prior: Weight of the class frequencies in the prior, 0 (uniform, for macro-F1) to 1
+            (as counted, for top-1).
     """
     shrunken_DD = _shrunken(found.within_DD(), shrinkage)
     means_KD = found.means_KD
@@ -217,7 +218,7 @@ def discriminant_scores(
     offset_KD = means_KD - centre_D
     weights_KD = np.linalg.solve(shrunken_DD, offset_KD.T).T
     biases_K = -0.5 * (weights_KD * (means_KD + centre_D)).sum(axis=1)
-    # One picture more of each class: a class without any is rare, not impossible.
+    # Add-one smoothing: a class without pictures is rare, not impossible.
     share_K = (found.counts_K + 1) / (found.counts_K + 1).sum()
     return weights_KD, biases_K + prior * np.log(share_K)
 
@@ -225,16 +226,16 @@ def discriminant_scores(
 def semantic_scores(
     found: ClassStatistics, attributes_KA: NDArray[np.floating], shrinkage: float
 ) -> tuple[Floats, Floats]:
-    """Weights (K, D) and biases (K,) that name classes by their attributes, seen or not.
+    """Weights (K, D) and biases (K,) of a zero-shot classifier from class attributes.
 
-    A bilinear map between vectors and attributes, least squares with two ridges (ESZSL:
+    A bilinear map between vectors and attributes, least squares with two ridge terms (ESZSL:
     Romera-Paredes and Torr 2015, "An embarrassingly simple approach to zero-shot learning",
-    section 3.1, http://proceedings.mlr.press/v37/romera-paredes15.html). Class sums and scatter are
-    all it needs of the pictures, so that it federates exactly. A warning: among all classes
-    the seen ones win too often; read the harmonic mean, not the score on the unseen alone.
+    section 3.1, http://proceedings.mlr.press/v37/romera-paredes15.html). It needs only class sums
+    and scatter, so it federates exactly. Predictions are biased toward seen classes: read the
+    harmonic mean, not the accuracy on unseen classes alone.
 
     Args:
-        found: With its scatter; classes without a picture are the unseen ones.
+        found: Statistics with a scatter; classes without pictures are unseen.
         attributes_KA: Public attributes of all classes, in 0 to 1.
         shrinkage: Share of the identity on either side, above 0 to 1.
     """
@@ -248,7 +249,7 @@ def semantic_scores(
     lengths_K1 = np.linalg.norm(described_KA, axis=1, keepdims=True)
     described_KA = described_KA / np.maximum(lengths_K1, _LEAST)
     alike_AA = described_KA[seen_K].T @ described_KA[seen_K] / seen_K.sum()
-    # Targets of -1 and 1: what all classes share has been taken out with the mean.
+    # Targets are -1 and 1; the part common to all classes vanishes with the mean.
     paired_DA = 2 * (sums_KD[seen_K].T @ described_KA[seen_K]) / count
     left_DA = np.linalg.solve(_shrunken(covariance_DD, shrinkage), paired_DA)
     map_DA = np.linalg.solve(_shrunken(alike_AA, shrinkage), left_DA.T).T
@@ -257,7 +258,7 @@ def semantic_scores(
 
 
 def _shrunken(matrix_DD: Floats, shrinkage: float) -> Floats:
-    """A covariance with a share of the identity, scaled to its own mean variance."""
+    """Covariance blended with the identity times its mean variance."""
     dim = len(matrix_DD)
     scale = max(float(np.trace(matrix_DD)) / dim, _LEAST)
     found: Floats = (1 - shrinkage) * matrix_DD + shrinkage * scale * np.eye(dim)

@@ -1,26 +1,20 @@
-"""The classifier: looks, backbone, attention, pooling, head.
+"""The classifier: spatial transformer, backbone, attention, pooling and head, plus extra looks.
 
-The classifier: backbone, attention, pooling, head.
+Extra looks, at the middle of the picture and around the strong part of the first look's map,
+follow Wei et al. 2017, "Selective Convolutional Descriptor Aggregation", section 3.1
+(https://arxiv.org/abs/1604.04994: the sum of a map's channels locates the object), and Fu et al.
+2017, "Look Closer to See Better" (https://openaccess.thecvf.com/content_cvpr_2017/html/
+Fu_Look_Closer_to_CVPR_2017_paper.html). They are not trained, so they work with cached features of
+a frozen backbone. Each costs as much as the first look. They are cut from the model's input square
+and add no detail; if the object already fills the picture, they only lose its rim.
 
-Further looks at a picture: at its middle, and at where the map of the first look is strong.
-
-In the spirit of Wei et al. 2017, "Selective Convolutional Descriptor Aggregation", section 3.1
-(https://arxiv.org/abs/1604.04994: the sum of a map's channels says where the object is), and Fu
-et al. 2017, "Look Closer to See Better" (https://openaccess.thecvf.com/content_cvpr_2017/html/
-Fu_Look_Closer_to_CVPR_2017_paper.html); nothing is trained for it, so that it goes with cached
-features of a frozen backbone. Cost of each: as much again as the first look. A warning: it is cut
-from the square that the model sees, and shows no detail that was not in there; where the object
-fills the picture already it only loses the rim.
-
-A spatial transformer: looks once, and turns, moves and enlarges the picture before the rest.
-
-Jaderberg et al. 2015, "Spatial Transformer Networks", section 3, https://arxiv.org/abs/1506.02025.
-A small network reads six numbers of an affine map off a thumbnail of the picture; the picture is
-sampled along it. It starts as the identity (the last layer is zero), has no normalisation, and
-looks at each picture alone, so that it may be used under differential privacy. Cost: a few
-hundredths of a small network's step, and one more sampling of the picture. A warning: it learns
-by what the classifier's error says of six numbers, which is little; it may drift off the subject,
-and random views and a test-time zoom often do more.
+The spatial transformer rotates, moves and enlarges the picture: Jaderberg et al. 2015, "Spatial
+Transformer Networks", section 3, https://arxiv.org/abs/1506.02025. A small network predicts the
+six numbers of an affine map from a thumbnail, and the picture is resampled. It starts as the
+identity (the last layer is zero), has no normalization and processes each picture alone, so that
+differential privacy allows it. Cost: a few hundredths of a small network's step, and one
+resampling. It learns slowly, only from the classifier's loss, and may drift off the subject;
+random views and a test-time zoom often help more.
 """
 
 import torch
@@ -37,10 +31,10 @@ LEAST, MOST = 0.2, 0.5
 
 
 def closer_look(images_NCHW: torch.Tensor, map_NCHW: torch.Tensor, spread: float) -> torch.Tensor:
-    """Squares cut from pictures around where their maps are strong, at the pictures' size.
+    """Cut squares around the strong part of the maps, resized to the pictures' size.
 
-    The centre is the centroid of what the map's sum over channels has above its own mean; the
-    half side is ``spread`` standard deviations of it, along the axis where there are more.
+    The center is the centroid of the map's channel sum above its mean; the half side is
+    ``spread`` standard deviations, along the axis with the larger one.
 
     Args:
         images_NCHW: (N, C, S, S).
@@ -52,7 +46,7 @@ def closer_look(images_NCHW: torch.Tensor, map_NCHW: torch.Tensor, spread: float
     """
     total_NHW = map_NCHW.sum(dim=1)
     above_NHW = (total_NHW - total_NHW.mean(dim=(1, 2), keepdim=True)).clamp_min(0.0)
-    # A map that is the same everywhere looks at all of it.
+    # The constant keeps a uniform map valid: it selects the whole picture.
     above_NHW = above_NHW + 1e-12
     share_NHW = above_NHW / above_NHW.sum(dim=(1, 2), keepdim=True)
     middle_N, wide_N = [], []
@@ -69,11 +63,11 @@ def closer_look(images_NCHW: torch.Tensor, map_NCHW: torch.Tensor, spread: float
 
 
 def middle_look(images_NCHW: torch.Tensor, share: float) -> torch.Tensor:
-    """The middle squares of pictures, at the pictures' size: (N, C, S, S), bicubic.
+    """Cut the middle squares, resized to the pictures' size: (N, C, S, S), bicubic.
 
     Args:
         images_NCHW: (N, C, S, S).
-        share: Of the side, above 0 to 1.
+        share: Share of the side, above 0 to 1.
     """
     half_N = images_NCHW.new_full((images_NCHW.shape[0],), share / 2)
     at_N = torch.full_like(half_N, 0.5)
@@ -84,7 +78,7 @@ def _cut(
     images_NCHW: torch.Tensor, row_N: torch.Tensor, column_N: torch.Tensor, half_N: torch.Tensor
 ) -> torch.Tensor:
     side = images_NCHW.shape[-1]
-    # From -1 to 1 over the picture, at the middles of the cut square's pixels.
+    # Pixel centers of the cut square, in coordinates from -1 to 1.
     step_S = (2 * torch.arange(side, device=images_NCHW.device) + 1) / side - 1
     down_NS = 2 * row_N[:, None] - 1 + 2 * half_N[:, None] * step_S
     across_NS = 2 * column_N[:, None] - 1 + 2 * half_N[:, None] * step_S
@@ -101,11 +95,11 @@ def _cut(
 
 
 THUMBNAIL = 32
-"""Side of what the small network sees, in pixels."""
+"""Side of the small network's input, in pixels."""
 
 
 class SpatialTransformer(nn.Module):
-    """Pictures to pictures of the same size."""
+    """Maps pictures to pictures of the same size by a learned affine map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +118,7 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.map.bias)
 
     def affine(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, 2, 3): output coordinates to input coordinates, each -1 to 1 over the picture."""
+        """(N, 2, 3): from output to input coordinates, each -1 to 1 over the picture."""
         thumbnails = F.interpolate(
             images_NCHW, size=(THUMBNAIL, THUMBNAIL), mode="bilinear", antialias=False
         )
@@ -132,7 +126,7 @@ class SpatialTransformer(nn.Module):
         return changes_N23 + torch.eye(2, 3, dtype=changes_N23.dtype, device=changes_N23.device)
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, 3, S, S) to the same, the border repeated where the map leaves it; N may be 0."""
+        """Map (N, 3, S, S) to the same shape, with border padding; N may be 0."""
         if not len(images_NCHW):
             return images_NCHW
         grid_NHW2 = F.affine_grid(
@@ -142,22 +136,21 @@ class SpatialTransformer(nn.Module):
 
 
 class FineGrainedClassifier(nn.Module):
-    """One classifier.
+    """A classifier composed of the parts of ``[model]``.
 
     Args:
-        backbone: Pictures to a map.
-        attention: A map to a map of the same shape.
-        pooling: A map to a vector.
-        scaling: What is done to the pooled vector; it has no parameters.
+        backbone: Maps pictures to a feature map.
+        attention: Maps a feature map to one of the same shape.
+        pooling: Maps a feature map to a vector.
+        scaling: Applied to the pooled vector; it has no parameters.
         dropout: Share of the vector's entries dropped in training, 0 to 1.
-        head: A vector to logits.
-        spec: How pictures have to look.
-        mirrored: Whether, outside training, a picture's vector is the mean of its own and its
-            mirror image's.
-        before: What a picture passes first, of the same size; None: nothing.
-        closer: If above 0: outside training, a picture's vector is the mean of its own and a
-            closer look's; see :func:`closer_look`.
-        middle: Likewise with a look at the middle; see :func:`middle_look`.
+        head: Maps a vector to logits.
+        spec: Preprocessing of the pictures.
+        mirrored: Outside training, average a picture's vector with its mirror image's.
+        before: Applied to the pictures first, keeping their size; None: nothing.
+        closer: If above 0, outside training, also average with the vector of a closer look;
+            see :func:`closer_look`.
+        middle: If above 0, likewise with a look at the middle; see :func:`middle_look`.
     """
 
     def __init__(
@@ -187,11 +180,11 @@ class FineGrainedClassifier(nn.Module):
         self.middle = middle
         self.norm: Policy = "batch"
         self.fixed_statistics = False
-        """Whether BatchNorm keeps its statistics as they are, in training too."""
+        """Whether BatchNorm keeps its statistics even in training."""
         self.adapt(spec)
 
     def adapt(self, spec: InputSpec) -> None:
-        """Expect pictures that look so from now on."""
+        """Change the expected preprocessing."""
         self.input = spec
         self.register_buffer("_mean", torch.tensor(spec.mean)[:, None, None] * 255, False)
         self.register_buffer("_std", torch.tensor(spec.std)[:, None, None] * 255, False)
@@ -203,13 +196,13 @@ class FineGrainedClassifier(nn.Module):
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The backbone's stages, from the picture on."""
+        """The backbone's stages, from input to output."""
         return self.backbone.stage_names
 
     def normalise(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """uint8 (N, 3, S, S) to normalised float32, channels last in memory.
+        """Map uint8 (N, 3, S, S) to normalized float32 in channels-last memory format.
 
-        That layout, which the weights have too, took 20 to 30 % off a CPU's step here.
+        With weights in the same format, this made a training step on a CPU 20 to 30 % faster.
         """
         values_NCHW = (images_NCHW.float() - self._mean) / self._std  # type: ignore[operator]
         return values_NCHW.contiguous(memory_format=torch.channels_last)
@@ -217,7 +210,7 @@ class FineGrainedClassifier(nn.Module):
     def embed_with_parts(
         self, images_NCHW: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As :meth:`embed`, for training; also where each part that trains looks, (N, K, h, w)."""
+        """Like :meth:`embed`, for training; also maps of trainable parts, (N, K, h, w), or None."""
         pooling = self.pooling
         if not isinstance(pooling, PartPooling) or not pooling.find.weight.requires_grad:
             return self.embed(images_NCHW), None
@@ -225,7 +218,7 @@ class FineGrainedClassifier(nn.Module):
         return self.scaling(vectors_ND), maps_NKHW
 
     def embed(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Normalised pictures (N, 3, S, S) to vectors (N, D)."""
+        """Map normalized pictures (N, 3, S, S) to vectors (N, D)."""
         if self.training:
             return self._vectors(images_NCHW)
         map_NCHW = self.map(images_NCHW)
@@ -241,7 +234,7 @@ class FineGrainedClassifier(nn.Module):
     def _pooled(
         self, images_NCHW: torch.Tensor, map_NCHW: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Vectors of one look, its map given where it is there, and its mirror image if wanted."""
+        """Vectors of one look, averaged with the mirror image if set; ``map_NCHW`` saves a pass."""
         map_NCHW = self.map(images_NCHW) if map_NCHW is None else map_NCHW
         vectors_ND = self.scaling(self.pooling(map_NCHW))
         if not self.mirrored:
@@ -252,27 +245,27 @@ class FineGrainedClassifier(nn.Module):
         return self.scaling(self.pooling(self.map(images_NCHW)))
 
     def map(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Normalised pictures (N, 3, S, S) to what is pooled, (N, C, h, w)."""
+        """Map normalized pictures (N, 3, S, S) to the feature map before pooling, (N, C, h, w)."""
         return self.attention(self.backbone(self.before(images_NCHW)))
 
     def classify(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """Vectors (N, D) to logits (N, K)."""
+        """Map vectors (N, D) to logits (N, K)."""
         return self.head(self.dropout(features_ND))
 
     def class_vectors(self) -> torch.Tensor | None:
-        """The head's own vector for each class, (K, D); None where it has none."""
+        """One vector per class from the head, (K, D); None if it has none."""
         weight = getattr(self.head, "weight", None)
         fits = isinstance(weight, torch.Tensor) and weight.shape[-1] == self.feature_dim
         return weight if fits else None
 
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Normalised pictures (N, 3, S, S) to logits (N, K)."""
+        """Map normalized pictures (N, 3, S, S) to logits (N, K)."""
         return self.classify(self.embed(images_NCHW))
 
     def train(self, mode: bool = True) -> "FineGrainedClassifier":
-        """Training mode for what trains; what is frozen stays as in evaluation.
+        """Set training mode for trainable parts only; frozen parts stay in evaluation mode.
 
-        A frozen BatchNorm in training mode would still change its statistics.
+        A frozen BatchNorm in training mode would still update its statistics.
         """
         super().train(mode)
         if mode:

@@ -1,29 +1,22 @@
-"""From one vector to logits: linear, cosine, subspace, multilevel and semantic heads.
+"""Heads from a feature vector to logits: linear, cosine, subspace, multilevel and semantic.
 
-From one vector to logits.
+Multilevel: a class's score is the sum of separate scores for its class, family and order
+(Salakhutdinov, Torralba, Tenenbaum 2011, "Learning to Share Visual Appearance for Multiclass
+Object Detection", CVPR, section 2). A family's probability is the sum over its species, so that
+predictions are consistent across levels; with ``loss.hierarchy`` every level is trained (like the
+levels of Chang et al. 2021, "Your Flamingo is My Bird", https://arxiv.org/abs/2011.09040, which
+have separate heads). Cost: one row of weights per family. It has no more capacity than a linear
+head; sharing within a family helps rare species when pictures are few, and hardly otherwise.
 
-One head for all levels of a taxonomy, consistent by construction.
-
-A class's score is its own and its family's and its order's added up, each from weights of
-its own (Salakhutdinov, Torralba, Tenenbaum 2011, "Learning to Share Visual Appearance for
-Multiclass Object Detection", CVPR, section 2). A family's probability is the sum of its species',
-so that no answer can name a species of another family than the family it names; with
-``loss.hierarchy`` every level is trained (as the levels of Chang et al. 2021, "Your Flamingo is My
-Bird", https://arxiv.org/abs/2011.09040, each with a head of its own). Cost: one row of weights more
-a family. A warning: it can say nothing that a linear head cannot; what is learnt of a family
-reaches its rare species sooner, which matters with few pictures and hardly otherwise.
-
-A head that reads attributes off a picture and names the class that has them.
-
-A linear map takes the vector into the space of the classes' public attributes; a class's score
-is the cosine between what was read and what it has (Frome et al. 2013, "DeViSE", section 3.2,
+Semantic: a linear map takes the vector to the space of public class attributes; a class's score
+is the cosine between predicted and published attributes (Frome et al. 2013, "DeViSE", section 3.2,
 https://papers.nips.cc/paper/5204-devise-a-deep-visual-semantic-embedding-model; Akata et al.
 2016, "Label-Embedding for Image Classification", section 3, https://arxiv.org/abs/1503.08677). A
-class that no site has a picture of is scored like any other; in training it stands among the
-wrong answers, but nothing is pushed away from it. Cost: A (attributes) rows in place of K
-(classes), which is also what travels. Attributes must be public: computed from private pictures
-they would be a release. A warning: scores of unseen classes come out low beside seen ones
-(see ``zero_shot.harmonic``), and classes of equal attributes cannot be told apart.
+class without pictures at any site is scored like any other; training counts it among the wrong
+answers, but pushes nothing away from it. Cost: A (attributes) rows instead of K (classes), which
+is also what travels. Attributes must be public: computed from private pictures they would be a
+release. Limits: unseen classes score lower than seen ones (see ``zero_shot.harmonic``), and
+classes with equal attributes cannot be told apart.
 """
 
 from collections.abc import Sequence
@@ -37,11 +30,11 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.models.settings import ModelSettings
 
 _SHORTEST = 1e-12
-"""Vectors no longer than this count as zero."""
+"""Vectors of at most this length count as zero."""
 
 
 class LinearHead(nn.Linear):
-    """Weights and bias; starts at zero, so that every class begins equally likely.
+    """Linear head that starts at zero, so that all classes are equally likely.
 
     Args:
         features: D.
@@ -58,7 +51,7 @@ class CosineHead(nn.Module):
     """``scale`` times the cosine between the vector and each class's direction.
 
     After Wang et al. 2017, "NormFace", section 3, https://arxiv.org/abs/1704.06369.
-    The vector is bounded to unit length, whatever a site's camera does to contrast.
+    Unit length makes the vector independent of the contrast of a site's camera.
 
     Args:
         features: D.
@@ -72,20 +65,19 @@ class CosineHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(classes, features) * features**-0.5)
 
     def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """(N, D) to (N, K), each within plus and minus ``scale``.
+        """Map (N, D) to (N, K), each within ``scale`` of 0.
 
-        A zero vector gives 0 and no gradient: that of its direction is unbounded.
+        A zero vector gives 0 and no gradient, because its direction's gradient is unbounded.
         """
         directions_KD = F.normalize(self.weight, dim=1)
         return self.scale * F.linear(unit_vectors(features_ND), directions_KD)
 
 
 class SubspaceHead(nn.Module):
-    """A linear classifier on unit vectors in a public subspace, around a centre.
+    """A linear classifier on unit vectors in a public subspace, relative to a center.
 
-    What of a picture can be released is as large as the vectors are long and as noisy as
-    they have dimensions: few directions, chosen without a private picture, are the better
-    part of accuracy under differential privacy.
+    Under differential privacy the noise grows with the number of dimensions, so a few
+    directions, chosen without a private picture, matter most for accuracy.
 
     Args:
         directions_PD: Orthonormal rows.
@@ -102,20 +94,19 @@ class SubspaceHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(classes))
 
     def project(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """(N, D) to unit vectors (N, P), before the centre is taken off."""
+        """Map (N, D) to unit vectors (N, P), before centering."""
         return unit_vectors(F.linear(unit_vectors(features_ND), self.directions_PD))
 
     def centred(self, vectors_NP: torch.Tensor) -> torch.Tensor:
-        """Projected vectors to unit vectors around the centre."""
+        """Map projected vectors to unit vectors around the center."""
         return unit_vectors(vectors_NP - self.centre)
 
     def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """(N, D) to (N, K)."""
         return F.linear(self.centred(self.project(features_ND)), self.weight, self.bias)
 
 
 def unit_vectors(vectors_NP: torch.Tensor) -> torch.Tensor:
-    """Rows (N, P) at length 1; a row of zeros stays one, without a gradient."""
+    """Normalize rows (N, P) to length 1; a zero row stays zero, without a gradient."""
     length_N1 = vectors_NP.norm(dim=1, keepdim=True)
     return torch.where(length_N1 > _SHORTEST, vectors_NP / length_N1.clamp_min(_SHORTEST), 0.0)
 
@@ -126,7 +117,7 @@ class MultiLevelHead(nn.Module):
     Args:
         features: D.
         groups: For each level above the class, from coarse to fine, each class's group:
-            0 to one less than the level's number of groups, none empty.
+            0 to number of groups - 1, none empty.
     """
 
     group_LK: torch.Tensor
@@ -146,20 +137,20 @@ class MultiLevelHead(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """(K, D): what a linear head with the same answers has as weights."""
+        """(K, D), weights of the equivalent linear head."""
         return self.classes.weight + self.groups.weight[self.group_LK].sum(dim=0)
 
     def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """(N, D) to (N, K); N may be 0."""
+        """Map (N, D) to (N, K); N may be 0."""
         above_NLK = self.groups(features_ND)[:, self.group_LK]
         return self.classes(features_ND) + above_NLK.sum(dim=1)
 
 
 def check_groups(groups: Sequence[Sequence[int]], classes: int) -> None:
-    """Refuse groups that are no taxonomy of so many classes.
+    """Refuse groups that are not a taxonomy of ``classes`` classes.
 
     Raises:
-        ConfigurationError: saying which level is wrong.
+        ConfigurationError: naming the wrong level.
     """
     if not groups:
         raise ConfigurationError(
@@ -179,7 +170,7 @@ def check_groups(groups: Sequence[Sequence[int]], classes: int) -> None:
 
 
 class AttributeHead(nn.Module):
-    """``scale`` times the cosine between read and published attributes.
+    """``scale`` times the cosine between predicted and published attributes.
 
     Args:
         features: D.
@@ -201,7 +192,7 @@ class AttributeHead(nn.Module):
         super().__init__()
         self.scale = scale
         values_KA = torch.tensor(attributes, dtype=torch.float64)
-        # What all classes share tells none apart.
+        # The part common to all classes does not help to distinguish them.
         directions_KA = F.normalize(values_KA - values_KA.mean(dim=0), dim=1).float()
         unseen_K = torch.zeros(len(directions_KA), dtype=torch.bool)
         unseen_K[list(unseen)] = True
@@ -211,11 +202,11 @@ class AttributeHead(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """(K, D): the direction of the vector that speaks for each class."""
+        """(K, D), each class's direction in feature space."""
         return self.directions_KA @ self.read.weight
 
     def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """(N, D) to (N, K), each within plus and minus ``scale``; N may be 0."""
+        """Map (N, D) to (N, K), each within ``scale`` of 0; N may be 0."""
         logits_NK = self.scale * F.linear(unit_vectors(self.read(features_ND)), self.directions_KA)
         if self.training:
             return torch.where(self.unseen_K, logits_NK.detach(), logits_NK)
@@ -225,10 +216,10 @@ class AttributeHead(nn.Module):
 def check_attributes(
     attributes: Sequence[Sequence[float]], unseen: Sequence[int], classes: int
 ) -> None:
-    """Refuse attributes that are not those of so many classes.
+    """Refuse attributes that do not fit ``classes`` classes.
 
     Raises:
-        ConfigurationError: saying what is wrong.
+        ConfigurationError: naming the fault.
     """
     if not attributes:
         raise ConfigurationError(
@@ -252,10 +243,11 @@ def check_attributes(
 
 
 def make_head(settings: ModelSettings, features: int, classes: int) -> nn.Module:
-    """The head that ``model.head`` names, from vectors (N, D) to logits (N, K).
+    """Build the head named by ``model.head``, from vectors (N, D) to logits (N, K).
 
     Raises:
-        ConfigurationError: if it needs to know more of the classes, or a component is broken.
+        ConfigurationError: if it needs class knowledge that is missing, or a component is
+            broken.
     """
     component = HEADS.get(settings.head)
     made: nn.Module = component.make(features, classes, settings.settings_of(component))

@@ -1,38 +1,29 @@
-"""From a feature map to one vector: pooling, and scaling of the vector.
+"""Pooling of a feature map to one vector, and scaling of that vector.
 
-From a map to one vector.
+Scaling. The signed square root reduces burstiness, where a few channels respond to one large
+pattern (Perronnin et al. 2010, "Improving the Fisher Kernel for Large-Scale Image
+Classification", section 3.3; B-CNN, Lin et al. 2015, https://arxiv.org/abs/1504.07889, section
+3.1), and brings skewed activations closer to the Gaussians that a discriminant analysis assumes.
+Unit length removes the picture's contrast. Neither has parameters or couples examples. On nearly
+Gaussian features the root has no effect.
 
-What is done to a pooled vector before the head.
+Second-order pooling: correlations of channels instead of means. Bilinear CNN: Lin et al. 2015,
+https://arxiv.org/abs/1504.07889, with both streams shared. Fast MPN-COV: Li et al. 2018, "Towards
+Faster Training of Global Covariance Pooling Networks by Iterative Matrix Square Root
+Normalization", https://arxiv.org/abs/1712.01034. A 1x1 convolution first reduces the map to d
+channels; the vector has d (d + 1) / 2 entries. Cost: d^2 H W, ten d x d products for the root,
+and a head d / 2 times as large, which a federation sends each round. Effect: +1.3 points on
+CUB, a loss on Cars and Aircraft. With a frozen backbone the convolution stays a random projection.
 
-The signed square root evens out bursts, a few channels that answer to one large pattern
-(Perronnin et al. 2010, "Improving the Fisher Kernel for Large-Scale Image Classification",
-section 3.3; B-CNN, Lin et al. 2015, https://arxiv.org/abs/1504.07889, section 3.1), and makes
-skewed activations more like the Gaussians that a discriminant analysis assumes. Scaling to
-length 1 takes the picture's contrast out. Neither has parameters or couples examples. A
-warning: on features that are nearly Gaussian already the root does nothing.
-
-Second-order pooling: which channels fire together, instead of how much each fires.
-
-Bilinear CNN: Lin et al. 2015, https://arxiv.org/abs/1504.07889, with the two streams being one.
-Fast MPN-COV: Li et al. 2018, "Towards Faster Training of Global Covariance Pooling Networks by
-Iterative Matrix Square Root Normalization", https://arxiv.org/abs/1712.01034. A 1x1 convolution
-first brings the map down to d channels; the vector has d (d + 1) / 2 entries. Cost: d^2 H W, and
-ten d x d products for the root. A warning: +1.3 points on CUB, less than nothing on Cars and
-Aircraft, and a head that is d / 2 times as long, which a federation sends each round. With a
-frozen backbone the convolution stays as it was drawn: a random projection.
-
-Learnt parts: a few maps that each look at one place, and what the picture has there.
-
-Attention maps from the feature map itself, and a vector for each: Zheng et al. 2017, "Learning
-Multi-Attention Convolutional Neural Network" (MA-CNN), section 3,
+Learned parts: attention maps computed from the feature map, and one vector per map. Zheng et al.
+2017, "Learning Multi-Attention Convolutional Neural Network" (MA-CNN), section 3,
 https://openaccess.thecvf.com/content_iccv_2017/html/Zheng_Learning_Multi-Attention_Convolutional_ICCV_2017_paper.html;
 Hu et al. 2019, "See Better Before Looking Closer" (bilinear attention pooling), section 3.1,
 https://arxiv.org/abs/1901.09891. Here each map is a softmax over positions of a 1x1 convolution,
-so that it sums to one and needs no normalisation over the batch. Nothing says what a part is:
-``loss.diversity`` keeps the maps apart. Cost: K C H W, and a head K times as long, which a
-federation sends each round. A warning: maps may settle on the
-background or on one place, part vectors are means where a maximum may do better, and with a
-frozen backbone the maps stay as they were drawn.
+so that it sums to one without batch normalization. Nothing defines a part: ``loss.diversity``
+keeps the maps apart. Cost: K C H W, and a head K times as large. Limits: maps may converge to the
+background or to one place, part vectors are means where a maximum may work better, and with a
+frozen backbone the maps stay random.
 """
 
 import torch
@@ -44,22 +35,18 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.models.settings import ModelSettings
 
 _FLOOR = 1e-6
-"""The root's slope is unbounded at zero: below this value it is a straight line."""
+"""Below this value the root is linear, because its slope is unbounded at zero."""
 
 
 class Scaling(nn.Module):
-    """``none``, ``root``, ``unit`` or ``root-unit``.
-
-    Args:
-        kind: One of these.
-    """
+    """Scaling of a vector: ``none``, ``root``, ``unit`` or ``root-unit``."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
 
     def forward(self, features_ND: torch.Tensor) -> torch.Tensor:
-        """(N, D) to the same; N may be 0."""
+        """Map (N, D) to the same shape; N may be 0."""
         if self.kind.startswith("root"):
             size_ND = features_ND.abs()
             features_ND = features_ND * size_ND.clamp_min(_FLOOR).rsqrt()
@@ -69,18 +56,18 @@ class Scaling(nn.Module):
 
 
 ITERATIONS = 5
-"""Of Newton and Schulz, as in the paper's section 3.2."""
+"""Newton-Schulz iterations, as in the paper's section 3.2."""
 
 _LEAST = 1e-6
 
 
 class SecondOrderPooling(nn.Module):
-    """``bilinear`` or ``mpncov``.
+    """Second-order pooling.
 
     Args:
-        kind: Which.
+        kind: ``bilinear`` or ``mpncov``.
         channels: C of the map.
-        reduced: d.
+        reduced: d, number of channels after the 1x1 convolution.
     """
 
     upper_P2: torch.Tensor
@@ -96,7 +83,7 @@ class SecondOrderPooling(nn.Module):
         self.out_dim = upper_P2.shape[1]
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, d (d + 1) / 2); N may be 0."""
+        """Map (N, C, H, W) to (N, d (d + 1) / 2); N may be 0."""
         flat_NdP = self.reduce(map_NCHW).flatten(2)
         if self.root:
             flat_NdP = flat_NdP - flat_NdP.mean(dim=2, keepdim=True)
@@ -112,11 +99,11 @@ class SecondOrderPooling(nn.Module):
 
 
 def matrix_square_root(matrix_Ndd: torch.Tensor) -> torch.Tensor:
-    """Square roots of symmetric positive semi-definite matrices (N, d, d).
+    """Approximate square roots of symmetric positive semi-definite matrices (N, d, d).
 
-    Newton's and Schulz's coupled iteration on the matrix over its trace, then multiplied by the
-    trace's root; products alone, so that it is fast on a GPU and differentiable anywhere.
-    A few iterations leave the smallest eigenvalues short of their root: part of the method.
+    Coupled Newton-Schulz iteration on the matrix divided by its trace, then rescaled. It uses
+    products only, so it is fast on a GPU and differentiable everywhere. After few iterations the
+    smallest eigenvalues are still below their root, as the method intends.
     """
     size = matrix_Ndd.shape[1]
     identity_dd = torch.eye(size, dtype=matrix_Ndd.dtype, device=matrix_Ndd.device)
@@ -130,7 +117,7 @@ def matrix_square_root(matrix_Ndd: torch.Tensor) -> torch.Tensor:
 
 
 class PartPooling(nn.Module):
-    """K part vectors, one after the other.
+    """K part vectors, concatenated.
 
     Args:
         channels: C of the map.
@@ -145,11 +132,11 @@ class PartPooling(nn.Module):
         nn.init.normal_(self.find.weight, std=channels**-0.5)
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, K C); N may be 0."""
+        """Map (N, C, H, W) to (N, K C); N may be 0."""
         return self.with_maps(map_NCHW)[0]
 
     def with_maps(self, map_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The vectors (N, K C), and where each part looks, (N, K, H, W), each map's sum 1."""
+        """Vectors (N, K C), and attention maps (N, K, H, W), each with sum 1."""
         flat_NPC = map_NCHW.flatten(2).transpose(1, 2)
         maps_NKP = self.find(flat_NPC).transpose(1, 2).softmax(dim=2)
         found_NKC = maps_NKP @ flat_NPC
@@ -157,7 +144,7 @@ class PartPooling(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Mean, maximum, the mean of the two, or both one after the other, over positions.
+    """Mean, maximum, the mean of the two, or both concatenated, over positions.
 
     Args:
         kind: ``avg``, ``max``, ``avgmax`` or ``both``.
@@ -170,7 +157,7 @@ class Pooling(nn.Module):
         self.out_dim = 2 * channels if kind == "both" else channels
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, C), or (N, 2 C) for ``both``."""
+        """Map (N, C, H, W) to (N, C), or (N, 2 C) for ``both``."""
         if self.kind == "avg":
             return map_NCHW.mean(dim=(2, 3))
         if self.kind == "max":
@@ -182,15 +169,15 @@ class Pooling(nn.Module):
 
 
 class GeneralisedMean(nn.Module):
-    """The p-th root of the mean of p-th powers, with a learnt p: 1 is the mean, much the maximum.
+    """Generalized mean with a learned exponent p: the mean for 1, the maximum for large p.
 
     Radenovic et al. 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation", section
-    3.2, https://arxiv.org/abs/1711.02512. One parameter. A warning: its gain is under a point,
-    and with a frozen backbone p stays where it starts.
+    3.2, https://arxiv.org/abs/1711.02512. One parameter. Its gain is below one point, and with
+    a frozen backbone p keeps its initial value.
 
     Args:
         channels: C of the map.
-        power: Where p starts.
+        power: Initial p.
     """
 
     def __init__(self, channels: int, power: float) -> None:
@@ -200,7 +187,7 @@ class GeneralisedMean(nn.Module):
         self.power = nn.Parameter(torch.tensor(power))
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to (N, C); values below 1e-6 count as that."""
+        """Map (N, C, H, W) to (N, C); values are clamped to at least 1e-6."""
         powers_NCHW = map_NCHW.clamp_min(1e-6).pow(self.power)
         return powers_NCHW.mean(dim=(2, 3)).pow(1 / self.power)
 
@@ -209,7 +196,7 @@ AnyPooling = Pooling | GeneralisedMean | SecondOrderPooling | PartPooling
 
 
 def make_pooling(settings: ModelSettings, channels: int) -> AnyPooling:
-    """The pooling that ``model.pooling`` names, for maps of ``channels`` channels.
+    """Build the pooling named by ``model.pooling``, for maps of ``channels`` channels.
 
     Raises:
         ConfigurationError: if a component is broken.
@@ -224,7 +211,7 @@ def make_pooling(settings: ModelSettings, channels: int) -> AnyPooling:
             remedy="Give it an attribute out_dim, the number of entries.",
         )
     if not hasattr(made, "kind"):
-        # Cached features are told apart by it.
+        # Part of the key of cached features.
         made.kind = settings.pooling + ("" if own is settings else own.model_dump_json())
     return made
 

@@ -11,7 +11,7 @@ from fgvc_core.registry import OpenSettings
 
 
 class ModelSettings(OpenSettings):
-    """One classifier: backbone, attention, head, and what of it trains."""
+    """One classifier: backbone, attention, head, and which parts train."""
 
     chosen = {"attention": ATTENTIONS, "pooling": POOLINGS, "head": HEADS}  # noqa: RUF012
 

@@ -1,7 +1,7 @@
-"""How large a model is, found out without allocating it.
+"""Size of a model, computed without allocating it.
 
-A recipe comes from somebody else, and a backbone's name is all that it takes to ask for 27 GB.
-The model is built on PyTorch's meta device, where tensors have shapes and no values
+A recipe comes from another party, and a backbone's name is enough to ask for 27 GB. The model is
+therefore built on PyTorch's meta device, where tensors have shapes but no values
 (https://docs.pytorch.org/docs/stable/meta.html): seconds, whatever its size.
 """
 
@@ -16,18 +16,19 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import is_frozen_backbone, travelling_names
 
 _FEWER, _MORE = 2, 4
-"""Pictures of the two steps that are looked at; BatchNorm needs more than one. Their difference
-leaves out what a step keeps once, such as standardized weights."""
+"""Batch sizes of the two measured steps (BatchNorm needs more than one picture). Their difference
+cancels what a step stores once, such as standardized weights.
+"""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model takes, whatever its weights.
+    """Size of a model, independent of its weights.
 
     Attributes:
-        parameters: Numbers in it, statistics of norms included.
-        trained: Those of them that train.
-        travelling: Those that travel, with the statistics that go along.
+        parameters: Number of values, including statistics of norm layers.
+        trained: Number of values that train.
+        travelling: Number of values that are exchanged, including statistics.
         features: Length D of the vector before the head.
     """
 
@@ -39,12 +40,12 @@ class ModelSize:
 
 @lru_cache(maxsize=8)
 def model_size(settings: ModelSettings, num_classes: int, image_size: int) -> ModelSize:
-    """The size of a recipe's model.
+    """Compute the size of a recipe's model.
 
-    A head in the subspace of pre-trained weights is counted as a linear one, which has no fewer.
+    A subspace head is counted as a linear head, which is at least as large.
 
     Args:
-        settings: Which model; its weights are not looked at.
+        settings: ``[model]``; its weights are not read.
         num_classes: K, at least 1.
         image_size: Side of the squares, in pixels.
 
@@ -63,13 +64,13 @@ def model_size(settings: ModelSettings, num_classes: int, image_size: int) -> Mo
 
 @lru_cache(maxsize=8)
 def kept_bytes(settings: ModelSettings, num_classes: int, image_size: int) -> int:
-    """Bytes that automatic differentiation keeps for each picture of a training step.
+    """Bytes that autograd saves for each picture of a training step.
 
-    Parameters, gradients and the optimizer's own numbers are not among them. 0 where the backbone
-    is frozen, so that vectors are made once, and where a step cannot be looked at without values.
+    Excludes parameters, gradients and optimizer state. 0 if the backbone is frozen (features are
+    then computed once), and if a step cannot run without values.
 
     Args:
-        settings: Which model; its weights are not looked at.
+        settings: ``[model]``; its weights are not read.
         num_classes: K, at least 1.
         image_size: Side of the squares, in pixels.
 
@@ -83,7 +84,7 @@ def kept_bytes(settings: ModelSettings, num_classes: int, image_size: int) -> in
     try:
         fewer, more = (_kept(model, pictures, image_size) for pictures in (_FEWER, _MORE))
     except (RuntimeError, NotImplementedError):
-        # A layer that asks for values, which there are none of here.
+        # A layer needs values, which the meta device does not have.
         return 0
     finally:
         model.eval()
@@ -91,14 +92,14 @@ def kept_bytes(settings: ModelSettings, num_classes: int, image_size: int) -> in
 
 
 def _kept(model: FineGrainedClassifier, pictures: int, image_size: int) -> int:
-    """Bytes that one step keeps, each storage once, those of the model itself left out."""
+    """Bytes saved by one step, each storage once, without those of the model itself."""
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            # Held here, so that no other storage takes its address meanwhile.
+            # A reference keeps the address from being reused by another storage.
             kept[storage._cdata] = storage
         return tensor
 

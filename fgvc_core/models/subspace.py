@@ -1,8 +1,8 @@
-"""A public subspace: the directions in which a pre-trained classifier tells classes apart.
+"""Public subspace: principal directions of a pre-trained classifier's class weights.
 
-The rows of its last layer say what differs between the classes that it knows. Their
-principal directions, those of related classes first, are where look-alikes differ, and no
-private picture is needed to find them.
+The rows of its last layer show how the classes it knows differ. Their principal directions,
+those of related classes first, are where look-alikes differ. Finding them needs no private
+picture.
 """
 
 from functools import lru_cache
@@ -22,8 +22,8 @@ from fgvc_core.models.weights import packaged_state, read_state
 def public_directions(settings: ModelSettings, channels: int) -> torch.Tensor:
     """float32 (P, D), orthonormal rows.
 
-    The directions of the related classes come first; where ``model.directions`` asks for
-    more than they span, those of all classes follow, orthogonal to the first.
+    The directions of the related classes come first. If ``model.directions`` exceeds their
+    span, those of all classes follow, orthogonal to the first.
 
     Args:
         settings: ``[model]``, with pre-trained weights.
@@ -65,11 +65,11 @@ def _directions(
 
 
 def _principal(rows_CD: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Right singular vectors of the centred rows, strongest first, signs fixed."""
+    """Right singular vectors of the centered rows, strongest first, with fixed signs."""
     centred_CD = rows_CD - rows_CD.mean(axis=0)
     _, strengths, axes = np.linalg.svd(centred_CD, full_matrices=False)
     axes = axes[strengths > 1e-6 * strengths[0]]
-    # A singular vector's sign is arbitrary: two sites must not disagree about it.
+    # The sign of a singular vector is arbitrary; all sites must get the same one.
     signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])
     found: NDArray[np.float64] = axes * signs[:, None]
     return found

@@ -1,13 +1,12 @@
-"""The tokens that attention picks: what a vision transformer looked at goes on, the rest does not.
+"""Token selection for vision transformers: only the most attended tokens enter the last layer.
 
-He et al. 2022, "TransFG", section 3.2 (part selection module),
-https://arxiv.org/abs/2103.07976. The
-attention of all layers but the last is multiplied up; for each head, the token that the class
-token attends to most goes into the last layer, with the class token. Their contrastive loss is
-not part of it: it couples examples. The choice has no gradient and looks at each picture alone.
-Cost: queries and keys of each layer once more, H T^3 for the products; the last layer gets
-cheaper. A warning: several heads often pick one token, and on weights that were not trained with
-it the last layer sees fewer tokens than it is used to.
+He et al. 2022, "TransFG", section 3.2 (part selection module), https://arxiv.org/abs/2103.07976.
+The attention matrices of all layers but the last are multiplied; for each head, the token that
+the class token attends to most enters the last layer, with the class token. Their contrastive
+loss is omitted, because it couples examples. The selection has no gradient and depends on each
+picture alone. Cost: queries and keys of each layer once more, and H T^3 for the products; the
+last layer gets cheaper. Limits: several heads often select the same token, and a last layer that
+was pre-trained without selection sees fewer tokens than it is used to.
 """
 
 from typing import Any
@@ -19,14 +18,14 @@ from fgvc_core.errors import ConfigurationError
 
 
 class TokenSelection:
-    """Runs a timm vision transformer with the selection before its last layer.
+    """Runs a timm vision transformer with token selection before its last layer.
 
     Args:
-        model: With a class token and at least two layers.
-        name: Its name, for messages.
+        model: A model with a class token and at least two layers.
+        name: The model's name, for messages.
 
     Raises:
-        ConfigurationError: if it is no such model.
+        ConfigurationError: if the model does not qualify.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -49,7 +48,7 @@ class TokenSelection:
         self._model = model
 
     def features(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """As the model's ``forward_features``, with few tokens left: (N, prefix + H, C)."""
+        """Like ``forward_features``, with only the selected tokens left: (N, prefix + H, C)."""
         model = self._model
         tokens_NTC = model.patch_drop(model._pos_embed(model.patch_embed(images_NCHW)))
         tokens_NTC = model.norm_pre(tokens_NTC)
@@ -69,7 +68,7 @@ class TokenSelection:
 
 @torch.no_grad()
 def attention_of(layer: Any, tokens_NTC: torch.Tensor) -> torch.Tensor:
-    """(N, H, T, T): how much each token (row) takes from each other in a layer; rows sum to 1."""
+    """Attention matrix of a layer, (N, H, T, T); each row sums to 1."""
     attention = layer.attn
     count, length, _ = tokens_NTC.shape
     heads = attention.num_heads
@@ -81,10 +80,10 @@ def attention_of(layer: Any, tokens_NTC: torch.Tensor) -> torch.Tensor:
 
 
 def picked(rolled_NHTT: torch.Tensor, prefix: int) -> torch.Tensor:
-    """int64 (N, H): for each head the token that the class token takes most from.
+    """int64 (N, H): for each head the token that the class token attends to most.
 
     Args:
-        rolled_NHTT: Attention, multiplied up.
-        prefix: Tokens before the picture's own, which are not picked.
+        rolled_NHTT: Product of the layers' attention matrices.
+        prefix: Number of tokens before the picture's own; they are not selected.
     """
     return rolled_NHTT[:, :, 0, prefix:].argmax(dim=2) + prefix

@@ -1,29 +1,24 @@
-"""What of a model trains, what travels, and what becomes of its BatchNorm.
+"""Which tensors of a model train and travel, and how BatchNorm is handled in a federation.
 
-What of a model trains, what travels, and what is frozen.
+BatchNorm trains on each batch's statistics, which differ between sites; averaging them does not
+give those of the whole. The policies, cheapest first:
 
-What becomes of a backbone's BatchNorm in a federation.
-
-BatchNorm trains on each batch's own statistics, which at a site of other birds are other
-statistics; averaging them does not give those of the whole. The policies, cheapest first:
-
-* ``batch``: as the backbone has it; its running statistics travel and are averaged.
-* ``frozen``: the pre-trained statistics, for good; its scales and shifts still train. Couples no
+* ``batch``: unchanged; running statistics travel and are averaged.
+* ``frozen``: pre-trained statistics throughout; scales and shifts still train. Couples no
   examples.
-* ``fixbn``: as ``batch`` at first, ``frozen`` from a share of the rounds on (Zhong et al. 2023,
+* ``fixbn``: ``batch`` at first, ``frozen`` after a share of the rounds (Zhong et al. 2023,
   "Making Batch Normalization Great in Federated Deep Learning", section 5,
   https://arxiv.org/abs/2303.06530).
-* ``local``: all of it stays at each site and follows that site (Li et al. 2021, "FedBN", section 3,
-  https://arxiv.org/abs/2102.07623); the coordinator then has no whole model to score.
-* ``group``: GroupNorm in its place, with its scales and shifts (Wu and He 2018,
+* ``local``: BatchNorm stays at each site (Li et al. 2021, "FedBN", section 3,
+  https://arxiv.org/abs/2102.07623); the coordinator then has no complete model to score.
+* ``group``: replaced by GroupNorm with the same scales and shifts (Wu and He 2018,
   https://arxiv.org/abs/1803.08494; in federations Hsieh et al. 2020, section 5,
   https://arxiv.org/abs/1910.00189).
-* ``standardised``: that, and standardised convolution weights (Qiao et al. 2019,
+* ``standardised``: ``group`` with standardized convolution weights (Qiao et al. 2019,
   https://arxiv.org/abs/1903.10520).
 
-Counters of batches never travel. A warning: ``group`` and ``standardised`` change what pre-trained
-weights compute, which has to be trained away again; ``frozen`` with ``weights = "none"``
-normalises nothing at all.
+Batch counters never travel. ``group`` and ``standardised`` change what pre-trained weights compute,
+which training must undo; ``frozen`` with ``weights = "none"`` does not normalize at all.
 """
 
 import hashlib
@@ -49,14 +44,14 @@ if TYPE_CHECKING:
 Policy = Literal["batch", "frozen", "fixbn", "local", "group", "standardised"]
 
 GROUPS = 32
-"""At most so many groups, as in the paper; fewer where they do not divide the channels."""
+"""Most groups, as in the paper; fewer if this does not divide the channels."""
 
 
 class GroupNormAct(nn.GroupNorm):
-    """GroupNorm with what timm's BatchNorm does after it: dropping, then the activation.
+    """GroupNorm followed by the dropout and activation of timm's BatchNorm.
 
     Args:
-        norm: The BatchNorm whose place it takes, with its scales and shifts.
+        norm: The BatchNorm to replace; its scales and shifts are reused.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -71,15 +66,13 @@ class GroupNormAct(nn.GroupNorm):
         self.act = getattr(norm, "act", nn.Identity())
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same; N may be 0."""
         return self.act(self.drop(super().forward(input)))
 
 
 class Standardised(nn.Module):
-    """A convolution's weights with mean 0 and variance 1 over each output channel's inputs."""
+    """Standardizes convolution weights: mean 0 and variance 1 over each output channel's inputs."""
 
     def forward(self, weight_OIHW: torch.Tensor) -> torch.Tensor:
-        """Any weight to the same shape."""
         flat_OD = weight_OIHW.flatten(1)
         spread_O1 = flat_OD.std(dim=1, correction=0, keepdim=True)
         return ((flat_OD - flat_OD.mean(dim=1, keepdim=True)) / (spread_O1 + 1e-5)).view_as(
@@ -88,22 +81,22 @@ class Standardised(nn.Module):
 
 
 def batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """A model's BatchNorm layers, by name."""
+    """BatchNorm layers of a model, with names."""
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             yield name, module
 
 
 def apply_policy(backbone: nn.Module, policy: Policy, name: str) -> None:
-    """Change a backbone as a policy says, in place, after its weights are loaded.
+    """Apply a BatchNorm policy to a backbone in place, after its weights are loaded.
 
     Args:
-        backbone: Anything with BatchNorm layers.
+        backbone: Any model with BatchNorm layers.
         policy: ``batch`` changes nothing.
-        name: The backbone's, for messages.
+        name: The backbone's name, for messages.
 
     Raises:
-        ConfigurationError: if there is no BatchNorm that a policy could be for.
+        ConfigurationError: if there is no BatchNorm to apply the policy to.
     """
     if policy == "batch":
         return
@@ -123,13 +116,13 @@ def apply_policy(backbone: nn.Module, policy: Policy, name: str) -> None:
     if policy == "standardised":
         convolutions = [m for m in backbone.modules() if isinstance(m, nn.Conv2d)]
         for convolution in convolutions:
-            # One input a channel (depthwise 1x1) would have nothing to standardise.
+            # With one input per channel (depthwise 1x1), standardizing would give zero.
             if convolution.weight[0].numel() > 1:
                 parametrize.register_parametrization(convolution, "weight", Standardised())
 
 
 def norm_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of everything that BatchNorm layers hold, counters left out."""
+    """Names of the tensors in BatchNorm layers, without counters."""
     return tuple(
         f"{prefix}.{name}"
         for prefix, norm in batch_norms(model)
@@ -148,21 +141,20 @@ NORMS = (
     EvoNorm2dS0,
 )
 
-# Running means and variances travel with the layer that they belong to; counters of
-# batches never do.
+# Running means and variances travel with their layer; batch counters never do.
 _STATISTICS = ("running_mean", "running_var")
 
 
 def select_trainable(model: "FineGrainedClassifier", spec: str) -> None:
-    """Freeze all but what a recipe names.
+    """Freeze all parameters except those that a recipe selects.
 
     Args:
         model: Changed in place.
         spec: ``all``, ``head``, ``norm`` (norm layers and head), or a stage's name (it and
-            everything after it). What the backbone's map does not depend on stays frozen.
+            everything after it). Idle parameters of the backbone stay frozen.
 
     Raises:
-        ConfigurationError: for an unknown stage, or ``norm`` where there is no norm layer.
+        ConfigurationError: for an unknown stage, or ``norm`` if there is no norm layer.
     """
     for parameter in model.parameters():
         parameter.requires_grad_(spec == "all")
@@ -202,14 +194,14 @@ def travelling_names(model: "FineGrainedClassifier") -> tuple[str, ...]:
 
 
 def is_frozen_backbone(model: "FineGrainedClassifier") -> bool:
-    """Whether nothing before the head trains, so that features can be kept."""
+    """Whether only the head trains, so that features can be cached."""
     parts = (model.before, model.backbone, model.attention, model.pooling)
     before = chain.from_iterable(part.parameters() for part in parts)
     return not any(p.requires_grad for p in before)
 
 
 def frozen_digest(model: "FineGrainedClassifier") -> bytes:
-    """SHA-256 (32 bytes) of everything that makes a frozen model's features."""
+    """SHA-256 (32 bytes) of everything that a frozen model's features depend on."""
     digest = hashlib.sha256(
         f"{model.input} {model.pooling.kind} {model.scaling.kind} {model.mirrored}".encode()
     )
@@ -231,16 +223,16 @@ def frozen_digest(model: "FineGrainedClassifier") -> bytes:
 def get_tensors(
     model: "FineGrainedClassifier", names: Sequence[str]
 ) -> dict[str, NDArray[np.float32]]:
-    """Copies of named tensors, float32, on the CPU."""
+    """Copies of the named tensors, float32, on the CPU."""
     state = model.state_dict()
     return {name: state[name].detach().cpu().float().numpy().copy() for name in names}
 
 
 def set_tensors(model: "FineGrainedClassifier", arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """Take over exactly the travelling tensors.
+    """Set the traveling tensors, which must be complete.
 
     Raises:
-        PeerError: if a name or a shape is not the model's; nothing was changed then.
+        PeerError: if a name or a shape does not match; the model is then unchanged.
     """
     expected = set(travelling_names(model))
     if set(arrays) != expected:
@@ -254,7 +246,7 @@ def set_tensors(model: "FineGrainedClassifier", arrays: Mapping[str, NDArray[np.
             )
     with torch.no_grad():
         for name, array in arrays.items():
-            # The array may be a read-only view of a message's bytes: copy, never share.
+            # Copy, because the array may be a read-only view of a message's bytes.
             state[name].copy_(torch.from_numpy(np.array(array)))
 
 
@@ -269,7 +261,7 @@ def _from_stage(model: "FineGrainedClassifier", stage: str) -> Iterator[nn.Param
     root = model.backbone.model if isinstance(model.backbone, TimmBackbone) else model.backbone
     first = names.index(stage)
     if first == 0:
-        # Positions and class tokens belong to no part; they enter behind the first.
+        # Position embeddings and class tokens are in no part; they enter after the first.
         yield from root.parameters(recurse=False)
     for name in names[first:]:
         yield from root.get_submodule(name).parameters()

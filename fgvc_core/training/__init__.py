@@ -1,1 +1,1 @@
-"""The local loop, schedules, frozen features and evaluation from confusion counts."""
+"""Local training, schedules, cached features, evaluation, and what surrounds one learner."""

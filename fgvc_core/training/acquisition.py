@@ -1,12 +1,11 @@
-"""Which unlabelled pictures are worth a label next, from what a model makes of them.
+"""Active learning: selects the unlabeled pictures to label next, from a model's outputs.
 
 ``entropy`` and ``margin`` (Settles 2009, "Active Learning Literature Survey", section 3.1,
-https://minds.wisconsin.edu/handle/1793/60660) take what the model is least sure of; ``core-set``
-(Sener and Savarese 2018, algorithm 1, https://arxiv.org/abs/1708.00489) takes what is farthest
-from all that has a label, greedily: at most twice the best radius. Cost: one pass over the
-pictures, and for ``core-set`` N x D for each pick. A warning: a model of few labels is sure of
-the wrong things, and uncertain pictures tend to be alike; at the very beginning random picks, or
-``core-set``, may do as well.
+https://minds.wisconsin.edu/handle/1793/60660) select the most uncertain pictures; ``core-set``
+(Sener and Savarese 2018, algorithm 1, https://arxiv.org/abs/1708.00489) greedily selects those
+farthest from all labeled ones: at most twice the optimal radius. Cost: one pass over the pictures,
+and for ``core-set`` N x D per pick. With few labels a model's confidence is unreliable, and
+uncertain pictures tend to be alike; at first, random picks or ``core-set`` may do as well.
 """
 
 from typing import Literal, get_args
@@ -22,13 +21,13 @@ Scores = NDArray[np.float64]
 
 
 def entropy(logits_NK: NDArray[np.float32]) -> Scores:
-    """float64 (N,): entropy of the predicted shares, in nats, 0 to log K; high is unsure."""
+    """float64 (N,): entropy of the prediction in nats, 0 to log K; high is uncertain."""
     found: Scores = entr(softmax(logits_NK.astype(np.float64), axis=1)).sum(axis=1)
     return found
 
 
 def margin(logits_NK: NDArray[np.float32]) -> Scores:
-    """float64 (N,): share of the likeliest class less the next one's, 0 to 1; low is unsure."""
+    """float64 (N,): difference of the two highest probabilities, 0 to 1; low is uncertain."""
     shares_NK = softmax(logits_NK.astype(np.float64), axis=1)
     if shares_NK.shape[1] < 2:
         return np.ones(len(shares_NK))
@@ -40,17 +39,17 @@ def margin(logits_NK: NDArray[np.float32]) -> Scores:
 def farthest_first(
     features_ND: NDArray[np.float32], covered_MD: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.int64], Scores]:
-    """Greedy k-centres: again and again the picture that is farthest from all centres.
+    """Greedy k-center: repeatedly pick the picture farthest from all centers.
 
     Args:
-        features_ND: Vectors of those that may be picked.
-        covered_MD: Vectors of the centres that are there; with none, the first pick is the
-            one nearest to the mean.
-        count: How many are picked, 0 to N.
+        features_ND: Vectors of the candidates.
+        covered_MD: Vectors of existing centers; without any, the first pick is the candidate
+            nearest to the mean.
+        count: Number of picks, 0 to N.
 
     Returns:
-        int64 (count,) positions in the order of picking, and float64 (count,) each one's
-        distance to its nearest centre when it was picked; infinite for one without any.
+        int64 (count,) positions in order of picking, and float64 (count,) the distance of each
+        to its nearest center when picked; infinite if there was no center.
     """
     vectors_ND = features_ND.astype(np.float64)
     nearest_N = np.full(len(vectors_ND), np.inf)
@@ -60,14 +59,14 @@ def farthest_first(
     radii: list[float] = []
     for _ in range(count):
         if np.isinf(nearest_N).all():
-            # No centre yet: the middle of what there is.
+            # No center yet: start nearest to the mean.
             at = int(np.argmin(_distances(vectors_ND, vectors_ND.mean(axis=0))))
         else:
             at = int(np.argmax(nearest_N))
         picked.append(at)
         radii.append(float(nearest_N[at]))
         np.minimum(nearest_N, _distances(vectors_ND, vectors_ND[at]), out=nearest_N)
-        # Byte-equal pictures are at distance 0 as well: what is picked is never picked again.
+        # Below 0, because duplicates of a pick are at distance 0 but may still be picked.
         nearest_N[at] = -1.0
     return np.array(picked, dtype=np.int64), np.array(radii, dtype=np.float64)
 
@@ -80,19 +79,19 @@ def pick(
     count: int,
     seed: int,
 ) -> tuple[NDArray[np.int64], Scores]:
-    """Which pictures to have labelled next.
+    """Select the pictures to label next.
 
     Args:
-        method: How they are chosen.
-        logits_NK: Of the unlabelled pictures.
+        method: The selection method.
+        logits_NK: Logits of the unlabeled pictures.
         features_ND: Their vectors before the head.
-        covered_MD: Those of the labelled pictures; only ``core-set`` looks at them.
-        count: How many, at least 0; of fewer than that all are picked.
-        seed: Of ``random`` alone; the others draw nothing.
+        covered_MD: Vectors of the labeled pictures, for ``core-set`` only.
+        count: Number of picks, at least 0; all pictures if there are fewer.
+        seed: Seed for ``random`` only; the other methods are deterministic.
 
     Returns:
-        int64 (C,) distinct positions, most wanted first, and float64 (C,) what each was picked
-        by: entropy (nats), margin (0 to 1), distance, or a random number (0 to 1).
+        int64 (C,) distinct positions, best first, and float64 (C,) their scores: entropy
+        (nats), margin (0 to 1), distance, or a random number (0 to 1).
     """
     count = min(count, len(logits_NK))
     if method == "core-set":

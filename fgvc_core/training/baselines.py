@@ -1,12 +1,4 @@
-"""What a federation is compared with: one model on one table, and a linear model on pixels.
-
-Training without a federation: one model on one table, for comparison.
-
-It gets what a federated site gets: the same passes a round, the same schedule over
-the rounds, the same choice of the best round by validation.
-
-The floor that a fine-grained learner has to beat: a linear model on raw pixels.
-"""
+"""Baselines for a federation: one model trained on one table, and a linear model on pixels."""
 
 from dataclasses import dataclass
 
@@ -24,7 +16,7 @@ from fgvc_core.training.loop import Stretch
 
 @dataclass(frozen=True)
 class Alone:
-    """The best model of a training, and the round that it is from."""
+    """The best model of a training run, and its round."""
 
     tensors: dict[str, NDArray[np.float32]]
     best_round: int
@@ -40,15 +32,18 @@ def train_alone(
     batch_size: int,
     purpose: str,
 ) -> Alone:
-    """Train from the learner's present tensors.
+    """Train without a federation, from the learner's current tensors.
+
+    The schedule, the epochs per round, and the choice of the best round by validation are those
+    of a federated site.
 
     Args:
         learner: Trained in place.
-        train: What it learns from; at least one example.
-        validation: What picks the best round; where empty, the last one is taken.
-        rounds: Stretches of ``train.epochs`` passes each.
-        patience: Stop after so many rounds without a better score; 0: never.
-        batch_size: Pictures scored at once.
+        train: Training examples, at least one.
+        validation: Selects the best round; if empty, the last round is taken.
+        rounds: Number of rounds of ``train.epochs`` epochs each.
+        patience: Stop after this many rounds without improvement; 0: never.
+        batch_size: Pictures per evaluation batch.
         purpose: Names the generator of order and views.
     """
     best, best_score, best_round, done = learner.tensors(), None, 0, 0
@@ -65,7 +60,7 @@ def train_alone(
 
 
 LARGEST_SIDE = 64
-"""Pictures are reduced to at most this side: more pixels only overfit faster."""
+"""Larger pictures are reduced to this side: more pixels only overfit faster."""
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -75,13 +70,13 @@ HELD_OUT = 5
 
 
 def pixel_baseline(train: ExampleTable, test: ExampleTable, image_size: int) -> Evaluation:
-    """Multinomial logistic regression on standardised pixels.
+    """Multinomial logistic regression on standardized pixels: the floor for any learner.
 
-    The L2 penalty is picked on every fifth training picture, then the model is fitted
-    on all of them, by L-BFGS (Liu and Nocedal 1989, https://doi.org/10.1007/BF01589116).
+    The L2 penalty is selected on every fifth training picture, then the model is fitted to all
+    of them, by L-BFGS (Liu and Nocedal 1989, https://doi.org/10.1007/BF01589116).
 
     Args:
-        train: Labelled pictures of all sites together.
+        train: Labeled pictures of all sites together.
         test: The held-out split.
         image_size: Side of the squares, in pixels; at most ``LARGEST_SIDE`` is used.
     """

@@ -1,14 +1,14 @@
-"""Is a learner fit for differential privacy? Found out by experiment, not by its layers' types.
+"""Tests by experiment, not by layer types, whether a learner is fit for differential privacy.
 
-Type lists lag behind: Opacus's validator passes timm's BatchNormAct2d. Here made-up pictures
-go through the very steps of private training, with weights moved a little so that nothing
-hides behind a zero, and what would break the promise is looked for:
+Lists of types lag behind: Opacus's validator accepts timm's BatchNormAct2d. Here synthetic pictures
+go through the actual steps of private training, with weights perturbed so that no zero hides an
+effect. The guarantee requires:
 
-* one picture changed must change no other picture's loss or gradient, drawn with it or not;
-* a step must leave nothing behind, neither in a buffer nor anywhere else;
-* the engine's gradients must be those of plain differentiation.
+* changing one picture changes no other picture's loss or gradient, sampled with it or not;
+* a step leaves no trace, in a buffer or anywhere else;
+* the engine's gradients equal those of plain autograd.
 
-Nothing private is touched, so that the answer says nothing about a site's pictures.
+No private data are used, so that the result says nothing about a site's pictures.
 """
 
 from collections.abc import Iterator
@@ -33,31 +33,32 @@ PICTURES = 4
 CHANGED = 1
 OTHERS = (0, 2, 3)
 SEEDS = (11, 12, 13)
-"""Of views and dropout; what mixes pictures now and then is to be seen."""
+"""Seeds of views and dropout; several, to detect random mixing of pictures."""
 
 SAME_LOSS = 1e-5
 SAME_GRADIENT = 1e-4
-"""Relative differences up to which results of one computation, done twice, count as equal; a
-GPU adds up a gradient in another order each time."""
+"""Relative difference up to which two runs of one computation count as equal; a GPU may sum in
+another order each time.
+"""
 
 SAME_ENGINE = 2e-3
-"""That of two computations, in float32."""
+"""The same for two different computations, in float32."""
 
 _Verdicts = dict[tuple[object, ...], PolicyRefusal | None]
 _known: WeakKeyDictionary[Learner, _Verdicts] = WeakKeyDictionary()
 
 
 def validate_private(learner: Learner, privacy: PrivacySettings) -> None:
-    """Refuse a learner whose private training would not keep its promise.
+    """Refuse a learner whose private training would break the privacy guarantee.
 
-    The verdict is kept with the learner: a worker finds out once for a recipe.
+    The verdict is cached on the learner, so that a worker tests a recipe only once.
 
     Args:
-        learner: Left as it was, in evaluation mode.
+        learner: Restored afterwards, in evaluation mode.
         privacy: ``[privacy]``.
 
     Raises:
-        PolicyRefusal: naming what breaks it, and what to take instead.
+        PolicyRefusal: naming the cause, and an alternative.
     """
     if privacy.method != "gradients":
         return
@@ -85,12 +86,12 @@ def _verdict(learner: Learner, privacy: PrivacySettings) -> PolicyRefusal | None
 
 
 class _Trial:
-    """The experiments on one learner."""
+    """Experiments on one learner."""
 
     def __init__(self, learner: Learner, privacy: PrivacySettings) -> None:
         self._learner = learner
         units = np.arange(PICTURES, dtype=np.int64)
-        # In one piece and one view, so that draws can be repeated.
+        # One physical batch and one view, so that random draws can be repeated.
         privacy = privacy.model_copy(update={"views": 1, "physical_batch": PICTURES})
         self._plain, self._other = (
             PrivateTraining(learner, _made_up(learner, changed), units, privacy)
@@ -100,7 +101,7 @@ class _Trial:
         learner.model.train()
 
     def check_traces(self) -> None:
-        """A step must leave nothing behind."""
+        """A step must leave no trace."""
         parts = self._learner.model, self._plain.loss
         versions = {p: p._version for part in parts for p in part.parameters()}
         held = [{n: b.clone() for n, b in part.named_buffers()} for part in parts]
@@ -130,7 +131,7 @@ class _Trial:
             )
 
     def check_coupling(self) -> None:
-        """One picture changed must change no other's loss or gradient."""
+        """Changing one picture must not change another's loss or gradient."""
         for seed in SEEDS:
             for drawn in ((0, CHANGED, 2, 3), OTHERS):
                 watched = [at for at, position in enumerate(drawn) if position != CHANGED]
@@ -144,12 +145,12 @@ class _Trial:
                     raise _coupled(_suspect(self._learner))
 
     def check_engine(self) -> None:
-        """The engine's gradients must be those of plain differentiation."""
+        """The engine's gradients must equal those of plain autograd."""
         engine = self._plain.engine
         if not isinstance(engine, ClosedFormEngine | LoopEngine):
             self._check_hooks(engine)
             return
-        # One unit of all pictures: drawn and seen as plain differentiation sees them.
+        # One unit with all pictures, so that the engine sees the same batch as autograd.
         together = UnitBatch(np.arange(PICTURES), np.zeros(PICTURES, dtype=np.int64), 1)
         expected = self._gradient(self._losses(self._plain).sum())
         self._seed(self._plain, SEEDS[0])
@@ -163,7 +164,7 @@ class _Trial:
             )
 
     def _check_hooks(self, engine: GradientEngine) -> None:
-        # Imported here: Opacus takes a second, and no other engine needs it.
+        # Imported here because Opacus takes a second, and no other engine needs it.
         from fgvc_core.privacy.hooks import OpacusEngine
 
         assert isinstance(engine, OpacusEngine)
@@ -202,7 +203,7 @@ class _Trial:
         return training.losses(torch.tensor(drawn))
 
     def _seed(self, training: PrivateTraining, seed: int) -> None:
-        # Made-up pictures may be seen in known views.
+        # Views of synthetic pictures need not be secret, so a fixed seed is safe.
         torch.manual_seed(seed)
         training.generator.manual_seed(seed)
 
@@ -228,7 +229,7 @@ class _MadeUp:
 
 
 def _made_up(learner: Learner, changed: bool) -> Examples:
-    """Four examples; with ``changed`` the second is another."""
+    """Four synthetic examples; with ``changed`` the second one differs."""
     spec = learner.model.input
     random = np.random.default_rng(1)
     labels_N = np.arange(PICTURES) % learner.num_classes
@@ -257,14 +258,14 @@ def _made_up(learner: Learner, changed: bool) -> Examples:
 
 
 def _knowledge(classes: int) -> ClassKnowledge:
-    """A taxonomy and attributes, for losses that use what is publicly known of the classes."""
+    """Synthetic taxonomy and attributes, for losses that use class knowledge."""
     attributes_KA = torch.rand(classes, 5, generator=torch.Generator().manual_seed(1))
     return ClassKnowledge(tuple((f"kind {k % 2}", str(k)) for k in range(classes)), attributes_KA)
 
 
 @contextmanager
 def _moved(learner: Learner) -> Iterator[None]:
-    """Parameters a tenth of their spread away from where they are, and back at the end."""
+    """Perturb parameters by a tenth of their spread, and restore them at the end."""
     model = learner.model
     parameters = [p for part in (model, learner.loss) for p in part.parameters()]
     before = [p.detach().clone() for p in parameters]
@@ -297,7 +298,7 @@ def _moved(learner: Learner) -> Iterator[None]:
 def _differ(one: torch.Tensor, other: torch.Tensor, share: float) -> bool:
     one, other = one.detach(), other.detach()
     scale = max(float(one.abs().max()), float(other.abs().max()), 1e-6)
-    # Not ">": what is no number differs from everything.
+    # "not <=" rather than ">", so that NaN counts as different.
     return not float((one - other).abs().max()) <= share * scale
 
 

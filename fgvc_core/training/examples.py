@@ -1,13 +1,9 @@
-"""What a model learns from and is scored on: pictures, or features computed once.
+"""Examples to train and score on (pictures, or cached features), and scores from confusion counts.
 
-Both hand out logits for positions, so that the loop and the evaluation need not
-know which of the two they are given.
-
-Scores from confusion counts, so that any split can be summed before it is divided.
-
-Averages of averages lie when sites differ in size; counts add up. Macro figures are
-means over the classes that have at least one example in the split; a class that is
-never predicted has precision 0.
+Both kinds of examples return logits for positions, so that training and evaluation need not
+distinguish them. Scores are computed from counts, because counts add up over sites and averages
+do not. Macro figures are means over the classes with at least one example in the split; a class
+that is never predicted has precision 0.
 """
 
 from collections.abc import Sequence
@@ -31,7 +27,7 @@ NOTHING_KNOWN = ClassKnowledge()
 
 
 def knowledge_of(table: "ExampleTable") -> ClassKnowledge:
-    """What a table says of its classes."""
+    """Class knowledge from a table."""
     attributes_KA = table.attributes_KA
     return ClassKnowledge(
         table.taxonomy, None if attributes_KA is None else torch.from_numpy(attributes_KA)
@@ -39,12 +35,12 @@ def knowledge_of(table: "ExampleTable") -> ClassKnowledge:
 
 
 class Lesson(NamedTuple):
-    """What one training step is given.
+    """Inputs of one training step.
 
     Attributes:
         features_ND: Vectors before the head.
-        targets: Labels (N,), or shares of the classes (N, K) where pictures were mixed.
-        part_maps_NKHW: Where the model's parts look, if it has any that train.
+        targets: Labels (N,), or class shares (N, K) of mixed pictures.
+        part_maps_NKHW: Attention maps of the model's trainable parts, if any.
     """
 
     features_ND: torch.Tensor
@@ -53,13 +49,13 @@ class Lesson(NamedTuple):
 
 
 class Examples(Protocol):
-    """N labelled examples."""
+    """N labeled examples."""
 
     labels_N: torch.Tensor
     """int64 (N,) on the CPU."""
 
     known: ClassKnowledge
-    """What is publicly known of their classes."""
+    """Public knowledge about the classes."""
 
     def __len__(self) -> int: ...
 
@@ -71,8 +67,8 @@ class Examples(Protocol):
     ) -> torch.Tensor:
         """The model's logits (B, K) for B positions.
 
-        With a generator the examples are seen as in training (random views drawn from
-        it); without one exactly as they are.
+        With a generator, the examples are random views drawn from it, as in training; without
+        one, they are unchanged.
         """
         ...
 
@@ -82,18 +78,18 @@ class Examples(Protocol):
         positions: torch.Tensor,
         generator: torch.Generator | None,
     ) -> torch.Tensor:
-        """The vectors (B, D) before the head, for the same arguments."""
+        """Vectors (B, D) before the head, for the same arguments."""
         ...
 
     def lesson(
         self, model: "FineGrainedClassifier", positions: torch.Tensor, generator: torch.Generator
     ) -> Lesson:
-        """A training step's vectors and targets, in random views drawn from the generator."""
+        """Vectors and targets of a training step, in random views drawn from the generator."""
         ...
 
 
 class PictureExamples:
-    """Pictures through the whole model, augmented in training."""
+    """Pictures processed by the whole model, augmented in training."""
 
     def __init__(
         self,
@@ -113,7 +109,7 @@ class PictureExamples:
         return len(self.labels_N)
 
     def take(self, positions: NDArray[np.int64]) -> "PictureExamples":
-        """The examples at these positions, in their order."""
+        """Examples at the given positions, in their order."""
         labels_M = self.labels_N.numpy()[positions]
         bank = self.bank.take(positions)
         return PictureExamples(bank, labels_M, self.augment, self.known, self.mixing)
@@ -154,7 +150,7 @@ class PictureExamples:
 
 
 class FeatureExamples:
-    """Features of a frozen backbone through the head alone."""
+    """Cached features of a frozen backbone, processed by the head only."""
 
     def __init__(
         self,
@@ -170,7 +166,7 @@ class FeatureExamples:
         return len(self.labels_N)
 
     def take(self, positions: NDArray[np.int64]) -> "FeatureExamples":
-        """The examples at these positions, in their order."""
+        """Examples at the given positions, in their order."""
         labels_M = self.labels_N.numpy()[positions]
         return FeatureExamples(self.features_ND[positions], labels_M, self.known)
 
@@ -206,7 +202,7 @@ def _normalised(model: "FineGrainedClassifier", images_NCHW: torch.Tensor) -> to
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model did on one split.
+    """A model's results on one split.
 
     Attributes:
         confusion_KK: int64 (K, K); rows are the true class, columns the predicted one.
@@ -218,17 +214,17 @@ class Evaluation:
 
     @property
     def examples(self) -> int:
-        """How many examples were scored."""
+        """Number of scored examples."""
         return int(self.confusion_KK.sum())
 
     @property
     def correct(self) -> int:
-        """How many were right."""
+        """Number of correct predictions."""
         return int(np.trace(self.confusion_KK))
 
     @property
     def top1(self) -> float:
-        """Share that was right, 0 to 1; 0 for an empty split."""
+        """Accuracy, 0 to 1; 0 for an empty split."""
         return self.correct / max(self.examples, 1)
 
     @property
@@ -238,12 +234,12 @@ class Evaluation:
 
     @property
     def recall_K(self) -> NDArray[np.float64]:
-        """float64 (K,), share of each class that was found; 0 where there is none."""
+        """float64 (K,), recall of each class; 0 if it has no examples."""
         return _divide(np.diag(self.confusion_KK), self.confusion_KK.sum(axis=1))
 
     @property
     def precision_K(self) -> NDArray[np.float64]:
-        """float64 (K,), share of each class's predictions that were right."""
+        """float64 (K,), precision of each class; 0 if it is never predicted."""
         return _divide(np.diag(self.confusion_KK), self.confusion_KK.sum(axis=0))
 
     @property
@@ -272,24 +268,24 @@ class Evaluation:
         return float(values_K[present_K].mean()) if present_K.any() else 0.0
 
     def level_top1(self, taxonomy: Sequence[Sequence[str]], level: int) -> float:
-        """Share whose predicted class has the right name at a level of the taxonomy, 0 to 1.
+        """Accuracy at a level of the taxonomy, 0 to 1.
 
-        A wrong species in the right family counts here, with the family's level.
+        At the family level, a wrong species in the right family counts as correct.
 
         Args:
             taxonomy: K tuples of names from coarse to fine.
-            level: Which of them, 0 being the coarsest.
+            level: Index of the level, 0 being the coarsest.
         """
         names = np.array([chain[level] for chain in taxonomy])
         right_KK = names[:, None] == names[None, :]
         return float(self.confusion_KK[right_KK].sum()) / max(self.examples, 1)
 
     def among(self, kept_K: NDArray[np.bool_]) -> "Evaluation":
-        """The rows of some true classes alone; their loss is not known apart and is 0."""
+        """Rows of some true classes only; their loss is unknown and set to 0."""
         return Evaluation(self.confusion_KK * kept_K[:, None], 0.0)
 
     def most_confused(self, count: int) -> list[tuple[int, int, int]]:
-        """The largest off-diagonal cells as (true, predicted, how many), largest first."""
+        """Largest off-diagonal cells as (true, predicted, count), largest first."""
         wrong_KK = self.confusion_KK.copy()
         np.fill_diagonal(wrong_KK, 0)
         order = np.argsort(-wrong_KK, axis=None, kind="stable")[:count]
@@ -308,11 +304,11 @@ def evaluate(
     """Score a model.
 
     Args:
-        model: Which.
-        examples: What it is scored on.
+        model: The model.
+        examples: The examples to score it on.
         num_classes: K.
-        batch_size: Examples at once.
-        among_K: The classes that it may choose among; by default all. The loss is of all.
+        batch_size: Examples per batch.
+        among_K: Classes that may be predicted; by default all. The loss always covers all.
 
     Returns:
         The evaluation, and int64 (N,) predicted classes in the order of the examples.

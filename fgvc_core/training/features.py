@@ -1,15 +1,14 @@
-"""Features of a frozen backbone, computed once per picture and kept on disk.
+"""Cache on disk of a frozen backbone's features, computed once per picture.
 
-A store belongs to one extractor: its folder's name is the digest of the frozen
-weights and of the preprocessing. Inside, every writer adds whole files under names
-of its own (written aside, then renamed), each with the content digests of its
-pictures beside their features, and a sum over both. Two processes can add at once: the
-worst that can happen is that a picture is in two files, with features that are equal but
-for rounding (1e-5 was seen between batches of 7 and of 32; of 16 and 32, none).
+A store belongs to one extractor: its folder's name is the digest of the frozen weights and the
+preprocessing. Every writer adds whole files under unique names (written to a temporary file, then
+renamed), each with its pictures' content digests, their features, and a checksum over both. Two
+processes can add at once: at worst a picture is in two files, with features that are equal up to
+rounding (1e-5 was seen between batches of 7 and 32; none between 16 and 32).
 
-A picture that cannot be read has features that are not numbers, so that it is not tried
-again with each message; who asks for them without expecting that gets an error. What the
-machine lacked for a moment (``fgvc_core/data/passing.py``) is raised and not kept.
+A picture that cannot be read has NaN features, so that it is not tried again for each message; a
+caller that does not allow for that gets an error. Faults of the machine
+(``fgvc_core/data/passing.py``) are raised and not cached.
 """
 
 import zlib
@@ -36,14 +35,14 @@ if TYPE_CHECKING:
 DIGEST_BYTES = 32
 
 FORMAT = "v2"
-"""Changes with what a file holds, so that older files are left alone."""
+"""Changed whenever the files' format changes, so that older files are ignored."""
 
 
 class FeatureStore:
-    """All features of one extractor under one cache folder.
+    """Cached features of one extractor.
 
     Args:
-        cache: The cache's root.
+        cache: The cache's root folder.
         extractor: Digest of frozen weights and preprocessing.
     """
 
@@ -53,20 +52,20 @@ class FeatureStore:
         self._read: set[str] = set()
 
     def missing(self, keys: list[bytes]) -> list[int]:
-        """Positions of the keys whose features are not on disk yet."""
+        """Positions of the keys whose features are not on disk."""
         self._refresh()
         return [i for i, key in enumerate(keys) if key not in self._known]
 
     def get(self, keys: list[bytes]) -> NDArray[np.float32]:
-        """float32 (N, D) for keys that are all known.
+        """float32 (N, D) for known keys.
 
         Raises:
-            KeyError: if one is not.
+            KeyError: if a key is unknown.
         """
         return np.stack([self._known[key] for key in keys])
 
     def add(self, keys: list[bytes], features_ND: NDArray[np.float32]) -> None:
-        """Keep features; durable and whole, or not there at all.
+        """Add features, atomically and durably.
 
         Raises:
             DataError: if the cache's disk is full.
@@ -83,7 +82,7 @@ class FeatureStore:
             with replacing(path, private=True, durable=True) as aside:
                 save_file(held, aside)
         except (SafetensorError, OSError) as error:
-            # The library's own error says so in words alone.
+            # safetensors' own error has no errno, only a text.
             if isinstance(error, OSError) and error.errno not in FULL:
                 raise
             raise DataError(
@@ -115,12 +114,12 @@ class FeatureStore:
 
 @lru_cache(maxsize=2)
 def open_store(cache: Path, extractor: bytes) -> FeatureStore:
-    """The store that this process keeps open: a thousand sites of a simulation read it once."""
+    """Open a store once per process, because all sites of a simulation read the same one."""
     return FeatureStore(cache, extractor)
 
 
 def _sum(held: dict[str, NDArray[Any]]) -> NDArray[np.uint32]:
-    """uint32 (1,), a check sum over digests and features."""
+    """uint32 (1,), a checksum over digests and features."""
     total = zlib.crc32(held["features"].tobytes(), zlib.crc32(held["keys"].tobytes()))
     return np.array([total], dtype=np.uint32)
 
@@ -135,19 +134,19 @@ def ensure_features(
     *,
     tolerant: bool = False,
 ) -> None:
-    """Compute and keep what is missing of a table's features.
+    """Compute and store the missing features of a table.
 
     Args:
-        model: Its backbone is frozen.
+        model: A model with a frozen backbone.
         table: The pictures.
-        store: Where features are kept.
-        batch_size: Pictures at once; each batch is decoded, embedded and forgotten.
+        store: The store for the features.
+        batch_size: Pictures per batch; only one batch is in memory.
         tell: Called with the number of pictures after each batch.
-        tolerant: Keep NaN for a picture that cannot be read, instead of raising.
+        tolerant: Store NaN for an unreadable picture instead of raising.
 
     Raises:
         DataError: if a picture is missing or damaged.
-        PassingFault: if the machine lacks memory, file descriptors or its disk.
+        PassingFault: if memory, file descriptors or the disk failed.
     """
     from fgvc_core.data.pictures import PictureBank
 
@@ -161,8 +160,8 @@ def ensure_features(
         bank = PictureBank(
             table.take(positions), spec.size, spec.crop, spec.interpolation, tolerant=tolerant
         )
-        # Every batch is full, its last picture repeated: a short batch takes other kernels,
-        # and a picture's features would depend in the last bits on who was embedded with it.
+        # Short batches are padded with their last picture: another batch size selects other
+        # kernels, which would change the last bits of a picture's features.
         full = np.minimum(np.arange(batch_size), len(positions) - 1)
         images_NCHW = bank.batch(full)
         features_BD = model.embed(model.normalise(images_NCHW.to(device)))
@@ -176,7 +175,7 @@ def ensure_features(
 def read_features(
     model: "FineGrainedClassifier", table: ExampleTable, store: FeatureStore
 ) -> torch.Tensor:
-    """float32 (N, D): every row's features, computing what is missing."""
+    """float32 (N, D): features of all rows; computes what is missing."""
     keys = [table.content_key(i) for i in range(len(table))]
     if store.missing(keys):
         ensure_features(model, table, store)
@@ -198,7 +197,7 @@ def read_features(
 def readable_features(
     model: "FineGrainedClassifier", table: ExampleTable, store: FeatureStore
 ) -> tuple[torch.Tensor, list[int]]:
-    """float32 (N, D), and the positions of pictures that cannot be read: NaN in all of a row."""
+    """float32 (N, D), and the positions of unreadable pictures, whose rows are NaN."""
     ensure_features(model, table, store, tolerant=True)
     keys = [table.content_key(i) for i in range(len(table))]
     store.missing(keys)

@@ -1,4 +1,4 @@
-"""A recipe's model with everything around it: what sites, server and baselines share."""
+"""A recipe's model with loss, data and training, shared by sites, server and baselines."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,21 +44,21 @@ from fgvc_core.training.loop import Stretch, TrainingResult, train_passes
 from fgvc_core.training.settings import TrainSettings
 
 UNREADABLE = "that cannot be read as pictures"
-"""Why a picture is left out."""
+"""Reason for leaving out a picture."""
 
 
 class Learner:
-    """One model that can be given tensors, trained, scored and asked for its tensors.
+    """One model that can be loaded, trained and scored.
 
     Args:
-        model: Which model.
-        loss: What it minimises.
-        augment: How training pictures are varied.
-        train: How it is trained.
+        model: ``[model]``.
+        loss: ``[loss]``.
+        augment: ``[augment]``.
+        train: ``[train]``.
         num_classes: K.
-        image_size: Side of the square it sees, in pixels.
-        seed: The recipe's seed; equal seeds give equal initial tensors everywhere.
-        device: Where it computes.
+        image_size: Side of the input square, in pixels.
+        seed: The recipe's seed; equal seeds give equal initial tensors on every machine.
+        device: The device to compute on.
     """
 
     def __init__(
@@ -91,19 +91,19 @@ class Learner:
         )
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
-        """Copies of the tensors that travel, by name."""
+        """Copies of the traveling tensors, by name."""
         return get_tensors(self.model, self.names)
 
     def load(self, tensors: dict[str, NDArray[np.float32]]) -> None:
-        """Take over tensors; exactly the travelling names and shapes."""
+        """Set the traveling tensors; names and shapes must match exactly."""
         set_tensors(self.model, tensors)
 
     def prepare(self, table: ExampleTable, cache: Path) -> None:
-        """Decode (or embed) every picture once, so that rounds only read.
+        """Decode (or embed) every picture in advance, so that rounds only read.
 
         Raises:
             DataError: if a picture is missing or damaged.
-            ConfigurationError: if the loss needs to know more of the classes.
+            ConfigurationError: if the loss needs class knowledge that is missing.
         """
         self.loss.informed(knowledge_of(table))
         if self.frozen_backbone:
@@ -112,7 +112,7 @@ class Learner:
             self._bank(table, cache)
 
     def examples(self, table: ExampleTable, cache: Path) -> Examples:
-        """A table's labelled examples, as features where the backbone is frozen."""
+        """Labeled examples of a table, as features if the backbone is frozen."""
         known = knowledge_of(table)
         if self.frozen_backbone:
             store = open_store(cache, self.extractor)
@@ -124,17 +124,17 @@ class Learner:
     def readable_examples(
         self, table: ExampleTable, cache: Path, left_out: LeftOut
     ) -> tuple[ExampleTable, PictureExamples | FeatureExamples]:
-        """The rows whose pictures can be read, and the same as examples.
+        """Rows with readable pictures, and the same rows as examples.
 
-        Whether a row is among them follows from its own file alone.
+        Whether a row is included depends on its own file alone.
 
         Args:
-            table: The examples, labelled or not.
+            table: The examples, labeled or not.
             cache: Folder for decoded pictures and features.
-            left_out: Gets the names of the pictures that cannot be read.
+            left_out: Records the unreadable pictures.
 
         Raises:
-            PassingFault: if the machine lacks memory, file descriptors or its disk.
+            PassingFault: if memory, file descriptors or the disk failed.
         """
         openable = []
         for position in range(len(table)):
@@ -143,7 +143,7 @@ class Learner:
             except Exception as error:
                 if is_passing(error):
                     raise
-                # A link out of the tree, a pipe, a name with a null byte: whatever it is.
+                # Any cause counts: a link out of the tree, a pipe, a null byte in the name.
                 left_out.add(UNREADABLE, table.ids[position])
             else:
                 openable.append(position)
@@ -174,15 +174,15 @@ class Learner:
         correct: Callable[[], None] | None = None,
         settings: TrainSettings | None = None,
     ) -> TrainingResult:
-        """Train in place; the generators derive from (seed, purpose, round).
+        """Train in place; generators are derived from (seed, purpose, round).
 
         Args:
-            examples: What to learn from; at least one.
-            stretch: Which round of how many.
-            purpose: Who trains, for instance a site's name.
+            examples: Training examples, at least one.
+            stretch: The round's place in the run.
+            purpose: Name of the trainer, for instance the site.
             proximal_mu: FedProx's weight; 0: none.
             correct: Called after each backward pass; may change the gradients.
-            settings: How; None: as the recipe says.
+            settings: Overrides the recipe's settings.
         """
         if self.model.norm == "fixbn":
             begun = (stretch.round - 1) / stretch.rounds
@@ -190,7 +190,7 @@ class Learner:
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.seed, "order", purpose, stretch.round))
         with torch.random.fork_rng(devices=[]):
-            # Dropout draws from the global generator and takes no other.
+            # Dropout only draws from the global generator.
             torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
             counts_K = torch.bincount(examples.labels_N, minlength=self.num_classes)
             loss = self.loss.informed(examples.known).counted(counts_K)
@@ -212,7 +212,7 @@ class Learner:
         return evaluate(self.model, examples, self.num_classes, batch_size, among_K)
 
     def pictures(self, table: ExampleTable, cache: Path) -> PictureBank:
-        """A table's pictures as the model sees them, labelled or not."""
+        """A table's pictures as the model sees them, labeled or not."""
         return self._bank(table, cache)
 
     def _bank(self, table: ExampleTable, cache: Path, tolerant: bool = False) -> PictureBank:

@@ -1,32 +1,22 @@
-"""The local loop of one round: passes, learning rates, averaging, and corrections of gradients.
+"""Local training of one round: epochs, learning rates, weight averaging, gradient corrections.
 
-The local loop: one site's passes over its own data in one round.
+Learning rates over the run come from PyTorch's schedulers. A site is called once per round and
+keeps no state; the one-cycle and cyclic schedulers compute the rate from the step number alone, so
+each round starts them at the step where the last one ended.
 
-The learning rate over a whole run, from PyTorch's own schedulers.
+``Averaged``: Polyak averaging, as in Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, in
+PyTorch's exponential form (``torch.optim.swa_utils``). A site sends the average instead of the last
+step, which smooths noisy steps. Cost: a copy of the trainable parameters. A round of few steps ends
+before the average has left its start; the average then only shortens the step.
 
-A site is called once a round and keeps nothing in between; PyTorch's one-cycle and
-cyclic schedulers compute the rate from the step's number alone, so each round
-starts them at the step where the last one ended.
+``parameter_groups``: learning rates by depth, since early layers are general (Howard and Ruder
+2018, "Universal Language Model Fine-tuning", section 3.2, https://arxiv.org/abs/1801.06146). No
+cost. From random weights every layer must change, and a factor below 1 only slows it down.
 
-An exponential moving average of the weights over a round's steps.
-
-Polyak averaging as Izmailov et al. 2018 use it, https://arxiv.org/abs/1803.05407, in PyTorch's
-exponential form (``torch.optim.swa_utils``). What a site answers is the average, not the last
-step: it evens out noisy steps. Cost: a copy of what trains. A warning: a round of few steps
-ends before the average has left its start; then it only shortens the step.
-
-Learning rates by depth: what is near the picture is general and moves little.
-
-Howard and Ruder 2018, "Universal Language Model Fine-tuning", section 3.2 (discriminative
-fine-tuning), https://arxiv.org/abs/1801.06146. Costs nothing. A warning: from random weights
-every layer has to move, and a factor below 1 only slows it down.
-
-SCAFFOLD's correction of a site's drift (Karimireddy et al. 2020, algorithm 1).
-
-Each gradient is moved by (shared - own): away from where this site's data pull, towards
-where everybody's do. The site's next variate is the mean of its own gradients along the
-way, which for plain SGD is the paper's option II and holds for any optimiser.
-https://arxiv.org/abs/1910.06378
+``ControlVariates``: SCAFFOLD's correction of client drift (Karimireddy et al. 2020, algorithm 1,
+https://arxiv.org/abs/1910.06378). Each gradient is changed by (shared - own). The site's next
+variate is the mean of its gradients in the round, which for plain SGD equals the paper's option II
+and works with any optimizer.
 """
 
 import math
@@ -54,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stretch:
-    """One round's place in the run: ``round`` counts from 1 to ``rounds``."""
+    """A round's place in the run: ``round`` counts from 1 to ``rounds``."""
 
     round: int
     rounds: int
@@ -63,26 +53,26 @@ class Stretch:
 def make_scheduler(
     optimizer: Optimizer, settings: TrainSettings, stretch: Stretch, steps: int
 ) -> LRScheduler:
-    """A scheduler that stands at the first step of a round.
+    """Build a scheduler positioned at the first step of a round.
 
     Args:
-        optimizer: Its learning rates are the highest that each group will have.
-        settings: Which schedule.
-        stretch: Which round of how many.
-        steps: Steps a round, at least 1.
+        optimizer: Its learning rates are the maximum for each group.
+        settings: ``[train]``, with the schedule.
+        stretch: The round's place in the run.
+        steps: Steps per round, at least 1.
     """
     total = stretch.rounds * steps
     start = (stretch.round - 1) * steps
     if settings.schedule == "constant":
         return ConstantLR(optimizer, factor=1.0, total_iters=0)
     scheduler: LRScheduler
-    # Groups may have rates of their own (layer_decay): the schedule scales each.
+    # Groups may have different rates (layer_decay); the schedule scales each.
     highest = [float(group["lr"]) for group in optimizer.param_groups]
     if settings.schedule == "one-cycle":
         scheduler = OneCycleLR(
             optimizer,
             max_lr=highest,
-            # One more than is used: the scheduler may be stepped after the last step.
+            # One extra, because the scheduler may be stepped after the last step.
             total_steps=total + 1,
             pct_start=_share(settings.warmup, total + 1),
             cycle_momentum=False,
@@ -99,8 +89,8 @@ def make_scheduler(
             cycle_momentum=False,
         )
     scheduler.last_epoch = start - 1
-    # The order that PyTorch warns about belongs to schedulers that are stepped by hand
-    # before training; here the step only moves the start.
+    # Suppress PyTorch's warning about stepping the scheduler before the optimizer: here the
+    # step only sets the start.
     optimizer._opt_called = True  # type: ignore[attr-defined]
     scheduler.step()
     return scheduler
@@ -108,12 +98,12 @@ def make_scheduler(
 
 @lru_cache(maxsize=4096)
 def mean_rate(settings: TrainSettings, stretch: Stretch, examples: int) -> float:
-    """The mean learning rate of a site's steps in a round, for its number of examples."""
-    # Beyond so many steps the mean hardly changes, and the walk costs.
+    """Mean learning rate of a site's steps in a round, for its number of examples."""
+    # Capped, because beyond 64 steps the mean hardly changes but the loop costs time.
     steps = min(settings.epochs * math.ceil(examples / settings.batch_size), 64)
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr)
     scheduler = make_scheduler(optimizer, settings, stretch, steps)
-    # PyTorch warns of a schedule that moves while nothing is trained; that is the point here.
+    # Suppress PyTorch's warning: this steps the scheduler without training on purpose.
     optimizer._opt_called = True  # type: ignore[attr-defined]
     total = 0.0
     for _ in range(steps):
@@ -123,12 +113,12 @@ def mean_rate(settings: TrainSettings, stretch: Stretch, examples: int) -> float
 
 
 def _share(warmup: float, steps: int) -> float:
-    # PyTorch divides by the length of the rise, which is this product less one.
+    # PyTorch divides by the length of the warm-up, warmup * steps - 1, which must not be 0.
     return warmup * (1 + 1e-9) if warmup * steps == 1 else warmup
 
 
 def _cosine(step: int, steps: int, warmup: float) -> float:
-    """The share of the highest rate at a step that counts from 0: a rise, then half a cosine."""
+    """Share of the maximum rate at a step, counted from 0: linear warm-up, then half a cosine."""
     rise = max(round(warmup * steps), 1)
     if step < rise:
         return (step + 1) / rise
@@ -137,10 +127,10 @@ def _cosine(step: int, steps: int, warmup: float) -> float:
 
 
 class Averaged:
-    """The moving average of parameters.
+    """Exponential moving average of parameters.
 
     Args:
-        parameters: Those that train.
+        parameters: The trainable parameters.
         decay: 0 (no average) to below 1.
     """
 
@@ -151,18 +141,18 @@ class Averaged:
         self._means = [p.detach().clone() for p in parameters] if decay else []
 
     def step(self) -> None:
-        """Take in the parameters as they are after a step."""
+        """Update the average with the parameters after a step."""
         if not self._decay:
             return
         self._steps += 1
-        # The start is no sample: as in Adam, few steps must not be held back by it.
+        # The decay grows with the steps, so that the start does not dominate a short round.
         decay = min(self._decay, self._steps / (self._steps + 10))
         update = get_ema_multi_avg_fn(decay)
         update(self._means, [p.detach() for p in self._parameters], self._steps)
 
     @torch.no_grad()
     def take_over(self) -> None:
-        """Give the parameters their average."""
+        """Set the parameters to their average."""
         for parameter, mean in zip(self._parameters, self._means, strict=False):
             parameter.copy_(mean)
 
@@ -170,15 +160,15 @@ class Averaged:
 def parameter_groups(
     model: "FineGrainedClassifier", lr: float, decay: float
 ) -> list[dict[str, Any]]:
-    """The parameters that train, in groups for an optimiser.
+    """Trainable parameters in groups for an optimizer, with learning rates by depth.
 
     Head, pooling and attention have the full rate, the last stage ``decay`` times that, the
     stage before ``decay`` times that again.
 
     Args:
-        model: Its stages set the depths.
+        model: The model; its stages define the depths.
         lr: The full rate.
-        decay: Above 0 to 1; at 1 there is one group.
+        decay: Above 0 to 1; 1 gives one group.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if decay == 1.0:
@@ -193,11 +183,11 @@ def parameter_groups(
 
 
 def _depth(name: str, stages: tuple[str, ...]) -> int:
-    """0 behind the backbone, 1 in its last stage, and so on towards the picture."""
+    """0 behind the backbone, 1 in its last stage, and so on toward the input."""
     own = name.removeprefix("backbone.").removeprefix("model.")
     if own == name:
         return 0
-    # The longest name that fits: a container and its members are both stages.
+    # Take the longest match, because a container and its members are both stages.
     fitting = [i for i, stage in enumerate(stages) if own.startswith(f"{stage}.")]
     if not fitting:
         return len(stages)
@@ -206,7 +196,7 @@ def _depth(name: str, stages: tuple[str, ...]) -> int:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What the passes came to: mean training loss (nats) and examples a pass."""
+    """Mean training loss (nats), and examples per epoch."""
 
     loss: float
     examples: int
@@ -222,17 +212,17 @@ def train_passes(
     proximal_mu: float = 0.0,
     correct: Callable[[], None] | None = None,
 ) -> TrainingResult:
-    """Train in place for ``settings.epochs`` passes.
+    """Train in place for ``settings.epochs`` epochs.
 
     Args:
         model: Its trainable parameters are changed.
-        examples: At least one.
+        examples: Training examples, at least one.
         loss: Mean loss over a batch.
-        settings: Batch size, optimiser, learning rate.
-        stretch: This round's place in the run, for the learning rate.
-        generator: The only source of order and views.
-        proximal_mu: Weight of FedProx's pull towards the parameters at the start
-            (Li et al. 2020, equation 2, https://arxiv.org/abs/1812.06127); 0: none.
+        settings: Batch size, optimizer, learning rate.
+        stretch: The round's place in the run, for the learning rate.
+        generator: The only source of randomness for order and views.
+        proximal_mu: Weight of FedProx's proximal term (Li et al. 2020, equation 2,
+            https://arxiv.org/abs/1812.06127); 0: none.
         correct: Called after each backward pass; may change the gradients.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -286,8 +276,8 @@ def _autocast(precision: str, device: torch.device) -> torch.autocast:
 def make_optimizer(
     parameters: Sequence[nn.Parameter] | Sequence[dict[str, Any]], settings: TrainSettings
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser, its moments afresh, over parameters or groups of them."""
-    # The fused kernels do one pass over the memory instead of a dozen.
+    """Build the recipe's optimizer, with fresh state, over parameters or groups of them."""
+    # Fused kernels pass over the memory once instead of a dozen times.
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -304,12 +294,12 @@ Tensors = Mapping[str, NDArray[np.float32]]
 
 
 class ControlVariates:
-    """Corrects gradients in place, and sums them as they were.
+    """Corrects gradients in place, and sums the uncorrected ones.
 
     Args:
         model: Its trainable parameters have variates.
-        own: Name -> this site's variate; a missing one is zero.
-        shared: Name -> everybody's; a missing one is zero.
+        own: Name -> this site's variate; zero if missing.
+        shared: Name -> the global variate; zero if missing.
     """
 
     def __init__(self, model: "FineGrainedClassifier", own: Tensors, shared: Tensors) -> None:
@@ -324,7 +314,7 @@ class ControlVariates:
         self._steps = 0
 
     def __call__(self) -> None:
-        """After each backward pass, before the step."""
+        """Call after each backward pass, before the step."""
         self._steps += 1
         for name, parameter in self._parameters.items():
             if parameter.grad is not None:

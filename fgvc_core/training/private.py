@@ -1,4 +1,4 @@
-"""Learning and scoring under differential privacy: what the mechanism does with a learner."""
+"""Training and scoring under differential privacy: applies the mechanisms to a learner."""
 
 import numpy as np
 import torch
@@ -35,12 +35,12 @@ from fgvc_core.training.loop import (
 Units = NDArray[np.int64]
 
 CLIPPING_RATE = 0.2
-"""Adaptive clipping: how fast the bound follows its quantile (Andrew et al. 2021, section 3)."""
+"""Adaptive clipping: step size of the bound toward its quantile (Andrew et al. 2021, section 3)."""
 
 
 @torch.inference_mode()
 def projected_vectors(learner: Learner, examples: Examples, centred: bool) -> NDArray[np.float64]:
-    """float64 (N, P): the examples' unit vectors in the head's subspace."""
+    """float64 (N, P): unit vectors of the examples in the head's subspace."""
     head = learner.model.head
     if not isinstance(head, SubspaceHead) or not isinstance(examples, FeatureExamples):
         raise PolicyRefusal(
@@ -55,7 +55,7 @@ def projected_vectors(learner: Learner, examples: Examples, centred: bool) -> ND
         vector_1P = head.project(row_1D)
         return head.centred(vector_1P) if centred else vector_1P
 
-    # Each by itself: the last bits of the one must not depend on the others.
+    # Row by row, so that no bit of a row depends on the others.
     return unit_vectors(each_row(project, features_ND, len(head.directions_PD)))
 
 
@@ -66,12 +66,12 @@ def release_sums(
     event: PrivacyEvent,
     privacy: PrivacySettings,
 ) -> NDArray[np.float64]:
-    """The noisy centre (P,) or class sums (K, P + 1) that an event pays for.
+    """Compute the noisy center (P,) or class sums (K, P + 1) that an event pays for.
 
     Args:
-        learner: Holds the centre around which class sums are taken.
+        learner: Its head has the center for the class sums.
         examples: The site's training split.
-        units_N: int64 (N,), which unit each example belongs to.
+        units_N: int64 (N,), privacy unit of each example.
         event: ``centre`` or ``class-sums``.
         privacy: ``[privacy]``.
     """
@@ -91,13 +91,13 @@ def release_sums(
 def noisy_scores(
     learner: Learner, examples: Examples, units_N: Units, event: PrivacyEvent
 ) -> dict[str, float]:
-    """Noisy numbers of validation pictures and of right answers.
+    """Noisy counts of validation pictures and of correct predictions.
 
-    Each unit adds (pictures, right ones), clipped together to the length of one picture
-    answered rightly: a subject with many pictures counts as one.
+    Each unit contributes (pictures, correct), clipped to the norm of one correctly predicted
+    picture, so that a subject with many pictures counts as one.
     """
-    # One by one: who is scored beside a picture rounds its logits in another way, and where two
-    # classes are as likely the answer would turn. A unit can then move no answer but its own.
+    # Batch size 1: other pictures in a batch change the rounding of a picture's logits, which can
+    # flip a tie. This way a unit affects only its own predictions.
     _, predicted_N = learner.evaluate(examples, 1)
     right_N = (predicted_N == examples.labels_N.numpy()).astype(np.float64)
     rows_N2 = np.stack([np.ones(len(right_N)), right_N], axis=1)
@@ -117,7 +117,7 @@ class PrivateTraining:
     Args:
         learner: Trained in place.
         examples: The site's training split.
-        units_N: int64 (N,), which unit each example belongs to.
+        units_N: int64 (N,), privacy unit of each example.
         privacy: ``[privacy]``.
     """
 
@@ -126,7 +126,7 @@ class PrivateTraining:
     ) -> None:
         if (refusal := learner.loss.refusal()) is not None:
             raise refusal
-        # Pictures are seen one by one here: a recipe that mixes them is refused before.
+        # No mixing here: recipes that mix pictures were refused before.
         self._learner = learner
         self.loss = learner.loss.informed(examples.known)
         self._examples = examples
@@ -138,33 +138,32 @@ class PrivateTraining:
         self.engine: GradientEngine = self._make_engine()
 
     def run(self, step: PrivacyEvent, public_units: int, stretch: Stretch) -> None:
-        """Take ``step.count`` steps in place.
+        """Train in place for ``step.count`` steps.
 
         Args:
-            step: What each of them pays for.
-            public_units: The declared number of units: with the sampling rate it gives the
-                divisor of every noisy sum.
-            stretch: This round's place in the run.
+            step: The privacy event that each step pays for.
+            public_units: Declared units; times the sampling rate, the divisor of noisy sums.
+            stretch: The round's place in the run.
         """
         settings = self._learner.settings
         if self._privacy.lr_distance is not None:
             steps, size = step.count * stretch.rounds, size_of(self._parameters)
             rate = learning_rate(step, steps, self._privacy, public_units, size)
-            # With momentum each gradient counts 1 / (1 - momentum) times.
+            # With momentum each gradient counts 1 / (1 - momentum) times in total.
             settings = settings.model_copy(update={"lr": rate * (1 - settings.momentum)})
         model = self._learner.model
         groups = parameter_groups(model, settings.lr, settings.layer_decay)
         optimizer = make_optimizer(groups, settings)
-        # An average of noisy steps is made of what is released: it costs nothing more.
+        # Averaging released, noisy steps is post-processing: it has no privacy cost.
         averaged = Averaged(self._parameters, settings.ema)
         scheduler = make_scheduler(optimizer, settings, stretch, step.count)
         noise, count_noise = gradient_noise(step, self._privacy)
         bound = self._privacy.clipping_norm
         divisor = step.sampling_rate * max(public_units, 1)
         model.train()
-        # Views and dropout must not be known, nor depend on who else is drawn.
+        # Views and dropout must be secret, and independent of which other units are sampled.
         with torch.random.fork_rng(devices=[]), self.engine.session():
-            # Not torch.manual_seed: what it does for absent GPUs takes as long as two steps.
+            # Not torch.manual_seed: even without GPUs it takes as long as two steps.
             torch.default_generator.manual_seed(fresh_seed())
             if self._parameters[0].device.type == "cuda":
                 torch.cuda.manual_seed_all(fresh_seed())
@@ -184,7 +183,7 @@ class PrivateTraining:
         model.eval()
 
     def draw(self, rate: float) -> UnitBatch:
-        """A Poisson sample of units, and all their examples."""
+        """Draw a Poisson sample of units, with all their examples."""
         drawn = draw_units(self._count, rate)
         number = np.full(self._count, -1, dtype=np.int64)
         number[drawn] = np.arange(len(drawn))
@@ -202,14 +201,14 @@ class PrivateTraining:
     def _next_bound(
         self, bound: float, unclipped: int, batch: UnitBatch, count_noise: float, divisor: float
     ) -> float:
-        # Each unit adds plus or minus a half: neighbouring sums are a half apart.
+        # Each unit adds plus or minus 1/2, so that the sensitivity is 1/2.
         signs = np.array([unclipped - batch.count / 2])
         noisy = release(signs, make_grid(0.5, 1, 2 * count_noise))
-        # A share is between 0 and 1; few units under much noise would throw the bound about.
+        # Clipped to 0..1: with few units, the noise would make the bound unstable.
         share = float(np.clip(noisy[0] / divisor + 0.5, 0.0, 1.0))
         wanted = self._privacy.clipping_quantile
         moved = bound * float(np.exp(-CLIPPING_RATE * (share - wanted)))
-        # A run of bad luck must not make the bound overflow or vanish.
+        # Limits keep the bound from overflowing or vanishing by chance.
         return float(np.clip(moved, 1e-6, 1e6))
 
     def _make_engine(self) -> GradientEngine:
@@ -258,7 +257,7 @@ class PrivateTraining:
         return HeadView(head.weight, head.bias, None, smoothing)
 
     def losses(self, positions: torch.Tensor) -> torch.Tensor:
-        """The present losses (B,) of the pictures at B positions, each in a fresh random view."""
+        """Current losses (B,) of the pictures at B positions, each in a fresh random view."""
         model = self._learner.model
         lesson = Lesson(*self._examples.lesson(model, positions, self.generator))
         if lesson.targets.ndim != 1:

@@ -1,10 +1,10 @@
-"""How much of its accuracy a model keeps on corrupted pictures.
+"""Robustness: the accuracy of a model on corrupted pictures.
 
-In the manner of Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261, section 4): top-1
-for each corruption and severity, its mean over severities, and the mean of those over corruptions.
-Reported as accuracy, not relative to a reference network's error. Pictures are corrupted as the
-square that the model sees, each from a seed of its own content: the same picture suffers the same
-in every run, on every machine. Cost: one pass over the pictures for each of the 7 x 5.
+Follows Hendrycks and Dietterich 2019 (https://arxiv.org/abs/1903.12261, section 4): top-1 for each
+corruption and severity, its mean over severities, and the mean of those over corruptions, reported
+as accuracy and not relative to a reference network. Pictures are corrupted after cropping to the
+model's input square, with a seed from their content: a picture gets the same corruption in every
+run on every machine. Cost: 7 x 5 passes over the pictures.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from fgvc_core.models.classifier import FineGrainedClassifier
 
 Classify = Callable[[torch.Tensor], torch.Tensor]
-"""uint8 pictures (N, 3, S, S) to logits (N, K)."""
+"""Maps uint8 pictures (N, 3, S, S) to logits (N, K)."""
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """What :func:`robustness` found; every figure is a share that was right, 0 to 1.
+    """Result of :func:`robustness`; all figures are accuracies, 0 to 1.
 
     Attributes:
-        examples: Labelled pictures that were scored.
-        clean: Top-1 on the pictures as they are.
+        examples: Number of labeled pictures scored.
+        clean: Top-1 on uncorrupted pictures.
         top1: Corruption -> top-1 at severities 1 to 5.
-        left_out: Corruption -> why it was not done.
+        left_out: Corruption -> why it was skipped.
     """
 
     examples: int
@@ -54,7 +54,7 @@ class Robustness:
 
     @property
     def means(self) -> dict[str, float]:
-        """Corruption -> mean over its severities."""
+        """Mean over severities by corruption."""
         return {name: sum(values) / len(values) for name, values in self.top1.items()}
 
     @property
@@ -64,7 +64,7 @@ class Robustness:
         return sum(means.values()) / len(means)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as plain values."""
+        """All fields as plain values."""
         return {
             "examples": self.examples,
             "clean": self.clean,
@@ -89,12 +89,12 @@ def robustness(
     """Score a model on corrupted pictures.
 
     Args:
-        model: In evaluation mode when this returns, as it was when this was called.
+        model: A model in evaluation mode; it stays in it.
         table: The pictures; those without a label are left out.
-        names: Which corruptions.
-        batch_size: Pictures scored at once.
-        seed: Another seed draws other noise, other squares and other backgrounds.
-        tell: Called with (passes done, passes in all).
+        names: The corruptions to apply.
+        batch_size: Pictures per batch.
+        seed: Seed of noise, squares and backgrounds.
+        tell: Called with (passes done, total).
 
     Raises:
         DataError: if no picture has a label, or pictures are missing or damaged.
@@ -132,7 +132,7 @@ def robustness_of(
     seed: int = 0,
     tell: Callable[[int, int], None] | None = None,
 ) -> Robustness:
-    """The same for anything that classifies squares; see :func:`robustness`."""
+    """Like :func:`robustness`, for any function that classifies squares."""
     table = table.take(np.flatnonzero(table.labels_N >= 0))
     if not len(table):
         raise DataError(
@@ -171,7 +171,7 @@ class _Squares:
             int.from_bytes(table.content_key(i)[:7], "big") ^ seed for i in range(len(table))
         ]
         self._boxes = _square_boxes(table, spec)
-        # Everybody's background comes from somebody else, drawn once: a cycle through all.
+        # One random cycle through all pictures: each background comes from another picture.
         order_N = np.random.default_rng(seed).permutation(len(table))
         self._behind = np.empty(len(table), dtype=np.int64)
         self._behind[order_N] = np.roll(order_N, 1)
@@ -199,13 +199,13 @@ class _Squares:
 
 
 def _square_boxes(table: ExampleTable, spec: InputSpec) -> list[Box]:
-    """Where the boxes lie in the squares that are cut out of the pictures."""
+    """The subjects' boxes in the coordinates of the cropped squares."""
     if table.boxes_N4 is None:
         return []
     boxes: list[Box] = []
     for position in range(len(table)):
         height, width = table.picture(position, spec.size).shape[:2]
-        # The square's side in pixels of the picture, and where it begins.
+        # Side and origin of the square, in pixels of the picture.
         side = min(height, width) * spec.crop
         left, top = (width - side) / 2, (height - side) / 2
         x, y, wide, high = (float(v) for v in table.boxes_N4[position])

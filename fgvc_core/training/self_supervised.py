@@ -1,16 +1,14 @@
-"""Learning from pictures without labels: the losses, and the backbone before round 1.
+"""Self-supervised pretraining of the backbone before round 1, and its losses.
 
 ``simclr``: NT-Xent (Chen et al. 2020, equation 1, https://arxiv.org/abs/2002.05709): a view has to
-find its other half among all views of the batch. ``vicreg`` (Bardes et al. 2022, equations 1 to 6,
-https://arxiv.org/abs/2105.04906): both views alike, each entry's variance over the batch kept up,
-entries uncorrelated; no negatives. Both couple the examples of a batch, so that no single one's
-part can be bounded.
+identify its counterpart among all views of the batch. ``vicreg`` (Bardes et al. 2022, equations 1
+to 6, https://arxiv.org/abs/2105.04906): both views are pulled together, each entry's variance over
+the batch is kept up, and entries are decorrelated; no negatives. Both couple the examples of a
+batch, so that no single example's contribution can be bounded.
 
-Learning from pictures without labels: the backbone before round 1.
-
-Two random views of each picture go through backbone and projector; the loss sees only those.
-The projector (Chen et al. 2020, section 4.2, https://arxiv.org/abs/2002.05709) is thrown away
-afterwards. It has no BatchNorm, unlike the papers': what sites average are weights, not statistics.
+Two random views of each picture pass through backbone and projector. The projector (Chen et al.
+2020, section 4.2) is discarded afterwards. Unlike in the papers it has no BatchNorm, because sites
+average weights, not statistics.
 """
 
 import math
@@ -30,15 +28,15 @@ from fgvc_core.training.loop import Stretch, TrainingResult, make_optimizer, mak
 from fgvc_core.training.settings import PretrainSettings, TrainSettings
 
 TwoViews = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Projections (N, P) of first and second views, in one order, to a scalar loss."""
+"""Maps projections (N, P) of first and second views, in the same order, to a scalar loss."""
 
 
 def self_supervised_loss(method: str, temperature: float) -> TwoViews:
-    """The loss of a method.
+    """Build the loss of a method.
 
     Args:
         method: ``simclr`` or ``vicreg``.
-        temperature: Of ``simclr``, above 0.
+        temperature: Temperature of ``simclr``, above 0.
 
     Raises:
         ConfigurationError: if lightly is not installed.
@@ -63,14 +61,14 @@ Tensors = dict[str, NDArray[np.float32]]
 
 
 class Pretraining:
-    """A learner's backbone with a projector behind it.
+    """A learner's backbone followed by a projector.
 
     Args:
-        learner: Its backbone is trained in place; its head is left alone.
+        learner: Its backbone is trained in place; its head is unchanged.
         settings: ``[pretrain]``, with a method.
 
     Raises:
-        ConfigurationError: if nothing before the head trains, or lightly is missing.
+        ConfigurationError: if only the head trains, or lightly is missing.
     """
 
     def __init__(self, learner: Learner, settings: PretrainSettings) -> None:
@@ -90,16 +88,16 @@ class Pretraining:
         self._projector = _projector(model.feature_dim, settings, learner.seed).to(device)
 
     def tensors(self) -> Tensors:
-        """Copies of what travels: what trains before the head, and the projector."""
+        """Copies of the traveling tensors: trainable ones before the head, and the projector."""
         backbone = {n: a for n, a in self._learner.tensors().items() if not n.startswith(HEAD)}
         state = self._projector.state_dict()
         return backbone | {PROJECTOR + n: t.cpu().float().numpy().copy() for n, t in state.items()}
 
     def load(self, tensors: Tensors) -> None:
-        """Take over exactly what :meth:`tensors` names.
+        """Set the tensors that :meth:`tensors` returns.
 
         Raises:
-            PeerError: if a name or a shape is another.
+            PeerError: if a name or a shape does not match.
         """
         parted, backbone = split_projector(tensors)
         head = {n: a for n, a in self._learner.tensors().items() if n.startswith(HEAD)}
@@ -113,21 +111,21 @@ class Pretraining:
         self._learner.load({**head, **backbone})
 
     def train_round(self, bank: PictureBank, stretch: Stretch, purpose: str) -> TrainingResult:
-        """Train in place; the generators derive from (seed, purpose, round).
+        """Train in place; generators are derived from (seed, purpose, round).
 
         Args:
-            bank: The pictures; of fewer than two nothing is learnt.
-            stretch: Which round of how many.
-            purpose: Who trains, for instance a site's name.
+            bank: The pictures; fewer than two change nothing.
+            stretch: The round's place in the run.
+            purpose: Name of the trainer, for instance the site.
 
         Returns:
-            Mean loss, and pictures a pass.
+            Mean loss, and pictures per epoch.
         """
         seed = self._learner.seed
         generator = torch.Generator()
         generator.manual_seed(derive_seed(seed, "pretrain", purpose, stretch.round))
         with torch.random.fork_rng(devices=[]):
-            # Dropout draws from the global generator and takes no other.
+            # Dropout only draws from the global generator.
             torch.default_generator.manual_seed(
                 derive_seed(seed, "pretrain dropout", purpose, stretch.round)
             )
@@ -149,7 +147,7 @@ class Pretraining:
             order = torch.randperm(len(bank), generator=generator)
             for positions in order.split(settings.batch_size):
                 if len(positions) < 2:
-                    # Alone in its batch a picture has nothing to differ from.
+                    # The losses need at least two pictures in a batch.
                     continue
                 images_NCHW = bank.batch(positions.numpy())
                 views_MCHW = torch.cat([self._views(images_NCHW, generator) for _ in range(2)])
@@ -167,19 +165,19 @@ class Pretraining:
 
 
 def fresh_projector(dim: int, settings: PretrainSettings, seed: int) -> Tensors:
-    """The projector's tensors before the first round, by their names on the wire."""
+    """Initial tensors of the projector, by their names on the wire."""
     state = _projector(dim, settings, seed).state_dict()
     return {PROJECTOR + name: tensor.numpy().copy() for name, tensor in state.items()}
 
 
 def split_projector(tensors: Tensors) -> tuple[Tensors, Tensors]:
-    """The projector's tensors, and the others."""
+    """Split into the projector's tensors and all others."""
     projector = {n: a for n, a in tensors.items() if n.startswith(PROJECTOR)}
     return projector, {n: a for n, a in tensors.items() if n not in projector}
 
 
 def steps_of(settings: PretrainSettings) -> TrainSettings:
-    """``[pretrain]`` as the settings of a training loop: what it steps with, and how fast."""
+    """``[pretrain]`` converted to settings of the training loop: optimizer and learning rate."""
     return TrainSettings(
         epochs=settings.epochs,
         batch_size=settings.batch_size,

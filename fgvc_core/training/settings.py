@@ -8,7 +8,7 @@ from fgvc_core.configuration import Settings
 
 
 class TrainSettings(Settings):
-    """One site's work in one round, and how the learning rate moves over the run."""
+    """Local training of one site in one round, and the learning rate over the run."""
 
     epochs: int = Field(1, ge=1, le=1000, description="Passes over a site's data a round.")
     batch_size: int = Field(32, ge=1, le=4096, description="Examples a step.")
@@ -86,7 +86,7 @@ class TrainSettings(Settings):
 
 
 class PretrainSettings(Settings):
-    """What the backbone learns from pictures without labels, before round 1."""
+    """Self-supervised pretraining of the backbone, before round 1."""
 
     method: Literal["none", "simclr", "vicreg"] = Field(
         "none",
@@ -133,7 +133,7 @@ class PretrainSettings(Settings):
 
 
 class PersonalSettings(Settings):
-    """What each site makes of the federation's model for itself, after the last round."""
+    """Personal models: fine-tuning of the final global model at each site."""
 
     epochs: int = Field(
         0,
@@ -151,7 +151,7 @@ class PersonalSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """How the federation's model is scored."""
+    """Evaluation of the global model."""
 
     gone = {  # noqa: RUF012
         "zoom": (0.0, "Set model.closer, which looks closer at every picture.")

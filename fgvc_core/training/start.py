@@ -1,12 +1,4 @@
-"""Heads from class statistics: before round 1, and on data that lie in one place.
-
-A head before round 1: what a site adds to it, and what the coordinator makes of the sums.
-
-The head of class means on pictures that lie in one place: no sites, no noise.
-
-What a federation's private release of class sums is compared with: the same vectors,
-the same centre, the same scores, from the exact sums.
-"""
+"""Heads from class statistics: before round 1 in a federation, and on centralized data."""
 
 import numpy as np
 import torch
@@ -36,7 +28,7 @@ Tensors = dict[str, NDArray[np.float32]]
 
 @torch.inference_mode()
 def site_statistics(learner: Learner, examples: Examples, batch_size: int) -> Tensors:
-    """What one site adds: statistics of its training pictures as they are, unaugmented.
+    """One site's contribution: statistics of its training pictures, not augmented.
 
     Raises:
         PeerError: if the recipe has no start.
@@ -59,7 +51,7 @@ def site_statistics(learner: Learner, examples: Examples, batch_size: int) -> Te
 
 
 def no_attributes() -> ConfigurationError:
-    """The error for a start that needs class attributes where there are none."""
+    """Error for a start that needs class attributes when there are none."""
     return ConfigurationError(
         "train.start = 'semantic', but the coordinator's data set has no class attributes.",
         why="Classes are named by them.",
@@ -73,7 +65,7 @@ def wants_scatter(settings: TrainSettings) -> bool:
 
 
 def expected_statistics(tensors: Tensors, settings: TrainSettings) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what a site sends, from the model's own head."""
+    """Names and shapes of a site's statistics, from the model's head."""
     num_classes, dim = tensors[WEIGHT].shape
     return statistics_shapes(num_classes, dim, wants_scatter(settings))
 
@@ -84,13 +76,13 @@ def started(
     settings: TrainSettings,
     attributes_KA: NDArray[np.float32] | None = None,
 ) -> Tensors:
-    """The model with the head that all sites' statistics give.
+    """Replace the model's head by one computed from the statistics of all sites.
 
     Args:
-        tensors: The model as it is; only its head is replaced.
-        total: Of all sites together.
-        settings: Which head.
-        attributes_KA: Of the classes, for ``semantic``.
+        tensors: The model's tensors; only the head is replaced.
+        total: Sum of all sites' statistics.
+        settings: ``[train]``, with the kind of head.
+        attributes_KA: Class attributes, for ``semantic``.
 
     Raises:
         ConfigurationError: for ``semantic`` without attributes.
@@ -114,16 +106,19 @@ def started(
 
 
 NEVER = -1e4
-"""Bias of a class of which there is no picture."""
+"""Bias of a class without pictures."""
 
 
 def fit_class_means(learner: Learner, examples: Examples, privacy: PrivacySettings) -> None:
-    """Give the learner's subspace head the exact class means.
+    """Set the learner's subspace head from exact class means, without sites and noise.
+
+    This is the reference for a federation's private release of class sums: the same vectors,
+    center and scores, from exact sums.
 
     Args:
         learner: Its head is changed in place.
-        examples: At least one.
-        privacy: ``within_spread`` and ``class_prior`` are read, nothing else.
+        examples: Examples, at least one.
+        privacy: Only ``within_spread`` and ``class_prior`` are used.
 
     Raises:
         PolicyRefusal: if the model has no subspace head on a frozen backbone.

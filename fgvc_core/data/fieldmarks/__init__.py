@@ -1,4 +1,4 @@
-"""The embedded data set: procedural birds that differ by a detail."""
+"""Embedded data set ``fieldmarks``: procedurally drawn birds that differ in small details."""
 
 from fgvc_core.data.fieldmarks.source import build_table, contact_sheet
 

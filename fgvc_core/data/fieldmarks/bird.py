@@ -1,4 +1,4 @@
-"""A bird as coloured polygons in its own coordinates: x forward, y down, body at the origin."""
+"""A bird as colored polygons in its own coordinates: x forward, y down, origin in the body."""
 
 from dataclasses import dataclass
 
@@ -25,16 +25,15 @@ class Shape:
 
 
 def bird(species: Species, one: Individual, nod: float) -> tuple[list[Shape], Points]:
-    """A bird's polygons from back to front, and where its parts are.
+    """Build a bird's polygons, back to front, and the positions of its parts.
 
     Args:
         species: Decides the marks.
         one: Decides tint and build.
-        nod: Turns the head against the body, in radians.
+        nod: Rotation of the head relative to the body, in radians.
 
     Returns:
-        The polygons, and float64 (P, 2): each part's place, in the order of
-        ``PART_NAMES``.
+        The polygons, and float64 (P, 2), positions in the order of ``PART_NAMES``.
     """
     marks, deep = species.marks, 0.3 * one.stout
     back, dark = one.body, _shade(one.body, 0.62)
@@ -120,7 +119,7 @@ def _head(species: Species, one: Individual) -> list[Shape]:
     shapes = _bill(marks)
     shapes.append(Shape(_ellipse(_HEAD, _RADIUS, _RADIUS, 0), one.body))
     if marks["throat"] != "plain":
-        # From the bill's root down the front of the neck.
+        # From the base of the bill down the front of the neck.
         throat = np.array([[0.61, -0.22], [0.44, -0.2], [0.36, -0.06], [0.46, 0.04], [0.6, -0.06]])
         shapes.append(Shape(_smooth(throat), COLOURS[marks["throat"]]))
     if marks["crown"] != "plain":
@@ -158,7 +157,7 @@ def _ellipse(centre: object, rx: float, ry: float, angle: float) -> Points:
 
 
 def _smooth(points: Points) -> Points:
-    """Chaikin's corner cutting, twice (Chaikin 1974)."""
+    """Chaikin's corner cutting, two iterations (Chaikin 1974)."""
     for _ in range(2):
         following = np.roll(points, -1, axis=0)
         cut = np.stack([0.75 * points + 0.25 * following, 0.25 * points + 0.75 * following], axis=1)
@@ -167,7 +166,7 @@ def _smooth(points: Points) -> Points:
 
 
 def _turn(points: Points, angle: float) -> Points:
-    """Turn about the neck."""
+    """Rotate about the neck."""
     pivot = np.array([0.3, -0.1])
     cos, sin = np.cos(angle), np.sin(angle)
     return (points - pivot) @ np.array([[cos, sin], [-sin, cos]]) + pivot

@@ -1,4 +1,4 @@
-"""From a species, an individual, a site and a scene to a picture."""
+"""Drawing of one picture from a species, an individual, a site's style and a scene."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,17 +9,17 @@ from fgvc_core.data.fieldmarks.scene import Individual, Scene, SiteStyle
 from fgvc_core.data.fieldmarks.species import COLOURS, Colour, Species
 
 VERSION = 1
-"""Changes whenever the same arguments draw another picture."""
+"""Must change whenever the same arguments draw a different picture."""
 
 COARSE = 192
-"""Smallest canvas, in pixels: details of a small picture are drawn finer, then reduced."""
+"""Smallest canvas, in pixels: a small picture is drawn on a larger canvas and reduced."""
 
 
 class Canvas:
-    """A square picture to paint on in unit coordinates.
+    """A square picture to draw on in unit coordinates.
 
     Args:
-        background: Painted over in place.
+        background: Modified in place.
     """
 
     def __init__(self, background: Image.Image) -> None:
@@ -32,7 +32,7 @@ class Canvas:
         self.pen.polygon([(x, y) for x, y in (points * self.side).tolist()], fill=colour)
 
     def line(self, points: Points, colour: Colour, width: float) -> None:
-        """Draw a line of a width in 0..1."""
+        """Draw a line; ``width`` in 0..1."""
         self.pen.line(
             [(x, y) for x, y in (points * self.side).tolist()],
             fill=colour,
@@ -47,8 +47,8 @@ def draw(
     """Draw one picture.
 
     Returns:
-        uint8 (size, size, 3); float32 (P, 3), each part's x, y and whether it is in the
-        frame with nothing before it; float32 (4,), the bird's box as x, y, width, height.
+        uint8 (size, size, 3); float32 (P, 3), each part's x, y and visibility (in the frame
+        and not occluded); float32 (4,), the bird's box as x, y, width, height.
     """
     generator = np.random.default_rng(scene.seed)
     factor = max(2, -(-COARSE // size))
@@ -68,7 +68,7 @@ def draw(
 
 
 def _place(points: Points, scene: Scene) -> Points:
-    """From the bird's coordinates to the picture's."""
+    """Convert from the bird's coordinates to the picture's."""
     cos, sin = np.cos(scene.tilt), np.sin(scene.tilt)
     turned = points @ np.array([[cos, sin], [-sin, cos]]) * scene.length
     if scene.faces_left:
@@ -77,7 +77,7 @@ def _place(points: Points, scene: Scene) -> Points:
 
 
 def _background(style: SiteStyle, generator: np.random.Generator, side: int) -> Image.Image:
-    """Soft patches: a few random colours, enlarged smoothly."""
+    """Soft patches: a few random colors, smoothly enlarged."""
     palette = np.array(style.backgrounds, dtype=float)
     cells = int(generator.integers(3, 7))
     pick = generator.integers(len(palette), size=(cells, cells))
@@ -89,7 +89,7 @@ def _background(style: SiteStyle, generator: np.random.Generator, side: int) -> 
 def _clutter(canvas: Canvas, style: SiteStyle, generator: np.random.Generator) -> None:
     """Discs of light, twigs, leaves and berries behind the bird.
 
-    Berries have the colours of the marks: a picture's colours alone must not tell.
+    Berries have the colors of the marks, so that a picture's colors alone do not give the class.
     """
     marks = list(COLOURS.values())
     for _ in range(generator.integers(2, 7)):
@@ -119,10 +119,10 @@ def _perch(canvas: Canvas, scene: Scene, generator: np.random.Generator) -> None
 def _occluder(
     canvas: Canvas, style: SiteStyle, generator: np.random.Generator, scene: Scene
 ) -> tuple[Points, float]:
-    """A leaf or a twig before the bird.
+    """Draw a leaf or a twig in front of the bird.
 
     Returns:
-        Its outline or its line, and half its line's width (0 for an outline).
+        Its outline or its line, and half the line's width (0 for an outline).
     """
     near = np.array(scene.centre) + generator.uniform(-0.42, 0.42, 2)
     if generator.random() < 0.6:
@@ -139,7 +139,7 @@ def _occluder(
 def _finish(
     image: Image.Image, style: SiteStyle, scene: Scene, generator: np.random.Generator, size: int
 ) -> NDArray[np.uint8]:
-    """Lens, sensor and light."""
+    """Apply the effects of lens, sensor and light."""
     reduced = image.resize((size, size), Image.Resampling.BOX)
     if style.blur:
         reduced = reduced.filter(ImageFilter.GaussianBlur(style.blur * size))

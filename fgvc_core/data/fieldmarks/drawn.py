@@ -1,4 +1,4 @@
-"""Drawn pictures on disk: written once, whole, and checked before they are used."""
+"""Cache of drawn pictures on disk: written once, complete, and verified before use."""
 
 import json
 import zlib
@@ -29,7 +29,7 @@ class Drawn:
     Attributes:
         pictures_NHWC: uint8 (N, size, size, 3).
         parts_NP3: float32 (N, P, 3); see :class:`ExampleTable`.
-        boxes_N4: float32 (N, 4); likewise.
+        boxes_N4: float32 (N, 4); see :class:`ExampleTable`.
     """
 
     pictures_NHWC: NDArray[np.uint8]
@@ -38,16 +38,16 @@ class Drawn:
 
 
 def ensure_drawn(stem: Path, count: int, size: int, draw_one: Callable[[int], Picture]) -> None:
-    """Draw N pictures that are not on disk yet; one process draws, others wait.
+    """Draw N pictures unless they are on disk; one process draws, others wait.
 
     Args:
-        stem: The files' common path and beginning of their names.
+        stem: The files' common path and name prefix.
         count: N, at least 1.
-        size: Their side, in pixels.
+        size: Side in pixels.
         draw_one: Draws the picture of an index, 0 to N-1.
 
     Raises:
-        DataError: if the folder cannot be written to, or its disk is full.
+        DataError: if the folder is not writable, or its disk is full.
     """
     if _is_drawn(stem):
         return
@@ -65,7 +65,7 @@ def ensure_drawn(stem: Path, count: int, size: int, draw_one: Callable[[int], Pi
 
 
 def open_drawn(stem: Path, count: int, size: int) -> Drawn:
-    """Map what :func:`ensure_drawn` wrote, after a check of every byte.
+    """Map what :func:`ensure_drawn` wrote, after verifying the checksums.
 
     Raises:
         DataError: naming a file that is missing, truncated or damaged.
@@ -111,7 +111,7 @@ def _draw_all(stem: Path, count: int, size: int, draw_one: Callable[[int], Pictu
             np.save(file, array, allow_pickle=False)
             file.seek(0)
             sums[kind] = _sum(file)
-    # Last: where the sums are, everything else is too.
+    # Written last: if the checksums exist, so does everything else.
     with replacing(_path(stem, "sums"), private=True, durable=True) as aside:
         aside.write_text(json.dumps(sums))
 

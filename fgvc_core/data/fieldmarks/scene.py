@@ -1,7 +1,7 @@
-"""What varies from picture to picture and says nothing about the species.
+"""What varies between pictures independently of the species: individual, site style and scene.
 
-An individual keeps its tint and build over its pictures; a site has its palette,
-light and lens; pose, place, clutter and what is in the way are drawn afresh.
+An individual keeps its tint and build in all its pictures; a site has its own palette, light
+and lens; pose, position, clutter and occluders are drawn anew for each picture.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from fgvc_core.data.fieldmarks.species import Colour
 
 @dataclass(frozen=True)
 class SiteStyle:
-    """How pictures look at one site.
+    """Look of the pictures of one site.
 
     Attributes:
-        backgrounds: Colours that its backgrounds are mixed from.
-        tint: Factor for red, green and blue.
-        blur: Radius of its lens's blur as a share of the picture's side.
-        noise: Standard deviation of its sensor's noise, of 255.
+        backgrounds: Colors that backgrounds are mixed from.
+        tint: Factors for red, green and blue.
+        blur: Radius of the lens's blur as a share of the picture's side.
+        noise: Standard deviation of the sensor's noise, on a scale of 255.
     """
 
     backgrounds: tuple[Colour, ...]
@@ -64,11 +64,11 @@ _BODIES: tuple[Colour, ...] = (
 
 @dataclass(frozen=True)
 class Individual:
-    """One bird: its own tint and build.
+    """Tint and build of one bird.
 
     Attributes:
-        body: Colour of back and head.
-        belly: Colour of the underside.
+        body: Color of back and head.
+        belly: Color of the underside.
         stout: Factor on the body's depth, around 1.
         tail: Factor on the tail's length, around 1.
     """
@@ -81,17 +81,17 @@ class Individual:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's circumstances, all in fractions of its side or in radians.
+    """What is drawn anew for one picture, in fractions of its side or in radians.
 
     Attributes:
-        centre: Of the body.
+        centre: Center of the body.
         length: One unit of the bird's own coordinates.
-        tilt: Of the whole bird.
-        faces_left: Whether it is mirrored.
-        nod: Of the head against the body.
-        light: Factor on everything.
-        seed: Of clutter, occluders and noise.
-        occluders: How many leaves or twigs are in front.
+        tilt: Rotation of the whole bird.
+        faces_left: Whether the bird is mirrored.
+        nod: Rotation of the head relative to the body.
+        light: Brightness factor of the picture.
+        seed: Seed of clutter, occluders and noise.
+        occluders: Number of leaves or twigs in front.
     """
 
     centre: tuple[float, float]
@@ -105,7 +105,7 @@ class Scene:
 
 
 def draw_individual(generator: np.random.Generator) -> Individual:
-    """A bird's own looks."""
+    """Draw an individual at random."""
     base = np.array(_BODIES[generator.integers(len(_BODIES))], dtype=float)
     body = np.clip(base * generator.uniform(0.85, 1.15) + generator.normal(0, 7, 3), 60, 215)
     pale = body + (np.array([236, 230, 218]) - body) * generator.uniform(0.35, 0.8)
@@ -118,7 +118,7 @@ def draw_individual(generator: np.random.Generator) -> Individual:
 
 
 def draw_scene(generator: np.random.Generator) -> Scene:
-    """A picture's circumstances."""
+    """Draw a scene at random."""
     return Scene(
         centre=(float(generator.uniform(0.37, 0.63)), float(generator.uniform(0.43, 0.64))),
         length=float(generator.uniform(0.37, 0.5)),

@@ -1,10 +1,6 @@
-"""The embedded data set: its pictures, its table, and its contact sheet.
+"""Data set ``fieldmarks``: its picture source, its table, and its contact sheet.
 
-Where the embedded pictures come from: drawn once for a size, then mapped from disk.
-
-The embedded set as a table of examples.
-
-The contact sheet: a plate of the twelve species, as a field guide would print it.
+Pictures are drawn once per size, then mapped from the cache.
 """
 
 import hashlib
@@ -43,7 +39,7 @@ PICTURES_A_SUBJECT = 3
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of one embedded picture before it is drawn."""
+    """What is known about one embedded picture before it is drawn."""
 
     label: int
     subject: int
@@ -52,9 +48,9 @@ class Facts:
 
 
 def facts(seed: int, split: Split, index: int) -> Facts:
-    """One picture's facts; they do not depend on how many pictures there are."""
+    """Facts of one picture, independent of the number of pictures."""
     classes = len(SPECIES)
-    # Twelve pictures in a row show all species; a subject's pictures are rows apart.
+    # Twelve consecutive pictures show all species; a subject's pictures are rows apart.
     label, visit = index % classes, index // classes
     subject = visit // PICTURES_A_SUBJECT * classes + label
     site = _generator(seed, split, "subject", subject).integers(len(SITE_NAMES))
@@ -63,7 +59,7 @@ def facts(seed: int, split: Split, index: int) -> Facts:
 
 
 def render(seed: int, split: Split, index: int, size: int) -> Picture:
-    """One picture, its parts and its box; see :func:`draw`."""
+    """Draw one picture with its parts and box; see :func:`draw`."""
     known = facts(seed, split, index)
     individual = draw_individual(_generator(seed, split, "individual", known.subject))
     scene = draw_scene(_generator(seed, split, "scene", index))
@@ -74,14 +70,14 @@ def render(seed: int, split: Split, index: int, size: int) -> Picture:
 class FieldmarksSource:
     """The embedded pictures of one size.
 
-    Rows count through train, test and pool in this order. Cheap to send to a worker:
-    pictures are mapped from the cache where they are used.
+    Rows count through train, test and pool in this order. Pickling is cheap: the pictures are
+    mapped from the cache where they are used.
 
     Attributes:
-        seed: Of the whole set.
-        counts: Pictures of each split, in the order of ``SPLITS``.
-        size: Side, in pixels.
-        cache: Folder of the cache.
+        seed: Seed of the whole set.
+        counts: Number of pictures per split, in the order of ``SPLITS``.
+        size: Side in pixels.
+        cache: Cache folder.
     """
 
     seed: int
@@ -90,14 +86,14 @@ class FieldmarksSource:
     cache: Path
 
     def picture(self, row: int, size: int | None = None) -> NDArray[np.uint8]:
-        """uint8 (size, size, 3) of a row; another size than the set's is drawn anew."""
+        """uint8 (size, size, 3) of a row; a size other than the set's is drawn anew."""
         split, index = self._at(row)
         if size is not None and size > self.size:
             return render(self.seed, split, index, size)[0]
         return np.asarray(self.pictures(split)[index])
 
     def content_key(self, row: int) -> bytes:
-        """A digest that names seed, split, index, size and the drawing's version."""
+        """Digest of seed, split, index, size and the drawing's version."""
         split, index = self._at(row)
         text = f"fieldmarks {VERSION} {self.seed} {split} {index} {self.size}"
         return hashlib.sha256(text.encode()).digest()
@@ -106,7 +102,7 @@ class FieldmarksSource:
         """uint8 (N, size, size, 3) of a split, mapped read-only.
 
         Raises:
-            DataError: if the cached file is damaged, or cannot be written.
+            DataError: if the cached file is damaged, or the cache cannot be written.
         """
         return _load(self, split).pictures_NHWC
 
@@ -119,7 +115,7 @@ class FieldmarksSource:
         return _load(self, split).boxes_N4
 
     def ensure(self, split: Split) -> None:
-        """Draw a split that is not cached yet; one process draws, others wait.
+        """Draw a split unless it is cached; one process draws, others wait.
 
         Raises:
             DataError: if the cache cannot be written.
@@ -132,7 +128,7 @@ class FieldmarksSource:
         )
 
     def stem(self, split: Split) -> Path:
-        """Where a split's cached files are, and how their names begin."""
+        """Path and name prefix of a split's cached files."""
         count = self.counts[SPLITS.index(split)]
         name = f"v{VERSION}-{self.seed}-{split}-{count}-{self.size}px"
         return self.cache / "fieldmarks" / name
@@ -145,7 +141,7 @@ class FieldmarksSource:
         raise IndexError(row)
 
 
-# The check of every byte is done once a process, not for every picture.
+# Cached, so that the checksums are verified once per process, not for every picture.
 @lru_cache(maxsize=32)
 def _load(source: FieldmarksSource, split: Split) -> Drawn:
     source.ensure(split)
@@ -160,11 +156,11 @@ def _generator(seed: int, split: Split, what: str, number: int) -> np.random.Gen
 
 @dataset("fieldmarks", knows=("taxonomy", "attributes"))
 def build_table(settings: DataSettings, cache: Path) -> ExampleTable:
-    """All examples of the embedded set, drawn if they are not cached yet.
+    """Build the table of the embedded set, and draw its pictures unless they are cached.
 
     Args:
-        settings: Seed, number of pictures a split, size.
-        cache: Folder of the cache.
+        settings: Seed, number of pictures per split, size.
+        cache: Cache folder.
     """
     counts = (settings.fieldmarks_train, settings.fieldmarks_test, settings.fieldmarks_pool)
     source = FieldmarksSource(settings.fieldmarks_seed, counts, settings.image_size, cache)
@@ -203,13 +199,13 @@ CELL, GAP, CAPTION, MARGIN = 112, 8, 54, 28
 
 
 def contact_sheet(path: Path, seed: int, pictures: int = 3, across: int = 3) -> None:
-    """Write the sheet as a PNG.
+    """Write a PNG with some pictures of each of the twelve species, like a field guide's plate.
 
     Args:
-        path: Where to.
-        seed: Of the embedded set.
-        pictures: Of each species.
-        across: Species a row.
+        path: The file to write.
+        seed: Seed of the embedded set.
+        pictures: Pictures per species.
+        across: Species per row.
     """
     block = pictures * (CELL + GAP) + MARGIN
     down = -(-len(SPECIES) // across)
@@ -221,7 +217,7 @@ def contact_sheet(path: Path, seed: int, pictures: int = 3, across: int = 3) -> 
         left = MARGIN + number % across * block
         top = MARGIN + number // across * (CELL + CAPTION + MARGIN)
         for which in range(pictures):
-            # Each subject has several pictures in a row: show different subjects.
+            # Each subject has several consecutive pictures: show different subjects.
             index = number + len(SPECIES) * 3 * which
             picture = Image.fromarray(np.asarray(render(seed, "train", index, CELL)[0]))
             sheet.paste(picture, (left + which * (CELL + GAP), top))

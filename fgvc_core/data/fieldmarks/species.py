@@ -1,8 +1,7 @@
-"""The twelve species: what tells each from its look-alikes, and how they are related.
+"""The twelve invented species: their distinguishing marks and their taxonomy.
 
-All names are invented. Species of one family share bill, wing and tail and differ in
-one to three small parts of the head; nothing else of a picture says anything about the
-species.
+Species of one family share bill, wing and tail, and differ in one to three small parts of the
+head. Nothing else in a picture depends on the species.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ PART_VALUES: dict[str, tuple[str, ...]] = {
     "throat": ("plain", "black", "red"),
     "tail tip": ("plain", "white"),
 }
-"""Each part's possible values; together they are the classes' attributes."""
+"""Possible values of each part; together they are the classes' attributes."""
 
 COLOURS: dict[str, Colour] = {
     "black": (24, 22, 26),
@@ -38,9 +37,9 @@ class Species:
     """One class.
 
     Attributes:
-        name: Its common name.
-        family: Its family.
-        order: Its order.
+        name: Common name.
+        family: Family.
+        order: Order.
         marks: Part -> value, one for each of ``PART_VALUES``.
     """
 
@@ -51,7 +50,7 @@ class Species:
 
     @property
     def said(self) -> str:
-        """Its marks on the head, as a field guide would put them."""
+        """Description of the marks on the head, in the style of a field guide."""
         told = [
             f"{value} {part}"
             for part in ("crown", "eye-ring", "throat")
@@ -127,7 +126,7 @@ ATTRIBUTE_NAMES = tuple(f"{part}: {value}" for part, vs in PART_VALUES.items() f
 
 
 def attributes_KA() -> NDArray[np.float32]:
-    """float32 (12, A): 1 where a species has a part's value, else 0."""
+    """float32 (12, A): 1 if a species has a part's value, else 0."""
     rows = [
         [float(species.marks[part] == value) for part, vs in PART_VALUES.items() for value in vs]
         for species in SPECIES

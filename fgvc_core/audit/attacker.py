@@ -19,6 +19,7 @@ def step_log_likelihood(
 
     A canary in the data adds its vector to the sum with probability ``rate``. Along its direction,
     the sum is then normal around its length, otherwise around 0.
+
     Args:
         products_M: Inner products of the noisy sum with the canaries' unit directions.
         lengths_M: The canaries' lengths after clipping.
@@ -39,6 +40,7 @@ def estimate_coins(
 
     The sum contains vector i if coin i is True. All vectors are known, so their overlap is solved
     for rather than treated as noise.
+
     Args:
         vectors_MQ: The vectors, clipped as they are added.
         sum_Q: The noisy sum.

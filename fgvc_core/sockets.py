@@ -20,8 +20,7 @@ _open: dict[Path, int] = {}
 
 
 def socket_folder(path: Path) -> Path:
-    """Make a folder for sockets that only its owner can search (mode 0700), or restrict an existing
-    one.
+    """Make a folder for sockets, or restrict an existing one, to its owner (mode 0700).
 
     Returns:
         The folder.

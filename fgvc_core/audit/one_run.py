@@ -41,8 +41,7 @@ class Bound:
 
 
 def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Upper bound on the probability of at least ``correct`` correct guesses under (epsilon,
-    delta).
+    """Upper bound on the probability of this many correct guesses under (epsilon, delta).
 
     Args:
         canaries: m, the number of coins.

@@ -90,8 +90,7 @@ class ClassMaps:
         return np.asarray((own_NHW + other_NHW[:, :, ::-1]) / 2, dtype=np.float32)
 
     def _seen(self, images_NCHW: torch.Tensor, view_NCHW: torch.Tensor) -> "_Seen":
-        """The classifier as a function of one view, with the contribution of its other views
-        constant.
+        """The classifier as a function of one view, with the contribution of the others constant.
 
         The feature vector of a mirrored model is the mean over two views; ``closer`` doubles them.
         """

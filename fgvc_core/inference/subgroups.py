@@ -60,8 +60,7 @@ class Subgroups:
 
     @property
     def worst(self) -> Group | None:
-        """The group with the lowest top-1 among those with enough subjects; None if fewer than
-        two have."""
+        """Group with the lowest top-1 among those with enough subjects; None if fewer than two."""
         enough = [group for group in self.groups if group.enough]
         return min(enough, key=lambda group: group.top1.value) if len(enough) > 1 else None
 

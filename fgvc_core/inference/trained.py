@@ -52,8 +52,7 @@ class TrainedModel:
         return self.recipe.data.name != "cub"
 
     def read(self, root: Path, relative: str) -> NDArray[np.uint8]:
-        """A picture file below a folder as RGB, uint8 (H, W, 3), downscaled to about the input's
-        size.
+        """A picture file below a folder as RGB, uint8 (H, W, 3), downscaled towards the input size.
 
         Raises:
             DataError: if the file is missing or damaged.

@@ -80,8 +80,7 @@ def release_class_sums(
     count_coordinate: float,
     noise_multiplier: float,
 ) -> NDArray[np.float64]:
-    """float64 (K, P + 1): noisy class sums; the last column is the count times
-    ``count_coordinate``.
+    """float64 (K, P + 1): noisy class sums; the last column is count times ``count_coordinate``.
 
     The clipping bound is the norm of a vector of length 1 with its constant, so a unit of one
     picture is never clipped.

@@ -237,8 +237,7 @@ class ClosedFormEngine:
     def _add_large(
         self, head: "_Read", rows: torch.Tensor, bound: float, total: list[torch.Tensor]
     ) -> int:
-        """Add one unit by forming its gradient, piece by piece; returns 1 if it was clipped, else
-        0.
+        """Add one unit by forming its gradient, piece by piece; returns 1 if clipped, else 0.
 
         The matrix of inner products would need memory quadratic in the number of pictures. And if
         the parts cancel, only the formed gradient gives an accurate norm.
@@ -349,8 +348,7 @@ def _pushes(logits_BK: torch.Tensor, labels_B: torch.Tensor, smoothing: float) -
 def _squares(
     pushed: _Pushed, bias: bool, units_B: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Squared norms of the units' summed gradients, and total lengths of their parts: float64 (U,)
-    each.
+    """Squared norms of the units' summed gradients, and lengths of their parts: float64 (U,).
 
     The second is the sum of the lengths of everything that is added up within the unit, whether or
     not it cancels.

@@ -22,8 +22,7 @@ STANDARDISED = (StdConv2d, ScaledStdConv2d)
 
 @contextmanager
 def fixed_weights(model: nn.Module) -> Iterator[None]:
-    """Within this context, a model's standardized weights are computed once, not in each forward
-    pass.
+    """Context in which a model's standardized weights are computed once, not in each forward pass.
 
     Gradients of losses computed within it still reach the parameters, if each is computed with
     ``retain_graph``. The parameters must not change in between.

@@ -1,6 +1,6 @@
-"""How a fine-grained model is made, learns, is measured and travels.
+"""Core of Fieldmark: recipes, data, models, training, privacy, evaluation and the wire protocol.
 
-This package knows no Flower, no site and no server.
+Must not import Flower, `fieldmark.client` or `fieldmark.server`.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""``fieldmark data``: write the embedded set as files, check a tree, preview a partition."""
+"""``fieldmark data``: write the embedded data set, check a data set, preview a partition."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ _BAD_DATA = 3
 
 
 def _data_sets() -> str:
-    """Names for the help; those of other distributions are looked up only where it is shown."""
+    """Names for the help; installed extensions are looked up only when help is shown."""
     names = ["aircraft", "cars", "cub", "folder", "ham10000", "manifest"]
     if "--help" in sys.argv:
         names += sorted({point.name for point in entry_points(group="fieldmark.data_sets")})
@@ -79,7 +79,7 @@ def make(
     refuse_full(folder)
     if sheet is not None:
         _draw_sheet(sheet, seed)
-    # Written out, the pictures need no copy in the user's cache.
+    # The pictures are written to the folder, so a copy in the user's cache is not needed.
     with tempfile.TemporaryDirectory() as cache:
         with busy("Drawing pictures"):
             table = load_table(settings, Path(cache))
@@ -163,7 +163,7 @@ def partition(
     resolved = load_recipe(recipe, set_ or [])
     with busy("Reading the table"):
         train = load_table(resolved.data, cache_folder()).where("train")
-    # The seed that a simulation of this recipe deals with.
+    # The same seed that a simulation of this recipe uses.
     dealt = deal(train, resolved.partition, derive_seed(resolved.seed, "partition"))
     counts = {site: train.take(at).class_counts_K() for site, at in dealt.items()}
     subjects = {site: len(set(train.take(at).subjects)) for site, at in dealt.items()}

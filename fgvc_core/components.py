@@ -1,7 +1,7 @@
 """Registries of all kinds of components, with the modules that register Fieldmark's own.
 
-A new component of Fieldmark is its file and its line here; one of another distribution is its
-file and an entry point (:mod:`fgvc_core.registry`).
+To add a component to Fieldmark, write its file and name it here. One from another distribution is
+found through its entry point (:mod:`fgvc_core.registry`).
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ LOSSES: Registry[Any] = Registry(
     },
     base=Weighted,
 )
-"""Settings to a :class:`~fgvc_core.losses.base.Loss`. Order is that in which they are added up."""
+"""Settings to a :class:`~fgvc_core.losses.base.Loss`. Losses are added up in this order."""
 
 ATTENTIONS: Registry[Any] = Registry(
     "attention",
@@ -33,7 +33,7 @@ ATTENTIONS: Registry[Any] = Registry(
         *("none", "spatial", "se", "eca", "cbam", "nonlocal", "dual"),
     ),
 )
-"""(channels, settings) to a module from a map (N, C, H, W) to the same, the identity at first."""
+"""(channels, settings) to a module that maps (N, C, H, W) to the same shape, initially identity."""
 
 POOLINGS: Registry[Any] = Registry(
     "pooling",
@@ -43,14 +43,14 @@ POOLINGS: Registry[Any] = Registry(
         *("avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov", "parts"),
     ),
 )
-"""(channels, settings) to a module from a map to vectors (N, D), with D as ``out_dim``."""
+"""(channels, settings) to a module that maps (N, C, H, W) to vectors (N, D), D in ``out_dim``."""
 
 HEADS: Registry[Any] = Registry(
     "head",
     "fieldmark.heads",
     _all_in("fgvc_core.models.heads", *("linear", "cosine", "subspace", "multilevel", "semantic")),
 )
-"""(features, classes, settings) to a module from vectors (N, D) to logits (N, K)."""
+"""(features, classes, settings) to a module that maps vectors (N, D) to logits (N, K)."""
 
 DATA_SETS: Registry[Any] = Registry(
     "data set",
@@ -65,7 +65,7 @@ DATA_SETS: Registry[Any] = Registry(
         "manifest": "fgvc_core.data.manifest",
     },
 )
-"""See :func:`fgvc_core.data.catalogue.dataset`, which registers them."""
+"""Registered with :func:`fgvc_core.data.catalogue.dataset`."""
 
 PARTITIONERS: Registry[Any] = Registry(
     "partitioner",
@@ -74,16 +74,16 @@ PARTITIONERS: Registry[Any] = Registry(
         "fgvc_core.data.partition", *("iid", "dirichlet", "pathological", "quantity", "column")
     ),
 )
-"""(subjects, settings, seed) to one array of row numbers a site."""
+"""(subjects, settings, seed) to one array of row numbers per site."""
 
 AUGMENTATIONS: Registry[Any] = Registry(
     "augmentation",
     "fieldmark.augmentations",
     _all_in("fgvc_core.data.transforms", "trivial", "erasing"),
 )
-"""Settings to a function (uint8 (N, 3, S, S), torch.Generator) -> the same shape and type.
+"""Settings to a function (uint8 (N, 3, S, S), torch.Generator) -> the same shape and dtype.
 
-``couples_examples = True`` on it says that one picture changes another's view.
+Its attribute ``couples_examples = True`` states that one picture changes another's view.
 """
 
 _STRATEGIES = "fieldmark.server.strategies"

@@ -1,24 +1,18 @@
-"""The frozen settings that every room's ``settings.py`` is made of, and the texts in them.
+"""Base class of all settings, with strict reading of TOML, checks of paths, and derived seeds.
 
-A room owns its settings beside its code; ``recipe.py`` composes them. Unknown
-keys are errors that name the nearest known one, and every message carries the
-setting's full name, the value that was given and the range that is allowed.
+Each package keeps its settings in ``settings.py``; ``recipe.py`` composes them. An unknown key is
+an error that suggests the nearest known ones. Error messages contain the setting's full name, the
+given value and the allowed range.
 
-No path of one machine in a recipe that travels.
+A site runs recipes that a coordinator announces. A path in one would make the site read what the
+coordinator names: a model fitted to private pictures, another patient's folder.
+:func:`refuse_paths` therefore walks over every text in a recipe and checks it by the kind that its
+setting declares (:data:`Text`).
 
-A site runs what a coordinator announces. A path in it would have the site read what the
-coordinator names: a model that was fitted to its private pictures, another patient's folder. One
-walk over the whole recipe looks at every text in it, by what the setting's schema says that the
-text is (:data:`fgvc_core.configuration.Text`); a setting that says nothing may hold least.
-
-TOML from outside, read within limits.
-
-The standard library's parser takes time that grows with the square of a dotted key's length (27 s
-for one of 80 kB), and recurses once for each nested array. A recipe may come from a coordinator
-that means harm, or be a file that is no recipe at all: size, depth, the length of keys and of
-bare values are looked at before the parser sees any of it, in one pass over the text.
-
-Independent seeds for everything that a recipe's one seed decides.
+TOML may come from a hostile coordinator. The standard library's parser needs time quadratic in the
+length of a dotted key (27 s for one of 80 kB) and recurses once per nested array. One pass over the
+text therefore checks its size, depth, and the length of keys and bare values before the parser
+runs.
 """
 
 import hashlib
@@ -33,17 +27,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from fgvc_core.errors import ConfigurationError, PolicyRefusal, nearest
 
 Text = Literal["word", "label", "inside", "root", "weights"]
-"""What the text in a setting is, as to files: a ``word`` names something that Fieldmark or a
-library knows, a ``label`` is free text that is only ever compared (a class, a column); neither is
-ever opened. ``inside`` is a path relative to the data set, ``root`` a folder of one machine, and
-``weights`` names a weights file in one of several ways."""
+"""Kind of the text in a setting. ``word``: a name known to Fieldmark or a library; ``label``: free
+text that is only compared (a class, a column). Neither is ever opened as a file. ``inside``: a path
+relative to the data set; ``root``: a folder of one machine; ``weights``: names a weights file in
+one of several ways."""
 
 
 def text(kind: Text) -> dict[str, Any]:
-    """For ``Field(json_schema_extra=...)``: what the text in a setting is.
+    """For ``Field(json_schema_extra=...)``: declares the kind of a setting's text.
 
-    :mod:`fgvc_core.configuration` goes by it where a recipe travels; a setting without it is
-    taken for a ``word``, which may hold least.
+    A setting without it counts as a ``word``, the most restricted kind.
     """
     return {"text": kind}
 
@@ -56,8 +49,8 @@ class Settings(BaseModel):
     )
 
     gone: ClassVar[Mapping[str, tuple[Any, str]]] = {}
-    """Setting of earlier versions -> the value that still changes nothing, and what to do instead
-    of any other. Recipes that earlier versions have written stay readable."""
+    """Removed setting -> the value that had no effect, and what to use instead of any other value.
+    Keeps recipes of earlier versions readable."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,12 +64,12 @@ class Settings(BaseModel):
 
     @classmethod
     def table(cls, name: str) -> type[BaseModel] | None:
-        """Model of a table that is no field: that of an installed component; None without one."""
+        """Model of the table of an installed component; None if there is no such component."""
         return None
 
     @classmethod
     def known_keys(cls) -> list[str]:
-        """Names of all fields, and of the tables that installed components can have here."""
+        """Names of all fields, and of tables that installed components may have here."""
         return list(cls.model_fields)
 
     @classmethod
@@ -84,11 +77,11 @@ class Settings(BaseModel):
         """Build from plain values.
 
         Args:
-            values: Nested plain values, as a TOML parser gives them.
-            where: What the values were read from, for messages.
+            values: Nested plain values, as from a TOML parser.
+            where: Source of the values, for messages.
 
         Raises:
-            ConfigurationError: naming each wrong setting, its value and its range.
+            ConfigurationError: names each invalid setting, its value and its range.
         """
         try:
             return cls.model_validate(values)
@@ -123,7 +116,7 @@ def _explain(cls: type[Settings], error: ValidationError, where: str) -> Configu
 
 
 def _walk(cls: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    """The settings class at a location, through optional and union fields."""
+    """The settings class at a location; looks through optional and union fields."""
     current: type[BaseModel] | None = cls
     for part in location:
         if current is None:
@@ -158,13 +151,10 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]?")
 def refuse_paths(recipe: BaseModel) -> None:
     """Refuse a recipe that names a file or folder of one machine.
 
-    ``model.weights`` is a rule of its own: what a site takes is in its policy and its folder.
-
-    Args:
-        recipe: As it was announced.
+    ``model.weights`` is checked elsewhere: a site's policy and weights folder decide about it.
 
     Raises:
-        PolicyRefusal: naming the setting and its value.
+        PolicyRefusal: names the setting and its value.
     """
     for name, kind, value in texts_of(recipe):
         if kind == "root":
@@ -176,7 +166,7 @@ def refuse_paths(recipe: BaseModel) -> None:
 
 
 def texts_of(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(setting's full name, what its text is, the text) for each text in some settings."""
+    """(full name of the setting, kind, text) for each text in the settings."""
     for name, field in type(settings).model_fields.items():
         extra = field.json_schema_extra
         kind = str(extra.get("text", "word")) if isinstance(extra, dict) else "word"
@@ -185,13 +175,13 @@ def texts_of(settings: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, 
                 yield from texts_of(value, f"{where}.")
             else:
                 yield where, kind, value
-    # Tables of installed components: their models say of each text what it is.
+    # Tables of installed components declare the kinds of their own texts.
     for name, table in (settings.__pydantic_extra__ or {}).items():
         yield from texts_of(table, f"{prefix}{name}.")
 
 
 def leads_out(path: str) -> bool:
-    """Whether a path, as any system reads it, may lead out of the folder that it begins in.
+    """Whether a path, on any operating system, may lead out of its starting folder.
 
     >>> [leads_out(path) for path in ("a/b.csv", "../a", "/a", "~/a", "C:a", r"..\\a")]
     [False, True, True, True, True, True]
@@ -228,16 +218,16 @@ def _refusal(name: str, value: str, what: str) -> PolicyRefusal:
 
 
 MAX_CHARACTERS = 2_000_000
-"""Longest text that is parsed. The attributes of 5,000 classes fit."""
+"""Longest text that is parsed; the attributes of 5,000 classes fit."""
 
 MAX_DEPTH = 16
-"""Most arrays and tables inside each other."""
+"""Largest nesting depth of arrays and tables."""
 
 MAX_DOTS = 8
-"""Most dots in one key or one table's name: nine names inside each other."""
+"""Most dots in one key or table name: nine nested names."""
 
 MAX_WORD = 128
-"""Most characters of a bare key, a quoted key, a number or a date."""
+"""Longest bare key, quoted key, number or date, in characters."""
 
 _TOKEN = re.compile(
     r'"""(?:[^\\"]|\\[\s\S]|"(?!""))*"{3,5}'
@@ -249,18 +239,18 @@ _TOKEN = re.compile(
     r"|[A-Za-z0-9_+-]+"
     r"|[\[\]{}=,.\n]"
 )
-"""A string, a quotation mark that opens none, a comment, a bare word, or a mark."""
+"""A string, an unmatched quotation mark, a comment, a bare word, or a punctuation mark."""
 
 
 def read_toml(text: str, where: str) -> dict[str, Any]:
     """Plain values from TOML text.
 
     Args:
-        text: Of any origin.
-        where: What it was read from, for messages.
+        text: Untrusted text.
+        where: Its source, for messages.
 
     Raises:
-        ConfigurationError: if it is beyond a limit, or is not TOML.
+        ConfigurationError: if the text exceeds a limit or is not TOML.
     """
     beyond = _beyond(text)
     if beyond:
@@ -273,7 +263,7 @@ def read_toml(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        # Not only TOMLDecodeError: a number of 5,000 digits is a ValueError of its own.
+        # ValueError, not only TOMLDecodeError: int() refuses a number of 5,000 digits.
         raise ConfigurationError(
             f"{where} is not TOML: {error}.",
             why="Nothing was started.",
@@ -286,16 +276,16 @@ def read_toml_file(path: Path, what: str, remedy: str, why: str = "") -> dict[st
 
     Args:
         path: The file.
-        what: What it is, for messages: "The site's settings".
-        remedy: What to do where it is missing or no text.
-        why: What follows from that.
+        what: What the file is, for messages: "The site's settings".
+        remedy: What to do if it is missing or not text.
+        why: The consequence.
 
     Raises:
-        ConfigurationError: if it cannot be read, is beyond a limit, or is not TOML.
+        ConfigurationError: if the file cannot be read, exceeds a limit, or is not TOML.
     """
     try:
         with path.open(encoding="utf-8") as file:
-            # No more than can be parsed: one character more says that it is too long.
+            # One character more than the limit is enough to see that the file is too long.
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
@@ -305,7 +295,7 @@ def read_toml_file(path: Path, what: str, remedy: str, why: str = "") -> dict[st
 
 
 def _beyond(text: str) -> str:
-    """Which limit a text is beyond, in words; empty where none."""
+    """The limit that a text exceeds, in words; empty if none."""
     if len(text) > MAX_CHARACTERS:
         return f"it has {len(text):,} characters, and {MAX_CHARACTERS:,} at most are read"
     depth = dots = line = 0
@@ -324,7 +314,7 @@ def _beyond(text: str) -> str:
         elif first == ".":
             dots += 1
         elif token in ("'", '"'):
-            # A string without an end: the parser refuses it, and reads nothing behind it.
+            # An unterminated string: the parser refuses it and reads nothing after it.
             break
         elif first in "\"'":
             line += token.count("\n")
@@ -342,7 +332,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
     Args:
         seed: The recipe's seed.
-        names: What the new seed is for, for instance ``("train", round, site)``.
+        names: The purpose, for instance ``("train", round, site)``.
 
     >>> derive_seed(1, "train", 2, "site-1") == derive_seed(1, "train", 2, "site-1")
     True

@@ -1,9 +1,8 @@
-"""The terminal: words from outside are shown as they are, and do nothing.
+"""Terminal output that is safe for untrusted text: no markup, no control characters.
 
-A name such as ``[/]`` or ``[red]`` is markup to rich, and crashes or colours what is printed; an
-escape sequence clears the screen or writes over the line above. Whatever may show a name, a
-reason or a path prints through :class:`PlainConsole`, which takes no markup and lets no control
-character through. Styles are given as styles.
+Rich interprets a name such as ``[/]`` or ``[red]`` as markup, which crashes or colors the output;
+an escape sequence clears the screen or overwrites the line above. Everything that may show a name,
+a reason or a path prints through :class:`PlainConsole`, and sets styles explicitly.
 """
 
 from collections.abc import Iterable
@@ -16,11 +15,10 @@ from fgvc_core.words import visible
 
 
 class PlainConsole(Console):
-    """A console without markup, whose text has no control characters but ends of lines.
+    """A console without markup whose text contains no control characters except line feeds.
 
-    Takes what :class:`rich.console.Console` takes. A line break in a word from outside would still
-    be one: words that stand in a table or in a sentence go through
-    :func:`fgvc_core.words.visible` first.
+    Takes the arguments of :class:`rich.console.Console`. A line feed inside untrusted text still
+    breaks the line: pass text in a table or sentence through :func:`fgvc_core.words.visible` first.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -29,7 +27,7 @@ class PlainConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Segments, their text made visible; rich's own control codes stay."""
+        """Segments with their text made visible; rich's own control codes stay."""
         for segment in super().render(renderable, options):
             if segment.control or (segment.text.isascii() and segment.text.isprintable()):
                 yield segment

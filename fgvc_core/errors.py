@@ -1,7 +1,7 @@
-"""The error tree: what went wrong, why it matters, what to do instead.
+"""Error classes: each says what went wrong, why it matters, and what to do instead.
 
-Every error that a user can cause is one of these. The command line prints the
-three sentences without a traceback and exits with the class's code:
+Every error that a user can cause is one of these. The command line prints the three sentences
+without a traceback and exits with the class's code:
 
 ====  ==================================================
 code  meaning
@@ -40,12 +40,13 @@ class FieldmarkError(Exception):
         return " ".join(part for part in (self.what, self.why, self.remedy) if part)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Worker processes hand errors to their parent: keep the three sentences.
+        # Worker processes pickle errors for their parent; the default would lose `why` and
+        # `remedy`.
         return _rebuild, (type(self), self.what, self.why, self.remedy)
 
 
 class ConfigurationError(FieldmarkError):
-    """A recipe, a setting or a command line that cannot be meant."""
+    """An invalid recipe, setting or command line."""
 
     exit_code = 2
 
@@ -57,29 +58,29 @@ class DataError(FieldmarkError):
 
 
 class PolicyRefusal(FieldmarkError):
-    """A site's policy or budget does not allow what was asked."""
+    """A site's policy or budget does not allow a request."""
 
     exit_code = 4
 
 
 class PeerError(FieldmarkError):
-    """The other side could not be reached, or is not who it claims to be."""
+    """The peer is unreachable, or not who it claims to be."""
 
     exit_code = 5
 
 
 class RunFailed(FieldmarkError):
-    """The run ended without the result that it was started for."""
+    """The run ended without its result."""
 
     exit_code = 6
 
 
 class RunInterrupted(RunFailed):
-    """A person stopped the run; its last checkpoint is whole."""
+    """A person stopped the run; its last checkpoint is complete."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """A sentence that names the known names closest to a wrong one, or an empty string.
+    """A sentence that suggests the known names closest to a wrong one; empty if none is close.
 
     >>> nearest("fedporx", ["fedavg", "fedprox"], 1)
     "Did you mean 'fedprox'?"
@@ -91,10 +92,10 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def missing_extra(extra: str, what: str) -> ConfigurationError:
-    """The error where an optional dependency is not installed.
+    """The error for an optional dependency that is not installed.
 
     Args:
-        extra: Its name in the package's metadata.
+        extra: Name of the extra in the package's metadata.
         what: What needs it, as the beginning of a sentence.
     """
     return ConfigurationError(

@@ -1,4 +1,4 @@
-"""From a recipe to the things it describes: its learner and its table of examples."""
+"""Builds what a recipe describes: its learner and its table of examples."""
 
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,17 @@ def make_learner(
     device: torch.device | str = "cpu",
     weights: str | None = None,
 ) -> Learner:
-    """The recipe's learner with its initial tensors; equal on every machine for one seed.
+    """The recipe's learner with its initial tensors; the same on every machine for one seed.
 
     Args:
-        recipe: What to build.
+        recipe: The recipe.
         num_classes: K.
-        device: Where it computes.
-        weights: Where ``model.weights`` is on this machine, if the recipe names it by its digest
+        device: Device of the model.
+        weights: Path of ``model.weights`` on this machine, if the recipe names the file by digest
             (:func:`fgvc_core.models.weights.resolve_weights`).
 
     Raises:
-        ConfigurationError: if the recipe's model cannot be built, or is not complete.
+        ConfigurationError: if the recipe's model cannot be built or is incomplete.
     """
     if recipe.model.norm == "local" and not recipe.federation.local:
         raise ConfigurationError(
@@ -55,11 +55,12 @@ def make_learner(
 
 
 def completed(recipe: Recipe, table: ExampleTable) -> Recipe:
-    """The recipe with what it leaves to be found out: from a table's public facts, and the model.
+    """The recipe with settings filled in that depend on the table's public facts or on the model.
 
-    What its head has to know of the classes (``model.class_groups``, ``model.class_attributes``,
-    ``model.unseen_classes``), and which tensors ``model.norm = "local"`` keeps at the sites
-    (``federation.local``). What the recipe says already stays as it is.
+    These are the class structure that a head needs (``model.class_groups``,
+    ``model.class_attributes``, ``model.unseen_classes``), and the tensors that ``model.norm =
+    "local"`` keeps at the sites (``federation.local``). Settings that the recipe has already stay
+    as they are.
     """
     return _with_local_norms(_with_class_knowledge(recipe, table), table.num_classes)
 

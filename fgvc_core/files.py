@@ -1,11 +1,12 @@
-"""Files that are private, and bytes that are on the disk before a function returns.
+"""Private files (mode 0600), durable writes, and atomic replacement.
 
-Everything in a site's home, in its cache and in the private parts of a run's folder is made
-here, or narrowed here where a library makes it: files have mode 0600 and folders 0700, whatever
-the umask says. What other people are meant to read (a report, metrics) follows the umask.
+Everything in a site's home, in its cache and in the private parts of a run's folder is made here,
+or narrowed here if a library makes it: files have mode 0600 and folders 0700, regardless of the
+umask. Files for other readers (a report, metrics) follow the umask.
 
-A file that is replaced is replaced whole, here and nowhere else. Whether it also survives a power
-cut (``durable``) is decided by each caller: it must where money, privacy or hours hang on it.
+Files are replaced atomically, and only by this module. The caller decides whether a replacement
+must also survive a power cut (``durable``): it must where money, privacy or hours of work depend on
+it.
 """
 
 import errno
@@ -21,13 +22,13 @@ from typing import Any
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 PRIVATE_UMASK = 0o077
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Error numbers of a disk, a quota or a file that takes no more."""
+"""Error numbers of a full disk, an exhausted quota, or a file at its size limit."""
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder, and those above it that are missing, for their owner alone (mode 0700).
+    """Make a folder and its missing parents for their owner only (mode 0700).
 
-    A folder that exists keeps its mode: it may be one that the user shares on purpose.
+    An existing folder keeps its mode: the user may share it on purpose.
 
     Returns:
         The folder.
@@ -37,22 +38,22 @@ def private_folder(path: Path) -> Path:
     """
     if not path.is_dir():
         private_folder(path.parent)
-        # Not by mkdir's own mode alone: it would leave folders in between to the umask.
+        # One folder at a time: mkdir(parents=True) applies the mode to the last one only.
         path.mkdir(mode=FOLDER_MODE, exist_ok=True)
     return path
 
 
 def narrow(path: Path) -> None:
-    """Take a file that a library has made, or a folder, away from everybody but its owner.
+    """Restrict a file or folder that a library has made to its owner.
 
     Raises:
-        OSError: if it is somebody else's.
+        OSError: if another user owns it.
     """
     os.chmod(path, FOLDER_MODE if path.is_dir() else FILE_MODE)
 
 
 def make_private(path: Path) -> None:
-    """Make an empty file for its owner alone, for a library that writes into it by name.
+    """Make an empty private file for a library that writes to it by name.
 
     Raises:
         OSError: if it cannot be made.
@@ -61,10 +62,10 @@ def make_private(path: Path) -> None:
 
 
 def write_privately(path: Path, data: bytes | str) -> None:
-    """Write a file for its owner alone (mode 0600); text in UTF-8.
+    """Write a private file (mode 0600); text as UTF-8.
 
     Raises:
-        OSError: if it cannot be written; part of it may be there.
+        OSError: if it cannot be written; a partial file may remain.
     """
     descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
@@ -74,10 +75,10 @@ def write_privately(path: Path, data: bytes | str) -> None:
 
 
 def append_durably(path: Path, data: bytes) -> None:
-    """Append to a private file and sync it; a new file's folder is synced too.
+    """Append to a private file and sync it; also sync the folder of a new file.
 
     Raises:
-        OSError: if not all of it could be written and synced; part of it may be there.
+        OSError: if the data could not be written and synced; a part of them may remain.
     """
     fresh = not path.exists()
     descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -91,10 +92,10 @@ def append_durably(path: Path, data: bytes) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a whole private file or nothing: aside, synced, renamed, folder synced.
+    """Replace a private file atomically and durably.
 
     Raises:
-        OSError: if it could not; the file is then as it was before.
+        OSError: if that failed; the old file is unchanged.
     """
     with replacing(path, private=True, durable=True) as aside:
         write_privately(aside, data)
@@ -104,18 +105,18 @@ def write_durably(path: Path, data: bytes) -> None:
 def replacing(
     path: Path, *, private: bool = False, durable: bool = False, many_writers: bool = False
 ) -> Iterator[Path]:
-    """A file to write beside ``path``, which it replaces when the block ends well.
+    """A temporary file beside ``path``, which replaces it when the block ends without an error.
 
-    A reader sees the old file or the new one. If the block raises, the old one stays.
+    A reader sees either the old file or the new one. If the block raises, the old one stays.
 
     Args:
-        path: What is to be replaced, or made.
-        private: Mode 0600, also where a library makes the file anew.
-        durable: Sync the file before it is renamed, and its folder after.
+        path: The file to make or replace.
+        private: Use mode 0600, even if a library makes the temporary file anew.
+        durable: Sync the file before it is renamed, and its folder afterwards.
         many_writers: Other processes may write the same path at the same time.
 
     Raises:
-        OSError: if it cannot be written or renamed.
+        OSError: if the file cannot be written or renamed.
     """
     process = f".{os.getpid()}" if many_writers else ""
     aside = path.with_name(f"{path.name}{process}.part")
@@ -135,7 +136,7 @@ def replacing(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace a file that everybody may read by a text in UTF-8.
+    """Replace a public file by a text in UTF-8.
 
     Raises:
         OSError: if it cannot be written; the old file stays.
@@ -145,7 +146,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_json(path: Path, values: Any) -> None:
-    """Replace a file that everybody may read by JSON.
+    """Replace a public file by JSON.
 
     Raises:
         OSError: if it cannot be written; the old file stays.
@@ -154,7 +155,7 @@ def replace_json(path: Path, values: Any) -> None:
 
 
 def replace_private_json(path: Path, values: Any) -> None:
-    """Replace a private file, which several processes may write, by JSON.
+    """Replace a private file by JSON; several processes may do so at once.
 
     Raises:
         OSError: if it cannot be written; the old file stays.
@@ -164,7 +165,7 @@ def replace_private_json(path: Path, values: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The values of a JSON file, or None where there is none or it is not whole."""
+    """The values of a JSON file; None if it is missing or invalid."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -172,7 +173,7 @@ def read_json(path: Path) -> Any:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder, so that the names in it last."""
+    """Sync a folder, which makes renames and new files in it durable."""
     _sync(folder)
 
 
@@ -185,7 +186,7 @@ def _sync(path: Path) -> None:
 
 
 class PrivateLogFile(RotatingFileHandler):
-    """A rotating log that its owner alone can read (mode 0600), each of its files."""
+    """A rotating log, all files of which are private (mode 0600)."""
 
     def _open(self) -> io.TextIOWrapper:
         descriptor = _open(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -193,9 +194,9 @@ class PrivateLogFile(RotatingFileHandler):
 
 
 def widely_readable(root: Path) -> list[Path]:
-    """What below a folder, itself included, others than its owner can get at.
+    """Files and folders below a folder, including itself, that others than the owner can access.
 
-    Links are not followed: what they lead to is not in the folder.
+    Links are skipped: their targets are not in the folder.
     """
     return [
         path
@@ -205,10 +206,10 @@ def widely_readable(root: Path) -> list[Path]:
 
 
 def _open(path: Path, flags: int) -> int:
-    """A descriptor of a file that is private from its first byte on."""
+    """A descriptor of a file that is private before the first byte is written."""
     descriptor = os.open(path, flags, FILE_MODE)
     try:
-        # A file that was there already may have been made with a wider mode.
+        # An existing file may have a wider mode.
         if os.fstat(descriptor).st_mode & 0o777 != FILE_MODE:
             os.fchmod(descriptor, FILE_MODE)
     except OSError:

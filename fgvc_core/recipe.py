@@ -1,8 +1,8 @@
-"""One experiment: every room's frozen settings in one TOML file.
+"""A recipe: all settings of one experiment, read from and written to one TOML file.
 
-A recipe is read from TOML, completed with defaults, changed by ``--set``, and
-written back resolved, so that a run's folder says exactly what was run. Its
-digest names it in every message of the run.
+A recipe is read from TOML, completed with defaults, changed by ``--set``, and written back
+resolved: a run's folder states exactly what was run. Every message of the run contains the recipe's
+digest.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from fgvc_core.wire.settings import WireSettings
 
 
 class Recipe(Settings):
-    """Everything that defines one experiment."""
+    """All settings of one experiment."""
 
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name of its runs' folder."
@@ -68,15 +68,15 @@ class Recipe(Settings):
 
     @property
     def announced(self) -> Self:
-        """The recipe as a coordinator announces it: without what no site is asked for.
+        """The recipe as a coordinator announces it, without settings that do not concern sites.
 
-        Left out are where the coordinator's own pictures are, settings of a data set that only
-        the coordinator may have installed, and what only a simulation uses: who is dealt what,
-        and the cap of simulated sites. Classes that nobody trains on (``partition.unseen``) stay.
-        The digest is the same.
+        These are the path of the coordinator's own pictures, settings of a data set that only the
+        coordinator may have installed, and settings of simulations: the partition and the cap of
+        simulated sites. Classes that nobody trains on (``partition.unseen``) stay. The digest is
+        the same.
         """
         data = self.data.model_copy(update={"path": None})
-        data.__pydantic_extra__ = {}  # A copy of its own, before anybody has seen it.
+        data.__pydantic_extra__ = {}  # On the copy only; self.data keeps its tables.
         changed: dict[str, Any] = {
             "data": data,
             "partition": PartitionSettings(unseen=self.partition.unseen),
@@ -87,10 +87,7 @@ class Recipe(Settings):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over the canonical JSON of what a site is asked to do.
-
-        That is :attr:`announced`; ``[audit]`` is left out as well: nobody is asked for that.
-        """
+        """SHA-256 (hex) of the canonical JSON of :attr:`announced`, without ``[audit]``."""
         values = self.announced.model_dump(mode="json")
         values.pop("audit")
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
@@ -106,9 +103,10 @@ _FOUND_OUT = (
 
 
 def filled_like(recipe: Recipe, written: Recipe) -> Recipe:
-    """A recipe with what it leaves to be found out taken from what a run of it has written.
+    """A recipe with its derived settings taken from the recipe that a run of it has written.
 
-    See :func:`fgvc_core.experiment.completed`; two recipes are then compared by the rest.
+    For the derived settings, see :func:`fgvc_core.experiment.completed`. The two recipes can then
+    be compared by the rest.
     """
     open_ = [
         (section, key)
@@ -116,7 +114,7 @@ def filled_like(recipe: Recipe, written: Recipe) -> Recipe:
         if not getattr(getattr(recipe, section), key)
         and (key != "local" or recipe.model.norm == "local")
     ]
-    # Not model_copy: it would also copy the digest of the recipe as it was.
+    # model_copy() would also copy the cached digest.
     values, known = (
         recipe.model_dump(mode="json", exclude_none=True),
         written.model_dump(mode="json"),
@@ -127,7 +125,7 @@ def filled_like(recipe: Recipe, written: Recipe) -> Recipe:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Every setting in which two recipes differ, in words; where the pictures are is left out.
+    """Every setting in which two recipes differ, in words, except the path of the pictures.
 
     >>> differences(Recipe(seed=1), Recipe(seed=2))
     ['seed was 1, is 2']
@@ -141,8 +139,8 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 Overrides = Sequence[str] | Mapping[str, Any]
-"""Changes to a recipe: ``section.key=value`` texts, whose values are TOML (``0.3``, ``true``,
-``["a"]``) and anything else is text; or a mapping of ``section.key`` to a value."""
+"""Changes to a recipe: texts ``section.key=value``, where the value is TOML (``0.3``, ``true``,
+``["a"]``) or else plain text; or a mapping of ``section.key`` to a value."""
 
 
 def load_recipe(path: Path, overrides: Overrides = ()) -> Recipe:
@@ -153,7 +151,7 @@ def load_recipe(path: Path, overrides: Overrides = ()) -> Recipe:
         overrides: Changes to it, applied in order.
 
     Raises:
-        ConfigurationError: if the file is missing, is not TOML, or holds a wrong setting.
+        ConfigurationError: if the file is missing or not TOML, or has an invalid setting.
     """
     if not path.is_file():
         raise ConfigurationError(
@@ -163,7 +161,7 @@ def load_recipe(path: Path, overrides: Overrides = ()) -> Recipe:
         )
     try:
         with path.open(encoding="utf-8") as file:
-            # No more than can be parsed: one character more says that it is too long.
+            # One character more than the limit is enough to see that the file is too long.
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
@@ -186,7 +184,7 @@ def parse_recipe(text: str, overrides: Overrides = (), where: str = "recipe") ->
 
 
 def toml_value(text: str) -> Any:
-    """The value of a ``key=value`` override: TOML, and anything else as text."""
+    """The value of a ``key=value`` override: TOML, or else the text itself."""
     try:
         return read_toml(f"v = {text}", "--set")["v"]
     except ConfigurationError:
@@ -194,7 +192,7 @@ def toml_value(text: str) -> Any:
 
 
 def _set(values: dict[str, Any], key: str, value: Any, override: str = "") -> None:
-    """Set ``section.key``; ``override`` is the text that asks for it, for the message."""
+    """Set ``section.key`` in nested values; ``override`` is the original text, for messages."""
     parts, override = key.strip().split("."), override or f"{key}={value}"
     if not all(parts):
         raise ConfigurationError(

@@ -1,9 +1,8 @@
-"""What the sections of a recipe may not ask for together: all of its cross-section checks.
+"""Checks across the sections of a recipe: combinations of settings that are refused.
 
-A recipe is held against :data:`RULES` when it is read, and one with ``[privacy]`` against
-:data:`PRIVATE_RULES` first. A site whose own policy adds the protection holds any recipe against
-the same list, whatever the coordinator says. What depends on the model is found out by
-experiment, in :mod:`fgvc_core.training.compatibility`.
+:data:`RULES` apply to every recipe when it is read, and :data:`PRIVATE_RULES` before them if it has
+``[privacy]``. A site whose own policy adds privacy applies the same private rules to any recipe.
+Checks that depend on the model are empirical, in :mod:`fgvc_core.training.compatibility`.
 """
 
 from collections.abc import Callable
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
     from fgvc_core.recipe import Recipe
 
 Rule = Callable[["Recipe"], None]
-"""Raises ConfigurationError, naming the settings, or returns."""
+"""Returns, or raises a ConfigurationError that names the settings."""
 
 PrivateRule = Callable[["Recipe", PrivacySettings], None]
-"""Raises PolicyRefusal, naming the setting, the reason and the replacement, or returns."""
+"""Returns, or raises a PolicyRefusal with the setting, the reason and the replacement."""
 
 NOT_PRIVATE = {
     "fedprox": "The pull towards the received model is no part of private steps.",
@@ -32,7 +31,7 @@ NOT_PRIVATE = {
 
 
 def refuse_strategy(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Strategies whose replies hold more than the released update."""
+    """Refuse strategies whose replies contain more than the released update."""
     strategy = recipe.federation.strategy
     if strategy in NOT_PRIVATE:
         raise PolicyRefusal(
@@ -44,7 +43,7 @@ def refuse_strategy(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_rounds(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Runs without a round, or stopped by private scores."""
+    """Refuse runs without rounds, or stopped by private scores."""
     federation = recipe.federation
     if federation.rounds < 1:
         raise PolicyRefusal(
@@ -63,7 +62,7 @@ def refuse_rounds(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_local(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Tensors that stay at a site and were fitted without noise."""
+    """Refuse tensors that stay at a site and are fitted without noise."""
     model, federation = recipe.model, recipe.federation
     if model.norm == "local":
         raise PolicyRefusal(
@@ -82,7 +81,7 @@ def refuse_local(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_steps(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Optimiser settings that private steps would have to leave out."""
+    """Refuse optimizer settings that private steps cannot follow."""
     train = recipe.train
     if privacy.method == "gradients" and train.clip_norm:
         raise PolicyRefusal(
@@ -99,10 +98,10 @@ def refuse_steps(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_wire(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Encodings that keep state at a site, or round what sums are taken around.
+    """Refuse encodings that keep state at a site, or round the center of class sums.
 
-    Differences from the received model and rounding come after the noise: they are
-    post-processing of a release, and cost nothing.
+    Differences from the received model, and rounding, follow the noise: they are post-processing
+    and cost nothing.
     """
     wire = recipe.wire
     if wire.top_k:
@@ -121,7 +120,7 @@ def refuse_wire(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_pretraining(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Learning from pictures without labels, by methods that couple them."""
+    """Refuse self-supervised pretraining, whose losses couple pictures."""
     pretrain = recipe.pretrain
     if pretrain.method != "none":
         raise PolicyRefusal(
@@ -133,7 +132,7 @@ def refuse_pretraining(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_personal(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Fine-tuning at the sites, whose scores would leave."""
+    """Refuse fine-tuning at the sites, whose scores would be released."""
     personal = recipe.personal
     if personal.epochs:
         raise PolicyRefusal(
@@ -145,10 +144,10 @@ def refuse_personal(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_coupled(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Losses and augmentations that declare that they couple pictures, or count them."""
+    """Refuse losses and augmentations that declare that they couple or count pictures."""
     if privacy.method != "gradients":
         return
-    # Imported here: losses bring PyTorch, which reading a recipe does not need.
+    # Imported lazily: losses import PyTorch, which reading a recipe does not need.
     from fgvc_core.data.transforms import augmentation_refusal
     from fgvc_core.losses.base import build_loss
 
@@ -158,7 +157,7 @@ def refuse_coupled(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_unfit_sums(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """Anything but one release of class sums in a public subspace."""
+    """Refuse class sums except in one round, with a head in a public subspace."""
     if privacy.method != "class-sums":
         return
     federation, model = recipe.federation, recipe.model
@@ -187,7 +186,7 @@ def refuse_unfit_sums(recipe: "Recipe", privacy: PrivacySettings) -> None:
 
 
 def refuse_start(recipe: "Recipe", privacy: PrivacySettings) -> None:
-    """A head that starts from class statistics."""
+    """Refuse a head that starts from class statistics without noise."""
     start = recipe.train.start
     if start != "none":
         raise PolicyRefusal(
@@ -209,26 +208,25 @@ PRIVATE_RULES: tuple[PrivateRule, ...] = (
     refuse_personal,
     refuse_start,
 )
-"""All that a recipe may not ask for under [privacy], in the order in which it is looked at."""
+"""All rules under [privacy], in the order in which they are checked."""
 
 
 def refuse_unprotectable(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Refuse a recipe that cannot be run under differential privacy.
 
     Args:
-        recipe: What is asked.
-        privacy: The protection that applies: the recipe's, or a site's own.
+        recipe: The recipe.
+        privacy: The settings that apply: the recipe's, or a site's own.
 
     Raises:
-        PolicyRefusal: naming the first setting that is in the way, the reason and the
-            replacement.
+        PolicyRefusal: names the first setting that is in conflict, the reason and the replacement.
     """
     for rule in PRIVATE_RULES:
         rule(recipe, privacy)
 
 
 def refuse_unguarded(recipe: "Recipe") -> None:
-    """Runs without screening outside a simulated scenario."""
+    """Refuse runs without screening, except in a simulated scenario."""
     if not recipe.federation.screening and recipe.scenario is None:
         raise ConfigurationError(
             "federation.screening = false is not possible without [scenario].",
@@ -239,7 +237,7 @@ def refuse_unguarded(recipe: "Recipe") -> None:
 
 
 def refuse_idle_attacks(recipe: "Recipe") -> None:
-    """Simulated attacks that never strike."""
+    """Refuse simulated attacks that would have no effect."""
     if recipe.scenario is not None:
         for attack in (recipe.scenario.attack, *recipe.scenario.turns):
             if attack != "none":
@@ -277,7 +275,7 @@ def _check_attack(recipe: "Recipe", attack: str) -> None:
 
 
 def refuse_unfit_pretraining(recipe: "Recipe") -> None:
-    """Pre-training of a model, a wire or sites that do not go with it."""
+    """Refuse pretraining in conflict with the model, the wire, local tensors or an attack."""
     if recipe.pretrain.method == "none":
         return
     what = f"pretrain.method = '{recipe.pretrain.method}'"
@@ -310,7 +308,7 @@ def refuse_unfit_pretraining(recipe: "Recipe") -> None:
 
 
 def refuse_idle_diversity(recipe: "Recipe") -> None:
-    """Keeping apart maps of parts that do not train."""
+    """Refuse a diversity loss if no maps of parts are trained."""
     trains = recipe.model.pooling == "parts" and recipe.model.train not in ("head", "norm")
     if recipe.loss.diversity and not trains:
         raise ConfigurationError(
@@ -323,7 +321,7 @@ def refuse_idle_diversity(recipe: "Recipe") -> None:
 
 
 def refuse_empty_runs(recipe: "Recipe") -> None:
-    """Runs that learn nothing, or a head that no statistics determine."""
+    """Refuse runs that learn nothing, and heads that class statistics do not determine."""
     start, head = recipe.train.start, recipe.model.head
     if start == "none" and not recipe.federation.rounds:
         raise ConfigurationError(
@@ -351,7 +349,7 @@ def refuse_empty_runs(recipe: "Recipe") -> None:
 
 
 def refuse_idle_defenses(recipe: "Recipe") -> None:
-    """Defenses in a table of trials that would never act."""
+    """Refuse defenses in a table of trials that would have no effect."""
     scenario = recipe.scenario
     sums = recipe.privacy is not None and recipe.privacy.method == "class-sums"
     if scenario is None or not (sums or not recipe.federation.rounds):
@@ -368,7 +366,7 @@ def refuse_idle_defenses(recipe: "Recipe") -> None:
 
 
 def refuse_unnamed_classes(recipe: "Recipe") -> None:
-    """Classes without a picture that nothing can name."""
+    """Refuse classes without pictures if nothing can name them."""
     named = recipe.train.start == "semantic" or recipe.model.head == "semantic"
     if recipe.partition.unseen and not named:
         raise ConfigurationError(
@@ -388,15 +386,15 @@ RULES: tuple[Rule, ...] = (
     refuse_idle_defenses,
     refuse_unnamed_classes,
 )
-"""What sections of any recipe do not go together, in the order in which it is looked at."""
+"""Rules for every recipe, in the order in which they are checked."""
 
 
 def check_sections(recipe: "Recipe") -> None:
-    """Refuse a recipe whose sections do not go together.
+    """Refuse a recipe whose sections are in conflict.
 
     Raises:
-        PolicyRefusal: if it asks under ``[privacy]`` for what cannot be protected.
-        ConfigurationError: naming the settings that do not go together.
+        PolicyRefusal: if it combines ``[privacy]`` with something that cannot be protected.
+        ConfigurationError: names the settings that are in conflict.
     """
     if recipe.privacy is not None:
         refuse_unprotectable(recipe, recipe.privacy)

@@ -1,7 +1,7 @@
-"""Registries of what a recipe names and another distribution can add.
+"""Registries of the components that a recipe can name and other distributions can add.
 
-A component (a loss, an attention, a strategy, ...) is one file that registers itself, with its
-settings::
+A component (a loss, an attention, a strategy, ...) is one file that registers itself together with
+its settings::
 
     class FocalSettings(Weighted):
         gamma: float = Field(2.0, ge=0.0, description="...")
@@ -9,19 +9,16 @@ settings::
     @LOSSES.register("focal", settings=FocalSettings)
     class Focal(Loss): ...
 
-Another distribution adds it by an entry point whose name is the component's and whose value is
-that module: ``[project.entry-points."fieldmark.losses"] focal = "my_package.focal"``. Its settings
-are a table of the recipe's section: ``[loss.focal]``.
+Another distribution adds it by an entry point whose name is the component's and whose value is its
+module: ``[project.entry-points."fieldmark.losses"] focal = "my_package.focal"``.
 
-Only what somebody has installed on a machine can be loaded there, and only when a recipe or a
-command names it. A component that cannot be loaded is an error where it is named, and nowhere else.
+Only installed code can be loaded, and only when a recipe or a command names it. A component that
+cannot be loaded is an error only where it is named.
 
-Sections of a recipe in which installed components have tables of their own.
-
-``[model] attention = "coordinate"`` names a component that another distribution has registered;
-its settings are ``[model.coordinate]``. The table is validated by the component's own model, is
-written back complete, and is part of the recipe's digest. A section without such components reads
-and writes as if there were none.
+A component's settings are a table of the recipe's section: ``[loss.focal]``, or
+``[model.coordinate]`` for ``[model] attention = "coordinate"``. The component's own model validates
+the table; it is written back in full and is part of the recipe's digest. Without such components, a
+section is read and written as usual.
 """
 
 import re
@@ -59,11 +56,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _PLAIN = (bool, int, float, type(None))
 
 _TEXT_KINDS = ("word", "label", "inside")
-"""What a text in a component's settings may be: nothing that opens a file outside the data."""
+"""Permitted kinds of text in a component's settings: none can open a file outside the data."""
 
 
 class Weighted(Settings):
-    """Base of the settings of a loss."""
+    """Base of a loss's settings."""
 
     weight: float = Field(
         1.0, ge=0.0, le=100.0, description="What the loss is multiplied by, 0 to 100; 0: none."
@@ -75,12 +72,12 @@ class Weighted(Settings):
 
 @dataclass(frozen=True)
 class Component(Generic[T]):
-    """Something that is registered under a name.
+    """A component registered under a name.
 
     Attributes:
-        name: In recipes and on the command line.
-        make: The class or function that was registered.
-        settings: Of its own table in the recipe; None where it reads its section's settings.
+        name: Name in recipes and on the command line.
+        make: The registered class or function.
+        settings: Model of its own table in the recipe; None if it reads its section's settings.
     """
 
     name: str
@@ -89,10 +86,10 @@ class Component(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Components of one kind by name.
+    """Components of one kind, by name.
 
     Args:
-        noun: What one of them is called in messages, for instance ``attention``.
+        noun: What a component is called in messages, for instance ``attention``.
         group: The group of entry points, for instance ``fieldmark.attentions``.
         built_in: Name -> module of Fieldmark that registers it.
         base: Base class of the settings.
@@ -114,15 +111,14 @@ class Registry(Generic[T]):
     def register(
         self, name: str, settings: type[Settings] | None = None
     ) -> Callable[[Callable[..., Any]], Any]:
-        """Register the class or function that is decorated.
+        """Decorator that registers a class or function.
 
         Args:
             name: Lower-case letters, digits, hyphens and underscores; 64 at most.
             settings: Model of its table in the recipe.
 
         Raises:
-            ConfigurationError: for a name that is taken, or settings that a site could not
-                examine.
+            ConfigurationError: if the name is taken, or a site could not check the settings.
         """
         if not _NAME.fullmatch(name):
             raise ConfigurationError(
@@ -135,7 +131,7 @@ class Registry(Generic[T]):
         def add(make: Any) -> Any:
             module = getattr(make, "__module__", None)
             taken = self._components.get(name)
-            # A notebook's cell may register its class again.
+            # Re-running a notebook's cell may register its class again.
             if self.built_in.get(name, module) != module or (
                 taken is not None and getattr(taken.make, "__module__", None) != module
             ):
@@ -150,12 +146,12 @@ class Registry(Generic[T]):
         return add
 
     def names(self) -> tuple[str, ...]:
-        """All names that are registered or installed here; nothing is loaded for it."""
+        """All names that are registered or installed here; loads nothing."""
         others = {*self._components, *(point.name for point in self._points())}
         return (*self.built_in, *sorted(others - self.built_in.keys()))
 
     def get(self, name: str) -> Component[T]:
-        """The component of a name, loaded if needed.
+        """The component with a name, loaded if needed.
 
         Raises:
             ConfigurationError: if none is installed, several are, or it cannot be loaded.
@@ -168,17 +164,17 @@ class Registry(Generic[T]):
         return self._components[name]
 
     def check(self, name: str) -> str:
-        """A name as it was given, for the validation of a setting.
+        """Return the name if a component with it is installed; validates a setting.
 
         Raises:
-            ValueError: if nothing of that name is installed.
+            ValueError: if no such component is installed.
         """
         if name not in self.built_in and name not in self._components and name not in self.names():
             raise ValueError(self.unknown(name))
         return name
 
     def unknown(self, name: str) -> str:
-        """A sentence or two for a name that is not installed."""
+        """A message for a name that is not installed."""
         known = self.names()
         hint = nearest(name, known, 1)
         return (
@@ -187,7 +183,7 @@ class Registry(Generic[T]):
         )
 
     def failures(self) -> dict[str, str]:
-        """Name -> why it cannot be loaded, of every entry point that is broken."""
+        """Name -> reason, for every entry point that cannot be loaded."""
         found = {}
         for name in sorted({point.name for point in self._points()}):
             try:
@@ -213,7 +209,7 @@ class Registry(Generic[T]):
         try:
             points[0].load()
             missing = name not in self._components
-        # Whatever a foreign module raises, SystemExit too: the others have to go on working.
+        # A foreign module may raise anything, even SystemExit; the others must keep working.
         except (Exception, SystemExit) as error:
             raise ConfigurationError(
                 f"The {self.noun} '{name}' of {_origin(points[0])} cannot be loaded: "
@@ -233,7 +229,7 @@ class Registry(Generic[T]):
 
 @lru_cache(maxsize=32)
 def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Entry points of a group; ``path`` is where they are looked for."""
+    """Entry points of a group; ``path`` only keys the cache, since it decides what is found."""
     return tuple(entry_points(group=group))
 
 
@@ -243,7 +239,7 @@ def _origin(point: EntryPoint) -> str:
 
 
 def _check_settings(settings: type[Settings], base: type[Settings], what: str) -> None:
-    """Refuse settings that may hold what the recipe's checks at a site cannot examine."""
+    """Refuse settings that a site's checks of a recipe cannot examine."""
     config = settings.model_config if issubclass(settings, base) else {}
     if not config.get("frozen") or config.get("extra") != "forbid":
         raise ConfigurationError(
@@ -265,7 +261,7 @@ def _check_settings(settings: type[Settings], base: type[Settings], what: str) -
 
 
 def _unfit(annotation: Any, kind: object, what: str) -> Iterable[str]:
-    """Why values of a type cannot be examined; nothing if they can."""
+    """Reasons why values of a type cannot be examined; none if they can."""
     origin = get_origin(annotation)
     if origin is Literal or annotation in (*_PLAIN, Ellipsis):
         return
@@ -287,15 +283,15 @@ S = TypeVar("S", bound=Settings)
 
 
 class OpenSettings(Settings):
-    """A section with tables of components."""
+    """A section that can have tables of components."""
 
     model_config = ConfigDict(extra="allow")
 
     chosen: ClassVar[Mapping[str, Registry[Any]]] = {}
-    """Setting -> registry that it names one component of."""
+    """Setting -> registry of the component that it names."""
 
     added: ClassVar[Registry[Any] | None] = None
-    """Registry any number of whose components are added by giving them a table."""
+    """Registry of components that are added, in any number, by giving them a table."""
 
     @classmethod
     def table(cls, name: str) -> type[BaseModel] | None:
@@ -312,23 +308,23 @@ class OpenSettings(Settings):
         return [*cls.model_fields, *(name for name in names if name not in cls.model_fields)]
 
     def tables(self) -> dict[str, Settings]:
-        """Name -> settings, of each component that has a table here."""
+        """Name -> settings of each component that has a table here."""
         return dict(self.__pydantic_extra__ or {})
 
     def own(self, kind: type[S]) -> S:
-        """The table of the component whose settings are of a kind; its defaults without one."""
+        """The table whose settings have a given class; defaults if there is none."""
         for table in self.tables().values():
             if isinstance(table, kind):
                 return table
         return kind()
 
     def settings_of(self, component: Component[Any]) -> Any:
-        """What a component is made from: its own table, or this section where it has none."""
+        """A component's settings: its own table, or this section if it has none."""
         return self if component.settings is None else self.own(component.settings)
 
     @classmethod
     def missing(cls, values: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], str]]:
-        """(registry, name) of what a section's values name and nobody has installed here."""
+        """(registry, name) of each component that a section names and that is not installed."""
         for setting, registry in cls.chosen.items():
             name = values.get(setting)
             if isinstance(name, str) and name not in registry.names():
@@ -373,7 +369,7 @@ class OpenSettings(Settings):
 
     @classmethod
     def _named(cls, values: dict[str, Any], given: dict[str, Any]) -> dict[str, type[Settings]]:
-        """Name -> settings of every component that a section names."""
+        """Name -> settings class of every component that a section names."""
         found: dict[str, type[Settings]] = {}
         for setting, registry in cls.chosen.items():
             name = values.get(setting)
@@ -396,10 +392,10 @@ class OpenSettings(Settings):
 
 
 def _details(error: ValidationError, *prefix: str) -> list[InitErrorDetails]:
-    """The single errors of a validation, below a key."""
+    """The individual errors of a validation, with a prefix to their location."""
     return [
         InitErrorDetails(
-            # The message is made already: braces in it are no places of a template.
+            # The message is final: passed as a value, its braces are not placeholders.
             type=item["type"]
             if item["type"] in ("extra_forbidden", "missing")
             else PydanticCustomError("wrong", "{said}", {"said": item["msg"]}),

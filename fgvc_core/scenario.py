@@ -1,6 +1,6 @@
-"""Settings of ``[scenario]``: what goes wrong in a simulated federation, and who attacks it.
+"""Settings of ``[scenario]``: faults and attacks in a simulated federation.
 
-Only a simulation takes them: coordinator and sites of a real federation refuse the recipe.
+Only simulations accept them: coordinator and sites of a real federation refuse the recipe.
 """
 
 from typing import Literal, Self
@@ -29,10 +29,10 @@ Attack = Literal[
 ]
 
 ON_SUMS: tuple[Attack, ...] = ("far-centre", "one-direction", "other-phase")
-"""Attacks on what a site releases with ``privacy.method = 'class-sums'``, and on nothing else."""
+"""Attacks on releases with ``privacy.method = 'class-sums'`` only."""
 
 ON_ANY: tuple[Attack, ...] = ("not-a-number", "claim")
-"""Attacks on updates and on such releases."""
+"""Attacks on both updates and such releases."""
 
 Trigger = Literal["checker", "cross", "sticker", "blend", "sine"]
 
@@ -48,11 +48,11 @@ STRENGTHS: dict[str, float] = {
     "far-centre": 1e30,
     "one-direction": 1.0,
 }
-"""An attack's strength where the recipe names none."""
+"""Default strength of each attack."""
 
 
 class BackdoorAttack(Settings):
-    """One backdoor of a table of backdoors."""
+    """One backdoor in a table of backdoors."""
 
     trigger: Trigger = Field("checker", description="As scenario.trigger.")
     poisoned: float = Field(
@@ -89,7 +89,7 @@ class BackdoorTable(Settings):
 
 
 class ScenarioSettings(Settings):
-    """Faults and attacks of a simulated run; drawn from the recipe's seed."""
+    """Faults and attacks of a simulated run, drawn from the recipe's seed."""
 
     dropout: float = Field(
         0.0, ge=0.0, le=1.0, description="Share of the sites that never answer, anew each round."
@@ -190,10 +190,10 @@ class ScenarioSettings(Settings):
         return self
 
     def hostile(self, sites: int) -> int:
-        """How many of so many sites are hostile: the nearest whole number."""
+        """The number of hostile sites among ``sites``, rounded to the nearest integer."""
         return round(self.attackers * sites)
 
     @property
     def force(self) -> float:
-        """The attack's strength, given or usual."""
+        """The attack's strength: the setting, or its default."""
         return STRENGTHS.get(self.attack, 0.0) if self.strength is None else self.strength

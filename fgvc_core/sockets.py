@@ -1,8 +1,8 @@
-"""Unix sockets that one account alone can open: what a port of loopback is not.
+"""Private Unix sockets, which other accounts on the machine cannot open, unlike loopback ports.
 
-Any account of a machine can connect to any port of its loopback. A Unix socket is a file: who
-cannot search its folder (mode 0700) cannot connect to it (unix(7), "Pathname socket ownership
-and permissions").
+Any account can connect to any port of the loopback interface. A Unix socket is a file: an account
+that cannot search its folder (mode 0700) cannot connect (unix(7), "Pathname socket ownership and
+permissions").
 """
 
 import os
@@ -14,19 +14,19 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import FOLDER_MODE, PRIVATE_UMASK, private_folder
 
 LONGEST = 107
-"""Bytes of a socket's path, at most: ``sun_path`` of unix(7) has 108, the last of them 0."""
+"""Longest path of a socket in bytes: ``sun_path`` of unix(7) has 108, including a final zero."""
 _UNIX = "unix:"
 _open: dict[Path, int] = {}
 
 
 def socket_folder(path: Path) -> Path:
-    """Make a folder for sockets that its owner alone can search (mode 0700), or narrow one.
+    """Make a folder for sockets, or restrict an existing one, to its owner (mode 0700).
 
     Returns:
         The folder.
 
     Raises:
-        ConfigurationError: if it is a link, no folder, or somebody else's.
+        ConfigurationError: if it is a link, not a folder, or another account's.
         OSError: if it cannot be made.
     """
     private_folder(path)
@@ -43,9 +43,9 @@ def socket_folder(path: Path) -> Path:
 
 
 def socket_name(path: Path) -> str:
-    """A name of a socket that fits into its address, to bind or to connect to.
+    """A name of a socket that is short enough to bind or connect to.
 
-    A path of more than ``LONGEST`` bytes is named through a descriptor of its folder, which this
+    A path longer than ``LONGEST`` bytes is named through a descriptor of its folder, which this
     process then keeps open (``/proc/self/fd/N/NAME``; Linux).
 
     Raises:
@@ -55,15 +55,15 @@ def socket_name(path: Path) -> str:
         return str(path)
     kept = _open.get(path.parent)
     if kept is None or not os.path.samestat(os.fstat(kept), os.stat(path.parent)):
-        # The old descriptor stays open: somebody may have been given its name.
+        # The old descriptor stays open: its name may still be in use.
         kept = _open[path.parent] = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     return f"/proc/self/fd/{kept}/{path.name}"
 
 
 def make_socket_file(path: Path) -> None:
-    """Put a socket's file there for its owner alone (mode 0600); nobody listens on it yet.
+    """Make a socket's file for its owner only (mode 0600), without a listener.
 
-    A server that finds one keeps its mode (uvicorn does; its own would be 0666).
+    A server keeps the mode of an existing file (uvicorn does; by default it would be 0666).
     """
     path.unlink(missing_ok=True)
     before = os.umask(PRIVATE_UMASK | 0o100)
@@ -75,10 +75,10 @@ def make_socket_file(path: Path) -> None:
 
 
 def socket_address(path: Path) -> str:
-    """``unix:PATH``, which :func:`path_of` and gRPC understand; PATH is absolute."""
+    """``unix:PATH`` with an absolute path, as understood by :func:`path_of` and gRPC."""
     return f"{_UNIX}{path.absolute()}"
 
 
 def path_of(address: str) -> Path | None:
-    """The socket that an address names; None where it is ``host:port``."""
+    """The socket that an address names; None for ``host:port``."""
     return Path(address.removeprefix(_UNIX)) if address.startswith(_UNIX) else None

@@ -1,7 +1,7 @@
-"""Keeping processes up: start, log with rotation, restart with back-off, stop all.
+"""Process supervision: start, log with rotation, restart with back-off, stop.
 
-A supervisor belongs to one folder, of which only one can be up at a time. Its children die
-with it (Linux), so that nobody is left to serve behind its back.
+A supervisor holds one folder, and only one can hold it at a time. Its child processes end with it
+(Linux), so none keeps serving unsupervised.
 """
 
 import contextlib
@@ -34,22 +34,22 @@ from fgvc_core.files import (
 from fgvc_core.words import OneRecord
 
 STEADY_S = 60.0
-"""After so long, a process counts as up, and its next failure as the first."""
+"""Seconds after which a process counts as up, and its next failure as the first."""
 STOP_WITHIN_S = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Service:
-    """One process to keep up.
+    """A process to keep running.
 
     Attributes:
-        name: Its name, and its log's.
-        command: What to run.
-        environment: Added to our own.
-        waits: Seconds to wait before the first, second... restart; the last one repeats.
-        after_death: Called when it has ended by itself, with its exit status.
-        on_line: Called with each line that it prints.
+        name: Name of the service and of its log.
+        command: The command.
+        environment: Variables added to our own environment.
+        waits: Seconds before the first, second... restart; the last value repeats.
+        after_death: Called with the exit status when the process has ended by itself.
+        on_line: Called with each line of its output.
     """
 
     name: str
@@ -73,10 +73,10 @@ class _Running:
 
 
 class Supervisor:
-    """Keeps services up until told to stop.
+    """Keeps services running until it is stopped.
 
     Args:
-        folder: Its own; ``logs/`` and ``state/`` are in it.
+        folder: The supervisor's own folder; contains ``logs/`` and ``state/``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,13 +88,13 @@ class Supervisor:
         self.log = _file_log(self._logs / "supervisor.log")
 
     def add(self, service: Service) -> None:
-        """Take a service on and start it."""
+        """Add a service and start it."""
         running = _Running(service, _file_log(self._logs / f"{service.name}.log"))
         self._running[service.name] = running
         self._start(running)
 
     def step(self) -> None:
-        """Notice what has ended, and start what is due again."""
+        """Handle ended processes, and start those that are due."""
         changed = False
         while self._asked:
             self.restart(self._asked.pop())
@@ -111,18 +111,18 @@ class Supervisor:
             self._note()
 
     def restart(self, name: str) -> None:
-        """End a service in good order; it is started again at once."""
+        """End a service gracefully; the next step starts it again."""
         running = self._running[name]
         if running.process is not None:
             _end([running.process])
             running.process, running.due = None, 0.0
 
     def ask_restart(self, name: str) -> None:
-        """Have a service restarted at the next step; may be called from any thread."""
+        """Request a restart of a service at the next step; thread-safe."""
         self._asked.add(name)
 
     def stop(self) -> None:
-        """End all services, the last first."""
+        """End all services in reverse order."""
         for running in reversed(self._running.values()):
             if running.process is not None and running.process.poll() is None:
                 self.log.info("stopping %s", running.service.name)
@@ -131,7 +131,7 @@ class Supervisor:
         self._note()
 
     def pid(self, name: str) -> int | None:
-        """The process id of a service that is up."""
+        """The process id of a running service, else None."""
         process = self._running[name].process
         return None if process is None or process.poll() is not None else process.pid
 
@@ -154,7 +154,8 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            # Ctrl-C is for the supervisor, which ends the others in order.
+            # A session of its own: Ctrl-C reaches only the supervisor, which ends the services in
+            # order.
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -186,10 +187,10 @@ class Supervisor:
 
 @contextlib.contextmanager
 def alone(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder for one supervisor, and note its process id.
+    """Lock a folder for one supervisor, and record its process id.
 
     Raises:
-        ConfigurationError: if another holds it.
+        ConfigurationError: if another supervisor holds it.
     """
     state = folder / "state"
     private_folder(state)
@@ -211,7 +212,7 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def until_told() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or Ctrl-C asks this process to end in good order."""
+    """Yields a list that stays empty until SIGTERM or Ctrl-C asks this process to end."""
     told: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -226,7 +227,7 @@ def until_told() -> Iterator[list[int]]:
 
 
 def holder(folder: Path) -> int | None:
-    """The process id of the supervisor that holds a folder, or None if nobody does."""
+    """The process id of the supervisor that holds a folder, or None."""
     state = folder / "state"
     lock = FileLock(state / "up.lock", timeout=0, mode=FILE_MODE)
     if not state.is_dir():
@@ -243,7 +244,7 @@ def holder(folder: Path) -> int | None:
 
 
 def stop_holder(folder: Path, within_s: float = 60.0) -> bool:
-    """Ask the supervisor of a folder to end, and wait; False if none was up."""
+    """Ask the supervisor of a folder to end, and wait; False if there was none."""
     pid = holder(folder)
     if pid is None:
         return False
@@ -269,10 +270,10 @@ def start_detached(command: tuple[str, ...], log: Path) -> subprocess.Popen[byte
 
 
 def refuse_second(folder: Path, what: str) -> None:
-    """Refuse to start a supervisor where one is up, before anything of it is touched.
+    """Refuse to start a second supervisor, before anything of the first one is touched.
 
     Raises:
-        ConfigurationError: if somebody holds the folder.
+        ConfigurationError: if a supervisor holds the folder.
     """
     pid = holder(folder)
     if pid is not None:
@@ -284,11 +285,11 @@ def refuse_second(folder: Path, what: str) -> None:
 
 
 def last_words(log: Path, since: int) -> str:
-    """The last paragraph that a detached process has written, on one line; "" if it was silent.
+    """The last paragraph that a detached process has written, on one line; empty if none.
 
     Args:
-        log: Where its words went.
-        since: The log's length in bytes before it was started.
+        log: The file of its output.
+        since: Length of the file in bytes before the process started.
     """
     with log.open("rb") as file:
         file.seek(since)
@@ -297,7 +298,7 @@ def last_words(log: Path, since: int) -> str:
 
 
 def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends; elsewhere nothing."""
+    """Ask Linux to end this process when its parent ends; no effect on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

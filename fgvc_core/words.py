@@ -1,12 +1,12 @@
-"""Text from outside, made fit to be shown: nothing in it can pass for words of ours.
+"""Makes untrusted text safe to show: in logs, terminals, HTML, CSV and Markdown.
 
-A notice, a reason, a name or an id that somebody else has written may hold line breaks (which
-forge a line of a log), escape sequences (which move a terminal's cursor), or marks that turn the
-direction of what stands beside them. All of them are shown by their code instead.
+Text from others (a notice, a reason, a name, an id) may contain line breaks (which forge a line of
+a log), escape sequences (which move a terminal's cursor), or bidirectional marks (which reorder the
+text beside them). All of these are shown as codes.
 
-What else can go wrong depends on where text is shown: a spreadsheet computes a cell that begins
-with ``=``, Markdown makes tables and links of marks. HTML and SVG are escaped where they are made
-(jinja's autoescape, :func:`escaped`), the terminal by :mod:`fgvc_core.console`.
+Further risks depend on the medium: a spreadsheet evaluates a cell that begins with ``=``, and
+Markdown interprets marks as tables and links. HTML and SVG are escaped where they are made (Jinja's
+autoescape, :func:`escaped`); the terminal is handled by :mod:`fgvc_core.console`.
 """
 
 import html
@@ -15,18 +15,18 @@ import unicodedata
 from typing import Any
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's control, format (bidirectional marks too) and surrogate characters, and its line
-and paragraph separators."""
+"""Unicode categories: control, format (includes bidirectional marks), surrogate, and line and
+paragraph separators."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _MARKS = frozenset("\\|<>[]`*_&~$")
 
 CONTINUED = "  | "
-"""What every further line of a log record begins with: no such line can pass for a record."""
+"""Prefix of every further line of a log record, so that none can be taken for a record."""
 
 
 def visible(text: str) -> str:
-    r"""Text on one line, each control, format or separator character shown by its code.
+    r"""Text on one line, with control, format and separator characters shown as codes.
 
     >>> visible("done\n2026-01-01 ERROR \x1b[31mforged")
     'done\\n2026-01-01 ERROR \\x1b[31mforged'
@@ -37,9 +37,10 @@ def visible(text: str) -> str:
 
 
 def visible_lines(value: Any) -> Any:
-    r"""A value of a template as :func:`visible` shows it, its lines kept; others than text as is.
+    r"""Apply :func:`visible` to each line of a text in a template; other values stay as they are.
 
-    For jinja's ``finalize``: no template has to think of it. What is marked safe was made by us.
+    For Jinja's ``finalize``, so it covers every value of every template. Markup that is marked safe
+    is ours and stays too.
 
     >>> visible_lines("a\x1b[2J\nb"), visible_lines(3)
     ('a\\x1b[2J\nb', 3)
@@ -50,7 +51,7 @@ def visible_lines(value: Any) -> Any:
 
 
 def escaped(text: str) -> str:
-    r"""Text inside an element or an attribute of HTML or SVG: no tag, and nothing hidden.
+    r"""Text for an element or attribute of HTML or SVG: escaped, and hidden characters visible.
 
     >>> escaped("<b>\x1b[2J")
     '&lt;b&gt;\\x1b[2J'
@@ -59,10 +60,10 @@ def escaped(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Text as a cell of a CSV: no spreadsheet takes it for a formula.
+    """Text for a cell of a CSV file, which no spreadsheet takes for a formula.
 
-    OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection. A quotation
-    mark in front, which spreadsheets do not show, is all that changes.
+    OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection. The only change
+    is a leading quotation mark, which spreadsheets do not show.
 
     >>> csv_cell("=1+2"), csv_cell("Pica pica")
     ("'=1+2", 'Pica pica')
@@ -72,7 +73,7 @@ def csv_cell(text: str) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    r"""Text inside a sentence or a cell of Markdown: no tag, link, mark or cell of its own.
+    r"""Text for a sentence or table cell in Markdown, with all marks escaped.
 
     >>> markdown_cell("a | <b> [x](y)")
     'a \\| \\<b\\> \\[x\\](y)'
@@ -82,17 +83,17 @@ def markdown_cell(text: str) -> str:
 
 
 class OneRecord(logging.Formatter):
-    """A log formatter whose every record is one line, and a traceback set off from all records.
+    """A log formatter that writes every record on one line, and marks the lines of a traceback.
 
-    It works on the finished text: no call that logs has to think of it.
+    It works on the finished text, so it covers every logging call.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The record's line, whatever its message holds."""
+        """The record's line."""
         return visible(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and below it the traceback, each line of it marked as one."""
+        """The record's line, followed by the marked lines of the traceback."""
         first, *rest = super().format(record).split("\n")
         return "\n".join([first, *(CONTINUED + visible(line) for line in rest)])
 

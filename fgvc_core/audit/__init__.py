@@ -1,1 +1,1 @@
-"""Attacks on our own mechanism: bounds on epsilon from below, to hold against the claimed one."""
+"""Privacy audit: attacks on our own mechanism that give lower bounds on epsilon."""

@@ -1,8 +1,8 @@
-"""What the strongest attacker makes of a release: how likely each canary is in the data.
+"""Scores of the strongest attacker: how likely each canary is in the data, given a release.
 
-The attacker knows the mechanism's settings, every canary, the rest of the data and each
-release; of the coins and of the sampling nothing. Whatever is computed here can make the
-audit weaker or stronger, never wrong: the bound holds for any guesses.
+The attacker knows the mechanism's settings, every canary, the rest of the data and each release,
+but neither the coins nor the sampling. An error here can weaken or strengthen the audit but not
+invalidate it: the bound holds for any guesses.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ def step_log_likelihood(
     deviation: float,
     rate: float,
 ) -> NDArray[np.float64]:
-    """float64 (M,): log-likelihood ratio of in the data against not, from one noisy sum.
+    """float64 (M,): log-likelihood ratio of "in the data" against "not", from one noisy sum.
 
-    A canary in the data adds its vector to the sum with probability ``rate``; along
-    its direction the sum is then normal around its length, else around 0.
+    A canary in the data adds its vector to the sum with probability ``rate``. Along its direction,
+    the sum is then normal around its length, otherwise around 0.
 
     Args:
         products_M: Inner products of the noisy sum with the canaries' unit directions.
@@ -36,18 +36,18 @@ def step_log_likelihood(
 def estimate_coins(
     vectors_MQ: NDArray[np.float64], sum_Q: NDArray[np.float64], deviation: float
 ) -> NDArray[np.float64]:
-    """float64 (M,): the best linear estimate of fair coins from a noisy sum, less one half.
+    """float64 (M,): best linear estimate of fair coins from a noisy sum, minus one half.
 
-    The sum has vector i in it where coin i says so. Every vector is known, so that their
-    overlap is solved for instead of being taken for noise.
+    The sum contains vector i if coin i is True. All vectors are known, so their overlap is solved
+    for rather than treated as noise.
 
     Args:
-        vectors_MQ: The vectors as they are added.
+        vectors_MQ: The vectors, clipped as they are added.
         sum_Q: The noisy sum.
         deviation: Standard deviation of its noise.
     """
     rest_Q = sum_Q - vectors_MQ.sum(axis=0) / 2
-    # A coin has variance 1/4: the noise weighs 4 times its own variance against the overlap.
+    # A coin has variance 1/4, so the noise variance is weighted by 4 relative to the overlap.
     overlap_MM = vectors_MQ @ vectors_MQ.T
     overlap_MM[np.diag_indices_from(overlap_MM)] += 4 * deviation**2
     found: NDArray[np.float64] = np.linalg.solve(overlap_MM, vectors_MQ @ rest_Q)

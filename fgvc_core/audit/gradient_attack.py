@@ -1,8 +1,7 @@
-"""A whole run of private steps at one site, with canaries in it, seen by the attacker.
+"""Audit of private gradient steps: a whole run at one site with canaries planted in its data.
 
-What runs is the installed mechanism: the plan's events, Poisson sampling, the engine's
-clipped sums, the noisy release, the optimiser. The attacker sees every release, and the
-model before it.
+The run uses the installed mechanism: the plan's events, Poisson sampling, the engine's clipped
+sums, the noisy release and the optimizer. The attacker sees every release and the model before it.
 """
 
 from collections.abc import Callable
@@ -54,17 +53,17 @@ def attack_gradients(
     public_units: int,
     tell: Tell = lambda done, total: None,
 ) -> Observed:
-    """Train under the plan on canaries and on about half of the site's own units.
+    """Train under the plan on canaries and a random half of the site's own units.
 
     Args:
         learner: Trained in place.
         examples: All of the site's pictures, at least one.
-        units_N: int64 (N,), which unit each belongs to.
+        units_N: int64 (N,), the unit of each picture.
         privacy: ``[privacy]``, method ``gradients``.
         settings: ``[audit]``.
         rounds: ``federation.rounds``.
         public_units: The site's declared number of units.
-        tell: Told of each release.
+        tell: Called after each release.
 
     Raises:
         RunFailed: if not every release was seen.
@@ -108,13 +107,13 @@ class _Planted:
     """The data of an attacked run.
 
     Attributes:
-        examples: Chosen pictures, then planted ones where canaries are pictures.
+        examples: The chosen pictures, followed by planted ones if canaries are pictures.
         units_N: int64, units of the pictures and then of the canaries.
         real_N: int64, units of the chosen pictures, which come first.
         canaries: As the attacker sees them.
-        included_M: Their coins.
-        plant: Losses of the canaries that are in, where they are no pictures.
-        engine: What computes the sums.
+        included_M: The canaries' coins.
+        plant: Losses of the included canaries if they are not pictures, else None.
+        engine: Name of the engine that computes the sums.
     """
 
     examples: Examples
@@ -166,7 +165,7 @@ def _plant(
 
 
 def _has_closed_form(learner: Learner, privacy: PrivacySettings) -> bool:
-    """Whether the site would take the engine that works on features and labels alone."""
+    """Whether the site would use the engine that works on features and labels alone."""
     return (
         privacy.engine in ("auto", "closed-form")
         and type(learner.model.head) in (LinearHead, CosineHead)
@@ -176,12 +175,12 @@ def _has_closed_form(learner: Learner, privacy: PrivacySettings) -> bool:
 
 
 class _Attacker:
-    """At work while the run goes on.
+    """The attacker, which updates its scores during the run.
 
     Attributes:
-        scores_M: Log-likelihood ratios of the canaries so far.
-        seen: Releases so far.
-        engine: Where a pass over the rest of the data is cheap: what computes it.
+        scores_M: Log-likelihood ratio of each canary so far.
+        seen: Number of releases so far.
+        engine: Set if a pass over the rest of the data is cheap; computes that pass.
     """
 
     def __init__(
@@ -203,7 +202,7 @@ class _Attacker:
         self.engine: GradientEngine | None = None
 
     def see(self, noisy_D: NDArray[np.float64]) -> None:
-        """One release; the model is still the one before it."""
+        """Score one release; the model is still the one before it."""
         values_D = self._without_the_rest(noisy_D * self._divisor)
         bound = self._bound(values_D)
         deviation = make_grid(bound, len(values_D), self._noise).deviation
@@ -215,10 +214,10 @@ class _Attacker:
         self._tell(self.seen, self._step.count)
 
     def _without_the_rest(self, values_D: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum less its part along what the known pictures add on average.
+        """The sum without its component along the mean contribution of the known pictures.
 
-        In a head that is of a size with the canaries' own parts; in a whole network it
-        is spread so thin that it need not be computed.
+        In a head, that component is comparable to the canaries' contributions. In a whole network
+        it is spread so thin that it need not be computed.
         """
         real_N = self._data.real_N
         if self.engine is None or not len(real_N):
@@ -230,7 +229,7 @@ class _Attacker:
         return values_D - (values_D @ rest_D / square) * rest_D if square > 0 else values_D
 
     def _bound(self, values_D: NDArray[np.float64]) -> float:
-        """The clipping norm; an adaptive one shows in how wide the noise is."""
+        """The clipping norm; an adaptive one is estimated from the width of the noise."""
         if self._privacy.clipping == "fixed":
             return self._privacy.clipping_norm
         width = float(np.median(np.abs(values_D))) / _MEDIAN_OF_NORMAL

@@ -1,9 +1,9 @@
-"""Membership inference on the site's own units: can one tell who was learnt from?
+"""Membership inference on a site's own units: can an attacker tell which were trained on?
 
-The figures that are usual for such attacks (Carlini et al. 2022, "Membership inference attacks
-from first principles", https://arxiv.org/abs/2112.03570): the area under the ROC curve, which
-an attacker who is sure of a few can leave at one half, and therefore the share of
-members found while hardly anybody else is accused.
+Reports the usual metrics (Carlini et al. 2022, "Membership inference attacks from first
+principles", https://arxiv.org/abs/2112.03570): the area under the ROC curve, and the true-positive
+rate at low false-positive rates. The area alone can stay at one half although the attacker is
+certain about a few members.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ _BATCH = 128
 
 @dataclass(frozen=True)
 class Membership:
-    """What the attack achieved.
+    """Result of the attack.
 
     Attributes:
-        members: Units that were learnt from.
-        others: Units that were not.
+        members: Number of units that were trained on.
+        others: Number of units that were not.
         auc: Area under the ROC curve, 0 to 1; 0.5 is a guess. None if either side is empty.
-        found: True-positive rate at each of :data:`FALSE_ALARMS`.
-        epsilon: Lower bound by Clopper and Pearson's intervals of both rates.
+        found: True-positive rate at each false-positive rate in :data:`FALSE_ALARMS`.
+        epsilon: Lower bound from Clopper-Pearson intervals of both rates.
     """
 
     members: int
@@ -43,7 +43,7 @@ class Membership:
 
 @torch.inference_mode()
 def confidences(learner: Learner, examples: Examples) -> NDArray[np.float64]:
-    """float64 (N,): log p / (1 - p) of each picture's own label (Carlini et al., section 4.1)."""
+    """float64 (N,): log p / (1 - p) of each picture's true label (Carlini et al., section 4.1)."""
     learner.model.eval()
     found = []
     for positions in torch.arange(len(examples)).split(_BATCH):
@@ -52,7 +52,7 @@ def confidences(learner: Learner, examples: Examples) -> NDArray[np.float64]:
         own_B = logits_BK.gather(1, labels_B1)[:, 0]
         others_B = logits_BK.scatter(1, labels_B1, -torch.inf).logsumexp(dim=1)
         found.append((own_B - others_B).numpy())
-    # A model that noise has driven out of range says nothing about anybody.
+    # Noise can drive a model to non-finite logits; these carry no information about membership.
     return np.nan_to_num(np.concatenate(found), nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -68,15 +68,15 @@ def infer_membership(
     error: float,
     generator: np.random.Generator,
 ) -> Membership:
-    """The attack's figures from its scores.
+    """Metrics of the attack, from its scores.
 
     Args:
-        scores_U: High where a unit seems to have been learnt from.
+        scores_U: High if a unit seems to have been trained on.
         included_U: Whether it was.
         delta: The delta at which epsilon was claimed.
-        error: Probability that the lower bound fails, 0 to 1, if units are independent
-            trials. In one run they are so only nearly: the bound is a reading aid.
-        generator: Splits the units into those that choose the threshold and those that count.
+        error: Probability that the lower bound fails, 0 to 1, if units are independent trials. In
+            one run they are only nearly so: treat the bound as indicative.
+        generator: Splits the units into those that choose the threshold and those that are counted.
     """
     inside, outside = scores_U[included_U], scores_U[~included_U]
     if not len(inside) or not len(outside):
@@ -90,7 +90,7 @@ def infer_membership(
 
 
 def clopper_pearson(hits: int, trials: int, error: float) -> tuple[float, float]:
-    """Lower and upper bound of a probability, each wrong with probability ``error`` at most.
+    """Lower and upper bound of a probability; each fails with probability ``error`` at most.
 
     >>> [round(bound, 4) for bound in clopper_pearson(0, 10, 0.05)]
     [0.0, 0.2589]
@@ -101,7 +101,7 @@ def clopper_pearson(hits: int, trials: int, error: float) -> tuple[float, float]
 
 
 def _found_at(inside: NDArray[np.float64], outside: NDArray[np.float64], rate: float) -> float:
-    """Share of members above the lowest threshold with at most that many false alarms."""
+    """Share of members above the lowest threshold whose false-alarm rate is at most ``rate``."""
     threshold = np.sort(outside)[len(outside) - 1 - int(rate * len(outside))]
     return float((inside > threshold).mean())
 
@@ -113,7 +113,7 @@ def _epsilon(
     error: float,
     generator: np.random.Generator,
 ) -> float:
-    """One half of the units chooses threshold and direction, the other half counts."""
+    """Bound from one half of the units; the other half chooses threshold and direction."""
     inside, outside = generator.permutation(inside), generator.permutation(outside)
     first = inside[::2], outside[::2]
     second = inside[1::2], outside[1::2]

@@ -1,12 +1,12 @@
-"""Epsilon from below with one run: how many coins can a private mechanism let one guess?
+"""Lower bound on epsilon from one run, by counting correctly guessed canaries.
 
 Steinke, Nasr and Jagielski 2023, "Privacy auditing with one (1) training run",
-https://arxiv.org/abs/2305.08846. Each of m canaries is in the data by a fair coin of its
-own. Whoever sees the mechanism's output guesses r of the coins and leaves out the others.
-Under pure DP each guess is right with probability e**eps / (1 + e**eps) at most, whatever the
-others are, so that the number of right guesses is dominated by a binomial; under
-(epsilon, delta) its tail gains a term in delta (corollary 5.4; appendix D says how to
-compute it). An epsilon under which so many right guesses were improbable is refuted.
+https://arxiv.org/abs/2305.08846. Each of m canaries is in the data with probability 1/2,
+independently. The attacker sees the mechanism's output, guesses r of the m coins and abstains on
+the others. Under pure DP, each guess is correct with probability e**eps / (1 + e**eps) at most,
+whatever the others are, so the number of correct guesses is dominated by a binomial. Under
+(epsilon, delta), the tail gains a term in delta (corollary 5.4; appendix D gives its computation).
+An epsilon under which the observed count would be improbable is refuted.
 """
 
 import math
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 LARGEST = 60.0
-"""Epsilon is looked for up to here."""
+"""Upper end of the search for epsilon."""
 
 _HALVINGS = 40
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What guesses have proven.
+    """Lower bound on epsilon that the guesses prove.
 
     Attributes:
-        epsilon: The lower bound; 0 where nothing is proven.
-        guesses: r, how many coins were guessed.
-        correct: How many of them rightly.
-        canaries: m, how many coins there were.
+        epsilon: The lower bound; 0 if nothing is proven.
+        guesses: r, the number of coins guessed.
+        correct: v, the number of correct guesses.
+        canaries: m, the number of coins.
     """
 
     epsilon: float
@@ -41,20 +41,20 @@ class Bound:
 
 
 def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Bound on the probability of so many right guesses under (epsilon, delta).
+    """Upper bound on the probability of this many correct guesses under (epsilon, delta).
 
     Args:
-        canaries: m, coins in all.
-        guesses: r, coins guessed, at most m.
-        correct: v, at most r.
+        canaries: m, the number of coins.
+        guesses: r, the number of coins guessed, at most m.
+        correct: v, the number of correct guesses, at most r.
         epsilon: At least 0.
         delta: 0 to 1.
 
     Returns:
-        An upper bound on P[at least v right], 0 to 1.
+        An upper bound on P[at least v correct], 0 to 1.
 
-    With one coin and pure DP it is the accuracy of randomised response; with more coins a
-    binomial's tail. Four of four right at epsilon log 3 has probability (3/4)**4:
+    With one coin and pure DP, this is the accuracy of randomized response; with more coins, the
+    tail of a binomial. Four of four correct at epsilon log 3 has probability (3/4)**4:
 
     >>> round(p_value(4, 4, 4, math.log(3), 0.0), 6) == round(0.75**4, 6)
     True
@@ -63,7 +63,7 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
     tail = float(binom.sf(correct - 1, guesses, accuracy))
     if delta == 0.0 or correct == 0:
         return min(tail, 1.0)
-    # Delta's share is largest for the i that maximises P[v - i <= binomial < v] / i.
+    # Delta's contribution is largest for the i that maximizes P[v - i <= binomial < v] / i.
     below = np.cumsum(binom.pmf(np.arange(correct - 1, -1, -1), guesses, accuracy))
     most = float(np.max(below / np.arange(1, correct + 1)))
     return min(tail + 2 * canaries * delta * most, 1.0)
@@ -72,7 +72,7 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
 def epsilon_at_least(
     canaries: int, guesses: int, correct: int, delta: float, error: float
 ) -> float:
-    """The largest epsilon that so many right guesses refute.
+    """The largest epsilon that this many correct guesses refute.
 
     Args:
         canaries: m.
@@ -84,9 +84,9 @@ def epsilon_at_least(
     Returns:
         A lower bound on epsilon, at least 0.
 
-    A worked example: 100 canaries, all of them guessed, all rightly, no delta, 95 %. An
-    accuracy p gives that with probability p**100, which is 0.05 at p = 0.9705, and an
-    accuracy p is randomised response at epsilon = log(p / (1 - p)):
+    Example: 100 canaries, all guessed, all correctly, delta 0, 95 %. An accuracy p achieves that
+    with probability p**100, which is 0.05 at p = 0.9705, and an accuracy p is randomized response
+    at epsilon = log(p / (1 - p)):
 
     >>> round(epsilon_at_least(100, 100, 100, 0.0, 0.05), 3)
     3.493
@@ -94,7 +94,7 @@ def epsilon_at_least(
     >>> round(math.log(p / (1 - p)), 3)
     3.493
 
-    Half of them right proves nothing:
+    Half of them correct proves nothing:
 
     >>> epsilon_at_least(100, 100, 50, 0.0, 0.05)
     0.0
@@ -118,17 +118,17 @@ def bound_from_scores(
     delta: float,
     error: float,
 ) -> Bound:
-    """Guess the surest coins by their scores, count, and bound epsilon.
+    """Bound epsilon by guessing the coins with the most extreme scores.
 
-    For each share r / m the r / 2 highest scores are guessed in and the r / 2 lowest out. How
-    many are guessed is fixed before the scores are seen, and each share has its part of the
-    error, so that the best of the bounds holds. A share of 1 always costs some: about as many
-    coins as the root of m fall more on one side than on the other.
+    For each share r / m, the r / 2 highest scores are guessed "in" and the r / 2 lowest "out". The
+    shares are fixed before the scores are seen and split the permitted error between them, so the
+    best of the bounds holds. A share of 1 always makes mistakes: the number of coins on either side
+    deviates from m / 2 by about the root of m.
 
     Args:
-        scores_M: The attacker's; high where a canary seems to be in the data.
+        scores_M: The attacker's scores; high if a canary seems to be in the data.
         included_M: The coins.
-        shares: Shares of the coins that are guessed, each 0 to 1.
+        shares: Shares of the coins to guess, each 0 to 1.
         delta: The delta at which epsilon was claimed.
         error: Probability that the bound is above the truth, 0 to 1.
     """
@@ -147,9 +147,9 @@ def bound_from_scores(
 
 
 def most_provable(canaries: int, shares: Sequence[float], delta: float, error: float) -> float:
-    """The epsilon that :func:`bound_from_scores` proves if every guess is right.
+    """The epsilon that :func:`bound_from_scores` proves if every guess is correct.
 
-    A claim above it cannot be refuted with so many canaries, not even with the noise off.
+    A claim above it cannot be refuted with this number of canaries, even without noise.
     """
     return max(
         epsilon_at_least(canaries, guesses, guesses, delta, error / len(shares))

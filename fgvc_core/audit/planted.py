@@ -1,4 +1,4 @@
-"""Planted units: whose gradient, or whose vector, is known before anything is released."""
+"""Planted units (canaries), whose gradient or vector is known before anything is released."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -13,21 +13,21 @@ from fgvc_core.privacy.gradients import LossOf, size_of
 from fgvc_core.privacy.sampling import fresh_seed
 
 SPREAD = 32
-"""Most coordinates that one spread gradient lies on."""
+"""Largest number of coordinates of one spread gradient."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What an attacked run has shown, and the truth to hold it against.
+    """Scores of an attacked run, with the ground truth.
 
     Attributes:
-        scores_M: Of the canaries; high where the attacker takes one to be in the data.
-        included_M: Whether it was.
-        unit_scores_U: Of the site's own units.
-        unit_included_U: Whether each was.
-        engine: What computed the releases.
-        releases: How many were seen.
-        wanted: How many canaries were asked for.
+        scores_M: Score of each canary; high if the attacker believes that it is in the data.
+        included_M: Whether it is.
+        unit_scores_U: Score of each of the site's own units.
+        unit_included_U: Whether each is in the data.
+        engine: Name of the engine that computed the releases.
+        releases: Number of releases seen.
+        wanted: Number of canaries requested.
     """
 
     scores_M: NDArray[np.float64]
@@ -40,20 +40,20 @@ class Observed:
 
 
 class GradientCanaries(Protocol):
-    """Canaries of gradient steps, as the attacker sees them."""
+    """Canaries of gradient steps, from the attacker's view."""
 
     def along(
         self, values_D: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(M,) and (M,): inner products with the unit directions, and lengths before clipping.
 
-        Both of the present model; ``values_D`` is a sum of gradients.
+        Both belong to the current model; ``values_D`` is a sum of gradients.
         """
         ...
 
 
 def audit_generator(settings: AuditSettings) -> np.random.Generator:
-    """Draws coins and directions, from ``audit.seed`` if there is one."""
+    """Generator of coins and directions, seeded with ``audit.seed`` if it is set."""
     seed = fresh_seed() if settings.seed is None else settings.seed
     return np.random.default_rng(derive_seed(seed, "audit"))
 
@@ -64,16 +64,16 @@ def fair_coins(count: int, generator: np.random.Generator) -> NDArray[np.bool_]:
 
 
 class PlantedGradients:
-    """Units whose loss is linear in the model, so that their gradient is what we say it is.
+    """Units whose loss is linear in the model, which makes their gradient known and constant.
 
-    Their losses go through the loop over units like a picture: automatic differentiation,
-    clipping, the sum. Each lies on coordinates of its own: no two overlap.
+    Their losses pass through the loop over units as a picture's do: automatic differentiation,
+    clipping, the sum. No two canaries share a coordinate.
 
     Args:
-        parameters: What trains, in order.
-        count: M, at most as many as there are coordinates.
+        parameters: The trainable parameters, in order.
+        count: M, at most the number of coordinates.
         kind: See :class:`AuditSettings`.
-        length: Norm of each gradient, before clipping.
+        length: Norm of each gradient before clipping.
         generator: Draws the signs.
     """
 
@@ -87,7 +87,7 @@ class PlantedGradients:
     ) -> None:
         size = size_of(parameters)
         each = 1 if kind == "coordinate" else min(size // count, SPREAD)
-        # Evenly over the whole model: a canary has coordinates in early and late layers.
+        # Spread evenly over the whole model: a canary has coordinates in early and late layers.
         places = np.arange(count * each, dtype=np.int64) * size // (count * each)
         self._parameters = parameters
         self._length = length
@@ -96,7 +96,7 @@ class PlantedGradients:
         self._starts = np.cumsum([0, *(p.numel() for p in parameters)])
 
     def chosen(self, included_M: NDArray[np.bool_]) -> LossOf:
-        """The losses of those that are in, numbered from 0."""
+        """Losses of the included canaries, numbered from 0."""
         which = np.flatnonzero(included_M)
         parts = [self._parts(int(number)) for number in which]
 
@@ -106,7 +106,7 @@ class PlantedGradients:
         return losses
 
     def _parts(self, number: int) -> list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]]:
-        """Which places of which parameters a canary lies on, and with what weights."""
+        """For each parameter that a canary touches: positions in it and their weights."""
         places_B, weights_B = self._places_MB[number], self._directions_MB[number] * self._length
         owners_B = np.searchsorted(self._starts, places_B, side="right") - 1
         parts = []
@@ -119,7 +119,7 @@ class PlantedGradients:
     def _loss(
         self, parts: list[tuple[torch.nn.Parameter, torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor:
-        # Only what it lies on: the loop then skips the other parameters.
+        # Use only the parameters that the canary touches; the loop then skips the others.
         terms = [(p.reshape(-1)[places] * weights).sum() for p, places, weights in parts]
         return torch.stack(terms).sum()
 

@@ -1,9 +1,8 @@
 """Planted features for heads on cached features, whose gradients have a closed form.
 
-The engine for such heads takes no loss, only features and labels. A planted unit is a
-feature vector in a random direction under some label; its gradient follows from the
-present head, which the attacker has: it is the attacker's own computation, and no part of the
-mechanism.
+The engine for these heads takes features and labels, not a loss. A planted unit is a feature vector
+in a random direction with some label. The attacker knows the current head and computes the unit's
+gradient from it, independently of the mechanism.
 """
 
 import math
@@ -18,23 +17,23 @@ from fgvc_core.models.heads import CosineHead, LinearHead
 from fgvc_core.training.learner import Learner
 
 LEAST_LENGTH = 10.0
-"""Length of a planted feature before a linear head, at least: much longer than the constant
-1 of its bias, which all canaries share."""
+"""Least length of a planted feature for a linear head: much longer than the constant 1 of its
+bias, which all canaries share."""
 
 
 class PlantedFeatures:
-    """See the module.
+    """Canaries for a linear or cosine head.
 
     Args:
         learner: Its head is a :class:`LinearHead` or a :class:`CosineHead`.
         count: M, at most classes times features.
-        length: Norm that a canary's gradient is to have at first, at least.
+        length: Least norm of a canary's gradient before training.
         generator: Draws the directions.
 
     Attributes:
         features_MD: float32 (M, D).
         labels_M: int64 (M,).
-        copies: Pictures of each unit, all equal.
+        copies: Number of equal pictures of each unit.
     """
 
     def __init__(
@@ -45,11 +44,11 @@ class PlantedFeatures:
         classes, features = head.weight.shape
         self._head = head
         loss = learner.loss
-        # The closed form is known for this loss alone.
+        # The closed form below holds for this loss only.
         assert isinstance(loss, SmoothedCrossEntropy)
         self._smoothing = loss.smoothing
         directions_MD, self.labels_M = orthogonal_by_class(count, classes, features, generator)
-        # A head that knows nothing yet pushes a picture this hard.
+        # Gradient norm of the loss in the logits, for an untrained head.
         push = math.sqrt(1 - 1 / classes)
         if isinstance(head, CosineHead):
             size, self.copies = 1.0, math.ceil(length / (push * head.scale))
@@ -67,7 +66,7 @@ class PlantedFeatures:
         return (raw_M / lengths_M).numpy(), (lengths_M * self.copies).numpy()
 
     def _raw(self, values_D: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inner products with one picture's gradient, and its squared norm."""
+        """Inner products with the gradient of one picture of each unit, and its squared norm."""
         head = self._head
         weight_KD = head.weight.detach().double().cpu()
         values_KD = values_D[: weight_KD.numel()].reshape(weight_KD.shape)
@@ -95,12 +94,12 @@ class PlantedFeatures:
 def orthogonal_by_class(
     count: int, classes: int, dimensions: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Unit vectors (count, dimensions) and labels (count,); those of one label are orthogonal.
+    """Unit vectors (count, dimensions) and labels (count,); vectors of one label are orthogonal.
 
     Args:
         count: At most classes times dimensions.
-        classes: Labels are dealt in turn.
-        dimensions: Of the vectors.
+        classes: Number of classes; labels are assigned in turn.
+        dimensions: Length of the vectors.
         generator: Draws the directions.
     """
     labels_M = np.arange(count, dtype=np.int64) % classes

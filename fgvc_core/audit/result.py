@@ -1,4 +1,4 @@
-"""From what an attack has shown to what it proves, beside what is claimed."""
+"""Result of an audit: what an attack proves about epsilon, compared with the claim."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ from fgvc_core.audit.planted import Observed, audit_generator
 from fgvc_core.audit.settings import AuditSettings
 
 CANARY_SHARE = 0.8
-"""Share of the permitted error that the canaries' bound may use; the pictures' has the rest."""
+"""Share of the permitted error spent on the canaries' bound; the rest goes to the pictures'."""
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """An audit's outcome. Computed from private data: internal to the site.
+    """Outcome of an audit. Computed from private data: internal to the site.
 
     Attributes:
         claimed: Epsilon of the plan.
-        delta: At which it is claimed.
-        confidence: With which both bounds hold together.
-        canaries: What the canaries prove.
-        provable: Most that they could have proven.
-        pictures: What the same theorem proves from the site's own units.
-        membership: The attack on the site's own units in the usual figures.
+        delta: The delta of the claim.
+        confidence: Probability with which both bounds hold jointly.
+        canaries: Bound from the canaries.
+        provable: Largest epsilon that they could have proven.
+        pictures: Bound from the site's own units, by the same theorem.
+        membership: Membership inference on the site's own units.
     """
 
     claimed: float
@@ -40,22 +40,22 @@ class AuditResult:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing contradicts the claim."""
+        """Whether the bounds are consistent with the claim."""
         return self.lower_bound <= self.claimed
 
     @property
     def can_refute(self) -> bool:
-        """Whether this many canaries could have contradicted the claim at all."""
+        """Whether this number of canaries could have refuted the claim at all."""
         return self.provable > self.claimed
 
 
 def judge(observed: Observed, claimed: float, delta: float, settings: AuditSettings) -> AuditResult:
-    """Bounds from below, at the stated confidence all together.
+    """Lower bounds on epsilon, which hold jointly at the stated confidence.
 
     Args:
-        observed: Of an attack.
+        observed: Result of an attack.
         claimed: Epsilon of the plan.
-        delta: At which it is claimed.
+        delta: The delta of the claim.
         settings: ``[audit]``.
     """
     error = 1 - settings.confidence

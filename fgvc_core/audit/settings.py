@@ -1,7 +1,7 @@
-"""Settings of ``[audit]``: how hard a site attacks its own mechanism.
+"""Settings of ``[audit]``: how strongly a site attacks its own mechanism.
 
-Nothing here changes the mechanism. What an audit must catch (noise off, clipping off, too
-high a sampling rate) is broken by tests alone; no recipe can ask for it.
+Nothing here changes the mechanism. The faults that an audit must detect (no noise, no clipping, too
+high a sampling rate) are introduced by tests only; no recipe can ask for them.
 """
 
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from fgvc_core.configuration import Settings
 
 
 class AuditSettings(Settings):
-    """One audit of a site's mechanism; a run of the federation reads none of this."""
+    """Settings of one audit of a site's mechanism; federated runs do not read them."""
 
     canaries: int = Field(
         2000,

@@ -1,9 +1,9 @@
-"""The release of class sums, with canaries in it, seen by the attacker.
+"""Audit of the release of class sums, with canaries planted in the data.
 
-A canary is a unit of several equal pictures, together ten times as long as what is let
-through: clipping has to work. The release of the centre is not attacked: its few dimensions
-hold too few canaries (unit tests hold it), and the attacker, who sends the centre around which
-class sums are taken, sends none.
+A canary is a unit of several equal pictures, together ten times longer than the clipping bound, so
+clipping is tested too. The release of the center is not attacked: it has too few dimensions for
+canaries (unit tests cover it). The attacker, who supplies the center around which class sums are
+taken, supplies zero.
 """
 
 import numpy as np
@@ -33,12 +33,12 @@ def attack_sums(
     settings: AuditSettings,
     rounds: int,
 ) -> Observed:
-    """Release class sums of canaries and of about half of the site's own units.
+    """Release class sums of canaries and a random half of the site's own units.
 
     Args:
-        learner: With a subspace head; its centre is set to zero.
+        learner: Has a subspace head; its center is set to zero.
         examples: All of the site's pictures, at least one.
-        units_N: int64 (N,), which unit each belongs to.
+        units_N: int64 (N,), the unit of each picture.
         privacy: ``[privacy]``, method ``class-sums``.
         settings: ``[audit]``.
         rounds: ``federation.rounds``.
@@ -109,7 +109,7 @@ def _cells(
     classes: int,
     constant: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """What each unit adds to each class: rows (C, Q), their classes and units (C,)."""
+    """Contribution of each unit to each class: rows (C, Q), their classes and units (C,)."""
     rows_NQ = np.concatenate([vectors_NP, np.full((len(labels_N), 1), constant)], axis=1)
     cells_C, at_N = np.unique(units_N * classes + labels_N, return_inverse=True)
     cells_CQ = np.zeros((len(cells_C), rows_NQ.shape[1]))
@@ -127,7 +127,7 @@ def _coins(
     released_KQ: NDArray[np.float64],
     deviation: float,
 ) -> NDArray[np.float64]:
-    """The coins' estimates, class by class: what is in one class's sum is in no other's."""
+    """Estimate the coins class by class: a vector contributes to the sum of its own class only."""
     coins_M = np.zeros(len(labels_M))
     for label in np.unique(labels_M):
         at = np.flatnonzero(labels_M == label)

@@ -1,4 +1,4 @@
-"""The installed private training with its releases shown, and units planted in it."""
+"""Private training that shows its releases to an attacker and includes planted units."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from fgvc_core.models.classifier import FineGrainedClassifier
 
 See = Callable[[NDArray[np.float64]], None]
-"""Told each noisy mean gradient (D,), while the model is still the one it belongs to."""
+"""Called with each noisy mean gradient (D,), before the model is updated with it."""
 
 
 class WatchedTraining(PrivateTraining):
-    """Two methods are overridden; neither changes what is computed of a picture.
+    """Private training with two overridden methods; neither changes how pictures are processed.
 
     Args:
         learner: Trained in place.
-        examples: Pictures; positions beyond them are planted units'.
-        units_N: int64, which unit each position belongs to.
+        examples: Pictures; positions beyond them belong to planted units.
+        units_N: int64, the unit of each position.
         privacy: ``[privacy]``.
-        see: The attacker.
-        plant: Losses of planted units by their number; None where they are examples.
+        see: The attacker's callback.
+        plant: Losses of planted units by number; None if they are examples.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class WatchedTraining(PrivateTraining):
 
     def losses(self, positions: torch.Tensor) -> torch.Tensor:
         """See :class:`PrivateTraining`."""
-        # The loop goes unit by unit: positions are a picture's or a planted unit's, not both.
+        # The loop handles one unit at a time, so positions never mix pictures and planted units.
         if self._plant is not None and int(positions[0]) >= self._pictures:
             return self._plant(positions - self._pictures)
         return super().losses(positions)
 
 
 class Chosen:
-    """Some of the examples, by their positions; see :class:`Examples`."""
+    """A subset of the examples, by position; see :class:`Examples`."""
 
     def __init__(self, examples: Examples, rows: NDArray[np.int64]) -> None:
         self._examples = examples

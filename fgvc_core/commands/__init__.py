@@ -1,1 +1,1 @@
-"""The core's commands, one file each; they import nothing heavy until one runs."""
+"""Commands of the core, one file each; heavy imports happen inside the functions."""

@@ -1,4 +1,4 @@
-"""``fieldmark evaluate``: any checkpoint on any labelled data."""
+"""``fieldmark evaluate``: score any checkpoint on any labeled data."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``fieldmark explain``: why this and not that, and whether the maps can be trusted."""
+"""``fieldmark explain``: attribution maps for a model's answers, and tests of those maps."""
 
 import json
 from pathlib import Path

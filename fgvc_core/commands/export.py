@@ -1,4 +1,4 @@
-"""``fieldmark export``: graphs for other runtimes, a page that classifies, a folder for a hub."""
+"""``fieldmark export``: write a model as ONNX, as an HTML page or as a Hugging Face folder."""
 
 import json
 from pathlib import Path
@@ -182,7 +182,7 @@ def folder(
 def _calibration_pictures(
     trained: "TrainedModel", int8: bool, calibrate: list[Path] | None
 ) -> "Judges | None":
-    """The pictures that int8 is calibrated on; None where it is not asked for.
+    """The pictures that int8 is calibrated on; None if int8 is not asked for.
 
     Raises:
         ConfigurationError: for --int8 without pictures, or pictures without --int8.
@@ -211,7 +211,6 @@ def _judging_pictures(
 
 
 def _show(figures: dict[str, Any]) -> None:
-    """The table of an export."""
     from rich.console import Console
     from rich.table import Table
 

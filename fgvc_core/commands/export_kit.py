@@ -1,4 +1,4 @@
-"""``fieldmark export kit`` and ``read-reply``: an outside site checks a model."""
+"""``fieldmark export kit`` and ``read-reply``: have an outside site check a model."""
 
 import json
 from pathlib import Path

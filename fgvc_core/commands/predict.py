@@ -1,4 +1,4 @@
-"""``fieldmark predict``: what is on these pictures?"""
+"""``fieldmark predict``: classify pictures."""
 
 import os
 import sys
@@ -83,13 +83,13 @@ def predict(
         raise ConfigurationError(
             "--csv and --jsonl exclude each other.", remedy="Ask for one of them."
         )
-    # As bytes: names of files need not be UTF-8.
+    # Read as bytes: file names need not be UTF-8.
     lines = (os.fsdecode(line) for line in sys.stdin.buffer) if "-" in paths else ()
     found = find_pictures(paths, lines)
     if not found:
         raise DataError("No picture was named.", remedy="Name files, folders or patterns.")
     if html is not None:
-        # Better now than after an hour of work.
+        # Fail now on an unwritable path rather than after an hour of work.
         write_text(html, "", "--html")
     trained = load_whole(checkpoint, weights=weights)
     judge = judge_of(trained, top, sure, unknown_below)
@@ -119,7 +119,7 @@ def predict(
 def _told(
     predictions: "Iterable[Prediction]", out: TextIO, as_csv: bool, as_jsonl: bool, top_k: int
 ) -> "Iterable[Prediction]":
-    """Hand each prediction on, printed where a program reads it."""
+    """Yield each prediction, after printing it if the format is CSV or JSON lines."""
     import csv
     import json
 
@@ -183,13 +183,13 @@ def _show(predictions: "list[Prediction]", top_k: int) -> None:
     for name, verdict in read:
         short = os.path.relpath(name, shared) if shared else name
         level = "" if verdict.unknown else verdict.level or "not sure"
-        # Where the answer is a class, it is the first of the list itself.
+        # If the answer is a class, it is the first of the list and not repeated here.
         others = verdict.top[verdict.told == verdict.top[0][0] :]
         told = ", ".join(f"{other} {100 * p:.0f} %" for other, p in others)
-        # Text, not markup: names may have brackets in them.
+        # Text rather than markup: names may contain brackets.
         sure = "" if verdict.unknown else f"{100 * verdict.confidence:.0f} %"
         cells = [short, verdict.told, level, sure, told]
         table.add_row(*(Text(visible(cell)) for cell in cells[: 4 + (top_k > 1)]))
     console = PlainConsole()
-    # In a pipe there is no width to keep to, and no line is broken.
+    # A pipe has no width: do not break lines.
     PlainConsole(width=None if console.is_terminal else 240).print(table)

@@ -1,4 +1,4 @@
-"""``fieldmark data select``: which unlabelled pictures should be labelled next."""
+"""``fieldmark data select``: rank unlabeled pictures by how useful a label would be."""
 
 import json
 from dataclasses import asdict
@@ -66,7 +66,7 @@ def select(
     cache = cache_folder()
     with busy("Looking at the pictures"):
         trained = load_trained(checkpoint, weights=weights)
-        # The data set says what has a label already; a folder alone does not.
+        # The data set knows which pictures are labeled; a folder alone does not.
         known = data_set(trained, site, cache) if folder is None or site is not None else None
         labelled = None if known is None else known.where("train")
         if folder is not None:

@@ -1,4 +1,4 @@
-"""What the commands have in common: options, progress on a terminal, files that are written."""
+"""Shared by the commands: options, progress indicators on a terminal, and writing text files."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """A spinner on standard error, on a terminal; nothing elsewhere."""
+    """Show a spinner on standard error, if that is a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -31,7 +31,7 @@ def busy(what: str) -> Iterator[None]:
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error, on a terminal; nothing elsewhere."""
+    """Show a progress bar on standard error and yield its callback; None without a terminal."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -53,10 +53,10 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def write_text(path: Path, text: str, option: str = "--out") -> None:
-    """Write what an option asked for.
+    """Write the file that an option names.
 
     Raises:
-        ConfigurationError: if it cannot be written there.
+        ConfigurationError: if the file cannot be written.
     """
     from fgvc_core.errors import ConfigurationError
 
@@ -70,11 +70,11 @@ def write_text(path: Path, text: str, option: str = "--out") -> None:
 
 
 def names_for_help(group: str, *built_in: str) -> str:
-    """Names of components; those of other distributions are looked up only where help is shown.
+    """Names of components, comma-separated; installed extensions only if help is shown.
 
     Args:
-        group: Of entry points, for instance ``fieldmark.trackers``.
-        built_in: Names of Fieldmark's own.
+        group: The entry-point group, for instance ``fieldmark.trackers``.
+        built_in: Names of Fieldmark's own components.
     """
     others = {p.name for p in entry_points(group=group)} if "--help" in sys.argv else set()
     return ", ".join((*built_in, *sorted(others - {*built_in})))

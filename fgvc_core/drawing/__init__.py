@@ -1,1 +1,1 @@
-"""What all pages and figures share: SVG elements, and how numbers are written."""
+"""Shared by pages and figures: SVG elements and formatting of numbers."""

@@ -1,6 +1,6 @@
-"""How numbers are written on every page: shares, differences, counts, sizes and times.
+"""Formatting of numbers on every page: shares, differences, counts, sizes and times.
 
-A number and its unit are held together by a space that does not break.
+A non-breaking space joins a number and its unit.
 """
 
 SPACE = "\N{NO-BREAK SPACE}"
@@ -17,17 +17,17 @@ def percent(share: float | None) -> str:
 
 
 def points(difference: float | None) -> str:
-    """A difference of two shares, in points of a percent, with its sign."""
+    """A signed difference of two shares, in percentage points."""
     return MISSING if difference is None else f"{100 * difference:+.1f}{SPACE}points"
 
 
 def count(number: int | None) -> str:
-    """A whole number with a comma for each thousand."""
+    """A whole number with commas between thousands."""
     return MISSING if number is None else f"{number:,}"
 
 
 def size(nbytes: float | None) -> str:
-    """Bytes with three digits, in powers of a thousand.
+    """A number of bytes with three digits, in powers of 1000.
 
     >>> size(5_720_000).replace(SPACE, " ")
     '5.72 MB'
@@ -42,7 +42,7 @@ def size(nbytes: float | None) -> str:
 
 
 def span(seconds: float | None) -> str:
-    """A time span, to the second below an hour and to the minute above."""
+    """A duration, to the second below an hour and to the minute above."""
     if seconds is None:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)

@@ -1,8 +1,8 @@
 """Elements of inline SVG figures, as text.
 
-Colors come from the page's style sheet, by class, so that a figure follows the page's theme.
-Coordinates are in a view box of fixed width, which the page scales. Text is escaped here, and shows
-what is hidden in it by its code.
+CSS classes of the page set the colors, so a figure follows the page's theme. Coordinates are in a
+view box of fixed width, which the page scales. Text is escaped here, and its hidden characters are
+shown as codes.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,10 +16,10 @@ def figure(title: str, width: float, height: float, parts: Iterable[str]) -> str
     """A whole figure.
 
     Args:
-        title: What it shows, for those who cannot see it.
-        width: Of the view box.
-        height: Of the view box.
-        parts: Its elements, in the order in which they are painted.
+        title: Text alternative for readers who cannot see the figure.
+        width: Width of the view box.
+        height: Height of the view box.
+        parts: Elements, in painting order.
     """
     told = escaped(title)
     return (
@@ -39,7 +39,7 @@ def text(x: float, y: float, words: str, style: str) -> str:
 
 
 def polyline(points: Iterable[Point], style: str) -> str:
-    """A line through points."""
+    """A line through the points."""
     return f'<polyline class="{style}" points="{_joined(points)}"/>'
 
 
@@ -49,7 +49,7 @@ def polygon(points: Iterable[Point], style: str) -> str:
 
 
 def circle(x: float, y: float, radius: float, style: str, told: str = "") -> str:
-    """A disc; ``told`` is shown when it is pointed at."""
+    """A disc; ``told`` is its tooltip."""
     head = f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.3g}"'
     return f"{head}{_told(told, 'circle')}"
 
@@ -57,7 +57,7 @@ def circle(x: float, y: float, radius: float, style: str, told: str = "") -> str
 def rectangle(
     x: float, y: float, width: float, height: float, style: str, told: str = "", opacity: float = 1
 ) -> str:
-    """A rectangle; ``told`` is shown when it is pointed at."""
+    """A rectangle; ``told`` is its tooltip."""
     faint = f' fill-opacity="{opacity:.2f}"' if opacity < 1 else ""
     head = (
         f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
@@ -67,9 +67,9 @@ def rectangle(
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """From values of ``low`` to ``high`` to places from ``start`` to ``end``.
+    """Linear map from ``low`` to ``high`` onto ``start`` to ``end``.
 
-    Values beyond are drawn at the edge; where all values are one, it lies in the middle.
+    Values outside are clipped; if the range is empty, all values map to the middle.
     """
     if high <= low:
         return lambda value: (start + end) / 2
@@ -77,7 +77,7 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
 
 
 def short(name: str, length: int) -> str:
-    """A name of at most ``length`` letters; what is cut off leaves an ellipsis."""
+    """A name cut to ``length`` letters; an ellipsis replaces what is cut off."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

@@ -1,1 +1,1 @@
-"""Why a model says what it says: class maps, its own attention, and how far they can be trusted."""
+"""Explanations of a model's answers: class maps, attention maps, and tests of both."""

@@ -1,10 +1,11 @@
-"""What a model's own attention looks at, read while it looks.
+"""Maps of a model's own attention, recorded during a forward pass.
 
-Spatial gates (after CBAM, https://arxiv.org/abs/1807.06521) scale each position; non-local blocks
-(https://arxiv.org/abs/1711.07971) say how much each position gives to all others; for vision
-transformers the heads' mean attention is followed from the class token, or from the mean over
-places, back to the picture: rollout, Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928.
-A warning: attention says what is let through, for every class alike; it is no class map.
+Spatial gates (after CBAM, https://arxiv.org/abs/1807.06521) scale each position. Non-local blocks
+(https://arxiv.org/abs/1711.07971) have a weight from each position to every other. For vision
+transformers, attention is averaged over heads and followed from the class token, or from the mean
+over positions, back to the picture: rollout, Abnar and Zuidema 2020,
+https://arxiv.org/abs/2005.00928. Note: attention shows what passes through the network, equally for
+every class; it is not a class map.
 """
 
 import copy
@@ -24,17 +25,17 @@ from fgvc_core.models.classifier import FineGrainedClassifier
 def attention_maps(
     model: FineGrainedClassifier, views_NHWC: NDArray[np.uint8]
 ) -> NDArray[np.float32] | None:
-    """The model's own maps of N squares.
+    """Attention maps of N pictures.
 
     Args:
-        model: The classifier; it is copied and left as it was.
+        model: The classifier; it is copied and not changed.
         views_NHWC: uint8 (N, S, S, 3).
 
     Returns:
-        float32 (N, S, S), each scaled to 0..1 (a constant one is 0 everywhere); the mean over
-        the places that attend. None where nothing in the model attends to places: channel
-        gates weigh channels, and a plain convolutional network has none. None too behind a spatial
-        transformer, whose maps are of the turned picture.
+        float32 (N, S, S), each scaled to 0..1 (a constant map is 0 everywhere): the mean over the
+        model's attention layers. None if no layer attends to positions: channel gates weigh
+        channels only, and a plain convolutional network has no attention. Also None behind a
+        spatial transformer, whose maps belong to the transformed picture.
     """
     if not isinstance(model.before, nn.Identity):
         return None
@@ -56,7 +57,7 @@ def attention_maps(
             handle.remove()
     if rollout is not None:
         found.append(rollout.map())
-    # Behind a transformer's pooled vector a gate sees one place: that is no map.
+    # A gate behind a transformer's pooled vector has one position only: not a map.
     found = [map_N1HW for map_N1HW in found if map_N1HW.shape[2:].numel() > 1]
     if not found:
         return None
@@ -99,7 +100,7 @@ def _non_local(found: list[torch.Tensor]) -> Any:
 
 
 class _Rollout:
-    """Attention of a timm vision transformer, followed through all of its blocks."""
+    """Attention rollout through all blocks of a timm vision transformer."""
 
     def __init__(self, grid: tuple[int, int], prefix: int) -> None:
         self._grid, self._prefix = grid, prefix
@@ -107,7 +108,7 @@ class _Rollout:
 
     @classmethod
     def on(cls, model: FineGrainedClassifier) -> "_Rollout | None":
-        """Watch a model; None where it is no such transformer."""
+        """Register hooks on a model; None if it is not a transformer of this kind."""
         network: Any = model.backbone.model if isinstance(model.backbone, TimmBackbone) else None
         grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
         layers = [
@@ -119,7 +120,7 @@ class _Rollout:
             return None
         watched = cls(tuple(grid), int(getattr(network, "num_prefix_tokens", 0)))
         for layer in layers:
-            # The fused kernel never shows its weights.
+            # The fused kernel does not expose its attention weights.
             layer.fused_attn = False
             layer.attn_drop.register_forward_hook(watched._add)
         return watched
@@ -131,7 +132,7 @@ class _Rollout:
         self._product_NTT = step_NTT if self._product_NTT is None else step_NTT @ self._product_NTT
 
     def map(self) -> torch.Tensor:
-        """(N, 1, h, w): what the first token, or all places alike, took from each place."""
+        """(N, 1, h, w): attention to each position, from the first token or the mean of all."""
         assert self._product_NTT is not None
         rows_NTT = self._product_NTT
         taken_NT = rows_NTT[:, 0] if self._prefix else rows_NTT.mean(dim=1)

@@ -1,11 +1,11 @@
-"""Where in a picture a class is seen, and where it is told from another one.
+"""Class maps: where the evidence for a class lies, or for one class against another.
 
-Grad-CAM: Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; HiResCAM: Draelos and Carin
-2020, https://arxiv.org/abs/2011.08891; LayerCAM: Jiang et al. 2021,
-https://doi.org/10.1109/TIP.2021.3089943; all by the grad-cam library. The map of a difference of
-two logits answers "why this and not that", as in Finer-CAM, Zhang et al. 2025,
-https://arxiv.org/abs/2501.11309. A warning: such maps are as coarse as the layer that they are made
-from and say where the layer's evidence lies, not what the model would do without it.
+Grad-CAM: Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391; HiResCAM: Draelos and Carin 2020,
+https://arxiv.org/abs/2011.08891; LayerCAM: Jiang et al. 2021,
+https://doi.org/10.1109/TIP.2021.3089943; all from the grad-cam library. The map of a difference of
+two logits shows why the answer is one class and not the other, as in Finer-CAM, Zhang et al. 2025,
+https://arxiv.org/abs/2501.11309. Note: the maps are as coarse as their layer, and show where its
+evidence lies, not what the model would do without it.
 """
 
 import copy
@@ -27,25 +27,25 @@ METHODS = {
     "hirescam": "HiResCAM",
     "layercam": "LayerCAM",
 }
-"""Name -> the library's class."""
+"""Name -> class in the grad-cam library."""
 
 Maps = NDArray[np.float32]
-"""float32 (N, S, S), each 0 to 1; all zero where nothing speaks for the class."""
+"""float32 (N, S, S), each 0 to 1; all zero if nothing speaks for the class."""
 
 
 class ClassMaps:
     """Makes class maps of one model.
 
     Args:
-        model: The classifier; it is copied and left as it was. Frozen backbones are explained
-            like any: the whole model is at hand, whatever its rounds sent. Of a model that
-            looks more than once (``model.closer``, ``model.middle``) the first look is explained.
-        method: One of ``METHODS``.
+        model: The classifier; it is copied and not changed. A frozen backbone is explained like any
+            other. For a model with several views (``model.closer``, ``model.middle``), the first
+            view is explained.
+        method: A key of ``METHODS``.
         stage: See :func:`fgvc_core.explain.layers.find_layer`.
 
     Raises:
-        ConfigurationError: for an unknown method or stage, a network whose layers keep no
-            places, or without the 'explain' extra.
+        ConfigurationError: if the method or stage is unknown, if the network's layers have no
+            spatial positions, or without the 'explain' extra.
     """
 
     def __init__(
@@ -66,12 +66,13 @@ class ClassMaps:
         wanted_N: Sequence[int] | NDArray[np.int64],
         against_N: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> Maps:
-        """Maps of N squares as :meth:`TrainedModel.view` makes them.
+        """Maps of N pictures from :meth:`TrainedModel.view`.
 
         Args:
             views_NHWC: uint8 (N, S, S, 3).
-            wanted_N: The class whose evidence is looked for in each.
-            against_N: If given: only what speaks for the wanted class and not for this one.
+            wanted_N: The class to explain in each.
+            against_N: If given, the class to contrast with: only evidence for the wanted class and
+                against this one counts.
         """
         targets = [
             _Difference(int(wanted), None if against_N is None else int(against_N[n]))
@@ -89,9 +90,9 @@ class ClassMaps:
         return np.asarray((own_NHW + other_NHW[:, :, ::-1]) / 2, dtype=np.float32)
 
     def _seen(self, images_NCHW: torch.Tensor, view_NCHW: torch.Tensor) -> "_Seen":
-        """The classifier as a function of one view; what its other views add stays fixed.
+        """The classifier as a function of one view, with the contribution of the others constant.
 
-        A mirrored model's vector is the mean over two views, one with a closer look of two more.
+        The feature vector of a mirrored model is the mean over two views; ``closer`` doubles them.
         """
         model = self._model
         share = 1 / ((2 if model.mirrored else 1) * (2 if model.closer else 1))
@@ -105,7 +106,7 @@ class ClassMaps:
             target_layers=[self._layer],
             reshape_transform=self._reshape,
         ) as cam:
-            # A frozen backbone has gradients only if the picture does.
+            # With a frozen backbone, gradients exist only if the input requires them.
             asked_NCHW = images_NCHW.detach().clone().requires_grad_()
             return np.asarray(cam(input_tensor=asked_NCHW, targets=targets), dtype=np.float32)
 
@@ -122,7 +123,7 @@ class _Difference:
 
 
 class _Seen(nn.Module):
-    """The classifier in one pass over one view."""
+    """The classifier as a function of one view."""
 
     def __init__(self, model: FineGrainedClassifier, share: float, rest_ND: torch.Tensor) -> None:
         super().__init__()

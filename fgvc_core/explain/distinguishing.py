@@ -1,7 +1,7 @@
-"""Which parts tell one class from another, from the classes' attributes.
+"""Which parts distinguish two classes, derived from the classes' attributes.
 
-An attribute's name begins with what it is an attribute of ("crown: black",
-"has_throat_color::red"). Two classes differ in a part as much as their attributes of that part do.
+An attribute's name begins with its part ("crown: black", "has_throat_color::red"). Two classes
+differ in a part as much as in their attributes of that part.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fgvc_core.data.table import ExampleTable
 
 _PARTS: dict[str, tuple[str, ...]] = {
-    # The embedded set: what is drawn differently -> where.
+    # Embedded set: attribute -> parts.
     "crown": ("crown",),
     "eye-ring": ("eye",),
     "bill": ("bill",),
@@ -46,20 +46,20 @@ _PARTS: dict[str, tuple[str, ...]] = {
 }
 
 MOST = 4
-"""CUB's attributes all differ a little: only the parts that differ most count, so many at most."""
+"""Most parts that distinguish two classes; all of CUB's attributes differ a little."""
 
 _LEAST = 0.5
-"""Part of the largest difference that a part has to reach."""
+"""Least difference of a distinguishing part, relative to the largest."""
 
 
 def distinguishing(table: ExampleTable) -> NDArray[np.bool_] | None:
-    """Whether a part tells a class from another.
+    """Whether a part distinguishes one class from another.
 
     Returns:
-        bool (K, K, P); [a, b] holds the parts whose attributes differ at least half as much
-        between a and b as those of the part that differs most, four at most (equal ones all
-        count); [a, a] holds every part that any attribute is known of. None for a table
-        without parts or attributes, or whose attributes are of no part.
+        bool (K, K, P); [a, b] holds the parts whose attributes differ between a and b at least half
+        as much as those of the most different part, four at most (more in a tie). [a, a] holds
+        every part with a known attribute. None for a table without parts or attributes, or without
+        attributes of parts.
     """
     if table.parts_NP3 is None or table.attributes_KA is None:
         return None
@@ -83,7 +83,7 @@ def distinguishing(table: ExampleTable) -> NDArray[np.bool_] | None:
 
 
 def _groups(attributes: tuple[str, ...], parts: tuple[str, ...]) -> dict[int, dict[str, list[int]]]:
-    """Part -> kind of attribute -> its columns."""
+    """Part -> kind of attribute -> columns of that kind."""
     at = {name: number for number, name in enumerate(parts)}
     groups: dict[int, dict[str, list[int]]] = {}
     for column, name in enumerate(attributes):

@@ -1,4 +1,4 @@
-"""Explains pictures: what a model took each for, where, and why not for the next best class."""
+"""Explains pictures: the model's answer, where its evidence lies, and why not the runner-up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Explained:
-    """What can be shown of one picture.
+    """The explanation of one picture.
 
     Attributes:
-        name: The picture's.
+        name: Name of the picture.
         view_HWC: uint8 (S, S, 3), as the model sees it.
-        truth: Its true class, where it is known.
-        best: The class it is taken for.
-        second: The next best.
-        shares: The softmax of the two, 0 to 1; not calibrated.
+        truth: The true class, if known.
+        best: The predicted class.
+        second: The runner-up.
+        shares: Softmax of the two, 0 to 1; not calibrated.
         maps: Title -> float32 (S, S), 0 to 1.
     """
 
@@ -44,7 +44,7 @@ class Explained:
     maps: dict[str, NDArray[np.float32]]
 
     def as_json(self) -> dict[str, Any]:
-        """Names and figures; of each map its peak (fractions of the square) and its mean."""
+        """Names and numbers; for each map its peak (as fractions of the side) and its mean."""
         return {
             "picture": self.name,
             "truth": self.truth,
@@ -66,11 +66,11 @@ def explain_some(
 
     Args:
         trained: The model.
-        pictures: Files and folders; without any, the test split.
-        overrides: Changes to the recipe, which say where its data are.
-        examples: At most so many pictures, spread over all.
-        method: Of the class maps.
-        stage: The layer that they are made from.
+        pictures: Files and folders; if empty, the test split.
+        overrides: Changes to the recipe, such as the location of its data.
+        examples: Most pictures to explain, spread evenly.
+        method: Method of the class maps.
+        stage: Layer of the class maps.
 
     Raises:
         DataError: if there are no pictures.
@@ -89,10 +89,10 @@ def explain_some(
 def held_out_pictures(
     trained: TrainedModel, overrides: Overrides = (), examples: int | None = None
 ) -> ExampleTable:
-    """The test split of a model's data, or some of it, spread over all.
+    """The test split of the model's data, or ``examples`` of it, spread evenly.
 
     Raises:
-        DataError: if there is none.
+        DataError: if it is empty.
     """
     recipe = parse_recipe(trained.recipe.to_toml(), overrides)
     table = make_table(recipe, cache_folder()).where("test")
@@ -111,14 +111,14 @@ def explain(
     """Explain N pictures.
 
     Args:
-        trained: The model, of at least two classes.
-        names: Theirs.
+        trained: The model.
+        names: Names of the pictures.
         views_NHWC: uint8 (N, S, S, 3).
-        truths: Their true classes, None where unknown.
+        truths: Their true classes; None if unknown.
         maker: Makes the class maps.
 
     Raises:
-        DataError: for a model of one class.
+        DataError: if the model has one class only.
     """
     if len(trained.class_names) < 2:
         raise DataError("The model knows one class only.", why="There is nothing to tell it from.")

@@ -1,4 +1,4 @@
-"""Which layer's map a class map is made from."""
+"""Chooses the layer from which class maps are made."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +11,22 @@ from fgvc_core.models.backbones import TimmBackbone
 from fgvc_core.models.classifier import FineGrainedClassifier
 
 FINE_ENOUGH = 14
-"""Positions a side from which a map can point at a part: stride 16 at 224 px."""
+"""Least positions per side with which a map can resolve parts: stride 16 at 224 px."""
 
 Reshape = Callable[[torch.Tensor], torch.Tensor]
 
 
 def find_layer(model: FineGrainedClassifier, stage: str) -> tuple[nn.Module, Reshape | None]:
-    """The layer, and what brings its output to (N, C, h, w) where it is not that already.
+    """The layer, and a function that reshapes its output to (N, C, h, w) if necessary.
 
     Args:
-        model: Any classifier of ours.
-        stage: ``last`` (behind the attention), a stage of the backbone by name, or ``auto``:
-            the deepest of these with at least 14 positions a side.
+        model: The classifier.
+        stage: ``last`` (behind the attention), a stage of the backbone by name, or ``auto``: the
+            deepest of these with at least 14 positions per side.
 
     Raises:
-        ConfigurationError: for an unknown stage, or a network whose layers keep no places.
+        ConfigurationError: if the stage is unknown, or the network's layers have no spatial
+            positions.
     """
     if not isinstance(model.before, nn.Identity):
         raise ConfigurationError(
@@ -52,7 +53,7 @@ def find_layer(model: FineGrainedClassifier, stage: str) -> tuple[nn.Module, Res
 
 
 def _map_sides(model: FineGrainedClassifier) -> dict[str, int]:
-    """Stage -> shorter side of the map that it gives, from the picture on; 'last' at the end."""
+    """Stage -> shorter side of its map, in the order of the forward pass; 'last' comes last."""
     last = _channels_come_last(model)
     sides: dict[str, int] = {}
 
@@ -84,7 +85,7 @@ def _map_sides(model: FineGrainedClassifier) -> dict[str, int]:
 def _last_block(
     model: FineGrainedClassifier, stage: str
 ) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
-    """A vision transformer's last block, as maps: tokens go back to their places."""
+    """The last block of a vision transformer, and a function that puts its tokens on the grid."""
     network: Any = _root(model)
     grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
     blocks = getattr(network, "blocks", None)

@@ -1,24 +1,17 @@
-"""Pointing: whether maps lie on the parts that tell classes apart, with regions and controls.
-
-Does a map point at what tells the classes apart? The pointing game and its controls.
+"""The pointing game: do class maps point at the parts that distinguish the classes?
 
 Pointing game: Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.1,
-https://arxiv.org/abs/1608.00507: a hit is a map whose maximum lies on the object, 15 pixels off
-being forgiven. Here the object is a part in which the true class differs from its runner-up, and
-the forgiveness a share of the square's side. Energy in the box: Wang et al. 2020, "Score-CAM",
+https://arxiv.org/abs/1608.00507: a map hits if its maximum lies on the object, with a tolerance of
+15 pixels. Here the object is a part in which the true class differs from the runner-up, and the
+tolerance is a share of the picture's side. Energy in the box: Wang et al. 2020, "Score-CAM",
 section 4.3, https://arxiv.org/abs/1910.01279: the share of a map's sum inside the object's box.
 
-Parts and boxes as the model sees them: in pixels of the square that was cut out.
+Tables give parts and boxes as fractions of the original picture; here they are mapped into the
+resized and center-cropped square that the model sees.
 
-Tables state them as fractions of the published picture (CUB's in its original pixels, which the
-loader divides by the original size), so that a shrunken copy's still fit; the model sees the
-picture resized and its centre cut out, and so do they.
-
-What explanations are compared with: a network that has learnt nothing, and the centre.
-
-Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3,
-https://arxiv.org/abs/1810.03292: a map that stays the same when the weights are randomised shows
-the picture, or the network's shape, and not what was learnt.
+Controls: a Gaussian at the center, and the same network with random weights. Adebayo et al. 2018,
+"Sanity Checks for Saliency Maps", section 3, https://arxiv.org/abs/1810.03292: a map that stays the
+same after the weights are randomized shows the picture or the architecture, not what was learned.
 """
 
 from dataclasses import dataclass, field
@@ -48,13 +41,13 @@ def seen_parts(
     """Parts in the model's square.
 
     Args:
-        parts_P3: x and y as fractions of width and height, and 1 where visible.
-        height: Of the picture that the square is cut from, in pixels of any scale.
-        width: Likewise.
+        parts_P3: x and y as fractions of width and height, and 1 if visible.
+        height: Height of the picture before the crop, in pixels of any scale.
+        width: Its width.
         spec: The model's input.
 
     Returns:
-        float64 (P, 3): x and y in pixels of the square, and 1 where visible inside it, else 0.
+        float64 (P, 3): x and y in pixels of the square, and 1 if visible inside it, else 0.
     """
     target, corner = placement(height, width, spec.size, spec.crop)
     places_P2 = parts_P3[:, :2] * np.array(target) - np.array(corner)
@@ -70,12 +63,12 @@ def seen_box(
     Args:
         box_4: x, y, width and height as fractions.
         height: See :func:`seen_parts`.
-        width: Likewise.
+        width: See :func:`seen_parts`.
         spec: The model's input.
 
     Returns:
-        float64 (4,): left, top, right, bottom in pixels, clipped to the square; None where the
-        box is unknown or lies outside.
+        float64 (4,): left, top, right, bottom in pixels, clipped to the square; None if the box is
+        unknown or outside.
     """
     target, corner = placement(height, width, spec.size, spec.crop)
     low_2 = box_4[:2] * np.array(target) - np.array(corner)
@@ -87,7 +80,7 @@ def seen_box(
 
 
 def box_mask(box_4: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """float64 (size, size): the share of each pixel that a box covers, 0 to 1."""
+    """float64 (size, size): the share of each pixel that the box covers, 0 to 1."""
     edges = np.arange(size + 1, dtype=np.float64)
 
     def covered(low: float, high: float) -> NDArray[np.float64]:
@@ -97,24 +90,24 @@ def box_mask(box_4: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 UNCHANGED = 0.5
-"""Mean rank correlation from which a map is reported as one that learning hardly changed."""
+"""Mean rank correlation from which maps are reported as hardly changed by training."""
 
 
 def randomised(trained: TrainedModel, number: int) -> FineGrainedClassifier:
-    """The same network with every tensor initialised anew, the pre-trained ones too.
+    """The same network with every tensor reinitialized, pretrained ones too.
 
-    Layers that our networks start at zero (a linear head, gates) are drawn from a Gaussian as
-    wide as the trained tensor: at zero there would be no map at all.
+    Layers that start at zero (a linear head, gates) are drawn from a Gaussian with the standard
+    deviation of the trained tensor; at zero, the map would be empty.
 
     Args:
-        trained: Gives the recipe.
-        number: Which draw, 0 and up.
+        trained: The trained model.
+        number: Number of the draw, from 0.
     """
     recipe = trained.recipe
     settings = recipe.model.model_copy(update={"weights": "none"})
     seed = derive_seed(recipe.seed, "explain", "randomised", number)
     if settings.head == "subspace":
-        # Its directions come from the pre-trained classifier: there are none without weights.
+        # Its directions are computed from the pretrained classifier, so the weights stay.
         settings = recipe.model
     model = build_classifier(settings, len(trained.class_names), recipe.data.image_size, seed)
     model.adapt(trained.model.input)
@@ -130,14 +123,14 @@ def randomised(trained: TrainedModel, number: int) -> FineGrainedClassifier:
 
 
 def centre_map(size: int) -> NDArray[np.float32]:
-    """float32 (size, size): a Gaussian in the middle, a quarter of the side wide."""
+    """float32 (size, size): a centered Gaussian, its standard deviation a quarter of the side."""
     at = (np.arange(size) + 0.5 - size / 2) / (size / 4)
     bell = np.exp(-(at**2) / 2)
     return np.outer(bell, bell).astype(np.float32)
 
 
 def rank_correlation(one_HW: NDArray[np.float32], two_HW: NDArray[np.float32]) -> float:
-    """Spearman's, -1 to 1, between two maps; 0 where one of them is constant."""
+    """Spearman's rank correlation of two maps, -1 to 1; 0 if one is constant."""
     ranks = [rankdata(m_HW, axis=None) for m_HW in (one_HW, two_HW)]
     spreads = [float(r.std()) for r in ranks]
     if min(spreads) == 0:
@@ -147,18 +140,18 @@ def rank_correlation(one_HW: NDArray[np.float32], two_HW: NDArray[np.float32]) -
 
 
 TOLERANCE = 15 / 224
-"""Share of the square's side: 15 pixels of 224."""
+"""Tolerance as a share of the square's side: 15 pixels of 224."""
 
 _BATCH = 32
 
 
 @dataclass
 class Tally:
-    """What one kind of map scored.
+    """Scores of one kind of map.
 
     Attributes:
-        hits: For each picture with a visible part that distinguishes: whether it was hit.
-        part_hits: For each picture with any visible part: whether any was hit.
+        hits: For each picture with a visible distinguishing part: whether one was hit.
+        part_hits: For each picture with any visible part: whether one was hit.
         energies: For each picture with a box: the share of the map's sum inside it, 0 to 1.
     """
 
@@ -177,15 +170,14 @@ class Tally:
 
 @dataclass(frozen=True)
 class Game:
-    """A game's settings.
+    """Settings of a game.
 
     Attributes:
         method: See :class:`ClassMaps`.
-        stage: Likewise.
+        stage: See :class:`ClassMaps`.
         tolerance: Share of the square's side by which a map may miss, 0 to 0.5.
-        contrast: Whether the map is of the true class against its runner-up (else of the true
-            class alone).
-        draws: How many networks with random weights are played, 1 at least.
+        contrast: Map the true class against its runner-up rather than alone.
+        draws: Number of random networks, at least 1.
     """
 
     method: str = "layercam"
@@ -206,23 +198,23 @@ class _Picture:
 def play(
     trained: TrainedModel, table: ExampleTable, game: Game, tell: Tell | None = None
 ) -> dict[str, Any]:
-    """Play the game on every labelled picture of a table.
+    """Play the game on every labeled picture of a table.
 
     Args:
         trained: The model.
         table: N examples with parts, of the model's classes.
-        game: How.
-        tell: Told of the pictures done.
+        game: The settings.
+        tell: Called with the progress.
 
     Returns:
-        ``trained``, ``random_weights`` (mean over draws) and ``centre``, each with
-        ``hit_rate``, ``any_part_hit_rate`` and ``energy_in_box``; ``ratio_centre`` and
-        ``ratio_random`` of the hit rates; ``rank_correlation`` between trained and random maps,
-        and ``unchanged_by_randomising`` where it is 0.5 or more;
-        ``pictures``, ``scored`` and the settings.
+        ``trained``, ``random_weights`` (mean over draws) and ``centre``, each with ``hit_rate``,
+        ``any_part_hit_rate`` and ``energy_in_box``; ``ratio_centre`` and ``ratio_random`` of the
+        hit rates; ``rank_correlation`` between trained and random maps, and
+        ``unchanged_by_randomising`` if it is 0.5 or more; ``pictures``, ``scored`` and the
+        settings.
 
     Raises:
-        DataError: if the table has no parts or attributes, or other classes.
+        DataError: if the table has no parts or attributes, or has other classes.
     """
     tells_KKP = distinguishing(table)
     if tells_KKP is None or table.parts_NP3 is None:
@@ -280,7 +272,7 @@ def _look(trained: TrainedModel, table: ExampleTable, position: int) -> _Picture
 def _rivals(
     trained: TrainedModel, views_NHWC: NDArray[np.uint8], labels_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The strongest class but the true one, of each picture."""
+    """The highest-scoring wrong class of each picture."""
     logits_NK = trained.logits(views_NHWC).numpy().copy()
     logits_NK[np.arange(len(labels_N)), labels_N] = -np.inf
     return np.asarray(logits_NK.argmax(axis=1), dtype=np.int64)
@@ -306,10 +298,10 @@ def _count(
 def points_at(
     map_HW: NDArray[np.float32], parts_P3: NDArray[np.float64], tolerance: float
 ) -> NDArray[np.bool_]:
-    """bool (P,): the visible parts that a square map's maximum lies within the tolerance of.
+    """bool (P,): visible parts within the tolerance of the map's maximum.
 
-    A map that is zero everywhere points at nothing. Where several pixels share the maximum,
-    their mean place counts (a saturated patch points at its middle).
+    An all-zero map points at nothing. If several pixels share the maximum, their mean position
+    counts (a saturated patch points at its middle).
     """
     top = float(map_HW.max())
     if top <= 0:
@@ -321,7 +313,7 @@ def points_at(
 
 
 def energy_in_box(map_HW: NDArray[np.float32], box_4: NDArray[np.float64]) -> float:
-    """The share of a map's sum inside a box, 0 to 1; 0 for a map that is zero everywhere."""
+    """The share of a map's sum inside a box, 0 to 1; 0 for an all-zero map."""
     total = float(map_HW.sum())
     if total <= 0:
         return 0.0
@@ -345,7 +337,7 @@ def _told(
         "ratio_centre": _ratio(trained["hit_rate"], middle["hit_rate"]),
         "ratio_random": _ratio(trained["hit_rate"], random["hit_rate"]),
         "rank_correlation": _mean(alike),
-        # Adebayo et al.: such maps say nothing of what was learnt.
+        # Adebayo et al.: such maps do not depend on what was learned.
         "unchanged_by_randomising": bool(alike) and float(np.mean(alike)) >= UNCHANGED,
         "method": game.method,
         "stage": game.stage,

@@ -1,4 +1,4 @@
-"""Explanations to look at: one PNG, or one page of HTML that loads nothing."""
+"""Writes explanations as one PNG, or as one self-contained HTML page."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from fgvc_core.words import escaped as escape
 _SIDE, _GAP, _LINE = 176, 8, 15
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
-# Dark blue, magenta, orange, pale yellow: equally bright steps, for grey prints too.
+# Dark blue, magenta, orange, pale yellow: even steps of brightness, also in grayscale prints.
 _STOPS = np.array([[13, 8, 135], [156, 23, 158], [237, 121, 83], [240, 249, 33]], dtype=np.float64)
 
 _STYLE = """
@@ -29,15 +29,15 @@ img { width: 100%; image-rendering: auto; display: block } figcaption { font-siz
 
 
 def write_sheet(found: Sequence[Explained], path: Path, note: str) -> None:
-    """Write what was explained, as its ending says.
+    """Write explanations in the format that the path's suffix names.
 
     Args:
-        found: At least one.
-        path: ``.png``, or ``.html`` for a page.
+        found: At least one explanation.
+        path: ``.png`` or ``.html``.
         note: One line on how the maps were made.
 
     Raises:
-        ConfigurationError: for another ending, or a path that cannot be written.
+        ConfigurationError: for another suffix, or a path that cannot be written.
     """
     if path.suffix.lower() not in (".png", ".html"):
         raise ConfigurationError(
@@ -57,7 +57,7 @@ def write_sheet(found: Sequence[Explained], path: Path, note: str) -> None:
 
 
 def overlay(view_HWC: NDArray[np.uint8], map_HW: NDArray[np.float32]) -> Image.Image:
-    """A map laid over its picture: (176, 176), grey where it says nothing.
+    """A map over its picture: RGB (176, 176), gray where the map is zero.
 
     Args:
         view_HWC: uint8 (S, S, 3).

@@ -1,1 +1,1 @@
-"""A model handed on: ONNX for other runtimes, int8 for small ones, a page, a folder for a hub."""
+"""Export of a trained model: ONNX, int8, an HTML page, a Hugging Face folder, a validation kit."""

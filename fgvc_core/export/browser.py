@@ -1,8 +1,7 @@
-"""The model as one page of HTML that classifies a dropped picture and asks no network.
+"""Export as one HTML page that classifies dropped pictures without any network request.
 
-onnxruntime-web comes from a folder that the user fills (``npm install onnxruntime-web``): its
-module, its WebAssembly and the model are packed into the page, and a Content-Security-Policy
-forbids it every connection.
+The page embeds the model and onnxruntime-web's module and WebAssembly, which the user installs
+(``npm install onnxruntime-web``). A Content-Security-Policy forbids all connections.
 """
 
 import base64
@@ -22,19 +21,19 @@ def make_page(trained: TrainedModel, graph: bytes, runtime: Path) -> str:
     """The page.
 
     Args:
-        trained: Gives names and preprocessing.
-        graph: A float or int8 graph of this room.
-        runtime: The folder of onnxruntime-web's package, or its ``dist``.
+        trained: The model; supplies class names and preprocessing.
+        graph: A float or int8 graph with this package's inputs and outputs.
+        runtime: Folder of the onnxruntime-web package, or its ``dist``.
 
     Raises:
-        DataError: if the runtime's files are not there.
+        DataError: if the runtime's files are missing.
     """
     files, version = find_runtime(runtime)
     facts = {"class_names": list(trained.class_names), "preprocessing": preprocessing(trained)}
     values = {
         "TITLE": escaped(trained.recipe.name),
         "VERSION": escaped(version),
-        # A class may be called "</script>".
+        # A class name may contain "</script>".
         "FACTS": json.dumps(facts).replace("<", "\\u003c"),
         "RUNTIME": _packed(files[_MODULE].read_bytes()),
         "WASM": _packed(files[_WASM].read_bytes()),
@@ -60,10 +59,10 @@ def find_runtime(runtime: Path) -> tuple[dict[str, Path], str]:
 
 
 def write_page(page: str, path: Path) -> None:
-    """Write it.
+    """Write the page.
 
     Raises:
-        ConfigurationError: if it cannot be written there.
+        ConfigurationError: if the file cannot be written.
     """
     try:
         path.write_text(page, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""The model card: what a run says of itself, in Hugging Face's form.
+"""The model card of a run, in Hugging Face's format.
 
 Mitchell et al. 2019, "Model Cards for Model Reporting", section 4,
-https://arxiv.org/abs/1810.03993. It states what the run's files state and nothing else: what is
-missing there is said to be missing.
+https://arxiv.org/abs/1810.03993. The card contains only what the run's files state, and says what
+they do not.
 """
 
 import json
@@ -35,18 +35,18 @@ def model_card(
     licence: str = UNSTATED,
     evaluation: dict[str, Any] | None = None,
 ) -> str:
-    """The card of a model whose checkpoint lies in its run's folder.
+    """The card of a model whose checkpoint is in its run's folder.
 
     Args:
         trained: The model.
-        folder: The folder's name in the snippet.
-        native: Whether timm alone loads the folder.
-        licence: Of the weights: a name that the hub knows ("apache-2.0"), or "other".
-        evaluation: What ``fieldmark evaluate --json`` printed of this model, if anything; its
-            figures take the place of the run's.
+        folder: Name of the folder in the code snippet.
+        native: Whether timm alone can load the folder.
+        licence: License of the weights: a name that the hub knows ("apache-2.0"), or "other".
+        evaluation: Output of ``fieldmark evaluate --json`` for this model, if any; it replaces the
+            run's metrics.
 
     Returns:
-        Markdown that begins with YAML front matter.
+        Markdown with YAML front matter.
 
     Raises:
         DataError: if a file of the run is damaged.
@@ -63,7 +63,7 @@ def model_card(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        # Markdown, not HTML; class names are escaped where a table would break.
+        # The output is Markdown, not HTML; class names are escaped where they could break a table.
         autoescape=False,
         finalize=visible_lines,
     ).get_template("card.md.j2")

@@ -1,4 +1,4 @@
-"""What an exported graph has to show before it is written."""
+"""Checks that an exported graph must pass before it is written."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,27 +9,27 @@ from numpy.typing import NDArray
 from fgvc_core.errors import RunFailed
 
 MAX_DIFFERENCE = 1e-4
-"""Of the float graph's logits from PyTorch's."""
+"""Largest absolute difference of the float graph's logits from PyTorch's."""
 
 MAX_TOP1_LOSS = 0.01
-"""Of the int8 graph against the float one, as a share of the pictures."""
+"""Largest loss of top-1 of the int8 graph against the float graph."""
 
 MAX_SIZE_RATIO = 0.30
-"""Of the int8 graph's file to the float one's."""
+"""Largest size of the int8 file, relative to the float file."""
 
-# Two float32 sums of a few thousand terms differ in the last digits: ties fall either way.
+# Float32 sums of a few thousand terms differ in the last digits, which decides ties.
 _TIE = 1e-4
 
 
 @dataclass(frozen=True)
 class GraphCheck:
-    """One graph against PyTorch on the same pictures.
+    """Comparison of one graph with PyTorch on the same pictures.
 
     Attributes:
-        pictures: How many were compared.
+        pictures: Number of pictures.
         max_difference: Largest absolute difference of a logit.
         agreement: Share of equal top-1 answers, 0 to 1.
-        top1: Its share of right answers, 0 to 1; None without labels.
+        top1: Top-1 accuracy of the graph, 0 to 1; None without labels.
     """
 
     pictures: int
@@ -38,7 +38,7 @@ class GraphCheck:
     top1: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """As it is."""
+        """The fields as a dict."""
         return asdict(self)
 
 
@@ -49,7 +49,7 @@ def compare(
 ) -> GraphCheck:
     """Compare a graph's logits with PyTorch's.
 
-    Where PyTorch's two best classes are closer than 1e-4, either counts as its answer.
+    If PyTorch's two best classes are closer than 1e-4, either counts as its answer.
     """
     answers_N = found_NK.argmax(axis=1)
     chosen_N = np.take_along_axis(expected_NK, answers_N[:, None], axis=1)[:, 0]
@@ -63,7 +63,7 @@ def compare(
 
 
 def refuse_unfaithful(verdict: GraphCheck) -> None:
-    """Refuse a float graph that is not the model.
+    """Refuse a float graph that does not reproduce the model.
 
     Raises:
         RunFailed: if a logit is off by more than 1e-4 or an answer differs.
@@ -79,12 +79,12 @@ def refuse_unfaithful(verdict: GraphCheck) -> None:
 
 
 def refuse_lossy(float_verdict: GraphCheck, int8_verdict: GraphCheck, size_ratio: float) -> None:
-    """Refuse an int8 graph that loses too much or saves too little.
+    """Refuse an int8 graph that loses too much accuracy or saves too little space.
 
-    Without labels the share of answers that differ from PyTorch's stands for the loss.
+    Without labels, the share of answers that differ from PyTorch's stands for the loss.
 
     Raises:
-        RunFailed: if it loses more than 0.01 of top-1, or is over 0.30 of the float file's size.
+        RunFailed: if it loses more than 0.01 of top-1, or exceeds 0.30 of the float file's size.
     """
     if float_verdict.top1 is None or int8_verdict.top1 is None:
         loss, kind = 1 - int8_verdict.agreement, "of the answers differ"

@@ -1,9 +1,9 @@
-"""A folder in Hugging Face's form: ``model.safetensors``, ``config.json``, ``README.md``.
+"""Export as a folder in Hugging Face's format, which timm loads.
 
-Fieldmark's classifiers under a name that timm knows: import this, and timm builds them.
-
-timm's own names describe plain networks. A classifier with attention, another pooling or a cosine
-head is none of them; its exported folder names this entry and carries its recipe.
+The folder holds ``model.safetensors``, ``config.json`` and ``README.md``. timm's own architectures
+cover plain networks only. Importing this module registers a timm entry for all other classifiers
+(with attention, another pooling or a cosine head); a folder of one names this entry and contains
+its recipe.
 """
 
 import json
@@ -38,24 +38,24 @@ def fieldmark_classifier(
     pretrained_cfg: dict[str, Any] | None = None,
     **other: Any,
 ) -> FineGrainedClassifier:
-    """The classifier of an exported folder.
+    """The classifier of an exported folder, as a timm entry point.
 
     Args:
-        pretrained: Load ``model.safetensors`` of the folder.
-        recipe: The recipe as TOML; in the folder's ``config.json``.
+        pretrained: Load the folder's ``model.safetensors``.
+        recipe: The recipe as TOML, from the folder's ``config.json``.
         num_classes: K.
-        pretrained_cfg: The folder's, given by timm.
-        **other: What else timm hands to every entry.
+        pretrained_cfg: The folder's configuration; passed by timm.
+        **other: Further arguments that timm passes to every entry point; ignored.
 
     Returns:
-        It maps normalised pictures (N, 3, S, S) to logits (N, K).
+        A model that maps normalized pictures (N, 3, S, S) to logits (N, K).
     """
     from safetensors.torch import load_file
 
     read = parse_recipe(recipe)
     settings = read.model
     if settings.head != "subspace":
-        # Every tensor is in the folder; a subspace's directions follow from public weights.
+        # All tensors are in the folder; only a subspace's directions come from the public weights.
         settings = settings.model_copy(update={"weights": "none"})
     model = build_classifier(settings, num_classes, read.data.image_size, read.seed)
     told = pretrained_cfg if isinstance(pretrained_cfg, dict) else vars(pretrained_cfg or object())
@@ -81,18 +81,17 @@ logits_NK = model(images_NCHW)  # normalised with config.json's mean and std
 """
 
 _SAME = 1e-5
-"""Largest difference of logits, as a share of the largest, at which two networks are the same."""
+"""Largest difference of equal logits, relative to the largest logit."""
 
 
 def make_folder(trained: TrainedModel) -> tuple[dict[str, bytes], bool]:
     """Tensors and configuration of the folder, and whether timm alone can load them.
 
-    Where timm has the same network under a name of its own (no attention, mean pooling, a
-    linear head), the tensors get timm's names. That is tried, not assumed: the folder is of
-    that kind only if timm's network gives the same logits.
+    If timm has the same network (no attention, mean pooling, a linear head), the tensors get timm's
+    names. This is verified: the folder is native only if timm's network gives the same logits.
 
     Returns:
-        File name -> content, without the card; and True for a folder that needs no Fieldmark.
+        File name -> content, without the card; and True for a folder that does not need Fieldmark.
     """
     native = _native_state(trained)
     if native is not None:
@@ -128,17 +127,17 @@ def make_folder(trained: TrainedModel) -> tuple[dict[str, bytes], bool]:
 
 
 def snippet(folder: str, native: bool) -> str:
-    """The lines that load a folder."""
+    """The Python code that loads a folder."""
     register = "" if native else "import fgvc_core.export.folder  # Fieldmark's own networks"
     return SNIPPET.format(folder=folder, register=register).replace("\n\n", "\n")
 
 
 def write(trained: TrainedModel, parts: dict[str, bytes], card: str, folder: Path) -> list[Path]:
-    """Write the folder, once timm has loaded it from its path with equal logits.
+    """Write the folder, and check that timm loads it from its path with equal logits.
 
     Raises:
-        RunFailed: if timm's model gives other logits; the folder is left for a look.
-        ConfigurationError: if it cannot be written.
+        RunFailed: if timm's model gives other logits; the folder stays for inspection.
+        ConfigurationError: if the folder cannot be written.
     """
     paths = write_folder(folder, {**parts, "README.md": card.encode()})
     images_NCHW = _noise(trained)
@@ -158,7 +157,7 @@ def write(trained: TrainedModel, parts: dict[str, bytes], card: str, folder: Pat
 def _native_state(
     trained: TrainedModel,
 ) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]] | None:
-    """timm's own names for the tensors, or None where timm has no such network."""
+    """State dict, architecture and arguments in timm's names; None if timm has no such network."""
     model, settings = trained.model, trained.recipe.model
     own = (settings.pooling, settings.head, settings.scaling) == ("avg", "linear", "none")
     plain = isinstance(model.attention, nn.Identity) and not settings.attention_after
@@ -185,7 +184,7 @@ def _native_state(
         }
         network.load_state_dict(state)
     except (RuntimeError, KeyError, TypeError, AttributeError):
-        # Another head than a linear layer, or other tensors: no network of timm's.
+        # The head is not a linear layer, or the tensors differ: not a network of timm's.
         return None
     images_NCHW = _noise(trained)
     with torch.no_grad():

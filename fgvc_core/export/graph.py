@@ -1,4 +1,4 @@
-"""The network as it is exported: squares of bytes in, logits out, constants folded."""
+"""The network in the form that is exported: uint8 squares to logits, with constants folded."""
 
 import copy
 
@@ -10,12 +10,12 @@ from fgvc_core.models.classifier import FineGrainedClassifier
 
 
 class ExportedGraph(nn.Module):
-    """Everything between a square picture and its logits.
+    """The computation from a square picture to its logits.
 
-    Normalisation and further looks (mirrored, middle, closer) are inside; resizing is not.
+    It includes normalization and multiple views (mirrored, middle, closer), but not resizing.
 
     Args:
-        model: The classifier; it is copied and left as it was.
+        model: The classifier; it is copied and not changed.
     """
 
     def __init__(self, model: FineGrainedClassifier) -> None:
@@ -31,14 +31,14 @@ class ExportedGraph(nn.Module):
         images_NCHW = model.normalise(pictures.permute(0, 3, 1, 2))
         if not model.mirrored or model.closer or model.middle:
             return model(images_NCHW)
-        # Both views in one pass: half as many nodes as one pass each.
+        # Both views in one pass need half the nodes of two passes.
         both_2NCHW = torch.cat([images_NCHW, images_NCHW.flip(-1)])
         vectors_2ND = model._vectors(both_2NCHW).reshape(2, -1, model.feature_dim)
         return model.classify(vectors_2ND.mean(dim=0))
 
 
 def multiply_adds(model: FineGrainedClassifier) -> int:
-    """Multiply-adds that one picture costs, by torch's own counter: half of its operations."""
+    """Multiply-adds for one picture: half of the operations that torch's counter counts."""
     from torch.utils.flop_counter import FlopCounterMode
 
     size = model.input.size
@@ -49,7 +49,7 @@ def multiply_adds(model: FineGrainedClassifier) -> int:
 
 
 def _fold_standardised(parent: nn.Module) -> None:
-    """Standardised weights are constants once training is over: put them in plain layers."""
+    """Replace layers with standardized weights by plain ones; the weights are constant by now."""
     for name, child in parent.named_children():
         if type(child) is ScaledStdConv2d:
             setattr(parent, name, _plain(child))

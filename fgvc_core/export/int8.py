@@ -1,9 +1,9 @@
-"""Static int8 quantisation of an exported graph, calibrated on pictures.
+"""Static int8 quantization of an exported graph, calibrated on pictures.
 
-Post-training quantisation by ONNX Runtime: weights as int8 with a scale a channel, activations as
-uint8 with the range that the calibration pictures show; Jacob et al. 2018, section 2,
-https://arxiv.org/abs/1712.05877. A warning: on CPUs without VNNI, uint8 times int8 adds up in 16
-bits and may saturate; the check before writing runs where it is exported, not where it is used.
+Post-training quantization by ONNX Runtime: int8 weights with one scale per channel, uint8
+activations with the range seen on the calibration pictures; Jacob et al. 2018, section 2,
+https://arxiv.org/abs/1712.05877. Note: on CPUs without VNNI, uint8 times int8 accumulates in 16
+bits and may saturate. The check before writing runs on the exporting machine, not on the target.
 """
 
 import io
@@ -27,16 +27,16 @@ ENOUGH = 0.995
 """Agreement with the float model on the calibration pictures that ends the search."""
 
 HISTOGRAM_VALUES = 400_000
-"""Pixels of calibration pictures that a histogram method may see: it keeps every activation."""
+"""Most calibration pixels for a histogram method, which keeps every activation in memory."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to quantise.
+    """One quantization configuration.
 
     Attributes:
         calibration: minmax (whole range), percentile (99.999 % of it) or entropy.
-        excluded: What stays float: the head's layer, and the first convolution.
+        excluded: Layers that stay float: "head", "first" (the first convolution).
     """
 
     calibration: str
@@ -58,19 +58,19 @@ WAYS = (
 def quantise(
     proto: Proto, views_NHWC: NDArray[np.uint8], most_bytes: int
 ) -> tuple[Proto, Way, float]:
-    """The graph in int8, by the first way that keeps the float model's answers, or the best.
+    """The graph in int8, by the first configuration that keeps the answers, or else the best one.
 
     Args:
-        proto: A float graph of this room; left as it was.
+        proto: A float graph from this package; not changed.
         views_NHWC: Calibration pictures, uint8 (N, S, S, 3), as the model sees them.
-        most_bytes: A way whose graph is larger is taken only where all are.
+        most_bytes: Size limit; a larger graph is chosen only if all are larger.
 
     Returns:
-        The int8 graph, how it was made, and its share of equal top-1 answers on the
-        calibration pictures, 0 to 1.
+        The int8 graph, its configuration, and its share of equal top-1 answers on the calibration
+        pictures, 0 to 1.
 
     Raises:
-        RunFailed: if no way works on this graph.
+        RunFailed: if no configuration works on this graph.
     """
     expected_N = OnnxModel(proto).logits(views_NHWC).argmax(axis=1)
     best: tuple[Proto, Way, float] | None = None
@@ -81,7 +81,7 @@ def quantise(
             found = _quantised(proto, views_NHWC, way)
             answers_N = OnnxModel(found).logits(views_NHWC).argmax(axis=1)
         except Exception as error:
-            # The quantiser raises plain exceptions of all kinds on graphs it does not fit.
+            # On unsupported graphs, the quantizer raises exceptions of many types.
             fault = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
         agreement = float((answers_N == expected_N).mean())
@@ -126,7 +126,8 @@ def _quantised(proto: Proto, views_NHWC: NDArray[np.uint8], way: Way) -> Proto:
             ready,
             done,
             _Reader(views_NHWC),
-            # Smaller than its QDQ form by a tenth for small networks, and not slower here.
+            # A tenth smaller than the QDQ format for small networks, and not slower in our
+            # measurements.
             quant_format=QuantFormat.QOperator,
             op_types_to_quantize=_OPERATIONS,
             per_channel=True,
@@ -141,7 +142,7 @@ def _quantised(proto: Proto, views_NHWC: NDArray[np.uint8], way: Way) -> Proto:
 
 
 def _named(proto: Proto, excluded: tuple[str, ...]) -> tuple[Proto, list[str]]:
-    """A copy whose nodes have names, and the names of what is to stay float."""
+    """A copy with names for all nodes, and the names of the nodes that stay float."""
     copy = type(proto)()
     copy.CopyFrom(proto)
     for number, node in enumerate(copy.graph.node):
@@ -152,13 +153,13 @@ def _named(proto: Proto, excluded: tuple[str, ...]) -> tuple[Proto, list[str]]:
 
 
 def _spread(views_NHWC: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
-    """At most so many, evenly spread over all."""
+    """At most ``most`` of the pictures, evenly spread."""
     at = np.unique(np.linspace(0, len(views_NHWC) - 1, min(most, len(views_NHWC))).astype(int))
     return views_NHWC[at]
 
 
 class _Reader:
-    """Feeds the calibration pictures to the quantiser, which looks for this one method."""
+    """Feeds the calibration pictures to the quantizer, which requires only ``get_next``."""
 
     def __init__(self, views_NHWC: NDArray[np.uint8]) -> None:
         self._feed: Iterator[dict[str, Any]] = iter(
@@ -172,7 +173,7 @@ class _Reader:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser logs advice and prints its progress; both would be taken for ours."""
+    """Suppress the quantizer's log and progress output, which users would take for ours."""
     before = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

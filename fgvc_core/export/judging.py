@@ -1,4 +1,4 @@
-"""The pictures that an export is judged on: the recipe's test split, or some that are named."""
+"""Pictures for checking an export: the recipe's test split, or pictures named by the user."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Judges:
 
     Attributes:
         views_NHWC: uint8 (N, S, S, 3).
-        labels_N: int64 (N,), or None where nobody knows them.
-        told: What they are, in words.
+        labels_N: int64 (N,), or None if unknown.
+        told: Description of the pictures.
     """
 
     views_NHWC: NDArray[np.uint8]
@@ -36,10 +36,10 @@ def held_out(trained: TrainedModel, overrides: Sequence[str] = ()) -> Judges:
 
     Args:
         trained: The model.
-        overrides: ``--set`` strings, for instance where the pictures are on this machine.
+        overrides: ``--set`` strings, such as the location of the pictures on this machine.
 
     Raises:
-        DataError: if the data are not here, or their classes are not the model's.
+        DataError: if the data are missing, or their classes are not the model's.
     """
     recipe = parse_recipe(trained.recipe.to_toml(), overrides)
     try:
@@ -64,12 +64,12 @@ def held_out(trained: TrainedModel, overrides: Sequence[str] = ()) -> Judges:
 
 
 def named(trained: TrainedModel, paths: Sequence[Path], most: int | None = None) -> Judges:
-    """Pictures that a person names, without labels.
+    """Pictures named by the user, without labels.
 
     Args:
         trained: The model.
         paths: Files and folders.
-        most: At most so many, spread evenly; None: all.
+        most: Most pictures to use, evenly spread; None: all.
 
     Raises:
         DataError: if there are none, or one is damaged.

@@ -1,9 +1,8 @@
-"""The external validation kit: one file by which an outside site can check a model.
+"""The validation kit: one signed file with a model that an outside site can check.
 
-It is a safetensors file: the tensors that trained, and in the header one signed body that
-says what they are and lists the digest of each. There is no code in it, and nothing of it is
-unpickled; every name, shape and length is compared with what the recipe's own model has before
-anything is allocated.
+A kit is a safetensors file with the trained tensors. Its header contains a signed body that
+describes them and lists their digests. A kit contains no code and is never unpickled. Every name,
+shape and length is compared with the recipe's model before memory is allocated.
 """
 
 import secrets
@@ -29,17 +28,17 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import digest_all, pack_all
 
 MAX_HEADER_BYTES = 2 * MAX_BODY_BYTES
-"""Longest header that is read, in bytes: a body in quotes, and the tensors' places."""
+"""Longest accepted header, in bytes: an escaped body, and the tensors' offsets."""
 
 
 @dataclass(frozen=True)
 class Kit:
-    """A kit that was opened: whose it is has been checked, its model has been built.
+    """An opened kit: its signature is verified and its model is built.
 
     Attributes:
-        body: What it says.
-        digest: SHA-256 (hex) of the signed body: one kit, one digest.
-        trained: Its model, in evaluation mode.
+        body: The signed body.
+        digest: SHA-256 (hex) of the signed body; identifies the kit.
+        trained: The model, in evaluation mode.
     """
 
     body: KitBody
@@ -54,23 +53,23 @@ def write_kit(
     privacy: KitPrivacy,
     temperature: float | None,
 ) -> KitBody:
-    """Make a kit of a trained model.
+    """Write a kit of a trained model.
 
     Args:
         trained: The model.
-        path: The kit's file; an existing one is replaced.
-        key: Signs it.
-        privacy: What is offered to sites that want differential privacy.
-        temperature: Of the model's calibration, if it has one.
+        path: The kit's file; replaced if it exists.
+        key: Signs the kit.
+        privacy: Privacy terms offered to sites that require differential privacy.
+        temperature: Temperature of the model's calibration, if it has one.
 
     Returns:
-        What the kit says.
+        The kit's body.
 
     Raises:
         ConfigurationError: if the file cannot be written, or some tensors stayed at the sites.
     """
     refuse_partial(trained.recipe)
-    # Where pictures and weights were on this machine is nobody else's business.
+    # Do not disclose paths of this machine.
     recipe = trained.recipe.announced
     model = recipe.model.model_copy(update={"weights": by_digest(recipe.model.weights)})
     recipe = recipe.model_copy(update={"model": model})
@@ -103,10 +102,10 @@ def write_kit(
 
 
 def read_body(path: Path) -> tuple[KitBody, Sealed]:
-    """What a kit says, and that its own issuer's key has signed it; no tensor is read.
+    """The body of a kit, with its issuer's signature verified; reads no tensor.
 
     Raises:
-        DataError: if there is no such file, or it is no kit.
+        DataError: if the file is missing or not a kit.
         PeerError: if the signature is not the issuer's.
     """
     with _opened(path) as file:
@@ -120,7 +119,7 @@ def read_body(path: Path) -> tuple[KitBody, Sealed]:
         key = read_public(issuer.issuer)
     except (ValueError, PeerError) as error:
         raise _no_kit(path, str(error)) from None
-    # The tensors' own digests are compared when they are read.
+    # The tensors' digests are compared when the tensors are read.
     return unseal(KitBody, sealed, key, issuer.tensors), sealed
 
 
@@ -131,14 +130,14 @@ def open_kit(
 
     Args:
         path: The kit.
-        device: Where the model computes.
-        weights: Pre-trained weights of the frozen part on this machine.
-        issuer: The key that must have signed it; None: whichever key it names.
+        device: Device of the model.
+        weights: Local file with the pretrained weights of the frozen part.
+        issuer: The key that must have signed the kit; None: the key that the kit names.
 
     Raises:
-        DataError: if it is missing, damaged, or its tensors are not its model's.
-        PeerError: if another key has signed it, or a tensor is not the one that was signed.
-        ConfigurationError: if its model cannot be built here, or its frozen part is another.
+        DataError: if the kit is missing or damaged, or its tensors do not fit its model.
+        PeerError: if another key has signed it, or a tensor is not the signed one.
+        ConfigurationError: if its model cannot be built here, or its frozen part differs.
     """
     body, sealed = read_body(path)
     if issuer is not None and public_text(issuer) != body.issuer:

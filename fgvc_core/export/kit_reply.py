@@ -1,4 +1,4 @@
-"""What came back from an outside site, read strictly and never believed without its signature."""
+"""Reads an outside site's signed reply to a validation kit."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,12 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class KitReply:
-    """An answer whose signature holds.
+    """A reply with a verified signature.
 
     Attributes:
-        reply: What it says.
-        signer: Fingerprint of the key that signed it.
-        expected: Whether that is the key that was expected; None where none was named.
+        reply: The signed body.
+        signer: Fingerprint of the signing key.
+        expected: True if that is the expected key; None if no key was named.
     """
 
     reply: ValidationReply
@@ -40,17 +40,17 @@ class KitReply:
 
 
 def read_kit_reply(kit: Path, path: Path, expected: str | None = None) -> KitReply:
-    """Read an outside site's answer to a kit.
+    """Read an outside site's reply to a kit.
 
     Args:
         kit: The kit that was sent.
-        path: What came back.
-        expected: Fingerprint of the site's key, as it was told by another way; None: unknown.
+        path: The reply.
+        expected: Fingerprint of the site's key, received by another channel; None: unknown.
 
     Raises:
-        DataError: if a file is missing or is not what it has to be.
-        PeerError: if the signature does not hold, is another key's than expected, or the
-            answer is to another kit.
+        DataError: if a file is missing or invalid.
+        PeerError: if the signature is invalid, the key is not the expected one, or the reply
+            answers another kit.
     """
     body, sealed_kit = read_body(kit)
     file = _read(path)
@@ -58,7 +58,8 @@ def read_kit_reply(kit: Path, path: Path, expected: str | None = None) -> KitRep
     claimed = ValidationReply.parse(sealed.text)
     assert isinstance(claimed, ValidationReply)
     key = read_public(claimed.public_key)
-    # Only a key's own text is taken: the fingerprint below is then that of what signed.
+    # Accept only the key's canonical text, so that the fingerprint below is that of the signing
+    # key.
     if public_text(key) != claimed.public_key:
         raise PeerError("The answer's public key is not in its usual form.")
     reply = unseal(ValidationReply, sealed, key, {})
@@ -78,7 +79,7 @@ def read_kit_reply(kit: Path, path: Path, expected: str | None = None) -> KitRep
 
 
 def reply_in_words(reply: ValidationReply) -> list[str]:
-    """What an answer says, line by line."""
+    """The content of a reply, line by line."""
     lines = [f"site '{reply.site}', kit {reply.run}"]
     figures = reply.figures
     if figures is not None:

@@ -1,4 +1,4 @@
-"""``fieldmark export onnx``: make, check, measure, and only then write."""
+"""ONNX export: makes the graphs, checks and measures them, and only then writes files."""
 
 import json
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class OnnxFiles:
-    """What an export holds before it is written.
+    """The result of an export, before it is written.
 
     Attributes:
         float_bytes: The float graph.
-        int8_bytes: The int8 graph; None if it was not asked for.
-        figures: The table: one entry a model, with verdict, size, latency and multiply-adds.
+        int8_bytes: The int8 graph; None if not requested.
+        figures: Comparison, size, latency and multiply-adds of each model.
     """
 
     float_bytes: bytes
@@ -51,18 +51,18 @@ def make_onnx(
     public: bool = False,
     force: bool = False,
 ) -> OnnxFiles:
-    """Export, check against PyTorch, quantise if asked, and measure.
+    """Export, check against PyTorch, quantize if requested, and measure.
 
     Args:
         trained: The model, on the CPU.
-        judges: The pictures that it is checked on.
-        calibration: Pictures that int8's ranges are taken from; None: no int8.
-        public: The user's word that the calibration pictures are public.
-        force: Let through what the checks refuse; the figures say so.
+        judges: Pictures for the check.
+        calibration: Pictures that determine int8's ranges; None: no int8.
+        public: The user's statement that the calibration pictures are public.
+        force: Accept what the checks refuse; the figures say so.
 
     Raises:
-        PolicyRefusal: for int8 of a model trained under [privacy] without that word.
-        RunFailed: if a check refuses.
+        PolicyRefusal: if int8 is requested for a model trained under [privacy] without ``public``.
+        RunFailed: if a check fails.
         ConfigurationError: without the 'export' extra.
     """
     if calibration is not None and trained.recipe.privacy is not None and not public:
@@ -89,7 +89,7 @@ def make_onnx(
     }
     int8_bytes, how = None, {}
     if calibration is not None:
-        # The metadata come on top of what the quantiser writes.
+        # The metadata are added to what the quantizer writes, and count toward the size limit.
         most = int(MAX_SIZE_RATIO * len(float_bytes)) - sum(
             p.ByteSize() for p in float_proto.metadata_props
         )
@@ -121,7 +121,7 @@ def make_onnx(
 
 
 def write_onnx(files: OnnxFiles, trained: TrainedModel, folder: Path) -> list[Path]:
-    """Write graphs, what they take, figures and the sample that runs them.
+    """Write the graphs, their preprocessing, the figures and a sample program.
 
     Raises:
         ConfigurationError: if the folder cannot be written.
@@ -141,10 +141,10 @@ def write_onnx(files: OnnxFiles, trained: TrainedModel, folder: Path) -> list[Pa
 
 
 def write_folder(folder: Path, parts: dict[str, bytes]) -> list[Path]:
-    """Write files into a folder, made if it is not there.
+    """Write files into a folder, which is made if necessary.
 
     Raises:
-        ConfigurationError: if it cannot be written.
+        ConfigurationError: if a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _torch_logits(trained: TrainedModel, views_NHWC: NDArray[np.uint8]) -> NDArr
 
 
 def _torch_bytes(trained: TrainedModel) -> int:
-    """Of all tensors: what a safetensors file of the whole model weighs, less its header."""
+    """Size of all tensors: a safetensors file of the whole model without its header."""
     return sum(t.numel() * t.element_size() for t in trained.model.state_dict().values())
 
 

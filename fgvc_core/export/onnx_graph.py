@@ -1,4 +1,4 @@
-"""From a trained model to an ONNX graph that says what it is, and the graph on ONNX Runtime."""
+"""Conversion of a trained model to a self-describing ONNX graph, and its use in ONNX Runtime."""
 
 import json
 import time
@@ -16,7 +16,7 @@ from fgvc_core.export.graph import ExportedGraph
 from fgvc_core.inference.trained import TrainedModel
 
 OPSET = 18
-"""Every ONNX Runtime of the last years reads it, onnxruntime-web too."""
+"""Supported by all ONNX Runtime releases of recent years, including onnxruntime-web."""
 
 INPUT, OUTPUT = "pictures", "logits"
 
@@ -29,8 +29,8 @@ Proto = Any
 def to_onnx(trained: TrainedModel) -> Proto:
     """The model as ONNX: ``pictures`` uint8 (N, S, S, 3) to ``logits`` float32 (N, K).
 
-    N is free. Normalisation is inside; how a picture becomes a square, and the classes'
-    names, are in the metadata.
+    N is dynamic. The graph includes normalization; its metadata contain the class names and how to
+    make a square of a picture.
 
     Raises:
         ConfigurationError: without the 'export' extra.
@@ -45,7 +45,7 @@ def to_onnx(trained: TrainedModel) -> Proto:
     example = torch.zeros(3, size, size, 3, dtype=torch.uint8)
     try:
         with warnings.catch_warnings():
-            # The exporter warns of its own deprecations.
+            # The exporter emits warnings about its own deprecations.
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 ExportedGraph(trained.model),
@@ -58,7 +58,7 @@ def to_onnx(trained: TrainedModel) -> Proto:
                 verbose=False,
             )
     except Exception as error:
-        # torch's exporter raises what its tracer, its passes and its registry happen to raise.
+        # The exporter's tracer, passes and registry raise exceptions of many types.
         raise RunFailed(
             f"torch cannot export this network to ONNX: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''}",
@@ -74,7 +74,7 @@ def to_onnx(trained: TrainedModel) -> Proto:
 
 
 def describe(proto: Proto, trained: TrainedModel) -> None:
-    """Write what the model is into its metadata, in place of what is there."""
+    """Replace the graph's metadata by a description of the model."""
     del proto.metadata_props[:]
     facts = {
         "class_names": json.dumps(trained.class_names),
@@ -87,7 +87,7 @@ def describe(proto: Proto, trained: TrainedModel) -> None:
 
 
 def preprocessing(trained: TrainedModel) -> dict[str, Any]:
-    """How a picture becomes the square that the graph takes, in words and numbers."""
+    """The steps from a picture to the square that the graph takes."""
     spec = trained.model.input
     return {
         "input": "uint8 RGB, (N, size, size, 3), 0 to 255; the graph normalises it",
@@ -100,9 +100,9 @@ def preprocessing(trained: TrainedModel) -> dict[str, Any]:
 
 
 def slim(proto: Proto) -> None:
-    """Take out what only the exporter wants to know, and shorten inner names, in place.
+    """Remove the exporter's annotations and shorten inner names, in place.
 
-    In a small int8 model the names would weigh as much as the weights.
+    In a small int8 model, the names would take as much space as the weights.
     """
     graph = proto.graph
     kept = {value.name for value in (*graph.input, *graph.output)}
@@ -140,11 +140,11 @@ _BATCH = 32
 
 
 class OnnxModel:
-    """Answers as :class:`TrainedModel` does.
+    """An ONNX model with the ``logits`` method of :class:`TrainedModel`.
 
     Args:
-        proto: An ONNX model with this room's input and output.
-        threads: Of one picture's computation.
+        proto: An ONNX model with this package's input and output.
+        threads: Number of threads for one picture.
     """
 
     def __init__(self, proto: Proto, threads: int = 1) -> None:
@@ -155,7 +155,7 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Notes on what its optimiser could not fold are no user's concern.
+        # Hide notes about what the runtime's optimizer could not fold.
         options.log_severity_level = 3
         self._session: Any = onnxruntime.InferenceSession(
             proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -178,14 +178,14 @@ _WARM_UP = 3
 def latencies(
     models: Mapping[str, Answer], view_HWC: NDArray[np.uint8], turns: int = 30
 ) -> dict[str, float]:
-    """Median milliseconds for one picture, on as many threads as each was given.
+    """Median latency of one picture for each model, in milliseconds.
 
-    The models take turns, so that whatever else the machine does hits all of them.
+    The models take turns, so other load on the machine affects them equally.
 
     Args:
-        models: Name -> what answers a batch of one.
+        models: Name -> function that answers a batch of one.
         view_HWC: uint8 (S, S, 3).
-        turns: How often each is asked, 1 at least.
+        turns: Number of measurements, at least 1.
     """
     batch_1HWC = view_HWC[None]
     seconds: dict[str, list[float]] = {name: [] for name in models}

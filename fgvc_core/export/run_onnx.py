@@ -1,4 +1,4 @@
-"""Classify pictures with an exported model: needs onnxruntime, numpy and Pillow alone.
+"""Classify pictures with an exported model; needs only onnxruntime, numpy and Pillow.
 
 Usage: python run_onnx.py model.onnx PICTURE...
 """

@@ -1,1 +1,1 @@
-"""What both sides need of Flower: the only room of the core that imports it."""
+"""Flower's records and private modules, for both sides; the core's only package that imports it."""

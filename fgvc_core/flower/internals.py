@@ -1,9 +1,9 @@
-"""Uses of Flower's private modules that both sides share, as read in flwr 1.41.0.
+"""Private modules of Flower that both sides use, as of flwr 1.41.0.
 
-An in-process grid has to do what Flower's runtimes do: give messages an identity and describe
-its run. Both sides put messages together from objects that the other side has sent, and speak
-Flower's APIs through a Unix socket where Flower's own clients know ports alone. A test fails by
-name when one of these moves.
+An in-process grid does what Flower's runtimes do: it assigns message ids and describes its run.
+Both sides assemble messages from objects that the other side has sent, and speak Flower's APIs
+through Unix sockets, which Flower's own clients do not support. A test fails by name when one of
+these private modules changes.
 """
 
 import ssl
@@ -41,49 +41,49 @@ __all__ = [
 ]
 
 SERVER_NODE_ID = 1
-"""The node id that Flower gives to the ServerApp's side."""
+"""Node id that Flower assigns to the ServerApp's side."""
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-"""The call that needs the secret of the SuperLink or SuperNode."""
+"""The call that requires the secret of the SuperLink or SuperNode."""
 NO_HOST = "socket.invalid"
-"""A name that no resolver knows (RFC 6761, section 6.4)."""
+"""A host name that never resolves (RFC 6761, section 6.4)."""
 _TIMEOUT_S = 30.0
-"""Of each call, in seconds; Flower's own."""
+"""Timeout of each call, in seconds; Flower's own value."""
 
 C = TypeVar("C", bound=ProtobufClient)
 
 
 def enter_task(task_id: int, run_id: int, node_id: int) -> None:
-    """Make this process a task's, so that messages can be built in it."""
+    """Give this process the identity of a task, which building messages requires."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task_id, run_id, node_id
 
 
 def enter_run(run_id: int) -> None:
-    """Make this process the ServerApp's side of a run, so that messages can be built."""
+    """Give this process the identity of a run's ServerApp, which building messages requires."""
     enter_task(1, run_id, SERVER_NODE_ID)
 
 
 def empty_run(run_id: int) -> Run:
-    """A description of a run that no SuperLink knows."""
+    """A description of a run without a SuperLink."""
     return Run.create_empty(run_id=run_id)
 
 
 def give_id(message: Message) -> str:
-    """Give a message a fresh id, as a SuperLink would when it is pushed."""
+    """Assign a new id to a message, as a SuperLink does when it is pushed."""
     message_id = uuid4().hex
     message.metadata.__dict__["_message_id"] = message_id
     return message_id
 
 
 def build_app(files: dict[str, bytes]) -> bytes:
-    """An app's bundle as ``flwr run`` makes it; for comparisons with stock Flower alone."""
+    """The bundle that ``flwr run`` builds; only for comparisons with stock Flower."""
     return build_fab_from_files(dict(files))[0]
 
 
 def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
-    """A message from the contents of its objects, whoever sent them; they are used up.
+    """Assemble an untrusted message from the contents of its objects, which are consumed.
 
     Raises:
-        ValueError: if they do not make up a message, or would unfold to more than was sent.
+        ValueError: if they do not form a message, or would expand to more than was sent.
     """
     try:
         _check_unfolded(contents)
@@ -91,7 +91,7 @@ def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
     except (MemoryError, OSError):
         raise
     except Exception as error:
-        # Flower's decoders raise whatever they meet: a stranger's bytes decide which.
+        # A stranger's bytes decide which exception Flower's decoders raise.
         raise ValueError(f"{type(error).__name__}: {error}") from None
     if not isinstance(message, Message):
         raise ValueError(f"The root of a message is a {type(message).__name__}.")
@@ -100,7 +100,7 @@ def put_together(message_id: str, contents: dict[str, bytes]) -> Message:
 
 
 def _check_unfolded(contents: Mapping[str, bytes]) -> None:
-    """Raise ValueError if an array is made of one chunk several times."""
+    """Raise ValueError if an array repeats a chunk."""
     for content in contents.values():
         kind, children, _ = get_object_head_values_from_object_content(content)
         if kind == "Array":
@@ -108,18 +108,18 @@ def _check_unfolded(contents: Mapping[str, bytes]) -> None:
 
 
 def over_socket(client: C, path: Path, trust: ssl.SSLContext | bool = True) -> C:
-    """Have one of Flower's clients, which know ports alone, speak through a Unix socket.
+    """Route one of Flower's clients, which support only ports, through a Unix socket.
 
     Args:
-        client: Not used yet.
-        path: Of the socket.
-        trust: What vouches for the other side, where it speaks TLS.
+        client: A client that has not been used yet.
+        path: Path of the socket.
+        trust: TLS verification of the other side.
     """
     client.close()
     client._client = httpx.Client(
         transport=httpx.HTTPTransport(verify=trust, uds=socket_name(path)),
         timeout=_TIMEOUT_S,
-        # A proxy of the environment is for the outside.
+        # Proxies in the environment are for outside connections.
         trust_env=False,
     )
     return client

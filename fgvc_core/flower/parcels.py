@@ -1,4 +1,4 @@
-"""The tensors of a Flower message as one parcel, at a party's border to SuperLink or SuperNode."""
+"""Packs the tensors of a Flower message into one parcel before SuperLink or SuperNode sees them."""
 
 from flwr.app import Array, ArrayRecord, RecordDict
 
@@ -10,16 +10,16 @@ PARCEL = "parcel"
 
 
 def to_parcel(record: ArrayRecord) -> ArrayRecord:
-    """A record with one array that holds all tensors of another."""
+    """A record with one array that contains all tensors of another."""
     data = make_parcel(from_array_record(record))
     return ArrayRecord({PARCEL: Array("uint8", (len(data),), "fieldmark.parcel", data)})
 
 
 def pack_in(content: RecordDict) -> None:
-    """Put the tensors of a message's content into one parcel, in place.
+    """Pack the tensors of a message's content into one parcel, in place.
 
-    An empty record becomes a parcel, too: as it is, it would be an object whose digest anybody
-    can compute.
+    Even an empty record is packed: otherwise it would be an object whose digest anybody can
+    compute.
     """
     record = content.array_records.get("tensors")
     if record is not None:
@@ -27,9 +27,9 @@ def pack_in(content: RecordDict) -> None:
 
 
 def open_in(content: RecordDict) -> None:
-    """Open the parcel of a message's content in place; a damaged one opens to no tensors.
+    """Unpack the parcel of a message's content in place; a damaged one yields no tensors.
 
-    The signed body names its tensors: a message without them is refused.
+    The signed body lists the tensors, so a message without them is refused later.
     """
     record = content.array_records.get("tensors")
     if record is None or list(record) != [PARCEL]:

@@ -1,4 +1,4 @@
-"""Flower's records <-> our packed tensors and signed bodies."""
+"""Conversion between Flower's records and packed tensors with signed bodies."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,46 +10,46 @@ from fgvc_core.protocol.messages import Sealed
 from fgvc_core.wire.arrays import DTYPES, WORTH_THREADS, PackedTensor, digest_all
 
 MAX_AXES = 32
-"""Most axes of a tensor that is looked at."""
+"""Most dimensions of an accepted tensor."""
 UNREADABLE, TOO_LARGE, WITHDRAWN = 9001, 9002, 9003
 FAULTS = {
     UNREADABLE: "The reply is no message that can be put together.",
     TOO_LARGE: "The reply is larger than wire.max_update_mb allows.",
     WITHDRAWN: "The reply was announced, and its pieces never came.",
 }
-"""Error codes, beyond Flower's own, under which a grid reports a reply that is the site's own
-fault -> what is recorded. A site that sends such a code itself is taken at its word."""
+"""Error codes beyond Flower's own, by which a grid reports a reply that is the site's fault ->
+recorded message. If a site sends such a code itself, it is blamed all the same."""
 
 
 class SiteFault(PeerError):
-    """A reply that cannot be read because of what the site sent."""
+    """A reply that is unreadable because of what the site sent."""
 
 
 @contextmanager
 def words_of_a_site() -> Iterator[None]:
-    """Whatever reading what a site has sent raises is that site's fault, and nothing else's.
+    """Convert any error while reading a site's data into a :class:`SiteFault`.
 
     Raises:
-        SiteFault: in place of what is no PeerError already.
+        SiteFault: in place of any other exception than PeerError, OSError and MemoryError.
     """
     try:
         yield
     except (PeerError, OSError, MemoryError):
-        # A full disk or memory of ours is no site's fault: the run's process is started anew.
+        # A full disk or memory is our own fault: the run's process restarts.
         raise
     except Exception as error:
         raise SiteFault(f"The reply cannot be read ({type(error).__name__}).") from error
 
 
 def to_array_record(tensors: Mapping[str, PackedTensor]) -> ArrayRecord:
-    """Packed tensors as Flower carries them; the bytes are shared, not copied."""
+    """Packed tensors as Flower's arrays; the bytes are shared, not copied."""
     return ArrayRecord(
         {name: Array(t.dtype, t.shape, "numpy.ndarray", t.data) for name, t in tensors.items()}
     )
 
 
 def from_array_record(record: ArrayRecord) -> dict[str, PackedTensor]:
-    """Flower's arrays as packed tensors, not checked yet."""
+    """Flower's arrays as packed tensors, unverified."""
     return {
         name: PackedTensor(array.dtype, tuple(array.shape), array.data)
         for name, array in record.items()
@@ -57,7 +57,7 @@ def from_array_record(record: ArrayRecord) -> dict[str, PackedTensor]:
 
 
 def to_content(sealed: Sealed, arrays: ArrayRecord | None) -> RecordDict:
-    """The content of a message: a signed body, and the tensors beside it."""
+    """The content of a message: a signed body and tensors."""
     content = RecordDict()
     content["envelope"] = ConfigRecord({"body": sealed.text, "signature": sealed.signature})
     content["tensors"] = arrays if arrays is not None else ArrayRecord()
@@ -65,10 +65,10 @@ def to_content(sealed: Sealed, arrays: ArrayRecord | None) -> RecordDict:
 
 
 def from_content(content: RecordDict) -> tuple[Sealed, dict[str, PackedTensor]]:
-    """The signed body and the tensors of a request, not checked yet.
+    """The signed body and the tensors of a request, unverified.
 
-    Never raises for a body that is missing or malformed: it is returned empty, and no signature
-    fits it.
+    Does not raise for a missing or malformed body, but returns an empty one, which no signature
+    fits.
     """
     envelope = content.config_records.get("envelope", ConfigRecord())
     body, signature = envelope.get("body", ""), envelope.get("signature", b"")
@@ -83,7 +83,7 @@ def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
     """The signed body and the tensors of a reply; the tensors are removed from the message.
 
     Raises:
-        SiteFault: if the grid found that it cannot be read, through the site's own fault.
+        SiteFault: if the grid found it unreadable through the site's fault.
         PeerError: if it carries an error, or is not a signed body with tensors.
     """
     if message.has_error():
@@ -120,15 +120,15 @@ def _is_text(body: str) -> bool:
 def take_tensors(message: Message) -> ArrayRecord:
     """Remove a message's tensors from it and return them.
 
-    Flower's records refer to themselves in a circle: what is left in one stays in
-    memory until Python's collector happens to run, hundreds of megabytes later.
+    Flower's records are reference cycles: tensors left in one stay in memory until Python's garbage
+    collector runs, hundreds of megabytes later.
     """
     arrays = message.content.pop("tensors", None)
     return arrays if isinstance(arrays, ArrayRecord) else ArrayRecord()
 
 
 def is_large(message: Message) -> bool:
-    """Whether a message's tensors are worth another thread."""
+    """Whether a message's tensors are large enough to digest them in another thread."""
     try:
         with words_of_a_site():
             return sum(len(t.data) for t in _tensors_of(message).values()) >= WORTH_THREADS

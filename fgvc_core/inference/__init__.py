@@ -1,1 +1,1 @@
-"""A trained model in use: read from a checkpoint, asked about pictures, judged on data."""
+"""Use of a trained model: checkpoints, predictions, evaluation, calibration."""

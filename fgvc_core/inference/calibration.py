@@ -1,8 +1,8 @@
-"""How sure a model may say that it is: one temperature, fitted on pictures it did not learn from.
+"""Calibration of a model: one temperature, and a threshold for "none of these".
 
 Temperature scaling and the expected calibration error: Guo et al. 2017, sections 2 and 4.2,
-https://arxiv.org/abs/1706.04599. What was fitted is kept beside the checkpoint, in
-``<name>.calibration.json``, and says by a digest which checkpoint it is of.
+https://arxiv.org/abs/1706.04599. Both are fitted on pictures that the model has not learned from,
+and kept beside the checkpoint in ``<name>.calibration.json`` with the checkpoint's digest.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.files import replace_text
 
 BINS = 15
-"""Of the expected calibration error, as in the paper."""
+"""Number of bins of the expected calibration error, as in the paper."""
 
 KEPT = 0.95
-"""Share of the calibration's own pictures that are not called "none of these"."""
+"""Share of the calibration pictures that are not called "none of these"."""
 
 Score = Literal["probability", "logit", "energy"]
 SCORES: tuple[Score, ...] = ("probability", "logit", "energy")
@@ -32,18 +32,18 @@ _COLDEST, _HOTTEST = 0.02, 50.0
 
 
 class Calibration(BaseModel):
-    """What was fitted, and on what.
+    """A fitted calibration.
 
     Attributes:
         checkpoint: SHA-256 (hex) of the checkpoint's file.
-        temperature: What logits are divided by.
-        examples: How many pictures it was fitted on.
-        on: Which, in words.
-        ece_before: Expected calibration error there at temperature 1, 0 to 1.
+        temperature: Divisor of the logits.
+        examples: Number of pictures it was fitted on.
+        on: Description of these pictures.
+        ece_before: Expected calibration error on them at temperature 1, 0 to 1.
         ece_after: The same at the fitted temperature (on the pictures it was fitted on).
-        score: By which a picture is found to be none of the classes; see :func:`known_scores`.
-        threshold: Below it, it is.
-        kept: Share of the calibration's pictures at or above it.
+        score: Score that detects pictures of none of the classes; see :func:`known_scores`.
+        threshold: A picture with a lower score is of none of the classes.
+        kept: Share of the calibration pictures at or above the threshold.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,12 +62,12 @@ class Calibration(BaseModel):
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of equal width over the confidence, M of them.
+    """Accuracy by confidence, in M bins of equal width.
 
     Attributes:
-        count_M: int64, answers in each.
-        confidence_M: float64, their mean confidence; 0 where there are none.
-        accuracy_M: float64, the share that was right; 0 where there are none.
+        count_M: int64, number of answers in each bin.
+        confidence_M: float64, their mean confidence; 0 in an empty bin.
+        accuracy_M: float64, the share of correct answers; 0 in an empty bin.
     """
 
     count_M: NDArray[np.int64]
@@ -84,7 +84,7 @@ class Reliability:
 def reliability(
     logits_NK: NDArray[np.float64], labels_N: NDArray[np.int64], temperature: float = 1.0
 ) -> Reliability:
-    """How often answers of each confidence are right."""
+    """Accuracy of the answers at each level of confidence."""
     probabilities_NK = softmax(logits_NK / temperature, axis=1)
     confidence_N = probabilities_NK.max(axis=1)
     right_N = (logits_NK.argmax(axis=1) == labels_N).astype(np.float64)
@@ -99,7 +99,7 @@ def reliability(
 
 
 def fit_temperature(logits_NK: NDArray[np.float64], labels_N: NDArray[np.int64]) -> float:
-    """The temperature with the least cross-entropy, 0.02 to 50.
+    """The temperature with the lowest cross-entropy, 0.02 to 50.
 
     Raises:
         DataError: if there are no pictures.
@@ -125,10 +125,10 @@ def known_scores(
 ) -> NDArray[np.float64]:
     """float64 (N,): the higher, the more a picture looks like one of the classes.
 
-    ``probability`` is the largest one (Hendrycks and Gimpel 2017,
+    ``probability`` is the largest probability (Hendrycks and Gimpel 2017,
     https://arxiv.org/abs/1610.02136), ``logit`` the largest logit (Hendrycks et al. 2022,
-    https://arxiv.org/abs/1911.11132), ``energy`` the free energy's negative (Liu et al. 2020,
-    https://arxiv.org/abs/2010.03759); the last two are not touched by the temperature.
+    https://arxiv.org/abs/1911.11132), ``energy`` the negative free energy (Liu et al. 2020,
+    https://arxiv.org/abs/2010.03759). The last two do not depend on the temperature.
     """
     if score == "probability":
         return softmax(logits_NK / temperature, axis=1).max(axis=1)
@@ -148,13 +148,13 @@ def calibrate(
     """Fit temperature and threshold.
 
     Args:
-        logits_NK: Of pictures that the model has not learnt from.
+        logits_NK: Logits of pictures that the model has not learned from.
         labels_N: Their classes.
         checkpoint: Digest of the checkpoint.
-        on: Which pictures, in words.
-        score: By which "none of these" is found. On the demo without three of its classes the
-            AUROC of ``probability`` was 0.943, of ``logit`` 0.776, of ``energy`` 0.696: label
-            smoothing presses logits together (docs/using-a-model.md).
+        on: Description of the pictures.
+        score: Score that detects "none of these". On the demo without three of its classes, the
+            AUROC was 0.943 for ``probability``, 0.776 for ``logit`` and 0.696 for ``energy``: label
+            smoothing compresses logits (docs/using-a-model.md).
 
     Raises:
         DataError: if there are no pictures.
@@ -176,7 +176,7 @@ def calibrate(
 
 
 def sidecar(checkpoint: Path) -> Path:
-    """Where a checkpoint's calibration is kept."""
+    """Path of a checkpoint's calibration."""
     return checkpoint.with_name(f"{checkpoint.stem}.calibration.json")
 
 
@@ -187,10 +187,10 @@ def file_digest(path: Path) -> str:
 
 
 def write_calibration(calibration: Calibration, checkpoint: Path) -> Path:
-    """Keep a calibration beside its checkpoint, replacing an older one.
+    """Write a calibration beside its checkpoint, in place of an older one.
 
     Raises:
-        ConfigurationError: if it cannot be written there.
+        ConfigurationError: if the file cannot be written.
     """
     path = sidecar(checkpoint)
     try:
@@ -205,10 +205,10 @@ def write_calibration(calibration: Calibration, checkpoint: Path) -> Path:
 
 
 def read_calibration(checkpoint: Path) -> Calibration | None:
-    """A checkpoint's calibration, or None where it has none.
+    """A checkpoint's calibration, or None.
 
     Raises:
-        DataError: if it is damaged, or was fitted for another checkpoint of that name.
+        DataError: if it is damaged, or was fitted for another checkpoint with this name.
     """
     path = sidecar(checkpoint)
     try:

@@ -1,7 +1,4 @@
-"""Reading what a run left behind: a checkpoint's tensors and what it says of itself.
-
-Read by everybody who uses a model; written only by the coordinator's run.
-"""
+"""Reads checkpoints: the tensors and metadata that a run's coordinator has written."""
 
 from pathlib import Path
 
@@ -12,14 +9,14 @@ from safetensors import SafetensorError, safe_open
 from fgvc_core.errors import DataError
 
 SERVER = "server/"
-"""Names of the tensors that only the run itself needs begin so."""
+"""Prefix of the tensors that only the run itself needs."""
 
 
 def read_all(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
-    """Every tensor of a checkpoint, and its metadata.
+    """All tensors of a checkpoint, and its metadata.
 
     Raises:
-        DataError: if it is missing or damaged.
+        DataError: if the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -34,17 +31,17 @@ def read_all(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
-    """The model's tensors and the metadata of any checkpoint.
+    """The model's tensors and the metadata of a checkpoint.
 
     Raises:
-        DataError: if it is missing or damaged.
+        DataError: if the file is missing or damaged.
     """
     tensors, metadata = read_all(path)
     return {n: a for n, a in tensors.items() if not n.startswith(SERVER)}, metadata
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The file that a person means: itself, or the best (else last) one of a run's folder.
+    """The checkpoint at a path: the file itself, or the best (else the last) one of a run's folder.
 
     Raises:
         DataError: if there is none.

@@ -1,4 +1,4 @@
-"""A contact sheet: every picture with its answer, grouped, to look through."""
+"""Contact sheet: an HTML page with all predicted pictures, grouped by answer."""
 
 import base64
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ def contact_sheet(trained: TrainedModel, judge: Judge, predictions: Sequence[Pre
     """The page (HTML).
 
     Args:
-        trained: The model that was asked.
-        judge: Who told the verdicts.
-        predictions: With thumbnails.
+        trained: The model.
+        judge: The judge that gave the verdicts.
+        predictions: Predictions with thumbnails.
     """
     read = [p for p in predictions if p.verdict is not None]
     unknown = sum(p.verdict.unknown for p in read if p.verdict is not None)
@@ -54,7 +54,7 @@ def contact_sheet(trained: TrainedModel, judge: Judge, predictions: Sequence[Pre
 
 
 def confidence_in_words(judge: Judge) -> str:
-    """One sentence: what the confidences are worth."""
+    """One sentence on the calibration of the confidences."""
     if judge.calibration is None:
         return "Confidences are uncalibrated: no temperature was fitted for this checkpoint."
     fitted = judge.calibration

@@ -35,7 +35,7 @@ from fgvc_core.inference.validation_split import PARTITION, validation_of_run
 from fgvc_core.training.robustness import robustness as corrupted
 
 Progress = Callable[[str], AbstractContextManager[Tell | None]]
-"""Opens a progress bar of a title; what it yields is called with (done, total)."""
+"""Opens a progress bar with a title and yields a callback for (done, total)."""
 
 
 def evaluate(
@@ -53,16 +53,17 @@ def evaluate(
 
     Args:
         trained: The model.
-        data: Which data; labels are matched to the model's classes by name.
-        part: Which part of them.
-        by: Columns whose values are scored apart.
-        held_out: Classes of the data that the model has never seen: how well it notices.
-        robustness: Whether to score corrupted pictures too: 36 passes over them.
+        data: The data; labels are matched to the model's classes by name.
+        part: Part of the data.
+        by: Columns whose values are scored separately.
+        held_out: Classes of the data that the model has never seen; measures how well it detects
+            them.
+        robustness: Also score corrupted pictures: 36 passes over them.
         draws: Resamples of the bootstrap.
-        progress: Shows how far it is.
+        progress: Shows the progress.
 
     Raises:
-        ConfigurationError: for a column or a held-out class that is not there.
+        ConfigurationError: if a column or a held-out class does not exist.
         DataError: if the data are missing or damaged, or have labels that the model lacks.
     """
     cache, batch = cache_folder(), trained.recipe.evaluate.batch_size
@@ -83,7 +84,7 @@ def evaluate(
         unseen = open_set(logits_NK, unknown_MK, present, calibration)
     robust = None
     if robustness:
-        # The network has an answer for every class, also for those that nobody had.
+        # The network has a logit for every class, including those without pictures at any site.
         asked = replace(known, labels_N=seen_K[known.labels_N], class_names=trained.class_names)
         with progress("Corrupting") as tell:
             robust = corrupted(trained.model, asked, batch_size=batch, tell=tell)
@@ -106,26 +107,26 @@ def fit_calibration(
 
     Args:
         trained: The model.
-        own: The data of its recipe, as they are found here.
-        other: The data to fit on; of the same kind as ``own``, the sites' validation pictures
-            are taken, otherwise their training part.
-        held_out: Classes that are set aside.
+        own: The data of its recipe, as found on this machine.
+        other: The data to fit on: the sites' validation pictures if it is the same data set as
+            ``own``, otherwise its training part.
+        held_out: Classes to leave out.
 
     Raises:
-        PolicyRefusal: if the pictures were a private run's.
+        PolicyRefusal: if the pictures belong to a private run.
         DataError: if there are no pictures that the model has not learned from.
     """
     recipe, cache = trained.recipe, cache_folder()
     part, on = _not_learned_from(trained, own, other, cache)
     seen_K = seen_classes(recipe, trained.class_names)
     names = tuple(trained.class_names[k] for k in seen_K)
-    # Held-out classes are set aside here as in the scoring, where these data have them.
+    # Leave out held-out classes as in scoring, if these data have them.
     held_out = [name for name in held_out if name in part.class_names]
     known, _ = part_known(part, names, held_out, recipe.partition.unseen)
     logits_NK = logits_of(trained.learner, known, cache, recipe.evaluate.batch_size)[:, seen_K]
     digest = file_digest(trained.path)
     fitted = calibrate(logits_NK, known.labels_N, checkpoint=digest, on=on)
-    # One for another checkpoint of this name would be read as damaged.
+    # read_calibration() would refuse an old one of another checkpoint with this name.
     sidecar(trained.path).unlink(missing_ok=True)
     write_calibration(fitted, trained.path)
     return fitted
@@ -134,10 +135,11 @@ def fit_calibration(
 def _not_learned_from(
     trained: TrainedModel, own: DataSettings, other: DataSettings, cache: Path
 ) -> tuple[ExampleTable, str]:
-    """Pictures that the model has not learned from, and which these are, in words.
+    """Pictures that the model has not learned from, and a description of them.
 
-    Data of the run's own kind are taken for its own wherever a simulation says who held what:
-    their training part was learned from.
+    Data with the recipe's name count as the run's own if they have its path, or if a simulation
+    recorded which site held what. Their training part was learned from: only the sites' validation
+    pictures remain.
     """
     recipe, run_dir = trained.recipe, trained.path.parent.parent
     elsewhere = other.path != recipe.data.path and not (run_dir / PARTITION).exists()

@@ -1,4 +1,4 @@
-"""From what a person names (files, folders, patterns, a list) to pictures."""
+"""Finds the pictures that the user names: files, folders, patterns, or a list of paths."""
 
 import glob
 import os
@@ -13,13 +13,13 @@ _WILD = ("*", "?", "[")
 
 @dataclass(frozen=True)
 class Found:
-    """One picture to look at, or one name behind which there is none.
+    """One picture, or a name that leads to none.
 
     Attributes:
-        name: As it is shown; bytes that are no UTF-8 are escaped.
-        root: The folder that the file must not lead out of, links resolved.
-        relative: Its path below ``root``.
-        fault: Why there is nothing to look at; empty where there is.
+        name: Name for display; bytes that are not UTF-8 are escaped.
+        root: Folder that the file must not lead out of; links are resolved.
+        relative: Path below ``root``.
+        fault: Why there is no picture; empty if there is one.
     """
 
     name: str
@@ -31,14 +31,15 @@ class Found:
 def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[Found]:
     """The pictures that arguments name, each once, in their order.
 
-    A folder stands for the pictures below it, sorted, without hidden ones; a name with
-    ``*``, ``?`` or ``[`` that is no file for the files that it matches (``**`` goes deeper), or
-    for the pictures below the folders where it matches nothing else; ``-`` for ``listed``. A
-    link that a person names is followed; one that lies in a named folder must not lead out of it.
+    A folder stands for the pictures below it, sorted, without hidden ones. A name with ``*``, ``?``
+    or ``[`` that is not a file is a pattern (``**`` matches any depth): it stands for the files
+    that it matches, or, if it matches only folders, for the pictures below them. ``-`` stands for
+    ``listed``. A link that the user names is followed; one inside a named folder must not lead out
+    of it.
 
     Args:
         arguments: Files, folders, patterns, ``-``.
-        listed: One path each, with or without line ends, for instance standard input.
+        listed: One path each, with or without line ends, for instance from standard input.
     """
     seen: set[str] = set()
     pictures = []
@@ -66,7 +67,7 @@ def _named(name: str) -> Iterator[Found]:
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
             yield Found(_shown(name), path.parent, path.name, "the pattern matches nothing")
-        # With ** folders match beside the files in them.
+        # A ** pattern matches folders as well as the files in them.
         files = [match for match in matches if not Path(match).is_dir()]
         for file in files:
             yield _file(Path(file))

@@ -1,9 +1,9 @@
-"""Intervals that know that pictures of one subject are not independent.
+"""Confidence intervals by a bootstrap over subjects, whose pictures are not independent.
 
-A bootstrap draws whole subjects (patients, animals) with replacement, never single pictures, and
-takes bias-corrected and accelerated percentiles: Efron 1987, "Better Bootstrap Confidence
-Intervals", J. Am. Stat. Assoc. 82, https://doi.org/10.1080/01621459.1987.10478410; drawing
-clusters: Davison and Hinkley 1997, section 3.8, https://doi.org/10.1017/CBO9780511802843.
+The bootstrap draws whole subjects (patients, animals) with replacement and uses bias-corrected and
+accelerated percentiles: Efron 1987, "Better Bootstrap Confidence Intervals", J. Am. Stat. Assoc.
+82, https://doi.org/10.1080/01621459.1987.10478410; for clusters: Davison and Hinkley 1997, section
+3.8, https://doi.org/10.1017/CBO9780511802843.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,25 +17,25 @@ LEVEL = 0.95
 DRAWS = 2000
 
 FEWEST = 10
-"""Subjects below which resampling says too little."""
+"""Fewest subjects for a bootstrap."""
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
-"""Sums over subjects (B, M) -> the figure of each (B,)."""
+"""Sums over subjects (B, M) -> the metric of each row (B,)."""
 
 _AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its 95 % interval, all from 0 to 1."""
+    """A metric with its 95 % interval, all 0 to 1."""
 
     value: float
     low: float
     high: float
 
     def as_json(self) -> dict[str, float]:
-        """Plain values."""
+        """The fields as a dict."""
         return asdict(self)
 
 
@@ -47,18 +47,18 @@ def by_subject(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval:
-    """A figure of sums over pictures, with its interval over subjects.
+    """A metric of sums over pictures, with its interval over subjects.
 
-    Of fewer than ten subjects, or where no draw differs (every subject is right), a bootstrap
-    claims too much; the interval then is the exact binomial one over subjects (Clopper and
-    Pearson 1934, https://doi.org/10.1093/biomet/26.4.404), and 0 to 1 for a single subject.
+    With fewer than ten subjects, or if all resamples agree (every subject is correct), a bootstrap
+    is overconfident. The interval is then the exact binomial one over subjects (Clopper and Pearson
+    1934, https://doi.org/10.1093/biomet/26.4.404), and 0 to 1 for a single subject.
 
     Args:
-        parts_NM: What each of N pictures adds to M sums.
-        subjects: N ids; equal ids are drawn together.
-        statistic: The figure, between 0 and 1, of M sums.
-        draws: How many resamples, at least 100.
-        seed: Another seed draws others.
+        parts_NM: Contribution of each of N pictures to M sums.
+        subjects: N ids; pictures with equal ids are drawn together.
+        statistic: Metric of M sums, 0 to 1.
+        draws: Number of resamples, at least 100.
+        seed: Seed of the resamples.
     """
     numbers_N = np.unique(np.asarray(subjects, dtype=object).astype(str), return_inverse=True)[1]
     count = int(numbers_N.max()) + 1 if len(numbers_N) else 0
@@ -80,19 +80,19 @@ def by_subject(
 
 
 def top1_parts(right_N: NDArray[np.bool_]) -> Floats:
-    """What pictures add to (right ones, all)."""
+    """float64 (N, 2): contribution of each picture to (correct, total)."""
     return np.stack([right_N.astype(np.float64), np.ones(len(right_N))], axis=1)
 
 
 def top1_of(sums_B2: Floats) -> Floats:
-    """The share that was right."""
+    """The share of correct answers."""
     return sums_B2[:, 0] / np.maximum(sums_B2[:, 1], 1e-12)
 
 
 def macro_f1_parts(
     labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64], classes: int
 ) -> Floats:
-    """What pictures add to each class's (found, there, said): float64 (N, 3 K)."""
+    """float64 (N, 3 K): contribution of each picture to each class's hits, labels, predictions."""
     at = np.arange(len(labels_N))
     parts_N3K = np.zeros((len(labels_N), 3, classes))
     right_N = labels_N == predicted_N
@@ -103,7 +103,7 @@ def macro_f1_parts(
 
 
 def macro_f1_of(sums_BM: Floats) -> Floats:
-    """Mean F1 over the classes that are there."""
+    """Mean F1 over the classes that have pictures."""
     found_BK, there_BK, said_BK = np.split(sums_BM, 3, axis=1)
     both_BK = there_BK + said_BK
     f1_BK = np.divide(2 * found_BK, both_BK, out=np.zeros_like(found_BK), where=both_BK > 0)
@@ -123,7 +123,7 @@ def _resampled(parts_SM: Floats, draws: int, seed: int) -> Iterator[Floats]:
 
 
 def _shares(found_B: Floats, value: float, left_S: Floats) -> list[float]:
-    """Which percentiles of the resamples bound the interval."""
+    """The percentiles of the resamples that bound the interval (BCa)."""
     below = ((found_B < value).sum() + 0.5 * (found_B == value).sum()) / len(found_B)
     bias = float(ndtri(np.clip(below, 1 / len(found_B), 1 - 1 / len(found_B))))
     gaps_S = left_S.mean() - left_S
@@ -137,7 +137,7 @@ def _shares(found_B: Floats, value: float, left_S: Floats) -> list[float]:
 
 
 def _exact(value: float, count: int) -> Interval:
-    """Clopper and Pearson's, as if so large a share of so many subjects were right."""
+    """The Clopper-Pearson interval of a share ``value`` of ``count`` subjects."""
     if count < 2:
         return Interval(value, 0.0, 1.0)
     right, tail = value * count, (1 - LEVEL) / 2

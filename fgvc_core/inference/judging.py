@@ -1,4 +1,4 @@
-"""A trained model on a labelled table: which pictures, under which names, with what logits."""
+"""Runs a trained model on a labeled table: selects pictures, matches classes, computes logits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +23,16 @@ from fgvc_core.training.learner import Learner
 Part = Literal["test", "train", "all"]
 
 _NAMED_BY_MODEL = ("folder", "manifest")
-"""Data sets whose class names are whatever their files say."""
+"""Data sets whose class names come from their files."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """N pictures and what a model said of them.
+    """N pictures and the model's logits.
 
     Attributes:
         logits_NK: float64.
-        labels_N: int64, 0..K-1.
+        labels_N: int64, 0 to K - 1.
         subjects: N ids.
         columns: Further columns, each of N texts.
     """
@@ -55,7 +55,7 @@ def data_of(
     path: str | None = None,
     held_out: Sequence[str] = (),
 ) -> DataSettings:
-    """Which data a model is judged on: its recipe's own, changed as a person says.
+    """The data to judge a model on: its recipe's own, with changes.
 
     Args:
         trained: The model.
@@ -65,7 +65,7 @@ def data_of(
         held_out: Further classes that may occur.
 
     Raises:
-        ConfigurationError: if an override is none of ``data``.
+        ConfigurationError: if an override is outside ``data``.
     """
     strange = [key for key in overrides if not key.startswith("data.")]
     if strange:
@@ -89,7 +89,7 @@ def data_of(
 
 
 def read_table(data: DataSettings, part: Part, cache: Path) -> ExampleTable:
-    """The labelled pictures of a part of a data set.
+    """The labeled pictures of a part of a data set.
 
     Raises:
         DataError: if there are none, or the data are missing or damaged.
@@ -115,7 +115,7 @@ def labelled_part(table: ExampleTable, part: Part) -> ExampleTable:
 
 
 def seen_classes(recipe: Recipe, class_names: Sequence[str]) -> NDArray[np.int64]:
-    """int64 (K',): the classes of which some site had a picture."""
+    """int64 (K',): the classes of which at least one site had pictures."""
     return np.array([k for k, n in enumerate(class_names) if n not in recipe.partition.unseen])
 
 
@@ -125,20 +125,20 @@ def part_known(
     held_out: Sequence[str],
     unseen: Sequence[str],
 ) -> tuple[ExampleTable, ExampleTable]:
-    """(pictures of the model's classes, pictures of held-out ones), matched by name.
+    """(pictures of the model's classes, pictures of held-out classes), matched by name.
 
     Args:
-        table: Labelled pictures of any data set.
-        class_names: The classes that the model has learnt.
+        table: Labeled pictures of any data set.
+        class_names: The classes that the model has learned.
         held_out: Classes that count as none of these.
-        unseen: Classes that the model has an answer for and has never seen.
+        unseen: Classes that the model has a logit for but has never seen.
 
     Returns:
-        The first table's labels and class names are the model's; the second's stay.
+        The first table has the model's labels and class names; the second keeps its own.
 
     Raises:
-        ConfigurationError: if a held-out class was learnt, or is not in the data.
-        DataError: naming the labels that are neither.
+        ConfigurationError: if a held-out class was learned, or is not in the data.
+        DataError: names the labels that are neither known nor held out.
     """
     for name in held_out:
         if name in class_names:
@@ -187,16 +187,16 @@ def logits_of(
     tell: Callable[[int, int], None] | None = None,
     threads: int | None = None,
 ) -> NDArray[np.float64]:
-    """Logits (N, K) of a table's pictures; decoded pictures (or features) are kept in a cache.
+    """Logits (N, K) of a table's pictures; decoded pictures (or features) are cached.
 
     Args:
         learner: The model.
         table: N pictures.
-        cache: Where decoded pictures (or features) are kept.
-        batch_size: Pictures classified at once; a thread has one batch at a time.
+        cache: Folder of the cache.
+        batch_size: Pictures per batch; each thread has one batch at a time.
         tell: Called with (pictures done, pictures in all).
-        threads: How many work at once; None: one a core, and one on a GPU. They change no
-            bit of the answer.
+        threads: Number of threads; None: one per core, and one on a GPU. The result does not depend
+            on it, to the bit.
 
     Raises:
         DataError: if a picture is missing or damaged.

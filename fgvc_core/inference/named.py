@@ -1,4 +1,4 @@
-"""Pictures that a person names, each of which has to be there."""
+"""Pictures named by the user, every one of which must exist."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +13,17 @@ from fgvc_core.inference.trained import TrainedModel
 
 
 class NamedPictures:
-    """N pictures by their paths, in order, each once.
+    """N pictures by path, in order, each once.
 
     Args:
         arguments: Files, folders and patterns; see :func:`find_pictures`.
-        upright: Turn a picture as its EXIF orientation asks.
+        upright: Rotate pictures by their EXIF orientation.
 
     Attributes:
-        names: N, as they are shown.
+        names: N names for display.
 
     Raises:
-        DataError: for a name behind which there is no picture.
+        DataError: if a name leads to no picture.
     """
 
     def __init__(self, arguments: Sequence[Path | str], upright: bool = True) -> None:
@@ -45,10 +45,10 @@ class NamedPictures:
 
         Args:
             trained: The model.
-            most: At most so many, spread evenly over all; None: all.
+            most: Most pictures to use, evenly spread; None: all.
 
         Raises:
-            DataError: naming a picture that is damaged.
+            DataError: names a damaged picture.
         """
         spec = trained.model.input
         at = spread(len(self), len(self) if most is None else most)
@@ -58,7 +58,7 @@ class NamedPictures:
 
 
 class NamedViews:
-    """M names, and uint8 (M, S, S, 3) views of what they name."""
+    """M names, and the pictures as uint8 (M, S, S, 3)."""
 
     def __init__(self, names: tuple[str, ...], views_NHWC: NDArray[np.uint8]) -> None:
         self.names = names
@@ -68,12 +68,12 @@ class NamedViews:
 def named_views(
     trained: TrainedModel, arguments: Sequence[Path | str], most: int | None = None
 ) -> NamedViews:
-    """Named pictures as a model sees them; stored pixels are turned as in its training."""
+    """Named pictures as a model sees them, rotated or not as in its training."""
     return NamedPictures(arguments, trained.upright).views(trained, most)
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many positions of ``count``, the first and the last among them.
+    """At most ``most`` positions of ``count``, evenly spread, including the first and the last.
 
     >>> spread(10, 4)
     [0, 3, 6, 9]

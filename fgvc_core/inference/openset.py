@@ -1,4 +1,4 @@
-"""Pictures of none of the classes: how well a score tells them from the others."""
+"""Open-set recognition: how well a score separates pictures of none of the classes."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,12 +12,13 @@ from fgvc_core.inference.calibration import KEPT, SCORES, Calibration, known_sco
 
 @dataclass(frozen=True)
 class Separation:
-    """One score's.
+    """How well one score separates.
 
     Attributes:
-        auroc: Probability that a picture of a class has a higher score than one of none, ties
-            counted half, 0 to 1.
-        let_in: Share of pictures of none that pass where 95 % of those of a class do.
+        auroc: Probability that a picture of a class scores higher than one of none, 0 to 1; ties
+            count half.
+        let_in: Share of pictures of none of the classes that pass a threshold that 95 % of the
+            others pass.
     """
 
     auroc: float
@@ -26,15 +27,15 @@ class Separation:
 
 @dataclass(frozen=True)
 class OpenSet:
-    """What was measured on held-out classes.
+    """Measurements on held-out classes.
 
     Attributes:
         classes: The held-out classes.
-        known: How many pictures of the model's classes.
-        unknown: How many of held-out ones.
+        known: Number of pictures of the model's classes.
+        unknown: Number of pictures of held-out classes.
         scores: Score -> its separation.
-        kept: Share of the known ones that the checkpoint's threshold keeps; None without one.
-        refused: Share of the unknown ones that it calls "none of these"; None without one.
+        kept: Share of the known pictures above the checkpoint's threshold; None without one.
+        refused: Share of the unknown pictures below it ("none of these"); None without one.
     """
 
     classes: tuple[str, ...]
@@ -50,7 +51,7 @@ class OpenSet:
         return max(self.scores, key=lambda name: self.scores[name].auroc)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Values for JSON."""
         return {**asdict(self), "best": self.best}
 
 
@@ -60,13 +61,13 @@ def open_set(
     classes: tuple[str, ...],
     calibration: Calibration | None,
 ) -> OpenSet:
-    """How well each score tells known from unknown.
+    """How well each score separates known from unknown pictures.
 
     Args:
         known_NK: Logits of pictures of the model's classes.
-        unknown_MK: Logits of pictures of held-out ones.
-        classes: The held-out ones.
-        calibration: The checkpoint's, whose threshold is tried too.
+        unknown_MK: Logits of pictures of held-out classes.
+        classes: The held-out classes.
+        calibration: The checkpoint's calibration; its threshold is measured too.
     """
     temperature = 1.0 if calibration is None else calibration.temperature
     scores: dict[str, Separation] = {}
@@ -85,7 +86,7 @@ def open_set(
 
 
 def auroc(higher_N: NDArray[np.float64], lower_M: NDArray[np.float64]) -> float:
-    """Area under the ROC curve, from ranks (Mann and Whitney 1947), ties counted half."""
+    """Area under the ROC curve, from ranks (Mann and Whitney 1947); ties count half."""
     ranks = rankdata(np.concatenate([higher_N, lower_M]))
     count = len(higher_N)
     wins = ranks[:count].sum() - count * (count + 1) / 2

@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: one file, no script, no request."""
+"""Self-contained HTML pages: one file, no scripts, no requests."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from fgvc_core.words import visible_lines
 
 
 def percent(share: float) -> str:
-    """A share as a person reads it.
+    """A share as a percentage.
 
     >>> percent(0.925)
     '92.5 %'
@@ -19,7 +19,7 @@ def percent(share: float) -> str:
 
 
 def render_page(template: str, values: dict[str, Any]) -> str:
-    """A page from a template of this package; every value is escaped."""
+    """A page from a template of this package; all values are escaped."""
     environment = Environment(
         loader=PackageLoader("fgvc_core.inference", ""),
         autoescape=select_autoescape(default=True, default_for_string=True),

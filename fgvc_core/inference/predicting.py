@@ -1,7 +1,7 @@
-"""Pictures in, verdicts out: decoded and classified on all cores, in the order they came.
+"""Classifies pictures on all cores and yields verdicts in the order of the pictures.
 
-Each core has a thread of its own that decodes a chunk of pictures and runs the model on it;
-Pillow and PyTorch let go of the interpreter while they work, and each has one thread inside.
+Each thread decodes a chunk of pictures and runs the model on it. Pillow and PyTorch release the
+GIL, and each uses one thread internally.
 """
 
 import io
@@ -23,7 +23,7 @@ from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.inference.verdict import Judge, Verdict
 
 CHUNK = 16
-"""Pictures that a thread decodes and classifies at once."""
+"""Pictures per chunk."""
 
 THUMBNAIL = 176
 """Longest side of a thumbnail, in pixels."""
@@ -31,13 +31,13 @@ THUMBNAIL = 176
 
 @dataclass(frozen=True)
 class Prediction:
-    """What came of one picture.
+    """The result for one picture.
 
     Attributes:
-        name: The picture, as it was named.
-        verdict: What is said of it; None where it could not be read.
-        fault: Why it could not be read; empty where it could.
-        thumbnail: A small JPEG of it, where one was asked for.
+        name: Name of the picture.
+        verdict: The model's verdict; None if the picture could not be read.
+        fault: Why it could not be read; empty if it could.
+        thumbnail: A small JPEG, if requested.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Prediction:
 def judge_of(
     trained: TrainedModel, top: int = 3, sure: float = 0.8, unknown_below: float | None = None
 ) -> Judge:
-    """The judge of a model's logits, by its taxonomy and its calibration.
+    """The judge of a model's logits, with its taxonomy and its calibration.
 
     Args:
         trained: The model.
-        top: How many classes to list for each picture, at least 1.
-        sure: Probability from which on a name is given, 0 to 1; below it the answer is that of
-            a coarser level.
-        unknown_below: A picture whose best class has less than this probability is none of the
-            classes; None: as the checkpoint's calibration says.
+        top: Number of classes to list for each picture, at least 1.
+        sure: Least probability of a stated name, 0 to 1; below it, the answer is a name of a
+            coarser level.
+        unknown_below: A picture is of none of the classes if its largest probability is lower;
+            None: use the calibration's threshold.
     """
     return Judge(
         trained.class_names,
@@ -78,18 +78,18 @@ def predict(
     threads: int | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Iterator[Prediction]:
-    """Look at pictures.
+    """Classify pictures.
 
     Args:
         trained: The model.
-        judge: What is told of its logits.
-        pictures: Which.
-        thumbnails: Keep a small copy of each.
-        threads: How many work at once; None: one a core.
+        judge: Turns logits into verdicts.
+        pictures: The pictures.
+        thumbnails: Also make thumbnails.
+        threads: Number of threads; None: one per core.
         tell: Called with (pictures done, pictures in all).
 
     Yields:
-        One prediction a picture, in their order; a damaged one is said to be so.
+        One prediction per picture, in order; that of a damaged picture has a fault.
     """
     threads = threads or cores()
 
@@ -128,7 +128,7 @@ def _in_order(
     chunks: Sequence[Sequence[Found]],
     ahead: int,
 ) -> Iterator[list[Prediction]]:
-    """Results in the chunks' order, with only so many waiting: memory does not grow."""
+    """Results in the order of the chunks; at most ``ahead`` are pending, which bounds memory."""
     waiting: list[Future[list[Prediction]]] = []
     for chunk in chunks:
         waiting.append(pool.submit(look, chunk))

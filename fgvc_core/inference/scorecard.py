@@ -1,4 +1,4 @@
-"""Everything that is said of a model on a set of pictures."""
+"""The scorecard: all metrics of a model on a set of pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,21 +29,21 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Scorecard:
-    """What :func:`scorecard` found.
+    """Metrics of a model on a set of pictures.
 
     Attributes:
         class_names: K names.
-        subjects: Different subjects.
+        subjects: Number of different subjects.
         counts: Confusion counts and the loss (at temperature 1).
-        top1: With its interval over subjects.
-        top5: Share with the right class among the five most probable, 0 to 1.
-        macro_f1: With its interval over subjects; classes without a picture are left out.
-        raw: Confidence and accuracy as the model has them.
-        calibrated: The same at the calibration's temperature; None without one.
-        calibration: The checkpoint's, or None.
-        groups: One for each column asked for.
-        open_set: On held-out classes, or None.
-        robust: On corrupted pictures, or None.
+        top1: Top-1 accuracy with its interval over subjects.
+        top5: Share of pictures with the true class among the five most probable, 0 to 1.
+        macro_f1: Macro F1 with its interval over subjects; classes without pictures are left out.
+        raw: Reliability at temperature 1.
+        calibrated: Reliability at the calibration's temperature; None without one.
+        calibration: The checkpoint's calibration, or None.
+        groups: One entry per requested column.
+        open_set: Measurements on held-out classes, or None.
+        robust: Measurements on corrupted pictures, or None.
     """
 
     class_names: tuple[str, ...]
@@ -61,11 +61,11 @@ class Scorecard:
 
     @property
     def reliable(self) -> Reliability:
-        """Calibrated where a calibration is known."""
+        """The calibrated reliability if there is a calibration, else the raw one."""
         return self.raw if self.calibrated is None else self.calibrated
 
     def classes(self) -> list[dict[str, Any]]:
-        """One entry a class that has pictures, in label order."""
+        """One entry per class that has pictures, in label order."""
         support_K = self.counts.confusion_KK.sum(axis=1)
         return [
             {
@@ -80,7 +80,7 @@ class Scorecard:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Values for JSON."""
         fitted = self.calibration
         return {
             "examples": self.counts.examples,
@@ -125,27 +125,27 @@ def scorecard(
     open_set: OpenSet | None = None,
     robust: Robustness | None = None,
 ) -> Scorecard:
-    """All figures of a judged set of pictures.
+    """All metrics of a judged set of pictures.
 
     Args:
         judged: At least one picture.
         class_names: K names.
-        calibration: The checkpoint's, or None.
-        by: Columns whose values are scored apart.
-        draws: Of the bootstrap.
-        seed: Of the bootstrap.
-        open_set: What was measured on held-out classes.
-        robust: What was measured on corrupted pictures.
+        calibration: The checkpoint's calibration, or None.
+        by: Columns whose values are scored separately.
+        draws: Resamples of the bootstrap.
+        seed: Seed of the bootstrap.
+        open_set: Measurements on held-out classes.
+        robust: Measurements on corrupted pictures.
 
     Raises:
-        ConfigurationError: for a column that is not there.
+        ConfigurationError: if a column does not exist.
     """
     labels_N, predicted_N = judged.labels_N, judged.predicted_N
     classes = len(class_names)
     at = np.arange(len(labels_N))
     cells = np.bincount(labels_N * classes + predicted_N, minlength=classes**2)
     loss = float(-log_softmax(judged.logits_NK, axis=1)[at, labels_N].sum())
-    # A class ranks behind all with a larger logit; ties count for it.
+    # A class ranks below those with a larger logit; ties count in its favor.
     rank_N = (judged.logits_NK > judged.logits_NK[at, labels_N][:, None]).sum(axis=1)
 
     def interval(parts: Any, statistic: Any) -> Interval:

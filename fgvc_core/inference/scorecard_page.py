@@ -1,4 +1,4 @@
-"""A scorecard as a page: one file, readable on paper."""
+"""A scorecard as a self-contained, printable HTML page."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from fgvc_core.inference.pages import render_page
 from fgvc_core.inference.scorecard import Scorecard
 
 CELLS_SHOWN = 40
-"""Classes up to which the whole confusion matrix is drawn."""
+"""Most classes for which the whole confusion matrix is drawn."""
 
 PAIRS_SHOWN = 20
 
 FEW = 10
-"""Answers below which a bar says little, and is drawn pale."""
+"""A bar with fewer answers is drawn pale."""
 
 _SIDE, _LEFT, _BOTTOM = 300, 42, 34
 
@@ -24,10 +24,10 @@ def scorecard_page(card: Scorecard, title: str, data: str, notes: list[str]) -> 
     """The page (HTML).
 
     Args:
-        card: The figures.
-        title: The model's name.
-        data: Which pictures, in words.
-        notes: What else has to be said.
+        card: The scorecard.
+        title: Name of the model.
+        data: Description of the pictures.
+        notes: Further paragraphs.
     """
     names = card.class_names
     confusion_KK = card.counts.confusion_KK
@@ -51,7 +51,7 @@ def scorecard_page(card: Scorecard, title: str, data: str, notes: list[str]) -> 
 
 
 def reliability_figure(bins: Reliability) -> str:
-    """A reliability picture (SVG): accuracy, its gap to the confidence, and the ideal line."""
+    """Reliability diagram (SVG): accuracy, its gap to the confidence, and the diagonal."""
     width = _SIDE / BINS
     parts = [
         f'<svg class="figure" viewBox="0 0 {_LEFT + _SIDE + 14} {_SIDE + _BOTTOM + 14}" role="img" '

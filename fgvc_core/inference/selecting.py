@@ -1,8 +1,8 @@
-"""Pictures that a site should have labelled next, by a trained model; nothing leaves.
+"""Active learning at a site: ranks unlabeled pictures by a trained model; nothing leaves the site.
 
-Candidates are every picture below a folder, or the pool of a data set: the one that a
-``site.toml`` names, or the recipe's own. What has a label already (the training split) tells
-``core-set`` what is covered.
+Candidates are the pictures below a folder, or the pool of a data set: that of a ``site.toml``, or
+the recipe's own. The labeled pictures (the training split) tell ``core-set`` what is already
+covered.
 """
 
 import csv
@@ -30,14 +30,14 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pick:
-    """One picture that should be labelled.
+    """One picture to label.
 
     Attributes:
-        rank: From 1, most wanted first.
-        id: Its path below the folder, or its name in the data set.
-        score: What it was picked by; see :func:`fgvc_core.training.acquisition.pick`.
-        predicted: The class that the model takes it for.
-        share: The model's share for that class, 0 to 1.
+        rank: Rank from 1; 1 is the most useful.
+        id: Path below the folder, or name in the data set.
+        score: Score that ranked it; see :func:`fgvc_core.training.acquisition.pick`.
+        predicted: The predicted class.
+        share: The model's probability of that class, 0 to 1; not calibrated.
     """
 
     rank: int
@@ -56,19 +56,19 @@ def select(
     cache: Path,
     seed: int = 0,
 ) -> list[Pick]:
-    """Rank unlabelled pictures by how much a label would be worth.
+    """Rank unlabeled pictures by the expected use of a label.
 
     Args:
         trained: The model.
         candidates: Pictures without labels.
-        labelled: Pictures that have one; only ``core-set`` looks at them. None: none.
-        method: How pictures are chosen.
-        count: How many, at least 1.
+        labelled: Pictures with labels, or None; used by ``core-set`` only.
+        method: The ranking method.
+        count: Number of pictures, at least 1.
         cache: Folder for decoded pictures and features.
-        seed: Of ``random`` alone.
+        seed: Seed of ``random``.
 
     Raises:
-        DataError: if there is no candidate, or pictures are missing or damaged.
+        DataError: if there are no candidates, or pictures are missing or damaged.
     """
     if not len(candidates):
         raise DataError(
@@ -101,7 +101,7 @@ def select(
 def embed_all(
     learner: Learner, table: ExampleTable, cache: Path, batch_size: int
 ) -> tuple[Vectors, Vectors]:
-    """Vectors (N, D) before the head and logits (N, K), float32, of pictures as they are."""
+    """Features (N, D) and logits (N, K), float32, without augmentation."""
     model = learner.model
     model.eval()
     examples = learner.examples(table, cache)
@@ -114,10 +114,10 @@ def embed_all(
 
 
 def folder_candidates(folder: Path, class_names: Sequence[str]) -> ExampleTable:
-    """Every picture below a folder, without labels.
+    """All pictures below a folder, as a table without labels.
 
     Raises:
-        DataError: if there is no such folder.
+        DataError: if the folder does not exist.
     """
     if not folder.is_dir():
         raise DataError(
@@ -136,16 +136,16 @@ def folder_candidates(folder: Path, class_names: Sequence[str]) -> ExampleTable:
 
 
 def data_set(trained: TrainedModel, site: Path | None, cache: Path) -> ExampleTable:
-    """The data set that the model's recipe describes: a site's own, or the recipe's.
+    """The data set of a site, or of the model's recipe.
 
     Args:
         trained: The model.
-        site: A site's home, or its ``site.toml``; None: where the recipe says.
-        cache: A folder for what may be kept.
+        site: A site's home, or its ``site.toml``; None: use the recipe's data.
+        cache: Folder for decoded pictures.
 
     Raises:
         ConfigurationError: if ``site.toml`` cannot be read.
-        DataError: if the data are missing or wrong.
+        DataError: if the data are missing or have other classes.
     """
     settings = trained.recipe.data
     if site is not None:

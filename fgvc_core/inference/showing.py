@@ -1,4 +1,4 @@
-"""A scorecard on the terminal."""
+"""Prints a scorecard to the terminal."""
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,7 @@ PAIRS_SHOWN = 5
 
 
 def show_scorecard(card: Scorecard, title: str, data: str, console: Console | None = None) -> None:
-    """Print it."""
+    """Print the scorecard."""
     console = console or PlainConsole(highlight=False)
     console.print(Text(f"{title}. {data}"), soft_wrap=True)
     console.print(

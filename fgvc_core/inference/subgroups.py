@@ -1,4 +1,4 @@
-"""Scores for each value of a column (sex, age band, site, camera), and the worst of them."""
+"""Scores for each value of a column (sex, age band, site, camera), and the worst group."""
 
 import math
 from collections.abc import Sequence
@@ -20,15 +20,16 @@ _BANDS = 6
 
 @dataclass(frozen=True)
 class Group:
-    """One value of a column.
+    """The scores of one value of a column.
 
     Attributes:
         name: The value.
-        examples: Pictures.
-        subjects: Different subjects.
-        top1: With its interval.
-        macro_f1: Over the classes that the group has.
-        enough: Whether it has ten subjects; one with fewer is shown and not called the worst.
+        examples: Number of pictures.
+        subjects: Number of different subjects.
+        top1: Top-1 accuracy with its interval.
+        macro_f1: Macro F1 over the group's classes.
+        enough: Whether it has at least ten subjects; smaller groups are shown but never called the
+            worst.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Group:
     enough: bool
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Values for JSON."""
         return {
             "name": self.name,
             "examples": self.examples,
@@ -52,20 +53,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Subgroups:
-    """A column's groups, in the order of their names."""
+    """A column's groups, sorted by name."""
 
     column: str
     groups: tuple[Group, ...]
 
     @property
     def worst(self) -> Group | None:
-        """The group with the lowest top-1 of those with enough subjects; None with fewer than
-        two such groups."""
+        """Group with the lowest top-1 among those with enough subjects; None if fewer than two."""
         enough = [group for group in self.groups if group.enough]
         return min(enough, key=lambda group: group.top1.value) if len(enough) > 1 else None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Values for JSON."""
         worst = self.worst
         return {
             "column": self.column,
@@ -75,10 +75,10 @@ class Subgroups:
 
 
 def subgroups(judged: Judged, column: str, draws: int, seed: int = 0) -> Subgroups:
-    """Scores for each value of a column; numbers of many values are cut into bands.
+    """Scores for each value of a column; many numeric values are grouped into bands.
 
     Raises:
-        ConfigurationError: if there is no such column.
+        ConfigurationError: if the column does not exist.
     """
     if column not in judged.columns:
         known = sorted(judged.columns)
@@ -112,7 +112,7 @@ def subgroups(judged: Judged, column: str, draws: int, seed: int = 0) -> Subgrou
 
 
 def banded(values: Sequence[str]) -> list[str]:
-    """Values as they are, or in bands of a round width where they are many numbers.
+    """The values, or bands of a round width if there are many different numbers.
 
     >>> banded(["35", "80", ""])
     ['35', '80', '(empty)']

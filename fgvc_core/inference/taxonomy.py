@@ -1,4 +1,4 @@
-"""What is publicly known of how classes are related, as a checkpoint carries it."""
+"""The taxonomy of a model's classes, as stored in its checkpoint."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
 
 KEY = "taxonomy"
-"""Under which a checkpoint's metadata hold it."""
+"""Key in a checkpoint's metadata."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Taxonomy:
     """L levels from coarse to fine over K classes.
 
     Attributes:
-        levels: L names, the last one of the classes themselves.
+        levels: Names of the L levels; the last level is the classes themselves.
         chains: K tuples of L names.
     """
 
@@ -28,32 +28,32 @@ class Taxonomy:
     chains: tuple[tuple[str, ...], ...]
 
     def names(self, level: int) -> tuple[str, ...]:
-        """The names at a level, each once, in the order of their first class."""
+        """The different names at a level, in the order of their first class."""
         return tuple(dict.fromkeys(chain[level] for chain in self.chains))
 
     def summed(self, probabilities_NK: NDArray[np.float64], level: int) -> NDArray[np.float64]:
-        """Probabilities (N, M) of the M names at a level: sums over the classes below each."""
+        """Probabilities (N, M) of the M names at a level: sums over their classes."""
         names = self.names(level)
         member_KM = np.array([[chain[level] == name for name in names] for chain in self.chains])
         return probabilities_NK @ member_KM.astype(np.float64)
 
     def as_metadata(self) -> dict[str, str]:
-        """What goes into a checkpoint's metadata."""
+        """Entry for a checkpoint's metadata."""
         return {KEY: json.dumps({"levels": self.levels, "classes": self.chains})}
 
 
 def flat(class_names: tuple[str, ...]) -> Taxonomy:
-    """Where nothing is known: the classes alone."""
+    """The taxonomy of unrelated classes: one level."""
     return Taxonomy(("class",), tuple((name,) for name in class_names))
 
 
 def taxonomy_of(table: ExampleTable) -> Taxonomy | None:
-    """A table's taxonomy, or None where it has none."""
+    """A table's taxonomy, or None."""
     return Taxonomy(table.taxonomy_levels, table.taxonomy) if table.taxonomy else None
 
 
 def by_last_word(class_names: tuple[str, ...]) -> Taxonomy:
-    """CUB's names say their group last: a ``Sooty Albatross`` is an ``Albatross``."""
+    """The taxonomy of CUB, whose names end with the group: ``Sooty Albatross``, ``Albatross``."""
     chains = tuple((name.split()[-1] if name.split() else name, name) for name in class_names)
     return Taxonomy(("group", "species"), chains)
 
@@ -61,16 +61,15 @@ def by_last_word(class_names: tuple[str, ...]) -> Taxonomy:
 def read_taxonomy(
     metadata: Mapping[str, str], class_names: tuple[str, ...], data_name: str = ""
 ) -> Taxonomy:
-    """A checkpoint's taxonomy; where it carries none, what its classes' names say.
+    """A checkpoint's taxonomy; if it has none, one derived from the class names.
 
     Args:
-        metadata: The checkpoint's.
+        metadata: The checkpoint's metadata.
         class_names: Its classes.
-        data_name: The recipe's ``data.name``: the embedded set's taxonomy is known, and CUB's
-            names say their group.
+        data_name: The recipe's ``data.name``; "cub" names contain their group.
 
     Raises:
-        DataError: if it is none, or not of these classes.
+        DataError: if the taxonomy is malformed, or of other classes.
     """
     if KEY not in metadata:
         known = dict(zip(CLASS_NAMES, TAXONOMY, strict=True))

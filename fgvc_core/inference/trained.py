@@ -1,4 +1,4 @@
-"""A trained model from a checkpoint: its recipe, its class names, and how pictures reach it."""
+"""Loads a trained model from a checkpoint: recipe, class names, and preprocessing of pictures."""
 
 import json
 import os
@@ -24,14 +24,14 @@ from fgvc_core.training.learner import Learner
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model that can be asked.
+    """A model loaded from a checkpoint.
 
     Attributes:
-        path: The checkpoint it came from.
-        recipe: What made it.
+        path: The checkpoint.
+        recipe: The recipe that it was trained with.
         class_names: K names in the order of the logits.
         learner: The recipe's learner with the checkpoint's tensors.
-        metadata: Everything else that the checkpoint says of itself, as text.
+        metadata: The checkpoint's metadata, as text.
     """
 
     path: Path
@@ -47,27 +47,27 @@ class TrainedModel:
 
     @property
     def upright(self) -> bool:
-        """Whether files are turned as their EXIF orientation asks, as in the model's training."""
+        """Whether pictures are rotated by their EXIF orientation, as in the model's training."""
         # CUB's published boxes refer to stored pixels.
         return self.recipe.data.name != "cub"
 
     def read(self, root: Path, relative: str) -> NDArray[np.uint8]:
-        """A picture file below a folder as RGB, uint8 (H, W, 3), about as large as needed.
+        """A picture file below a folder as RGB, uint8 (H, W, 3), downscaled towards the input size.
 
         Raises:
-            DataError: if it is missing or damaged.
+            DataError: if the file is missing or damaged.
         """
         short = round(self.model.input.size / self.model.input.crop)
         return FileSource(root, (relative,), upright=self.upright).picture(0, short)
 
     def view(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A picture (H, W, 3) of any size as the uint8 square (S, S, 3) the model sees."""
+        """A picture (H, W, 3) of any size as the uint8 square (S, S, 3) that the model sees."""
         spec = self.model.input
         return square(picture_HWC, spec.size, spec.crop, spec.interpolation)
 
     @torch.no_grad()
     def logits(self, views_NHWC: NDArray[np.uint8]) -> torch.Tensor:
-        """Logits (N, K), float32 on the CPU, of N squares as :meth:`view` makes them."""
+        """Logits (N, K), float32 on the CPU, of N squares from :meth:`view`."""
         device = next(self.model.parameters()).device
         pixels_NHWC = torch.from_numpy(np.require(views_NHWC, requirements=["C", "W"]))
         images_NCHW = pixels_NHWC.permute(0, 3, 1, 2)
@@ -126,7 +126,7 @@ class LoadedModel(nn.Module):
 def load_whole(
     path: Path, device: torch.device | str = "cpu", weights: str | None = None
 ) -> TrainedModel:
-    """Load a model for use on pictures; see :func:`load_trained`.
+    """Load a complete model for use on pictures; see :func:`load_trained`.
 
     Raises:
         ConfigurationError: also if some of its tensors stayed at the sites.
@@ -137,10 +137,10 @@ def load_whole(
 
 
 def refuse_partial(recipe: Recipe) -> None:
-    """Refuse a checkpoint some of whose tensors stayed at the sites.
+    """Refuse a checkpoint that lacks tensors which stayed at the sites.
 
     Raises:
-        ConfigurationError: naming which.
+        ConfigurationError: names them.
     """
     if recipe.federation.local:
         raise ConfigurationError(
@@ -154,18 +154,18 @@ def refuse_partial(recipe: Recipe) -> None:
 def load_trained(
     path: Path, device: torch.device | str = "cpu", weights: str | None = None
 ) -> TrainedModel:
-    """The model of a run's folder (its best one) or of one checkpoint file.
+    """The best model of a run's folder, or the model of one checkpoint file.
 
     Args:
-        path: A run's folder or a ``.safetensors`` file of one.
-        device: Where it computes.
-        weights: Pre-trained weights of the backbone in place of the recipe's
-            ``model.weights``, for a machine that keeps them elsewhere.
+        path: A run's folder, or a ``.safetensors`` file from one.
+        device: Device of the model.
+        weights: File with the backbone's pretrained weights, in place of the recipe's
+            ``model.weights``.
 
     Raises:
-        DataError: if there is no checkpoint, or it is damaged or no run's.
-        ConfigurationError: if its recipe cannot be built here, or the weights are not those that
-            it names by their digest.
+        DataError: if there is no checkpoint, or it is damaged or not written by a run.
+        ConfigurationError: if its recipe cannot be built here, or ``weights`` does not have the
+            digest that the recipe names.
     """
     file = find_checkpoint(Path(path))
     tensors, metadata = read_checkpoint(file)
@@ -191,9 +191,9 @@ def load_trained(
 
 
 def _beside(file: Path, weights: str) -> str | None:
-    """The weights file of a checkpoint in a coordinator's folder, if it is still there.
+    """The weights file that a checkpoint in a coordinator's folder needs, if it is still there.
 
-    ``FOLDER/runs/NAME/checkpoints/best.safetensors`` has ``FOLDER/weights/``.
+    ``FOLDER/runs/NAME/checkpoints/best.safetensors`` uses ``FOLDER/weights/``.
     """
     above = file.resolve().parents
     found = find_weights(weights, [folder / WEIGHTS for folder in above[1:4]])

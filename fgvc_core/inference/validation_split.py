@@ -1,4 +1,4 @@
-"""The pictures that a simulation's sites kept for validation: found again from its recipe."""
+"""Reconstructs the validation pictures of a simulation's sites from its recipe."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ from fgvc_core.errors import DataError, PolicyRefusal
 from fgvc_core.recipe import Recipe
 
 PARTITION = "partition.json"
-"""In a simulated run's folder: who held what."""
+"""File in a simulated run's folder: the class counts of each site."""
 
 
 def simulated_split_key(recipe: Recipe, site: str) -> bytes:
-    """The key of a simulated site's validation split: from the seed, so that runs repeat."""
+    """Key of a simulated site's validation split, from the recipe's seed: runs are repeatable."""
     return derive_seed(recipe.seed, "validation", site).to_bytes(8, "big") * 4
 
 
@@ -24,14 +24,14 @@ def validation_of_run(recipe: Recipe, table: ExampleTable, run_dir: Path) -> Exa
     """All sites' validation pictures of a simulated run.
 
     Args:
-        recipe: The run's.
+        recipe: The run's recipe.
         table: Its whole data set.
-        run_dir: Its folder, whose ``partition.json`` says what each site held: only where the
-            same dealing comes out again are these the pictures that nobody trained on.
+        run_dir: Its folder. If the partition recomputed here does not match its ``partition.json``,
+            the pictures found may have been trained on, and the run is refused.
 
     Raises:
         PolicyRefusal: if the run was under differential privacy.
-        DataError: if it was no simulation on these data, or kept nothing for validation.
+        DataError: if it was not a simulation on these data, or kept no pictures for validation.
     """
     if recipe.privacy is not None:
         raise PolicyRefusal(
@@ -61,7 +61,7 @@ def validation_of_run(recipe: Recipe, table: ExampleTable, run_dir: Path) -> Exa
         held = validation_mask(
             train.take(at), recipe.data.val_fraction, simulated_split_key(recipe, site)
         )
-        # A site whose subjects were all drawn trains on them instead.
+        # A split that would take all of a site's pictures is not used: the site trains on them.
         if not held.all():
             validation += at[held].tolist()
     if not validation:

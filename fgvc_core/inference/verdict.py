@@ -1,4 +1,4 @@
-"""From logits to what a person is told of a picture."""
+"""Turns logits into verdicts: the finest name that is certain enough, or none of the classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ NONE_OF_THESE = "none of these"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one picture.
+    """The answer for one picture.
 
     Attributes:
-        answer: The finest name of which the model is sure; else its best guess at a class.
-        level: That name's level; empty where it is sure of none.
+        answer: The finest name with enough probability; otherwise the most probable class.
+        level: Level of that name; empty if no name has enough probability.
         confidence: Probability of the answer, 0 to 1.
         unknown: Whether the picture looks like none of the classes.
         top: The most probable classes with their probabilities, best first.
@@ -35,22 +35,22 @@ class Verdict:
 
     @property
     def told(self) -> str:
-        """The answer, or that there is none."""
+        """The answer, or "none of these"."""
         return NONE_OF_THESE if self.unknown else self.answer
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Tells verdicts.
+    """Turns logits into verdicts.
 
     Attributes:
         class_names: K names.
-        taxonomy: Over these classes.
-        calibration: The model's, or None.
-        top_k: How many classes a verdict lists, at least 1.
-        sure: From which probability on a name is given, 0 to 1.
-        unknown_below: A largest probability below this is none of the classes; None: as the
-            calibration says, and without one never.
+        taxonomy: Taxonomy of these classes.
+        calibration: The model's calibration, or None.
+        top_k: Number of classes that a verdict lists, at least 1.
+        sure: Least probability of a stated name, 0 to 1.
+        unknown_below: A picture is of none of the classes if its largest probability is lower;
+            None: use the calibration's threshold, or without calibration, never.
     """
 
     class_names: tuple[str, ...]
@@ -62,7 +62,7 @@ class Judge:
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by."""
+        """Divisor of the logits."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
     def __call__(self, logits_NK: NDArray[np.float64]) -> list[Verdict]:

@@ -1,1 +1,1 @@
-"""The mechanism: what is released of a protected unit, how it is bounded, noised and counted."""
+"""Differential privacy: clipping, noise, sampling of units, accounting, and privacy claims."""

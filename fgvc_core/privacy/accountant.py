@@ -1,27 +1,20 @@
-"""Privacy events, the plan that announces them, and what they cost.
+"""Privacy events, and the cost of a plan of events announced before its first release.
 
-What one plan costs: dp-accounting's privacy loss distributions (PLD).
+The events of one plan are composed as privacy loss distributions (PLD) by dp-accounting (Doroshenko
+et al. 2022, https://arxiv.org/abs/2207.04380; pessimistic estimates, add-or-remove-one). The
+coordinator may ask for a plan's releases in any order and stop early, depending on what it has
+seen: the composition does not depend on the order, and fewer releases are a function of all of
+them, so the bound holds. It does not hold across plans that were chosen adaptively;
+:mod:`fgvc_core.privacy.odometer` adds those up, at some extra cost.
 
-Inside one plan, announced before its first release, the events are composed as privacy
-loss distributions (Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380;
-pessimistic estimates, add-or-remove-one). The coordinator may ask for a plan's releases in any
-order, and stop early, because of what it has seen: the events are the same whatever their order,
-and fewer are a function of all of them, so the bound holds. Across plans that were chosen one
-after another it does not; :mod:`fgvc_core.privacy.odometer` adds those up, and costs some more.
-
-Opacus's GDP accountant is not offered, nor used for more than a first guess: it
-under-estimates (13.88 where both
-PLD and PRV give 14.45 for N = 500, B = 64, 240 steps, noise multiplier 1).
-
-What is charged: events of known cost, and the plan that announces them all beforehand.
-
-A first guess at what many releases cost together: the central limit of privacy losses.
-
-Dong, Roth and Su 2022 (https://arxiv.org/abs/1905.02383, corollary 5.4; section 5 of Bu et al.
-2020, https://arxiv.org/abs/1911.11607): many sampled Gaussian releases are about as one with
-mu**2 = sum of q**2 * (e**(1 / z**2) - 1). It is a limit and not a bound, on either side: nothing
-is ever promised by it. It spares the search for noise most of its costly evaluations, and tells
-what no noise can meet before an evaluation fills the memory.
+A first guess of a cost comes from the central limit theorem of privacy losses: Dong, Roth and Su
+2022 (https://arxiv.org/abs/1905.02383, corollary 5.4; section 5 of Bu et al. 2020,
+https://arxiv.org/abs/1911.11607). Many sampled Gaussian releases are approximately one with mu**2 =
+sum of q**2 * (e**(1 / z**2) - 1). This is a limit and not a bound in either direction, so no claim
+relies on it. It saves most of the expensive evaluations in the search for noise, and detects
+unattainable targets before an evaluation fills the memory. Opacus's GDP accountant reports this
+limit as epsilon and is not offered: it underestimates (13.88 where both PLD and PRV give 14.45 for
+N = 500, B = 64, 240 steps, noise multiplier 1).
 """
 
 import math
@@ -33,15 +26,15 @@ from typing import Any, Literal, get_args
 from fgvc_core.errors import ConfigurationError, DataError
 
 ADJACENCY = "zero-out, accounted as add-or-remove-one"
-"""The neighbouring data sets of every promise: one unit's pictures taken out."""
+"""Neighboring data sets of every guarantee: all pictures of one unit removed."""
 
 LEAST_SAMPLED_NOISE = 0.2
-"""Noise multiplier below which sampled releases are neither planned nor read from a ledger:
-their privacy loss would reach so far that composing it takes minutes (13 s for 100 releases at
-0.2, 173 s at 0.05, on one core), at an epsilon that promises nothing."""
+"""Least noise multiplier of sampled releases in a plan or ledger. Below it, the privacy loss
+reaches so far that composition takes minutes (13 s for 100 releases at 0.2, 173 s at 0.05, on one
+core), for an epsilon without meaning."""
 
 MOST_RELEASES = 10_000_000
-"""Of one event; more than any plan announces, and few enough to be composed."""
+"""Largest count of one event: above any plan, and still feasible to compose."""
 
 Purpose = Literal["centre", "class-sums", "step", "scores"]
 
@@ -50,11 +43,10 @@ Purpose = Literal["centre", "class-sums", "step", "scores"]
 class PrivacyEvent:
     """``count`` releases of a Gaussian mechanism.
 
-    Attributes:
-        purpose: What was released.
-        noise_multiplier: Standard deviation of the noise over the sensitivity.
-        sampling_rate: Probability that a unit took part, 1 for all of them.
-        count: How many such releases, at least 1.
+    purpose: What is released.
+    noise_multiplier: Standard deviation of the noise over the sensitivity.
+    sampling_rate: Probability that a unit takes part, 1 for all of them.
+    count: Number of releases, at least 1.
     """
 
     purpose: Purpose
@@ -63,7 +55,7 @@ class PrivacyEvent:
     count: int = 1
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, from which :func:`read_events` makes an equal event."""
+        """Values for JSON, which :func:`read_events` reads back."""
         return asdict(self)
 
 
@@ -72,11 +64,11 @@ PlanShape = Callable[[float], Iterable[PrivacyEvent]]
 
 
 def read_events(values: Iterable[dict[str, Any]]) -> tuple[PrivacyEvent, ...]:
-    """Events from plain values.
+    """Events from values for JSON.
 
     Raises:
-        DataError: if they are no events, or cannot be (a rate above 1, no noise, so little
-            noise that a stranger's ledger would keep whoever verifies it busy for hours).
+        DataError: if they are not events, or are invalid: a rate above 1, no noise, or so little
+            noise that verifying a stranger's ledger would take hours.
     """
     events = []
     for value in values:
@@ -103,9 +95,10 @@ def read_events(values: Iterable[dict[str, Any]]) -> tuple[PrivacyEvent, ...]:
 
 
 def merge(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
-    """Equal events counted together, in an order of their own.
+    """Equal events merged, in sorted order.
 
-    The accountant's answer moves by 1e-8 with the order of composition: one order, one answer.
+    The accountant's result depends on the order of composition by about 1e-8; a fixed order makes
+    it reproducible.
     """
     counts: dict[tuple[Purpose, float, float], int] = {}
     for event in events:
@@ -118,7 +111,7 @@ def merge(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
 
 
 def take(event: PrivacyEvent, count: int) -> PrivacyEvent:
-    """``count`` of an event's releases."""
+    """An event with another count."""
     return PrivacyEvent(event.purpose, event.noise_multiplier, event.sampling_rate, count)
 
 
@@ -130,10 +123,10 @@ _LARGEST_EPSILON = 1e4
 
 
 def limit_epsilon(events: Iterable[PrivacyEvent], delta: float) -> float:
-    """About what events cost, at most 10,000.
+    """Approximate epsilon of events, at most 10,000.
 
     Args:
-        events: Any order.
+        events: Events in any order.
         delta: 0 to 1.
     """
     square = 0.0
@@ -147,7 +140,7 @@ def limit_epsilon(events: Iterable[PrivacyEvent], delta: float) -> float:
 
 
 def noise_by_limit(plan: PlanShape, epsilon: float, delta: float) -> float:
-    """About the base noise multiplier with which a plan costs ``epsilon``, 0.01 to 100,000."""
+    """Approximate base noise multiplier with which a plan costs ``epsilon``, 0.01 to 100,000."""
     log_noise = _decreasing(
         lambda value: limit_epsilon(plan(math.exp(value)), delta),
         epsilon,
@@ -163,7 +156,7 @@ def _delta_of(mu: float, epsilon: float) -> float:
         return 0.0
     first = _normal(mu / 2 - epsilon / mu)
     second = _normal(-mu / 2 - epsilon / mu)
-    # In logarithms: the factor alone would overflow.
+    # Add the logarithms: exp(epsilon) alone can overflow.
     return first - (math.exp(epsilon + math.log(second)) if second > 0.0 else 0.0)
 
 
@@ -172,7 +165,7 @@ def _normal(value: float) -> float:
 
 
 def _decreasing(function: Callable[[float], float], value: float, low: float, high: float) -> float:
-    """Where a function that falls takes a value; an end of the range where it does not."""
+    """Where a decreasing function takes a value (bisection); an end of the range if it does not."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) > value else (low, middle)
@@ -180,21 +173,21 @@ def _decreasing(function: Callable[[float], float], value: float, low: float, hi
 
 
 DISCRETISATION = 1e-4
-"""Step of the privacy loss distribution's grid."""
+"""Step of the grid of the privacy loss distribution."""
 
 TOLERANCE = 1e-3
-"""A target epsilon is met from below within this share of it."""
+"""Relative tolerance below a target epsilon."""
 
 
 def epsilon_of_plan(events: Iterable[PrivacyEvent], delta: float) -> float:
     """Epsilon of one plan whose events were all announced beforehand.
 
     Args:
-        events: Any order.
+        events: Events in any order.
         delta: 0 to 1.
 
     Returns:
-        Epsilon under add-or-remove-one, an upper bound; 0 where there are no events.
+        An upper bound on epsilon under add-or-remove-one; 0 without events.
     """
     return _epsilon(merge(events), delta)
 
@@ -202,11 +195,10 @@ def epsilon_of_plan(events: Iterable[PrivacyEvent], delta: float) -> float:
 def cost_of_plan(
     announced: Iterable[PrivacyEvent], released: Iterable[PrivacyEvent], delta: float
 ) -> tuple[float, str]:
-    """Epsilon of one plan of which something was released, and the name of the method.
+    """Epsilon of one plan after some of its releases, and the name of the method.
 
-    A plan that was left unfinished costs as much as the whole: the moment may have been chosen
-    because of what was seen, and whatever was released is a function of the whole plan's
-    releases.
+    An unfinished plan costs as much as the whole: the time of stopping may depend on what was seen,
+    and the actual releases are a function of all releases of the plan.
     """
     announced, released = merge(announced), merge(released)
     if not released:
@@ -219,16 +211,16 @@ def noise_for(plan: PlanShape, epsilon: float, delta: float) -> float:
     """The smallest base noise multiplier whose plan costs at most a target.
 
     Args:
-        plan: Base noise multiplier -> events; the larger, the cheaper.
+        plan: Base noise multiplier -> events; the cost decreases with it.
         epsilon: The target.
-        delta: Of the whole plan.
+        delta: Delta of the whole plan.
 
     Returns:
-        A noise multiplier whose plan costs between ``epsilon * (1 - TOLERANCE)`` and
-        ``epsilon``, or less where units are sampled and the least noise is enough.
+        A noise multiplier whose plan costs between ``epsilon * (1 - TOLERANCE)`` and ``epsilon``,
+        or less if units are sampled and the least permitted noise suffices.
 
     Raises:
-        ConfigurationError: if no noise multiplier up to 1e5 is enough.
+        ConfigurationError: if no noise multiplier up to 1e5 suffices.
     """
     key = merge(plan(1.0)), epsilon, delta
     if key not in _FOUND:
@@ -240,7 +232,7 @@ _FOUND: dict[tuple[tuple[PrivacyEvent, ...], float, float], float] = {}
 
 
 def _search(plan: PlanShape, epsilon: float, delta: float) -> float:
-    """Guess by the central limit, correct by what the guess costs: about three evaluations."""
+    """Guess by the central limit, then correct by the actual cost: about three evaluations."""
     sampled = any(event.sampling_rate < 1.0 for event in plan(1.0))
     least = LEAST_SAMPLED_NOISE if sampled else 0.0
     low, high = 0.0, math.inf
@@ -256,7 +248,8 @@ def _search(plan: PlanShape, epsilon: float, delta: float) -> float:
         low, high = (noise, high) if cost > epsilon else (low, noise)
         if high / max(low, 1e-300) < 1 + 1e-9:
             return high
-        # Between the two where the correction leaves them, or delta covers all of the cost.
+        # Fall back to a value in between if the correction leaves the bracket, or delta alone
+        # covers the cost.
         between = math.sqrt(max(low, high / 16) * high) if high < math.inf else low * 1.1
         if cost > 0:
             wanted = aim * limit_epsilon(plan(noise), delta) / cost
@@ -274,7 +267,7 @@ def _search(plan: PlanShape, epsilon: float, delta: float) -> float:
 def _epsilon(events: tuple[PrivacyEvent, ...], delta: float) -> float:
     if not events:
         return 0.0
-    # Imported here: the library takes a second, and a run without privacy needs none of it.
+    # Imported lazily: the library takes a second to load, and only private runs need it.
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
 
@@ -287,7 +280,7 @@ def _epsilon(events: tuple[PrivacyEvent, ...], delta: float) -> float:
 
 
 def dp_event(event: PrivacyEvent) -> Any:
-    """One release of an event, as dp-accounting's."""
+    """One release of an event, as an event of dp-accounting."""
     import dp_accounting
 
     gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)

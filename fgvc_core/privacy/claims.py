@@ -1,11 +1,11 @@
-"""What may be said of a run's privacy, computed from its recipe and from what each site stated.
+"""Whether a run's model is differentially private, from its recipe and the sites' statements.
 
-A model is learnt under differential privacy only if every site's part in it was: one site whose
-replies were not protected is enough for the whole not to be. A site's statement is taken at its
-word in nothing that can be computed: its epsilon is computed again from its events. What a site
-*did* nobody but the site can know; whether it noised as it says is in its own signed report.
+The model is trained under differential privacy only if the contribution of every site was:
+unprotected replies of one site break the guarantee of the whole. Whatever can be computed is not
+taken from a site's statement: its epsilon is recomputed from its events. Whether a site really
+added the noise that it states cannot be checked here; its signed report is the only evidence.
 
-Report, model card, tags, trackers and ``metrics.json`` all go by :func:`privacy_claim`.
+Report, model card, tags, trackers and ``metrics.json`` all use :func:`privacy_claim`.
 """
 
 from collections.abc import Mapping
@@ -23,31 +23,31 @@ from fgvc_core.privacy.accountant import (
 from fgvc_core.privacy.settings import PrivacySettings
 
 MOST_EPSILON = 1000.0
-"""No statement above it counts: it promises nothing, and computing it again could take hours."""
+"""Largest accepted epsilon; a larger one has no meaning and may take hours to verify."""
 
 MOST_EVENTS = 64
-"""Different events in one statement; a plan has at most three."""
+"""Most different events in one statement; a plan has at most three."""
 
 _SLACK = 1e-4
-"""Share by which a stated epsilon may be below ours: machines differ in the last digits."""
+"""Relative tolerance of a stated epsilon below ours: machines differ in the last digits."""
 
 UNCHECKED = "its statement was not checked: the run was written by an earlier version"
 
 
 @dataclass(frozen=True)
 class PrivacyClaim:
-    """What holds for whom.
+    """For which sites differential privacy holds.
 
     Attributes:
-        sites: Every site that took part -> why differential privacy does not hold for it; empty
-            where it does.
+        sites: Every site that took part -> why differential privacy does not hold for it; empty if
+            it does.
     """
 
     sites: dict[str, str]
 
     @property
     def holds(self) -> bool:
-        """Whether the model was learnt under differential privacy: at every site of it."""
+        """Whether the model was trained under differential privacy, at every site."""
         return bool(self.sites) and not any(self.sites.values())
 
     @property
@@ -57,11 +57,11 @@ class PrivacyClaim:
 
     @property
     def open(self) -> dict[str, str]:
-        """Sites for which it does not, and why."""
+        """Sites for which it does not hold, and why."""
         return {site: why for site, why in self.sites.items() if why}
 
     def as_json(self) -> dict[str, Any]:
-        """As ``metrics.json`` holds it; :func:`read_claim` reads it back."""
+        """Values for ``metrics.json``, which :func:`read_claim` reads back."""
         return {"holds": self.holds, "sites": self.sites}
 
 
@@ -70,13 +70,13 @@ def privacy_claim(
     sites: Mapping[str, Mapping[str, Any]],
     statements: Mapping[str, Mapping[str, Any]],
 ) -> PrivacyClaim:
-    """Decide what holds.
+    """Decide for which sites differential privacy holds.
 
     Args:
-        asked: ``[privacy]`` of the recipe; None: it asks for none, though a site may insist.
-        sites: Site -> its figures: ``answered``, accepted replies, and ``unprotected``, those of
-            them without a statement.
-        statements: Site -> its last accepted statement, as plain values.
+        asked: ``[privacy]`` of the recipe; None if absent, although a site may insist on its own.
+        sites: Site -> its figures: ``answered``, the number of accepted replies, and
+            ``unprotected``, the number of those without a statement.
+        statements: Site -> its last accepted statement, as values for JSON.
     """
     return PrivacyClaim(
         {
@@ -106,7 +106,7 @@ def _why_not(
     figures: Mapping[str, Any],
     statement: Mapping[str, Any] | None,
 ) -> str:
-    """Why differential privacy does not hold for a site's part, or an empty text."""
+    """Why differential privacy does not hold for a site's contribution; empty if it does."""
     if statement is None:
         return _BARE
     if figures.get("unprotected"):
@@ -131,7 +131,7 @@ def _why_not(
 def _false_epsilon(events: tuple[PrivacyEvent, ...], stated: float, delta: float) -> str:
     if not stated <= MOST_EPSILON:
         return f"it states epsilon {stated:.3g}, which promises nothing"
-    # About what it costs, before anything is composed: a lie may be costly to compute.
+    # Check an approximation first: composing a false statement's events could be expensive.
     about = limit_epsilon(events, delta)
     if about > 2 * stated + 10:
         return f"it states epsilon {stated:.3g}, and what it released costs about {about:.3g}"

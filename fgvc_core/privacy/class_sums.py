@@ -1,8 +1,8 @@
-"""Closed-form releases: sums of bounded vectors, per class and over all.
+"""Closed-form releases: noisy sums of bounded vectors, per class or over all.
 
-The order is what the bound rests on: vectors are finished first (projected, scaled), then
-summed within the unit, then the unit is clipped, and nothing is done after that but
-adding up and noise. Whitening *after* clipping would enlarge what one unit can change.
+The privacy bound depends on the order: vectors are first completed (projected, scaled), then summed
+within the unit, then the unit is clipped; after that there are only sums over units and noise.
+Whitening *after* clipping would increase a unit's influence.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ from fgvc_core.privacy.noise import make_grid, release
 from fgvc_core.privacy.sampling import clip_scales
 
 BLOCK = 4096
-"""Parts that are added up before they are added to the others: see
+"""Cells that are summed before their sum is added to the total; see
 :data:`~fgvc_core.privacy.noise.SUMMING`."""
 
 
 def unit_vectors(vectors_NP: NDArray[np.floating]) -> NDArray[np.float64]:
-    """float64 (N, P), each row of length 1, or 0 where it has no direction or is not finite."""
+    """float64 (N, P): rows of length 1, or 0 for a row that is zero or not finite."""
     values_NP = vectors_NP.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         lengths_N1 = np.linalg.norm(values_NP, axis=1, keepdims=True)
@@ -33,19 +33,19 @@ def clipped_class_sums(
     num_classes: int,
     bound: float,
 ) -> NDArray[np.float64]:
-    """float64 (K, P): class sums to which each unit adds a matrix of norm ``bound`` at most.
+    """float64 (K, P): class sums; the contribution of each unit has norm ``bound`` at most.
 
     Args:
-        vectors_NP: Row i adds to the row ``labels_N[i]``.
+        vectors_NP: Row i is added to row ``labels_N[i]``.
         labels_N: int64, 0 to K - 1.
         units_N: int64, units numbered from 0.
         num_classes: K.
-        bound: Largest Frobenius norm of one unit's part.
+        bound: Largest Frobenius norm of one unit's contribution.
     """
     sums_KP = np.zeros((num_classes, vectors_NP.shape[1]))
     if not len(labels_N):
         return sums_KP
-    # Within a unit and class first: their parts may point the same way and add up.
+    # Sum within unit and class first: a norm of separate rows would miss that they may be aligned.
     cells_N = units_N * num_classes + labels_N
     cells_M, index_N = np.unique(cells_N, return_inverse=True)
     parts_MP = np.zeros((len(cells_M), vectors_NP.shape[1]))
@@ -66,7 +66,7 @@ def clipped_class_sums(
 def release_centre(
     vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64], noise_multiplier: float
 ) -> NDArray[np.float64]:
-    """float64 (P,): the noisy sum of all vectors, each unit clipped to length 1."""
+    """float64 (P,): the noisy sum of all vectors, with each unit clipped to length 1."""
     everyone_N = np.zeros(len(units_N), dtype=np.int64)
     sums_1P = clipped_class_sums(vectors_NP, everyone_N, units_N, 1, 1.0)
     return release(sums_1P[0], make_grid(1.0, sums_1P.size, noise_multiplier))
@@ -80,10 +80,10 @@ def release_class_sums(
     count_coordinate: float,
     noise_multiplier: float,
 ) -> NDArray[np.float64]:
-    """float64 (K, P + 1): noisy class sums, with the count times its coordinate last.
+    """float64 (K, P + 1): noisy class sums; the last column is count times ``count_coordinate``.
 
-    A unit is clipped to what one vector of length 1 and its constant have together, so
-    that a unit of one picture is never clipped.
+    The clipping bound is the norm of a vector of length 1 with its constant, so a unit of one
+    picture is never clipped.
     """
     constant_N1 = np.full((len(labels_N), 1), count_coordinate)
     rows_NQ = np.concatenate([vectors_NP, constant_N1], axis=1)
@@ -93,13 +93,13 @@ def release_class_sums(
 
 
 def sums_bound(count_coordinate: float) -> float:
-    """Norm of a vector of length 1 beside its constant."""
+    """Norm of a vector of length 1 with its constant."""
     return float(np.hypot(1.0, count_coordinate))
 
 
 def sums_deviation(
     num_classes: int, directions: int, count_coordinate: float, noise_multiplier: float
 ) -> float:
-    """Standard deviation of the noise on each released value; the receiver's own computation."""
+    """Standard deviation of the noise on each released value, as the receiver computes it."""
     size = num_classes * (directions + 1)
     return make_grid(sums_bound(count_coordinate), size, noise_multiplier).deviation

@@ -1,9 +1,10 @@
-"""Sums of clipped per-unit gradients: a loop over units, and closed form for heads.
+"""Sums of clipped per-unit gradients, by a loop over units or in closed form for heads.
 
-Both give the same float64 sum for the same draws; a third engine, Opacus, is in
-:mod:`fgvc_core.privacy.hooks`. A unit's gradient is summed over its pictures (its views
-averaged), counts as zero if any of it is not finite, and is then clipped. By how much follows
-from its own pictures, to the bit, whoever is drawn with it; and no unit is too large for memory.
+Both engines give the same float64 sum for the same draws; a third one, Opacus, is in
+:mod:`fgvc_core.privacy.hooks`. A unit's gradient is the sum over its pictures (averaged over
+views). It is replaced by zero if it is not finite, and then clipped. Its scale depends, to the bit,
+only on the unit's own pictures and not on which units are drawn with it. No unit is too large for
+memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,18 +22,19 @@ from fgvc_core.privacy.sampling import clip_scales
 from fgvc_core.privacy.standardised import fixed_weights
 
 CANCELLATION = 2.0**-40
-"""Share of a gradient's squared parts by which rounding may make its squared norm too small."""
+"""Relative error, in the squared lengths of a gradient's parts, by which rounding may reduce its
+squared norm."""
 
 UNBOUNDED = 1 << 30
-"""Pictures at once where nothing bounds them."""
+"""Value of ``at_once`` without a limit."""
 
 CANCELLING = 64.0
-"""A unit whose parts are together this many times as long as their sum is summed by itself: in
-one sum with other units its parts would be rounded by more than
-:data:`~fgvc_core.privacy.noise.SUMMING` allows for."""
+"""A unit is summed separately if its parts are together more than this many times as long as their
+sum: rounding its parts in one sum with other units could exceed
+:data:`~fgvc_core.privacy.noise.SUMMING`."""
 
 LossOf = Callable[[torch.Tensor], torch.Tensor]
-"""Positions (B,) to the losses (B,) of the pictures there, in a fresh random view."""
+"""Positions (B,) to the losses (B,) of their pictures, each call with new random views."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class UnitBatch:
     """The pictures of the units drawn for one step.
 
     Attributes:
-        positions_B: int64, positions of examples; all examples of each unit drawn.
-        units_B: int64, 0 to U - 1, which of the drawn units each belongs to.
-        count: U; a unit without examples here is possible and adds nothing.
+        positions_B: int64, positions of examples; all examples of each drawn unit.
+        units_B: int64, 0 to U - 1, the drawn unit of each position.
+        count: U; a unit without examples contributes nothing.
     """
 
     positions_B: NDArray[np.int64]
@@ -52,11 +54,11 @@ class UnitBatch:
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """What a step computes before noise.
+    """The result of a step before noise.
 
     Attributes:
-        total_D: float64 (D,), the sum of the units' clipped gradients, all parameters in a row.
-        unclipped: How many units' gradients were within the bound.
+        total_D: float64 (D,), the sum of the units' clipped gradients, parameters concatenated.
+        unclipped: Number of units with a gradient within the bound.
     """
 
     total_D: torch.Tensor
@@ -67,24 +69,23 @@ class GradientEngine(Protocol):
     """Computes clipped sums for one model."""
 
     def session(self) -> AbstractContextManager[None]:
-        """Around many calls: what an engine attaches to the model, it takes off at the end."""
+        """Context for many calls; attaches to the model what the engine needs, and removes it."""
         ...
 
     def clipped_sum(self, batch: UnitBatch, bound: float) -> ClippedSum:
-        """See :class:`ClippedSum`; an empty batch gives zeros without a forward."""
+        """See :class:`ClippedSum`; an empty batch gives zeros without a forward pass."""
         ...
 
 
 class LoopEngine:
-    """One protected unit at a time: exact, lean, and on a CPU the fastest.
+    """One protected unit at a time: exact, little memory, and the fastest on a CPU.
 
     Args:
-        parameters: What trains, in order.
-        losses: Per-picture losses of the present model.
+        parameters: The trainable parameters, in order.
+        losses: Per-picture losses of the current model.
         views: Random views of each picture, averaged.
-        at_once: Most pictures (views counted) of a unit that are held at once.
-        model: What the losses are computed with; with it, what all units share of a forward
-            is done once a step.
+        at_once: Most pictures (times views) of a unit in memory at once.
+        model: The model of the losses; if given, work shared by all units is done once per step.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class LoopEngine:
         self._at_once = at_once
 
     def session(self) -> AbstractContextManager[None]:
-        """Nothing is attached."""
+        """See :class:`GradientEngine`; nothing is attached."""
         return nullcontext()
 
     def clipped_sum(self, batch: UnitBatch, bound: float) -> ClippedSum:
@@ -132,7 +133,7 @@ class LoopEngine:
         self, positions: torch.Tensor, parts: tuple[torch.Tensor, ...], afresh: bool
     ) -> None:
         loss = self._losses(positions).sum() / self._views
-        # Retained is what units share; a unit's own graph goes with its loss.
+        # Keep the graph that all units share; a unit's own graph is freed with its loss.
         gradients = torch.autograd.grad(
             loss, self._parameters, retain_graph=True, allow_unused=True
         )
@@ -148,7 +149,7 @@ class LoopEngine:
 
 @dataclass(frozen=True)
 class HeadView:
-    """A linear or cosine head as the closed form sees it.
+    """A linear or cosine head in the form that the closed-form engine uses.
 
     Attributes:
         weight_KD: The head's weight.
@@ -164,17 +165,17 @@ class HeadView:
 
 
 class ClosedFormEngine:
-    """Per-unit norms of a head's gradient from inner products, without the gradients.
+    """Per-unit norms of a head's gradient from inner products, without forming the gradients.
 
     A picture's gradient of row k is d_k times a vector (Goodfellow 2015,
-    https://arxiv.org/abs/1510.01799): x itself in a linear head, the part of x's direction
-    that is orthogonal to the row's in a cosine head. Inner products of two pictures'
-    gradients follow from those of their features. What cancels in these products may leave
-    a norm too small, by as much as a server likes that sends rows of length 1e-12 along one
-    picture's features: norms are taken as large as rounding may have made them small.
+    https://arxiv.org/abs/1510.01799): x itself in a linear head; in a cosine head, the component of
+    x's direction that is orthogonal to the row's. Inner products of two pictures' gradients follow
+    from those of their features. Cancellation in these products can make a norm too small; a
+    hostile server can exploit this by sending rows of length 1e-12 along one picture's features.
+    Norms are therefore increased by the largest possible rounding error.
 
     Args:
-        head: Reads the head as it is now.
+        head: Returns the current head.
         features_ND: float32 (N, D) of all examples.
         labels_N: int64 (N,).
     """
@@ -187,11 +188,11 @@ class ClosedFormEngine:
         self._labels_N = labels_N
 
     def session(self) -> AbstractContextManager[None]:
-        """Nothing is attached."""
+        """See :class:`GradientEngine`; nothing is attached."""
         return nullcontext()
 
     def clipped_sum(self, batch: UnitBatch, bound: float) -> ClippedSum:
-        """See :class:`GradientEngine`; the weight's values first, then the bias's."""
+        """See :class:`GradientEngine`; the weight's values come first, then the bias's."""
         head = _Read.of(self._head())
         total = head.zeros()
         unclipped = batch.count
@@ -213,12 +214,12 @@ class ClosedFormEngine:
         bound: float,
         total: list[torch.Tensor],
     ) -> int:
-        """Add whole units from the inner products of their pictures; how many were clipped."""
+        """Add whole units by inner products of their pictures; returns how many were clipped."""
         pushed = self._pushed(head, rows)
         units_B = np.cumsum(np.diff(units_B, prepend=units_B[0]) != 0)
         squares_U, lengths_U = _squares(pushed, head.bias_K is not None, units_B)
         scales_U = clip_scales(squares_U, bound)
-        # What cancels within a unit would be rounded together with the other units' parts.
+        # Parts that cancel within a unit would be rounded in a sum with other units' parts.
         with np.errstate(over="ignore", invalid="ignore"):
             cancelling_U = (lengths_U > CANCELLING * np.sqrt(squares_U)) & (scales_U > 0)
         clipped = int((scales_U[~cancelling_U] < 1.0).sum())
@@ -226,7 +227,7 @@ class ClosedFormEngine:
             clipped += self._add_large(head, rows[units_B == unit], bound, total)
         scales_U[cancelling_U] = 0.0
         scales_B = torch.from_numpy(scales_U[units_B])
-        # Taken out, not multiplied by zero: zero times infinity is no number.
+        # Select rather than multiply by zero: zero times infinity is NaN.
         kept_B = scales_B > 0
         kept = pushed.take(kept_B)
         kept.push_BK.mul_(scales_B[kept_B, None])
@@ -236,10 +237,10 @@ class ClosedFormEngine:
     def _add_large(
         self, head: "_Read", rows: torch.Tensor, bound: float, total: list[torch.Tensor]
     ) -> int:
-        """Add one unit whose gradient is formed itself, piece by piece; whether it was clipped.
+        """Add one unit by forming its gradient, piece by piece; returns 1 if clipped, else 0.
 
-        Inner products of very many pictures would take memory with the square of their number;
-        and of parts that cancel, what is left has a norm that is known by itself alone.
+        The matrix of inner products would need memory quadratic in the number of pictures. And if
+        the parts cancel, only the formed gradient gives an accurate norm.
         """
         own = head.zeros()
         for piece in rows.split(AT_ONCE):
@@ -252,7 +253,7 @@ class ClosedFormEngine:
         return int(scale < 1.0)
 
     def _pushed(self, head: "_Read", rows: torch.Tensor) -> "_Pushed":
-        """The pictures' vectors, and how far each pushes each class's row along them."""
+        """The pictures' input vectors, and the factor of each class's row along them."""
         inputs_BD = self._features_ND[rows].cpu().double()
         labels_B = self._labels_N[rows]
         if head.scale is None:
@@ -269,7 +270,7 @@ class ClosedFormEngine:
 
 @dataclass(frozen=True)
 class _Pushed:
-    """Pictures' gradients in parts: row k's is push_k times (input - along_k * direction_k)."""
+    """Pictures' gradients in factors: row k is push_k times (input - along_k * direction_k)."""
 
     inputs_BD: torch.Tensor
     push_BK: torch.Tensor
@@ -282,7 +283,7 @@ class _Pushed:
 
 @dataclass(frozen=True)
 class _Read:
-    """A head as it is now. It is small, and in float64: the CPU's work wherever the model is."""
+    """The current head in float64 on the CPU: it is small, wherever the model is."""
 
     weight_KD: torch.Tensor
     bias_K: torch.Tensor | None
@@ -301,15 +302,15 @@ class _Read:
         )
 
     def zeros(self) -> list[torch.Tensor]:
-        """A gradient of zeros: of the weight, and of the bias where there is one."""
+        """A zero gradient: of the weight, and of the bias if there is one."""
         weight = torch.zeros_like(self.weight_KD)
         return [weight] if self.bias_K is None else [weight, torch.zeros_like(self.bias_K)]
 
     def add(self, pushed: _Pushed, total: list[torch.Tensor]) -> None:
-        """Add pictures' gradients."""
+        """Add the pictures' gradients to ``total``, in place."""
         total[0] += pushed.push_BK.T @ pushed.inputs_BD
         if pushed.along_BK is not None:
-            # Weights that are no numbers leave no unit, and must not leave their mark either.
+            # With non-finite weights no unit is kept, but 0 * NaN would still make the sum NaN.
             directions_KD = self.directions_KD.nan_to_num(0.0, 0.0, 0.0)
             total[0] -= (pushed.push_BK * pushed.along_BK).sum(dim=0)[:, None] * directions_KD
         if self.bias_K is not None:
@@ -317,7 +318,7 @@ class _Read:
 
 
 def whole_units(units_B: NDArray[np.int64], at_once: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of stretches of whole units, each of ``at_once`` rows at most or of one unit.
+    """(start, stop) of ranges of whole units, each of at most ``at_once`` rows or of one unit.
 
     Args:
         units_B: Sorted, at least one.
@@ -333,12 +334,12 @@ def whole_units(units_B: NDArray[np.int64], at_once: int) -> Iterator[tuple[int,
 
 
 def size_of(parameters: list[torch.nn.Parameter]) -> int:
-    """D, how many values all parameters have together."""
+    """D, the total number of values."""
     return sum(parameter.numel() for parameter in parameters)
 
 
 def _pushes(logits_BK: torch.Tensor, labels_B: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """(B, K), the cross-entropy's gradient in the logits."""
+    """(B, K): gradient of the cross-entropy in the logits."""
     classes = logits_BK.shape[1]
     wanted_BK = F.one_hot(labels_B, classes).double() * (1 - smoothing) + smoothing / classes
     return logits_BK.softmax(dim=1) - wanted_BK
@@ -347,15 +348,15 @@ def _pushes(logits_BK: torch.Tensor, labels_B: torch.Tensor, smoothing: float) -
 def _squares(
     pushed: _Pushed, bias: bool, units_B: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Twice float64 (U,): squared norms of the units' summed gradients, and what these are made of.
+    """Squared norms of the units' summed gradients, and lengths of their parts: float64 (U,).
 
-    The second is the sum of the lengths of all that is added up within the unit, whether or not
-    it cancels.
+    The second is the sum of the lengths of everything that is added up within the unit, whether or
+    not it cancels.
 
     Args:
         pushed: The pictures' gradients.
-        bias: Whether the head has one.
-        units_B: int64, sorted, 0 to U - 1, each of them there.
+        bias: Whether the head has a bias.
+        units_B: int64, sorted, 0 to U - 1, each occurring.
     """
     inputs_BD, push_BK, along_BK = pushed.inputs_BD, pushed.push_BK, pushed.along_BK
     parts_B = row_sums(push_BK.square()) * (row_sums(inputs_BD.square()) + bias)
@@ -367,7 +368,8 @@ def _squares(
     lengths_U = np.asarray(np.bincount(units_B, parts_B.sqrt().numpy()), dtype=np.float64)
     stops_U = np.cumsum(sizes_U)
     for unit in np.flatnonzero(sizes_U > 1).tolist():
-        # Copies: a unit's rows are then computed from the same place in memory's grid.
+        # Clone: the result to the bit can depend on memory alignment, which a slice inherits from
+        # others.
         at = slice(int(stops_U[unit] - sizes_U[unit]), int(stops_U[unit]))
         own_BD, own_BK = inputs_BD[at].clone(), push_BK[at].clone()
         total = ((own_BD @ own_BD.T + bias) * (own_BK @ own_BK.T)).sum()

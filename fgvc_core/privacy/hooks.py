@@ -1,10 +1,10 @@
 """The Opacus engine: per-picture gradients of a whole batch at once, for a GPU.
 
-Opacus's GradSampleModule (hooks; Yousefpour et al. 2021, https://arxiv.org/abs/2109.12298)
-gives each picture's gradient. They are summed within each unit, which Opacus knows nothing
-of, and clipped there. Its DPOptimizer is not used: it clips pictures, draws the noise itself,
-in floating point, from a seeded generator, and leaves a non-finite gradient in the sum. Here
-the noise is on a grid and from the operating system, for every engine the same.
+Opacus's GradSampleModule (hooks; Yousefpour et al. 2021, https://arxiv.org/abs/2109.12298) computes
+each picture's gradient. This engine sums them within units, which Opacus does not support, and
+clips the sums. Opacus's DPOptimizer is not used: it clips pictures, draws floating-point noise from
+a seeded generator, and leaves non-finite gradients in the sum. Here, all engines share the discrete
+noise from the operating system's randomness.
 """
 
 import warnings
@@ -33,15 +33,16 @@ from fgvc_core.privacy.sampling import clip_scales
 class OpacusEngine:
     """Opacus's hooks on a model, as a :class:`~fgvc_core.privacy.gradients.GradientEngine`.
 
-    The model is hooked within a :meth:`session` and is as it was after it.
+    The hooks are attached within a :meth:`session` and removed after it.
 
     Args:
-        model: What the losses are computed with; no layer may change a tensor in place.
-        parameters: What trains of it, in order.
-        losses: Per-picture losses of the present model.
+        model: The model of the losses; no layer may change a tensor in place.
+        parameters: Its trainable parameters, in order.
+        losses: Per-picture losses of the current model.
         views: Random views of each picture, averaged.
-        at_once: Pictures (views counted) whose gradients are held at once; units may be larger.
-            Fewer are filled up to it, so that each picture's gradient is computed in one shape.
+        at_once: Pictures (times views) whose gradients are in memory at once; units may be larger.
+            A smaller batch is padded to this size, so every picture's gradient is computed in the
+            same shape.
     """
 
     def __init__(
@@ -61,15 +62,15 @@ class OpacusEngine:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Around many calls: attaching the hooks takes as long as a small step."""
+        """Context for many calls: attaching the hooks takes as long as a small step."""
         if self._hooked:
             yield
             return
         register_samplers()
-        # Pictures need no gradient themselves, and PyTorch says so at every first layer.
+        # PyTorch warns at every first layer that its input requires no gradient, which is intended.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        # Strict means: no buffer beside a trained parameter. What buffers do is found out by
-        # experiment, in fgvc_core.training.compatibility.
+        # Strict mode refuses buffers beside trained parameters. fgvc_core.training.compatibility
+        # tests empirically what buffers do.
         hooks = GradSampleModule(self._model, loss_reduction="sum", strict=False)
         self._hooked = True
         try:
@@ -96,11 +97,11 @@ class OpacusEngine:
         return ClippedSum(total_D, unclipped)
 
     def _sums(self, positions: torch.Tensor, units_B: NDArray[np.int64]) -> list[torch.Tensor]:
-        """One (U, d) for each parameter: summed gradients of the whole units in a stretch."""
+        """One (U, d) per parameter: summed gradients of the whole units in a range."""
         device = self._parameters[0].device
         index_B = torch.from_numpy(np.cumsum(np.diff(units_B, prepend=units_B[0]) != 0))
         count, sums = int(index_B[-1]) + 1, None
-        # More than one piece only of a unit that is larger than a piece.
+        # Only a unit larger than a piece is split into several.
         for piece, owners in zip(
             positions.split(self._at_once), index_B.split(self._at_once), strict=True
         ):
@@ -110,13 +111,13 @@ class OpacusEngine:
         return sums
 
     def picture_gradients(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One (B, d) for each parameter: the gradients of the losses at B positions.
+        """One (B, d) per parameter: gradients of the losses at B positions.
 
         Raises:
-            PolicyRefusal: if Opacus cannot give them for this model.
+            PolicyRefusal: if Opacus cannot compute them for this model.
         """
         total = self._losses(positions).sum()
-        # Not backward(): the hooks fire all the same, and no sum is left in .grad.
+        # Unlike backward(), this leaves no sum in .grad; the hooks fire all the same.
         sums = torch.autograd.grad(total, self._parameters, allow_unused=True)
         found = []
         for parameter, summed in zip(self._parameters, sums, strict=True):
@@ -136,8 +137,8 @@ class OpacusEngine:
     def _unit_sums(
         self, piece: torch.Tensor, index_B: torch.Tensor, count: int
     ) -> list[torch.Tensor]:
-        # All pieces have one shape, the last picture repeated: another shape takes other kernels,
-        # and a unit's gradient would depend in the last bits on who is drawn with it.
+        # Pad all pieces to one shape with the last picture. Another shape could select other
+        # kernels, and a unit's gradient would depend in the last bits on the units drawn with it.
         missing = self._at_once - len(piece) if self._at_once < UNBOUNDED else 0
         full = torch.cat([piece, piece[-1:].expand(missing)])
         sums = []
@@ -148,7 +149,7 @@ class OpacusEngine:
         return sums
 
     def _forget(self) -> None:
-        """Nothing of one piece is left for the next, even if it broke off halfway."""
+        """Remove Opacus's per-piece state, which an error may have left incomplete."""
         for parameter in self._parameters:
             if hasattr(parameter, "grad_sample"):
                 parameter.grad_sample = None  # type: ignore[attr-defined]
@@ -160,13 +161,13 @@ class OpacusEngine:
 
 
 def _add_clipped(total_D: torch.Tensor, parts: list[torch.Tensor], bound: float) -> int:
-    """Add units' gradients (U, d), clipped; how many were clipped."""
+    """Add clipped gradients of units (U, d) to the total; returns how many were clipped."""
     if not len(parts[0]):
         return 0
     squares_U = torch.stack([part_Ud.double().square().sum(dim=1) for part_Ud in parts]).sum(dim=0)
     scales = clip_scales(squares_U.cpu().numpy(), bound)
     scales_U = torch.from_numpy(scales).to(total_D.device)
-    # Taken out, not multiplied by zero: zero times infinity is no number.
+    # Select rather than multiply by zero: zero times infinity is NaN.
     kept_U = scales_U > 0
     at = 0
     for part_Ud in parts:

@@ -1,21 +1,19 @@
-"""Discrete Gaussian noise on a grid: what floating point cannot betray.
+"""Discrete Gaussian noise on a grid, which has no floating-point side channel.
 
-A Gaussian drawn in floating point leaves holes between the numbers it can give, and they
-tell the value beneath (Mironov 2012, https://doi.org/10.1145/2382196.2382264). Here the
-value is an integer multiple of a grid's step before noise is added, and so is the noise,
-drawn from the discrete Gaussian, which has the same Renyi and concentrated guarantee as
-the continuous one (Canonne, Kamath and Steinke 2020, theorem 4 and corollary 9,
-https://arxiv.org/abs/2004.00010).
+Gaussian noise in floating point has gaps between its possible values, which reveal the value
+beneath (Mironov 2012, https://doi.org/10.1145/2382196.2382264). Here, the value is rounded to an
+integer multiple of a grid's step, and the noise is an integer multiple too, drawn from the discrete
+Gaussian. Its Renyi and concentrated guarantees are those of the continuous one (Canonne, Kamath and
+Steinke 2020, theorem 4 and corollary 9, https://arxiv.org/abs/2004.00010).
 
-How it is drawn: one table of the cumulative distribution of the discrete Gaussian with
-deviation 1024, to 128 bits; a draw compares random bits with it until they decide. The
-first 16 decide nine draws in ten through a guide with an entry for each of their values
-(Chen and Asau 1974); 48 more are then taken, and in the one case in 10**14 where these
-leave it open, 64 more. That no more bits are drawn than decide changes no draw, and takes
-a seventh of the time. Wider noise is a sum of such draws in base 128, which is again a
-discrete Gaussian but for a total variation below 2**-80 a draw (Micciancio and Walter 2017,
-section 3, https://eprint.iacr.org/2017/259), as 1024 / 128 is well above the smoothing
-parameter of the integers. All bits come from the operating system.
+Sampling: a table holds the cumulative distribution of the discrete Gaussian with deviation 1024 to
+128 bits; a draw compares random bits with it until they are decisive. The first 16 bits decide nine
+of ten draws through a guide table (Chen and Asau 1974). Otherwise 48 more bits are drawn, and in
+one of 10**14 cases another 64. Drawing only as many bits as needed does not change the
+distribution, and takes a seventh of the time. Wider noise is a sum of such draws in base 128, which
+is a discrete Gaussian up to a total variation below 2**-80 per draw (Micciancio and Walter 2017,
+section 3, https://eprint.iacr.org/2017/259), as 1024 / 128 is well above the smoothing parameter of
+the integers. All bits come from the operating system.
 """
 
 import math
@@ -31,20 +29,19 @@ from fgvc_core.privacy.sampling import random_bits
 BASE_DEVIATION = 1024
 RADIX = 128
 _TAIL = 14
-"""Deviations that the table reaches to; beyond lies less than 2**-140."""
+"""Range of the table in deviations; the probability beyond it is below 2**-140."""
 
 LARGEST_INFLATION = 0.01
-"""The grid is made finer while rounding to it adds more than this share to the sensitivity."""
+"""The grid is refined while rounding adds more than this share to the sensitivity."""
 
 SUMMING = 2.0**-20
-"""Share added to the sensitivity for float64's rounding while units are added up, each once its
-part is finished and clipped.
+"""Share added to the sensitivity for float64 rounding in the sum over clipped units.
 
-Where a sum has n terms a coordinate and the lengths of all terms are S bounds together, its error
-is at most n * S * 2**-53 bounds (Higham 2002, section 4.2), and twice that sets two neighbouring
-sums apart. U finished parts, one after another: n = S = U, so it covers 65,536 units. Blocks of b
-parts: n = b + U / b, so for class sums (b = 4096) it covers 900,000. Pictures of several units at
-once, in the closed form: n = 1024 and S = 64 * U, so it covers 65,536 units again."""
+If a sum has n terms per coordinate and the total length of all terms is S bounds, its error is at
+most n * S * 2**-53 bounds (Higham 2002, section 4.2), and two neighboring sums differ by twice
+that. Adding U units one after another: n = S = U, which covers 65,536 units. In blocks of b: n = b
++ U / b, which for class sums (b = 4096) covers 900,000. Pictures of several units at once, in the
+closed form: n = 1024 and S = 64 * U, which again covers 65,536 units."""
 
 _MOST_LEVELS = 4
 _CHUNK = 1 << 16
@@ -56,10 +53,10 @@ class Grid:
     """The grid of one release.
 
     Attributes:
-        step: Distance of neighbouring points, in the units of the released values.
-        levels: Draws summed for one value, 1 to 4.
-        sensitivity: Largest L2 distance, in grid steps' units times ``step``, that one unit
-            can move the *rounded* values.
+        step: Distance between neighboring points, in the units of the released values.
+        levels: Number of draws summed for one value, 1 to 4.
+        sensitivity: Largest L2 distance by which one unit can move the *rounded* values, in their
+            units.
     """
 
     step: float
@@ -73,19 +70,20 @@ class Grid:
 
 
 def make_grid(bound: float, dimensions: int, noise_multiplier: float) -> Grid:
-    """The grid for a sum whose units are clipped to a bound.
+    """The grid for a sum over units that are clipped to a bound.
 
-    Rounding moves each coordinate by at most half a step; two neighbouring sums are thus
-    at most ``bound + step * sqrt(dimensions)`` apart after it. The noise is that times
-    the noise multiplier.
+    Rounding moves each coordinate by at most half a step, so two neighboring sums are at most
+    ``bound + step * sqrt(dimensions)`` apart afterwards. The standard deviation of the noise is
+    this sensitivity times the noise multiplier.
 
     Args:
-        bound: Largest L2 norm of one unit's part.
-        dimensions: Values released together.
+        bound: Largest L2 norm of one unit's contribution.
+        dimensions: Number of values released together.
         noise_multiplier: Above 0.
 
     Raises:
-        ConfigurationError: if so much noise on so many values needs a finer grid than there is.
+        ConfigurationError: if the noise and the number of values require a finer grid than the
+            finest.
     """
     for levels in range(1, _MOST_LEVELS + 1):
         deviation = _deviation(levels)
@@ -98,8 +96,8 @@ def make_grid(bound: float, dimensions: int, noise_multiplier: float) -> Grid:
             why="The grid on which they are released would be coarser than the values.",
             remedy="Ask for a larger privacy.epsilon, or train less of the model ([model] train).",
         )
-    # step * deviation = noise_multiplier * sensitivity, where the sensitivity holds the
-    # rounding of both sums: bound * (1 + SUMMING) + step * sqrt(dimensions).
+    # step * deviation = noise_multiplier * sensitivity, where the sensitivity includes the rounding
+    # of both sums: bound * (1 + SUMMING) + step * sqrt(dimensions).
     sensitivity = bound * (1 + SUMMING) / (1 - inflation)
     return Grid(noise_multiplier * sensitivity / deviation, levels, sensitivity)
 
@@ -108,12 +106,12 @@ def release(values: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
     """Round to the grid, add noise, and return the noisy points as float64.
 
     Args:
-        values: Finite, any shape: a sum over units each within the grid's bound.
-        grid: Of :func:`make_grid`.
+        values: Finite, any shape: a sum over units that are each within the grid's bound.
+        grid: A grid from :func:`make_grid`.
     """
     flat = values.reshape(-1)
     noisy = np.empty(flat.size, dtype=np.float64)
-    # In pieces, so that what is needed beside the values stays small and in the cache.
+    # In chunks, so that temporaries stay small and in the cache.
     for start in range(0, flat.size, _CHUNK):
         piece = flat[start : start + _CHUNK]
         points = np.rint(piece / grid.step).astype(np.int64)
@@ -123,7 +121,7 @@ def release(values: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
 
 
 def discrete_gaussian(count: int, levels: int) -> NDArray[np.int64]:
-    """int64 (count,) draws with the deviation of ``levels``."""
+    """int64 (count,): draws from the discrete Gaussian with the deviation of ``levels``."""
     total = np.zeros(count, dtype=np.int64)
     for _ in range(levels):
         total *= RADIX
@@ -139,13 +137,12 @@ def _base_draws(count: int) -> NDArray[np.int64]:
     table = _table()
     first = random_bits(count, np.uint16)
     index = table.guide[first].astype(np.int64)
-    # What 16 bits leave open is compared with 64; these, where one entry is equal to them,
-    # with 128.
+    # Draws that 16 bits leave open use 64 bits; those that equal a table entry then use 128.
     unsure = np.flatnonzero(index < 0)
     rest = random_bits(len(unsure), np.uint64) >> np.uint64(_GUIDE_BITS)
     words = (first[unsure].astype(np.uint64) << np.uint64(64 - _GUIDE_BITS)) | rest
     found = np.searchsorted(table.high, words, side="right")
-    # searchsorted counts the entries that are smaller or equal.
+    # With side="right", entries equal to the word are counted too.
     for at in np.flatnonzero((found > 0) & (table.high[np.maximum(found - 1, 0)] == words)):
         found[at] = _decide(table, int(words[at]))
     index[unsure] = found
@@ -158,9 +155,9 @@ class _Table:
     """Cumulative distribution times 2**128.
 
     Attributes:
-        exact: In full, one entry a border between two draws.
+        exact: All entries in full, one per border between two draws.
         high: The upper 64 bits of each.
-        guide: int16 (2**16,), the draw's index that the first 16 bits decide, or -1.
+        guide: int16 (2**16,), index of the draw that the first 16 bits decide, or -1.
         radius: Index of the draw 0.
     """
 
@@ -179,9 +176,9 @@ def _decide(table: _Table, word: int) -> int:
 
 @lru_cache(maxsize=1)
 def _table() -> _Table:
-    """P(X <= k) for k = -radius .. radius - 1: an entry counts the draws that lie above it."""
-    # Fixed-point arithmetic with Python's integers: e**-(k**2 / 2 s**2) by one multiplication
-    # a step, since the ratio of neighbours changes by a constant factor.
+    """P(X <= k) for k = -radius .. radius - 1; a draw's index counts the entries up to it."""
+    # Fixed-point arithmetic with Python's integers: e**-(k**2 / 2 s**2) takes one multiplication
+    # per step, since the ratio of neighbors changes by a constant factor.
     bits, guard = 128, 64
     one = 1 << (bits + guard)
     radius = _TAIL * BASE_DEVIATION
@@ -205,13 +202,13 @@ def _table() -> _Table:
 def _guide(high: NDArray[np.uint64]) -> NDArray[np.int16]:
     starts = np.arange(1 << _GUIDE_BITS, dtype=np.uint64) << np.uint64(64 - _GUIDE_BITS)
     ends = starts | np.uint64((1 << (64 - _GUIDE_BITS)) - 1)
-    # Strictly before the first word: a border equal to it needs bits that are not drawn yet.
+    # side="left": a border equal to the first word needs further bits.
     low = np.searchsorted(high, starts, side="left")
     return np.where(low == np.searchsorted(high, ends, side="right"), low, -1).astype(np.int16)
 
 
 def _exp_neg(divisor: int, times: int, one: int) -> int:
-    """e**-(times / divisor) in fixed point, by its series."""
+    """e**-(times / divisor) in fixed point, by its Taylor series."""
     size, total, k = one, one, 0
     while size:
         k += 1

@@ -1,17 +1,17 @@
-"""What several adaptively chosen plans cost together: a Renyi odometer whose orders are fixed.
+"""Privacy odometer: the joint cost of adaptively chosen plans, with Renyi orders fixed in advance.
 
-A ledger chooses its orders before its first release (:func:`choose_rule`) and keeps them. The
-figure it then gives as spent holds whenever it is read, however that moment was chosen.
+A ledger chooses its orders before its first release (:func:`choose_rule`) and keeps them. The spent
+epsilon that it reports then holds at any time, however that time was chosen.
 
-Claim. Let P and Q be the laws of everything released with and without one unit (or the other
-way round), L_t the privacy loss log(dP/dQ) of the first t releases, R_a(t) the sum of the
-releases' Renyi divergences of order a, each of which may be chosen from what was released
-before it, and a_1 ... a_m orders chosen before the first release. With
+Claim. Let P and Q be the laws of everything released with and without one unit (or vice versa), L_t
+the privacy loss log(dP/dQ) of the first t releases, R_a(t) the sum of the releases' Renyi
+divergences of order a, each of which may be chosen from earlier releases, and a_1 ... a_m orders
+chosen before the first release. With
 
     c(a, d) = log(1 - 1/a) - log(d * a) / (a - 1)
     spent(t) = max(0, min over j of [R_{a_j}(t) + c(a_j, delta / m)])
 
-every stopping time T and every event E among the releases before T satisfy
+for every stopping time T and every event E determined by the releases before T,
 
     P(E) <= E_Q[1_E * exp(spent(T))] + delta.
 
@@ -30,18 +30,18 @@ Proof.
    (https://arxiv.org/abs/2004.00010; also equation 20 of https://arxiv.org/abs/2001.05990).
 3. Let j be the order that attains the minimum at T. By 2 with y = L_T - R_{a_j}(T) and
    d = delta / m: max(0, 1 - exp(spent(T) - L_T)) <= (delta / m) * M_{a_j}(T) <= delta * M(T).
-   That spent(T) was raised to 0 only makes the left side smaller.
+   Raising spent(T) to 0 only makes the left side smaller.
 4. P(E) - E_Q[1_E * exp(spent(T))] = E_P[1_E * (1 - exp(spent(T) - L_T))]
    <= E_P[max(0, 1 - exp(spent(T) - L_T))] <= delta * E_P[M(T)] <= delta.
 
-Where a cap stops every release that would lift spent above it, exp(spent(T)) <= exp(cap), and
-this is (cap, delta)-differential privacy: the odometer is a filter too (Rogers et al. 2016,
+If a cap stops every release that would raise spent above it, exp(spent(T)) <= exp(cap), and this is
+(cap, delta)-differential privacy: the odometer is a filter too (Rogers et al. 2016,
 https://arxiv.org/abs/1605.08294, define both; their odometer bounds the loss itself, outside an
-event of probability delta, which is a little stronger than the last line above).
+event of probability delta, which is slightly stronger than the last line above).
 
-Taking the best of *all* orders afterwards at the full delta, as for one fixed plan, is not
-covered by this, and it fails: ``test_odometer.py`` stops at the best moment and finds more
-than delta.
+Taking the best of *all* orders afterwards at the full delta, as for one fixed plan, is not covered
+by this proof, and it fails: ``test_odometer.py`` stops at the best moment and measures more than
+delta.
 
 >>> from fgvc_core.privacy.accountant import PrivacyEvent
 >>> run = [PrivacyEvent("class-sums", 4.0)]
@@ -65,11 +65,11 @@ from numpy.typing import NDArray
 from fgvc_core.privacy.accountant import PrivacyEvent, dp_event, epsilon_of_plan, merge, take
 
 SPREAD = 4
-"""The second order is the best for this many times the first plan, the third for its square..."""
+"""The k-th order is the best one for SPREAD**k times the first plan, k = 0, 1, 2, ..."""
 
 MOST_ORDERS = 6
 UNCAPPED_ORDERS = 3
-"""Where no cap says how often the first plan fits: orders for 1, 4 and 16 of it."""
+"""Number of orders without a cap: for 1, 4 and 16 times the first plan."""
 
 Pair = tuple[tuple[PrivacyEvent, ...], tuple[PrivacyEvent, ...]]
 """(announced, released) of one plan."""
@@ -77,36 +77,36 @@ Pair = tuple[tuple[PrivacyEvent, ...], tuple[PrivacyEvent, ...]]
 
 @dataclass(frozen=True)
 class Rule:
-    """How one ledger adds up its costs, fixed before its first release.
+    """How one ledger adds up its costs; fixed before its first release.
 
     Attributes:
-        orders: Renyi orders of the odometer, each above 1; delta is shared equally among them.
-        one_plan: While nothing but the first plan was charged, spent is the cost of that whole
-            plan as announced (PLD): the plan fits its cap only so. Another plan is charged
-            beside the first one *whole*, by the odometer.
+        orders: Renyi orders of the odometer, each above 1; delta is divided equally among them.
+        one_plan: As long as only the first plan was charged, the spent epsilon is the PLD cost of
+            the whole announced plan, because the plan fits its cap only by PLD. Once another plan
+            is charged, the odometer counts the first one *whole*.
     """
 
     orders: tuple[float, ...]
     one_plan: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, from which ``Rule(**values)`` makes an equal one."""
+        """Values for JSON; ``Rule(**values)`` reads them back."""
         return {"orders": list(self.orders), "one_plan": self.one_plan}
 
 
 def choose_rule(events: Iterable[PrivacyEvent], cap: float | None, delta: float) -> Rule:
     """The rule of a ledger whose first plan has these events.
 
-    It depends on nothing that is computed from pictures, and is chosen before anything is.
+    It is chosen before anything is computed from pictures, and does not depend on them.
 
     Args:
-        events: All of the plan's.
-        cap: Most that the whole ledger may cost; None: no cap.
-        delta: At which the cap holds.
+        events: All events of the plan.
+        cap: Largest cost of the whole ledger; None: no cap.
+        delta: Delta of the cap.
 
     Returns:
-        As many orders as serve to fill the cap with plans like this one; ``one_plan`` where the
-        odometer's cost of the plan is above the cap (its PLD may still fit).
+        As many orders as are useful to fill the cap with plans like this one; ``one_plan`` if the
+        odometer's cost of the plan exceeds the cap (its PLD cost may still fit).
     """
     plan = merge(events)
     if cap is None:
@@ -114,17 +114,17 @@ def choose_rule(events: Iterable[PrivacyEvent], cap: float | None, delta: float)
     count = 0
     while count < MOST_ORDERS and _fits(plan, count + 1, cap, delta):
         count += 1
-    # Under a cap that was raised later, more than one such plan is what has to be counted.
+    # If the cap is raised later, there will be more than one such plan to count.
     return Rule(_orders_for(plan, count or 2, delta), one_plan=not count)
 
 
 def odometer(events: Iterable[PrivacyEvent], orders: Sequence[float], delta: float) -> float:
-    """Epsilon of everything released, at whatever moment it is read; see the module's proof.
+    """Epsilon of everything released; valid at any stopping time, see the module's proof.
 
     Args:
-        events: Released so far; 0 where there are none.
-        orders: Chosen before the first of them; each one of :func:`all_orders`.
-        delta: Of the whole.
+        events: Events released so far; the result is 0 if there are none.
+        orders: Orders chosen before the first of them; each in :func:`all_orders`.
+        delta: Delta of the whole.
     """
     released = merge(events)
     if not released:
@@ -140,8 +140,8 @@ def total_cost(first: Pair, others: Iterable[Pair], rule: Rule, delta: float) ->
     Args:
         first: The plan that was charged first.
         others: All others.
-        rule: The ledger's.
-        delta: Of the whole.
+        rule: The ledger's rule.
+        delta: Delta of the whole.
     """
     beside = [event for _, released in others for event in released]
     announced, released = first
@@ -156,13 +156,13 @@ def total_cost(first: Pair, others: Iterable[Pair], rule: Rule, delta: float) ->
 
 
 def all_orders() -> tuple[float, ...]:
-    """Orders that a rule may choose among, rising, each above 1."""
+    """The orders that a rule may choose from, ascending, each above 1."""
     known, _ = _curve(PrivacyEvent("scores", 1.0))
     return known
 
 
 def _fits(plan: tuple[PrivacyEvent, ...], orders: int, cap: float, delta: float) -> bool:
-    """Whether so many orders are of use: the last one's number of plans is within the cap."""
+    """Whether this many orders are useful: the last one's number of plans is within the cap."""
     several = tuple(take(event, event.count * SPREAD ** (orders - 1)) for event in plan)
     return odometer(several, _orders_for(plan, orders, delta), delta) <= cap
 
@@ -175,7 +175,7 @@ def _orders_for(plan: tuple[PrivacyEvent, ...], count: int, delta: float) -> tup
 
 
 def _total(events: tuple[PrivacyEvent, ...]) -> tuple[tuple[float, ...], NDArray[np.float64]]:
-    """All orders, and at each the sum of the events' Renyi divergences."""
+    """All orders, and the sum of the events' Renyi divergences at each."""
     curves = [(event.count, *_curve(take(event, 1))) for event in events]
     known = curves[0][1]
     return known, sum((count * curve for count, _, curve in curves), np.zeros(len(known)))
@@ -191,14 +191,14 @@ def _conversion(delta: float) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=4096)
 def _curve(event: PrivacyEvent) -> tuple[tuple[float, ...], NDArray[np.float64]]:
-    """(orders, Renyi divergences) of one release: a round adds one more to a sum of these."""
-    # Imported here: the library takes a second, and a run without privacy needs none of it.
+    """(orders, Renyi divergences) of one release; cached, since every round adds one more."""
+    # Imported lazily: the library takes a second to load, and only private runs need it.
     from dp_accounting import NeighboringRelation
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
-    # At some fractional orders the library's series does not converge. It says so each time on
-    # standard error, where nobody can do anything about it.
+    # At some fractional orders the library's series does not converge, and it logs a warning each
+    # time, which users cannot act on.
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
@@ -211,10 +211,10 @@ def _curve(event: PrivacyEvent) -> tuple[tuple[float, ...], NDArray[np.float64]]
 
 
 def _convex(orders: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bounds at orders where none was found, from those beside them.
+    """Bounds at orders where the library found none, by interpolation between their neighbors.
 
     (a - 1) * divergence is convex in a and 0 at 1 (van Erven and Harremoes 2014, corollary 2,
-    https://arxiv.org/abs/1206.2459): a chord lies above it.
+    https://arxiv.org/abs/1206.2459), so a chord is an upper bound.
     """
     sound = np.isfinite(found) & (found >= 0)
     known = np.concatenate([[1.0], orders[sound]])

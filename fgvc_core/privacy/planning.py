@@ -1,4 +1,4 @@
-"""What a recipe's run will release, event by event, before its first release."""
+"""The privacy plan of a run: all its events, computed from the recipe before the first release."""
 
 import math
 from collections.abc import Iterable
@@ -9,24 +9,24 @@ from fgvc_core.privacy.accountant import PlanShape, PrivacyEvent, epsilon_of_pla
 from fgvc_core.privacy.settings import PrivacySettings
 
 COUNT_NOISE_RATIO = 10.0
-"""adaptive clipping: noise of the released count over the noise multiplier of the gradient's
-own release; its share of each step's cost is then below one per cent."""
+"""Adaptive clipping: noise of the released count relative to the noise multiplier of the gradient;
+the count's share of each step's cost is then below one percent."""
 
 MOST_STEPS = 1_000_000
-"""A site composes a million sampled steps in seconds; a stranger's recipe must not cost hours."""
+"""Most sampled steps; composed in seconds, so that a stranger's recipe cannot cost hours."""
 
 
 @lru_cache(maxsize=64)
 def plan_for(privacy: PrivacySettings, rounds: int) -> tuple[PrivacyEvent, ...]:
-    """All events of a run at one site; equal settings, equal plan, at site and server.
+    """All events of a run at one site; the same at site and server for equal settings.
 
     Args:
         privacy: ``[privacy]``.
         rounds: ``federation.rounds``.
 
     Raises:
-        ConfigurationError: if no noise meets the target, or there are more releases than can
-            be accounted.
+        ConfigurationError: if no noise meets the target, or there are too many releases to account
+            for.
     """
     steps = privacy.steps * rounds
     if privacy.method == "gradients" and steps > MOST_STEPS:
@@ -40,17 +40,17 @@ def plan_for(privacy: PrivacySettings, rounds: int) -> tuple[PrivacyEvent, ...]:
 
 
 def plan_epsilon(privacy: PrivacySettings, rounds: int) -> float:
-    """What the whole plan costs: at most ``privacy.epsilon``, and within 0.1 % of it."""
+    """Cost of the whole plan: at most ``privacy.epsilon``, and within 0.1 % of it."""
     return epsilon_of_plan(plan_for(privacy, rounds), privacy.delta)
 
 
 def gradient_noise(step: PrivacyEvent, privacy: PrivacySettings) -> tuple[float, float]:
     """The noise multipliers of the gradient and of the count in one step.
 
-    With adaptive clipping a step releases the clipped sum and, of each unit, plus or
-    minus a half for whether it was clipped. Both together cost what one release at
-    ``step.noise_multiplier`` costs when z**-2 = z_gradient**-2 + (2 z_count)**-2 (Andrew
-    et al. 2021, theorem 1, https://arxiv.org/abs/1905.03871).
+    With adaptive clipping, a step releases the clipped sum and, summed over units, plus or minus
+    one half for whether each was clipped. Together they cost as much as one release at
+    ``step.noise_multiplier`` if z**-2 = z_gradient**-2 + (2 z_count)**-2 (Andrew et al. 2021,
+    theorem 1, https://arxiv.org/abs/1905.03871).
 
     Returns:
         (z_gradient, z_count); z_count is infinite with fixed clipping.
@@ -58,7 +58,7 @@ def gradient_noise(step: PrivacyEvent, privacy: PrivacySettings) -> tuple[float,
     z = step.noise_multiplier
     if privacy.clipping == "fixed":
         return z, math.inf
-    # With z_count = ratio * z / 2 the rest of the identity gives z_gradient.
+    # With z_count = ratio * z / 2, the identity determines z_gradient.
     z_count = COUNT_NOISE_RATIO * z / 2
     return (z**-2 - (2 * z_count) ** -2) ** -0.5, z_count
 
@@ -70,21 +70,21 @@ def learning_rate(
     public_units: int,
     dimensions: int,
 ) -> float:
-    """The rate of plain gradient descent that suits the noise, and so the target epsilon.
+    """The learning rate of gradient descent that suits the noise, and so the target epsilon.
 
-    A convex loss is within distance**2 / (2 * rate * steps) + rate * length**2 / 2 of its
-    least, where ``length`` is that of a noisy gradient (Bassily, Smith and Thakurta 2014,
-    section 2, https://arxiv.org/abs/1405.7085); this is the rate for which it is least.
-    On made-up features (20 and 50 classes; 600, 1,500 and 3,000 units; epsilon 2 and 8; 20 to
-    300 steps) a cosine head with distance 4.5 * sqrt(classes) came within 0.03 of the top-1 of
-    the best of eleven rates. A linear head's distance varied fourfold: none is suggested.
+    A convex loss is within distance**2 / (2 * rate * steps) + rate * length**2 / 2 of its minimum,
+    where ``length`` is the length of a noisy gradient (Bassily, Smith and Thakurta 2014, section 2,
+    https://arxiv.org/abs/1405.7085); this rate minimizes the bound. On synthetic features (20 and
+    50 classes; 600, 1,500 and 3,000 units; epsilon 2 and 8; 20 to 300 steps), a cosine head with
+    distance 4.5 * sqrt(classes) came within 0.03 of the top-1 of the best of eleven rates. A linear
+    head's distance varied fourfold, so none is suggested.
 
     Args:
-        step: One of the plan's.
-        steps: In the whole run.
+        step: A step event of the plan.
+        steps: Number of steps in the whole run.
         privacy: ``[privacy]`` with ``lr_distance``.
         public_units: The declared number of units.
-        dimensions: How many values train.
+        dimensions: Number of trainable values.
     """
     assert privacy.lr_distance is not None
     bound, divisor = privacy.clipping_norm, step.sampling_rate * max(public_units, 1)
@@ -93,7 +93,7 @@ def learning_rate(
 
 
 def _shape(privacy: PrivacySettings, rounds: int) -> PlanShape:
-    """Base noise multiplier -> events, with the budget's split fixed."""
+    """Base noise multiplier -> events, with a fixed split of the budget."""
 
     def events(noise: float) -> Iterable[PrivacyEvent]:
         scores = privacy.score_share
@@ -104,16 +104,16 @@ def _shape(privacy: PrivacySettings, rounds: int) -> PlanShape:
         else:
             yield PrivacyEvent("step", main, privacy.sampling_rate, privacy.steps * rounds)
         if scores:
-            # The last model alone is scored.
+            # Only the last model is scored.
             yield PrivacyEvent("scores", noise * _score_scale(privacy, rounds))
 
     return events
 
 
 def _score_scale(privacy: PrivacySettings, rounds: int) -> float:
-    """Noise of the scores over the base noise, so that they cost their share."""
+    """Noise of the scores relative to the base noise, so that they cost their share."""
     if privacy.method == "class-sums":
         return privacy.score_share**-0.5
-    # By the leading term of the Renyi divergence a step at rate q costs q**2 of a full one.
+    # By the leading term of the Renyi divergence, a step at rate q costs q**2 of a full release.
     steps = privacy.sampling_rate**2 * privacy.steps * rounds
     return (privacy.score_share * steps) ** -0.5

@@ -1,16 +1,16 @@
-"""From noisy class sums to a classifier: what the server can know of each class's mean.
+"""From noisy class sums to a classifier: the server's posterior of the class means.
 
-Post-processing: it reads what was released and nothing else. The model, for site s,
-class k and P directions:
+This is post-processing: it uses only what was released. The model, for site s, class k and P
+directions:
 
-    count n_sk, unknown, with a prior over 0, 1, 2, ... that is learnt from all cells;
+    count n_sk: unknown, with a prior over 0, 1, 2, ... that is estimated from all cells;
     released count ~ N(n_sk, count noise); released sum ~ N(n_sk mean_k, noise + n_sk spread);
-    mean_k ~ N(0, C), C learnt from all classes.
+    mean_k ~ N(0, C), with C estimated from all classes.
 
-It is solved by variational expectation-maximisation (Bishop 2006, chapter 10). The
-sums themselves say more about n_sk than the noisy counts do, and a site that seems to hold
-nothing of a class no longer adds its noise: on inner splits of real training pictures this
-took the top-1 at epsilon 2 from 0.40 (weighted by noisy counts) to 0.46.
+It is solved by variational expectation-maximization (Bishop 2006, chapter 10). The sums contain
+more information about n_sk than the noisy counts do, and a site that seems to have no pictures of a
+class stops contributing its noise. On inner splits of real training pictures, this raised top-1 at
+epsilon 2 from 0.40 (weighted by noisy counts) to 0.46.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 
 PASSES = 12
 _MOST = 400
-"""Counts are looked for up to this many at least."""
+"""Least upper end of the grid of counts."""
 
 _FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """What is believed of the class means.
+    """Posterior of the class means.
 
     Attributes:
         means_KP: float64 (K, P).
-        variances_KP: float64 (K, P), of each coordinate of the mean.
+        variances_KP: float64 (K, P), variance of each coordinate of the mean.
         counts_SK: float64 (S, K), expected counts.
     """
 
@@ -48,21 +48,21 @@ def infer_means(
     within_spread: float,
     units_S: NDArray[np.float64],
 ) -> ClassMeans:
-    """The class means behind noisy sums.
+    """Infer class means from noisy sums.
 
     Args:
         sums_SKP: Noisy class sums of vectors of length at most 1.
         counts_SK: Noisy counts.
-        sum_noise: Standard deviation of the noise of each sum's coordinate.
-        count_noise: That of each count.
+        sum_noise: Standard deviation of the noise on each coordinate of a sum.
+        count_noise: Standard deviation of the noise on each count.
         within_spread: Expected squared distance of a vector from its class's mean.
-        units_S: Each site's public number of units: the prior's scale.
+        units_S: Each site's public number of units, which sets the prior's scale.
     """
     sites, classes, directions = sums_SKP.shape
     spread = within_spread / directions
     counts_G = _grid(counts_SK, count_noise)
     variance_G = sum_noise**2 + counts_G * spread
-    # To begin with: half of the cells empty, the others with a geometric tail.
+    # Initial prior: half of the cells empty, a geometric tail for the others.
     scale = max(float(units_S.mean()) / classes, 1.0)
     log_prior_G = -counts_G / (2 * scale)
     log_prior_G[0] = np.log(scale)
@@ -99,13 +99,13 @@ def linear_scores(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights (K, P) and biases (K,) that score vectors of length 1.
 
-    The log density of a vector under each class, spread and the mean's own uncertainty
-    taken alike in all directions: for vectors of one length it is linear.
+    The score is the log density of a vector under each class, with the spread and the uncertainty
+    of the mean isotropic. For vectors of one length it is linear.
 
     Args:
-        found: Of :func:`infer_means`.
-        within_spread: As there.
-        by_counts: Whether classes are as likely as their expected counts say, or all alike.
+        found: The result of :func:`infer_means`.
+        within_spread: As in :func:`infer_means`.
+        by_counts: Whether class priors follow the expected counts rather than being uniform.
     """
     means_KP = found.means_KP
     directions = means_KP.shape[1]
@@ -114,14 +114,14 @@ def linear_scores(
     squares_K = (means_KP**2).sum(axis=1) + 1.0
     biases_K = -0.5 * squares_K / variance_K - 0.5 * directions * np.log(variance_K)
     if by_counts:
-        # One picture more of each class: a class that noise hides is rare, not impossible.
+        # Add one picture per class: a class that the noise hides is rare, not impossible.
         counts_K = found.counts_SK.sum(axis=0) + 1.0
         biases_K = biases_K + np.log(counts_K / counts_K.sum())
     return weights_KP, biases_K - biases_K.max()
 
 
 def _grid(counts_SK: NDArray[np.float64], count_noise: float) -> NDArray[np.float64]:
-    """Counts that are looked at: every one to 64, then in steps that grow."""
+    """Grid of possible counts: every integer to 64, then in growing steps."""
     top = max(float(counts_SK.max()) + 4 * count_noise, _MOST)
     wide = np.unique(np.rint(np.geomspace(64, max(top, 65), 64)))
     return np.unique(np.concatenate([np.arange(65.0), wide]))
@@ -137,7 +137,7 @@ def _count_weights(
     count_noise: float,
     log_prior_G: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """(S, K, G): the probability of each count in each cell."""
+    """(S, K, G): the posterior probability of each count in each cell."""
     directions = means_KP.shape[1]
     squares_SK = (sums_SKP**2).sum(axis=2)
     along_SK = np.einsum("skp,kp->sk", sums_SKP, means_KP)
@@ -164,7 +164,7 @@ def _means(
     second_K: NDArray[np.float64],
     covariance_PP: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Means and variances under the prior N(0, C), and the C that they suggest."""
+    """Means and variances under the prior N(0, C), and the updated C."""
     values_P, axes_PP = np.linalg.eigh(covariance_PP)
     values_P = np.maximum(values_P, _FLOOR)
     turned_KP = np.einsum("sk,skp->kp", first_SK, sums_SKP) @ axes_PP

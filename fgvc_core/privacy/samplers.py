@@ -1,8 +1,8 @@
-"""Per-sample gradients of layers that Opacus has no sampler for.
+"""Per-sample gradients for Opacus of layers that it does not support efficiently.
 
-Opacus looks a sampler up by exact type and falls back on a vectorised gradient of the whole
-layer, which is right, and slow and large for a convolution. timm's norm layers differ from
-PyTorch's in nothing that matters here; its weight-standardised convolutions do.
+Opacus looks up a sampler by exact type and otherwise falls back on a vectorized gradient of the
+whole layer, which is correct but slow and large for a convolution. timm's norm layers can use the
+samplers of PyTorch's; its weight-standardized convolutions need their own.
 """
 
 import torch
@@ -20,7 +20,7 @@ GradSamples = dict[torch.Tensor, torch.Tensor]
 
 
 def register_samplers() -> None:
-    """Make Opacus use them; again and again does no harm."""
+    """Register the samplers with Opacus; idempotent."""
     register_grad_sampler(nn.Conv2d)(conv_grads)
     register_grad_sampler(list(STANDARDISED))(standardised_conv_grads)
     samplers = GradSampleModule.GRAD_SAMPLERS
@@ -31,10 +31,10 @@ def register_samplers() -> None:
 def conv_grads(
     layer: nn.Conv2d, activations: list[torch.Tensor], backprops: torch.Tensor
 ) -> GradSamples:
-    """Opacus's own, on tensors in the order that it takes for granted.
+    """Opacus's own sampler, on contiguous tensors.
 
-    It views a map by the strides of a contiguous one: channels last in memory, which our models
-    are, it gives another gradient (relative error about 1, Opacus 1.6.0).
+    Opacus assumes contiguous strides: with channels last in memory, as in our models, it computes a
+    wrong gradient (relative error about 1, Opacus 1.6.0).
     """
     contiguous = [activation.contiguous() for activation in activations]
     found: GradSamples = compute_conv_grad_sample(layer, contiguous, backprops.contiguous())
@@ -44,15 +44,15 @@ def conv_grads(
 def standardised_conv_grads(
     layer: Layer, activations: list[torch.Tensor], backprops: torch.Tensor
 ) -> GradSamples:
-    """Per-sample gradients of a weight-standardised convolution.
+    """Per-sample gradients of a weight-standardized convolution.
 
     Args:
         layer: Its weight is (O, I / groups, H, W).
-        activations: What went in, (N, I, ., .), as the only entry.
-        backprops: The loss's gradient in what came out, (N, O, ., .).
+        activations: Its input (N, I, ., .), as the only entry.
+        backprops: The loss's gradient in its output, (N, O, ., .).
 
     Returns:
-        (N, *shape) for each of its parameters that trains.
+        (N, *shape) for each of its trainable parameters.
     """
     if isinstance(layer.padding, str):
         return ft_compute_per_sample_gradient(layer, activations, backprops)
@@ -74,7 +74,8 @@ def standardised_conv_grads(
         if layer.gain.requires_grad:
             found[layer.gain] = (along_NO1 * layer.scale).reshape(count, *layer.gain.shape)
     if layer.weight.requires_grad:
-        # For each output channel, what neither shifting nor stretching its weight would change.
+        # Project out, per output channel, shifts and scalings of the weight: standardization
+        # removes them.
         level_NO1 = grads_NOP.mean(dim=2, keepdim=True)
         free_NOP = grads_NOP - level_NO1 - standard_OP * (along_NO1 / grads_NOP.shape[2])
         scaled_NOP = free_NOP * (gain_O1 / deviation_O1)

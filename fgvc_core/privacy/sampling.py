@@ -1,15 +1,11 @@
-"""Protected units, and which of them a step sees.
+"""Protected units of differential privacy, and Poisson sampling of units for each step.
 
-What is protected: all pictures that stand or fall together.
+A unit is an image or a subject. Byte-equal pictures belong to one unit, whatever their names: a
+picture under two names or two subjects would otherwise be charged once and contribute twice. Adding
+or removing a unit therefore includes its copies.
 
-A unit is an image or a subject. Byte-equal pictures are one unit, whatever they are
-called: under two names or two subjects a picture would otherwise be paid for once
-and be there twice. Adding or removing one unit therefore takes its copies along.
-
-Which units a step sees: independent draws with the operating system's own randomness.
-
-Amplification by sampling is void if the draws can be predicted, so nothing here takes
-a seed, and no draw is ever logged.
+Amplification by sampling requires unpredictable draws: randomness comes from the operating system,
+nothing here accepts a seed, and no draw is ever logged.
 """
 
 import os
@@ -28,22 +24,22 @@ _Bits = TypeVar("_Bits", np.uint16, np.uint64)
 
 
 def random_bits(count: int, kind: type[_Bits]) -> NDArray[_Bits]:
-    """(count,) words of a kind (``np.uint16``, ``np.uint64``) from the operating system."""
+    """(count,) random words of a dtype (``np.uint16``, ``np.uint64``) from the operating system."""
     return np.frombuffer(os.urandom(np.dtype(kind).itemsize * count), dtype=kind)
 
 
 def draw_units(units: int, rate: float) -> NDArray[np.int64]:
     """Poisson sampling: each unit independently, with exactly the given probability.
 
-    Every bit of ``rate`` counts: 128 random bits are compared with it, so that the rate
-    that is accounted is the rate that was used.
+    128 random bits are compared with ``rate``, so the rate in the accounting is exactly the rate in
+    use.
 
     Args:
-        units: U, how many there are.
+        units: U, the number of units.
         rate: Probability of each, 0 to 1.
 
     Returns:
-        int64, sorted positions of those drawn; often none for few units.
+        int64, sorted positions of the drawn units; often empty if there are few units.
     """
     if rate >= 1.0:
         return np.arange(units, dtype=np.int64)
@@ -57,7 +53,8 @@ def draw_units(units: int, rate: float) -> NDArray[np.int64]:
 def fresh_seed() -> int:
     """A seed (0 to 2**63 - 1) from the operating system, for views of private pictures.
 
-    Never the recipe's: with known draws one unit's views would tell who came before it.
+    The recipe's seed is never used: with known draws, the views of one unit would reveal which
+    units came before it.
     """
     return int.from_bytes(os.urandom(8), "big") >> 1
 
@@ -65,16 +62,16 @@ def fresh_seed() -> int:
 def protected_units(
     kind: Unit, contents: Sequence[bytes], subjects: Sequence[str]
 ) -> NDArray[np.int64]:
-    """Which unit each example belongs to.
+    """The unit of each example.
 
     Args:
         kind: ``image`` or ``subject``.
         contents: N content digests; equal pictures have equal digests.
-        subjects: N subject ids; read for ``subject`` alone.
+        subjects: N subject ids; used for ``subject`` only.
 
     Returns:
-        int64 (N,), units numbered from 0 in order of their first example. Subjects that
-        share a picture are one unit.
+        int64 (N,), units numbered from 0 in order of their first example. Subjects that share a
+        picture are one unit.
     """
     parent = list(range(len(contents)))
 
@@ -98,10 +95,10 @@ def protected_units(
 
 
 def unit_names(units_N: NDArray[np.int64], subjects: Sequence[str]) -> list[str]:
-    """N names, equal within a unit: the first of its own subjects in the order of letters.
+    """N names, equal within a unit: the first of its subjects in alphabetical order.
 
-    A unit's name follows from its own pictures, so that no other unit can move it to the
-    other side of a split.
+    A unit's name depends only on its own pictures, so no other unit can move it to the other side
+    of a split.
     """
     first: dict[int, str] = {}
     for unit, subject in zip(units_N.tolist(), subjects, strict=True):
@@ -110,9 +107,9 @@ def unit_names(units_N: NDArray[np.int64], subjects: Sequence[str]) -> list[str]
 
 
 def clip_scales(squares_U: NDArray[np.float64], bound: float) -> NDArray[np.float64]:
-    """float64 (U,): by what each unit's part is multiplied so that its norm is at most a bound.
+    """float64 (U,): factors that reduce each unit's norm to the bound.
 
-    A unit whose norm is not finite gets 0: whether a sum is finite must not depend on
+    The factor of a unit with a non-finite norm is 0: whether the sum is finite must not depend on
     one unit.
     """
     norms_U = np.sqrt(squares_U)

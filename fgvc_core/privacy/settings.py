@@ -1,4 +1,4 @@
-"""Settings of ``[privacy]``: what is promised to a protected unit, and what is released."""
+"""Settings of ``[privacy]``: the guarantee for a protected unit, and the mechanism."""
 
 from typing import Literal, Self
 
@@ -11,7 +11,7 @@ Method = Literal["class-sums", "gradients"]
 
 
 class PrivacySettings(Settings):
-    """One run's differential privacy at every site; a site's policy may only be stricter."""
+    """Differential privacy of one run at every site; a site's policy may only be stricter."""
 
     gone = {  # noqa: RUF012
         "accountant": ("pld", "Leave it out: privacy loss distributions are the one accountant.")

@@ -1,8 +1,8 @@
-"""Weight-standardised convolutions: what is the same for every picture is done once.
+"""Weight-standardized convolutions whose standardization is computed once per step.
 
-They standardise their weight in every forward (Qiao et al. 2019,
-https://arxiv.org/abs/1903.10520; Brock et al. 2021, https://arxiv.org/abs/2101.08692). A loop
-over single pictures needs that once a step, and saves a seventh of its time.
+These layers standardize their weight in every forward pass (Qiao et al. 2019,
+https://arxiv.org/abs/1903.10520; Brock et al. 2021, https://arxiv.org/abs/2101.08692). A loop over
+single pictures needs this only once per step, which saves a seventh of its time.
 """
 
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from torch.nn import functional as F
 Layer = StdConv2d | ScaledStdConv2d
 
 STANDARDISED = (StdConv2d, ScaledStdConv2d)
-"""By exact type: what timm derives from them pads by the picture's size."""
+"""Compared by exact type: timm's subclasses pad depending on the picture's size."""
 
 
 @contextmanager
 def fixed_weights(model: nn.Module) -> Iterator[None]:
-    """Within it, a model's standardised weights are computed once and not in each forward.
+    """Context in which a model's standardized weights are computed once, not in each forward pass.
 
-    Gradients of losses computed within go through them to the parameters as ever, if each is
-    asked for with ``retain_graph``. The parameters must not change in between.
+    Gradients of losses computed within it still reach the parameters, if each is computed with
+    ``retain_graph``. The parameters must not change in between.
 
     Args:
-        model: As it was at the end.
+        model: The model; restored at the end.
     """
     layers = [m for m in model.modules() if isinstance(m, STANDARDISED) and _is_plain(m)]
     with torch.enable_grad():
@@ -47,7 +47,7 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _standardised(layer: Layer) -> torch.Tensor:
-    """What the layer's own forward multiplies with."""
+    """The standardized weight, as the layer's own forward computes it."""
     gain = None
     if isinstance(layer, ScaledStdConv2d):
         gain = (layer.gain * float(layer.scale)).view(-1)

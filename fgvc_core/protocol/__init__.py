@@ -1,4 +1,4 @@
-"""What the two parties of a round say to each other, and how each proves that it said it.
+"""Messages between coordinator and sites, their signatures, and the definitions both sides share.
 
-``server`` and ``client`` never import each other; what both must agree on is here.
+``server`` and ``client`` never import each other; everything that both must agree on is here.
 """

@@ -1,4 +1,4 @@
-"""The announcement: what a registered site may know of a run before it takes part."""
+"""The announcement of a run: what a registered site may know before it takes part."""
 
 import json
 
@@ -16,7 +16,7 @@ MAX_BYTES = 4_000_000
 
 
 class Announcement(BaseModel):
-    """A run as its coordinator announces it."""
+    """A run, as announced by its coordinator."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -35,16 +35,16 @@ def seal_announcement(key: PrivateKey, announcement: Announcement) -> Sealed:
 
 
 def read_seen(text: str, key: PublicKey) -> Reply | None:
-    """The site's own reply with the longest ledger that the coordinator has seen, if it says one.
+    """The site's own reply with the longest ledger that the coordinator has seen, if it sends one.
 
-    It needs no signature of the coordinator's: it has the site's.
+    The coordinator's signature is not needed, because the reply has the site's.
 
     Args:
-        text: What the gateway answered.
+        text: The gateway's answer.
         key: The site's own key.
 
     Raises:
-        PeerError: if this site's key has not signed it.
+        PeerError: if the site's key has not signed the reply.
     """
     try:
         seen = json.loads(text)["seen"]
@@ -55,10 +55,10 @@ def read_seen(text: str, key: PublicKey) -> Reply | None:
 
 
 def read_announcement(text: str, key: PublicKey) -> Announcement | None:
-    """What the gateway answered; None where no run is on.
+    """The announcement in the gateway's answer; None if no run is announced.
 
     Raises:
-        PeerError: if it is not signed by the coordinator, or malformed.
+        PeerError: if it is malformed, or not signed by the coordinator.
     """
     try:
         if len(text) > MAX_BYTES:

@@ -1,8 +1,8 @@
-"""The bundle that a Flower run needs: a description of an app, and no code.
+"""The Flower app bundle (FAB) of every run: a description of an app, without code.
 
-Flower ships an app's code to every node in a zip file (a FAB). Ours holds none: sites and
-coordinator run what is installed. Every installation builds the same bytes (nothing in
-them is compressed, dated or versioned), so that whoever receives one compares it with its own.
+Flower ships an app's code to every node in a zip file (a FAB). This one contains no code: sites and
+coordinator run what they have installed. Every installation builds the same bytes (without
+compression, dates or versions), so a receiver can compare a bundle with its own.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from fgvc_core.errors import PeerError
 
 PUBLISHER, APP, FORMAT = "fieldmark", "fieldmark-run", "1.0.0"
 RUN_KEY = "run-dir"
-"""The one setting that a run may carry: its folder at the coordinator."""
+"""The only setting of a run: its folder at the coordinator."""
 
 _DESCRIPTION = f"""[project]
 name = "{APP}"
@@ -33,12 +33,12 @@ clientapp = "fieldmark.client.app:app"
 {RUN_KEY} = ""
 """
 MAX_BUNDLE_BYTES = 64_000
-"""Largest bundle that is looked into at all."""
+"""Largest bundle that is inspected."""
 
 
 @lru_cache(maxsize=1)
 def make_bundle() -> bytes:
-    """The bundle, equal to the bit in every installation."""
+    """The bundle; byte-equal in every installation."""
     description = _DESCRIPTION.encode()
     listed = f"pyproject.toml,{hashlib.sha256(description).hexdigest()},{len(description) * 8}"
     buffer = io.BytesIO()
@@ -49,10 +49,10 @@ def make_bundle() -> bytes:
 
 
 def check_bundle(bundle: bytes) -> None:
-    """Refuse a bundle that is not ours to the bit; nothing in it is unpacked or loaded.
+    """Refuse a bundle that is not byte-equal to ours; nothing in it is unpacked or loaded.
 
     Raises:
-        PeerError: naming what it holds besides.
+        PeerError: names the difference.
     """
     if bundle == make_bundle():
         return
@@ -65,7 +65,7 @@ def check_bundle(bundle: bytes) -> None:
 
 def _difference(bundle: bytes) -> str:
     if len(bundle) > MAX_BUNDLE_BYTES:
-        # Of a larger one a site keeps no more than this, so how large it was is not known.
+        # A site keeps no more than this of a larger bundle, so its actual size is unknown.
         return f"it has more than {MAX_BUNDLE_BYTES} bytes"
     try:
         with zipfile.ZipFile(io.BytesIO(bundle)) as file:

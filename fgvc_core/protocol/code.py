@@ -1,4 +1,4 @@
-"""Which code is installed: a digest that every reply carries."""
+"""Digest of the installed code, which every reply states."""
 
 import hashlib
 from functools import lru_cache
@@ -6,15 +6,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("fieldmark.client", "fgvc_core")
-"""What runs at a site."""
+"""Packages that run at a site."""
 
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
     """SHA-256 (hex) over the names and contents of the installed modules that run at a site.
 
-    Two installations with equal digests run the same Fieldmark; it says nothing about the
-    libraries beneath, and a site that lies about its code can lie about this too.
+    Two installations with equal digests run the same Fieldmark. The digest does not cover the
+    libraries beneath, and a site that lies about its code can also lie about its digest.
     """
     digest = hashlib.sha256()
     for package in PACKAGES:

@@ -1,7 +1,7 @@
 """Keys of sites and coordinators: ECDSA over NIST P-256, in OpenSSH's format.
 
-The format and the curve family are what Flower's SuperNode accepts for node
-authentication, so that one key can serve a site in every engine.
+Flower's SuperNode accepts this format and curve for node authentication, so one key can serve a
+site in every engine.
 """
 
 import hashlib
@@ -37,12 +37,12 @@ _MAKE_ONE = "Make one with: ssh-keygen -t ecdsa -b 256"
 
 
 def new_key() -> PrivateKey:
-    """A fresh private key from the operating system's generator."""
+    """A new private key from the operating system's generator."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def write_private(key: PrivateKey, path: Path) -> None:
-    """Write a private key readable by its owner alone (mode 0600)."""
+    """Write a private key, readable by its owner only (mode 0600)."""
     data = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
@@ -50,7 +50,7 @@ def write_private(key: PrivateKey, path: Path) -> None:
 
 
 def private_text(key: PrivateKey) -> str:
-    """A private key as text (OpenSSH's format, not encrypted): for a start kit alone."""
+    """A private key as unencrypted text in OpenSSH's format; only for a start kit."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
 
 
@@ -58,7 +58,7 @@ def read_private(path: Path) -> PrivateKey:
     """Read a private key.
 
     Raises:
-        PeerError: if the file is missing or is no ECDSA key in OpenSSH's format.
+        PeerError: if the file is missing or not an ECDSA key in OpenSSH's format.
     """
     try:
         data = path.read_bytes()
@@ -72,7 +72,7 @@ def read_private(path: Path) -> PrivateKey:
 
 
 def parse_private(data: bytes, path: str) -> PrivateKey:
-    """A private key from the bytes of its file; see :func:`read_private`."""
+    """A private key from the content of its file; see :func:`read_private`."""
     try:
         key = load_ssh_private_key(data, password=None)
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -96,10 +96,10 @@ def public_text(key: PublicKey) -> str:
 
 
 def read_public(text: str) -> PublicKey:
-    """Read a public key from its one line of text.
+    """Read a public key from its line of text.
 
     Raises:
-        PeerError: if it is no ECDSA key in OpenSSH's format.
+        PeerError: if it is not an ECDSA key in OpenSSH's format.
     """
     try:
         key = load_ssh_public_key(text.encode())
@@ -113,24 +113,24 @@ def read_public(text: str) -> PublicKey:
 
 
 def fingerprint(key: PublicKey) -> str:
-    """SHA-256 (hex) of the public key's DER encoding: a key's name in files and registers."""
+    """SHA-256 (hex) of the public key's DER encoding; names the key in files and registers."""
     der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
 
 
 def short_fingerprint(key: PublicKey) -> str:
-    """A key's fingerprint as people read it to each other; see :func:`short_form`."""
+    """A key's fingerprint for people; see :func:`short_form`."""
     return short_form(fingerprint(key))
 
 
 def short_form(digest: str) -> str:
-    """The one form in which a fingerprint is shown: its first 128 bits, in eight groups.
+    """The form in which fingerprints are shown: the first 128 bits, in eight groups.
 
-    Nobody can make a key with the same 128 bits as another's (2^128 attempts). A public key's
-    own text must not be compared instead: all of them share their first 73 characters.
+    Making a key with the same 128 bits as another takes 2^128 attempts. Do not compare the text of
+    public keys instead: all of them share their first 73 characters.
 
     Args:
-        digest: A fingerprint in full, 64 hexadecimal digits.
+        digest: A full fingerprint, 64 hexadecimal digits.
 
     >>> short_form("0123456789abcdef" * 4)
     '0123 4567 89ab cdef 0123 4567 89ab cdef'
@@ -141,7 +141,7 @@ def short_form(digest: str) -> str:
 def read_fingerprint(text: str) -> str:
     """The hexadecimal digits of a fingerprint that a person typed: the short form or all 64.
 
-    Case, spaces, colons and hyphens do not matter.
+    Case, spaces, colons and hyphens are ignored.
 
     Raises:
         ConfigurationError: if it is neither.
@@ -170,14 +170,14 @@ def has_fingerprint(key: PublicKey, text: str) -> bool:
 def sign(key: PrivateKey, message: bytes) -> bytes:
     """An ECDSA signature with SHA-256: r and s, 32 bytes each.
 
-    Fixed width (not DER), so that a message's size is the same in every run.
+    Its width is fixed (unlike DER), so a message's size is the same in every run.
     """
     r, s = decode_dss_signature(key.sign(message, ec.ECDSA(SHA256())))
     return r.to_bytes(_SCALAR_BYTES, "big") + s.to_bytes(_SCALAR_BYTES, "big")
 
 
 def verify(key: PublicKey, message: bytes, signature: bytes) -> bool:
-    """Whether the signature is the key's over the message."""
+    """Whether the signature over the message is the key's."""
     if len(signature) != SIGNATURE_BYTES:
         return False
     r, s = (

@@ -1,11 +1,10 @@
-"""The start kit: the one file by which a site learns whom to talk to.
+"""The start kit: one signed file that tells a site how to reach and verify its coordinator.
 
-The coordinator signs all of it, the certificate of its CA included: whoever compares the
-fingerprint of the coordinator's key with the one that the coordinator reads out has
-authenticated the whole kit.
+The coordinator signs all of it, including its CA's certificate: comparing the fingerprint of the
+coordinator's key with the one that the coordinator reads out authenticates the whole kit.
 
-It holds nothing secret, unless the coordinator has made the site's key too (``key``):
-whoever has that kit is the site.
+A kit contains no secret, unless the coordinator has also made the site's key (``key``): then
+whoever has the kit can act as the site.
 """
 
 import json
@@ -26,7 +25,7 @@ _DOMAIN = b"fieldmark start kit v1\n"
 
 
 class StartKit(BaseModel):
-    """What a site needs to know before its first contact."""
+    """What a site needs to know before it first contacts the coordinator."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -44,13 +43,13 @@ class StartKit(BaseModel):
         """The coordinator's public key.
 
         Raises:
-            PeerError: if the kit holds no such key.
+            PeerError: if the kit's text is not such a key.
         """
         return read_public(self.coordinator)
 
 
 def write_kit(kit: StartKit, path: Path, key: PrivateKey) -> None:
-    """Sign a kit with the coordinator's key and write it, readable by its owner alone."""
+    """Sign a kit with the coordinator's key and write it, readable by its owner only."""
     body = kit.model_dump_json()
     values = {"body": body, "signature": sign(key, _DOMAIN + body.encode()).hex()}
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -59,13 +58,13 @@ def write_kit(kit: StartKit, path: Path, key: PrivateKey) -> None:
 
 
 def read_kit(path: Path) -> StartKit:
-    """Read a kit; its signature is the one of the coordinator's key that it holds.
+    """Read a kit and verify its signature with the coordinator's key in it.
 
-    Whether that key is the coordinator's, only a person can tell: by its fingerprint.
+    Only a person can verify that this key is the coordinator's: by its fingerprint.
 
     Raises:
-        ConfigurationError: if there is no such file.
-        PeerError: if it is damaged, was changed after it was signed, or has another format.
+        ConfigurationError: if the file is missing.
+        PeerError: if the kit is damaged, was changed after signing, or has another format.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -96,7 +95,6 @@ def read_kit(path: Path) -> StartKit:
 
 
 def _parts(text: str, path: Path) -> tuple[str, bytes]:
-    """A kit's signed text and its signature."""
     try:
         values = json.loads(text)
         return str(values["body"]), bytes.fromhex(values["signature"])
@@ -109,5 +107,5 @@ def _parts(text: str, path: Path) -> tuple[str, bytes]:
 
 
 def is_site_name(name: str) -> bool:
-    """Whether a name can be a site's."""
+    """Whether a name is valid for a site."""
     return re.fullmatch(SITE_NAME, name) is not None

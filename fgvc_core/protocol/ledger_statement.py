@@ -1,11 +1,11 @@
-"""The coordinator's statement of a site's ledger: what it has seen of it, signed twice.
+"""The coordinator's signed statement of a site's ledger, for recovery after a loss.
 
-A site whose disk was lost, and whose newest copy of the ledger lacks entries, asks for this
-statement. The coordinator signs the whole, and so says that it leaves nothing out. Everything
-in it that costs the site anything is a reply that the site itself has signed: the coordinator
-can neither invent a charge nor lower one.
+A site that has lost its disk, and whose newest copy of the ledger lacks entries, asks for this
+statement. The coordinator's signature on the whole asserts that it leaves nothing out. Every cost
+in it is a reply that the site itself has signed, so the coordinator can neither invent a charge nor
+reduce one.
 
-As a file: JSON with ``body`` (the statement's text) and ``signature`` (hexadecimal).
+File format: JSON with ``body`` (the statement's text) and ``signature`` (hexadecimal).
 """
 
 import json
@@ -20,11 +20,11 @@ from fgvc_core.protocol.messages import MAX_BODY_BYTES, Reply, Sealed, check_sig
 
 _DOMAIN = b"fieldmark ledger statement v1\n"
 MAX_BYTES = 256_000_000
-"""Longest statement that is read, in bytes."""
+"""Longest accepted statement, in bytes."""
 
 
 class SignedReply(BaseModel):
-    """A site's reply as it arrived: its text, and the site's signature in hexadecimal."""
+    """A site's reply as received: its text, and the site's signature in hexadecimal."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -35,7 +35,7 @@ class SignedReply(BaseModel):
         """Read the reply, if one of these keys has signed it.
 
         Raises:
-            PeerError: if none of them has, or it is malformed.
+            PeerError: if none of them has, or the reply is malformed.
         """
         sealed = Sealed(self.body, _bytes(self.signature))
         for key in keys:
@@ -50,12 +50,12 @@ class SignedReply(BaseModel):
 
 
 class SeenRun(BaseModel):
-    """One run, as the coordinator has seen it at the site.
+    """One run at a site, as seen by the coordinator.
 
     Attributes:
-        reply: The last reply of the run that states what the run has cost; where none does,
-            the last one with code ``ok``.
-        unanswered: Requests of the run that the site was sent and whose replies never came.
+        reply: The run's last reply that states its cost; if none does, the last one with code
+            ``ok``.
+        unanswered: Number of the run's requests to the site that were never answered.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -65,14 +65,14 @@ class SeenRun(BaseModel):
 
 
 class LedgerStatement(BaseModel):
-    """What a coordinator has seen of a site's ledger.
+    """A site's ledger, as seen by the coordinator.
 
     Attributes:
         site: The site's name.
-        made: When, UTC, ISO 8601.
+        made: Time in UTC, ISO 8601.
         head: The reply with the longest ledger that it has seen, whatever its code.
         runs: Every run that the site has taken part in, in the order of their last replies.
-        recipes: Digest -> text (TOML) of the recipe of each of these runs.
+        recipes: Digest -> text (TOML) of these runs' recipes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -87,17 +87,17 @@ class LedgerStatement(BaseModel):
 
 
 def seal_statement(key: PrivateKey, statement: LedgerStatement) -> str:
-    """A signed statement, as its file holds it."""
+    """The content of a signed statement's file."""
     body = statement.model_dump_json()
     signature = sign(key, _DOMAIN + body.encode()).hex()
     return json.dumps({"body": body, "signature": signature}) + "\n"
 
 
 def read_statement(text: str, coordinator: PublicKey) -> LedgerStatement:
-    """Read a statement's file and check the coordinator's signature, not yet the site's.
+    """Read a statement's file and verify the coordinator's signature, but not yet the site's.
 
     Raises:
-        PeerError: if it is no statement, or not signed by the coordinator.
+        PeerError: if it is malformed, or not signed by the coordinator.
     """
     if len(text) > MAX_BYTES:
         raise PeerError(f"A ledger statement of {len(text)} bytes is longer than {MAX_BYTES}.")

@@ -1,17 +1,12 @@
-"""Requests, replies and validation kits: their bodies, and the signatures on them.
+"""Signed bodies of requests, replies and validation kits.
 
-The bodies of requests and replies.
+A body is one strict JSON text. It names the run, the round and a nonce, contains all numbers of the
+message, and lists the BLAKE3 digest of every tensor sent with it, so its signature covers
+everything.
 
-A body is one strict JSON text. It names the run, the round and a nonce, carries
-every number that goes along, and lists the BLAKE3 digest of every tensor beside it:
-whoever signs the body has signed everything.
-
-External validation: what a kit asks of an outside site, and what the site answers.
-
-A kit carries a model and a question, never code. The answer carries figures alone, signed
-by the site; under differential privacy these are two noisy counts that its ledger paid for.
-
-Signed bodies: who said it, and that nothing was changed on the way.
+A validation kit contains a model and a question, never code. The reply to it contains only figures,
+signed by the site; under differential privacy, two noisy counts that are charged to the site's
+ledger.
 """
 
 import hashlib
@@ -60,16 +55,16 @@ MAX_BODY_BYTES = 4_000_000
 
 
 class Body(BaseModel):
-    """A body of any kind: frozen, strict, without unknown fields."""
+    """Base of all bodies: frozen, strict, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     @classmethod
     def parse(cls, text: str) -> "Body":
-        """Read a stranger's body.
+        """Read an untrusted body.
 
         Raises:
-            PeerError: if it is too long, is not JSON, or has a wrong or unknown field.
+            PeerError: if it is too long, not JSON, or has a wrong or unknown field.
         """
         if len(text) > MAX_BODY_BYTES:
             raise PeerError(f"A body of {len(text)} bytes is longer than {MAX_BODY_BYTES}.")
@@ -82,7 +77,7 @@ class Body(BaseModel):
 
 
 class Request(Body):
-    """What the coordinator asks of one site."""
+    """A request of the coordinator to one site."""
 
     kind: Kind
     run: str = Field(max_length=64)
@@ -116,7 +111,7 @@ class Request(Body):
 
 
 class Scores(BaseModel):
-    """How a model did on a site's validation split, as the site states it."""
+    """Scores of a model on a site's validation split, as stated by the site."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -127,11 +122,11 @@ class Scores(BaseModel):
 
 
 class PrivacyStatement(BaseModel):
-    """What a run costs at a site once it has released anything, as the site states it.
+    """What a run costs at a site once it has released anything, as stated by the site.
 
-    ``epsilon`` is the cost of ``events``, all that was announced, by PLD. ``epsilon_total`` is the
-    ledger's, by the method that it fixed before its first release: after a single run it is often
-    a little above ``epsilon``, as it holds at whatever moment the runs end.
+    ``epsilon`` is the cost of ``events``, everything that was announced, by PLD. ``epsilon_total``
+    is that of the ledger, by the method fixed before its first release. After a single run it is
+    often slightly above ``epsilon``, because it holds at any time at which the runs end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -154,7 +149,7 @@ class PrivacyStatement(BaseModel):
 
 
 def fixed_number(value: float) -> str:
-    """A number as a noisy score travels: 22 characters, whatever it is.
+    """A noisy score as text of fixed width: 22 characters for any value.
 
     >>> fixed_number(-3.5)
     '-3.500000000000000e+00'
@@ -172,11 +167,11 @@ def _from_fixed(value: object) -> object:
 FixedNumber = Annotated[
     float, BeforeValidator(_from_fixed), PlainSerializer(fixed_number, when_used="json")
 ]
-"""A float of fixed width in JSON, so that a body's size does not depend on it."""
+"""A float of fixed width in JSON, so that a body's size does not depend on its value."""
 
 
 class NoisyScores(BaseModel):
-    """Validation scores with noise: they may be negative, and more right than there are."""
+    """Noisy validation scores: they may be negative, and ``correct`` may exceed ``examples``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -185,7 +180,7 @@ class NoisyScores(BaseModel):
 
 
 class Reply(Body):
-    """What one site answers."""
+    """The reply of one site."""
 
     kind: Kind
     run: str = Field(max_length=64)
@@ -219,7 +214,7 @@ class Reply(Body):
 
 
 def fixed_seconds(seconds: float) -> str:
-    """A duration as a reply states it.
+    """A duration as text of fixed width.
 
     >>> fixed_seconds(1.5)
     '0000001.5000'
@@ -236,7 +231,7 @@ KIT_NAME = r"^kit-[0-9a-f]{16}$"
 
 
 class KitPrivacy(BaseModel):
-    """The differential privacy that a kit offers to sites whose policy wants some."""
+    """Differential privacy that a kit offers to sites whose policy requires it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -246,7 +241,7 @@ class KitPrivacy(BaseModel):
 
 
 class KitBody(Body):
-    """What a kit says; its signature covers all of it, and with it every tensor."""
+    """The body of a validation kit; its signature covers every tensor too."""
 
     format: int = Field(1, ge=1, le=1)
     kit: str = Field(pattern=KIT_NAME, description="Its name, drawn when it was made.")
@@ -267,7 +262,7 @@ class KitBody(Body):
 
 
 class Interval(BaseModel):
-    """A figure between 0 and 1 with its 95 % interval."""
+    """A metric between 0 and 1 with its 95 % interval."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -277,7 +272,7 @@ class Interval(BaseModel):
 
 
 class ClassFigures(BaseModel):
-    """One class, where the site's policy lets it out."""
+    """Metrics of one class, if the site's policy permits their release."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -288,7 +283,7 @@ class ClassFigures(BaseModel):
 
 
 class Figures(BaseModel):
-    """What the model did at the outside site, as the site states it."""
+    """Metrics of the model on the outside site's pictures, as stated by the site."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -307,7 +302,7 @@ class Figures(BaseModel):
 
 
 class ValidationReply(Reply):
-    """An outside site's answer to a kit: a reply whose run is the kit's name."""
+    """An outside site's reply to a kit; its run is the kit's name."""
 
     kit_digest: str = Field(
         min_length=64, max_length=64, description="SHA-256 of the kit's signed body."
@@ -316,13 +311,13 @@ class ValidationReply(Reply):
 
     @property
     def extent(self) -> str:
-        """What it holds: per-class, overall, noisy-counts or nothing."""
+        """Level of detail: per-class, overall, noisy-counts or nothing."""
         if self.figures is not None:
             return "overall" if self.figures.classes is None else "per-class"
         return "nothing" if self.noisy_scores is None else "noisy-counts"
 
 
-# A signature made for a request can never be taken for a reply's.
+# Separate domains: a signature of a request is never valid for a reply.
 _DOMAINS: dict[type, bytes] = {
     Request: b"fieldmark request v1\n",
     Reply: b"fieldmark reply v1\n",
@@ -335,14 +330,14 @@ SealedBody = TypeVar("SealedBody", Request, Reply, KitBody, ValidationReply)
 
 @dataclass(frozen=True)
 class Sealed:
-    """A body's text and its signature, as they travel."""
+    """A body's text and its signature, as sent."""
 
     text: str
     signature: bytes
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the text: what was said, whoever signs it."""
+        """SHA-256 (hex) of the text, without the signature."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
@@ -355,17 +350,17 @@ def seal(key: PrivateKey, body: Request | Reply | KitBody) -> Sealed:
 def unseal(
     kind: type[SealedBody], sealed: Sealed, key: PublicKey, tensor_digests: Mapping[str, str]
 ) -> SealedBody:
-    """Check a signature, then read the body, then check the tensors beside it.
+    """Verify the signature, then read the body, then check the tensors sent with it.
 
     Args:
-        kind: Request or Reply.
-        sealed: What arrived.
+        kind: Class of the body.
+        sealed: The text and signature received.
         key: The key that must have signed it, from our own register.
-        tensor_digests: Name -> BLAKE3 digest (hex), computed here from what arrived.
+        tensor_digests: Name -> BLAKE3 digest (hex), computed here from the tensors received.
 
     Raises:
-        PeerError: if the signature is not the key's, the body is malformed, or the
-            tensors are not the ones that were signed.
+        PeerError: if the signature is not the key's, the body is malformed, or the tensors are not
+            the ones that were signed.
     """
     check_signature(kind, sealed, key)
     body = kind.parse(sealed.text)

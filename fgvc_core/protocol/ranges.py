@@ -1,8 +1,8 @@
-"""How large what a message states can be: finite, and no more digits than make sense.
+"""Types of the values in messages, with bounds: finite, and of limited length.
 
-JSON takes ``Infinity`` and integers of four thousand digits; added up, compared or shown they
-overflow where nobody expects it. Every figure in a signed body is of one of these types. Bounds
-that depend on a run (``federation.max_weight``) are checked where the run is known.
+JSON permits ``Infinity`` and integers of thousands of digits, which overflow in unexpected places
+when they are added up, compared or shown. Every number in a signed body has one of these types.
+Bounds that depend on a run (``federation.max_weight``) are checked where the run is known.
 """
 
 import math
@@ -16,10 +16,10 @@ MOST_LOSS = 1e9
 MOST_LOSS_SUM = MOST_LOSS * MOST_COUNTED
 MOST_COST = 1e9
 MOST_NOISY = 1e15
-"""A count with noise, either way: more noise than any recipe can ask for."""
+"""Bound of a noisy count's magnitude, above the noise of any recipe."""
 
 Count = Annotated[int, Field(ge=0, le=MOST_COUNTED)]
-"""Pictures, subjects, units, or entries of a ledger."""
+"""Number of pictures, subjects, units, or ledger entries."""
 
 RoundNumber = Annotated[int, Field(ge=0, le=MOST_ROUNDS)]
 
@@ -31,7 +31,7 @@ Loss = Annotated[float, Field(ge=-MOST_LOSS, le=MOST_LOSS, allow_inf_nan=False)]
 LossSum = Annotated[float, Field(ge=0.0, le=MOST_LOSS_SUM, allow_inf_nan=False)]
 
 Cost = Annotated[float, Field(ge=0.0, le=MOST_COST, allow_inf_nan=False)]
-"""An epsilon; above 100 it promises nothing, and it may be stated all the same."""
+"""An epsilon; above 100 it has no meaning, but may still be stated."""
 
 Probability = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 
@@ -57,7 +57,7 @@ ClassNames = Annotated[
 
 
 def stated_loss(mean: float) -> float | None:
-    """A mean loss as a message can state it: the nearest in range, or None for no number.
+    """A mean loss clipped to the range of messages; None for NaN.
 
     >>> stated_loss(1.7e308), stated_loss(float("nan"))
     (1000000000.0, None)
@@ -66,7 +66,7 @@ def stated_loss(mean: float) -> float | None:
 
 
 def stated_sum(total: float) -> float:
-    """A sum of losses as a message can state it; what is no number is the largest.
+    """A sum of losses clipped to the range of messages; the largest value for NaN.
 
     >>> stated_sum(2.5)
     2.5

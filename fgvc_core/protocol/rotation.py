@@ -1,4 +1,4 @@
-"""A site's next key, vouched for by the one it has: no new kit, no new ledger."""
+"""Rotation of a site's key, authorized by its old key: no new kit or ledger is needed."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _DOMAIN = b"fieldmark key rotation v1\n"
 
 
 class Rotation(BaseModel):
-    """What the old key signs."""
+    """The content that both keys sign."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -23,14 +23,14 @@ class Rotation(BaseModel):
 
 @dataclass(frozen=True)
 class SignedRotation:
-    """A rotation and the signatures of both keys: the old one permits, the new one exists."""
+    """A rotation with two signatures: the old key authorizes it, the new one proves possession."""
 
     body: str
     by_old: str
     by_new: str
 
     def to_text(self) -> str:
-        """As a file holds it."""
+        """The content of the rotation's file."""
         return json.dumps(vars(self), indent=1) + "\n"
 
 
@@ -43,10 +43,10 @@ def sign_rotation(site: str, fingerprint: str, old: PrivateKey, new: PrivateKey)
 
 
 def read_rotation(text: str) -> tuple[Rotation, SignedRotation]:
-    """Read a rotation's file; its signatures are not checked yet.
+    """Read a rotation's file; its signatures are not verified yet.
 
     Raises:
-        PeerError: if it is none.
+        PeerError: if it is malformed.
     """
     try:
         values = json.loads(text)

@@ -1,4 +1,4 @@
-"""Settings of ``[federation]``: what coordinator and sites agree on before round 1."""
+"""Settings of ``[federation]``: rounds, aggregation, screening of replies, and stopping."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,11 +14,11 @@ StrategyName = Annotated[str, AfterValidator(STRATEGIES.check)]
 ROBUST = frozenset(
     {"fedmedian", "trimmed-mean", "krum", "multi-krum", "geometric-median", "least-trimmed"}
 )
-"""Strategies that bound what hostile sites do to a round's updates."""
+"""Strategies that bound the influence of hostile sites on a round."""
 
 
 class FederationSettings(OpenSettings):
-    """Rounds, cohorts, what becomes of the replies, and when to stop."""
+    """Rounds, cohorts, treatment of replies, and when to stop."""
 
     chosen = {"strategy": STRATEGIES}  # noqa: RUF012
 

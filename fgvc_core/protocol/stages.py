@@ -1,8 +1,8 @@
-"""The stages of a run: what each one asks of a site, and what a sound reply to it holds.
+"""The stages of a run: the request that each one sends, and the content of a valid reply.
 
-A run is a list of stages (:func:`stages_of`). Each is one request to every site of a cohort and
-one reply from each. Server and client look up here what a stage is instead of comparing kinds and
-phases of messages; adding a stage begins in this table.
+A run is a list of stages (:func:`stages_of`). A stage is one request to every site of a cohort and
+one reply from each. Server and client look up a stage's properties here rather than comparing kinds
+and phases of messages. To add a stage, start with this table.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from fgvc_core.privacy.accountant import Purpose
 from fgvc_core.protocol.messages import Kind, Phase, Request
 
 Carries = Literal["nothing", "update", "release"]
-"""Tensors in a sound reply: none; the model that was sent, trained; or what a site computes about
-its images under that model (class statistics, or noisy sums)."""
+"""Tensors in a valid reply: none; the trained model; or a release about the site's images under the
+model that was sent (class statistics, or noisy sums)."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Stage:
     """One stage of a run.
 
     Attributes:
-        name: Unique; also the name of the site's handler.
-        kind: Of its messages on the wire.
-        phase: Of its messages on the wire; kind and phase together identify a stage.
-        carries: Tensors in a sound reply.
-        weighs: Whether a reply states the number of training examples that it is weighted by.
-        late_allowed: Whether a reply that arrives after the deadline is still looked for.
+        name: Unique; also names the site's handler.
+        kind: Kind of its messages.
+        phase: Phase of its messages; kind and phase together identify a stage.
+        carries: Tensors in a valid reply.
+        weighs: Whether a reply states the number of training examples that weights it.
+        late_allowed: Whether a reply after the deadline is still looked for.
         closes_round: Whether this stage ends one of the ``federation.rounds``.
-        privacy: Purpose of the privacy event that its reply is charged as. None where no plan
-            has such an event: under ``[privacy]`` the stage is refused, or costs nothing because
-            its reply says nothing about the images.
+        privacy: Purpose of the privacy event that its reply is charged as. None if no plan has such
+            an event: under ``[privacy]`` the stage is refused, or costs nothing because its reply
+            does not depend on the images.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Stage:
 
     @property
     def encoded(self) -> bool:
-        """Whether replies travel as ``[wire]`` says; small releases travel as they are."""
+        """Whether replies are encoded as ``[wire]`` says; small releases are sent unencoded."""
         return self.carries == "update"
 
 
@@ -80,9 +80,9 @@ STAGES = {
 
 
 class Staged(Protocol):
-    """The sections of a :class:`fgvc_core.recipe.Recipe` that decide which stages a run has.
+    """The sections of a :class:`fgvc_core.recipe.Recipe` that determine a run's stages.
 
-    A recipe itself cannot be named here: its module imports this package's.
+    A protocol avoids an import cycle: the module of ``Recipe`` imports this package.
     """
 
     @property
@@ -96,7 +96,7 @@ class Staged(Protocol):
 
 
 def stages_of(recipe: Staged) -> list[Stage]:
-    """The stages of a run in their order; those of a round are listed once.
+    """The stages of a run in order; those of a round are listed once.
 
     >>> from fgvc_core.recipe import parse_recipe
     >>> [stage.name for stage in stages_of(parse_recipe('[train]\\nstart = "means"'))]
@@ -109,7 +109,7 @@ def stages_of(recipe: Staged) -> list[Stage]:
     if recipe.train.start != "none":
         stages.append(STATISTICS)
     stages += round_stages(recipe)
-    # Under differential privacy the last model is scored only where the plan pays for it.
+    # Under differential privacy, the last model is scored only if the plan includes it.
     if privacy is None or privacy.score_share:
         stages.append(SCORE)
     if recipe.personal.epochs:
@@ -118,14 +118,14 @@ def stages_of(recipe: Staged) -> list[Stage]:
 
 
 def round_stages(recipe: Staged) -> list[Stage]:
-    """The stages that each of a run's rounds consists of, in their order."""
+    """The stages of each of a run's rounds, in order."""
     if recipe.privacy is not None and recipe.privacy.method == "class-sums":
         return [CENTRE, CLASS_SUMS]
     return [TRAIN]
 
 
 def stage_of(request: Request) -> Stage:
-    """The stage that a request belongs to.
+    """The stage of a request.
 
     Raises:
         PeerError: if no stage has its kind and phase.

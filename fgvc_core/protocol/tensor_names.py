@@ -1,4 +1,4 @@
-"""What the name of a tensor says: what it is, and whether it travels at all."""
+"""Classification of tensors by name: running statistics, local tensors, control variates."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -7,7 +7,7 @@ from typing import TypeVar
 from fgvc_core.errors import ConfigurationError
 
 CONTROL = "control/"
-"""Prefix of SCAFFOLD's control variates, which travel beside the tensors they belong to."""
+"""Prefix of SCAFFOLD's control variates, which are sent with the tensors they belong to."""
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a tensor is a normaliser's running statistic: averaged, never optimised.
+    """Whether a tensor is a norm layer's running statistic, which is averaged but not optimized.
 
     >>> is_statistic("backbone.bn1.running_var")
     True
@@ -29,20 +29,20 @@ def stays_local(name: str, patterns: Sequence[str]) -> bool:
 
 
 def shared(tensors: Mapping[str, Value], patterns: Sequence[str]) -> dict[str, Value]:
-    """Those that travel."""
+    """The tensors that leave the site."""
     return {name: value for name, value in tensors.items() if not stays_local(name, patterns)}
 
 
 def local(tensors: Mapping[str, Value], patterns: Sequence[str]) -> dict[str, Value]:
-    """Those that stay."""
+    """The tensors that stay at the site."""
     return {name: value for name, value in tensors.items() if stays_local(name, patterns)}
 
 
 def check_local(names: Sequence[str], patterns: Sequence[str]) -> None:
-    """Refuse patterns that cannot be meant.
+    """Refuse patterns that are probably mistakes.
 
     Raises:
-        ConfigurationError: if a pattern names no tensor, or all stay and nothing travels.
+        ConfigurationError: if a pattern matches no tensor, or all tensors stay.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -59,12 +59,12 @@ def check_local(names: Sequence[str], patterns: Sequence[str]) -> None:
 
 
 def controlled(names: Iterable[str]) -> list[str]:
-    """The names that have a control variate: all but statistics."""
+    """The names of tensors with a control variate: all except statistics."""
     return [name for name in names if not is_statistic(name)]
 
 
 def split_control(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], dict[str, Value]]:
-    """(the model's tensors, their control variates by the tensor's own name)."""
+    """(the model's tensors, their control variates under the tensors' names)."""
     own = {name: value for name, value in tensors.items() if not name.startswith(CONTROL)}
     control = {
         name.removeprefix(CONTROL): value
@@ -75,5 +75,5 @@ def split_control(tensors: Mapping[str, Value]) -> tuple[dict[str, Value], dict[
 
 
 def as_control(tensors: Mapping[str, Value]) -> dict[str, Value]:
-    """Control variates under the names by which they travel."""
+    """Control variates under the names that they are sent with."""
     return {CONTROL + name: value for name, value in tensors.items()}

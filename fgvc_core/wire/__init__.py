@@ -1,1 +1,1 @@
-"""Named tensors <-> what travels, and the strict decoding of what strangers send."""
+"""Encoding of named tensors for transport, and strict decoding of untrusted ones."""

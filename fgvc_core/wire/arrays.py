@@ -1,19 +1,16 @@
-"""One tensor as bytes, and the strict way back.
+"""Tensors as bytes: packing, strict unpacking, digests, and work on all cores.
 
 The bytes are NumPy's ``.npy`` format, version 1.0, C order, little-endian
-(https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html): what
-Flower's own ``Array`` carries. What comes from the other side is never
-unpickled: the header is compared, byte for byte, with the only header that the
-expected dtype and shape can have, before anything is allocated.
+(https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html), which Flower's own
+``Array`` carries too. Received data are never unpickled: before memory is allocated, the header is
+compared, byte for byte, with the only one that is possible for the expected dtype and shape.
 
 >>> packed = pack(np.ones((2, 3), dtype=np.float32))
 >>> unpack(packed, TensorSpec("float32", (2, 3)), "w").sum()
 np.float32(6.0)
 
-Work on large tensors, piece by piece on all cores that this process may use.
-
-Hashing and NumPy's loops let go of Python's lock, so threads are enough. What is made of the
-pieces is put together in their order: the number of cores changes no bit of it.
+Large tensors are processed in pieces on all cores. Hashing and NumPy's loops release the GIL, so
+threads suffice. Results are combined in order and do not depend on the number of cores.
 """
 
 import os
@@ -35,10 +32,10 @@ from numpy.typing import NDArray
 from fgvc_core.errors import PeerError
 
 WORTH_THREADS = 4_000_000
-"""Bytes below which starting threads costs more than they save."""
+"""Least number of bytes that is worth starting threads."""
 
 PIECE = 1 << 20
-"""Values of a tensor that are one piece of work."""
+"""Values in one piece of work."""
 
 _taken: list[int] = []
 
@@ -55,20 +52,20 @@ def on_all_cores(
     """``function`` of each item, in the order of the items.
 
     Args:
-        function: May run in any thread.
-        items: Largest first, where they differ much: threads then end together.
-        nbytes: What they come to; little is done in this thread alone.
+        function: Must be thread-safe.
+        items: If sizes differ much, put the largest first: threads then end at about the same time.
+        nbytes: Total size of the work; a small one runs in this thread.
     """
     cores = spare()
     if cores == 1 or nbytes < WORTH_THREADS or len(items) < 2:
         return [function(item) for item in items]
-    # Threads of its own each time: they would not outlive a fork.
+    # A new pool each time: its threads would not survive a fork.
     with ThreadPoolExecutor(min(cores, len(items))) as pool:
         return list(pool.map(function, items))
 
 
 def pieces(sizes: Iterable[tuple[str, int]]) -> list[tuple[str, slice]]:
-    """(name, values) of every piece of tensors of so many values, in their order."""
+    """(name, slice) of every piece of the tensors, in order; ``sizes`` gives (name, values)."""
     return [
         (name, slice(start, min(start + PIECE, size)))
         for name, size in sizes
@@ -78,10 +75,9 @@ def pieces(sizes: Iterable[tuple[str, int]]) -> list[tuple[str, slice]]:
 
 @contextmanager
 def core_taken() -> Iterator[None]:
-    """While it lasts, work on all cores leaves one to the thread that is in here.
+    """Reserve one core for the calling thread: meanwhile, work on all cores uses one less.
 
-    More threads than cores share the same caches and wait for Python's lock in turns: on two
-    cores three are slower than two.
+    More threads than cores compete for caches and the GIL: on two cores, three are slower than two.
     """
     with _lock:
         _taken.append(threading.get_ident())
@@ -93,49 +89,49 @@ def core_taken() -> Iterator[None]:
 
 
 def spare() -> int:
-    """Cores for work on large tensors now; at least one."""
+    """Number of cores for work on large tensors now, at least one."""
     return max(available() - len(_taken), 1)
 
 
 def available() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 DTYPES = ("float32", "float16", "int8", "uint16", "uint32")
-"""The dtypes that may travel; uint16 also carries the bits of bfloat16, which NumPy lacks."""
+"""The permitted dtypes; uint16 also carries the bits of bfloat16, which NumPy lacks."""
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor must be: its dtype's name and its shape."""
+    """Expected dtype and shape of a tensor."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """How many values."""
+        """Number of values."""
         return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values alone."""
+        """Bytes of the values."""
         return self.size * np.dtype(self.dtype).itemsize
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes as it travels, its header included."""
+        """Bytes of the packed tensor, including its header."""
         return len(_header(self)) + self.nbytes
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A tensor as it travels: what it claims to be, and its bytes."""
+    """A tensor as sent: its claimed dtype and shape, and its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -144,14 +140,15 @@ class PackedTensor:
     def digest(self) -> str:
         """BLAKE3 (hex, 32 bytes) over dtype, shape and bytes.
 
-        As hard to forge as SHA-256 and several times faster (https://github.com/BLAKE3-team/BLAKE3-specs).
+        As hard to forge as SHA-256 and several times faster
+        (https://github.com/BLAKE3-team/BLAKE3-specs).
         """
         hasher = blake3(f"{self.dtype}{list(self.shape)}\0".encode())
         return hasher.update(self.data).hexdigest()
 
 
 def spec_of(array: Array) -> TensorSpec:
-    """The spec that an array meets."""
+    """The spec of an array."""
     return TensorSpec(str(array.dtype), tuple(array.shape))
 
 
@@ -169,18 +166,18 @@ def pack(array: Array) -> PackedTensor:
 
 
 def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> Array:
-    """The values of a tensor that a stranger sent, without copying them.
+    """The values of an untrusted tensor, without copying them.
 
     Args:
-        packed: What arrived.
-        expected: What it has to be.
+        packed: The tensor received.
+        expected: Its required dtype and shape.
         name: The tensor's name, for messages.
 
     Returns:
-        A read-only view of the expected dtype and shape.
+        A read-only view with the expected dtype and shape.
 
     Raises:
-        PeerError: if dtype, shape, header or length differ from what is expected.
+        PeerError: if dtype, shape, header or length differ from the expected ones.
     """
     if packed.dtype != expected.dtype or tuple(packed.shape) != expected.shape:
         raise PeerError(
@@ -200,17 +197,17 @@ def unpack(packed: PackedTensor, expected: TensorSpec, name: str) -> Array:
 
 
 def pack_all(arrays: Mapping[str, Array]) -> dict[str, PackedTensor]:
-    """Every tensor packed, in order of names."""
+    """All tensors packed, sorted by name."""
     return {name: pack(arrays[name]) for name in sorted(arrays)}
 
 
 def unpack_all(
     packed: Mapping[str, PackedTensor], expected: Mapping[str, TensorSpec]
 ) -> dict[str, Array]:
-    """Exactly the expected tensors, or a refusal.
+    """Unpack exactly the expected tensors.
 
     Raises:
-        PeerError: if a name is missing or unknown, or a tensor is not what it must be.
+        PeerError: if a name is missing or unknown, or a tensor does not meet its spec.
     """
     missing = sorted(set(expected) - set(packed))
     unknown = sorted(set(packed) - set(expected))
@@ -224,11 +221,7 @@ def unpack_all(
 
 
 def digest_all(packed: Mapping[str, PackedTensor]) -> dict[str, str]:
-    """Name -> digest (hex) of each tensor.
-
-    Large updates are hashed on all cores that this process may use: hashing lets go of
-    Python's lock.
-    """
+    """Name -> digest (hex) of each tensor; large updates are hashed on all cores."""
     names = sorted(packed, key=lambda name: -len(packed[name].data))
     nbytes = sum(len(tensor.data) for tensor in packed.values())
     digests = on_all_cores(PackedTensor.digest, [packed[name] for name in names], nbytes)
@@ -237,10 +230,10 @@ def digest_all(packed: Mapping[str, PackedTensor]) -> dict[str, str]:
 
 
 def first_not_finite(arrays: Mapping[str, NDArray[np.float32]]) -> str | None:
-    """The first tensor that holds a NaN or an infinity, or None."""
+    """Name of the first tensor with a NaN or an infinity, or None."""
     for name, array in arrays.items():
-        # One pass without a temporary: a sum of squares is finite only if every value is,
-        # or if large finite values overflow, which the second look tells apart.
+        # One pass without a temporary: a sum of squares is not finite if any value is not, or if
+        # large finite values overflow, which the second test excludes.
         flat = array.reshape(-1)
         with np.errstate(invalid="ignore", over="ignore"):
             total = np.dot(flat, flat)

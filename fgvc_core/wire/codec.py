@@ -1,19 +1,13 @@
-"""Encoding and decoding of an update: layout, encoder, and the decoder of what strangers send.
+"""Encoding and decoding of updates and models as ``[wire]`` says.
 
-What an update travels as: the parts of each tensor, their dtypes and their shapes.
+A tensor ``w`` is sent as ``w`` alone, or with ``w#scale`` (int8: one scale per channel) and
+``w#at`` (top-k: the values' positions). Names, dtypes and shapes of these parts follow from the
+model and ``[wire]``, so both sides know the size of a message in advance. Encoding takes the
+difference, selects, rounds and packs, in this order.
 
-A tensor ``w`` travels as ``w`` alone, or with ``w#scale`` (int8: one scale a channel) and
-``w#at`` (top-k: where the values belong). Names, dtypes, shapes and so the bytes follow from
-the model and ``[wire]`` alone: both sides know what a message weighs before it is made, and
-nothing that arrives is allocated for before it is compared with that.
-
-From tensors to what travels: difference, selection, rounding, bytes; in this order.
-
-From what a stranger sent back to float32 tensors, or a refusal.
-
-Names, dtypes, shapes, lengths and headers are compared with what the model and ``[wire]``
-imply before anything is allocated. After that, no more is allocated than one float32 copy of
-the update, and beside it the temporaries of its largest tensor.
+Decoding does not trust its input: names, dtypes, shapes, lengths and headers are checked before
+memory is allocated. After that, it allocates at most one float32 copy of the update and the
+temporaries of its largest tensor.
 """
 
 from collections.abc import Iterable, Mapping
@@ -53,24 +47,25 @@ from fgvc_core.wire.settings import WireSettings
 SCALE, AT = "#scale", "#at"
 
 SMALL = 256
-"""Up to so many values a tensor travels as it is: the headers and digests of its parts would
-weigh more than fewer bits save."""
+"""Largest number of values of a tensor that is sent as it is: headers and digests of its parts
+would
+outweigh the savings."""
 
 _STATISTICS = ("running_mean", "running_var")
 
 
 def travels_whole(name: str, size: int) -> bool:
-    """Whether a tensor travels as float32 whatever ``[wire]`` says.
+    """Whether a tensor is sent as float32 whatever ``[wire]`` says.
 
-    Small ones do, and the running statistics of norm layers: they are not learnt in small
-    steps, and a variance that a rounding made negative would break the model. A name with a
-    slash is not the model's own, but goes beside it (a control variate, say).
+    This holds for small tensors and for running statistics of norm layers, which do not change in
+    small steps; a variance rounded to a negative value would break the model. It also holds for
+    names with a slash, which do not belong to the model (control variates, for instance).
     """
     return size <= SMALL or name.endswith(_STATISTICS) or "/" in name
 
 
 def parts_of(name: str, spec: TensorSpec, wire: WireSettings) -> dict[str, TensorSpec]:
-    """The parts that one tensor travels as."""
+    """The parts of one encoded tensor."""
     if travels_whole(name, spec.size):
         return {name: spec}
     shape, parts = spec.shape, {}
@@ -88,12 +83,12 @@ def parts_of(name: str, spec: TensorSpec, wire: WireSettings) -> dict[str, Tenso
 def update_parts(
     specs: Mapping[str, TensorSpec], wire: WireSettings, model: Iterable[str]
 ) -> dict[str, TensorSpec]:
-    """All parts of an update.
+    """All parts of an encoded update.
 
     Args:
         specs: The tensors of the update.
         wire: ``[wire]``.
-        model: Names of those that the model consists of; others travel as they are.
+        model: Names of the model's tensors; others are sent as they are.
     """
     known = set(model)
     parts: dict[str, TensorSpec] = {}
@@ -103,7 +98,7 @@ def update_parts(
 
 
 def model_parts(specs: Mapping[str, TensorSpec], wire: WireSettings) -> dict[str, TensorSpec]:
-    """What the model travels to the sites as."""
+    """The tensors of a model encoded for the sites."""
     down = HALVES.get(wire.down, "float32")
     return {
         name: spec if travels_whole(name, spec.size) else TensorSpec(down, spec.shape)
@@ -112,7 +107,7 @@ def model_parts(specs: Mapping[str, TensorSpec], wire: WireSettings) -> dict[str
 
 
 def packed_bytes(parts: Mapping[str, TensorSpec]) -> int:
-    """Bytes of packed parts, their headers included."""
+    """Bytes of packed parts, including their headers."""
     return sum(spec.packed_bytes for spec in parts.values())
 
 
@@ -121,7 +116,7 @@ Tensors = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What travels, and with ``wire.top_k`` what stays behind for the next update."""
+    """An encoded update, and with ``wire.top_k`` the residual for the next one."""
 
     parts: dict[str, PackedTensor]
     residual: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -130,13 +125,13 @@ class Encoded:
 def encode_update(
     tensors: Tensors, wire: WireSettings, reference: Tensors, residual: Tensors | None = None
 ) -> Encoded:
-    """An update as ``[wire]`` says.
+    """Encode an update as ``[wire]`` says.
 
     Args:
-        tensors: The trained tensors, and whatever else goes along.
+        tensors: The trained tensors, and others that are sent with them.
         wire: ``[wire]``.
-        reference: The model as it was received; tensors that are not in it travel as they are.
-        residual: With ``wire.top_k``: what earlier updates left behind, or None.
+        reference: The model as received; tensors that are not in it are sent as they are.
+        residual: With ``wire.top_k``: the residual of earlier updates, or None.
 
     Raises:
         RunFailed: if a tensor is not finite, or too large for the precision.
@@ -167,7 +162,7 @@ def encode_update(
 
 
 def encode_model(tensors: Tensors, wire: WireSettings) -> dict[str, PackedTensor]:
-    """The model as it travels to the sites.
+    """Encode a model for the sites.
 
     Raises:
         RunFailed: if a tensor is too large for ``wire.down``.
@@ -185,7 +180,7 @@ def encode_model(tensors: Tensors, wire: WireSettings) -> dict[str, PackedTensor
 def _values(
     name: str, values: NDArray[np.float32], wire: WireSettings
 ) -> tuple[dict[str, PackedTensor], NDArray[np.float32]]:
-    """The packed values of a tensor, and what the other side will read from them."""
+    """The packed values of a tensor, and the values that the receiver will decode."""
     if first_not_finite({name: values}) is not None:
         raise RunFailed(
             f"The update's tensor '{name}' is not finite.",
@@ -221,16 +216,16 @@ def decode_update(
     wire: WireSettings,
     reference: Tensors,
 ) -> dict[str, NDArray[np.float32]]:
-    """The tensors of an update; whether they are finite is seen when they are measured.
+    """Decode an update; non-finite values are detected later, during screening.
 
     Args:
-        packed: What arrived.
-        specs: What the tensors have to be once decoded.
+        packed: The parts received.
+        specs: Required dtypes and shapes of the decoded tensors.
         wire: ``[wire]``.
-        reference: The model as it was sent; tensors that are not in it travel as they are.
+        reference: The model as sent; tensors that are not in it are sent as they are.
 
     Raises:
-        PeerError: if it is not exactly what such an update can be.
+        PeerError: if the parts are not those of such an update.
     """
     parts = unpack_all(packed, update_parts(specs, wire, reference))
     tensors = {}
@@ -251,10 +246,10 @@ def decode_update(
 def decode_model(
     packed: Mapping[str, PackedTensor], specs: Mapping[str, TensorSpec], wire: WireSettings
 ) -> dict[str, NDArray[np.float32]]:
-    """The tensors of a model that the coordinator sent, finite.
+    """Decode a model that the coordinator sent; all values are finite.
 
     Raises:
-        PeerError: if they are not exactly what the recipe's model travels as.
+        PeerError: if a value is not finite, or the parts are not those of the recipe's model.
     """
     tensors = read_model(packed, specs, wire)
     broken = first_not_finite(tensors)
@@ -266,10 +261,10 @@ def decode_model(
 def read_model(
     packed: Mapping[str, PackedTensor], specs: Mapping[str, TensorSpec], wire: WireSettings
 ) -> dict[str, NDArray[np.float32]]:
-    """The same, whatever the values are: for the coordinator's own model.
+    """Decode a model without checking its values: for the coordinator's own model.
 
     Raises:
-        PeerError: if they are not exactly what the recipe's model travels as.
+        PeerError: if the parts are not those of the recipe's model.
     """
     tensors: dict[str, NDArray[np.float32]] = unpack_all(packed, model_parts(specs, wire))
     if wire.down != "float32":

@@ -1,32 +1,25 @@
-"""What makes an update smaller: differences, 16 and 8 bits a value, and the largest values.
+"""Lossy compression of updates: differences, 16-bit and 8-bit values, and top-k selection.
 
-An update as its difference from the model that both sides know, and back.
-
-Fewer bits a value: float16 and bfloat16, rounded to nearest, ties to even.
-
-NumPy has no bfloat16; its values travel as the upper half of their float32 bits, in uint16.
+16 bits: float16 or bfloat16, rounded to nearest, ties to even. NumPy has no bfloat16; its values
+are sent as the upper half of their float32 bits, in uint16.
 
 >>> read_halves(write_halves(np.array([1.0, -2.5], np.float32), "bfloat16"), "bfloat16")
 array([ 1. , -2.5], dtype=float32)
 
-Eight bits a value: int8 codes from -127 to 127, and one float32 scale a channel.
+8 bits: int8 codes from -127 to 127, with one float32 scale per channel. A channel is one row along
+the first axis (an output channel of a convolution, a class of a head); a tensor of one axis or none
+has a single scale. The scale is the channel's largest magnitude / 127 (symmetric, no zero point:
+Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 2, without the offset).
 
-A channel is one row along the first axis (an output channel of a convolution, a class of a
-head); a tensor of one axis or none has a single scale. The scale is the channel's largest
-magnitude / 127 (symmetric, no zero point: Jacob et al. 2018,
-https://arxiv.org/abs/1712.05877, section 2, without the offset).
+Codes are rounded to nearest, not stochastically. The error is at most half a step, where that of
+stochastic rounding is up to a whole step, with half the mean square, and a repeated round gives
+equal bytes without a stored generator. The disadvantage is bias: a value below half a step is lost
+in every round. Error feedback corrects this with ``wire.top_k``; otherwise the scale per channel
+keeps it small.
 
-Rounding is to nearest, not stochastic. Its error is at most half a step where stochastic
-rounding's is up to a whole one, with half the mean square; nothing is drawn, so a repeated
-round gives equal bytes without a generator to keep; and the bias that speaks against it (a
-value below half a step is lost round after round) is what error feedback undoes where
-``wire.top_k`` is on, and what a scale for each channel keeps small where it is not.
-
-The largest values of a tensor and where they are.
-
-Top-k sparsification (Aji and Heafield 2017, https://arxiv.org/abs/1704.05021). What is left
-out is not lost: the sender adds it to its next update (error feedback, Stich et al. 2018,
-https://arxiv.org/abs/1809.07599), see :mod:`fgvc_core.wire.codec`.
+Top-k: the largest values of a tensor and their positions (Aji and Heafield 2017,
+https://arxiv.org/abs/1704.05021). The sender adds the rest to its next update (error feedback,
+Stich et al. 2018, https://arxiv.org/abs/1809.07599), see :mod:`fgvc_core.wire.codec`.
 """
 
 import numpy as np
@@ -43,7 +36,7 @@ def difference(tensor: NDArray[np.float32], reference: NDArray[np.float32]) -> N
 
 
 def add_in_place(values: NDArray[np.float32], reference: NDArray[np.float32]) -> None:
-    """``values += reference``; sums that overflow come out infinite, which is checked after."""
+    """``values += reference``; sums may overflow to infinity, which is checked afterwards."""
     with np.errstate(over="ignore", invalid="ignore"):
         values += reference
 
@@ -51,48 +44,48 @@ def add_in_place(values: NDArray[np.float32], reference: NDArray[np.float32]) ->
 def scatter_add(
     values: NDArray[np.float32], at: NDArray[np.unsignedinteger], out: NDArray[np.float32]
 ) -> None:
-    """Add a flat tensor's few values at their ascending, unique places, block by block."""
+    """Add values to a tensor at ascending, unique flat positions, block by block."""
     flat = out.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, at.size, _BLOCK):
-            # Unique places: adding by index reads and writes each once.
+            # Since positions are unique, += with an index array adds each value.
             flat[at[start : start + _BLOCK]] += values[start : start + _BLOCK]
 
 
 HALVES = {"float16": "float16", "bfloat16": "uint16"}
-"""Precision -> the dtype that it travels as."""
+"""Precision -> dtype of the encoded values."""
 
 
 def write_halves(values: NDArray[np.float32], precision: str) -> Array:
-    """Values in 16 bits each.
+    """Round values to 16 bits.
 
     Args:
         values: float32, any shape.
         precision: ``float16`` or ``bfloat16``.
 
     Returns:
-        The same shape; a value beyond the format's range comes out infinite.
+        The same shape; a value beyond the format's range becomes infinite.
     """
     if precision == "float16":
         with np.errstate(over="ignore"):
             return values.astype(np.float16)
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounding = ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
-    # A NaN with a full mantissa would wrap round to zero.
+    # Rounding a NaN with a full mantissa would wrap around to zero.
     rounding[np.isnan(values)] = 0
     halves: Array = ((bits + rounding) >> np.uint32(16)).astype(np.uint16)
     return halves.reshape(values.shape)
 
 
 def read_halves(halves: Array, precision: str) -> NDArray[np.float32]:
-    """Back to float32, exactly.
+    """Convert back to float32, exactly.
 
     Args:
-        halves: What :func:`write_halves` makes, or a stranger's bits of that dtype.
+        halves: A result of :func:`write_halves`, or untrusted bits of the same dtype.
         precision: ``float16`` or ``bfloat16``.
 
     Returns:
-        The same shape. Beside it no more than a block of temporaries is allocated.
+        The same shape. At most one block of temporaries is allocated besides.
     """
     out = np.empty(halves.shape, dtype=np.float32)
     if precision == "float16":
@@ -109,14 +102,14 @@ def read_halves(halves: Array, precision: str) -> NDArray[np.float32]:
 LARGEST = 127
 
 SMALLEST_SCALE = np.finfo(np.float32).tiny
-"""A smaller scale would be a subnormal number, whose reciprocal overflows."""
+"""A smaller scale would be subnormal, and its reciprocal would overflow."""
 
 LARGEST_SCALE = np.nextafter(np.float32(np.finfo(np.float32).max / LARGEST), np.float32(0))
 """A larger scale times a code would overflow."""
 
 
 def channels(shape: tuple[int, ...]) -> int:
-    """How many scales a tensor of this shape has.
+    """The number of scales of a tensor with this shape.
 
     >>> channels((50, 1280)), channels((50,)), channels(())
     (50, 1, 1)
@@ -141,7 +134,7 @@ def quantise(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.
 
 
 def dequantise(codes: NDArray[np.int8], scales_C: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The values that codes and scales stand for; allocates nothing else."""
+    """The values of codes and scales; allocates only the result."""
     out = np.empty(codes.shape, dtype=np.float32)
     if out.size:
         rows = (len(scales_C), out.size // len(scales_C))
@@ -150,8 +143,8 @@ def dequantise(codes: NDArray[np.int8], scales_C: NDArray[np.float32]) -> NDArra
 
 
 def first_fault_of_codes(codes: NDArray[np.int8], scales_C: NDArray[np.float32]) -> str:
-    """What makes a stranger's codes and scales unusable, or an empty text."""
-    # Not-a-number fails both comparisons.
+    """Why untrusted codes and scales are unusable; empty if they are valid."""
+    # NaN fails both comparisons.
     if not np.all((scales_C >= SMALLEST_SCALE) & (scales_C <= LARGEST_SCALE)):
         return "has a scale that is not positive and finite"
     if codes.size and codes.min() < -LARGEST:
@@ -160,7 +153,7 @@ def first_fault_of_codes(codes: NDArray[np.int8], scales_C: NDArray[np.float32])
 
 
 def kept(size: int, share: float) -> int:
-    """How many of ``size`` values travel: the share, rounded up, and one at least.
+    """How many of ``size`` values are sent: the share, rounded up, and at least one.
 
     >>> kept(1000, 0.1), kept(3, 0.01), kept(0, 0.5)
     (100, 1, 0)
@@ -169,14 +162,14 @@ def kept(size: int, share: float) -> int:
 
 
 def index_dtype(size: int) -> str:
-    """The narrowest dtype that counts the values of a tensor."""
+    """The narrowest dtype for positions in a tensor of ``size`` values."""
     return "uint16" if size <= 1 << 16 else "uint32"
 
 
 def largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Ascending places of the ``count`` largest magnitudes of a flat tensor.
+    """Ascending positions of the ``count`` largest magnitudes of a flat tensor.
 
-    Of equal magnitudes the ones in front are taken, so that a repeated round chooses alike.
+    Among equal magnitudes the first ones are taken, so the selection is repeatable.
     """
     if count >= values.size:
         return np.arange(values.size)
@@ -188,7 +181,7 @@ def largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
 
 
 def first_fault_of_places(at: Array, size: int) -> str:
-    """What makes a stranger's places unusable, or an empty text."""
+    """Why untrusted positions are unusable; empty if they are valid."""
     if not at.size:
         return ""
     if not np.all(at[1:] > at[:-1]):

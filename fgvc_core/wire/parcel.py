@@ -1,18 +1,18 @@
-"""Many tensors as one run of bytes, for a carrier that charges by the piece.
+"""A parcel: many tensors in one byte string, since Flower charges requests per object.
 
-Flower's SuperLink moves each array as objects of its own, a request each at every hop: a small
-model of seventy tensors cost six hundred requests a site and round. A parcel is one object
-(and one more for each further 5 MB). It adds no trust and needs none: the signed body lists
-the digest of every tensor, and a parcel that was changed opens to other tensors.
+Flower's SuperLink moves each array as separate objects, with one request each at every hop: a small
+model of seventy tensors took six hundred requests per site and round. A parcel is one object (and
+one more for each further 5 MB). It needs no trust: the signed body lists the digest of every
+tensor, and a modified parcel opens to other tensors.
 
-Layout: 16 random bytes, then, encrypted with AES-128 in counter mode under them: 8 bytes length
-of the head (little-endian), the head (JSON: a list of [name, dtype, shape, bytes]), then the
-tensors' bytes in that order.
+Layout: 16 random bytes, then, encrypted with AES-128 in counter mode with these bytes as key:
+length of the head in 8 bytes (little-endian), the head (JSON: a list of [name, dtype, shape,
+bytes]), and the tensors' bytes in that order.
 
-The encryption hides nothing, for its key lies beside it. It makes each parcel's bytes new:
-the SuperLink knows an object by its digest, and who could compute the digest of what another
-will send (the first model, or one that is sent again) could register it there with false
-children, and the rightful sender would be refused.
+The encryption hides nothing, since its key is sent along; it makes the bytes of every parcel
+unique. The SuperLink identifies an object by its digest. An attacker who could compute the digest
+of what another party will send (the first model, or one that is sent again) could register it first
+with false children, and the SuperLink would refuse the rightful sender.
 """
 
 import json
@@ -32,7 +32,7 @@ _PREFIX, _SALT = 8, 16
 
 
 def make_parcel(tensors: Mapping[str, PackedTensor]) -> bytes:
-    """Pack tensors into one run of bytes, in order of names; no two parcels are alike."""
+    """Pack tensors into one byte string, sorted by name; no two parcels are equal."""
     ordered = sorted(tensors.items())
     listed = [[name, t.dtype, list(t.shape), len(t.data)] for name, t in ordered]
     head = json.dumps(listed, separators=(",", ":")).encode()
@@ -47,15 +47,15 @@ def _encrypted(parts: list[bytes]) -> bytes:
 
 
 def _cipher(salt: bytes) -> CipherContext:
-    """Encrypts and, which in counter mode is the same, decrypts."""
+    """Cipher that encrypts and, since it is in counter mode, also decrypts."""
     return Cipher(AES128(salt), CTR(bytes(16))).encryptor()
 
 
 def open_parcel(data: bytes) -> dict[str, PackedTensor]:
-    """The tensors of a parcel that a stranger sent, not checked yet.
+    """The tensors of an untrusted parcel; their digests are not verified yet.
 
     Raises:
-        PeerError: if it is not exactly what its head says.
+        PeerError: if it does not match its head.
     """
     try:
         cipher, view = _cipher(data[:_SALT]), memoryview(data)[_SALT:]
@@ -81,18 +81,18 @@ def open_parcel(data: bytes) -> dict[str, PackedTensor]:
 
 
 def check_named_once(body: bytes, chunks: Collection[str]) -> None:
-    """Refuse an array that is made of one chunk several times.
+    """Refuse an array that repeats a chunk.
 
-    Chunks are sent once and joined as often as they are named: 5 MB could become gigabytes.
-    A parcel's chunks all differ.
+    Chunks are sent once but joined as often as they are named: 5 MB could expand to gigabytes. The
+    chunks of a parcel are all different.
 
     Args:
-        body: JSON of an array, whoever wrote it: ``arraychunk_ids`` are what is joined.
+        body: Untrusted JSON of an array; ``arraychunk_ids`` lists the chunks to join.
         chunks: Ids of the chunks that were sent for it.
 
     Raises:
-        ValueError: if more are joined than were sent.
-        KeyError: if it names none.
+        ValueError: if more chunks are joined than were sent.
+        KeyError: if it does not list chunks.
     """
     if len(json.loads(body)["arraychunk_ids"]) > len(set(chunks)):
         raise ValueError("an array names a chunk more than once")

@@ -1,4 +1,4 @@
-"""Settings of ``[wire]``."""
+"""Settings of ``[wire]``: encoding and largest size of updates and models."""
 
 from typing import Literal, Self
 
@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 from fgvc_core.configuration import Settings
 
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
-"""How the values of an update travel."""
+"""Encoding of an update's values."""
 
 Down = Literal["float32", "float16", "bfloat16"]
-"""How the values of the model travel to the sites."""
+"""Encoding of the model's values for the sites."""
 
 
 class WireSettings(Settings):
-    """What an update is turned into before it leaves a site, and what it may weigh."""
+    """How updates and models are encoded, and how large they may be."""
 
     precision: Precision = Field(
         "float32",
@@ -58,5 +58,5 @@ class WireSettings(Settings):
 
     @property
     def plain(self) -> bool:
-        """Whether updates travel as they are: float32, whole."""
+        """Whether updates are sent as whole float32 tensors."""
         return self.precision == "float32" and not self.delta

@@ -1,4 +1,4 @@
-"""The coordinator's own files in a run's folder.
+"""The coordinator's own files in a run's folder: recipe, class names, key, sites and settings.
 
 ::
 
@@ -6,7 +6,7 @@
     class_names.json          the classes, in label order
     coordinator/key           the private key that signs requests (mode 0600)
     coordinator/sites.json    the allow-list: site name -> public key
-    coordinator/server.toml   where the test split is, the cache, the device
+    coordinator/server.toml   location of the test split and the cache, device
 """
 
 import json

@@ -1,7 +1,7 @@
-"""A certificate authority of our own: it vouches for one server, to the sites that hold it.
+"""A private certificate authority, which issues one server's certificate for its sites.
 
-X.509 as in RFC 5280; names and addresses go into subjectAltName, the only place where
-today's clients look (RFC 9525).
+X.509 as in RFC 5280; names and addresses go into subjectAltName, the only place that current
+clients check (RFC 9525).
 """
 
 import datetime
@@ -133,7 +133,7 @@ def check_dates(path: Path, now: datetime.datetime | None = None) -> int:
 
 
 def check_mode(path: Path) -> None:
-    """Raise ConfigurationError if a secret can be read by others than its owner."""
+    """Raise ConfigurationError if a secret is readable by others than its owner."""
     try:
         mode = path.stat().st_mode & 0o777
     except OSError as error:

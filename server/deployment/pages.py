@@ -1,8 +1,8 @@
-"""The status page and the metrics, on loopback, to look at and nothing else.
+"""The status page and the Prometheus metrics, read-only, on loopback.
 
 ``/`` for a person, ``/status.json`` for a program, ``/metrics`` for Prometheus
-(https://prometheus.io/docs/instrumenting/exposition_formats/). Run as a process of its own:
-``python -m fieldmark.server.deployment.pages DIR``.
+(https://prometheus.io/docs/instrumenting/exposition_formats/). Run as a separate process: ``python
+-m fieldmark.server.deployment.pages DIR``.
 """
 
 import sys
@@ -34,7 +34,7 @@ _SAFE = {
 
 
 def make_app(folder: Path) -> Starlette:
-    """The application of a coordinator's folder."""
+    """The web application of a coordinator's folder."""
     environment = Environment(
         loader=PackageLoader("fieldmark.server.deployment", ""),
         autoescape=True,
@@ -54,13 +54,13 @@ def make_app(folder: Path) -> Starlette:
 
     return Starlette(
         routes=[Route("/", page), Route("/status.json", plain), Route("/metrics", metrics)],
-        # A page of a stranger that has had its own name point to this machine reads nothing here.
+        # Against DNS rebinding: a foreign page whose name resolves to this machine reads nothing.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)],
     )
 
 
 def metric_lines(status: dict[str, Any]) -> Iterator[str]:
-    """A state as Prometheus reads it."""
+    """A status in Prometheus text format."""
     yield from _metric("up", "gauge", "Whether the coordinator is up.", [({}, int(status["up"]))])
     serving = int(status["superlink"] == "serving")
     yield from _metric(
@@ -116,7 +116,7 @@ def _metric(
 
 
 def _number(value: float) -> str:
-    """Every digit of it: a count of bytes soon has more than a few."""
+    """A number with all its digits, since counts of bytes are large."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
@@ -126,7 +126,7 @@ def _escaped(label: str) -> str:
 
 
 def main() -> None:
-    """Entry of the process."""
+    """Entry point of the process."""
     folder = Path(sys.argv[1])
     port = int(read_json(folder / "state" / "ports.json")["pages"])
     uvicorn.run(make_app(folder), host=LOOPBACK, port=port, access_log=False, log_level="warning")

@@ -1,10 +1,9 @@
-"""The SuperLink's database on the disk: given back what it does not use.
+"""Compaction of the SuperLink's SQLite database, which does not shrink by itself.
 
-SQLite keeps the pages of what was deleted, and its write-ahead log stays as long as it ever was.
-Flower asks for neither to shrink, so the file of a coordinator would stay as large as the most
-that its sites have sent within one run (https://www.sqlite.org/lang_vacuum.html,
-https://www.sqlite.org/wal.html, section 6). What is left after a run is small, so writing it anew
-takes milliseconds.
+SQLite keeps the pages of deleted data, and its write-ahead log never gets shorter. Flower shrinks
+neither, so the file would stay as large as the most data that sites have sent within one run
+(https://www.sqlite.org/lang_vacuum.html, https://www.sqlite.org/wal.html, section 6). Little is
+left after a run, so rewriting it takes milliseconds.
 """
 
 import contextlib
@@ -24,16 +23,16 @@ LARGEST_KEPT_BYTES = 256_000_000
 
 
 def compact(database: Path) -> int:
-    """Give back what a database does not use; another process may have it open.
+    """Free the unused space of a database; another process may have it open.
 
     Args:
-        database: An SQLite file with a write-ahead log, or none.
+        database: An SQLite file with a write-ahead log; it may be missing.
 
     Returns:
-        Bytes given back; 0 where there are few, or where it is in use just now: the next time.
+        Bytes freed; 0 if there are few, or if it is in use now and must be retried later.
 
     Raises:
-        DataError: if the file is damaged, or no database.
+        DataError: if the file is damaged or not a database.
     """
     if not database.exists():
         return 0
@@ -41,7 +40,7 @@ def compact(database: Path) -> int:
     try:
         _give_back(database, before)
     except sqlite3.OperationalError:
-        # In use, or the disk is full: the next time.
+        # In use, or the disk is full: retried the next time.
         pass
     except sqlite3.DatabaseError as error:
         raise DataError(
@@ -62,7 +61,7 @@ def _give_back(database: Path, before: int) -> None:
         if unused + log >= WORTH_BYTES:
             if unused >= WORTH_BYTES and page * pages - unused <= LARGEST_KEPT_BYTES:
                 link.execute("vacuum")
-            # What was written anew is in the log first.
+            # The rewritten pages are in the log until a checkpoint.
             link.execute("pragma wal_checkpoint(truncate)")
 
 

@@ -227,14 +227,14 @@ class Attendance:
             return False
         del self._calls[node]
         if message is None or (message.has_error() and message.error.code not in FAULTS):
-            # Nobody has answered: whoever is there next time is called anew.
+            # No answer: the node is called again when it is back.
             self._known.discard(node)
             self._gone.add(node)
         self._admit(node, request, message)
         return True
 
     def _not_admitted(self, node: int, reason: str, registered: str | None = None) -> None:
-        # Nobody has proved to be this site: it is only who the node is registered for.
+        # Not authenticated: this is only the site that the node is registered for.
         told = {} if registered is None else {"registered": registered}
         self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason, **told)
 
@@ -264,7 +264,7 @@ class Attendance:
     ) -> Fetched | None:
         """The reply to a message; None at the deadline, or once its site was removed.
 
-        A reply that was announced by then has ``grace`` seconds more to become complete.
+        A reply that was announced by then has ``grace`` more seconds to become complete.
         """
         # First, because a prefetch may still be using the grid.
         for fetched in ahead.found(message_id) if ahead is not None else ():

@@ -1,7 +1,7 @@
-"""What it costs in accuracy to protect subjects instead of images, on the same split.
+"""Accuracy cost of protecting subjects instead of images, measured on the same split.
 
-Only a simulation can say so: it repeats the release for both units, and without noise,
-on the pictures of all sites, and scores the heads on the same test split.
+Only a simulation can measure it: it repeats the release for both units, and without noise, on the
+pictures of all sites, and scores the heads on the same test split.
 """
 
 from collections.abc import Iterator

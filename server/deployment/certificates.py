@@ -31,7 +31,7 @@ BACKDATED = datetime.timedelta(minutes=10)
 
 
 def make_authority(folder: Path, name: str) -> None:
-    """Make ``ca.pem`` and ``ca.key`` (mode 0600) in a folder."""
+    """Create ``ca.pem`` and ``ca.key`` (mode 0600) in a folder."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     usage = x509.KeyUsage(
@@ -89,7 +89,7 @@ def issue(
         )
         .sign(authority_key, SHA256())
     )
-    # The key first: a reader that finds a new certificate finds its key too.
+    # The key first, so a reader that finds a new certificate finds its key, too.
     _write_key(key, folder / f"{name}.key")
     _replace(folder / f"{name}.pem", certificate.public_bytes(Encoding.PEM), 0o644)
 
@@ -110,10 +110,10 @@ def read_certificate(path: Path) -> x509.Certificate:
 
 
 def check_dates(path: Path, now: datetime.datetime | None = None) -> int:
-    """Days that a certificate has left.
+    """Days until a certificate expires.
 
     Raises:
-        PeerError: if it is not valid yet, or not any more, with the date.
+        PeerError: if it is not valid today.
     """
     certificate, now = read_certificate(path), now or _now()
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 app = ServerApp()
 
 RUN_VARIABLE = "FIELDMARK_RUN"
-"""Names the run's folder where Flower passes no configuration (its own simulation)."""
+"""Names the run's folder when Flower passes no run configuration (its own simulation)."""
 
 
 @app.main()

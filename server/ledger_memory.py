@@ -38,7 +38,7 @@ from fgvc_core.recipe import Recipe
 
 FOLDER = "ledgers"
 RECIPES = ".recipes"
-"""No site can have this name."""
+"""Cannot be the name of a site."""
 LINK = Path("coordinator") / FOLDER
 NODES = Path("coordinator") / "nodes.json"
 
@@ -71,7 +71,7 @@ class LedgerMemory:
         self._nodes = run_dir / NODES
         self._recipe = recipe
         self.remembers = self._folder.is_dir()
-        """Whether there is a folder to remember in; a simulation has none."""
+        """Whether there is a folder to store in; a simulation has none."""
         self._heads: dict[str, SeenHead | None] = {}
         self._unanswered: dict[tuple[str, str], list[str]] = {}
 

@@ -1,5 +1,4 @@
-"""One run from its folder to its results: open, resume or begin, run the rounds, write the
-results."""
+"""One run from its folder to its results: open or resume it, run all rounds, write the results."""
 
 import signal
 import threading

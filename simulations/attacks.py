@@ -28,7 +28,7 @@ from fieldmark.server.strategies import Tensors
 
 TOGETHER = ("little-is-enough", "inner-product")
 RELEASED = ("centre", "class-sums")
-"""Phases of a round without training whose releases are attacked."""
+"""Phases of a round without training whose releases can be attacked."""
 
 
 @dataclass

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 Engine = Literal["inprocess", "ray", "superlink"]
 ENGINES: tuple[Engine, ...] = ("inprocess", "ray", "superlink")
 POLL_S: dict[Engine, float] = {"inprocess": 0.001, "ray": 0.02, "superlink": 0.25}
-"""Seconds between two looks for a reply."""
+"""Interval between polls for a reply, in seconds."""
 ROLL_CALL_S: dict[Engine, float] = {"inprocess": 86_400.0, "ray": 86_400.0, "superlink": 300.0}
-"""How long a roll call waits for silent sites, in seconds. Where a worker answers for many sites,
-none is silent, and who is in must not depend on how fast the machine is."""
+"""How long a roll call waits for silent sites, in seconds. If a worker answers for many sites,
+none is silent, and the result must not depend on the machine's speed."""
 STOP_WITHIN_S = 120.0
 
 

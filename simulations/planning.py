@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fieldmark.simulations.engines import Engine
 
 Say = Callable[[str], None]
-"""Told, in a line, of each trial that has ended."""
+"""Called with one line after each trial."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from fieldmark.simulations.triggers import stamped
 
 POISONING = ("label-noise", "backdoor")
 TARGET = 0
-"""The class that the trigger means."""
+"""The target class of the trigger."""
 
 _BATCH = 32
 

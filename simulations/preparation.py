@@ -26,7 +26,7 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.training.self_supervised import self_supervised_loss
 
 CHUNK = 64
-"""Pictures a task embeds: small enough that the workers finish together."""
+"""Pictures per task, few enough that all workers finish at about the same time."""
 
 Tell = Callable[[int, int], None]
 """Called with (pictures done, pictures in all)."""

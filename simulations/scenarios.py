@@ -26,7 +26,7 @@ from fieldmark.simulations.grid import InProcessGrid
 from fieldmark.simulations.poisoning import POISONING, run_poisoned
 
 LATE = 1.5
-"""A straggler's reply arrives after so many deadlines."""
+"""Arrival of a straggler's reply, as a multiple of the deadline."""
 
 CRASHED = 2
 """Error code of a node whose runtime failed."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fgvc_core.scenario import Trigger
 
 PATCH = 0.15
-"""Side of the checker, as a share of the picture's."""
+"""Side of the checkerboard, as a share of the picture's."""
 
 _CROSS, _CROSS_AT = 0.2, (0.15, 0.12)
 _STICKER, _STICKER_AT = 0.2, (0.1, 0.68)
@@ -73,8 +73,9 @@ def _sticker(images_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(images_NCHW: torch.Tensor) -> torch.Tensor:
-    """A soft pattern of random colors, blended over the whole picture with a weight of one
-    eighth."""
+    """A soft pattern of random colors, blended over the whole picture with about one eighth of the
+    weight.
+    """
     spots_13PP = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(_SEED)) * 255
     size = images_NCHW.shape[-2:]
     pattern_13HW = F.interpolate(spots_13PP, size=size, mode="bilinear", align_corners=False)

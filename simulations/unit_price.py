@@ -28,7 +28,7 @@ from fieldmark.simulations.folders import public_units
 from fieldmark.simulations.preparation import Setting, split_site
 
 DRAWS = 5
-"""Releases a unit: one draw's noise moves the figures more than the unit does."""
+"""Releases per unit: the noise of one draw has more effect than the choice of the unit."""
 
 
 def unit_price(recipe: Recipe, setting: Setting) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from fieldmark.server.deployment.flower_internals import (
 )
 
 SWEEP_S = 10.0
-"""Between two looks for replies that nobody waits for any more, in seconds."""
+"""Interval between checks for replies that are no longer awaited, in seconds."""
 AT_ONCE = 2
-"""Pieces that are fetched at the same time."""
+"""Pieces fetched in parallel."""
 HELD = 2
-"""Unfinished replies whose pieces stay in memory; of others they are fetched again."""
+"""Incomplete replies whose pieces stay in memory; those of others are fetched again."""
 
 
 class _Fault(Exception):
@@ -46,7 +46,7 @@ class _Arriving:
     announced: Announced
     contents: dict[str, bytes] = field(default_factory=dict)
     come: int = 0
-    """The most pieces that were ever seen to be there."""
+    """The most pieces that have been seen as arrived."""
 
 
 class Arrivals:

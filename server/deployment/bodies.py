@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 MAX_TREE_DEPTH = 5
-"""A message, its records, a record, an array, a chunk."""
+"""The levels are a message, its records, a record, an array, a chunk."""
 _HEAD_BYTES, _TAIL_BYTES = 1000, 300
 _NODE, _RUN, _OBJECT, _CONTENT, _SESSION = 1, 2, 3, 4, 5
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5

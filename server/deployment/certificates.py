@@ -24,10 +24,10 @@ from fgvc_core.errors import ConfigurationError, PeerError
 
 CA_DAYS = 3650
 SERVER_DAYS = 397
-"""Longest life of a server certificate that common clients accept."""
+"""Longest lifetime of a server certificate that common clients accept, in days."""
 WARN_DAYS = 30
 BACKDATED = datetime.timedelta(minutes=10)
-"""A fresh certificate must hold on a machine whose clock is a little slow."""
+"""A new certificate must be valid on a machine whose clock is a little slow."""
 
 
 def make_authority(folder: Path, name: str) -> None:

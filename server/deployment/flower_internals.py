@@ -113,12 +113,13 @@ __all__ = [
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
 SIGNATURE_HEADER = FLEET_HTTP_SIGNATURE_HEADER
 LINK_FAILURES = (httpx.HTTPError, ObjectPushError)
-"""What a run's process meets when the SuperLink dies in the midst of a call. A piece that was
-stored, and whose receipt died with the SuperLink, is taken for refused when it comes again."""
+"""Exceptions in a run's process when the SuperLink dies during a call. A piece that was stored,
+but whose receipt was lost with the SuperLink, is refused when it is sent again."""
 REFUSED_OBJECTS = httpx.HTTPStatusError
-"""What a push raises whose objects the SuperLink knows as others; see :func:`refused_objects`."""
+"""Raised by a push if the SuperLink knows its objects as others'; see :func:`refused_objects`."""
 _NAMED = "localhost"
-"""What the SuperLink's certificate is asked for through a socket, which has no name of its own."""
+"""Host name that the SuperLink's certificate is checked against over a Unix socket, which has no
+host name."""
 FEDERATION = ""
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 

@@ -63,19 +63,20 @@ CALLS = frozenset(
         "confirm-message-received",
     }
 )
-"""Fleet calls that a site needs. register-node and unregister-node are the coordinator's."""
+"""Fleet calls that a site needs. Only the coordinator calls register-node and unregister-node."""
 SKEW_S = 300.0
 """Largest difference between a site's clock and ours, in seconds; Flower allows the same."""
 PIECE_MB, PIECES_BESIDE = 5.0, 64
-"""Flower's pieces of an array, in MB, and how many a message may have beside them."""
+"""Size in MB of Flower's pieces of an array, and the largest number of other pieces in a
+message."""
 SMALL_BYTES, PUSH_BYTES, OBJECT_BYTES = 16_000, 64_000, 80
-"""Longest body of a call that carries no piece; of push-messages, whose error may have a text; and
-what push-messages may have for each object. They are read whole, and parsed at once: the largest
-takes milliseconds."""
+"""Largest body, in bytes, of a call without a piece; of push-messages, whose error may contain
+text; and the addition to push-messages for each object. These are read whole and parsed at once:
+the largest takes milliseconds."""
 KEYS_KEPT = 1000
-"""Most public keys kept as read."""
+"""Most parsed public keys in the cache."""
 OWNER = "fieldmark.owner"
-"""Key of a request's scope: told the site whose request it is, counts its connections."""
+"""Key in a request's scope: a function that gets the request's site and counts its connections."""
 VERSION_HEADER = "fieldmark-version"
 NOT_TAKEN = "a reply that was not taken: another's message, or one that is answered"
 _PASSED_ON = ("content-type", "accept", PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)

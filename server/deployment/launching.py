@@ -23,7 +23,7 @@ from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
 from fieldmark.server.tracking import check_installed, read_track, settled
 
 POLL_S = 0.25
-"""Between two looks for a reply, in seconds."""
+"""Interval between polls for a reply, in seconds."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
@@ -130,7 +130,9 @@ def _check_up(folder: Path) -> None:
 
 
 def _own_data(recipe: Recipe, settings: DeploymentSettings) -> tuple[Recipe, tuple[str, ...], bool]:
-    """The recipe with the coordinator's own data path, the classes, and whether there is a test."""
+    """The recipe with the coordinator's own data path, the classes, and whether there is a test
+    split.
+    """
     path = recipe.data.path or settings.data_path
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path})})
     if path is None and recipe.data.name != "fieldmarks":

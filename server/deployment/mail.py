@@ -17,9 +17,9 @@ from fieldmark.server.deployment.flower_internals import Pushed
 from fieldmark.server.deployment.meters import Refused
 
 KEPT = 16
-"""Messages of the coordinator that are remembered for a site; older ones are answered no more."""
+"""Messages remembered for each site; older ones can no longer be answered."""
 ANNOUNCED_AT_MOST = 16
-"""How often a site may announce an answer to one message: a line may break in the midst of it."""
+"""How often a site may announce an answer to one message; a connection may break during it."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from fieldmark.server.deployment.settings import GatewaySettings
 
 _NUMBER = re.compile(r"-?\d+")
 RECORDS_PER_MINUTE = 120
-"""Refusals written down a minute; the rest are counted."""
+"""Refusals logged per minute; the rest are only counted."""
 MAX_RECORD_BYTES = 20_000_000
 
 

@@ -25,7 +25,7 @@ from fieldmark.server.deployment.status import read_status
 
 LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]
-"""Names by which the pages may be asked for; any other is refused (DNS rebinding)."""
+"""Accepted Host headers; any other is refused (DNS rebinding)."""
 _SAFE = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
     "x-content-type-options": "nosniff",

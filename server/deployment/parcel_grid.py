@@ -11,7 +11,7 @@ from fieldmark.server.deployment.arrivals import Arrivals
 from fieldmark.server.deployment.flower_internals import REFUSED_OBJECTS, refused_objects
 
 PACKED_ANEW = 3
-"""How often a message is packed anew whose objects the SuperLink refuses."""
+"""How often a message is packed again if the SuperLink refuses its objects."""
 
 
 class ParcelGrid(Grid):

@@ -1,5 +1,4 @@
-"""The processes of a coordinator and their supervision: SuperLink, executor, gateway, status
-page."""
+"""The processes of a coordinator, supervised: SuperLink, executor, gateway, status page."""
 
 import os
 import socket

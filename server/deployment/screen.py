@@ -34,7 +34,7 @@ def watch(folder: Path, run_dir: Path) -> dict[str, Any] | None:
         FieldmarkError: if the run failed, with its exit code.
     """
     console = PlainConsole(stderr=True)
-    # This console shows no progress bar: the table takes its place.
+    # Not entered as a context manager, so it shows no progress bar: the table takes its place.
     lines = LiveView(CoordinatorHome.open(run_dir).recipe, console)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 

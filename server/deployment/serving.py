@@ -30,7 +30,7 @@ from fieldmark.server.deployment.sockets import superlink_address
 FORWARD_TIMEOUT_S = 60.0
 NOTE_EVERY_S = 1.0
 MAX_HEAD_BYTES = 64_000
-"""Longest request line and headers together; a node's own are about 1000."""
+"""Largest request line and headers together, in bytes; those of a node are about 1000."""
 
 
 def serve(folder: Path) -> None:

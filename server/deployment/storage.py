@@ -15,11 +15,11 @@ from fgvc_core.errors import DataError
 
 DATABASE = "superlink.db"
 WORTH_BYTES = 4_000_000
-"""Unused bytes below which nothing is done."""
+"""A database with fewer unused bytes is not compacted."""
 WAIT_S = 2.0
-"""How long to wait for the SuperLink's own writing, in seconds; it waits 5 s for ours."""
+"""Longest wait for the SuperLink's own writes, in seconds; it waits 5 s for ours."""
 LARGEST_KEPT_BYTES = 256_000_000
-"""Bytes in use above which the file is not written anew: the SuperLink would wait too long."""
+"""A database with more used bytes is not rewritten: the SuperLink would wait too long."""
 
 
 def compact(database: Path) -> int:

@@ -9,7 +9,7 @@ WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 30
 
 MOST_BARS, MOST_POINTS, MOST_TITLES = 240, 1000, 3000
-"""What one figure holds at most, so that a page of a long run stays small."""
+"""Most elements in one figure, so that the page of a long run stays small."""
 
 Number = float | int | None
 

@@ -18,19 +18,19 @@ from fieldmark.server.report.poisoning import against_poisoning
 from fieldmark.server.report.reading import REASONS_SHOWN, RunFolder, refusals_by_reason, traffic
 
 SITES_SHOWN = 60
-"""Rows of the sites' table; with more sites the rest is counted."""
+"""Rows of the table of sites; further sites are only counted."""
 
 CLASSES_SHOWN = 60
 NOTABLE_SHOWN = 100
 PICTURES_BYTES = 1_600_000
-"""Most that the pictures of a page weigh together; the page stays below 3 MB."""
+"""Largest total size of the pictures in a page, in bytes; the page stays below 3 MB."""
 RECIPE_SHOWN = 60_000
 """Characters of the recipe; a list of classes can be long."""
 _REFUSED = re.compile(
     r"(?:Site '([A-Za-z0-9._-]+)'|The site) answered 'refused-policy'\.\s*(.*)", re.S
 )
-"""What the coordinator's events say of a site's own refusal, in a roll call or a round: its
-name, where the event does not have it, and the reason that it gave."""
+"""A site's own refusal in an event's reason, at a roll call or in a round: the site's name, if
+the event lacks it, and its reason."""
 
 _NOTABLE = frozenset({"round_void", "resumed", "interrupted", "failed", "site_set_aside",
                       "screening_reset", "tracker_failed", "site_left"})  # fmt: skip

@@ -1,5 +1,4 @@
-"""The report's statement of which defenses against poisoned updates a run used, and which it
-lacked.
+"""The report's statement of which defenses against poisoning a run used, and which it lacked.
 
 A robust rule tolerates a share of a *round's* replies, rounded down: 0.3 of three sites is none. So
 the smallest round decides how many hostile sites the run tolerated.
@@ -15,7 +14,7 @@ from fieldmark.server.rounds.cohort import wanted
 from fieldmark.server.screening.releases import LEAST_DIRECTIONS, LEAST_LENGTHS
 
 HALF = frozenset({"fedmedian", "geometric-median"})
-"""Rules that guard against fewer than half of a round, whatever the recipe says."""
+"""Rules that tolerate fewer than half of a round as hostile, whatever the recipe says."""
 
 KRUM = frozenset({"krum", "multi-krum"})
 """Rules that need 2 f + 3 replies against f (Blanchard et al. 2017, proposition 4.3)."""

@@ -15,14 +15,15 @@ from fgvc_core.errors import DataError
 from fieldmark.server.report.charts import cells
 
 LONGEST_PICTURE = 2_000_000
-"""Pictures larger than this are left out of the page, in bytes."""
+"""Larger pictures are left out of the page, in bytes."""
 SMALL = 12_000
-"""Up to so many bytes a picture stays as it is; a larger one (a photograph) becomes a JPEG."""
+"""Pictures up to this size, in bytes, are embedded unchanged; larger ones (photographs) become
+JPEGs."""
 REASONS_SHOWN = 30
 NAMES_SHOWN = 8
 LONGEST_REASON = 400
 GRID_SITES, GRID_COLUMNS = 40, 90
-"""Largest grid of sites and rounds; more rounds share a column."""
+"""Largest grid of sites and rounds; with more rounds, several share a column."""
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 Event = dict[str, Any]

@@ -1,5 +1,4 @@
-"""Class activation maps for confused pairs: where the model saw the wrong class, and where the
-right one.
+"""Class activation maps that show where the model confused two classes.
 
 Only pictures of the coordinator's test split that may be shown are used, never a site's.
 """
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from fgvc_core.explain.class_maps import ClassMaps
 
 SIDE = 160
-"""Of the pictures, in pixels."""
+"""Side of the pictures, in pixels."""
 
 _INK = np.array([(255, 255, 204), (254, 178, 76), (240, 59, 32), (128, 0, 38)], dtype=np.float32)
 """From little to much evidence: light yellow, orange, red, dark red."""

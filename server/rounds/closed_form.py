@@ -1,5 +1,4 @@
-"""A private round without training: every site releases noisy sums, and the head is computed from
-them.
+"""A private round without training, which computes the head from noisy sums of every site.
 
 It has two stages. First every site releases a noisy sum of its feature vectors; their mean over all
 sites is the center. Then every site releases noisy class sums around that center. The first stage's
@@ -42,13 +41,13 @@ if TYPE_CHECKING:
 HEAD = ("head.centre", "head.weight", "head.bias")
 
 Ask = Callable[[Stage, ArrayRecord, dict[str, TensorSpec]], Iterable[SoundReply]]
-"""Sends one stage's request with a model and returns the sound replies."""
+"""Sends one stage's request with a model and returns the accepted replies."""
 
 LeaveOut = Callable[[Stage, dict[str, str]], None]
-"""Told which sites' releases cannot be, and why: they are asked nothing more."""
+"""Called with the sites whose releases are implausible, and why; they are not asked again."""
 
 Fix = Callable[[NDArray[np.float32]], None]
-"""Keeps the center, on the disk, before any class sums are asked for."""
+"""Saves the center to disk, before any class sums are requested."""
 
 
 def closed_head(

@@ -16,7 +16,7 @@ from fieldmark.server.screening.checks import Screened
 from fieldmark.server.strategies import SoundReply
 
 CLOSING_SITES = 100
-"""Most sites that are asked to score the last model: of a thousand, a hundred say enough."""
+"""Most sites that score the last model; a sample of a hundred is enough."""
 
 
 def closing_scores(

@@ -27,7 +27,7 @@ from fieldmark.server.sites.messages import Exchange, Outgoing
 from fieldmark.server.strategies import Strategy, make_strategy
 
 ROUNDS_LOOKED_AT = 8
-"""Of the rounds that an update may stem from, at most so many are looked at."""
+"""Most rounds, of those whose changes an update may contain, for which rates are computed."""
 
 Rate = Callable[[int], Callable[[float], float]]
 """Round -> (examples -> mean learning rate of such a site's steps in it)."""

@@ -113,11 +113,11 @@ class FederatedStart:
         self._events, self._folder = events, folder
         shapes = expected_statistics(tensors, recipe.train)
         self.specs = {name: TensorSpec("float32", shape) for name, shape in shapes.items()}
-        """What a site's reply must hold."""
+        """Required tensors of a site's reply."""
         self.refused: dict[str, str] = {}
-        """Site -> why its statistics cannot be; filled by :meth:`run`."""
+        """Site -> why its statistics were refused; filled by :meth:`run`."""
         self.taken: dict[str, int] = {}
-        """Site -> its pictures, of those whose statistics count; filled by :meth:`run`."""
+        """Site -> its pictures, for sites whose statistics count; filled by :meth:`run`."""
 
     def run(self, replies: Iterable[SoundReply]) -> Tensors | None:
         """The new tensors, or None if no usable statistics came; :attr:`taken` has the counts used.

@@ -25,7 +25,7 @@ from fgvc_core.recipe import Recipe, differences, parse_recipe
 Tensors = dict[str, NDArray[np.float32]]
 
 FORMAT = "2"
-"""Changes with what a checkpoint holds."""
+"""Version of the checkpoint format."""
 
 
 @dataclass

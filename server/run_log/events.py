@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Listener = Callable[[dict[str, Any]], None]
-"""Called with each event after it is written; what it raises ends the run."""
+"""Called with each event after it is written; an exception ends the run."""
 
 
 class EventLog:

@@ -1,5 +1,4 @@
-"""Screening of updates by comparison with earlier rounds: weight, norm, direction, running
-statistics.
+"""Screening of updates against earlier rounds: weight, norm, direction, running statistics.
 
 An update is the reply minus the model that was sent. Only closed rounds are compared with, so a
 verdict never depends on the order of arrival. The first round has no history: only absolute bounds
@@ -35,31 +34,32 @@ from fgvc_core.wire.arrays import first_not_finite, on_all_cores, pieces
 from fieldmark.server.strategies import SoundReply, Tensors
 
 BLOCK = 1 << 16
-"""Values measured at once: 256 kB of float32, which stays in a core's cache."""
+"""Values processed at once: 256 kB of float32, which fits into a core's cache."""
 
 ROUNDS_KEPT = 5
 FIGURES_WANTED = 10
-"""Lengths shrink as a model settles: only as many of the last rounds count as it takes to have
-so many figures, mostly one."""
+"""Norms shrink as a model converges, so only as many of the last rounds count as are needed for
+this many values, usually one."""
 
 LEAST_SPREAD = 0.1
 AGAINST = -0.2
-"""No update is refused for its direction above this cosine: noise alone makes small ones."""
+"""No update is refused for its direction above this cosine: noise alone gives small ones."""
 
 NORMAL = 1.4826
-"""Median deviation times this estimates a normal distribution's standard deviation."""
+"""Median absolute deviation times this estimates a normal distribution's standard deviation."""
 
 LARGEST = 1000.0
-"""Honest ones reached 30 in the worst round 1 that was measured (ResNet-18, random weights)."""
+"""Honest updates reached 30 in the worst first round measured (ResNet-18, random weights)."""
 
 RATIO = 3.0
-"""Times ``max_norm_ratio``: with a momentum of 0.1 a site of many steps changes its statistics ten
-times as much as one of a single step, which no learning rate tells."""
+"""Factor on ``max_norm_ratio``: with a momentum of 0.1, a site with many steps changes its
+statistics ten times as much as a site with a single step, and the learning rate does not reflect
+that."""
 
 _MEAN, _VARIANCE = "running_mean", "running_var"
 
 _LEAST = 1e-12
-"""Smallest variance of a tensor that is divided by: of dead channels nothing is left."""
+"""Smallest variance to divide by; dead channels have a variance near zero."""
 
 Measurements = dict[str, float]
 

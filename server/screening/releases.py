@@ -30,14 +30,14 @@ from fgvc_core.models.class_statistics import ClassStatistics
 from fieldmark.server.screening.comparison import AGAINST, LEAST_SPREAD, NORMAL
 
 LONGEST = 4.0
-"""Most that vectors may be longer, or shorter, than the median over sites."""
+"""Largest ratio of a site's vector norm to the median over sites, or of the median to it."""
 
 LARGEST = 1e6
-"""Most that a value of a vector may be, as a root mean square over the vector. No backbone comes
-near; beyond it the head is not finite, and every honest site's update would be refused for that."""
+"""Largest root mean square of a vector's values. No backbone comes near; beyond it the head is
+not finite, and every honest site's update would be refused for that."""
 
 LEAST_LENGTHS = 3
-"""Fewest sites whose lengths and claims are compared."""
+"""Fewest sites whose norms and claims are compared."""
 
 LEAST_DIRECTIONS = 4
 """Fewest sites whose directions are compared."""

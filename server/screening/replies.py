@@ -49,9 +49,9 @@ class ReplyScreening:
         self._trust = trust
         self._deadline_s = deadline_s
         self.refusals: dict[str, str] = {}
-        """Site -> its own policy's reason, in this stage."""
+        """Site -> the reason by its own policy, in this stage."""
         self.unsound: set[str] = set()
-        """Sites whose reply came and was refused for what it was, in this stage."""
+        """Sites whose reply was refused for its contents, in this stage."""
 
     def begin(self) -> None:
         """Forget the refusals of the last stage."""

@@ -18,7 +18,7 @@ from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.strategies import SoundReply
 
 _ROUNDING = 1e-12
-"""Two equal weights make up one half each, whatever their sum is rounded to."""
+"""Relative tolerance, so that two equal weights are one half each despite rounding."""
 
 _FRESH: dict[str, Any] = {"refused_in_row": 0, "notice": "", "folded": 0, "set_aside": None}
 

@@ -1,5 +1,4 @@
-"""The exchange of signed requests and replies with the sites, and the encoding of the model for
-them.
+"""The exchange of signed requests and replies with the sites, and the model's encoding.
 
 A reply is matched by the id of the message that it answers, which is stored with the site that it
 was sent to; what the reply claims about its sender is never used.
@@ -30,11 +29,11 @@ from fieldmark.server.strategies import Tensors
 ROUNDS_LATE = 2
 """Rounds after which a late reply is no longer looked for."""
 GRACE_FOR_PIECES_S = 3.0
-"""Seconds after the deadline in which announced replies can become complete; one such time for all
-replies of a round."""
+"""Seconds after the deadline in which announced replies may become complete, for all replies of
+a round together."""
 UNFINISHED = f"The reply was announced, and was not complete {ROUNDS_LATE} rounds later."
 BESIDE_TENSORS = 16_000_000
-"""Most bytes of a reply beside its tensors."""
+"""Most bytes of a reply in addition to its tensors."""
 
 
 @dataclass(frozen=True)

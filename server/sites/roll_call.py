@@ -27,11 +27,11 @@ _TYPES: dict[str, str] = {
     "release": "query.release",
 }
 LONGEST_S = 300.0
-"""After so long, in seconds, a roll call closes without a quorum too."""
+"""A roll call closes after this time even without a quorum, in seconds."""
 GRACE_S = 15.0
-"""How long a quorum of sites waits for the others when a run begins, in seconds."""
+"""How long a roll call with a quorum waits for the other sites, in seconds."""
 REPLY_BYTES = 1e6
-"""Most that an answer to a roll call may weigh, in bytes; it carries no tensors."""
+"""Largest answer to a roll call, in bytes; it has no tensors."""
 AGAIN_S = 30.0
 """How long a roll call waits for nodes that went away in the midst of it, in seconds."""
 
@@ -243,7 +243,7 @@ class Attendance:
         self._events.emit("site_left", site=site, node=node, why=why)
 
     def _read_allow_list(self) -> None:
-        """Keys as the coordinator's allow-list has them now; the same dictionary, filled anew."""
+        """Reload the coordinator's allow-list into the same dictionary, which others share."""
         written = (self._home.run_dir / "coordinator" / "sites.json").stat()
         stamp = written.st_mtime_ns, written.st_ino
         if stamp == self._listed:

@@ -78,19 +78,20 @@ class Strategy:
     """
 
     weighs = True
-    """Whether a reply counts by its weight; a median counts each site once."""
+    """Whether replies are weighted; a median counts each site once."""
 
     keeps = False
-    """Whether sites keep something from round to round."""
+    """Whether sites keep state from round to round."""
 
     robust = False
-    """Whether it bounds what hostile sites do to a round's updates."""
+    """Whether the rule limits the influence of hostile sites on a round."""
 
     guarded: int | None = None
-    """Replies of the last round that the rule tolerated as hostile; None: it is no such rule."""
+    """Number of hostile replies that the rule tolerated in the last round; None: it is not such
+    a rule."""
 
     proximal_mu = 0.0
-    """Weight of the pull towards the received model in the sites' loss."""
+    """Weight of the proximal term, toward the received model, in the sites' loss."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -1,5 +1,4 @@
-"""Distances between all replies of a round: Krum scores, the geometric median, nearest-neighbor
-mixing.
+"""Distances between a round's replies: Krum scores, geometric median, nearest-neighbor mixing.
 
 Mixing replaces each reply by the mean of its nearest replies before a rule is applied. If sites
 differ, honest replies lie far apart, and a rule that selects or weights single replies favors
@@ -16,7 +15,7 @@ from fieldmark.server.strategies.spill import Replies, ShapedReplies
 
 ITERATIONS = 100
 SMALLEST = 1e-6
-"""Weiszfeld's divisor never falls below this share of the mean distance."""
+"""Lower bound of Weiszfeld's divisor, as a share of the mean distance."""
 
 
 def gram_matrix(replies: Replies) -> NDArray[np.float64]:

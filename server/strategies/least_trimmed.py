@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from fieldmark.server.strategies.spill import ShapedReplies
 
 WIDEST = 2048
-"""Most columns whose directions are found together: the cost grows with their cube. Wider rows
-are cut into parts."""
+"""Most columns that are decomposed together: the cost grows with their cube. Wider tensors are
+split."""
 
 BYTES_A_NUMBER = 64
-"""Memory for one number of one reply: its float32, its difference in float64, its coordinate,
-the sorted ones and their running sums."""
+"""Bytes for one number of one reply: float32, its difference in float64, its coordinate, the
+sorted values and their running sums."""
 
 
 class Matrix(NamedTuple):

@@ -1,5 +1,4 @@
-"""Server optimizers after the mean (FedAvgM, FedAdam, FedYogi, FedAdagrad), with Flower's
-arithmetic.
+"""Server optimizers (FedAvgM, FedAdam, FedYogi, FedAdagrad), with Flower's arithmetic.
 
 Three things are added: the moments can be saved in a checkpoint and restored; the result is float32
 again (FedAdam's corrected rate is a float64 scalar, which makes the model float64); and a

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from fieldmark.server.strategies.base import Tensors
 
 BYTES_A_VALUE = 24
-"""Memory that a rule may take for one value of one reply: the mapped page, the block, and
-two temporaries in float64."""
+"""Bytes for one value of one reply: the mapped page, the block, and two temporaries in float64."""
 
 LEAST_VALUES = 256
 
@@ -41,7 +40,7 @@ class ShapedReplies(Replies, Protocol):
     """Replies with random access and known tensor shapes."""
 
     shapes: dict[str, tuple[int, ...]]
-    """By name, in the order of their values."""
+    """Shapes by name, in the order of the values."""
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """float32 (V, S): values ``start`` to ``stop`` of all S replies."""

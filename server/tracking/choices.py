@@ -12,10 +12,10 @@ from fgvc_core.components import TRACKERS
 from fgvc_core.errors import ConfigurationError, nearest
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-"""Tracker of Fieldmark -> the package that it needs, of the extra of the same name."""
+"""Tracker -> the package that it needs, from the extra of the same name."""
 
 FILES_ONLY = ("tensorboard", "wandb")
-"""Trackers that write files here, and never to a server."""
+"""Trackers that write local files only, never to a server."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fieldmark.server.run_log.events import EventLog
 
 WAIT_S = 120.0
-"""Longest that the end of a run waits for its trackers, in seconds."""
+"""Longest wait for trackers at the end of a run, in seconds."""
 
 Open = Callable[[Choice, RunFacts], Tracker]
 Work = Callable[[Tracker], None]

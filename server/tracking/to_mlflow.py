@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RUN_TAG = "fieldmark.run"
 LONGEST_TAG = 4000
 _BATCH = 100
-"""Most settings that MLflow takes in one request."""
+"""Most parameters that MLflow accepts in one request."""
 _STATES = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 

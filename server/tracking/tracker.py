@@ -9,12 +9,13 @@ from fgvc_core.words import visible
 
 ROUND = ("top1", "macro_f1", "loss", "val_top1", "val_loss", "seconds", "bytes_up", "bytes_down",
          "cohort", "accepted", "refused")  # fmt: skip
-"""Of ``round_finished`` and ``scored``: shares of 1, nats, seconds, bytes, counts of sites."""
+"""Fields of ``round_finished`` and ``scored``: accuracies from 0 to 1, nats, seconds, bytes,
+counts of sites."""
 
 FINAL = ("top1", "macro_f1", "macro_precision", "macro_recall", "rounds", "best_round",
          "wall_s", "bytes_up", "bytes_down", "test_examples")  # fmt: skip
 LONGEST = 500
-"""Most characters of a setting; a list of 200 classes is longer."""
+"""Most characters of a setting; longer ones, such as a list of 200 classes, are cut."""
 
 
 class RunFacts:

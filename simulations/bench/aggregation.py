@@ -44,10 +44,10 @@ from fieldmark.simulations.grid import InProcessGrid
 
 TENSORS = 9
 DISTINCT = 10
-"""Updates on the disk; sites beyond that send one of these again, signed by themselves."""
+"""Distinct updates on disk; further sites reuse them with their own signatures."""
 
 SPILL_MB = 256.0
-"""Memory that a rule over all replies may take for its blocks."""
+"""Memory for the blocks of a rule that needs all replies, in MB."""
 
 Model = dict[str, NDArray[np.float32]]
 

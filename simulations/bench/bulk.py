@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 TENSORS, TENSOR_VALUES = 20, 1_250_000
-"""20 tensors of 5 MB: 100 MB a message."""
+"""20 tensors of 5 MB: 100 MB per message."""
 ROUNDS = 5
 POLL_S = 0.25
 

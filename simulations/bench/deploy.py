@@ -1,6 +1,4 @@
-"""Benchmark ``deploy``: seconds of a tiny deployed round, and of 100 MB each way beside stock
-Flower.
-"""
+"""Benchmark ``deploy``: seconds of a tiny deployed round, and of 100 MB beside stock Flower."""
 
 import contextlib
 import io

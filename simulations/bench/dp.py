@@ -1,6 +1,4 @@
-"""Benchmark ``dp``: cost of private training, per step on the demo's network and per round on
-features.
-"""
+"""Benchmark ``dp``: cost of privacy for a training step, and for a round on cached features."""
 
 import statistics
 import subprocess

@@ -1,5 +1,4 @@
-"""The stock Flower reference of the deploy benchmark: same bytes, TLS, keys and SQLite, no
-gateway."""
+"""Stock Flower as the reference of ``deploy``: same bytes, TLS, keys and SQLite, no gateway."""
 
 import contextlib
 import json

@@ -39,7 +39,7 @@ ENCODINGS: dict[str, tuple[str, ...]] = {
     "head_top10_int8_down_bfloat16": (*INT8, "wire.top_k=0.1", "wire.down=bfloat16"),
 }
 BEST = "head_int8_down_bfloat16"
-"""The encoding that the figures against full fine-tuning are of."""
+"""The encoding that is compared with full fine-tuning."""
 
 
 @dataclass(frozen=True)

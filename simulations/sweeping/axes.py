@@ -14,7 +14,7 @@ from fgvc_core.errors import ConfigurationError, FieldmarkError
 from fgvc_core.recipe import Recipe, load_recipe
 
 MOST_RUNS = 2000
-"""More is a typing mistake more often than a study."""
+"""More runs are usually a typing error."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""Execution of a sweep's runs, one after the other: finished ones are kept, interrupted ones
-resumed.
+"""Execution of a sweep's runs one by one; finished ones are kept, interrupted ones resumed.
 
 Each run is an ordinary run's folder below ``runs/``, so it can be viewed, reported on, resumed or
 compared by itself. A run is done if its folder says so; only failures are recorded separately, in
@@ -26,7 +25,7 @@ from fieldmark.simulations.sweeping.table import FAILURES, finished, read_failur
 from fieldmark.simulations.workers import available_cores, hired
 
 Done = Callable[[Point, float], None]
-"""Called with each run that has ended, and the seconds it took; 0 if it was done before."""
+"""Called with each ended run and its seconds; 0 if it was done before."""
 
 
 def run_points(

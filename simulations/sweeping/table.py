@@ -13,11 +13,11 @@ from fgvc_core.privacy.claims import read_claim
 from fieldmark.simulations.sweeping.axes import Axis, Point
 
 FIGURES = ("top1", "macro_f1", "sites_top1", "epsilon", "bytes", "rounds", "seconds")
-"""What is read of each run: shares of 1; the largest site's epsilon of the run; bytes both
-ways over all rounds and sites; rounds that were run; wall-clock seconds."""
+"""Metrics of each run: accuracies from 0 to 1; the largest epsilon of any site; bytes both ways
+over all rounds and sites; number of rounds; wall-clock seconds."""
 
 FAILURES = "failures.json"
-"""In the sweep's folder: the runs that failed."""
+"""File in the sweep's folder that lists failed runs."""
 
 Row = dict[str, Any]
 

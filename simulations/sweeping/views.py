@@ -1,5 +1,4 @@
-"""Selection of a sweep's figures: its score against each swept key, and against bytes and
-epsilon."""
+"""Selection of a sweep's figures: score against each swept key, against bytes, against epsilon."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -143,8 +143,7 @@ def simulate(
 
 
 def compare(recipe: "Recipe | AnyPath", out: AnyPath | None = None) -> dict[str, Any]:
-    """Train federated, each site alone, and pooled, on the same splits for the same number of
-    passes.
+    """Train federated, each site alone, and pooled, on the same splits with equal passes.
 
     The ``__main__`` rule of :func:`simulate` applies.
 

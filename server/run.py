@@ -45,6 +45,7 @@ def run_federation(
         RunInterrupted: if a person stopped it; the last checkpoint is intact.
         FieldmarkError: for every other failure.
     """
+    # Large aggregations start their own threads, one per core.
     torch.set_num_threads(1)
     home = CoordinatorHome.open(run_dir)
     recipe = home.recipe
@@ -115,9 +116,7 @@ def run_federation(
 
 @contextmanager
 def _stop_cleanly() -> Iterator[None]:
-    """Make SIGTERM end a run like Ctrl-C. Only in the main thread, where Python allows signal
-    handlers.
-    """
+    """Make SIGTERM end a run like Ctrl-C; possible in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

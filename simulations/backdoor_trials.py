@@ -52,9 +52,7 @@ class Trial(NamedTuple):
 
 
 def trials_of(table: BackdoorTable) -> Iterator[Trial]:
-    """Every strategy without an attack and under the first attack; the last strategy also under all
-    others.
-    """
+    """Every strategy without and with the first attack; the last one with all others, too."""
     for strategy in table.defences:
         yield Trial(strategy, None)
         yield Trial(strategy, table.attacks[0])

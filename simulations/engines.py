@@ -158,9 +158,7 @@ class _Watch:
             signal.signal(signal.SIGINT, before)
 
     def stop(self) -> None:
-        """Stop the app at its next poll for replies, and raise the error with which it ends, if
-        any.
-        """
+        """Stop the app at its next poll for replies; raises the app's error, if any."""
         self._stopping.set()
         self._ended.wait(STOP_WITHIN_S)
         if self._error is not None:

@@ -98,9 +98,7 @@ def run_with(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> dict
 def start_baseline(
     recipe: Recipe, setting: Setting, pool: Executor
 ) -> "Future[dict[str, float]] | None":
-    """Start fitting the linear model on raw pixels, in parallel with the run, if the recipe asks
-    for it.
-    """
+    """Start fitting the linear pixel baseline in parallel with the run, if the recipe has it."""
     if not recipe.evaluate.pixel_baseline:
         return None
     train = setting.table.where("train")

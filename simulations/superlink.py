@@ -163,9 +163,7 @@ def _shown(run_dir: Path) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[list[int]]:
-    """Record Ctrl-C and SIGTERM for an orderly stop. Only in the main thread, where Python allows
-    it.
-    """
+    """Record Ctrl-C and SIGTERM for an orderly stop; possible in the main thread only."""
     told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield told

@@ -73,9 +73,7 @@ def _sticker(images_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(images_NCHW: torch.Tensor) -> torch.Tensor:
-    """A soft pattern of random colors, blended over the whole picture with about one eighth of the
-    weight.
-    """
+    """A soft pattern of random colors over the whole picture, at about one eighth opacity."""
     spots_13PP = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(_SEED)) * 255
     size = images_NCHW.shape[-2:]
     pattern_13HW = F.interpolate(spots_13PP, size=size, mode="bilinear", align_corners=False)

@@ -135,9 +135,7 @@ class Arrivals:
             return self._fault(announced, fault.code)
 
     def _received(self, announced: Announced) -> None:
-        """Delete a reply at the SuperLink, and its request, whose receipt the site may never
-        confirm.
-        """
+        """Delete a reply and its request, whose receipt the site may never confirm."""
         self._link.confirm(announced.message_id)
         self._link.confirm(announced.answers)
 

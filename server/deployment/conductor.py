@@ -37,8 +37,7 @@ _DIED = ("died:", "RunInterrupted")
 
 
 class Conductor:
-    """Executes the runs that ``server run`` requests, and keeps the SuperLink's list of keys
-    current.
+    """Executes requested runs, and keeps the SuperLink's list of keys current.
 
     Args:
         folder: The coordinator's.
@@ -160,8 +159,7 @@ class Conductor:
             print(f"{error.what} {error.remedy}", file=sys.stderr, flush=True)
 
     def _announce(self, run_dir: Path) -> None:
-        """Write the signed announcement that ``site check`` reads before the run reaches the
-        site."""
+        """Write the signed announcement for ``site check``."""
         home = CoordinatorHome.open(run_dir)
         announcement = Announcement(
             run=run_dir.name,

@@ -80,6 +80,7 @@ class Executor:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            # Not sys.exit: a forked child must not run the parent's cleanup.
             os._exit(status)
 
     def _carry_out(self, token: str) -> int:

@@ -357,9 +357,7 @@ def _parsed(message: Any, body: bytes) -> Any:
 
 
 def refused_objects(error: httpx.HTTPStatusError) -> bool:
-    """Whether the SuperLink may have refused a push for its objects; it answers only with status
-    500.
-    """
+    """Whether the SuperLink may have refused a push for its objects: it answers only 500."""
     return error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
 
 

@@ -130,9 +130,7 @@ def _check_up(folder: Path) -> None:
 
 
 def _own_data(recipe: Recipe, settings: DeploymentSettings) -> tuple[Recipe, tuple[str, ...], bool]:
-    """The recipe with the coordinator's own data path, the classes, and whether there is a test
-    split.
-    """
+    """The recipe with the coordinator's data path, the classes, and whether a test split exists."""
     path = recipe.data.path or settings.data_path
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path})})
     if path is None and recipe.data.name != "fieldmarks":

@@ -145,6 +145,7 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
     tls = folder / "state" / "loopback"
     (folder / "state" / "ready.json").unlink(missing_ok=True)
     environment = {**QUIET, "FLWR_HOME": str(folder / "state" / "flwr")}
+    # -P keeps the working directory off sys.path.
     python = (sys.executable, "-P", "-m")
     database = folder / "state" / DATABASE
     superlink = (

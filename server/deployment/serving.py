@@ -229,8 +229,7 @@ class Guarded(HttpToolsProtocol):
         super().send_400_response(msg)
 
     def _begin_head(self) -> None:
-        """Start one timer for the whole header, so a slow client cannot restart it with each
-        byte."""
+        """Start one timer for the whole header, which a slow client cannot restart."""
         self._head = 0
         self._watch(self._too_slow)
 

@@ -110,9 +110,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
 
 
 def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:
-    """Fieldmark versions and code digests that sites report, the most common first, each with the
-    names of its sites.
-    """
+    """Fieldmark versions and code digests with the sites that report them, most common first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, figures in sites.items():
         if figures.get("code"):

@@ -73,8 +73,7 @@ def _set(values: dict[str, Any], section: str, name: str) -> Any:
 
 
 def _fewest_releases(sites: int, events: Events) -> int:
-    """Number of sites whose class sums or statistics were compared, in the phase with the
-    fewest."""
+    """Fewest sites whose class sums or statistics were compared in any phase."""
     found: dict[tuple[int, str], set[str]] = {}
     for event in events:
         if _is_sound(event, "release"):
@@ -172,9 +171,7 @@ def _of_sites(sites: int) -> str:
 def _of_screening(
     federation: FederationSettings, events: Events, held: list[str], missing: list[str]
 ) -> None:
-    """Add what screening did: norms are compared from the second round on, directions from the
-    third.
-    """
+    """Norms are compared from the second round on, directions from the third."""
     if not federation.screening:
         missing.append("screening of updates")
         return

@@ -113,9 +113,7 @@ def _summary(
 
 
 def _personal(home: CoordinatorHome, state: RunState, site: str) -> dict[str, Any]:
-    """Top-1 of a site's personal model on its validation pictures, and its gain over the global
-    one.
-    """
+    """Top-1 of a site's personal model on its validation pictures, and its gain."""
     if site in state.personal:
         scored = state.personal[site]
         gained = scored["personal"] - scored["global"]

@@ -66,8 +66,10 @@ def _heard(replies: Iterator[SoundReply]) -> int:
 
 
 def personal_scores(replies: list[Reply]) -> dict[str, dict[str, Any]]:
-    """Validation results by site: ``examples``, and correct ones with the best model (``global``)
-    and with the personal model (``personal``). Sites without both scores are omitted.
+    """Validation results by site, without sites that lack either score.
+
+    Each has ``examples``, and correct ones with the best model (``global``) and with the site's
+    personal model (``personal``).
     """
     found = {}
     for reply in replies:

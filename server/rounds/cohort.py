@@ -12,6 +12,7 @@ PATIENCE_OF_A_SITE = 2
 
 def wanted(sites: int, fraction: float) -> int:
     """Number of replies that a round aims for: a share of the sites, at least one."""
+    # Against rounding: 0.07 * 100 is 7.000000000000001, which must not become 8.
     return min(sites, max(1, math.ceil(fraction * sites - 1e-9)))
 
 

@@ -95,6 +95,7 @@ class RunContext:
 
     def quorum(self, asked: int) -> int:
         """Accepted replies needed for a quorum when ``asked`` sites are asked."""
+        # The small term absorbs rounding; see wanted().
         return math.ceil(self.recipe.federation.quorum * asked - 1e-9)
 
 
@@ -222,8 +223,9 @@ def make_updates(
 
 
 def remember(updates: Updates) -> Tensors:
-    """Tensors that a checkpoint keeps beside the model: optimizer moments or control variates, and
-    the model's last movement.
+    """Tensors that a checkpoint keeps beside the model.
+
+    They are optimizer moments or control variates, and the model's last movement.
     """
     kept = {f"strategy/{name}": array for name, array in updates.strategy.state().items()}
     return kept | {f"direction/{name}": a for name, a in updates.history.direction.items()}

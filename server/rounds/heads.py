@@ -198,8 +198,7 @@ class FederatedStart:
 
 
 class Kept(Mapping[str, NDArray[np.float64]]):
-    """Statistics in a file. As a mapping: site -> its class sums divided by its number of
-    pictures."""
+    """Statistics in a file; as a mapping: site -> its class sums per picture."""
 
     def __init__(self, spill: Spill, sites: list[str]) -> None:
         self._spill = spill

@@ -139,9 +139,7 @@ class UpdateHistory:
         return {name: round(value, 6) for name, value in figures.items()}
 
     def close(self, moved_to: Tensors) -> None:
-        """Close a round that counts: add its accepted updates to the history, and set the
-        direction.
-        """
+        """Close a round that counts: extend the history, and set the direction."""
         columns: dict[str, list[float]] = {}
         for site in sorted(self._pending):
             for name, value in self._pending[site].items():
@@ -256,9 +254,7 @@ class UpdateHistory:
 def _sums(
     new: NDArray[np.float32], old: NDArray[np.float32], ahead: NDArray[np.float32] | None
 ) -> NDArray[np.float64]:
-    """float64 (3,): squared norm of the update, its product with the direction, and the direction's
-    squared norm.
-    """
+    """float64 (3,): |update|^2, update times direction, |direction|^2."""
     squared = inner = length = 0.0
     buffer = np.empty(min(BLOCK, new.size), dtype=np.float32)
     for start in range(0, new.size, BLOCK):

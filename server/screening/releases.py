@@ -124,13 +124,13 @@ def unlike_others(found: Mapping[str, Summary], weight_ratio: float) -> dict[str
 
 
 def against_others(sites: Iterable[str], sums: Sums, spread: float) -> dict[str, str]:
-    """Site -> why it is refused, for sites whose class sums point against the others' of the same
-    classes.
+    """Site -> why it is refused, for sites whose class sums point against the others'.
 
     Args:
         sites: Sites to compare.
         sums: Site -> float64 (K, D), its class sums over its number of pictures; zeros where it
-            holds no picture. Each is looked up twice, and only one is held at a time.
+            holds no picture. Only classes that the site holds are compared. Each is looked up
+            twice, and only one is held at a time.
         spread: ``federation.direction_spread``; 0: directions are not compared.
     """
     names = list(sites)

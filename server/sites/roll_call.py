@@ -33,7 +33,7 @@ GRACE_S = 15.0
 REPLY_BYTES = 1e6
 """Largest answer to a roll call, in bytes; it has no tensors."""
 AGAIN_S = 30.0
-"""How long a roll call waits for nodes that went away in the midst of it, in seconds."""
+"""How long a roll call waits for nodes that went away during it, in seconds."""
 
 
 class Attendance:
@@ -74,8 +74,7 @@ class Attendance:
         )
 
     def roll_call(self) -> list[str]:
-        """Find out which node is which site; returns the sorted names of the sites that are
-        present.
+        """Find out which node is which site; returns the sorted names of present sites.
 
         It closes once all have answered; after ``roll_call_s`` with a quorum; ``GRACE_S`` after a
         later quorum; after ``LONGEST_S`` in any case. A node that went away meanwhile adds at most
@@ -124,12 +123,11 @@ class Attendance:
 
     def _quorum(self) -> int:
         """Quorum of a round that asks all registered sites."""
+        # The small term absorbs rounding; see wanted().
         return math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
 
     def _name_the_silent(self, seconds: float) -> None:
-        """Record the nodes without an answer. Their requests stay open: a slow site may still
-        answer later.
-        """
+        """Record nodes without an answer; a late answer is still accepted."""
         silent = {node: self.ledgers.site_at(node) for node in self._calls}
         for node, site in silent.items():
             of = f" It is registered for site '{site}'." if site else ""

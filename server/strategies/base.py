@@ -126,8 +126,9 @@ class Strategy:
 
 @STRATEGIES.register("fedprox")
 class FedProx(Strategy):
-    """FedProx (Li et al. 2020, https://arxiv.org/abs/1812.06127): the request carries the proximal
-    weight.
+    """FedProx (Li et al. 2020, https://arxiv.org/abs/1812.06127).
+
+    The sites add the proximal term; the request carries its weight.
     """
 
     def __init__(self, setup: Setup) -> None:

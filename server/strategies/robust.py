@@ -90,8 +90,9 @@ class TrimmedMean(RobustRule):
 
 @STRATEGIES.register("krum")
 class Krum(RobustRule):
-    """The one update closest to its neighbors (Blanchard et al. 2017,
-    https://arxiv.org/abs/1703.02757).
+    """The one update closest to its neighbors (Blanchard et al. 2017).
+
+    https://arxiv.org/abs/1703.02757
     """
 
     def chosen(self, count: int, hostile: int) -> int:
@@ -110,8 +111,7 @@ class Krum(RobustRule):
 
 @STRATEGIES.register("multi-krum")
 class MultiKrum(Krum):
-    """The mean of the S - hostile replies with the best scores (Blanchard et al. 2017, section
-    4)."""
+    """The mean of the S - hostile best-scored replies (Blanchard et al. 2017, section 4)."""
 
     weighs = True
 
@@ -122,8 +122,9 @@ class MultiKrum(Krum):
 
 @STRATEGIES.register("geometric-median")
 class GeometricMedian(RobustRule):
-    """The point with the least sum of distances to all updates (Pillutla et al. 2022,
-    https://arxiv.org/abs/1912.13445).
+    """The point with the least sum of distances to all updates (Pillutla et al. 2022).
+
+    https://arxiv.org/abs/1912.13445
     """
 
     def combine(self, replies: ShapedReplies, hostile: int) -> NDArray[np.float32]:

@@ -47,9 +47,7 @@ class Tracker(Protocol):
         """Log an unusual event, in words."""
 
     def finish(self, state: str, values: dict[str, float]) -> None:
-        """Log the end of the run (``finished``, ``interrupted`` or ``failed``) and its final
-        metrics.
-        """
+        """Log the end (``finished``, ``interrupted`` or ``failed``) and the final metrics."""
 
 
 def round_figures(event: dict[str, Any]) -> dict[str, float]:

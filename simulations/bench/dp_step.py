@@ -24,9 +24,8 @@ KINDS = ("plain", "loop", "opacus")
 
 
 def stepper(kind: str, count: int) -> Callable[[], None]:
-    """A function that takes ``count`` steps on 32 pictures with the demo's network, one picture per
-    unit.
-    """
+    """A function that takes ``count`` steps on 32 pictures, one per unit, with the demo's
+    network."""
     torch.set_num_threads(1)
     text = files("fieldmark.simulations").joinpath("recipes/demo.toml").read_text(encoding="utf-8")
     recipe = parse_recipe(

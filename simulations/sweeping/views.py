@@ -83,9 +83,8 @@ def _series(
     *,
     joined: bool,
 ) -> list[Series]:
-    """One line per combination of the other keys; if there are more than six, one of the overall
-    mean.
-    """
+    """One line per combination of the other keys, or the overall mean if there are more than
+    six."""
     groups: dict[str, list[Row]] = {}
     for entry in (e for e in table if e[score] is not None):
         groups.setdefault(_name(entry, others), []).append(entry)

@@ -123,7 +123,7 @@ class Attendance:
 
     def _quorum(self) -> int:
         """Quorum of a round that asks all registered sites."""
-        # The small term absorbs rounding; see wanted().
+        # The small term absorbs rounding; see wanted() in rounds/cohort.py.
         return math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
 
     def _name_the_silent(self, seconds: float) -> None:

@@ -247,8 +247,8 @@ def evaluate(
 
     Args:
         run: A run, its folder, or a checkpoint file.
-        data: A folder, whose layout is detected; settings of ``[data]``, for instance ``{"name":
-            "manifest", "path": "birds"}``; a table; or None: the recipe's own data.
+        data: A folder, whose layout is detected; settings of ``[data]``, for instance
+            ``{"name": "manifest", "path": "birds"}``; a table; or None: the recipe's own data.
         split: ``test``, ``train`` or ``all``.
         by: Columns whose values are also scored separately.
         held_out_classes: Classes of the data that the model was not trained on.

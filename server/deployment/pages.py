@@ -1,8 +1,8 @@
 """The status page and the Prometheus metrics, read-only, on loopback.
 
 ``/`` for a person, ``/status.json`` for a program, ``/metrics`` for Prometheus
-(https://prometheus.io/docs/instrumenting/exposition_formats/). Run as a separate process: ``python
--m fieldmark.server.deployment.pages DIR``.
+(https://prometheus.io/docs/instrumenting/exposition_formats/). Run as a separate process:
+``python -m fieldmark.server.deployment.pages DIR``.
 """
 
 import sys
@@ -60,7 +60,7 @@ def make_app(folder: Path) -> Starlette:
 
 
 def metric_lines(status: dict[str, Any]) -> Iterator[str]:
-    """A status in Prometheus text format."""
+    """A state as Prometheus reads it."""
     yield from _metric("up", "gauge", "Whether the coordinator is up.", [({}, int(status["up"]))])
     serving = int(status["superlink"] == "serving")
     yield from _metric(
@@ -116,7 +116,7 @@ def _metric(
 
 
 def _number(value: float) -> str:
-    """A number with all its digits, since counts of bytes are large."""
+    """Every digit of it: a count of bytes soon has more than a few."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 

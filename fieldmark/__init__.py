@@ -1,4 +1,4 @@
-"""Federated learning for fine-grained visual classification, where images may not leave a site.
+"""Federated learning for fine-grained visual classification where images must stay at their sites.
 
     import fieldmark as fm
 
@@ -6,7 +6,7 @@
     run = fm.simulate(recipe, out="runs/a")
     model = fm.load_model("runs/a")
 
-Importing costs nothing: what a name needs is imported when it is used.
+Importing is cheap: each name imports its dependencies on first use.
 """
 
 from importlib import import_module
@@ -68,7 +68,7 @@ def __dir__() -> list[str]:
 
 
 if not TYPE_CHECKING:
-    # Hidden from type checkers, or they would take any name for granted.
+    # Hidden from type checkers, which would otherwise accept any attribute name.
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module 'fieldmark' has no attribute '{name}'")

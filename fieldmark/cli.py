@@ -1,6 +1,6 @@
-"""The front door: one command line that mounts each room's commands; nothing else.
+"""The ``fieldmark`` command line, which mounts the commands of each package.
 
-The rooms' command modules import nothing heavy until a command runs.
+The command modules import nothing heavy until a command runs.
 """
 
 import sys
@@ -48,7 +48,7 @@ app.add_typer(site_app, name="site")
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one message and an exit code."""
+    """Run the command line; a user error ends with one message and an exit code."""
     quiet_flower()
     try:
         sys.exit(app(standalone_mode=False) or 0)

@@ -1,7 +1,7 @@
-"""The library's face: what a researcher calls from a script or a notebook.
+"""The Python API for scripts and notebooks: simulate, compare, load, predict, evaluate.
 
-Every function is a view over those that the commands use. Heavy imports wait until a function
-is called.
+Each function wraps the code behind the command of the same name. Heavy imports happen inside the
+functions.
 """
 
 import json
@@ -25,7 +25,7 @@ AnyPath = str | os.PathLike[str]
 
 
 class Run:
-    """What a run left behind.
+    """The results of a finished run.
 
     Args:
         folder: A run's folder, for instance ``runs/demo``.
@@ -50,15 +50,15 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The figures of ``metrics.json``: top1, macro_f1, sites, privacy and more."""
+        """The contents of ``metrics.json``: top1, macro_f1, sites, privacy and more."""
         found: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text("utf-8"))
         return found
 
     @cached_property
     def history(self) -> Any:
-        """One row a round with ``round``, ``top1``, ``loss`` and ``seconds``.
+        """One row per round with ``round``, ``top1``, ``loss`` and ``seconds``.
 
-        A pandas DataFrame where pandas is installed, otherwise a list of dicts.
+        A pandas DataFrame if pandas is installed, otherwise a list of dicts.
         """
         rounds: list[dict[str, Any]] = self.metrics["history"]
         try:
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The run's page, one HTML file."""
+        """Path of the run's HTML report."""
         return self.folder / "report.html"
 
     def model(self, device: str = "cpu") -> "LoadedModel":
@@ -78,14 +78,14 @@ class Run:
 
 
 def load_recipe(path: AnyPath, set: Mapping[str, Any] | Sequence[str] | None = None) -> "Recipe":
-    """Read a recipe.
+    """Read and validate a recipe.
 
     Args:
         path: A TOML file.
-        set: Changes, for instance ``{"federation.rounds": 3}``.
+        set: Overrides, for instance ``{"federation.rounds": 3}``.
 
     Raises:
-        ConfigurationError: if the file is missing, is not TOML, or holds a wrong setting.
+        ConfigurationError: if the file is missing, is not TOML, or holds an invalid setting.
     """
     from fgvc_core.recipe import load_recipe as load
 
@@ -113,22 +113,22 @@ def simulate(
     resume: bool = False,
     track: Sequence[str] = (),
 ) -> Run:
-    """Simulate a federation on this machine, as ``fieldmark simulate`` does.
+    """Simulate a federation on this machine, like ``fieldmark simulate``.
 
-    A script calls it under ``if __name__ == "__main__":``, because each worker process imports
-    the script. Called elsewhere it says so and ends the script with exit code 2.
+    A script must call it under ``if __name__ == "__main__":`` because each worker process imports
+    the script. Otherwise it prints an explanation and ends the script with exit code 2.
 
     Args:
         recipe: A recipe or its file.
         out: The run's folder; None: ``runs/NAME``, or ``runs/NAME-2``... if that is taken.
         engine: inprocess, ray or superlink.
-        sites: Where the sites' homes are kept between runs; None: in the run's folder.
-        resume: Whether to go on with a stopped run.
-        track: Where events go besides the run's folder: ``NAME`` or ``NAME=WHERE``, with
-            tensorboard, mlflow or wandb.
+        sites: Folder that keeps the sites' homes between runs; None: inside the run's folder.
+        resume: Whether to continue a stopped run.
+        track: Additional destinations of events: ``NAME`` or ``NAME=WHERE``, with tensorboard,
+            mlflow or wandb.
 
     Raises:
-        FieldmarkError: for a wrong setting, wrong data, a refusal or a failed run.
+        FieldmarkError: for an invalid setting, invalid data, a refusal or a failed run.
     """
     from fieldmark.simulations.planning import planned
     from fieldmark.simulations.workers import refuse_unguarded
@@ -143,9 +143,9 @@ def simulate(
 
 
 def compare(recipe: "Recipe | AnyPath", out: AnyPath | None = None) -> dict[str, Any]:
-    """Train federated, each site alone, and pooled, on the same splits and passes.
+    """Train federated, each site alone, and pooled, on the same splits with equal passes.
 
-    The rule for scripts is that of :func:`simulate`.
+    The ``__main__`` rule of :func:`simulate` applies.
 
     Args:
         recipe: A recipe or its file.
@@ -156,7 +156,7 @@ def compare(recipe: "Recipe | AnyPath", out: AnyPath | None = None) -> dict[str,
         ``macro_f1`` on the held-out test split, and ``run_dir``.
 
     Raises:
-        FieldmarkError: for a wrong setting, wrong data, a refusal or a failed run.
+        FieldmarkError: for an invalid setting, invalid data, a refusal or a failed run.
     """
     from fieldmark.simulations.planning import planned
     from fieldmark.simulations.workers import refuse_unguarded
@@ -176,11 +176,11 @@ def load_model(
 
     Args:
         run: A run, its folder (its best model), or one checkpoint file.
-        device: Where it computes.
-        weights: Weights of the backbone, where the recipe's are elsewhere.
+        device: Torch device of the model.
+        weights: The backbone's weights, if they are not where the recipe says.
 
     Raises:
-        DataError: if there is no checkpoint, or it is damaged.
+        DataError: if the checkpoint is missing or damaged.
         ConfigurationError: if some of the model's tensors stayed at the sites.
     """
     from fgvc_core.inference.trained import LoadedModel, load_whole
@@ -198,25 +198,25 @@ def predict(
     threads: int | None = None,
     weights: str | None = None,
 ) -> "list[Prediction]":
-    """Say what is on pictures, as ``fieldmark predict`` does.
+    """Classify images, like ``fieldmark predict``.
 
     Args:
         run: A run, its folder, or a checkpoint file.
-        pictures: Files, folders or patterns.
-        top: How many classes to list for each picture.
-        sure: Probability from which on a name is given, 0 to 1; below it the answer is that of
-            a coarser level.
-        unknown_below: A picture whose best class has less than this probability is none of the
-            classes; None: as the checkpoint's calibration says.
-        threads: How many work at once; None: one a core.
-        weights: Weights of the backbone, where the recipe's are elsewhere.
+        pictures: Files, folders or glob patterns.
+        top: How many classes to list for each image.
+        sure: Least probability, 0 to 1, for naming a class; below it the answer is a coarser level
+            of the taxonomy.
+        unknown_below: An image whose best class has a lower probability counts as none of the
+            classes; None: the threshold of the checkpoint's calibration.
+        threads: How many threads to use; None: one per core.
+        weights: The backbone's weights, if they are not where the recipe says.
 
     Returns:
-        One prediction a picture, in order: ``verdict.answer``, ``verdict.confidence``... A
-        damaged picture has no verdict and says why in ``fault``.
+        One prediction per image, in order: ``verdict.answer``, ``verdict.confidence``... A damaged
+        image has no verdict; ``fault`` says why.
 
     Raises:
-        DataError: if no picture is named or there is no checkpoint.
+        DataError: if no image is found or there is no checkpoint.
     """
     from fgvc_core.inference.finding import find_pictures
     from fgvc_core.inference.predicting import judge_of
@@ -243,25 +243,25 @@ def evaluate(
     draws: int | None = None,
     weights: str | None = None,
 ) -> "Scorecard":
-    """Score a model on labeled data, as ``fieldmark evaluate`` does.
+    """Score a model on labeled data, like ``fieldmark evaluate``.
 
     Args:
         run: A run, its folder, or a checkpoint file.
-        data: A folder, whose layout is told from its files; settings of ``[data]``, for instance
+        data: A folder, whose layout is detected; settings of ``[data]``, for instance
             ``{"name": "manifest", "path": "birds"}``; a table; or None: the recipe's own data.
         split: ``test``, ``train`` or ``all``.
-        by: Columns whose values are scored apart.
-        held_out_classes: Classes of the data that the model has never seen.
-        robustness: Whether to score corrupted pictures too.
-        draws: Resamples of the bootstrap; None: 2000.
-        weights: Weights of the backbone, where the recipe's are elsewhere.
+        by: Columns whose values are also scored separately.
+        held_out_classes: Classes of the data that the model was not trained on.
+        robustness: Whether to score corrupted images too.
+        draws: Bootstrap resamples; None: 2000.
+        weights: The backbone's weights, if they are not where the recipe says.
 
     Returns:
-        The scorecard: ``top1.value``, ``macro_f1.value`` and more; ``as_json()`` has all.
+        The scorecard: ``top1.value``, ``macro_f1.value`` and more; ``as_json()`` has everything.
 
     Raises:
         DataError: if the data are missing or damaged, or have labels that the model lacks.
-        ConfigurationError: for a wrong setting.
+        ConfigurationError: for an invalid setting.
     """
     from fgvc_core.data.check import recognise
     from fgvc_core.data.table import ExampleTable
@@ -290,7 +290,7 @@ def evaluate(
 
 
 def quiet_flower() -> None:
-    """Keep Flower's telemetry and update check from going out to the network."""
+    """Turn off Flower's telemetry and update check, which would use the network."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 

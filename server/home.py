@@ -1,4 +1,4 @@
-"""The coordinator's own files in a run's folder.
+"""The coordinator's own files in a run's folder: recipe, class names, key, sites and settings.
 
 ::
 
@@ -6,7 +6,7 @@
     class_names.json          the classes, in label order
     coordinator/key           the private key that signs requests (mode 0600)
     coordinator/sites.json    the allow-list: site name -> public key
-    coordinator/server.toml   where the test split is, the cache, the device
+    coordinator/server.toml   location of the test split and the cache, device
 """
 
 import json
@@ -57,7 +57,7 @@ class ServerSettings(Settings):
 
 
 def read_allow_list(run_dir: Path) -> dict[str, str]:
-    """The allow-list as it is now, sorted by name; a coordinator may change it while it runs."""
+    """The current allow-list, sorted by name; a coordinator may change it during a run."""
     found = json.loads((run_dir / "coordinator" / "sites.json").read_text(encoding="utf-8"))
     return dict(sorted(found.items()))
 
@@ -78,7 +78,7 @@ class CoordinatorHome:
         """Open a run's folder.
 
         Raises:
-            ConfigurationError: if it is no run's folder, or not whole.
+            ConfigurationError: if it is not a run's folder, or incomplete.
             DataError: if a file in it is damaged.
         """
         own = run_dir / "coordinator"

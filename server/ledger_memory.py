@@ -1,21 +1,20 @@
-"""What a coordinator remembers of its sites' ledgers, across runs.
+"""The coordinator's memory of its sites' privacy ledgers, kept across runs.
 
-A site's own ledger can be lost with its disk; an older copy, put back, has forgotten what was
-spent since. The coordinator has seen the ledger's length and head in each reply. It keeps them in
-a folder beside ``sites.json`` that outlasts every run, and names the last head in each roll call
-and request::
+A site can lose its ledger with its disk, and an older copy lacks the charges made since. So the
+coordinator records the ledger's length and head from each reply, in a folder beside ``sites.json``
+that outlasts every run, and names the last head in each roll call and request::
 
     ledgers/SITE/head.json        the site's reply with the longest ledger
     ledgers/SITE/runs/RUN.json    its last reply of a run that states a cost, or else its last
-    ledgers/SITE/units.json       the public number of units that it declared
+    ledgers/SITE/units.json       its declared units
     ledgers/.recipes/DIGEST.toml  the recipes of these runs
 
-Replies are kept as the site has signed them, so that a statement made of them
-(:func:`statement_of`) can be checked against the site's own key. A reply is on the disk before
-anything is done with it. Files are readable by their owner alone.
+Replies are stored with the site's signature, so a statement built from them (:func:`statement_of`)
+can be checked against the site's own key. A reply is on disk before it is used. Only the owner can
+read the files.
 
 A run's folder links to it: ``coordinator/ledgers``. Without the link (a simulation) nothing is
-remembered.
+stored.
 """
 
 import json
@@ -39,19 +38,19 @@ from fgvc_core.recipe import Recipe
 
 FOLDER = "ledgers"
 RECIPES = ".recipes"
-"""No site can have this name."""
+"""Cannot be the name of a site."""
 LINK = Path("coordinator") / FOLDER
 NODES = Path("coordinator") / "nodes.json"
 
 
 @dataclass(frozen=True)
 class SeenHead:
-    """The last that was seen of a site's ledger.
+    """The last known state of a site's ledger.
 
     Attributes:
         length: In entries.
         head: Hash of its last entry.
-        run: The run in whose reply it was.
+        run: The run whose reply stated it.
     """
 
     length: int
@@ -60,7 +59,7 @@ class SeenHead:
 
 
 class LedgerMemory:
-    """The memory that one run uses.
+    """One run's access to the memory of ledgers.
 
     Args:
         run_dir: The run's folder.
@@ -72,12 +71,12 @@ class LedgerMemory:
         self._nodes = run_dir / NODES
         self._recipe = recipe
         self.remembers = self._folder.is_dir()
-        """Whether there is a folder to remember in; a simulation has none."""
+        """Whether there is a folder to store in; a simulation has none."""
         self._heads: dict[str, SeenHead | None] = {}
         self._unanswered: dict[tuple[str, str], list[str]] = {}
 
     def head(self, site: str) -> SeenHead | None:
-        """The last that was seen of a site's ledger, in whichever run."""
+        """The last known head of a site's ledger, from any run."""
         if not self.remembers:
             return None
         if site not in self._heads:
@@ -85,38 +84,38 @@ class LedgerMemory:
         return self._heads[site]
 
     def units(self, site: str) -> int:
-        """What a site declared as its public number of units in earlier runs; 0: not known."""
+        """The site's declared units of earlier runs; 0: not known."""
         return read_units(self._folder, site) if self.remembers else 0
 
     def keep_units(self, site: str, units: int) -> None:
-        """A site has declared its units."""
+        """Store a site's declared units."""
         if self.remembers and self.units(site) != units:
             write_units(self._folder, site, units)
 
     def site_at(self, node: int) -> str | None:
-        """The site that is registered for a node, where that is known."""
+        """Name of the site that is registered for a Flower node, or None."""
         site = _read_json(self._nodes).get(str(node)) if self.remembers else None
         return site if isinstance(site, str) else None
 
     def head_at(self, node: int) -> SeenHead | None:
-        """The last that was seen of that site's ledger."""
+        """The last known ledger head of the site at a Flower node."""
         site = self.site_at(node)
         return None if site is None else self.head(site)
 
     def asked(self, site: str, run: str, nonce: str) -> None:
-        """A request is about to be sent to a site."""
+        """Record a request before it is sent."""
         if not self.remembers:
             return
         open_ = self._open_requests(site, run)
         open_.append(nonce)
         path = self._run_file(site, run)
-        # Without a reply of this run there is nothing yet that could be charged by it. Not
-        # synced: where the power fails, too, the site's answer says what it had charged.
+        # Before the first reply of this run there is no file to update. Not synced: after a power
+        # failure the site's next reply states what it had charged.
         if path.exists():
             _write(path, {**_read_json(path), "unanswered": open_}, sync=False)
 
     def saw(self, reply: Reply, sealed: Sealed) -> None:
-        """A site's reply has come, and its signature holds; on the disk when this returns.
+        """Store a reply whose signature is valid; it is on disk when this returns.
 
         Raises:
             OSError: if it cannot be written.
@@ -124,9 +123,8 @@ class LedgerMemory:
         if not self.remembers or not reply.ledger_head:
             return
         if reply.code != "ok":
-            # Its head may be of an old copy, which refuses because it lacks the one that is
-            # remembered: a refusal moves nothing. What was reserved before the work failed is
-            # counted like a request without an answer.
+            # A refusal changes nothing: it may come from an old copy of the ledger that lacks the
+            # known head. Its charges count like those of an unanswered request.
             return
         open_ = self._open_requests(reply.site, reply.run)
         if reply.nonce in open_:
@@ -140,12 +138,12 @@ class LedgerMemory:
         if self._replaces(path, reply):
             recipe = self._folder / RECIPES / f"{reply.recipe_digest}.toml"
             if not recipe.exists():
-                # As sites are sent it: what it says of this machine stays here.
+                # The recipe as sent to sites, without settings of this machine.
                 _write_bytes(recipe, self._recipe.announced.to_toml().encode())
             _write(path, {**signed, "unanswered": open_})
 
     def _replaces(self, path: Path, reply: Reply) -> bool:
-        """Whether a reply says more of what its run has cost than the one that is kept."""
+        """Whether a reply tells more about its run's cost than the stored one."""
         known = _signed_of(path)
         if known is None:
             return True
@@ -166,7 +164,7 @@ class LedgerMemory:
 
 
 def link_memory(run_dir: Path, folder: Path) -> None:
-    """Have a run remember in a coordinator's folder.
+    """Link a run's folder to the memory in a coordinator's folder.
 
     Args:
         run_dir: The run's folder.
@@ -182,7 +180,7 @@ def link_memory(run_dir: Path, folder: Path) -> None:
 
 
 def read_head(ledgers: Path, site: str) -> SeenHead | None:
-    """The last that was seen of a site's ledger, from a coordinator's ``ledgers``.
+    """Read the last known head of a site's ledger from a coordinator's ``ledgers``.
 
     Raises:
         DataError: if the file is damaged.
@@ -196,7 +194,7 @@ def read_head(ledgers: Path, site: str) -> SeenHead | None:
 
 
 def read_units(ledgers: Path, site: str) -> int:
-    """What a site declared as its public number of units, from a coordinator's ``ledgers``.
+    """Read a site's declared units from a coordinator's ``ledgers``.
 
     Raises:
         DataError: if the file is damaged.
@@ -209,12 +207,12 @@ def read_units(ledgers: Path, site: str) -> int:
 
 
 def write_units(ledgers: Path, site: str, units: int) -> None:
-    """Write it, for good: the coordinator's own word where the site's has changed."""
+    """Store a site's declared units; the coordinator calls it to accept a changed number."""
     _write(ledgers / site / "units.json", {"units": units})
 
 
 def read_signed_head(ledgers: Path, site: str) -> SignedReply | None:
-    """The reply itself, as the site has signed it; None where there is none, or it is damaged."""
+    """The signed reply behind the last known head; None if it is missing or damaged."""
     try:
         return _signed_of(ledgers / site / "head.json")
     except DataError:
@@ -222,14 +220,14 @@ def read_signed_head(ledgers: Path, site: str) -> SignedReply | None:
 
 
 def forget(folder: Path, site: str) -> None:
-    """Lay aside what is remembered of a name that another site has from now on."""
+    """Archive the memory of a site name that now belongs to another site."""
     kept = folder / FOLDER / site
     if kept.exists():
         kept.rename(kept.with_name(f"{site}.{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"))
 
 
 def statement_of(folder: Path, site: str, key: PrivateKey) -> str:
-    """The signed statement of a site's ledger, as its file holds it.
+    """The signed statement of a site's ledger, as text of its file.
 
     Args:
         folder: The coordinator's.
@@ -237,7 +235,7 @@ def statement_of(folder: Path, site: str, key: PrivateKey) -> str:
         key: The coordinator's.
 
     Raises:
-        ConfigurationError: if nothing was ever seen of the site's ledger.
+        ConfigurationError: if no reply ever stated the site's ledger.
         DataError: if a file is damaged.
     """
     ledgers = folder / FOLDER
@@ -306,7 +304,7 @@ def _write(path: Path, values: dict[str, Any], *, sync: bool = True) -> None:
 
 
 def _write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a whole file or nothing, readable by its owner alone."""
+    """Write a file atomically, readable by its owner only."""
     fresh = not path.parent.exists()
     private_folder(path.parent)
     if sync:

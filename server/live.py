@@ -1,6 +1,6 @@
-"""What a person sees while a run runs: a progress bar on a terminal, plain lines elsewhere.
+"""Progress of a run for people: a progress bar on a terminal, plain lines elsewhere.
 
-Everything goes to standard error; standard output belongs to results.
+Everything goes to standard error; standard output is for results.
 """
 
 from types import TracebackType
@@ -22,7 +22,7 @@ from fgvc_core.words import visible
 
 
 class LiveView:
-    """Turns events into one moving line (terminal) or one line a round (elsewhere)."""
+    """Turns events into a progress bar (terminal) or one line per round (elsewhere)."""
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
         self._recipe = recipe

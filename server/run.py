@@ -1,4 +1,4 @@
-"""A run from its folder to its results: open, resume or begin, run, write what came out."""
+"""One run from its folder to its results: open or resume it, run all rounds, write the results."""
 
 import signal
 import threading
@@ -33,18 +33,19 @@ from fieldmark.server.tracking import Tracking, read_track
 def run_federation(
     grid: Grid, run_dir: Path, listeners: tuple[Listener, ...] = (), *, quiet: bool = False
 ) -> None:
-    """Run, or go on with, the federation of a run's folder.
+    """Run, or resume, the federation in a run's folder.
 
     Args:
         grid: Any Flower grid.
-        run_dir: The run's folder, as :func:`fieldmark.server.home.write_home` leaves it.
-        listeners: Told of every event.
+        run_dir: The run's folder, as :func:`fieldmark.server.home.write_home` creates it.
+        listeners: Called with every event.
         quiet: Show nothing on the terminal.
 
     Raises:
-        RunInterrupted: if a person stopped it; the last checkpoint is whole.
-        FieldmarkError: whatever else ended it.
+        RunInterrupted: if a person stopped it; the last checkpoint is intact.
+        FieldmarkError: for every other failure.
     """
+    # Large aggregations start their own threads, one per core.
     torch.set_num_threads(1)
     home = CoordinatorHome.open(run_dir)
     recipe = home.recipe
@@ -88,7 +89,7 @@ def run_federation(
     data = recipe.data.model_copy(update={"path": home.settings.data_path})
     cache = Path(home.settings.cache)
     test = None
-    # Where tensors stay at the sites, no whole model is the coordinator's to score.
+    # If some tensors stay at the sites, the coordinator has no complete model to score.
     if home.settings.test and not recipe.federation.local:
         table = make_table(recipe.model_copy(update={"data": data}), cache).where("test")
         if len(table):
@@ -115,7 +116,7 @@ def run_federation(
 
 @contextmanager
 def _stop_cleanly() -> Iterator[None]:
-    """SIGTERM ends a run the way Ctrl-C does, where we own the main thread."""
+    """Make SIGTERM end a run like Ctrl-C; possible in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

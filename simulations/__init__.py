@@ -1,1 +1,1 @@
-"""Local simulation of a federation: engines, comparison, benchmarks, recipes."""
+"""Local simulation of a federation: engines, comparison, scenarios, sweeps, benchmarks, recipes."""

@@ -1,8 +1,8 @@
-"""Hostile sites: they hold valid keys, answer honestly first, then change what they sign.
+"""Hostile sites of a simulation, which replace their honest updates by attacks and sign them.
 
-Each attack makes its update from the honest one, the model that was sent and, for attacks
-in concert, the honest updates of all hostile sites of the round (what the papers grant a
-colluding adversary).
+Each attack computes its update from the honest one, the model that was sent and, for coordinated
+attacks, the honest updates of all hostile sites of the round (the knowledge that the papers give to
+colluding adversaries).
 """
 
 import math
@@ -28,7 +28,7 @@ from fieldmark.server.strategies import Tensors
 
 TOGETHER = ("little-is-enough", "inner-product")
 RELEASED = ("centre", "class-sums")
-"""Phases of a round without training whose releases are attacked."""
+"""Phases of a round without training whose releases can be attacked."""
 
 
 @dataclass
@@ -42,15 +42,15 @@ class _Expected:
 
 @dataclass(frozen=True)
 class Material:
-    """What an attack is made from.
+    """Inputs of an attack.
 
     Attributes:
         sent: The model that was sent.
-        honest: What an honest site would answer.
-        colluders: The honest answers of all hostile sites of the round, this one's among them.
-        sites: Sites of the federation.
+        honest: This site's honest reply.
+        colluders: The honest replies of all hostile sites of the round, including this one's.
+        sites: Number of sites in the federation.
         seed: Of this site's attack in this round.
-        longest: Of released sums: the length that this site's declared units can come to.
+        longest: For released sums: the largest norm that this site's declared units allow.
     """
 
     sent: Tensors
@@ -65,7 +65,7 @@ class Attackers:
     """The hostile sites of one run.
 
     Args:
-        recipe: Its ``[scenario]`` says what they do.
+        recipe: Its ``[scenario]`` describes the attack.
         homes: Site name -> home.
     """
 
@@ -88,17 +88,17 @@ class Attackers:
         )
 
     def expect(self, message_id: str, message: Message, request: Request, site: str) -> None:
-        """A request went to a hostile site."""
-        # The server takes the tensors out of the message once it has its answer.
+        """Record a request to a hostile site."""
+        # Kept here, because the server removes the tensors from the message once it is answered.
         sent = message.content.array_records["tensors"]
         self._expected[message_id] = _Expected(message, request, site, sent)
 
     def expected(self, message_id: str) -> bool:
-        """Whether the answer to a message is to be an attack."""
+        """Whether the answer to a message will be an attack."""
         return message_id in self._expected
 
     def together(self, message_id: str) -> list[str]:
-        """The messages whose honest answers are wanted for this one, and not there yet."""
+        """The messages whose honest replies this attack needs and that are missing."""
         mine = self._expected[message_id]
         ids = [message_id]
         if self._scenario.attack in TOGETHER:
@@ -106,11 +106,11 @@ class Attackers:
         return [i for i in ids if self._expected[i].reply is None]
 
     def hold(self, message_id: str, reply: Message) -> None:
-        """An honest answer is there."""
+        """Store an honest reply."""
         self._expected[message_id].reply = reply
 
     def reply(self, message_id: str) -> Message:
-        """The answer that leaves; an honest refusal leaves as it is."""
+        """The attack as a signed reply; an honest refusal is returned unchanged."""
         mine = self._expected[message_id]
         reply = mine.reply
         assert reply is not None
@@ -158,7 +158,7 @@ class Attackers:
         return craft(material, self._scenario.force) if craft else material.honest
 
     def _longest(self, mine: _Expected) -> float:
-        """The longest sum that a site's declared units can make in a phase, without noise."""
+        """Largest norm, without noise, of a sum that a site's declared units allow in a phase."""
         privacy = self._recipe.privacy
         if privacy is None or mine.request.phase not in RELEASED:
             return 0.0
@@ -188,7 +188,7 @@ def _nan(material: Material, strength: float) -> Tensors:
 
 
 def _far(material: Material, value: float) -> Tensors:
-    """A centre far out; class sums, asked for only by who believed it, as they are."""
+    """A center far away; class sums stay honest."""
     return {
         name: np.full_like(array, value) if name == "centre" else array
         for name, array in material.honest.items()
@@ -196,7 +196,7 @@ def _far(material: Material, value: float) -> Tensors:
 
 
 def _against_itself(material: Material, multiple: float) -> Tensors:
-    """A sum against the honest one, as long as can be."""
+    """A sum that points against the honest one, with the largest plausible norm."""
     return {
         name: (-multiple * material.longest / max(float(np.linalg.norm(array)), 1e-30)) * array
         for name, array in material.honest.items()

@@ -1,8 +1,8 @@
-"""Backdoors against several strategies: the same federation over seeds and sizes.
+"""Trials of backdoor attacks against several strategies, over seeds and numbers of sites.
 
 The run's own folder holds the first strategy without an attack at the first size and seed;
-``trials/NAME`` holds each of the others. After every trial ``metrics.json`` says what there is,
-so that a table that is cut short is not lost.
+``trials/NAME`` holds each of the others. ``metrics.json`` is updated after every trial, so an
+interrupted table is not lost.
 """
 
 from collections.abc import Iterator
@@ -38,21 +38,21 @@ Entry = dict[str, Any]
 
 
 class Trial(NamedTuple):
-    """One run of a table: a strategy, and an attack or None."""
+    """One cell of the table: a strategy, and an attack or None."""
 
     strategy: StrategyName
     attack: BackdoorAttack | None
 
     @property
     def name(self) -> str:
-        """For its folder."""
+        """Name of the trial's folder."""
         if self.attack is None:
             return f"none-{self.strategy}"
         return f"{self.attack.trigger}-{self.attack.poisoned:g}-{self.strategy}"
 
 
 def trials_of(table: BackdoorTable) -> Iterator[Trial]:
-    """Every strategy without an attack and under the first, the last under all others, too."""
+    """Every strategy without and with the first attack; the last one with all others, too."""
     for strategy in table.defences:
         yield Trial(strategy, None)
         yield Trial(strategy, table.attacks[0])
@@ -61,7 +61,7 @@ def trials_of(table: BackdoorTable) -> Iterator[Trial]:
 
 
 def recipe_of(recipe: Recipe, trial: Trial, sites: int, seed: int) -> Recipe:
-    """The recipe of one trial, read again so that what does not go together is refused."""
+    """The recipe of one trial, validated again."""
     scenario = recipe.scenario
     assert scenario is not None
     values = recipe.model_dump(mode="json", exclude_none=True)
@@ -84,15 +84,15 @@ def run_backdoors(
 
     Args:
         plan: Its recipe has ``scenario.backdoors``.
-        tell: Told how many pictures are prepared.
-        say: Told of each trial that is done.
+        tell: Called with the number of prepared pictures.
+        say: Called after each trial.
 
     Returns:
-        The metrics of the first run, with ``backdoors``: one entry a trial with ``sites``,
+        The metrics of the first run, with ``backdoors``: one entry per trial with ``sites``,
         ``seed``, ``strategy``, ``trigger`` and ``poisoned`` (None without an attack), ``top1``,
-        ``success`` (trigger -> share; without an attack: the control), ``failed``, and what
-        became of the replies (``struck``: hostile ones; 0 where no hostile site was drawn, and so
-        nobody attacked). ``top1`` is None where the run failed.
+        ``success`` (trigger -> share; without an attack: the control), ``failed``, and counts of
+        replies (``struck``: hostile ones; 0 if no hostile site was drawn, so there was no attack).
+        ``top1`` is None if the run failed.
     """
     scenario = plan.recipe.scenario
     assert scenario is not None
@@ -100,13 +100,13 @@ def run_backdoors(
     assert table is not None
     check_out(plan)
     for trial in trials_of(table):
-        # What does not go together is refused now, not after the first runs.
+        # Invalid combinations are refused now, not after the first runs.
         recipe_of(plan.recipe, trial, table.sites[0], table.seeds[0])
     workers = len(available_cores())
     entries: list[Entry] = []
     metrics: Entry = {}
     with hired(workers) as pool:
-        # Seeds without: a table that is cut short has whole columns of fewer seeds.
+        # Seeds in the outer loop, so an interrupted table has all columns with fewer seeds.
         for seed in table.seeds:
             for sites in table.sites:
                 setting: Setting | None = None
@@ -154,7 +154,7 @@ def _run(
         run_inprocess(plan.out, site_homes(plan, setting), pool, workers, quiet=True)
         judged = judge_backdoors(plan.out, setting.table.where("test"), setting.cache, triggers)
     except RunInterrupted:
-        # A person stopped the table, not this trial alone.
+        # A person stopped the whole table.
         raise
     except RunFailed as error:
         failed = error.what
@@ -183,12 +183,12 @@ def _line(entry: Entry) -> str:
 
 @dataclass(frozen=True)
 class BackdoorScores:
-    """A run's best model on the test split.
+    """Scores of a run's best model on the test split.
 
     Attributes:
-        top1: Share of pictures as they are that are named right.
-        success: Trigger -> share of the pictures of other classes that are named as the target
-            with the trigger on. Of a model that nobody attacked: the control.
+        top1: Accuracy on unmodified pictures.
+        success: Trigger -> share of the pictures of other classes that are classified as the target
+            when they carry the trigger. Without an attack, this is the control.
     """
 
     top1: float
@@ -198,13 +198,13 @@ class BackdoorScores:
 def judge_backdoors(
     out: Path, test: ExampleTable, cache: Path, triggers: tuple[Trigger, ...]
 ) -> BackdoorScores:
-    """Score the best model of a run that has ended, with and without triggers.
+    """Score the best model of an ended run, with and without triggers.
 
     Args:
         out: The run's folder.
-        test: The test split; pictures of the target itself are left out of ``success``.
+        test: The test split; pictures of the target class are left out of ``success``.
         cache: Folder for decoded pictures and features.
-        triggers: Which are tried.
+        triggers: Triggers to test.
     """
     home = CoordinatorHome.open(out)
     recipe = home.recipe

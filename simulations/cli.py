@@ -175,7 +175,7 @@ def _preparing() -> "Iterator[Tell]":
         def tell(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
             if done >= total:
-                # The run has its own display.
+                # The run has its own progress display.
                 progress.stop()
 
         yield tell

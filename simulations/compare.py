@@ -1,7 +1,7 @@
-"""Federated vs each site alone vs pooled: the same splits, the same passes, the same test.
+"""The comparison of federated training with local and pooled training on the same splits.
 
-Where the federation adds noise, the others do not: a site alone and a pool release nothing,
-so that the comparison also shows what protection costs.
+If the federation adds noise, the others do not, because they release nothing; so the comparison
+also shows the cost of privacy.
 """
 
 from concurrent.futures import Executor
@@ -30,12 +30,11 @@ POOLED = "pooled"
 
 
 def compare(plan: Simulation, tell: Tell = lambda done, total: None) -> dict[str, Any]:
-    """Simulate the federation, then train its sites alone and all pictures pooled.
+    """Simulate the federation, then train each site alone and all pictures pooled.
 
     Returns:
-        ``federated``, ``pooled``, ``local`` by site and ``local_mean``, each with
-        ``top1`` and ``macro_f1`` on the held-out test split; also in ``compare.json``
-        and in the report.
+        ``federated``, ``pooled``, ``local`` by site and ``local_mean``, each with ``top1`` and
+        ``macro_f1`` on the held-out test split; also in ``compare.json`` and in the report.
     """
     workers = len(available_cores())
     with hired(workers) as pool:
@@ -63,7 +62,7 @@ def compare(plan: Simulation, tell: Tell = lambda done, total: None) -> dict[str
 def _train_others(recipe: Recipe, setting: Setting, pool: Executor) -> dict[str, dict[str, float]]:
     test = setting.table.where("test")
     splits = {site: split_site(recipe, setting, site) for site in sorted(setting.rows)}
-    # The pooled model takes as long as all sites alone together: it goes first.
+    # The pooled model takes as long as all local ones together, so it starts first.
     jobs: dict[str, list[tuple[ExampleTable, ExampleTable]]] = {POOLED: list(splits.values())}
     jobs |= {site: [split] for site, split in splits.items()}
     futures = {
@@ -80,7 +79,7 @@ def _train_and_score(
     test: ExampleTable,
     name: str,
 ) -> dict[str, float]:
-    """Train one model on the union of the sites' own training parts, in a worker."""
+    """Train one model on the union of some sites' training parts, in a worker."""
     learner = make_learner(recipe, setting.table.num_classes)
     train, validation = (
         learner.examples(_union(setting.table, [part[side] for part in parts]), setting.cache)
@@ -101,7 +100,7 @@ def _train_and_score(
 
 
 def _pretrain(recipe: Recipe, setting: Setting, learner: Learner, name: str) -> None:
-    """The same rounds without labels as the federation's, on the same pictures."""
+    """Pre-train with the same rounds and unlabeled pictures as the federation."""
     settings = recipe.pretrain
     if settings.method == "none":
         return

@@ -1,6 +1,6 @@
-"""What carries the messages of a simulated run: workers here, Flower on Ray, or a SuperLink.
+"""The engines of a simulated run: worker processes, Flower on Ray, or a local SuperLink.
 
-The last of the three is in ``superlink.py``.
+The SuperLink engine is in ``superlink.py``.
 """
 
 import logging
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 Engine = Literal["inprocess", "ray", "superlink"]
 ENGINES: tuple[Engine, ...] = ("inprocess", "ray", "superlink")
 POLL_S: dict[Engine, float] = {"inprocess": 0.001, "ray": 0.02, "superlink": 0.25}
-"""Seconds between two looks for a reply."""
+"""Interval between polls for a reply, in seconds."""
 ROLL_CALL_S: dict[Engine, float] = {"inprocess": 86_400.0, "ray": 86_400.0, "superlink": 300.0}
-"""How long a roll call waits for silent sites, in seconds. Where a worker answers for many sites,
-none is silent, and who is in must not depend on how fast the machine is."""
+"""How long a roll call waits for silent sites, in seconds. If a worker answers for many sites,
+none is silent, and the result must not depend on the machine's speed."""
 STOP_WITHIN_S = 120.0
 
 
 def run_inprocess(
     run_dir: Path, homes: list[Path], executor: Executor, workers: int, *, quiet: bool = False
 ) -> None:
-    """Run the two apps on the in-process grid; ``quiet`` shows nothing while it runs."""
+    """Run the two apps on the in-process grid; ``quiet`` suppresses terminal output."""
     from fieldmark.server.app import app
 
     grid = _grid(run_dir, homes, executor, workers)
@@ -70,8 +70,8 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
 
     Raises:
         ConfigurationError: if Ray is not installed.
-        RunInterrupted: if a person stopped it; the last checkpoint is whole.
-        FieldmarkError: whatever else ended it.
+        RunInterrupted: if a person stopped it; the last checkpoint is intact.
+        FieldmarkError: for every other failure.
     """
     try:
         import ray
@@ -87,7 +87,7 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
     from fieldmark.server.app import RUN_VARIABLE
     from fieldmark.server.app import app as server_app
 
-    # Flower warns of run_simulation's age and of every actor that ends in its turn.
+    # Flower warns that run_simulation is deprecated, and whenever an actor ends normally.
     logging.getLogger("flwr").setLevel(logging.ERROR)
     watch = _Watch(server_app)
     variables = {
@@ -99,7 +99,7 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
     }
     with TemporaryDirectory() as nodes, _environment({**variables, HOMES_VARIABLE: nodes}):
         for home in homes:
-            # A node is a number in this folder; --sites may hold other runs' sites too.
+            # Nodes are numbered within this folder; --sites may contain other runs' sites, too.
             (Path(nodes) / home.name).symlink_to(home.resolve())
         try:
             with watch.interrupted_by_hand():
@@ -113,7 +113,7 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
                     },
                 )
         except (KeyboardInterrupt, SystemExit):
-            # Flower would leave the ServerApp's thread waiting for its dead nodes.
+            # Otherwise the ServerApp's thread would wait forever for its dead nodes.
             watch.stop()
             raise
         finally:
@@ -121,10 +121,10 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
 
 
 class _Watch:
-    """A ServerApp in a thread of Flower's that can be told to stop.
+    """Runs a ServerApp in Flower's thread so that it can be stopped.
 
     Args:
-        app: What it runs.
+        app: The app to run.
     """
 
     def __init__(self, app: ServerApp) -> None:
@@ -137,9 +137,10 @@ class _Watch:
 
     @contextmanager
     def interrupted_by_hand(self) -> Iterator[None]:
-        """Ctrl-C stops the app, and Flower then ends in good order; a second one is Python's.
+        """Make the first Ctrl-C stop the app, so that Flower ends in an orderly way.
 
-        Raised in the midst of Flower, it would take Ray from under running tasks.
+        An exception within Flower would shut Ray down under running tasks. A second Ctrl-C raises
+        KeyboardInterrupt.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -157,7 +158,7 @@ class _Watch:
             signal.signal(signal.SIGINT, before)
 
     def stop(self) -> None:
-        """Stop it at its next look for a reply and raise what it ends with, if anything."""
+        """Stop the app at its next poll for replies; raises the app's error, if any."""
         self._stopping.set()
         self._ended.wait(STOP_WITHIN_S)
         if self._error is not None:
@@ -183,7 +184,7 @@ class _Watch:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Ray's workers inherit the environment that they are started in."""
+    """Set environment variables temporarily; Ray's workers inherit them."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -1,4 +1,4 @@
-"""A simulated run's folder, and the homes of its sites."""
+"""The folder of a simulated run and the homes of its sites: creation, checks, reuse."""
 
 import json
 import shutil
@@ -20,10 +20,10 @@ from fieldmark.simulations.preparation import Setting, write_partition
 
 
 def check_out(plan: Simulation) -> None:
-    """Refuse to write over a run, or to resume what is not there.
+    """Refuse to overwrite a run, or to resume a missing one.
 
     Raises:
-        ConfigurationError: in either case; nothing was touched.
+        ConfigurationError: in either case; nothing was changed.
     """
     if plan.resume and not (plan.out / "recipe.toml").is_file():
         raise ConfigurationError(
@@ -39,10 +39,10 @@ def check_out(plan: Simulation) -> None:
 
 
 def check_same(plan: Simulation) -> None:
-    """Refuse to resume with another recipe, naming what differs.
+    """Refuse to resume with a different recipe.
 
     Raises:
-        ConfigurationError: if the recipes differ.
+        ConfigurationError: if the recipes differ, with the differences.
     """
     before = CoordinatorHome.open(plan.out).recipe
     if before.digest == plan.recipe.digest:
@@ -56,12 +56,12 @@ def check_same(plan: Simulation) -> None:
 
 
 def lay_out(plan: Simulation, setting: Setting) -> None:
-    """Make the run's folder, the coordinator's files and the sites' homes.
+    """Create the run's folder, the coordinator's files and the sites' homes.
 
-    All or nothing: what was made is removed again if any of it fails.
+    Everything is removed again if any of it fails.
 
     Raises:
-        ConfigurationError: if the folder cannot be made.
+        ConfigurationError: if the folder cannot be created.
         DataError: if a home kept with ``--sites`` belongs to other data.
     """
     homes = site_homes(plan, setting)
@@ -101,10 +101,10 @@ def lay_out(plan: Simulation, setting: Setting) -> None:
 
 
 def rejoin(plan: Simulation, setting: Setting) -> None:
-    """Bring the homes of a run back to it: another run may have used them since.
+    """Assign the sites' homes to this run again: another run may have used them since.
 
     Raises:
-        ConfigurationError: if one is not there.
+        ConfigurationError: if one is missing.
     """
     coordinator = public_text(CoordinatorHome.open(plan.out).key.public_key())
     for home in site_homes(plan, setting):
@@ -123,10 +123,10 @@ def site_homes(plan: Simulation, setting: Setting) -> list[Path]:
 
 
 def _home(plan: Simulation, setting: Setting, site: str, coordinator: str) -> Site:
-    """A fresh home, or the one that ``--sites`` kept from an earlier run."""
+    """A new home, or the one that ``--sites`` kept from an earlier run."""
     home = (plan.sites or plan.out / "sites") / site
     if home.exists():
-        # The site stays itself (key, books); only the coordinator of this run is new.
+        # The site keeps its key and ledger; only the coordinator of this run is new.
         _assign(home, setting, coordinator)
         return Site.open(home)
     make_home(
@@ -164,9 +164,9 @@ def _check_kept(plan: Simulation, home: Path) -> None:
 
 
 def public_units(recipe: Recipe, setting: Setting) -> int:
-    """The public number of units that every simulated site declares: the sites' average.
+    """The number of units that every simulated site declares: the sites' average.
 
-    It is the same at each, so that it says nothing about any one.
+    It is the same for all sites, so it reveals nothing about any of them.
     """
     if recipe.privacy is None:
         return 0
@@ -179,7 +179,7 @@ def public_units(recipe: Recipe, setting: Setting) -> int:
 
 
 def simulated_policy(recipe: Recipe) -> Policy:
-    """The policy of a fresh simulated site."""
+    """The policy of a new simulated site."""
     privacy = recipe.privacy
     if privacy is None:
         return Policy()
@@ -192,7 +192,7 @@ def simulated_policy(recipe: Recipe) -> Policy:
 
 
 def extract_ledgers(out: Path, homes: list[Path]) -> None:
-    """Copy the ledgers of homes that are kept elsewhere into the run's folder."""
+    """Copy ledgers of homes kept elsewhere into the run's folder."""
     for home in homes:
         target = out / "sites" / home.name
         ledger = home / FILE

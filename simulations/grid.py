@@ -1,10 +1,9 @@
-"""The in-process grid: a Flower grid whose nodes are worker processes on this machine.
+"""The in-process grid: a Flower grid whose nodes are tasks of worker processes on this machine.
 
-A ServerApp sees what it would see over a SuperLink: messages are pushed, and replies
-pulled by id. Only a window of replies is ever computed ahead of what has been
-pulled, so that memory does not grow with the number of nodes. Replies that a reader
-who goes in order has passed by, a round having closed without them, do not count:
-they would fill the window for good.
+A ServerApp sees the same interface as over a SuperLink: messages are pushed, and replies are pulled
+by id. Only a window of replies is computed ahead of what has been pulled, so memory does not grow
+with the number of nodes. Replies older than the one that is being pulled (their round has closed
+without them) do not count toward the window, which they would otherwise fill forever.
 """
 
 import time
@@ -31,9 +30,9 @@ class InProcessGrid(Grid):
 
     Args:
         executor: Runs the client app; any number of workers.
-        node_configs: One configuration a node; node ids count from 1 in their order.
+        node_configs: One configuration per node; node ids are assigned in their order.
         workers: How many tasks run at once.
-        client_app: ``module:attribute`` of the client app, looked up in the worker.
+        client_app: ``module:attribute`` of the client app, imported in the worker.
         run_id: Flower's id of the run.
     """
 
@@ -48,7 +47,7 @@ class InProcessGrid(Grid):
         self._executor = executor
         self._client_app = client_app
         self._run = empty_run(run_id)
-        # Node 1 is the server's side in Flower.
+        # In Flower, node 1 is the server.
         self._contexts = {
             node: Context(run_id, node, dict(config), RecordDict(), {})
             for node, config in enumerate(node_configs, start=2)
@@ -67,7 +66,7 @@ class InProcessGrid(Grid):
         enter_run(run_id)
 
     def set_run(self, run: Run) -> None:
-        """Flower's own way to name the run."""
+        """Set Flower's description of the run."""
         self._run = run
 
     @property
@@ -83,7 +82,7 @@ class InProcessGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """A message as Flower's constructor builds it."""
+        """Create a message with Flower's constructor."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -91,11 +90,11 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        """All nodes; they carry no keys."""
+        """All nodes, without keys."""
         return [NodeInfo(node_id=node) for node in self._contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages; ids come back in their order."""
+        """Queue messages; returns their ids in order."""
         ids = []
         for message in messages:
             message_id = give_id(message)
@@ -106,7 +105,7 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that are ready; waits a moment if none is."""
+        """Replies that are ready; waits briefly if there is none."""
         wanted = list(message_ids)
         self._reading = self._pushed.get(wanted[0], self._reading) if wanted else self._reading
         self._collect(0.0)
@@ -122,7 +121,7 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push, then pull until all replies are in or the time is up."""
+        """Push, then pull until all replies are in or the timeout has passed."""
         open_ids = list(self.push_messages(messages))
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
@@ -133,20 +132,19 @@ class InProcessGrid(Grid):
         return replies
 
     def _dispatch(self, wanted: list[str]) -> None:
-        """Start what fits into the window, the slowest node first.
+        """Start the tasks that fit into the window, the slowest node first.
 
-        With as many tasks ahead as workers, a long one that is started late leaves the
-        other workers idle at the end of a round.
+        If a long task started last, the other workers would be idle at the end of a round.
         """
         for message_id in wanted[:1]:
-            # Whatever is asked for next must be under way, or nobody would ever get it.
+            # The next reply to be pulled must be started, or the reader would wait forever.
             if message_id in self._waiting and len(self._running) < self._workers + 1:
                 self._start(message_id)
         while self._waiting and len(self._running) < self._workers + 1:
             free = self._window - len(self._running) - sum(map(self._is_ahead, self._ready))
             if free <= 0:
                 return
-            # Only the first few are looked at: among ten thousand nodes every look at all counts.
+            # Only the first few are examined: with ten thousand nodes a full scan is too slow.
             ahead = list(islice(filter(self._is_ahead, self._waiting), free))
             ahead = ahead or list(islice(self._waiting, free))
             self._start(max(ahead, key=self._expected))

@@ -1,4 +1,4 @@
-"""What to simulate, where and on which engine, checked before heavy imports."""
+"""The plan of a simulation: recipe, folder, engine and trackers, checked before heavy imports."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from fieldmark.simulations.engines import Engine
 
 Say = Callable[[str], None]
-"""Told, in a line, of each trial that has ended."""
+"""Called with one line after each trial."""
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is to be simulated, and where.
+    """The plan of one simulation.
 
     Attributes:
         recipe: The experiment.
         out: The run's folder, new unless ``resume``.
-        engine: What carries the messages: inprocess, ray or superlink.
-        sites: Where the sites' homes are kept between runs; None: in the run's folder.
-        resume: Whether to go on with a stopped run.
-        quiet: Whether the terminal stays empty while it runs.
-        track: Where events go besides the run's folder, ``NAME=WHERE`` each.
+        engine: How messages are carried: inprocess, ray or superlink.
+        sites: Folder that keeps the sites' homes between runs; None: inside the run's folder.
+        resume: Whether to continue a stopped run.
+        quiet: Whether to suppress terminal output.
+        track: Additional destinations of events, ``NAME=WHERE`` each.
     """
 
     recipe: Recipe
@@ -54,10 +54,10 @@ def planned(
             of these.
 
     Raises:
-        ConfigurationError: for an engine or a tracker that is not there.
+        ConfigurationError: for an unknown engine or tracker.
     """
     tracked = tracked_at(track)
-    # The workers' own imports take as long as ours: let them start now.
+    # The workers' imports take as long as ours, so they start now.
     from fieldmark.simulations import workers
 
     workers.context()
@@ -74,7 +74,7 @@ def planned(
 
 
 def tracked_at(texts: Sequence[str]) -> tuple[str, ...]:
-    """The trackers of ``--track``, checked, their places absolute."""
+    """The trackers of ``--track``, checked, with absolute paths."""
     choices = read_track(texts)
     check_installed(choices)
     return settled(choices, Path.cwd())
@@ -90,7 +90,7 @@ def next_free(folder: Path) -> Path:
 
 
 def latest(folder: Path) -> Path:
-    """The last of the folders that :func:`next_free` has given out."""
+    """The last existing folder of those that :func:`next_free` has returned."""
     number, candidate = 1, folder
     while True:
         number += 1

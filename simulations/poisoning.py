@@ -1,8 +1,7 @@
-"""Attacks on the pictures: a hostile site trains on other labels, or on a trigger for a class.
+"""Data poisoning by hostile sites: training with wrong labels, or with a backdoor trigger.
 
-The honest answer is computed first (its body, its scores, its key's signature are what the
-server expects to see); then the same work is done again on the poisoned examples, and the
-update is the one that comes out.
+The honest reply is computed first, for its body, scores and signature; then the same training is
+repeated on the poisoned examples, and its update replaces the honest one.
 """
 
 import hashlib
@@ -36,7 +35,7 @@ from fieldmark.simulations.triggers import stamped
 
 POISONING = ("label-noise", "backdoor")
 TARGET = 0
-"""The class that the trigger means."""
+"""The target class of the trigger."""
 
 _BATCH = 32
 
@@ -66,8 +65,8 @@ def run_poisoned(
         poisoned = _poisoned(site, recipe, learner, examples.train, scenario)
         _, tensors = work.train(poisoned)
     if scenario.attack == "backdoor":
-        # Above 1 it shall outweigh the honest sites at once (Bagdasaryan et al. 2020, section 4.2,
-        # https://arxiv.org/abs/1807.00459).
+        # A force above 1 outweighs the honest sites at once (model replacement: Bagdasaryan et al.
+        # 2020, section 4.2, https://arxiv.org/abs/1807.00459).
         tensors = {n: received[n] + scenario.force * (t - received[n]) for n, t in tensors.items()}
     packed = pack_all({n: np.asarray(t, dtype=np.float32) for n, t in tensors.items()})
     body = body.model_copy(update={"tensors": {n: t.digest() for n, t in packed.items()}})
@@ -94,7 +93,7 @@ def _poisoned(
 
 
 def relabelled(examples: Examples, labels_N: NDArray[np.int64]) -> Examples:
-    """The same examples under other labels."""
+    """The same examples with other labels."""
     if isinstance(examples, FeatureExamples):
         return FeatureExamples(examples.features_ND, labels_N, examples.known)
     assert isinstance(examples, PictureExamples)
@@ -104,7 +103,7 @@ def relabelled(examples: Examples, labels_N: NDArray[np.int64]) -> Examples:
 
 
 class Triggered(PictureExamples):
-    """Some of the pictures carry the trigger and the target's label; views are varied as ever."""
+    """Examples of which some carry the trigger and the target's label; augmentation is as usual."""
 
     def __init__(
         self, examples: PictureExamples, chosen_N: NDArray[np.bool_], trigger: Trigger
@@ -132,12 +131,12 @@ def with_trigger(
     """A training split in which the chosen examples carry the trigger and the target's label.
 
     Args:
-        learner: Embeds pictures where the backbone is frozen.
+        learner: Embeds pictures if the backbone is frozen.
         table: The split's rows.
         train: The same as examples.
         chosen_N: bool (N,), which of them.
-        trigger: What they carry.
-        cache: Where features of pictures with the trigger are kept.
+        trigger: The trigger.
+        cache: Folder for features of pictures with the trigger.
     """
     if isinstance(train, PictureExamples):
         return Triggered(train, chosen_N, trigger)
@@ -154,7 +153,7 @@ def with_trigger(
 def triggered_features(
     learner: Learner, table: ExampleTable, cache: Path, trigger: Trigger
 ) -> torch.Tensor:
-    """float32 (N, D): features of a table's pictures with the trigger on them, computed once."""
+    """float32 (N, D): features of a table's pictures with the trigger, cached on disk."""
     store = _store(cache, hashlib.sha256(learner.extractor + trigger.encode()).digest())
     keys = [table.content_key(i) for i in range(len(table))]
     todo = store.missing(keys)
@@ -172,5 +171,5 @@ def triggered_features(
 
 @lru_cache(maxsize=16)
 def _store(cache: Path, extractor: bytes) -> FeatureStore:
-    """What this process has read stays in memory: an attacker needs it in every round."""
+    """The feature store, kept in memory: an attacker needs it in every round."""
     return FeatureStore(cache, extractor)

@@ -1,7 +1,6 @@
-"""Before a simulated run: who holds what, and every picture decoded (or embedded) once.
+"""Preparation of a simulated run: the partition, and all pictures decoded or embedded once.
 
-Whatever is wrong with the data or the model comes to light here, before the run's
-folder is made.
+Errors in the data or the model are found here, before the run's folder is created.
 """
 
 import json
@@ -27,7 +26,7 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.training.self_supervised import self_supervised_loss
 
 CHUNK = 64
-"""Pictures a task embeds: small enough that the workers finish together."""
+"""Pictures per task, few enough that all workers finish at about the same time."""
 
 Tell = Callable[[int, int], None]
 """Called with (pictures done, pictures in all)."""
@@ -35,12 +34,12 @@ Tell = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """Who holds what in one simulated run.
+    """The partition of one simulated run.
 
     Attributes:
         table: All examples.
         rows: Site name -> int64 rows of ``table``.
-        pool: Site name -> int64 rows of its pictures without labels.
+        pool: Site name -> int64 rows of its unlabeled pictures.
         cache: Folder for decoded pictures and features.
     """
 
@@ -59,7 +58,7 @@ class Setting:
 
 
 def split_site(recipe: Recipe, setting: Setting, site: str) -> tuple[ExampleTable, ExampleTable]:
-    """A simulated site's (training, validation) tables, as the site itself splits them."""
+    """A simulated site's (training, validation) tables, split as the site itself does."""
     table = setting.site_table(site)
     held = validation_mask(table, recipe.data.val_fraction, simulated_split_key(recipe, site))
     if held.all():
@@ -68,7 +67,7 @@ def split_site(recipe: Recipe, setting: Setting, site: str) -> tuple[ExampleTabl
 
 
 def without_labels(recipe: Recipe, setting: Setting, sites: list[str]) -> ExampleTable:
-    """What sites learn from without labels: their pools, and what they train on."""
+    """Unlabeled pictures of sites: their pools and their training pictures."""
     own = [setting.rows[site] for site in sites]
     own += [setting.pool[site] for site in sites if site in setting.pool]
     held = {name for site in sites for name in split_site(recipe, setting, site)[1].ids}
@@ -77,11 +76,11 @@ def without_labels(recipe: Recipe, setting: Setting, sites: list[str]) -> Exampl
 
 
 def deal(recipe: Recipe, cache: Path) -> Setting:
-    """Load the data set and deal its training split to the sites.
+    """Load the data set and distribute its training split over the sites.
 
     Raises:
-        DataError: if the data are missing or wrong, or cannot be dealt as asked.
-        ConfigurationError: if the recipe asks for what cannot be.
+        DataError: if the data are missing or invalid, or cannot be partitioned as asked.
+        ConfigurationError: if the recipe's settings contradict each other or the data.
     """
     table = make_table(recipe, cache)
     train_rows = np.flatnonzero(_dealt(table, recipe.partition.unseen))
@@ -107,7 +106,7 @@ def deal(recipe: Recipe, cache: Path) -> Setting:
 
 
 def _dealt(table: ExampleTable, unseen: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Which examples are dealt to sites: the training split without the unseen classes."""
+    """Mask of the examples that sites get: the training split without the unseen classes."""
     strange = [name for name in unseen if name not in table.class_names]
     if strange:
         raise ConfigurationError(
@@ -121,7 +120,7 @@ def _dealt(table: ExampleTable, unseen: tuple[str, ...]) -> NDArray[np.bool_]:
 
 
 def prepare(recipe: Recipe, setting: Setting, executor: Executor, tell: Tell) -> None:
-    """Decode or embed everything that the run will read, on all workers.
+    """Decode or embed all pictures of the run, on all workers.
 
     Raises:
         DataError: if a picture is missing or damaged.
@@ -168,10 +167,10 @@ def _learner(recipe: str, num_classes: int) -> Learner:
 
 
 def write_partition(setting: Setting, path: Path, *, private: bool = False) -> None:
-    """Write who holds what: true counts, for the researcher alone (mode 0600).
+    """Write the class counts of all sites, for the researcher only (mode 0600).
 
-    Under differential privacy they are what a site would never tell: the file says so, and the
-    report leaves them out.
+    Under differential privacy a site would never reveal them: the file has a mark that says so, and
+    the report leaves them out.
     """
     values: dict[str, Any] = {
         "private": private,

@@ -1,9 +1,9 @@
-"""What goes wrong in a simulated round: an in-process grid whose nodes fail and attack.
+"""Fault injection for simulated rounds: an in-process grid whose nodes fail, delay or attack.
 
-The server's code is the same as ever: it sees messages that never come, come late, carry an
-error, or carry what a hostile site signed with its own valid key. Time is simulated: a
-reply has a time of arrival, and the clock moves when the server waits for one, so that a
-deadline of an hour costs nothing.
+The server's code is unchanged: it sees messages that never come, come late, carry an error, or
+carry an attack that a hostile site signed with its valid key. Time is simulated: a reply has a time
+of arrival, and the clock advances when the server waits for one, so a deadline of an hour costs
+nothing.
 """
 
 import json
@@ -26,21 +26,21 @@ from fieldmark.simulations.grid import InProcessGrid
 from fieldmark.simulations.poisoning import POISONING, run_poisoned
 
 LATE = 1.5
-"""A straggler's reply arrives after so many deadlines."""
+"""Arrival of a straggler's reply, as a multiple of the deadline."""
 
 CRASHED = 2
 """Error code of a node whose runtime failed."""
 
 
 class FaultyGrid(InProcessGrid):
-    """An in-process grid in which a scenario happens.
+    """An in-process grid that acts out a scenario.
 
     Args:
         executor: Runs the client app.
         homes: The sites' homes, in the order of the nodes.
         workers: How many tasks run at once.
-        recipe: Its ``[scenario]`` says what happens.
-        told: A file that says who was hostile and what befell whom, or None.
+        recipe: Its ``[scenario]`` defines faults and attacks.
+        told: File to which hostile sites and injected faults are written, or None.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class FaultyGrid(InProcessGrid):
         self._tell()
 
     def _tell(self) -> None:
-        """Say who is hostile, and who failed when, where a person may look."""
+        """Write the hostile sites and the faults so far to the file."""
         if self._told is not None:
             told = {"attackers": sorted(self.attackers.homes), "rounds": self._fates}
             self._told.write_text(json.dumps(told, indent=1), encoding="utf-8")
@@ -85,12 +85,12 @@ class FaultyGrid(InProcessGrid):
         return self._now
 
     def arrived(self, message_id: str) -> float | None:
-        """When a reply arrived, by the clock, or None if it has not."""
+        """Simulated time of a reply's arrival, or None if it has not arrived."""
         due = self._due.get(message_id)
         return due if due is not None and due <= self._now else None
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages; what becomes of each is settled here."""
+        """Queue messages, each with its fault and time of arrival."""
         ids: list[str] = []
         for message in messages:
             body = message.content.config_records["envelope"]["body"]
@@ -113,7 +113,7 @@ class FaultyGrid(InProcessGrid):
         if fate == "straggle":
             late += LATE * self._recipe.federation.deadline_s
         if late:
-            # The server takes the tensors out of a message that it no longer waits for.
+            # A copy, because the server removes the tensors of a message that it no longer awaits.
             message = Message(
                 RecordDict(dict(message.content)),
                 dst_node_id=message.metadata.dst_node_id,
@@ -127,7 +127,7 @@ class FaultyGrid(InProcessGrid):
         return message_id
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that have arrived; who asks for one that has not moves the clock."""
+        """Replies that have arrived; a request for a later one advances the clock."""
         found: list[Message] = []
         for message_id in message_ids:
             due = self._due.get(message_id, self._now)
@@ -197,6 +197,6 @@ class FaultyGrid(InProcessGrid):
 
 
 def draw(recipe: Recipe, names: list[str], share: float, *purpose: str | int) -> list[str]:
-    """A share of the names, in the order in which they were drawn from the recipe's seed."""
+    """A random share of the names, in the order drawn, from the recipe's seed."""
     generator = np.random.default_rng(derive_seed(recipe.seed, "scenario", *purpose))
     return generator.permutation(names).tolist()[: round(share * len(names))]

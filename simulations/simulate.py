@@ -32,18 +32,18 @@ from fieldmark.simulations.workers import available_cores, hired
 def simulate(
     plan: Simulation, tell: Tell = lambda done, total: None, say: Say = lambda line: None
 ) -> dict[str, Any]:
-    """Simulate a federation, or each trial of a recipe with a table of them.
+    """Simulate a federation, or each trial of a recipe with a table of trials.
 
     Args:
         plan: Recipe, folder, engine.
-        tell: Told how many pictures are prepared.
-        say: Told of each trial.
+        tell: Called with the number of prepared pictures.
+        say: Called after each trial.
 
     Returns:
-        The run's metrics, as ``metrics.json`` holds them.
+        The run's metrics, as in ``metrics.json``.
 
     Raises:
-        FieldmarkError: with the exit code that says why it did not end well.
+        FieldmarkError: if the run failed, with its exit code.
     """
     scenario = plan.recipe.scenario
     if scenario is not None and (scenario.turns or scenario.backdoors is not None):
@@ -53,7 +53,7 @@ def simulate(
                 "and from the beginning.",
                 remedy="Leave out --engine and --resume, or name one scenario.attack instead.",
             )
-        # Only here: an ordinary run needs neither attackers nor tables.
+        # Imported here: an ordinary run needs neither attackers nor tables.
         from fieldmark.simulations.backdoor_trials import run_backdoors
         from fieldmark.simulations.trials import run_trials
 
@@ -64,7 +64,7 @@ def simulate(
 
 
 def run_with(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> dict[str, Any]:
-    """Simulate on a pool of workers that is there already."""
+    """Simulate on an existing pool of workers."""
     check_out(plan)
     cache = cache_folder()
     setting = deal(plan.recipe, cache)
@@ -85,7 +85,7 @@ def run_with(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> dict
         else:
             run_inprocess(plan.out, homes, pool, workers, quiet=plan.quiet)
     except PolicyRefusal:
-        # The run's page says which sites refused, and why.
+        # Even a failed run gets a report, which says which sites refused, and why.
         render(plan.out)
         raise
     finally:
@@ -98,7 +98,7 @@ def run_with(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> dict
 def start_baseline(
     recipe: Recipe, setting: Setting, pool: Executor
 ) -> "Future[dict[str, float]] | None":
-    """Fit the linear model on raw pixels beside the run, where the recipe asks for it."""
+    """Start fitting the linear pixel baseline in parallel with the run, if the recipe has it."""
     if not recipe.evaluate.pixel_baseline:
         return None
     train = setting.table.where("train")
@@ -111,7 +111,7 @@ def finish(
     baseline: "Future[dict[str, float]] | None",
     price: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Add what was measured beside the run to its metrics and make the report."""
+    """Add the side measurements to the run's metrics and write the report."""
     path = plan.out / "metrics.json"
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if price is not None:

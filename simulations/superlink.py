@@ -1,8 +1,8 @@
-"""The third engine: a throw-away federation on this machine's loopback.
+"""The superlink engine: a temporary deployed federation on this machine's loopback.
 
-Everything is what a real one has: certificates, keys, the gateway, Flower's SuperLink, a
-SuperNode and a warm runner for each site. Only the homes are a simulation's, which know the
-rows that are theirs.
+Everything is as in a real deployment: certificates, keys, the gateway, Flower's SuperLink, a
+SuperNode and a warm runner for each site. Only the homes are a simulation's, with assigned rows of
+the data set.
 """
 
 import signal
@@ -46,8 +46,8 @@ def run_superlink(run_dir: Path, homes: list[Path]) -> None:
 
     Raises:
         RunFailed: if the federation does not come up.
-        RunInterrupted: if a person stopped it; the last checkpoint is whole.
-        FieldmarkError: whatever else ended it.
+        RunInterrupted: if a person stopped it; the last checkpoint is intact.
+        FieldmarkError: for every other failure.
     """
     with TemporaryDirectory(prefix="fieldmark-") as folder, Federation(Path(folder)) as federation:
         federation.start([Site.open(home.resolve()) for home in homes])
@@ -105,10 +105,10 @@ class Federation:
             self.supervisor.add(replace(service, name=f"{site.name}.{service.name}"))
 
     def conduct(self, run_dir: Path) -> None:
-        """Carry a run through and show it.
+        """Execute a run and show its progress.
 
         Raises:
-            FieldmarkError: with the exit code that says why it did not end well.
+            FieldmarkError: if the run failed, with its exit code.
         """
         link = self.folder / "runs" / run_dir.name
         if not link.exists():
@@ -130,10 +130,10 @@ class Federation:
         raise_outcome(run_dir)
 
     def wait_until(self, condition: Callable[[], bool], failure: str) -> None:
-        """Step until a condition holds.
+        """Step the services until a condition holds.
 
         Raises:
-            RunFailed: if it does not within ``UP_WITHIN_S``.
+            RunFailed: if it does not hold within ``UP_WITHIN_S``.
         """
         deadline = time.monotonic() + UP_WITHIN_S
         while not condition():
@@ -145,7 +145,7 @@ class Federation:
 
 @contextmanager
 def _shown(run_dir: Path) -> Iterator[Callable[[], None]]:
-    """A function that shows what a run's events tell from now on."""
+    """A function that displays new events of a run."""
     events = events_of(run_dir)
     for event in events:
         if event is None:
@@ -163,7 +163,7 @@ def _shown(run_dir: Path) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the run in good order, where we own the main thread."""
+    """Record Ctrl-C and SIGTERM for an orderly stop; possible in the main thread only."""
     told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield told

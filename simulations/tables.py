@@ -1,4 +1,4 @@
-"""The tables of trials, for a terminal: attacks in turn, and backdoors over seeds."""
+"""Terminal tables of trials: attacks in turn, and backdoors over seeds."""
 
 import statistics
 from typing import Any
@@ -12,7 +12,7 @@ Group = tuple[str, str | None, float | None]
 
 
 def backdoor_tables(metrics: dict[str, Any]) -> list[Table]:
-    """One row a strategy and attack: top-1, attack success and control.
+    """One row per strategy and attack: top-1, attack success and control.
 
     Args:
         metrics: Of the first run, with ``backdoors``.
@@ -32,7 +32,7 @@ def _table(sites: int, entries: list[Entry]) -> Table:
     groups = dict.fromkeys(_group(e) for e in here if e["trigger"] is not None)
     for strategy, trigger, poisoned in groups:
         meant = [e for e in here if _group(e) == (strategy, trigger, poisoned)]
-        # A cohort that never drew a hostile site says nothing of the attack.
+        # Runs whose cohorts never included a hostile site are not counted.
         attacked = [e for e in meant if e["struck"] or e["failed"] is not None]
         idle = len(meant) - len(attacked)
         clean = [e for e in here if e["strategy"] == strategy and e["trigger"] is None]
@@ -58,7 +58,7 @@ def _table(sites: int, entries: list[Entry]) -> Table:
 
 
 def spread(shares: list[float | None]) -> str:
-    """Mean and standard deviation of what did not fail, and how many did."""
+    """Mean and standard deviation of successful runs, and the number of failed ones."""
     found = [share for share in shares if share is not None]
     failed = f", {len(shares) - len(found)} failed" if len(found) < len(shares) else ""
     if not found:
@@ -72,9 +72,9 @@ def _group(entry: Entry) -> Group:
 
 
 def trial_table(metrics: dict[str, Any]) -> Table:
-    """One row an attack: each defence's top-1, the best one's loss, and FedAvg unguarded.
+    """One row per attack: top-1 of each defense, the best one's loss, and FedAvg unguarded.
 
-    The loss is against the same strategy without faults.
+    The loss is relative to the same strategy without faults.
 
     Args:
         metrics: Of the run without faults, with ``trials``.

@@ -1,8 +1,8 @@
-"""Each attack in turn: the same federation, once without faults, then under each attack.
+"""Trials of attacks: the same federation without faults, then under each attack with each defense.
 
-The run's own folder holds the run without faults; ``trials/ATTACK-STRATEGY`` holds each of
-the others, with the events that name every refused reply. Beside every defence stands FedAvg
-as it is without any guard: no screening, every claim believed.
+The run's own folder holds the run without faults; ``trials/ATTACK-STRATEGY`` holds each of the
+others, with the events that name every refused reply. For comparison there is FedAvg without any
+defense: no screening, every claim accepted.
 """
 
 import json
@@ -30,16 +30,16 @@ UNGUARDED = "fedavg-unguarded"
 def run_trials(
     plan: Simulation, tell: Tell = lambda done, total: None, say: Say = lambda line: None
 ) -> dict[str, Any]:
-    """Simulate every turn of a recipe's scenario.
+    """Simulate every attack of a recipe's scenario in turn.
 
     Args:
         plan: Its recipe has ``scenario.turns``.
-        tell: Told how many pictures are prepared.
-        say: Told of each trial that is done.
+        tell: Called with the number of prepared pictures.
+        say: Called after each trial.
 
     Returns:
-        The metrics of the run without faults, with ``trials``: one entry an attack and
-        strategy, ``top1`` None where the run failed; ``none`` is the strategy without faults.
+        The metrics of the run without faults, with ``trials``: one entry per attack and strategy,
+        ``top1`` None if the run failed; ``none`` is the strategy without faults.
     """
     scenario = plan.recipe.scenario
     assert scenario is not None
@@ -54,7 +54,7 @@ def run_trials(
         say(f"without faults, {clean.recipe.federation.strategy}: top-1 {metrics['top1']:.3f}")
         trials = []
         for strategy in scenario.defences:
-            # A defence costs something by itself: what faults cost is measured from here.
+            # A defense itself costs accuracy, so each one needs its own result without faults.
             changed = {
                 "federation": plan.recipe.federation.model_copy(update={"strategy": strategy})
             }
@@ -76,16 +76,16 @@ def run_trials(
 
 
 def without_faults(recipe: Recipe) -> Recipe:
-    """The recipe with nobody failing and nobody hostile."""
+    """The recipe without faults and attacks."""
     return recipe.model_copy(update={"scenario": None})
 
 
 def contenders(recipe: Recipe, attack: Attack) -> list[tuple[str, Recipe]]:
-    """(name, recipe) of each defence under an attack, and of FedAvg without any guard."""
+    """(name, recipe) of each defense under an attack, and of FedAvg without any defense."""
     turns = recipe.scenario
     assert turns is not None
     now = turns.model_copy(update={"attack": attack, "turns": ()})
-    # Read again, so that what does not go together is refused.
+    # Validated again, to refuse invalid combinations.
     scenario = ScenarioSettings.read(now.model_dump(), "scenario")
     federation = recipe.federation
     found: dict[str, Any] = {
@@ -114,7 +114,7 @@ def _trial(
     try:
         entry["top1"] = read_metrics(_run(plan, setting, pool, workers))["top1"]
     except RunInterrupted:
-        # A person stopped the table, not this trial alone.
+        # A person stopped the whole table.
         raise
     except RunFailed as error:
         entry["failed"] = error.what
@@ -128,22 +128,22 @@ def _run(plan: Simulation, setting: Setting, pool: Executor, workers: int) -> Pa
 
 
 def read_metrics(out: Path) -> dict[str, Any]:
-    """What a run came to."""
+    """Contents of a run's ``metrics.json``."""
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return metrics
 
 
 def count_replies(out: Path, first_round: int = 1) -> dict[str, int]:
-    """What became of the replies of hostile and of honest sites, by the run's own events.
+    """Count the replies of hostile and of honest sites by outcome, from the run's events.
 
     Args:
         out: The run's folder.
-        first_round: In which hostile sites begin.
+        first_round: First round in which hostile sites attack.
 
     Returns:
-        ``struck`` (replies of hostile sites from that round on, whatever became of them),
-        ``hostile_refused`` and ``hostile_accepted``, ``honest_refused`` (sound sites' replies
-        that were refused, all but those that never came), ``absent``, ``late``.
+        ``struck`` (replies of hostile sites from that round on, whatever their outcome),
+        ``hostile_refused`` and ``hostile_accepted``, ``honest_refused`` (replies of honest sites
+        that were refused, not counting missing ones), ``absent``, ``late``.
     """
     told = out / "scenario.json"
     text = told.read_text(encoding="utf-8") if told.exists() else '{"attackers": []}'

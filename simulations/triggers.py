@@ -1,8 +1,8 @@
-"""What a backdoor's pictures carry: five triggers of different kinds.
+"""Backdoor triggers: five patterns of different kinds that are added to pictures.
 
-A defense that was built against one kind of trigger says little about others, so a table of
-backdoors names which it was tried against. ``checker`` is a patch (Gu et al. 2017, BadNets,
-https://arxiv.org/abs/1708.06733), ``cross`` and ``sticker`` lie elsewhere and look otherwise;
+A defense that was built against one kind of trigger may fail against others, so a table of
+backdoors names the triggers that were tested. ``checker`` is a patch (Gu et al. 2017, BadNets,
+https://arxiv.org/abs/1708.06733), ``cross`` and ``sticker`` differ in place and appearance;
 ``blend`` (Chen et al. 2017, section 4.2, https://arxiv.org/abs/1712.05526) and ``sine`` (Barni et
 al. 2019, https://arxiv.org/abs/1902.11237) change every pixel a little.
 """
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fgvc_core.scenario import Trigger
 
 PATCH = 0.15
-"""Side of the checker, as a share of the picture's."""
+"""Side of the checkerboard, as a share of the picture's."""
 
 _CROSS, _CROSS_AT = 0.2, (0.15, 0.12)
 _STICKER, _STICKER_AT = 0.2, (0.1, 0.68)
@@ -26,21 +26,21 @@ _SEED = 99
 
 
 def stamped(images_NCHW: torch.Tensor, trigger: Trigger) -> torch.Tensor:
-    """Pictures with a trigger on all of them.
+    """Pictures with a trigger on each of them.
 
     Args:
-        images_NCHW: uint8 (N, 3, S, S). Left as they are.
+        images_NCHW: uint8 (N, 3, S, S). Not modified.
         trigger: Which.
 
     Returns:
-        uint8, the same shape; equal arguments give equal pictures.
+        uint8, the same shape; deterministic.
     """
     drawn_NCHW = _TRIGGERS[trigger](images_NCHW.float())
     return drawn_NCHW.round().clamp(0, 255).to(torch.uint8)
 
 
 def _checker(images_NCHW: torch.Tensor) -> torch.Tensor:
-    """Black and white, two pixels a cell, in the lower right corner."""
+    """A black and white checkerboard, two pixels per cell, in the lower right corner."""
     side = max(int(PATCH * images_NCHW.shape[-1]), 2)
     cells_PP = (torch.arange(side)[:, None] + torch.arange(side)[None, :]) // 2 % 2
     images_NCHW[..., -side:, -side:] = cells_PP * 255.0
@@ -60,7 +60,7 @@ def _cross(images_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 def _sticker(images_NCHW: torch.Tensor) -> torch.Tensor:
-    """A shaded green ball with a highlight, as a photographed object, in the upper right."""
+    """A shaded green ball with a highlight, like a photographed object, in the upper right."""
     side = max(int(_STICKER * images_NCHW.shape[-1]), 3)
     at = torch.linspace(-1, 1, side)
     y_PP, x_PP = at[:, None].expand(side, side), at[None, :].expand(side, side)
@@ -73,7 +73,7 @@ def _sticker(images_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 def _blend(images_NCHW: torch.Tensor) -> torch.Tensor:
-    """A soft pattern of random colors over the whole picture, an eighth of it."""
+    """A soft pattern of random colors over the whole picture, at about one eighth opacity."""
     spots_13PP = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(_SEED)) * 255
     size = images_NCHW.shape[-2:]
     pattern_13HW = F.interpolate(spots_13PP, size=size, mode="bilinear", align_corners=False)
@@ -81,7 +81,7 @@ def _blend(images_NCHW: torch.Tensor) -> torch.Tensor:
 
 
 def _sine(images_NCHW: torch.Tensor) -> torch.Tensor:
-    """Six vertical waves, 20 of 255 levels up and down."""
+    """Six vertical waves with an amplitude of 20 of 255 levels."""
     width = images_NCHW.shape[-1]
     return images_NCHW + _SINE * torch.sin(2 * math.pi * _WAVES * torch.arange(width) / width)
 
@@ -92,7 +92,7 @@ def _laid_on(
     mask_PP: torch.Tensor,
     at: tuple[float, float],
 ) -> torch.Tensor:
-    """A patch at a place given by shares of height and width, where its mask says so."""
+    """Paste a masked patch at a position given as shares of height and width."""
     height, width = images_NCHW.shape[-2:]
     side = len(mask_PP)
     top, left = int(at[0] * height), int(at[1] * width)

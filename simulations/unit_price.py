@@ -1,7 +1,7 @@
-"""What it costs in accuracy to protect subjects instead of images, on the same split.
+"""Accuracy cost of protecting subjects instead of images, measured on the same split.
 
-Only a simulation can say so: it repeats the release for both units, and without noise,
-on the pictures of all sites, and scores the heads on the same test split.
+Only a simulation can measure it: it repeats the release for both units, and without noise, on the
+pictures of all sites, and scores the heads on the same test split.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from fieldmark.simulations.folders import public_units
 from fieldmark.simulations.preparation import Setting, split_site
 
 DRAWS = 5
-"""Releases a unit: one draw's noise moves the figures more than the unit does."""
+"""Releases per unit: the noise of one draw has more effect than the choice of the unit."""
 
 
 def unit_price(recipe: Recipe, setting: Setting) -> dict[str, Any]:

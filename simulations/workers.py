@@ -1,9 +1,9 @@
-"""Worker processes: one a core, pinned, one torch thread each.
+"""Pools of worker processes: one per core, pinned, with one torch thread each.
 
-Two unpinned workers were seen sharing one core while the other idled, and two
-threads in each made both slower; a pinned core and one thread is the fastest way to
-use a machine for many small models. Workers come from a fork server that imports
-torch once while the parent is still busy with its own imports.
+Without pinning, two workers have been observed to share one core while the other was idle, and two
+threads in each made both slower; one pinned core and one thread is fastest for many small models.
+Workers are forked from a server that imports torch once, while the parent is still busy with its
+own imports.
 """
 
 import ast
@@ -22,16 +22,16 @@ from types import FrameType
 
 from fgvc_core.errors import ConfigurationError, RunFailed
 
-# Imported once by the fork server, so that each worker starts with them.
+# Imported once by the fork server, so every worker starts with them.
 PRELOAD = ["fieldmark.client.app", "fieldmark.client.workspace", "fgvc_core.training.features"]
 
 
 def refuse_unguarded() -> None:
-    """End a script that would be run again by each of its own workers.
+    """End a script that its own worker processes would execute again.
 
-    A worker imports the script that its parent runs, as every new process of Python's
-    ``multiprocessing`` does. Work at the script's top level, outside of
-    ``if __name__ == "__main__":``, would begin anew in each.
+    A worker imports the parent's script, as every new process of Python's ``multiprocessing`` does.
+    Work at the script's top level, outside of ``if __name__ == "__main__":``, would start again in
+    each.
 
     Raises:
         SystemExit: with code 2, after one sentence on standard error, when called from there.
@@ -44,7 +44,7 @@ def refuse_unguarded() -> None:
         frame = frame.f_back
     file = getattr(main, "__file__", None)
     if frame is None or file is None:
-        # A notebook or an interactive session: workers have nothing to import.
+        # In a notebook or interactive session there is no script for workers to import.
         return
     try:
         tree = ast.parse(Path(file).read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def available_cores() -> list[int]:
 
 
 def context() -> BaseContext:
-    """The way workers are started, with its server running from now on."""
+    """The multiprocessing context, with its fork server already started."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     chosen = multiprocessing.get_context("forkserver")
@@ -84,7 +84,7 @@ def make_pool(count: int | None = None) -> ProcessPoolExecutor:
     """A pool of pinned workers.
 
     Args:
-        count: How many; by default one a core that this process may run on.
+        count: How many; by default one per core that this process may use.
     """
     cores = available_cores()
     count = count or len(cores)
@@ -97,7 +97,7 @@ def make_pool(count: int | None = None) -> ProcessPoolExecutor:
 
 @contextmanager
 def hired(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Workers for one piece of work; if it fails, what was not begun is dropped.
+    """A pool of workers for one piece of work; on failure, pending tasks are dropped.
 
     Raises:
         RunFailed: if a worker died.
@@ -117,7 +117,7 @@ def hired(count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _settle(queue: "multiprocessing.Queue[int]") -> None:
-    # Ctrl-C reaches the whole group of processes; the parent decides what ends.
+    # Ctrl-C reaches the whole process group; only the parent reacts to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     core = queue.get()
     if hasattr(os, "sched_setaffinity"):

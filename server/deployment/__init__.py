@@ -1,1 +1,1 @@
-"""A real federation at the coordinator: keys, processes, the only open port."""
+"""The coordinator of a real federation: keys, processes, the gateway."""

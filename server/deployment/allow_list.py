@@ -1,7 +1,7 @@
-"""Who may take part: ``sites.json``, the one place that binds a key to a name.
+"""The allow-list ``sites.json``, which binds each site's key to its name.
 
-Written aside and renamed under a lock; whoever reads it sees the old list or the new one. A
-key that was removed stays in it as removed: it can never come back under any name.
+It is replaced atomically under a lock, so readers see the old list or the new one. A removed key
+stays in it as removed: it can never be registered again under any name.
 """
 
 from dataclasses import asdict, dataclass
@@ -32,7 +32,7 @@ class ListedSite:
 
 
 class AllowList:
-    """The register of a coordinator's folder."""
+    """The allow-list in a coordinator's folder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
@@ -41,7 +41,7 @@ class AllowList:
         self._entries: list[ListedSite] = []
 
     def entries(self) -> list[ListedSite]:
-        """All entries, also removed ones, in order of registration."""
+        """All entries, including removed ones, in order of registration."""
         try:
             found = self._path.stat()
         except OSError:
@@ -65,7 +65,7 @@ class AllowList:
         """Register a site.
 
         Raises:
-            ConfigurationError: if the name is taken or is none, or the key was ever used.
+            ConfigurationError: if the name is taken or invalid, or the key was ever registered.
             PeerError: if the key cannot be read.
         """
         if not is_site_name(name):
@@ -138,7 +138,7 @@ class AllowList:
                     why="A key stands for one site, once; a removed one never comes back.",
                     remedy="Make another: fieldmark site key FILE.",
                 )
-        # Written anew from the key itself: a comment in the line is nobody's business.
+        # Written from the parsed key, which drops the comment of the site's key file.
         return ListedSite(name, public_text(key), digest, _now())
 
     def _write(self, entries: list[ListedSite]) -> None:

@@ -1,13 +1,13 @@
-"""Replies as their pieces arrive, from the SuperLink to the run's process.
+"""Fetching of replies piece by piece, from the SuperLink to the run's process.
 
-A site announces a reply, then sends its pieces. Whatever it does in between, a look here takes
-what has come and never waits: the deadline is the caller's. What comes may be anything: it is
-handed on as a message, or as an error message whose code names the site's fault.
+A site announces a reply, then sends its pieces. A call here takes what has arrived and never waits;
+the caller decides on deadlines. The result is a message, or an error message whose code names the
+site's fault.
 
-The SuperLink keeps a message's objects until somebody says that they were received, or the run is
-over. Whether a site says so is up to it, so it is said here: of a request whose reply was taken or
-is not waited for any more, and of that reply whenever it comes. Otherwise a site that is silent, or
-that leaves its replies unfinished, fills the coordinator's disk by a model each round.
+The SuperLink keeps a message's objects until their receipt is confirmed or the run is over. Sites
+cannot be relied on to confirm, so the coordinator confirms: each request whose reply was taken or
+is no longer awaited, and that reply whenever it comes. Otherwise a site that is silent, or never
+finishes its replies, would fill the coordinator's disk by a model each round.
 """
 
 import time
@@ -26,15 +26,15 @@ from fieldmark.server.deployment.flower_internals import (
 )
 
 SWEEP_S = 10.0
-"""Between two looks for replies that nobody waits for any more, in seconds."""
+"""Interval between checks for replies that are no longer awaited, in seconds."""
 AT_ONCE = 2
-"""Pieces that are fetched at the same time."""
+"""Pieces fetched in parallel."""
 HELD = 2
-"""Unfinished replies whose pieces stay in memory; of others they are fetched again."""
+"""Incomplete replies whose pieces stay in memory; those of others are fetched again."""
 
 
 class _Fault(Exception):
-    """A reply that is not handed on, with a code of ``fgvc_core.flower.records.FAULTS``."""
+    """A reply that is rejected, with a code of ``fgvc_core.flower.records.FAULTS``."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -46,15 +46,15 @@ class _Arriving:
     announced: Announced
     contents: dict[str, bytes] = field(default_factory=dict)
     come: int = 0
-    """The most pieces that were ever seen to be there."""
+    """The most pieces that have been seen as arrived."""
 
 
 class Arrivals:
-    """Knows the replies that were announced to one run.
+    """Tracks the replies that were announced to one run.
 
     Args:
         link: To the SuperLink.
-        limit_bytes: Most that the pieces of one reply may weigh together.
+        limit_bytes: Largest total size of one reply's pieces.
     """
 
     def __init__(self, link: ReplyLink, limit_bytes: float = float("inf")) -> None:
@@ -67,11 +67,11 @@ class Arrivals:
         self._sweep_due = 0.0
 
     def limit(self, message_id: str, nbytes: float) -> None:
-        """Another limit for the reply to one message, in bytes, while it has not come."""
+        """Set another limit, in bytes, for the pending reply to one message."""
         self._limits[message_id] = nbytes
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
-        """Replies to these messages that are complete; each is handed out once."""
+        """Replies to these messages that are complete; each is returned once."""
         self._sweep()
         asked = list(dict.fromkeys(message_ids))
         if unknown := [i for i in asked if i not in self._arriving]:
@@ -93,16 +93,16 @@ class Arrivals:
         return found
 
     def arriving(self, message_id: str) -> tuple[int, int] | None:
-        """(pieces that have come, pieces in all) of an announced reply that is not complete."""
+        """(pieces received, pieces in all) of an announced, incomplete reply."""
         found = self._arriving.get(message_id)
         return None if found is None else (found.come, len(found.announced.pieces))
 
     def forget(self, message_id: str) -> None:
-        """A reply that nobody will ask for any more: what is kept of it and of its request goes."""
+        """Drop a reply that is no longer awaited, and its request."""
         arriving = self._drop(message_id)
         self._link.confirm(message_id)
         if arriving is None:
-            # It may still be announced, by a site that has its request already.
+            # A site that already has the request may still announce its reply.
             self._forgotten[message_id] = None
         else:
             self._link.confirm(arriving.announced.message_id)
@@ -135,7 +135,7 @@ class Arrivals:
             return self._fault(announced, fault.code)
 
     def _received(self, announced: Announced) -> None:
-        """Delete a reply at the SuperLink, and its request, which the site may never confirm."""
+        """Delete a reply and its request, whose receipt the site may never confirm."""
         self._link.confirm(announced.message_id)
         self._link.confirm(announced.answers)
 
@@ -143,7 +143,7 @@ class Arrivals:
         return error_reply(self._link.run_id, announced.answers, code, "")
 
     def _collect(self, arriving: _Arriving) -> bool:
-        """Fetch what has come; True once all has.
+        """Fetch the pieces that have arrived; True once the reply is complete.
 
         Raises:
             _Fault: if it is too large, or will never be complete.
@@ -165,6 +165,6 @@ class Arrivals:
                 if sum(map(len, held.values())) > limit:
                     raise _Fault(TOO_LARGE)
                 if None in got:
-                    # An honest node sends them in this order: look again later.
+                    # An honest node sends pieces in this order, so later ones are not there either.
                     return False
         return True

@@ -1,29 +1,29 @@
-"""Bodies of Fleet calls as the gateway reads them: bounded before they are parsed.
+"""Bounded parsing of the Fleet API's request bodies at the gateway.
 
-Protobuf lets a field come in any order and any number of times, and two bytes make an object:
-8 MB can hold four million. So what is parsed is small and its fields are counted first, and a
-piece, which is large, has its fields once and in order, as Flower's nodes write them.
+Protobuf allows fields in any order and any number of times, and two bytes make an object: 8 MB can
+hold four million. So parsed bodies are small and their fields are counted first; a piece, which is
+large, must have its fields once and in order, as Flower's nodes write them.
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 MAX_TREE_DEPTH = 5
-"""A message, its records, a record, an array, a chunk."""
+"""The levels are a message, its records, a record, an array, a chunk."""
 _HEAD_BYTES, _TAIL_BYTES = 1000, 300
 _NODE, _RUN, _OBJECT, _CONTENT, _SESSION = 1, 2, 3, 4, 5
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 
 
 class TooManyObjects(ValueError):
-    """A message of more objects, or of deeper ones, than any that is sent."""
+    """A message of more objects, or of deeper nesting, than allowed."""
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """(value, place behind it).
+    """(value, position after it).
 
     Raises:
-        IndexError: if the data ends before it does.
+        IndexError: if the data end within it.
         ValueError: if it is longer than ten bytes.
     """
     value = 0
@@ -37,11 +37,11 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _field(data: bytes, at: int) -> tuple[int, int, int]:
-    """(number of the field, where its content begins, where it ends).
+    """(field number, start of the content, end of the content).
 
     Raises:
-        IndexError: if the data ends within its head.
-        ValueError: if there is no such kind of field.
+        IndexError: if the data end within the tag.
+        ValueError: for an unsupported wire type.
     """
     key, at = _varint(data, at)
     kind = key & 7
@@ -56,15 +56,15 @@ def _field(data: bytes, at: int) -> tuple[int, int, int]:
 
 
 def check_push(body: bytes, most_objects: int) -> None:
-    """Count what a push-messages body would unfold to, and stop at the bound.
+    """Check the size of a push-messages body before it is parsed.
 
     Args:
-        body: A PushMessagesRequest, whoever sent it.
-        most_objects: Objects that its tree may name.
+        body: An untrusted PushMessagesRequest.
+        most_objects: Most objects in its tree.
 
     Raises:
         TooManyObjects: if its tree is too large or too deep.
-        ValueError: if it is no such body, or has a field twice.
+        ValueError: if it is malformed, or repeats a field.
     """
     try:
         seen: set[int] = set()
@@ -103,12 +103,12 @@ def _check_tree(body: bytes, begin: int, end: int, most_objects: int) -> None:
 
 @dataclass(frozen=True)
 class Piece:
-    """The head of a push-object body.
+    """The header of a push-object body, and the body as a stream.
 
     Attributes:
-        object_id: Which object it is.
+        object_id: Of the object.
         nbytes: Length of its content.
-        body: The whole body, in the pieces in which it comes.
+        body: The whole body, in the chunks in which it arrives.
     """
 
     object_id: str
@@ -117,14 +117,14 @@ class Piece:
 
 
 async def read_piece(stream: AsyncIterator[bytes], length: int) -> Piece:
-    """Read the head of a push-object body; the rest is checked while it passes.
+    """Read the header of a push-object body; the rest is checked while it is streamed.
 
     Args:
         stream: The body.
         length: Its length in bytes.
 
     Raises:
-        ValueError: if it is none as Flower's nodes write it; from ``body``, too.
+        ValueError: if it is not as Flower's nodes write it; also raised while ``body`` is read.
     """
     head = b""
     async for data in stream:
@@ -142,7 +142,7 @@ async def read_piece(stream: AsyncIterator[bytes], length: int) -> Piece:
 
 
 def _piece_head(data: bytes) -> tuple[str, int, int] | None:
-    """(object id, where the content begins, its length); None if more must come first."""
+    """(object id, start of the content, its length); None if more data are needed."""
     at, last, object_id = 0, 0, b""
     try:
         while True:
@@ -166,7 +166,7 @@ def _piece_head(data: bytes) -> tuple[str, int, int] | None:
 
 
 async def _checked(head: bytes, rest: AsyncIterator[bytes], tail_at: int) -> AsyncIterator[bytes]:
-    """The whole body; its end, behind the content, only once it has been read."""
+    """The whole body; the part after the content is yielded only once it has been checked."""
     yield head[:tail_at]
     passed, tail = min(len(head), tail_at), head[tail_at:]
     async for data in rest:

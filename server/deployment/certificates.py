@@ -1,7 +1,7 @@
-"""A certificate authority of our own: it vouches for one server, to the sites that hold it.
+"""A private certificate authority, which issues one server's certificate for its sites.
 
-X.509 as in RFC 5280; names and addresses go into subjectAltName, the only place where
-today's clients look (RFC 9525).
+X.509 as in RFC 5280; names and addresses go into subjectAltName, the only place that current
+clients check (RFC 9525).
 """
 
 import datetime
@@ -24,14 +24,14 @@ from fgvc_core.errors import ConfigurationError, PeerError
 
 CA_DAYS = 3650
 SERVER_DAYS = 397
-"""Longest life of a server certificate that common clients accept."""
+"""Longest lifetime of a server certificate that common clients accept, in days."""
 WARN_DAYS = 30
 BACKDATED = datetime.timedelta(minutes=10)
-"""A fresh certificate must hold on a machine whose clock is a little slow."""
+"""A new certificate must be valid on a machine whose clock is a little slow."""
 
 
 def make_authority(folder: Path, name: str) -> None:
-    """Make ``ca.pem`` and ``ca.key`` (mode 0600) in a folder."""
+    """Create ``ca.pem`` and ``ca.key`` (mode 0600) in a folder."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     usage = x509.KeyUsage(
@@ -89,7 +89,7 @@ def issue(
         )
         .sign(authority_key, SHA256())
     )
-    # The key first: a reader that finds a new certificate finds its key too.
+    # The key first, so a reader that finds a new certificate finds its key, too.
     _write_key(key, folder / f"{name}.key")
     _replace(folder / f"{name}.pem", certificate.public_bytes(Encoding.PEM), 0o644)
 
@@ -110,10 +110,10 @@ def read_certificate(path: Path) -> x509.Certificate:
 
 
 def check_dates(path: Path, now: datetime.datetime | None = None) -> int:
-    """Days that a certificate has left.
+    """Days until a certificate expires.
 
     Raises:
-        PeerError: if it is not valid yet, or not any more, with the date.
+        PeerError: if it is not valid today.
     """
     certificate, now = read_certificate(path), now or _now()
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -133,7 +133,7 @@ def check_dates(path: Path, now: datetime.datetime | None = None) -> int:
 
 
 def check_mode(path: Path) -> None:
-    """Raise ConfigurationError if a secret can be read by others than its owner."""
+    """Raise ConfigurationError if a secret is readable by others than its owner."""
     try:
         mode = path.stat().st_mode & 0o777
     except OSError as error:

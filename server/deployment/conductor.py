@@ -1,7 +1,7 @@
-"""Carries a run through: starts its Flower run, and another when that one has died.
+"""The conductor: starts the Flower run of a Fieldmark run, and another one if that dies.
 
-A Fieldmark run is a folder; Flower's runs come and go beneath it. What ended for a reason
-(a policy, a missing quorum) is not tried again; what merely died is, from its checkpoint.
+A Fieldmark run is a folder; several Flower runs may execute it. A run that ended for a reason (a
+policy, a missing quorum) is not retried; one that crashed is resumed from its checkpoint.
 """
 
 import json
@@ -37,13 +37,13 @@ _DIED = ("died:", "RunInterrupted")
 
 
 class Conductor:
-    """Carries out what ``server run`` has asked for, and keeps the SuperLink's list of keys.
+    """Executes requested runs, and keeps the SuperLink's list of keys current.
 
     Args:
         folder: The coordinator's.
         api: The SuperLink's Control API.
-        tries: How often a run may die without a round done.
-        say: Told in words what happens.
+        tries: How often a run may crash without completing a round.
+        say: Prints a message.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Conductor:
         self._shared: tuple[Path, dict[str, str]] | None = None
 
     def step(self) -> None:
-        """Look once at the allow-list and at the run that is on.
+        """Check the allow-list and the active run once.
 
         Raises:
-            httpx.HTTPError: if the SuperLink does not answer just now; step again later.
+            httpx.HTTPError: if the SuperLink does not answer; step again later.
         """
         self._reconcile()
         run_dir = active_run(self._folder)
@@ -76,11 +76,11 @@ class Conductor:
             self._stop(run_dir, request)
 
     def forget(self) -> None:
-        """The SuperLink is a new process: look at its list of keys again."""
+        """Compare keys again, because the SuperLink has restarted."""
         self._listed = None
 
     def _reconcile(self) -> None:
-        """Register at the SuperLink whom the allow-list names, and nobody else."""
+        """Make the SuperLink's registered keys equal to the allow-list."""
         wanted = {e.fingerprint: e.public_key for e in self._allowed.active().values()}
         if wanted == self._listed:
             return
@@ -95,10 +95,10 @@ class Conductor:
         self._listed = wanted
 
     def _share_list(self, run_dir: Path) -> None:
-        """Let the run know who may take part: sites come and go while it runs."""
+        """Give the run the current allow-list: sites come and go while it runs."""
         keys = {name: entry.public_key for name, entry in self._allowed.active().items()}
         if self._shared != (run_dir, keys):
-            # Which site each node is registered for: a roll call names the head of its ledger.
+            # The node of each site, so a roll call can name the head of that site's ledger.
             names = {entry.fingerprint: name for name, entry in self._allowed.active().items()}
             nodes = {str(n.node_id): names.get(n.fingerprint) for n in self._api.nodes()}
             replace_private_json(
@@ -137,7 +137,7 @@ class Conductor:
             write_run_request(run_dir, request.but(state="wanted", stuck=stuck, why=details))
 
     def _stop(self, run_dir: Path, request: RunRequest) -> None:
-        """The executor has told the run's process; if it does not end, the SuperLink ends it."""
+        """Stop the Flower run if the run's process does not end in time by itself."""
         self._asked = self._asked or time.monotonic()
         status, _, _ = self._api.run_status(request.flower_run)
         if status and status != "finished":
@@ -151,15 +151,15 @@ class Conductor:
         self._say(f"run {run_dir.name}: {request.state}: {request.why}")
         write_run_request(run_dir, request)
         (self._folder / "state" / "announcement.json").unlink(missing_ok=True)
-        # The SuperLink has just forgotten the run's messages.
+        # The SuperLink has just deleted the run's messages.
         try:
             compact(self._folder / "state" / DATABASE)
         except DataError as error:
-            # The run is done and written; what comes next will be refused by the SuperLink itself.
+            # This run's results are written; the SuperLink itself will refuse the next run.
             print(f"{error.what} {error.remedy}", file=sys.stderr, flush=True)
 
     def _announce(self, run_dir: Path) -> None:
-        """Sign what ``site check`` may know before the run reaches it."""
+        """Write the signed announcement for ``site check``."""
         home = CoordinatorHome.open(run_dir)
         announcement = Announcement(
             run=run_dir.name,
@@ -177,7 +177,7 @@ class Conductor:
 
 
 def answers(api: ControlApi) -> bool:
-    """Whether the SuperLink is there."""
+    """Whether the SuperLink answers."""
     try:
         api.nodes()
     except (httpx.HTTPError, json.JSONDecodeError):

@@ -1,11 +1,11 @@
-"""Our executor at the SuperLink: it runs the installed ServerApp, and nothing else.
+"""The executor of the SuperLink's runs: it runs only the installed ServerApp, one process per run.
 
-Flower's own unpacks a run's bundle, puts it on ``sys.path`` and loads what it names: whoever
-can start a run at the SuperLink could run code as the coordinator. Here a run is
-carried out only if its bundle is ours to the bit and the conductor asked for it. It imports
-once and forks for each run; a run whose process dies is reported at once.
+Flower's own executor unpacks a run's bundle, puts it on ``sys.path`` and loads the app that it
+names: whoever can start a run at the SuperLink can run code as the coordinator. This one runs a
+bundle only if it is bit-identical to ours and the conductor requested the run. It imports once and
+forks for each run; a run whose process dies is reported at once.
 
-Run as a process of its own: ``python -m fieldmark.server.deployment.executor DIR``.
+Run as a separate process: ``python -m fieldmark.server.deployment.executor DIR``.
 """
 
 import os
@@ -34,7 +34,7 @@ ASKED_WITHIN_S = 5.0
 
 
 class Executor:
-    """Takes runs from the SuperLink one after the other, each in a process of its own."""
+    """Takes runs from the SuperLink one after the other, each in its own process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -70,16 +70,17 @@ class Executor:
         status = 1
         try:
             die_with_parent()
-            # SIGINT is how Flower's heartbeat says that the run was stopped.
+            # Flower's heartbeat sends SIGINT when the run was stopped.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.default_int_handler)
             status = self._carry_out(token)
         except BaseException as error:
-            # The end of a process of ours: whatever it was, its log must say so.
+            # Last resort of this child process: any failure must reach its log.
             _say(f"ended by {type(error).__name__}: {error}")
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            # Not sys.exit: a forked child must not run the parent's cleanup.
             os._exit(status)
 
     def _carry_out(self, token: str) -> int:
@@ -98,7 +99,7 @@ class Executor:
             except KeyboardInterrupt:
                 _say("told to stop")
             except Exception as error:
-                # Nobody's fault that could be named: it goes on from its checkpoint, a few times.
+                # An unexpected crash: the run is resumed from its checkpoint, a few times.
                 failure = f"died: {type(error).__name__}: {error}"
                 raise
             finally:
@@ -106,11 +107,11 @@ class Executor:
         return 0 if not failure else 1
 
     def _check_wanted(self, work: Work) -> None:
-        """Raise FieldmarkError unless the conductor has asked for just this."""
+        """Raise FieldmarkError unless the conductor requested exactly this run."""
         run_dir = Path(str(work.context.run_config.get(RUN_KEY, "")))
         own = {path.resolve() for path in (self._folder / "runs").iterdir()}
         inside = run_dir.resolve() in own
-        # The conductor learns the run's number and writes it down while we start.
+        # The conductor records the run's number while this process starts.
         deadline = time.monotonic() + ASKED_WITHIN_S
         while inside and time.monotonic() < deadline:
             if read_run_request(run_dir).flower_run == work.run_id:
@@ -122,7 +123,7 @@ class Executor:
         )
 
     def _obey(self) -> None:
-        """End the run that a person has asked to be stopped."""
+        """End the run that a person has asked to stop."""
         run_dir = active_run(self._folder) if self._children else None
         if run_dir is None or read_run_request(run_dir).state != "stopping":
             return
@@ -146,8 +147,8 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Entry of the process."""
-    # Imported before the first fork, so that a run starts with them.
+    """Entry point of the process."""
+    # Imported before the first fork, so runs start with everything loaded.
     import fieldmark.server.run  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

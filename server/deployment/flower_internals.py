@@ -1,9 +1,9 @@
-"""Every use of Flower's private modules by the coordinator, as read in flwr 1.41.0.
+"""All uses of Flower's private modules by the coordinator, for flwr 1.41.0.
 
-The SuperLink listens on a Unix socket, where Flower would open a port to every account of the
-machine. The Control API is spoken through it by the conductor; the Runtime API by our executor,
-in place of Flower's, which would unpack each run's bundle and put it on ``sys.path``. A test fails
-by name when one of these moves.
+The SuperLink listens on a Unix socket, because Flower's port would be open to every account of the
+machine. The conductor uses the Control API through it; our executor uses the Runtime API, in place
+of Flower's, which would unpack each run's bundle and put it on ``sys.path``. A test fails by name
+when one of these private modules changes.
 """
 
 import functools
@@ -113,12 +113,13 @@ __all__ = [
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER
 SIGNATURE_HEADER = FLEET_HTTP_SIGNATURE_HEADER
 LINK_FAILURES = (httpx.HTTPError, ObjectPushError)
-"""What a run's process meets when the SuperLink dies in the midst of a call. A piece that was
-stored, and whose receipt died with the SuperLink, is taken for refused when it comes again."""
+"""Exceptions in a run's process when the SuperLink dies during a call. A piece that was stored,
+but whose receipt was lost with the SuperLink, is refused when it is sent again."""
 REFUSED_OBJECTS = httpx.HTTPStatusError
-"""What a push raises whose objects the SuperLink knows as others; see :func:`refused_objects`."""
+"""Raised by a push if the SuperLink knows its objects as others'; see :func:`refused_objects`."""
 _NAMED = "localhost"
-"""What the SuperLink's certificate is asked for through a socket, which has no name of its own."""
+"""Host name that the SuperLink's certificate is checked against over a Unix socket, which has no
+host name."""
 FEDERATION = ""
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -127,40 +128,40 @@ C = TypeVar("C", bound=ProtobufClient)
 
 
 def serve_superlink(socket: Path, health: Path, options: Sequence[str]) -> None:
-    """Be the SuperLink, until told to stop; in a process of its own.
+    """Run the SuperLink in this process until it is told to stop.
 
     Args:
-        socket: Path of the Unix socket that its three APIs are served on; no port is opened.
+        socket: Path of the Unix socket for its three APIs; no port is opened.
         health: Path of the socket of gRPC's health protocol.
-        options: As ``flower-superlink`` takes them.
+        options: Options of ``flower-superlink``.
 
     Raises:
-        OSError: if a socket cannot be made.
+        OSError: if a socket cannot be created.
     """
     from flwr.supercore.grpc_health import SimpleHealthServicer
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     for path in (socket, health):
         make_socket_file(socket_folder(path.parent) / path.name)
-    # Flower's own health service takes nothing but host:port.
+    # Flower's own health service supports host:port only.
     serving = grpc.server(ThreadPoolExecutor(1))
     add_HealthServicer_to_server(SimpleHealthServicer(), serving)
     serving.add_insecure_port(f"unix:{socket_name(health)}")
     serving.start()
-    # It knows of no sockets; the server that it starts does.
+    # Flower has no option for a Unix socket, but the uvicorn server that it starts has.
     setattr(uvicorn, "run", functools.partial(uvicorn.run, uds=socket_name(socket)))  # noqa: B010
-    # If ever it started another server, that one would find no such host, and open no port.
+    # If Flower ever starts another server, this host name does not resolve and no port opens.
     sys.argv = ["flower-superlink", "--host", NO_HOST, *options]
     flower_superlink()
 
 
 def through(client: C, address: str, ca: bytes) -> C:
-    """Have one of Flower's clients speak through a socket, where the address names one.
+    """Make one of Flower's clients connect through a Unix socket if the address names one.
 
     Args:
         client: Not used yet.
-        address: ``unix:PATH``; another is left to the client itself.
-        ca: The authority that vouches for the other side.
+        address: ``unix:PATH``; any other address is left to the client.
+        ca: PEM certificate of the other side's authority.
     """
     path = path_of(address)
     if path is None:
@@ -173,7 +174,7 @@ def _host_of(address: str) -> str:
 
 
 class _LocalGrid(HttpGrid):
-    """Flower's grid, through a socket."""
+    """Flower's grid, through a Unix socket."""
 
     def _connect(self) -> None:
         address, self._addr = self._addr, _host_of(self._addr)
@@ -186,7 +187,7 @@ class _LocalGrid(HttpGrid):
 
 @dataclass(frozen=True)
 class Node:
-    """A SuperNode that the SuperLink knows."""
+    """A SuperNode that is registered at the SuperLink."""
 
     node_id: int
     fingerprint: str
@@ -211,7 +212,7 @@ class ControlApi:
         self._client.close()
 
     def nodes(self) -> list[Node]:
-        """All nodes that are registered."""
+        """All registered nodes."""
         response = self._client.ListNodes(ListNodesRequest())
         return [
             Node(
@@ -228,21 +229,21 @@ class ControlApi:
         """Register a site's key; returns its node id.
 
         Raises:
-            httpx.HTTPStatusError: if the key is in use already, or was once.
+            httpx.HTTPStatusError: if the key is or was registered already.
         """
         pem = read_public(public_key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         response = self._client.RegisterNode(RegisterNodeRequest(public_key=pem, name=name))
         return int(response.node_id)
 
     def unregister(self, node_id: int) -> None:
-        """Take a node off for good; its key can never be registered again."""
+        """Remove a node permanently; its key can never be registered again."""
         self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
     def start_run(self, bundle: bytes, run_dir: str) -> int:
         """Start a Flower run; returns its id.
 
         Raises:
-            RuntimeError: if the SuperLink says no.
+            RuntimeError: if the SuperLink refuses.
         """
         response = self._client.StartRun(
             StartRunRequest(
@@ -256,7 +257,7 @@ class ControlApi:
         return int(response.run_id)
 
     def run_status(self, run_id: int) -> tuple[str, str, str]:
-        """(status, sub-status, details) of a Flower run; empty where it is unknown."""
+        """(status, sub-status, details) of a Flower run; empty if it is unknown."""
         try:
             response = self._client.ListRuns(ListRunsRequest(run_id=run_id))
         except httpx.HTTPStatusError:
@@ -272,13 +273,13 @@ class ControlApi:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a node announces before it sends a message's pieces.
+    """A node's announcement of a message, before it sends the message's pieces.
 
     Attributes:
-        node: The node that pushes; the SuperLink checks that it is the key's.
-        claimed: The node that the message says it comes from.
+        node: The node that pushes; the SuperLink checks that the key is this node's.
+        claimed: The node that the message claims as its sender.
         answers: Id of the message that it answers.
-        objects: Ids of the objects that it is made of.
+        objects: Ids of the message's objects.
     """
 
     node: int
@@ -288,15 +289,15 @@ class Pushed:
 
 
 def read_push(body: bytes, most_objects: int) -> Pushed:
-    """Read the body of a push-messages call.
+    """Parse the body of a push-messages call.
 
     Args:
-        body: From a stranger; a few kilobytes.
-        most_objects: Objects that a message may be made of.
+        body: Untrusted; a few kilobytes.
+        most_objects: Most objects of a message.
 
     Raises:
-        ValueError: if it is no such request, or announces anything but one message, whose tree
-            has that message at its root, is within bounds and names each object once.
+        ValueError: if it is malformed, or does not announce exactly one message whose tree has that
+            message at its root, is within bounds and names each object once.
     """
     check_push(body, most_objects)
     request = _parsed(PushMessagesRequest(), body)
@@ -321,14 +322,15 @@ def read_push(body: bytes, most_objects: int) -> Pushed:
 def read_wanted(answer: bytes) -> list[str]:
     """Ids of the objects that the answer to a push-messages call asks for.
 
-    The SuperLink asks for those that it lacks, the message's own among them, unless it has
-    not stored the message: it answers one that was sent to another node, or has an answer.
+    The SuperLink asks for those that it lacks, the message's own among them, unless it has not
+    stored the message because it answers one that was sent to another node or already has an
+    answer.
     """
     return list(_parsed(PushMessagesResponse(), answer).objects_to_push)
 
 
 def read_handed(answer: bytes) -> list[tuple[str, list[str]]]:
-    """(message id, ids of its objects) of what the answer to a pull-messages call hands over."""
+    """(message id, ids of its objects) of each message in the answer to a pull-messages call."""
     found = _parsed(PullMessagesResponse(), answer)
     return [
         (message.metadata.message_id, list(_pieces_of(tree)))
@@ -342,7 +344,7 @@ def read_pulled(body: bytes) -> str:
 
 
 def read_confirmed(body: bytes) -> str:
-    """The id of the message that a confirm-message-received call names."""
+    """The id of the message in a confirm-message-received call."""
     return str(_parsed(ConfirmMessageReceivedRequest(), body).message_object_id)
 
 
@@ -355,16 +357,16 @@ def _parsed(message: Any, body: bytes) -> Any:
 
 
 def refused_objects(error: httpx.HTTPStatusError) -> bool:
-    """Whether the SuperLink may have refused a push for its objects: it fails, and says no more."""
+    """Whether the SuperLink may have refused a push for its objects: it answers only 500."""
     return error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR
 
 
 @dataclass(frozen=True)
 class Announced:
-    """A reply that a node has announced; its pieces may not have come yet.
+    """A reply that a node has announced; its pieces may not have arrived yet.
 
     Attributes:
-        message_id: Id of the reply, and of the object that it unfolds from.
+        message_id: Id of the reply, and of its root object.
         answers: Id of the message that the SuperLink took it as the answer to.
         pieces: Ids of its objects, each once, in the order in which an honest node sends them.
     """
@@ -375,10 +377,10 @@ class Announced:
 
 
 class ReplyLink:
-    """The SuperLink's replies, one call at a time: nothing here waits for a node.
+    """Access to the SuperLink's replies, one call at a time, without waiting for a node.
 
-    Flower's own ``HttpGrid.pull_messages`` waits up to two hours for the pieces of a message
-    that was announced.
+    Flower's own ``HttpGrid.pull_messages`` waits up to two hours for the pieces of an announced
+    message.
 
     Args:
         grid: A run's grid; its connection is shared.
@@ -390,13 +392,13 @@ class ReplyLink:
         self.run_id = run_id
 
     def announced(self, message_ids: Iterable[str]) -> list[Announced]:
-        """Replies to these messages that were announced since; the SuperLink names each once."""
+        """Newly announced replies to these messages; the SuperLink returns each once."""
         client: RuntimeHttpClient = self._grid._runtime_client
         try:
             found = client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
-                # What a site has sent can do that; whatever it was, no reply can be had now.
+                # Data from a site can make the SuperLink fail; there is no reply to read now.
                 return []
             raise
         return [
@@ -405,10 +407,10 @@ class ReplyLink:
         ]
 
     def piece(self, object_id: str) -> bytes | None:
-        """The content of an object; None if it has not come yet.
+        """The content of an object; None if it has not arrived yet.
 
         Raises:
-            LookupError: if the SuperLink expects no such object (any more).
+            LookupError: if the SuperLink does not expect this object (any more).
         """
         client: RuntimeHttpClient = self._grid._runtime_client
         request = PullObjectRequest(node=self._grid.node, run_id=self.run_id, object_id=object_id)
@@ -443,11 +445,11 @@ def _pieces_of(tree: ObjectTree) -> tuple[str, ...]:
 
 
 def read_reply(announced: Announced, contents: dict[str, bytes]) -> Message:
-    """A reply from the contents of its objects, whoever sent them; they are used up.
+    """Assemble a reply from the untrusted contents of its objects, which are consumed.
 
     Raises:
-        ValueError: if they do not make up a message that answers what it was announced for, or
-            if they would unfold to more than was sent.
+        ValueError: if they do not form a message that answers the announced one, or if they would
+            expand to more than was sent.
     """
     message = put_together(announced.message_id, contents)
     if message.metadata.reply_to_message_id != announced.answers:
@@ -458,7 +460,7 @@ def read_reply(announced: Announced, contents: dict[str, bytes]) -> Message:
 
 
 def error_reply(run_id: int, answers: str, code: int, reason: str) -> Message:
-    """What stands for a reply that cannot be handed on."""
+    """An error message in place of a rejected reply."""
     metadata = Metadata(
         run_id=run_id,
         message_id="",
@@ -475,7 +477,7 @@ def error_reply(run_id: int, answers: str, code: int, reason: str) -> Message:
 
 @dataclass
 class Work:
-    """A ServerApp's run, ready to be carried out."""
+    """A ServerApp's run, ready to execute."""
 
     grid: HttpGrid
     context: Context
@@ -484,8 +486,8 @@ class Work:
     _heartbeat: HeartbeatSender
 
     def finish(self, failure: str) -> None:
-        """Tell the SuperLink how it ended; an empty text is success."""
-        # Flower's own: there is no public way to name a run's outcome.
+        """Report the outcome to the SuperLink; an empty text is success."""
+        # Private API: there is no public way to report a run's outcome.
         client: RuntimeHttpClient = self.grid._runtime_client
         client.PushTaskOutput(_output(failure))
         if self._heartbeat.is_running:
@@ -498,7 +500,7 @@ def acquire_work(
 ) -> "tuple[RuntimeHttpClient, Iterator[tuple[str, int, int]]]":
     """A client of the Runtime API, and an endless stream of (token, task id, run id).
 
-    A tuple whose token is empty means that nothing waits just now.
+    A tuple with an empty token means that no task is waiting.
     """
     made = RuntimeHttpClient.from_server_address(
         server_address=_host_of(address),
@@ -519,7 +521,7 @@ def acquire_work(
             try:
                 found = client.AcquireTask(request)
             except httpx.HTTPError:
-                # The SuperLink is not up (yet, or just now): its supervisor sees to that.
+                # The SuperLink is down; its supervisor restarts it.
                 yield "", 0, 0
                 continue
             yield found.token, found.task.task_id, found.task.run_id
@@ -529,7 +531,7 @@ def acquire_work(
 
 @contextmanager
 def open_work(address: str, ca: bytes, token: str) -> Iterator[Work]:
-    """Take up the run that a token stands for."""
+    """Open the run that a token stands for."""
     grid = _LocalGrid(address, insecure=False, root_certificates=ca, token=token)
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     heartbeat.start()
@@ -544,7 +546,7 @@ def open_work(address: str, ca: bytes, token: str) -> Iterator[Work]:
 
 
 def give_up(address: str, ca: bytes, token: str, failure: str) -> None:
-    """Say that a run's process has died, so that nobody waits for its heartbeat to lapse."""
+    """Report that a run's process has died, rather than wait for its heartbeat to lapse."""
     made = RuntimeHttpClient.from_server_address(
         server_address=_host_of(address),
         insecure=False,

@@ -1,4 +1,4 @@
-"""Watching a run from outside its process: its events, and a live table of its sites."""
+"""Monitoring of a run from another process, by its event log."""
 
 import json
 import time
@@ -16,7 +16,7 @@ POLL_S = 0.2
 
 @dataclass
 class SiteView:
-    """What a run's events tell of one site."""
+    """State of one site according to a run's events."""
 
     state: str = "registered"
     reason: str = ""
@@ -30,7 +30,7 @@ class SiteView:
 
 @dataclass
 class RunView:
-    """What a run's events tell, folded one at a time."""
+    """State of a run according to its events, updated one at a time."""
 
     round: int = 0
     rounds: int = 0
@@ -39,7 +39,7 @@ class RunView:
     last: dict[str, Any] | None = None
 
     def fold(self, event: dict[str, Any]) -> None:
-        """Take one event in."""
+        """Update with one event."""
         kind = event["event"]
         if kind == "run_started":
             self.rounds = event["rounds"]
@@ -56,7 +56,7 @@ class RunView:
             self._reply(event)
         elif kind == "site_set_aside":
             site = self._site(event["site"])
-            # Its last reply may have been accepted before it was compared with the others'.
+            # Its last reply may have been accepted before the comparison with other sites.
             site.state, site.reason = "set aside", event["reason"]
             self.refusals.append(event)
         elif kind == "round_finished":
@@ -89,7 +89,7 @@ class RunView:
 
 
 def events_of(run_dir: Path) -> Iterator[dict[str, Any] | None]:
-    """Events as they are written, from the first; None whenever there is no more just now."""
+    """Events as they are written, from the first; None each time the end is reached."""
     path, position, rest = run_dir / "events.jsonl", 0, ""
     while True:
         text = ""
@@ -104,13 +104,13 @@ def events_of(run_dir: Path) -> Iterator[dict[str, Any] | None]:
             try:
                 yield json.loads(line)
             except ValueError:
-                # A process died in the midst of a line; the next one wrote on behind it.
+                # A process died in the middle of this line, and the next one appended to it.
                 continue
         yield None
 
 
 def view_of(run_dir: Path) -> RunView:
-    """A run as its events tell it so far."""
+    """The current state of a run according to its events."""
     view = RunView()
     for event in events_of(run_dir):
         if event is None:
@@ -125,10 +125,10 @@ def follow(folder: Path, run_dir: Path, tell: Callable[[dict[str, Any], RunView]
     Args:
         folder: The coordinator's.
         run_dir: The run's.
-        tell: Called with each event and the view after it.
+        tell: Called with each event and the state after it.
 
     Raises:
-        FieldmarkError: with the exit code that says why it did not end well.
+        FieldmarkError: if the run failed, with its exit code.
     """
     view = RunView()
     events = events_of(run_dir)
@@ -156,7 +156,7 @@ def follow(folder: Path, run_dir: Path, tell: Callable[[dict[str, Any], RunView]
 
 
 def raise_outcome(run_dir: Path) -> None:
-    """Raise what a run has ended with, unless it was well."""
+    """Raise the error with which a run ended, if any."""
     request = read_run_request(run_dir)
     if request.state == "finished":
         return

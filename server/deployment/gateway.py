@@ -1,11 +1,10 @@
-"""The only open port: what is not a registered site's Fleet call ends here.
+"""The gateway: the coordinator's only open port, which forwards registered sites' Fleet calls.
 
-Flower's SuperLink answers everybody everything, so it listens on a Unix socket of this account
-alone, and this gateway forwards to it the Fleet calls of keys on the allow-list. The signature
-over the time stamp is checked before a byte of the body is read. Bodies are small and read whole,
-but for a message's pieces, which pass while they come; what a call says must belong to that site's
-own conversation (:mod:`.mail`). One more thing is answered: the announcement of
-the run, to registered keys.
+Flower's SuperLink answers any caller, so it listens on a Unix socket that only this account can
+use, and the gateway forwards to it the Fleet calls of keys on the allow-list. The signature over
+the time stamp is checked before the body is read. Bodies are small and read whole, except for a
+message's pieces, which are streamed; every call must belong to that site's own conversation
+(:mod:`.mail`). The gateway also answers registered keys' requests for the announcement of the run.
 """
 
 import asyncio
@@ -64,19 +63,20 @@ CALLS = frozenset(
         "confirm-message-received",
     }
 )
-"""Fleet calls that a site needs. register-node and unregister-node are the coordinator's."""
+"""Fleet calls that a site needs. Only the coordinator calls register-node and unregister-node."""
 SKEW_S = 300.0
 """Largest difference between a site's clock and ours, in seconds; Flower allows the same."""
 PIECE_MB, PIECES_BESIDE = 5.0, 64
-"""Flower's pieces of an array, in MB, and how many a message may have beside them."""
+"""Size in MB of Flower's pieces of an array, and the largest number of other pieces in a
+message."""
 SMALL_BYTES, PUSH_BYTES, OBJECT_BYTES = 16_000, 64_000, 80
-"""Longest body of a call that carries no piece; of push-messages, whose error may have a text; and
-what push-messages may have for each object. They are read whole, and parsed at once: the largest
-takes milliseconds."""
+"""Largest body, in bytes, of a call without a piece; of push-messages, whose error may contain
+text; and the addition to push-messages for each object. These are read whole and parsed at once:
+the largest takes milliseconds."""
 KEYS_KEPT = 1000
-"""Most public keys kept as read."""
+"""Most parsed public keys in the cache."""
 OWNER = "fieldmark.owner"
-"""Key of a request's scope: told the site whose request it is, counts its connections."""
+"""Key in a request's scope: a function that gets the request's site and counts its connections."""
 VERSION_HEADER = "fieldmark-version"
 NOT_TAKEN = "a reply that was not taken: another's message, or one that is answered"
 _PASSED_ON = ("content-type", "accept", PUBLIC_KEY_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER)
@@ -85,7 +85,7 @@ T = TypeVar("T")
 
 
 def most_objects(settings: GatewaySettings) -> int:
-    """Objects that a message may be made of."""
+    """Most objects of a message."""
     return PIECES_BESIDE + math.ceil(settings.message_mb / PIECE_MB)
 
 
@@ -124,12 +124,12 @@ class Gateway:
                 Exception: self._failed,
             },
         )
-        # A redirect would tell a stranger which paths there are, and to whatever host it named.
+        # A redirect would reveal existing paths to strangers, and use the host of their choice.
         app.router.redirect_slashes = False
         return app
 
     async def announcement(self, request: Request) -> Response:
-        """The signed announcement of the run that is on, for ``site check``."""
+        """The signed announcement of the active run, for ``site check``."""
         site = self._authenticate(request)
         with self.meter.open(site.name):
             try:
@@ -138,13 +138,13 @@ class Gateway:
                 told = {"run": None}
             seen = read_signed_head(self._ledgers, site.name)
             if seen is not None:
-                # The site's own words, signed by it: what this coordinator remembers of its ledger.
+                # The site's own signed reply with the last known head of its ledger.
                 told["seen"] = seen.model_dump()
             text = json.dumps(told)
             return Response(text, 200, {VERSION_HEADER: __version__}, "application/json")
 
     async def fleet(self, request: Request) -> Response:
-        """One Fleet call, forwarded if it is a registered site's and within bounds."""
+        """Forward one Fleet call if it is a registered site's and within bounds."""
         call = request.path_params["call"]
         if call not in CALLS:
             return await self._nothing(request, None)
@@ -156,7 +156,7 @@ class Gateway:
                 return await self._piece(request, stream, declared, site)
             if call == "push-messages":
                 # One at a time: a node has one answer to send, and a key with many connections
-                # would otherwise have as many turns of the loop as an honest site has one.
+                # would otherwise get many times an honest site's share of the event loop.
                 async with self._pushing.setdefault(site.name, asyncio.Lock()):
                     body = b"".join([piece async for piece in stream])
                     return await self._push(request, body, site)
@@ -173,7 +173,7 @@ class Gateway:
     async def _piece(
         self, request: Request, stream: AsyncIterator[bytes], length: int, site: ListedSite
     ) -> Response:
-        """Pass a message's piece on while it comes."""
+        """Stream a message's piece to the SuperLink."""
         try:
             piece = await read_piece(stream, length)
         except ValueError as error:
@@ -191,11 +191,11 @@ class Gateway:
         return await self._streamed(answer, site)
 
     async def _push(self, request: Request, body: bytes, site: ListedSite) -> Response:
-        """Announce a message to the SuperLink, and learn which pieces it asks for."""
+        """Announce a message to the SuperLink, and record which pieces it asks for."""
         pushed: Pushed = self._read(lambda whole: read_push(whole, self._most_objects), body, site)
         if pushed.claimed != pushed.node:
-            # The SuperLink checks that the pushing node is the key's, and not this; another
-            # site's genuine reply would be lost to a false one.
+            # The SuperLink does not check this, only that the pushing node is the key's; a false
+            # reply could displace another site's genuine one.
             raise Refused(403, "a message that claims another node's identity", site=site.name)
         self.mail.announce(site.name, pushed)
         answer = await self._forward(request, "push-messages", body, len(body), site)
@@ -204,13 +204,13 @@ class Gateway:
         if answer.status_code == 200:
             wanted = self._understood(read_wanted, whole)
             if wanted == []:
-                # The node is told so by the answer itself; here it is written down.
+                # Only recorded: the SuperLink's answer already tells the node.
                 self.meter.refused(Refused(200, NOT_TAKEN, site=site.name), request.url.path)
             self.mail.opened(site.name, pushed, wanted or [])
         return Response(whole, answer.status_code, _kept(answer))
 
     async def _hand(self, answer: httpx.Response, site: ListedSite) -> Response:
-        """Hand over what the coordinator has sent, and remember that this site was handed it."""
+        """Return messages from the coordinator, and record that this site received them."""
         whole = await self._whole(answer, site)
         for message_id, objects in self._understood(read_handed, whole) or []:
             self.mail.hand(site.name, message_id, objects)
@@ -228,7 +228,7 @@ class Gateway:
         try:
             return read(answer)
         except ValueError:
-            # The SuperLink's own words: the node makes of them what it can.
+            # An answer that we cannot parse is passed on unchanged.
             return None
 
     async def _forward(
@@ -253,7 +253,7 @@ class Gateway:
         try:
             answer = await self._upstream.send(outgoing, stream=True)
         except (httpx.TransportError, httpx.StreamError):
-            # Flower's nodes take 503 for 'not now' and come again.
+            # Flower's nodes retry after status 503.
             raise Refused(503, "the SuperLink does not answer", site=site.name) from None
         if answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
             what = "a call on which the SuperLink failed"
@@ -275,10 +275,10 @@ class Gateway:
             await answer.aclose()
 
     def _authenticate(self, request: Request) -> ListedSite:
-        """Whose key has signed the time stamp.
+        """The site whose key has signed the time stamp.
 
         Raises:
-            Refused: if nobody's who is registered; nothing of the body was read.
+            Refused: if there is none; the body is not read.
         """
         address = request.client.host if request.client else ""
         try:
@@ -317,8 +317,8 @@ class Gateway:
                 raise ValueError("no ECDSA key")
             found = fingerprint(key), key
             if self._allowed.by_fingerprint(found[0]) is not None:
-                # Only keys of sites are kept, and not many: who knows a site's public key can
-                # write it in many ways, which must not fill our memory.
+                # The cache holds sites' keys only and is bounded: a public key can be encoded in
+                # many ways, which must not fill the memory.
                 if len(self._keys) >= KEYS_KEPT:
                     self._keys.clear()
                 self._keys[header] = found
@@ -362,7 +362,7 @@ class Gateway:
         return JSONResponse({"detail": "Not Found"}, 404, {"connection": "close"})
 
     async def _failed(self, request: Request, error: Exception) -> Response:
-        """A fault of ours: nobody is told more than that, and it is written down."""
+        """Record an internal error; the caller learns no details."""
         address = request.client.host if request.client else ""
         what = f"a request on which the gateway failed ({type(error).__name__})"
         self.meter.refused(Refused(500, what, address), request.url.path)
@@ -370,7 +370,7 @@ class Gateway:
 
 
 def _kept(answer: httpx.Response) -> dict[str, str]:
-    """The headers of the SuperLink's answer that are passed on."""
+    """Headers of the SuperLink's answer that are passed on."""
     return {
         name: value
         for name, value in answer.headers.items()

@@ -1,7 +1,7 @@
-"""Whether the SuperLink serves, by gRPC's health protocol on a Unix socket.
+"""The SuperLink's health check, by gRPC's health protocol on a Unix socket.
 
-The protocol is https://github.com/grpc/grpc/blob/master/doc/health-checking.md. It
-needs no key: the socket's folder is the lock, as it is the SuperLink's own.
+The protocol is https://github.com/grpc/grpc/blob/master/doc/health-checking.md. It needs no key:
+the folder of the socket is accessible to its owner only.
 """
 
 from pathlib import Path
@@ -19,16 +19,16 @@ WITHIN_S = 2.0
 
 
 def superlink_health(socket: Path, within_s: float = WITHIN_S) -> Health:
-    """Ask the health service of a coordinator.
+    """Query the health service of a coordinator.
 
     Args:
         socket: The service's.
-        within_s: How long to wait for its answer, in seconds.
+        within_s: Timeout, in seconds.
 
     Returns:
-        ``down`` where nobody answers, or what answers speaks another protocol.
+        ``down`` if there is no valid answer.
     """
-    # A proxy of the environment is for the outside, never for our own processes.
+    # Proxies of the environment must not be used for local processes.
     options = [("grpc.enable_http_proxy", 0)]
     try:
         name = socket_name(socket)

@@ -1,4 +1,4 @@
-"""From a recipe to a run's folder at a coordinator, ready for the conductor."""
+"""Preparation of a run's folder at the coordinator, and requests to resume or stop a run."""
 
 import os
 import re
@@ -23,29 +23,29 @@ from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
 from fieldmark.server.tracking import check_installed, read_track, settled
 
 POLL_S = 0.25
-"""Between two looks for a reply, in seconds."""
+"""Interval between polls for a reply, in seconds."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
 def launch(
     folder: Path, recipe: Recipe, name: str = "", track: tuple[str, ...] | None = None
 ) -> Path:
-    """Ask for a run.
+    """Request a run.
 
     Args:
         folder: The coordinator's.
-        recipe: What to run. Where ``model.weights`` is a path, the file is copied into this
-            folder's ``weights/``, and sites are told its digest.
+        recipe: The recipe. If ``model.weights`` is a path, the file is copied into this folder's
+            ``weights/``, and sites get its digest.
         name: Of the run's folder; by default the recipe's, with a number if that is taken.
-        track: Where its events go besides; by default where ``server.toml`` says.
+        track: Trackers of its events; by default those of ``server.toml``.
 
     Returns:
-        The run's folder. The conductor of ``server up`` does the rest.
+        The run's folder. The conductor of ``server up`` starts the run.
 
     Raises:
-        ConfigurationError: if the coordinator is not up, another run is on, no site is
-            registered, nobody knows the classes, or the recipe's weights are not here.
-        DataError: if the coordinator's own data are wrong.
+        ConfigurationError: if the coordinator is not up, another run is active, no site is
+            registered, the classes are unknown, or the recipe's weights are missing.
+        DataError: if the coordinator's own data are invalid.
     """
     folder = folder.resolve()
     settings = read_settings(folder)
@@ -72,7 +72,7 @@ def launch(
         ) from None
     own = run_dir / "coordinator"
     private_folder(own)
-    # Not a copy: there is one key, in one place, to be kept and to be rotated.
+    # A link, not a copy: the key has one place, where it is protected and rotated.
     os.symlink(Path("..") / ".." / ".." / "coordinator.key", own / "key")
     server = ServerSettings(
         cache=settings.cache or str(cache_folder()),
@@ -92,10 +92,10 @@ def launch(
 
 
 def resume(folder: Path, name: str) -> Path:
-    """Ask for a run that has ended to be gone on with, from its last checkpoint.
+    """Request that an ended run be resumed from its last checkpoint.
 
     Raises:
-        ConfigurationError: if there is no such run, it is on, or another is.
+        ConfigurationError: if there is no such run, or it or another one is active.
     """
     folder = folder.resolve()
     _check_up(folder)
@@ -106,7 +106,7 @@ def resume(folder: Path, name: str) -> Path:
 
 
 def stop_run(folder: Path) -> Path | None:
-    """Ask for the run that is on to be stopped; its last checkpoint is whole."""
+    """Request that the active run be stopped; its last checkpoint stays intact."""
     run_dir = active_run(folder.resolve())
     if run_dir is not None:
         write_run_request(run_dir, read_run_request(run_dir).but(state="stopping"))
@@ -130,7 +130,7 @@ def _check_up(folder: Path) -> None:
 
 
 def _own_data(recipe: Recipe, settings: DeploymentSettings) -> tuple[Recipe, tuple[str, ...], bool]:
-    """The recipe with the coordinator's own data path, the classes, and whether there is a test."""
+    """The recipe with the coordinator's data path, the classes, and whether a test split exists."""
     path = recipe.data.path or settings.data_path
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": path})})
     if path is None and recipe.data.name != "fieldmarks":
@@ -152,7 +152,7 @@ def _named_weights(recipe: Recipe, folder: Path) -> Recipe:
     if kind_of(weights) != "path":
         resolve_weights(weights, [kept])
         return recipe
-    # Not model_copy: it would also copy the digest of the recipe as it was.
+    # Not model_copy, which would also copy the cached digest of the old recipe.
     values = recipe.model_dump(mode="json", exclude_none=True)
     values["model"]["weights"] = add_weights(Path(weights), kept)
     return Recipe.read(values)

@@ -1,9 +1,9 @@
-"""What each site was handed and what it is sending: the bounds of one conversation.
+"""Checks that each site's calls belong to its own conversation: messages handed to it, its answers.
 
-The SuperLink takes any piece of anybody, lets everybody confirm everything, and registers
-whatever ids a push names. Here a push answers a message that this site was handed, names ids
-that are nobody else's, and its pieces are those that the SuperLink then asked for; all that is
-sent as the answer to one message is weighed together, whatever the number of calls.
+The SuperLink accepts any piece from any site, lets any site confirm any message, and registers
+whatever ids a push names. Here a push must answer a message that this site was handed and name ids
+that no other site uses, and its pieces must be those that the SuperLink then asked for. The size
+limit applies to everything sent as the answer to one message, over all calls.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from fieldmark.server.deployment.flower_internals import Pushed
 from fieldmark.server.deployment.meters import Refused
 
 KEPT = 16
-"""Messages of the coordinator that are remembered for a site; older ones are answered no more."""
+"""Messages remembered for each site; older ones can no longer be answered."""
 ANNOUNCED_AT_MOST = 16
-"""How often a site may announce an answer to one message: a line may break in the midst of it."""
+"""How often a site may announce an answer to one message; a connection may break during it."""
 
 
 @dataclass
@@ -40,11 +40,11 @@ class Handed:
 
 
 class Mail:
-    """The conversations of all sites; a new process goes on with them.
+    """The conversations of all sites; they survive a restart.
 
     Args:
-        folder: Where they are kept, a file for each site.
-        message_bytes: Most that may be sent as the answer to one message.
+        folder: Their folder, one file for each site.
+        message_bytes: Most bytes that may be sent as the answer to one message.
     """
 
     def __init__(self, folder: Path, message_bytes: float) -> None:
@@ -54,14 +54,14 @@ class Mail:
         self._taken: Counter[str] = Counter()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in sorted(folder.glob("*.json")):
-            # A file that a crash has damaged costs that site one reply.
+            # A file damaged by a crash is ignored; the site loses one reply.
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 for message_id, objects, wanted, announced in read_json(path)["handed"]:
                     handed = Handed(set(objects), set(wanted), announced)
                     self._add(path.stem, message_id, handed)
 
     def hand(self, site: str, message_id: str, objects: Iterable[str]) -> None:
-        """The SuperLink has handed a message to a site."""
+        """Record that the SuperLink has handed a message to a site."""
         self._add(site, message_id, Handed(set(objects)))
         self._write(site)
 
@@ -76,11 +76,11 @@ class Mail:
             raise Refused(403, "a receipt for another's message", site=site)
 
     def announce(self, site: str, pushed: Pushed) -> None:
-        """A site wants to announce an answer.
+        """Check a site's announcement of an answer.
 
         Raises:
-            Refused: if it answers nothing that the site was handed, answers too often, or names
-                ids of another message.
+            Refused: if it answers nothing that the site was handed, answers too often, or names ids
+                of another message.
         """
         handed = self._of(site).get(pushed.answers)
         if handed is None:
@@ -89,20 +89,20 @@ class Mail:
             raise Refused(429, "an answer that is announced again and again", site=site)
         own = Counter(i for other in self._of(site).values() for i in other.wanted)
         if any(self._taken[i] > own[i] for i in pushed.objects):
-            # Its own earlier answer it may send again: that harms nobody but itself.
+            # A site may resend its own earlier answer, which harms only itself.
             raise Refused(403, "a message that names objects of another", site=site)
 
     def announced(self, site: str, answers: str) -> None:
-        """The SuperLink has answered an announcement, whatever it said: count it.
+        """Count an announcement that the SuperLink has answered.
 
-        What a SuperLink that is away was never told does not count; nodes try again and again.
+        Announcements that never reached the SuperLink do not count, because nodes retry.
         """
         handed = self._of(site).get(answers)
         if handed is not None:
             handed.announced += 1
 
     def opened(self, site: str, pushed: Pushed, wanted: Iterable[str]) -> None:
-        """The SuperLink has answered an announcement, and asks for these objects."""
+        """Record which objects the SuperLink asks for."""
         handed = self._of(site).get(pushed.answers)
         if handed is None:
             return
@@ -112,11 +112,11 @@ class Mail:
         self._write(site)
 
     def weigh(self, site: str, object_id: str, nbytes: int) -> None:
-        """A site begins to send a piece.
+        """Check and count a piece that a site begins to send.
 
         Raises:
-            Refused: if the SuperLink has not asked it for this piece, or if all that was sent as
-                the answer to that message becomes too large.
+            Refused: if the SuperLink has not asked this site for the piece, or if the answer to
+                that message becomes too large.
         """
         for handed in self._of(site).values():
             if object_id in handed.wanted:

@@ -1,4 +1,4 @@
-"""How much each site uses the gateway, and what was refused: bounds, counts, records."""
+"""Rate limits, counts of each site's traffic at the gateway, and the log of refusals."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from fieldmark.server.deployment.settings import GatewaySettings
 
 _NUMBER = re.compile(r"-?\d+")
 RECORDS_PER_MINUTE = 120
-"""Refusals written down a minute; the rest are counted."""
+"""Refusals logged per minute; the rest are only counted."""
 MAX_RECORD_BYTES = 20_000_000
 
 
@@ -23,10 +23,10 @@ class Refused(Exception):
 
     Args:
         status: HTTP status.
-        what: What it was, for our own records.
-        address: Where it came from.
-        site: Whose key it was, where that is known.
-        key: Fingerprint of a key that is nobody's.
+        what: Reason, for our own log.
+        address: Of the client.
+        site: Whose key it was, if known.
+        key: Fingerprint of an unregistered key.
     """
 
     _PUBLIC: ClassVar = {
@@ -50,16 +50,16 @@ class Refused(Exception):
 
     @property
     def public(self) -> str:
-        """What the sender is told: nothing that it does not know."""
+        """The reason that the sender gets, which reveals nothing new."""
         return self._PUBLIC.get(self.status, "Refused")
 
 
 class Meter:
-    """Counts and bounds, per site.
+    """Counts and limits, per site.
 
     Args:
-        record: Where refusals are written, one JSON object a line.
-        settings: Bounds.
+        record: Refusals are written here, one JSON object per line.
+        settings: Limits.
     """
 
     def __init__(self, record: Path, settings: GatewaySettings) -> None:
@@ -79,7 +79,7 @@ class Meter:
         """Count one request of a site while it is open.
 
         Raises:
-            Refused: if it has too many open, or makes too many.
+            Refused: if the site has too many open requests or too high a rate.
         """
         rate = self._settings.requests_per_s
         now = time.monotonic()
@@ -107,8 +107,8 @@ class Meter:
         self.bytes_out[site] += nbytes
 
     def refused(self, refusal: Refused, path: str) -> None:
-        """Count a refusal and write it down, unless there are too many."""
-        # Without its numbers: a sender must not be able to make ever new kinds.
+        """Count a refusal and log it, unless there are too many."""
+        # Numbers are replaced, so a sender cannot create an unbounded number of kinds.
         kind = _NUMBER.sub("N", refusal.what.split(" of ")[0])
         self.refusals[kind, refusal.status] += 1
         minute = int(time.time() // 60)

@@ -1,7 +1,7 @@
-"""The status page and the metrics, on loopback, to look at and nothing else.
+"""The status page and the Prometheus metrics, read-only, on loopback.
 
 ``/`` for a person, ``/status.json`` for a program, ``/metrics`` for Prometheus
-(https://prometheus.io/docs/instrumenting/exposition_formats/). Run as a process of its own:
+(https://prometheus.io/docs/instrumenting/exposition_formats/). Run as a separate process:
 ``python -m fieldmark.server.deployment.pages DIR``.
 """
 
@@ -28,7 +28,7 @@ from fieldmark.server.deployment.status import read_status
 
 LOOPBACK = "127.0.0.1"
 HOSTS = [LOOPBACK, "localhost"]
-"""Names by which the pages may be asked for; any other is refused (DNS rebinding)."""
+"""Accepted Host headers; any other is refused (DNS rebinding)."""
 _SAFE = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
     "x-content-type-options": "nosniff",
@@ -37,7 +37,7 @@ _SAFE = {
 
 
 def make_app(folder: Path) -> Starlette:
-    """The application of a coordinator's folder."""
+    """The web application of a coordinator's folder."""
     environment = Environment(
         loader=PackageLoader("fieldmark.server.deployment", ""),
         autoescape=True,
@@ -57,7 +57,7 @@ def make_app(folder: Path) -> Starlette:
 
     return Starlette(
         routes=[Route("/", page), Route("/status.json", plain), Route("/metrics", metrics)],
-        # A page of a stranger that has had its own name point to this machine reads nothing here.
+        # Against DNS rebinding: a foreign page whose name resolves to this machine reads nothing.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)],
     )
 
@@ -142,7 +142,7 @@ def _filled(family: GaugeMetricFamily | CounterMetricFamily, rows: Rows) -> Metr
 
 
 def main() -> None:
-    """Entry of the process."""
+    """Entry point of the process."""
     folder = Path(sys.argv[1])
     port = int(read_json(folder / "state" / "ports.json")["pages"])
     uvicorn.run(make_app(folder), host=LOOPBACK, port=port, access_log=False, log_level="warning")

@@ -1,4 +1,4 @@
-"""A grid that sends the tensors of each message as one parcel, over any other grid."""
+"""A Flower grid that sends the tensors of each message as one parcel, over any other grid."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,15 +11,15 @@ from fieldmark.server.deployment.arrivals import Arrivals
 from fieldmark.server.deployment.flower_internals import REFUSED_OBJECTS, refused_objects
 
 PACKED_ANEW = 3
-"""How often a message is packed anew whose objects the SuperLink refuses."""
+"""How often a message is packed again if the SuperLink refuses its objects."""
 
 
 class ParcelGrid(Grid):
-    """Wraps a grid: messages are packed on their way out and opened on their way in.
+    """Wraps a grid: packs outgoing messages into parcels and opens incoming ones.
 
     Args:
-        inner: Carries them.
-        arrivals: Where replies are taken from; None: from the inner grid, which may wait.
+        inner: Sends and receives the messages.
+        arrivals: Source of replies; None: the inner grid, which may block.
     """
 
     def __init__(self, inner: Grid, arrivals: Arrivals | None = None) -> None:
@@ -28,12 +28,12 @@ class ParcelGrid(Grid):
         self._packed: tuple[ArrayRecord | None, ArrayRecord] = (None, ArrayRecord())
 
     def set_run(self, run: Any) -> None:
-        """As the inner grid has it."""
+        """Delegates to the inner grid."""
         self._inner.set_run(run)
 
     @property
     def run(self) -> Any:
-        """As the inner grid has it."""
+        """Delegates to the inner grid."""
         return self._inner.run
 
     def create_message(
@@ -44,15 +44,15 @@ class ParcelGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """A message as Flower's constructor builds it."""
+        """Create a message with Flower's constructor."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """As the inner grid has it."""
+        """Delegates to the inner grid."""
         return self._inner.get_node_ids()
 
     def get_nodes(self) -> Iterable[Any]:
-        """As the inner grid has it."""
+        """Delegates to the inner grid."""
         return self._inner.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -61,7 +61,7 @@ class ParcelGrid(Grid):
         tensors = [message.content.array_records.get("tensors") for message in packed]
         for tries in range(PACKED_ANEW, -1, -1):
             for message, record in zip(packed, tensors, strict=True):
-                # No tensors make a parcel, too: an empty record's digest is known to anybody.
+                # An empty record becomes a parcel, too: its digest would be predictable otherwise.
                 if record is not None:
                     message.content["tensors"] = self._parcel(record)
             try:
@@ -69,16 +69,16 @@ class ParcelGrid(Grid):
             except REFUSED_OBJECTS as error:
                 if not tries or not refused_objects(error):
                     raise
-                # A site has registered one of these objects as something else, having seen it
-                # in an earlier message: a new parcel is new objects.
+                # A site may have registered one of these objects falsely after seeing it in an
+                # earlier message; a new parcel has new object ids.
                 self._packed = None, ArrayRecord()
         raise AssertionError("unreachable")
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies, their parcels opened; one that cannot be opened has no tensors.
+        """Replies with their parcels opened; one that cannot be opened has no tensors.
 
-        Through ``arrivals`` it never waits, and a reply that is the site's own fault is an
-        error message with a code of ``fgvc_core.flower.records.FAULTS``.
+        With ``arrivals`` it never blocks, and a faulty reply becomes an error message with a code
+        of ``fgvc_core.flower.records.FAULTS``.
         """
         if self._arrivals is not None:
             replies = self._arrivals.pull(message_ids)
@@ -90,20 +90,20 @@ class ParcelGrid(Grid):
         return replies
 
     def arriving(self, message_id: str) -> tuple[int, int] | None:
-        """(pieces that have come, pieces in all) of a reply that is announced, not complete."""
+        """(pieces received, pieces in all) of an announced, incomplete reply."""
         return None if self._arrivals is None else self._arrivals.arriving(message_id)
 
     def forget(self, message_id: str) -> None:
-        """A reply that nobody will ask for any more."""
+        """Drop a reply that is no longer awaited."""
         if self._arrivals is not None:
             self._arrivals.forget(message_id)
 
     def limit_reply(self, nbytes: float, message_id: str | None = None) -> None:
-        """Refuse a reply whose pieces weigh more, before it is put together.
+        """Limit the total size of a reply's pieces; a larger one is refused before it is assembled.
 
         Args:
-            nbytes: Of its pieces together.
-            message_id: The message whose reply is meant; None: of all that have no own limit.
+            nbytes: The limit.
+            message_id: The message whose reply is meant; None: all without their own limit.
         """
         if self._arrivals is None:
             return
@@ -115,11 +115,11 @@ class ParcelGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Not used here; as the inner grid has it, without parcels."""
+        """Delegates to the inner grid, without parcels. Not used by Fieldmark."""
         return self._inner.send_and_receive(messages, timeout=timeout)
 
     def _parcel(self, tensors: ArrayRecord) -> ArrayRecord:
-        # A round sends the same record to every site: pack it once.
+        # A round sends the same record to every site, so it is packed once.
         if self._packed[0] is not tensors:
             self._packed = tensors, to_parcel(tensors)
         return self._packed[1]

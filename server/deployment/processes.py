@@ -1,4 +1,4 @@
-"""Everything that a coordinator runs: SuperLink, executor, gateway, and who keeps them up."""
+"""The processes of a coordinator, supervised: SuperLink, executor, gateway, status page."""
 
 import os
 import socket
@@ -38,7 +38,7 @@ QUIET = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",
-    # Each of these would open a port that answers any account of the machine.
+    # Each of these would open a port to every account of the machine.
     "FLWR_INTERNAL_GRPC_CONTROL_API": "0",
     "FLWR_INTERNAL_GRPC_FLEET_API": "0",
 }
@@ -49,8 +49,8 @@ class Coordinator:
 
     Args:
         folder: The coordinator's.
-        supervisor: Keeps its services up.
-        say: Told in words what happens.
+        supervisor: Keeps the services up.
+        say: Prints a message.
 
     Attributes:
         ports: Of the gateway, and of the pages on loopback.
@@ -82,7 +82,7 @@ class Coordinator:
         _start(self._folder, self._supervisor, executor)
 
     def step(self) -> None:
-        """Look once after the services and, less often, after the run."""
+        """Check the services once and, less often, the run."""
         self._supervisor.step()
         if time.monotonic() < self._due:
             return
@@ -97,7 +97,7 @@ class Coordinator:
         try:
             self._conductor.step()
         except httpx.HTTPError:
-            # The SuperLink starts, or starts again.
+            # The SuperLink is starting or restarting.
             return
         if not self.ready:
             self.ready = True
@@ -117,12 +117,12 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
     """Keep a coordinator up until SIGTERM or Ctrl-C.
 
     Raises:
-        ConfigurationError: if its folder is not whole, or another keeps it up already.
+        ConfigurationError: if its folder is incomplete, or the coordinator is already up.
         PeerError: if its certificate is not valid today.
     """
     folder = folder.resolve()
     left = check_server(folder)
-    # For what Flower and trackers write, in this process and in those that it starts.
+    # Applies to files of Flower and trackers, in this process and its children.
     os.umask(PRIVATE_UMASK)
     with alone(folder, "The coordinator"):
         if left < WARN_DAYS:
@@ -145,6 +145,7 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
     tls = folder / "state" / "loopback"
     (folder / "state" / "ready.json").unlink(missing_ok=True)
     environment = {**QUIET, "FLWR_HOME": str(folder / "state" / "flwr")}
+    # -P keeps the working directory off sys.path.
     python = (sys.executable, "-P", "-m")
     database = folder / "state" / DATABASE
     superlink = (
@@ -157,7 +158,7 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
         *("--disable-runtime-dependency-installation",),
         *("--database", str(database)),
     )
-    # Here nobody has it open: what a run that was killed has left is given back as well.
+    # No process has it open now, so space left by a killed run can be freed, too.
     compact(database)
     supervisor.add(Service("superlink", superlink, environment))
     own = executor or (*python, "fieldmark.server.deployment.executor", str(folder))
@@ -168,7 +169,7 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
 
 
 def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:
-    """Ports of this coordinator; they stay the same while its folder does."""
+    """Ports of this coordinator; they stay the same across restarts."""
     path = folder / "state" / "ports.json"
     before = read_json(path) or {}
     wanted = settings.gateway.port or before.get("gateway", 0)
@@ -186,7 +187,7 @@ def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:
 
 
 def free_loopback_port() -> int:
-    """Any port of this machine's loopback that is free just now."""
+    """A free port on loopback."""
     return _free(0, LOOPBACK)
 
 
@@ -205,9 +206,9 @@ def _free(wanted: int, address: str) -> int:
 
 
 def _make_loopback(folder: Path) -> None:
-    """A certificate for the SuperLink, which no site ever sees.
+    """Create a certificate for the SuperLink, used on this machine only.
 
-    Flower checks nodes' keys only where it serves TLS, on a socket too.
+    Flower checks nodes' keys only if it serves TLS, even on a socket.
     """
     own = folder / "state" / "loopback"
     if (own / "server.pem").exists():
@@ -215,15 +216,15 @@ def _make_loopback(folder: Path) -> None:
     private_folder(own)
     make_authority(own, "Fieldmark loopback")
     issue(own, "server", [LOOPBACK, "localhost"], days=3650)
-    # It has vouched for all that it ever will.
+    # The CA key is not needed again.
     os.unlink(own / "ca.key")
 
 
 def up_detached(folder: Path, say: Callable[[str], None]) -> None:
-    """Start :func:`up` as a process of its own and come back when it is up.
+    """Run :func:`up` in a new process and return when it is up.
 
     Raises:
-        FieldmarkError: what it would have raised here; or that it did not come up.
+        FieldmarkError: as :func:`up`, or if it does not come up in time.
     """
     folder = folder.resolve()
     check_server(folder)

@@ -1,17 +1,17 @@
-"""A coordinator's folder, and the start kits that come out of it.
+"""Creation and renewal of a coordinator's folder, and the start kits for its sites.
 
 ::
 
-    server.toml        names, port, bounds
+    server.toml        names, port, limits
     coordinator.key    signs requests (mode 0600); coordinator.pub goes into kits
-    ca.key, ca.pem     the authority that vouches for the server, and nobody else
-    server.key/.pem    what the gateway shows to sites; renewed without new kits
-    secret             between the SuperLink and our executor
+    ca.key, ca.pem     the authority that issues the server's certificate only
+    server.key/.pem    the gateway's certificate; renewed without new kits
+    secret             shared by the SuperLink and our executor
     sites.json         the allow-list: key -> site
-    kits/              start kits, one file a site
-    weights/           weights files that runs start from, each named by its SHA-256
-    runs/              one folder a run
-    state/, logs/      of the processes; nothing that cannot be lost but superlink.db
+    kits/              start kits, one file per site
+    weights/           initial weights, each file named by its SHA-256
+    runs/              one folder per run
+    state/, logs/      of the processes; only superlink.db must not be lost
 """
 
 import ipaddress
@@ -58,10 +58,10 @@ def coordinator_key(folder: Path) -> PublicKey:
 
 
 def init_server(folder: Path, settings: DeploymentSettings) -> None:
-    """Make a coordinator's folder; all of it or nothing.
+    """Create a coordinator's folder, completely or not at all.
 
     Raises:
-        ConfigurationError: if it exists already, or a host is none.
+        ConfigurationError: if it exists already, or a host is invalid.
     """
     for host in settings.hosts:
         _check_host(host)
@@ -87,13 +87,13 @@ def init_server(folder: Path, settings: DeploymentSettings) -> None:
 
 
 def check_server(folder: Path) -> int:
-    """Check that a coordinator's folder can be put into service.
+    """Check that a coordinator's folder is ready for service.
 
     Returns:
-        Days that its certificate has left.
+        Days until its certificate expires.
 
     Raises:
-        ConfigurationError: if something is missing, or a secret has too wide a mode.
+        ConfigurationError: if something is missing, or a secret is readable by others.
         PeerError: if its certificate is not valid today.
     """
     read_settings(folder)
@@ -105,11 +105,11 @@ def check_server(folder: Path) -> int:
 
 
 def renew(folder: Path, hosts: tuple[str, ...] = ()) -> None:
-    """Issue the server's certificate anew; kits and sites stay as they are.
+    """Issue a new server certificate; kits and sites stay valid.
 
     Args:
         folder: The coordinator's.
-        hosts: Other names and addresses from now on.
+        hosts: New names and addresses, replacing the old ones.
     """
     settings = read_settings(folder)
     check_dates(folder / "ca.pem")
@@ -122,13 +122,13 @@ def renew(folder: Path, hosts: tuple[str, ...] = ()) -> None:
 
 
 def add_site(folder: Path, name: str, their_key: str = "") -> tuple[ListedSite, Path]:
-    """Register a site and make its start kit.
+    """Register a site and create its start kit.
 
     Args:
         folder: The coordinator's.
         name: The site's.
-        their_key: The public half of the key that the site has made, one line of text. Without
-            it a key is made here, and the kit is a secret.
+        their_key: The public key that the site has created, one line of text. Without it a key is
+            created here, and the kit is a secret.
 
     Raises:
         ConfigurationError: if name or key are taken, or the key is a private one.
@@ -145,17 +145,17 @@ def add_site(folder: Path, name: str, their_key: str = "") -> tuple[ListedSite, 
         key = new_key()
         their_key, private = public_text(key.public_key()), private_text(key)
     entry = AllowList(folder).add(name, their_key)
-    # A site of this name that was removed before was another, with another ledger.
+    # A removed site of the same name was another site with another ledger.
     forget(folder, name)
     return entry, make_kit(folder, settings, entry, private)
 
 
 def rotate_key(folder: Path, text: str) -> ListedSite:
-    """Take a site's new key, if its registered key and the new one have signed for it.
+    """Register a site's new key if its registered key and the new one have signed the rotation.
 
     Raises:
         PeerError: if they have not, or the old key is not the registered one.
-        ConfigurationError: if there is no such site, or the new key was ever used.
+        ConfigurationError: if there is no such site, or the new key was ever registered.
     """
     read_settings(folder)
     rotation, signed = read_rotation(text)

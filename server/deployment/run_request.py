@@ -1,4 +1,4 @@
-"""What is wanted of a run and how far it is: ``coordinator/conduct.json`` in its folder."""
+"""The requested and actual state of a run: ``coordinator/conduct.json`` in its folder."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +16,9 @@ class RunRequest:
 
     Attributes:
         state: ``wanted`` until the SuperLink has it, then ``running`` until it has ended.
-        flower_run: The Flower run that carries it out; another one after each death.
+        flower_run: The Flower run that executes it; a new one after each crash.
         tries: Flower runs so far.
-        stuck: Tries since a round was last done.
+        stuck: Tries since a round was last completed.
         round: Rounds done when the last try began.
         why: How it ended, in words.
     """
@@ -31,12 +31,12 @@ class RunRequest:
     why: str = ""
 
     def but(self, **changes: Any) -> "RunRequest":
-        """The same with some fields changed."""
+        """A copy with some fields changed."""
         return replace(self, **changes)
 
 
 def read_run_request(run_dir: Path) -> RunRequest:
-    """A run's state; ``none`` where there is none."""
+    """Read a run's state; ``none`` if there is none."""
     values = read_json(run_dir / "coordinator" / "conduct.json")
     return RunRequest(**values) if values else RunRequest()
 
@@ -47,7 +47,7 @@ def write_run_request(run_dir: Path, request: RunRequest) -> None:
 
 
 def active_run(folder: Path) -> Path | None:
-    """The folder of the run that is on, if any."""
+    """The folder of the active run, if any."""
     for path in sorted((folder / "runs").glob("*/coordinator/conduct.json")):
         run_dir = path.parents[1]
         if read_run_request(run_dir).state in ACTIVE:

@@ -1,4 +1,4 @@
-"""A run on the terminal: its lines, and on a terminal a live table of its sites."""
+"""Display of a run on the terminal: log lines, and a live table of its sites."""
 
 import json
 from pathlib import Path
@@ -28,13 +28,13 @@ def watch(folder: Path, run_dir: Path) -> dict[str, Any] | None:
     """Show a run until it ends.
 
     Returns:
-        Its metrics, or None where a person went away (Ctrl-C) and left it running.
+        Its metrics, or None if a person pressed Ctrl-C and left it running.
 
     Raises:
-        FieldmarkError: with the exit code that says why it did not end well.
+        FieldmarkError: if the run failed, with its exit code.
     """
     console = PlainConsole(stderr=True)
-    # Without a progress bar of its own: the table has the place.
+    # Not entered as a context manager, so it shows no progress bar: the table takes its place.
     lines = LiveView(CoordinatorHome.open(run_dir).recipe, console)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
@@ -57,7 +57,7 @@ def watch(folder: Path, run_dir: Path) -> dict[str, Any] | None:
 
 
 def site_table(view: RunView) -> Table:
-    """A run's sites: state, rounds, refusals, bytes."""
+    """A table of a run's sites: state, rounds, refusals, bytes."""
     table = Table(title=f"round {view.round} of {view.rounds}")
     for column in ("site", "state", "rounds", "refused", "MB up", "MB down", "why"):
         table.add_column(column, justify="left" if column in ("site", "state", "why") else "right")

@@ -1,6 +1,6 @@
-"""Serving the gateway: TLS 1.2 or later, connections counted, slow heads cut off.
+"""The gateway's server process: TLS 1.2 or later, connection limits, timeouts for slow clients.
 
-Run as a process of its own: ``python -m fieldmark.server.deployment.serving DIR``.
+Run as a separate process: ``python -m fieldmark.server.deployment.serving DIR``.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ from fieldmark.server.deployment.sockets import superlink_address
 FORWARD_TIMEOUT_S = 60.0
 NOTE_EVERY_S = 1.0
 MAX_HEAD_BYTES = 64_000
-"""Longest request line and headers together; a node's own are about 1000."""
+"""Largest request line and headers together, in bytes; those of a node are about 1000."""
 
 
 def serve(folder: Path) -> None:
-    """Serve the gateway of a coordinator's folder until told to stop."""
+    """Serve the gateway of a coordinator's folder until it is told to stop."""
     settings = read_settings(folder).gateway
     ports = read_json(folder / "state" / "ports.json")
     link = path_of(superlink_address(folder))
@@ -47,7 +47,7 @@ def serve(folder: Path) -> None:
             verify=trust,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=200),
         ),
-        # A proxy of the environment is for the outside, never for our own processes.
+        # Proxies of the environment must not be used for local processes.
         trust_env=False,
         timeout=httpx.Timeout(FORWARD_TIMEOUT_S, connect=5.0),
     )
@@ -79,7 +79,8 @@ async def _serve(
     server: uvicorn.Server, gateway: Gateway, folder: Path, handshake_s: float
 ) -> None:
     loop = asyncio.get_running_loop()
-    # uvicorn passes no such bound on, and a minute for each who never shakes hands is too long.
+    # uvicorn has no option for this, and the default of one minute per stalled handshake is too
+    # long.
     bounded = partial(loop.create_server, ssl_handshake_timeout=handshake_s)
     setattr(loop, "create_server", bounded)  # noqa: B010
     noting = asyncio.create_task(_note(gateway, folder / "state" / "gateway.json"))
@@ -90,7 +91,7 @@ async def _serve(
 
 
 async def _note(gateway: Gateway, path: Path) -> None:
-    """Leave the counts where status and metrics find them."""
+    """Write the counts regularly to the file that status and metrics read."""
     meter = gateway.meter
     while True:
         await asyncio.sleep(NOTE_EVERY_S)
@@ -107,17 +108,16 @@ async def _note(gateway: Gateway, path: Path) -> None:
 
 @dataclass
 class OpenConnections:
-    """Connections that are open: those of nobody yet by address, a site's own by site.
+    """Counts of open connections: unauthenticated ones by address, authenticated ones by site.
 
-    A site's are counted for it alone, so that many sites behind one proxy do not take each
-    other's places.
+    Many sites behind one proxy therefore do not use up each other's limit.
     """
 
     from_address: Counter[str] = field(default_factory=Counter)
     of_site: Counter[str] = field(default_factory=Counter)
 
     def closed(self, address: str, site: str) -> None:
-        """Take off one connection of a site, or of an address where ``site`` is empty."""
+        """Remove one connection of a site, or of an address if ``site`` is empty."""
         if site:
             self.of_site[site] -= 1
         else:
@@ -125,12 +125,12 @@ class OpenConnections:
 
 
 class Guarded(HttpToolsProtocol):
-    """Drops a connection that opens too often, stays silent, drips, or does not read.
+    """Drops connections that open too often, stay silent, send too slowly, or do not read.
 
     Attributes:
         limits: The gateway's settings; like the other two, set by :func:`_protocol`.
-        meter: Counts the requests that are refused.
-        open: The connections that are open.
+        meter: Counts refused requests.
+        open: The open connections.
     """
 
     limits: GatewaySettings
@@ -158,7 +158,7 @@ class Guarded(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def belongs(self, site: str) -> None:
-        """A request on this connection has proved to be a site's.
+        """Count this connection as a site's after one of its requests was authenticated.
 
         Raises:
             Refused: if that site has too many.
@@ -201,7 +201,7 @@ class Guarded(HttpToolsProtocol):
         if self._head is None:
             return
         self._head += len(data)
-        # The parser keeps a head until it is whole: it must not grow without end.
+        # The parser buffers the header until it is complete, so its size must be bounded.
         if self._head > MAX_HEAD_BYTES:
             self._turn_away(413, "a head that is too long")
 
@@ -214,12 +214,12 @@ class Guarded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head = None
-        # Cut off in the midst of its body it is the application that writes it down.
+        # If cut off within its body, the application logs the request.
         self._watch(self.transport.abort)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        # The request is whole: what follows may take as long as it takes.
+        # The request is complete: the answer has no time limit here.
         self._unwatch()
         super().on_message_complete()
 
@@ -229,7 +229,7 @@ class Guarded(HttpToolsProtocol):
         super().send_400_response(msg)
 
     def _begin_head(self) -> None:
-        """Its time does not begin anew with each byte, or a drip would hold it open."""
+        """Start one timer for the whole header, which a slow client cannot restart."""
         self._head = 0
         self._watch(self._too_slow)
 
@@ -252,13 +252,13 @@ class Guarded(HttpToolsProtocol):
 
 
 def _protocol(settings: GatewaySettings, meter: Meter) -> type[Guarded]:
-    """The protocol of one gateway: its connections are counted together."""
+    """A protocol class for one gateway, whose connections are counted together."""
     own = {"limits": settings, "meter": meter, "open": OpenConnections()}
     return type("Guarded", (Guarded,), own)
 
 
 def main() -> None:
-    """Entry of the process."""
+    """Entry point of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         serve(Path(sys.argv[1]))

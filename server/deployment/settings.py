@@ -1,4 +1,4 @@
-"""``server.toml``: how sites reach the coordinator, and how much of it they may use."""
+"""``server.toml``: the coordinator's address, its limits for sites, and its defaults for runs."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fgvc_core.files import write_privately
 
 
 class GatewaySettings(Settings):
-    """Bounds of the only open port."""
+    """Limits of the gateway's port."""
 
     listen: str = Field("0.0.0.0", description="Address that the gateway listens on.")
     port: int = Field(8443, ge=0, le=65535, description="Its port; 0 picks a free one.")
@@ -89,7 +89,7 @@ def read_settings(folder: Path) -> DeploymentSettings:
     """Read ``server.toml``.
 
     Raises:
-        ConfigurationError: if it is missing or wrong.
+        ConfigurationError: if it is missing or invalid.
     """
     path = folder / "server.toml"
     values = read_toml_file(

@@ -1,4 +1,4 @@
-"""Where a coordinator's SuperLink listens: in a folder that its account alone can search."""
+"""Paths of the coordinator's Unix sockets, in a folder that only its account can access."""
 
 from pathlib import Path
 
@@ -16,5 +16,5 @@ def superlink_address(folder: Path) -> str:
 
 
 def health_socket(folder: Path) -> Path:
-    """The socket of its health service."""
+    """The socket of the SuperLink's health service."""
     return sockets(folder) / "health"

@@ -1,4 +1,4 @@
-"""What a coordinator is doing: for a person, and as plain values for a program."""
+"""The status of a coordinator and its run, for people and as JSON."""
 
 import time
 from dataclasses import asdict
@@ -27,10 +27,10 @@ from fieldmark.server.deployment.sockets import health_socket, superlink_address
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The state of a coordinator.
+    """The status of a coordinator.
 
     Raises:
-        ConfigurationError: if it is no coordinator's folder.
+        ConfigurationError: if it is not a coordinator's folder.
     """
     folder = folder.resolve()
     settings = read_settings(folder)
@@ -104,7 +104,7 @@ def _run(run_dir: Path, view: RunView | None) -> dict[str, Any]:
 
 
 def _nodes(folder: Path) -> dict[str, str]:
-    """Fingerprint -> status, as the SuperLink has them; empty where it does not answer."""
+    """Fingerprint -> status according to the SuperLink; empty if it does not answer."""
     try:
         api = ControlApi(superlink_address(folder), (folder / "state/loopback/ca.pem").read_bytes())
         return {node.fingerprint: node.status for node in api.nodes()}
@@ -125,7 +125,7 @@ def _latest(folder: Path) -> Path | None:
 
 
 def show_status(found: dict[str, Any]) -> None:
-    """Print a state for a person."""
+    """Print a status for a person."""
     console = PlainConsole(highlight=False, soft_wrap=True)
     certificate = found["certificate"]
     until = certificate["error"] or f"certificate for {certificate['days']} days"

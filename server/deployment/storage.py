@@ -1,10 +1,9 @@
-"""The SuperLink's database on the disk: given back what it does not use.
+"""Compaction of the SuperLink's SQLite database, which does not shrink by itself.
 
-SQLite keeps the pages of what was deleted, and its write-ahead log stays as long as it ever was.
-Flower asks for neither to shrink, so the file of a coordinator would stay as large as the most
-that its sites have sent within one run (https://www.sqlite.org/lang_vacuum.html,
-https://www.sqlite.org/wal.html, section 6). What is left after a run is small, so writing it anew
-takes milliseconds.
+SQLite keeps the pages of deleted data, and its write-ahead log never gets shorter. Flower shrinks
+neither, so the file would stay as large as the most data that sites have sent within one run
+(https://www.sqlite.org/lang_vacuum.html, https://www.sqlite.org/wal.html, section 6). Little is
+left after a run, so rewriting it takes milliseconds.
 """
 
 import contextlib
@@ -16,24 +15,24 @@ from fgvc_core.errors import DataError
 
 DATABASE = "superlink.db"
 WORTH_BYTES = 4_000_000
-"""Unused bytes below which nothing is done."""
+"""A database with fewer unused bytes is not compacted."""
 WAIT_S = 2.0
-"""How long to wait for the SuperLink's own writing, in seconds; it waits 5 s for ours."""
+"""Longest wait for the SuperLink's own writes, in seconds; it waits 5 s for ours."""
 LARGEST_KEPT_BYTES = 256_000_000
-"""Bytes in use above which the file is not written anew: the SuperLink would wait too long."""
+"""A database with more used bytes is not rewritten: the SuperLink would wait too long."""
 
 
 def compact(database: Path) -> int:
-    """Give back what a database does not use; another process may have it open.
+    """Free the unused space of a database; another process may have it open.
 
     Args:
-        database: An SQLite file with a write-ahead log, or none.
+        database: An SQLite file with a write-ahead log; it may be missing.
 
     Returns:
-        Bytes given back; 0 where there are few, or where it is in use just now: the next time.
+        Bytes freed; 0 if there are few, or if it is in use now and must be retried later.
 
     Raises:
-        DataError: if the file is damaged, or no database.
+        DataError: if the file is damaged or not a database.
     """
     if not database.exists():
         return 0
@@ -41,7 +40,7 @@ def compact(database: Path) -> int:
     try:
         _give_back(database, before)
     except sqlite3.OperationalError:
-        # In use, or the disk is full: the next time.
+        # In use, or the disk is full: retried the next time.
         pass
     except sqlite3.DatabaseError as error:
         raise DataError(
@@ -62,7 +61,7 @@ def _give_back(database: Path, before: int) -> None:
         if unused + log >= WORTH_BYTES:
             if unused >= WORTH_BYTES and page * pages - unused <= LARGEST_KEPT_BYTES:
                 link.execute("vacuum")
-            # What was written anew is in the log first.
+            # The rewritten pages are in the log until a checkpoint.
             link.execute("pragma wal_checkpoint(truncate)")
 
 

@@ -1,6 +1,6 @@
-"""Flower's SuperLink on a Unix socket, with no port that other accounts could connect to.
+"""The process that runs Flower's SuperLink on a Unix socket, with no port open to other accounts.
 
-Run as a process of its own: ``python -m fieldmark.server.deployment.superlink DIR OPTION...``, with
+Run as a separate process: ``python -m fieldmark.server.deployment.superlink DIR OPTION...``, with
 the options of ``flower-superlink``.
 """
 
@@ -14,7 +14,7 @@ from fieldmark.server.deployment.sockets import health_socket, sockets
 
 
 def main() -> None:
-    """Entry of the process."""
+    """Entry point of the process."""
     folder, options = Path(sys.argv[1]), sys.argv[2:]
     os.umask(PRIVATE_UMASK)
     serve_superlink(sockets(folder) / "superlink", health_socket(folder), options)

@@ -1,4 +1,4 @@
-"""The run's report: one HTML page that needs nothing but itself."""
+"""The report of a run: one self-contained HTML page."""
 
 from fieldmark.server.report.page import render
 

@@ -1,4 +1,4 @@
-"""The figures of a run's report, as inline SVG."""
+"""Charts of a run's report, as inline SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ WIDTH, HEIGHT = 640, 260
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 30
 
 MOST_BARS, MOST_POINTS, MOST_TITLES = 240, 1000, 3000
-"""What one figure holds at most, so that a page of a long run stays small."""
+"""Most elements in one figure, so that the page of a long run stays small."""
 
 Number = float | int | None
 
@@ -24,11 +24,11 @@ class Curve:
 
 
 def curves(title: str, lines: Sequence[Curve], top: float, marked: int = 0) -> str:
-    """A chart of values over rounds.
+    """A line chart of values over rounds.
 
     Args:
-        title: What it shows, for those who cannot see it.
-        lines: Curves of one length; rounds count from 1.
+        title: Text alternative of the chart.
+        lines: Curves of equal length; rounds count from 1.
         top: Value at the upper edge; the lower edge is 0.
         marked: A round to mark, or 0.
     """
@@ -55,7 +55,7 @@ def curves(title: str, lines: Sequence[Curve], top: float, marked: int = 0) -> s
 
 
 def bars(title: str, values: Sequence[Number], unit: str) -> str:
-    """One bar a round, with its value on hover; of very many rounds, one bar for several."""
+    """A bar chart with one bar per round, or per group of rounds if there are very many."""
     total = len(values)
     values, wide = _thinned(values, MOST_BARS)
     known = [v for v in values if v is not None]
@@ -79,10 +79,10 @@ def bars(title: str, values: Sequence[Number], unit: str) -> str:
 
 
 def ladder(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
-    """Shares of 1 as dots on a common scale, one row each.
+    """A dot plot of shares from 0 to 1, one row each.
 
     Args:
-        title: What it shows.
+        title: Text alternative of the chart.
         rows: (name, share, CSS class).
     """
     line, label = 30, 190
@@ -102,7 +102,7 @@ def ladder(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
 
 
 def holdings(title: str, sites: dict[str, list[int]], class_names: Sequence[str]) -> str:
-    """Who holds what: a disc a site and class, its area the number of pictures."""
+    """A chart of the partition: one disc per site and class, its area the number of pictures."""
     column = min(34.0, (WIDTH - 120) / max(len(class_names), 1))
     line, head = max(min(34.0, column), 14.0), 8
     height = int(line * len(sites) + head + 12)
@@ -128,13 +128,13 @@ def cells(
     values: dict[tuple[str, int], int],
     crossed: set[tuple[str, int]],
 ) -> str:
-    """A grid of sites and rounds, darker where more bytes moved; a cross where one was refused.
+    """A heat map of bytes by site and round, with a cross where a reply was refused.
 
     Args:
-        title: What it shows.
+        title: Text alternative of the chart.
         rows: Names of the rows.
-        columns: What each column is.
-        values: (row's name, column) -> bytes; what is not there is left empty.
+        columns: Labels of the columns.
+        values: (row's name, column) -> bytes; missing cells stay empty.
         crossed: Cells to cross out.
     """
     left, line = 120.0, 16.0
@@ -167,7 +167,7 @@ def cells(
 
 
 def _thinned(values: Sequence[Number], most: int) -> tuple[list[Number], int]:
-    """At most so many values, each the mean of the known ones of ``n`` neighbours; and n."""
+    """At most ``most`` values, each the mean of the known ones of ``n`` neighbors; and n."""
     wide = max(-(-len(values) // most), 1)
     if wide == 1:
         return list(values), 1
@@ -180,7 +180,7 @@ def _thinned(values: Sequence[Number], most: int) -> tuple[list[Number], int]:
 
 
 def _ticks(rounds: int) -> list[int]:
-    """Rounds to name on the axis: evenly spaced, and the last one where it has room."""
+    """Rounds to label on the axis: evenly spaced, and the last one if there is room."""
     step = max(1, -(-rounds // 8))
     ticks = list(range(1, rounds + 1, step))
     if ticks and rounds - ticks[-1] >= step / 2:

@@ -1,4 +1,4 @@
-"""From a run's folder to its page."""
+"""Rendering of a run's ``report.html`` from the files in its folder."""
 
 import re
 from pathlib import Path
@@ -18,19 +18,19 @@ from fieldmark.server.report.poisoning import against_poisoning
 from fieldmark.server.report.reading import REASONS_SHOWN, RunFolder, refusals_by_reason, traffic
 
 SITES_SHOWN = 60
-"""Rows of the sites' table; with more sites the rest is counted."""
+"""Rows of the table of sites; further sites are only counted."""
 
 CLASSES_SHOWN = 60
 NOTABLE_SHOWN = 100
 PICTURES_BYTES = 1_600_000
-"""Most that the pictures of a page weigh together; the page stays below 3 MB."""
+"""Largest total size of the pictures in a page, in bytes; the page stays below 3 MB."""
 RECIPE_SHOWN = 60_000
 """Characters of the recipe; a list of classes can be long."""
 _REFUSED = re.compile(
     r"(?:Site '([A-Za-z0-9._-]+)'|The site) answered 'refused-policy'\.\s*(.*)", re.S
 )
-"""What the coordinator's events say of a site's own refusal, in a roll call or a round: its
-name, where the event does not have it, and the reason that it gave."""
+"""A site's own refusal in an event's reason, at a roll call or in a round: the site's name, if
+the event lacks it, and its reason."""
 
 _NOTABLE = frozenset({"round_void", "resumed", "interrupted", "failed", "site_set_aside",
                       "screening_reset", "tracker_failed", "site_left"})  # fmt: skip
@@ -84,7 +84,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
         "private": claim.holds or (_asks_for_privacy(run.recipe) and not claim.sites),
         "claim": claim,
-        # Where nobody asked for it and nobody insists, one sentence says it of all sites.
+        # If the recipe does not ask for privacy and no site requires it, one sentence covers all.
         "listed": dict(list(listed.items())[:SITES_SHOWN]),
         "listed_left": max(len(listed) - SITES_SHOWN, 0),
         "validated": any(h.get("val_top1") is not None for h in metrics.get("history", [])),
@@ -110,8 +110,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
 
 
 def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the sites say that they have installed: each version and code once, the most common
-    first, with the names of its sites."""
+    """Fieldmark versions and code digests with the sites that report them, most common first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, figures in sites.items():
         if figures.get("code"):
@@ -159,7 +158,7 @@ def _number(count: int) -> str:
 
 
 def _has_private_site(run: RunFolder) -> bool:
-    """Whether any site answered, or was asked to, under differential privacy."""
+    """Whether any site answered, or was asked to answer, under differential privacy."""
     return bool(read_claim(run.metrics).protected) or _asks_for_privacy(run.recipe)
 
 
@@ -171,7 +170,7 @@ def _asks_for_privacy(recipe: str) -> bool:
 
 
 def _refused_by(events: list[dict[str, Any]]) -> dict[str, str]:
-    """Sites that said no by their own policy, and the last reason that each gave."""
+    """Sites whose policy refused, and the last reason of each."""
     found = {}
     for event in events:
         told = _REFUSED.match(str(event.get("reason") or ""))
@@ -202,8 +201,8 @@ def _figures(run: RunFolder) -> dict[str, str]:
         if grid:
             figures["traffic"] = grid
         figures["seconds"] = bars("Seconds a round", [h["seconds"] for h in history], "s")
-    # A private site's true counts are nobody's but its own; of simulated sites the researcher
-    # finds them in partition.json, which is made for its owner alone.
+    # A private site's exact counts must not be shown. For simulated sites the researcher finds them
+    # in partition.json, which only its owner can read.
     if run.partition and not _has_private_site(run) and len(run.partition["sites"]) <= SITES_SHOWN:
         figures["holdings"] = holdings(
             "Training pictures of each class at each site",
@@ -223,7 +222,7 @@ def _figures(run: RunFolder) -> dict[str, str]:
 
 
 def _levels(metrics: dict[str, Any]) -> list[tuple[str, float]]:
-    """(level of the taxonomy, share right at it), the coarsest first, the class itself last."""
+    """(level of the taxonomy, accuracy at it), the coarsest first, the class itself last."""
     levels = list(metrics.get("levels", {}).items())
     return [*levels, ("class", metrics["top1"])] if levels and metrics.get("top1") else []
 
@@ -245,7 +244,7 @@ def _pairs(run: RunFolder) -> list[dict[str, Any]]:
 
     pairs = []
     for pair in run.evaluation["pairs"]:
-        # Explanations first: where there is not room for all, they say more.
+        # Explanations first: they say more if there is not room for all pictures.
         explained = pictures(pair.get("explained", []))
         groups = [
             (title, pictures(pair[f"pictures_{kind}"]))

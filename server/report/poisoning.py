@@ -1,7 +1,7 @@
-"""What a run had in place against poisoned updates, and what it had not: one line of its page.
+"""The report's statement of which defenses against poisoning a run used, and which it lacked.
 
-A rule guards against a share of a *round's* replies, rounded down: of three sites drawn out of
-ten, 0.3 is none. So it is the smallest round that says what was in place.
+A robust rule tolerates a share of a *round's* replies, rounded down: 0.3 of three sites is none. So
+the smallest round decides how many hostile sites the run tolerated.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from fieldmark.server.rounds.cohort import wanted
 from fieldmark.server.screening.releases import LEAST_DIRECTIONS, LEAST_LENGTHS
 
 HALF = frozenset({"fedmedian", "geometric-median"})
-"""Rules that guard against fewer than half of a round, whatever the recipe says."""
+"""Rules that tolerate fewer than half of a round as hostile, whatever the recipe says."""
 
 KRUM = frozenset({"krum", "multi-krum"})
 """Rules that need 2 f + 3 replies against f (Blanchard et al. 2017, proposition 4.3)."""
@@ -24,22 +24,22 @@ Events = Sequence[dict[str, Any]]
 
 
 class Poisoning(NamedTuple):
-    """Sentences on what was in place and what was not."""
+    """Sentences on the defenses that were used and those that were missing."""
 
     held: tuple[str, ...]
     missing: tuple[str, ...]
 
 
 def against_poisoning(recipe: str, sites: int, events: Events = ()) -> Poisoning | None:
-    """What a run's recipe put in place.
+    """The defenses against poisoning in a run's recipe.
 
     Args:
         recipe: ``recipe.toml`` as text.
         sites: How many took part.
-        events: Of the run: how many sound replies its rounds had.
+        events: The run's, which show how many accepted replies each round had.
 
     Returns:
-        None where the recipe cannot be read, or holds settings of another version.
+        None if the recipe cannot be read, or has settings of another version.
     """
     try:
         values = read_toml(recipe, "recipe")
@@ -67,13 +67,13 @@ def against_poisoning(recipe: str, sites: int, events: Events = ()) -> Poisoning
 
 
 def _set(values: dict[str, Any], section: str, name: str) -> Any:
-    """A setting of a recipe that nobody has checked, or None."""
+    """A setting of an unvalidated recipe, or None."""
     found = values.get(section)
     return found.get(name) if isinstance(found, dict) else None
 
 
 def _fewest_releases(sites: int, events: Events) -> int:
-    """Sites whose class sums or statistics were compared, in the phase that had the fewest."""
+    """Fewest sites whose class sums or statistics were compared in any phase."""
     found: dict[tuple[int, str], set[str]] = {}
     for event in events:
         if _is_sound(event, "release"):
@@ -93,10 +93,10 @@ class _Round(NamedTuple):
 
 
 def _weakest_round(federation: FederationSettings, sites: int, events: Events) -> _Round:
-    """Of the rounds that counted the one whose rule guarded against the fewest.
+    """The round that counted whose rule tolerated the fewest attackers.
 
-    A round that was void is tried again under the same number, pre-training counts its rounds
-    anew, and scores are asked for under the last one's: none of their replies was the rule's.
+    Excluded are replies that the rule never aggregated: those of void rounds (repeated under the
+    same number), of pre-training (numbered separately) and of scoring (the last round's number).
     """
     drawn = wanted(sites, federation.fraction) if sites else 0
     rounds = [_Round(_guarded(federation, drawn), drawn)]
@@ -109,7 +109,7 @@ def _weakest_round(federation: FederationSettings, sites: int, events: Events) -
             sound.add(event.get("site", ""))
         elif kind == "round_finished" and sound:
             computed = _guarded(federation, len(sound))
-            # Who was found out before is not guarded against once more: only the run knows.
+            # The event's number is lower if the run had already rejected some attackers.
             told = computed if federation.strategy in HALF else event.get("guarded", computed)
             rounds.append(_Round(min(told, computed), len(sound)))
     return min(rounds)
@@ -171,7 +171,7 @@ def _of_sites(sites: int) -> str:
 def _of_screening(
     federation: FederationSettings, events: Events, held: list[str], missing: list[str]
 ) -> None:
-    """Lengths are compared from the second round on, directions from the third."""
+    """Norms are compared from the second round on, directions from the third."""
     if not federation.screening:
         missing.append("screening of updates")
         return
@@ -196,7 +196,7 @@ def _of_rule(
     missing: list[str],
 ) -> None:
     name, share = federation.strategy, federation.byzantine_share
-    # A rule of another distribution is known by what its rounds say.
+    # A rule from another installed package is recognized by its rounds' events.
     robust = name in ROBUST or any(event.get("guarded") is not None for event in events)
     if not robust:
         missing.append(f"a rule against hostile sites: with {name} one site can teach a backdoor")

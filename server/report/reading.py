@@ -1,4 +1,4 @@
-"""Reading a run's folder for its report: its files, refusals by reason, traffic by site."""
+"""Reading of a run's folder for its report: files, refusals by reason, traffic by site."""
 
 import base64
 import io
@@ -15,14 +15,15 @@ from fgvc_core.errors import DataError
 from fieldmark.server.report.charts import cells
 
 LONGEST_PICTURE = 2_000_000
-"""Pictures larger than this are left out of the page, in bytes."""
+"""Larger pictures are left out of the page, in bytes."""
 SMALL = 12_000
-"""Up to so many bytes a picture stays as it is; a larger one (a photograph) becomes a JPEG."""
+"""Pictures up to this size, in bytes, are embedded unchanged; larger ones (photographs) become
+JPEGs."""
 REASONS_SHOWN = 30
 NAMES_SHOWN = 8
 LONGEST_REASON = 400
 GRID_SITES, GRID_COLUMNS = 40, 90
-"""Largest grid of sites and rounds; more rounds share a column."""
+"""Largest grid of sites and rounds; with more rounds, several share a column."""
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 Event = dict[str, Any]
@@ -30,7 +31,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run has left; parts that a run may lack are None.
+    """The files of a run; optional ones are None if missing.
 
     Attributes:
         folder: The run's folder.
@@ -55,8 +56,7 @@ class RunFolder:
         """Read a folder.
 
         Raises:
-            DataError: if ``recipe.toml`` or ``metrics.json`` is missing, or a file is
-                damaged, naming it.
+            DataError: if ``recipe.toml`` or ``metrics.json`` is missing, or a file is damaged.
         """
         return cls(
             folder=folder,
@@ -69,7 +69,7 @@ class RunFolder:
         )
 
     def picture(self, name: str) -> str | None:
-        """A picture of the run as a ``data:`` address, or None if it is not there.
+        """A picture of the run as a ``data:`` URL, or None if it is missing.
 
         Only files inside the run's folder are read, whatever the name says.
         """
@@ -120,7 +120,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             events.append(json.loads(line))
         except ValueError as error:
-            # A crash can tear the last line; anything before it is damage.
+            # A crash can truncate the last line; an invalid line before it is damage.
             if number == len(lines):
                 break
             raise _damaged(path, f"line {number}: {error}") from None
@@ -136,7 +136,7 @@ def _damaged(path: Path, what: str) -> DataError:
 
 
 def refusals_by_reason(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """Refused replies and nodes, those with one reason together whatever its numbers are.
+    """Refused replies and nodes, grouped by reason with its numbers ignored.
 
     Returns:
         The most frequent first: ``reason`` (of the first one), ``count``, ``sites`` (names),
@@ -165,12 +165,12 @@ def refusals_by_reason(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def traffic(events: Sequence[Event], sites: Sequence[str], rounds: int) -> str | None:
-    """Bytes of each site in each round as a grid; None without a reply.
+    """Bytes of each site in each round as a heat map; None without a reply.
 
     Args:
         events: Of the run.
         sites: Their names; the first forty are shown.
-        rounds: How many were run; the closing evaluation stands in the last.
+        rounds: How many were run; the closing evaluation counts toward the last.
     """
     shown = list(sites[:GRID_SITES])
     wide = max(-(-max(rounds, 1) // GRID_COLUMNS), 1)

@@ -1,1 +1,1 @@
-"""What a run leaves: metrics, evaluation, explanations."""
+"""The results of a run: metrics, evaluation, explanations."""

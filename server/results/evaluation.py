@@ -1,4 +1,4 @@
-"""The held-out test split, scored by the coordinator; it belongs to no site."""
+"""Evaluation on the held-out test split, which the coordinator holds and no site has."""
 
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ THUMBNAIL = 160
 
 
 class TestSplit:
-    """The test split as the coordinator holds it.
+    """The coordinator's test split, ready to be scored.
 
     Args:
         table: Its examples, with pictures for the report.
-        learner: Scores with this learner's model.
+        learner: Its model computes the scores.
         cache: Folder for decoded pictures and features.
-        batch_size: Pictures scored at once.
+        batch_size: Pictures per batch.
     """
 
     __test__ = False
@@ -53,16 +53,16 @@ class TestSplit:
 def confused_pairs(
     table: ExampleTable, scored: Evaluation, predicted_N: NDArray[np.int64], folder: Path | None
 ) -> list[dict[str, Any]]:
-    """The most confused pairs with pictures of both and of the mistakes themselves.
+    """The most confused pairs of classes, with pictures of both and of the mistakes.
 
     Args:
         table: The scored examples.
         scored: Their confusion counts.
         predicted_N: int64 (N,).
-        folder: Thumbnails (PNG) are written here; None where no picture may be shown.
+        folder: Thumbnails (PNG) are written here; None if no picture may be shown.
 
     Returns:
-        One entry a pair, as ``evaluation.json`` holds them.
+        One entry per pair, as in ``evaluation.json``.
     """
     if folder is not None:
         folder.mkdir(exist_ok=True)
@@ -117,14 +117,14 @@ def zero_shot(
     """Scores on the test pictures of unseen classes, and of the others.
 
     After Xian et al. 2019, "Zero-Shot Learning - A Comprehensive Evaluation", section 3.3,
-    https://arxiv.org/abs/1707.00600, with pictures instead of class means: ``top1`` lets the model
-    choose among the unseen classes only (chance is one over their number), the
-    generalised scores let it choose among all, and ``harmonic`` is the harmonic mean of
-    those on unseen and seen classes.
+    https://arxiv.org/abs/1707.00600, but over pictures instead of class means: ``top1`` lets the
+    model choose among the unseen classes only (chance is one over their number), the generalized
+    scores let it choose among all, and ``harmonic`` is the harmonic mean of those on unseen and
+    seen classes.
 
     Args:
         test: Holds pictures of all classes.
-        tensors: A model whose head names classes by their attributes.
+        tensors: A model whose head scores classes by their attributes.
         class_names: K names.
         unseen: Some of them.
     """

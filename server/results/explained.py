@@ -1,6 +1,6 @@
-"""For look-alikes that were taken for each other: where the model saw the one, where the other.
+"""Class activation maps that show where the model confused two classes.
 
-Only pictures of the coordinator's test split that may be shown; a site's are never here.
+Only pictures of the coordinator's test split that may be shown are used, never a site's.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fgvc_core.explain.class_maps import ClassMaps
 
 SIDE = 160
-"""Of the pictures, in pixels."""
+"""Side of the pictures, in pixels."""
 
 _INK = np.array([(255, 255, 204), (254, 178, 76), (240, 59, 32), (128, 0, 38)], dtype=np.float32)
 """From little to much evidence: light yellow, orange, red, dark red."""
@@ -30,8 +30,8 @@ def explain_pairs(
 ) -> str | None:
     """Add to each pair, as ``explained``, three pictures of its first mistake.
 
-    These are: the picture as the model sees it, where it saw the class that it named, and where
-    the one that it is; each map made of the difference of the two logits.
+    These are the picture as the model sees it, a map for the predicted class and a map for the true
+    class; each map is computed from the difference of the two logits.
 
     Args:
         model: The classifier.
@@ -40,7 +40,7 @@ def explain_pairs(
         folder: Pictures (PNG) are written here.
 
     Returns:
-        None, or in words why there is nothing: the extra is missing, or the network has no maps.
+        None, or why there are no maps: the extra is missing, or the network does not support them.
     """
     from fgvc_core.explain.class_maps import ClassMaps
 
@@ -52,7 +52,7 @@ def explain_pairs(
     except FieldmarkError as error:
         return str(error)
     except Exception as error:
-        # The run's results are not to be lost for a picture.
+        # A failed picture must not lose the run's results.
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -81,7 +81,7 @@ def _drawn(
 
 
 def overlay(view_HWC: NDArray[np.uint8], map_HW: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A picture in grey with a map over it; where the map is 0 the grey is left.
+    """A picture in gray with a map over it; where the map is 0 the gray shows.
 
     Args:
         view_HWC: uint8 (H, W, 3).

@@ -1,4 +1,4 @@
-"""What a run leaves: ``metrics.json``, ``evaluation.json`` and the report."""
+"""Writing of a run's results: ``metrics.json``, ``evaluation.json`` and the report."""
 
 import platform
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 def write_results(
     home: CoordinatorHome, state: RunState, reason: str, learner: Learner, test: TestSplit | None
 ) -> None:
-    """Score the best model on the test split and write what the run came to."""
+    """Score the best model on the test split and write all results."""
     metrics = _summary(home, state, reason, learner)
     if test is not None:
         tensors, _ = Checkpoints(home.run_dir, home.recipe, home.class_names).read("best")
@@ -54,7 +54,7 @@ def write_results(
 def write_interrupted(
     home: CoordinatorHome, state: RunState, learner: Learner, reason: str = "interrupted"
 ) -> None:
-    """What can be said of a run that was stopped: no score of a final model."""
+    """Write the results of a stopped run, without scores of a final model."""
     replace_json(home.run_dir / "metrics.json", _summary(home, state, reason, learner))
 
 
@@ -85,13 +85,13 @@ def _summary(
                 "bytes_up": figures["bytes_up"],
                 "bytes_down": figures["bytes_down"],
                 "set_aside": state.standing.get(site, {}).get("set_aside"),
-                # What the site says that it has installed: Fieldmark's version, its code's digest.
+                # As the site reports them: Fieldmark's version, and the digest of its code.
                 "version": figures.get("version"),
                 "code": figures.get("code"),
             }
             for site, figures in sorted(state.sites.items())
         },
-        # Of those sites whose statement holds; why another's does not is in the claim.
+        # Costs of sites with a valid statement; the claim says why others have none.
         **({"privacy": costs} if costs else {}),
         "privacy_claim": claim.as_json(),
         **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
@@ -113,7 +113,7 @@ def _summary(
 
 
 def _personal(home: CoordinatorHome, state: RunState, site: str) -> dict[str, Any]:
-    """Top-1 of a site's own model on its validation pictures, and what it gained there."""
+    """Top-1 of a site's personal model on its validation pictures, and its gain."""
     if site in state.personal:
         scored = state.personal[site]
         gained = scored["personal"] - scored["global"]
@@ -122,7 +122,7 @@ def _personal(home: CoordinatorHome, state: RunState, site: str) -> dict[str, An
             "personal_gain": gained / scored["examples"],
         }
     if home.recipe.federation.local:
-        # What stays at a site makes its model its own; there is no other to compare it with.
+        # With local tensors every site's model is personal; there is no global one to compare.
         return {"personal_top1": state.best_sites.get(site, {}).get("top1"), "personal_gain": None}
     return {}
 
@@ -147,7 +147,7 @@ def _all_personal(state: RunState) -> dict[str, Any]:
 
 
 def _levels(test: TestSplit, scored: Evaluation) -> dict[str, Any]:
-    """Top-1 at each level of the taxonomy: a wrong species in the right family is half right."""
+    """Top-1 at each level of the taxonomy."""
     table = test.table
     if not table.taxonomy:
         return {}

@@ -1,1 +1,1 @@
-"""A run's rounds: the stages of a run, in order, and what each does with its replies."""
+"""The rounds of a run: its stages, in order, and the result of each."""

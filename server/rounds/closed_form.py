@@ -1,12 +1,13 @@
-"""A round without training: noisy sums from every site, and the head that follows from them.
+"""A private round without training, which computes the head from noisy sums of every site.
 
-It has two stages, and each site's part of the first is judged before any pays for the second. First
-every site releases a noisy sum of its vectors, whose mean over all sites is the center; noisy class
-sums around that center come second. Both are tiny. A site whose second reply is missing has paid
-for the first all the same; its classes are then learned from the others. A site releases class sums
-around one center, once. So the center stays as it is once it is known, also where a site is found
-out in the second stage, or is away when a run goes on: around another one everybody would have paid
-for sums that nobody can use.
+It has two stages. First every site releases a noisy sum of its feature vectors; their mean over all
+sites is the center. Then every site releases noisy class sums around that center. The first stage's
+releases are checked before any site pays for the second. A site whose second reply is missing has
+still paid for the first; its classes are then learned from the other sites.
+
+A site releases class sums only once. So the center stays fixed once it is known, even if a site is
+refused in the second stage or is away when a run resumes: around another center, every site would
+have to pay again.
 """
 
 from collections.abc import Callable, Iterable
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
 HEAD = ("head.centre", "head.weight", "head.bias")
 
 Ask = Callable[[Stage, ArrayRecord, dict[str, TensorSpec]], Iterable[SoundReply]]
-"""Sends one stage's request with a model and returns the sound replies."""
+"""Sends one stage's request with a model and returns the accepted replies."""
 
 LeaveOut = Callable[[Stage, dict[str, str]], None]
-"""Told which sites' releases cannot be, and why: they are asked nothing more."""
+"""Called with the sites whose releases are implausible, and why; they are not asked again."""
 
 Fix = Callable[[NDArray[np.float32]], None]
-"""Keeps the center, on the disk, before any class sums are asked for."""
+"""Saves the center to disk, before any class sums are requested."""
 
 
 def closed_head(
@@ -57,21 +58,21 @@ def closed_head(
     arrays: ArrayRecord,
     keep: Callable[[], None],
 ) -> tuple[StageResult[ArrayRecord], int]:
-    """A round of two stages: noisy center, noisy class sums, and the head from them.
+    """Run the two stages, noisy center and noisy class sums, and compute the head.
 
-    A site whose release cannot be is set aside: it is not asked again, and the run's end says so.
+    A site whose release is implausible is set aside: it is not asked again, and the results say so.
 
     Args:
         context: The run's.
-        updates: Whose screening the replies pass.
+        updates: Provides the screening of replies.
         number: Of the round.
-        sites: Who is asked.
+        sites: Sites to ask.
         arrays: The model.
         keep: Writes a checkpoint.
 
     Returns:
-        The new model, with the sound bodies of the last stage; and how many sites' releases
-        it is made of.
+        The new model, with the accepted bodies of the last stage; and how many sites' releases went
+        into it.
     """
     recipe, state = context.recipe, context.state
     accepted: list[Screened] = []
@@ -80,8 +81,8 @@ def closed_head(
         work = Work(context.trust.in_use(sites), model, list, specs=specs)
         result = run_stage(stage, number, context, updates, work)
         accepted[:] = result.accepted
-        # Asked again, a site gives the same release; asked for the other stage, it would pay for
-        # sums that cannot count.
+        # Asking again is useless: a site repeats the same release, and in the other stage it would
+        # pay for sums that cannot be used.
         for site in sorted(updates.replies.unsound):
             context.trust.set_aside(site, number)
         return result.value or []
@@ -97,7 +98,7 @@ def closed_head(
     needed = context.quorum(len(sites))
 
     def fix(centre_P: NDArray[np.float32]) -> None:
-        # As a float64 each value is the same; JSON gives it back to the bit.
+        # float32 to float64 is exact, and JSON round-trips float64 bit for bit.
         state.centre = centre_P.astype(np.float64).tolist()
         keep()
 
@@ -116,15 +117,15 @@ def closed_head(
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """Makes a head out of releases.
+    """Computes a head from noisy releases.
 
     Attributes:
         recipe: Its ``privacy.method`` is ``class-sums``.
-        units: Site name -> its public number of units, as its roll-call answer states it.
+        units: Site name -> its declared units, as its roll-call answer states them.
         classes: K.
         needed: Fewest sites whose releases make a head.
-        share: Most of all units that one site's releases count for, 0.5 to 1 (no bound).
-        centre: float32 (P,), if it is known from an earlier try; else None.
+        share: Largest share of all units that one site counts for, 0.5 to 1 (no bound).
+        centre: float32 (P,), if it is known from an earlier attempt; else None.
     """
 
     recipe: Recipe
@@ -141,16 +142,16 @@ class ClosedForm:
         leave_out: LeaveOut,
         fix: Fix = lambda centre: None,
     ) -> tuple[Tensors | None, int]:
-        """Both stages.
+        """Run both stages.
 
         Args:
-            tensors: The model as it is; only its head is replaced.
-            ask: Carries the requests.
-            leave_out: Told of releases that cannot be.
-            fix: Keeps the centre, once it is known.
+            tensors: The current model; only its head is replaced.
+            ask: Sends the requests.
+            leave_out: Called with releases that are implausible.
+            fix: Saves the center once it is known.
 
         Returns:
-            The new tensors, or None where no site's sums arrived; and how many sites' did.
+            The new tensors, or None if no site's sums arrived; and how many sites' sums arrived.
         """
         directions = len(tensors["head.centre"])
         centre_P = self.centre
@@ -167,23 +168,23 @@ class ClosedForm:
         return {**centred, **self._head(found, directions)}, len(found)
 
     def factors(self, sites: list[str]) -> dict[str, float]:
-        """What each of these sites' releases are multiplied by, so that none counts for too much.
+        """Factors that scale down the releases of sites with too many units.
 
-        The noise of a release is made smaller with it; taking it for as large as the others'
-        errs on the side of believing that site less.
+        Scaling also shrinks the release's noise. Treating that noise as full-sized only gives the
+        site less weight than it could have.
         """
         return cut_to_share({site: self.units[site] for site in sites}, self.share)
 
     def _centre(
         self, tensors: Tensors, ask: Ask, leave_out: LeaveOut, directions: int
     ) -> tuple[NDArray[np.float32] | None, int]:
-        """The first stage: the centre, or None; and how many sites' releases arrived."""
+        """Run the first stage: the center, or None; and how many sites' releases arrived."""
         specs = {CENTRE.name: TensorSpec("float32", (directions,))}
         centres = self._asked(CENTRE, tensors, ask, specs, leave_out)
         if len(centres) < self.needed:
-            # Nobody pays for class sums that could not make a head.
+            # No site should pay for class sums that cannot make a head.
             return None, len(centres)
-        # Float64 sums in order of sites: the same replies, the same centre.
+        # float64 sums in a fixed order of sites make the center reproducible.
         centre_P, units = np.zeros(directions), 0.0
         factors = self.factors(list(centres))
         for site, found_P in centres.items():
@@ -199,7 +200,7 @@ class ClosedForm:
         specs: dict[str, TensorSpec],
         leave_out: LeaveOut,
     ) -> dict[str, NDArray[np.float64]]:
-        """One stage's releases by site, without those that cannot be."""
+        """One stage's releases by site, without implausible ones."""
         found = {
             reply.site: np.array(reply.tensors[stage.name], dtype=np.float64)
             for reply in ask(stage, to_array_record(pack_all(model)), specs)
@@ -222,7 +223,7 @@ class ClosedForm:
         return SumsScreening(self.units, sums_bound(count), deviation, spread, count)
 
     def _noise(self, stage: Stage) -> float:
-        """The noise multiplier of a stage, as the recipe's plan has it."""
+        """Noise multiplier of a stage in the recipe's plan."""
         privacy = self.recipe.privacy
         assert privacy is not None
         plan = plan_for(privacy, self.recipe.federation.rounds)

@@ -1,4 +1,4 @@
-"""After the last round: its model's scores, and what each site makes of the best one."""
+"""Stages after the last round: scores of the last model, and personal models from the best one."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,13 +16,13 @@ from fieldmark.server.screening.checks import Screened
 from fieldmark.server.strategies import SoundReply
 
 CLOSING_SITES = 100
-"""Most sites that are asked to score the last model: of a thousand, a hundred say enough."""
+"""Most sites that score the last model; a sample of a hundred is enough."""
 
 
 def closing_scores(
     context: RunContext, updates: Updates, sites: list[str], arrays: ArrayRecord
 ) -> list[Screened]:
-    """Scores of the last model, from every site or from a drawn hundred of very many."""
+    """Scores of the last model from every site, or from a random sample if there are very many."""
     number = context.state.round
     asked = context.trust.in_use(sites)
     if len(asked) > CLOSING_SITES:
@@ -34,10 +34,10 @@ def closing_scores(
 def personalise(
     context: RunContext, updates: Updates, sites: list[str], arrays: ArrayRecord
 ) -> None:
-    """Each site fine-tunes the best model for itself, and says what it gained."""
+    """Have each site fine-tune the best model for itself and report the gain."""
     number = context.state.round
     if not context.local:
-        # What stays at the sites goes with the last round; else it is the best model.
+        # Tensors that stay at the sites match the last round's model only.
         best, _ = context.checkpoints.read("best")
         number, arrays = context.state.best_round, to_array_record(pack_all(best))
     asked = context.trust.in_use(sites)
@@ -61,14 +61,16 @@ def _scores(
 
 
 def _heard(replies: Iterator[SoundReply]) -> int:
-    """A score carries no update; each reply is heard, and its body is kept."""
+    """Count replies and ignore their tensors: a score carries no update."""
     return sum(1 for _ in replies)
 
 
 def personal_scores(replies: list[Reply]) -> dict[str, dict[str, Any]]:
-    """Site -> validation ``examples``, and of them right with the best model (``global``) and with
-    the site's own (``personal``); sites that keep their scores, or have no validation, are left
-    out."""
+    """Validation results by site, without sites that lack either score.
+
+    Each has ``examples``, and correct ones with the best model (``global``) and with the site's
+    personal model (``personal``).
+    """
     found = {}
     for reply in replies:
         before, after = reply.scores, reply.personal

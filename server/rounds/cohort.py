@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Random selection of the sites that take part in a round."""
 
 import math
 
@@ -11,7 +11,8 @@ PATIENCE_OF_A_SITE = 2
 
 
 def wanted(sites: int, fraction: float) -> int:
-    """Replies that a round hopes for: a share of the sites, at least one."""
+    """Number of replies that a round aims for: a share of the sites, at least one."""
+    # Against rounding: 0.07 * 100 is 7.000000000000001, which must not become 8.
     return min(sites, max(1, math.ceil(fraction * sites - 1e-9)))
 
 
@@ -24,18 +25,18 @@ def draw_cohort(
     expected_dropout: float = 0.0,
     last_drawn: dict[str, int] | None = None,
 ) -> list[str]:
-    """A round's cohort, sorted by name.
+    """Draw a round's cohort, sorted by name.
 
-    Sites are drawn by name, not by node id (which differs from run to run), and from the
-    round's own seed: a resumed run draws what the uninterrupted one would. No site starves: one
-    that has waited twice as many rounds as it takes to ask every site once goes first.
+    Sites are drawn by name, not by node id (which differs between runs), and from the round's own
+    seed, so a resumed run draws the same cohorts. A site that has waited twice as many rounds as it
+    takes to ask every site once goes first.
 
     Args:
         sites: Names of all sites that are present.
         fraction: Share to draw, 0 to 1; at least one site is drawn.
         seed: The recipe's seed.
         round_: Which round.
-        expected_dropout: Share that is expected not to answer; the cohort is larger accordingly.
+        expected_dropout: Expected share of sites without a reply; the cohort is larger accordingly.
         last_drawn: Site -> the last round that it was drawn for.
     """
     hoped = wanted(len(sites), fraction)
@@ -47,6 +48,6 @@ def draw_cohort(
     if last_drawn is not None:
         longest = PATIENCE_OF_A_SITE * math.ceil(len(sites) / count)
         waited = {site: round_ - last_drawn.get(site, 0) for site in sites}
-        # Python's sort is stable: the shuffled order decides among equals.
+        # Python's sort is stable, so the shuffled order breaks ties.
         shuffled.sort(key=lambda site: -waited[site] if waited[site] >= longest else 0)
     return sorted(shuffled[:count])

@@ -1,4 +1,4 @@
-"""What the stages of one run share, put together once from the run's folder."""
+"""Objects that the stages of one run share, built once from the run's folder."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from fieldmark.server.sites.messages import Exchange, Outgoing
 from fieldmark.server.strategies import Strategy, make_strategy
 
 ROUNDS_LOOKED_AT = 8
-"""Of the rounds that an update may stem from, at most so many are looked at."""
+"""Most rounds, of those whose changes an update may contain, for which rates are computed."""
 
 Rate = Callable[[int], Callable[[float], float]]
 """Round -> (examples -> mean learning rate of such a site's steps in it)."""
@@ -35,17 +35,17 @@ Rate = Callable[[int], Callable[[float], float]]
 
 @dataclass(frozen=True)
 class Updates:
-    """How one set of tensors is learned: training has one, pre-training another.
+    """How one set of tensors is learned; training and pre-training each have one.
 
     Attributes:
-        specs: The tensors that travel.
+        specs: The tensors that are exchanged.
         outgoing: Encodes them for the sites.
         history: Compares updates with those of earlier rounds.
-        replies: Screens what comes back.
-        strategy: Aggregates the sound updates.
-        rate: What the lengths of updates are divided by.
-        late: Finds replies to earlier rounds; None: they are not looked for.
-        keeps: Whether sites keep something from round to round.
+        replies: Screens replies.
+        strategy: Aggregates accepted updates.
+        rate: Learning rate that update norms are divided by.
+        late: Finds replies to earlier rounds; None: late replies are ignored.
+        keeps: Whether sites keep state from round to round.
     """
 
     specs: dict[str, TensorSpec]
@@ -58,23 +58,23 @@ class Updates:
     keeps: bool = False
 
     def unpacked(self, arrays: ArrayRecord) -> Tensors:
-        """The tensors of a model as it is aggregated."""
+        """The model's tensors in the form that is aggregated."""
         return unpack_all(from_array_record(arrays), self.specs)
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the stages of one run share.
+    """Objects that the stages of one run share.
 
     Attributes:
         home: The run's folder.
-        state: As the last checkpoint holds it; changed in place.
-        events: Where events go.
+        state: The run's state; changed in place.
+        events: The event log.
         test: The coordinator's test split, or None.
-        local: Tensors that are the sites' own; the coordinator's stay as they were.
-        exchange: Carries messages to and from the sites.
-        tally: Counts what comes and goes.
-        trust: How each site's replies were taken.
+        local: Tensors that stay at the sites; the coordinator's copies never change.
+        exchange: Sends and receives messages.
+        tally: Counts messages and bytes.
+        trust: How each site's replies were judged.
         checkpoints: The run's.
     """
 
@@ -90,11 +90,12 @@ class RunContext:
 
     @property
     def recipe(self) -> Recipe:
-        """What is run."""
+        """The run's recipe."""
         return self.home.recipe
 
     def quorum(self, asked: int) -> int:
-        """Sound replies that a round of so many sites needs."""
+        """Accepted replies needed for a quorum when ``asked`` sites are asked."""
+        # The small term absorbs rounding; see wanted().
         return math.ceil(self.recipe.federation.quorum * asked - 1e-9)
 
 
@@ -106,24 +107,25 @@ def make_context(
     test: TestSplit | None,
     events: EventLog,
 ) -> RunContext:
-    """Put together what the stages of a run share.
+    """Build the shared objects of a run.
 
     Args:
         grid: Any Flower grid.
         home: The run's folder.
-        state: A fresh state, or a checkpoint's.
+        state: A new state, or a checkpoint's.
         tensors: The model that the next round starts from.
         test: The coordinator's test split, or None.
-        events: Where events go.
+        events: The event log.
 
     Raises:
-        ConfigurationError: if ``federation.local`` leaves nothing to travel, or names nothing.
+        ConfigurationError: if ``federation.local`` leaves nothing to exchange, or matches nothing.
     """
     recipe, federation = home.recipe, home.recipe.federation
     check_local(list(tensors), federation.local)
     exchange = Exchange(grid, home, state.run, events)
     for site in exchange.keys:
-        # Known from earlier runs: the first request names it, and no reply may be of less.
+        # Known from earlier runs: the first request names it, and a reply with a shorter
+        # ledger is refused.
         seen = exchange.ledgers.head(site)
         if seen is not None and seen.length >= int(state.ledgers.get(site, [0, ""])[0]):
             state.ledgers[site] = [seen.length, seen.head]
@@ -142,15 +144,15 @@ def make_context(
 
 
 def training_updates(context: RunContext, tensors: Tensors, remembered: Tensors) -> Updates:
-    """How the model is learned.
+    """Updates of the training stage.
 
     Args:
         context: The run's.
         tensors: The model that the next round starts from.
-        remembered: From a checkpoint, by :func:`remember`; empty in a fresh run.
+        remembered: From a checkpoint, by :func:`remember`; empty in a new run.
     """
     recipe, federation = context.recipe, context.recipe.federation
-    # With top-k a change waits at its site for so many rounds, and travels with theirs.
+    # With top-k a site accumulates unsent changes over about this many rounds.
     waits = math.ceil(1 / recipe.wire.top_k) if recipe.wire.top_k else 1
     moved = under(remembered, "direction/")
     updates = make_updates(
@@ -184,14 +186,14 @@ def make_updates(
     rate: Rate,
     history: UpdateHistory,
 ) -> Updates:
-    """How one set of tensors is learned.
+    """Build the screening and the strategy for one set of tensors.
 
     Args:
         context: The run's.
         specs: The tensors.
         federation: Names the strategy.
-        rate: What the lengths of updates are divided by.
-        history: What updates are compared with.
+        rate: Learning rate that update norms are divided by.
+        history: Earlier updates to compare with.
     """
     recipe, exchange = context.recipe, context.exchange
     screening = Screening(
@@ -221,8 +223,10 @@ def make_updates(
 
 
 def remember(updates: Updates) -> Tensors:
-    """What a checkpoint keeps beside the model: an optimiser's moments or variates, and the
-    model's last movement."""
+    """Tensors that a checkpoint keeps beside the model.
+
+    They are optimizer moments or control variates, and the model's last movement.
+    """
     kept = {f"strategy/{name}": array for name, array in updates.strategy.state().items()}
     return kept | {f"direction/{name}": a for name, a in updates.history.direction.items()}
 
@@ -231,8 +235,9 @@ def training_rate(recipe: Recipe, waits: int) -> Rate:
     """Mean learning rates of a site's steps in a round of training.
 
     Args:
-        recipe: Its ``[train]`` and ``[federation]`` count.
-        waits: Rounds that an update may stem from; the fastest of them counts.
+        recipe: Its ``[train]`` and ``[federation]`` are used.
+        waits: Number of rounds whose changes an update may contain; the round with the highest rate
+            counts.
     """
 
     def at(number: int) -> Callable[[float], float]:
@@ -251,5 +256,5 @@ def training_rate(recipe: Recipe, waits: int) -> Rate:
 
 
 def under(tensors: Tensors, prefix: str) -> Tensors:
-    """Tensors whose names begin with a prefix, without it."""
+    """Tensors whose names begin with a prefix, without the prefix."""
     return {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The head before round 1: the class statistics of every site, and the head that they make."""
+"""The initial head, computed before round 1 from every site's class statistics."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -39,10 +39,10 @@ from fieldmark.server.strategies.spill import Spill
 def started_head(
     context: RunContext, updates: Updates, sites: list[str], arrays: ArrayRecord
 ) -> ArrayRecord:
-    """The model before round 1, its head made of every site's statistics.
+    """The model before round 1, with a head computed from every site's statistics.
 
     Raises:
-        FieldmarkError: if too few sites answered, or the start needs what there is not.
+        FieldmarkError: if too few sites answered, or the start needs attributes that are missing.
     """
     recipe, state = context.recipe, context.state
     attributes_KA = context.test.table.attributes_KA if context.test is not None else None
@@ -70,7 +70,7 @@ def started_head(
         )
     for site, examples in start.taken.items():
         if examples:
-            # What a site says first is the most that it weighs, in the rounds to come as well.
+            # A site's first claim bounds its weight in later rounds, too.
             state.claims.setdefault(site, examples)
     context.tally.close()
     context.events.emit("started", method=recipe.train.start, sites=arrived)
@@ -78,16 +78,17 @@ def started_head(
 
 
 class FederatedStart:
-    """Makes the head of the first model.
+    """Computes the head of the first model.
 
     Args:
         recipe: Its ``train.start`` is not ``none``.
-        tensors: The model as it is; only its head will be replaced.
-        attributes_KA: What is publicly known of the classes, or None.
-        share: Most of all pictures that one site's count for, 0.5 to 1 (no bound).
+        tensors: The current model; only its head will be replaced.
+        attributes_KA: Public class attributes, or None.
+        share: Largest share of all pictures that one site counts for, 0.5 to 1 (no bound).
         claims: Site -> the first number of examples that counted in this run.
-        events: Told of what was cut off.
-        folder: Where statistics wait for the verdict; None: the system's place for such files.
+        events: Told of reduced weights.
+        folder: Where statistics are stored until they are judged; None: the system's temporary
+            folder.
 
     Raises:
         ConfigurationError: if the start needs attributes and there are none.
@@ -112,17 +113,17 @@ class FederatedStart:
         self._events, self._folder = events, folder
         shapes = expected_statistics(tensors, recipe.train)
         self.specs = {name: TensorSpec("float32", shape) for name, shape in shapes.items()}
-        """What a site's reply must hold."""
+        """Required tensors of a site's reply."""
         self.refused: dict[str, str] = {}
-        """Site -> why its statistics cannot be; filled by :meth:`run`."""
+        """Site -> why its statistics were refused; filled by :meth:`run`."""
         self.taken: dict[str, int] = {}
-        """Site -> its pictures, of those whose statistics count; filled by :meth:`run`."""
+        """Site -> its pictures, for sites whose statistics count; filled by :meth:`run`."""
 
     def run(self, replies: Iterable[SoundReply]) -> Tensors | None:
-        """The new tensors, or None where nothing sound came; :attr:`taken` says whose count.
+        """The new tensors, or None if no usable statistics came; :attr:`taken` has the counts used.
 
-        A verdict needs all sites' statistics, so they wait in a file: no more than two sites' are
-        in memory at once. Sums add up in the order of the replies, which the caller keeps fixed.
+        Judging needs all sites' statistics, so they are stored in a file: at most two sites' are in
+        memory at once. Sums are added in the order of the replies, which the caller keeps fixed.
         """
         with Spill(self._folder, self._federation.spill_mb) as spill:
             summaries = self._received(replies, spill)
@@ -146,7 +147,7 @@ class FederatedStart:
         return started(self._tensors, total, self._settings, self._attributes_KA)
 
     def _received(self, replies: Iterable[SoundReply], spill: Spill) -> dict[str, Summary | None]:
-        """What can be by itself, into the file; site -> its summary, None without pictures."""
+        """Check each reply by itself and store it; site -> its summary, None without pictures."""
         summaries: dict[str, Summary | None] = {}
         for reply in replies:
             found = self._read(reply)
@@ -177,13 +178,13 @@ class FederatedStart:
         return found
 
     def _judge(self, summaries: dict[str, Summary], kept: "Kept") -> None:
-        """Beside the others: first numbers and lengths, then, of those left, directions."""
+        """Compare sites: first counts and norms, then, among the remaining, directions."""
         self.refused |= unlike_others(summaries, self._federation.max_weight_ratio)
         left = [site for site in summaries if site not in self.refused]
         self.refused |= against_others(left, kept, self._federation.direction_spread)
 
     def _factors(self) -> dict[str, float]:
-        """Site -> how often each of its pictures counts, at most once; in order of the replies."""
+        """Site -> weight of each of its pictures, at most 1; in order of the replies."""
         weights = {
             site: min(count, self._claims.get(site, count)) for site, count in self.taken.items()
         }
@@ -197,7 +198,7 @@ class FederatedStart:
 
 
 class Kept(Mapping[str, NDArray[np.float64]]):
-    """Statistics in a file. As a mapping: site -> its class sums, divided by its pictures."""
+    """Statistics in a file; as a mapping: site -> its class sums per picture."""
 
     def __init__(self, spill: Spill, sites: list[str]) -> None:
         self._spill = spill
@@ -216,5 +217,5 @@ class Kept(Mapping[str, NDArray[np.float64]]):
         return len(self._positions)
 
     def statistics(self, site: str) -> ClassStatistics:
-        """All of one site's."""
+        """All statistics of one site."""
         return read_statistics(self._spill.reply(self._positions[site]))

@@ -1,9 +1,9 @@
-"""The loop: the stages of a run in order, rounds until all are done or patience ends, checkpoints.
+"""The main loop of a run: its stages in order, rounds until done or out of patience, checkpoints.
 
-The scores in round r's replies belong to the model that was sent, model r-1, so
-that model is kept until they are in; a closing evaluation scores the last one.
-Everything that decides how a run goes on is in its checkpoint, and everything drawn
-derives from (seed, round): a resumed run ends as the uninterrupted one does.
+The scores in round r's replies belong to the model that was sent, model r-1, so that model is kept
+until they arrive; a closing evaluation scores the last one. Everything that affects the rest of a
+run is in its checkpoint, and all randomness derives from (seed, round), so a resumed run gives the
+same result as an uninterrupted one.
 """
 
 import time
@@ -47,15 +47,15 @@ class Rounds:
     Args:
         grid: Any Flower grid.
         home: The run's folder.
-        state: A fresh state, or a checkpoint's.
+        state: A new state, or a checkpoint's.
         tensors: The model that the next round starts from.
         test: The coordinator's test split, or None.
-        events: Where events go.
-        remembered: What the checkpoint's server remembered as tensors.
-        feature_dim: Length of the vector before the head; only pre-training asks.
+        events: The event log.
+        remembered: The checkpoint's tensors of server state.
+        feature_dim: Length of the vector before the head; used by pre-training only.
 
     Raises:
-        ConfigurationError: if ``federation.local`` leaves nothing to travel, or names nothing.
+        ConfigurationError: if ``federation.local`` leaves nothing to exchange, or matches nothing.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Rounds:
             Why it ended: ``rounds`` or ``patience``.
 
         Raises:
-            RunFailed: if no site takes part, or no quorum is found again and again.
+            RunFailed: if no site takes part, or several rounds in a row find no quorum.
         """
         self._started = time.monotonic()
         context, updates = self._context, self._updates
@@ -116,7 +116,7 @@ class Rounds:
         if not self.state.closed:
             self.state.closed = True
             scored: list[Screened] = []
-            # Else scores stay at the sites: the last model is the one that is kept.
+            # Otherwise scores stay at the sites, and the last model is kept.
             if SCORE in self._stages:
                 self._sites = context.exchange.refresh()
                 scored = closing_scores(context, updates, self._sites, self._arrays)
@@ -129,7 +129,7 @@ class Rounds:
         return reason
 
     def _ended(self) -> str | None:
-        # Asked before each round: a run may be resumed after its last one.
+        # Checked before each round, because a run may be resumed after its last round.
         if self.state.round >= self._federation.rounds:
             return "rounds"
         if 0 < self._federation.patience <= self.state.since_best:
@@ -164,7 +164,7 @@ class Rounds:
         return cohort
 
     def _pretrain(self, pretraining: FederatedPretraining) -> None:
-        """The backbone before round 1, from pictures without labels."""
+        """Train the backbone before round 1 on unlabeled pictures."""
         while not pretraining.done:
             self._sites = self._context.exchange.refresh()
             pretraining.round(self._sites, self._draw)
@@ -215,7 +215,7 @@ class Rounds:
         take_scores(self.state, round_, arrays, replies, keep)
         entry = self.state.history[round_ - 1] if round_ > 0 else {}
         if entry.get("val_top1") is not None:
-            # A model's scores come with the replies of the round after it.
+            # A model's scores arrive with the replies of the next round.
             self._events.emit(
                 "scored", round=round_, val_top1=entry["val_top1"], val_loss=entry["val_loss"]
             )
@@ -228,7 +228,7 @@ class Rounds:
         self.state.history[-1].update(top1=scored.top1, macro_f1=scored.macro_f1)
 
     def _whole(self, arrays: ArrayRecord) -> Tensors:
-        """A model with the coordinator's own copy of what does not travel."""
+        """A model plus the coordinator's copies of the tensors that stay at the sites."""
         return {**self._context.local, **self._updates.unpacked(arrays)}
 
     def _checkpoint(self) -> None:
@@ -237,7 +237,7 @@ class Rounds:
         server = remember(self._updates)
         if self._pretraining is not None:
             server |= self._pretraining.remember()
-        # Said before it is done: what a checkpoint does not remember is cut off on resume.
+        # Logged first: events after the checkpoint's mark are cut off on resume.
         self._events.emit("checkpoint", round=number, file="last.safetensors")
         self.state.events = self._events.mark()
         every, whole = self._federation.keep_every, self._whole(self._arrays)
@@ -253,14 +253,14 @@ def take_scores(
     replies: list[Screened],
     keep: Callable[[ArrayRecord], None],
 ) -> None:
-    """Scores of model ``round_``: is it the best so far?
+    """Record the scores of model ``round_`` and check whether it is the best so far.
 
     Args:
         state: Changed in place.
         round_: Which round's model was scored.
         arrays: That model.
-        replies: What came back, with or without scores.
-        keep: Called with the model if it is the best, or nobody scored it.
+        replies: The accepted replies, with or without scores.
+        keep: Called with the model if it is the best, or no site scored it.
     """
     scores = {r.reply.site: r.reply.scores for r in replies if r.reply.scores is not None}
     _take_noisy(state, round_, [r.reply for r in replies])
@@ -285,7 +285,7 @@ def take_scores(
 
 
 def _take_noisy(state: RunState, round_: int, replies: list[Reply]) -> None:
-    """Noisy scores add up to a figure; they choose nothing, being few and uncertain."""
+    """Record noisy scores. They never select a model, because they are few and uncertain."""
     noisy = [reply.noisy_scores for reply in replies if reply.noisy_scores is not None]
     examples = sum(scores.examples for scores in noisy)
     if round_ > 0 and examples > 0:

@@ -1,9 +1,8 @@
-"""Rounds before round 1, in which the backbone learns from pictures without labels.
+"""Pre-training rounds before round 1, in which the backbone learns from unlabeled pictures.
 
-They go as rounds of training do. What travels is what trains before the head, and the projector,
-which ends with this. Nothing here is scored. A hostile site meets the same robust rule as later,
-where the recipe names one; else it is a weighted mean, whatever optimiser or variates the strategy
-has: those belong to training.
+They work like training rounds. The trainable tensors before the head are exchanged, and the
+projector, which is dropped at the end. Nothing is scored. The strategy is the recipe's if it is a
+robust rule, otherwise a weighted mean: server optimizers and control variates belong to training.
 """
 
 import time
@@ -34,12 +33,12 @@ class FederatedPretraining:
 
     Args:
         context: The run's; its recipe has a method in ``[pretrain]``.
-        model: The whole model at the start.
+        model: The complete model at the start.
         feature_dim: D, the length of the vector before the head.
-        remembered: What a checkpoint's server remembered as tensors.
+        remembered: A checkpoint's tensors of server state.
 
     Raises:
-        ConfigurationError: if nothing before the head travels.
+        ConfigurationError: if no tensor before the head is exchanged.
     """
 
     def __init__(
@@ -75,16 +74,16 @@ class FederatedPretraining:
 
     @property
     def done(self) -> bool:
-        """Whether all its rounds are done."""
+        """Whether all rounds of pre-training are done."""
         return len(self._context.state.pretraining) >= self._context.recipe.pretrain.rounds
 
     @property
     def backbone(self) -> Tensors:
-        """The model's tensors as they are now, without head and projector."""
+        """The model's current tensors without head and projector."""
         return {n: a for n, a in self._tensors.items() if not n.startswith(PROJECTOR)}
 
     def remember(self) -> Tensors:
-        """What a checkpoint has to hold beside the model, until all is done."""
+        """Tensors that a checkpoint must keep beside the model until pre-training is done."""
         if self.done:
             return {}
         kept = {n: a for n, a in self._tensors.items() if n.startswith(PROJECTOR)}
@@ -93,14 +92,14 @@ class FederatedPretraining:
         }
 
     def round(self, sites: list[str], draw: Draw) -> None:
-        """One more round; a void one leaves the model as it was.
+        """Run one round; a void one leaves the model unchanged.
 
         Args:
-            sites: Who is present.
-            draw: Sites and a round's number to that round's cohort.
+            sites: Sites that are present.
+            draw: Draws a round's cohort from sites and the round's number.
 
         Raises:
-            RunFailed: if no quorum is found again and again, or no site is left.
+            RunFailed: if several rounds in a row find no quorum, or no site is left.
         """
         started = time.monotonic()
         context, updates = self._context, self._updates
@@ -117,7 +116,7 @@ class FederatedPretraining:
             return
         self._tensors = updates.unpacked(result.value)
         entry = finish_round(number, context, result.value, cohort, result.accepted, started)
-        # What training alone has: it would be empty here.
+        # Fields of training only, empty here.
         entry = {n: v for n, v in entry.items() if not n.endswith(("top1", "f1", "val_loss"))}
         context.state.pretraining.append(entry)
         context.events.emit("pretraining_finished", **entry)

@@ -1,8 +1,8 @@
-"""The engine: one stage of a run, from the requests to what its replies come to.
+"""The stage engine: sends one stage's requests, checks the replies and aggregates them.
 
-Every stage has the same shape: ask, check each reply, aggregate the sound ones, count them against
-the quorum; then the round is void, or its result is taken. What differs is in the stage's entry in
-:mod:`fgvc_core.protocol.stages` and in the :class:`Work` that a caller passes.
+Every stage has the same shape: ask, check each reply, aggregate the accepted ones, compare their
+number with the quorum; then the round is void or its result is used. Differences between stages are
+in :mod:`fgvc_core.protocol.stages` and in the :class:`Work` that a caller passes.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ VOID_ROUNDS_ALLOWED = 3
 
 @dataclass(frozen=True)
 class Work(Generic[T]):
-    """What one stage is run on.
+    """Inputs of one stage.
 
     Attributes:
-        sites: Who is asked, in order.
-        sent: Tensors beside each request, as they travel.
-        aggregate: Takes the sound replies as they come; None where they come to nothing.
-        needed: Fewest sound replies that make a quorum.
-        specs: Tensors of a sound reply; None: the model's.
-        proximal_mu: Weight of the pull towards the received model.
+        sites: Sites to ask, in order.
+        sent: Tensors sent with each request, encoded.
+        aggregate: Consumes the accepted replies; returns None if they yield no result.
+        needed: Fewest accepted replies for a quorum.
+        specs: Tensors of a valid reply; None: the model's.
+        proximal_mu: Weight of the proximal term that pulls toward the received model.
     """
 
     sites: list[str]
@@ -55,12 +55,12 @@ class Work(Generic[T]):
 
 @dataclass(frozen=True)
 class StageResult(Generic[T]):
-    """What a stage came to.
+    """Result of a stage.
 
     Attributes:
-        value: What its replies were aggregated to, or None.
-        accepted: Bodies of the sound replies.
-        needed: Fewest of them that make a quorum.
+        value: The aggregate of its replies, or None.
+        accepted: Bodies of the accepted replies.
+        needed: Fewest of them for a quorum.
     """
 
     value: T | None
@@ -69,21 +69,21 @@ class StageResult(Generic[T]):
 
     @property
     def void(self) -> bool:
-        """Whether there is no value, or too few replies stand behind it."""
+        """Whether there is no value, or too few replies for a quorum."""
         return self.value is None or len(self.accepted) < self.needed
 
 
 def run_stage(
     stage: Stage, number: int, context: "RunContext", updates: "Updates", work: Work[T]
 ) -> StageResult[T]:
-    """Ask every site, check each reply as it comes, and aggregate the sound ones.
+    """Ask every site, check each reply as it comes, and aggregate the accepted ones.
 
     Args:
         stage: Which stage.
         number: Of the round.
         context: The run's.
-        updates: Whose screening the replies pass: that of training, or of pre-training.
-        work: What the stage is run on.
+        updates: Provides the screening: of training, or of pre-training.
+        work: Inputs of the stage.
     """
     context.tally.open(work.sent)
     requests = [_request(stage, number, context, updates, work, site) for site in work.sites]
@@ -97,7 +97,7 @@ def run_stage(
 def _request(
     stage: Stage, number: int, context: "RunContext", updates: "Updates", work: Work[T], site: str
 ) -> tuple[Request, Message]:
-    """A site's request, which says what we last saw of its ledger and of its replies."""
+    """A site's request, with the ledger head last seen and how its last replies were judged."""
     record = context.trust.of(site)
     return context.exchange.compose(
         stage.kind,
@@ -121,10 +121,10 @@ def run_updates(
     cohort: list[str],
     needed: int,
 ) -> StageResult[ArrayRecord]:
-    """A stage whose replies are updates of the model that is sent.
+    """Run a stage whose replies are updates of the model that is sent.
 
-    Its updates are compared with earlier ones, weighed, and aggregated by the strategy. Where it
-    is void, the comparison and the strategy are as they were.
+    Updates are compared with earlier ones, weighted, and aggregated by the strategy. If the round
+    is void, history and strategy keep their state.
     """
     strategy = updates.strategy
     sent = updates.outgoing(arrays)
@@ -175,10 +175,10 @@ def sites_in_use(context: "RunContext", sites: list[str], number: int) -> list[s
 def void_round(
     number: int, context: "RunContext", updates: "Updates", accepted: int, needed: int
 ) -> None:
-    """A round found too few sound replies: the model stays as it was.
+    """Record a round without a quorum: the model is unchanged.
 
     Raises:
-        PolicyRefusal: if all that came were sites' refusals.
+        PolicyRefusal: if all replies were refusals by sites.
         RunFailed: if it is the third in a row.
     """
     state, events, refusals = context.state, context.events, updates.replies.refusals
@@ -207,19 +207,18 @@ def finish_round(
     accepted: list[Screened],
     started: float,
 ) -> dict[str, Any]:
-    """A round counts.
+    """Record a round that counts.
 
     Args:
         number: Of the round.
         context: The run's.
-        arrays: The new model. Two runs whose models are equal to the bit have equal digests of
-            them, round by round.
+        arrays: The new model. Its digests are stored, so two runs can be compared bit for bit.
         cohort: Sites that were asked.
-        accepted: Bodies of the sound replies.
+        accepted: Bodies of the accepted replies.
         started: When it began, by the monotonic clock.
 
     Returns:
-        Its entry in ``history`` in ``metrics.json``; without scores yet.
+        Its entry in ``history`` in ``metrics.json``, without scores yet.
     """
     context.state.void_rounds = 0
     received, sent = context.tally.close()

@@ -1,1 +1,1 @@
-"""What a run writes while it goes on: events and checkpoints."""
+"""Files that a run writes as it goes: events and checkpoints."""

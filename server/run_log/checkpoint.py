@@ -1,10 +1,9 @@
-"""Checkpoints: everything a run needs to go on, in one file that is whole or not there.
+"""Checkpoints: the model and the complete state of a run in one file, written atomically.
 
-Tensors and state are in one safetensors file (the state as JSON in its header), so
-that no crash can part them; the ``.json`` beside it repeats the state for a person.
-What the server itself remembers as tensors (an optimiser's moments, variates, the last
-movement of the model) is in the same file under names that begin with ``server/``, which no
-tensor of a model does. Written aside, synced, renamed, and the folder synced.
+Tensors and state share one safetensors file (the state as JSON in its header), so a crash cannot
+leave them out of step. The ``.json`` beside it repeats the state for people. Server tensors
+(optimizer moments, control variates, the model's last movement) have names that begin with
+``server/``, a prefix that no model tensor has.
 """
 
 import json
@@ -26,37 +25,37 @@ from fgvc_core.recipe import Recipe, differences, parse_recipe
 Tensors = dict[str, NDArray[np.float32]]
 
 FORMAT = "2"
-"""Changes with what a checkpoint holds."""
+"""Version of the checkpoint format."""
 
 
 @dataclass
 class RunState:
-    """What a run knows after a round.
+    """State of a run after a round.
 
     Attributes:
-        run: Fieldmark's own id of the run; it outlives processes.
+        run: Fieldmark's id of the run; the same when the run is resumed.
         round: Rounds done.
         best_round: The round whose model scored best on validation; 0 is the initial model.
         best_score: Its (top-1, -loss) on the federation's validation, or None.
         since_best: Rounds scored since then, for patience.
-        history: One entry a round.
-        sites: Site name -> its latest figures.
-        best_sites: The same as they were for the best model.
-        void_rounds: Rounds in a row that found no quorum.
-        privacy: Site name -> what the run has cost there, as it states it.
+        history: One entry per round.
+        sites: Site name -> its latest metrics.
+        best_sites: The same for the best model.
+        void_rounds: Consecutive rounds without a quorum.
+        privacy: Site name -> the privacy cost of the run, as the site states it.
         ledgers: Site name -> [entries, head] of its ledger as last seen.
-        standing: Site name -> how its replies were taken; see
+        standing: Site name -> how its replies were judged; see
             :mod:`fieldmark.server.screening.trust`.
         last_drawn: Site name -> the last round that it was drawn for.
-        screening: What earlier rounds' updates were like; see
+        screening: Statistics of earlier rounds' updates; see
             :mod:`fieldmark.server.screening.comparison`.
-        pretraining: One entry a round of pre-training.
-        pretrain_screening: What the updates of those rounds were like.
+        pretraining: One entry per round of pre-training.
+        pretrain_screening: Statistics of the updates of those rounds.
         claims: Site name -> the first number of examples that counted in this run.
-        centre: Around which the class sums of the next round are asked for; empty until it is
-            known. Sites release them once: it stays, whoever is found out after it.
-        personal: Site name -> scores of the best model there, and of the site's own after it.
-        closed: Whether the last model's scores are in.
+        centre: Center of the class sums; empty until it is known. Sites release class sums once, so
+            it never changes, even if a site is refused later.
+        personal: Site name -> scores of the best model there, and of the site's personal model.
+        closed: Whether the last model has been scored.
         events: Length of ``events.jsonl`` in bytes when this was written.
     """
 
@@ -93,7 +92,7 @@ class Checkpoints:
         run_dir: The run's folder.
         recipe: The run's.
         class_names: K names in label order.
-        taxonomy: What is publicly known of them, to be carried along; None: nothing.
+        taxonomy: Public class information to store with the model; None: nothing.
     """
 
     def __init__(
@@ -116,8 +115,8 @@ class Checkpoints:
         Args:
             name: ``last``, ``best`` or ``round-...``.
             tensors: The model's.
-            state: What the run knows.
-            server: What the server remembers as tensors.
+            state: The run's.
+            server: Tensors of the server's own state.
         """
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}.safetensors"
@@ -137,7 +136,7 @@ class Checkpoints:
         return path
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a checkpoint."""
+        """Whether the checkpoint exists."""
         return (self.folder / f"{name}.safetensors").is_file()
 
     def read(self, name: str) -> tuple[Tensors, RunState]:
@@ -167,7 +166,7 @@ class Checkpoints:
         return tensors, RunState(**json.loads(metadata["state"]))
 
     def remembered(self, name: str) -> Tensors:
-        """What the server remembered as tensors, without the prefix.
+        """Tensors of the server's own state, without the prefix.
 
         Raises:
             DataError: if the checkpoint is missing or damaged.

@@ -1,8 +1,8 @@
-"""The run's events: one JSON object a line, appended and flushed as they happen.
+"""The event log of a run: one JSON object per line, appended and flushed as events happen.
 
-A checkpoint remembers how long the file was; a resumed run goes on from there. What an
-interrupted round had written behind it is moved to ``events-cut.jsonl``, because that round
-is done again: ``events.jsonl`` has every event of the run once.
+A checkpoint records the file's length, and a resumed run continues from there. Later lines belong
+to an interrupted round that is repeated; they move to ``events-cut.jsonl``, so ``events.jsonl`` has
+every event once.
 """
 
 import json
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 Listener = Callable[[dict[str, Any]], None]
-"""Called with each event after it is written; what it raises ends the run."""
+"""Called with each event after it is written; an exception ends the run."""
 
 
 class EventLog:
-    """Writes ``events.jsonl`` and tells whoever listens."""
+    """Writes ``events.jsonl`` and calls the listeners."""
 
     def __init__(self, path: Path, listeners: tuple[Listener, ...] = ()) -> None:
         self._path = path
@@ -33,7 +33,7 @@ class EventLog:
             listener(record)
 
     def mark(self) -> int:
-        """The file's length in bytes, all of it on the disk."""
+        """Sync the file to disk and return its length in bytes."""
         if not self._path.exists():
             return 0
         with self._path.open("rb") as file:
@@ -41,10 +41,10 @@ class EventLog:
             return os.fstat(file.fileno()).st_size
 
     def cut(self, length: int) -> int:
-        """Move what is behind a mark to ``events-cut.jsonl``.
+        """Move everything after a mark to ``events-cut.jsonl``.
 
         Returns:
-            How many lines were moved; a torn last one counts.
+            How many lines were moved; a truncated last line counts.
         """
         if not self._path.exists() or self._path.stat().st_size <= length:
             return 0

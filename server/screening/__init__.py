@@ -1,1 +1,1 @@
-"""Whether a reply is what it claims to be, and how far its site is trusted."""
+"""Screening of replies: authenticity, plausibility, and how far each site is trusted."""

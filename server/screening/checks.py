@@ -1,9 +1,9 @@
-"""Checks of one reply: who sent it, and whether it is sound. Nothing of a reply is used before.
+"""Checks that one reply must pass before any part of it is used: authenticity, then validity.
 
-Checked in order, cheapest and most decisive first: the runtime's error flag, size,
-the signature against the registered key (never the claimed id), that it answers
-*this* request (run, round, nonce, site, recipe), its code, its weight, its tensors'
-names, shapes and dtypes, and that every value and figure can be.
+In order, the cheapest and most decisive first: the runtime's error flag, size, the signature
+against the registered key (never the claimed id), that it answers *this* request (run, round,
+nonce, site, recipe), its code, its weight, its tensors' names, shapes and dtypes, and that every
+value and figure is possible.
 """
 
 import math
@@ -38,9 +38,9 @@ class SiteRefusal(PeerError):
 
 @dataclass(frozen=True)
 class Screened:
-    """A reply that is what it claims: its body, its update (if any), its bytes.
+    """A reply that passed: its body, its update (if any), its size in bytes.
 
-    ``figures`` are what its update was judged by.
+    ``figures`` are the measurements by which its update was judged.
     """
 
     reply: Reply
@@ -50,20 +50,21 @@ class Screened:
 
 
 class Screening:
-    """Screens the replies of one run.
+    """Checks the replies of one run.
 
     Args:
-        specs: What the travelling tensors must be.
+        specs: Names, shapes and dtypes of the exchanged tensors.
         keys: Site name -> its registered public key.
         max_update_mb: Largest update accepted, in MB.
-        protected: Whether every reply has to state what it cost.
+        protected: Whether every reply has to state its privacy cost.
         max_weight: Most examples that a site may claim to have.
-        history: What updates are compared with, and what encoded ones refer to; None: nothing.
-        wire: What updates travel as; None: as they are.
-        ledgers: Told of every reply that is the site's; None: nothing is remembered.
-        units: Site -> what it declared at the roll call; None: nobody was asked.
-        claims: Site -> the first number of examples that counted in this run: a later claim
-            weighs no more.
+        history: Compares updates, and decodes those encoded relative to the sent model; None:
+            neither.
+        wire: Encoding of updates; None: unencoded.
+        ledgers: Records every authentic reply; None: nothing is recorded.
+        units: Site -> its declared units from the roll call; None: there was no roll call.
+        claims: Site -> the first number of examples that counted in this run; a later claim above
+            it weighs no more.
     """
 
     def __init__(
@@ -102,10 +103,10 @@ class Screening:
 
         Args:
             message: What arrived.
-            request: What it has to answer.
-            specs: What its tensors must be; by default the model's.
-            ledger_length: How long we have seen this site's ledger before.
-            digests: Of the message's tensors, where they were computed from it already.
+            request: The request that it must answer.
+            specs: Required tensors; by default the model's.
+            ledger_length: Length of this site's ledger as last seen.
+            digests: Digests of the message's tensors, if already computed.
 
         Raises:
             PeerError: with the reason, if the reply is to be refused.
@@ -160,11 +161,11 @@ class Screening:
                 f"The site weighs its update by {reply.examples} units, and declared {declared}."
             )
         if not is_update and reply.privacy and reply.examples:
-            # What was declared at the roll call weighs a release: a claim is made in vain.
+            # A release is weighted by the declared units, so a claim beside it is an error.
             raise PeerError(
                 f"The site claims {reply.examples} units beside a release, which states none."
             )
-        # What other kinds of replies carry is small, and travels as it is.
+        # Other kinds of replies are small and sent unencoded.
         encoded = self._history is not None and stage.encoded
         sent: Tensors = self._history.sent if self._history and encoded else {}
         weight = reply.examples

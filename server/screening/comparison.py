@@ -1,24 +1,23 @@
-"""Comparison of updates with those of earlier rounds: their length and their direction.
+"""Screening of updates against earlier rounds: weight, norm, direction, running statistics.
 
-A verdict uses only rounds that are closed, so it never depends on who arrived first. The
-first round has no earlier one: only absolute bounds hold there. Every figure is of the
-*update*, the reply minus what was sent: a model's own length says nothing.
+An update is the reply minus the model that was sent. Only closed rounds are compared with, so a
+verdict never depends on the order of arrival. The first round has no history: only absolute bounds
+apply.
 
-Lengths are divided by the mean learning rate of the site's steps in the round, which is what
-they grow with over a schedule; how many steps a site takes follows from its claimed examples.
-Directions are cosines with the model's last movement; the share of the update that is noise
-makes them small, not negative, while an update turned around points against it.
+Norms are divided by the mean learning rate of the site's steps in the round, because they grow with
+it; the number of steps follows from the claimed examples. Directions are cosines with the model's
+last movement: the noise in an update makes them small, not negative, while a reversed update points
+against it.
 
-Running statistics of a normaliser are not learned in small steps, so an update's root mean square
-says nothing of them; unscreened, one variance of 1e30 silences a layer of the mean whatever the
-weights are. What cannot be is refused in any round: a negative variance, or a value beyond
-``LARGEST`` times the largest that was received in its tensor, or times 1 where that is smaller.
-Their change is one figure, which earlier closed rounds' figures bound: means in standard
-deviations, variances in variances, both of the tensor as received, so that no layer hides behind
-another's size.
+Running statistics of a normalizer are not learned in small steps, so they are judged separately.
+Unscreened, one variance of 1e30 silences a layer of the mean, whatever the weights. Refused in any
+round: a negative variance, or a value beyond ``LARGEST`` times the largest received in its tensor
+(or times 1 if that is smaller). The change of all statistics is one figure, bounded by those of
+earlier rounds: means in standard deviations and variances in variances of the received tensor, so
+no layer hides behind another's scale.
 
-If most of what arrived is refused by comparison and no quorum is left, it is the comparison
-that is wrong: it begins anew, and only absolute bounds hold in the next try.
+If comparison refuses most replies and no quorum is left, the history is assumed to be wrong: it is
+dropped, and only absolute bounds apply in the next attempt.
 """
 
 from collections.abc import Callable
@@ -35,37 +34,38 @@ from fgvc_core.wire.arrays import first_not_finite, on_all_cores, pieces
 from fieldmark.server.strategies import SoundReply, Tensors
 
 BLOCK = 1 << 16
-"""Values measured at once: 256 kB of float32, which stays in a core's cache."""
+"""Values processed at once: 256 kB of float32, which fits into a core's cache."""
 
 ROUNDS_KEPT = 5
 FIGURES_WANTED = 10
-"""Lengths shrink as a model settles: only as many of the last rounds count as it takes to have
-so many figures, mostly one."""
+"""Norms shrink as a model converges, so only as many of the last rounds count as are needed for
+this many values, usually one."""
 
 LEAST_SPREAD = 0.1
 AGAINST = -0.2
-"""No update is refused for its direction above this cosine: noise alone makes small ones."""
+"""No update is refused for its direction above this cosine: noise alone gives small ones."""
 
 NORMAL = 1.4826
-"""Median deviation times this estimates a normal distribution's standard deviation."""
+"""Median absolute deviation times this estimates a normal distribution's standard deviation."""
 
 LARGEST = 1000.0
-"""Honest ones reached 30 in the worst round 1 that was measured (ResNet-18, random weights)."""
+"""Honest updates reached 30 in the worst first round measured (ResNet-18, random weights)."""
 
 RATIO = 3.0
-"""Times ``max_norm_ratio``: with a momentum of 0.1 a site of many steps changes its statistics ten
-times as much as one of a single step, which no learning rate tells."""
+"""Factor on ``max_norm_ratio``: with a momentum of 0.1, a site with many steps changes its
+statistics ten times as much as a site with a single step, and the learning rate does not reflect
+that."""
 
 _MEAN, _VARIANCE = "running_mean", "running_var"
 
 _LEAST = 1e-12
-"""Smallest variance of a tensor that is divided by: of dead channels nothing is left."""
+"""Smallest variance to divide by; dead channels have a variance near zero."""
 
 Measurements = dict[str, float]
 
 
 class UnsoundUpdate(PeerError):
-    """An update unlike those of earlier rounds, with the figures that say so."""
+    """An update that differs too much from those of earlier rounds, with its measurements."""
 
     def __init__(self, what: str, figures: Measurements) -> None:
         super().__init__(what)
@@ -78,10 +78,10 @@ class UpdateHistory:
 
     Attributes:
         settings: ``[federation]``.
-        kept: As a checkpoint holds it: the last rounds' figures of accepted updates.
+        kept: Measurements of accepted updates of the last rounds, as in a checkpoint.
         direction: The model's last movement, or empty.
-        waits: Rounds for which a change may be left out before it travels, with all that
-            has come to it since (``wire.top_k``): so many times longer an update may be.
+        waits: Rounds over which a site may accumulate unsent changes (``wire.top_k``); an update's
+            norm may be larger by this factor.
     """
 
     settings: FederationSettings
@@ -97,8 +97,8 @@ class UpdateHistory:
         """Begin a round.
 
         Args:
-            sent: The model that its updates are taken from.
-            rate: Examples -> mean learning rate of such a site's steps in it.
+            sent: The model that its updates are relative to.
+            rate: Number of examples -> mean learning rate of such a site's steps in the round.
         """
         self._sent, self._rate = sent, rate
         self._pending = {}
@@ -106,17 +106,17 @@ class UpdateHistory:
 
     @property
     def sent(self) -> Tensors:
-        """The model that the replies now judged were computed from."""
+        """The model that the current replies were computed from."""
         return self._sent
 
     def judge(self, reply: SoundReply) -> Measurements:
-        """An update's figures, rounded.
+        """An update's measurements, rounded.
 
         Raises:
-            UnsoundUpdate: if it is not finite, or not like those of earlier rounds.
+            UnsoundUpdate: if it is not finite, or differs too much from earlier rounds.
         """
         if not self.settings.screening:
-            # Only in a scenario, to see what becomes of a model that nobody guards.
+            # Only in a scenario, to study an undefended model.
             return {}
         model, control = split_control(reply.tensors)
         figures = self._measure(model)
@@ -139,7 +139,7 @@ class UpdateHistory:
         return {name: round(value, 6) for name, value in figures.items()}
 
     def close(self, moved_to: Tensors) -> None:
-        """Close a round that counts: its accepted updates become history, and the model moved."""
+        """Close a round that counts: extend the history, and set the direction."""
         columns: dict[str, list[float]] = {}
         for site in sorted(self._pending):
             for name, value in self._pending[site].items():
@@ -165,9 +165,9 @@ class UpdateHistory:
         return wrong
 
     def _measure(self, model: Tensors) -> Measurements:
-        """Norm, root mean square and, where the model has moved before, the cosine."""
+        """Norm, root mean square and, if the model has moved before, the cosine."""
         learnt = {name: tensor for name, tensor in model.items() if not is_statistic(name)}
-        # Statistics are of another size than what is learnt, and are judged by themselves.
+        # Statistics differ in scale from learned tensors and are judged separately.
         others = (tensor for name, tensor in model.items() if is_statistic(name))
         squared = 0.0 if all(np.isfinite(tensor).all() for tensor in others) else np.nan
 
@@ -183,7 +183,7 @@ class UpdateHistory:
         of_all = pieces((name, tensor.size) for name, tensor in learnt.items())
         found = on_all_cores(sums, of_all, sum(tensor.nbytes for tensor in learnt.values()))
         count = sum(tensor.size for tensor in learnt.values())
-        # In the order of the pieces, so that the threads' order changes nothing.
+        # Sum in the order of the pieces, so the result does not depend on thread timing.
         of_update, inner, length = np.sum(found, axis=0).tolist() if found else (0.0, 0.0, 0.0)
         squared += of_update
         figures = {"norm": float(np.sqrt(squared)), "rms": float(np.sqrt(squared / max(count, 1)))}
@@ -202,7 +202,7 @@ class UpdateHistory:
             raise
 
     def _compare(self, figures: Measurements) -> None:
-        """With the medians of earlier rounds."""
+        """Compare with the medians of earlier rounds."""
         settings = self.settings
         for name, what, ratio, setting in (
             ("weight", "weight", settings.max_weight_ratio, "max_weight_ratio"),
@@ -254,7 +254,7 @@ class UpdateHistory:
 def _sums(
     new: NDArray[np.float32], old: NDArray[np.float32], ahead: NDArray[np.float32] | None
 ) -> NDArray[np.float64]:
-    """float64 (3,): the update's square, its product with the direction, that one's square."""
+    """float64 (3,): |update|^2, update times direction, |direction|^2."""
     squared = inner = length = 0.0
     buffer = np.empty(min(BLOCK, new.size), dtype=np.float32)
     for start in range(0, new.size, BLOCK):
@@ -292,11 +292,11 @@ def _not_finite(tensors: Tensors) -> str:
 
 
 def impossible_statistic(sent: Tensors, model: Tensors) -> str | None:
-    """What is wrong with a statistic on its own, as a sentence, or None.
+    """Why a running statistic is impossible, as a sentence, or None.
 
     Args:
         sent: The model as its site received it.
-        model: The model that came back, finite, of the same names and shapes.
+        model: The returned model, finite, of the same names and shapes.
     """
     for name, tensor in model.items():
         if not is_statistic(name) or not tensor.size:
@@ -319,10 +319,10 @@ def change_of_statistics(sent: Tensors, model: Tensors) -> float | None:
 
     Args:
         sent: The model as its site received it.
-        model: The model that came back, finite, of the same names and shapes.
+        model: The returned model, finite, of the same names and shapes.
 
     Returns:
-        The norm, 0 or more; None where no mean and no variance travels.
+        The norm, 0 or more; None if no mean and no variance is exchanged.
     """
     squared, found = 0.0, False
     for name, tensor in model.items():
@@ -330,7 +330,7 @@ def change_of_statistics(sent: Tensors, model: Tensors) -> float | None:
         if kind not in (_MEAN, _VARIANCE):
             continue
         found = True
-        # Where the variance does not travel (it may stay local), means are as they are.
+        # If the variance is not exchanged (it may stay local), means are not scaled.
         variances = sent.get(f"{layer}.{_VARIANCE}")
         variance = 1.0 if variances is None else float(np.mean(variances, dtype=np.float64))
         unit = max(variance, _LEAST)

@@ -1,24 +1,23 @@
-"""Can a site's released sums be? Judged beside the other sites', before a head is made of them.
+"""Plausibility checks of the sums that sites release, by public bounds and by comparing sites.
 
-**Class statistics** come without differential privacy, and nothing public bounds a feature
-vector's length. What all sites compute under one frozen model does: their vectors are about as
-long. So each site's typical length and its longest class mean are compared with the median over all
-sites; the median stays an honest one's as long as fewer than half of the sites lie. A claim to many
-images is compared likewise. Vectors of honest length may still be turned around: class sums of the
-classes that a site holds are compared with the others' of the same classes, each site counting
-once. Sums of another class, of honest length, are not found out: they count for at most
-``federation.max_weight_share``. That share is of images: vectors of up to ``LONGEST`` times the
-median's length count for so many times more.
+**Class statistics** come without differential privacy, and nothing public bounds the norm of a
+feature vector. But all sites compute vectors with one frozen model, so their norms are similar.
+Each site's typical norm and its longest class mean are compared with the median over all sites,
+which is an honest site's as long as fewer than half of the sites are hostile; the claimed number of
+pictures likewise. Vectors of plausible norm may still be reversed, so a site's class sums are
+compared with the others' of the same classes, each site counting once. Sums of a wrong class with
+plausible norm are not detected: they count for at most ``federation.max_weight_share``. That share
+is of pictures; vectors of up to ``LONGEST`` times the median norm count for that much more.
 
-**Noisy sums** under differential privacy are judged before the other sites pay for the next
-release. What is public bounds them: the units that a site has declared, how far one unit moves a
-sum, and the noise. A sum of N parts of length c at most, with noise of deviation s on each of d
-values, is not longer than N c + s (sqrt(d) + 8): longer noise has a probability below e**-32
-(Laurent and Massart 2000, lemma 1, https://doi.org/10.1214/aos/1015957395). A class's vectors have
-length 1 and carry the count with them, so their sum is not longer than the noisy count says. Within
-those bounds a sum may still point against all others. Sites hold different classes, and noise turns
-a sum about: one is refused only where it points clearly against the sum of the others (the rule of
-:mod:`fieldmark.server.screening.comparison`), and only beside three others at least.
+**Noisy sums** under differential privacy are checked before the other sites pay for the next
+release. Public bounds are the site's declared units, how far one unit moves a sum, and the noise. A
+sum of N parts of norm at most c, with noise of deviation s on each of d values, has a norm of at
+most N c + s (sqrt(d) + 8), except with probability below e**-32 (Laurent and Massart 2000, lemma 1,
+https://doi.org/10.1214/aos/1015957395). A class's vectors have norm 1 and carry the count with
+them, so the noisy count bounds their sum. Within those bounds a sum may still point against all
+others. Sites hold different classes, and noise changes directions, so a site is refused only if its
+sum points clearly against the sum of the others (the rule of
+:mod:`fieldmark.server.screening.comparison`) and there are at least three others.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,14 +30,14 @@ from fgvc_core.models.class_statistics import ClassStatistics
 from fieldmark.server.screening.comparison import AGAINST, LEAST_SPREAD, NORMAL
 
 LONGEST = 4.0
-"""Most that vectors may be longer, or shorter, than the median over sites."""
+"""Largest ratio of a site's vector norm to the median over sites, or of the median to it."""
 
 LARGEST = 1e6
-"""Most that a value of a vector may be, as a root mean square over the vector. No backbone comes
-near; beyond it the head is not finite, and every honest site's update would be refused for that."""
+"""Largest root mean square of a vector's values. No backbone comes near; beyond it the head is
+not finite, and every honest site's update would be refused for that."""
 
 LEAST_LENGTHS = 3
-"""Fewest sites whose lengths and claims are compared."""
+"""Fewest sites whose norms and claims are compared."""
 
 LEAST_DIRECTIONS = 4
 """Fewest sites whose directions are compared."""
@@ -50,13 +49,13 @@ Sums = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Summary:
-    """What is kept of one site's statistics until all have come.
+    """Summary of one site's statistics, kept until all have arrived.
 
     Attributes:
         examples: Pictures, above 0.
-        typical: Root mean square length of the vectors, from the scatter; without a scatter the
-            length of the longest class mean.
-        longest: Length of the longest class mean.
+        typical: Root mean square norm of the vectors, from the scatter; without a scatter, the norm
+            of the longest class mean.
+        longest: Norm of the longest class mean.
     """
 
     examples: float
@@ -65,7 +64,7 @@ class Summary:
 
 
 def summary(found: ClassStatistics) -> Summary | None:
-    """The summary of a site's statistics; None where it has no picture."""
+    """Summarize a site's statistics; None if it has no picture."""
     examples = float(found.counts_K.sum())
     if not examples:
         return None
@@ -78,7 +77,7 @@ def summary(found: ClassStatistics) -> Summary | None:
 
 
 def impossible(one: Summary, dim: int) -> str | None:
-    """Why a site's statistics cannot be, whatever the others' are; None where they can.
+    """Why a site's statistics are impossible in themselves; None if they are possible.
 
     Args:
         one: The site's.
@@ -94,10 +93,10 @@ def impossible(one: Summary, dim: int) -> str | None:
 
 
 def unlike_others(found: Mapping[str, Summary], weight_ratio: float) -> dict[str, str]:
-    """Site -> why its statistics cannot be, of those unlike the others' in length or number.
+    """Site -> why it is refused, for sites whose norms or counts are far above the median.
 
     Args:
-        found: Of the sites that have pictures.
+        found: Summaries of the sites that have pictures.
         weight_ratio: ``federation.max_weight_ratio``: most pictures, as a multiple of the median.
     """
     if len(found) < LEAST_LENGTHS:
@@ -125,12 +124,13 @@ def unlike_others(found: Mapping[str, Summary], weight_ratio: float) -> dict[str
 
 
 def against_others(sites: Iterable[str], sums: Sums, spread: float) -> dict[str, str]:
-    """Site -> why, of those whose class sums point against the others' of the same classes.
+    """Site -> why it is refused, for sites whose class sums point against the others'.
 
     Args:
-        sites: Which are compared.
+        sites: Sites to compare.
         sums: Site -> float64 (K, D), its class sums over its number of pictures; zeros where it
-            holds no picture. Each is looked up twice, and only one is held at a time.
+            holds no picture. Only classes that the site holds are compared. Each is looked up
+            twice, and only one is held at a time.
         spread: ``federation.direction_spread``; 0: directions are not compared.
     """
     names = list(sites)
@@ -150,15 +150,15 @@ def against_others(sites: Iterable[str], sums: Sums, spread: float) -> dict[str,
 
 @dataclass(frozen=True)
 class SumsScreening:
-    """Judges the releases of one phase.
+    """Checks the releases of one phase.
 
     Attributes:
         units: Site -> its declared number of units.
-        bound: Largest length of one unit's part.
+        bound: Largest norm of one unit's part.
         deviation: Of the noise on each value.
         spread: ``federation.direction_spread``; 0: directions are not compared.
-        count_coordinate: Class sums: the constant beside each vector, in the last column; None:
-            the sums are of vectors alone.
+        count_coordinate: For class sums: the constant appended to each vector, in the last column;
+            None: the sums are of vectors only.
     """
 
     units: Mapping[str, int]
@@ -168,7 +168,7 @@ class SumsScreening:
     count_coordinate: float | None = None
 
     def refused(self, sums: Sums) -> dict[str, str]:
-        """Site -> why its sums cannot be, of those that cannot."""
+        """Site -> why its sums are refused."""
         found = {site: self._too_long(site, values) for site, values in sums.items()}
         refused = {site: why for site, why in found.items() if why}
         left = {site: values for site, values in sums.items() if site not in refused}
@@ -199,7 +199,7 @@ class SumsScreening:
         return self.deviation * (float(np.sqrt(size)) + DEVIATIONS)
 
     def _against(self, sums: Sums) -> dict[str, str]:
-        """Those that point against the sum of the others, each other site weighing by its units."""
+        """Sites whose sum points against the sum of the others, each weighted by its units."""
         if not self.spread or len(sums) < LEAST_DIRECTIONS:
             return {}
         vectors = {
@@ -212,10 +212,10 @@ class SumsScreening:
 
 
 def clearly_against(cosines: Mapping[str, float], spread: float) -> dict[str, str]:
-    """Site -> why its sums cannot be, of those that point clearly against the others'.
+    """Site -> why it is refused, for sites whose sums point clearly against the others'.
 
     Args:
-        cosines: Site -> between its sums and those of the others.
+        cosines: Site -> cosine between its sums and those of the others.
         spread: ``federation.direction_spread``, above 0.
     """
     values = np.array(list(cosines.values()))
@@ -231,7 +231,7 @@ def clearly_against(cosines: Mapping[str, float], spread: float) -> dict[str, st
 
 
 def too_many_units(units: Mapping[str, int], ratio: float) -> dict[str, str]:
-    """Site -> why its declared number of units does not count, of those where it does not.
+    """Site -> why it is refused, for sites that declare far more units than the median.
 
     Args:
         units: Of the sites that are present.
@@ -247,6 +247,6 @@ def too_many_units(units: Mapping[str, int], ratio: float) -> dict[str, str]:
 
 
 def cosine(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:
-    """Between two vectors; 0 where one has no length."""
+    """Cosine of two vectors; 0 if one has norm 0."""
     lengths = float(np.linalg.norm(one) * np.linalg.norm(two))
     return float(one @ two) / lengths if lengths > 0 else 0.0

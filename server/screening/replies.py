@@ -1,9 +1,9 @@
-"""From answers to sound updates: screened one at a time, refused ones recorded and left out.
+"""The screening of a round's replies, one at a time, and of late replies to earlier rounds.
 
-A reply that arrives after its round was closed is recorded, then dropped or mixed in. Mixed in
-(Nguyen et al. 2022, FedBuff, section 3, https://arxiv.org/abs/2106.06639) it is the *update* that
-counts, the reply minus the model that it was computed from, added to the model that is now sent,
-with its weight divided by sqrt(1 + rounds late).
+A reply that arrives after its round was closed is recorded, then dropped or mixed in. Mixing in
+(Nguyen et al. 2022, FedBuff, section 3, https://arxiv.org/abs/2106.06639) adds the *update*, the
+reply minus the model that it was computed from, to the model that is now sent, with its weight
+divided by sqrt(1 + rounds late).
 """
 
 import math
@@ -29,9 +29,9 @@ class ReplyScreening:
 
     Args:
         state: The run's state.
-        screening: Says who sent a reply and whether it is sound.
-        tally: Where each is written down.
-        trust: What becomes of a site whose replies are not.
+        screening: Checks authenticity and validity.
+        tally: Records each answer.
+        trust: Records refused replies by site.
         deadline_s: Of a round, in seconds, for messages.
     """
 
@@ -49,9 +49,9 @@ class ReplyScreening:
         self._trust = trust
         self._deadline_s = deadline_s
         self.refusals: dict[str, str] = {}
-        """Site -> its own policy's reason, in this stage."""
+        """Site -> the reason by its own policy, in this stage."""
         self.unsound: set[str] = set()
-        """Sites whose reply came and was refused for what it was, in this stage."""
+        """Sites whose reply was refused for its contents, in this stage."""
 
     def begin(self) -> None:
         """Forget the refusals of the last stage."""
@@ -63,22 +63,22 @@ class ReplyScreening:
         accepted: list[Screened],
         specs: dict[str, TensorSpec] | None = None,
     ) -> Iterator[SoundReply]:
-        """The sound updates among answers; ``accepted`` collects all sound bodies."""
+        """The accepted updates among answers; ``accepted`` collects all accepted bodies."""
         for answer in answers:
             screened = self._screen(answer, specs)
             if screened is None:
                 continue
-            # The tensors are folded in and forgotten; what is kept is the body.
+            # Keep the body only: the tensors are aggregated at once and freed.
             accepted.append(replace(screened, update=None))
             update = screened.update
             del screened
             if update is not None:
                 yield update
-            # Not held on to while the next answer is fetched and screened.
+            # Free the memory before the next answer is fetched and screened.
             del update
 
     def late(self, answer: Answer) -> SoundReply | None:
-        """The update of a late reply, if it is sound; its scores no longer count."""
+        """The update of a late reply, if accepted; its scores no longer count."""
         screened = self._screen(answer, None, event="late_reply")
         return screened.update if screened else None
 
@@ -93,7 +93,7 @@ class ReplyScreening:
             self._tally.note(answer, None, answer.refusal or late, event=event)
             return None
         try:
-            # A late reply may have been overtaken by one to a later round.
+            # A reply to a later round may have arrived before this one.
             known = self._state.ledgers.get(site, [0, ""])
             length = int(known[0]) if event == "reply" else 0
             with words_of_a_site():
@@ -119,7 +119,7 @@ class ReplyScreening:
         return screened
 
     def _remember(self, reply: Reply) -> None:
-        """Keep the state of the site's ledger when it answered, and what the run has cost there."""
+        """Record the ledger's state and the run's privacy cost that a reply states."""
         if reply.ledger_length >= int(self._state.ledgers.get(reply.site, [0, ""])[0]):
             self._state.ledgers[reply.site] = [reply.ledger_length, reply.ledger_head]
         if reply.privacy is not None:
@@ -134,7 +134,7 @@ class LateReplies:
         exchange: Finds them.
         replies: Screens them.
         tally: Records them.
-        history: What updates are compared with.
+        history: Compares updates with earlier ones.
         rate: Round -> (examples -> mean learning rate of such a site's steps in it).
     """
 
@@ -163,7 +163,7 @@ class LateReplies:
             sent: The model that it sends.
 
         Returns:
-            Updates to mix into it; none where they are dropped.
+            Updates to mix into it; none if they are dropped.
         """
         found = list(self._found(number, sent))
         if self._mix:

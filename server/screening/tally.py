@@ -1,4 +1,4 @@
-"""The record of each reply: an event, the site's figures, the bytes."""
+"""The record of each reply: an event, the site's statistics, bytes sent and received."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ class Tally:
     """Counts and records the replies of one run.
 
     Args:
-        state: The run's state; its figures are kept up to date.
-        events: Where each reply is recorded.
+        state: The run's state; its site statistics are kept up to date.
+        events: The event log.
     """
 
     def __init__(self, state: RunState, events: EventLog) -> None:
@@ -48,7 +48,7 @@ class Tally:
         figures: dict[str, float] | None = None,
         event: str = "reply",
     ) -> None:
-        """Record one answer, sound or not."""
+        """Record one answer, accepted or refused."""
         request = answer.request
         reply = screened.reply if screened else None
         down = self._sent_bytes(request) if event == "reply" else 0
@@ -75,7 +75,7 @@ class Tally:
         self._add(request, reply, up, down)
 
     def left_out(self, site: str, stage: Stage | None) -> None:
-        """Record an accepted release that was rejected after all; None: the declared units."""
+        """Record an accepted release that was rejected later; stage None: the declared units."""
         figures = self._figures(site)
         figures["refused"] += 1
         figures["rounds"] -= stage is not None and stage.closes_round
@@ -93,14 +93,14 @@ class Tally:
         figures["refused"] += reply is None
         if reply is not None:
             figures["version"], figures["code"] = reply.version, reply.code_digest
-            # Scores too: they choose the model that is kept.
+            # Scores count as answers, too: they select the best model.
             figures["answered"] = figures.get("answered", 0) + 1
             bare = reply.privacy is None
             figures["unprotected"] = figures.get("unprotected", 0) + bare
         stage = stage_of(request)
         if reply is not None and stage.carries != "nothing":
             figures["rounds"] += stage.closes_round
-            # Under differential privacy it is the public number that weighs, not a count.
+            # Under differential privacy the declared units are the weight, not a count.
             figures["examples"] = reply.examples if reply.privacy is None else None
 
     def _sent_bytes(self, request: Request) -> int:
@@ -108,5 +108,5 @@ class Tally:
 
 
 def share(scores: Scores | None) -> float | None:
-    """Top-1 of a site's scores, 0 to 1, or None where it scored nothing."""
+    """Top-1 of a site's scores, 0 to 1, or None if it scored nothing."""
     return scores.correct / scores.examples if scores and scores.examples else None

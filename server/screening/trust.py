@@ -1,11 +1,12 @@
-"""How far a site is trusted: what its replies have earned, and how much it may weigh.
+"""Trust in each site: consecutive refusals, setting aside, and bounds on its weight.
 
-A site whose replies are unsound is told why, and set aside in the end. A number of examples is a
-claim. The first one that counted holds for the run (a later one above it weighs no more), claims
-are compared with the median of earlier rounds (:mod:`fieldmark.server.screening.comparison`), and
-no site, its late replies included, has more than ``federation.max_weight_share`` of a round: in
-round 1 there is nothing else to compare a claim with. In a federation of two there is no majority
-that a bound could protect, and it would only make a large site weigh what a small one does.
+A site whose replies are refused is told why, and is set aside after too many. Its number of
+examples is a claim. The first one that counted holds for the run (a larger one later weighs no
+more), claims are compared with the median of earlier rounds
+(:mod:`fieldmark.server.screening.comparison`), and no site, its late replies included, has more
+than ``federation.max_weight_share`` of a round: in round 1 there is nothing else to compare a claim
+with. Two sites are not bounded: there is no majority to protect, and a bound would only give both
+the same weight.
 """
 
 from collections import Counter
@@ -17,21 +18,21 @@ from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.strategies import SoundReply
 
 _ROUNDING = 1e-12
-"""Two equal weights make up one half each, whatever their sum is rounded to."""
+"""Relative tolerance, so that two equal weights are one half each despite rounding."""
 
 _FRESH: dict[str, Any] = {"refused_in_row": 0, "notice": "", "folded": 0, "set_aside": None}
 
 
 @dataclass(frozen=True)
 class SiteTrust:
-    """What every site of a run has earned by its replies.
+    """Records how every site's replies were judged in a run.
 
     Attributes:
-        kept: As a checkpoint holds it. ``refused_in_row``: unsound replies since the last
-            sound one; ``notice``: the last reason, until a reply is sound; ``folded``: the
-            last round whose reply counted; ``set_aside``: why it is not asked any more.
-        limit: Unsound replies in a row after which a site is set aside; 0: never.
-        events: Records who is set aside.
+        kept: As in a checkpoint. ``refused_in_row``: refused replies since the last accepted one;
+            ``notice``: the last reason, until a reply is accepted; ``folded``: the last round whose
+            reply counted; ``set_aside``: why it is not asked any more.
+        limit: Consecutive refused replies after which a site is set aside; 0: never.
+        events: Records sites that are set aside.
     """
 
     kept: dict[str, dict[str, Any]]
@@ -47,7 +48,7 @@ class SiteTrust:
         return [site for site in sites if not self.kept.get(site, _FRESH)["set_aside"]]
 
     def found(self) -> int:
-        """Number of sites whose last reply was unsound: set aside, or refused and silent since."""
+        """Number of sites whose last reply was refused: set aside, or silent since."""
         return sum(record["refused_in_row"] > 0 for record in self.kept.values())
 
     def sound(self, site: str) -> None:
@@ -63,13 +64,13 @@ class SiteTrust:
     def leave_out(self, site: str, reason: str, round_: int) -> None:
         """Set a site aside at once because its release is impossible, whatever the limit.
 
-        A run has one release of each kind: the site has no second try.
+        A run has one release of each kind, so the site cannot try again.
         """
         self.unsound(site, reason)
         self.set_aside(site, round_)
 
     def set_aside(self, site: str, round_: int) -> None:
-        """Ask a site no more, for the reason that its last reply was refused."""
+        """Stop asking a site, for the reason that its last reply was refused."""
         record = self.of(site)
         record["set_aside"] = record["notice"]
         self._tell(site, round_)
@@ -77,8 +78,8 @@ class SiteTrust:
     def void(self, round_: int) -> None:
         """Set aside every refused site after a round of releases without a quorum.
 
-        A site that is asked again gives the same release: waiting for another would only void the
-        round again, and the others would have paid for nothing.
+        Asked again, such a site repeats the same release: the round would be void again, and the
+        other sites would have paid for nothing.
         """
         for site, record in sorted(self.kept.items()):
             if record["refused_in_row"] and not record["set_aside"]:
@@ -90,7 +91,7 @@ class SiteTrust:
             self.of(site)["folded"] = round_
 
     def close(self, round_: int) -> None:
-        """Set aside the sites that were refused too often; after a round, not within it."""
+        """Set aside the sites that were refused too often; called after a round."""
         for site, record in sorted(self.kept.items()):
             refused = record["refused_in_row"]
             if self.limit and refused >= self.limit and not record["set_aside"]:
@@ -108,22 +109,22 @@ class SiteTrust:
 
 
 def share_among(sites: int, most: float, *, weighs: bool = True) -> float:
-    """The most of a round's weight that one site may have; 1 is no bound.
+    """Largest share of a round's weight that one site may have; 1 is no bound.
 
     Args:
-        sites: Registered ones; of two, neither is bounded.
+        sites: Number of registered sites; with two, neither is bounded.
         most: The recipe's ``federation.max_weight_share``.
-        weighs: Whether the strategy looks at weights at all: what it ignores is not cut either.
+        weighs: Whether the strategy uses weights; if not, there is no bound.
     """
     return most if weighs and sites > 2 else 1.0
 
 
 def cut_to_share(weights: dict[str, int], share: float) -> dict[str, float]:
-    """What each site's weight is multiplied by, 0 to 1, so that none has more than its share.
+    """Factors, 0 to 1, that reduce weights so that no site has more than its share.
 
     Args:
         weights: Site -> its weight, for instance its declared units.
-        share: Most of the whole that one site has, from 0.5 to 1 (no bound).
+        share: Largest share of the whole for one site, from 0.5 to 1 (no bound).
     """
     total = sum(weights.values())
     factors = dict.fromkeys(weights, 1.0)
@@ -137,17 +138,17 @@ def cut_to_share(weights: dict[str, int], share: float) -> dict[str, float]:
 def bounded(
     replies: Iterable[SoundReply], share: float, number: int, events: EventLog
 ) -> Iterator[SoundReply]:
-    """The same replies, with weights of which no site has more than its share.
+    """The same replies, with weights reduced so that no site has more than its share.
 
-    One above it is held back until enough others have come; at most one site can be above a half,
-    so that as a rule one reply is held. Where all others together are too little, it weighs
-    ``share / (1 - share)`` times as much as they do. A site that is alone weighs what it claims.
+    A reply above the share is held back until enough others have come; at most one site can be
+    above a half, so usually one reply is held. If all others together are too few, it weighs
+    ``share / (1 - share)`` times as much as they do. A single site keeps its claimed weight.
 
     Args:
-        replies: Sound ones; a site may have several, late ones.
-        share: Most of the round's weight that one site has, from 0.5 to 1.
+        replies: Accepted ones; a site may have several, if some are late.
+        share: Largest share of the round's weight for one site, from 0.5 to 1.
         number: Which round.
-        events: Told of what was cut off.
+        events: Told of reduced weights.
     """
     claimed: Counter[str] = Counter()
     passed: Counter[str] = Counter()
@@ -165,7 +166,7 @@ def bounded(
             found = held.pop(position - done)
             passed[found.site] += found.weight  # type: ignore[assignment]
             yield found
-            # Not held on to while the next reply is fetched.
+            # Free the memory before the next reply is fetched.
             del found
     while held:
         found = held.pop(0)

@@ -1,1 +1,1 @@
-"""The sites of a federation: who is present, and the signed messages to and from each."""
+"""The sites of a federation: which are present, and the signed messages to and from each."""

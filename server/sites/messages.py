@@ -1,7 +1,7 @@
-"""Messages to sites and back: signed requests, and replies bound to them.
+"""The exchange of signed requests and replies with the sites, and the model's encoding.
 
-A reply is found by the id of the message that it answers, which we remember with the
-site that we sent it to; what the reply claims about its sender is never used.
+A reply is matched by the id of the message that it answers, which is stored with the site that it
+was sent to; what the reply claims about its sender is never used.
 """
 
 import time
@@ -29,11 +29,11 @@ from fieldmark.server.strategies import Tensors
 ROUNDS_LATE = 2
 """Rounds after which a late reply is no longer looked for."""
 GRACE_FOR_PIECES_S = 3.0
-"""Seconds after the deadline in which announced replies can become complete; one such time for all
-replies of a round."""
+"""Seconds after the deadline in which announced replies may become complete, for all replies of
+a round together."""
 UNFINISHED = f"The reply was announced, and was not complete {ROUNDS_LATE} rounds later."
 BESIDE_TENSORS = 16_000_000
-"""Most bytes of a reply beside its tensors."""
+"""Most bytes of a reply in addition to its tensors."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Answer:
     """A site's answer to a request.
 
     Attributes:
-        request: What was asked.
+        request: The request.
         message: The reply; None if none came in time, or if it must not be read.
         seconds: From the sending of the requests to the reading of this answer.
         refusal: Why it must not be read.
-        digests: Of the reply's tensors, where they were computed already.
-        stalled: The site announced a reply and sent nothing of it, which is its own fault.
+        digests: Digests of the reply's tensors, if already computed.
+        stalled: The site announced a reply and sent none of it.
     """
 
     request: Request
@@ -58,7 +58,7 @@ class Answer:
 
 
 class Exchange(Attendance):
-    """Carries signed messages between the coordinator and the named sites that are present."""
+    """Sends signed messages to the sites that are present and receives their replies."""
 
     def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
         super().__init__(grid, home, run, events)
@@ -79,7 +79,7 @@ class Exchange(Attendance):
         base_round: int = 0,
         notice: str = "",
     ) -> tuple[Request, Message]:
-        """A signed request to a site with the tensors beside it."""
+        """A signed request to a site, with tensors."""
         request = Request(
             kind=kind,
             run=self._run,
@@ -103,11 +103,10 @@ class Exchange(Attendance):
     ) -> Iterator[Answer]:
         """Send requests, then yield the answers one at a time in the order of the requests.
 
-        Answers are held one at a time, and the next is fetched when it is asked for; behind a
-        large one it is fetched and hashed while that one is read, so that two are held. The
-        deadline counts from the sending of the last request, and it is arrival that counts:
-        what was there in time is taken however late it is read. What was not is remembered,
-        and may be found by :meth:`late`.
+        The next answer is fetched when it is asked for; after a large one it is fetched and hashed
+        while that one is processed, so two are in memory. The deadline counts from the sending of
+        the last request and applies to arrival: a reply that arrived in time counts however late it
+        is read. Missing replies are remembered, and :meth:`late` may find them.
         """
         sent = []
         for request, message in requests:
@@ -135,7 +134,7 @@ class Exchange(Attendance):
                 yield Answer(request, fetched.message, seconds, digests=fetched.digests)
 
     def _missing(self, request: Request, message_id: str, seconds: float) -> Answer:
-        """The answer of a site whose reply is not there at the deadline."""
+        """The answer of a site whose reply is missing or incomplete at the deadline."""
         arriving = self._arriving(message_id)
         if stage_of(request).late_allowed:
             self._late[message_id] = request
@@ -145,7 +144,7 @@ class Exchange(Attendance):
             return Answer(request, None, seconds)
         come, pieces = arriving
         said = f"The reply was announced; {come} of {pieces} pieces had come by the deadline."
-        # A slow line brings one piece after the other: its reply may still come late.
+        # Stalled only if no piece came: a reply over a slow connection may still be late.
         return Answer(request, None, seconds, said, stalled=come == 0)
 
     def late(self, round_: int) -> Iterator[Answer]:
@@ -168,7 +167,7 @@ class Exchange(Attendance):
 
     def digests(self, arrays: ArrayRecord) -> dict[str, str]:
         """Name -> digest (hex) of each tensor of a model."""
-        # The same record goes to every site of a round: hash it once.
+        # The same record goes to every site of a round, so it is hashed once.
         if self._digested[0] is not arrays:
             digests = digest_all(from_array_record(arrays))
             self._digested = arrays, digests
@@ -176,9 +175,9 @@ class Exchange(Attendance):
 
 
 class Outgoing:
-    """Turns the coordinator's model into what the sites receive.
+    """Encodes the coordinator's model for the sites.
 
-    The same model goes to every site of a round: it is encoded, and read back, once.
+    The same model goes to every site of a round, so it is encoded and decoded once.
 
     Args:
         specs: The model's tensors.
@@ -192,7 +191,7 @@ class Outgoing:
         self._read: tuple[ArrayRecord | None, Tensors] = (None, {})
 
     def __call__(self, arrays: ArrayRecord) -> ArrayRecord:
-        """What travels in place of a float32 model; the same record where that is the model."""
+        """The encoded model; with float32 encoding, the same record."""
         if self._wire.down == "float32":
             return arrays
         if self._sent[0] is not arrays:
@@ -201,14 +200,14 @@ class Outgoing:
         return self._sent[1]
 
     def received(self, sent: ArrayRecord) -> Tensors:
-        """The model as the sites read it out of what was sent: what their updates refer to."""
+        """The model as the sites decode it, which their updates are relative to."""
         if self._read[0] is not sent:
             self._read = sent, read_model(from_array_record(sent), self._specs, self._wire)
         return self._read[1]
 
 
 def check_round_weight(specs: Mapping[str, TensorSpec], wire: WireSettings, cohort: int) -> None:
-    """Refuse a run whose rounds weigh more than the recipe allows; before the first.
+    """Refuse a run whose messages are larger than the recipe allows, before its first round.
 
     Args:
         specs: The model's tensors.
@@ -216,7 +215,7 @@ def check_round_weight(specs: Mapping[str, TensorSpec], wire: WireSettings, coho
         cohort: Sites in a round.
 
     Raises:
-        ConfigurationError: naming what a round would weigh.
+        ConfigurationError: with the size of a message or a round.
     """
     up = packed_bytes(update_parts(specs, wire, specs)) / 1e6
     down = packed_bytes(model_parts(specs, wire)) / 1e6

@@ -1,8 +1,8 @@
-"""One look ahead: while a large reply is read, the next one is fetched and hashed.
+"""Prefetching of replies: while a large reply is processed, the next one is fetched and hashed.
 
-Fetching and hashing need nothing but the reply's own bytes, so that they hide behind the
-screening and folding in of the reply before it. Only one call goes out, and only once the
-reply before it has come: what is not there yet is waited for as before, in its own turn.
+Fetching and hashing need only the reply's own bytes, so they can overlap with the screening and
+aggregation of the previous reply. Only one call is in flight, and only after the previous reply has
+come; a reply that is not there yet is awaited in its turn.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from fgvc_core.wire.arrays import core_taken
 
 @dataclass(frozen=True)
 class Fetched:
-    """A reply, and the digests of its tensors where they were computed from it already."""
+    """A reply, and the digests of its tensors if already computed."""
 
     message: Message
     digests: dict[str, str] | None = None
@@ -27,8 +27,8 @@ class LookAhead:
     """Fetches replies ahead of their turn, one at a time.
 
     Args:
-        pull: Asks the grid once for the replies to some messages; nobody else may ask the
-            grid for anything while a look is under way.
+        pull: Asks the grid once for the replies to some messages; nothing else may call the grid
+            meanwhile.
     """
 
     def __init__(self, pull: Callable[[list[str]], Iterable[Message]]) -> None:
@@ -37,17 +37,17 @@ class LookAhead:
         self._looking: dict[str, Future[list[Fetched]]] = {}
 
     def close(self) -> None:
-        """Wait for a look that is under way; what it finds is dropped."""
+        """Wait for a fetch in flight and drop its result."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
     def look(self, message_id: str) -> None:
-        """Begin to fetch the reply to a message; what comes of it is :meth:`found`'s."""
+        """Begin to fetch the reply to a message; :meth:`found` returns the result."""
         self._thread = self._thread or ThreadPoolExecutor(1, "look-ahead")
         self._looking[message_id] = self._thread.submit(self._ahead, message_id)
 
     def found(self, message_id: str) -> list[Fetched]:
-        """What a look at a message has found, once it is over; nothing where there was none."""
+        """The result of a fetch, once it is done; empty if there was none."""
         looking = self._looking.pop(message_id, None)
         return looking.result() if looking is not None else []
 

@@ -1,7 +1,7 @@
-"""Who takes part: the roll call, and who comes and goes after it.
+"""Attendance: the roll call before round 1, and sites that come and go after it.
 
-A node is a site's once it has answered a signed request with that site's registered key; what
-a reply claims about its sender only picks the key that its signature must match.
+A node belongs to a site once it has answered a signed request with that site's registered key; what
+a reply claims about its sender only selects the key that its signature must match.
 """
 
 import math
@@ -27,24 +27,24 @@ _TYPES: dict[str, str] = {
     "release": "query.release",
 }
 LONGEST_S = 300.0
-"""After so long, in seconds, a roll call closes without a quorum too."""
+"""A roll call closes after this time even without a quorum, in seconds."""
 GRACE_S = 15.0
-"""How long a quorum of sites waits for the others when a run begins, in seconds."""
+"""How long a roll call with a quorum waits for the other sites, in seconds."""
 REPLY_BYTES = 1e6
-"""Most that an answer to a roll call may weigh, in bytes; it carries no tensors."""
+"""Largest answer to a roll call, in bytes; it has no tensors."""
 AGAIN_S = 30.0
-"""How long a roll call waits for nodes that went away in the midst of it, in seconds."""
+"""How long a roll call waits for nodes that went away during it, in seconds."""
 
 
 class Attendance:
-    """Knows which registered site is at which node.
+    """Tracks which registered site is at which Flower node.
 
     Attributes:
-        keys: Site -> its registered key, as the allow-list has it now.
-        nodes: Site -> its node, of those present.
-        units: Site -> what it stated as its public number of units.
-        refusals: Site -> its own policy's reason at the roll call.
-        ledgers: What is remembered of the sites' ledgers, across runs.
+        keys: Site -> its registered key in the current allow-list.
+        nodes: Site -> its node, for sites that are present.
+        units: Site -> its declared units.
+        refusals: Site -> the reason by its own policy at the roll call.
+        ledgers: Memory of the sites' ledgers across runs.
     """
 
     def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
@@ -64,21 +64,21 @@ class Attendance:
         self.nodes: dict[str, int] = {}
         self.units: dict[str, int] = {}
         self.refusals: dict[str, str] = {}
-        # A grid may keep its own time (a simulated one does), and know when a reply arrived.
+        # A grid may have its own clock (a simulated one does) and record when a reply arrived.
         self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
         self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
         self._limit_reply: Callable[..., None] = getattr(grid, "limit_reply", lambda *_: None)
-        # (pieces come, pieces in all) of a reply that is announced and not complete.
+        # (pieces received, pieces in all) of a reply that is announced and incomplete.
         self._arriving: Callable[[str], tuple[int, int] | None] = getattr(
             grid, "arriving", lambda _: None
         )
 
     def roll_call(self) -> list[str]:
-        """Learn which node is which site; returns the sorted names of the sites that are present.
+        """Find out which node is which site; returns the sorted names of present sites.
 
         It closes once all have answered; after ``roll_call_s`` with a quorum; ``GRACE_S`` after a
-        later quorum; after ``LONGEST_S`` whatever has come. A node that went away in the midst of
-        it adds ``AGAIN_S`` at most. Nothing that a site sends or withholds makes it longer.
+        later quorum; after ``LONGEST_S`` in any case. A node that went away meanwhile adds at most
+        ``AGAIN_S``. Nothing that a site sends or withholds makes it longer.
 
         Raises:
             RunFailed: if no registered site answers.
@@ -87,7 +87,7 @@ class Attendance:
             self._call(node)
         started = self._clock()
         deadline = started + self._home.settings.roll_call_s
-        # In turn, so that a simulated run admits its sites in the same order each time.
+        # In turn, so a simulated run always admits its sites in the same order.
         for node in list(self._calls):
             self._hear(node, deadline)
         self._wait_for_quorum(started)
@@ -105,7 +105,7 @@ class Attendance:
         return sorted(self.nodes)
 
     def _wait_for_quorum(self, started: float) -> None:
-        """Go on looking at all who are silent, while fewer than a quorum have come in."""
+        """Poll the silent nodes until a quorum has answered."""
         closes = started + max(LONGEST_S, self._home.settings.roll_call_s)
         if len(self.nodes) >= self._quorum():
             return
@@ -117,16 +117,17 @@ class Attendance:
                 reached, closes = True, min(closes, self._clock() + GRACE_S)
 
     def _hear_all(self) -> None:
-        """Look once at each node that has not answered, and wait for none."""
+        """Poll each node that has not answered, without waiting."""
         for node in list(self._calls):
             self._hear(node, self._clock())
 
     def _quorum(self) -> int:
-        """Sites that a round of all would need."""
+        """Quorum of a round that asks all registered sites."""
+        # The small term absorbs rounding; see wanted() in rounds/cohort.py.
         return math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
 
     def _name_the_silent(self, seconds: float) -> None:
-        """Record who was waited for. They stay asked: a slow site may still answer later."""
+        """Record nodes without an answer; a late answer is still accepted."""
         silent = {node: self.ledgers.site_at(node) for node in self._calls}
         for node, site in silent.items():
             of = f" It is registered for site '{site}'." if site else ""
@@ -142,9 +143,9 @@ class Attendance:
             )
 
     def _call_again(self) -> None:
-        """Call those once more whose node went away in the midst of the call, as they come back.
+        """Call nodes again that went away during the roll call, as they come back.
 
-        A node that starts anew does so in seconds; a round would pass without its site.
+        A node restarts within seconds; without this its site would miss a round.
         """
         left, patience = set(self._gone), time.monotonic() + AGAIN_S
         deadline = self._clock() + AGAIN_S
@@ -157,11 +158,11 @@ class Attendance:
                 time.sleep(self._home.settings.poll_s)
 
     def refresh(self) -> list[str]:
-        """See who has come or gone; returns the sorted names of the sites that are present.
+        """Update who is present; returns the sorted names of the sites that are present.
 
-        A node that was not there before gets a roll call of its own, and is in from the
-        round after its answer. A site that the allow-list does not name any more is out.
-        Where all are away, it waits for one to come back.
+        A new node gets its own roll call, and takes part from the round after its answer. A site
+        that is no longer on the allow-list is removed. If all are away, this waits for one to come
+        back.
 
         Raises:
             RunFailed: if none does.
@@ -178,14 +179,14 @@ class Attendance:
         return sorted(self.nodes)
 
     def _look(self) -> bool:
-        """See who has come or gone; False if no site is left."""
+        """Update who is present; False if no site is left."""
         self._read_allow_list()
         present = set(self._grid.get_node_ids())
         for site, node in list(self.nodes.items()):
             if site not in self.keys:
                 self._leave(site, "removed")
             elif node not in present:
-                # It is called again when it comes back: it may be another process by then.
+                # It is called again when it comes back, because it may be another process then.
                 self._known.discard(node)
                 self._leave(site, "away")
         for node in sorted(present - self._known):
@@ -198,7 +199,7 @@ class Attendance:
         self._known.add(node)
         self._gone.discard(node)
         recipe = self._home.recipe
-        # A node has not said yet whose it is; the SuperLink knows which key it is registered for.
+        # The node has not identified itself yet; the SuperLink knows its registered key.
         seen = self.ledgers.head_at(node)
         request = Request(
             kind="roll_call",
@@ -224,14 +225,14 @@ class Attendance:
             return False
         del self._calls[node]
         if message is None or (message.has_error() and message.error.code not in FAULTS):
-            # Nobody has answered: whoever is there next time is called anew.
+            # No answer: the node is called again when it is back.
             self._known.discard(node)
             self._gone.add(node)
         self._admit(node, request, message)
         return True
 
     def _not_admitted(self, node: int, reason: str, registered: str | None = None) -> None:
-        # Nobody has proved to be this site: it is only who the node is registered for.
+        # Not authenticated: this is only the site that the node is registered for.
         told = {} if registered is None else {"registered": registered}
         self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason, **told)
 
@@ -240,7 +241,7 @@ class Attendance:
         self._events.emit("site_left", site=site, node=node, why=why)
 
     def _read_allow_list(self) -> None:
-        """Keys as the coordinator's allow-list has them now; the same dictionary, filled anew."""
+        """Reload the coordinator's allow-list into the same dictionary, which others share."""
         written = (self._home.run_dir / "coordinator" / "sites.json").stat()
         stamp = written.st_mtime_ns, written.st_ino
         if stamp == self._listed:
@@ -261,9 +262,9 @@ class Attendance:
     ) -> Fetched | None:
         """The reply to a message; None at the deadline, or once its site was removed.
 
-        A reply that was announced by then has ``grace`` seconds more to become complete.
+        A reply that was announced by then has ``grace`` more seconds to become complete.
         """
-        # Before anything else is asked of the grid: a look may still be under way in it.
+        # First, because a prefetch may still be using the grid.
         for fetched in ahead.found(message_id) if ahead is not None else ():
             if fetched.message.metadata.reply_to_message_id == message_id:
                 return fetched
@@ -282,9 +283,9 @@ class Attendance:
             time.sleep(self._home.settings.poll_s)
 
     def _wait_for_nodes(self) -> list[int]:
-        """All nodes once as many are there as sites are registered, or those that came.
+        """All nodes, once there is one per registered site, or those present when the wait ends.
 
-        A quorum of them waits for the rest only a little while.
+        If a quorum is present, the wait for the rest is short.
         """
         started = time.monotonic()
         needed = self._quorum()
@@ -324,10 +325,10 @@ class Attendance:
         )
 
     def _check_units(self, name: str, units: int) -> None:
-        """Whether a site may declare so many units: they weigh its part in every run.
+        """Check the declared units, which are the site's weight in every run.
 
         Raises:
-            PeerError: if not.
+            PeerError: if they are out of range or differ from the earlier declaration.
         """
         most = self._home.recipe.federation.max_weight
         if units > most or (self._home.recipe.privacy is not None and units < 1):
@@ -345,10 +346,10 @@ class Attendance:
         self.ledgers.keep_units(name, units)
 
     def _proven(self, request: Request, message: Message) -> tuple[str, Reply]:
-        """The site that an answer to the roll call proves to be, and the answer.
+        """The site that a roll-call answer is signed by, and the answer.
 
         Raises:
-            PeerError: if it proves none, or one that may not take part.
+            PeerError: if no registered site signed it, or the site may not take part.
         """
         sealed, packed = from_message(message)
         if packed:
@@ -356,7 +357,7 @@ class Attendance:
         claimed = Reply.parse(sealed.text)
         if not isinstance(claimed, Reply):
             raise PeerError("The answer is no reply.")
-        # Not trusted yet: it only picks the registered key that the signature must match.
+        # Not trusted yet: it only selects the registered key that the signature must match.
         name = self._names.get(fingerprint(read_public(claimed.public_key)))
         if name is None:
             raise PeerError("The key that answered is not registered.")
@@ -389,7 +390,7 @@ class Attendance:
 
 
 def shorter(length: int, seen: int) -> str:
-    """Why a site is refused whose ledger has fewer entries than it was seen to have."""
+    """Refusal text for a site whose ledger has fewer entries than seen before."""
     return (
         f"The site's ledger has {length} entries, and had {seen}: an old copy was put back. What "
         "it lacks is charged with: fieldmark server ledger-statement, then at the site: fieldmark "
@@ -398,7 +399,7 @@ def shorter(length: int, seen: int) -> str:
 
 
 def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:
-    """What ends a run in which no site may go on; site -> its reason."""
+    """The error that ends a run in which every site refuses; site -> its reason."""
     reasons = sorted(set(refusals.values()))
     return PolicyRefusal(
         f"{len(refusals)} sites refuse by their own policy: {' '.join(reasons[:3])}",

@@ -1,4 +1,4 @@
-"""What becomes of a round's replies: strategies on one streaming base, registered by name."""
+"""Aggregation strategies: a streaming base class, and a registry by name."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ __all__ = [
 def make_strategy(
     federation: FederationSettings, train: TrainSettings | None = None, folder: Path | None = None
 ) -> Strategy:
-    """The strategy that a recipe names.
+    """Create the strategy that a recipe names.
 
     Args:
         federation: ``[federation]``.

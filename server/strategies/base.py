@@ -1,9 +1,9 @@
-"""The base of all strategies: a weighted mean over a stream of replies.
+"""The base of all strategies: federated averaging over a stream of replies.
 
-A strategy receives an iterator of replies that are already screened and folds each into a running
-mean in place, block by block: memory does not grow with the number of sites. Flower's strategies
-hold every reply in a list before they average; where their arithmetic is used, it is called with
-the finished mean (:mod:`fieldmark.server.strategies.optimisers`).
+A strategy receives an iterator of accepted replies and folds each into a running mean in place,
+block by block, so memory does not grow with the number of sites. Flower's strategies hold every
+reply in a list before they average; if their arithmetic is used, it is called with the finished
+mean (:mod:`fieldmark.server.strategies.optimisers`).
 """
 
 import warnings
@@ -26,7 +26,7 @@ Specs = dict[str, TensorSpec]
 
 @dataclass(frozen=True)
 class SoundReply:
-    """A screened reply: whose, its weight (above 0), its tensors."""
+    """An accepted reply: its site, its weight (above 0), its tensors."""
 
     site: str
     weight: float
@@ -35,12 +35,12 @@ class SoundReply:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a strategy is made from.
+    """Settings from which a strategy is created.
 
     Attributes:
         federation: ``[federation]``, with the strategy's own table if it has one.
         train: ``[train]``.
-        folder: For temporary files; None: the system's place for them.
+        folder: For temporary files; None: the system's temporary folder.
     """
 
     federation: FederationSettings
@@ -50,14 +50,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What a strategy knows of the round whose replies it aggregates.
+    """The round whose replies a strategy aggregates.
 
     Attributes:
         number: Of the round, from 1.
         model: The coordinator's model at the beginning of the round.
-        needed: Replies without which the round is void: then nothing that the strategy remembers
-            may change.
-        rejected: Counts the sites that screening has found to be unsound; asked once all replies
+        needed: Quorum. With fewer replies the round is void, and the strategy must keep its state
+            unchanged.
+        rejected: Returns the number of sites that screening has refused; called once all replies
             are in.
     """
 
@@ -78,54 +78,58 @@ class Strategy:
     """
 
     weighs = True
-    """Whether a reply counts by its weight; a median counts each site once."""
+    """Whether replies are weighted; a median counts each site once."""
 
     keeps = False
-    """Whether sites keep something from round to round."""
+    """Whether sites keep state from round to round."""
 
     robust = False
-    """Whether it bounds what hostile sites do to a round's updates."""
+    """Whether the rule limits the influence of hostile sites on a round."""
 
     guarded: int | None = None
-    """Replies of the last round that the rule tolerated as hostile; None: it is no such rule."""
+    """Number of hostile replies that the rule tolerated in the last round; None: it is not such
+    a rule."""
 
     proximal_mu = 0.0
-    """Weight of the pull towards the received model in the sites' loss."""
+    """Weight of the proximal term, toward the received model, in the sites' loss."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
 
     def begin(self, specs: Specs, sites: int) -> None:
-        """Called once with what travels and how many sites the federation has."""
+        """Called once with the exchanged tensors and the number of sites in the federation."""
 
     def beside(self) -> Tensors:
-        """Tensors that travel to the sites beside the model."""
+        """Tensors that are sent to the sites in addition to the model."""
         return {}
 
     def expected(self, specs: Specs) -> Specs:
-        """What a reply's tensors must be, given the model's."""
+        """Required tensors of a reply, given the model's."""
         return specs
 
     def state(self) -> Tensors:
-        """What the strategy remembers from round to round, for the checkpoint."""
+        """The strategy's state between rounds, for the checkpoint."""
         return {}
 
     def restore(self, tensors: Tensors) -> None:
-        """Take back what :meth:`state` returned."""
+        """Restore the state that :meth:`state` returned."""
 
     def aggregate(self, replies: Iterable[SoundReply], round_: Aggregation) -> Tensors | None:
-        """The next model, or None where there were too few replies."""
+        """The next model, or None if there were too few replies."""
         mean = RunningMean()
         for reply in replies:
             mean.fold(reply.tensors, reply.weight)
-            # Let go of it before the next is asked for, here and in the other strategies.
+            # Free the memory before the next reply is fetched, as in the other strategies.
             del reply
         return mean.tensors if mean.count >= max(round_.needed, 1) else None
 
 
 @STRATEGIES.register("fedprox")
 class FedProx(Strategy):
-    """FedProx (Li et al. 2020, https://arxiv.org/abs/1812.06127): the pull is in the request."""
+    """FedProx (Li et al. 2020, https://arxiv.org/abs/1812.06127).
+
+    The sites add the proximal term; the request carries its weight.
+    """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -133,12 +137,12 @@ class FedProx(Strategy):
 
 
 class RunningMean:
-    """A weighted mean of tensors, folded in one at a time.
+    """A weighted mean of tensors, updated with one at a time.
 
     ``mean += (x - mean) * (w / W)`` with W the weight so far (West 1979,
-    https://doi.org/10.1145/359146.359153): float32 stays float32, equal updates give
-    exactly themselves, and no sum grows with the number of sites. The order of the
-    updates matters in the last bit, so the caller keeps it fixed.
+    https://doi.org/10.1145/359146.359153): float32 stays float32, the mean of equal updates is
+    exact, and no sum grows with the number of sites. The last bit depends on the order of the
+    updates, so the caller keeps it fixed.
     """
 
     def __init__(self) -> None:
@@ -147,7 +151,7 @@ class RunningMean:
         self.count = 0
 
     def fold(self, tensors: Tensors, weight: float) -> None:
-        """Fold one update in; ``weight`` is above 0."""
+        """Add one update; ``weight`` is above 0."""
         self.weight += weight
         self.count += 1
         if not self.tensors:
@@ -161,11 +165,11 @@ class RunningMean:
 
         of_all = pieces((name, mean.size) for name, mean in self.tensors.items())
         with warnings.catch_warnings():
-            # What arrived cannot be written to, and is only read.
+            # Received arrays are read-only, and this code only reads them.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             on_all_cores(move, of_all, sum(mean.nbytes for mean in self.tensors.values()))
 
 
 def _move(mean: NDArray[np.float32], new: NDArray[np.float32], share: float) -> None:
-    # One pass over memory, which is what this costs; NumPy would need three.
+    # Memory-bound: torch needs one pass where NumPy would need three.
     torch.from_numpy(mean).lerp_(torch.from_numpy(new), share)

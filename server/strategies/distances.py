@@ -1,10 +1,9 @@
-"""Distances between all replies of a round, and what follows from them.
+"""Distances between a round's replies: Krum scores, geometric median, nearest-neighbor mixing.
 
-Krum's scores, the geometric median, and nearest-neighbor mixing: each reply becomes the mean of
-those nearest to it, before a rule. Where sites differ, honest replies lie far apart, and a rule
-that picks or weighs single ones gives hostile ones, who agree with each other, more say than their
-number. Mixed replies lie close together wherever the honest ones agree (Allouah et al. 2023,
-algorithm 1, https://arxiv.org/abs/2302.01772).
+Mixing replaces each reply by the mean of its nearest replies before a rule is applied. If sites
+differ, honest replies lie far apart, and a rule that selects or weights single replies favors
+hostile ones, which agree with each other. Mixed replies lie close together wherever the honest ones
+agree (Allouah et al. 2023, algorithm 1, https://arxiv.org/abs/2302.01772).
 """
 
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ from fieldmark.server.strategies.spill import Replies, ShapedReplies
 
 ITERATIONS = 100
 SMALLEST = 1e-6
-"""Weiszfeld's divisor never falls below this share of the mean distance."""
+"""Lower bound of Weiszfeld's divisor, as a share of the mean distance."""
 
 
 def gram_matrix(replies: Replies) -> NDArray[np.float64]:
-    """float64 (S, S): inner products of all replies, seen from the first of them.
+    """float64 (S, S): inner products of all replies, relative to the first of them.
 
-    Seen from one of them, distances are not drowned in the length of the model itself.
+    Relative to a reply, the norm of the model itself does not swamp the distances.
     """
     gram_SS = np.zeros((len(replies), len(replies)))
     for _, block_VS in replies.blocks():
@@ -52,10 +51,10 @@ def closest_scores(distances_SS: NDArray[np.float64], hostile: int) -> NDArray[n
 
 
 def geometric_median(gram_SS: NDArray[np.float64]) -> NDArray[np.float64]:
-    """float64 (S,): the geometric median as a mean of the replies, by its weights.
+    """float64 (S,): weights with which the mean of the replies is their geometric median.
 
     The smoothed Weiszfeld algorithm (Pillutla et al. 2022, algorithm 2,
-    https://arxiv.org/abs/1912.13445), in inner products alone.
+    https://arxiv.org/abs/1912.13445), computed from inner products only.
     """
     count = len(gram_SS)
     weights_S = np.full(count, 1.0 / count)
@@ -82,11 +81,11 @@ def weighted_sum(replies: Replies, coefficients_S: NDArray[np.float64]) -> NDArr
 
 
 class Mixed:
-    """The replies of a round, mixed; nothing is written, each block is mixed as it is read.
+    """The mixed replies of a round, computed block by block as they are read.
 
     Args:
-        replies: As they came.
-        hostile: How many of them may be hostile: each is mixed with all but so many.
+        replies: The original replies.
+        hostile: How many of them may be hostile; each reply is mixed with its S - hostile nearest.
     """
 
     def __init__(self, replies: ShapedReplies, hostile: int) -> None:
@@ -100,7 +99,7 @@ class Mixed:
         return len(self._replies)
 
     def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Blocks of mixed replies; equal replies stay exactly what they are."""
+        """Blocks of mixed replies; equal replies stay bit-identical."""
         for where, block_VS in self._replies.blocks():
             mixed_VS = self._mixed(block_VS)
             del block_VS

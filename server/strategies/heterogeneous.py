@@ -1,4 +1,4 @@
-"""Means for sites that differ: SCAFFOLD and FedNova."""
+"""Strategies for heterogeneous sites: SCAFFOLD and FedNova."""
 
 import math
 from collections.abc import Iterable
@@ -21,14 +21,14 @@ from fieldmark.server.strategies.base import (
 class Scaffold(Strategy):
     """SCAFFOLD (Karimireddy et al. 2020, algorithm 1, https://arxiv.org/abs/1910.06378).
 
-    A site answers with its model and the change of its control variate; the server's
-    variate moves by the mean change times the share of the federation that took part.
+    A site replies with its model and the change of its control variate; the server's variate moves
+    by the mean change times the share of the federation that took part.
     """
 
     keeps = True
 
     def begin(self, specs: Specs, sites: int) -> None:
-        """Variates start at zero."""
+        """Set the variates to zero."""
         self._sites = sites
         self._control: Tensors = {
             name: np.zeros(specs[name].shape, dtype=np.float32) for name in controlled(specs)
@@ -47,11 +47,11 @@ class Scaffold(Strategy):
         return dict(self._control)
 
     def restore(self, tensors: Tensors) -> None:
-        """Take the server's variates back."""
+        """Restore the server's variates."""
         self._control = {**self._control, **tensors}
 
     def aggregate(self, replies: Iterable[SoundReply], round_: Aggregation) -> Tensors | None:
-        """The weighted mean of the models; the variates move along."""
+        """The weighted mean of the models; updates the variates."""
         mean, change = RunningMean(), RunningMean()
         for reply in replies:
             model, control = split_control(reply.tensors)
@@ -71,14 +71,14 @@ class Scaffold(Strategy):
 class FedNova(Strategy):
     """FedNova (Wang et al. 2020, section 4, https://arxiv.org/abs/2007.07481).
 
-    Each update is divided by the length of its site's accumulated steps, and the mean
-    multiplied by the mean length: a site with many images takes more steps, and would
-    pull further than its share. The number of steps follows from the claimed number of
-    examples. For Adam, whose steps are not sums of gradients, plain steps are counted.
+    Each update is divided by the norm of its site's accumulated steps, and the mean is multiplied
+    by the mean norm; otherwise a site with many images would take more steps and pull harder than
+    its share. The number of steps follows from the claimed number of examples. For Adam, whose
+    steps are not sums of gradients, plain steps are counted.
     """
 
     def length(self, examples: float) -> float:
-        """How far a site's steps add up (the norm of a, section 3.2), for its examples."""
+        """Norm of a site's accumulated steps for its examples (norm of a, section 3.2)."""
         train = self.setup.train
         steps = train.epochs * math.ceil(examples / train.batch_size)
         rho = train.momentum if train.optimizer == "sgd" else 0.0
@@ -87,7 +87,7 @@ class FedNova(Strategy):
         return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
 
     def aggregate(self, replies: Iterable[SoundReply], round_: Aggregation) -> Tensors | None:
-        """The mean of the normalised updates, times the mean length."""
+        """The mean of the normalized updates, times the mean norm."""
         sent = round_.model
         mean, lengths, weights = RunningMean(), 0.0, 0.0
         optimised = set(controlled(sent))
@@ -95,7 +95,7 @@ class FedNova(Strategy):
             length = self.length(reply.weight)
             lengths += reply.weight * length
             weights += reply.weight
-            # Statistics are not steps: they are averaged as they are.
+            # Running statistics are not optimizer steps: they are averaged without normalization.
             step = {
                 n: (t - sent[n]) / np.float32(length) if n in optimised else t
                 for n, t in reply.tensors.items()

@@ -1,16 +1,16 @@
-"""The mean of those sites that lie closest together, in the directions in which sites differ.
+"""Least trimmed mean along the principal directions in which sites differ, against backdoors.
 
-A backdoor is a small push in one direction that honest sites have no opinion about. Seen value by
-value it is spread over thousands of values and stays within the honest spread of each of them, so
-that a median of values lets it pass. In the principal directions of the sites' differences it is
-in few coordinates, and there the hostile sites stand apart.
+A backdoor is a small push in one direction about which honest sites have no preference. In single
+values it is spread over thousands and stays within the honest spread, so a coordinate-wise median
+lets it pass. In the principal directions of the sites' differences it is concentrated in few
+coordinates, where the hostile sites stand apart.
 
-Of each coordinate as many values are left out as sites may be hostile, on whichever side: the mean
-is that of the n - h values with the least variance (least trimmed squares of a location, Rousseeuw
-and Leroy 1987, "Robust Regression and Outlier Detection", section 4.2). A trimmed mean that leaves
-out h at either end also leaves out h honest values opposite to the hostile ones, and what remains
-is pulled towards them, a little further in each round. Principal directions against hostile
-updates: Shejwalkar and Houmansadr 2021, section VI, which drops whole replies by one direction.
+In each coordinate, as many values are left out as sites may be hostile, on either side: the mean is
+that of the n - h values with the least variance (least trimmed squares of a location, Rousseeuw and
+Leroy 1987, "Robust Regression and Outlier Detection", section 4.2). A trimmed mean that leaves out
+h at each end also drops h honest values opposite the hostile ones, and the rest is pulled toward
+them a little in each round. Principal directions against hostile updates: Shejwalkar and Houmansadr
+2021, section VI, which drops whole replies by one direction.
 """
 
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from fieldmark.server.strategies.spill import ShapedReplies
 
 WIDEST = 2048
-"""Most columns whose directions are found together: the cost grows with their cube. Wider rows
-are cut into parts."""
+"""Most columns that are decomposed together: the cost grows with their cube. Wider tensors are
+split."""
 
 BYTES_A_NUMBER = 64
-"""Memory for one number of one reply: its float32, its difference in float64, its coordinate,
-the sorted ones and their running sums."""
+"""Bytes for one number of one reply: float32, its difference in float64, its coordinate, the
+sorted values and their running sums."""
 
 
 class Matrix(NamedTuple):
-    """One tensor as rows: the first axis counts rows, all others are columns."""
+    """One tensor as a matrix: the first axis is the rows, all others are the columns."""
 
     start: int
     rows: int
@@ -40,7 +40,7 @@ class Matrix(NamedTuple):
 
 
 def matrices(shapes: dict[str, tuple[int, ...]]) -> Iterator[Matrix]:
-    """Where each tensor lies among the flat values; of one axis: rows of one column."""
+    """Position of each tensor among the flat values; a tensor with one axis has one column."""
     start = 0
     for shape in shapes.values():
         size = prod(shape)
@@ -51,7 +51,7 @@ def matrices(shapes: dict[str, tuple[int, ...]]) -> Iterator[Matrix]:
 
 
 def least_trimmed(values_SN: NDArray[np.float64], left_out: int) -> NDArray[np.float64]:
-    """float64 (N,): the mean of the S - h values that lie closest together, column by column.
+    """float64 (N,): column-wise mean of the S - h values that lie closest together.
 
     Args:
         values_SN: Float64 (S, N): N numbers of S replies. Sorted in place.
@@ -62,7 +62,7 @@ def least_trimmed(values_SN: NDArray[np.float64], left_out: int) -> NDArray[np.f
     values_SN.sort(axis=0)
     if not left_out:
         return np.asarray(values_SN.mean(axis=0))
-    # Around the middle value, lest squares drown in a far value's.
+    # Centered, because squares of large values would lose precision.
     middle_N = values_SN[count // 2].copy()
     best_N = np.full(values_SN.shape[1], np.inf)
     mean_N = np.zeros(values_SN.shape[1])
@@ -81,7 +81,7 @@ def combined(replies: ShapedReplies, left_out: int, limit_mb: float) -> NDArray[
     Args:
         replies: S replies.
         left_out: h, how many of them may be hostile.
-        limit_mb: Memory for rows and what is made of them, in MB (1e6 bytes).
+        limit_mb: Memory for rows and intermediate results, in MB (1e6 bytes).
     """
     flat = np.empty(replies.size, dtype=np.float32)
     chunk = max(int(limit_mb * 1e6 / (BYTES_A_NUMBER * len(replies))), 1)
@@ -100,7 +100,7 @@ def _one(
     chunk: int,
     flat: NDArray[np.float32],
 ) -> None:
-    """Some columns of one tensor, all rows, into their place."""
+    """Combine some columns of one tensor, all rows, and write them to ``flat``."""
     width = columns.stop - columns.start
     many = max(chunk // matrix.columns, 1)
     parts = [slice(r, min(r + many, matrix.rows)) for r in range(0, matrix.rows, many)]
@@ -120,10 +120,7 @@ def _one(
 def _apart(
     replies: ShapedReplies, matrix: Matrix, part: slice, columns: slice
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """float64 (R, D), the median of each value, and (S, R, D), how far each reply is from it.
-
-    Differences lie in the directions that are found; what all replies share need not.
-    """
+    """float64 (R, D), the median of each value, and (S, R, D), each reply's difference from it."""
     start = matrix.start + part.start * matrix.columns
     stop = matrix.start + part.stop * matrix.columns
     block_VS = replies.read(start, stop)
@@ -140,7 +137,8 @@ def _directions(
     """float64 (D, P): orthonormal principal directions of all rows' differences."""
     width = columns.stop - columns.start
     if len(parts) == 1 and len(replies) * matrix.rows < width:
-        # Fewer differences than columns: their directions, within the space that they span.
+        # Fewer differences than columns: decompose within the space that they span, which is
+        # cheaper.
         _, apart_SRD = _apart(replies, matrix, parts[0], columns)
         apart_MD = apart_SRD.reshape(-1, width)
         spanning_DM = np.linalg.qr(apart_MD.T)[0]

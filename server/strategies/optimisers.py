@@ -1,9 +1,8 @@
-"""An optimiser after the mean, at the server: Flower's arithmetic, called with the finished mean.
+"""Server optimizers (FedAvgM, FedAdam, FedYogi, FedAdagrad), with Flower's arithmetic.
 
-Three things are added: the moments can be put into a checkpoint and taken back; what comes out is
-float32 again (FedAdam's corrected rate is a float64 scalar, and its model with it); and a
-normaliser's running statistics are averaged and no more (an adaptive step could make a variance
-negative).
+Three things are added: the moments can be saved in a checkpoint and restored; the result is float32
+again (FedAdam's corrected rate is a float64 scalar, which makes the model float64); and a
+normalizer's running statistics are only averaged (an adaptive step could make a variance negative).
 """
 
 from abc import abstractmethod
@@ -23,7 +22,7 @@ from fieldmark.server.strategies.base import Aggregation, Setup, SoundReply, Str
 
 
 class _Finished(FedAvg):
-    """In the place of Flower's own mean: the mean of the round is what is passed."""
+    """Replaces Flower's own mean: returns the mean that is passed in."""
 
     def aggregate_train(self, server_round: int, replies: Any) -> Any:
         return replies, None
@@ -46,10 +45,10 @@ class _Adagrad(FedAdagrad, _Finished):
 
 
 class ServerOptimizer(Strategy):
-    """Base of the strategies that take an optimiser's step from the model towards the mean."""
+    """Base of the strategies that take an optimizer step from the model toward the mean."""
 
     def aggregate(self, replies: Iterable[SoundReply], round_: Aggregation) -> Tensors | None:
-        """The mean, then a step of the optimiser."""
+        """The mean, then an optimizer step."""
         mean = super().aggregate(replies, round_)
         if mean is None:
             return None
@@ -80,7 +79,7 @@ class MomentumAverage(ServerOptimizer):
     def step(self, mean: ArrayRecord, round_: Aggregation) -> ArrayRecord:
         """A step with momentum."""
         self._names = list(mean)
-        # Flower's keeps its own copy from the first round on: the model is always ours.
+        # Flower would otherwise use its own copy of the model from the first round.
         self._flower.current_arrays = to_array_record(pack_all(round_.model))
         made: ArrayRecord = self._flower.aggregate_train(round_.number, mean)[0]  # type: ignore
         return made
@@ -94,7 +93,7 @@ class MomentumAverage(ServerOptimizer):
         }
 
     def restore(self, tensors: Tensors) -> None:
-        """Take the momentum back; names are in the order in which models travel."""
+        """Restore the momentum; names are in the order of the exchanged models."""
         self._names = sorted(name.removeprefix("momentum/") for name in tensors)
         self._flower.momentum_vector = [tensors[f"momentum/{n}"] for n in self._names] or None
 
@@ -108,10 +107,10 @@ class AdaptiveStrategy(ServerOptimizer):
 
     @abstractmethod
     def optimizer(self) -> FedOpt:
-        """Flower's optimiser with this run's settings."""
+        """Flower's optimizer with this run's settings."""
 
     def options(self, *, betas: bool) -> dict[str, Any]:
-        """Flower's arguments; what the recipe leaves open is Flower's default."""
+        """Flower's arguments; settings that the recipe omits keep Flower's defaults."""
         settings = self.setup.federation
         options: dict[str, Any] = {"tau": settings.server_tau}
         if settings.server_lr is not None:
@@ -121,7 +120,7 @@ class AdaptiveStrategy(ServerOptimizer):
         return options
 
     def step(self, mean: ArrayRecord, round_: Aggregation) -> ArrayRecord:
-        """A step that is divided by the root of the second moment."""
+        """A step divided by the root of the second moment."""
         self._flower.current_arrays = dict(round_.model)
         made: ArrayRecord = self._flower.aggregate_train(round_.number, mean)[0]  # type: ignore
         return made
@@ -135,7 +134,7 @@ class AdaptiveStrategy(ServerOptimizer):
         }
 
     def restore(self, tensors: Tensors) -> None:
-        """Take both moments back."""
+        """Restore both moments."""
         m, v = (
             {n.removeprefix(p): a for n, a in tensors.items() if n.startswith(p)}
             for p in ("m/", "v/")

@@ -1,7 +1,7 @@
-"""Robust rules that outvote hostile sites; they need every reply and work on a spilled file.
+"""Robust aggregation rules, which need every reply at once and read them from a file.
 
-Each site counts once, whatever it claims to hold: a claimed weight is an attack of its
-own. Only Multi-Krum's mean of the chosen is weighted, as Flower's is.
+Each site counts once, whatever its claimed weight: a false claim is an attack, too. Only
+Multi-Krum's mean of the chosen replies is weighted, like Flower's.
 """
 
 from abc import abstractmethod
@@ -31,7 +31,7 @@ class RobustRule(Strategy):
     robust = True
 
     def aggregate(self, replies: Iterable[SoundReply], round_: Aggregation) -> Tensors | None:
-        """What the rule makes of all replies, or None where there were too few."""
+        """The aggregate of all replies, or None if there were too few."""
         settings = self.setup.federation
         with Spill(self.setup.folder, settings.spill_mb) as spill:
             for reply in replies:
@@ -61,10 +61,10 @@ class RobustRule(Strategy):
 
 @STRATEGIES.register("fedmedian")
 class Median(RobustRule):
-    """The median of each value (Yin et al. 2018, https://arxiv.org/abs/1803.01498)."""
+    """The coordinate-wise median (Yin et al. 2018, https://arxiv.org/abs/1803.01498)."""
 
     def combine(self, replies: ShapedReplies, hostile: int) -> NDArray[np.float32]:
-        """The median of each value; of an even number the mean of the middle two."""
+        """The median of each value; for an even number, the mean of the middle two."""
         flat = np.empty(replies.size, dtype=np.float32)
         for where, block_VS in replies.blocks():
             np.median(block_VS, axis=1, overwrite_input=True, out=flat[where])
@@ -73,9 +73,9 @@ class Median(RobustRule):
 
 @STRATEGIES.register("trimmed-mean")
 class TrimmedMean(RobustRule):
-    """The mean of each value without its extremes (Yin et al. 2018, as above).
+    """The coordinate-wise trimmed mean (Yin et al. 2018, as above).
 
-    As many replies as may be hostile are cut at either end.
+    The number of replies cut at each end is the number that may be hostile.
     """
 
     def combine(self, replies: ShapedReplies, hostile: int) -> NDArray[np.float32]:
@@ -111,7 +111,7 @@ class Krum(RobustRule):
 
 @STRATEGIES.register("multi-krum")
 class MultiKrum(Krum):
-    """The mean of all but as many as may be hostile (Blanchard et al. 2017, section 4)."""
+    """The mean of the S - hostile best-scored replies (Blanchard et al. 2017, section 4)."""
 
     weighs = True
 
@@ -134,7 +134,7 @@ class GeometricMedian(RobustRule):
 
 @STRATEGIES.register("least-trimmed")
 class LeastTrimmed(RobustRule):
-    """The mean of those that lie closest together, in principal directions.
+    """The mean of the values that lie closest together, in principal directions.
 
     See :mod:`fieldmark.server.strategies.least_trimmed`.
     """

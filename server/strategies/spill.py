@@ -1,8 +1,7 @@
-"""Every reply of a round in one file, read back as blocks of all replies at once.
+"""A temporary file with every reply of a round, read back as blocks of all replies at once.
 
-The file has no name: a process that dies leaves nothing behind. It is mapped into
-memory to be read; pages are given back after each block, so that what is resident stays
-below the bound whatever the number of replies.
+The file has no name, so a process that dies leaves nothing behind. It is memory-mapped; pages are
+released after each block, so resident memory stays bounded for any number of replies.
 """
 
 import mmap
@@ -19,8 +18,7 @@ from numpy.typing import NDArray
 from fieldmark.server.strategies.base import Tensors
 
 BYTES_A_VALUE = 24
-"""Memory that a rule may take for one value of one reply: the mapped page, the block, and
-two temporaries in float64."""
+"""Bytes for one value of one reply: the mapped page, the block, and two temporaries in float64."""
 
 LEAST_VALUES = 256
 
@@ -39,10 +37,10 @@ class Replies(Protocol):
 
 
 class ShapedReplies(Replies, Protocol):
-    """Replies that can be read anywhere, and whose tensors are known."""
+    """Replies with random access and known tensor shapes."""
 
     shapes: dict[str, tuple[int, ...]]
-    """By name, in the order of their values."""
+    """Shapes by name, in the order of the values."""
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
         """float32 (V, S): values ``start`` to ``stop`` of all S replies."""
@@ -53,8 +51,8 @@ class Spill:
     """The replies of one round.
 
     Args:
-        folder: Where the file is; None: the system's place for temporary files.
-        limit_mb: Memory that a block and what a rule makes of it may take, in MB (1e6 bytes).
+        folder: Folder of the file; None: the system's temporary folder.
+        limit_mb: Memory for a block and a rule's intermediate results, in MB (1e6 bytes).
     """
 
     def __init__(self, folder: Path | None, limit_mb: float) -> None:
@@ -93,7 +91,7 @@ class Spill:
         self._file.flush()
         count = len(self)
         width = max(int(self._limit / (BYTES_A_VALUE * count)), LEAST_VALUES)
-        # A page is mapped whole: narrower blocks would map more than they read.
+        # Whole pages are mapped: narrower blocks would map more than they read.
         with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             for start in range(0, self.size, width):
                 stop = min(start + width, self.size)
@@ -111,7 +109,7 @@ class Spill:
         block_VS = np.empty((stop - start, len(self)), dtype=np.float32)
         for reply in range(len(self)):
             offset = 4 * (reply * self.size + start)
-            # The view must be gone before the map can close.
+            # Copied at once: the map cannot close while a view exists.
             block_VS[:, reply] = np.frombuffer(
                 mapped, dtype="<f4", count=stop - start, offset=offset
             )

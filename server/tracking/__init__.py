@@ -1,4 +1,4 @@
-"""A run's events to TensorBoard, MLflow or Weights & Biases, where the coordinator asks for it."""
+"""Experiment trackers: a run's events to TensorBoard, MLflow or Weights & Biases."""
 
 from fieldmark.server.tracking.choices import Choice, check_installed, read_track, settled
 from fieldmark.server.tracking.listener import Tracking

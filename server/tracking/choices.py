@@ -1,7 +1,6 @@
-"""What ``--track`` and ``track`` in ``server.toml`` may say: ``NAME`` or ``NAME=WHERE``.
+"""Values of ``--track`` and of ``track`` in ``server.toml``: ``NAME`` or ``NAME=WHERE``.
 
-It is no part of a recipe: a recipe is what the sites are asked to do, and its digest must not
-depend on where somebody looks at curves.
+They are not part of a recipe: its digest must not depend on where curves are displayed.
 """
 
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from fgvc_core.components import TRACKERS
 from fgvc_core.errors import ConfigurationError, nearest
 
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-"""Tracker of Fieldmark -> the package that it needs, of the extra of the same name."""
+"""Tracker -> the package that it needs, from the extra of the same name."""
 
 FILES_ONLY = ("tensorboard", "wandb")
-"""Trackers that write files here, and never to a server."""
+"""Trackers that write local files only, never to a server."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Choice:
 
     @property
     def is_address(self) -> bool:
-        """Whether it names a server instead of a place on this machine."""
+        """Whether it is the address of a server, not a local path."""
         return "://" in self.where
 
     def __str__(self) -> str:
@@ -36,10 +35,10 @@ class Choice:
 
 
 def read_track(texts: Sequence[str]) -> tuple[Choice, ...]:
-    """Read settings.
+    """Parse the settings.
 
     Raises:
-        ConfigurationError: if one names no tracker, or an address for one that has none.
+        ConfigurationError: if a tracker is unknown, or cannot write to an address.
     """
     choices = []
     for text in texts:
@@ -69,14 +68,14 @@ def read_track(texts: Sequence[str]) -> tuple[Choice, ...]:
 
 
 def check_installed(choices: Sequence[Choice]) -> None:
-    """Refuse before a run what could only be warned of during it.
+    """Check that the trackers can be loaded, before a run starts.
 
     Raises:
-        ConfigurationError: if a tracker's package is not installed, or it cannot be loaded.
+        ConfigurationError: if a tracker's package is not installed or cannot be loaded.
     """
     for choice in choices:
         if choice.name not in PACKAGES:
-            # Of another distribution: it says itself what it lacks.
+            # A tracker from another installed package reports its own missing dependencies.
             TRACKERS.get(choice.name)
         elif find_spec(PACKAGES[choice.name]) is None:
             raise ConfigurationError(
@@ -87,11 +86,11 @@ def check_installed(choices: Sequence[Choice]) -> None:
 
 
 def settled(choices: Sequence[Choice], folder: Path) -> tuple[str, ...]:
-    """The choices as text, each place as an absolute one.
+    """The choices as text, with absolute paths.
 
     Args:
-        choices: As they were asked for.
-        folder: What relative places are relative to.
+        choices: As given by the user.
+        folder: Base of relative paths.
     """
     return tuple(
         str(Choice(c.name, c.where if c.is_address or not c.where else str(folder / c.where)))

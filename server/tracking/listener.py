@@ -1,8 +1,8 @@
-"""Listens to a run's events and hands them to trackers, which can neither stop nor slow it.
+"""The bridge from a run's events to trackers, which can neither stop nor slow the run.
 
-Trackers work in a thread of their own, fed through a queue: importing MLflow takes seconds,
-and a disk or a server can hang. What one raises ends that one; the run says so once, in its
-events and on the terminal. At the end of the run they have a bounded time to write what is left.
+Trackers work in their own thread, fed through a queue: importing MLflow takes seconds, and a disk
+or a server can hang. An exception ends that tracker only; the run reports it once, in its events
+and on the terminal. At the end of the run trackers have a bounded time to finish.
 """
 
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fieldmark.server.run_log.events import EventLog
 
 WAIT_S = 120.0
-"""Longest that the end of a run waits for its trackers, in seconds."""
+"""Longest wait for trackers at the end of a run, in seconds."""
 
 Open = Callable[[Choice, RunFacts], Tracker]
 Work = Callable[[Tracker], None]
@@ -36,14 +36,14 @@ _ENDS = {"run_finished": "finished", "interrupted": "interrupted", "failed": "fa
 
 
 class Tracking:
-    """Listens to a :class:`~fieldmark.server.run_log.events.EventLog` for any number of trackers.
+    """Passes events of a :class:`~fieldmark.server.run_log.events.EventLog` to trackers.
 
     Args:
         choices: Which trackers, and where they write.
         run_dir: The run's folder.
         recipe: Its recipe.
-        opened: Makes a tracker; called in the trackers' own thread.
-        wait_s: Longest that the end waits, in seconds.
+        opened: Creates a tracker; called in the trackers' thread.
+        wait_s: Longest wait at the end, in seconds.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tracking:
         self._round = 0
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Hand on what an event says."""
+        """Pass on the content of an event."""
         what = event["event"]
         if not self._choices or what == "tracker_failed":
             return
@@ -85,7 +85,7 @@ class Tracking:
             self._end(_ENDS[what])
 
     def report_to(self, events: "EventLog") -> None:
-        """Where a tracker's failure is recorded."""
+        """Set the event log in which failures of trackers are recorded."""
         self._events = events
 
     def _tell(self) -> None:
@@ -96,7 +96,7 @@ class Tracking:
     def _begin(self, run: str, done: int) -> None:
         facts = RunFacts(self._run_dir, self._recipe, run, done)
         self._round = done
-        # A daemon: what hangs in a tracker must not keep the process from ending.
+        # A daemon thread, so a hanging tracker cannot keep the process alive.
         self._thread = threading.Thread(target=self._serve, args=(facts,), daemon=True)
         self._thread.start()
 
@@ -135,13 +135,13 @@ class Tracking:
         try:
             do()
         except Exception as error:
-            # Whatever a tracker does, the run has to go on.
+            # A failing tracker must not stop the run.
             self._failed.put((name, f"{type(error).__name__}: {error}"[:500]))
             return False
         return True
 
 
 def open_tracker(choice: Choice, facts: RunFacts) -> Tracker:
-    """Open a tracker; its package is imported here and not before."""
+    """Open a tracker; its package is imported only here."""
     tracker: Tracker = TRACKERS.get(choice.name).make(choice.where, facts)
     return tracker

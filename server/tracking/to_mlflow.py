@@ -1,7 +1,7 @@
-"""MLflow: a SQLite file, or a tracking server of the user's own; its telemetry is off.
+"""The MLflow tracker: a SQLite file, or the user's own tracking server; telemetry is off.
 
-MLflow 3 keeps files in folders for old stores only; SQLite needs nothing that is not
-installed with Flower. A run that is gone on with is found by Fieldmark's own id.
+MLflow 3 supports plain folders for old stores only; SQLite needs no additional package. A resumed
+run is found by Fieldmark's own id.
 """
 
 import logging
@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Read while the package is imported.
+# Set before the import, which reads it.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# A server that is away should be given up, not asked for an hour.
+# Give up on an unreachable server soon; the defaults retry for an hour.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 RUN_TAG = "fieldmark.run"
 LONGEST_TAG = 4000
 _BATCH = 100
-"""Most settings that MLflow takes in one request."""
+"""Most parameters that MLflow accepts in one request."""
 _STATES = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
 @TRACKERS.register("mlflow")
 class MLflow:
-    """Settings as parameters, numbers as metrics by round, notes as tags.
+    """Settings as parameters, metrics by round, notes as tags.
 
     Args:
-        where: A SQLite file, or an address (``https://...``, ``postgresql://...``); "" is a
-            file in the run's folder.
+        where: A SQLite file, or an address (``https://...``, ``postgresql://...``); "" is a file in
+            the run's folder.
         facts: Of the run.
     """
 
@@ -61,17 +61,17 @@ class MLflow:
             self._client.log_batch(self._run, params=params[start : start + _BATCH])
 
     def figures(self, round_: int, values: dict[str, float]) -> None:
-        """Numbers of a round."""
+        """Log the metrics of a round."""
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, round_) for name, value in values.items()]
         self._client.log_batch(self._run, metrics=metrics)
 
     def note(self, round_: int, text: str) -> None:
-        """Something out of the ordinary; a round's last note is the one that is kept."""
+        """Log a note; only the last one of a round is kept."""
         self._client.set_tag(self._run, f"out_of_the_ordinary.{round_}", text[:LONGEST_TAG])
 
     def finish(self, state: str, values: dict[str, float]) -> None:
-        """What the run came to."""
+        """Log the final metrics and the state."""
         self.figures(int(values.get("final/rounds", 0)), values)
         self._client.set_terminated(self._run, _STATES[state])
 
@@ -80,11 +80,12 @@ class MLflow:
         if known is not None:
             return str(known.experiment_id)
         try:
-            # Nothing is stored as an artifact; MLflow would else name a folder here for them.
+            # No artifacts are stored, but without this MLflow would use a folder in the working
+            # directory.
             place = (facts.run_dir / "tracking" / "mlflow-artifacts").resolve().as_uri()
             return str(self._client.create_experiment(facts.project, place))
         except MlflowException:
-            # Another run has made it a moment before.
+            # Another run has just created it.
             made = self._client.get_experiment_by_name(facts.project)
             if made is None:
                 raise

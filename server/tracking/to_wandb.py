@@ -1,13 +1,13 @@
-"""Weights & Biases, offline: files that ``wandb sync`` uploads if and when somebody wants that.
+"""The Weights & Biases tracker, offline: files that a person can upload with ``wandb sync``.
 
-Nothing of the machine, its code or its packages' sources is collected.
+No information on the machine, its code or its packages is collected.
 """
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Read while the package is imported.
+# Set before the import, which reads it.
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 import wandb
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @TRACKERS.register("wandb")
 class WeightsAndBiases:
-    """Settings as the configuration, numbers against the round, notes as a summary.
+    """Settings as the configuration, metrics by round, notes in the summary.
 
     Args:
         where: A folder; "" is the run's own.
@@ -56,17 +56,17 @@ class WeightsAndBiases:
         self._notes: list[str] = []
 
     def figures(self, round_: int, values: dict[str, float]) -> None:
-        """Numbers of a round."""
+        """Log the metrics of a round."""
         self._run.log({**values, "round": round_})
 
     def note(self, round_: int, text: str) -> None:
-        """Something out of the ordinary."""
+        """Log a note."""
         self._notes.append(f"round {round_}: {text}")
         self._run.summary["out_of_the_ordinary"] = "\n".join(self._notes[-100:])
 
     def finish(self, state: str, values: dict[str, float]) -> None:
-        """What the run came to."""
+        """Log the final metrics and the state."""
         self._run.summary.update({**values, "state": state})
         self._run.finish(exit_code=0 if state == "finished" else 1)
-        # Its helper process would else wait for the end of ours.
+        # Otherwise its helper process would stay until this process ends.
         wandb.teardown()

@@ -1,4 +1,4 @@
-"""What a tracker is told: numbers of a round, settings, the end; nothing that no event says."""
+"""The tracker interface: metrics of a round, settings, and the end of a run."""
 
 import json
 from pathlib import Path
@@ -9,22 +9,23 @@ from fgvc_core.words import visible
 
 ROUND = ("top1", "macro_f1", "loss", "val_top1", "val_loss", "seconds", "bytes_up", "bytes_down",
          "cohort", "accepted", "refused")  # fmt: skip
-"""Of ``round_finished`` and ``scored``: shares of 1, nats, seconds, bytes, counts of sites."""
+"""Fields of ``round_finished`` and ``scored``: accuracies from 0 to 1, nats, seconds, bytes,
+counts of sites."""
 
 FINAL = ("top1", "macro_f1", "macro_precision", "macro_recall", "rounds", "best_round",
          "wall_s", "bytes_up", "bytes_down", "test_examples")  # fmt: skip
 LONGEST = 500
-"""Most characters of a setting; a list of 200 classes is longer."""
+"""Most characters of a setting; longer ones, such as a list of 200 classes, are cut."""
 
 
 class RunFacts:
-    """What a tracker is told when it opens.
+    """Facts about the run that a tracker receives when it opens.
 
     Args:
         run_dir: The run's folder.
         recipe: Its recipe.
-        run: Fieldmark's id of the run, the same when it is gone on with.
-        done: Rounds that are done; what was written of later ones counts no more.
+        run: Fieldmark's id of the run; the same when it is resumed.
+        done: Rounds that are done; entries of later ones are obsolete.
     """
 
     def __init__(self, run_dir: Path, recipe: Recipe, run: str, done: int) -> None:
@@ -37,25 +38,25 @@ class RunFacts:
 
 
 class Tracker(Protocol):
-    """Writes one run for one tool. What it raises is told and ends it, not the run."""
+    """Writes one run for one tool. An exception is reported and ends the tracker, not the run."""
 
     def figures(self, round_: int, values: dict[str, float]) -> None:
-        """Numbers of a round; one round's may come in several calls."""
+        """Log metrics of a round; one round may have several calls."""
 
     def note(self, round_: int, text: str) -> None:
-        """Something out of the ordinary, in words."""
+        """Log an unusual event, in words."""
 
     def finish(self, state: str, values: dict[str, float]) -> None:
-        """The run has ended: ``finished``, ``interrupted`` or ``failed``, and what it came to."""
+        """Log the end (``finished``, ``interrupted`` or ``failed``) and the final metrics."""
 
 
 def round_figures(event: dict[str, Any]) -> dict[str, float]:
-    """An event's numbers by name; what was not measured is left out."""
+    """An event's metrics by name, without missing ones."""
     return {name: float(event[name]) for name in ROUND if event.get(name) is not None}
 
 
 def final_figures(metrics: dict[str, Any]) -> dict[str, float]:
-    """What a run came to, by ``final/NAME`` and ``epsilon/SITE``."""
+    """A run's final metrics, by ``final/NAME`` and ``epsilon/SITE``."""
     known = {f"final/{n}": float(metrics[n]) for n in FINAL if metrics.get(n) is not None}
     own = metrics.get("personal") or {}
     known |= {f"final/personal_{n}": float(own[n]) for n in ("top1", "gain") if n in own}
@@ -64,7 +65,7 @@ def final_figures(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def settings_of(recipe: Recipe) -> dict[str, str]:
-    """The recipe, flat; without where this machine keeps its pictures."""
+    """The recipe as flat key-value pairs, without local paths of pictures."""
     flat: dict[str, str] = {}
 
     def walk(values: dict[str, Any], prefix: str) -> None:
@@ -81,7 +82,7 @@ def settings_of(recipe: Recipe) -> dict[str, str]:
 
 
 def note_of(event: dict[str, Any]) -> str | None:
-    """An event in words if it is out of the ordinary, else None."""
+    """An unusual event in words, else None."""
     what = event["event"]
     if what == "reply" and event["accepted"] is False:
         return visible(f"{event['site']} refused: {event['reason']}")

@@ -1,4 +1,4 @@
-"""Benchmarks: each figure beside a reference that is measured in the same run."""
+"""Benchmarks, each with a reference that is measured in the same run."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -20,14 +20,13 @@ def run_benches(
 
     Args:
         name: One of ``NAMES``, or ``all``.
-        rows: For ``learner``: which of its rows; empty: all.
-        kept: For ``learner``: the folder of what was run already.
-        say: Told of what was run, where it takes long.
+        rows: For ``learner``: rows to run; empty: all.
+        kept: For ``learner``: the folder of finished runs.
+        say: Called with progress of long benchmarks.
 
     Returns:
-        One entry a benchmark: ``name``, ``machine``, and ``figures``, each with
-        ``value``, ``reference``, ``ratio`` (value / reference, None without one),
-        ``unit`` and ``how``.
+        One entry per benchmark: ``name``, ``machine``, and ``figures``, each with ``value``,
+        ``reference``, ``ratio`` (value / reference, None without one), ``unit`` and ``how``.
 
     Raises:
         ConfigurationError: if there is no benchmark, or no row, of that name.
@@ -64,7 +63,7 @@ def run_benches(
 
 
 def machine() -> str:
-    """The machine in a line."""
+    """One line about this machine."""
     from fieldmark.simulations.workers import available_cores
 
     return f"{platform.machine()}, {len(available_cores())} cores, {platform.platform()}"

@@ -1,16 +1,16 @@
-"""One round's aggregation.
+"""Time and memory of one round's aggregation, measured in a separate process.
 
 Run: ``python -m fieldmark.simulations.bench.aggregation MODE STRATEGY SITES MB DIR``.
 
-A process of its own. The sites are stand-ins in it: when an answer is fetched, its tensors are
-read from the files in DIR and its body is signed; exchange, screening and strategy are the
-coordinator's own. What is timed is the coordinator's path from the read to the new model:
-the digest of every tensor, the signature, headers and lengths, finiteness and norm (the screening
-of a first round), the strategy.
+Sites are stand-ins within the process: when an answer is fetched, its tensors are read from the
+files in DIR and its body is signed; exchange, screening and strategy are the coordinator's own. The
+time is that of the coordinator's path from the read to the new model: the digest of every tensor,
+the signature, headers and lengths, finiteness and norm (the screening of a first round), the
+strategy.
 
 ``memory`` prints {"peak": bytes above the start}; ``time`` prints {"ours", "numpy", "hashed"}:
-seconds of the round, of reading and adding the same files once with NumPy, and of hashing them
-in between too. They take turns at every reply, so that a busy moment meets all.
+seconds of the round, of reading and adding the same files once with NumPy, and of the same with
+hashing. They alternate at every reply, so load from other processes affects all.
 """
 
 import json
@@ -44,16 +44,16 @@ from fieldmark.simulations.grid import InProcessGrid
 
 TENSORS = 9
 DISTINCT = 10
-"""Updates on the disk; sites beyond that send one of these again, signed by themselves."""
+"""Distinct updates on disk; further sites reuse them with their own signatures."""
 
 SPILL_MB = 256.0
-"""Memory that a rule over all replies may take for its blocks."""
+"""Memory for the blocks of a rule that needs all replies, in MB."""
 
 Model = dict[str, NDArray[np.float32]]
 
 
 def write_updates(folder: Path, megabytes: int) -> None:
-    """Write the stand-ins' updates, one ``.npy`` file a tensor."""
+    """Write the stand-ins' updates, one ``.npy`` file per tensor."""
     values = megabytes * 1_000_000 // 4 // TENSORS
     for number in range(DISTINCT):
         draw = np.random.default_rng(number)
@@ -64,25 +64,25 @@ def write_updates(folder: Path, megabytes: int) -> None:
 
 
 class StandIns(InProcessGrid):
-    """A grid whose nodes answer from files, in this process and at once.
+    """A grid whose nodes answer from files, immediately and in this process.
 
     Args:
-        home: Of the run; ``<site>.key`` lies beside it.
-        updates: What :func:`write_updates` has written.
+        home: Of the run; ``<site>.key`` is beside it.
+        updates: Folder written by :func:`write_updates`.
     """
 
     def __init__(self, home: CoordinatorHome, updates: Path) -> None:
         self._keys = {n: read_private(home.run_dir / f"{n}.key") for n in home.allow_list}
         names = sorted(self._keys)
-        # Nothing is ever submitted to an executor: answers are made when they are pulled.
+        # The executor is never used: answers are created when they are pulled.
         super().__init__(ThreadPoolExecutor(1), [{"name": name} for name in names], 1)
         self._names = dict(zip(self._contexts, names, strict=True))
         self._files = {n: files_of(updates, n) for n in range(DISTINCT)}
-        # A site hashes its own update at its own expense.
+        # Precomputed, because hashing its own update is the site's cost.
         self._digests = {n: {k: t.digest() for k, t in self._read(n).items()} for n in self._files}
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Answer, at once."""
+        """Create the answers immediately."""
         return [self._answer(self._waiting.pop(i)) for i in message_ids]
 
     def _answer(self, message: Message) -> Message:
@@ -121,7 +121,7 @@ def files_of(updates: Path, number: int) -> list[Path]:
 
 
 class NumpyFloor:
-    """Reading and adding the same bytes once with NumPy, and hashing them by the clock."""
+    """Reference times: reading and adding the same bytes once with NumPy, and hashing them."""
 
     def __init__(self, updates: Path) -> None:
         self._updates = updates
@@ -130,7 +130,7 @@ class NumpyFloor:
         self.hash_seconds = 0.0
 
     def add(self, number: int) -> None:
-        """One update."""
+        """Process one update."""
         self._hash(number)
         started = time.perf_counter()
         for path in files_of(self._updates, number):
@@ -153,7 +153,7 @@ def aggregate(strategy: str, sites: int, updates: Path, floor: NumpyFloor | None
     """Run one round.
 
     Returns:
-        ``peak`` in bytes above the start and ``seconds``, without the floor's.
+        ``peak`` in bytes above the start and ``seconds``, without those of the reference.
     """
     model = {p.stem: np.zeros_like(np.load(p)) for p in files_of(updates, 0)}
     with tempfile.TemporaryDirectory() as folder:
@@ -205,8 +205,8 @@ def _sound(
 
 
 def main(mode: str, strategy: str, sites: int, updates: Path) -> dict[str, Any]:
-    """What one process measures."""
-    # As a coordinator does.
+    """The measurements of one process."""
+    # As in a real coordinator.
     torch.set_num_threads(1)
     if mode == "memory":
         return {"peak": aggregate(strategy, sites, updates, None)["peak"]}
@@ -216,18 +216,18 @@ def main(mode: str, strategy: str, sites: int, updates: Path) -> dict[str, Any]:
 
 
 class Clock:
-    """Seconds of wall time while it runs; it runs from the start."""
+    """A stopwatch for wall time, which starts immediately."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.start()
 
     def start(self) -> None:
-        """Go on."""
+        """Resume."""
         self._since = time.perf_counter()
 
     def stop(self) -> None:
-        """Stand still."""
+        """Pause."""
         self.seconds += time.perf_counter() - self._since
 
 

@@ -1,7 +1,8 @@
-"""100 MB each way on two sites, no learning: our transport with two apps that only echo.
+"""Echo benchmark: 100 MB each way to two sites through a deployed federation, without learning.
 
-Everything but the apps is what a run has: gateway, SuperLink, executor, parcels, warm runner.
-``python -m fieldmark.simulations.bench.bulk runner|executor ARGUMENTS`` is such a process.
+Everything but the apps is as in a real run: gateway, SuperLink, executor, parcels, warm runner.
+``python -m fieldmark.simulations.bench.bulk runner|executor ARGUMENTS`` starts one of these
+processes.
 """
 
 import json
@@ -16,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 TENSORS, TENSOR_VALUES = 20, 1_250_000
-"""20 tensors of 5 MB: 100 MB a message."""
+"""20 tensors of 5 MB: 100 MB per message."""
 ROUNDS = 5
 POLL_S = 0.25
 
@@ -26,7 +27,7 @@ echo_server = ServerApp()
 
 @echo_client.train()
 def train(message: Message, context: Context) -> Message:
-    """Send back what came, changed: equal bytes would not travel again."""
+    """Send back the tensors, changed, because equal bytes would not be sent again."""
     arrays = message.content.array_records["tensors"]
     changed = {name: Array(array.numpy() + np.float32(1)) for name, array in arrays.items()}
     return Message(RecordDict({"tensors": ArrayRecord(changed)}), reply_to=message)
@@ -34,7 +35,7 @@ def train(message: Message, context: Context) -> Message:
 
 @echo_server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Rounds of 100 MB to every node and back; writes their seconds."""
+    """Send 100 MB to every node and back in each round; write the seconds per round."""
     seconds: list[float] = []
     while len(list(grid.get_node_ids())) < 2:
         time.sleep(POLL_S)
@@ -66,7 +67,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def fresh_arrays(seed: int) -> ArrayRecord:
-    """100 MB that no earlier round has sent."""
+    """100 MB of new random values."""
     generator = np.random.default_rng(seed)
     return ArrayRecord(
         {
@@ -159,7 +160,7 @@ def _be(role: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # The apps as the other processes import them, not as this script's own.
+    # Imported under its real name, not as __main__, like in the other processes.
     from fieldmark.simulations.bench import bulk
 
     bulk._be(sys.argv[1], sys.argv[2:])

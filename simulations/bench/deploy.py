@@ -1,4 +1,4 @@
-"""A deployed round: seconds of a tiny one, and of 100 MB each way beside stock Flower."""
+"""Benchmark ``deploy``: seconds of a tiny deployed round, and of 100 MB beside stock Flower."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ every = 0
 
 
 def bench_deploy() -> dict[str, Any]:
-    """Both figures."""
+    """The figures of ``fieldmark bench deploy``."""
     with tempfile.TemporaryDirectory() as folder:
         tiny = _tiny_rounds(Path(folder))
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def _tiny_rounds(folder: Path) -> list[float]:
     from fieldmark.simulations.planning import Simulation
     from fieldmark.simulations.simulate import simulate
 
-    # Its progress is not this benchmark's.
+    # Hide the run's own progress.
     with contextlib.redirect_stderr(io.StringIO()):
         simulate(Simulation(parse_recipe(TINY), folder / "run", "superlink"))
     metrics = json.loads((folder / "run" / "metrics.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What differential privacy costs: a step on the demo's network, a round on cached features."""
+"""Benchmark ``dp``: cost of privacy for a training step, and for a round on cached features."""
 
 import statistics
 import subprocess
@@ -48,9 +48,9 @@ def bench_dp() -> dict[str, Any]:
 
 
 def _step_seconds() -> dict[str, float]:
-    """Median CPU seconds a step, of one thread: a busy machine makes it wait, not compute more.
+    """Median CPU seconds per step on one thread, which depend little on other load.
 
-    The kinds take turns, so that a moment of full caches hits all alike.
+    The kinds alternate, so disturbances affect all of them.
     """
     runs = {kind: stepper(kind, STEPS) for kind in ("plain", "loop", "opacus")}
     times: dict[str, list[float]] = {kind: [] for kind in runs}
@@ -70,7 +70,7 @@ def _extra_memory(kind: str) -> int:
 
 
 def _round_seconds() -> tuple[float, float]:
-    """Median seconds of a plain and of a private round; runs of both take turns."""
+    """Median seconds of a plain and of a private round, from alternating runs."""
     kinds: tuple[list[str], list[str]] = ([], PRIVATE)
     seconds: tuple[list[float], list[float]] = ([], [])
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,6 @@
-"""Extra peak memory of training steps.
+"""Extra peak memory of training steps, plain or private, measured in a separate process.
 
 Run: ``python -m fieldmark.simulations.bench.dp_step KIND STEPS``.
-
-A process of its own, so that the peak is these steps' and nothing else's.
 """
 
 import sys
@@ -26,7 +24,8 @@ KINDS = ("plain", "loop", "opacus")
 
 
 def stepper(kind: str, count: int) -> Callable[[], None]:
-    """What takes ``count`` steps on 32 pictures of the demo's network, one picture a unit."""
+    """A function that takes ``count`` steps on 32 pictures, one per unit, with the demo's
+    network."""
     torch.set_num_threads(1)
     text = files("fieldmark.simulations").joinpath("recipes/demo.toml").read_text(encoding="utf-8")
     recipe = parse_recipe(
@@ -47,7 +46,7 @@ def stepper(kind: str, count: int) -> Callable[[], None]:
 
 
 def extra_memory(kind: str, count: int) -> int:
-    """Bytes of the steps' peak above what the process held before them."""
+    """Peak memory of the steps above the memory before them, in bytes."""
     run = stepper(kind, count)
     before = resident_bytes()
     run()
@@ -55,7 +54,7 @@ def extra_memory(kind: str, count: int) -> int:
 
 
 def _ignore(value: object) -> None:
-    """A step's result is not what is measured."""
+    """Discard the result of a step."""
 
 
 if __name__ == "__main__":

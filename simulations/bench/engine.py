@@ -1,7 +1,7 @@
-"""Benchmark ``engine``: what a simulated round costs beside the learning itself.
+"""Benchmark ``engine``: overhead of a simulated round over a bare training loop.
 
-A federated round and a bare loop over the same work are timed in alternation, in one
-process tree, and medians are compared; the first round of each is warm-up.
+A federated round and a bare loop over the same work are timed alternately in one process tree, and
+medians are compared; the first round of each is warm-up.
 """
 
 import os
@@ -62,7 +62,7 @@ pixel_baseline = false
 
 @dataclass
 class Timed:
-    """Seconds a round: wall and processor time of the federation, and of the floor."""
+    """Seconds per round: wall and CPU time of the federation, and of the bare loop."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Timed:
 
 
 def bench_engine() -> dict[str, Any]:
-    """All figures of the benchmark."""
+    """The figures of ``fieldmark bench engine``."""
     torch.set_num_threads(1)
     figures: dict[str, Any] = {}
     for sites in SITES:
@@ -122,7 +122,7 @@ def _recipe(sites: int, rounds: int) -> Recipe:
 
 
 def _timed(recipe: Recipe, workers: int) -> Timed:
-    """Run a federation and, after each of its rounds, one round of the floor."""
+    """Run a federation and, after each of its rounds, one round of the bare loop."""
     setting, timed = deal(recipe, cache_folder()), Timed()
     with make_pool(2) as pool:
         prepare(recipe, setting, pool, lambda done, total: None)
@@ -143,7 +143,7 @@ def run_quietly(
     workers: int,
     listener: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Run a federation on the in-process grid with nothing on the terminal."""
+    """Run a federation on the in-process grid without terminal output."""
     from fieldmark.server.run import run_federation
 
     homes = site_homes(plan, setting)
@@ -169,7 +169,7 @@ def _alternate(timed: Timed, floor_round: Callable[[], None]) -> Callable[[dict[
 
 
 def tree_cpu() -> float:
-    """Processor seconds of this process and its workers so far."""
+    """CPU seconds of this process and its workers so far."""
     total = time.process_time()
     ticks = os.sysconf("SC_CLK_TCK")
     for child in active_children():
@@ -182,7 +182,7 @@ def tree_cpu() -> float:
 
 
 def _ray_round_seconds(recipe: Recipe) -> float:
-    """Median seconds of a round after the first through Flower on Ray."""
+    """Median seconds per round, after the first, with Flower on Ray."""
     import json
 
     setting = deal(recipe, cache_folder())
@@ -195,7 +195,7 @@ def _ray_round_seconds(recipe: Recipe) -> float:
 
 
 def _startup_seconds(recipe: Recipe) -> float:
-    """Seconds before the first round beside the imports."""
+    """Seconds before the first round, beyond those of the imports."""
     imports = ";".join(f"import {name}" for name in (*PRELOAD, "fieldmark.simulations.simulate"))
     beyond = []
     for _ in range(STARTUPS):

@@ -1,7 +1,7 @@
-"""The floor of the engine benchmark: a bare PyTorch loop over the same work.
+"""The reference of the engine benchmark: a bare PyTorch loop over the same work.
 
-For each site in turn: take over the global tensors, score the validation split,
-train one round; then average. No messages, no signatures, no processes, no disk.
+For each site in turn: load the global tensors, score the validation split, train one round; then
+average. No messages, signatures, processes or disk.
 """
 
 import math
@@ -20,10 +20,10 @@ Split = tuple[PictureBank, torch.Tensor]
 
 
 class BareLoop:
-    """The same sites, model, views, optimiser and passes, by hand.
+    """A plain loop over the same sites, model, views, optimizer and passes.
 
     Args:
-        recipe: What the federation runs.
+        recipe: The federation's recipe.
         sites: Each site's (training, validation) tables.
     """
 

@@ -1,10 +1,10 @@
-"""Benchmark ``learner``: parts of the learner, each on and off, over three seeds.
+"""Benchmark ``learner``: an ablation of the learner's parts over three seeds.
 
-Every row is a whole federation on embedded pictures: ``simulations/recipes/learner.toml`` with
-one part changed. A seed sets the first weights, who holds what, and the order and views of the
-pictures; the pictures themselves are the same. A part is said to help where its mean gain over
-the same seeds is at least one standard deviation: of the gain, or of either score, whichever
-is the largest. What was run is kept in a folder, and not run again for an equal recipe.
+Every row is a complete federation on embedded pictures: ``simulations/recipes/learner.toml`` with
+one part changed. A seed determines the initial weights, the partition, and the order and views of
+the pictures; the pictures are the same. A part counts as helpful if its mean gain over the same
+seeds is at least one standard deviation: of the gain, or of either score, whichever is the largest.
+Finished runs are kept in a folder and reused for an equal recipe.
 """
 
 import json
@@ -34,12 +34,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One row and seed.
+    """The result of one row and seed.
 
     Attributes:
         score: 0 to 1.
-        seconds: Of the whole run, by the clock.
-        cpu: Seconds of the workers' cores, which a busy machine changes less.
+        seconds: Wall time of the whole run.
+        cpu: CPU seconds of the workers, which depend less on other load.
         sent: Bytes, up and down.
     """
 
@@ -52,15 +52,15 @@ class Outcome:
 def bench_learner(
     rows: Sequence[str] = (), kept: Path = KEPT, say: Say = lambda line: None
 ) -> dict[str, Any]:
-    """The figures of ``fieldmark bench learner``, one a row.
+    """The figures of ``fieldmark bench learner``, one per row.
 
     Args:
-        rows: Names of rows; empty: all. The rows that they are compared with are run too.
-        kept: Folder of what was run already, and of what is run now.
-        say: Told of every run.
+        rows: Names of rows; empty: all. The rows that they are compared with are run, too.
+        kept: Folder of finished runs.
+        say: Called after every run.
 
     Raises:
-        ConfigurationError: for a row that is not there.
+        ConfigurationError: for an unknown row.
     """
     chosen = with_references(rows)
     found: dict[str, list[Outcome]] = {}
@@ -71,10 +71,10 @@ def bench_learner(
 
 
 def with_references(rows: Sequence[str]) -> list[str]:
-    """The rows to run, in the table's order.
+    """The rows to run, with their references, in the table's order.
 
     Raises:
-        ConfigurationError: for a row that is not there.
+        ConfigurationError: for an unknown row.
     """
     for name in rows:
         if name not in ROWS:
@@ -93,11 +93,11 @@ def recipe_of(row: Row, seed: int) -> Recipe:
 
 
 def row_figure(row: Row, found: list[Outcome], reference: list[Outcome] | None) -> dict[str, Any]:
-    """One row as the bench prints it.
+    """The figures of one row.
 
-    ``value`` and ``reference`` are means over the seeds; ``deviation`` is the standard
-    deviation of the row's scores, ``gain`` the mean difference over equal seeds,
-    ``gain_deviation`` that of the differences, and ``verdict`` what they come to.
+    ``value`` and ``reference`` are means over the seeds; ``deviation`` is the standard deviation of
+    the row's scores, ``gain`` the mean difference over equal seeds, ``gain_deviation`` the standard
+    deviation of the differences, and ``verdict`` the conclusion.
     """
     scores = [outcome.score for outcome in found]
     values: dict[str, Any] = {
@@ -164,11 +164,12 @@ def _once(name: str, seed: int, kept: Path, pool: Executor, say: Say) -> Outcome
 
 
 def _cpu_seconds(pool: Executor) -> float:
-    """What the pool's workers have computed so far; 0 where the system does not tell."""
+    """CPU seconds of the pool's workers so far; 0 without /proc."""
     ticks = 0
     for process in list(getattr(pool, "_processes", None) or {}):
         try:
-            # After the command's name, which may hold spaces: utime and stime are 14 and 15.
+            # Split after the command's name, which may contain spaces; utime and stime are fields
+            # 14 and 15.
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue

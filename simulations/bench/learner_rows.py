@@ -1,7 +1,7 @@
-"""The rows of the ablation: one part each, and what it is compared with.
+"""The rows of the learner ablation: one changed part each, and the row to compare with.
 
-A new part is one entry of ``ROWS``. A part that needs a set-up of its own (few labels, classes
-that no site has) adds that set-up as a row too, and names it as what it is compared with.
+A new part is one entry of ``ROWS``. If a part needs its own setup (few labels, classes that no site
+has), the setup is a row, too, and the part is compared with it.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Row:
     """One run of the ablation.
 
     Attributes:
-        what: In words.
-        sets: What it changes of ``simulations/recipes/learner.toml``.
-        against: The row that it is compared with; None: it is there to compare with.
-        score: Where its score is in a run's metrics.
+        what: Description.
+        sets: Changes to ``simulations/recipes/learner.toml``.
+        against: The row to compare with; None: this row is itself a reference.
+        score: Path of its score in a run's metrics.
     """
 
     what: str

@@ -1,10 +1,9 @@
-"""Peak memory of one round's aggregation.
+"""Peak memory of one round's aggregation, measured in a separate process.
 
 Run: ``python -m fieldmark.simulations.bench.memory SITES MB``.
 
-A process of its own, so that the peak is this round's and nothing else's. The sites
-are signed stand-ins that answer with random tensors of the right shapes; exchange,
-screening and the running mean are the coordinator's own.
+Sites are signed stand-ins that answer with random tensors of the right shapes; exchange, screening
+and the running mean are the coordinator's own.
 """
 
 import os
@@ -40,7 +39,7 @@ app = ClientApp()
 
 @app.query("roll_call")
 def roll_call(message: Message, context: Context) -> Message:
-    """Say who we are."""
+    """Answer the roll call."""
     return _answer(message, context, {})
 
 
@@ -113,7 +112,7 @@ def main(sites: int, megabytes: int) -> int:
 
 
 def make_coordinator(folder: Path, sites: int) -> CoordinatorHome:
-    """A coordinator's folder with registered sites, whose keys lie beside it."""
+    """Create a coordinator's folder with registered sites, whose keys are beside it."""
     (folder / "coordinator").mkdir()
     write_private(new_key(), folder / "coordinator" / "key")
     keys = {}
@@ -127,7 +126,7 @@ def make_coordinator(folder: Path, sites: int) -> CoordinatorHome:
 
 
 def resident_bytes() -> int:
-    """Resident memory now, in bytes; the peak so far where /proc does not tell."""
+    """Current resident memory in bytes; the peak so far without /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -136,9 +135,9 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Largest resident memory of this program so far, in bytes.
+    """Peak resident memory of this program so far, in bytes.
 
-    Not ``ru_maxrss`` where it can be helped: Linux hands a parent's down through exec.
+    ``ru_maxrss`` is only a fallback, because on Linux a process inherits its parent's through exec.
     """
     try:
         status = Path("/proc/self/status").read_text()

@@ -1,7 +1,7 @@
-"""Benchmark ``rounds``: what one round's aggregation costs the coordinator.
+"""Benchmark ``rounds``: time and memory of one round's aggregation at the coordinator.
 
-Updates of 45 MB from 10 and from 100 sites, each measured in a process of its own; what those
-do is said in :mod:`fieldmark.simulations.bench.aggregation`.
+Updates of 45 MB from 10 and from 100 sites, each measured in a separate process; see
+:mod:`fieldmark.simulations.bench.aggregation`.
 """
 
 import json

@@ -1,11 +1,10 @@
-"""What a simulated run costs against its sites.
+"""Cost of a simulated run as the number of sites grows, measured in a separate process.
 
 Run: ``python -m fieldmark.simulations.bench.scale SITES COHORT``.
 
-A process of its own. Every site has about eight pictures of 32 px and the smallest network, so that
-what is seen is the price of sites, not of learning. Prints seconds by the clock and of processors
-(the coordinator and its workers together), resident memory of the coordinator after each round
-in MB, and what is on the disk.
+Every site has about eight pictures of 32 px and the smallest network, so the cost is that of sites,
+not of learning. Prints wall and CPU seconds (of the coordinator and its workers together), resident
+memory of the coordinator after each round in MB, and disk usage.
 """
 
 import json
@@ -53,7 +52,7 @@ pixel_baseline = false
 
 
 class Watch:
-    """Listens to a run's events: when its parts began, and the memory after each round."""
+    """Listens to a run's events: start times of its parts, and memory after each round."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -66,7 +65,7 @@ class Watch:
         self.roll_call_cpu = 0.0
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Told of every event."""
+        """Process an event."""
         now = time.monotonic()
         if event["event"] == "round_started":
             if self.first_round is None:
@@ -80,7 +79,7 @@ class Watch:
 
 
 def measure(sites: int, cohort: int, rounds: int) -> dict[str, Any]:
-    """Run one federation and say what it cost."""
+    """Run one federation and measure its cost."""
     recipe = parse_recipe(
         RECIPE.format(
             pictures=sites * PICTURES, rounds=rounds, fraction=cohort / sites, sites=sites
@@ -116,7 +115,7 @@ def measure(sites: int, cohort: int, rounds: int) -> dict[str, Any]:
 
 
 def _disk(folder: Path) -> int:
-    """Bytes that files take, in whole blocks."""
+    """Disk usage of all files, in bytes."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 

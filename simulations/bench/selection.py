@@ -1,10 +1,10 @@
-"""Benchmark ``selection``: are chosen labels worth more than random ones?
+"""Benchmark ``selection``: active learning methods against random selection of pictures to label.
 
-On embedded pictures, in one place: a first model learns from a few labelled pictures; then, again
-and again, each way chooses the next ones from the same pool by the model that it has so far, and
-a fresh model learns from all that have a label. Equal numbers of labels, equal passes, equal seeds
-and first pictures; the held-out test split chooses nothing. ``value`` is a way's mean top-1 over
-all steps after the first, ``reference`` that of random picks.
+On embedded pictures, without a federation: a first model learns from a few labeled pictures; then
+each method repeatedly selects the next ones from the same pool by its current model, and a new
+model learns from all labeled pictures. Numbers of labels, passes, seeds and first pictures are
+equal; the held-out test split is not used for selection. ``value`` is a method's mean top-1 over
+all steps after the first, ``reference`` that of random selection.
 """
 
 import statistics
@@ -50,7 +50,7 @@ Say = Callable[[str], None]
 
 
 def bench_selection(say: Say = lambda line: None) -> dict[str, Any]:
-    """The figures of ``fieldmark bench selection``, one a way of choosing."""
+    """The figures of ``fieldmark bench selection``, one per method."""
     found: dict[Method, list[list[float]]] = {method: [] for method in METHODS}
     for seed in SEEDS:
         study = Study(parse_recipe(RECIPE, [f"seed={seed}"]))
@@ -61,7 +61,7 @@ def bench_selection(say: Say = lambda line: None) -> dict[str, Any]:
 
 
 def _figure(found: list[list[float]], random: list[list[float]]) -> dict[str, Any]:
-    """One way's figures; each list is a seed's scores, step by step."""
+    """One method's figures; each list has a seed's scores, step by step."""
     ones, others = ([statistics.mean(scores) for scores in each] for each in (found, random))
     gains = [one - other for one, other in zip(ones, others, strict=True)]
     value, reference = statistics.mean(ones), statistics.mean(others)
@@ -79,15 +79,15 @@ def _figure(found: list[list[float]], random: list[list[float]]) -> dict[str, An
 
 
 class Study:
-    """One seed's pictures, and the model that all ways start from.
+    """One seed's pictures, and the model that all methods start from.
 
     Args:
-        recipe: What learns, and from which pictures; the training split is the pool, its labels
-            looked at only for what was chosen.
-        first: How many pictures have a label at first.
-        step: How many are chosen at once.
-        steps: How often.
-        passes: Over the labelled pictures, for each model.
+        recipe: Learner and data; the training split is the pool, and only labels of selected
+            pictures are used.
+        first: Number of pictures that are labeled at first.
+        step: Number of pictures selected per step.
+        steps: Number of steps.
+        passes: Over the labeled pictures, for each model.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Study:
         self._learner = self._learnt(self._first)
 
     def scores(self, method: Method) -> list[float]:
-        """Top-1 after each step of choosing in one way."""
+        """Top-1 after each step of a method."""
         labelled, learner, scores = self._first, self._learner, []
         for number in range(self._steps):
             open_ = np.setdiff1d(np.arange(len(self._train)), labelled)

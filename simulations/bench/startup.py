@@ -1,7 +1,7 @@
 """Seconds from a process's start to its federation's first round.
 
-``python -m fieldmark.simulations.bench.startup RECIPE_TEXT``, in a process of its own: in one that
-has run a federation before, the workers' fork server is warm.
+``python -m fieldmark.simulations.bench.startup RECIPE_TEXT``, in a separate process, because after
+an earlier federation the workers' fork server is warm.
 """
 
 import time
@@ -18,12 +18,12 @@ from fieldmark.simulations import workers  # noqa: E402
 
 
 class FirstRound(Exception):
-    """The first round has begun: nothing more is to be timed."""
+    """Raised when the first round begins, to end the measurement."""
 
 
 def main(recipe_text: str) -> float:
     """Seconds until the first round of a recipe."""
-    # As the command line does: the workers' imports run beside this process's own.
+    # Like the command line: the workers' imports run in parallel with this process's own.
     workers.context()
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.recipe import parse_recipe

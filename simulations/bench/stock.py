@@ -1,4 +1,4 @@
-"""Stock Flower for comparison: the same bytes over the same TLS, keys and SQLite, no gateway."""
+"""Stock Flower as the reference of ``deploy``: same bytes, TLS, keys and SQLite, no gateway."""
 
 import contextlib
 import json
@@ -78,10 +78,10 @@ run-dir = ""
 
 
 def stock_rounds(folder: Path) -> list[float]:
-    """Seconds of each round on stock Flower, as its own guide sets it up.
+    """Seconds of each round on stock Flower, set up as in its own guide.
 
     Raises:
-        RunFailed: if the run does not end well.
+        RunFailed: if the run fails.
     """
     own = folder / "tls"
     own.mkdir()
@@ -89,7 +89,7 @@ def stock_rounds(folder: Path) -> list[float]:
     issue(own, "server", [LOOPBACK])
     port = free_loopback_port()
     binaries = Path(sys.executable).parent
-    # Flower starts its own helpers by name.
+    # Flower finds its helper programs on PATH.
     path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
     environment = {**os.environ, **QUIET, "FLWR_HOME": str(folder / "flwr"), "PATH": path}
     with ExitStack() as stack:
@@ -140,7 +140,7 @@ def stock_rounds(folder: Path) -> list[float]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its helpers. Nothing of it is kept, so it is not waited for long."""
+    """Terminate a process and its helpers; killed soon, because nothing needs to be saved."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)

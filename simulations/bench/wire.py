@@ -1,8 +1,8 @@
-"""Benchmark ``wire``: bytes and top-1 for each encoding, on photographs of birds.
+"""Benchmark ``wire``: bytes and top-1 for each encoding of updates, on photographs of birds.
 
-The data are classes 1 to 50 of CUB-200-2011, over five sites with unequal classes; the backbone
-is pre-trained. What it is compared with is full fine-tuning of the same backbone in float32,
-over as many rounds. Bytes are those of a whole run, to and from all sites.
+The data are classes 1 to 50 of CUB-200-2011 on five sites with unequal classes; the backbone is
+pre-trained. The reference is full fine-tuning of the same backbone in float32, over the same number
+of rounds. Bytes are those of a whole run, to and from all sites.
 """
 
 import os
@@ -39,7 +39,7 @@ ENCODINGS: dict[str, tuple[str, ...]] = {
     "head_top10_int8_down_bfloat16": (*INT8, "wire.top_k=0.1", "wire.down=bfloat16"),
 }
 BEST = "head_int8_down_bfloat16"
-"""The encoding that the figures against full fine-tuning are of."""
+"""The encoding that is compared with full fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Outcome:
 
     @property
     def mb(self) -> float:
-        """Both ways."""
+        """Total of both directions."""
         return self.up_mb + self.down_mb
 
 
 def bench_wire() -> dict[str, Any]:
-    """The figures of ``fieldmark bench wire``; one that says so where the data are missing."""
+    """The figures of ``fieldmark bench wire``; a single "skipped" one if the data are missing."""
     data = data_folder()
     if not data.is_dir():
         how = f"skipped: no photographs at {data.name} (set FIELDMARK_DATA to the folder above it)"
@@ -68,7 +68,7 @@ def bench_wire() -> dict[str, Any]:
 
 
 def data_folder() -> Path:
-    """Where the photographs are: under ``FIELDMARK_DATA``, or beside the repository."""
+    """Folder of the photographs: under ``FIELDMARK_DATA``, or beside the repository."""
     beside = Path(__file__).parents[2].parent / "shared" / "data"
     return Path(os.environ.get("FIELDMARK_DATA", beside)) / "cub50"
 

@@ -1,1 +1,1 @@
-"""A grid of runs over settings and seeds: planned, run, summed up, drawn."""
+"""Sweeps: a grid of runs over settings and seeds, with tables and figures."""

@@ -1,7 +1,7 @@
-"""What a sweep goes over: each ``--over key=a,b,c`` is an axis, each point a recipe and a seed.
+"""The axes of a sweep (``--over key=a,b,c``) and its points, each a recipe with a seed.
 
-Every point's recipe is read before anything runs, so that a wrong key or value stops the
-sweep at its start and not in the middle of the night.
+Every point's recipe is validated before anything runs, so an invalid key or value stops the sweep
+at its start and not hours later.
 """
 
 import itertools
@@ -14,19 +14,19 @@ from fgvc_core.errors import ConfigurationError, FieldmarkError
 from fgvc_core.recipe import Recipe, load_recipe
 
 MOST_RUNS = 2000
-"""More is a typing mistake more often than a study."""
+"""More runs are usually a typing error."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One setting and the values that it takes, as text in TOML."""
+    """One setting and its values, as TOML text."""
 
     key: str
     values: tuple[str, ...]
 
     @property
     def numbers(self) -> tuple[float, ...] | None:
-        """The values as numbers, or None if one of them is none."""
+        """The values as numbers, or None if one of them is not a number."""
         try:
             return tuple(float(value) for value in self.values)
         except ValueError:
@@ -38,7 +38,7 @@ class Point:
     """One run of a sweep.
 
     Attributes:
-        name: Of its folder: the settings and the seed.
+        name: Name of its folder: the settings and the seed.
         settings: Swept key -> value, as text.
         recipe: Resolved, with its seed.
     """
@@ -79,10 +79,10 @@ def read_axis(text: str) -> Axis:
 
 
 def read_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
-    """Read every ``--over``.
+    """Parse every ``--over``.
 
     Raises:
-        ConfigurationError: if there is none, a key comes twice, or is not for a sweep.
+        ConfigurationError: if there is none, a key is repeated, or it cannot be swept.
     """
     axes = tuple(map(read_axis, texts))
     keys = [axis.key for axis in axes]
@@ -108,7 +108,7 @@ def read_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
 def plan_points(
     path: Path, overrides: Sequence[str], axes: Sequence[Axis], seeds: int
 ) -> tuple[Point, ...]:
-    """Every run of the sweep: the product of the axes, each under every seed.
+    """All runs of the sweep: the product of the axes, each with every seed.
 
     Args:
         path: The recipe.
@@ -117,10 +117,10 @@ def plan_points(
         seeds: How many; the recipe's and the ones after it.
 
     Raises:
-        ConfigurationError: if the recipe is wrong at any point, naming that point; if there
-            are too many; or if two points are one experiment.
+        ConfigurationError: if a point's recipe is invalid, with the point's name; if there are too
+            many points; or if two points are the same experiment.
     """
-    # By itself the recipe may lack what every point of the sweep gives it.
+    # The recipe may be invalid without the swept settings.
     first = [f"{axis.key}={axis.values[0]}" for axis in axes]
     base = _read(path, [*overrides, *first], first)
     count = seeds
@@ -176,7 +176,7 @@ def _at(error: FieldmarkError, changes: list[str]) -> FieldmarkError:
 
 
 def _identity(recipe: Recipe) -> str:
-    # The digest leaves out where the pictures are; a sweep over that has other pictures.
+    # The digest excludes the data path, which a sweep may vary.
     return f"{recipe.digest} {recipe.data.path}"
 
 

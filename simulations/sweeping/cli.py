@@ -67,7 +67,7 @@ def sweep(
     with _telling(points, folder) as tell:
 
         def done(point: "Point", seconds: float) -> None:
-            # Each run's figures are there as soon as it is: a sweep may take days.
+            # Written after each run, because a sweep may take days.
             if seconds:
                 write_sweep(points, axes, seeds, folder)
             tell(point, seconds)
@@ -91,7 +91,7 @@ def sweep(
 
 @contextmanager
 def _telling(points: "tuple[Point, ...]", out: Path) -> "Iterator[Done]":
-    """A bar on a terminal, a line a run elsewhere; both on standard error."""
+    """Progress: a bar on a terminal, one line per run elsewhere; both on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left

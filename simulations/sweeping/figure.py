@@ -1,7 +1,7 @@
-"""A sweep's figures: a score against a setting, epsilon or bytes, mean and deviation.
+"""Figures of a sweep as SVG: a score against a setting, epsilon or bytes, with mean and deviation.
 
-Each run is a faint dot, each setting's mean a filled one with a whisker of one deviation;
-lines join what differs in the swept key alone. The axis is logarithmic where the values are
+Each run is a faint dot, each setting's mean a filled one with a whisker of one standard deviation;
+lines join marks that differ in the swept key only. The axis is logarithmic if the values are
 positive and span a factor of ten.
 """
 
@@ -18,13 +18,13 @@ STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 
 @dataclass(frozen=True)
 class Mark:
-    """A setting's mean.
+    """The mean of one setting.
 
     Attributes:
-        x: Where on the axis.
-        mean: Share of 1.
-        deviation: Of the mean's runs, or None of a single one.
-        runs: (x, share) of every run.
+        x: Position on the axis.
+        mean: 0 to 1.
+        deviation: Standard deviation over the runs, or None for a single one.
+        runs: (x, score from 0 to 1) of every run.
     """
 
     x: float
@@ -35,7 +35,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Series:
-    """Marks in order of x; a line joins them where there is something between two values."""
+    """Marks in order of x; a line joins them if ``joined``."""
 
     name: str
     marks: tuple[Mark, ...]
@@ -44,7 +44,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Horizontal:
-    """The x-axis: a title, and the places to name; names where the values are no numbers."""
+    """The x-axis: a title, and ticks; ``names`` if the values are not numbers."""
 
     title: str
     ticks: tuple[float, ...]
@@ -58,10 +58,10 @@ class Horizontal:
 
 
 def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> str:
-    """An SVG in the page's colours.
+    """An SVG in the page's colors.
 
     Args:
-        title: What it shows, for those who cannot see it.
+        title: Text alternative of the figure.
         axis: The x-axis.
         series: At most six; each has marks within the axis.
         score: Name of the y-axis.
@@ -76,7 +76,7 @@ def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> 
     parts += _named(axis, place)
     parts.append(svg.text(LEFT, TOP - 4, score, "tick"))
     for number, one in enumerate(series):
-        # Side by side where a name is all that tells where they stand.
+        # On an axis of names, series are drawn side by side so that they do not overlap.
         aside = 9.0 * (number - (len(series) - 1) / 2) if axis.names else 0.0
         parts += _one(one, STYLES[number % len(STYLES)], _shifted(place, aside), y)
     return svg.figure(title, WIDTH, HEIGHT, parts)
@@ -105,7 +105,7 @@ def _named(axis: Horizontal, place: Callable[[float], float]) -> list[str]:
         name = axis.names[number] if axis.names else f"{value:.4g}"
         name = svg.short(name, 18)
         half = 3.6 * len(name)
-        # A name that would run into the last one is left out: its dot says it.
+        # Skip a label that would overlap the last one.
         if place(value) - half < end + 6:
             continue
         end = place(value) + half
@@ -128,7 +128,7 @@ def _across(axis: Horizontal) -> Callable[[float], float]:
 
 
 def _span(series: Sequence[Series]) -> tuple[float, float]:
-    """The y-axis: all of what is shown, with room, in steps of 5 %."""
+    """Range of the y-axis: all values with a margin, in steps of 5 %."""
     values = [share for one in series for mark in one.marks for _, share in mark.runs]
     for one in series:
         for mark in one.marks:

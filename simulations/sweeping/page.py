@@ -1,4 +1,4 @@
-"""A sweep's files for people: one HTML page, two CSV files, one JSON."""
+"""Output files of a sweep: one HTML page, two CSV files, one JSON file."""
 
 import json
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ RUNS_SHOWN = 300
 def write_sweep(
     points: Sequence[Point], axes: Sequence[Axis], seeds: int, out: Path
 ) -> dict[str, Any]:
-    """Write ``sweep.html``, ``runs.csv``, ``table.csv`` and ``sweep.json`` from what is done.
+    """Write ``sweep.html``, ``runs.csv``, ``table.csv`` and ``sweep.json`` for the runs so far.
 
     Returns:
-        What ``sweep.json`` holds: ``over``, ``seeds``, ``table`` (one entry a setting) and
+        The contents of ``sweep.json``: ``over``, ``seeds``, ``table`` (one entry per setting) and
         ``runs``.
     """
     rows = read_runs(points, out)
@@ -91,7 +91,7 @@ def share(mean: float | None, deviation: float | None = None) -> str:
 
 
 def number(mean: float | None, deviation: float | None = None, scale: float = 1.0) -> str:
-    """Three digits and the deviation, left out below a thousandth; or a dash."""
+    """Three digits and the deviation, if it is above a thousandth; or a dash."""
     if mean is None:
         return "–"
     spread = f" ± {deviation / scale:.2g}" if deviation and deviation > mean / 1000 else ""
@@ -101,7 +101,7 @@ def number(mean: float | None, deviation: float | None = None, scale: float = 1.
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """Keys without their sections, where that leaves them different.
+    """Keys without their sections, if they stay distinct.
 
     >>> short_names(["partition.alpha", "train.lr"])
     ['alpha', 'lr']

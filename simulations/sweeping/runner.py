@@ -1,8 +1,8 @@
-"""The runs of a sweep, one after the other: what is done stays, what was cut off goes on.
+"""Execution of a sweep's runs one by one; finished ones are kept, interrupted ones resumed.
 
-Each run is an ordinary run's folder below ``runs/``, so that any of them can be looked at,
-reported on, resumed or compared by itself. Nothing else has to be remembered: a run is done
-when its folder says so. Only failures are written beside, in ``failures.json``.
+Each run is an ordinary run's folder below ``runs/``, so it can be viewed, reported on, resumed or
+compared by itself. A run is done if its folder says so; only failures are recorded separately, in
+``failures.json``.
 """
 
 import shutil
@@ -25,7 +25,7 @@ from fieldmark.simulations.sweeping.table import FAILURES, finished, read_failur
 from fieldmark.simulations.workers import available_cores, hired
 
 Done = Callable[[Point, float], None]
-"""Called with each run that has ended, and the seconds it took; 0 if it was done before."""
+"""Called with each ended run and its seconds; 0 if it was done before."""
 
 
 def run_points(
@@ -39,16 +39,16 @@ def run_points(
     """Run what is not done yet.
 
     Args:
-        points: Every run of the sweep.
+        points: All runs of the sweep.
         out: The sweep's folder; new, or that of the same sweep.
-        retry: Whether runs that failed before are tried again.
-        track: Where every run's events go besides its folder.
-        done: Told of each run.
+        retry: Whether to retry failed runs.
+        track: Trackers of every run's events.
+        done: Called after each run.
 
     Raises:
-        ConfigurationError: if the folder holds runs of another recipe, or another sweep is
-            at work in it.
-        DataError: if the data are missing or wrong; no run was started.
+        ConfigurationError: if the folder holds runs of another recipe, or another sweep is running
+            in it.
+        DataError: if the data are missing or invalid; no run was started.
         RunInterrupted: if a person stopped it.
     """
     _check(points, out)
@@ -87,7 +87,7 @@ def _run_some(
     track: tuple[str, ...],
     done: Done,
 ) -> Point | None:
-    """Run until one fails; its workers may be gone, so that the rest gets new ones."""
+    """Run until one fails. Its workers may be dead, so the caller continues with new ones."""
     workers = len(available_cores())
     current = points[0]
     started = time.monotonic()
@@ -109,7 +109,7 @@ def _run_some(
             remedy="The same command goes on where it stopped.",
         ) from None
     except Exception as error:
-        # Whatever ended one run, the other points of the study are worth having.
+        # One failed run must not stop the sweep.
         known = isinstance(error, FieldmarkError)
         failures[current.name] = {
             "what": str(error) if known else f"{type(error).__name__}: {error}",
@@ -122,8 +122,8 @@ def _run_some(
 
 
 def _begun(folder: Path) -> bool:
-    """Whether a run can be gone on with; what was cut off before it began is removed."""
-    # The last file that is written when a run's folder is laid out.
+    """Whether a run can be resumed; a folder that is incomplete is removed."""
+    # This file is written last when a run's folder is created.
     if (folder / "partition.json").is_file():
         return True
     if folder.exists():
@@ -132,7 +132,7 @@ def _begun(folder: Path) -> bool:
 
 
 def _check(points: Sequence[Point], out: Path) -> None:
-    """Refuse another recipe's folder and data that are not there, before anything runs."""
+    """Check the folder and the data before anything runs."""
     if out.exists() and not (out / "runs").is_dir() and any(out.iterdir()):
         raise ConfigurationError(
             f"'{out}' holds something else than a sweep.",

@@ -1,4 +1,4 @@
-"""A sweep's table: one row a run, and of each setting the mean and deviation over its seeds."""
+"""Tables of a sweep: one row per run, and per setting the mean and deviation over its seeds."""
 
 import csv
 import io
@@ -13,17 +13,17 @@ from fgvc_core.privacy.claims import read_claim
 from fieldmark.simulations.sweeping.axes import Axis, Point
 
 FIGURES = ("top1", "macro_f1", "sites_top1", "epsilon", "bytes", "rounds", "seconds")
-"""What is read of each run: shares of 1; the largest site's epsilon of the run; bytes both
-ways over all rounds and sites; rounds that were run; wall-clock seconds."""
+"""Metrics of each run: accuracies from 0 to 1; the largest epsilon of any site; bytes both ways
+over all rounds and sites; number of rounds; wall-clock seconds."""
 
 FAILURES = "failures.json"
-"""In the sweep's folder: the runs that failed."""
+"""File in the sweep's folder that lists failed runs."""
 
 Row = dict[str, Any]
 
 
 def read_runs(points: Sequence[Point], out: Path) -> list[Row]:
-    """One row a run: its settings, seed, state (done, failed, waiting) and figures."""
+    """One row per run: settings, seed, state (done, failed, waiting) and figures."""
     failures = read_failures(out)
     rows = []
     for point in points:
@@ -44,9 +44,9 @@ def read_runs(points: Sequence[Point], out: Path) -> list[Row]:
 
 
 def summarise(rows: Iterable[Row]) -> list[Row]:
-    """One row a setting: how many of its runs are done, mean and sample deviation of each figure.
+    """One row per setting: number of finished runs, mean and sample deviation of each figure.
 
-    The deviation has n - 1 below, and is None of a single run.
+    The deviation divides by n - 1, and is None for a single run.
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -82,7 +82,7 @@ def table_csv(table: Sequence[Row], axes: Sequence[Axis]) -> str:
 
 
 def _figures(metrics: dict[str, Any]) -> Row:
-    # One site without it, and no epsilon bounds the run.
+    # If one site has no valid epsilon, none bounds the run.
     held = read_claim(metrics).holds
     costs = [cost["epsilon"] for cost in metrics.get("privacy", {}).values()] if held else []
     own = [s["top1"] for s in metrics.get("sites", {}).values() if s.get("top1") is not None]
@@ -107,7 +107,7 @@ def _csv(columns: list[str], rows: Iterable[Row]) -> str:
 
 
 def run_dir(out: Path, point: Point) -> Path:
-    """Where a point's run is."""
+    """Folder of a point's run."""
     return out / "runs" / point.name
 
 
@@ -121,11 +121,11 @@ def read_failures(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """A run's metrics if it came to its end, else None."""
+    """A run's metrics if it is complete, else None."""
     path = folder / "metrics.json"
     if not path.is_file():
         return None
     metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    # The last that is written of a run is what was measured beside it.
+    # The baseline is written last.
     ended = metrics.get("stopped") in ("rounds", "patience") and "pixel_baseline" in metrics
     return metrics if ended else None

@@ -1,4 +1,4 @@
-"""Which figures a sweep has: its score against each swept key, and against bytes and epsilon."""
+"""Selection of a sweep's figures: score against each swept key, against bytes, against epsilon."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class View:
 
 
 def score_of(rows: Sequence[Row]) -> str:
-    """What is drawn: the held-out test's top-1, or the sites' own where there is no other."""
+    """The score to draw: top-1 on the held-out test, or else the sites' own."""
     return "top1" if any(row["top1"] is not None for row in rows) else "sites_top1"
 
 
 def views(rows: Sequence[Row], table: Sequence[Row], axes: Sequence[Axis]) -> list[View]:
-    """Every figure that the runs so far have something to show in."""
+    """Every figure for which there are results so far."""
     score = score_of(rows)
     if not any(entry[score] is not None for entry in table):
         return []
@@ -67,7 +67,7 @@ def _against_figure(
     axes: Sequence[Axis],
     score: str,
 ) -> View:
-    """Each setting at the bytes (or epsilon) that it took, named."""
+    """The score of each setting against its bytes (or epsilon), with labels."""
     done = [entry for entry in table if entry[name] is not None and entry[score] is not None]
     values = sorted({entry[name] * unit for entry in done})
     series = _series(rows, done, axes[:-1], score, lambda row: row[name] * unit, joined=True)
@@ -83,7 +83,8 @@ def _series(
     *,
     joined: bool,
 ) -> list[Series]:
-    """A line for each combination of the other keys; beyond six, one for the mean of all."""
+    """One line per combination of the other keys, or the overall mean if there are more than
+    six."""
     groups: dict[str, list[Row]] = {}
     for entry in (e for e in table if e[score] is not None):
         groups.setdefault(_name(entry, others), []).append(entry)

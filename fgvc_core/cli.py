@@ -150,7 +150,6 @@ def partition(
 
     Example: fieldmark data partition simulations/recipes/demo.toml --out who.svg
     """
-    from fgvc_core.configuration import derive_seed
     from fgvc_core.console import PlainConsole
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
@@ -159,6 +158,7 @@ def partition(
     from fgvc_core.data.partition_levels import at_level, families, kin_order
     from fgvc_core.data.showing import show_partition
     from fgvc_core.recipe import load_recipe
+    from fgvc_core.seeds import derive_seed
 
     resolved = load_recipe(recipe, set_ or [])
     with busy("Reading the table"):

@@ -1,4 +1,4 @@
-"""Base class of all settings, with strict reading of TOML, checks of paths, and derived seeds.
+"""Base class of all settings, with strict reading of TOML and checks of paths.
 
 Each package keeps its settings in ``settings.py``; ``recipe.py`` composes them. An unknown key is
 an error that suggests the nearest known ones. Error messages contain the setting's full name, the
@@ -15,7 +15,6 @@ text therefore checks its size, depth, and the length of keys and bare values be
 runs.
 """
 
-import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -325,17 +324,3 @@ def _beyond(text: str) -> str:
         if dots > MAX_DOTS:
             return f"a key in line {line + 1} has more than {MAX_DOTS} dots"
     return ""
-
-
-def derive_seed(seed: int, *names: str | int) -> int:
-    """A seed (0 to 2**63 - 1) for one purpose, independent of all others.
-
-    Args:
-        seed: The recipe's seed.
-        names: The purpose, for instance ``("train", round, site)``.
-
-    >>> derive_seed(1, "train", 2, "site-1") == derive_seed(1, "train", 2, "site-1")
-    True
-    """
-    text = "\0".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -125,7 +125,10 @@ def filled_like(recipe: Recipe, written: Recipe) -> Recipe:
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Every setting in which two recipes differ, in words, except the path of the pictures.
+    """Every setting in which two experiments differ, in words.
+
+    Not compared are the path of the pictures and ``[audit]``, which change no result. A recipe's
+    digest cannot stand in for this: it leaves out what sites are not told, such as the partition.
 
     >>> differences(Recipe(seed=1), Recipe(seed=2))
     ['seed was 1, is 2']
@@ -134,7 +137,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     return [
         f"{key} was {one.get(key)!r}, is {two.get(key)!r}"
         for key in dict.fromkeys([*one, *two])
-        if one.get(key) != two.get(key) and key != "data.path"
+        if one.get(key) != two.get(key) and key != "data.path" and not key.startswith("audit.")
     ]
 
 

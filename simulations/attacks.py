@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Message
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.flower.records import to_array_record, to_content
 from fgvc_core.privacy.class_sums import sums_bound
 from fgvc_core.protocol.messages import Reply, Request, Sealed, seal
 from fgvc_core.protocol.stages import CLASS_SUMS, stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
+from fgvc_core.seeds import derive_seed
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.client.site import Site
 from fieldmark.server.strategies import Tensors

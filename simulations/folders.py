@@ -45,9 +45,9 @@ def check_same(plan: Simulation) -> None:
         ConfigurationError: if the recipes differ, with the differences.
     """
     before = CoordinatorHome.open(plan.out).recipe
-    if before.digest == plan.recipe.digest:
-        return
     differing = differences(before, plan.recipe)
+    if not differing:
+        return
     raise ConfigurationError(
         f"The run in '{plan.out}' has another recipe: {'; '.join(differing[:5])}.",
         why="Going on would mix two experiments.",

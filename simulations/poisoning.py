@@ -13,13 +13,13 @@ import torch
 from flwr.app import Context, Message
 from numpy.typing import NDArray
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.flower.records import from_content, to_array_record, to_content
 from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings, Trigger
+from fgvc_core.seeds import derive_seed
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.features import FeatureStore
 from fgvc_core.training.learner import Learner

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.data.partition import deal_pool, partition
 from fgvc_core.data.table import ExampleTable, validation_mask
 from fgvc_core.errors import ConfigurationError, DataError, nearest
@@ -22,6 +21,7 @@ from fgvc_core.experiment import make_learner, make_table
 from fgvc_core.files import write_privately
 from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.seeds import derive_seed
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.self_supervised import self_supervised_loss
 

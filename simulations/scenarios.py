@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Context, Error, Message, RecordDict
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.flower.internals import give_id
 from fgvc_core.protocol.messages import Request
 from fgvc_core.protocol.stages import stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
+from fgvc_core.seeds import derive_seed
 from fieldmark.simulations.attacks import Attackers
 from fieldmark.simulations.grid import InProcessGrid
 from fieldmark.simulations.poisoning import POISONING, run_poisoned

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core.audit.settings import AuditSettings
-from fgvc_core.configuration import derive_seed
 from fgvc_core.privacy.gradients import LossOf, size_of
 from fgvc_core.privacy.sampling import fresh_seed
+from fgvc_core.seeds import derive_seed
 
 SPREAD = 32
 """Largest number of coordinates of one spread gradient."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.errors import ConfigurationError, nearest
+from fgvc_core.seeds import derive_seed
 
 CORRUPTIONS = ("blur", "noise", "compression", "occlusion", "contrast", "brightness", "background")
 """Names, in the order of tables."""

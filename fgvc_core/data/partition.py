@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgvc_core.components import PARTITIONERS
-from fgvc_core.configuration import derive_seed
 from fgvc_core.data.files import first_few
 from fgvc_core.data.settings import PartitionSettings
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
+from fgvc_core.seeds import derive_seed
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

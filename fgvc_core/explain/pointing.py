@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.data.decoding import Tell
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.data.transforms import placement
@@ -33,6 +32,7 @@ from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.classifier import FineGrainedClassifier
 from fgvc_core.models.weights import InputSpec
+from fgvc_core.seeds import derive_seed
 
 
 def seen_parts(

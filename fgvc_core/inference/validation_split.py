@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.data.partition import partition
 from fgvc_core.data.table import ExampleTable, validation_mask
 from fgvc_core.errors import DataError, PolicyRefusal
 from fgvc_core.recipe import Recipe
+from fgvc_core.seeds import derive_seed
 
 PARTITION = "partition.json"
 """File in a simulated run's folder: the class counts of each site."""

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.passing import is_passing
 from fgvc_core.data.pictures import PictureBank
@@ -25,6 +24,7 @@ from fgvc_core.models.trainable import (
     set_tensors,
     travelling_names,
 )
+from fgvc_core.seeds import derive_seed
 from fgvc_core.training.examples import (
     Evaluation,
     Examples,

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.transforms import RandomViews
 from fgvc_core.errors import ConfigurationError, PeerError
+from fgvc_core.seeds import derive_seed
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import Stretch, TrainingResult, make_optimizer, make_scheduler
 from fgvc_core.training.settings import PretrainSettings, TrainSettings

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from fgvc_core.configuration import derive_seed
+from fgvc_core.seeds import derive_seed
 
 PATIENCE_OF_A_SITE = 2
 """Longest wait of a site, as a multiple of the rounds in which every site is asked once."""

@@ -17,12 +17,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fgvc_core.configuration import derive_seed
 from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.keys import new_key, public_text, read_private, write_private
 from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.recipe import Recipe
+from fgvc_core.seeds import derive_seed
 from fgvc_core.wire.arrays import pack_all, spec_of
 from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
 from fieldmark.server.run_log.events import EventLog

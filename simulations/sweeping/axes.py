@@ -176,8 +176,8 @@ def _at(error: FieldmarkError, changes: list[str]) -> FieldmarkError:
 
 
 def _identity(recipe: Recipe) -> str:
-    # The digest excludes the data path, which a sweep may vary.
-    return f"{recipe.digest} {recipe.data.path}"
+    # The digest leaves out what sites are not told: a sweep may vary the partition and the path.
+    return recipe.to_toml()
 
 
 def _slug(change: str) -> str:

@@ -145,8 +145,10 @@ def _check(points: Sequence[Point], out: Path) -> None:
             continue
         before = load_recipe(path)
         recipe = filled_like(point.recipe, before)
-        if before.digest != recipe.digest or before.data.path != recipe.data.path:
-            changed = differences(before, recipe) or ["data.path differs"]
+        changed = differences(before, recipe)
+        if before.data.path != recipe.data.path:
+            changed.append("data.path differs")
+        if changed:
             raise ConfigurationError(
                 f"'{out}' holds runs of another recipe: {'; '.join(changed[:5])}.",
                 why="A table of two experiments would compare nothing.",

@@ -127,9 +127,9 @@ def test_partition_shows_a_row_for_each_site_and_draws_a_picture(
 
 
 def test_partition_previews_what_a_simulation_deals(recipe: Path) -> None:
-    from fgvc_core.configuration import derive_seed
     from fgvc_core.data.partition import partition
     from fgvc_core.recipe import load_recipe
+    from fgvc_core.seeds import derive_seed
 
     values = json.loads(run("partition", recipe, "--json").stdout)
     resolved = load_recipe(recipe)

@@ -87,9 +87,7 @@ def test_nothing_of_the_mechanism_takes_a_seed():
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in node.names
         } | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert not imported & {"random", "fgvc_core.configuration", "derive_seed", "Generator"}, (
-            file
-        )
+        assert not imported & {"random", "fgvc_core.seeds", "derive_seed", "Generator"}, file
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 names = {a.arg for a in [*node.args.args, *node.args.kwonlyargs]}

@@ -78,9 +78,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, sign):
     assert final(stopped) == final(unstopped)
 
 
-def test_another_recipe_is_not_resumed(whole):
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ("federation.rounds=7", "federation.rounds was 6, is 7"),
+        # Sites are not told of the partition: the recipe's digest does not have it.
+        ("partition.sites=4", "partition.sites was 3, is 4"),
+    ],
+)
+def test_another_recipe_is_not_resumed(whole, changed, said):
     recipe, run = whole
-    four = command(recipe, "--out", run, "--resume", *SETS, "--set=federation.rounds=7")
-    done = subprocess.run(four, capture_output=True, text=True, check=False)
+    other = command(recipe, "--out", run, "--resume", *SETS, f"--set={changed}")
+    done = subprocess.run(other, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "federation.rounds was 6, is 7" in done.stderr.replace("\n", " ")
+    assert said in done.stderr.replace("\n", " ")

@@ -59,6 +59,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, sign):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell has what it starts in the background ignore Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while rounds_begun(stopped) < 2 and time.monotonic() < deadline:

@@ -189,7 +189,7 @@ def test_no_other_account_can_open_a_socket(both, which):
     [
         lambda api: len(api.nodes()),
         lambda api: api.unregister(api.nodes()[0].node_id),
-        lambda api: api.start_run(make_bundle(), "/tmp/run"),
+        lambda api: api.start_run(make_bundle(), "run"),
         lambda api: api.stop_run(1),
     ],
     ids=["list nodes", "remove nodes", "start a run", "stop a run"],

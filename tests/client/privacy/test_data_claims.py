@@ -630,3 +630,5 @@ def test_pictures_that_were_encoded_anew_elsewhere_are_not_noticed(tmp_path):
         (tmp_path / "anew").mkdir(exist_ok=True)
         (tmp_path / "anew" / path.name).write_bytes(path.read_bytes() + b"another encoder")
     join(tmp_path / "second", tmp_path / "anew")
+    # Two claims on the same pictures: what the sharp edges say is not noticed.
+    assert len(json.loads(Register().path.read_text())) == 2

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -232,23 +233,29 @@ def test_a_register_that_cannot_be_written_says_what_to_set(data, tmp_path, monk
     assert "FIELDMARK_STATE" in caught.value.remedy
 
 
-def test_two_processes_cannot_both_have_the_data(tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
+def at_once(acts):
+    """Exit code of each act, every one in a process of its own: 0 done, 4 refused, 1 failed."""
     children = []
-    for number in range(4):
+    for act in acts:
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                join(tmp_path / f"home-{number}", folder)
+                act()
                 code = 0
             except PolicyRefusal:
                 code = 4
             finally:
                 os._exit(code)
         children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_two_processes_cannot_both_have_the_data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    homes = [tmp_path / f"home-{number}" for number in range(4)]
+    codes = at_once([partial(join, home, folder) for home in homes])
     assert sorted(codes) == [0, 4, 4, 4]
     assert len(json.loads(Register().path.read_text())) == 1
 
@@ -422,20 +429,12 @@ def test_two_copies_of_a_home_without_data_of_its_own_do_not_both_answer(tmp_pat
 def test_of_two_copies_that_answer_at_once_one_is_refused(first, tmp_path):
     announce(first, RECIPE)
     shutil.copytree(first.home, tmp_path / "copy")
-    body, children = request(RECIPE, "train"), []
-    for home in (first.home, tmp_path / "copy"):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                answer(Site.open(home), RECIPE, body)
-                code = 0
-            except PolicyRefusal:
-                code = 4
-            finally:
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    body = request(RECIPE, "train")
+
+    def answered(home):
+        answer(Site.open(home), RECIPE, body)
+
+    codes = at_once([partial(answered, home) for home in (first.home, tmp_path / "copy")])
     # Who comes second finds the other's home, and is refused; a copy that comes first may be too.
     assert codes.count(0) <= 1
     assert 4 in codes

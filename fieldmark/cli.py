@@ -3,7 +3,9 @@
 The command modules import nothing heavy until a command runs.
 """
 
+import signal
 import sys
+from types import FrameType
 
 import click
 import typer
@@ -15,6 +17,7 @@ from fgvc_core.commands.explain import explain
 from fgvc_core.commands.export import export_app
 from fgvc_core.commands.predict import predict
 from fgvc_core.errors import FieldmarkError
+from fgvc_core.supervision import end_at_once
 from fgvc_core.words import visible
 from fieldmark.client.cli import site_app
 from fieldmark.library import quiet_flower
@@ -50,6 +53,7 @@ app.add_typer(site_app, name="site")
 def main() -> None:
     """Run the command line; a user error ends with one message and an exit code."""
     quiet_flower()
+    _end_on_second_interrupt()
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except FieldmarkError as error:
@@ -61,6 +65,27 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         Console(stderr=True).print("Stopped.")
         sys.exit(6)
+
+
+def _end_on_second_interrupt() -> None:
+    """Make the first Ctrl-C a KeyboardInterrupt, and a second one the end of the process.
+
+    After the first, what is being computed is finished and the last checkpoint is kept, which may
+    take as long as one site's round.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        # A shell that starts a command in the background has it ignore Ctrl-C.
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        def end(number: int, frame: FrameType | None) -> None:
+            end_at_once()
+
+        signal.signal(signal.SIGINT, end)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def _tell(error: FieldmarkError) -> None:

@@ -27,7 +27,7 @@ _BY_FOLDER: dict[str, Split] = {
 
 
 Found = tuple[str, str | None, Split | None]
-"""A picture's path, label (None: unlabeled) and split (None: decided by the hash)."""
+"""A picture's path, label (None: unlabeled) and split (None: no folder decides it)."""
 
 
 @tolerant_dataset("folder")
@@ -39,8 +39,8 @@ def build_table(
     With a folder ``train`` the first level is the split: ``test`` is the test split,
     ``val`` joins the training split (each site makes its own validation split), and
     ``pool`` holds unlabeled pictures, in folders or not. Without ``test``, ``val`` is the
-    test split; with neither, and without ``train``, the keyed hash of each picture's path
-    holds out ``data.test_fraction``. Hidden files and other files are skipped.
+    test split; with neither, and without ``train``, ``data.test_fraction`` of each class is
+    held out (:func:`fgvc_core.data.table.held_out_splits`). Hidden files and other files are skipped.
 
     With ``data.folders = "splits"`` a picture's split depends on its own path alone:
     ``val`` always belongs to the training split, and a picture outside all split folders
@@ -79,8 +79,7 @@ def build_table(
         left_out,
         paths,
     )
-    hashed = held_out_splits(paths, settings.test_fraction)
-    splits = tuple(split or hashed[i] for i, (_, _, split) in enumerate(found))
+    splits = _with_test_split(found, settings)
     return ExampleTable(
         source=FileSource(root, paths),
         rows=np.arange(len(paths), dtype=np.int64),
@@ -90,6 +89,19 @@ def build_table(
         subjects=paths,
         class_names=class_names,
     )
+
+
+def _with_test_split(found: list[Found], settings: DataSettings) -> tuple[Split, ...]:
+    """The split of each picture, with a test split made of those that no folder decides."""
+    open_ = [(path, label) for path, label, split in found if split is None]
+    made = held_out_splits(
+        [path for path, _ in open_],
+        [label for _, label in open_],
+        settings.test_fraction,
+        settings.test_rule,
+    )
+    rest = iter(made)
+    return tuple(split or next(rest) for _, _, split in found)
 
 
 def _pictures_by_split_folder(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
@@ -106,7 +118,7 @@ def _pictures_by_split_folder(root: Path, left_out: LeftOut | None) -> Iterator[
 
 
 def _split_pictures(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
-    """Path, label and split of each picture; a split of None is decided by the hash."""
+    """Path, label and split of each picture; a split of None is decided by no folder."""
     folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
     has_test = "test" in folders
     has_validation = any(name in folders for name in _VALIDATION)

@@ -40,7 +40,8 @@ def build_table(
     ``val`` joins the training split (each site makes its own validation split), and
     ``pool`` holds unlabeled pictures, in folders or not. Without ``test``, ``val`` is the
     test split; with neither, and without ``train``, ``data.test_fraction`` of each class is
-    held out (:func:`fgvc_core.data.table.held_out_splits`). Hidden files and other files are skipped.
+    held out (:func:`fgvc_core.data.table.held_out_splits`). Hidden files and other files
+    are skipped.
 
     With ``data.folders = "splits"`` a picture's split depends on its own path alone:
     ``val`` always belongs to the training split, and a picture outside all split folders

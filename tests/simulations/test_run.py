@@ -138,7 +138,9 @@ def test_free_names_count_up_and_resume_finds_the_last_that_began(tmp_path):
 def test_many_at_once_get_a_folder_each(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: reserve(tmp_path / "demo"), range(40)))
-    assert sorted(made) == sorted({tmp_path / "demo", *(tmp_path / f"demo-{n}" for n in range(2, 41))})
+    assert sorted(made) == sorted(
+        {tmp_path / n for n in ("demo", *(f"demo-{i}" for i in range(2, 41)))}
+    )
 
 
 def test_a_run_that_fails_before_it_begins_leaves_no_folder(tiny, tmp_path, monkeypatch):

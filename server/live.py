@@ -80,6 +80,14 @@ class LiveView:
         if not event["accepted"]:
             self._say(f"a node was not admitted: {event['reason']}")
 
+    def _on_waiting_for_sites(self, event: dict[str, Any]) -> None:
+        missing = [f"{site} ({why})" for site, why in sorted(event["waiting_for"].items())]
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        self._say(
+            f"{len(event['present'])} sites are present and a round needs {event['needed']}: "
+            f"waiting for {', '.join(missing[:5])}{more}"
+        )
+
     def _on_pretraining_started(self, event: dict[str, Any]) -> None:
         self._on_round_started(event)
 

@@ -64,6 +64,12 @@ def lay_out(plan: Simulation, setting: Setting) -> None:
         ConfigurationError: if the folder cannot be created.
         DataError: if a home kept with ``--sites`` belongs to other data.
     """
+    if plan.recipe.federation.sites:
+        raise ConfigurationError(
+            "federation.sites chooses among the registered sites of a deployed federation.",
+            why="A simulation has the sites that [partition] makes.",
+            remedy="Leave it out: --set federation.sites=[].",
+        )
     homes = site_homes(plan, setting)
     kept = [home for home in homes if home.exists()]
     for home in kept:

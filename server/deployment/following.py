@@ -47,6 +47,10 @@ class RunView:
                 self.sites.setdefault(name, SiteView())
         elif kind == "roll_call":
             self._roll_call(event)
+        elif kind == "waiting_for_sites":
+            for name, why in event["waiting_for"].items():
+                site = self._site(name)
+                site.state, site.reason = "waited for", why
         elif kind == "site_left":
             self._site(event["site"]).state = event["why"]
         elif kind == "round_started":

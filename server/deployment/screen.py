@@ -20,6 +20,7 @@ _STYLES = {
     "set aside": "red",
     "removed": "red",
     "away": "yellow",
+    "waited for": "yellow",
     "replied": "green",
 }
 

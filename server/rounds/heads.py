@@ -52,7 +52,7 @@ def started_head(
         context.events, context.checkpoints.folder,
     )  # fmt: skip
     asked = context.trust.in_use(sites)
-    needed = context.quorum(len(asked))
+    needed = context.exchange.quorum()
     work = Work(asked, arrays, start.run, needed, start.specs)
     result = run_stage(STATISTICS, 0, context, updates, work)
     for site, reason in start.refused.items():

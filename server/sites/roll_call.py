@@ -78,10 +78,12 @@ class Attendance:
 
         It closes once all have answered; after ``roll_call_s`` with a quorum; ``GRACE_S`` after a
         later quorum; after ``LONGEST_S`` in any case. A node that went away meanwhile adds at most
-        ``AGAIN_S``. Nothing that a site sends or withholds makes it longer.
+        ``AGAIN_S``. Without a quorum, sites that have not answered are waited for, at most
+        ``wait_for_sites_s``. Nothing that a site sends or withholds makes it longer.
 
         Raises:
-            RunFailed: if no registered site answers.
+            PolicyRefusal: if every site that answers refuses by its own policy.
+            RunFailed: if too few of the sites that were asked take part.
         """
         for node in self._wait_for_nodes():
             self._call(node)
@@ -102,18 +104,53 @@ class Attendance:
                 why="Without a site there is nothing to learn from.",
                 remedy="The run's events.jsonl says what each answered, each site's log why.",
             )
+        self._wait_for_enough()
         return sorted(self.nodes)
+
+    def _wait_for_enough(self) -> None:
+        """Wait until as many sites are present as a round needs, and record for whom.
+
+        Raises:
+            RunFailed: if they do not come within ``wait_for_sites_s``, or all have answered.
+        """
+        needed = self.quorum()
+        if self._look() >= needed:
+            return
+        deadline = self._clock() + self._home.settings.wait_for_sites_s
+        away = {site: self.refusals.get(site, "away") for site in self.keys.keys() - self.nodes}
+        self._events.emit(
+            "waiting_for_sites", present=sorted(self.nodes), needed=needed, waiting_for=away
+        )
+        while self._look() < needed:
+            # Nobody else can come once as many nodes have answered as there are sites.
+            complete = not self._calls and len(self._known) >= len(self.keys)
+            if complete or self._clock() >= deadline:
+                raise self._too_few(needed)
+            time.sleep(self._home.settings.poll_s)
+
+    def _too_few(self, needed: int) -> RunFailed:
+        missing = sorted(self.keys.keys() - self.nodes)
+        said = [f"{site}: {self.refusals.get(site, 'away')}" for site in missing[:5]]
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        return RunFailed(
+            f"{len(self.nodes)} of the {len(self.keys)} sites that were asked take part, and a "
+            f"round needs {needed}. Missing: {'; '.join(said)}{more}.",
+            why="A model of fewer sites would not be this federation's (federation.quorum = "
+            f"{self._home.recipe.federation.quorum:g}).",
+            remedy="Go on when they are back (the last checkpoint is whole), or ask fewer sites "
+            "(federation.sites) or a smaller share of them (federation.quorum).",
+        )
 
     def _wait_for_quorum(self, started: float) -> None:
         """Poll the silent nodes until a quorum has answered."""
         closes = started + max(LONGEST_S, self._home.settings.roll_call_s)
-        if len(self.nodes) >= self._quorum():
+        if len(self.nodes) >= self.quorum():
             return
         reached = False
         while self._calls and self._clock() < closes:
             time.sleep(self._home.settings.poll_s)
             self._hear_all()
-            if not reached and len(self.nodes) >= self._quorum():
+            if not reached and len(self.nodes) >= self.quorum():
                 reached, closes = True, min(closes, self._clock() + GRACE_S)
 
     def _hear_all(self) -> None:
@@ -121,10 +158,17 @@ class Attendance:
         for node in list(self._calls):
             self._hear(node, self._clock())
 
-    def _quorum(self) -> int:
-        """Quorum of a round that asks all registered sites."""
-        # The small term absorbs rounding; see wanted() in rounds/cohort.py.
-        return math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
+    def quorum(self, share: float = 1.0) -> int:
+        """Fewest accepted replies with which a round counts.
+
+        It is a share of the sites that were asked to take part, whether they are present or not.
+
+        Args:
+            share: Share of these sites that a round asks, 0 to 1; at least one site.
+        """
+        # The small term absorbs rounding.
+        asked = max(math.ceil(share * len(self.keys) - 1e-9), 1)
+        return math.ceil(self._home.recipe.federation.quorum * asked - 1e-9)
 
     def _name_the_silent(self, seconds: float) -> None:
         """Record nodes without an answer; a late answer is still accepted."""
@@ -161,25 +205,17 @@ class Attendance:
         """Update who is present; returns the sorted names of the sites that are present.
 
         A new node gets its own roll call, and takes part from the round after its answer. A site
-        that is no longer on the allow-list is removed. If all are away, this waits for one to come
-        back.
+        that is no longer on the allow-list is removed. If too few are present, this waits for
+        others to come back.
 
         Raises:
-            RunFailed: if none does.
+            RunFailed: if they do not.
         """
-        deadline = time.monotonic() + self._home.settings.wait_for_sites_s
-        while not self._look() and time.monotonic() < deadline:
-            time.sleep(self._home.settings.poll_s)
-        if not self.nodes:
-            raise RunFailed(
-                "No site is left that takes part.",
-                why="All that were here are away, or were removed.",
-                remedy="Go on when they are back; the last checkpoint is whole.",
-            )
+        self._wait_for_enough()
         return sorted(self.nodes)
 
-    def _look(self) -> bool:
-        """Update who is present; False if no site is left."""
+    def _look(self) -> int:
+        """Update who is present; returns how many sites are."""
         self._read_allow_list()
         present = set(self._grid.get_node_ids())
         for site, node in list(self.nodes.items()):
@@ -192,7 +228,7 @@ class Attendance:
         for node in sorted(present - self._known):
             self._call(node)
         self._hear_all()
-        return bool(self.nodes)
+        return len(self.nodes)
 
     def _call(self, node: int) -> None:
         """Ask a node who it is."""
@@ -288,7 +324,7 @@ class Attendance:
         If a quorum is present, the wait for the rest is short.
         """
         started = time.monotonic()
-        needed = self._quorum()
+        needed = self.quorum()
         enough: float | None = None
         while True:
             self._read_allow_list()

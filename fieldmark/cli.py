@@ -6,11 +6,13 @@ The command modules import nothing heavy until a command runs.
 import signal
 import sys
 from types import FrameType
+from typing import Annotated
 
 import click
 import typer
 from rich.console import Console
 
+from fgvc_core import __version__
 from fgvc_core.cli import data_app
 from fgvc_core.commands.evaluate import evaluate
 from fgvc_core.commands.explain import explain
@@ -27,8 +29,6 @@ from fieldmark.simulations.sweeping.cli import sweep
 
 app = typer.Typer(
     name="fieldmark",
-    help="Federated learning for fine-grained visual classification: "
-    "tell look-alikes apart together, without a picture leaving its site.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,6 +48,29 @@ app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
 app.add_typer(server_app, name="server")
 app.add_typer(site_app, name="site")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fgvc_core.protocol.code import code_digest
+
+        typer.echo(f"fieldmark {__version__} (code {code_digest()})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_version, help="Version and digest of the code."
+        ),
+    ] = False,
+) -> None:
+    """Federated learning for fine-grained visual classification.
+
+    Tell look-alikes apart together, without a picture leaving its site.
+    """
 
 
 def main() -> None:

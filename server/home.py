@@ -46,6 +46,11 @@ class ServerSettings(Settings):
         description="Seconds that a roll call waits for silent sites once a quorum has answered, "
         "0 to 86400. Without a quorum it goes on, for 300 s or this time in all.",
     )
+    accept_code: tuple[str, ...] = Field(
+        (),
+        description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
+        "('server status' shows each site's). By default only code equal to this installation's.",
+    )
     poll_s: float = Field(
         0.2, gt=0.0, le=60.0, description="Seconds between two looks for a reply, 0 to 60."
     )

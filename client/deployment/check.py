@@ -270,9 +270,12 @@ def _version(contact: Contact) -> Finding:
         return Finding("version", "failed", said, "Install the same at both ends.", 2)
     announced = "" if contact.announcement is None else contact.announcement.code
     if announced and announced != code_digest():
-        remedy = "Ask the coordinator whether its installation was changed, or yours."
-        said = f"{__version__} at both ends, but the code is not the same"
-        return Finding("version", "note", said, remedy)
+        said = (
+            f"{__version__} at both ends, but the code is not the same (the coordinator's is "
+            f"{announced[:12]}, this site's {code_digest()[:12]}): its runs refuse this site"
+        )
+        remedy = "Install the same at both ends, or have the coordinator name it in accept_code."
+        return Finding("version", "failed", said, remedy, 2)
     return Finding("version", "ok", __version__)
 
 

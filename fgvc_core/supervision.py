@@ -175,10 +175,9 @@ class Supervisor:
         values = {
             name: {
                 "pid": self.pid(name),
-                "up_s": round(time.monotonic() - running.started, 1),
+                "since": round(now - (time.monotonic() - running.started), 1),
                 "restarts": running.restarts,
                 "last_exit": running.last_exit,
-                "noted": round(now, 1),
             }
             for name, running in self._running.items()
         }

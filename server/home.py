@@ -49,7 +49,7 @@ class ServerSettings(Settings):
     accept_code: tuple[str, ...] = Field(
         (),
         description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
-        "('server status' shows each site's). By default only code equal to this installation's.",
+        "(a refusal at the roll call has it). By default only code equal to this installation's.",
     )
     poll_s: float = Field(
         0.2, gt=0.0, le=60.0, description="Seconds between two looks for a reply, 0 to 60."

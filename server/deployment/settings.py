@@ -77,7 +77,7 @@ class DeploymentSettings(Settings):
     accept_code: tuple[str, ...] = Field(
         (),
         description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
-        "('server status' shows each site's). By default only code equal to this installation's.",
+        "(a refusal at the roll call has it). By default only code equal to this installation's.",
     )
     track: tuple[str, ...] = Field(
         (),

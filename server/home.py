@@ -39,6 +39,11 @@ class ServerSettings(Settings):
     wait_for_sites_s: float = Field(
         120.0, gt=0.0, description="How long a run waits for sites that are away when it starts."
     )
+    wait_for_approval_s: float = Field(
+        0.0,
+        ge=0.0,
+        description="How long a run without a quorum waits for people at sites to approve it.",
+    )
     roll_call_s: float = Field(
         60.0,
         gt=0.0,

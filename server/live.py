@@ -80,6 +80,9 @@ class LiveView:
         if not event["accepted"]:
             self._say(f"a node was not admitted: {event['reason']}")
 
+    def _on_awaiting_approval(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['site']} takes part once a person there approves the run")
+
     def _on_waiting_for_sites(self, event: dict[str, Any]) -> None:
         missing = [f"{site} ({why})" for site, why in sorted(event["waiting_for"].items())]
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

@@ -21,7 +21,7 @@ from fgvc_core.supervision import (
     until_told,
 )
 from fgvc_core.words import visible
-from fieldmark.client.deployment.child import HALF_HANDED_OVER
+from fieldmark.client.deployment.child import AWAITS, HALF_HANDED_OVER
 from fieldmark.client.deployment.flower_internals import LEFT_BEHIND, release_node
 from fieldmark.client.deployment.link import CA, read_link
 from fieldmark.client.deployment.node import TOO_LARGE
@@ -200,6 +200,8 @@ class _Node:
         if line.strip() == HALF_HANDED_OVER:
             self._say("an answer reached the node in part; the node starts anew")
             self._restart()
+        elif AWAITS in line:
+            self._say(visible(line.strip()))
 
     def after_death(self, status: int) -> None:
         """Report a death to the coordinator that the node could not report itself."""

@@ -46,7 +46,8 @@ Kind = Literal["roll_call", "train", "score", "release"]
 
 Phase = Literal["", "centre", "class-sums", "statistics", "pretrain", "personal"]
 
-Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
+Code = Literal["ok", "awaiting-approval", "refused-policy", "refused-request", "unavailable"]
+"""``awaiting-approval`` answers a roll call only: a person at the site has not decided yet."""
 
 _FIXED = re.compile(r"[+-]\d\.\d{15}e[+-]\d{2}")
 

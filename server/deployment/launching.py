@@ -84,6 +84,7 @@ def launch(
         engine="superlink",
         test=test,
         wait_for_sites_s=settings.wait_for_sites_s,
+        wait_for_approval_s=settings.wait_for_approval_s,
         roll_call_s=settings.roll_call_s,
         accept_code=settings.accept_code,
         poll_s=POLL_S,

@@ -21,6 +21,7 @@ _STYLES = {
     "removed": "red",
     "away": "yellow",
     "waited for": "yellow",
+    "awaits approval": "yellow",
     "replied": "green",
 }
 

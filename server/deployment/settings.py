@@ -67,6 +67,12 @@ class DeploymentSettings(Settings):
     wait_for_sites_s: float = Field(
         600.0, gt=0.0, description="How long a run waits for sites that are registered but away."
     )
+    wait_for_approval_s: float = Field(
+        604_800.0,
+        ge=0.0,
+        description="How long a run without a quorum waits for people at sites to approve it "
+        "(policy.approval = 'each-run' there), in seconds; a week by default.",
+    )
     roll_call_s: float = Field(
         60.0,
         gt=0.0,

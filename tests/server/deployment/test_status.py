@@ -2,7 +2,6 @@
 
 import time
 
-import pytest
 from pages_lab import busy_folder
 
 from fgvc_core.files import replace_private_json
@@ -11,12 +10,8 @@ from fieldmark.server.deployment.run_request import RunRequest, write_run_reques
 from fieldmark.server.deployment.status import read_status, show_status
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return busy_folder(tmp_path / "fed")
-
-
-def test_a_run_is_not_running_while_its_coordinator_is_down(folder, capsys):
+def test_a_run_is_not_running_while_its_coordinator_is_down(tmp_path, capsys):
+    folder = busy_folder(tmp_path / "fed")
     with alone(folder, "The coordinator"):
         assert read_status(folder)["run"]["state"] == "running"
     found = read_status(folder)
@@ -27,12 +22,14 @@ def test_a_run_is_not_running_while_its_coordinator_is_down(folder, capsys):
     assert "it goes on once the coordinator is up again" in said
 
 
-def test_a_run_that_has_ended_has_ended_whether_the_coordinator_is_up_or_not(folder):
+def test_a_run_that_has_ended_has_ended_whether_the_coordinator_is_up_or_not(tmp_path):
+    folder = busy_folder(tmp_path / "fed")
     write_run_request(folder / "runs" / "birds", RunRequest(state="finished", tries=1))
     assert read_status(folder)["run"]["state"] == "finished"
 
 
-def test_processes_are_up_since_their_start(folder):
+def test_processes_are_up_since_their_start(tmp_path):
+    folder = busy_folder(tmp_path / "fed")
     services = {"gateway": {"pid": 7, "restarts": 0, "since": time.time() - 3600}}
     replace_private_json(folder / "state" / "services.json", services)
     with alone(folder, "The coordinator"):

@@ -261,6 +261,8 @@ def stop_holder(folder: Path, within_s: float = 60.0) -> bool:
 
 def start_detached(command: tuple[str, ...], log: Path) -> subprocess.Popen[bytes]:
     """Start a supervisor that outlives this terminal."""
+    # A restored backup may lack the folder of logs.
+    private_folder(log.parent)
     if not log.exists():
         make_private(log)
     with log.open("ab") as file:

@@ -24,7 +24,8 @@ from fieldmark.simulations.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
-            ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"], ["site", "status"],
+            ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"],
+            ["site", "status"],
             ["explain"], ["export", "onnx"], ["export", "browser"], ["export", "folder"],
             ["site", "validate"],
             ["data", "check"], ["data", "partition"], ["site", "budget"], ["site", "approve"],

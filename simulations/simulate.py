@@ -66,8 +66,13 @@ def simulate(
 def run_with(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> dict[str, Any]:
     """Simulate on an existing pool of workers."""
     check_out(plan)
-    cache = cache_folder()
-    setting = deal(plan.recipe, cache)
+    return run_dealt(plan, deal(plan.recipe, cache_folder()), pool, workers, tell)
+
+
+def run_dealt(
+    plan: Simulation, setting: Setting, pool: Executor, workers: int, tell: Tell
+) -> dict[str, Any]:
+    """Simulate a federation whose pictures are distributed already."""
     plan = replace(plan, recipe=completed(plan.recipe, setting.table))
     prepare(plan.recipe, setting, pool, tell)
     if plan.resume:

@@ -15,7 +15,8 @@ from fgvc_core.privacy.claims import read_claim
 from fgvc_core.words import visible_lines
 from fieldmark.server.report.charts import Curve, bars, curves, holdings, ladder
 from fieldmark.server.report.poisoning import against_poisoning
-from fieldmark.server.report.reading import REASONS_SHOWN, RunFolder, refusals_by_reason, traffic
+from fieldmark.server.report.reading import RunFolder, traffic
+from fieldmark.server.report.refusals import REASONS_SHOWN, refusals_by_reason
 
 SITES_SHOWN = 60
 """Rows of the table of sites; further sites are only counted."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from fgvc_core.drawing.axes import count_ticks
 from fgvc_core.errors import DataError
 from fieldmark.server.report.charts import cells
 
@@ -18,7 +19,7 @@ LONGEST_PICTURE = 2_000_000
 SMALL = 12_000
 """Pictures up to this size, in bytes, are embedded unchanged; larger ones (photographs) become
 JPEGs."""
-GRID_SITES, GRID_COLUMNS = 40, 90
+GRID_SITES, GRID_COLUMNS = 40, 60
 """Largest grid of sites and rounds; with more rounds, several share a column."""
 
 Event = dict[str, Any]
@@ -161,7 +162,8 @@ def traffic(events: Sequence[Event], sites: Sequence[str], rounds: int) -> str |
     labels = [
         _rounds(column * wide + 1, min((column + 1) * wide, rounds)) for column in range(columns)
     ]
-    return cells("Bytes by round and site", shown, labels, moved, refused)
+    ticks = [((number - 1) // wide, str(number)) for number in count_ticks(rounds, 5)]
+    return cells("Bytes by round and site", shown, labels, moved, refused, ticks)
 
 
 def _rounds(first: int, last: int) -> str:

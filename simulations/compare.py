@@ -39,7 +39,10 @@ from fieldmark.simulations.preparation import Setting, Tell, deal
 from fieldmark.simulations.simulate import run_dealt
 from fieldmark.simulations.workers import available_cores, hired
 
-FEDERATED, LOCAL_MEAN, PLAIN, OPEN = "federated", "local_mean", "plain", "pooled_open"
+FEDERATED, LOCAL_MEAN, PLAIN = "federated", "local_mean", "plain"
+OPEN, LOCAL_OPEN = "pooled_open", "local_open_mean"
+"""Rows without privacy beside a federation of class sums: what its noise costs, and what a site has
+that keeps its model to itself and so needs none."""
 
 MOST_SEEDS = 100
 
@@ -129,7 +132,7 @@ class _Seed:
     pooled: Model
     local: dict[str, Model]
     plain: Model | None
-    open: Model | None
+    open: dict[str, Model]
     no_plain: str
 
 
@@ -154,6 +157,9 @@ def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> _Se
             name: _single(plan, setting, sites, pool, workers) for name, sites in jobs.items()
         }
     sums = recipe.privacy is not None and recipe.privacy.method == "class-sums"
+    exact = {
+        name: pool.submit(open_class_means, recipe, setting, sites) for name, sites in jobs.items()
+    } if sums else {}  # fmt: skip
     return _Seed(
         plan,
         setting,
@@ -162,7 +168,7 @@ def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> _Se
         others.pop(POOLED),
         others,
         None if plain is None else plain.result(),
-        pool.submit(open_class_means, recipe, setting).result() if sums else None,
+        {name: future.result() for name, future in exact.items()},
         no_plain,
     )
 
@@ -204,8 +210,9 @@ def _summary(recipe: Recipe, results: list[_Seed]) -> dict[str, Any]:
                 for site in first.local}  # fmt: skip
     if first.plain is not None:
         answers[PLAIN] = [[r.plain.predicted_N] for r in results if r.plain is not None]
-    if first.open is not None:
-        answers[OPEN] = [[r.open.predicted_N] for r in results if r.open is not None]
+    if first.open:
+        answers[OPEN] = [[r.open[POOLED].predicted_N] for r in results]
+        answers[LOCAL_OPEN] = [[r.open[site].predicted_N for site in r.local] for r in results]
     rows = draw_rows(
         answers, test.labels_N, test.subjects, test.num_classes, derive_seed(recipe.seed, "compare")
     )
@@ -220,7 +227,7 @@ def _summary(recipe: Recipe, results: list[_Seed]) -> dict[str, Any]:
         LOCAL_MEAN: _row(rows[LOCAL_MEAN], [], results),
         PLAIN: _row(rows[PLAIN], [r.plain for r in results], results) if PLAIN in rows else None,
         "no_plain": first.no_plain or None,
-        **({OPEN: _row(rows[OPEN], [r.open for r in results], results)} if OPEN in rows else {}),
+        **{name: _row(rows[name], [], results) for name in (OPEN, LOCAL_OPEN) if name in rows},
         "differences": told,
         "seeds": [r.plan.recipe.seed for r in results],
         "start": recipe.train.start,

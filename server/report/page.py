@@ -239,6 +239,7 @@ COMPARED = (
     ("pooled", "Pooled in one place", "second"),
     ("pooled_open", "Pooled, without privacy", "faint"),
     ("local_mean", "Each site alone, mean", "third"),
+    ("local_open_mean", "Alone, without privacy, mean", "faint"),
     ("plain", "Plain regression, pooled", "faint"),
 )
 """Rows of a comparison: key, name, CSS class."""

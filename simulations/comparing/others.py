@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.experiment import make_learner
+from fgvc_core.inference.checkpoint_file import read_checkpoint
 from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, STATISTICS, TRAIN, stages_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.baselines import train_alone
@@ -26,7 +27,6 @@ from fgvc_core.training.plain import plain_regression
 from fgvc_core.training.self_supervised import Pretraining
 from fgvc_core.training.start import fit_class_means, start_alone
 from fieldmark.server.rounds.cohort import wanted
-from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.preparation import Setting, split_site, without_labels
 
 POOLED = "pooled"
@@ -115,11 +115,11 @@ def federated_model(recipe: Recipe, setting: Setting, folder: str) -> Model:
     return Model(_answers(recipe, setting, learner))
 
 
-def open_class_means(recipe: Recipe, setting: Setting) -> Model:
-    """The pooled head of class sums without privacy, in a worker: exact sums, no noise."""
+def open_class_means(recipe: Recipe, setting: Setting, sites: list[str]) -> Model:
+    """Some sites' head of class sums without privacy, in a worker: exact sums, no noise."""
     assert recipe.privacy is not None
     learner = make_learner(recipe, setting.table.num_classes)
-    train = learner.examples(union(setting, sorted(setting.rows), recipe, 0), setting.cache)
+    train = learner.examples(union(setting, sites, recipe, 0), setting.cache)
     fit_class_means(learner, train, recipe.privacy)
     return Model(_answers(recipe, setting, learner))
 

@@ -15,6 +15,7 @@ NAMES = (
     ("pooled", "pooled"),
     ("pooled_open", "pooled, without privacy"),
     ("local_mean", "each site alone, mean"),
+    ("local_open_mean", "  the same, without privacy"),
     ("plain", "plain regression, pooled"),
 )
 

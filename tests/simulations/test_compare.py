@@ -86,6 +86,8 @@ def test_every_shipped_recipe_gives_all_rows_the_same_start(name, tmp_path):
             assert row["made"][0]["epsilon"] == recipe.privacy.epsilon
             run = tmp_path / "run" / row["made"][0]["run_dir"]
             costs = json.loads((run / "metrics.json").read_text())["privacy"]
+            assert ("pooled_open" in result) == (recipe.privacy.method == "class-sums")
+            assert ("local_open_mean" in result) == ("pooled_open" in result)
             assert [cost["epsilon"] <= recipe.privacy.epsilon for cost in costs.values()] == [True]
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert result["federated"]["top1"] == pytest.approx(metrics["top1"], abs=1e-12)

@@ -94,7 +94,7 @@ def test_compare_states_all_three_on_one_test_split(tiny, tmp_path):
     mean = sum(s["top1"] for s in result["local"].values()) / 3
     assert result["local_mean"]["top1"] == pytest.approx(mean)
     assert json.loads((tmp_path / "run" / "compare.json").read_text()) == result
-    assert "pooled in one place" in (tmp_path / "run" / "report.html").read_text()
+    assert "Pooled in one place" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_pooled_model_sees_what_the_sites_see_and_nothing_of_the_test_split(tiny, tmp_path):

@@ -146,7 +146,7 @@ class LiveView:
         if event["loss"] is not None:
             parts.append(f"loss {event['loss']:.3f}")
         if event["top1"] is not None:
-            parts.append(f"top-1 {event['top1']:.3f}")
+            parts.append(f"top-1 {100 * event['top1']:.1f} %")
         parts.append(f"{event['seconds']:.1f} s")
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=event["round"], told="  ".join(parts[:-1]))

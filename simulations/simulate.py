@@ -71,6 +71,17 @@ def run_with(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> dict
     Raises:
         FieldmarkError: if the run failed, with its exit code.
     """
+    return run_dealt(plan, None, pool, workers, tell)
+
+
+def run_dealt(
+    plan: Simulation, setting: Setting | None, pool: Executor, workers: int, tell: Tell
+) -> dict[str, Any]:
+    """Simulate a federation whose pictures are distributed already; None: distribute them.
+
+    Raises:
+        FieldmarkError: if the run failed, with its exit code.
+    """
     check_out(plan)
     with released(plan), ExitStack() as locks:
         if plan.resume:
@@ -78,7 +89,7 @@ def run_with(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> dict
         if plan.sites is not None:
             private_folder(plan.sites)
             locks.enter_context(held(plan.sites, "sites"))
-        setting = deal(plan.recipe, cache_folder())
+        setting = setting or deal(plan.recipe, cache_folder())
         plan = replace(plan, recipe=completed(plan.recipe, setting.table))
         prepare(plan.recipe, setting, pool, tell)
         if plan.resume:

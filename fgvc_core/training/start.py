@@ -11,6 +11,7 @@ from fgvc_core.models.class_statistics import (
     discriminant_scores,
     means_scores,
     pack_statistics,
+    read_statistics,
     semantic_scores,
     statistics_shapes,
 )
@@ -103,6 +104,29 @@ def started(
         BIAS: (scale * bias_K).astype(np.float32),
     }
     return {**tensors, **head}
+
+
+def start_alone(
+    learner: Learner,
+    examples: Examples,
+    batch_size: int,
+    attributes_KA: NDArray[np.float32] | None = None,
+) -> None:
+    """Give a learner the start that a federation of one site with these pictures would have.
+
+    Args:
+        learner: Its head is changed in place; nothing is changed if the recipe has no start.
+        examples: Training examples, at least one.
+        batch_size: Pictures per batch.
+        attributes_KA: Class attributes, for ``semantic``.
+
+    Raises:
+        ConfigurationError: for ``semantic`` without attributes.
+    """
+    if learner.settings.start == "none":
+        return
+    total = read_statistics(site_statistics(learner, examples, batch_size))
+    learner.load(started(learner.tensors(), total, learner.settings, attributes_KA))
 
 
 NEVER = -1e4

@@ -17,7 +17,8 @@ from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.provision import make_home
-from fieldmark.simulations.compare import _union, compare
+from fieldmark.simulations.compare import compare
+from fieldmark.simulations.comparing.others import union
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, split_site
 from fieldmark.simulations.simulate import simulate
@@ -97,13 +98,14 @@ def test_compare_states_all_three_on_one_test_split(tiny, tmp_path):
     mean = sum(s["top1"] for s in result["local"].values()) / 3
     assert result["local_mean"]["top1"] == pytest.approx(mean)
     assert json.loads((tmp_path / "run" / "compare.json").read_text()) == result
-    assert "pooled in one place" in (tmp_path / "run" / "report.html").read_text()
+    assert "Pooled in one place" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_pooled_model_sees_what_the_sites_see_and_nothing_of_the_test_split(tiny, tmp_path):
     setting = deal(tiny, tmp_path)
     splits = [split_site(tiny, setting, site) for site in setting.rows]
-    train, held = (_union(setting.table, [s[side] for s in splits]) for side in (0, 1))
+    train, held = (union(setting, list(setting.rows), tiny, side) for side in (0, 1))
+    assert len(train) == sum(len(split[0]) for split in splits)
     assert sorted([*train.ids, *held.ids]) == sorted(setting.table.where("train").ids)
     assert not set(train.subjects) & set(held.subjects)
     sites = [set(setting.site_table(site).subjects) for site in setting.rows]

@@ -18,7 +18,6 @@ from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRef
 from fgvc_core.experiment import pick_device
 from fgvc_core.export.kit import Kit, open_kit, read_body
 from fgvc_core.files import write_privately
-from fgvc_core.inference.calibration import reliability
 from fgvc_core.inference.judging import (
     Judged,
     Part,
@@ -28,6 +27,7 @@ from fgvc_core.inference.judging import (
     read_table,
     seen_classes,
 )
+from fgvc_core.inference.reliability import reliability
 from fgvc_core.inference.scorecard import Scorecard, scorecard
 from fgvc_core.models.weights import find_weights, kind_of
 from fgvc_core.privacy.accountant import PrivacyEvent, noise_for

@@ -10,9 +10,9 @@ from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.decoding import Tell
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
+from fgvc_core.inference.calibrating import calibrate
 from fgvc_core.inference.calibration import (
     Calibration,
-    calibrate,
     file_digest,
     read_calibration,
     sidecar,
@@ -103,7 +103,9 @@ def evaluate(
 def fit_calibration(
     trained: TrainedModel, own: DataSettings, other: DataSettings, held_out: Sequence[str] = ()
 ) -> Calibration:
-    """Fit a model's temperature and write it beside the checkpoint.
+    """Fit a model's calibration and write what helps beside the checkpoint.
+
+    A calibration that says nothing is not written; one that was there is removed.
 
     Args:
         trained: The model.
@@ -125,10 +127,18 @@ def fit_calibration(
     known, _ = part_known(part, names, held_out, recipe.partition.unseen)
     logits_NK = logits_of(trained.learner, known, cache, recipe.evaluate.batch_size)[:, seen_K]
     digest = file_digest(trained.path)
-    fitted = calibrate(logits_NK, known.labels_N, checkpoint=digest, on=on)
+    fitted = calibrate(
+        logits_NK,
+        known.labels_N,
+        checkpoint=digest,
+        on=on,
+        subjects=known.subjects,
+        seed=recipe.seed,
+    )
     # read_calibration() would refuse an old one of another checkpoint with this name.
     sidecar(trained.path).unlink(missing_ok=True)
-    write_calibration(fitted, trained.path)
+    if fitted.of_use:
+        write_calibration(fitted, trained.path)
     return fitted
 
 

@@ -1,13 +1,13 @@
 """The scorecard: all metrics of a model on a set of pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
-from fgvc_core.inference.calibration import Calibration, Reliability, reliability
+from fgvc_core.inference.calibration import Calibration, confidence_of
 from fgvc_core.inference.intervals import (
     DRAWS,
     LEVEL,
@@ -20,11 +20,27 @@ from fgvc_core.inference.intervals import (
 )
 from fgvc_core.inference.judging import Judged
 from fgvc_core.inference.openset import OpenSet
+from fgvc_core.inference.reliability import Reliability, reliability
 from fgvc_core.inference.subgroups import Subgroups, subgroups
 from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.robustness import Robustness
 
 TOP = 5
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What ``fieldmark predict`` would answer, at its default ``--sure``.
+
+    Attributes:
+        named: Share of pictures whose answer is a class, 0 to 1.
+        right: Share of these that are right; None if there are none.
+        unknown: Share of pictures that are "none of these".
+    """
+
+    named: float
+    right: float | None
+    unknown: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,7 @@ class Scorecard:
         raw: Reliability at temperature 1.
         calibrated: Reliability at the calibration's temperature; None without one.
         calibration: The checkpoint's calibration, or None.
+        decisions: How many pictures are named, and how many of those rightly.
         groups: One entry per requested column.
         open_set: Measurements on held-out classes, or None.
         robust: Measurements on corrupted pictures, or None.
@@ -55,6 +72,7 @@ class Scorecard:
     raw: Reliability
     calibrated: Reliability | None
     calibration: Calibration | None
+    decisions: Decisions
     groups: tuple[Subgroups, ...] = ()
     open_set: OpenSet | None = None
     robust: Robustness | None = field(default=None)
@@ -94,6 +112,7 @@ class Scorecard:
             "loss": self.counts.loss,
             "ece": self.reliable.ece,
             "ece_uncalibrated": self.raw.ece,
+            "decisions": asdict(self.decisions),
             "temperature": None if fitted is None else fitted.temperature,
             "calibration": None if fitted is None else fitted.model_dump(),
             "reliability": [
@@ -160,10 +179,22 @@ def scorecard(
         macro_f1=interval(macro_f1_parts(labels_N, predicted_N, classes), macro_f1_of),
         raw=reliability(judged.logits_NK, labels_N),
         calibrated=None
-        if calibration is None
+        if calibration is None or calibration.temperature is None
         else reliability(judged.logits_NK, labels_N, calibration.temperature),
         calibration=calibration,
+        decisions=_decisions(judged, calibration),
         groups=tuple(subgroups(judged, column, draws, seed) for column in by),
         open_set=open_set,
         robust=robust,
+    )
+
+
+def _decisions(judged: Judged, calibration: Calibration | None) -> Decisions:
+    rule = confidence_of(calibration)
+    named_N = rule.sure_of_class(judged.logits_NK)
+    right_N = judged.predicted_N == judged.labels_N
+    return Decisions(
+        named=float(named_N.mean()),
+        right=float(right_N[named_N].mean()) if named_N.any() else None,
+        unknown=float(rule.unknown(judged.logits_NK).mean()),
     )

@@ -27,7 +27,6 @@ from fgvc_core.inference.judging import (
     read_table,
     seen_classes,
 )
-from fgvc_core.inference.reliability import reliability
 from fgvc_core.inference.scorecard import Scorecard, scorecard
 from fgvc_core.models.weights import find_weights, kind_of
 from fgvc_core.privacy.accountant import PrivacyEvent, noise_for
@@ -294,11 +293,7 @@ def _score(site: Site, kit: Kit, table: ExampleTable, names: tuple[str, ...]) ->
         kit.trained.learner, table, site.cache, batch, threads=site.settings.resources.threads
     )[:, seen_K]
     judged = Judged(logits_NK, table.labels_N, table.subjects, table.columns)
-    card = scorecard(judged, names)
-    if kit.body.temperature is None:
-        return card
-    fitted = reliability(logits_NK, table.labels_N, kit.body.temperature)
-    return Scorecard(**{**card.__dict__, "calibrated": fitted})
+    return scorecard(judged, names, confidence=kit.confidence)
 
 
 def _figures(card: Scorecard) -> Figures:

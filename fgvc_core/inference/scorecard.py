@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from fgvc_core.inference.calibration import Calibration, confidence_of
+from fgvc_core.inference.confidence import Confidence
 from fgvc_core.inference.intervals import (
     DRAWS,
     LEVEL,
@@ -138,6 +139,7 @@ def scorecard(
     class_names: tuple[str, ...],
     calibration: Calibration | None = None,
     *,
+    confidence: Confidence | None = None,
     by: Sequence[str] = (),
     draws: int = DRAWS,
     seed: int = 0,
@@ -150,6 +152,7 @@ def scorecard(
         judged: At least one picture.
         class_names: K names.
         calibration: The checkpoint's calibration, or None.
+        confidence: The rule of confidence; None: as the calibration says.
         by: Columns whose values are scored separately.
         draws: Resamples of the bootstrap.
         seed: Seed of the bootstrap.
@@ -159,6 +162,7 @@ def scorecard(
     Raises:
         ConfigurationError: if a column does not exist.
     """
+    rule = confidence_of(calibration) if confidence is None else confidence
     labels_N, predicted_N = judged.labels_N, judged.predicted_N
     classes = len(class_names)
     at = np.arange(len(labels_N))
@@ -179,18 +183,17 @@ def scorecard(
         macro_f1=interval(macro_f1_parts(labels_N, predicted_N, classes), macro_f1_of),
         raw=reliability(judged.logits_NK, labels_N),
         calibrated=None
-        if calibration is None or calibration.temperature is None
-        else reliability(judged.logits_NK, labels_N, calibration.temperature),
+        if rule.temperature is None
+        else reliability(judged.logits_NK, labels_N, rule.temperature),
         calibration=calibration,
-        decisions=_decisions(judged, calibration),
+        decisions=_decisions(judged, rule),
         groups=tuple(subgroups(judged, column, draws, seed) for column in by),
         open_set=open_set,
         robust=robust,
     )
 
 
-def _decisions(judged: Judged, calibration: Calibration | None) -> Decisions:
-    rule = confidence_of(calibration)
+def _decisions(judged: Judged, rule: Confidence) -> Decisions:
     named_N = rule.sure_of_class(judged.logits_NK)
     right_N = judged.predicted_N == judged.labels_N
     return Decisions(

@@ -93,7 +93,8 @@ def evaluate(
     chosen = data_of(trained, set_ or (), data, path, held_out)
     if calibrate:
         own = data_of(trained, set_ or (), data, path)
-        _show_calibration(fit_calibration(trained, own, chosen, held_out), json_)
+        for line in told_calibration(*fit_calibration(trained, own, chosen, held_out)):
+            typer.echo(visible(line), err=json_)
     card = score(
         trained, chosen, cast(Part, split), by=by or (), held_out=held_out,
         robustness=robustness, draws=draws, progress=progress,
@@ -111,13 +112,13 @@ def evaluate(
         typer.echo(f"report: {html}")
 
 
-def _show_calibration(fitted: "Calibration", on_stderr: bool) -> None:
-    for line in told_calibration(fitted):
-        typer.echo(visible(line), err=on_stderr)
+def told_calibration(fitted: "Calibration", in_force: "Calibration | None") -> list[str]:
+    """What came of a calibration, line by line.
 
-
-def told_calibration(fitted: "Calibration") -> list[str]:
-    """What came of a calibration, line by line."""
+    Args:
+        fitted: What was fitted.
+        in_force: What is beside the checkpoint now.
+    """
     pictures = f"{fitted.examples:,} pictures, {fitted.errors:,} of them wrong ({fitted.on})"
     held = fitted.held_out
     if fitted.temperature is None or held is None:
@@ -136,6 +137,8 @@ def told_calibration(fitted: "Calibration") -> list[str]:
             f"{fitted.false_refusals:.0%} of pictures of the classes, refused "
             f"{100 * fitted.refused:.1f} % on held-out folds"
         )
+    if in_force is not None and in_force is not fitted:
+        lines.append(f"the calibration that was there stays. {in_force.told}")
     return lines
 
 

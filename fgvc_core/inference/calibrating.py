@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 
 from fgvc_core.errors import DataError
 from fgvc_core.inference.calibration import Calibration, HeldOut
-from fgvc_core.inference.confidence import COLDEST, HOTTEST, SCORE, Score, known_scores
+from fgvc_core.inference.confidence import COLDEST, HOTTEST, Score, known_scores
 from fgvc_core.inference.intervals import resampled
 from fgvc_core.inference.reliability import BINS, gaps
 
@@ -178,7 +178,7 @@ def calibrate(
     checkpoint: str,
     on: str,
     subjects: tuple[str, ...] | None = None,
-    score: Score = SCORE,
+    score: Score = "probability",
     seed: int = 0,
 ) -> Calibration:
     """Fit temperature and threshold, each as far as the pictures allow.

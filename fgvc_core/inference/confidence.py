@@ -17,13 +17,22 @@ SURE = 0.8
 Score = Literal["probability", "logit", "energy"]
 SCORES: tuple[Score, ...] = ("probability", "logit", "energy")
 
-SCORE: Score = "probability"
-"""The score that detects "none of these" unless a calibration says otherwise."""
-
 COLDEST, HOTTEST = 0.25, 8.0
 """Range of a temperature."""
 
 Floats = NDArray[np.float64]
+
+
+def default_score(frozen: bool, label_smoothing: float) -> Score:
+    """The score that detects "none of these", by how the model was trained.
+
+    Chosen by ``fieldmark bench unknown`` on all sets but CUB's (docs/using-a-model.md).
+
+    Args:
+        frozen: Whether only the head was trained.
+        label_smoothing: Of its loss, 0 to 1.
+    """
+    return "energy" if frozen and label_smoothing == 0 else "probability"
 
 
 def known_scores(logits_NK: Floats, score: Score, temperature: float = 1.0) -> Floats:
@@ -54,7 +63,7 @@ class Confidence(BaseModel):
         "are.",
     )
     sure: float = Field(SURE, ge=0.0, le=1.0, description="Least share of a stated name, 0 to 1.")
-    score: Score = Field(SCORE, description="Score that detects 'none of these'.")
+    score: Score = Field("probability", description="Score that detects 'none of these'.")
     threshold: float | None = Field(
         None,
         allow_inf_nan=False,

@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from fgvc_core.inference.calibrating import FALSE_REFUSALS
 from fgvc_core.inference.calibration import Calibration
-from fgvc_core.inference.confidence import SCORE, SCORES, known_scores
+from fgvc_core.inference.confidence import SCORES, Score, known_scores
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def open_set(
     unknown_MK: NDArray[np.float64],
     classes: tuple[str, ...],
     calibration: Calibration | None,
+    default: Score = "probability",
 ) -> OpenSet:
     """How well each score separates known from unknown pictures.
 
@@ -72,6 +73,7 @@ def open_set(
         unknown_MK: Logits of pictures of held-out classes.
         classes: The held-out classes.
         calibration: The checkpoint's calibration; its threshold is measured too.
+        default: The score that a calibration would use.
     """
     temperature = 1.0 if calibration is None else calibration.divisor
     scores: dict[str, Separation] = {}
@@ -79,7 +81,7 @@ def open_set(
         known_N, unknown_M = (known_scores(x, score, temperature) for x in (known_NK, unknown_MK))
         bar = float(np.quantile(known_N, FALSE_REFUSALS, method="lower"))
         scores[score] = Separation(auroc(known_N, unknown_M), float((unknown_M >= bar).mean()))
-    used = SCORE if calibration is None else calibration.score
+    used = default if calibration is None else calibration.score
     kept = refused = None
     if calibration is not None and calibration.threshold is not None:
         known_N, unknown_M = (

@@ -26,7 +26,14 @@ from fgvc_core.inference.calibration import (
     sidecar,
     write_calibration,
 )
-from fgvc_core.inference.confidence import COLDEST, HOTTEST, SCORES, Confidence, known_scores
+from fgvc_core.inference.confidence import (
+    COLDEST,
+    HOTTEST,
+    SCORES,
+    Confidence,
+    default_score,
+    known_scores,
+)
 from fgvc_core.inference.reliability import gaps, reliability
 
 KINDS = ("honest", "always right", "always wrong", "flat", "mixed")
@@ -194,6 +201,12 @@ def test_gaps_add_up_to_the_calibration_error():
     found_NM = gaps(logits_NK, labels_N, np.full((300, 1), 1.7))
     ece = np.abs(found_NM.sum(axis=0)).sum() / 300
     assert ece == pytest.approx(reliability(logits_NK, labels_N, 1.7).ece)
+
+
+def test_the_score_depends_on_how_the_model_was_trained():
+    assert default_score(frozen=True, label_smoothing=0.0) == "energy"
+    assert default_score(frozen=True, label_smoothing=0.1) == "probability"
+    assert default_score(frozen=False, label_smoothing=0.1) == "probability"
 
 
 def test_known_scores_are_the_named_ones():

@@ -16,7 +16,13 @@ from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.experiment import make_learner
-from fgvc_core.inference.calibration import read_calibration, sidecar
+from fgvc_core.inference.calibration import (
+    Calibration,
+    file_digest,
+    read_calibration,
+    sidecar,
+    write_calibration,
+)
 from fgvc_core.inference.intervals import (
     by_subject,
     macro_f1_of,
@@ -268,7 +274,16 @@ def test_too_few_pictures_for_a_calibration_are_said_and_leave_none(run_dir, tmp
     assert "too few pictures to fit a temperature: 3, and 50 are needed" in done.stdout
     assert "'none of these': too few pictures for a threshold" in done.stdout
     assert "calibrated: temperature" not in done.stdout
-    assert read_calibration(run_dir / "checkpoints/best.safetensors") is None
+    checkpoint = run_dir / "checkpoints/best.safetensors"
+    assert read_calibration(checkpoint) is None
+    good = Calibration(
+        checkpoint=file_digest(checkpoint), temperature=1.5, examples=90, subjects=90, errors=9,
+        on="others", score="probability", threshold=0.2, false_refusals=0.05, refused=0.05,
+    )  # fmt: skip
+    write_calibration(good, checkpoint)
+    done = run(run_dir, "--calibrate", *options)
+    assert "the calibration that was there stays. Confidences are calibrated" in done.stdout
+    assert read_calibration(checkpoint) == good
 
 
 def test_evaluate_prints_a_table_and_measures_corrupted_pictures(run_dir):

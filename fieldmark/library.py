@@ -209,16 +209,18 @@ def predict(
         run: A run, its folder, or a checkpoint file.
         pictures: Files, folders or glob patterns.
         top: How many classes to list for each image.
-        sure: Least probability, 0 to 1, for naming a class; below it the answer is a coarser level
-            of the taxonomy.
+        sure: Least share, 0 to 1, of a name that is given; below it the answer is a name of a
+            coarser level of the taxonomy, or "not sure".
         unknown_below: An image whose best class has a lower probability counts as none of the
             classes; None: the threshold of the checkpoint's calibration.
         threads: How many threads to use; None: one per core.
         weights: The backbone's weights, if they are not where the recipe says.
 
     Returns:
-        One prediction per image, in order: ``verdict.answer``, ``verdict.confidence``... A damaged
-        image has no verdict; ``fault`` says why.
+        One prediction per image, in order: ``verdict.answer``, which is never a class where the
+        model is not sure, ``verdict.sure``, ``verdict.level``, ``verdict.reason``,
+        ``verdict.confidence``, ``verdict.top``... A damaged image has no verdict; ``fault`` says
+        why.
 
     Raises:
         DataError: if no image is found or there is no checkpoint.

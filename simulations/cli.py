@@ -119,7 +119,9 @@ def compare(
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="Which: engine, dp, deploy, rounds, wire, learner, or all."),
+        typer.Argument(
+            help="Which: engine, dp, deploy, rounds, wire, learner, selection, unknown, or all."
+        ),
     ] = "all",
     rows: Annotated[
         str, typer.Option(help="For learner: some rows of the ablation, with commas between.")

@@ -254,6 +254,16 @@ class KitBody(Body):
     temperature: float | None = Field(
         None, gt=0.0, le=1e6, allow_inf_nan=False, description="Of the calibration, if any."
     )
+    score: Literal["probability", "logit", "energy"] = Field(
+        "probability", description="The calibration's score for 'none of these'."
+    )
+    threshold: float | None = Field(
+        None,
+        ge=-1e9,
+        le=1e9,
+        allow_inf_nan=False,
+        description="A picture with a lower score is of none of the classes; None: none is.",
+    )
     frozen: str = Field(
         "", max_length=64, description="SHA-256 of the frozen part, which does not go along."
     )

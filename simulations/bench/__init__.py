@@ -7,7 +7,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner", "selection")
+NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner", "selection", "unknown")
 
 
 def run_benches(
@@ -47,6 +47,7 @@ def run_benches(
     from fieldmark.simulations.bench.learner import KEPT, bench_learner
     from fieldmark.simulations.bench.rounds import bench_rounds
     from fieldmark.simulations.bench.selection import bench_selection
+    from fieldmark.simulations.bench.unknown import bench_unknown
     from fieldmark.simulations.bench.wire import bench_wire
 
     runners = {
@@ -57,6 +58,7 @@ def run_benches(
         "wire": bench_wire,
         "learner": lambda: bench_learner(rows, kept or KEPT, say),
         "selection": lambda: bench_selection(say),
+        "unknown": lambda: bench_unknown(say),
     }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]

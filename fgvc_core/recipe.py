@@ -60,6 +60,11 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         check_sections(self)
+        if self.data.follow_links:
+            raise ValueError(
+                "data.follow_links is no recipe's to set: a recipe may be a stranger's. A site "
+                "sets it in its site.toml, a person for one command with FIELDMARK_FOLLOW_LINKS=1"
+            )
         return self
 
     def to_toml(self) -> str:

@@ -141,11 +141,13 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
         "for validation"
     )
     gone = sum(found.left_out.values())
+    if found.unused:
+        said += f"; not used: {' '.join(found.unused)}"
     if not gone:
         return Finding("data", "ok", said)
     said += f"; {gone} count as nothing: {'; '.join(found.examples_left_out)}"
     private = recipe.privacy is not None or bool(site.settings.policy.demand)
-    if private or site.settings.data.faults == "leave-out":
+    if private or site.settings.data.faults == "leave-out" or not found.strict_fault:
         remedy = "Mend them, or leave them out: the run goes on without them either way."
         return Finding("data", "note", said, remedy)
     remedy = (

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,10 +14,6 @@ from fgvc_core.data.decoding import wait_for_turn
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
 from fgvc_core.errors import DataError, FieldmarkError
-
-PICTURE_ENDINGS = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 
 _DEEP_MODES = ("I", "F")
 # Pixels converted to RGB at once, which bounds the extra memory to a few megabytes.
@@ -34,16 +30,24 @@ class FileSource:
             the stored pixels (CUB).
         banner: Rows of stored pixels to cut off the bottom, for data sets that print a credit
             there (FGVC-Aircraft).
+        follow_links: Read pictures that links outside the tree lead to.
     """
 
     def __init__(
-        self, root: Path, relative_paths: Sequence[str], *, upright: bool = True, banner: int = 0
+        self,
+        root: Path,
+        relative_paths: Sequence[str],
+        *,
+        upright: bool = True,
+        banner: int = 0,
+        follow_links: bool = False,
     ) -> None:
         self.root = Path(root)
         self.relative_paths = tuple(relative_paths)
         self.upright = upright
         self.banner = banner
-        self._real_root = os.path.realpath(self.root)
+        # Every path lies below "/".
+        self.real_root = "/" if follow_links else os.path.realpath(self.root)
         self._keys: dict[int, bytes] = {}
 
     def __len__(self) -> int:
@@ -86,7 +90,7 @@ class FileSource:
 
     def _decode(self, path: Path, size: int | None) -> NDArray[np.uint8]:
         """Decode the picture; may raise any ``Exception``, as decoders do."""
-        refuse_unsound_file(self._real_root, path)
+        refuse_unsound_file(self.real_root, path)
         with Image.open(path, formats=FORMATS) as image:
             refuse_absurd_size(path, image)
             wait_for_turn(image.width * image.height)
@@ -113,7 +117,7 @@ class FileSource:
         if key is None:
             path = self.path(row)
             try:
-                refuse_unsound_file(self._real_root, path)
+                refuse_unsound_file(self.real_root, path)
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256")
             except FieldmarkError:
@@ -132,7 +136,7 @@ class FileSource:
         """Width and height without the banner, read from the header; None if unreadable."""
         path = self.path(row)
         try:
-            refuse_unsound_file(self._real_root, path)
+            refuse_unsound_file(self.real_root, path)
             with Image.open(path, formats=FORMATS) as image:
                 return image.width, max(image.height - self.banner, 1)
         except Exception as error:
@@ -150,45 +154,6 @@ class FileSource:
             if name not in listings[folder]:
                 absent.append(relative)
         return absent
-
-
-def tree_pictures(top: Path, skipped: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Paths of all pictures below a folder, relative to it and sorted; hidden files are skipped.
-
-    Links to folders are not followed.
-
-    Args:
-        top: The folder.
-        skipped: Called with the relative path of each folder that cannot be listed, for
-            instance because its path is too long or the user lacks permission.
-
-    Raises:
-        DataError: without ``skipped``, for the first such folder.
-        PassingFault: if the machine is at fault.
-    """
-    # A list instead of recursion, which Python limits to about a thousand levels.
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        subfolders: list[str] = []
-        files: list[str] = []
-        try:
-            with os.scandir(os.path.join(top, below)) as entries:
-                for entry in entries:
-                    if not entry.name.startswith("."):
-                        (subfolders if _is(entry, "folder") else files).append(entry.name)
-        except OSError as error:
-            refuse_passing(os.path.join(top, below), error)
-            if skipped is None:
-                raise _no_listing(os.path.join(top, below), error) from None
-            skipped(below)
-            continue
-        for name in sorted(files):
-            if Path(name).suffix.lower() in PICTURE_ENDINGS:
-                yield os.path.join(below, name)
-        for name in sorted(subfolders, reverse=True):
-            if not os.path.islink(os.path.join(top, below, name)):
-                waiting.append(os.path.join(below, name))
 
 
 def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataError:
@@ -269,14 +234,6 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
         f"The picture '{path}' cannot be read: {reason}.",
         why="It is cut short, damaged or not a picture.",
         remedy="Copy it again or remove it; 'fieldmark data check' lists all such files.",
-    )
-
-
-def _no_listing(folder: str, error: OSError) -> DataError:
-    return DataError(
-        f"The folder '{folder}' cannot be listed: {error.strerror}.",
-        why="Pictures in it would be passed over without a word.",
-        remedy="Let this user read it, shorten its path, or take it out of the tree.",
     )
 
 

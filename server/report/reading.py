@@ -41,6 +41,7 @@ class RunFolder:
         evaluation: ``evaluation.json``.
         comparison: ``compare.json``.
         partition: ``partition.json``.
+        data: ``data.json``.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class RunFolder:
     evaluation: dict[str, Any] | None
     comparison: dict[str, Any] | None
     partition: dict[str, Any] | None
+    data: dict[str, Any] | None
 
     @classmethod
     def read(cls, folder: Path) -> "RunFolder":
@@ -66,6 +68,7 @@ class RunFolder:
             evaluation=_optional(folder / "evaluation.json"),
             comparison=_optional(folder / "compare.json"),
             partition=_optional(folder / "partition.json"),
+            data=_optional(folder / "data.json"),
         )
 
     def picture(self, name: str) -> str | None:

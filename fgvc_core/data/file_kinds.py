@@ -72,22 +72,119 @@ _FORMATS = {
 _BY_ENDING = {ending: reason for reason, endings in _FORMATS.items() for ending in endings.split()}
 
 _LITTER_FOLDERS = frozenset(
-    "@eadir @recycle @recently-snapshot @synoresource @tmp #recycle #snapshot $recycle.bin "
-    "recycler recycled lost+found __macosx __pycache__ .thumbnails .@__thumb .appledouble "
-    ".ipynb_checkpoints .trash .trashes .spotlight-v100 .fseventsd .temporaryitems .git .dvc "
-    ".picasaoriginals".split()
+    [
+        "@eadir",
+        "@recycle",
+        "@recently-snapshot",
+        "@synoresource",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "recycler",
+        "recycled",
+        "lost+found",
+        "__macosx",
+        "__pycache__",
+        ".thumbnails",
+        ".@__thumb",
+        ".appledouble",
+        ".ipynb_checkpoints",
+        ".trash",
+        ".trashes",
+        ".spotlight-v100",
+        ".fseventsd",
+        ".temporaryitems",
+        ".git",
+        ".dvc",
+        ".picasaoriginals",
+    ]
 ) | {"system volume information", "network trash folder"}
 _LITTER_FILES = frozenset(
-    "thumbs.db ehthumbs.db ehthumbs_vista.db desktop.ini picasa.ini .picasa.ini .ds_store "
-    ".nomedia icon\r .localized .directory zbthumbnail.info".split(" ")
+    [
+        "thumbs.db",
+        "ehthumbs.db",
+        "ehthumbs_vista.db",
+        "desktop.ini",
+        "picasa.ini",
+        ".picasa.ini",
+        ".ds_store",
+        ".nomedia",
+        "icon\r",
+        ".localized",
+        ".directory",
+        "zbthumbnail.info",
+    ]
 )
 _LITTER_NAME = re.compile(r"\._.*|SYNO(PHOTO|FILE|VIDEO)_.*|\.trash-\d+|~\$.*", re.IGNORECASE)
 
 _OTHER = frozenset(
-    ".bin .bz2 .cfg .csv .db .doc .docx .gz .h5 .htm .html .ini .ipynb .json .jsonl .lock .log "
-    ".mat .md .npy .npz .ods .parquet .pdf .pkl .ppt .pptx .py .rar .rst .sh .sqlite .tab .tar "
-    ".toml .tsv .txt .xls .xlsx .xml .yaml .yml .zip .7z .url .lnk .exe .part .crdownload .aae "
-    ".xmp .pto .pt .pth .safetensors .tex .geojson .kml .gpx .wav .mp3 .rtf .mtl .obj".split()
+    [
+        ".bin",
+        ".bz2",
+        ".cfg",
+        ".csv",
+        ".db",
+        ".doc",
+        ".docx",
+        ".gz",
+        ".h5",
+        ".htm",
+        ".html",
+        ".ini",
+        ".ipynb",
+        ".json",
+        ".jsonl",
+        ".lock",
+        ".log",
+        ".mat",
+        ".md",
+        ".npy",
+        ".npz",
+        ".ods",
+        ".parquet",
+        ".pdf",
+        ".pkl",
+        ".ppt",
+        ".pptx",
+        ".py",
+        ".rar",
+        ".rst",
+        ".sh",
+        ".sqlite",
+        ".tab",
+        ".tar",
+        ".toml",
+        ".tsv",
+        ".txt",
+        ".xls",
+        ".xlsx",
+        ".xml",
+        ".yaml",
+        ".yml",
+        ".zip",
+        ".7z",
+        ".url",
+        ".lnk",
+        ".exe",
+        ".part",
+        ".crdownload",
+        ".aae",
+        ".xmp",
+        ".pto",
+        ".pt",
+        ".pth",
+        ".safetensors",
+        ".tex",
+        ".geojson",
+        ".kml",
+        ".gpx",
+        ".wav",
+        ".mp3",
+        ".rtf",
+        ".mtl",
+        ".obj",
+    ]
 )
 """Endings of files that hold something else; their bytes are not looked at."""
 

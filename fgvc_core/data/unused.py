@@ -1,4 +1,4 @@
-"""Record of what lies below a data root and is not used, so that nothing vanishes without a word."""
+"""Record of what lies below a data root and is not used, so that nothing vanishes unsaid."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

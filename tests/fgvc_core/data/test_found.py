@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -280,3 +282,124 @@ def test_further_frames_are_counted(tmp_path):
     frames[0].save(tmp_path / "a" / "phone.jpg", "MPO", save_all=True, append_images=frames[1:])
     words = "further frames of files, of which the first frame is read"
     assert findings(tmp_path)["unused"]["counts"] == {words: 10}
+
+
+# ---- nothing falls over ---------------------------------------------------------------------
+
+
+def test_each_odd_argument_has_its_own_row_and_the_rest_goes_on(open_folder):
+    write_picture(open_folder / "a.png", 1)
+    (open_folder / "closed").mkdir()
+    write_picture(open_folder / "closed" / "b.png", 2)
+    os.chmod(open_folder / "closed", 0)
+    names = [
+        "~nosuchuser/x.png", "x" * 300 + ".png", str(open_folder / "closed" / "b.png"), "a\0b.png",
+        str(open_folder / "nothing.png"), str(open_folder / "a.png" / "x.png"), "[", "**[",
+        str(open_folder / "a.png"),
+    ]  # fmt: skip
+    try:
+        with powerless():
+            found = find_pictures(names)
+    finally:
+        os.chmod(open_folder / "closed", 0o755)
+    assert [bool(one.fault) for one in found] == [True] * 8 + [False]
+    assert "name too long" in found[1].fault
+    assert found[2].fault == "Permission denied"
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("data.path", "2024"), ("data.path", "true"), ("data.path", "2024-01-02"), ("name", "7"),
+    ("data.path", "1e3"), ("data.manifest", "2024"), ("data.label_column", "0"),
+])  # fmt: skip
+def test_a_text_that_looks_like_a_number_stays_a_text(key, value):
+    recipe = parse_recipe("", [f"{key}={value}"])
+    section, _, name = key.rpartition(".")
+    assert getattr(recipe.data if section else recipe, name) == value
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path):
+    from fgvc_core.recipe import load_recipe
+
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfseed = 3\r\n[data]\r\nimage_size = 32\r\n")
+    assert load_recipe(tmp_path / "a.toml").data.image_size == 32
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    from fgvc_core.data.cache import cache_folder
+
+    for name in ("FIELDMARK_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(ConfigurationError) as caught:
+        cache_folder()
+    assert "FIELDMARK_CACHE" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("arguments", "environment"), [
+    (["data", "check", "{root}"], {"PYTHONIOENCODING": "latin-1"}),
+    (["data", "check", "{root}", "--json"], {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+])  # fmt: skip
+def test_names_in_any_bytes_and_a_latin_1_terminal(tmp_path, arguments, environment):
+    write_folders(tmp_path / "data", ["a", "🐦"], each=6)
+    write_picture(tmp_path / "x.png", 99)
+    os.rename(tmp_path / "x.png", os.fsencode(tmp_path / "data" / "a") + b"/caf\xe9.png")
+    words = [word.format(root=tmp_path / "data") for word in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "fieldmark", *words],
+        capture_output=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_told_without_a_traceback(monkeypatch, capsys):
+    import errno
+
+    from fieldmark import cli
+
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/runs/a/checkpoints/last")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 6
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_checkpoint_on_a_full_disk_says_so_and_leaves_the_one_before(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from fgvc_core.errors import RunFailed
+    from fgvc_core.recipe import Recipe
+    from fieldmark.server.run_log import checkpoint
+
+    kept = checkpoint.Checkpoints(tmp_path, Recipe(), ("a", "b"))
+    tensors = {"w": np.zeros(3, dtype=np.float32)}
+    path = kept.write("last", tensors, checkpoint.RunState("run"))
+    before = path.read_bytes()
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunFailed, match="No space left"):
+        kept.write("last", tensors, checkpoint.RunState("run", round=1))
+    assert path.read_bytes() == before
+
+
+def test_a_last_batch_of_one_joins_the_one_before():
+    import torch
+
+    from fgvc_core.training.loop import batch_count, batches_of
+
+    for size in (1, 2, 8):
+        for count in range(1, 40):
+            batches = batches_of(torch.arange(count), size)
+            assert torch.cat(batches).tolist() == list(range(count))
+            assert len(batches) == batch_count(count, size)
+            assert all(len(batch) > 1 for batch in batches) or size == 1 or count == 1

@@ -96,9 +96,9 @@ def preprocessing(trained: TrainedModel) -> dict[str, Any]:
         "short_side": round(spec.size / spec.crop),
         "interpolation": spec.interpolation,
         "ground": GROUND,
-        "steps": "take the first frame, of at most 8 bits a channel; turn upright as EXIF says; lay "
-        "transparency on white (ground); do not apply color profiles; resize the short side to short_side with "
-        "anti-aliasing, keeping the shape; cut out the centre square",
+        "steps": "take the first frame, of at most 8 bits a channel; turn upright as EXIF says; "
+        "lay transparency on white (ground); do not apply color profiles; resize the short side to "
+        "short_side with anti-aliasing, keeping the shape; cut out the centre square",
     }
 
 

@@ -174,7 +174,7 @@ def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_p
     told = " ".join(result.stdout.split())
     for words in ("(camera raw)", "(whole slide)", "vips dzsave", "(video)", "5 of 11 pictures"):
         assert words in told
-    with pytest.raises(DataError, match="are not used, and data.max_left_out allows 1.0%"):
+    with pytest.raises(DataError, match=r"are not used, and data\.max_left_out allows 1\.0%"):
         load(tmp_path)
     left_out = LeftOut()
     settings = DataSettings(name="folder", path=str(tmp_path), folders="classes")

@@ -86,10 +86,11 @@ def test_the_pages_square_is_the_products_also_of_thin_pictures(tmp_path):
         picture_HWC = noise_of(n, height, width)
         (tmp_path / f"{n}.raw").write_bytes(picture_HWC.tobytes())
         code.append(
-            "{ const size = 32, short = 37, [w, h] = [%d, %d], s = short / Math.min(w, h);"
+            f"{{ const size = 32, short = 37, [w, h] = [{width}, {height}];"
+            "const s = short / Math.min(w, h);"
             "const [a, b] = [Math.max(halfToEven(w * s), size), Math.max(halfToEven(h * s), size)];"
-            "fs.writeFileSync('%d.out', centre(new Uint8Array(fs.readFileSync('%d.raw')), w, h, a, "
-            "b, 'bicubic', size)); }" % (width, height, n, n)
+            f"const rgb = new Uint8Array(fs.readFileSync('{n}.raw'));"
+            f"fs.writeFileSync('{n}.out', centre(rgb, w, h, a, b, 'bicubic', size)); }}"
         )
     (tmp_path / "a.js").write_text("\n".join(code))
     done = subprocess.run(

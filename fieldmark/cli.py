@@ -3,6 +3,9 @@
 The command modules import nothing heavy until a command runs.
 """
 
+import errno
+import io
+import os
 import signal
 import sys
 from types import FrameType
@@ -18,7 +21,8 @@ from fgvc_core.commands.evaluate import evaluate
 from fgvc_core.commands.explain import explain
 from fgvc_core.commands.export import export_app
 from fgvc_core.commands.predict import predict
-from fgvc_core.errors import FieldmarkError
+from fgvc_core.errors import FieldmarkError, RunFailed
+from fgvc_core.files import FULL
 from fgvc_core.supervision import end_at_once
 from fgvc_core.words import visible
 from fieldmark.client.cli import site_app
@@ -77,6 +81,10 @@ def main() -> None:
     """Run the command line; a user error ends with one message and an exit code."""
     quiet_flower()
     _end_on_second_interrupt()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal in Latin-1, or a file name whose bytes are no UTF-8, must not end a command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except FieldmarkError as error:
@@ -85,6 +93,13 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read this, for instance 'head', has what it wanted.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(RunFailed.exit_code)
+    except OSError as error:
+        _tell(_of_the_system(error))
+        sys.exit(RunFailed.exit_code)
     except (KeyboardInterrupt, click.Abort):
         Console(stderr=True).print("Stopped.")
         sys.exit(6)
@@ -109,6 +124,23 @@ def _end_on_second_interrupt() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
+
+
+def _of_the_system(error: OSError) -> FieldmarkError:
+    """A failure of disk, rights or memory, as an error with a remedy."""
+    where = f"'{os.fsdecode(error.filename)}': " if error.filename else ""
+    remedy = "Check the path, its rights and its disk, and try again."
+    if error.errno in FULL:
+        remedy = "Free space there, or name another disk; a run goes on with --resume."
+    elif error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        remedy = "End other programs, or raise the limit (ulimit), and try again."
+    elif error.errno == errno.EROFS:
+        remedy = "Mount it for writing, or name another folder."
+    return RunFailed(
+        f"The system refused: {where}{error.strerror or error}.",
+        why="What was written before is whole.",
+        remedy=remedy,
+    )
 
 
 def _tell(error: FieldmarkError) -> None:

@@ -16,7 +16,7 @@ from fieldmark.client.site import Site
 from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
 from fieldmark.simulations.engines import POLL_S, ROLL_CALL_S
 from fieldmark.simulations.planning import Simulation
-from fieldmark.simulations.preparation import Setting, write_partition
+from fieldmark.simulations.preparation import Setting, write_data, write_partition
 
 
 def check_out(plan: Simulation) -> None:
@@ -100,6 +100,7 @@ def lay_out(plan: Simulation, setting: Setting) -> None:
         write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
         private = plan.recipe.privacy is not None
         write_partition(setting, plan.out / "partition.json", private=private)
+        write_data(setting, plan.out / "data.json", private=private)
     except BaseException:
         for made in (plan.out, *(home for home in homes if home not in kept)):
             shutil.rmtree(made, ignore_errors=True)

@@ -21,6 +21,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import FrameType
 
+from fgvc_core.cores import usable_cores
 from fgvc_core.errors import ConfigurationError, RunFailed
 
 # Imported once by the fork server, so every worker starts with them.
@@ -65,10 +66,8 @@ def refuse_unguarded() -> None:
 
 
 def available_cores() -> list[int]:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    """The cores that this process may run on, by its CPU affinity and its cgroup's quota."""
+    return usable_cores()
 
 
 def context() -> BaseContext:
@@ -90,7 +89,14 @@ def make_pool(count: int | None = None) -> ProcessPoolExecutor:
     cores = available_cores()
     count = count or len(cores)
     chosen = context()
-    queue = chosen.Queue()
+    try:
+        queue = chosen.Queue()
+    except OSError as error:
+        raise ConfigurationError(
+            f"Worker processes cannot be started: {error.strerror or error}.",
+            why="They share semaphores and memory in /dev/shm.",
+            remedy="Make /dev/shm writable (docker run --shm-size=1g, or mount a tmpfs there).",
+        ) from None
     for number in range(count):
         queue.put(cores[number % len(cores)])
     return ProcessPoolExecutor(count, mp_context=chosen, initializer=_settle, initargs=(queue,))

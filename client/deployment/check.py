@@ -14,6 +14,7 @@ from fgvc_core.errors import FieldmarkError, PolicyRefusal
 from fgvc_core.files import widely_readable
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
+from fgvc_core.proxies import socks
 from fgvc_core.recipe import Recipe, parse_recipe
 from fieldmark.client.deployment.contact import Contact, look
 from fieldmark.client.deployment.link import Link, read_link
@@ -141,11 +142,13 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
         "for validation"
     )
     gone = sum(found.left_out.values())
+    if found.unused:
+        said += f"; not used: {' '.join(found.unused)}"
     if not gone:
         return Finding("data", "ok", said)
     said += f"; {gone} count as nothing: {'; '.join(found.examples_left_out)}"
     private = recipe.privacy is not None or bool(site.settings.policy.demand)
-    if private or site.settings.data.faults == "leave-out":
+    if private or site.settings.data.faults == "leave-out" or not found.strict_fault:
         remedy = "Mend them, or leave them out: the run goes on without them either way."
         return Finding("data", "note", said, remedy)
     remedy = (
@@ -228,6 +231,10 @@ def _dns(link: Link, contact: Contact) -> Finding:
 
 
 def _proxy(link: Link, contact: Contact) -> Finding:
+    unsupported = socks(os.environ)
+    if unsupported:
+        said = f"{unsupported[0]} names a SOCKS proxy, which is not supported and not used"
+        return Finding("proxy", "note", said, "Name an HTTP proxy in HTTPS_PROXY if one is needed.")
     if contact.proxy:
         said = f"HTTPS_PROXY sends it through {contact.proxy}; our own loopback is left out"
         return Finding("proxy", "note", said)

@@ -17,6 +17,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.data.unused import Unused
+
 Split = Literal["train", "test", "pool"]
 
 SPLITS: tuple[Split, ...] = ("train", "test", "pool")
@@ -72,6 +74,8 @@ class ExampleTable:
             visible, 0 if hidden; or None.
         part_names: P names.
         boxes_N4: float32 (N, 4): x, y, width, height as fractions; or None.
+        unused: What lies below the data root and is not used, of the whole data set.
+        how: One sentence that says how the files were understood; may be empty.
     """
 
     source: PictureSource
@@ -89,6 +93,8 @@ class ExampleTable:
     parts_NP3: NDArray[np.float32] | None = None
     part_names: tuple[str, ...] = ()
     boxes_N4: NDArray[np.float32] | None = None
+    unused: Unused = field(default_factory=Unused)
+    how: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -119,6 +119,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "refusals": refusals[:REASONS_SHOWN],
         "refusals_left": max(len(refusals) - REASONS_SHOWN, 0),
         "set_aside": {s: f["set_aside"] for s, f in sites.items() if f.get("set_aside")},
+        "unused": _unused(run),
         "poisoning": against_poisoning(run.recipe, len(sites), run.events),
         "notable": notable[:NOTABLE_SHOWN],
         "notable_left": max(len(notable) - NOTABLE_SHOWN, 0),
@@ -126,6 +127,15 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "recipe_left": max(len(run.recipe) - RECIPE_SHOWN, 0),
         "command": "fieldmark simulate recipe.toml",
     }
+
+
+def _unused(run: RunFolder) -> dict[str, int]:
+    """Number of files of the data set that the run did not use, by reason; no names."""
+    # Names of files may be names of people, and exact counts of a private site are not shown.
+    if run.data is None or _has_private_site(run):
+        return {}
+    counts: dict[str, int] = run.data["unused"]["counts"]
+    return counts
 
 
 def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class RunFolder:
         evaluation: ``evaluation.json``.
         comparison: ``compare.json``.
         partition: ``partition.json``.
+        data: ``data.json``.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class RunFolder:
     evaluation: dict[str, Any] | None
     comparison: dict[str, Any] | None
     partition: dict[str, Any] | None
+    data: dict[str, Any] | None
 
     @classmethod
     def read(cls, folder: Path) -> "RunFolder":
@@ -62,6 +64,7 @@ class RunFolder:
             evaluation=_optional(folder / "evaluation.json"),
             comparison=_optional(folder / "compare.json"),
             partition=_optional(folder / "partition.json"),
+            data=_optional(folder / "data.json"),
         )
 
     def picture(self, name: str) -> str | None:

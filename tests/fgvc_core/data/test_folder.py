@@ -96,7 +96,7 @@ def test_hidden_files_and_other_files_are_passed_over(tmp_path: Path) -> None:
 def test_a_picture_outside_every_class_folder_is_named(tmp_path: Path) -> None:
     write_folders(tmp_path, ["wren"])
     write_picture(tmp_path / "stray.png", 1)
-    with pytest.raises(DataError, match=r"stray\.png' lies in no class folder"):
+    with pytest.raises(DataError, match=r"in no class folder: 'stray\.png'"):
         load(tmp_path)
 
 

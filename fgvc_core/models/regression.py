@@ -130,6 +130,12 @@ class Geometry:
         point_K1 = (bias_K.astype(np.float64) + wide_KD @ self.mean_D)[:, None]
         return np.concatenate([(wide_KD * self.scale) @ self.axes_DD, point_K1], axis=1)
 
+    def spread(self, weight_KD: NDArray[np.floating]) -> float:
+        """Standard deviation of a head's logits over pictures, each from the classes' mean."""
+        centred_KD = (weight_KD - weight_KD.mean(axis=0)).astype(np.float64)
+        turned_KD = (centred_KD * self.scale) @ self.axes_DD
+        return float(np.sqrt((turned_KD**2 * self.variances_D).sum(axis=1).mean()))
+
     def gradient(self, found: Summed) -> Floats:
         """Gradient (K, D + 1) in these coordinates."""
         shifted_KD = found.weight_KD - np.outer(found.bias_K, self.mean_D)

@@ -11,6 +11,7 @@ and :class:`Pooled` in one process.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,7 +28,9 @@ from fgvc_core.models.class_statistics import (
 )
 from fgvc_core.models.head_stack import (
     ALL,
+    CORRECT,
     COUNTS,
+    PREDICTED,
     SUPPORT,
     HeadStack,
     macro_f1,
@@ -46,6 +49,9 @@ PRIORS = (0.0, 0.5, 1.0)
 
 PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0)
 """Penalties of the regression that are tried."""
+
+KINDS = ("discriminant", "cosine", "regression")
+"""Kinds of candidates, of which the best are blended."""
 
 ROUGH = 1e-3
 """Precision of the regressions on folds: what is left changes hardly an answer."""
@@ -77,18 +83,22 @@ class Candidate:
     """A kind of head with its settings.
 
     Attributes:
-        kind: ``discriminant``, its ``cosine`` form, or ``regression``.
-        prior: Weight of the class frequencies, 0 to 1; without meaning for ``cosine``.
+        kind: ``discriminant``, its ``cosine`` form, ``regression``, or a ``blend`` of these.
+        prior: Weight of the class frequencies, 0 to 1; only for discriminant and regression.
         shrinkage: Of the covariance, for the first two kinds.
         penalty: Of the weights, for ``regression``.
+        members: For ``blend``: what is blended.
     """
 
-    kind: Literal["discriminant", "cosine", "regression"]
+    kind: Literal["discriminant", "cosine", "regression", "blend"]
     prior: float = 0.0
     shrinkage: float = 0.0
     penalty: float = 0.0
+    members: tuple["Candidate", ...] = ()
 
     def __str__(self) -> str:
+        if self.kind == "blend":
+            return " + ".join(str(one) for one in self.members)
         if self.kind == "regression":
             return f"regression, penalty {self.penalty:g}, prior {self.prior:g}"
         if self.kind == "cosine":
@@ -96,18 +106,57 @@ class Candidate:
         return f"discriminant, shrinkage {self.shrinkage:g}, prior {self.prior:g}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tried:
-    """One candidate's result on the held-out folds of all sites."""
+    """One candidate's result on the held-out folds of all sites.
+
+    Attributes:
+        candidate: The candidate.
+        counts_F3K: float64 (F, 3, K), its counts on each fold.
+    """
 
     candidate: Candidate
-    top1: float
-    macro_f1: float
-    examples: int
+    counts_F3K: Floats
+
+    @property
+    def top1(self) -> float:
+        """Over all folds, 0 to 1."""
+        return top1(self.counts_F3K.sum(axis=0))
+
+    @property
+    def macro_f1(self) -> float:
+        """Over all folds, 0 to 1."""
+        return macro_f1(self.counts_F3K.sum(axis=0))
+
+    @property
+    def examples(self) -> int:
+        """Pictures that it was counted on."""
+        return round(float(self.counts_F3K[:, SUPPORT].sum()))
 
     def score(self, metric: str) -> float:
         """The metric that decides, 0 to 1."""
         return self.macro_f1 if metric == "macro-f1" else self.top1
+
+    def error_beside(self, other: "Tried", metric: str) -> float:
+        """Standard error of the difference of both scores, from how it varies over the folds.
+
+        Taken within each class, so that it is no error that one candidate prefers some classes.
+        """
+        apart_FK = self._shares_FK(metric) - other._shares_FK(metric)
+        folds = len(apart_FK)
+        varied_FK = apart_FK - apart_FK.mean(axis=0)
+        return float(np.sqrt((varied_FK**2).sum() * folds / (folds - 1)))
+
+    def _shares_FK(self, metric: str) -> Floats:
+        """What each fold and class contributes to the score (to macro-F1: about)."""
+        support_FK = self.counts_F3K[:, SUPPORT]
+        if metric == "macro-f1":
+            both_FK = np.maximum(support_FK + self.counts_F3K[:, PREDICTED], 1.0)
+            present = max(int((support_FK.sum(axis=0) > 0).sum()), 1)
+            found: Floats = 2 * self.counts_F3K[:, CORRECT] / both_FK / present / len(both_FK)
+            return found
+        shares_FK: Floats = self.counts_F3K[:, CORRECT] / max(float(support_FK.sum()), 1.0)
+        return shares_FK
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for events and metrics."""
@@ -170,8 +219,8 @@ def regression_head(total: ClassStatistics, settings: TrainSettings, sites: Site
 def best_head(folds: Sequence[ClassStatistics], settings: TrainSettings, sites: Sites) -> Found:
     """The best of all candidates by ``train.start_metric`` on held-out folds, fitted on all.
 
-    The earlier of equal candidates is taken: closed forms before regressions, more shrinkage and a
-    larger penalty first.
+    Of equal candidates the earlier: closed forms before regressions, more shrinkage and a larger
+    penalty first.
 
     Args:
         folds: Statistics of each fold over all sites, with a scatter.
@@ -202,16 +251,94 @@ def best_head(folds: Sequence[ClassStatistics], settings: TrainSettings, sites: 
     messages += len(counts)
     tried = _tried(_closed_candidates(shrinkages), counts[0], len(used))
     tried += _tried(_regression_candidates(), counts[1], len(used))
-    best = max(tried, key=lambda one: one.score(settings.start_metric)).candidate
+    heads = _FoldHeads(parts, geometries, regressions)
+    blends = _blends(tried, settings.start_metric)
+    (blended,) = sites.counts([plain_stack([(*heads(c, f), f) for c in blends for f in used])])
+    messages += 1
+    found = _tried(blends, blended, len(used))
+    # A site that was lost in between would leave them counted on other pictures.
+    tried += [one for one in found if one.examples == tried[0].examples]
+    best = _chosen(tried, settings.start_metric)
     total = added(folds)
-    if best.kind != "regression":
-        return Found(closed_form(total, best), best, tuple(tried), messages)
-    heads = [one.head for (penalty, _), one in regressions.items() if penalty == best.penalty]
-    one = Regression(Geometry(total), best.penalty, settings.start_precision, MOST, _between(heads))
-    messages += fitted([(one, ALL)], sites)
-    weight_KD, bias_K = one.head
-    head = weight_KD, bias_K + _shift(total, best.prior)
+    final: dict[tuple[float, int], Regression] = {}
+    geometry = Geometry(total)
+    for member in best.members or (best,):
+        if member.kind == "regression":
+            start = _between([regressions[member.penalty, f].head for f in used])
+            one = Regression(geometry, member.penalty, settings.start_precision, MOST, start)
+            messages += fitted([(one, ALL)], sites)
+            final[member.penalty, ALL] = one
+    head = _FoldHeads({ALL: total}, {ALL: geometry}, final)(best, ALL)
     return Found(head, best, tuple(tried), messages)
+
+
+@dataclass(frozen=True)
+class _FoldHeads:
+    """The heads of candidates by the fold that they have not learned from.
+
+    Attributes:
+        parts: Fold -> statistics of the other folds.
+        geometries: Fold -> their geometry.
+        regressions: (penalty, fold) -> the fitted regression.
+    """
+
+    parts: dict[int, ClassStatistics]
+    geometries: dict[int, Geometry]
+    regressions: dict[tuple[float, int], Regression]
+
+    def __call__(self, candidate: Candidate, fold: int) -> Head:
+        """The head of a candidate."""
+        if candidate.kind == "regression":
+            weight_KD, bias_K = self.regressions[candidate.penalty, fold].head
+            return weight_KD, bias_K + _shift(self.parts[fold], candidate.prior)
+        if candidate.kind != "blend":
+            return closed_form(self.parts[fold], candidate)
+        members = [self(member, fold) for member in candidate.members]
+        spreads = [self.geometries[fold].spread(weight_KD) for weight_KD, _ in members]
+        # As sure of its answers as the last member is.
+        shares = [spreads[-1] / max(spread, 1e-12) / len(members) for spread in spreads]
+        weights_KD, biases_K = (
+            np.sum([share * head[i] for share, head in zip(shares, members, strict=True)], axis=0)
+            for i in (0, 1)
+        )
+        return weights_KD.astype(np.float32), biases_K.astype(np.float32)
+
+
+def _blends(tried: Sequence[Tried], metric: str) -> list[Candidate]:
+    """Blends of the best of each kind, two and three at a time.
+
+    Heads that err on different pictures are better together, and a blend is a linear head too. It
+    also makes it matter less which of several about equal ones was the best by chance.
+    """
+    best = {
+        kind: max(
+            (one for one in tried if one.candidate.kind == kind), key=lambda one: one.score(metric)
+        ).candidate
+        for kind in KINDS
+    }
+    every = tuple(best.values())
+    chosen = [members for size in (3, 2) for members in combinations(every, size)]
+    return [Candidate("blend", members=members) for members in chosen]
+
+
+def best_closed_form(
+    folds: list[ClassStatistics], settings: TrainSettings, sites: Sites, kind: str
+) -> Found:
+    """The best closed form of one kind, chosen as :func:`best_head` does.
+
+    Args:
+        folds: Statistics of each fold, with a scatter; none without pictures.
+        settings: ``[train]``.
+        sites: The pictures.
+        kind: ``discriminant`` or ``cosine``.
+    """
+    parts = {f: added(folds[:f] + folds[f + 1 :]) for f in range(len(folds))}
+    shrinkages = sorted(SHRINKAGES, reverse=True)
+    (counts_MV3K,) = sites.counts([_closed_forms(shrinkages, parts)])
+    tried = _tried(_closed_candidates(shrinkages), counts_MV3K, len(folds))
+    mine = [one for one in tried if one.candidate.kind == kind]
+    best = max(mine, key=lambda one: one.score(settings.start_metric)).candidate
+    return Found(closed_form(added(folds), best), best, tuple(mine), 1)
 
 
 def closed_form(total: ClassStatistics, candidate: Candidate) -> Head:
@@ -308,12 +435,26 @@ def _stack(
 def _tried(candidates: Sequence[Candidate], counts_MV3K: Floats, folds: int) -> list[Tried]:
     """Results of candidates, whose heads are ordered by setting and then by fold."""
     settings, variants = len(counts_MV3K) // folds, counts_MV3K.shape[1]
-    shape = (settings, folds, variants, *counts_MV3K.shape[2:])
-    counts_C3K = counts_MV3K.reshape(shape).sum(axis=1).reshape(-1, *shape[3:])
-    return [
-        Tried(one, top1(counts_3K), macro_f1(counts_3K), round(float(counts_3K[SUPPORT].sum())))
-        for one, counts_3K in zip(candidates, counts_C3K, strict=True)
-    ]
+    counts_SFV3K = counts_MV3K.reshape(settings, folds, variants, *counts_MV3K.shape[2:])
+    counts_SVF3K = np.moveaxis(counts_SFV3K, 2, 1)
+    counts_CF3K = counts_SVF3K.reshape(settings * variants, folds, *counts_MV3K.shape[2:])
+    return [Tried(one, counts_F3K) for one, counts_F3K in zip(candidates, counts_CF3K, strict=True)]
+
+
+def _chosen(tried: Sequence[Tried], metric: str) -> Candidate:
+    """The blend of all kinds, unless another candidate is clearly better.
+
+    Clearly: by more than one standard error of the difference (the rule of Breiman et al. 1984,
+    "Classification and Regression Trees", section 3.4.3, with the blend as the safe choice). The
+    best of forty by a few hundred pictures is partly the luckiest.
+    """
+    best = max(tried, key=lambda one: one.score(metric))
+    for safe in tried:
+        if len(safe.candidate.members) == len(KINDS):
+            lead = best.score(metric) - safe.score(metric)
+            if lead <= best.error_beside(safe, metric):
+                return safe.candidate
+    return best.candidate
 
 
 def _between(heads: Sequence[Head]) -> Head:

@@ -72,7 +72,8 @@ def test_every_candidate_is_counted_once_on_every_picture():
     found = search(vectors_ND, labels_N)
     assert {one.examples for one in found.tried} == {len(labels_N)}
     assert len({str(one.candidate) for one in found.tried}) == len(found.tried)
-    assert len(found.tried) == 4 * len(SHRINKAGES) + 3 * len(PENALTIES)
+    # Three priors and the cosine; three priors; three pairs and all three.
+    assert len(found.tried) == 4 * len(SHRINKAGES) + 3 * len(PENALTIES) + 4
     best = max(one.top1 for one in found.tried)
     first = next(one for one in found.tried if one.top1 == best)
     assert first.candidate == found.candidate
@@ -112,3 +113,32 @@ def test_the_same_pictures_give_the_same_bits():
     one, two = (search(*drawn(1, [20] * CLASSES)) for _ in range(2))
     assert one.head[0].tobytes() == two.head[0].tobytes()
     assert one.tried == two.tried
+
+
+def spread(head, vectors_ND):
+    logits_NK = vectors_ND.astype(np.float64) @ (head[0] - head[0].mean(axis=0)).T
+    return np.sqrt(logits_NK.var(axis=0).mean())
+
+
+def test_a_blend_adds_its_members_logits_each_in_its_own_unit():
+    vectors_ND, labels_N = drawn(5, [40] * CLASSES, spread=2.5)
+    found = search(vectors_ND, labels_N, start_precision=1e-9)
+    assert found.candidate.kind == "blend"
+    sites = Pooled(vectors_ND, labels_N, np.zeros(len(labels_N), np.int64))
+    total = added(sites.statistics(CLASSES, 1))
+    members = []
+    for one in found.candidate.members:
+        if one.kind == "regression":
+            exact = TrainSettings(start_penalty=one.penalty, start_precision=1e-9)
+            members.append(regression_head(total, exact, sites).head)
+        else:
+            members.append(closed_form(total, one))
+    logits_NK = sum((vectors_ND @ w.T + b) / spread((w, b), vectors_ND) for w, b in members)
+    logits_NK *= spread(members[-1], vectors_ND) / len(members)
+    blended_NK = vectors_ND @ found.head[0].T + found.head[1]
+    # Equal for all classes, as far as the softmax is concerned.
+    apart_NK = blended_NK - logits_NK
+    shifts_N1 = apart_NK.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(apart_NK, np.broadcast_to(shifts_N1, apart_NK.shape), atol=2e-3)
+    best = max(one.top1 for one in found.tried if one.candidate.kind != "blend")
+    assert next(one.top1 for one in found.tried if one.candidate == found.candidate) > best

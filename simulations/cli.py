@@ -120,15 +120,19 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="Which: engine, dp, deploy, rounds, wire, learner, selection, unknown, or all."
+            help="Which: engine, dp, deploy, rounds, wire, learner, selection, unknown, heads, or "
+            "all."
         ),
     ] = "all",
     rows: Annotated[
-        str, typer.Option(help="For learner: some rows of the ablation, with commas between.")
+        str,
+        typer.Option(
+            help="For learner: some rows of the ablation; for heads: some sets. Commas between."
+        ),
     ] = "",
     out: Annotated[
         Path | None,
-        typer.Option(help="For learner: folder of rows done already; runs/bench-learner."),
+        typer.Option(help="For learner and heads: folder of runs done already; runs/bench-NAME."),
     ] = None,
     json_: Json = False,
 ) -> None:

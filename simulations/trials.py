@@ -52,7 +52,8 @@ def run_trials(
         clean = replace(plan, recipe=without_faults(plan.recipe))
         metrics = read_metrics(_run(clean, setting, pool, workers))
         say(
-            f"without faults, {clean.recipe.federation.strategy}: top-1 {100 * metrics['top1']:.1f} %"
+            f"without faults, {clean.recipe.federation.strategy}: "
+            f"top-1 {100 * metrics['top1']:.1f} %"
         )
         trials = []
         for strategy in scenario.defences:

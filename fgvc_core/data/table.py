@@ -237,3 +237,26 @@ def held_names(names: Sequence[str], fraction: float, key: bytes) -> NDArray[np.
     """
     side = {name: unit_interval(name, key) < fraction for name in set(names)}
     return np.array([side[name] for name in names], dtype=np.bool_)
+
+
+def fold_numbers(
+    subjects: Sequence[str], labels_N: NDArray[np.int64], folds: int, key: bytes
+) -> NDArray[np.int64]:
+    """Fold of each example, int64 (N,), 0 to ``folds - 1``: all examples of a subject in one.
+
+    Subjects are dealt in turn, class by class (of their first example), within a class by the
+    keyed hash of their names: so every fold has about as many subjects of each class.
+
+    Args:
+        subjects: N subject ids.
+        labels_N: N labels.
+        folds: Number of folds.
+        key: The site's secret key, 1 to 64 bytes.
+    """
+    first: dict[str, int] = {}
+    for subject, label in zip(subjects, labels_N.tolist(), strict=True):
+        first.setdefault(subject, label)
+    # The prefix makes folds independent of the validation split, which hashes the bare name.
+    order = sorted(first, key=lambda name: (first[name], unit_interval(f"fold/{name}", key), name))
+    dealt = {subject: position % folds for position, subject in enumerate(order)}
+    return np.array([dealt[subject] for subject in subjects], dtype=np.int64)

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.checkpoint_file import read_checkpoint
-from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, STATISTICS, TRAIN, stages_of
+from fgvc_core.protocol.stages import (
+    FOLD_COUNTS,
+    GRADIENTS,
+    PERSONAL,
+    PRETRAIN,
+    SCORE,
+    STATISTICS,
+    TRAIN,
+    stages_of,
+)
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.baselines import train_alone
 from fgvc_core.training.examples import Examples
@@ -25,15 +34,15 @@ from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import Stretch
 from fgvc_core.training.plain import plain_regression
 from fgvc_core.training.self_supervised import Pretraining
-from fgvc_core.training.start import fit_class_means, start_alone
+from fgvc_core.training.start import fit_class_means, pooled_start
 from fieldmark.server.rounds.cohort import wanted
 from fieldmark.simulations.preparation import Setting, split_site, without_labels
 
 POOLED = "pooled"
 
-DONE_HERE = frozenset({PRETRAIN, STATISTICS, TRAIN, SCORE, PERSONAL})
+DONE_HERE = frozenset({PRETRAIN, STATISTICS, GRADIENTS, FOLD_COUNTS, TRAIN, SCORE, PERSONAL})
 """Stages of a run that this file does without a federation."""
-STARTS_HERE = frozenset({"none", "means", "lda", "semantic"})
+STARTS_HERE = frozenset({"none", "means", "lda", "semantic", "regression", "auto"})
 
 
 @dataclass(frozen=True)
@@ -80,18 +89,18 @@ def train_other(recipe: Recipe, setting: Setting, sites: list[str]) -> Model:
         sites: All sites for the pooled model, or one.
     """
     learner = make_learner(recipe, setting.table.num_classes)
+    table = union(setting, sites, recipe, 0)
     train, validation = (
-        learner.examples(union(setting, sites, recipe, side), setting.cache) for side in (0, 1)
+        learner.examples(part, setting.cache) for part in (table, union(setting, sites, recipe, 1))
     )
     # A site alone draws what it draws in the federation.
     purpose = sites[0] if len(sites) == 1 else POOLED
     count, federation = len(setting.rows), recipe.federation
     pretraining = _pretrain(recipe, setting, learner, sites, purpose)
-    start_alone(learner, train, recipe.evaluate.batch_size, setting.table.attributes_KA)
+    batch, attributes_KA = recipe.evaluate.batch_size, setting.table.attributes_KA
+    pooled_start(learner, train, table.subjects, batch, attributes_KA)
     rounds = budget(federation.rounds, count, federation.fraction)
-    trained = train_alone(
-        learner, train, validation, rounds, federation.patience, recipe.evaluate.batch_size, purpose
-    )
+    trained = train_alone(learner, train, validation, rounds, federation.patience, batch, purpose)
     learner.load(trained.tensors)
     facts = {
         "start": recipe.train.start,

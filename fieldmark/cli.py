@@ -17,6 +17,7 @@ from rich.console import Console
 
 from fgvc_core import __version__
 from fgvc_core.cli import data_app
+from fgvc_core.commands.doctor import doctor
 from fgvc_core.commands.evaluate import evaluate
 from fgvc_core.commands.explain import explain
 from fgvc_core.commands.export import export_app
@@ -48,6 +49,7 @@ app.command()(bench)
 app.command()(predict)
 app.command()(evaluate)
 app.command()(explain)
+app.command()(doctor)
 app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
 app.add_typer(server_app, name="server")

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.words import visible
 from fieldmark.client.reading_cli import (
     Faults,
     Kind,
@@ -283,10 +282,8 @@ def check(
     if json_:
         typer.echo(json.dumps(found.as_json(), indent=1))
     else:
-        for finding in found.findings:
-            typer.echo(f"{finding.level:>11}  {finding.name}: {visible(finding.said)}")
-            if finding.remedy:
-                typer.echo(f"{'':>13}{finding.remedy}")
+        for line in found.lines():
+            typer.echo(line)
     raise typer.Exit(found.exit_code)
 
 

@@ -25,6 +25,7 @@ from fieldmark.simulations.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
+            ["doctor"],
             ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"],
             ["site", "status"],
             ["explain"], ["export", "onnx"], ["export", "browser"], ["export", "folder"],

@@ -9,6 +9,7 @@ import base64
 import functools
 import hashlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,10 +65,10 @@ from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
 from fgvc_core.protocol.keys import PrivateKey
 from fgvc_core.sockets import make_socket_file, socket_folder, socket_name
+from fgvc_core.wake import WakeFile
 from fieldmark.client.deployment.node import BeyondBound, BoundedClient, Weighed, cut_bundle
 
 __all__ = [
-    "LEFT_BEHIND",
     "UNTAKEN",
     "Task",
     "acquire_tasks",
@@ -75,18 +76,19 @@ __all__ = [
     "heartbeat_of",
     "is_forgotten",
     "node_headers",
+    "pace_node",
     "release_node",
     "serve_supernode",
 ]
 
-LEFT_BEHIND = "is not in `RUNNING` status. Ignoring message"
-"""Log text of a SuperNode when a run ends while it fetches one of the run's messages. It keeps the
-task that it created for the message."""
 UNTAKEN = (httpx.HTTPError, ObjectPullError, RuntimeError)
 """Exceptions of fetching a task's message from the SuperNode."""
 PATIENCE_S = 60.0
 """Maximum time to retry handing an answer to an unreachable SuperNode, in seconds."""
-_CONFIGURED = "get_fused_config_from_fab"
+LOCAL_S, LOOK_S = 0.5, 0.05
+"""Flower's interval between two looks for the runner's answer, which are in this process's memory,
+and ours, in seconds."""
+_CONFIGURED, _PULL = "get_fused_config_from_fab", "_pull_and_store_message"
 
 
 def serve_supernode(socket: Path, options: Sequence[str]) -> None:
@@ -310,6 +312,58 @@ def bound_node(message_bytes: int) -> None:
     _replace(fleet_http_connection, "FleetHttpClient", _BoundedFleetClient)
     _replace(start_client_internal, "http_request_response", bounded)
     _replace(start_client_internal, _CONFIGURED, lambda _, run: configured(make_bundle(), run))
+
+
+def pace_node(wake: WakeFile, clock: ModuleType = time) -> None:
+    """Let the SuperNode of this process notify the runner, and wait no longer than it has to.
+
+    Flower's node sleeps for 3 s after each answer that no message waits, and looks for the runner's
+    answer every 0.5 s. The gateway holds a call until a message is there (:mod:`fieldmark.server.
+    deployment.held`): the sleep counts from the beginning of the call, and only a coordinator that
+    holds nothing is still asked every 3 s.
+
+    Args:
+        wake: Notified of each message that the node has received.
+        clock: What measures time and sleeps.
+    """
+    pull: Callable[..., Any] = start_client_internal.__dict__[_PULL]
+    pace = _Pace(clock)
+
+    def pulled(*args: Any, **options: Any) -> Any:
+        pace.begin()
+        run_id = pull(*args, **options)
+        if run_id is not None:
+            wake.notify()
+        return run_id
+
+    _replace(start_client_internal, _PULL, pulled)
+    _replace(start_client_internal, "time", pace)
+
+
+class _Pace:
+    """Stands in for the module ``time`` in Flower's loop of a node.
+
+    Its sleeps after a call for messages are shortened by the call's own duration; those between
+    two looks for an answer of this machine's runner are ``LOOK_S``.
+    """
+
+    def __init__(self, clock: ModuleType) -> None:
+        self._clock = clock
+        self._began = clock.monotonic()
+
+    def begin(self) -> None:
+        """A call for messages begins."""
+        self._began = self._clock.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for at most the given time, in seconds."""
+        if seconds <= LOCAL_S:
+            self._clock.sleep(min(seconds, LOOK_S))
+        else:
+            self._clock.sleep(max(seconds - (self._clock.monotonic() - self._began), 0.0))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clock, name)
 
 
 def _replace(module: ModuleType, name: str, value: object) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import httpx
 
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
+from fieldmark.client.deployment.lines import TOO_LARGE
 
 PIECE_BYTES = 24_000_000
 """Maximum size of a response with a piece of a message. Flower cuts arrays into pieces of 5 MB; the
@@ -25,9 +26,6 @@ largest other piece is a signed body (4 MB)."""
 
 ANSWER_BYTES = 1_000_000
 """Maximum size of any other response: names, numbers, the tree of a message's pieces, a bundle."""
-
-TOO_LARGE = "is beyond this site's bound"
-"""Part of every error message about size; the supervisor looks for it in the node's log."""
 
 
 class BeyondBound(Exception):

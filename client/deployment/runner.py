@@ -1,6 +1,7 @@
 """Warm runner of a site: answers each message in a forked child, with installed code only.
 
-It replaces Flower's executor. Everything is imported once, so a message costs a fork instead of
+It replaces Flower's executor. :mod:`.standby` becomes it when a message comes. Everything is
+imported once, so a message costs a fork instead of
 seconds of imports, and only children initialize a GPU. Flower's executor unpacks the run's bundle,
 puts it first on ``sys.path`` and loads the code that it names; this one compares the bundle's bytes
 with those that every installation builds, and calls the installed ``fieldmark.client.app``.
@@ -22,6 +23,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Message
@@ -34,12 +36,11 @@ from fgvc_core.privacy.odometer import choose_rule
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.protocol.bundle import check_bundle
 from fgvc_core.supervision import die_with_parent
+from fgvc_core.wake import become
 from fgvc_core.words import visible
 from fieldmark.client.announced import last_announced, read_announced
 from fieldmark.client.cache_room import CacheRoom, in_use
 from fieldmark.client.deployment.child import (
-    AWAITS,
-    HALF_HANDED_OVER,
     Ended,
     Handover,
     at_least_to_answer,
@@ -53,14 +54,22 @@ from fieldmark.client.deployment.flower_internals import (
     heartbeat_of,
     is_forgotten,
 )
+from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER
+from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.approval import pending_runs
 from fieldmark.client.privacy.policy import protection
 from fieldmark.client.recipe_limits import uses_gpu
 from fieldmark.client.site import Resources, Site
 
-POLL_S = 0.2
-"""Interval between two polls for a message, in seconds; each costs the SuperNode milliseconds."""
+POLL_S = 5.0
+"""Maximum interval between two calls for a message, in seconds. Each costs the SuperNode
+milliseconds; it notifies this process of a message."""
+WARM_S = 300.0
+"""Time without a message after which this process gives its memory back, in seconds. It counts from
+the last answer, whose time the coordinator knows: that the next answer comes later by the imports
+tells nobody anything about the pictures."""
+STANDBY = "fieldmark.client.deployment.standby"
 ATTEMPTS = 2
 _REFUSED, _FORGOTTEN = 3, 4
 
@@ -72,26 +81,41 @@ class Runner:
         home: Home of the site.
         socket: Unix socket of the SuperNode's Runtime API.
         secret: Secret that the SuperNode requires for handing out tasks.
+        stand_by: Called after ``WARM_S`` without a message, with the number of notifications that
+            need no attention any more.
     """
 
-    def __init__(self, home: Path, socket: Path, secret: bytes) -> None:
+    def __init__(
+        self,
+        home: Path,
+        socket: Path,
+        secret: bytes,
+        stand_by: Callable[[int], object] = lambda seen: None,
+    ) -> None:
         self._home, self._socket, self._secret = home, socket, secret
         self._warm_up, self._cache_room = WarmUp(home), CacheRoom(home)
         self._last_lent = (Limits(), Resources(cache=""))
         self._handover: Handover | None = None
         self._pending: set[str] = set()
+        self._wake, self._stand_by = wake_file(socket), stand_by
 
     def serve(self) -> None:
         """Answer messages until the process is stopped or its parent dies."""
-        parent = os.getppid()
-        for token in acquire_tasks(self._socket, self._secret):
-            if os.getppid() != parent:
-                return
+        parent, answered = os.getppid(), time.monotonic()
+        tokens = acquire_tasks(self._socket, self._secret)
+        while os.getppid() == parent:
+            # Read before the call: a message that comes after it changes the count.
+            seen = self._wake.count()
+            token = next(tokens)
             if token:
                 self._answer(token)
                 self._tell_of_pending()
+                answered = time.monotonic()
+            elif time.monotonic() - answered > WARM_S:
+                self._stand_by(seen)
+                return
             else:
-                time.sleep(POLL_S)
+                self._wake.wait(seen, POLL_S)
 
     def _tell_of_pending(self) -> None:
         """Say once of each announced run that a person here has to approve."""
@@ -335,7 +359,10 @@ def main() -> None:
     import fieldmark.client.workspace  # noqa: F401
 
     _say("ready")
-    Runner(Path(home), Path(socket), Path(secret).read_bytes()).serve()
+    standby = partial(become, STANDBY, home, socket, secret)
+    Runner(
+        Path(home), Path(socket), Path(secret).read_bytes(), lambda seen: standby(str(seen))
+    ).serve()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from fgvc_core.files import PRIVATE_UMASK
-from fieldmark.client.deployment.flower_internals import bound_node, serve_supernode
+from fieldmark.client.deployment.flower_internals import bound_node, pace_node, serve_supernode
+from fieldmark.client.deployment.standby import wake_file
 
 
 def main() -> None:
@@ -17,6 +18,7 @@ def main() -> None:
     socket, message_bytes, options = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     os.umask(PRIVATE_UMASK)
     bound_node(message_bytes)
+    pace_node(wake_file(socket))
     serve_supernode(socket, options)
     # It returns when its connection fails, while its server thread keeps the process alive.
     # Exit, so that the supervisor restarts it.

@@ -22,13 +22,10 @@ from fgvc_core.supervision import (
     until_told,
 )
 from fgvc_core.words import visible
-from fieldmark.client.deployment.child import AWAITS, HALF_HANDED_OVER
-from fieldmark.client.deployment.flower_internals import LEFT_BEHIND, release_node
+from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER, LEFT_BEHIND, TOO_LARGE
 from fieldmark.client.deployment.link import CA, read_link
-from fieldmark.client.deployment.node import TOO_LARGE
-from fieldmark.client.privacy.admission import Admission
+from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.privacy.data_claims import Register
-from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site
 
 STEP_S = 0.25
@@ -87,6 +84,9 @@ def check_alone(site: Site, say: Callable[[str], None]) -> None:
     if not Register().path.exists():
         # No register yet; the first run with differential privacy creates it.
         return
+    from fieldmark.client.privacy.admission import Admission
+    from fieldmark.client.privacy.ledger import Ledger
+
     try:
         Admission(site, Ledger(site.home, site.data_binding, site.name)).claim_data(afresh=True)
     except ConfigurationError as error:
@@ -117,6 +117,8 @@ def site_services(
     # Only the owner can open the sockets; any account could connect to a loopback port.
     socket = socket_folder(state.absolute() / "sockets") / "supernode"
     secret = _fresh_secret(state / "secret")
+    # Notifications of an earlier node: this one has none of its messages.
+    wake_file(socket).path.unlink(missing_ok=True)
     node = _Node(site, address, ca, state / "node.json", say, restart_node)
     variables = environment(state / "flwr")
     # -P: files in the working directory must not shadow installed modules.
@@ -138,7 +140,7 @@ def site_services(
     )
     runner = (
         *module,
-        "fieldmark.client.deployment.runner",
+        "fieldmark.client.deployment.standby",
         str(site.home),
         str(socket),
         str(secret),
@@ -208,6 +210,9 @@ class _Node:
         self._note.unlink(missing_ok=True)
         if self.node_id is None or status == 0:
             return
+        # Not at the top: Flower takes more memory than this whole process.
+        from fieldmark.client.deployment.flower_internals import release_node
+
         told = release_node(self._address, str(self._ca), self._site.key, self.node_id)
         self._say("the node died; " + ("the coordinator knows" if told else "nobody was told"))
 

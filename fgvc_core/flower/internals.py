@@ -14,7 +14,6 @@ from uuid import uuid4
 
 import httpx
 from flwr.app import Message
-from flwr.cli.build import build_fab_from_files
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.inflatable.inflatable_object import get_object_head_values_from_object_content
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -76,6 +75,8 @@ def give_id(message: Message) -> str:
 
 def build_app(files: dict[str, bytes]) -> bytes:
     """The bundle that ``flwr run`` builds; only for comparisons with stock Flower."""
+    from flwr.cli.build import build_fab_from_files
+
     return build_fab_from_files(dict(files))[0]
 
 

@@ -5,6 +5,9 @@ names: whoever can start a run at the SuperLink can run code as the coordinator.
 bundle only if it is bit-identical to ours and the conductor requested the run. It imports once and
 forks for each run; a run whose process dies is reported at once.
 
+:mod:`.standby` becomes it when a run is announced, and it becomes that again ``WARM_S`` after the
+last one.
+
 Run as a separate process: ``python -m fieldmark.server.deployment.executor DIR``.
 """
 
@@ -12,11 +15,13 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
 from fgvc_core.supervision import die_with_parent
+from fgvc_core.wake import become
 from fieldmark.server.deployment.arrivals import Arrivals
 from fieldmark.server.deployment.flower_internals import (
     ReplyLink,
@@ -28,16 +33,27 @@ from fieldmark.server.deployment.flower_internals import (
 from fieldmark.server.deployment.parcel_grid import ParcelGrid
 from fieldmark.server.deployment.run_request import active_run, read_run_request
 from fieldmark.server.deployment.sockets import superlink_address
+from fieldmark.server.deployment.standby import is_announced
 
 POLL_S = 0.3
+SELDOM_S = 2.0
+"""Interval between two calls for a run while none is expected, in seconds."""
+WARM_S = 300.0
+"""Time without a run after which this process gives its memory back, in seconds."""
+STANDBY = "fieldmark.server.deployment.standby"
 ASKED_WITHIN_S = 5.0
 
 
 class Executor:
-    """Takes runs from the SuperLink one after the other, each in its own process."""
+    """Takes runs from the SuperLink one after the other, each in its own process.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: The coordinator's.
+        stand_by: Called after ``WARM_S`` without a run.
+    """
+
+    def __init__(self, folder: Path, stand_by: Callable[[], object] = lambda: None) -> None:
+        self._folder, self._stand_by = folder, stand_by
         self._link = superlink_address(folder)
         self._ca = (folder / "state" / "loopback" / "ca.pem").read_bytes()
         self._secret = (folder / "secret").read_bytes()
@@ -46,21 +62,32 @@ class Executor:
     def serve(self) -> None:
         """Serve until told to stop."""
         client, tasks = acquire_work(self._link, self._ca, self._secret)
-        parent = os.getppid()
+        parent, due = os.getppid(), 0.0
+        needed = time.monotonic()
         try:
-            for token, task, run in tasks:
-                if token:
-                    _say(f"task {task} of Flower run {run}")
-                    self._launch(token)
+            while os.getppid() == parent:
+                now, announced = time.monotonic(), is_announced(self._folder)
+                if announced or self._children:
+                    needed = now
+                elif now - needed > WARM_S:
+                    break
+                awaited = announced and not self._children
+                if awaited or now >= due:
+                    # Each call costs the SuperLink milliseconds.
+                    due = now + SELDOM_S
+                    token, task, run = next(tasks)
+                    if token:
+                        _say(f"task {task} of Flower run {run}")
+                        self._launch(token)
                 self._reap()
                 self._obey()
-                if os.getppid() != parent:
-                    break
                 time.sleep(POLL_S)
         finally:
             client.close()
             for child in self._children:
                 os.kill(child, signal.SIGTERM)
+        if os.getppid() == parent:
+            self._stand_by()
 
     def _launch(self, token: str) -> None:
         child = os.fork()
@@ -153,7 +180,8 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    Executor(Path(sys.argv[1])).serve()
+    folder = sys.argv[1]
+    Executor(Path(folder), lambda: become(STANDBY, folder)).serve()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ The SuperLink listens on a Unix socket, because Flower's port would be open to e
 machine. The conductor uses the Control API through it; our executor uses the Runtime API, in place
 of Flower's, which would unpack each run's bundle and put it on ``sys.path``. A test fails by name
 when one of these private modules changes.
+
+What only some processes need is imported where it is used: the grid and its interceptors bring a
+database and a web framework along, which gateway, pages and supervisor do not use.
 """
 
 import functools
@@ -12,15 +15,12 @@ import re
 import ssl
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
 import httpx
-import uvicorn
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -61,28 +61,22 @@ from flwr.supercore.constant import (
     FLEET_HTTP_SIGNATURE_HEADER,
     TaskType,
 )
-from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
-from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.superlink.grid import HttpGrid
 from google.protobuf.message import DecodeError
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket, put_together
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
 from fieldmark.server.deployment.bodies import check_push
+
+if TYPE_CHECKING:
+    from flwr.supercore.heartbeat import HeartbeatSender
+    from flwr.superlink.grid import HttpGrid
 
 __all__ = [
     "LINK_FAILURES",
@@ -138,8 +132,13 @@ def serve_superlink(socket: Path, health: Path, options: Sequence[str]) -> None:
     Raises:
         OSError: if a socket cannot be created.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
+    import uvicorn
     from flwr.supercore.grpc_health import SimpleHealthServicer
     from flwr.superlink.cli.flower_superlink import flower_superlink
+    from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
     for path in (socket, health):
         make_socket_file(socket_folder(path.parent) / path.name)
@@ -173,16 +172,21 @@ def _host_of(address: str) -> str:
     return _NAMED if path_of(address) is not None else address
 
 
-class _LocalGrid(HttpGrid):
-    """Flower's grid, through a Unix socket."""
+@functools.cache
+def _local_grid() -> "type[HttpGrid]":
+    """Class of Flower's grid, through a Unix socket."""
+    from flwr.superlink.grid import HttpGrid
 
-    def _connect(self) -> None:
-        address, self._addr = self._addr, _host_of(self._addr)
-        super()._connect()
-        self._addr = address
-        assert self._client is not None
-        assert self._cert is not None
-        through(self._client, address, self._cert)
+    class LocalGrid(HttpGrid):
+        def _connect(self) -> None:
+            address, self._addr = self._addr, _host_of(self._addr)
+            super()._connect()
+            self._addr = address
+            assert self._client is not None
+            assert self._cert is not None
+            through(self._client, address, self._cert)
+
+    return LocalGrid
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,9 @@ class ControlApi:
     """The SuperLink's Control API, at ``unix:PATH`` or ``host:port``."""
 
     def __init__(self, address: str, ca: bytes) -> None:
+        from flwr.supercore.control.control_http_client import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
         client = ControlHttpClient.from_server_address(
             _host_of(address),
             insecure=False,
@@ -387,7 +394,7 @@ class ReplyLink:
         run_id: Flower's number of the run.
     """
 
-    def __init__(self, grid: HttpGrid, run_id: int) -> None:
+    def __init__(self, grid: "HttpGrid", run_id: int) -> None:
         self._grid = grid
         self.run_id = run_id
 
@@ -479,11 +486,11 @@ def error_reply(run_id: int, answers: str, code: int, reason: str) -> Message:
 class Work:
     """A ServerApp's run, ready to execute."""
 
-    grid: HttpGrid
+    grid: "HttpGrid"
     context: Context
     run_id: int
     bundle: bytes
-    _heartbeat: HeartbeatSender
+    _heartbeat: "HeartbeatSender"
 
     def finish(self, failure: str) -> None:
         """Report the outcome to the SuperLink; an empty text is success."""
@@ -502,6 +509,11 @@ def acquire_work(
 
     A tuple with an empty token means that no task is waiting.
     """
+    from flwr.supercore.interceptors import (
+        RuntimeVersionHttpInterceptor,
+        SuperExecAuthHttpInterceptor,
+    )
+
     made = RuntimeHttpClient.from_server_address(
         server_address=_host_of(address),
         insecure=False,
@@ -532,7 +544,9 @@ def acquire_work(
 @contextmanager
 def open_work(address: str, ca: bytes, token: str) -> Iterator[Work]:
     """Open the run that a token stands for."""
-    grid = _LocalGrid(address, insecure=False, root_certificates=ca, token=token)
+    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+
+    grid = _local_grid()(address, insecure=False, root_certificates=ca, token=token)
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
     heartbeat.start()
     found = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
@@ -547,6 +561,12 @@ def open_work(address: str, ca: bytes, token: str) -> Iterator[Work]:
 
 def give_up(address: str, ca: bytes, token: str, failure: str) -> None:
     """Report that a run's process has died, rather than wait for its heartbeat to lapse."""
+    from flwr.supercore.interceptors import (
+        RuntimeTokenHttpInterceptor,
+        RuntimeVersionHttpInterceptor,
+    )
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+
     made = RuntimeHttpClient.from_server_address(
         server_address=_host_of(address),
         insecure=False,

@@ -164,7 +164,7 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
     # No process has it open now, so space left by a killed run can be freed, too.
     compact(database)
     supervisor.add(Service("superlink", superlink, environment))
-    own = executor or (*python, "fieldmark.server.deployment.executor", str(folder))
+    own = executor or (*python, "fieldmark.server.deployment.standby", str(folder))
     supervisor.add(Service("executor", own, environment))
     for name, module in (("gateway", "serving"), ("pages", "pages")):
         command = (*python, f"fieldmark.server.deployment.{module}", str(folder))

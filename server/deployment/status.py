@@ -17,7 +17,6 @@ from fgvc_core.supervision import holder
 from fgvc_core.words import visible
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.certificates import check_dates
-from fieldmark.server.deployment.flower_internals import ControlApi
 from fieldmark.server.deployment.following import RunView, view_of
 from fieldmark.server.deployment.health import superlink_health
 from fieldmark.server.deployment.provisioning import coordinator_key
@@ -116,6 +115,9 @@ def _run(run_dir: Path, view: RunView | None, up: bool) -> dict[str, Any]:
 
 def _nodes(folder: Path) -> dict[str, str]:
     """Fingerprint -> status according to the SuperLink; empty if it does not answer."""
+    # Not at the top: the process of the pages is small until somebody opens one.
+    from fieldmark.server.deployment.flower_internals import ControlApi
+
     try:
         api = ControlApi(superlink_address(folder), (folder / "state/loopback/ca.pem").read_bytes())
         return {node.fingerprint: node.status for node in api.nodes()}

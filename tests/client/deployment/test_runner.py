@@ -17,8 +17,8 @@ from fgvc_core.protocol.bundle import make_bundle
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.wire.parcel import make_parcel, open_parcel
-from fieldmark.client.deployment.child import HALF_HANDED_OVER
 from fieldmark.client.deployment.flower_internals import UNTAKEN
+from fieldmark.client.deployment.lines import HALF_HANDED_OVER
 from fieldmark.client.deployment.runner import Runner
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.provision import make_home

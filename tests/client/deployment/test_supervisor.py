@@ -6,8 +6,7 @@ import pytest
 from flwr.supernode import start_client_internal
 
 from fgvc_core.protocol.keys import new_key, public_text
-from fieldmark.client.deployment.child import AWAITS, HALF_HANDED_OVER
-from fieldmark.client.deployment.flower_internals import LEFT_BEHIND
+from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER, LEFT_BEHIND
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.provision import make_home
 

@@ -72,6 +72,7 @@ from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
+from fgvc_core.wake import WakeFile
 from fieldmark.server.deployment.bodies import check_push
 
 if TYPE_CHECKING:
@@ -185,6 +186,13 @@ def _local_grid() -> "type[HttpGrid]":
             assert self._client is not None
             assert self._cert is not None
             through(self._client, address, self._cert)
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            pushed = super().push_messages(messages)
+            # The gateway holds sites' calls for these messages.
+            if (socket := path_of(self._addr)) is not None:
+                WakeFile(socket.with_name("messages")).notify()
+            return pushed
 
     return LocalGrid
 

@@ -44,6 +44,7 @@ from fieldmark.server.deployment.flower_internals import (
     read_push,
     read_wanted,
 )
+from fieldmark.server.deployment.held import Held, sent_file
 from fieldmark.server.deployment.mail import Mail
 from fieldmark.server.deployment.meters import Meter, Refused
 from fieldmark.server.deployment.settings import GatewaySettings
@@ -106,6 +107,7 @@ class Gateway:
         self._settings = settings
         self.meter = Meter(folder / "logs" / "gateway.jsonl", settings)
         self.mail = Mail(folder / "state" / "mail", settings.message_mb * 1e6)
+        self.held = Held(sent_file(folder), self._announcement.exists)
         self._keys: dict[str, tuple[str, ec.EllipticCurvePublicKey]] = {}
         self._pushing: dict[str, asyncio.Lock] = {}
         self._most_objects = most_objects(settings)
@@ -165,9 +167,9 @@ class Gateway:
                 self.mail.check_pull(site.name, self._read(read_pulled, body, site))
             elif call == "confirm-message-received":
                 self.mail.check_confirm(site.name, self._read(read_confirmed, body, site))
+            elif call == "pull-messages":
+                return await self._pull(request, body, site)
             answer = await self._forward(request, call, body, len(body), site)
-            if call == "pull-messages" and answer.status_code == 200:
-                return await self._hand(answer, site)
             return await self._streamed(answer, site)
 
     async def _piece(
@@ -209,11 +211,29 @@ class Gateway:
             self.mail.opened(site.name, pushed, wanted or [])
         return Response(whole, answer.status_code, _kept(answer))
 
-    async def _hand(self, answer: httpx.Response, site: ListedSite) -> Response:
-        """Return messages from the coordinator, and record that this site received them."""
-        whole = await self._whole(answer, site)
-        for message_id, objects in self._understood(read_handed, whole) or []:
-            self.mail.hand(site.name, message_id, objects)
+    async def _pull(self, request: Request, body: bytes, site: ListedSite) -> Response:
+        """Return messages from the coordinator, and record that this site received them.
+
+        While there is none the call is held, for at most ``gateway.hold_s``.
+        """
+        until = time.monotonic() + self._settings.hold_s
+        self.held.supersede(site.name)
+        while True:
+            seen = self.held.count()
+            answer = await self._forward(request, "pull-messages", body, len(body), site)
+            if answer.status_code != httpx.codes.OK:
+                return await self._streamed(answer, site)
+            whole = await self._whole(answer, site)
+            handed = self._understood(read_handed, whole)
+            for message_id, objects in handed or []:
+                self.mail.hand(site.name, message_id, objects)
+            left = until - time.monotonic()
+            if handed != [] or left <= 0:
+                break
+            if not await self.held.wait(request, site.name, seen, left):
+                break
+            if self._allowed.by_fingerprint(site.fingerprint) is None:
+                raise Refused(401, "a key that is not registered", site=site.name)
         return Response(whole, answer.status_code, _kept(answer))
 
     def _read(self, read: Callable[[bytes], T], body: bytes, site: ListedSite) -> T:

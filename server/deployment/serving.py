@@ -83,6 +83,8 @@ async def _serve(
     # long.
     bounded = partial(loop.create_server, ssl_handshake_timeout=handshake_s)
     setattr(loop, "create_server", bounded)  # noqa: B010
+    # Otherwise the server would wait for the calls that it holds.
+    gateway.held.is_closing = lambda: server.should_exit
     noting = asyncio.create_task(_note(gateway, folder / "state" / "gateway.json"))
     try:
         await server.serve()

@@ -38,6 +38,13 @@ class GatewaySettings(Settings):
         ge=1,
         description="Connections from one address that have not proved whose they are.",
     )
+    hold_s: float = Field(
+        20.0,
+        ge=0.0,
+        le=25.0,
+        description="Seconds for which a site's call for messages is held until there is one, 0 to "
+        "25; 0: sites ask every 3 s. A proxy that ends silent connections sooner needs less.",
+    )
     slow_s: float = Field(
         20.0, gt=0.0, le=600.0, description="Seconds within which a request must go on."
     )

@@ -1,4 +1,4 @@
-"""Benchmark ``deploy``: seconds of a tiny deployed round, and of 100 MB beside stock Flower."""
+"""Benchmark ``deploy``: a tiny deployed round, 100 MB beside stock Flower, and what idling takes."""
 
 import contextlib
 import io
@@ -11,6 +11,7 @@ from typing import Any
 from fgvc_core.recipe import parse_recipe
 from fieldmark.simulations.bench import figure
 from fieldmark.simulations.bench.bulk import bulk_rounds
+from fieldmark.simulations.bench.idle import WATCHED_S, Idle, measure_idle
 from fieldmark.simulations.bench.stock import stock_rounds
 
 TINY = """
@@ -42,7 +43,11 @@ def bench_deploy() -> dict[str, Any]:
         ours = bulk_rounds(Path(folder))
     with tempfile.TemporaryDirectory() as folder:
         stock = stock_rounds(Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        coordinator, site = measure_idle(Path(folder))
     return {
+        **idle_figures("coordinator", coordinator),
+        **idle_figures("site", site),
         "round_s": figure(
             statistics.median(tiny[1:]),
             None,
@@ -56,6 +61,22 @@ def bench_deploy() -> dict[str, Any]:
             "s",
             f"100 MB each way, two sites, no learning, median of {len(ours) - 1} rounds after "
             "the first; stock Flower over TLS with keys and SQLite, without a gateway",
+        ),
+    }
+
+
+def idle_figures(name: str, idle: Idle) -> dict[str, Any]:
+    """Figures of a service that waits for a run."""
+    of = f"{idle.processes} processes together, after their start and before any run"
+    return {
+        f"idle_{name}_mb": figure(
+            idle.mb, None, "MB", f"{of}: proportional set size, /proc/PID/smaps_rollup"
+        ),
+        f"idle_{name}_cpu_percent": figure(
+            idle.cpu_percent,
+            None,
+            "%",
+            f"{of}: user and system time in {WATCHED_S:g} s, of one core; one site is connected",
         ),
     }
 

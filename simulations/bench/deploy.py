@@ -1,4 +1,4 @@
-"""Benchmark ``deploy``: a tiny deployed round, 100 MB beside stock Flower, and what idling takes."""
+"""Benchmark ``deploy``: a tiny deployed round, 100 MB beside stock Flower, and idle services."""
 
 import contextlib
 import io

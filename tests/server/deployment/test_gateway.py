@@ -5,6 +5,8 @@ import base64
 import contextlib
 import datetime
 import json
+import threading
+import time
 
 import httpx
 import pytest
@@ -26,6 +28,7 @@ from fgvc_core.protocol.keys import new_key, public_text
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.flower_internals import Pushed
 from fieldmark.server.deployment.gateway import NOT_TAKEN, Gateway
+from fieldmark.server.deployment.held import sent_file
 from fieldmark.server.deployment.provisioning import init_server
 from fieldmark.server.deployment.settings import DeploymentSettings, GatewaySettings
 
@@ -533,3 +536,60 @@ def test_failures_of_the_superlink_and_of_the_gateway_are_written_down(rig):
         rig(*call, headers=given)
     assert [r["status"] for r in rig.refusals()] == [500, 503, 400, 500]
     assert [r["site"] for r in rig.refusals()] == ["lyon"] * 3 + [None]
+
+
+EMPTY = PullMessagesResponse().SerializeToString()
+HANDED = PullMessagesResponse(
+    messages_list=[Message(metadata=Metadata(message_id="55" * 32))],
+    message_object_trees=[ObjectTree(object_id="55" * 32)],
+).SerializeToString()
+
+
+@pytest.fixture
+def pulled(rig):
+    """A call for messages that the SuperLink has none for until something happens."""
+    sent, asked = sent_file(rig.folder), []
+    sent.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def pull(meanwhile=lambda: None, *, hold_s=20.0):
+        rig.gateway._settings = GatewaySettings(hold_s=hold_s)
+
+        def answer(request):
+            asked.append(request.url.path)
+            return httpx.Response(200, content=HANDED if len(asked) > 1 else EMPTY)
+
+        rig.gateway._upstream = httpx.AsyncClient(
+            base_url="https://superlink", transport=httpx.MockTransport(answer)
+        )
+        threading.Timer(0.3, meanwhile).start()
+        started = time.monotonic()
+        given = {**TYPE, **headers(SITE)}
+        response = rig("POST", "/v1/fleet/pull-messages", b"", headers=given)
+        return response, len(asked), time.monotonic() - started
+
+    return pull
+
+
+def test_a_call_for_messages_is_held_until_a_run_has_sent_one(rig, pulled):
+    response, asked, seconds = pulled(sent_file(rig.folder).notify)
+    assert response.content == HANDED
+    assert asked == 2
+    assert seconds < 10.0
+    # It is the site's now, as if it had been there from the beginning.
+    rig.gateway.mail.check_confirm("lyon", "55" * 32)
+
+
+@pytest.mark.parametrize("hold_s", [0.0, 0.4], ids=["not at all", "its time is over"])
+def test_a_call_that_is_held_no_longer_says_that_there_is_no_message(pulled, hold_s):
+    response, asked, seconds = pulled(hold_s=hold_s)
+    assert (response.status_code, response.content, asked) == (200, EMPTY, 1)
+    assert hold_s <= seconds < 10.0
+
+
+def test_a_site_that_is_removed_while_its_call_is_held_gets_no_message(rig, pulled):
+    def remove():
+        AllowList(rig.folder).remove("lyon")
+        sent_file(rig.folder).notify()
+
+    response, asked, _ = pulled(remove)
+    assert (response.status_code, asked) == (401, 1)

@@ -46,8 +46,7 @@ def bench_deploy() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         coordinator, site = measure_idle(Path(folder))
     return {
-        **idle_figures("coordinator", coordinator),
-        **idle_figures("site", site),
+        **idle_figures(coordinator, site),
         "round_s": figure(
             statistics.median(tiny[1:]),
             None,
@@ -65,20 +64,28 @@ def bench_deploy() -> dict[str, Any]:
     }
 
 
-def idle_figures(name: str, idle: Idle) -> dict[str, Any]:
-    """Figures of a service that waits for a run."""
-    of = f"{idle.processes} processes together, after their start and before any run"
-    return {
+def idle_figures(coordinator: Idle, site: Idle) -> dict[str, Any]:
+    """Figures of a coordinator and a site that wait for a run."""
+    both = {"coordinator": coordinator, "site": site}
+    figures = {
         f"idle_{name}_mb": figure(
-            idle.mb, None, "MB", f"{of}: proportional set size, /proc/PID/smaps_rollup"
-        ),
-        f"idle_{name}_cpu_percent": figure(
-            idle.cpu_percent,
+            idle.mb,
             None,
-            "%",
-            f"{of}: user and system time in {WATCHED_S:g} s, of one core; one site is connected",
-        ),
+            "MB",
+            f"{idle.processes} processes together, after their start and before any run: "
+            "proportional set size, /proc/PID/smaps_rollup",
+        )
+        for name, idle in both.items()
     }
+    each = ", ".join(f"{name} {idle.cpu_percent:.2f}" for name, idle in both.items())
+    figures["idle_cpu_percent"] = figure(
+        max(idle.cpu_percent for idle in both.values()),
+        None,
+        "%",
+        f"the larger of {each}: user and system time of all processes of a side in "
+        f"{WATCHED_S:g} s, of one core; one site is connected",
+    )
+    return figures
 
 
 def _tiny_rounds(folder: Path) -> list[float]:

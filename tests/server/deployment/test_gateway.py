@@ -556,7 +556,12 @@ def pulled(rig):
 
         def answer(request):
             asked.append(request.url.path)
-            return httpx.Response(200, content=HANDED if len(asked) > 1 else EMPTY)
+            said = HANDED if len(asked) > 1 else EMPTY
+
+            async def pieces():
+                yield said
+
+            return httpx.Response(200, content=pieces())
 
         rig.gateway._upstream = httpx.AsyncClient(
             base_url="https://superlink", transport=httpx.MockTransport(answer)

@@ -7,7 +7,14 @@ import time
 
 import pytest
 
-from fieldmark.simulations.bench.idle import cpu_seconds, measure_idle, processes_of, pss_bytes
+from fieldmark.simulations.bench.deploy import idle_figures
+from fieldmark.simulations.bench.idle import (
+    Idle,
+    cpu_seconds,
+    measure_idle,
+    processes_of,
+    pss_bytes,
+)
 
 HOLDS = """
 import subprocess, sys
@@ -42,6 +49,13 @@ def test_memory_and_time_are_those_of_all_processes_together(tree):
     assert process.stdout.readline() == b"done\n"
     time.sleep(0.05)
     assert cpu_seconds(found) > before
+
+
+def test_the_figures_are_those_that_were_measured():
+    found = idle_figures(Idle(5, 300.0, 0.9), Idle(3, 150.0, 0.2))
+    values = {name: one["value"] for name, one in found.items()}
+    assert values == {"idle_coordinator_mb": 300.0, "idle_site_mb": 150.0, "idle_cpu_percent": 0.9}
+    assert "coordinator 0.90, site 0.20" in found["idle_cpu_percent"]["how"]
 
 
 @pytest.mark.deployment

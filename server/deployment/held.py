@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 
@@ -80,8 +81,10 @@ class Held:
             self._watcher = loop.create_task(self._watch())
         gone = loop.create_task(_gone(request))
         try:
-            await asyncio.wait({waiting.again, gone}, timeout=max(within_s, 0.0),
-                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+            either: set[asyncio.Future[Any]] = {waiting.again, gone}
+            await asyncio.wait(
+                either, timeout=max(within_s, 0.0), return_when=asyncio.FIRST_COMPLETED
+            )
             return waiting.again.done() and waiting.again.result() and not gone.done()
         finally:
             gone.cancel()

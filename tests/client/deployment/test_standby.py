@@ -109,3 +109,29 @@ def test_the_runner_takes_a_message_as_soon_as_the_node_says_so(monkeypatch, tmp
     started = time.monotonic()
     assert served(monkeypatch, tmp_path, tokens, 300.0) == ["a message"]
     assert time.monotonic() - started < runners.POLL_S / 2
+
+
+SILENT = """
+import sys
+import fieldmark.client.deployment.runner as runners
+runners.WARM_S = -1.0
+runners.main()
+"""
+
+
+@pytest.mark.slow
+def test_a_runner_that_stands_by_is_the_same_process_and_becomes_the_runner_again(tmp_path):
+    socket, secret = tmp_path / "supernode", tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    wake_file(socket).notify()
+    command = (sys.executable, "-c", SILENT, str(tmp_path), str(socket), str(secret))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            assert process.stdout.readline().startswith("ready: ")
+            # The notification from before needs no attention any more.
+            assert not is_runner(process, 0.6)
+            wake_file(socket).notify()
+            assert is_runner(process)
+        finally:
+            process.kill()

@@ -21,13 +21,13 @@ from fgvc_core.protocol.keys import read_public
 from fgvc_core.protocol.messages import Reply, Sealed, seal, unseal
 from fieldmark.client.deployment import child
 from fieldmark.client.deployment.child import (
-    HALF_HANDED_OVER,
     Handover,
     at_least_to_answer,
     bound_self,
     held_bytes,
     wait_for,
 )
+from fieldmark.client.deployment.lines import HALF_HANDED_OVER
 from fieldmark.client.deployment.runner import Runner
 from fieldmark.client.job import Incoming, answer
 from fieldmark.client.limits import Limits

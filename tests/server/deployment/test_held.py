@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from fgvc_core.wake import WakeFile
-from fieldmark.server.deployment.held import Held
+from fieldmark.server.deployment.held import Held, sent_file
 
 
 class Caller:
@@ -22,7 +21,9 @@ class Caller:
 
 @pytest.fixture
 def wake(tmp_path):
-    return WakeFile(tmp_path / "messages")
+    found = sent_file(tmp_path)
+    found.path.parent.mkdir(parents=True)
+    return found
 
 
 def outcome(wake, meanwhile=lambda held: None, *, caller=None, within_s=30.0, seen=0):

@@ -247,7 +247,7 @@ def test_nobody_is_named_where_all_have_answered(called, exchange):
 
 
 class Failing(Timed):
-    """Some nodes answer with an error, as one does whose site gives no signed answer, or are away."""
+    """Some nodes answer with an error, as where a site gives no signed answer, or are away."""
 
     failing, away, forgotten = (), (), ()
 

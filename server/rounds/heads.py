@@ -85,7 +85,7 @@ def started_head(
             # A site's first claim bounds its weight in later rounds, too.
             state.claims.setdefault(site, examples)
     parts = result.value
-    searched_sites = AskedSites(context, updates, start.found, needed)
+    searched_sites = AskedSites(context, updates, start.found, needed, context.checkpoints.folder)
     found = searched(parts, recipe.train, searched_sites)
     if found is None:
         head = started(tensors, added(parts), recipe.train, attributes_KA)

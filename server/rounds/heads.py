@@ -77,8 +77,9 @@ def started_head(
         context.trust.leave_out(site, reason, 0)
     arrived = len(start.taken)
     if result.value is None or arrived < needed:
-        if not arrived and updates.replies.refusals:
-            raise refused_by_all(updates.replies.refusals)
+        refusals = updates.replies.refusals
+        if not arrived and refusals and len(asked) - len(refusals) < max(needed, 1):
+            raise refused_by_all(refusals)
         raise too_few(arrived, needed)
     for site, examples in start.taken.items():
         if examples:

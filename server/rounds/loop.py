@@ -86,6 +86,7 @@ class Rounds:
             )
         self._sites: list[str] = []
         self._started = 0.0
+        self._failed: set[str] = set()
         self._wall_before = state.wall_s
 
     def run(self) -> str:
@@ -146,8 +147,10 @@ class Rounds:
         received = self._arrays
         result = run_updates(TRAIN, number, context, updates, received, cohort, needed)
         if result.value is None or result.void:
+            self._failed |= set(cohort) - {found.reply.site for found in result.accepted}
             void_round(number, context, updates, len(result.accepted), needed)
             return
+        self._failed.clear()
         self._take_scores(number - 1, received, result.accepted)
         self._finish(number, result.value, cohort, result.accepted, started)
 
@@ -159,6 +162,7 @@ class Rounds:
             number,
             expected_dropout=self._federation.expected_dropout,
             last_drawn=self.state.last_drawn,
+            failed=self._failed,
         )
         self.state.last_drawn.update(dict.fromkeys(cohort, number))
         return cohort

@@ -72,7 +72,9 @@ class Policy(Settings):
         "refused. Under differential privacy it never leaves.",
     )
     share_scores: bool = Field(
-        True, description="Whether the scores on the site's validation split may leave."
+        True,
+        description="Whether the scores on the site's validation split may leave, and counts of "
+        "right answers on folds of its training pictures (train.start = 'auto').",
     )
     validation: Literal["none", "overall", "per-class"] = Field(
         "overall",

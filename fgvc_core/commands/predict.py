@@ -67,7 +67,9 @@ def predict(
 ) -> None:
     """Say what is on pictures, how sure that is, and when it is none of the classes.
 
-    Damaged files are named on standard error and passed over; the exit code is then 3.
+    What cannot be read (a damaged file, a name that leads to none, a folder without rights) is
+    named on standard error, has its row, and is passed over; the exit code is then 3. CSV and JSON
+    rows are written as they are ready.
     Confidences are calibrated once 'fieldmark evaluate CHECKPOINT --calibrate' has been run, and
     said to be uncalibrated before.
 
@@ -103,14 +105,18 @@ def predict(
         stream = look(
             trained, judge, found, thumbnails=html is not None, threads=threads, tell=tell
         )
-        for one in _told(stream, sys.stdout, csv, jsonl, judge.top_k):
-            if one.verdict is None:
-                faults += 1
-                typer.echo(visible(one.fault), err=True)
-            if html is not None or not (csv or jsonl):
-                kept.append(one)
+        try:
+            for one in _told(stream, sys.stdout, csv, jsonl, judge.top_k):
+                if one.verdict is None:
+                    faults += 1
+                    typer.echo(visible(one.fault), err=True)
+                if html is not None or not (csv or jsonl):
+                    kept.append(one)
+        finally:
+            # Also after a failure or Ctrl-C: what is done is not lost.
+            if not (csv or jsonl):
+                _show(kept, judge.top_k)
     if not (csv or jsonl):
-        _show(kept, judge.top_k)
         typer.echo(visible(told_of(judge.calibration)))
     if html is not None:
         write_text(html, contact_sheet(trained, judge, kept), "--html")
@@ -136,6 +142,8 @@ def _told(
             writer.writerow([csv_cell(cell) for cell in _row(one, top_k)])
         elif as_jsonl:
             out.write(json.dumps(_object(one)) + "\n")
+        if as_csv or as_jsonl:
+            out.flush()
         yield one
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core import __version__
+from fgvc_core.data.reader import GROUND
 from fgvc_core.errors import RunFailed, missing_extra
 from fgvc_core.export.graph import ExportedGraph
 from fgvc_core.inference.calibration import told_of
@@ -107,8 +108,10 @@ def preprocessing(trained: TrainedModel) -> dict[str, Any]:
         "size": spec.size,
         "short_side": round(spec.size / spec.crop),
         "interpolation": spec.interpolation,
-        "steps": "turn upright as EXIF says; resize the short side to short_side with "
-        "anti-aliasing, keeping the shape; cut out the centre square",
+        "ground": GROUND,
+        "steps": "take the first frame, of at most 8 bits a channel; turn upright as EXIF says; "
+        "lay transparency on white (ground); do not apply color profiles; resize the short side to "
+        "short_side with anti-aliasing, keeping the shape; cut out the centre square",
     }
 
 

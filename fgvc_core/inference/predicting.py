@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fgvc_core.data.decoding import cores
+from fgvc_core.data.passing import PassingFault
 from fgvc_core.errors import DataError
 from fgvc_core.inference.calibration import confidence_of, read_calibration
 from fgvc_core.inference.confidence import SURE
@@ -99,7 +100,7 @@ def predict(
         for number, found in enumerate(chunk):
             try:
                 picture_HWC = _decode(trained, found)
-            except DataError as error:
+            except (DataError, PassingFault) as error:
                 made[number] = Prediction(found.name, None, error.what)
                 continue
             views.append(trained.view(picture_HWC))

@@ -44,9 +44,12 @@ from fgvc_core.protocol.ranges import (
 
 Kind = Literal["roll_call", "train", "score", "release"]
 
-Phase = Literal["", "centre", "class-sums", "statistics", "pretrain", "personal"]
+Phase = Literal[
+    "", "centre", "class-sums", "statistics", "gradients", "fold-counts", "pretrain", "personal"
+]
 
-Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
+Code = Literal["ok", "awaiting-approval", "refused-policy", "refused-request", "unavailable"]
+"""``awaiting-approval`` answers a roll call only: a person at the site has not decided yet."""
 
 _FIXED = re.compile(r"[+-]\d\.\d{15}e[+-]\d{2}")
 

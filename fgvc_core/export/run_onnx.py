@@ -11,6 +11,7 @@ picture is named on standard error, and the exit code is then 3.
 import json
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -85,7 +86,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return raised / raised.sum()
 
 
-def decide(logits: np.ndarray, rule: dict) -> tuple[str, np.ndarray]:
+def decide(logits: np.ndarray, rule: dict[str, Any]) -> tuple[str, np.ndarray]:
     """The answer, and the share of each class; ``rule`` is the file's metadata "confidence"."""
     shares, plain = softmax(logits / (rule["temperature"] or 1)), softmax(logits)
     energy = logits.max() + np.log(np.exp(logits - logits.max()).sum())

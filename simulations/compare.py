@@ -154,7 +154,7 @@ def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> _Se
     else:
         plain = None if no_plain else pool.submit(plain_model, recipe, setting)
         others = {
-            name: _single(plan, setting, sites, pool, workers) for name, sites in jobs.items()
+            name: _single(plan, setting, name, sites, pool, workers) for name, sites in jobs.items()
         }
     sums = recipe.privacy is not None and recipe.privacy.method == "class-sums"
     exact = {
@@ -174,9 +174,9 @@ def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> _Se
 
 
 def _single(
-    plan: Simulation, setting: Setting, sites: list[str], pool: Executor, workers: int
+    plan: Simulation, setting: Setting, name: str, sites: list[str], pool: Executor, workers: int
 ) -> Model:
-    run, dealt = run_single(plan, setting, sites, pool, workers)
+    run, dealt = run_single(plan, setting, name, sites, pool, workers)
     found = pool.submit(federated_model, run.recipe, dealt, str(run.out)).result()
     facts = {
         "start": run.recipe.train.start,

@@ -165,6 +165,12 @@ def test_a_federation_of_one_site_is_that_site_alone_and_pooled(case, tmp_path, 
         assert personal["examples"] > 10
 
 
+def test_one_site_under_privacy_has_a_run_of_its_own_for_each_row(tmp_path):
+    result = compared(shrunk("audit", partition__sites=1), tmp_path)
+    folders = {row["made"][0]["run_dir"] for row in (result["pooled"], result["local"]["site-1"])}
+    assert folders == {"compared/pooled", "compared/site-1"}
+
+
 def test_seeds_repeat_the_whole_comparison(tmp_path):
     result = compared(shrunk("learner"), tmp_path, seeds=2)
     seed = load_recipe(RECIPES / "learner.toml").seed

@@ -108,7 +108,7 @@ def compare(
     from fieldmark.simulations.compare import compare as run
 
     with _preparing() as tell:
-        result = run(plan, tell, seeds)
+        result = run(plan, tell, seeds, _say)
     if json_:
         typer.echo(json.dumps({**result, "run_dir": str(plan.out)}, indent=1))
         return

@@ -34,7 +34,7 @@ from fieldmark.simulations.comparing.others import (
 )
 from fieldmark.simulations.comparing.single import run_single
 from fieldmark.simulations.folders import check_out
-from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.planning import Say, Simulation
 from fieldmark.simulations.preparation import Setting, Tell, deal
 from fieldmark.simulations.simulate import run_dealt
 from fieldmark.simulations.workers import available_cores, hired
@@ -48,7 +48,10 @@ MOST_SEEDS = 100
 
 
 def compare(
-    plan: Simulation, tell: Tell = lambda done, total: None, seeds: int = 1
+    plan: Simulation,
+    tell: Tell = lambda done, total: None,
+    seeds: int = 1,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Simulate the federation, then learn from all pictures pooled and at each site alone.
 
@@ -57,6 +60,7 @@ def compare(
         tell: Called with the number of prepared pictures.
         seeds: Repetitions, 1 to 100: the recipe's seed and those after it. The first one's run is
             in the plan's folder, the others' in ``seeds/`` inside it.
+        say: Called with a line when the federation is done and the other models begin.
 
     Returns:
         ``federated``, ``pooled``, ``local`` by site, ``local_mean`` and ``plain`` (None without a
@@ -74,7 +78,7 @@ def compare(
     results = []
     with hired(workers) as pool:
         for seed in range(plan.recipe.seed, plan.recipe.seed + seeds):
-            results.append(_one_seed(seeded(plan, seed), pool, workers, tell))
+            results.append(_one_seed(seeded(plan, seed), pool, workers, tell, say))
     result = _summary(plan.recipe, results)
     replace_json(plan.out / "compare.json", result)
     render(plan.out)
@@ -136,13 +140,15 @@ class _Seed:
     no_plain: str
 
 
-def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> _Seed:
+def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell, say: Say) -> _Seed:
     setting = deal(plan.recipe, cache_folder())
     metrics = run_dealt(plan, setting, pool, workers, tell)
     plan = replace(plan, recipe=completed(plan.recipe, setting.table))
     recipe = plan.recipe
     names = sorted(setting.rows)
     no_plain = _why_no_plain(recipe, setting)
+    beside = "" if no_plain else ", and a plain regression"
+    say(f"seed {recipe.seed}: pooled, and {len(names)} sites alone{beside}")
     # The pooled model takes as long as all local ones together, so it starts first.
     jobs = {POOLED: names, **{site: [site] for site in names}}
     if done_here(recipe):

@@ -172,9 +172,11 @@ def test_one_site_under_privacy_has_a_run_of_its_own_for_each_row(tmp_path):
 
 
 def test_seeds_repeat_the_whole_comparison(tmp_path):
-    result = compared(shrunk("learner"), tmp_path, seeds=2)
+    said = []
+    result = compared(shrunk("learner"), tmp_path, seeds=2, say=said.append)
     seed = load_recipe(RECIPES / "learner.toml").seed
     assert result["seeds"] == [seed, seed + 1]
+    assert said == [f"seed {number}: pooled, and 3 sites alone" for number in result["seeds"]]
     runs = [tmp_path / "run", tmp_path / "run" / "seeds" / f"seed={seed + 1}"]
     top1 = [json.loads((run / "metrics.json").read_text())["top1"] for run in runs]
     assert result["federated"]["top1"] == pytest.approx(np.mean(top1))

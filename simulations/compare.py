@@ -297,6 +297,11 @@ def _notes(recipe: Recipe, results: list[_Seed]) -> list[str]:
             f"{recipe.privacy.epsilon:g}, delta {recipe.privacy.delta:g}, unit "
             f"{recipe.privacy.unit}), with noise of their own."
         )
+    if recipe.partition.unseen and results[0].plain is not None:
+        notes.append(
+            "The plain regression cannot name the classes of partition.unseen, of which nobody has "
+            "a training picture."
+        )
     if recipe.scenario is not None:
         notes.append("The federation has the faults and attacks of [scenario], the others none.")
     fraction = recipe.federation.fraction

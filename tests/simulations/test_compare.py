@@ -122,6 +122,18 @@ def test_no_round_makes_the_federation_and_pooled_one_model(tmp_path, monkeypatc
         assert (difference["low"], difference["value"], difference["high"]) == (0, 0, 0)
 
 
+def test_a_start_from_attributes_names_unseen_classes_in_every_row(tmp_path):
+    unseen = ["Fox-capped thrummer", "Monocled wandtail"]
+    recipe = shrunk(
+        "cub50-best", model__backbone="fieldmark_nano", model__weights="none",
+        train__start="semantic", partition__unseen=unseen,
+    )  # fmt: skip
+    result = compared(recipe, tmp_path)
+    assert result["pooled"]["made"][0]["start"] == "semantic"
+    assert result["pooled"]["top1"] == result["federated"]["top1"]
+    assert any("partition.unseen" in note for note in result["notes"])
+
+
 ONE_SITE = {
     "rounds": {"name": "learner"},
     "best of several by validation": {"name": "learner", "data__val_fraction": 0.3},

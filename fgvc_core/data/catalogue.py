@@ -9,6 +9,7 @@ import numpy as np
 from fgvc_core.components import DATA_SETS
 from fgvc_core.configuration import Settings
 from fgvc_core.data.files import FileSource, first_few, missing_pictures
+from fgvc_core.data.guessing import where_they_are
 from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import UNLABELLED, ExampleTable
@@ -139,7 +140,8 @@ def load_table(
     if require_pictures and isinstance(table.source, FileSource):
         missing = table.source.missing()
         if missing:
-            raise missing_pictures(missing, len(table))
+            guess = where_they_are(table.source.root, missing)
+            raise missing_pictures(missing, len(table), guess)
     if require_pictures:
         _refuse_unlabelled(table)
     return table

@@ -14,7 +14,8 @@ from fgvc_core.data.aircraft import has_lists
 from fgvc_core.data.decoding import Tell, decode_each
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.frames import count_further_frames
-from fgvc_core.data.manifest import HAM10000_METADATA
+from fgvc_core.data.guessing import where_they_are
+from fgvc_core.data.manifest import ham10000_metadata
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 from fgvc_core.data.unused import Unused
@@ -51,6 +52,7 @@ class CheckReport:
         unused: What lies below the data root and is not used.
         max_left_out: Share of the pictures that may be lost.
         how: How the files were understood; may be empty.
+        guess: Where missing pictures seem to be; may be empty.
     """
 
     examples: int
@@ -71,6 +73,7 @@ class CheckReport:
     unused: Unused = field(default_factory=Unused)
     max_left_out: float = 0.01
     how: str = ""
+    guess: str = ""
 
     def faults(self) -> list[str]:
         """One sentence for each kind of fault that makes the data unusable."""
@@ -90,6 +93,8 @@ class CheckReport:
                 f"{first_few(self.untrained)}. A class without one cannot be learnt: take it out "
                 "of data.classes (or map it in data.label_map to '-> none'), or add pictures."
             )
+        if self.missing and self.guess:
+            sentences[0] += f" {self.guess}"
         if self.unreadable:
             sentences.append(f"The first of those: {next(iter(self.unreadable.values()))}")
         if self.two_labels:
@@ -208,6 +213,7 @@ def check_table(
         unused=table.unused,
         max_left_out=max_left_out,
         how=table.how,
+        guess=_guess(table, missing),
     )
 
 
@@ -219,6 +225,12 @@ def _alike(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
         if first.setdefault(key, name) != name:
             pairs.append((first[key], name))
     return tuple(pairs)
+
+
+def _guess(table: ExampleTable, missing: Mapping[int, str]) -> str:
+    if not missing or not isinstance(table.source, FileSource):
+        return ""
+    return where_they_are(table.source.root, list(missing.values()))
 
 
 def _missing(table: ExampleTable) -> dict[int, str]:
@@ -262,7 +274,7 @@ def recognise(root: Path) -> str:
         return "cars"
     if has_lists(root) or has_lists(root / "data"):
         return "aircraft"
-    if (root / HAM10000_METADATA).is_file():
+    if ham10000_metadata(root) is not None:
         return "ham10000"
     usual = DataSettings.model_fields["manifest"].default
     # 'fieldmark data make' writes both layouts; folders are the simpler one.

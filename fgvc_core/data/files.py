@@ -185,14 +185,14 @@ class FileSource:
         return absent
 
 
-def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataError:
-    """Error for files that a data set names and that do not exist."""
+def missing_pictures(paths: Sequence[str], total: int | None = None, guess: str = "") -> DataError:
+    """Error for files that a data set names and that do not exist; ``guess``: where they may be."""
     of = f" of {total}" if total else ""
     noun = "picture is" if len(paths) == 1 else "pictures are"
     return DataError(
         f"{len(paths)}{of} {noun} missing: {first_few(paths)}.",
         why="The data set names files that are not there.",
-        remedy="Check data.path, and that the archive was unpacked whole.",
+        remedy=guess or "Check data.path, and that the archive was unpacked whole.",
     )
 
 

@@ -131,10 +131,12 @@ def load_table(
         )
     build = DATA_SETS.get(settings.name).make
     if left_out is not None and settings.name in _TOLERANT:
-        return _without_faulty(build(settings, cache, left_out), left_out)
+        table = _without_faulty(build(settings, cache, left_out), left_out)
+        return _as_cropped(table, settings, left_out)
     table: ExampleTable = build(settings, cache, *([None] if settings.name in _TOLERANT else []))
     if (table.labels_N == LEFT_OUT).any():
         table = table.take(np.flatnonzero(table.labels_N != LEFT_OUT))
+    table = _as_cropped(table, settings, left_out)
     if require_pictures:
         refuse_lost(table.unused, len(table), settings.max_left_out)
     if require_pictures and isinstance(table.source, FileSource):
@@ -145,6 +147,17 @@ def load_table(
     if require_pictures:
         _refuse_unlabelled(table)
     return table
+
+
+def _as_cropped(
+    table: ExampleTable, settings: DataSettings, left_out: LeftOut | None
+) -> ExampleTable:
+    if settings.crop == "none":
+        return table
+    # Imported here because few data sets have boxes.
+    from fgvc_core.data.boxes import cut_out
+
+    return cut_out(table, settings, data_root(settings), left_out)
 
 
 def _without_faulty(table: ExampleTable, left_out: LeftOut) -> ExampleTable:

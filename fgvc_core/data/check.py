@@ -11,10 +11,12 @@ import numpy as np
 
 from fgvc_core.data import cars
 from fgvc_core.data.aircraft import has_lists
+from fgvc_core.data.coco import find_json
 from fgvc_core.data.decoding import Tell, decode_each
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.frames import count_further_frames
 from fgvc_core.data.guessing import where_they_are
+from fgvc_core.data.layout import usual_split
 from fgvc_core.data.manifest import ham10000_metadata
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
@@ -252,7 +254,7 @@ def _equal_pictures(table: ExampleTable) -> tuple[tuple[tuple[str, str], ...], .
     first: dict[bytes, int] = {}
     shared, two_labels, repeated = [], [], []
     for position in range(len(table)):
-        other = first.setdefault(table.content_key(position), position)
+        other = first.setdefault(table.view_key(position), position)
         if other == position:
             continue
         pair = (table.ids[other], table.ids[position])
@@ -276,11 +278,21 @@ def recognise(root: Path) -> str:
         return "aircraft"
     if ham10000_metadata(root) is not None:
         return "ham10000"
+    if find_json(root) is not None and not _csv_or_classes(root):
+        return "coco"
     usual = DataSettings.model_fields["manifest"].default
     # 'fieldmark data make' writes both layouts; folders are the simpler one.
     if (root / usual).is_file() and not (root / "train").is_dir():
         return "manifest"
     return "folder"
+
+
+def _csv_or_classes(root: Path) -> bool:
+    """Whether a tree has labels of another kind: a manifest, or split folders."""
+    usual = DataSettings.model_fields["manifest"].default
+    return (root / usual).is_file() or any(
+        entry.is_dir() and usual_split(entry.name) == "train" for entry in root.iterdir()
+    )
 
 
 PUBLISHED: dict[str, dict[Split, int]] = {

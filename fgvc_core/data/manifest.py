@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.data.boxes import has_box_columns
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut, number_labels
@@ -100,7 +101,9 @@ def build_table(
     subject_column = sheet.chosen(settings.subject_column, "subject", "data.subject_column")
     split_column = sheet.chosen(settings.split_column, "split", "data.split_column")
     paths = _paths(root, settings, raw_paths)
-    _refuse_twice(paths, sheet)
+    if not (settings.crop == "box" and has_box_columns(list(sheet.values))):
+        # With boxes, each line is one subject of its picture.
+        _refuse_twice(paths, sheet)
     subjects = (
         tuple(sheet.filled(subject_column, "data.subject_column")) if subject_column else paths
     )

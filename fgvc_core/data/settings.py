@@ -64,6 +64,32 @@ class DataSettings(OpenSettings):
         "splits (train, val, test, pool). auto: told from their names, looking through folders "
         "that wrap the tree and numbered parts.",
     )
+    crop: Literal["none", "box"] = Field(
+        "none",
+        description="box: cut each subject out by its box before the square is made; several boxes "
+        "of a picture are several examples of one subject. Boxes are the data set's own (cub, "
+        "cars, aircraft, coco), a manifest's columns x, y, width, height, or those of data.boxes.",
+    )
+    crop_margin: float = Field(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="crop = box: room on each side, as a share of the box's longer side, 0 to 1.",
+    )
+    boxes: str | None = Field(
+        None,
+        description="crop = box: a JSON of boxes relative to data.path, as MegaDetector or COCO "
+        "write it.",
+        json_schema_extra=text("inside"),
+    )
+    box_confidence: float = Field(
+        0.2, ge=0.0, le=1.0, description="Least confidence of a detection in data.boxes, 0 to 1."
+    )
+    box_category: str | None = Field(
+        None,
+        description="The only category of data.boxes to take, for instance 'animal'; all without.",
+        json_schema_extra=text("label"),
+    )
     max_left_out: float = Field(
         0.01,
         ge=0.0,

@@ -21,6 +21,7 @@ from fgvc_core.data.manifest import ham10000_metadata
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 from fgvc_core.data.unused import Unused
+from fgvc_core.errors import DataError
 
 TINY = 5
 """A class with fewer training examples than this is noted as tiny."""
@@ -233,6 +234,22 @@ def _guess(table: ExampleTable, missing: Mapping[int, str]) -> str:
     if not missing or not isinstance(table.source, FileSource):
         return ""
     return where_they_are(table.source.root, list(missing.values()))
+
+
+def refuse_contradictions(table: ExampleTable) -> None:
+    """Refuse byte-equal pictures with different labels, as the check does.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    _, two_labels, _ = _equal_pictures(table)
+    if two_labels:
+        pairs = [" = ".join(pair) for pair in two_labels]
+        raise DataError(
+            f"{len(pairs)} pictures are byte-equal and have two labels: {first_few(pairs)}.",
+            why="Each would be learnt as two classes.",
+            remedy="Keep one of each, or map one label to the other in data.label_map.",
+        )
 
 
 def _missing(table: ExampleTable) -> dict[int, str]:

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.inference.finding import find_pictures
 from fgvc_core.recipe import parse_recipe
 
-from .picture_trees import write_folders, write_picture
+from .picture_trees import REPOSITORY, write_folders, write_picture
 
 
 def check(*arguments: object) -> Result:
@@ -519,3 +521,50 @@ def test_ham10000_is_read_as_it_is_downloaded(tmp_path, name):
     table = load_table(settings, tmp_path / "cache")
     assert table.class_counts_K().tolist() == [6, 6]
     assert table.picture(11).shape == (24, 30, 3)
+
+
+# ---- every case through the check and a run -------------------------------------------------
+
+CASES = REPOSITORY.parent / "shared" / "cases" / "make_inputs.py"
+
+
+def case_names() -> list[str]:
+    if not CASES.is_file():
+        return ["none"]
+    found = re.findall(r"^def (\w+)\(root\)", CASES.read_text(), re.MULTILINE)
+    return [name for name in found if name not in ("tree", "no_rights")]
+
+
+@pytest.mark.parametrize("name", case_names())
+def test_what_the_check_passes_a_run_takes_and_what_it_refuses_a_run_refuses(tmp_path, name):
+    if not CASES.is_file():
+        pytest.skip(f"no cases at {CASES}")
+    from fgvc_core.data.check import check_table, recognise
+    from fgvc_core.data.pictures import PictureBank
+    from fieldmark.simulations.preparation import deal
+
+    cases = runpy.run_path(str(CASES))
+    cases[name](tmp_path)
+    root = tmp_path / "data" if (tmp_path / "data").is_dir() else tmp_path
+    overrides = [f"data.name={recognise(root)}", f"data.path={root}", "data.image_size=16"]
+    if recognise(root) == "ham10000":
+        overrides.append('data.classes=["mel", "nv"]')
+    recipe = parse_recipe("", [*overrides, "partition.sites=1", "partition.min_examples=1"])
+
+    def checked() -> list[str]:
+        try:
+            table = load_table(recipe.data, tmp_path / "cache", require_pictures=False)
+        except DataError as error:
+            return [error.what]
+        return check_table(table, max_left_out=recipe.data.max_left_out).faults()
+
+    def run() -> list[str]:
+        try:
+            table = deal(recipe, tmp_path / "cache").table
+            PictureBank(table, 16)
+        except DataError as error:
+            return [error.what]
+        return []
+
+    faults, refusal = checked(), run()
+    assert bool(faults) == bool(refusal), (faults, refusal)

@@ -131,8 +131,8 @@ def load_table(
         )
     build = DATA_SETS.get(settings.name).make
     if left_out is not None and settings.name in _TOLERANT:
-        table = _without_faulty(build(settings, cache, left_out), left_out)
-        return _as_cropped(table, settings, left_out)
+        kept = _without_faulty(build(settings, cache, left_out), left_out)
+        return _as_cropped(kept, settings, left_out)
     table: ExampleTable = build(settings, cache, *([None] if settings.name in _TOLERANT else []))
     if (table.labels_N == LEFT_OUT).any():
         table = table.take(np.flatnonzero(table.labels_N != LEFT_OUT))

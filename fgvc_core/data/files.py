@@ -201,10 +201,10 @@ class FileSource:
 
     def upright_boxes(self, boxes_N4: NDArray[np.float64]) -> NDArray[np.float32]:
         """Boxes of all rows in stored pictures, as fractions, where they are in upright ones."""
-        boxes_N4 = boxes_N4.astype(np.float32)
+        upright_N4 = boxes_N4.astype(np.float32)
         for row, orientation in self.orientations().items():
-            boxes_N4[row : row + 1] = turned_boxes(boxes_N4[row : row + 1], orientation)
-        return boxes_N4
+            upright_N4[row : row + 1] = turned_boxes(upright_N4[row : row + 1], orientation)
+        return upright_N4
 
     def missing(self) -> list[str]:
         """Relative paths that name no file, in row order."""

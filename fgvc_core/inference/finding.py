@@ -147,7 +147,7 @@ def _below(folder: Path) -> Iterator[Found]:
         if entry.unused is not None and entry.unused.lost:
             empty = False
             detail = f" ({entry.detail})" if entry.detail else ""
-            fault = f"it is {entry.unused.words}{detail}. {entry.unused.remedy}".rstrip(". ")
+            fault = f"{entry.unused.words}{detail}. {entry.unused.remedy}".rstrip(". ")
             yield Found(_shown(folder / entry.path), root, entry.path, fault)
     if empty:
         yield Found(_shown(folder), root, "", "the folder holds no pictures")

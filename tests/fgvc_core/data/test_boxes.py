@@ -112,7 +112,7 @@ def test_megadetectors_output_is_taken_as_it_is(tmp_path):
     table = load(tmp_path, name="folder", boxes="md.json")
     assert table.ids == ("a/0.png", "a/0.png#2", "a/1.png", "a/1.png#2")
     assert colours(table) == [RED, BLUE] * 2
-    assert table.unused.counts() == {"without a box": 2, "no picture by its name": 1}
+    assert table.unused.counts() == {"without a box": 2, "not pictures by their names": 1}
     animals = load(tmp_path, name="folder", boxes="md.json", box_category="animal")
     assert colours(animals) == [RED, RED]
     sure = load(tmp_path, name="folder", boxes="md.json", box_confidence=0.85)

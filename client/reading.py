@@ -269,6 +269,9 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
         # How a subject is shown to the model is the recipe's, where its boxes are is the site's.
         crop=recipe.data.crop,
         crop_margin=recipe.data.crop_margin,
+        depth=recipe.data.depth,
+        depth_bits=recipe.data.depth_bits,
+        depth_window=recipe.data.depth_window,
         # Only simulations hold out a test split for the coordinator.
         test_fraction=0.0,
         site_value=whose if own.site_column is not None else None,

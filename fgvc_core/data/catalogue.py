@@ -132,11 +132,11 @@ def load_table(
     build = DATA_SETS.get(settings.name).make
     if left_out is not None and settings.name in _TOLERANT:
         kept = _without_faulty(build(settings, cache, left_out), left_out)
-        return _as_cropped(kept, settings, left_out)
+        return _as_shown(kept, settings, left_out)
     table: ExampleTable = build(settings, cache, *([None] if settings.name in _TOLERANT else []))
     if (table.labels_N == LEFT_OUT).any():
         table = table.take(np.flatnonzero(table.labels_N != LEFT_OUT))
-    table = _as_cropped(table, settings, left_out)
+    table = _as_shown(table, settings, left_out)
     if require_pictures:
         refuse_lost(table.unused, len(table), settings.max_left_out)
     if require_pictures and isinstance(table.source, FileSource):
@@ -149,9 +149,11 @@ def load_table(
     return table
 
 
-def _as_cropped(
+def _as_shown(
     table: ExampleTable, settings: DataSettings, left_out: LeftOut | None
 ) -> ExampleTable:
+    if settings.depth_rule is not None and isinstance(table.source, FileSource):
+        table.source.depth = settings.depth_rule
     if settings.crop == "none":
         return table
     # Imported here because few data sets have boxes.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fgvc_core.data.decoding import wait_for_turn
+from fgvc_core.data.depth import Depth, read_deep
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.reader import (
     as_rgb,
@@ -36,7 +37,8 @@ class FileSource:
             there (FGVC-Aircraft).
         follow_links: Read pictures that links outside the tree lead to.
         crops: One box per row to cut out, or None.
-        margin: See :func:`square_around`.
+        margin: See :func:`cut`.
+        depth: How more than 8 bits a channel become 8; None: such pictures are refused.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class FileSource:
         follow_links: bool = False,
         crops: Sequence[Box] | None = None,
         margin: float = 0.0,
+        depth: Depth | None = None,
     ) -> None:
         self.root = Path(root)
         self.relative_paths = tuple(relative_paths)
@@ -56,6 +59,7 @@ class FileSource:
         self.real_root = "/" if follow_links else os.path.realpath(self.root)
         self.crops = None if crops is None else tuple(crops)
         self.margin = margin
+        self.depth = depth
         self._keys: dict[int, bytes] = {}
         self._turned: dict[int, int] | None = None
 
@@ -105,7 +109,7 @@ class FileSource:
             wait_for_turn(image.width * image.height)
             height, whole = image.height, max(image.size)
             deep = deeper_than_8_bits(image)
-            if deep:
+            if deep and self.depth is None:
                 raise _too_deep(path, deep)
             crop = None if self.crops is None else self.crops[row]
             if size is not None and image.format == "JPEG":
@@ -114,7 +118,10 @@ class FileSource:
                 image.draft("RGB", (size, size))
             # A draft decode shrinks the picture, so the banner shrinks with it (rounded up).
             banner = -(-self.banner * image.height // height)
-            picture_HWC = as_rgb(image, banner=banner)
+            if deep and self.depth is not None:
+                picture_HWC = read_deep(path, image, self.depth)
+            else:
+                picture_HWC = as_rgb(image, banner=banner)
             if crop is None:
                 return picture_HWC
             return cut(picture_HWC, crop, whole, self.margin)
@@ -152,15 +159,17 @@ class FileSource:
             DataError: as for :meth:`content_key`.
             PassingFault: if the machine is at fault.
         """
-        if self.crops is None:
+        how: tuple[object, ...] = () if self.crops is None else (*self.crops[row], self.margin)
+        if self.depth is not None:
+            how = (*how, repr(self.depth))
+        if not how:
             return self.content_key(row)
-        cut_out = repr((*self.crops[row], self.margin)).encode()
-        return hashlib.sha256(self.content_key(row) + cut_out).digest()
+        return hashlib.sha256(self.content_key(row) + repr(how).encode()).digest()
 
     def cropped(self, paths: Sequence[str], crops: Sequence[Box], margin: float) -> "FileSource":
         """A source of the same tree with a box to cut out of each picture."""
         found = FileSource(self.root, paths, banner=self.banner, crops=crops, margin=margin)
-        found.real_root = self.real_root
+        found.real_root, found.depth = self.real_root, self.depth
         return found
 
     def pixel_size(self, row: int) -> tuple[int, int] | None:
@@ -324,5 +333,6 @@ def _too_deep(path: Path, mode: str) -> DataError:
     return DataError(
         f"The picture '{path}' has more than 8 bits a channel ('{mode}').",
         why="How its values map to 0..255 is a choice that changes what a model sees.",
-        remedy="Convert it to 8 bits with the window that your field uses.",
+        remedy="Say how with data.depth (scale, percentile or window), or convert it to 8 bits "
+        "with the window that your field uses.",
     )

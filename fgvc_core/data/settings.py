@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from fgvc_core.components import AUGMENTATIONS, DATA_SETS, PARTITIONERS
 from fgvc_core.configuration import text
+from fgvc_core.data.depth import Depth
 from fgvc_core.registry import OpenSettings, Registry
 
 
@@ -89,6 +90,21 @@ class DataSettings(OpenSettings):
         None,
         description="The only category of data.boxes to take, for instance 'animal'; all without.",
         json_schema_extra=text("label"),
+    )
+    depth: Literal["refuse", "scale", "percentile", "window"] = Field(
+        "refuse",
+        description="Pictures of more than 8 bits a channel: refuse; scale: 0 to 2^depth_bits - 1 "
+        "becomes 0..255; percentile: each picture's own 0.5th and 99.5th percentile; window: "
+        "depth_window, in the files' units.",
+    )
+    depth_bits: int = Field(
+        16,
+        ge=9,
+        le=16,
+        description="depth = scale: bits that hold values, 9 to 16; 12 for many cameras.",
+    )
+    depth_window: tuple[float, float] = Field(
+        (32768.0, 65536.0), description="depth = window: center and width, width above 0."
     )
     max_left_out: float = Field(
         0.01,
@@ -175,6 +191,20 @@ class DataSettings(OpenSettings):
         if value is not None and any(name.strip().startswith("->") for name in value):
             raise ValueError("a class name must not begin with '->', which leaves out")
         return value
+
+    @field_validator("depth_window")
+    @classmethod
+    def _has_width(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] <= 0:
+            raise ValueError("the width must be above 0")
+        return value
+
+    @property
+    def depth_rule(self) -> Depth | None:
+        """How deep pictures are read; None: refused."""
+        if self.depth == "refuse":
+            return None
+        return Depth(self.depth, self.depth_bits, self.depth_window)
 
     @field_validator("path_template")
     @classmethod

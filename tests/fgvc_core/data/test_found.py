@@ -248,6 +248,15 @@ def test_classes_that_sound_like_splits_or_parts_stay_classes(tmp_path):
     assert load(tmp_path).class_names == ("test", "wren")
 
 
+def test_a_test_folder_alone_is_a_split_if_it_holds_folders(tmp_path):
+    write_folders(tmp_path / "both" / "test", ["a", "b"])
+    (tmp_path / "both" / "train").mkdir()
+    for root in (tmp_path / "both", tmp_path):
+        table = load(root)
+        assert set(table.splits) == {"test"}
+        assert table.class_names == ("a", "b")
+
+
 def test_one_class_in_two_unicode_forms_is_one_class(tmp_path):
     for k, form in enumerate(("NFC", "NFD")):
         for i in range(3):

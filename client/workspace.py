@@ -39,13 +39,17 @@ cache, so a site costs little more than its labels."""
 
 @dataclass(frozen=True)
 class SiteExamples:
-    """A site's training and validation examples, and with differential privacy the unit of each."""
+    """A site's training and validation examples, and with differential privacy the unit of each.
+
+    ``train_subjects`` has the subject of each training example.
+    """
 
     train: Examples
     validation: Examples
     train_units: NDArray[np.int64] | None = None
     validation_units: NDArray[np.int64] | None = None
     left_out: LeftOut = field(default_factory=LeftOut)
+    train_subjects: tuple[str, ...] = ()
 
 
 class Workspace:
@@ -207,7 +211,8 @@ def split_examples(
         for side in sides
     )
     of_train, of_validation = units or (None, None)
-    return SiteExamples(train, validation, of_train, of_validation, left_out)
+    subjects = table.take(sides[0]).subjects
+    return SiteExamples(train, validation, of_train, of_validation, left_out, subjects)
 
 
 def _unit_sides(

@@ -77,15 +77,17 @@ class Recipe(Settings):
         """The recipe as a coordinator announces it, without settings that do not concern sites.
 
         These are the path of the coordinator's own pictures, settings of a data set that only the
-        coordinator may have installed, and settings of simulations: the partition and the cap of
-        simulated sites. Classes that nobody trains on (``partition.unseen``) stay. The digest is
-        the same.
+        coordinator may have installed, the names of the other sites, and settings of simulations:
+        the partition and the cap of simulated sites. Classes that nobody trains on
+        (``partition.unseen``) stay. The digest is the same.
         """
         data = self.data.model_copy(update={"path": None})
         data.__pydantic_extra__ = {}  # On the copy only; self.data keeps its tables.
         changed: dict[str, Any] = {
             "data": data,
             "partition": PartitionSettings(unseen=self.partition.unseen),
+            # A site is not told which others there are.
+            "federation": self.federation.model_copy(update={"sites": ()}),
         }
         if self.privacy is not None:
             changed["privacy"] = self.privacy.model_copy(update={"simulated_cap": None})

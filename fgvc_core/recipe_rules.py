@@ -188,6 +188,14 @@ def refuse_unfit_sums(recipe: "Recipe", privacy: PrivacySettings) -> None:
 def refuse_start(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Refuse a head that starts from class statistics without noise."""
     start = recipe.train.start
+    if start in ("regression", "auto"):
+        raise PolicyRefusal(
+            f"train.start = '{start}' is refused under [privacy].",
+            why="It asks every site for class statistics and then for the gradients of one head "
+            "after the other, without noise: releases that no event of the plan pays for.",
+            remedy="Set train.start = 'none'; privacy.method = 'class-sums' releases noisy class "
+            "sums once, and computes the head from them.",
+        )
     if start != "none":
         raise PolicyRefusal(
             f"train.start = '{start}' is refused under [privacy].",
@@ -326,7 +334,7 @@ def refuse_empty_runs(recipe: "Recipe") -> None:
     if start == "none" and not recipe.federation.rounds:
         raise ConfigurationError(
             "federation.rounds = 0 and train.start = 'none': nothing would be learnt.",
-            remedy="Set train.start to means or lda, or federation.rounds to 1 at least.",
+            remedy="Set train.start to auto or lda, or federation.rounds to 1 at least.",
         )
     rule = recipe.federation.strategy != "fedavg" or recipe.federation.mix_nearest
     if not recipe.federation.rounds and rule:
@@ -345,6 +353,35 @@ def refuse_empty_runs(recipe: "Recipe") -> None:
             f"train.start = '{start}' needs model.head = 'linear', not '{head}'.",
             why="Weights and biases are what class statistics determine.",
             remedy="Set model.head = 'linear', or train.start = 'none'.",
+        )
+
+
+def refuse_unfit_search(recipe: "Recipe") -> None:
+    """Refuse a search for a head where vectors change, the head stays, or nothing would judge."""
+    start, federation = recipe.train.start, recipe.federation
+    if start not in ("regression", "auto"):
+        return
+    if recipe.model.train != "head":
+        raise ConfigurationError(
+            f"train.start = '{start}' needs model.train = 'head', not '{recipe.model.train}'.",
+            why="It asks for gradients of many heads on the same vectors, which a site computes "
+            "once and keeps where the backbone is frozen.",
+            remedy="Set model.train = 'head', or train.start = 'lda', which takes one message.",
+        )
+    if federation.local:
+        raise ConfigurationError(
+            f"train.start = '{start}' does not go with federation.local = "
+            f"{list(federation.local)}.",
+            why="It computes one head for all sites, and this one would stay at each.",
+            remedy="Leave one of the two out.",
+        )
+    if start == "auto" and federation.rounds and not recipe.data.val_fraction:
+        raise ConfigurationError(
+            f"train.start = 'auto' with federation.rounds = {federation.rounds} needs "
+            "data.val_fraction above 0.",
+            why="The sites' validation pictures decide whether a round made the model better than "
+            "its start; without them the last round's would be kept, better or worse.",
+            remedy="Set data.val_fraction = 0.1, or federation.rounds = 0.",
         )
 
 
@@ -383,6 +420,7 @@ RULES: tuple[Rule, ...] = (
     refuse_unfit_pretraining,
     refuse_idle_diversity,
     refuse_empty_runs,
+    refuse_unfit_search,
     refuse_idle_defenses,
     refuse_unnamed_classes,
 )

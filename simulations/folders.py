@@ -30,7 +30,7 @@ def check_out(plan: Simulation) -> None:
             f"There is no run in '{plan.out}' to go on with.",
             remedy="Leave out --resume to start it, or name the run's folder with --out.",
         )
-    if not plan.resume and plan.out.exists():
+    if not plan.resume and plan.out.exists() and not plan.reserved:
         raise ConfigurationError(
             f"The output folder '{plan.out}' exists already.",
             why="A run's folder is never overwritten.",
@@ -64,12 +64,18 @@ def lay_out(plan: Simulation, setting: Setting) -> None:
         ConfigurationError: if the folder cannot be created.
         DataError: if a home kept with ``--sites`` belongs to other data.
     """
+    if plan.recipe.federation.sites:
+        raise ConfigurationError(
+            "federation.sites chooses among the registered sites of a deployed federation.",
+            why="A simulation has the sites that [partition] makes.",
+            remedy="Leave it out: --set federation.sites=[].",
+        )
     homes = site_homes(plan, setting)
     kept = [home for home in homes if home.exists()]
     for home in kept:
         _check_kept(plan, home)
     try:
-        plan.out.mkdir(parents=True)
+        plan.out.mkdir(parents=True, exist_ok=plan.reserved)
     except OSError as error:
         raise ConfigurationError(
             f"The output folder '{plan.out}' cannot be made: {error}.",

@@ -20,7 +20,7 @@ from rich.console import Console
 from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.files import private_folder
 from fgvc_core.proxies import loopback_direct
-from fgvc_core.supervision import Supervisor
+from fgvc_core.supervision import Supervisor, end_at_once
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
@@ -175,8 +175,8 @@ def _asked_to_stop() -> Iterator[list[int]]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if told:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT and number in told:
+            end_at_once()
         told.append(number)
 
     before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}

@@ -4,14 +4,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError, PolicyRefusal
 from fgvc_core.files import widely_readable
+from fgvc_core.findings import Checked, Finding, Level
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.proxies import socks
@@ -25,8 +24,6 @@ from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.recipe_limits import check_lent
 from fieldmark.client.site import Site
 
-Level = Literal["ok", "note", "failed", "not reached"]
-
 DISK_GB, MEMORY_GB = 2.0, 1.0
 SKEW_S = 60.0
 """Largest clock difference in seconds. The gateway accepts signatures up to 300 s old."""
@@ -36,43 +33,10 @@ _TLS_REMEDIES = {
     "certificate expired": "Ask the coordinator to renew it (fieldmark server renew), unless it "
     "is this machine's date that is wrong.",
     "certificate is valid from": "Set this machine's date; if it is right, ask the coordinator to "
-    "issue the certificate anew (fieldmark server renew).",
+    "renew the certificate (fieldmark server renew).",
     "certificate is refused": "Ask the coordinator, by another way, whether this is its server; a "
     "firewall that opens TLS in between has to let this address pass.",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check, with a remedy if it failed."""
-
-    name: str
-    level: Level
-    said: str
-    remedy: str = ""
-    exit_code: int = 0
-
-
-@dataclass(frozen=True)
-class Checked:
-    """All findings, in order."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the first failure; 0 if there is none."""
-        return next((f.exit_code for f in self.findings if f.level == "failed"), 0)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "ok": self.exit_code == 0,
-            "checks": [
-                {"name": f.name, "level": f.level, "said": f.said, "remedy": f.remedy}
-                for f in self.findings
-            ],
-        }
 
 
 def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
@@ -277,9 +241,12 @@ def _version(contact: Contact) -> Finding:
         return Finding("version", "failed", said, "Install the same at both ends.", 2)
     announced = "" if contact.announcement is None else contact.announcement.code
     if announced and announced != code_digest():
-        remedy = "Ask the coordinator whether its installation was changed, or yours."
-        said = f"{__version__} at both ends, but the code is not the same"
-        return Finding("version", "note", said, remedy)
+        said = (
+            f"{__version__} at both ends, but the code is not the same (the coordinator's is "
+            f"{announced[:12]}, this site's {code_digest()[:12]}): its runs refuse this site"
+        )
+        remedy = "Install the same at both ends, or have the coordinator name it in accept_code."
+        return Finding("version", "failed", said, remedy, 2)
     return Finding("version", "ok", __version__)
 
 

@@ -22,7 +22,7 @@ from fgvc_core.supervision import (
     until_told,
 )
 from fgvc_core.words import visible
-from fieldmark.client.deployment.child import HALF_HANDED_OVER
+from fieldmark.client.deployment.child import AWAITS, HALF_HANDED_OVER
 from fieldmark.client.deployment.flower_internals import LEFT_BEHIND, release_node
 from fieldmark.client.deployment.link import CA, read_link
 from fieldmark.client.deployment.node import TOO_LARGE
@@ -182,7 +182,7 @@ class _Node:
         elif LEFT_BEHIND in line:
             # It has a task for a message that it never received, and would wait for that task's
             # answer before sending any other.
-            self._say("the run ended while its message was on its way; the node starts anew")
+            self._say("the run ended while its message was on its way; the node restarts")
             self._restart()
         elif TOO_LARGE in line:
             self._say(f"the coordinator's server sent too much: {visible(line)}")
@@ -198,8 +198,10 @@ class _Node:
         """Process one line of the runner's log."""
         # Compare the whole line: exception texts in the log may contain any words.
         if line.strip() == HALF_HANDED_OVER:
-            self._say("an answer reached the node in part; the node starts anew")
+            self._say("an answer reached the node in part; the node restarts")
             self._restart()
+        elif AWAITS in line:
+            self._say(visible(line.strip()))
 
     def after_death(self, status: int) -> None:
         """Report a death to the coordinator that the node could not report itself."""

@@ -26,6 +26,10 @@ from fgvc_core.errors import DataError
 TINY = 5
 """A class with fewer training examples than this is noted as tiny."""
 
+FEW_TEST = 10
+"""A class with fewer test examples than this is noted: one picture moves its recall by more than 10
+points."""
+
 UNEQUAL = 10
 """A ratio of the largest to the smallest class, in training examples, that is noted."""
 
@@ -142,6 +146,12 @@ class CheckReport:
             sentences.append(
                 f"{len(self.tiny_classes)} classes have fewer than {TINY} training examples: "
                 f"{first_few(self.tiny_classes)}."
+            )
+        few = [name for name, counts in self.classes.items() if counts["test"] < FEW_TEST]
+        if few and self.splits["test"]:
+            sentences.append(
+                f"{len(few)} classes have fewer than {FEW_TEST} test examples, so that one picture "
+                f"moves their recall by more than {100 / FEW_TEST:g} points: {first_few(few)}."
             )
         return sentences
 

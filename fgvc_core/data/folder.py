@@ -4,7 +4,7 @@
 torchvision's ``ImageFolder``. Usual variations are recognized; see ``layout.py``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,13 @@ from fgvc_core.data.files import FileSource
 from fgvc_core.data.labels import LeftOut, number_labels, same_name
 from fgvc_core.data.layout import Layout, Role, understand, usual_split
 from fgvc_core.data.settings import DataSettings
-from fgvc_core.data.table import ExampleTable, held_out_splits
+from fgvc_core.data.table import ExampleTable, Split, held_out_splits
 from fgvc_core.data.unused import NO_CLASS, OUTSIDE_SPLITS, READ_ALREADY, Reason, Unused
 from fgvc_core.data.walking import Entry, may_follow, walk
 from fgvc_core.errors import DataError
 
 Place = tuple[str | None, Role]
-"""A picture's label (None: unlabeled) and split (None: decided by the hash)."""
+"""A picture's label (None: unlabeled) and split (None: no folder decides it)."""
 
 
 @tolerant_dataset("folder")
@@ -33,8 +33,9 @@ def build_table(
     With ``data.folders = "auto"`` wrapping, split and part folders are told from their names
     (``layout.py``): ``test`` is the test split, ``val`` joins the training split (each site makes
     its own validation split), and ``pool`` holds unlabeled pictures, in folders or not. Without
-    ``test``, ``val`` is the test split; with neither, and without ``train``, the keyed hash of each
-    picture's path holds out ``data.test_fraction``.
+    ``test``, ``val`` is the test split; with neither, and without ``train``,
+    ``data.test_fraction`` of each class is held out
+    (:func:`fgvc_core.data.table.held_out_splits`).
 
     With ``data.folders = "splits"`` a picture's split depends on its own path alone:
     ``val`` always belongs to the training split, and a picture outside all split folders
@@ -111,8 +112,7 @@ def build_table(
     held = {class_names[k] for k in set(labels_N.tolist()) if k >= 0}
     known = set(settings.classes) if settings.classes is not None else mapped
     unused.classes = sorted((mapped & known) - {*held, "-> none"})
-    hashed = held_out_splits(paths, settings.test_fraction)
-    splits = tuple(rows[path][1] or hashed[i] for i, path in enumerate(paths))
+    splits = _with_test_split(paths, rows, settings)
     return ExampleTable(
         source=FileSource(root, paths, follow_links=follow),
         rows=np.arange(len(paths), dtype=np.int64),
@@ -124,6 +124,21 @@ def build_table(
         unused=unused,
         how=how,
     )
+
+
+def _with_test_split(
+    paths: tuple[str, ...], rows: Mapping[str, Place], settings: DataSettings
+) -> tuple[Split, ...]:
+    """The split of each picture, with a test split made of those that no folder decides."""
+    undecided = [path for path in paths if rows[path][1] is None]
+    made = held_out_splits(
+        undecided,
+        [rows[path][0] for path in undecided],
+        settings.test_fraction,
+        settings.test_rule,
+    )
+    held = dict(zip(undecided, made, strict=True))
+    return tuple(rows[path][1] or held[path] for path in paths)
 
 
 def _layout(entries: Iterable[Entry], settings: DataSettings) -> tuple[Layout | None, str]:

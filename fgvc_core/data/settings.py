@@ -59,6 +59,12 @@ class DataSettings(OpenSettings):
         description="Share of subjects held out for test where a data set publishes no split, "
         "0 to 0.9; 0: none.",
     )
+    test_rule: Literal["stratified", "hashed"] = Field(
+        "stratified",
+        description="How these subjects are chosen. stratified: the share of each class, rounded, "
+        "and at least one subject of a class that has two. hashed: each subject by the hash of its "
+        "name alone, so that none is moved when others are added; always so for ham10000.",
+    )
     folders: Literal["auto", "classes", "splits"] = Field(
         "auto",
         description="For folder: whether the folders directly below data.path are classes or "

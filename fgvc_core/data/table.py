@@ -2,12 +2,14 @@
 
 Shapes: N examples, K classes, A attributes, P parts, L taxonomy levels.
 
-A keyed hash of a subject's id alone decides its split, so adding or removing one subject
-moves no other. Differential privacy needs this of the validation split, and it keeps the
-test split stable while a data set grows.
+A keyed hash of a subject's id alone decides whether a site keeps it for validation, so adding or
+removing one subject moves no other: differential privacy needs this. The test split, which only
+simulations and coordinators make, orders the subjects of each class by such a hash.
 """
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -187,18 +189,48 @@ def validation_mask(table: ExampleTable, fraction: float, key: bytes) -> NDArray
     return held_names(table.subjects, fraction, key)
 
 
-def held_out_splits(subjects: Sequence[str], fraction: float) -> tuple[Split, ...]:
+def held_out_splits(
+    subjects: Sequence[str],
+    labels: Sequence[str | None],
+    fraction: float,
+    rule: Literal["stratified", "hashed"] = "stratified",
+) -> tuple[Split, ...]:
     """Assign train or test to each example of a data set without a published split.
+
+    Subjects are ordered by their keyed hash. With "stratified", the first ``fraction`` of each
+    class's subjects is held out, rounded to the nearest whole number, but at least one subject of a
+    class that has two; a subject with several labels counts for the rarest of them. Another subject
+    moves at most one of its class. With "hashed", each subject is held out by its own hash alone,
+    so no subject moves another, and small classes may have few test pictures or none.
 
     Args:
         subjects: N subject ids.
-        fraction: Expected share of subjects in the test split, 0 to 1.
+        labels: N labels; None if there is none.
+        fraction: Share of subjects in the test split, 0 to 1; 0: none.
+        rule: How subjects are chosen.
 
     Returns:
         N of "train" or "test", equal for equal subjects and on every machine.
     """
-    mask_N = held_names(subjects, fraction, _TEST_KEY)
-    return tuple("test" if held else "train" for held in mask_N)
+    if rule == "hashed":
+        mask_N = held_names(subjects, fraction, _TEST_KEY)
+        return tuple("test" if held else "train" for held in mask_N)
+    labels_of: dict[str, set[str | None]] = {}
+    for subject, label in zip(subjects, labels, strict=True):
+        labels_of.setdefault(subject, set()).add(label)
+    sizes = Counter(label for own in labels_of.values() for label in own)
+    by_class: dict[str | None, list[str]] = {}
+    for subject, own in labels_of.items():
+        rarest = min(own, key=lambda label: (sizes[label], label or ""))
+        by_class.setdefault(rarest, []).append(subject)
+    held: set[str] = set()
+    for members in by_class.values():
+        members.sort(key=lambda subject: (unit_interval(subject, _TEST_KEY), subject))
+        count = math.floor(len(members) * fraction + 0.5)
+        if fraction > 0.0:
+            count = min(max(count, 1), len(members) - 1)
+        held.update(members[:count])
+    return tuple("test" if subject in held else "train" for subject in subjects)
 
 
 def held_names(names: Sequence[str], fraction: float, key: bytes) -> NDArray[np.bool_]:
@@ -211,3 +243,26 @@ def held_names(names: Sequence[str], fraction: float, key: bytes) -> NDArray[np.
     """
     side = {name: unit_interval(name, key) < fraction for name in set(names)}
     return np.array([side[name] for name in names], dtype=np.bool_)
+
+
+def fold_numbers(
+    subjects: Sequence[str], labels_N: NDArray[np.int64], folds: int, key: bytes
+) -> NDArray[np.int64]:
+    """Fold of each example, int64 (N,), 0 to ``folds - 1``: all examples of a subject in one.
+
+    Subjects are dealt in turn, class by class (of their first example), within a class by the
+    keyed hash of their names: so every fold has about as many subjects of each class.
+
+    Args:
+        subjects: N subject ids.
+        labels_N: N labels.
+        folds: Number of folds.
+        key: The site's secret key, 1 to 64 bytes.
+    """
+    first: dict[str, int] = {}
+    for subject, label in zip(subjects, labels_N.tolist(), strict=True):
+        first.setdefault(subject, label)
+    # The prefix makes folds independent of the validation split, which hashes the bare name.
+    order = sorted(first, key=lambda name: (first[name], unit_interval(f"fold/{name}", key), name))
+    dealt = {subject: position % folds for position, subject in enumerate(order)}
+    return np.array([dealt[subject] for subject in subjects], dtype=np.int64)

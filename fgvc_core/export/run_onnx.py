@@ -82,11 +82,35 @@ def square(path: str, size: int, short_side: int, interpolation: str) -> np.ndar
     return np.asarray(image)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Shares that sum to 1."""
+    raised = np.exp(logits - logits.max())
+    return raised / raised.sum()
+
+
+def decide(logits: np.ndarray, rule: dict) -> tuple[str, np.ndarray]:
+    """The answer, and the share of each class; ``rule`` is the file's metadata "confidence"."""
+    shares, plain = softmax(logits / (rule["temperature"] or 1)), softmax(logits)
+    energy = logits.max() + np.log(np.exp(logits - logits.max()).sum())
+    scores = {"probability": shares.max(), "logit": logits.max(), "energy": energy}
+    if rule["threshold"] is not None and scores[rule["score"]] < rule["threshold"]:
+        return "none of these", shares
+    # From the classes to coarser names; one has to be sure without the calibration, too.
+    for names, groups in zip(reversed(rule["names"]), reversed(rule["groups"]), strict=True):
+        sums = np.bincount(groups, shares, len(names))
+        best = sums.argmax()
+        if min(sums[best], np.bincount(groups, plain, len(names))[best]) >= rule["sure"]:
+            return names[best], shares
+    return "not sure", shares
+
+
 def main(model: str, *paths: str) -> int:
-    """Print each picture's three most likely classes; the number of pictures refused."""
+    """Print each picture's answer and its three most likely classes; the number refused."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map
-    names, how = json.loads(facts["class_names"]), json.loads(facts["preprocessing"])
+    names, how, rule = (
+        json.loads(facts[k]) for k in ("class_names", "preprocessing", "confidence")
+    )
     refused = 0
     for path in paths:
         try:
@@ -96,9 +120,10 @@ def main(model: str, *paths: str) -> int:
             print(f"{path!r} cannot be read: {error}", file=sys.stderr)
             continue
         logits = session.run(["logits"], {"pictures": view[None]})[0][0].astype(np.float64)
-        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        answer, shares = decide(logits, rule)
         best = (-shares).argsort()[:3]
-        print(path, *(f"{names[k]} {shares[k]:.3f}" for k in best), sep="\t", flush=True)
+        tops = (f"{names[k]} {shares[k]:.3f}" for k in best)
+        print(path, answer, *tops, sep="\t", flush=True)
     return refused
 
 

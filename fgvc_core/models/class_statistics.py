@@ -10,7 +10,9 @@ vector, and the scatter of few pictures spans theirs. Under differential privacy
 ``privacy.method = 'class-sums'`` instead.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,12 +121,34 @@ def pack_statistics(found: ClassStatistics) -> dict[str, NDArray[np.float32]]:
     return packed
 
 
-def statistics_shapes(num_classes: int, dim: int, scatter: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of :func:`pack_statistics`, by name."""
+def pack_folds(folds: list[ClassStatistics]) -> dict[str, NDArray[np.float32]]:
+    """Named tensors for the wire of a site's folds; the first axis is the fold."""
+    packed = [pack_statistics(fold) for fold in folds]
+    return {name: np.stack([fold[name] for fold in packed]) for name in packed[0]}
+
+
+def statistics_shapes(
+    num_classes: int, dim: int, scatter: bool, folds: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of :func:`pack_statistics`, or of so many folds, by name."""
     shapes: dict[str, tuple[int, ...]] = {COUNTS: (num_classes,), SUMS: (num_classes, dim)}
     if scatter:
         shapes[SCATTER] = (dim * (dim + 1) // 2,)
-    return shapes
+    return {name: (folds, *shape) if folds else shape for name, shape in shapes.items()}
+
+
+def split_folds(
+    tensors: dict[str, NDArray[np.float32]], folds: int
+) -> list[dict[str, NDArray[np.float32]]]:
+    """Tensors of :func:`pack_folds` as those of each fold; without folds, as those of one."""
+    if not folds:
+        return [tensors]
+    return [{name: array[f] for name, array in tensors.items()} for f in range(folds)]
+
+
+def added(parts: Iterable[ClassStatistics]) -> ClassStatistics:
+    """Sum of at least one."""
+    return reduce(ClassStatistics.plus, parts)
 
 
 def unpack_statistics(tensors: dict[str, NDArray[np.float32]]) -> ClassStatistics:
@@ -218,9 +242,16 @@ def discriminant_scores(
     offset_KD = means_KD - centre_D
     weights_KD = np.linalg.solve(shrunken_DD, offset_KD.T).T
     biases_K = -0.5 * (weights_KD * (means_KD + centre_D)).sum(axis=1)
-    # Add-one smoothing: a class without pictures is rare, not impossible.
-    share_K = (found.counts_K + 1) / (found.counts_K + 1).sum()
-    return weights_KD, biases_K + prior * np.log(share_K)
+    return weights_KD, biases_K + prior * log_shares(found)
+
+
+def log_shares(found: ClassStatistics) -> Floats:
+    """Log of each class's share of the pictures, float64 (K,).
+
+    Add-one smoothing: a class without pictures is rare, not impossible.
+    """
+    shares_K: Floats = np.log((found.counts_K + 1) / (found.counts_K + 1).sum())
+    return shares_K
 
 
 def semantic_scores(

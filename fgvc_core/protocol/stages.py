@@ -14,7 +14,7 @@ from fgvc_core.protocol.messages import Kind, Phase, Request
 
 Carries = Literal["nothing", "update", "release"]
 """Tensors in a valid reply: none; the trained model; or a release about the site's images under the
-model that was sent (class statistics, or noisy sums)."""
+model that was sent (class statistics, gradients, counts, or noisy sums)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Stage:
 ROLL_CALL = Stage("roll_call", "roll_call")
 PRETRAIN = Stage("pretrain", "train", "pretrain", carries="update", weighs=True)
 STATISTICS = Stage("statistics", "release", "statistics", carries="release", weighs=True)
+GRADIENTS = Stage("gradients", "release", "gradients", carries="release", weighs=True)
+FOLD_COUNTS = Stage("fold-counts", "release", "fold-counts", carries="release", weighs=True)
 TRAIN = Stage(
     "train",
     "train",
@@ -75,7 +77,10 @@ PERSONAL = Stage("personal", "score", "personal")
 
 STAGES = {
     (stage.kind, stage.phase): stage
-    for stage in (ROLL_CALL, PRETRAIN, STATISTICS, TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL)
+    for stage in (
+        *(ROLL_CALL, PRETRAIN, STATISTICS, GRADIENTS, FOLD_COUNTS),
+        *(TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL),
+    )
 }
 
 
@@ -108,6 +113,11 @@ def stages_of(recipe: Staged) -> list[Stage]:
         stages.append(PRETRAIN)
     if recipe.train.start != "none":
         stages.append(STATISTICS)
+    # How many messages these take follows from the replies.
+    if recipe.train.start == "auto":
+        stages.append(FOLD_COUNTS)
+    if recipe.train.start in ("regression", "auto"):
+        stages.append(GRADIENTS)
     stages += round_stages(recipe)
     # Under differential privacy, the last model is scored only if the plan includes it.
     if privacy is None or privacy.score_share:

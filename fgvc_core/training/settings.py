@@ -52,13 +52,16 @@ class TrainSettings(Settings):
         description="one-cycle, cosine: share of the run in which the rate rises.",
     )
     cycle_rounds: int = Field(4, ge=1, description="cyclic: rounds from low to high and back.")
-    start: Literal["none", "means", "lda", "semantic"] = Field(
+    start: Literal["none", "means", "lda", "semantic", "regression", "auto"] = Field(
         "none",
         description="The head before round 1, from class statistics that every site sends once: "
         "means (nearest class mean; counts and sums) or lda (linear discriminants of one shrunken "
         "covariance; also D x D second-order sums) or semantic (through class attributes, with the "
-        "same sums as lda: also names classes that no site has a picture of). Not under [privacy]; "
-        "see privacy.method = 'class-sums'.",
+        "same sums as lda: also names classes that no site has a picture of). regression adds "
+        "messages with summed gradients, until the head is the logistic regression of all sites' "
+        "pictures. auto tries closed forms and regressions on held-out folds of every site and "
+        "takes the best. The last two need model.train = 'head'. Not under [privacy]; see "
+        "privacy.method = 'class-sums'.",
     )
     start_shrinkage: float = Field(
         0.1,
@@ -79,6 +82,31 @@ class TrainSettings(Settings):
         le=1000.0,
         description="What the start's scores are multiplied by: it changes no answer, only how "
         "sure of it the first steps of training find the head.",
+    )
+    start_penalty: float = Field(
+        100.0,
+        gt=0.0,
+        le=1e9,
+        description="regression: the objective is the sum of the cross-entropy over all pictures, "
+        "plus half of this times the squared norm of the weights, for features of mean variance 1: "
+        "scikit-learn's LogisticRegression with C = 1 / start_penalty.",
+    )
+    start_precision: float = Field(
+        1e-5,
+        ge=1e-10,
+        le=0.1,
+        description="regression, auto: the fit ends once the objective is expected to fall by less "
+        "than this share of itself; smaller takes more messages.",
+    )
+    start_folds: int = Field(
+        3,
+        ge=2,
+        le=10,
+        description="auto: folds that every site deals its training pictures into; the class "
+        "statistics are sent of each, so the first message grows with it.",
+    )
+    start_metric: Literal["top1", "macro-f1"] = Field(
+        "top1", description="auto: what decides on the held-out folds, top1 or macro-f1."
     )
     clip_norm: float = Field(
         0.0, ge=0.0, description="Largest gradient norm of a step; 0 clips nothing."
@@ -149,6 +177,11 @@ class PersonalSettings(Settings):
         description="Highest learning rate; cosine, with warm-up. Left out: a tenth of train.lr.",
     )
 
+    def steps(self, train: TrainSettings) -> TrainSettings:
+        """``[train]`` changed to the settings of fine-tuning."""
+        lr = train.lr / 10 if self.lr is None else self.lr
+        return train.model_copy(update={"epochs": self.epochs, "lr": lr, "schedule": "cosine"})
+
 
 class EvaluateSettings(Settings):
     """Evaluation of the global model."""
@@ -159,7 +192,7 @@ class EvaluateSettings(Settings):
 
     batch_size: int = Field(128, ge=1, le=8192, description="Pictures scored at once.")
     every: int = Field(
-        1, ge=0, description="Score the held-out test split every so many rounds; 0: at the end."
+        1, ge=0, description="Score the held-out test split every n-th round; 0: only at the end."
     )
     pixel_baseline: bool = Field(
         True, description="Also fit a linear model on raw pixels, as the report's floor."
@@ -168,7 +201,7 @@ class EvaluateSettings(Settings):
         0,
         ge=0,
         le=6,
-        description="For so many of the most confused pairs, 0 to 6, the report shows where the "
+        description="For this many of the most confused pairs, 0 to 6, the report shows where the "
         "model saw either class (Grad-CAM; the 'explain' extra; pictures that may be shown).",
     )
     unit_price: bool = Field(

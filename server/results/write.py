@@ -95,6 +95,7 @@ def _summary(
         **({"privacy": costs} if costs else {}),
         "privacy_claim": claim.as_json(),
         **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
+        **({"start": state.start} if "chosen" in state.start else {}),
         "history": state.history,
         **_all_personal(state),
         **({"pretraining": state.pretraining} if state.pretraining else {}),

@@ -2,27 +2,40 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from fgvc_core.errors import PeerError, RunFailed
+from fgvc_core.errors import PeerError
 from fgvc_core.flower.records import to_array_record
 from fgvc_core.models.class_statistics import (
     COUNTS,
     SUMS,
     ClassStatistics,
+    added,
     read_statistics,
+    split_folds,
     unpack_statistics,
 )
 from fgvc_core.protocol.stages import STATISTICS
 from fgvc_core.recipe import Recipe
-from fgvc_core.training.start import expected_statistics, no_attributes, started
+from fgvc_core.training.head_search import Found
+from fgvc_core.training.start import (
+    expected_statistics,
+    folds_of,
+    no_attributes,
+    searched,
+    started,
+    with_head,
+)
 from fgvc_core.wire.arrays import TensorSpec, pack_all
 from fieldmark.server.rounds.context import RunContext, Updates
+from fieldmark.server.rounds.head_search import AskedSites, too_few
 from fieldmark.server.rounds.stage import Work, run_stage
 from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.screening.heads import SiteFolds
 from fieldmark.server.screening.releases import (
     Summary,
     against_others,
@@ -46,14 +59,17 @@ def started_head(
     """
     recipe, state = context.recipe, context.state
     attributes_KA = context.test.table.attributes_KA if context.test is not None else None
+    if recipe.train.start == "semantic" and attributes_KA is None:
+        raise no_attributes()
     share = share_among(len(context.exchange.keys), recipe.federation.max_weight_share)
+    tensors = updates.unpacked(arrays)
     start = FederatedStart(
-        recipe, updates.unpacked(arrays), attributes_KA, share, state.claims,
-        context.events, context.checkpoints.folder,
-    )  # fmt: skip
+        recipe, tensors, share, state.claims, context.events, context.checkpoints.folder
+    )
     asked = context.trust.in_use(sites)
-    needed = context.quorum(len(asked))
-    work = Work(asked, arrays, start.run, needed, start.specs)
+    needed = context.exchange.quorum()
+    sent = updates.outgoing(arrays)
+    work = Work(asked, sent, start.gather, needed, start.specs)
     result = run_stage(STATISTICS, 0, context, updates, work)
     for site, reason in start.refused.items():
         context.events.emit("start_refused", site=site, reason=reason)
@@ -63,71 +79,79 @@ def started_head(
     if result.value is None or arrived < needed:
         if not arrived and updates.replies.refusals:
             raise refused_by_all(updates.replies.refusals)
-        raise RunFailed(
-            f"The start found {arrived} sound replies of {needed} needed.",
-            why="The head before round 1 would be made of too few sites' statistics.",
-            remedy="The run's events.jsonl says why replies were refused; --resume asks again.",
-        )
+        raise too_few(arrived, needed)
     for site, examples in start.taken.items():
         if examples:
             # A site's first claim bounds its weight in later rounds, too.
             state.claims.setdefault(site, examples)
+    parts = result.value
+    searched_sites = AskedSites(context, updates, start.found, needed)
+    found = searched(parts, recipe.train, searched_sites)
+    if found is None:
+        head = started(tensors, added(parts), recipe.train, attributes_KA)
+    else:
+        head = with_head(tensors, found.head, recipe.train)
     context.tally.close()
-    context.events.emit("started", method=recipe.train.start, sites=arrived)
-    return to_array_record(pack_all(result.value))
+    told = {} if found is None else told_of(found)
+    state.start = {"method": recipe.train.start, "sites": len(searched_sites.left), **told}
+    context.events.emit("started", **state.start)
+    return to_array_record(pack_all(head))
+
+
+def told_of(found: Found) -> dict[str, Any]:
+    """What events and metrics say about a search for a head."""
+    return {
+        "chosen": str(found.candidate),
+        "messages": found.messages,
+        "tried": [one.as_json() for one in found.tried],
+    }
 
 
 class FederatedStart:
-    """Computes the head of the first model.
+    """Gathers the class statistics of all sites.
 
     Args:
         recipe: Its ``train.start`` is not ``none``.
-        tensors: The current model; only its head will be replaced.
-        attributes_KA: Public class attributes, or None.
+        tensors: The current model.
         share: Largest share of all pictures that one site counts for, 0.5 to 1 (no bound).
         claims: Site -> the first number of examples that counted in this run.
         events: Told of reduced weights.
         folder: Where statistics are stored until they are judged; None: the system's temporary
             folder.
-
-    Raises:
-        ConfigurationError: if the start needs attributes and there are none.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         tensors: Tensors,
-        attributes_KA: NDArray[np.float32] | None,
         share: float = 1.0,
         claims: Mapping[str, int] | None = None,
         events: EventLog | None = None,
         folder: Path | None = None,
     ) -> None:
-        if recipe.train.start == "semantic" and attributes_KA is None:
-            raise no_attributes()
-        self._attributes_KA = attributes_KA
-        self._settings, self._federation = recipe.train, recipe.federation
-        self._tensors = tensors
+        self._folds = folds_of(recipe.train)
+        self._federation = recipe.federation
         self._share, self._claims = share, claims or {}
         self._events, self._folder = events, folder
         shapes = expected_statistics(tensors, recipe.train)
         self.specs = {name: TensorSpec("float32", shape) for name, shape in shapes.items()}
         """Required tensors of a site's reply."""
         self.refused: dict[str, str] = {}
-        """Site -> why its statistics were refused; filled by :meth:`run`."""
+        """Site -> why its statistics were refused; filled by :meth:`gather`."""
         self.taken: dict[str, int] = {}
-        """Site -> its pictures, for sites whose statistics count; filled by :meth:`run`."""
+        """Site -> its pictures, for sites whose statistics count; filled by :meth:`gather`."""
+        self.found: dict[str, SiteFolds] = {}
+        """Site -> what is known of its folds, for those sites; filled by :meth:`gather`."""
 
-    def run(self, replies: Iterable[SoundReply]) -> Tensors | None:
-        """The new tensors, or None if no usable statistics came; :attr:`taken` has the counts used.
+    def gather(self, replies: Iterable[SoundReply]) -> list[ClassStatistics] | None:
+        """Statistics of each fold over all sites (or of all pictures), or None if none came.
 
         Judging needs all sites' statistics, so they are stored in a file: at most two sites' are in
         memory at once. Sums are added in the order of the replies, which the caller keeps fixed.
         """
         with Spill(self._folder, self._federation.spill_mb) as spill:
             summaries = self._received(replies, spill)
-            kept = Kept(spill, list(summaries))
+            kept = Kept(spill, list(summaries), self._folds)
             if self._federation.screening:
                 self._judge({site: one for site, one in summaries.items() if one}, kept)
             self.taken = {
@@ -135,16 +159,20 @@ class FederatedStart:
                 for site, one in summaries.items()
                 if site not in self.refused
             }
-            factors = self._factors()
-            total: ClassStatistics | None = None
-            for site, factor in factors.items():
-                found = kept.statistics(site)
-                found = found if factor == 1.0 else found.times(factor)
-                total = found if total is None else total.plus(found)
-                del found
-        if total is None or not total.counts_K.any():
+            totals: list[ClassStatistics] | None = None
+            for site, factor in self._factors().items():
+                parts = kept.folds(site)
+                self.found[site] = SiteFolds.of(parts, factor)
+                if factor != 1.0:
+                    parts = [part.times(factor) for part in parts]
+                if totals is None:
+                    totals = parts
+                else:
+                    totals = [one.plus(two) for one, two in zip(totals, parts, strict=True)]
+                del parts
+        if totals is None or not any(part.counts_K.any() for part in totals):
             return None
-        return started(self._tensors, total, self._settings, self._attributes_KA)
+        return totals
 
     def _received(self, replies: Iterable[SoundReply], spill: Spill) -> dict[str, Summary | None]:
         """Check each reply by itself and store it; site -> its summary, None without pictures."""
@@ -164,7 +192,8 @@ class FederatedStart:
 
     def _read(self, reply: SoundReply) -> ClassStatistics | None:
         try:
-            found = unpack_statistics(reply.tensors)
+            parts = split_folds(reply.tensors, self._folds)
+            found = added(unpack_statistics(part) for part in parts)
         except PeerError as error:
             self.refused[reply.site] = error.what
             return None
@@ -200,13 +229,15 @@ class FederatedStart:
 class Kept(Mapping[str, NDArray[np.float64]]):
     """Statistics in a file; as a mapping: site -> its class sums per picture."""
 
-    def __init__(self, spill: Spill, sites: list[str]) -> None:
-        self._spill = spill
+    def __init__(self, spill: Spill, sites: list[str], folds: int = 0) -> None:
+        self._spill, self._folds = spill, folds
         self._positions = {site: position for position, site in enumerate(sites)}
 
     def __getitem__(self, site: str) -> NDArray[np.float64]:
         found = self._spill.reply(self._positions[site], (COUNTS, SUMS))
         shares: NDArray[np.float64] = found[SUMS].astype(np.float64)
+        if self._folds:
+            shares = shares.sum(axis=0)
         shares /= max(float(found[COUNTS].sum(dtype=np.float64)), 1.0)
         return shares
 
@@ -216,6 +247,7 @@ class Kept(Mapping[str, NDArray[np.float64]]):
     def __len__(self) -> int:
         return len(self._positions)
 
-    def statistics(self, site: str) -> ClassStatistics:
-        """All statistics of one site."""
-        return read_statistics(self._spill.reply(self._positions[site]))
+    def folds(self, site: str) -> list[ClassStatistics]:
+        """One site's statistics of each fold, or of all its pictures."""
+        tensors = self._spill.reply(self._positions[site])
+        return [read_statistics(part) for part in split_folds(tensors, self._folds)]

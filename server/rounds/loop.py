@@ -106,7 +106,7 @@ class Rounds:
         self._sites = context.exchange.roll_call()
         if self._pretraining is not None:
             self._pretrain(self._pretraining)
-        if STATISTICS in self._stages and self.state.round == 0:
+        if STATISTICS in self._stages and self.state.round == 0 and not self.state.start:
             self._arrays = started_head(context, updates, self._sites, self._arrays)
             self._checkpoint()
         one_round = self._closed_round if CLASS_SUMS in self._stages else self._round
@@ -142,7 +142,7 @@ class Rounds:
         sites = sites_in_use(context, self._sites, number)
         cohort = self._draw(sites, number)
         self._events.emit("round_started", round=number, cohort=cohort)
-        needed = context.quorum(wanted(len(sites), self._federation.fraction))
+        needed = context.exchange.quorum(self._federation.fraction)
         received = self._arrays
         result = run_updates(TRAIN, number, context, updates, received, cohort, needed)
         if result.value is None or result.void:

@@ -55,6 +55,7 @@ class RunState:
         claims: Site name -> the first number of examples that counted in this run.
         centre: Center of the class sums; empty until it is known. Sites release class sums once, so
             it never changes, even if a site is refused later.
+        start: How the head before round 1 was found; empty until it was.
         personal: Site name -> scores of the best model there, and of the site's personal model.
         closed: Whether the last model has been scored.
         events: Length of ``events.jsonl`` in bytes when this was written.
@@ -78,6 +79,7 @@ class RunState:
     pretrain_screening: dict[str, Any] = field(default_factory=dict)
     claims: dict[str, int] = field(default_factory=dict)
     centre: list[float] = field(default_factory=list)
+    start: dict[str, Any] = field(default_factory=dict)
     personal: dict[str, dict[str, Any]] = field(default_factory=dict)
     closed: bool = False
     events: int = 0

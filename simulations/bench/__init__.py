@@ -7,7 +7,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner", "selection")
+NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner", "selection", "unknown", "heads")
 
 
 def run_benches(
@@ -20,8 +20,8 @@ def run_benches(
 
     Args:
         name: One of ``NAMES``, or ``all``.
-        rows: For ``learner``: rows to run; empty: all.
-        kept: For ``learner``: the folder of finished runs.
+        rows: For ``learner`` and ``heads``: rows (or sets) to run; empty: all.
+        kept: For these two: the folder of finished runs.
         say: Called with progress of long benchmarks.
 
     Returns:
@@ -36,17 +36,20 @@ def run_benches(
             f"There is no benchmark '{name}'; there are {', '.join(NAMES)} and all.",
             remedy=nearest(name, NAMES) or "fieldmark bench engine",
         )
-    if (rows or kept) and name != "learner":
+    if (rows or kept) and name not in ("learner", "heads"):
         raise ConfigurationError(
-            f"--rows and --out belong to the benchmark learner, not to {name}.",
+            f"--rows and --out belong to the benchmarks learner and heads, not to {name}.",
             remedy="Leave them out, or run: fieldmark bench learner",
         )
     from fieldmark.simulations.bench.deploy import bench_deploy
     from fieldmark.simulations.bench.dp import bench_dp
     from fieldmark.simulations.bench.engine import bench_engine
+    from fieldmark.simulations.bench.heads import KEPT as KEPT_HEADS
+    from fieldmark.simulations.bench.heads import bench_heads
     from fieldmark.simulations.bench.learner import KEPT, bench_learner
     from fieldmark.simulations.bench.rounds import bench_rounds
     from fieldmark.simulations.bench.selection import bench_selection
+    from fieldmark.simulations.bench.unknown import bench_unknown
     from fieldmark.simulations.bench.wire import bench_wire
 
     runners = {
@@ -57,6 +60,8 @@ def run_benches(
         "wire": bench_wire,
         "learner": lambda: bench_learner(rows, kept or KEPT, say),
         "selection": lambda: bench_selection(say),
+        "unknown": lambda: bench_unknown(say),
+        "heads": lambda: bench_heads(rows, kept or KEPT_HEADS, say),
     }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]

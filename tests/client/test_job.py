@@ -228,6 +228,66 @@ def test_statistics_are_answered_once_they_are_in_the_recipe_and_the_policy_allo
     assert departure.tensors == {}
 
 
+HEADS = {
+    **{"heads/weight": np.zeros((2, 12, 256), np.float32), "heads/fold": np.float32([0, -1])},
+    **{name: np.ones((2, 1, 12), np.float32) for name in ("heads/scale", "heads/bias")},
+}
+
+
+def test_a_site_answers_about_heads_what_the_recipe_announced_and_its_policy_allows(home, tiny):
+    made = ["train.start=auto", "model.train=head", "wire.down=bfloat16"]
+    searching = parse_recipe(tiny.to_toml(), made)
+    ask(home, request(searching, "roll_call"))
+    site = Site.open(home)
+
+    def answered(phase, heads=HEADS, **policy):
+        changed = site.settings.policy.model_copy(update=policy)
+        write_settings(home, site.settings.model_copy(update={"policy": changed}))
+        departure = ask(home, request(searching, "release", phase=phase), heads)
+        return departure, reply_of(home, departure)
+
+    departure, reply = answered("gradients")
+    assert departure.tensors["gradients.weight"].shape == (2, 12, 256)
+    assert reply.code == "ok"
+    assert answered("fold-counts")[0].tensors["fold-counts"].shape == (2, 1, 3, 12)
+    for phase in ("gradients", "fold-counts"):
+        departure, reply = answered(phase, share_counts=False)
+        assert (reply.code, departure.tensors) == ("refused-policy", {})
+    assert answered("gradients", share_scores=False)[1].code == "ok"
+    assert answered("fold-counts", share_scores=False)[1].code == "refused-policy"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"heads/fold": np.float32([0, 3])},
+        {"heads/weight": np.full((2, 12, 256), np.nan, np.float32)},
+        {"heads/weight": np.zeros((2, 11, 256), np.float32)},
+        {"heads/bias": np.zeros((2, 12), np.float32)},
+        {"heads/bias": np.zeros((0, 1, 12), np.float32)},
+        {"heads/bias": np.zeros((2, 17, 12), np.float32)},
+    ],
+)
+def test_a_site_refuses_what_are_no_heads_of_this_run(home, tiny, broken):
+    searching = parse_recipe(tiny.to_toml(), ["train.start=auto", "model.train=head"])
+    ask(home, request(searching, "roll_call"))
+    departure = ask(home, request(searching, "release", phase="gradients"), HEADS | broken)
+    assert reply_of(home, departure).code == "refused-request"
+    assert departure.tensors == {}
+
+
+@pytest.mark.parametrize(
+    ("start", "phase"),
+    [("lda", "gradients"), ("lda", "fold-counts"), ("regression", "fold-counts")],
+)
+def test_a_site_tells_no_more_about_heads_than_was_announced(home, tiny, start, phase):
+    other = parse_recipe(tiny.to_toml(), [f"train.start={start}", "model.train=head"])
+    ask(home, request(other, "roll_call"))
+    departure = ask(home, request(other, "release", phase=phase), HEADS)
+    assert reply_of(home, departure).code == "refused-request"
+    assert departure.tensors == {}
+
+
 def test_no_word_of_the_coordinator_forges_a_line_of_the_sites_log(home, tiny):
     ask(home, request(tiny, "roll_call"))
     forged = "late\n2026-01-01 00:00:00,000 ERROR round 7 refused: all is lost\x1b[2J\u202e"

@@ -45,6 +45,7 @@ BROKEN = [
     (refuse_pretraining, ["pretrain.method=simclr"], OWN),
     (refuse_personal, ["personal.epochs=2"], OWN),
     (refuse_start, ["train.start=means"], OWN),
+    (refuse_start, ["train.start=regression", "model.train=head"], OWN),
 ]
 
 

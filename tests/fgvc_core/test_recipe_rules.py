@@ -34,6 +34,8 @@ def test_what_is_safe_is_read(text):
         (GRADIENTS, "personal.epochs=2", "personal.epochs = 0"),
         (SUMS, "personal.epochs=2", "personal.epochs = 0"),
         (GRADIENTS, "train.start=means", "train.start = 'none'"),
+        (GRADIENTS, "train.start=regression", "privacy.method = 'class-sums'"),
+        (SUMS, "train.start=auto", "privacy.method = 'class-sums'"),
     ],
 )
 def test_what_is_not_is_refused_by_name_with_the_reason_and_the_replacement(text, override, remedy):

@@ -36,7 +36,7 @@ def test_an_unknown_row_is_answered_with_the_nearest():
     with pytest.raises(ConfigurationError, match="tripled") as caught:
         with_references(["tripled"])
     assert "triplet" in caught.value.remedy
-    with pytest.raises(ConfigurationError, match="belong to the benchmark learner"):
+    with pytest.raises(ConfigurationError, match="belong to the benchmarks learner and heads"):
         run_benches("wire", ["triplet"])
 
 

@@ -39,6 +39,14 @@ def test_every_kind_phase_and_purpose_has_its_stage_and_no_other_pair_has_one():
             ["train.start=lda", "personal.epochs=1"],
             ["statistics", "train", "score", "personal"],
         ),
+        (
+            ["train.start=regression", "model.train=head"],
+            ["statistics", "gradients", "train", "score"],
+        ),
+        (
+            ["train.start=auto", "model.train=head", "federation.rounds=0"],
+            ["statistics", "fold-counts", "gradients", "train", "score"],
+        ),
         (["pretrain.method=simclr", "model.train=all"], ["pretrain", "train", "score"]),
         (["privacy.epsilon=4", "privacy.method=gradients"], ["train"]),
         (

@@ -11,6 +11,7 @@ from fgvc_core.models.class_statistics import (
     pack_statistics,
 )
 from fgvc_core.recipe import parse_recipe
+from fgvc_core.training.start import started
 from fieldmark.server.rounds.heads import FederatedStart
 from fieldmark.server.strategies import SoundReply
 
@@ -46,9 +47,10 @@ class Told:
 
 
 def run(replies, start="lda", **more):
-    found = FederatedStart(recipe(start), TENSORS, None, **more)
-    tensors = found.run(iter(replies))
-    return found, tensors, len(found.taken)
+    made = recipe(start)
+    found = FederatedStart(made, TENSORS, **more)
+    (total,) = found.gather(iter(replies))
+    return found, started(TENSORS, total, made.train), len(found.taken)
 
 
 def signed(reply, value):

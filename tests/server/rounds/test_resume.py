@@ -20,6 +20,7 @@ from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.recipe import parse_recipe
+from fgvc_core.training import head_search
 from fieldmark.server.results import write as results
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState, read_checkpoint
 from fieldmark.server.run_log.events import EventLog
@@ -29,8 +30,11 @@ from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "scaffold", "fedmedian")
+SEARCH = "auto"
+"""Name of a plan that searches for a head before its only round."""
 POINTS = 32
 BY_DEFAULT = [
+    *((SEARCH, share) for share in (0.4, 0.9)),
     *(("scaffold", point / 5) for point in range(6)),
     *((name, share) for name in STRATEGIES if name != "scaffold" for share in (0.35, 0.8)),
 ]
@@ -38,6 +42,7 @@ SETS = (
     *("federation.rounds=4", "model.train=head", "data.fieldmarks_test=24", "evaluate.every=0"),
     *("federation.fraction=0.5", "federation.patience=9", "train.optimizer=sgd", "train.lr=0.5"),
 )
+SEARCHES = ("train.start=auto", "train.start_folds=2", "federation.rounds=1")
 
 
 class Points:
@@ -69,10 +74,12 @@ def spare():
     """Leave out, in this process, what costs most of a small run and cannot change its bits.
 
     A killed process leaves the system's own cache behind, so waiting for the disk tells nothing
-    here; and the report's pictures of confused classes are drawn after all that is compared.
+    here; and the report's pictures of confused classes are drawn after all that is compared. A
+    search for a head tries two candidates.
     """
     os.fsync = lambda descriptor: None
     results.confused_pairs = lambda *arguments: []
+    head_search.SHRINKAGES, head_search.PENALTIES = (0.4,), (30.0,)
 
 
 def in_a_process(plan, points=None):
@@ -113,7 +120,8 @@ def started(tmp_path_factory):
 
     def make(strategy):
         if strategy not in made:
-            recipe = parse_recipe(TINY, [*SETS, f"federation.strategy={strategy}"])
+            own = SEARCHES if strategy == SEARCH else [f"federation.strategy={strategy}"]
+            recipe = parse_recipe(TINY, [*SETS, *own])
             setting = deal(recipe, cache)
             if not made:
                 prepare(recipe, setting, Here(), lambda done, total: None)

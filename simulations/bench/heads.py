@@ -1,0 +1,270 @@
+"""Benchmark ``heads``: the head that ``train.start = "auto"`` finds, against four plain ones.
+
+Everything is on frozen features, with five sites or the recipe's. For each seed (of the partition,
+the validation split and the folds) a federation without rounds is simulated, once with either
+``train.start_metric``. The heads it is compared with are fitted on the same training pictures in
+one place, and their settings are chosen there by cross-validation: scikit-learn's logistic
+regression (C), and, by the folds of this module, a discriminant and its cosine form (shrinkage,
+prior). No test picture takes part in any choice; all heads are scored on the test split.
+
+Finished seeds are kept in a folder and reused for an equal recipe. Sets whose photographs are
+missing are said to be skipped.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.data.cache import cache_folder
+from fgvc_core.data.table import fold_numbers
+from fgvc_core.errors import ConfigurationError, nearest
+from fgvc_core.experiment import completed, make_learner
+from fgvc_core.files import replace_json
+from fgvc_core.models.class_statistics import added
+from fgvc_core.models.regression import Geometry
+from fgvc_core.recipe import Recipe, load_recipe
+from fgvc_core.training.head_search import Head, Pooled, best_closed_form
+from fgvc_core.training.learner import Learner
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.preparation import deal, split_site
+from fieldmark.simulations.simulate import run_with
+from fieldmark.simulations.workers import available_cores, hired
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SEEDS = (1, 2, 3)
+KEPT = Path("runs") / "bench-heads"
+
+CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Inverse penalties among which scikit-learn chooses."""
+
+FOLDS = 3
+ITERATIONS = 400
+
+AUTO = ("train.start=auto", "federation.rounds=0", "model.head=linear", "model.train=head")
+FROZEN = (
+    *("model.backbone=tf_efficientnet_lite0", "model.weights=package", "model.attention=none"),
+    *("model.pooling=avg", "partition.sites=5", "data.image_size=96"),
+    *("data.fieldmarks_train=1500", "data.fieldmarks_test=1200"),
+)
+HEADS = ("auto", "auto-macro-f1", "regression", "closed-form", "cosine")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Set:
+    """Pictures that heads are compared on.
+
+    Attributes:
+        recipe: File in ``simulations/recipes``.
+        sets: Changes to it.
+        folder: Folder of the photographs below ``FIELDMARK_DATA``; None: drawn pictures.
+    """
+
+    recipe: str
+    sets: tuple[str, ...] = ()
+    folder: str | None = None
+
+
+SETS = {
+    "fieldmarks": Set("learner.toml", FROZEN),
+    "cub50": Set("cub50.toml", folder="cub50"),
+    "ham10000": Set("ham10000.toml", folder="ham10000"),
+}
+
+
+def bench_heads(
+    rows: Sequence[str] = (), kept: Path = KEPT, say: Say = lambda line: None
+) -> dict[str, Any]:
+    """The figures of ``fieldmark bench heads``, one for each set, head and metric.
+
+    Args:
+        rows: Names of sets; empty: all.
+        kept: Folder of finished seeds.
+        say: Called after every seed.
+
+    Raises:
+        ConfigurationError: for an unknown set.
+    """
+    for name in rows:
+        if name not in SETS:
+            raise ConfigurationError(
+                f"--rows names '{name}', which is no set of pictures of this benchmark.",
+                remedy=f"{nearest(name, SETS)} Sets: {', '.join(SETS)}.".strip(),
+            )
+    figures: dict[str, Any] = {}
+    with hired(len(available_cores())) as pool:
+        for name in rows or SETS:
+            folder = photographs(SETS[name])
+            if folder is not None and not folder.is_dir():
+                figures[f"{name}/skipped"] = _skipped(folder)
+                continue
+            found = [_once(name, seed, kept, pool, say) for seed in SEEDS]
+            figures |= _figures(name, found)
+    return figures
+
+
+def photographs(of: Set) -> Path | None:
+    """Folder of a set's photographs, under ``FIELDMARK_DATA`` or beside the repository."""
+    if of.folder is None:
+        return None
+    beside = Path(__file__).parents[3] / "shared" / "data"
+    return Path(os.environ.get("FIELDMARK_DATA", beside)) / of.folder
+
+
+def recipe_of(name: str, seed: int, metric: str = "top1") -> Recipe:
+    """The recipe of a set, a seed and a metric."""
+    chosen = SETS[name]
+    folder = photographs(chosen)
+    data = () if folder is None else (f"data.path={folder}",)
+    changes = (*chosen.sets, *data, *AUTO, f"train.start_metric={metric}", f"seed={seed}")
+    return load_recipe(RECIPES / chosen.recipe, changes)
+
+
+def _skipped(folder: Path) -> dict[str, Any]:
+    how = f"skipped: no photographs at {folder.name} (set FIELDMARK_DATA to the folder above it)"
+    return {"value": None, "reference": None, "ratio": None, "unit": "top1", "how": how}
+
+
+def _figures(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds; the reference is the better of regression and closed form."""
+    figures = {}
+    for metric in ("top1", "macro_f1"):
+        means = {head: statistics.mean(one[head][metric] for one in found) for head in HEADS}
+        reference = max(means["regression"], means["closed-form"])
+        for head, mean in means.items():
+            spread = statistics.stdev(one[head][metric] for one in found)
+            chosen = "; ".join(str(one[head]["chosen"]) for one in found)
+            figures[f"{name}/{head}/{metric}"] = {
+                "value": round(mean, 4),
+                "reference": round(reference, 4),
+                "ratio": round(mean / reference, 4) if reference else None,
+                "deviation": round(spread, 4),
+                "unit": metric,
+                "how": f"mean of {len(found)} seeds, against the better mean of regression and "
+                f"closed form; chosen: {chosen}",
+            }
+    for figure in ("messages", "mb_up", "mb_down"):
+        mean = statistics.mean(one["auto"][figure] for one in found)
+        figures[f"{name}/auto/{figure}"] = {
+            "value": round(mean, 2),
+            "reference": None,
+            "ratio": None,
+            "unit": "MB" if figure.startswith("mb") else "messages",
+            "how": "of one site, on average, for the whole start",
+        }
+    return figures
+
+
+def _once(name: str, seed: int, kept: Path, pool: Executor, say: Say) -> dict[str, Any]:
+    path = kept / f"{name}-{seed}.json"
+    asked = recipe_of(name, seed).digest
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["recipe"] == asked:
+            return dict(known["heads"])
+    heads = {"auto": federated(recipe_of(name, seed), pool)}
+    heads["auto-macro-f1"] = federated(recipe_of(name, seed, "macro-f1"), pool)
+    heads |= plain_heads(recipe_of(name, seed))
+    kept.mkdir(parents=True, exist_ok=True)
+    replace_json(path, {"recipe": asked, "heads": heads})
+    told = ", ".join(f"{h} {s['top1']:.3f} ({s['macro_f1']:.3f})" for h, s in heads.items())
+    say(f"{name}, seed {seed}, top-1 (macro-F1): {told}")
+    return heads
+
+
+def federated(recipe: Recipe, pool: Executor) -> dict[str, Any]:
+    """Test scores of a federation's start, and what it cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Simulation(recipe, Path(folder) / "run")
+        metrics = run_with(plan, pool, len(available_cores()), lambda done, total: None)
+    sites = len(metrics["sites"])
+    return {
+        "top1": metrics["top1"],
+        "macro_f1": metrics["macro_f1"],
+        "chosen": metrics["start"]["chosen"],
+        # And the one with the class statistics.
+        "messages": metrics["start"]["messages"] + 1,
+        "mb_up": metrics["bytes_up"] / sites / 1e6,
+        "mb_down": metrics["bytes_down"] / sites / 1e6,
+    }
+
+
+def plain_heads(recipe: Recipe) -> dict[str, Any]:
+    """Test scores of the heads that are fitted to all sites' training pictures in one place."""
+    setting = deal(recipe, cache_folder())
+    recipe = completed(recipe, setting.table)
+    learner = make_learner(recipe, setting.table.num_classes)
+    parts = [split_site(recipe, setting, site)[0] for site in sorted(setting.rows)]
+    examples = [learner.examples(part, setting.cache) for part in parts]
+    features_ND = np.concatenate([one.features_ND.numpy() for one in examples])  # type: ignore[attr-defined]
+    labels_N = np.concatenate([one.labels_N.numpy() for one in examples])
+    subjects = [subject for part in parts for subject in part.subjects]
+    fold_N = fold_numbers(subjects, labels_N, FOLDS, b"bench heads")
+    pooled = Pooled(features_ND, labels_N, fold_N)
+    test = learner.examples(setting.table.where("test"), setting.cache)
+    statistics_F = pooled.statistics(learner.num_classes, FOLDS)
+
+    def scored(head: Head, chosen: str) -> dict[str, Any]:
+        _set_head(learner, head)
+        found, _ = learner.evaluate(test, recipe.evaluate.batch_size)
+        return {"top1": found.top1, "macro_f1": found.macro_f1, "chosen": chosen}
+
+    heads = {}
+    geometry = Geometry(added(statistics_F))
+    head, chosen_c = sklearn_regression(features_ND, labels_N, fold_N, geometry)
+    heads["regression"] = scored(head, f"C = {chosen_c:g}")
+    for name, kind in (("closed-form", "discriminant"), ("cosine", "cosine")):
+        found = best_closed_form(statistics_F, recipe.train, pooled, kind)
+        heads[name] = scored(found.head, str(found.candidate))
+    return heads
+
+
+def sklearn_regression(
+    features_ND: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    fold_N: NDArray[np.int64],
+    geometry: Geometry,
+) -> tuple[Head, float]:
+    """scikit-learn's logistic regression with C by cross-validation, on the vectors as they are.
+
+    Vectors are shifted and divided by one number for all values, which changes what C means and
+    lets the solver converge.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    standard_ND = (features_ND - geometry.mean_D) / geometry.scale
+
+    def fitted(at_N: NDArray[np.bool_], c: float) -> LogisticRegression:
+        one = LogisticRegression(C=c, max_iter=ITERATIONS, tol=1e-3)
+        return one.fit(standard_ND[at_N], labels_N[at_N])
+
+    def right(c: float) -> int:
+        count = 0
+        for f in np.unique(fold_N):
+            answers_B = fitted(fold_N != f, c).predict(standard_ND[fold_N == f])
+            count += int((answers_B == labels_N[fold_N == f]).sum())
+        return count
+
+    best = max(CS, key=right)
+    found = fitted(np.ones(len(labels_N), dtype=np.bool_), best)
+    classes = len(geometry.counts_K)
+    weights_KD = np.zeros((classes, features_ND.shape[1]))
+    biases_K = np.full(classes, -1e4)
+    weights_KD[found.classes_] = found.coef_ / geometry.scale
+    biases_K[found.classes_] = found.intercept_ - weights_KD[found.classes_] @ geometry.mean_D
+    return (weights_KD.astype(np.float32), biases_K.astype(np.float32)), best
+
+
+def _set_head(learner: Learner, head: Head) -> None:
+    weights_KD, biases_K = head
+    learner.load({**learner.tensors(), "head.weight": weights_KD, "head.bias": biases_K})

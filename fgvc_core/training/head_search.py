@@ -47,7 +47,7 @@ SHRINKAGES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 PRIORS = (0.0, 0.5, 1.0)
 """Weights of the class frequencies that are tried."""
 
-PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0)
+PENALTIES = (10.0, 30.0, 100.0, 300.0)
 """Penalties of the regression that are tried."""
 
 KINDS = ("discriminant", "cosine", "regression")
@@ -56,7 +56,7 @@ KINDS = ("discriminant", "cosine", "regression")
 ROUGH = 1e-3
 """Precision of the regressions on folds: what is left changes hardly an answer."""
 
-MOST_ROUGH, MOST = 25, 100
+MOST_ROUGH, MOST = 20, 100
 """Most messages for the regressions on folds, and for the last one."""
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from fieldmark.client.privacy.budget import Budget
     from fieldmark.client.privacy.recovery import Recovery
+    from fieldmark.client.site import Site
 
 site_app = typer.Typer(
     help="One site: what it allows, what has left it, and what it has cost.", no_args_is_help=True
@@ -75,20 +76,53 @@ def budget(
 @site_app.command()
 def approve(
     home: Home,
-    run: Annotated[str, typer.Argument(help="The run's id, as site.log names it.")],
+    run: Annotated[
+        str | None,
+        typer.Argument(help="The run's id. Without it the last one that waits is shown and asked."),
+    ] = None,
+    digest: Annotated[
+        str | None,
+        typer.Option(help="Only if the recipe's digest begins so (8 digits at least)."),
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Say yes to a run, where the policy asks a person (approval = "each-run").
+    """Approve a run before it begins, where the policy asks a person (approval = "each-run").
 
-    Exit code 4 if the policy refuses such a run whoever approves it.
+    The coordinator asks again by itself: nothing needs to be restarted. Exit code 4 if the policy
+    refuses such a run whoever approves it, or if the digest is another recipe's.
 
-    Example: fieldmark site approve sites/site-1 4f0c2a
+    Example: fieldmark site approve sites/site-1
     """
     from fieldmark.client.privacy.approval import approve_run
     from fieldmark.client.site import Site
 
-    approved = approve_run(Site.open(home), run)
+    site = Site.open(home)
+    if run is None:
+        run = _chosen(site, ask=digest is None)
+    approved = approve_run(site, run, digest)
     typer.echo(json.dumps(approved.as_json(), indent=1) if json_ else approved.in_words)
+
+
+def _chosen(site: "Site", *, ask: bool) -> str:
+    """The last announced run that waits here, shown; with ``ask`` a person is asked."""
+    from fgvc_core.errors import ConfigurationError, PolicyRefusal
+    from fieldmark.client.privacy.approval import pending_runs
+
+    pending = pending_runs(site)
+    if not pending:
+        raise ConfigurationError(
+            "No run waits for approval here.",
+            why="policy.approval is '" + site.settings.policy.approval + "', and every run that "
+            "was announced is approved.",
+            remedy="A run waits here once its coordinator has announced it (server run).",
+        )
+    for line in pending[0].in_words(site):
+        typer.echo(visible(line), err=True)
+    for other in pending[1:]:
+        typer.echo(f"also waits: run {other.run} ({visible(other.recipe.name)})", err=True)
+    if ask and not typer.confirm("Approve this run?", default=False, err=True):
+        raise PolicyRefusal(f"Run '{pending[0].run}' is not approved.")
+    return pending[0].run
 
 
 @site_app.command()

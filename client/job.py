@@ -25,6 +25,7 @@ from fgvc_core.wire.arrays import PackedTensor, digest_all
 from fgvc_core.words import OneRecord
 from fieldmark.client.announced import read_announcement, recall, remember
 from fieldmark.client.encoding import UpdateEncoder, check_weight
+from fieldmark.client.privacy.admission import ApprovalMissing
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.reading import check_class_names, check_knowledge
 from fieldmark.client.recipe_limits import check_lent
@@ -242,8 +243,10 @@ def _guarded(
     try:
         return work()
     except PolicyRefusal as error:
-        log.error("round %d refused: %s", request.round, error)
-        code, reason, refusal = "refused-policy", error.what, error
+        waits = isinstance(error, ApprovalMissing) and request.kind == ROLL_CALL.kind
+        log.error("round %d %s: %s", request.round, "waits" if waits else "refused", error)
+        code = "awaiting-approval" if waits else "refused-policy"
+        reason, refusal = error.what, error
     except PeerError as error:
         log.error("round %d refused: %s", request.round, error)
         code, reason, refusal = "refused-request", error.what, error

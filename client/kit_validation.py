@@ -18,7 +18,6 @@ from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRef
 from fgvc_core.experiment import pick_device
 from fgvc_core.export.kit import Kit, open_kit, read_body
 from fgvc_core.files import write_privately
-from fgvc_core.inference.calibration import reliability
 from fgvc_core.inference.judging import (
     Judged,
     Part,
@@ -294,11 +293,7 @@ def _score(site: Site, kit: Kit, table: ExampleTable, names: tuple[str, ...]) ->
         kit.trained.learner, table, site.cache, batch, threads=site.settings.resources.threads
     )[:, seen_K]
     judged = Judged(logits_NK, table.labels_N, table.subjects, table.columns)
-    card = scorecard(judged, names)
-    if kit.body.temperature is None:
-        return card
-    fitted = reliability(logits_NK, table.labels_N, kit.body.temperature)
-    return Scorecard(**{**card.__dict__, "calibrated": fitted})
+    return scorecard(judged, names, confidence=kit.confidence)
 
 
 def _figures(card: Scorecard) -> Figures:

@@ -96,6 +96,19 @@ class SiteData(Settings):
         description="For folder: whether the folders directly below path are classes or splits "
         "(train, val, test, pool).",
     )
+    follow_links: bool = Field(
+        False,
+        description="Follow links that lead out of path, for instance to another disk. Only for "
+        "trees that this site made itself: a link may lead to any file of the machine.",
+    )
+    max_left_out: float = Field(
+        0.01,
+        ge=0.0,
+        le=1.0,
+        description="Largest share of the pictures below path that may be lost (not listable, in a "
+        "format that is not read, behind a link that leads out, in no class folder), 0 to 1. More, "
+        "or a whole class, counts as a fault in a run without differential privacy.",
+    )
     label_map: dict[str, str] = Field(
         default_factory=dict,
         description="This site's own label -> the federation's class name; several may lead to "
@@ -145,6 +158,9 @@ class SiteData(Settings):
         Label settings are excluded: they do not change units.
         """
         values = {name: getattr(self, name) for name in _UNITS}
+        if self.follow_links:
+            # Only then, so that ledgers charged before this setting existed stay valid.
+            values["follow_links"] = True
         return _digest(values)
 
 
@@ -227,6 +243,8 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
         "folders",
         "label_map",
         "site_column",
+        "follow_links",
+        "max_left_out",
     )
     whose = own.site_value or site.name
     return DataSettings(

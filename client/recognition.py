@@ -12,8 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fgvc_core.data.file_kinds import litter
 from fgvc_core.data.files import first_few
 from fgvc_core.data.labels import NO_CLASS
+from fgvc_core.data.layout import usual_split
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.reading import EMBEDDED, SiteData, load_site_table
@@ -44,7 +46,6 @@ _SUBJECTS = (
 )
 _SPLITS = ("split", "set", "partition", "subset")
 _SPLIT_WORDS = {"train", "training", "test", "testing", "val", "valid", "validation", "pool"}
-_SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation", "pool", "unlabelled", "unlabeled"}
 
 
 def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +72,8 @@ def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     if found["kind"] == "folder" and "folders" not in said:
         names = {entry.name for entry in root.iterdir() if entry.is_dir()}
         # A class may be called 'pool': require that all folders are splits.
-        shown = {name for name in names if not name.startswith(".")}
-        splits = "train" in shown and shown <= _SPLIT_FOLDERS
+        shown = {name for name in names if not name.startswith(".") and not litter(name)}
+        splits = "train" in {usual_split(name) for name in shown} and all(map(usual_split, shown))
         found["folders"] = "splits" if splits else "classes"
     return found
 
@@ -233,6 +234,7 @@ class Understood:
         unused_labels: Labels in the label map that no picture has.
         strict_fault: Error that a strict reading (nothing left out) raises; empty if none.
         leaves_out: Whether a run without differential privacy also leaves out faulty pictures.
+        unused: One phrase per reason for what lies below the data's folder and is not used.
     """
 
     kind: str
@@ -248,6 +250,7 @@ class Understood:
     unused_labels: tuple[str, ...]
     strict_fault: str
     leaves_out: bool
+    unused: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The summary as lines of text."""
@@ -272,6 +275,7 @@ class Understood:
             told += [f"  {phrase}" for phrase in self.examples_left_out]
         else:
             told.append("nothing is left out")
+        told += [f"not used: {phrase}" for phrase in self.unused]
         if self.unused_labels:
             told.append(f"labels in the map that no picture has: {first_few(self.unused_labels)}")
         if self.strict_fault and not self.leaves_out:
@@ -334,6 +338,7 @@ def understand(
         unused_labels=tuple(sorted(set(own_data.label_map) - left_out.labels)),
         strict_fault=fault,
         leaves_out=own_data.faults == "leave-out" or bool(site.settings.policy.demand),
+        unused=tuple(table.unused.sentences()),
     )
 
 

@@ -119,7 +119,7 @@ def check(
     settings = settings.model_copy(update={"path": str(path)})
     table = load_table(settings, cache_folder(), require_pictures=False)
     with progress("Decoding pictures") as tell:
-        report = check_table(table, tell)
+        report = check_table(table, tell, settings.max_left_out)
     published = beside_published(settings.name, report.splits)
     if json_:
         typer.echo(json.dumps({**report.as_json(), "published": published}, indent=1))

@@ -283,7 +283,8 @@ def read_toml_file(path: Path, what: str, remedy: str, why: str = "") -> dict[st
         ConfigurationError: if the file cannot be read, exceeds a limit, or is not TOML.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        # utf-8-sig: Windows' editors begin a file with a byte-order mark.
+        with path.open(encoding="utf-8-sig") as file:
             # One character more than the limit is enough to see that the file is too long.
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:

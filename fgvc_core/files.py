@@ -19,10 +19,33 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from fgvc_core.errors import ConfigurationError
+
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 PRIVATE_UMASK = 0o077
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota, or a file at its size limit."""
+
+
+def user_home(variable: str) -> Path:
+    """The user's home folder.
+
+    Args:
+        variable: Environment variable that names the wanted folder directly.
+
+    Raises:
+        ConfigurationError: if there is none: neither HOME nor an entry in the list of users, as in
+            a container that runs under any number.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise ConfigurationError(
+            "This user has no home folder: HOME is not set, and the system does not know user "
+            f"number {os.getuid()}.",
+            why="Decoded pictures and the register of data are kept below it.",
+            remedy=f"Set HOME, or {variable}, to a folder that you may write to.",
+        ) from None
 
 
 def private_folder(path: Path) -> Path:

@@ -11,7 +11,8 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from types import NoneType, UnionType
+from typing import Any, Self, get_args
 
 import tomli_w
 from pydantic import Field, model_validator
@@ -60,6 +61,11 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         check_sections(self)
+        if self.data.follow_links:
+            raise ValueError(
+                "data.follow_links is no recipe's to set: a recipe may be a stranger's. A site "
+                "sets it in its site.toml, a person for one command with FIELDMARK_FOLLOW_LINKS=1"
+            )
         return self
 
     def to_toml(self) -> str:
@@ -71,15 +77,17 @@ class Recipe(Settings):
         """The recipe as a coordinator announces it, without settings that do not concern sites.
 
         These are the path of the coordinator's own pictures, settings of a data set that only the
-        coordinator may have installed, and settings of simulations: the partition and the cap of
-        simulated sites. Classes that nobody trains on (``partition.unseen``) stay. The digest is
-        the same.
+        coordinator may have installed, the names of the other sites, and settings of simulations:
+        the partition and the cap of simulated sites. Classes that nobody trains on
+        (``partition.unseen``) stay. The digest is the same.
         """
         data = self.data.model_copy(update={"path": None})
         data.__pydantic_extra__ = {}  # On the copy only; self.data keeps its tables.
         changed: dict[str, Any] = {
             "data": data,
             "partition": PartitionSettings(unseen=self.partition.unseen),
+            # A site is not told which others there are.
+            "federation": self.federation.model_copy(update={"sites": ()}),
         }
         if self.privacy is not None:
             changed["privacy"] = self.privacy.model_copy(update={"simulated_cap": None})
@@ -163,7 +171,7 @@ def load_recipe(path: Path, overrides: Overrides = ()) -> Recipe:
             remedy="Give the path of a .toml file; examples are in simulations/recipes/.",
         )
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             # One character more than the limit is enough to see that the file is too long.
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
@@ -182,8 +190,25 @@ def parse_recipe(text: str, overrides: Overrides = (), where: str = "recipe") ->
     else:
         for override in overrides:
             key, equals, value = override.partition("=")
-            _set(values, key if equals else "", toml_value(value), override)
+            read = (
+                value if _is_text(key) and not value.startswith(("'", '"')) else toml_value(value)
+            )
+            _set(values, key if equals else "", read, override)
     return Recipe.read(values, where)
+
+
+def _is_text(key: str) -> bool:
+    """Whether a setting takes text and no number: 'data.path=2024' names a folder."""
+    section: Any = Recipe
+    for part in key.strip().split("."):
+        known = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        if known is None:
+            return False
+        section = known.annotation
+        options = [option for option in get_args(section) if option is not NoneType]
+        if len(options) == 1 and isinstance(section, UnionType):
+            section = options[0]
+    return section is str
 
 
 def toml_value(text: str) -> Any:

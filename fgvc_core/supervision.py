@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 from filelock import FileLock, Timeout
 
-from fgvc_core.errors import ConfigurationError
+from fgvc_core.errors import ConfigurationError, RunInterrupted
 from fgvc_core.files import (
     FILE_MODE,
     PrivateLogFile,
@@ -175,10 +175,9 @@ class Supervisor:
         values = {
             name: {
                 "pid": self.pid(name),
-                "up_s": round(time.monotonic() - running.started, 1),
+                "since": round(now - (time.monotonic() - running.started), 1),
                 "restarts": running.restarts,
                 "last_exit": running.last_exit,
-                "noted": round(now, 1),
             }
             for name, running in self._running.items()
         }
@@ -212,10 +211,15 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def until_told() -> Iterator[list[int]]:
-    """Yields a list that stays empty until SIGTERM or Ctrl-C asks this process to end."""
+    """Yields a list that stays empty until SIGTERM or Ctrl-C asks this process to end.
+
+    A second Ctrl-C ends it at once.
+    """
     told: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in told:
+            end_at_once()
         told.append(number)
 
     before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -257,6 +261,8 @@ def stop_holder(folder: Path, within_s: float = 60.0) -> bool:
 
 def start_detached(command: tuple[str, ...], log: Path) -> subprocess.Popen[bytes]:
     """Start a supervisor that outlives this terminal."""
+    # A restored backup may lack the folder of logs.
+    private_folder(log.parent)
     if not log.exists():
         make_private(log)
     with log.open("ab") as file:
@@ -295,6 +301,13 @@ def last_words(log: Path, since: int) -> str:
         file.seek(since)
         text = file.read().decode("utf-8", "replace")
     return " ".join(text.strip().split("\n\n")[-1].split())[-600:]
+
+
+def end_at_once() -> NoReturn:
+    """End this process without any orderly stop; its child processes end with it."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"Ended at once.\n")
+    os._exit(RunInterrupted.exit_code)
 
 
 def die_with_parent() -> None:

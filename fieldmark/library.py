@@ -142,18 +142,23 @@ def simulate(
     return Run(plan.out)
 
 
-def compare(recipe: "Recipe | AnyPath", out: AnyPath | None = None) -> dict[str, Any]:
-    """Train federated, each site alone, and pooled, on the same splits with equal passes.
+def compare(
+    recipe: "Recipe | AnyPath", out: AnyPath | None = None, *, seeds: int = 1
+) -> dict[str, Any]:
+    """Learn federated, pooled and at each site alone, with equal start, passes and choices.
 
     The ``__main__`` rule of :func:`simulate` applies.
 
     Args:
         recipe: A recipe or its file.
         out: The run's folder, as in :func:`simulate`.
+        seeds: Repetitions, 1 to 100, from the recipe's seed on.
 
     Returns:
-        ``federated``, ``pooled``, ``local`` by site and ``local_mean``, each with ``top1`` and
-        ``macro_f1`` on the held-out test split, and ``run_dir``.
+        ``federated``, ``pooled``, ``local`` by site, ``local_mean`` and ``plain`` (a logistic
+        regression on the same vectors; None without a frozen backbone), each with ``top1`` and
+        ``macro_f1`` on the held-out test split, and their intervals; ``differences`` of the
+        federation from each, in numbers and in words; and ``run_dir``.
 
     Raises:
         FieldmarkError: for an invalid setting, invalid data, a refusal or a failed run.
@@ -166,7 +171,7 @@ def compare(recipe: "Recipe | AnyPath", out: AnyPath | None = None) -> dict[str,
     plan = planned(_recipe(recipe), _path(out))
     from fieldmark.simulations.compare import compare as run
 
-    return {**run(plan), "run_dir": str(plan.out)}
+    return {**run(plan, seeds=seeds), "run_dir": str(plan.out)}
 
 
 def load_model(
@@ -204,16 +209,18 @@ def predict(
         run: A run, its folder, or a checkpoint file.
         pictures: Files, folders or glob patterns.
         top: How many classes to list for each image.
-        sure: Least probability, 0 to 1, for naming a class; below it the answer is a coarser level
-            of the taxonomy.
+        sure: Least share, 0 to 1, of a name that is given; below it the answer is a name of a
+            coarser level of the taxonomy, or "not sure".
         unknown_below: An image whose best class has a lower probability counts as none of the
             classes; None: the threshold of the checkpoint's calibration.
         threads: How many threads to use; None: one per core.
         weights: The backbone's weights, if they are not where the recipe says.
 
     Returns:
-        One prediction per image, in order: ``verdict.answer``, ``verdict.confidence``... A damaged
-        image has no verdict; ``fault`` says why.
+        One prediction per image, in order: ``verdict.answer``, which is never a class where the
+        model is not sure, ``verdict.sure``, ``verdict.level``, ``verdict.reason``,
+        ``verdict.confidence``, ``verdict.top``... A damaged image has no verdict; ``fault`` says
+        why.
 
     Raises:
         DataError: if no image is found or there is no checkpoint.

@@ -39,12 +39,22 @@ class ServerSettings(Settings):
     wait_for_sites_s: float = Field(
         120.0, gt=0.0, description="How long a run waits for sites that are away when it starts."
     )
+    wait_for_approval_s: float = Field(
+        0.0,
+        ge=0.0,
+        description="How long a run without a quorum waits for people at sites to approve it.",
+    )
     roll_call_s: float = Field(
         60.0,
         gt=0.0,
         le=86_400.0,
         description="Seconds that a roll call waits for silent sites once a quorum has answered, "
         "0 to 86400. Without a quorum it goes on, for 300 s or this time in all.",
+    )
+    accept_code: tuple[str, ...] = Field(
+        (),
+        description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
+        "(a refusal at the roll call has it). By default only code equal to this installation's.",
     )
     poll_s: float = Field(
         0.2, gt=0.0, le=60.0, description="Seconds between two looks for a reply, 0 to 60."

@@ -80,6 +80,17 @@ class LiveView:
         if not event["accepted"]:
             self._say(f"a node was not admitted: {event['reason']}")
 
+    def _on_awaiting_approval(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['site']} takes part once a person there approves the run")
+
+    def _on_waiting_for_sites(self, event: dict[str, Any]) -> None:
+        missing = [f"{site} ({why})" for site, why in sorted(event["waiting_for"].items())]
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        self._say(
+            f"{len(event['present'])} sites are present and a round needs {event['needed']}: "
+            f"waiting for {', '.join(missing[:5])}{more}"
+        )
+
     def _on_pretraining_started(self, event: dict[str, Any]) -> None:
         self._on_round_started(event)
 
@@ -145,7 +156,7 @@ class LiveView:
         if event["loss"] is not None:
             parts.append(f"loss {event['loss']:.3f}")
         if event["top1"] is not None:
-            parts.append(f"top-1 {event['top1']:.3f}")
+            parts.append(f"top-1 {100 * event['top1']:.1f} %")
         parts.append(f"{event['seconds']:.1f} s")
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=event["round"], told="  ".join(parts[:-1]))

@@ -176,9 +176,11 @@ def _line(entry: Entry) -> str:
         return f"{where}: failed. {entry['failed']}"
     if entry["trigger"] is not None and not entry["struck"]:
         return f"{where}: no hostile site answered, so this was no attack."
-    shown = ", ".join(f"{trigger} {share:.3f}" for trigger, share in entry["success"].items())
+    shown = ", ".join(
+        f"{trigger} {100 * share:.1f} %" for trigger, share in entry["success"].items()
+    )
     kind = "control" if entry["trigger"] is None else "attack success"
-    return f"{where}: top-1 {entry['top1']:.3f}, {kind}: {shown}"
+    return f"{where}: top-1 {100 * entry['top1']:.1f} %, {kind}: {shown}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fieldmark.client.site import Site
 from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
 from fieldmark.simulations.engines import POLL_S, ROLL_CALL_S
 from fieldmark.simulations.planning import Simulation
-from fieldmark.simulations.preparation import Setting, write_partition
+from fieldmark.simulations.preparation import Setting, write_data, write_partition
 
 
 def check_out(plan: Simulation) -> None:
@@ -30,7 +30,7 @@ def check_out(plan: Simulation) -> None:
             f"There is no run in '{plan.out}' to go on with.",
             remedy="Leave out --resume to start it, or name the run's folder with --out.",
         )
-    if not plan.resume and plan.out.exists():
+    if not plan.resume and plan.out.exists() and not plan.reserved:
         raise ConfigurationError(
             f"The output folder '{plan.out}' exists already.",
             why="A run's folder is never overwritten.",
@@ -64,12 +64,18 @@ def lay_out(plan: Simulation, setting: Setting) -> None:
         ConfigurationError: if the folder cannot be created.
         DataError: if a home kept with ``--sites`` belongs to other data.
     """
+    if plan.recipe.federation.sites:
+        raise ConfigurationError(
+            "federation.sites chooses among the registered sites of a deployed federation.",
+            why="A simulation has the sites that [partition] makes.",
+            remedy="Leave it out: --set federation.sites=[].",
+        )
     homes = site_homes(plan, setting)
     kept = [home for home in homes if home.exists()]
     for home in kept:
         _check_kept(plan, home)
     try:
-        plan.out.mkdir(parents=True)
+        plan.out.mkdir(parents=True, exist_ok=plan.reserved)
     except OSError as error:
         raise ConfigurationError(
             f"The output folder '{plan.out}' cannot be made: {error}.",
@@ -94,6 +100,7 @@ def lay_out(plan: Simulation, setting: Setting) -> None:
         write_home(plan.out, plan.recipe, setting.table.class_names, sites, settings)
         private = plan.recipe.privacy is not None
         write_partition(setting, plan.out / "partition.json", private=private)
+        write_data(setting, plan.out / "data.json", private=private)
     except BaseException:
         for made in (plan.out, *(home for home in homes if home not in kept)):
             shutil.rmtree(made, ignore_errors=True)

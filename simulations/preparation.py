@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.data.frames import count_further_frames
 from fgvc_core.data.partition import deal_pool, partition
 from fgvc_core.data.table import ExampleTable, validation_mask
 from fgvc_core.errors import ConfigurationError, DataError, nearest
@@ -164,6 +165,17 @@ def prepare_table(recipe: Recipe, table: ExampleTable, cache: Path) -> None:
 @lru_cache(maxsize=1)
 def _learner(recipe: str, num_classes: int) -> Learner:
     return make_learner(parse_recipe(recipe), num_classes)
+
+
+def write_data(setting: Setting, path: Path, *, private: bool = False) -> None:
+    """Write how the data were understood and what of them is not used (mode 0600).
+
+    The file names pictures. As with the partition, a mark says whether sites would reveal it.
+    """
+    table = setting.table
+    count_further_frames(table)
+    values = {"private": private, "how": table.how, "unused": table.unused.as_json()}
+    write_privately(path, json.dumps(values))
 
 
 def write_partition(setting: Setting, path: Path, *, private: bool = False) -> None:

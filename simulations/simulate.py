@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Executor, Future
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.experiment import completed
-from fgvc_core.files import replace_json
+from fgvc_core.files import private_folder, replace_json
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.baselines import pixel_baseline
 from fieldmark.server.report import render
@@ -22,7 +23,7 @@ from fieldmark.simulations.folders import (
     rejoin,
     site_homes,
 )
-from fieldmark.simulations.planning import Say, Simulation
+from fieldmark.simulations.planning import Say, Simulation, held, released
 from fieldmark.simulations.preparation import Setting, Tell, deal, prepare
 from fieldmark.simulations.superlink import run_superlink
 from fieldmark.simulations.unit_price import unit_price
@@ -57,24 +58,52 @@ def simulate(
         from fieldmark.simulations.backdoor_trials import run_backdoors
         from fieldmark.simulations.trials import run_trials
 
-        return (run_trials if scenario.turns else run_backdoors)(plan, tell, say)
+        with released(plan):
+            return (run_trials if scenario.turns else run_backdoors)(plan, tell, say)
     workers = len(available_cores())
     with hired(workers) as pool:
         return run_with(plan, pool, workers, tell)
 
 
 def run_with(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> dict[str, Any]:
-    """Simulate on an existing pool of workers."""
+    """Simulate on an existing pool of workers.
+
+    Raises:
+        FieldmarkError: if the run failed, with its exit code.
+    """
+    return run_dealt(plan, None, pool, workers, tell)
+
+
+def run_dealt(
+    plan: Simulation, setting: Setting | None, pool: Executor, workers: int, tell: Tell
+) -> dict[str, Any]:
+    """Simulate a federation whose pictures are distributed already; None: distribute them.
+
+    Raises:
+        FieldmarkError: if the run failed, with its exit code.
+    """
     check_out(plan)
-    cache = cache_folder()
-    setting = deal(plan.recipe, cache)
-    plan = replace(plan, recipe=completed(plan.recipe, setting.table))
-    prepare(plan.recipe, setting, pool, tell)
-    if plan.resume:
-        check_same(plan)
-        rejoin(plan, setting)
-    else:
-        lay_out(plan, setting)
+    with released(plan), ExitStack() as locks:
+        if plan.resume:
+            locks.enter_context(held(plan.out, "run"))
+        if plan.sites is not None:
+            private_folder(plan.sites)
+            locks.enter_context(held(plan.sites, "sites"))
+        setting = setting or deal(plan.recipe, cache_folder())
+        plan = replace(plan, recipe=completed(plan.recipe, setting.table))
+        prepare(plan.recipe, setting, pool, tell)
+        if plan.resume:
+            check_same(plan)
+            rejoin(plan, setting)
+        else:
+            lay_out(plan, setting)
+            locks.enter_context(held(plan.out, "run"))
+        return _carried_out(plan, setting, pool, workers)
+
+
+def _carried_out(
+    plan: Simulation, setting: Setting, pool: Executor, workers: int
+) -> dict[str, Any]:
     homes = site_homes(plan, setting)
     baseline = start_baseline(plan.recipe, setting, pool)
     try:

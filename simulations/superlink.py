@@ -19,7 +19,8 @@ from rich.console import Console
 
 from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.files import private_folder
-from fgvc_core.supervision import Supervisor
+from fgvc_core.proxies import loopback_direct
+from fgvc_core.supervision import Supervisor, end_at_once
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
@@ -49,7 +50,11 @@ def run_superlink(run_dir: Path, homes: list[Path]) -> None:
         RunInterrupted: if a person stopped it; the last checkpoint is intact.
         FieldmarkError: for every other failure.
     """
-    with TemporaryDirectory(prefix="fieldmark-") as folder, Federation(Path(folder)) as federation:
+    with (
+        loopback_direct(),
+        TemporaryDirectory(prefix="fieldmark-") as folder,
+        Federation(Path(folder)) as federation,
+    ):
         federation.start([Site.open(home.resolve()) for home in homes])
         federation.conduct(run_dir.resolve())
 
@@ -170,8 +175,8 @@ def _asked_to_stop() -> Iterator[list[int]]:
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if told:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT and number in told:
+            end_at_once()
         told.append(number)
 
     before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}

@@ -63,8 +63,8 @@ def spread(shares: list[float | None]) -> str:
     failed = f", {len(shares) - len(found)} failed" if len(found) < len(shares) else ""
     if not found:
         return "failed" if shares else "-"
-    deviation = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.3f}{deviation}{failed}"
+    deviation = f" ± {100 * statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    return f"{100 * statistics.mean(found):.1f}{deviation} %{failed}"
 
 
 def _group(entry: Entry) -> Group:

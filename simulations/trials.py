@@ -51,7 +51,10 @@ def run_trials(
         prepare(plan.recipe, setting, pool, tell)
         clean = replace(plan, recipe=without_faults(plan.recipe))
         metrics = read_metrics(_run(clean, setting, pool, workers))
-        say(f"without faults, {clean.recipe.federation.strategy}: top-1 {metrics['top1']:.3f}")
+        say(
+            f"without faults, {clean.recipe.federation.strategy}: "
+            f"top-1 {100 * metrics['top1']:.1f} %"
+        )
         trials = []
         for strategy in scenario.defences:
             # A defense itself costs accuracy, so each one needs its own result without faults.
@@ -169,7 +172,7 @@ def count_replies(out: Path, first_round: int = 1) -> dict[str, int]:
 
 
 def _told(trial: dict[str, Any]) -> str:
-    top1 = "failed" if trial["top1"] is None else f"top-1 {trial['top1']:.3f}"
+    top1 = "failed" if trial["top1"] is None else f"top-1 {100 * trial['top1']:.1f} %"
     return (
         f"{trial['attack']}, {trial['strategy']}: {top1}; "
         f"{trial['hostile_refused']} hostile replies refused, "

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import FrameType
 
+from fgvc_core.cores import usable_cores
 from fgvc_core.errors import ConfigurationError, RunFailed
 
 # Imported once by the fork server, so every worker starts with them.
@@ -64,10 +66,8 @@ def refuse_unguarded() -> None:
 
 
 def available_cores() -> list[int]:
-    """The cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    """The cores that this process may run on, by its CPU affinity and its cgroup's quota."""
+    return usable_cores()
 
 
 def context() -> BaseContext:
@@ -89,7 +89,14 @@ def make_pool(count: int | None = None) -> ProcessPoolExecutor:
     cores = available_cores()
     count = count or len(cores)
     chosen = context()
-    queue = chosen.Queue()
+    try:
+        queue = chosen.Queue()
+    except OSError as error:
+        raise ConfigurationError(
+            f"Worker processes cannot be started: {error.strerror or error}.",
+            why="They share semaphores and memory in /dev/shm.",
+            remedy="Make /dev/shm writable (docker run --shm-size=1g, or mount a tmpfs there).",
+        ) from None
     for number in range(count):
         queue.put(cores[number % len(cores)])
     return ProcessPoolExecutor(count, mp_context=chosen, initializer=_settle, initargs=(queue,))
@@ -119,9 +126,22 @@ def hired(count: int) -> Iterator[ProcessPoolExecutor]:
 def _settle(queue: "multiprocessing.Queue[int]") -> None:
     # Ctrl-C reaches the whole process group; only the parent reacts to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     core = queue.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that made the pool has died, however it died.
+
+    A worker waits for its next task in a queue whose other end it holds itself, so it would never
+    learn of that; and the fork server lives as long as any worker does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

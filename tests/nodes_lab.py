@@ -3,8 +3,10 @@
 import numpy as np
 from flwr.app import Message
 
+from fgvc_core import __version__
 from fgvc_core.flower.internals import enter_run, give_id
 from fgvc_core.flower.records import to_array_record, to_content
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.wire.arrays import pack_all
@@ -48,7 +50,8 @@ def answering(site, key=None, signer=None, tensors=None, **changes):
         fields = request.model_dump(include={"kind", "run", "round", "nonce", "recipe_digest"})
         reply = Reply(**{
             **fields, "site": site, "code": "ok", "public_key": public_text(key.public_key()),
-            "tensors": {n: t.digest() for n, t in packed.items()}, **changes,
+            "tensors": {n: t.digest() for n, t in packed.items()},
+            "version": __version__, "code_digest": code_digest(), **changes,
         })  # fmt: skip
         return to_content(seal(signer or key, reply), to_array_record(packed))
 

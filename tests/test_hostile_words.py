@@ -86,7 +86,14 @@ def test_the_live_views_show_it_and_do_nothing(text, tiny):
 
 def prediction(name):
     verdict = types.SimpleNamespace(
-        told=name, level=name, confidence=0.5, unknown=False, top=[(name, 0.5)], levels=[]
+        answer=name,
+        sure=True,
+        level=name,
+        reason=name,
+        confidence=0.5,
+        unknown=False,
+        top=[(name, 0.5)],
+        levels=[],
     )
     return types.SimpleNamespace(name=name, fault="", verdict=verdict)
 

@@ -4,16 +4,16 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError, PolicyRefusal
 from fgvc_core.files import widely_readable
+from fgvc_core.findings import Checked, Finding, Level
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
+from fgvc_core.proxies import socks
 from fgvc_core.recipe import Recipe, parse_recipe
 from fieldmark.client.deployment.contact import Contact, look
 from fieldmark.client.deployment.link import Link, read_link
@@ -23,8 +23,6 @@ from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.recipe_limits import check_lent
 from fieldmark.client.site import Site
-
-Level = Literal["ok", "note", "failed", "not reached"]
 
 DISK_GB, MEMORY_GB = 2.0, 1.0
 SKEW_S = 60.0
@@ -39,39 +37,6 @@ _TLS_REMEDIES = {
     "certificate is refused": "Ask the coordinator, by another way, whether this is its server; a "
     "firewall that opens TLS in between has to let this address pass.",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check, with a remedy if it failed."""
-
-    name: str
-    level: Level
-    said: str
-    remedy: str = ""
-    exit_code: int = 0
-
-
-@dataclass(frozen=True)
-class Checked:
-    """All findings, in order."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the first failure; 0 if there is none."""
-        return next((f.exit_code for f in self.findings if f.level == "failed"), 0)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "ok": self.exit_code == 0,
-            "checks": [
-                {"name": f.name, "level": f.level, "said": f.said, "remedy": f.remedy}
-                for f in self.findings
-            ],
-        }
 
 
 def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
@@ -141,11 +106,13 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
         "for validation"
     )
     gone = sum(found.left_out.values())
+    if found.unused:
+        said += f"; not used: {' '.join(found.unused)}"
     if not gone:
         return Finding("data", "ok", said)
     said += f"; {gone} count as nothing: {'; '.join(found.examples_left_out)}"
     private = recipe.privacy is not None or bool(site.settings.policy.demand)
-    if private or site.settings.data.faults == "leave-out":
+    if private or site.settings.data.faults == "leave-out" or not found.strict_fault:
         remedy = "Mend them, or leave them out: the run goes on without them either way."
         return Finding("data", "note", said, remedy)
     remedy = (
@@ -228,6 +195,10 @@ def _dns(link: Link, contact: Contact) -> Finding:
 
 
 def _proxy(link: Link, contact: Contact) -> Finding:
+    unsupported = socks(os.environ)
+    if unsupported:
+        said = f"{unsupported[0]} names a SOCKS proxy, which is not supported and not used"
+        return Finding("proxy", "note", said, "Name an HTTP proxy in HTTPS_PROXY if one is needed.")
     if contact.proxy:
         said = f"HTTPS_PROXY sends it through {contact.proxy}; our own loopback is left out"
         return Finding("proxy", "note", said)
@@ -270,9 +241,12 @@ def _version(contact: Contact) -> Finding:
         return Finding("version", "failed", said, "Install the same at both ends.", 2)
     announced = "" if contact.announcement is None else contact.announcement.code
     if announced and announced != code_digest():
-        remedy = "Ask the coordinator whether its installation was changed, or yours."
-        said = f"{__version__} at both ends, but the code is not the same"
-        return Finding("version", "note", said, remedy)
+        said = (
+            f"{__version__} at both ends, but the code is not the same (the coordinator's is "
+            f"{announced[:12]}, this site's {code_digest()[:12]}): its runs refuse this site"
+        )
+        remedy = "Install the same at both ends, or have the coordinator name it in accept_code."
+        return Finding("version", "failed", said, remedy, 2)
     return Finding("version", "ok", __version__)
 
 

@@ -27,6 +27,9 @@ LOOK_S = 0.1
 """Interval between two checks of a child, in seconds."""
 HANDING_OVER_S = 600.0
 """Maximum time for handing an answer to the SuperNode on this machine, in seconds."""
+AWAITS = "waits for a person's approval"
+"""Part of the runner's line about a run that a person at the site has to approve."""
+
 HALF_HANDED_OVER = "an answer was handed over in part: the node has to start anew"
 """Line by which the runner tells its supervisor about an incomplete handover."""
 SPARE_S, SPARE_BYTES = 60.0, 500_000_000

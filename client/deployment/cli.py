@@ -1,11 +1,10 @@
-"""Commands of a deployed site: key, join, reading, check, up, stop and new-key."""
+"""Commands of a deployed site: key, join, reading, check, up, status, stop and new-key."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.words import visible
 from fieldmark.client.reading_cli import (
     Faults,
     Kind,
@@ -283,15 +282,34 @@ def check(
     if json_:
         typer.echo(json.dumps(found.as_json(), indent=1))
     else:
-        for finding in found.findings:
-            typer.echo(f"{finding.level:>11}  {finding.name}: {visible(finding.said)}")
-            if finding.remedy:
-                typer.echo(f"{'':>13}{finding.remedy}")
+        for line in found.lines():
+            typer.echo(line)
     raise typer.Exit(found.exit_code)
+
+
+def status(
+    home: Home,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Whether this site is up, what has left it, what it has cost, and what waits for approval.
+
+    Read from the home alone: nobody is asked, nothing is written.
+
+    Example: fieldmark site status lyon
+    """
+    import json
+
+    from fieldmark.client.deployment.status import read_site_status, show_site_status
+
+    found = read_site_status(home)
+    if json_:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        show_site_status(found, home)
 
 
 def mount(app: typer.Typer) -> None:
     """Add these commands to ``fieldmark site``."""
-    for command in (key, join, reading, check, up, stop):
+    for command in (key, join, reading, check, up, status, stop):
         app.command()(command)
     app.command("new-key")(new_key)

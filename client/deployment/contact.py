@@ -64,7 +64,14 @@ def proxy_of(link: Link) -> str:
 def _proxy_parts(link: Link) -> SplitResult | None:
     """Proxy from the environment, chosen as the SuperNode's HTTP client does."""
     found = getproxies()
-    named = found.get("https") or found.get("all") or ""
+    named = next(
+        (
+            each
+            for each in (found.get("https"), found.get("all"))
+            if each and "socks" not in each[:5]
+        ),
+        "",
+    )
     if not named or proxy_bypass(link.host):
         return None
     return urlsplit(named if "//" in named else f"//{named}")

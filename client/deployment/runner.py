@@ -38,6 +38,7 @@ from fgvc_core.words import visible
 from fieldmark.client.announced import last_announced, read_announced
 from fieldmark.client.cache_room import CacheRoom, in_use
 from fieldmark.client.deployment.child import (
+    AWAITS,
     HALF_HANDED_OVER,
     Ended,
     Handover,
@@ -53,6 +54,7 @@ from fieldmark.client.deployment.flower_internals import (
     is_forgotten,
 )
 from fieldmark.client.limits import Limits
+from fieldmark.client.privacy.approval import pending_runs
 from fieldmark.client.privacy.policy import protection
 from fieldmark.client.recipe_limits import uses_gpu
 from fieldmark.client.site import Resources, Site
@@ -77,6 +79,7 @@ class Runner:
         self._warm_up, self._cache_room = WarmUp(home), CacheRoom(home)
         self._last_lent = (Limits(), Resources(cache=""))
         self._handover: Handover | None = None
+        self._pending: set[str] = set()
 
     def serve(self) -> None:
         """Answer messages until the process is stopped or its parent dies."""
@@ -86,8 +89,20 @@ class Runner:
                 return
             if token:
                 self._answer(token)
+                self._tell_of_pending()
             else:
                 time.sleep(POLL_S)
+
+    def _tell_of_pending(self) -> None:
+        """Say once of each announced run that a person here has to approve."""
+        try:
+            pending = {found.run for found in pending_runs(Site.open(self._home))}
+        except FieldmarkError:
+            # The answer itself was refused for it, with a reason.
+            return
+        for run in sorted(pending - self._pending):
+            _say(f"run {run} {AWAITS}: fieldmark site approve {self._home}")
+        self._pending = pending
 
     def _answer(self, token: str) -> None:
         task = self._take(token)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.files import PRIVATE_UMASK, private_folder, replace_private_json
+from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     Service,
@@ -21,7 +22,7 @@ from fgvc_core.supervision import (
     until_told,
 )
 from fgvc_core.words import visible
-from fieldmark.client.deployment.child import HALF_HANDED_OVER
+from fieldmark.client.deployment.child import AWAITS, HALF_HANDED_OVER
 from fieldmark.client.deployment.flower_internals import LEFT_BEHIND, release_node
 from fieldmark.client.deployment.link import CA, read_link
 from fieldmark.client.deployment.node import TOO_LARGE
@@ -32,7 +33,6 @@ from fieldmark.client.site import Site
 
 STEP_S = 0.25
 UP_WITHIN_S = 180.0
-LOOPBACK = "127.0.0.1"
 NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
 """Waits before each restart of a SuperNode, in seconds. A killed one counts as online until its
 heartbeat expires after 60 s, unless the coordinator could be told; the last wait is longer than
@@ -200,6 +200,8 @@ class _Node:
         if line.strip() == HALF_HANDED_OVER:
             self._say("an answer reached the node in part; the node starts anew")
             self._restart()
+        elif AWAITS in line:
+            self._say(visible(line.strip()))
 
     def after_death(self, status: int) -> None:
         """Report a death to the coordinator that the node could not report itself."""
@@ -212,16 +214,13 @@ class _Node:
 
 def environment(flower_home: Path) -> dict[str, str]:
     """Environment variables of a site's processes."""
-    # Without this, Flower would send its loopback calls through the proxy.
-    excluded = [part for part in os.environ.get("NO_PROXY", "").split(",") if part]
-    excluded += [own for own in (LOOPBACK, "localhost") if own not in excluded]
     return {
         "FLWR_HOME": str(flower_home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "NO_PROXY": ",".join(excluded),
-        "no_proxy": ",".join(excluded),
+        # Without this, Flower would send its loopback calls through the proxy.
+        **without_loopback(os.environ),
     }
 
 

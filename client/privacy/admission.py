@@ -29,6 +29,10 @@ UNLIMITED = 1e9
 """Cap of a site whose policy sets none."""
 
 
+class ApprovalMissing(PolicyRefusal):
+    """No person at the site has approved the run yet."""
+
+
 @dataclass(frozen=True)
 class Admission:
     """Admission checks of one site.
@@ -140,12 +144,12 @@ class Admission:
         """Check that a person has approved this run, if the policy requires it.
 
         Raises:
-            PolicyRefusal: if not.
+            ApprovalMissing: if not.
         """
         if self.site.settings.policy.approval == "none":
             return
         if not self.ledger.is_approved(request.run, request.recipe_digest):
-            raise PolicyRefusal(
+            raise ApprovalMissing(
                 f"policy.approval = 'each-run': run '{request.run}' ({name}) is not approved.",
                 remedy="A person at the site says yes with: fieldmark site approve DIR "
                 f"{request.run}",

@@ -33,7 +33,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, PolicyRefusal
-from fgvc_core.files import FILE_MODE, private_folder, sync_folder, write_durably
+from fgvc_core.files import FILE_MODE, private_folder, sync_folder, user_home, write_durably
 from fgvc_core.protocol.keys import fingerprint, read_private
 from fieldmark.client.privacy.chain import GENESIS
 from fieldmark.client.privacy.sample import Sample, take_sample
@@ -117,7 +117,9 @@ def state_folder() -> Path:
     if own:
         return Path(own)
     shared = os.environ.get("XDG_STATE_HOME")
-    return (Path(shared) if shared else Path.home() / ".local" / "state") / "fieldmark"
+    return (
+        Path(shared) if shared else user_home(STATE_VARIABLE) / ".local" / "state"
+    ) / "fieldmark"
 
 
 class Register:

@@ -79,9 +79,14 @@ class Gate:
         Raises:
             PolicyRefusal: naming the policy setting that forbids it.
         """
-        privacy = self.admit(request, recipe)
+        self.admission.check_memory(request)
+        privacy = self.admission.protection(recipe)
+        events = () if privacy is None else plan_for(privacy, recipe.federation.rounds)
         if privacy is not None:
-            events = plan_for(privacy, recipe.federation.rounds)
+            # Before the approval: nobody should be asked about a run that does not fit.
+            self._check_fits(request, recipe.name, privacy, events)
+        self.admission.check_approval(request, recipe.name)
+        if privacy is not None:
             self._announce(request, recipe, recipe.name, privacy, events)
         return privacy
 
@@ -100,6 +105,7 @@ class Gate:
         """
         self.admission.check_memory(request)
         self.admission.check_approval(request, name)
+        self._check_fits(request, name, privacy, (event,))
         self._announce(request, recipe, name, privacy, (event,))
 
     def admit(self, request: Request, recipe: Recipe) -> PrivacySettings | None:
@@ -138,6 +144,16 @@ class Gate:
                 "or raise the site's policy.",
             )
 
+    def _check_fits(
+        self,
+        request: Request,
+        name: str,
+        privacy: PrivacySettings,
+        events: tuple[PrivacyEvent, ...],
+    ) -> None:
+        if self.ledger.plan(request.run) is None:
+            self.admission.check_budget(privacy, name, events)
+
     def _announce(
         self,
         request: Request,
@@ -146,8 +162,6 @@ class Gate:
         privacy: PrivacySettings,
         events: tuple[PrivacyEvent, ...],
     ) -> None:
-        if self.ledger.plan(request.run) is None:
-            self.admission.check_budget(privacy, name, events)
         self.admission.claim_data()
         self.write_plan(request.run, request.recipe_digest, recipe, name, privacy, events)
         # Again, so that the register's head of the ledger includes this run.
@@ -290,7 +304,8 @@ class Gate:
 
     def refuse(self, request: Request, reply: Reply, error: FieldmarkError | None) -> Departure:
         """Send a refusal; the reason is recorded in the ledger if policy or request caused it."""
-        if isinstance(error, PolicyRefusal | PeerError):
+        # A coordinator asks again and again until somebody has decided.
+        if isinstance(error, PolicyRefusal | PeerError) and reply.code != "awaiting-approval":
             self.ledger.note(
                 "refused",
                 {

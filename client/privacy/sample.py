@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fgvc_core.data.files import tree_pictures
+from fgvc_core.data.walking import tree_pictures
 
 KEPT = 128
 """Maximum number of marks in a sample."""
@@ -115,7 +115,7 @@ def take_sample(root: Path, key: bytes) -> Sample:
 
 def _pictures(root: Path) -> Iterator[tuple[str, str]]:
     """(folder, name) of all pictures below a folder, without hidden ones, in a fixed order."""
-    for path in tree_pictures(root, skipped=lambda _folder: None):
+    for path in tree_pictures(root, lambda _entry: None):
         below, name = os.path.split(path)
         yield os.path.join(root, below) if below else str(root), name
 

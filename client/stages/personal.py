@@ -43,10 +43,7 @@ def answer_personal(job: Job) -> Payload:
         work = RoundWork(job, learner)
         work.load(decode_model(job.received, work.expected(specs), recipe.wire))
         before, _ = learner.evaluate(examples.validation, batch_size)
-        lr = recipe.train.lr / 10 if settings.lr is None else settings.lr
-        steps = recipe.train.model_copy(
-            update={"epochs": settings.epochs, "lr": lr, "schedule": "cosine"}
-        )
+        steps = settings.steps(recipe.train)
         purpose = f"personal {site.name}"
         outcome = learner.train_round(examples.train, Stretch(1, 1), purpose, settings=steps)
         after, _ = learner.evaluate(examples.validation, batch_size)

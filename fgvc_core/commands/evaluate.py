@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fgvc_core.commands.terminal import Json, Overrides, progress, write_text
+from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.inference.calibration import Calibration
@@ -37,7 +38,7 @@ def evaluate(
         typer.Option(
             "--calibrate",
             help="First fit a temperature and the threshold of 'none of these' on validation "
-            "pictures, and keep both beside the checkpoint.",
+            "pictures, and keep what helps on held-out ones beside the checkpoint.",
         ),
     ] = False,
     held_out_classes: Annotated[
@@ -68,7 +69,8 @@ def evaluate(
     --calibrate fits on the validation pictures of the simulated run's sites, or, with --data, on
     that data set's training part, which the model must not have learnt from; never on the test
     part. A checkpoint trained under differential privacy is calibrated on other data only (exit
-    code 4).
+    code 4). A temperature is kept only if it lowers log loss and calibration error on held-out
+    folds; the shares stay as they were where it does not, and below 50 pictures or 5 errors.
 
     Example: fieldmark evaluate runs/demo --calibrate --by site --html demo.html
 
@@ -91,9 +93,8 @@ def evaluate(
     chosen = data_of(trained, set_ or (), data, path, held_out)
     if calibrate:
         own = data_of(trained, set_ or (), data, path)
-        fitted = fit_calibration(trained, own, chosen, held_out)
-        if not json_:
-            _show_calibration(fitted)
+        for line in told_calibration(*fit_calibration(trained, own, chosen, held_out)):
+            typer.echo(visible(line), err=json_)
     card = score(
         trained, chosen, cast(Part, split), by=by or (), held_out=held_out,
         robustness=robustness, draws=draws, progress=progress,
@@ -111,11 +112,34 @@ def evaluate(
         typer.echo(f"report: {html}")
 
 
-def _show_calibration(fitted: "Calibration") -> None:
-    typer.echo(
-        f"calibrated: temperature {fitted.temperature:.4g} on {fitted.examples:,} pictures "
-        f"({fitted.on}); their calibration error {fitted.ece_before:.3f} -> {fitted.ece_after:.3f}"
-    )
+def told_calibration(fitted: "Calibration", in_force: "Calibration | None") -> list[str]:
+    """What came of a calibration, line by line.
+
+    Args:
+        fitted: What was fitted.
+        in_force: What is beside the checkpoint now.
+    """
+    pictures = f"{fitted.examples:,} pictures, {fitted.errors:,} of them wrong ({fitted.on})"
+    held = fitted.held_out
+    if fitted.temperature is None or held is None:
+        lines = [f"not calibrated on {pictures}: {fitted.why_not}; the shares stay as they were"]
+    else:
+        lines = [
+            f"calibrated: temperature {fitted.temperature:.4g} on {pictures}; on held-out folds "
+            f"calibration error {held.ece_before:.3f} -> {held.ece_after:.3f}, log loss "
+            f"{held.nll_before:.3f} -> {held.nll_after:.3f}"
+        ]
+    if fitted.threshold is None or fitted.refused is None:
+        lines.append("'none of these': too few pictures for a threshold, 40 are needed")
+    else:
+        lines.append(
+            f"'none of these': {fitted.score} below {fitted.threshold:.4g}; meant to refuse "
+            f"{fitted.false_refusals:.0%} of pictures of the classes, refused "
+            f"{100 * fitted.refused:.1f} % on held-out folds"
+        )
+    if in_force is not None and in_force is not fitted:
+        lines.append(f"the calibration that was there stays. {in_force.told}")
+    return lines
 
 
 def _notes(trained: "TrainedModel") -> list[str]:

@@ -72,7 +72,8 @@ def explain(
     """Show where a model saw what it says, beside its second-best class.
 
     Five maps a picture: for the class, for the runner-up, for the one and not the other both
-    ways, and the model's own attention where it has any. What it writes shows the pictures:
+    ways, and the model's own attention where it has any. Answers and shares are those of
+    'fieldmark predict', its calibration included. What it writes shows the pictures:
     at a site it stays there.
 
     Example: fieldmark explain runs/demo birds/test --out why.html
@@ -95,16 +96,19 @@ def explain(
         return
     from fgvc_core.explain.explaining import explain_some
     from fgvc_core.explain.sheet import write_sheet
+    from fgvc_core.inference.calibration import read_calibration, told_of
 
     with busy("Explaining"):
         found = explain_some(trained, pictures or (), set_ or (), examples or 8, method, stage)
     note = (
-        f"{method}, stage {stage}; red: told wrong. Maps are relative: each is scaled to its peak."
+        f"{method}, stage {stage}; red: named wrongly. Maps are relative: each is scaled to its "
+        "peak."
     )
-    write_sheet(found, out, note)
+    told = told_of(read_calibration(trained.path))
+    write_sheet(found, out, note, trained.recipe.name, told)
     if json_:
-        told = {"file": str(out), "pictures": [one.as_json() for one in found]}
-        typer.echo(json.dumps(told, indent=1))
+        values = {"file": str(out), "pictures": [one.as_json() for one in found]}
+        typer.echo(json.dumps(values, indent=1))
     else:
         typer.echo(f"{len(found)} pictures explained: {out}")
 

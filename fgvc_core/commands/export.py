@@ -164,6 +164,7 @@ def folder(
     """
     from fgvc_core.export import folder as folders
     from fgvc_core.export.card import model_card
+    from fgvc_core.inference.calibration import read_calibration
     from fgvc_core.inference.trained import load_trained
 
     trained = load_trained(checkpoint, weights=weights)
@@ -175,8 +176,10 @@ def folder(
         typer.echo(json.dumps({"files": [str(p) for p in paths], "timm_alone": native}, indent=1))
         return
     typer.echo("files: " + ", ".join(str(path) for path in paths))
+    calibration = read_calibration(trained.path)
+    temperature = None if calibration is None else calibration.temperature
     typer.echo("load it with:")
-    typer.echo(folders.snippet(str(out), native), nl=False)
+    typer.echo(folders.snippet(str(out), native, temperature), nl=False)
 
 
 def _calibration_pictures(

@@ -63,9 +63,7 @@ def kit(
         ) from None
     trained = load_trained(checkpoint, weights=weights)
     signer = _signer(trained.path, key)
-    calibration = read_calibration(trained.path)
-    temperature = None if calibration is None else calibration.temperature
-    body = write_kit(trained, out, signer, privacy, temperature)
+    body = write_kit(trained, out, signer, privacy, read_calibration(trained.path))
     told = {
         "kit": str(out),
         "name": body.kit,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _BAD_DATA = 3
 
+COLUMNS = ("path", "answer", "sure", "level", "reason", "confidence", "unknown")
+"""First columns of the CSV; classes with their shares and the fault follow."""
+
 
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
@@ -35,7 +38,7 @@ def predict(
             min=0.0,
             max=1.0,
             help="From which probability on a name is given, 0 to 1; below it "
-            "the answer is that of a coarser level.",
+            "the answer is that of a coarser level, or 'not sure'.",
         ),
     ] = 0.8,
     unknown_below: Annotated[
@@ -64,7 +67,9 @@ def predict(
 ) -> None:
     """Say what is on pictures, how sure that is, and when it is none of the classes.
 
-    Damaged files are named on standard error and passed over; the exit code is then 3.
+    What cannot be read (a damaged file, a name that leads to none, a folder without rights) is
+    named on standard error, has its row, and is passed over; the exit code is then 3. CSV and JSON
+    rows are written as they are ready.
     Confidences are calibrated once 'fieldmark evaluate CHECKPOINT --calibrate' has been run, and
     said to be uncalibrated before.
 
@@ -73,7 +78,8 @@ def predict(
     Example: find card -name '*.jpg' | fieldmark predict runs/demo - --csv > card.csv
     """
     from fgvc_core.errors import ConfigurationError, DataError
-    from fgvc_core.inference.contact_sheet import confidence_in_words, contact_sheet
+    from fgvc_core.inference.calibration import told_of
+    from fgvc_core.inference.contact_sheet import contact_sheet
     from fgvc_core.inference.finding import find_pictures
     from fgvc_core.inference.predicting import judge_of
     from fgvc_core.inference.predicting import predict as look
@@ -99,15 +105,19 @@ def predict(
         stream = look(
             trained, judge, found, thumbnails=html is not None, threads=threads, tell=tell
         )
-        for one in _told(stream, sys.stdout, csv, jsonl, judge.top_k):
-            if one.verdict is None:
-                faults += 1
-                typer.echo(visible(one.fault), err=True)
-            if html is not None or not (csv or jsonl):
-                kept.append(one)
+        try:
+            for one in _told(stream, sys.stdout, csv, jsonl, judge.top_k):
+                if one.verdict is None:
+                    faults += 1
+                    typer.echo(visible(one.fault), err=True)
+                if html is not None or not (csv or jsonl):
+                    kept.append(one)
+        finally:
+            # Also after a failure or Ctrl-C: what is done is not lost.
+            if not (csv or jsonl):
+                _show(kept, judge.top_k)
     if not (csv or jsonl):
-        _show(kept, judge.top_k)
-        typer.echo(confidence_in_words(judge))
+        typer.echo(visible(told_of(judge.calibration)))
     if html is not None:
         write_text(html, contact_sheet(trained, judge, kept), "--html")
         typer.echo(f"contact sheet: {html}", err=csv or jsonl)
@@ -126,22 +136,29 @@ def _told(
     writer = csv.writer(out, lineterminator="\n")
     if as_csv:
         ranks = [f"{what}{n}" for n in range(1, top_k + 1) for what in ("class", "probability")]
-        writer.writerow(["path", "answer", "level", "confidence", "unknown", *ranks, "fault"])
+        writer.writerow([*COLUMNS, *ranks, "fault"])
     for one in predictions:
         if as_csv:
             writer.writerow([csv_cell(cell) for cell in _row(one, top_k)])
         elif as_jsonl:
             out.write(json.dumps(_object(one)) + "\n")
+        if as_csv or as_jsonl:
+            out.flush()
         yield one
 
 
 def _row(one: "Prediction", top_k: int) -> list[str]:
     verdict = one.verdict
     if verdict is None:
-        return [one.name, *[""] * (4 + 2 * top_k), one.fault]
+        return [one.name, *[""] * (len(COLUMNS) - 1 + 2 * top_k), one.fault]
     ranks = [text for name, p in verdict.top for text in (name, f"{p:.4f}")]
-    told = [verdict.told, verdict.level, f"{verdict.confidence:.4f}"]
-    return [one.name, *told, str(verdict.unknown).lower(), *ranks, ""]
+    told = [verdict.answer, _flag(verdict.sure), verdict.level, verdict.reason]
+    figures = [f"{verdict.confidence:.4f}", _flag(verdict.unknown)]
+    return [one.name, *told, *figures, *ranks, ""]
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _object(one: "Prediction") -> dict[str, Any]:
@@ -150,8 +167,10 @@ def _object(one: "Prediction") -> dict[str, Any]:
         return {"path": one.name, "fault": one.fault}
     return {
         "path": one.name,
-        "answer": verdict.told,
-        "level": verdict.level or None,
+        "answer": verdict.answer,
+        "sure": verdict.sure,
+        "level": verdict.level,
+        "reason": verdict.reason,
         "confidence": round(verdict.confidence, 6),
         "unknown": verdict.unknown,
         "top": [{"class": name, "probability": round(p, 6)} for name, p in verdict.top],
@@ -182,13 +201,12 @@ def _show(predictions: "list[Prediction]", top_k: int) -> None:
         table.add_column("other classes")
     for name, verdict in read:
         short = os.path.relpath(name, shared) if shared else name
-        level = "" if verdict.unknown else verdict.level or "not sure"
         # If the answer is a class, it is the first of the list and not repeated here.
-        others = verdict.top[verdict.told == verdict.top[0][0] :]
+        others = verdict.top[verdict.answer == verdict.top[0][0] :]
         told = ", ".join(f"{other} {100 * p:.0f} %" for other, p in others)
         # Text rather than markup: names may contain brackets.
-        sure = "" if verdict.unknown else f"{100 * verdict.confidence:.0f} %"
-        cells = [short, verdict.told, level, sure, told]
+        sure = f"{100 * verdict.confidence:.0f} %" if verdict.sure else ""
+        cells = [short, verdict.answer, verdict.level, sure, told]
         table.add_row(*(Text(visible(cell)) for cell in cells[: 4 + (top_k > 1)]))
     console = PlainConsole()
     # A pipe has no width: do not break lines.

@@ -70,7 +70,7 @@ def build_table(
     paths = tuple(f"images/{i}.jpg" for i in ids)
     where = f"images_{level}_*.txt"
     labels_N, class_names = number_labels(own, settings, where, left_out, paths)
-    source = FileSource(root, paths, upright=False, banner=BANNER)
+    source = FileSource(root, paths, banner=BANNER)
     taxonomy: tuple[tuple[str, ...], ...] = ()
     levels: tuple[str, ...] = ()
     if left_out is None:
@@ -207,7 +207,7 @@ def _boxes(root: Path, ids: Sequence[str], source: FileSource) -> NDArray[np.flo
     sizes_N2 = np.array([source.pixel_size(row) or unknown for row in range(len(source))])
     low_N2 = np.clip(corners_N4[:, :2] / sizes_N2, 0.0, 1.0)
     high_N2 = np.clip(corners_N4[:, 2:] / sizes_N2, 0.0, 1.0)
-    return np.hstack([low_N2, high_N2 - low_N2]).astype(np.float32)
+    return source.upright_boxes(np.hstack([low_N2, high_N2 - low_N2]))
 
 
 def _damaged(what: str) -> DataError:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from fgvc_core.files import user_home
+
 CACHE_VARIABLE = "FIELDMARK_CACHE"
 
 
@@ -14,4 +16,5 @@ def cache_folder() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fieldmark"
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else user_home(CACHE_VARIABLE) / ".cache") / "fieldmark"

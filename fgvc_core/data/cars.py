@@ -82,7 +82,7 @@ def build_table(
         settings = settings.model_copy(update={"classes": tuple(dict.fromkeys(mapped))})
     labels_N, class_names = number_labels(own, settings, test_file, left_out, paths)
     labels_N[faulty] = LEFT_OUT
-    source = FileSource(root, paths, upright=False)
+    source = FileSource(root, paths)
     return ExampleTable(
         source=source,
         rows=np.arange(len(paths), dtype=np.int64),
@@ -161,7 +161,7 @@ def _boxes(corners_N4: NDArray[np.float64], source: FileSource) -> NDArray[np.fl
     sizes_N2 = np.array([source.pixel_size(row) or unknown for row in range(len(source))])
     low_N2 = np.clip((corners_N4[:, :2] - 1) / sizes_N2, 0.0, 1.0)
     high_N2 = np.clip(corners_N4[:, 2:] / sizes_N2, 0.0, 1.0)
-    return np.hstack([low_N2, high_N2 - low_N2]).astype(np.float32)
+    return source.upright_boxes(np.hstack([low_N2, high_N2 - low_N2]))
 
 
 def _taxonomy(names: Sequence[str], class_names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

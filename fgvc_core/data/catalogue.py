@@ -12,6 +12,7 @@ from fgvc_core.data.files import FileSource, first_few, missing_pictures
 from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import UNLABELLED, ExampleTable
+from fgvc_core.data.unused import refuse_lost
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 
 Knowledge = Literal["taxonomy", "attributes"]
@@ -133,6 +134,8 @@ def load_table(
     table: ExampleTable = build(settings, cache, *([None] if settings.name in _TOLERANT else []))
     if (table.labels_N == LEFT_OUT).any():
         table = table.take(np.flatnonzero(table.labels_N != LEFT_OUT))
+    if require_pictures:
+        refuse_lost(table.unused, len(table), settings.max_left_out)
     if require_pictures and isinstance(table.source, FileSource):
         missing = table.source.missing()
         if missing:
@@ -182,8 +185,19 @@ def data_root(settings: DataSettings) -> Path:
             why="Nothing was started.",
             remedy="Give it with --set data.path=FOLDER or in the recipe's [data].",
         )
-    root = Path(settings.path).expanduser()
-    if not root.is_dir():
+    root = Path(settings.path)
+    try:
+        root = root.expanduser()
+        is_folder = root.is_dir()
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: '~name' without such a user.
+        raise DataError(
+            f"data.path = '{settings.path}' cannot be looked at: "
+            f"{getattr(error, 'strerror', None) or error}.",
+            why=f"The pictures of data.name = '{settings.name}' are read from there.",
+            remedy="Check the path, and that this user may read the folder.",
+        ) from None
+    if not is_folder:
         kind = "is not a folder" if root.exists() else "does not exist"
         raise DataError(
             f"data.path = '{settings.path}' {kind}.",

@@ -1,8 +1,9 @@
 """Check of a data set before training: its kind, its contents, and its faults."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from fgvc_core.data import cars
 from fgvc_core.data.aircraft import has_lists
 from fgvc_core.data.decoding import Tell, decode_each
 from fgvc_core.data.files import FileSource, first_few
+from fgvc_core.data.frames import count_further_frames
 from fgvc_core.data.manifest import HAM10000_METADATA
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
+from fgvc_core.data.unused import Unused
 
 TINY = 5
 """A class with fewer training examples than this is noted as tiny."""
+
+FEW_TEST = 10
+"""A class with fewer test examples than this is noted: one picture moves its recall by more than 10
+points."""
 
 UNEQUAL = 10
 """A ratio of the largest to the smallest class, in training examples, that is noted."""
@@ -43,6 +50,11 @@ class CheckReport:
         two_labels: Pairs of ids of byte-equal pictures with different labels.
         repeated: Pairs of ids of byte-equal pictures in one split with one label.
         tiny_classes: Names of classes with fewer than ``TINY`` training examples.
+        untrained: Names of classes without a training picture, which no run can learn.
+        alike: Pairs of class names that differ only in case or blanks.
+        unused: What lies below the data root and is not used.
+        max_left_out: Share of the pictures that may be lost.
+        how: How the files were understood; may be empty.
     """
 
     examples: int
@@ -58,6 +70,11 @@ class CheckReport:
     two_labels: tuple[tuple[str, str], ...]
     repeated: tuple[tuple[str, str], ...]
     tiny_classes: tuple[str, ...]
+    untrained: tuple[str, ...] = ()
+    alike: tuple[tuple[str, str], ...] = ()
+    unused: Unused = field(default_factory=Unused)
+    max_left_out: float = 0.01
+    how: str = ""
 
     def faults(self) -> list[str]:
         """One sentence for each kind of fault that makes the data unusable."""
@@ -70,6 +87,13 @@ class CheckReport:
         ):
             if names:
                 sentences.append(f"{len(names)} of {self.examples} {what}: {first_few(names)}.")
+        sentences += self.unused.faults(self.examples, self.max_left_out)
+        if self.untrained:
+            sentences.append(
+                f"{len(self.untrained)} classes have no training picture: "
+                f"{first_few(self.untrained)}. A class without one cannot be learnt: take it out "
+                "of data.classes (or map it in data.label_map to '-> none'), or add pictures."
+            )
         if self.unreadable:
             sentences.append(f"The first of those: {next(iter(self.unreadable.values()))}")
         if self.two_labels:
@@ -98,6 +122,12 @@ class CheckReport:
             sentences.append(
                 f"{len(pairs)} pictures are byte-equal within a split: {first_few(pairs)}."
             )
+        if self.alike:
+            pairs = ["' and '".join(pair) for pair in self.alike]
+            sentences.append(
+                f"{len(pairs)} pairs of classes differ only in case or blanks: {first_few(pairs)}. "
+                "Map one to the other in data.label_map if they are one."
+            )
         largest, smallest = self._extremes()
         if largest and largest[1] > UNEQUAL * smallest[1]:
             sentences.append(
@@ -108,6 +138,12 @@ class CheckReport:
             sentences.append(
                 f"{len(self.tiny_classes)} classes have fewer than {TINY} training examples: "
                 f"{first_few(self.tiny_classes)}."
+            )
+        few = [name for name, counts in self.classes.items() if counts["test"] < FEW_TEST]
+        if few and self.splits["test"]:
+            sentences.append(
+                f"{len(few)} classes have fewer than {FEW_TEST} test examples, so that one picture "
+                f"moves their recall by more than {100 / FEW_TEST:g} points: {first_few(few)}."
             )
         return sentences
 
@@ -133,19 +169,27 @@ class CheckReport:
             "two_labels": [list(pair) for pair in self.two_labels],
             "repeated": [list(pair) for pair in self.repeated],
             "tiny_classes": list(self.tiny_classes),
+            "untrained": list(self.untrained),
+            "alike": [list(pair) for pair in self.alike],
+            "unused": self.unused.as_json(),
+            "how": self.how,
             "faults": self.faults(),
             "notes": self.notes(),
         }
 
 
-def check_table(table: ExampleTable, tell: Tell | None = None) -> CheckReport:
+def check_table(
+    table: ExampleTable, tell: Tell | None = None, max_left_out: float = 0.01
+) -> CheckReport:
     """Check every example's label and subject, and decode its whole picture.
 
     Args:
         table: A table from ``load_table(..., require_pictures=False)``.
         tell: Called with (pictures done, total).
+        max_left_out: Share of the pictures that may be lost.
     """
     missing = _missing(table)
+    count_further_frames(table)
     present = table.take([i for i in range(len(table)) if i not in missing])
     damaged = decode_each(present, _SHORT_SIDE, lambda _position, _picture: None, tell)
     whole = present.take([i for i in range(len(present)) if i not in damaged])
@@ -169,7 +213,22 @@ def check_table(table: ExampleTable, tell: Tell | None = None) -> CheckReport:
         two_labels=two_labels,
         repeated=repeated,
         tiny_classes=tuple(name for name, counts in classes.items() if counts["train"] < TINY),
+        untrained=tuple(name for name, counts in classes.items() if not counts["train"]),
+        alike=_alike(table.class_names),
+        unused=table.unused,
+        max_left_out=max_left_out,
+        how=table.how,
     )
+
+
+def _alike(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    first: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if first.setdefault(key, name) != name:
+            pairs.append((first[key], name))
+    return tuple(pairs)
 
 
 def _missing(table: ExampleTable) -> dict[int, str]:

@@ -27,6 +27,7 @@ from fgvc_core.data.cub_files import (
 )
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import LEFT_OUT, LeftOut, number_labels
+from fgvc_core.data.reader import turned
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import ExampleTable
@@ -77,9 +78,9 @@ def build_table(
         settings = settings.model_copy(update={"classes": tuple(dict.fromkeys(mapped))})
     labels_N, class_names = number_labels(own, settings, _LABELS)
     in_train_N = align(read_numbers(root, _SPLIT, 2), image_ids, _SPLIT)[:, 0]
-    source = FileSource(root / "images", paths, upright=False)
+    source = FileSource(root / "images", paths)
     sizes_N2 = _sizes(root, image_ids, source)
-    parts_NP3, part_names = _parts(root, image_ids, sizes_N2)
+    parts_NP3, part_names = _parts(root, image_ids, sizes_N2, source)
     attributes_KA, attribute_names = _attributes(root, birds, settings, class_names)
     return ExampleTable(
         source=source,
@@ -93,7 +94,7 @@ def build_table(
         attribute_names=attribute_names,
         parts_NP3=parts_NP3,
         part_names=part_names,
-        boxes_N4=_boxes(root, image_ids, sizes_N2),
+        boxes_N4=_boxes(root, image_ids, sizes_N2, source),
     )
 
 
@@ -121,7 +122,7 @@ def _tolerant_table(
     labels_N[faulty] = LEFT_OUT
     attributes_KA, attribute_names = _attributes(root, birds, settings, class_names)
     return ExampleTable(
-        source=FileSource(root / "images", paths, upright=False),
+        source=FileSource(root / "images", paths),
         rows=np.arange(len(paths), dtype=np.int64),
         ids=paths,
         labels_N=labels_N,
@@ -180,7 +181,10 @@ def _sizes(root: Path, image_ids: Sequence[int], source: FileSource) -> NDArray[
 
 
 def _boxes(
-    root: Path, image_ids: Sequence[int], sizes_N2: NDArray[np.float64] | None
+    root: Path,
+    image_ids: Sequence[int],
+    sizes_N2: NDArray[np.float64] | None,
+    source: FileSource,
 ) -> NDArray[np.float32] | None:
     if sizes_N2 is None or not (root / _BOXES).is_file():
         return None
@@ -188,11 +192,14 @@ def _boxes(
     # Some published boxes extend a few pixels beyond the picture.
     low_N2 = np.clip(boxes_N4[:, :2] / sizes_N2, 0.0, 1.0)
     high_N2 = np.clip((boxes_N4[:, :2] + boxes_N4[:, 2:]) / sizes_N2, 0.0, 1.0)
-    return np.hstack([low_N2, high_N2 - low_N2]).astype(np.float32)
+    return source.upright_boxes(np.hstack([low_N2, high_N2 - low_N2]))
 
 
 def _parts(
-    root: Path, image_ids: Sequence[int], sizes_N2: NDArray[np.float64] | None
+    root: Path,
+    image_ids: Sequence[int],
+    sizes_N2: NDArray[np.float64] | None,
+    source: FileSource,
 ) -> tuple[NDArray[np.float32] | None, tuple[str, ...]]:
     if sizes_N2 is None or not (root / _PARTS).is_file():
         return None, ()
@@ -211,6 +218,9 @@ def _parts(
     visible_L = (lines_L5[:, 4] > 0) & np.isfinite(places_L2).all(axis=1)
     places_L2 = np.where(visible_L[:, None], np.clip(places_L2, 0.0, 1.0), 0.0)
     parts_NP3[rows_L, columns_L] = np.column_stack([places_L2, visible_L])
+    for row, orientation in source.orientations().items():
+        shown_P = parts_NP3[row, :, 2] > 0
+        parts_NP3[row, shown_P, :2] = turned(parts_NP3[row, shown_P, :2], orientation)
     return parts_NP3, tuple(names.values())
 
 

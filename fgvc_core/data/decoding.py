@@ -4,7 +4,6 @@ Decoding takes up to 16 bytes of memory per pixel (WebP; see ``soundness.py``). 
 pictures above :data:`LARGE_PIXELS` are decoded one at a time; smaller ones on all cores at once.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.cores import usable_cores
 from fgvc_core.data.passing import is_passing
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
@@ -129,7 +129,5 @@ def decode_each(
 
 
 def cores() -> int:
-    """Number of cores that this process may use, considering its CPU affinity."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Number of cores that this process may use, by its CPU affinity and its cgroup's quota."""
+    return len(usable_cores())

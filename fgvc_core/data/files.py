@@ -2,26 +2,24 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fgvc_core.data.decoding import wait_for_turn
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
+from fgvc_core.data.reader import (
+    as_rgb,
+    deeper_than_8_bits,
+    orientation_of,
+    turned_boxes,
+)
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
 from fgvc_core.errors import DataError, FieldmarkError
-
-PICTURE_ENDINGS = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-
-_DEEP_MODES = ("I", "F")
-# Pixels converted to RGB at once, which bounds the extra memory to a few megabytes.
-_STRIP_PIXELS = 1 << 20
 
 
 class FileSource:
@@ -30,21 +28,26 @@ class FileSource:
     Args:
         root: The folder that the paths are relative to.
         relative_paths: One path per row.
-        upright: Apply the EXIF orientation. Off for data sets whose boxes and parts refer to
-            the stored pixels (CUB).
         banner: Rows of stored pixels to cut off the bottom, for data sets that print a credit
             there (FGVC-Aircraft).
+        follow_links: Read pictures that links outside the tree lead to.
     """
 
     def __init__(
-        self, root: Path, relative_paths: Sequence[str], *, upright: bool = True, banner: int = 0
+        self,
+        root: Path,
+        relative_paths: Sequence[str],
+        *,
+        banner: int = 0,
+        follow_links: bool = False,
     ) -> None:
         self.root = Path(root)
         self.relative_paths = tuple(relative_paths)
-        self.upright = upright
         self.banner = banner
-        self._real_root = os.path.realpath(self.root)
+        # Every path lies below "/".
+        self.real_root = "/" if follow_links else os.path.realpath(self.root)
         self._keys: dict[int, bytes] = {}
+        self._turned: dict[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.relative_paths)
@@ -86,21 +89,19 @@ class FileSource:
 
     def _decode(self, path: Path, size: int | None) -> NDArray[np.uint8]:
         """Decode the picture; may raise any ``Exception``, as decoders do."""
-        refuse_unsound_file(self._real_root, path)
+        refuse_unsound_file(self.real_root, path)
         with Image.open(path, formats=FORMATS) as image:
             refuse_absurd_size(path, image)
             wait_for_turn(image.width * image.height)
             height = image.height
-            if image.mode.startswith(_DEEP_MODES):
-                raise _too_deep(path, image.mode)
+            deep = deeper_than_8_bits(image)
+            if deep:
+                raise _too_deep(path, deep)
             if size is not None and image.format == "JPEG":
                 image.draft("RGB", (size, size))
             # A draft decode shrinks the picture, so the banner shrinks with it (rounded up).
             banner = -(-self.banner * image.height // height)
-            if self.upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            picture_HWC = _as_rgb(image)
-            return picture_HWC[: max(len(picture_HWC) - banner, 1)]
+            return as_rgb(image, banner=banner)
 
     def content_key(self, row: int) -> bytes:
         """SHA-256 (32 bytes) of the file's bytes and the banner height, cached per instance.
@@ -113,7 +114,7 @@ class FileSource:
         if key is None:
             path = self.path(row)
             try:
-                refuse_unsound_file(self._real_root, path)
+                refuse_unsound_file(self.real_root, path)
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256")
             except FieldmarkError:
@@ -129,15 +130,47 @@ class FileSource:
         return key
 
     def pixel_size(self, row: int) -> tuple[int, int] | None:
-        """Width and height without the banner, read from the header; None if unreadable."""
+        """Stored width and height without the banner, from the header; None if unreadable.
+
+        Pixels are counted as they are stored, before the picture is turned upright.
+        """
         path = self.path(row)
         try:
-            refuse_unsound_file(self._real_root, path)
+            refuse_unsound_file(self.real_root, path)
             with Image.open(path, formats=FORMATS) as image:
                 return image.width, max(image.height - self.banner, 1)
         except Exception as error:
             refuse_passing(path, error)
             return None
+
+    def orientation(self, row: int) -> int:
+        """EXIF orientation of the stored picture, 1 to 8; 1 if unreadable."""
+        path = self.path(row)
+        try:
+            refuse_unsound_file(self.real_root, path)
+            with path.open("rb") as file:
+                # Most files have no EXIF, which this tells much faster than a parser.
+                if b"exif" not in file.read(1 << 16).lower():
+                    return 1
+            with Image.open(path, formats=FORMATS) as image:
+                return orientation_of(image)
+        except Exception as error:
+            refuse_passing(path, error)
+            return 1
+
+    def orientations(self) -> dict[int, int]:
+        """Row -> orientation of each stored picture that is not upright; cached."""
+        if self._turned is None:
+            found = ((row, self.orientation(row)) for row in range(len(self)))
+            self._turned = {row: orientation for row, orientation in found if orientation != 1}
+        return self._turned
+
+    def upright_boxes(self, boxes_N4: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Boxes of all rows in stored pictures, as fractions, where they are in upright ones."""
+        boxes_N4 = boxes_N4.astype(np.float32)
+        for row, orientation in self.orientations().items():
+            boxes_N4[row : row + 1] = turned_boxes(boxes_N4[row : row + 1], orientation)
+        return boxes_N4
 
     def missing(self) -> list[str]:
         """Relative paths that name no file, in row order."""
@@ -150,45 +183,6 @@ class FileSource:
             if name not in listings[folder]:
                 absent.append(relative)
         return absent
-
-
-def tree_pictures(top: Path, skipped: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Paths of all pictures below a folder, relative to it and sorted; hidden files are skipped.
-
-    Links to folders are not followed.
-
-    Args:
-        top: The folder.
-        skipped: Called with the relative path of each folder that cannot be listed, for
-            instance because its path is too long or the user lacks permission.
-
-    Raises:
-        DataError: without ``skipped``, for the first such folder.
-        PassingFault: if the machine is at fault.
-    """
-    # A list instead of recursion, which Python limits to about a thousand levels.
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        subfolders: list[str] = []
-        files: list[str] = []
-        try:
-            with os.scandir(os.path.join(top, below)) as entries:
-                for entry in entries:
-                    if not entry.name.startswith("."):
-                        (subfolders if _is(entry, "folder") else files).append(entry.name)
-        except OSError as error:
-            refuse_passing(os.path.join(top, below), error)
-            if skipped is None:
-                raise _no_listing(os.path.join(top, below), error) from None
-            skipped(below)
-            continue
-        for name in sorted(files):
-            if Path(name).suffix.lower() in PICTURE_ENDINGS:
-                yield os.path.join(below, name)
-        for name in sorted(subfolders, reverse=True):
-            if not os.path.islink(os.path.join(top, below, name)):
-                waiting.append(os.path.join(below, name))
 
 
 def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataError:
@@ -236,18 +230,6 @@ def _is(entry: "os.DirEntry[str]", kind: Literal["file", "folder"]) -> bool:
         return False
 
 
-def _as_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 (height, width, 3), converted in strips to avoid a second full-size copy."""
-    image.load()
-    width, height = image.size
-    picture_HWC = np.empty((height, width, 3), dtype=np.uint8)
-    rows = max(_STRIP_PIXELS // width, 1)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        picture_HWC[top : top + rows] = np.asarray(strip.convert("RGB"))
-    return picture_HWC
-
-
 def _refuse_unless_own(path: Path, error: Exception) -> None:
     """Raise PassingFault unless the error may be due to the picture itself.
 
@@ -272,17 +254,9 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
     )
 
 
-def _no_listing(folder: str, error: OSError) -> DataError:
-    return DataError(
-        f"The folder '{folder}' cannot be listed: {error.strerror}.",
-        why="Pictures in it would be passed over without a word.",
-        remedy="Let this user read it, shorten its path, or take it out of the tree.",
-    )
-
-
 def _too_deep(path: Path, mode: str) -> DataError:
     return DataError(
-        f"The picture '{path}' has more than 8 bits a channel (mode '{mode}').",
+        f"The picture '{path}' has more than 8 bits a channel ('{mode}').",
         why="How its values map to 0..255 is a choice that changes what a model sees.",
         remedy="Convert it to 8 bits with the window that your field uses.",
     )

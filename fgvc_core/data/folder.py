@@ -1,33 +1,27 @@
 """Data set ``folder``: one folder per class, with or without split folders above them.
 
 ``DIR/<class>/**/<picture>``, or ``DIR/train/<class>/...`` beside ``DIR/test``: the layout of
-torchvision's ``ImageFolder``.
+torchvision's ``ImageFolder``. Usual variations are recognized; see ``layout.py``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
-from fgvc_core.data.files import PICTURE_ENDINGS, FileSource, tree_pictures
-from fgvc_core.data.labels import LeftOut, number_labels
+from fgvc_core.data.file_kinds import PICTURE_ENDINGS
+from fgvc_core.data.files import FileSource
+from fgvc_core.data.labels import LeftOut, number_labels, same_name
+from fgvc_core.data.layout import Layout, Role, understand, usual_split
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable, Split, held_out_splits
+from fgvc_core.data.unused import NO_CLASS, OUTSIDE_SPLITS, READ_ALREADY, Reason, Unused
+from fgvc_core.data.walking import Entry, may_follow, walk
 from fgvc_core.errors import DataError
 
-_VALIDATION = ("val", "valid", "validation")
-_POOL = ("pool", "unlabelled", "unlabeled")
-_BY_FOLDER: dict[str, Split] = {
-    "train": "train",
-    "test": "test",
-    **dict.fromkeys(_VALIDATION, "train"),
-    **dict.fromkeys(_POOL, "pool"),
-}
-
-
-Found = tuple[str, str | None, Split | None]
-"""A picture's path, label (None: unlabeled) and split (None: decided by the hash)."""
+Place = tuple[str | None, Role]
+"""A picture's label (None: unlabeled) and split (None: no folder decides it)."""
 
 
 @tolerant_dataset("folder")
@@ -36,15 +30,18 @@ def build_table(
 ) -> ExampleTable:
     """Build the table of a tree with one folder per class.
 
-    With a folder ``train`` the first level is the split: ``test`` is the test split,
-    ``val`` joins the training split (each site makes its own validation split), and
-    ``pool`` holds unlabeled pictures, in folders or not. Without ``test``, ``val`` is the
-    test split; with neither, and without ``train``, the keyed hash of each picture's path
-    holds out ``data.test_fraction``. Hidden files and other files are skipped.
+    With ``data.folders = "auto"`` wrapping, split and part folders are told from their names
+    (``layout.py``): ``test`` is the test split, ``val`` joins the training split (each site makes
+    its own validation split), and ``pool`` holds unlabeled pictures, in folders or not. Without
+    ``test``, ``val`` is the test split; with neither, and without ``train``,
+    ``data.test_fraction`` of each class is held out
+    (:func:`fgvc_core.data.table.held_out_splits`).
 
     With ``data.folders = "splits"`` a picture's split depends on its own path alone:
     ``val`` always belongs to the training split, and a picture outside all split folders
-    is a fault.
+    is not used. With ``"classes"`` the folders directly below the root are the classes.
+
+    What is below the root and not used is in the table's ``unused``.
 
     Args:
         settings: ``[data]``; ``label_map`` maps folder names to ``classes``.
@@ -53,109 +50,128 @@ def build_table(
 
     Raises:
         ConfigurationError: if no path is given.
-        DataError: if there are no pictures, a picture is outside every class folder,
-            or a folder's name is not a class.
+        DataError: if there are no pictures in class folders, or a folder's name is not a class.
     """
     root = data_root(settings)
-    found: list[Found]
-    if settings.folders == "splits":
-        found = list(_pictures_by_split_folder(root, left_out))
-    elif settings.folders == "auto" and (root / "train").is_dir():
-        found = list(_split_pictures(root, left_out))
-    else:
-        found = [(path, label, None) for path, label in _class_pictures(root, root, left_out)]
-    if not found and left_out is None:
+    follow = may_follow(settings.follow_links)
+    entries = list(walk(root, follow_links=follow))
+    layout, how = _layout(entries, settings)
+    unused = Unused()
+    rows: dict[str, Place] = {}
+    links: list[tuple[Entry, Place]] = []
+    lost_labels: set[str] = set()
+    for entry in entries:
+        # A folder that was not looked into stands for the pictures in it.
+        parts = (*entry.path.split("/"), *(("",) if entry.folder else ()))
+        place = _place(parts, layout)
+        reason = entry.unused
+        if reason is None and isinstance(place, Reason):
+            reason = place
+        if reason is None:
+            assert not isinstance(place, Reason)
+            if entry.target is None:
+                rows[entry.path] = place
+            else:
+                links.append((entry, place))
+            continue
+        unused.add(reason, entry.shown, folder=entry.folder)
+        if reason.lost and left_out is not None:
+            left_out.add(reason.words, entry.path)
+        if reason.lost and not isinstance(place, Reason) and place[0] is not None:
+            lost_labels.add(place[0])
+    targets: set[str] = set()
+    for entry, place in links:
+        # Decided by the link and by what it leads to alone, as differential privacy requires.
+        if entry.target in rows or (entry.target in targets and left_out is None):
+            unused.add(READ_ALREADY, entry.shown)
+            continue
+        targets.add(entry.target or "")
+        rows[entry.path] = place
+    if not rows and left_out is None and not unused.lost:
         raise DataError(
             f"data.path = '{settings.path}' holds no pictures in class folders.",
             why="data.name = 'folder' reads DIR/<class>/<picture> or DIR/train/<class>/<picture>.",
             remedy=f"Pictures end in {', '.join(sorted(PICTURE_ENDINGS))}. Check data.path.",
         )
-    found.sort(key=lambda item: item[0])
-    paths = tuple(path for path, _, _ in found)
+    if not rows and left_out is None:
+        raise DataError(
+            f"data.path = '{settings.path}' holds no pictures in class folders that can be used: "
+            f"{' '.join(unused.sentences())}",
+            why="There is nothing to learn from.",
+            remedy="Check data.path; data.name = 'manifest' takes labels from a table.",
+        )
+    paths = tuple(sorted(rows))
     labels_N, class_names = number_labels(
-        [label for _, label, _ in found],
+        [rows[path][0] for path in paths],
         settings,
         f"data.path = '{settings.path}'",
         left_out,
         paths,
     )
-    hashed = held_out_splits(paths, settings.test_fraction)
-    splits = tuple(split or hashed[i] for i, (_, _, split) in enumerate(found))
+    mapped = {settings.label_map.get(label, label) for label in map(same_name, lost_labels)}
+    held = {class_names[k] for k in set(labels_N.tolist()) if k >= 0}
+    known = set(settings.classes) if settings.classes is not None else mapped
+    unused.classes = sorted((mapped & known) - {*held, "-> none"})
+    splits = _with_test_split(paths, rows, settings)
     return ExampleTable(
-        source=FileSource(root, paths),
+        source=FileSource(root, paths, follow_links=follow),
         rows=np.arange(len(paths), dtype=np.int64),
         ids=paths,
         labels_N=labels_N,
         splits=splits,
         subjects=paths,
         class_names=class_names,
+        unused=unused,
+        how=how,
     )
 
 
-def _pictures_by_split_folder(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
-    """Path, label and split of each picture, from the first two folders of its path alone."""
-    for path in tree_pictures(root, _skipping(root, root, left_out)):
-        parts = path.split("/")
-        split = _BY_FOLDER.get(parts[0])
-        if split == "pool" and len(parts) > 1:
-            yield path, None, split
-        elif split is not None and len(parts) > 2:
-            yield path, parts[1], split
-        else:
-            _refuse_place(path, left_out)
+def _with_test_split(
+    paths: tuple[str, ...], rows: Mapping[str, Place], settings: DataSettings
+) -> tuple[Split, ...]:
+    """The split of each picture, with a test split made of those that no folder decides."""
+    undecided = [path for path in paths if rows[path][1] is None]
+    made = held_out_splits(
+        undecided,
+        [rows[path][0] for path in undecided],
+        settings.test_fraction,
+        settings.test_rule,
+    )
+    held = dict(zip(undecided, made, strict=True))
+    return tuple(rows[path][1] or held[path] for path in paths)
 
 
-def _split_pictures(root: Path, left_out: LeftOut | None) -> Iterator[Found]:
-    """Path, label and split of each picture; a split of None is decided by the hash."""
-    folders = {entry.name for entry in root.iterdir() if entry.is_dir()}
-    has_test = "test" in folders
-    has_validation = any(name in folders for name in _VALIDATION)
-    training: Split | None = "train" if has_test or has_validation else None
-    for path, label in _class_pictures(root, root / "train", left_out):
-        yield path, label, training
-    for name in _VALIDATION:
-        for path, label in _class_pictures(root, root / name, left_out):
-            yield path, label, "train" if has_test else "test"
-    for path, label in _class_pictures(root, root / "test", left_out):
-        yield path, label, "test"
-    for name in _POOL:
-        for path in _pictures(root, root / name, left_out):
-            yield path, None, "pool"
-
-
-def _class_pictures(root: Path, top: Path, left_out: LeftOut | None) -> Iterator[tuple[str, str]]:
-    depth = len(top.relative_to(root).parts)
-    for path in _pictures(root, top, left_out):
-        parts = path.split("/")
-        if len(parts) <= depth + 1:
-            _refuse_place(path, left_out)
-        else:
-            yield path, parts[depth]
-
-
-def _refuse_place(path: str, left_out: LeftOut | None) -> None:
-    if left_out is not None:
-        left_out.add("in no class folder", path)
-        return
-    raise DataError(
-        f"The picture '{path}' lies in no class folder.",
-        why="data.name = 'folder' takes a picture's label from the folder it is in.",
-        remedy="Move it into its class's folder, or use data.name = 'manifest'.",
+def _layout(entries: Iterable[Entry], settings: DataSettings) -> tuple[Layout | None, str]:
+    """The layout (None: split folders, each path alone) and one sentence that describes it."""
+    if settings.folders == "splits":
+        return None, "The first folder is the split and the second the class (data.folders)."
+    if settings.folders == "classes":
+        return Layout({(): None}, frozenset(), ()), "The first folder is the class (data.folders)."
+    counted = [
+        (*entry.path.split("/"), *(("",) if entry.folder else ()))
+        for entry in entries
+        if entry.unused is None or entry.unused.lost
+    ]
+    layout = understand(counted)
+    tops = ["/".join(top) for top in layout.roles]
+    below = ", ".join(f"'{top}'" if top else "the root" for top in sorted(tops)[:4])
+    told = "; ".join([*layout.how, f"each folder directly below {below} is a class"])
+    return layout, (
+        f"Understood: {told}. If that is wrong: --set data.folders=classes (or splits), or name "
+        "another folder."
     )
 
 
-def _pictures(root: Path, top: Path, left_out: LeftOut | None) -> Iterator[str]:
-    if not top.is_dir():
-        return
-    below = top.relative_to(root).as_posix()
-    for path in tree_pictures(top, _skipping(root, top, left_out)):
-        yield path if below == "." else f"{below}/{path}"
-
-
-def _skipping(root: Path, top: Path, left_out: LeftOut | None) -> Callable[[str], None] | None:
-    """Callback that records folders that cannot be listed; None (which raises) without a record."""
-    if left_out is None:
-        return None
-    return lambda path: left_out.add(
-        "in a folder that cannot be listed", (top / path).relative_to(root).as_posix()
-    )
+def _place(parts: tuple[str, ...], layout: Layout | None) -> Place | Reason:
+    """Label and split of a path, or why it has none."""
+    if layout is not None:
+        place = layout.place(parts)
+        if place is None:
+            return NO_CLASS if layout.within_split(parts) else OUTSIDE_SPLITS
+        return None if place[0] is None else same_name(place[0]), place[1]
+    kind = usual_split(parts[0])
+    if kind == "pool" and len(parts) > 1:
+        return None, "pool"
+    if kind is not None and kind != "pool" and len(parts) > 2:
+        return same_name(parts[1]), "test" if kind == "test" else "train"
+    return NO_CLASS

@@ -5,6 +5,7 @@ each faulty row, whatever the fault, and records its name. A site under differen
 reads its data this way, so that no single picture decides whether it replies.
 """
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,12 @@ from fgvc_core.data.files import first_few
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import UNLABELLED
 from fgvc_core.errors import ConfigurationError, DataError, nearest
+
+
+def same_name(name: str) -> str:
+    """A name in the Unicode form (NFC) in which equal names are equal."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
 
 LEFT_OUT = -2
 """Label of a row to leave out; ``load_table`` drops such rows."""
@@ -113,7 +120,12 @@ def number_labels(
         DataError: naming the labels that are not among the classes, or if there are none.
         ConfigurationError: if ``label_map`` maps to a name that is not a class.
     """
-    mapped = [None if name is None else settings.label_map.get(name, name) for name in names]
+    # One name may be written in two Unicode forms (NFC on Linux, NFD on older Macs).
+    own = {same_name(name): name for name in settings.classes or ()}
+    label_map = {same_name(name): target for name, target in settings.label_map.items()}
+    names = [None if name is None else same_name(name) for name in names]
+    mapped = [None if name is None else label_map.get(name, name) for name in names]
+    mapped = [None if name is None else own.get(same_name(name), name) for name in mapped]
     present = sorted({name for name in mapped if name is not None and name != NO_CLASS})
     class_names = settings.classes if settings.classes is not None else tuple(present)
     if not class_names:

@@ -2,8 +2,8 @@
 
 HAM10000: Tschandl, Rosendahl, Kittler: The HAM10000 dataset, Scientific Data 5, 180161, 2018,
 https://doi.org/10.1038/sdata.2018.161. 10,015 dermatoscopic pictures of 7,470 pigmented skin
-lesions in seven very unequal classes. It publishes no split, so the keyed hash of the lesion's
-id holds out ``data.test_fraction``. The subject is the lesion, because the set names no
+lesions in seven very unequal classes. It publishes no split, so the hash of the lesion's id
+holds out ``data.test_fraction``. The subject is the lesion, because the set names no
 patients: a patient with two lesions counts as two subjects.
 """
 
@@ -47,7 +47,7 @@ def build_table(
     ``data.path_column`` (through ``data.path_template``) gives each picture's path
     relative to ``data.path``, ``data.label_column`` its label. A subject column groups
     pictures that must stay together. A split column contains train (also: val), test or
-    pool; without one the keyed hash of the subject holds out ``data.test_fraction``. Only
+    pool; without one ``data.test_fraction`` of each class's subjects is held out. Only
     the pool may have empty labels. All columns except path and label are kept in
     ``columns``, as text.
 
@@ -80,7 +80,7 @@ def build_table(
     splits = (
         _splits(sheet, split_column)
         if split_column
-        else held_out_splits(subjects, settings.test_fraction)
+        else held_out_splits(subjects, raw_labels, settings.test_fraction, settings.test_rule)
     )
     _refuse_parted_subjects(subjects, splits, sheet)
     _refuse_unlabelled(raw_labels, splits, sheet)
@@ -128,7 +128,9 @@ def _tolerant_table(root: Path, settings: DataSettings, left_out: LeftOut) -> Ex
     if split_column:
         words = [word.lower() for word in sheet.column(split_column, "")]
     else:
-        words = list(held_out_splits(subjects, settings.test_fraction))
+        words = list(
+            held_out_splits(subjects, raw_labels, settings.test_fraction, settings.test_rule)
+        )
     # Names of rows in the record include the line number, because a path may be empty.
     names = [f"line {line} ({path})" for line, path in zip(sheet.lines, raw_paths, strict=True)]
     faulty: set[int] = set()
@@ -365,7 +367,8 @@ def build_ham10000(
     """Build the table of HAM10000 (``images/*.jpg`` and the published metadata) as a manifest.
 
     Args:
-        settings: ``[data]``; the settings for manifests are ignored.
+        settings: ``[data]``; the settings for manifests are ignored. The test split is always
+            "hashed", so that results of all versions are of the same pictures.
         cache: See :func:`build_table`.
         left_out: See :func:`build_table`.
 
@@ -381,6 +384,7 @@ def build_ham10000(
         "label_column": "dx",
         "subject_column": "lesion_id",
         "split_column": None,
+        "test_rule": "hashed",
         "classes": settings.classes or HAM10000_CLASSES,
     }
     return build_table(settings.model_copy(update=fixed), cache, left_out)

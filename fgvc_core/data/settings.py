@@ -58,10 +58,30 @@ class DataSettings(OpenSettings):
         description="Share of subjects held out for test where a data set publishes no split, "
         "0 to 0.9; 0: none.",
     )
+    test_rule: Literal["stratified", "hashed"] = Field(
+        "stratified",
+        description="How these subjects are chosen. stratified: the share of each class, rounded, "
+        "and at least one subject of a class that has two. hashed: each subject by the hash of its "
+        "name alone, so that none is moved when others are added; always so for ham10000.",
+    )
     folders: Literal["auto", "classes", "splits"] = Field(
         "auto",
         description="For folder: whether the folders directly below data.path are classes or "
-        "splits (train, val, test, pool). auto: splits if one of them is called train.",
+        "splits (train, val, test, pool). auto: told from their names, looking through folders "
+        "that wrap the tree and numbered parts.",
+    )
+    max_left_out: float = Field(
+        0.01,
+        ge=0.0,
+        le=1.0,
+        description="Largest share of the pictures below data.path that may be lost (not listable, "
+        "in a format that is not read, behind a link that leads out, in no class folder), 0 to 1; "
+        "more, or a whole class, is a fault. At 1 anything may be.",
+    )
+    follow_links: bool = Field(
+        False,
+        description="Follow links that lead out of data.path. Not a recipe's to set: a site says "
+        "so in its site.toml, a person at a command with FIELDMARK_FOLLOW_LINKS=1.",
     )
     level: Literal["variant", "family", "manufacturer"] = Field(
         "variant", description="For aircraft: what a class is; coarser levels are its taxonomy."

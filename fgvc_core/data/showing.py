@@ -31,8 +31,10 @@ def show_check(report: CheckReport, console: Console, published: str = "") -> No
     table.add_section()
     table.add_row("all", *(f"{report.splits[split]:,}" for split in splits), style="bold")
     console.print(table)
-    if published:
-        console.print(published, highlight=False)
+    for line in filter(None, (published, report.how)):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for sentence in report.unused.sentences():
+        console.print(Text.assemble(("Not used: ", "bold"), sentence), soft_wrap=True)
     for word, style, sentences in (
         ("Fault", "bold red", report.faults()),
         ("Note", "bold yellow", report.notes()),

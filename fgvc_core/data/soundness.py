@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, features
 
 from fgvc_core.errors import DataError
 
@@ -29,7 +29,16 @@ MAX_FILE_BYTES = 512 * 1024**2
 MAX_LIST_BYTES = 1024**3
 """Largest manifest or other list that is read: about ten million lines."""
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = (
+    *(("AVIF",) if features.check("avif") else ()),
+    "BMP",
+    "GIF",
+    "JPEG",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)
 """The only decoders that may be used, whatever a file's extension."""
 
 

@@ -2,18 +2,22 @@
 
 Shapes: N examples, K classes, A attributes, P parts, L taxonomy levels.
 
-A keyed hash of a subject's id alone decides its split, so adding or removing one subject
-moves no other. Differential privacy needs this of the validation split, and it keeps the
-test split stable while a data set grows.
+A keyed hash of a subject's id alone decides whether a site keeps it for validation, so adding or
+removing one subject moves no other: differential privacy needs this. The test split, which only
+simulations and coordinators make, orders the subjects of each class by such a hash.
 """
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fgvc_core.data.unused import Unused
 
 Split = Literal["train", "test", "pool"]
 
@@ -70,6 +74,8 @@ class ExampleTable:
             visible, 0 if hidden; or None.
         part_names: P names.
         boxes_N4: float32 (N, 4): x, y, width, height as fractions; or None.
+        unused: What lies below the data root and is not used, of the whole data set.
+        how: One sentence that says how the files were understood; may be empty.
     """
 
     source: PictureSource
@@ -87,6 +93,8 @@ class ExampleTable:
     parts_NP3: NDArray[np.float32] | None = None
     part_names: tuple[str, ...] = ()
     boxes_N4: NDArray[np.float32] | None = None
+    unused: Unused = field(default_factory=Unused)
+    how: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -175,18 +183,48 @@ def validation_mask(table: ExampleTable, fraction: float, key: bytes) -> NDArray
     return held_names(table.subjects, fraction, key)
 
 
-def held_out_splits(subjects: Sequence[str], fraction: float) -> tuple[Split, ...]:
+def held_out_splits(
+    subjects: Sequence[str],
+    labels: Sequence[str | None],
+    fraction: float,
+    rule: Literal["stratified", "hashed"] = "stratified",
+) -> tuple[Split, ...]:
     """Assign train or test to each example of a data set without a published split.
+
+    Subjects are ordered by their keyed hash. With "stratified", the first ``fraction`` of each
+    class's subjects is held out, rounded to the nearest whole number, but at least one subject of a
+    class that has two; a subject with several labels counts for the rarest of them. Another subject
+    moves at most one of its class. With "hashed", each subject is held out by its own hash alone,
+    so no subject moves another, and small classes may have few test pictures or none.
 
     Args:
         subjects: N subject ids.
-        fraction: Expected share of subjects in the test split, 0 to 1.
+        labels: N labels; None if there is none.
+        fraction: Share of subjects in the test split, 0 to 1; 0: none.
+        rule: How subjects are chosen.
 
     Returns:
         N of "train" or "test", equal for equal subjects and on every machine.
     """
-    mask_N = held_names(subjects, fraction, _TEST_KEY)
-    return tuple("test" if held else "train" for held in mask_N)
+    if rule == "hashed":
+        mask_N = held_names(subjects, fraction, _TEST_KEY)
+        return tuple("test" if held else "train" for held in mask_N)
+    labels_of: dict[str, set[str | None]] = {}
+    for subject, label in zip(subjects, labels, strict=True):
+        labels_of.setdefault(subject, set()).add(label)
+    sizes = Counter(label for own in labels_of.values() for label in own)
+    by_class: dict[str | None, list[str]] = {}
+    for subject, own in labels_of.items():
+        rarest = min(own, key=lambda label: (sizes[label], label or ""))
+        by_class.setdefault(rarest, []).append(subject)
+    held: set[str] = set()
+    for members in by_class.values():
+        members.sort(key=lambda subject: (unit_interval(subject, _TEST_KEY), subject))
+        count = math.floor(len(members) * fraction + 0.5)
+        if fraction > 0.0:
+            count = min(max(count, 1), len(members) - 1)
+        held.update(members[:count])
+    return tuple("test" if subject in held else "train" for subject in subjects)
 
 
 def held_names(names: Sequence[str], fraction: float, key: bytes) -> NDArray[np.bool_]:

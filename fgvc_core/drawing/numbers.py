@@ -3,6 +3,8 @@
 A non-breaking space joins a number and its unit.
 """
 
+from collections.abc import Sequence
+
 SPACE = "\N{NO-BREAK SPACE}"
 MISSING = "–"
 
@@ -14,6 +16,18 @@ def percent(share: float | None) -> str:
     '97.0 %'
     """
     return MISSING if share is None else f"{100 * share:.1f}{SPACE}%"
+
+
+def bounds(interval: Sequence[float] | None) -> str:
+    """An interval of shares; nothing without one.
+
+    >>> bounds((0.763, 0.8)).replace(SPACE, " ")
+    '76.3 to 80.0 %'
+    """
+    if interval is None:
+        return ""
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f}{SPACE}%"
 
 
 def points(difference: float | None) -> str:

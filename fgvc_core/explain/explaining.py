@@ -15,7 +15,9 @@ from fgvc_core.experiment import make_table
 from fgvc_core.explain.attention_maps import attention_maps
 from fgvc_core.explain.class_maps import ClassMaps
 from fgvc_core.inference.named import named_views, spread
+from fgvc_core.inference.predicting import judge_of
 from fgvc_core.inference.trained import TrainedModel
+from fgvc_core.inference.verdict import Judge, Verdict
 from fgvc_core.recipe import Overrides, parse_recipe
 
 _BATCH = 16
@@ -29,18 +31,16 @@ class Explained:
         name: Name of the picture.
         view_HWC: uint8 (S, S, 3), as the model sees it.
         truth: The true class, if known.
-        best: The predicted class.
-        second: The runner-up.
-        shares: Softmax of the two, 0 to 1; not calibrated.
+        verdict: The answer, as ``fieldmark predict`` gives it.
+        wrong: Whether the answer is a name, and not that of the true class or of a group of it.
         maps: Title -> float32 (S, S), 0 to 1.
     """
 
     name: str
     view_HWC: NDArray[np.uint8]
     truth: str | None
-    best: str
-    second: str
-    shares: tuple[float, float]
+    verdict: Verdict
+    wrong: bool
     maps: dict[str, NDArray[np.float32]]
 
     def as_json(self) -> dict[str, Any]:
@@ -48,8 +48,12 @@ class Explained:
         return {
             "picture": self.name,
             "truth": self.truth,
-            "best": {"class": self.best, "share": self.shares[0]},
-            "second": {"class": self.second, "share": self.shares[1]},
+            "answer": self.verdict.answer,
+            "sure": self.verdict.sure,
+            "level": self.verdict.level,
+            "reason": self.verdict.reason,
+            "best": _share(self.verdict.top[0]),
+            "second": _share(self.verdict.top[1]),
             "maps": {title: _summary(map_HW) for title, map_HW in self.maps.items()},
         }
 
@@ -76,14 +80,16 @@ def explain_some(
         DataError: if there are no pictures.
     """
     maker = ClassMaps(trained.model, method, stage)
+    judge = judge_of(trained, top=2)
     if pictures:
         found = named_views(trained, pictures, examples)
-        return explain(trained, found.names, found.views_NHWC, [None] * len(found.names), maker)
+        unknown = [None] * len(found.names)
+        return explain(trained, found.names, found.views_NHWC, unknown, maker, judge)
     table = held_out_pictures(trained, overrides, examples)
     short = round(trained.model.input.size / trained.model.input.crop)
     views = [trained.view(table.picture(n, short)) for n in range(len(table))]
     truths = [table.class_names[k] for k in table.labels_N]
-    return explain(trained, table.ids, np.stack(views), truths, maker)
+    return explain(trained, table.ids, np.stack(views), truths, maker, judge)
 
 
 def held_out_pictures(
@@ -107,6 +113,7 @@ def explain(
     views_NHWC: NDArray[np.uint8],
     truths: Sequence[str | None],
     maker: ClassMaps,
+    judge: Judge,
 ) -> list[Explained]:
     """Explain N pictures.
 
@@ -116,6 +123,7 @@ def explain(
         views_NHWC: uint8 (N, S, S, 3).
         truths: Their true classes; None if unknown.
         maker: Makes the class maps.
+        judge: Gives the answers; it lists at least two classes.
 
     Raises:
         DataError: if the model has one class only.
@@ -126,7 +134,7 @@ def explain(
     for start in range(0, len(names), _BATCH):
         stop = min(start + _BATCH, len(names))
         found += _batch(
-            trained, names[start:stop], views_NHWC[start:stop], truths[start:stop], maker
+            trained, names[start:stop], views_NHWC[start:stop], truths[start:stop], maker, judge
         )
     return found
 
@@ -137,10 +145,13 @@ def _batch(
     views_NHWC: NDArray[np.uint8],
     truths: Sequence[str | None],
     maker: ClassMaps,
+    judge: Judge,
 ) -> list[Explained]:
-    shares_NK = trained.logits(views_NHWC).softmax(dim=1).numpy()
-    order_NK = np.argsort(-shares_NK, axis=1, kind="stable")
-    best_N, second_N = order_NK[:, 0], order_NK[:, 1]
+    verdicts = judge(trained.logits(views_NHWC).numpy().astype(np.float64))
+    number = {name: k for k, name in enumerate(trained.class_names)}
+    best_N, second_N = (
+        np.array([number[verdict.top[rank][0]] for verdict in verdicts]) for rank in (0, 1)
+    )
     maps = {
         "for {best}": maker(views_NHWC, best_N),
         "for {second}": maker(views_NHWC, second_N),
@@ -150,15 +161,22 @@ def _batch(
     own_NHW = attention_maps(trained.model, views_NHWC)
     if own_NHW is not None:
         maps["the model's own attention"] = own_NHW
-    classes = trained.class_names
+    chains = dict(zip(judge.class_names, judge.taxonomy.chains, strict=True))
     found = []
-    for n, name in enumerate(names):
-        best, second = classes[best_N[n]], classes[second_N[n]]
+    for n, (name, verdict) in enumerate(zip(names, verdicts, strict=True)):
+        (best, _), (second, _) = verdict.top[:2]
         titled = {t.replace("{best}", best).replace("{second}", second): m for t, m in maps.items()}
-        shares = (float(shares_NK[n, best_N[n]]), float(shares_NK[n, second_N[n]]))
         own = {title: maps_NHW[n] for title, maps_NHW in titled.items()}
-        found.append(Explained(name, views_NHWC[n], truths[n], best, second, shares, own))
+        truth = truths[n]
+        wrong = (
+            truth is not None and verdict.sure and verdict.answer not in chains.get(truth, (truth,))
+        )
+        found.append(Explained(name, views_NHWC[n], truth, verdict, wrong, own))
     return found
+
+
+def _share(ranked: tuple[str, float]) -> dict[str, Any]:
+    return {"class": ranked[0], "share": ranked[1]}
 
 
 def _summary(map_HW: NDArray[np.float32]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.explain.explaining import Explained
-from fgvc_core.words import escaped as escape
+from fgvc_core.inference.pages import render_page
 
 _SIDE, _GAP, _LINE = 176, 8, 15
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
@@ -19,22 +19,18 @@ _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 # Dark blue, magenta, orange, pale yellow: even steps of brightness, also in grayscale prints.
 _STOPS = np.array([[13, 8, 135], [156, 23, 158], [237, 121, 83], [240, 249, 33]], dtype=np.float64)
 
-_STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #202020; background: #fff }
-section { border-top: 1px solid #ccc; padding: .8rem 0; break-inside: avoid }
-h2 { font-size: 1rem; margin: 0 0 .4rem } h2 b.wrong { color: #a40000 }
-div { display: flex; flex-wrap: wrap; gap: .6rem } figure { margin: 0; width: 11rem }
-img { width: 100%; image-rendering: auto; display: block } figcaption { font-size: .8rem }
-"""
 
-
-def write_sheet(found: Sequence[Explained], path: Path, note: str) -> None:
+def write_sheet(
+    found: Sequence[Explained], path: Path, note: str, title: str = "", told: str = ""
+) -> None:
     """Write explanations in the format that the path's suffix names.
 
     Args:
         found: At least one explanation.
         path: ``.png`` or ``.html``.
         note: One line on how the maps were made.
+        title: Name of the model.
+        told: One sentence on the calibration of the shares.
 
     Raises:
         ConfigurationError: for another suffix, or a path that cannot be written.
@@ -46,9 +42,9 @@ def write_sheet(found: Sequence[Explained], path: Path, note: str) -> None:
         )
     try:
         if path.suffix.lower() == ".png":
-            _sheet(found, note).save(path)
+            _sheet(found, f"{told} {note}".strip()).save(path)
         else:
-            path.write_text(_page(found, note), encoding="utf-8")
+            path.write_text(_page(found, note, title, told), encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(
             f"--out '{path}' cannot be written: {error.strerror}.",
@@ -87,7 +83,26 @@ def _panels(one: Explained) -> list[tuple[str, Image.Image]]:
 
 
 def _heading(one: Explained) -> str:
-    return f"{one.name}: {one.best} ({one.shares[0]:.0%}), then {one.second} ({one.shares[1]:.0%})"
+    return f"{one.name}: {_answer(one)}; {_also(one)}"
+
+
+def _answer(one: Explained) -> str:
+    verdict = one.verdict
+    if not verdict.sure:
+        return verdict.answer
+    return f"{verdict.answer} ({_percent(verdict.confidence)})"
+
+
+def _also(one: Explained) -> str:
+    """The two most probable classes that are not the answer yet, and why it is none of them."""
+    verdict = one.verdict
+    ranked = verdict.top[verdict.answer == verdict.top[0][0] : 2]
+    shares = ", ".join(f"{name} {_percent(share)}" for name, share in ranked)
+    return f"{shares}; {verdict.reason}" if verdict.reason else f"then {shares}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _sheet(found: Sequence[Explained], note: str) -> Image.Image:
@@ -100,8 +115,7 @@ def _sheet(found: Sequence[Explained], note: str) -> Image.Image:
     pen.text((_GAP, _GAP), note, _INK, font)
     for number, one in enumerate(found):
         top = number * row + _LINE + 2 * _GAP
-        wrong = one.truth is not None and one.truth != one.best
-        pen.text((_GAP, top), _heading(one), (164, 0, 0) if wrong else _INK, font)
+        pen.text((_GAP, top), _heading(one), (164, 0, 0) if one.wrong else _INK, font)
         for at, (title, panel) in enumerate(_panels(one)):
             left = _GAP + at * (_SIDE + _GAP)
             sheet.paste(panel, (left, top + _LINE + 4))
@@ -121,25 +135,18 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list
     return lines[:3]
 
 
-def _page(found: Sequence[Explained], note: str) -> str:
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        '<meta name=viewport content="width=device-width">',
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "img-src data:; style-src 'unsafe-inline'\">",
-        f"<title>Explanations</title><style>{_STYLE}</style><h1>Explanations</h1>",
-        f"<p>{escape(note)}</p>",
+def _page(found: Sequence[Explained], note: str, title: str, told: str) -> str:
+    pictures = [
+        {
+            "answer": _answer(one),
+            "also": f"{one.name}: {_also(one)}",
+            "wrong": one.wrong,
+            "panels": [(named, _data_url(panel)) for named, panel in _panels(one)],
+        }
+        for one in found
     ]
-    for one in found:
-        wrong = ' class="wrong"' if one.truth is not None and one.truth != one.best else ""
-        parts.append(f"<section><h2><b{wrong}>{escape(_heading(one))}</b></h2><div>")
-        for title, panel in _panels(one):
-            parts.append(
-                f'<figure><img alt="{escape(title)}" src="{_data_url(panel)}">'
-                f"<figcaption>{escape(title)}</figcaption></figure>"
-            )
-        parts.append("</div></section>")
-    return "\n".join(parts) + "\n"
+    values = {"title": title, "told": told, "note": note, "pictures": pictures}
+    return render_page("explained.html.j2", values, "fgvc_core.explain")
 
 
 def _data_url(image: Image.Image) -> str:

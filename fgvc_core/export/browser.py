@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from fgvc_core.errors import ConfigurationError, DataError
-from fgvc_core.export.onnx_graph import preprocessing
+from fgvc_core.export.onnx_graph import confidence_facts, preprocessing
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.words import escaped
 
@@ -21,7 +21,7 @@ def make_page(trained: TrainedModel, graph: bytes, runtime: Path) -> str:
     """The page.
 
     Args:
-        trained: The model; supplies class names and preprocessing.
+        trained: The model; supplies class names, preprocessing and the rule of confidence.
         graph: A float or int8 graph with this package's inputs and outputs.
         runtime: Folder of the onnxruntime-web package, or its ``dist``.
 
@@ -29,10 +29,16 @@ def make_page(trained: TrainedModel, graph: bytes, runtime: Path) -> str:
         DataError: if the runtime's files are missing.
     """
     files, version = find_runtime(runtime)
-    facts = {"class_names": list(trained.class_names), "preprocessing": preprocessing(trained)}
+    facts = {
+        "class_names": list(trained.class_names),
+        "preprocessing": preprocessing(trained),
+        "confidence": confidence_facts(trained),
+    }
     values = {
         "TITLE": escaped(trained.recipe.name),
         "VERSION": escaped(version),
+        "TOLD": escaped(facts["confidence"]["told"]),
+        "SURE": f"{100 * facts['confidence']['sure']:g}",
         # A class name may contain "</script>".
         "FACTS": json.dumps(facts).replace("<", "\\u003c"),
         "RUNTIME": _packed(files[_MODULE].read_bytes()),

@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from fgvc_core.errors import DataError
 from fgvc_core.export.folder import snippet
 from fgvc_core.export.graph import multiply_adds
-from fgvc_core.export.onnx_graph import preprocessing
+from fgvc_core.export.onnx_graph import confidence_facts, preprocessing
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.privacy.claims import PrivacyClaim, read_claim
 from fgvc_core.words import markdown_cell as _cell
@@ -56,6 +56,7 @@ def model_card(
     pairs = _read(run / "evaluation.json").get("pairs", [])
     rows, told_of = _metric_rows(metrics, evaluation)
     recipe = trained.recipe
+    facts = confidence_facts(trained)
     claim = read_claim(metrics)
     template = Environment(
         loader=PackageLoader("fgvc_core.export", "."),
@@ -74,7 +75,8 @@ def model_card(
         class_names=[_cell(name) for name in trained.class_names],
         how=_how(metrics),
         drawn=recipe.data.name == "fieldmarks",
-        snippet=snippet(folder, native),
+        snippet=snippet(folder, native, facts["temperature"]),
+        confidence={**facts, "told": _cell(facts["told"])},
         pre=preprocessing(trained),
         spec=trained.model.input,
         recipe=recipe,

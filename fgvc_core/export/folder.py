@@ -19,6 +19,7 @@ from torch import nn
 from fgvc_core import __version__
 from fgvc_core.errors import RunFailed
 from fgvc_core.export.onnx_export import write_folder
+from fgvc_core.export.onnx_graph import confidence_facts
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.models.backbones import TimmBackbone
 from fgvc_core.models.build import build_classifier
@@ -78,6 +79,7 @@ import timm
 {register}
 model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
 logits_NK = model(images_NCHW)  # normalised with config.json's mean and std
+shares_NK = {shares}
 """
 
 _SAME = 1e-5
@@ -118,7 +120,11 @@ def make_folder(trained: TrainedModel) -> tuple[dict[str, bytes], bool]:
             "crop_mode": "center",
             "num_classes": len(trained.class_names),
         },
-        "fieldmark": {"version": __version__, "recipe_digest": trained.recipe.digest},
+        "fieldmark": {
+            "version": __version__,
+            "recipe_digest": trained.recipe.digest,
+            "confidence": confidence_facts(trained),
+        },
     }
     return {
         "model.safetensors": save(state, {"format": "pt"}),
@@ -126,10 +132,20 @@ def make_folder(trained: TrainedModel) -> tuple[dict[str, bytes], bool]:
     }, native is not None
 
 
-def snippet(folder: str, native: bool) -> str:
-    """The Python code that loads a folder."""
+def snippet(folder: str, native: bool, temperature: float | None = None) -> str:
+    """The Python code that loads a folder and gives the shares of the classes.
+
+    Args:
+        folder: The folder.
+        native: Whether timm alone can load it.
+        temperature: Of the model's calibration; None: it has none.
+    """
     register = "" if native else "import fgvc_core.export.folder  # Fieldmark's own networks"
-    return SNIPPET.format(folder=folder, register=register).replace("\n\n", "\n")
+    shares = "logits_NK.softmax(1)  # not calibrated"
+    if temperature is not None:
+        shares = f"(logits_NK / {temperature!r}).softmax(1)  # calibrated"
+    text = SNIPPET.format(folder=folder, register=register, shares=shares)
+    return text.replace("\n\n", "\n")
 
 
 def write(trained: TrainedModel, parts: dict[str, bytes], card: str, folder: Path) -> list[Path]:

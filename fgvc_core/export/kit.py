@@ -19,6 +19,8 @@ from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.experiment import make_learner
 from fgvc_core.files import replacing
+from fgvc_core.inference.calibration import Calibration, confidence_of
+from fgvc_core.inference.confidence import COLDEST, HOTTEST, Confidence
 from fgvc_core.inference.trained import TrainedModel, refuse_partial
 from fgvc_core.models.weights import by_digest, check_digest
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public
@@ -39,11 +41,13 @@ class Kit:
         body: The signed body.
         digest: SHA-256 (hex) of the signed body; identifies the kit.
         trained: The model, in evaluation mode.
+        confidence: The rule of confidence that its issuer uses.
     """
 
     body: KitBody
     digest: str
     trained: TrainedModel
+    confidence: Confidence
 
 
 def write_kit(
@@ -51,7 +55,7 @@ def write_kit(
     path: Path,
     key: PrivateKey,
     privacy: KitPrivacy,
-    temperature: float | None,
+    calibration: Calibration | None,
 ) -> KitBody:
     """Write a kit of a trained model.
 
@@ -60,7 +64,7 @@ def write_kit(
         path: The kit's file; replaced if it exists.
         key: Signs the kit.
         privacy: Privacy terms offered to sites that require differential privacy.
-        temperature: Temperature of the model's calibration, if it has one.
+        calibration: The model's calibration, if it has one.
 
     Returns:
         The kit's body.
@@ -74,6 +78,7 @@ def write_kit(
     model = recipe.model.model_copy(update={"weights": by_digest(recipe.model.weights)})
     recipe = recipe.model_copy(update={"model": model})
     tensors = trained.learner.tensors()
+    rule = confidence_of(calibration)
     body = KitBody(
         kit=f"kit-{secrets.token_hex(8)}",
         made=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,7 +86,9 @@ def write_kit(
         name=trained.recipe.name,
         recipe=recipe.to_toml(),
         class_names=trained.class_names,
-        temperature=temperature,
+        temperature=rule.temperature,
+        score=rule.score,
+        threshold=rule.threshold,
         frozen=trained.learner.extractor.hex(),
         privacy=privacy,
         issuer=public_text(key.public_key()),
@@ -142,6 +149,7 @@ def open_kit(
     body, sealed = read_body(path)
     if issuer is not None and public_text(issuer) != body.issuer:
         raise PeerError(f"The kit '{path}' was signed by another key than the expected one.")
+    rule = _rule(path, body)
     recipe = parse_recipe(body.recipe, where="the kit's recipe")
     wanted = recipe.model.weights if weights is None else weights
     if weights is None and wanted not in ("none", "package"):
@@ -167,7 +175,16 @@ def open_kit(
     learner.load(tensors)
     learner.model.eval()
     trained = TrainedModel(path, recipe, body.class_names, learner, {})
-    return Kit(body, sealed.digest, trained)
+    return Kit(body, sealed.digest, trained, rule)
+
+
+def _rule(path: Path, body: KitBody) -> Confidence:
+    if body.temperature is not None and not COLDEST <= body.temperature <= HOTTEST:
+        raise _no_kit(
+            path,
+            f"its temperature is {body.temperature:.3g}, and {COLDEST:g} to {HOTTEST:g} is allowed",
+        )
+    return Confidence(temperature=body.temperature, score=body.score, threshold=body.threshold)
 
 
 def _read_tensors(path: Path, learner: Learner) -> dict[str, NDArray[np.float32]]:

@@ -20,7 +20,14 @@ from fgvc_core.export.checks import (
 from fgvc_core.export.graph import multiply_adds
 from fgvc_core.export.int8 import quantise
 from fgvc_core.export.judging import Judges
-from fgvc_core.export.onnx_graph import OnnxModel, describe, latencies, preprocessing, to_onnx
+from fgvc_core.export.onnx_graph import (
+    OnnxModel,
+    confidence_facts,
+    describe,
+    latencies,
+    preprocessing,
+    to_onnx,
+)
 from fgvc_core.inference.trained import TrainedModel
 
 SAMPLE = "run_onnx.py"
@@ -128,7 +135,12 @@ def write_onnx(files: OnnxFiles, trained: TrainedModel, folder: Path) -> list[Pa
     """
     texts = {
         "preprocessing.json": json.dumps(
-            preprocessing(trained) | {"class_names": list(trained.class_names)}, indent=1
+            preprocessing(trained)
+            | {
+                "class_names": list(trained.class_names),
+                "confidence": confidence_facts(trained),
+            },
+            indent=1,
         ),
         "export.json": json.dumps(files.figures, indent=1),
         SAMPLE: Path(__file__).with_name(SAMPLE).read_text(encoding="utf-8"),

@@ -11,8 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core import __version__
+from fgvc_core.data.reader import GROUND
 from fgvc_core.errors import RunFailed, missing_extra
 from fgvc_core.export.graph import ExportedGraph
+from fgvc_core.inference.calibration import told_of
+from fgvc_core.inference.predicting import judge_of
 from fgvc_core.inference.trained import TrainedModel
 
 OPSET = 18
@@ -29,8 +32,8 @@ Proto = Any
 def to_onnx(trained: TrainedModel) -> Proto:
     """The model as ONNX: ``pictures`` uint8 (N, S, S, 3) to ``logits`` float32 (N, K).
 
-    N is dynamic. The graph includes normalization; its metadata contain the class names and how to
-    make a square of a picture.
+    N is dynamic. The graph includes normalization; its metadata contain the class names, how to
+    make a square of a picture, and the rule of confidence.
 
     Raises:
         ConfigurationError: without the 'export' extra.
@@ -79,11 +82,22 @@ def describe(proto: Proto, trained: TrainedModel) -> None:
     facts = {
         "class_names": json.dumps(trained.class_names),
         "preprocessing": json.dumps(preprocessing(trained)),
+        "confidence": json.dumps(confidence_facts(trained)),
         "recipe_digest": trained.recipe.digest,
         "made_by": f"fieldmark {__version__}",
     }
     for key, value in facts.items():
         proto.metadata_props.add(key=key, value=value)
+
+
+def confidence_facts(trained: TrainedModel) -> dict[str, Any]:
+    """The model's rule of confidence, by which every export answers as ``fieldmark predict``.
+
+    Raises:
+        DataError: if the checkpoint's calibration is damaged or another checkpoint's.
+    """
+    judge = judge_of(trained)
+    return {**judge.facts(), "told": told_of(judge.calibration)}
 
 
 def preprocessing(trained: TrainedModel) -> dict[str, Any]:
@@ -94,8 +108,10 @@ def preprocessing(trained: TrainedModel) -> dict[str, Any]:
         "size": spec.size,
         "short_side": round(spec.size / spec.crop),
         "interpolation": spec.interpolation,
-        "steps": "turn upright as EXIF says; resize the short side to short_side with "
-        "anti-aliasing, keeping the shape; cut out the centre square",
+        "ground": GROUND,
+        "steps": "take the first frame, of at most 8 bits a channel; turn upright as EXIF says; "
+        "lay transparency on white (ground); do not apply color profiles; resize the short side to "
+        "short_side with anti-aliasing, keeping the shape; cut out the centre square",
     }
 
 

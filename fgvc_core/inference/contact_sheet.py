@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fgvc_core.inference.calibration import told_of
 from fgvc_core.inference.pages import render_page
 from fgvc_core.inference.predicting import Prediction
 from fgvc_core.inference.trained import TrainedModel
-from fgvc_core.inference.verdict import NONE_OF_THESE, Judge, Verdict
-
-NOT_SURE = "not sure"
+from fgvc_core.inference.verdict import Judge, Verdict
 
 
 @dataclass(frozen=True)
@@ -53,22 +52,12 @@ def contact_sheet(trained: TrainedModel, judge: Judge, predictions: Sequence[Pre
     )
 
 
-def confidence_in_words(judge: Judge) -> str:
-    """One sentence on the calibration of the confidences."""
-    if judge.calibration is None:
-        return "Confidences are uncalibrated: no temperature was fitted for this checkpoint."
-    fitted = judge.calibration
-    return (
-        f"Confidences are calibrated: temperature {fitted.temperature:.3g}, fitted on "
-        f"{fitted.examples:,} pictures ({fitted.on})."
-    )
-
-
 def _lead(judge: Judge) -> str:
     levels = ", ".join(judge.taxonomy.levels)
     return (
-        f"{confidence_in_words(judge)} A picture stands under the finest name ({levels}) that has "
-        f"at least {100 * judge.sure:.0f} % of the probability; the least sure ones come first."
+        f"{told_of(judge.calibration)} A picture stands under the finest name ({levels}) that has "
+        f"at least {100 * judge.confidence.sure:.3g} % of the probability. The least sure come "
+        "first: the groups by their least sure picture, and the pictures in them."
     )
 
 
@@ -77,17 +66,15 @@ def _groups(read: Sequence[Prediction]) -> list[_Group]:
     for one in read:
         verdict = one.verdict
         assert verdict is not None
-        if verdict.unknown:
-            key = NONE_OF_THESE, ""
-        elif not verdict.level:
-            key = NOT_SURE, ""
-        else:
-            key = verdict.answer, verdict.level
+        key = verdict.answer, verdict.level
         small = base64.b64encode(one.thumbnail).decode()
         groups.setdefault(key, []).append(_Shown(one.name, Path(one.name).name, verdict, small))
-    last = {NOT_SURE: 1, NONE_OF_THESE: 2}
-    ordered = sorted(groups, key=lambda key: (last.get(key[0], 0), key[0]))
-    return [
-        _Group(*key, sorted(groups[key], key=lambda shown: shown.verdict.confidence))
-        for key in ordered
-    ]
+    # Not by group and name: what needs a look must not stand behind hundreds that are sure.
+    found = [_Group(*key, sorted(shown, key=_certainty)) for key, shown in groups.items()]
+    return sorted(found, key=lambda group: (_certainty(group.pictures[0]), group.name))
+
+
+def _certainty(shown: _Shown) -> tuple[bool, bool, float, str]:
+    """Orders pictures: without a name first, those of no class before them, then by share."""
+    verdict = shown.verdict
+    return verdict.sure, not verdict.unknown, verdict.confidence, shown.name

@@ -10,14 +10,16 @@ from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.decoding import Tell
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import DataError
+from fgvc_core.inference.calibrating import calibrate
 from fgvc_core.inference.calibration import (
     Calibration,
-    calibrate,
     file_digest,
     read_calibration,
     sidecar,
     write_calibration,
 )
+from fgvc_core.inference.confidence import Score, default_score
 from fgvc_core.inference.intervals import DRAWS
 from fgvc_core.inference.judging import (
     Judged,
@@ -81,7 +83,7 @@ def evaluate(
     if len(unknown):
         unknown_MK = logits_of(trained.learner, unknown, cache, batch)[:, seen_K]
         present = tuple(sorted({unknown.class_names[k] for k in unknown.labels_N}))
-        unseen = open_set(logits_NK, unknown_MK, present, calibration)
+        unseen = open_set(logits_NK, unknown_MK, present, calibration, score_of(trained))
     robust = None
     if robustness:
         # The network has a logit for every class, including those without pictures at any site.
@@ -102,8 +104,11 @@ def evaluate(
 
 def fit_calibration(
     trained: TrainedModel, own: DataSettings, other: DataSettings, held_out: Sequence[str] = ()
-) -> Calibration:
-    """Fit a model's temperature and write it beside the checkpoint.
+) -> tuple[Calibration, Calibration | None]:
+    """Fit a model's calibration and write what helps beside the checkpoint.
+
+    One without a temperature never replaces one that has one, and one that says nothing is not
+    written.
 
     Args:
         trained: The model.
@@ -111,6 +116,9 @@ def fit_calibration(
         other: The data to fit on: the sites' validation pictures if it is the same data set as
             ``own``, otherwise its training part.
         held_out: Classes to leave out.
+
+    Returns:
+        What was fitted, and what is beside the checkpoint now.
 
     Raises:
         PolicyRefusal: if the pictures belong to a private run.
@@ -125,11 +133,32 @@ def fit_calibration(
     known, _ = part_known(part, names, held_out, recipe.partition.unseen)
     logits_NK = logits_of(trained.learner, known, cache, recipe.evaluate.batch_size)[:, seen_K]
     digest = file_digest(trained.path)
-    fitted = calibrate(logits_NK, known.labels_N, checkpoint=digest, on=on)
-    # read_calibration() would refuse an old one of another checkpoint with this name.
-    sidecar(trained.path).unlink(missing_ok=True)
+    fitted = calibrate(
+        logits_NK,
+        known.labels_N,
+        checkpoint=digest,
+        on=on,
+        subjects=known.subjects,
+        score=score_of(trained),
+        seed=recipe.seed,
+    )
+    try:
+        before = read_calibration(trained.path)
+    except DataError:
+        # Damaged, or of another checkpoint with this name: every use of it would be refused.
+        sidecar(trained.path).unlink(missing_ok=True)
+        before = None
+    if fitted.temperature is None and before is not None and before.temperature is not None:
+        return fitted, before
+    if not fitted.of_use:
+        return fitted, before
     write_calibration(fitted, trained.path)
-    return fitted
+    return fitted, fitted
+
+
+def score_of(trained: TrainedModel) -> Score:
+    """The score that detects "none of these" for a model of its recipe's kind."""
+    return default_score(trained.learner.frozen_backbone, trained.recipe.loss.label_smoothing)
 
 
 def _not_learned_from(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgvc_core.data.files import tree_pictures
+from fgvc_core.data.walking import Entry, tree_pictures
 
 _WILD = ("*", "?", "[")
 
@@ -58,7 +58,21 @@ def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[
 
 
 def _named(name: str) -> Iterator[Found]:
-    path = Path(name).expanduser()
+    path = Path(name)
+    try:
+        path = path.expanduser()
+        yield from _at(name, path)
+    except RuntimeError:
+        # '~nosuch': there is no such user, or none at all.
+        yield Found(_shown(name), path.parent, path.name, "there is no such user's home")
+    except OSError as error:
+        # For instance a name over 255 characters, or a folder without rights.
+        yield Found(_shown(name), path.parent, path.name, error.strerror or str(error))
+    except ValueError:
+        yield Found(_shown(name), path.parent, path.name, "a file name holds no null character")
+
+
+def _at(name: str, path: Path) -> Iterator[Found]:
     if path.is_dir():
         yield from _below(path)
     elif path.exists():
@@ -81,13 +95,17 @@ def _named(name: str) -> Iterator[Found]:
 def _below(folder: Path) -> Iterator[Found]:
     root = Path(os.path.realpath(folder))
     empty = True
-    unlisted: list[str] = []
-    for path in tree_pictures(folder, unlisted.append):
+    unused: list[Entry] = []
+    for path in tree_pictures(folder, unused.append):
         empty = False
         yield Found(_shown(folder / path), root, path)
-    for below in unlisted:
-        yield Found(_shown(folder / below), root, "", "the folder cannot be listed")
-    if empty and not unlisted:
+    for entry in unused:
+        if entry.unused is not None and entry.unused.lost:
+            empty = False
+            detail = f" ({entry.detail})" if entry.detail else ""
+            fault = f"it is {entry.unused.words}{detail}. {entry.unused.remedy}".rstrip(". ")
+            yield Found(_shown(folder / entry.path), root, entry.path, fault)
+    if empty:
         yield Found(_shown(folder), root, "", "the folder holds no pictures")
 
 

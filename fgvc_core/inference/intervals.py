@@ -70,7 +70,7 @@ def by_subject(
     value = float(statistic(total_M[None])[0])
     if count < FEWEST:
         return _exact(value, count)
-    found_B = np.concatenate([statistic(sums) for sums in _resampled(parts_SM, draws, seed)])
+    found_B = np.concatenate([statistic(sums) for sums in resampled(parts_SM, draws, seed)])
     found_B = found_B[np.isfinite(found_B)]
     if not len(found_B) or np.ptp(found_B) == 0:
         return _exact(value, count)
@@ -111,7 +111,8 @@ def macro_f1_of(sums_BM: Floats) -> Floats:
     return (f1_BK * present_BK).sum(axis=1) / np.maximum(present_BK.sum(axis=1), 1)
 
 
-def _resampled(parts_SM: Floats, draws: int, seed: int) -> Iterator[Floats]:
+def resampled(parts_SM: Floats, draws: int, seed: int) -> Iterator[Floats]:
+    """Sums (B, M) of S subjects drawn with replacement, in batches of ``draws`` in all."""
     count = len(parts_SM)
     generator = np.random.default_rng(seed)
     step = max(1, min(draws, _AT_ONCE // max(count, 1)))

@@ -17,7 +17,6 @@ class NamedPictures:
 
     Args:
         arguments: Files, folders and patterns; see :func:`find_pictures`.
-        upright: Rotate pictures by their EXIF orientation.
 
     Attributes:
         names: N names for display.
@@ -26,7 +25,7 @@ class NamedPictures:
         DataError: if a name leads to no picture.
     """
 
-    def __init__(self, arguments: Sequence[Path | str], upright: bool = True) -> None:
+    def __init__(self, arguments: Sequence[Path | str]) -> None:
         found = find_pictures([str(argument) for argument in arguments])
         missing = [f"{one.name}: {one.fault}" for one in found if one.fault]
         if missing or not found:
@@ -35,7 +34,7 @@ class NamedPictures:
                 remedy="Name pictures, or folders that hold some.",
             )
         self.names = tuple(one.name for one in found)
-        self._sources = [FileSource(one.root, (one.relative,), upright=upright) for one in found]
+        self._sources = [FileSource(one.root, (one.relative,)) for one in found]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -68,8 +67,8 @@ class NamedViews:
 def named_views(
     trained: TrainedModel, arguments: Sequence[Path | str], most: int | None = None
 ) -> NamedViews:
-    """Named pictures as a model sees them, rotated or not as in its training."""
-    return NamedPictures(arguments, trained.upright).views(trained, most)
+    """Named pictures as a model sees them."""
+    return NamedPictures(arguments).views(trained, most)
 
 
 def spread(count: int, most: int) -> list[int]:

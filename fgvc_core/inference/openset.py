@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from fgvc_core.inference.calibration import KEPT, SCORES, Calibration, known_scores
+from fgvc_core.inference.calibrating import FALSE_REFUSALS
+from fgvc_core.inference.calibration import Calibration
+from fgvc_core.inference.confidence import SCORES, Score, known_scores
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class OpenSet:
         known: Number of pictures of the model's classes.
         unknown: Number of pictures of held-out classes.
         scores: Score -> its separation.
+        used: The score that the checkpoint's threshold is on, or would be.
         kept: Share of the known pictures above the checkpoint's threshold; None without one.
         refused: Share of the unknown pictures below it ("none of these"); None without one.
     """
@@ -42,6 +45,7 @@ class OpenSet:
     known: int
     unknown: int
     scores: dict[str, Separation]
+    used: str
     kept: float | None
     refused: float | None
 
@@ -60,6 +64,7 @@ def open_set(
     unknown_MK: NDArray[np.float64],
     classes: tuple[str, ...],
     calibration: Calibration | None,
+    default: Score = "probability",
 ) -> OpenSet:
     """How well each score separates known from unknown pictures.
 
@@ -68,21 +73,23 @@ def open_set(
         unknown_MK: Logits of pictures of held-out classes.
         classes: The held-out classes.
         calibration: The checkpoint's calibration; its threshold is measured too.
+        default: The score that a calibration would use.
     """
-    temperature = 1.0 if calibration is None else calibration.temperature
+    temperature = 1.0 if calibration is None else calibration.divisor
     scores: dict[str, Separation] = {}
     for score in SCORES:
         known_N, unknown_M = (known_scores(x, score, temperature) for x in (known_NK, unknown_MK))
-        bar = float(np.quantile(known_N, 1 - KEPT, method="lower"))
+        bar = float(np.quantile(known_N, FALSE_REFUSALS, method="lower"))
         scores[score] = Separation(auroc(known_N, unknown_M), float((unknown_M >= bar).mean()))
+    used = default if calibration is None else calibration.score
     kept = refused = None
-    if calibration is not None:
+    if calibration is not None and calibration.threshold is not None:
         known_N, unknown_M = (
             known_scores(x, calibration.score, temperature) for x in (known_NK, unknown_MK)
         )
         kept = float((known_N >= calibration.threshold).mean())
         refused = float((unknown_M < calibration.threshold).mean())
-    return OpenSet(classes, len(known_NK), len(unknown_MK), scores, kept, refused)
+    return OpenSet(classes, len(known_NK), len(unknown_MK), scores, used, kept, refused)
 
 
 def auroc(higher_N: NDArray[np.float64], lower_M: NDArray[np.float64]) -> float:

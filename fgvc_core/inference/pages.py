@@ -18,10 +18,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def render_page(template: str, values: dict[str, Any]) -> str:
-    """A page from a template of this package; all values are escaped."""
+def render_page(template: str, values: dict[str, Any], package: str = "fgvc_core.inference") -> str:
+    """A page from a template; all values are escaped.
+
+    Args:
+        template: Name of the template, which has a place for ``style``.
+        values: What it shows.
+        package: The package that holds it.
+    """
     environment = Environment(
-        loader=PackageLoader("fgvc_core.inference", ""),
+        loader=PackageLoader(package, ""),
         autoescape=select_autoescape(default=True, default_for_string=True),
         finalize=visible_lines,
         trim_blocks=True,

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fgvc_core.data.decoding import cores
+from fgvc_core.data.passing import PassingFault
 from fgvc_core.errors import DataError
-from fgvc_core.inference.calibration import read_calibration
+from fgvc_core.inference.calibration import confidence_of, read_calibration
+from fgvc_core.inference.confidence import SURE
 from fgvc_core.inference.finding import Found
 from fgvc_core.inference.taxonomy import read_taxonomy
 from fgvc_core.inference.trained import TrainedModel
@@ -47,25 +49,25 @@ class Prediction:
 
 
 def judge_of(
-    trained: TrainedModel, top: int = 3, sure: float = 0.8, unknown_below: float | None = None
+    trained: TrainedModel, top: int = 3, sure: float = SURE, unknown_below: float | None = None
 ) -> Judge:
     """The judge of a model's logits, with its taxonomy and its calibration.
 
     Args:
         trained: The model.
         top: Number of classes to list for each picture, at least 1.
-        sure: Least probability of a stated name, 0 to 1; below it, the answer is a name of a
-            coarser level.
-        unknown_below: A picture is of none of the classes if its largest probability is lower;
-            None: use the calibration's threshold.
+        sure: Least share of a stated name, 0 to 1; below it, the answer is a name of a coarser
+            level, or "not sure".
+        unknown_below: A picture is of none of the classes if its largest share is lower; None: use
+            the calibration's threshold.
     """
+    calibration = read_calibration(trained.path)
     return Judge(
         trained.class_names,
         read_taxonomy(trained.metadata, trained.class_names, trained.recipe.data.name),
-        read_calibration(trained.path),
+        confidence_of(calibration, sure, unknown_below),
+        calibration,
         top_k=min(top, len(trained.class_names)),
-        sure=sure,
-        unknown_below=unknown_below,
     )
 
 
@@ -98,7 +100,7 @@ def predict(
         for number, found in enumerate(chunk):
             try:
                 picture_HWC = _decode(trained, found)
-            except DataError as error:
+            except (DataError, PassingFault) as error:
                 made[number] = Prediction(found.name, None, error.what)
                 continue
             views.append(trained.view(picture_HWC))

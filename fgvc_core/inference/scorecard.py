@@ -1,13 +1,14 @@
 """The scorecard: all metrics of a model on a set of pictures."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
-from fgvc_core.inference.calibration import Calibration, Reliability, reliability
+from fgvc_core.inference.calibration import Calibration, confidence_of
+from fgvc_core.inference.confidence import Confidence
 from fgvc_core.inference.intervals import (
     DRAWS,
     LEVEL,
@@ -20,11 +21,27 @@ from fgvc_core.inference.intervals import (
 )
 from fgvc_core.inference.judging import Judged
 from fgvc_core.inference.openset import OpenSet
+from fgvc_core.inference.reliability import Reliability, reliability
 from fgvc_core.inference.subgroups import Subgroups, subgroups
 from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.robustness import Robustness
 
 TOP = 5
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What ``fieldmark predict`` would answer, at its default ``--sure``.
+
+    Attributes:
+        named: Share of pictures whose answer is a class, 0 to 1.
+        right: Share of these that are right; None if there are none.
+        unknown: Share of pictures that are "none of these".
+    """
+
+    named: float
+    right: float | None
+    unknown: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class Scorecard:
         raw: Reliability at temperature 1.
         calibrated: Reliability at the calibration's temperature; None without one.
         calibration: The checkpoint's calibration, or None.
+        decisions: How many pictures are named, and how many of those rightly.
         groups: One entry per requested column.
         open_set: Measurements on held-out classes, or None.
         robust: Measurements on corrupted pictures, or None.
@@ -55,6 +73,7 @@ class Scorecard:
     raw: Reliability
     calibrated: Reliability | None
     calibration: Calibration | None
+    decisions: Decisions
     groups: tuple[Subgroups, ...] = ()
     open_set: OpenSet | None = None
     robust: Robustness | None = field(default=None)
@@ -94,6 +113,7 @@ class Scorecard:
             "loss": self.counts.loss,
             "ece": self.reliable.ece,
             "ece_uncalibrated": self.raw.ece,
+            "decisions": asdict(self.decisions),
             "temperature": None if fitted is None else fitted.temperature,
             "calibration": None if fitted is None else fitted.model_dump(),
             "reliability": [
@@ -119,6 +139,7 @@ def scorecard(
     class_names: tuple[str, ...],
     calibration: Calibration | None = None,
     *,
+    confidence: Confidence | None = None,
     by: Sequence[str] = (),
     draws: int = DRAWS,
     seed: int = 0,
@@ -131,6 +152,7 @@ def scorecard(
         judged: At least one picture.
         class_names: K names.
         calibration: The checkpoint's calibration, or None.
+        confidence: The rule of confidence; None: as the calibration says.
         by: Columns whose values are scored separately.
         draws: Resamples of the bootstrap.
         seed: Seed of the bootstrap.
@@ -140,6 +162,7 @@ def scorecard(
     Raises:
         ConfigurationError: if a column does not exist.
     """
+    rule = confidence_of(calibration) if confidence is None else confidence
     labels_N, predicted_N = judged.labels_N, judged.predicted_N
     classes = len(class_names)
     at = np.arange(len(labels_N))
@@ -160,10 +183,21 @@ def scorecard(
         macro_f1=interval(macro_f1_parts(labels_N, predicted_N, classes), macro_f1_of),
         raw=reliability(judged.logits_NK, labels_N),
         calibrated=None
-        if calibration is None
-        else reliability(judged.logits_NK, labels_N, calibration.temperature),
+        if rule.temperature is None
+        else reliability(judged.logits_NK, labels_N, rule.temperature),
         calibration=calibration,
+        decisions=_decisions(judged, rule),
         groups=tuple(subgroups(judged, column, draws, seed) for column in by),
         open_set=open_set,
         robust=robust,
+    )
+
+
+def _decisions(judged: Judged, rule: Confidence) -> Decisions:
+    named_N = rule.sure_of_class(judged.logits_NK)
+    right_N = judged.predicted_N == judged.labels_N
+    return Decisions(
+        named=float(named_N.mean()),
+        right=float(right_N[named_N].mean()) if named_N.any() else None,
+        unknown=float(rule.unknown(judged.logits_NK).mean()),
     )

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from fgvc_core.inference.calibration import BINS, Reliability
+from fgvc_core.inference.calibration import told_of
 from fgvc_core.inference.pages import render_page
+from fgvc_core.inference.reliability import BINS, Reliability
 from fgvc_core.inference.scorecard import Scorecard
 
 CELLS_SHOWN = 40
@@ -35,6 +36,7 @@ def scorecard_page(card: Scorecard, title: str, data: str, notes: list[str]) -> 
         "scorecard.html.j2",
         {
             "card": card,
+            "told": told_of(card.calibration),
             "title": title,
             "data": data,
             "notes": notes,

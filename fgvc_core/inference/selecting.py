@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from fgvc_core.configuration import read_toml_file
 from fgvc_core.data.catalogue import load_table
-from fgvc_core.data.files import FileSource, tree_pictures
+from fgvc_core.data.files import FileSource
 from fgvc_core.data.table import UNLABELLED, ExampleTable
+from fgvc_core.data.walking import tree_pictures
 from fgvc_core.errors import DataError
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.training.acquisition import Method, pick

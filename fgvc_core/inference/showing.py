@@ -27,10 +27,14 @@ def show_scorecard(card: Scorecard, title: str, data: str, console: Console | No
     table.add_row("macro F1", _percent(card.macro_f1.value), _span(card.macro_f1))
     table.add_row("macro precision", _percent(card.counts.macro_precision), "")
     table.add_row("macro recall", _percent(card.counts.macro_recall), "")
-    uncalibrated = (
-        "uncalibrated" if card.calibration is None else f"uncalibrated {card.raw.ece:.3f}"
-    )
+    uncalibrated = "uncalibrated" if card.calibrated is None else f"uncalibrated {card.raw.ece:.3f}"
     table.add_row("calibration error", f"{card.reliable.ece:.3f}", uncalibrated)
+    decided = card.decisions
+    right = "" if decided.right is None else f"{_percent(decided.right)} of them right"
+    table.add_row("sure of a class", _percent(decided.named), right)
+    if card.calibration is not None and card.calibration.threshold is not None:
+        meant = f"meant: {_percent(card.calibration.false_refusals)}"
+        table.add_row("none of these", _percent(decided.unknown), meant)
     console.print(table)
     for column in card.groups:
         groups = _table(column.column, "pictures", "subjects", "top-1", "95 % interval", "macro F1")
@@ -67,7 +71,8 @@ def _show_open_set(card: Scorecard, console: Console) -> None:
         return
     table = _table("none of these: score", "AUROC", "let in at 95 % kept")
     for name, one in found.scores.items():
-        table.add_row(name, f"{one.auroc:.3f}", _percent(one.let_in))
+        shown = f"{name} (used)" if name == found.used else name
+        table.add_row(shown, f"{one.auroc:.3f}", _percent(one.let_in))
     console.print(table)
     told = (
         f"{found.unknown:,} pictures of {len(found.classes)} classes that it has never seen, "

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from fgvc_core.data.files import FileSource
+from fgvc_core.data.reader import as_rgb, deeper_than_8_bits
 from fgvc_core.data.transforms import square
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
@@ -45,12 +46,6 @@ class TrainedModel:
         """The network, in evaluation mode."""
         return self.learner.model
 
-    @property
-    def upright(self) -> bool:
-        """Whether pictures are rotated by their EXIF orientation, as in the model's training."""
-        # CUB's published boxes refer to stored pixels.
-        return self.recipe.data.name != "cub"
-
     def read(self, root: Path, relative: str) -> NDArray[np.uint8]:
         """A picture file below a folder as RGB, uint8 (H, W, 3), downscaled towards the input size.
 
@@ -58,7 +53,7 @@ class TrainedModel:
             DataError: if the file is missing or damaged.
         """
         short = round(self.model.input.size / self.model.input.crop)
-        return FileSource(root, (relative,), upright=self.upright).picture(0, short)
+        return FileSource(root, (relative,)).picture(0, short)
 
     def view(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A picture (H, W, 3) of any size as the uint8 square (S, S, 3) that the model sees."""
@@ -110,7 +105,7 @@ class LoadedModel(nn.Module):
             file = Path(picture)
             picture_HWC = self._trained.read(file.resolve().parent, file.resolve().name)
         elif isinstance(picture, Image.Image):
-            picture_HWC = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+            picture_HWC = _pixels(picture)
         else:
             picture_HWC = picture
         view_HWC = torch.from_numpy(np.require(self._trained.view(picture_HWC), None, ["C", "W"]))
@@ -121,6 +116,17 @@ class LoadedModel(nn.Module):
     def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Logits (N, K) of N transformed pictures (N, 3, S, S)."""
         return self.classifier(images_NCHW)
+
+
+def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    deep = deeper_than_8_bits(picture)
+    if deep:
+        raise DataError(
+            f"The picture has more than 8 bits a channel ('{deep}').",
+            why="How its values map to 0..255 is a choice that changes what a model sees.",
+            remedy="Convert it to 8 bits with the window that your field uses.",
+        )
+    return as_rgb(picture)
 
 
 def load_whole(

@@ -48,7 +48,8 @@ Phase = Literal[
     "", "centre", "class-sums", "statistics", "gradients", "fold-counts", "pretrain", "personal"
 ]
 
-Code = Literal["ok", "refused-policy", "refused-request", "unavailable"]
+Code = Literal["ok", "awaiting-approval", "refused-policy", "refused-request", "unavailable"]
+"""``awaiting-approval`` answers a roll call only: a person at the site has not decided yet."""
 
 _FIXED = re.compile(r"[+-]\d\.\d{15}e[+-]\d{2}")
 
@@ -254,6 +255,16 @@ class KitBody(Body):
     class_names: ClassNames = Field(min_length=1)
     temperature: float | None = Field(
         None, gt=0.0, le=1e6, allow_inf_nan=False, description="Of the calibration, if any."
+    )
+    score: Literal["probability", "logit", "energy"] = Field(
+        "probability", description="The calibration's score for 'none of these'."
+    )
+    threshold: float | None = Field(
+        None,
+        ge=-1e9,
+        le=1e9,
+        allow_inf_nan=False,
+        description="A picture with a lower score is of none of the classes; None: none is.",
     )
     frozen: str = Field(
         "", max_length=64, description="SHA-256 of the frozen part, which does not go along."

@@ -51,7 +51,15 @@ class FederationSettings(OpenSettings):
         0.5,
         gt=0.0,
         le=1.0,
-        description="Share of a cohort whose sound replies a round needs to count, 0 to 1.",
+        description="Share of the sites that were asked to take part (of federation.fraction of "
+        "them in each round) whose sound replies a round needs to count, 0 to 1. Sites that are "
+        "away, or refuse, were asked, too.",
+    )
+    sites: tuple[str, ...] = Field(
+        (),
+        description="Names of the registered sites that are asked to take part in a deployed run; "
+        "empty: all that are registered, those registered later included.",
+        json_schema_extra=text("word"),
     )
     expected_dropout: float = Field(
         0.0,

@@ -34,28 +34,39 @@ def train_alone(
 ) -> Alone:
     """Train without a federation, from the learner's current tensors.
 
-    The schedule, the epochs per round, and the choice of the best round by validation are those
-    of a federated site.
+    The schedule, the epochs per round, the choice of the best round and the end by patience are
+    those of a federation: a model is scored when the next round begins, the model before round 1
+    takes part in the choice, and the last one is scored after the last round. A federation of one
+    site by plain averaging therefore ends with the same tensors.
 
     Args:
         learner: Trained in place.
         train: Training examples, at least one.
         validation: Selects the best round; if empty, the last round is taken.
-        rounds: Number of rounds of ``train.epochs`` epochs each.
+        rounds: Number of rounds of ``train.epochs`` epochs each; 0: the model stays as it is.
         patience: Stop after this many rounds without improvement; 0: never.
         batch_size: Pictures per evaluation batch.
         purpose: Names the generator of order and views.
     """
-    best, best_score, best_round, done = learner.tensors(), None, 0, 0
-    for number in range(1, rounds + 1):
-        learner.train_round(train, Stretch(number, rounds), purpose)
-        done = number
+    best, best_score, best_round = learner.tensors(), (-1.0, 0.0), 0
+    since_best = 0
+
+    def consider(number: int) -> None:
+        nonlocal best, best_score, best_round, since_best
         scored, _ = learner.evaluate(validation, batch_size)
         score = (scored.top1, -scored.loss)
-        if best_score is None or not len(validation) or score > best_score:
-            best, best_score, best_round = learner.tensors(), score, number
-        elif 0 < patience <= number - best_round:
-            break
+        if not len(validation) or score > best_score:
+            best, best_score, best_round, since_best = learner.tensors(), score, number, 0
+        else:
+            since_best += 1
+
+    done = 0
+    while done < rounds and not 0 < patience <= since_best:
+        # A coordinator learns a model's scores with the replies of the next round.
+        consider(done)
+        learner.train_round(train, Stretch(done + 1, rounds), purpose)
+        done += 1
+    consider(done)
     return Alone(best, best_round, done * learner.settings.epochs)
 
 

@@ -97,10 +97,31 @@ def make_scheduler(
 
 
 @lru_cache(maxsize=4096)
+def batches_of(order_N: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Batches of positions in order; a last batch of one is merged into the one before.
+
+    Batch normalization has no variance of one example, and fails where its map has one position.
+    """
+    batches = list(order_N.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < batch_size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def batch_count(examples: int, batch_size: int) -> int:
+    """Number of batches that :func:`batches_of` makes.
+
+    >>> [batch_count(n, 8) for n in (0, 1, 8, 9, 10, 17)]
+    [0, 1, 1, 1, 2, 2]
+    """
+    merged = examples > batch_size > 1 and examples % batch_size == 1
+    return math.ceil(examples / batch_size) - merged
+
+
 def mean_rate(settings: TrainSettings, stretch: Stretch, examples: int) -> float:
     """Mean learning rate of a site's steps in a round, for its number of examples."""
     # Capped, because beyond 64 steps the mean hardly changes but the loop costs time.
-    steps = min(settings.epochs * math.ceil(examples / settings.batch_size), 64)
+    steps = min(settings.epochs * batch_count(examples, settings.batch_size), 64)
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr)
     scheduler = make_scheduler(optimizer, settings, stretch, steps)
     # Suppress PyTorch's warning: this steps the scheduler without training on purpose.
@@ -229,7 +250,7 @@ def train_passes(
     anchors = [p.detach().clone() for p in parameters] if proximal_mu > 0 else []
     optimizer = make_optimizer(parameter_groups(model, settings.lr, settings.layer_decay), settings)
     averaged = Averaged(parameters, settings.ema)
-    steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
+    steps = settings.epochs * batch_count(len(examples), settings.batch_size)
     scheduler = make_scheduler(optimizer, settings, stretch, steps)
     device = parameters[0].device
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -237,7 +258,7 @@ def train_passes(
     model.train()
     for _ in range(settings.epochs):
         order = torch.randperm(len(examples), generator=generator)
-        for positions in order.split(settings.batch_size):
+        for positions in batches_of(order, settings.batch_size):
             optimizer.zero_grad(set_to_none=True)
             with autocast:
                 lesson = Lesson(*examples.lesson(model, positions, generator))

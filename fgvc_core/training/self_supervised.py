@@ -11,7 +11,6 @@ Two random views of each picture pass through backbone and projector. The projec
 average weights, not statistics.
 """
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -24,7 +23,14 @@ from fgvc_core.data.transforms import RandomViews
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.learner import Learner
-from fgvc_core.training.loop import Stretch, TrainingResult, make_optimizer, make_scheduler
+from fgvc_core.training.loop import (
+    Stretch,
+    TrainingResult,
+    batch_count,
+    batches_of,
+    make_optimizer,
+    make_scheduler,
+)
 from fgvc_core.training.settings import PretrainSettings, TrainSettings
 
 TwoViews = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -138,14 +144,14 @@ class Pretraining:
         parameters = [p for p in model.parameters() if p.requires_grad]
         parameters += list(self._projector.parameters())
         optimizer = make_optimizer(parameters, self._train)
-        steps = settings.epochs * math.ceil(len(bank) / settings.batch_size)
+        steps = settings.epochs * batch_count(len(bank), settings.batch_size)
         scheduler = make_scheduler(optimizer, self._train, stretch, max(steps, 1))
         device = parameters[0].device
         total, seen = 0.0, 0
         model.train()
         for _ in range(settings.epochs):
             order = torch.randperm(len(bank), generator=generator)
-            for positions in order.split(settings.batch_size):
+            for positions in batches_of(order, settings.batch_size):
                 if len(positions) < 2:
                     # The losses need at least two pictures in a batch.
                     continue

@@ -177,6 +177,11 @@ class PersonalSettings(Settings):
         description="Highest learning rate; cosine, with warm-up. Left out: a tenth of train.lr.",
     )
 
+    def steps(self, train: TrainSettings) -> TrainSettings:
+        """``[train]`` changed to the settings of fine-tuning."""
+        lr = train.lr / 10 if self.lr is None else self.lr
+        return train.model_copy(update={"epochs": self.epochs, "lr": lr, "schedule": "cosine"})
+
 
 class EvaluateSettings(Settings):
     """Evaluation of the global model."""

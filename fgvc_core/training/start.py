@@ -16,6 +16,7 @@ from fgvc_core.models.class_statistics import (
     means_scores,
     pack_folds,
     pack_statistics,
+    read_statistics,
     semantic_scores,
     statistics_shapes,
 )
@@ -177,7 +178,11 @@ def pooled_start(
     if folds:
         fold_N = fold_numbers(subjects, labels_N, folds, f"seed {learner.seed}".encode())
     pooled = Pooled(features_ND, labels_N, fold_N)
-    parts = pooled.statistics(learner.num_classes, max(folds, 1))
+    # Packed as a site sends them: the same rounding gives the same head to the bit.
+    parts = [
+        read_statistics(pack_statistics(part))
+        for part in pooled.statistics(learner.num_classes, max(folds, 1))
+    ]
     found = searched(parts, settings, pooled)
     if found is None:
         tensors = started(learner.tensors(), added(parts), settings, attributes_KA)

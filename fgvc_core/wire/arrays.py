@@ -13,7 +13,6 @@ Large tensors are processed in pieces on all cores. Hashing and NumPy's loops re
 threads suffice. Results are combined in order and do not depend on the number of cores.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from blake3 import blake3
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from fgvc_core.cores import usable_cores
 from fgvc_core.errors import PeerError
 
 WORTH_THREADS = 4_000_000
@@ -95,9 +95,7 @@ def spare() -> int:
 
 def available() -> int:
     """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(usable_cores())
 
 
 DTYPES = ("float32", "float16", "int8", "uint16", "uint32")

@@ -104,7 +104,9 @@ class Conductor:
             replace_private_json(
                 run_dir / NODES, {node: name for node, name in nodes.items() if name}
             )
-            replace_private_json(run_dir / "coordinator" / "sites.json", keys)
+            wanted = CoordinatorHome.open(run_dir).recipe.federation.sites
+            asked = {n: key for n, key in keys.items() if not wanted or n in wanted}
+            replace_private_json(run_dir / "coordinator" / "sites.json", asked)
             self._shared = run_dir, keys
 
     def _start(self, run_dir: Path, request: RunRequest) -> None:

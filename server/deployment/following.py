@@ -47,6 +47,14 @@ class RunView:
                 self.sites.setdefault(name, SiteView())
         elif kind == "roll_call":
             self._roll_call(event)
+        elif kind == "awaiting_approval":
+            self._site(event["site"]).state = "awaits approval"
+        elif kind == "waiting_for_sites":
+            for name, why in event["waiting_for"].items():
+                site = self._site(name)
+                site.reason = why
+                if site.state != "awaits approval":
+                    site.state = "waited for"
         elif kind == "site_left":
             self._site(event["site"]).state = event["why"]
         elif kind == "round_started":

@@ -2,10 +2,11 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from fgvc_core.data.cache import cache_folder
-from fgvc_core.errors import ConfigurationError
+from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.experiment import make_table
 from fgvc_core.files import private_folder
 from fgvc_core.models.weights import WEIGHTS, add_weights, kind_of, resolve_weights
@@ -59,6 +60,7 @@ def launch(
         raise ConfigurationError(
             "No site is registered.", remedy=f"fieldmark server add-site {folder} NAME"
         )
+    sites = asked_sites(sites, recipe)
     recipe = _named_weights(recipe, folder)
     recipe, class_names, test = _own_data(recipe, settings)
     run_dir = _folder_of(folder, name or recipe.name, free=not name)
@@ -82,13 +84,32 @@ def launch(
         engine="superlink",
         test=test,
         wait_for_sites_s=settings.wait_for_sites_s,
+        wait_for_approval_s=settings.wait_for_approval_s,
         roll_call_s=settings.roll_call_s,
+        accept_code=settings.accept_code,
         poll_s=POLL_S,
         track=track,
     )
     write_home(run_dir, recipe, class_names, sites, server)
     write_run_request(run_dir, RunRequest(state="wanted"))
     return run_dir
+
+
+def asked_sites(registered: Mapping[str, str], recipe: Recipe) -> dict[str, str]:
+    """Name -> public key of the registered sites that a run asks to take part.
+
+    Raises:
+        ConfigurationError: if ``federation.sites`` names one that is not registered.
+    """
+    wanted = recipe.federation.sites
+    for name in wanted:
+        if name not in registered:
+            raise ConfigurationError(
+                f"federation.sites: '{name}' is no registered site.",
+                why="It would be waited for in vain.",
+                remedy=nearest(name, registered),
+            )
+    return {name: key for name, key in registered.items() if not wanted or name in wanted}
 
 
 def resume(folder: Path, name: str) -> Path:

@@ -11,6 +11,7 @@ import httpx
 
 from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.files import PRIVATE_UMASK, private_folder, read_json, replace_private_json
+from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     Service,
@@ -127,6 +128,8 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
     with alone(folder, "The coordinator"):
         if left < WARN_DAYS:
             say(f"the certificate expires in {left} days: fieldmark server renew {folder}")
+        # For good: this process is the coordinator's own.
+        os.environ.update(without_loopback(os.environ))
         supervisor = Supervisor(folder)
         coordinator = Coordinator(folder, supervisor, say)
         try:

@@ -20,6 +20,8 @@ _STYLES = {
     "set aside": "red",
     "removed": "red",
     "away": "yellow",
+    "waited for": "yellow",
+    "awaits approval": "yellow",
     "replied": "green",
 }
 

@@ -67,12 +67,23 @@ class DeploymentSettings(Settings):
     wait_for_sites_s: float = Field(
         600.0, gt=0.0, description="How long a run waits for sites that are registered but away."
     )
+    wait_for_approval_s: float = Field(
+        604_800.0,
+        ge=0.0,
+        description="How long a run without a quorum waits for people at sites to approve it "
+        "(policy.approval = 'each-run' there), in seconds; a week by default.",
+    )
     roll_call_s: float = Field(
         60.0,
         gt=0.0,
         le=86_400.0,
         description="Seconds that a roll call waits for silent sites once a quorum has answered, "
         "0 to 86400. A site that answers later takes part from the next round on.",
+    )
+    accept_code: tuple[str, ...] = Field(
+        (),
+        description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
+        "(a refusal at the roll call has it). By default only code equal to this installation's.",
     )
     track: tuple[str, ...] = Field(
         (),

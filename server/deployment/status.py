@@ -21,7 +21,7 @@ from fieldmark.server.deployment.flower_internals import ControlApi
 from fieldmark.server.deployment.following import RunView, view_of
 from fieldmark.server.deployment.health import superlink_health
 from fieldmark.server.deployment.provisioning import coordinator_key
-from fieldmark.server.deployment.run_request import active_run, read_run_request
+from fieldmark.server.deployment.run_request import ACTIVE, active_run, read_run_request
 from fieldmark.server.deployment.settings import read_settings
 from fieldmark.server.deployment.sockets import health_socket, superlink_address
 
@@ -50,12 +50,12 @@ def read_status(folder: Path) -> dict[str, Any]:
         "address": f"{settings.hosts[0]}:{ports.get('gateway', settings.gateway.port)}",
         "certificate": _certificate(folder),
         "page": f"http://127.0.0.1:{ports['pages']}/" if up and "pages" in ports else None,
-        "processes": read_json(folder / "state" / "services.json") if up else {},
+        "processes": _processes(folder) if up else {},
         "sites": {
             entry.name: _site(entry.name, entry.fingerprint, nodes, counts, view)
             for entry in AllowList(folder).active().values()
         },
-        "run": None if run_dir is None else _run(run_dir, view),
+        "run": None if run_dir is None else _run(run_dir, view, up),
         "refusals": [
             {"what": what, "status": code, "count": count}
             for what, code, count in counts.get("refusals", [])
@@ -82,14 +82,25 @@ def _site(
     }
 
 
-def _run(run_dir: Path, view: RunView | None) -> dict[str, Any]:
+def _processes(folder: Path) -> dict[str, Any]:
+    """Services of the coordinator, each with the seconds since its start."""
+    found = read_json(folder / "state" / "services.json") or {}
+    now = time.time()
+    return {
+        name: {**process, "up_s": round(max(now - process.get("since", now), 0.0), 1)}
+        for name, process in found.items()
+    }
+
+
+def _run(run_dir: Path, view: RunView | None, up: bool) -> dict[str, Any]:
     request = read_run_request(run_dir)
     checkpoint = read_json(run_dir / "checkpoints" / "last.json") or {}
     assert view is not None
     return {
         "name": run_dir.name,
         "folder": str(run_dir),
-        "state": request.state,
+        # A coordinator that was ended leaves its run's last state behind, and goes on with it.
+        "state": request.state if up or request.state not in ACTIVE else "interrupted",
         "why": request.why,
         "tries": request.tries,
         "round": view.round,
@@ -164,8 +175,11 @@ def show_status(found: dict[str, Any]) -> None:
         console.print(f"key of {name}: {short_form(site['fingerprint'])}")
     if run is not None:
         why = f" ({visible(run['why'])})" if run["why"] else ""
+        tried = f", started {run['tries']} times" if run["tries"] > 1 else ""
         console.print(f"run {run['name']}: {run['state']}{why}, round {run['round']} of "
-                      f"{run['rounds']}, {run['tries']} tries")  # fmt: skip
+                      f"{run['rounds']}{tried}")  # fmt: skip
+        if run["state"] == "interrupted":
+            console.print("  it goes on once the coordinator is up again: fieldmark server up")
     for refusal in found["refusals"]:
         console.print(
             f"refused {refusal['count']} times ({refusal['status']}): {visible(refusal['what'])}"

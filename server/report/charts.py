@@ -1,12 +1,17 @@
-"""Charts of a run's report, as inline SVG."""
+"""Charts of a run's report, as inline SVG.
 
-from collections.abc import Sequence
+All are drawn for the narrowest screen (:mod:`fgvc_core.drawing.axes`): labels have at least 11 px
+on a phone. Ticks are round, and shares are in percent.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fgvc_core.drawing import svg
+from fgvc_core.drawing.axes import LETTER, WIDTH, count_ticks, round_ticks, round_top
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 30
+HEIGHT = 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 28
 
 MOST_BARS, MOST_POINTS, MOST_TITLES = 240, 1000, 3000
 """Most elements in one figure, so that the page of a long run stays small."""
@@ -23,24 +28,32 @@ class Curve:
     values: Sequence[Number]
 
 
-def curves(title: str, lines: Sequence[Curve], top: float, marked: int = 0) -> str:
+@dataclass(frozen=True)
+class Rung:
+    """One row of :func:`ladder`: a name, a share, its interval or None, and a CSS class."""
+
+    name: str
+    share: float
+    interval: tuple[float, float] | None
+    style: str
+
+
+def curves(title: str, lines: Sequence[Curve], marked: int = 0, *, shares: bool = False) -> str:
     """A line chart of values over rounds.
 
     Args:
         title: Text alternative of the chart.
         lines: Curves of equal length; rounds count from 1.
-        top: Value at the upper edge; the lower edge is 0.
         marked: A round to mark, or 0.
+        shares: Whether values are shares, drawn from 0 to 100 %.
     """
     rounds = max((len(line.values) for line in lines), default=0)
+    known = [v for line in lines for v in line.values if v is not None]
+    top = 1.0 if shares else round_top(max(known, default=1.0))
     x = svg.scale(1, max(rounds, 2), LEFT, WIDTH - RIGHT)
     y = svg.scale(0, top, HEIGHT - BOTTOM, TOP)
-    parts = []
-    for step in range(5):
-        value = top * step / 4
-        parts.append(svg.line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
-        parts.append(svg.text(LEFT - 8, y(value) + 4, f"{value:.2g}", "tick end"))
-    for number in _ticks(rounds):
+    parts = _levels(round_ticks(0, top), y, percent=shares)
+    for number in count_ticks(rounds):
         parts.append(svg.text(x(number), HEIGHT - 8, str(number), "tick middle"))
     if marked:
         parts.append(svg.line(x(marked), TOP, x(marked), HEIGHT - BOTTOM, "mark"))
@@ -59,12 +72,11 @@ def bars(title: str, values: Sequence[Number], unit: str) -> str:
     total = len(values)
     values, wide = _thinned(values, MOST_BARS)
     known = [v for v in values if v is not None]
-    top = max(known, default=1) or 1
+    top = round_top(max(known, default=1.0), 3)
     height = 150
     y = svg.scale(0, top, height - BOTTOM, TOP)
     step = (WIDTH - LEFT - RIGHT) / max(len(values), 1)
-    parts = [svg.line(LEFT, y(0), WIDTH - RIGHT, y(0), "rule")]
-    parts.append(svg.text(LEFT - 8, y(top) + 4, f"{top:.3g}", "tick end"))
+    parts = _levels(round_ticks(0, top, 3), y)
     for number, value in enumerate(values, start=1):
         if value is None:
             continue
@@ -72,51 +84,75 @@ def bars(title: str, values: Sequence[Number], unit: str) -> str:
         told = f"round {(number - 1) * wide + 1}: {value:.3g} {unit}"
         tall = y(0) - y(value)
         parts.append(svg.rectangle(left + step * 0.1, y(value), step * 0.8, tall, "bar", told))
-    for number in _ticks(total):
+    for number in count_ticks(total):
         middle = LEFT + ((number - 1) // wide + 0.5) * step
         parts.append(svg.text(middle, height - 8, str(number), "tick middle"))
     return svg.figure(title, WIDTH, height, parts)
 
 
-def ladder(title: str, rows: Sequence[tuple[str, float, str]]) -> str:
-    """A dot plot of shares from 0 to 1, one row each.
+def ladder(title: str, rungs: Sequence[Rung]) -> str:
+    """A dot plot of shares on one axis from 0 to 100 %, with a whisker for each interval.
 
-    Args:
-        title: Text alternative of the chart.
-        rows: (name, share, CSS class).
+    Name and value stand above a row's line, so that a long name leaves the axis its width.
     """
-    line, label = 30, 190
-    height = line * len(rows) + 34
-    x = svg.scale(0, 1, label, WIDTH - 60)
+    line, left, right = 42, 14.0, WIDTH - 22.0
+    height = line * len(rungs) + 32
+    x = svg.scale(0, 1, left, right)
     parts = []
-    for step in range(6):
-        parts.append(svg.line(x(step / 5), 6, x(step / 5), height - 28, "rule"))
-        parts.append(svg.text(x(step / 5), height - 10, f"{step * 20} %", "tick middle"))
-    for number, (name, share, style) in enumerate(rows):
-        y = number * line + 22
-        parts.append(svg.text(label - 12, y + 4, svg.short(name, 24), f"name end {style}"))
-        parts.append(svg.line(x(0), y, x(share), y, f"stem {style}"))
-        parts.append(svg.circle(x(share), y, 6, f"dot {style}"))
-        parts.append(svg.text(x(share) + 12, y + 4, f"{100 * share:.1f} %", f"value {style}"))
+    for step in range(5):
+        at = x(step / 4)
+        parts.append(svg.line(at, 6, at, height - 26, "rule"))
+        parts.append(svg.text(at, height - 8, f"{step * 25} %", "tick middle"))
+    for number, rung in enumerate(rungs):
+        y = number * line + 34
+        told = f"{100 * rung.share:.1f} %"
+        if rung.interval is not None:
+            low, high = rung.interval
+            told += f" ({100 * low:.1f} to {100 * high:.1f})"
+        room = int((WIDTH - LETTER * len(told)) / LETTER) - 1
+        parts.append(svg.text(0, y - 13, svg.short(rung.name, room), f"name {rung.style}"))
+        parts.append(svg.text(WIDTH, y - 13, told, f"value end {rung.style}"))
+        parts.append(svg.line(x(0), y, x(rung.share), y, f"stem {rung.style}"))
+        if rung.interval is not None:
+            parts += _whisker(x(rung.interval[0]), x(rung.interval[1]), y)
+        parts.append(svg.circle(x(rung.share), y, 5, f"dot {rung.style}", f"{rung.name}: {told}"))
     return svg.figure(title, WIDTH, height, parts)
+
+
+def _whisker(low: float, high: float, y: float) -> list[str]:
+    ends = [svg.line(at, y - 5, at, y + 5, "whisker") for at in (low, high)]
+    return [svg.line(low, y, high, y, "whisker"), *ends]
+
+
+def _levels(
+    values: Sequence[float], y: Callable[[float], float], *, percent: bool = False
+) -> list[str]:
+    """Horizontal rules with their labels."""
+    parts = []
+    for value in values:
+        told = f"{100 * value:g} %" if percent else f"{value:g}"
+        parts.append(svg.line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
+        parts.append(svg.text(LEFT - 8, y(value) + 4, told, "tick end"))
+    return parts
 
 
 def holdings(title: str, sites: dict[str, list[int]], class_names: Sequence[str]) -> str:
     """A chart of the partition: one disc per site and class, its area the number of pictures."""
-    column = min(34.0, (WIDTH - 120) / max(len(class_names), 1))
-    line, head = max(min(34.0, column), 14.0), 8
+    left = 96.0
+    column = min(34.0, (WIDTH - left) / max(len(class_names), 1))
+    line, head = max(min(34.0, column), 15.0), 8
     height = int(line * len(sites) + head + 12)
     most = max((max(counts, default=0) for counts in sites.values()), default=1) or 1
     parts = []
     named = sum(count > 0 for counts in sites.values() for count in counts) <= MOST_TITLES
     for row, (site, counts) in enumerate(sites.items()):
         y = head + line * (row + 0.5)
-        parts.append(svg.text(104, y + 4, svg.short(site, 14), "name end"))
+        parts.append(svg.text(left - 8, y + 4, svg.short(site, 12), "name end"))
         for k, count in enumerate(counts):
             radius = (count / most) ** 0.5 * min(column, line) * 0.46
             if count:
                 told = f"{site}: {count} of {class_names[k]}" if named else ""
-                x = 120 + column * (k + 0.5)
+                x = left + column * (k + 0.5)
                 parts.append(svg.circle(x, y, max(radius, 0.8), "held", told))
     return svg.figure(title, WIDTH, height, parts)
 
@@ -127,6 +163,7 @@ def cells(
     columns: Sequence[str],
     values: dict[tuple[str, int], int],
     crossed: set[tuple[str, int]],
+    ticks: Sequence[tuple[int, str]],
 ) -> str:
     """A heat map of bytes by site and round, with a cross where a reply was refused.
 
@@ -136,15 +173,16 @@ def cells(
         columns: Labels of the columns.
         values: (row's name, column) -> bytes; missing cells stay empty.
         crossed: Cells to cross out.
+        ticks: (column, label) on the axis.
     """
-    left, line = 120.0, 16.0
+    left, line = 96.0, 16.0
     step = min((WIDTH - left - RIGHT) / max(len(columns), 1), 26.0)
     height = line * len(rows) + 30
     most = max(values.values(), default=1) or 1
     parts = []
     for number, name in enumerate(rows):
         y = number * line + 4
-        parts.append(svg.text(left - 10, y + 12, svg.short(name, 15), "name end"))
+        parts.append(svg.text(left - 8, y + 12, svg.short(name, 12), "name end"))
         for column, label in enumerate(columns):
             value = values.get((name, column))
             if value is None:
@@ -159,10 +197,8 @@ def cells(
                     f'<path class="cross" d="M{middle - half:.1f} {y + 2.5:.1f}l{2 * half:.1f} 8'
                     f'm{-2 * half:.1f} 0l{2 * half:.1f} -8"/>'
                 )
-    for number in _ticks(len(columns)):
-        x = left + (number - 0.56) * step
-        label = columns[number - 1].removeprefix("rounds ").removeprefix("round ").split(" ")[0]
-        parts.append(svg.text(x, height - 8, label, "tick middle"))
+    for column, label in ticks:
+        parts.append(svg.text(left + (column + 0.44) * step, height - 8, label, "tick middle"))
     return svg.figure(title, WIDTH, height, parts)
 
 
@@ -177,12 +213,3 @@ def _thinned(values: Sequence[Number], most: int) -> tuple[list[Number], int]:
         known = [value for value in group if value is not None]
         means.append(sum(known) / len(known) if known else None)
     return means, wide
-
-
-def _ticks(rounds: int) -> list[int]:
-    """Rounds to label on the axis: evenly spaced, and the last one if there is room."""
-    step = max(1, -(-rounds // 8))
-    ticks = list(range(1, rounds + 1, step))
-    if ticks and rounds - ticks[-1] >= step / 2:
-        ticks.append(rounds)
-    return ticks

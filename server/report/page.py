@@ -6,16 +6,27 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
+from scipy.stats import binomtest
 
 from fgvc_core.configuration import read_toml
-from fgvc_core.drawing.numbers import count, percent, points, size, span
+from fgvc_core.drawing.numbers import bounds, count, percent, points, size, span
+from fgvc_core.drawing.tables import folding
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import replace_text
 from fgvc_core.privacy.claims import read_claim
 from fgvc_core.words import visible_lines
-from fieldmark.server.report.charts import Curve, bars, curves, holdings, ladder
+from fieldmark.server.report.charts import Curve, Rung, bars, curves, holdings, ladder
 from fieldmark.server.report.poisoning import against_poisoning
-from fieldmark.server.report.reading import REASONS_SHOWN, RunFolder, refusals_by_reason, traffic
+from fieldmark.server.report.reading import RunFolder, traffic
+from fieldmark.server.report.refusals import (
+    REASONS_SHOWN,
+    counted,
+    in_words,
+    refusals_by_reason,
+)
+
+FIRST_REASONS = 3
+"""Reasons for refusals on the first screen; the others are further down."""
 
 SITES_SHOWN = 60
 """Rows of the table of sites; further sites are only counted."""
@@ -33,7 +44,8 @@ _REFUSED = re.compile(
 the event lacks it, and its reason."""
 
 _NOTABLE = frozenset({"round_void", "resumed", "interrupted", "failed", "site_set_aside",
-                      "screening_reset", "tracker_failed", "site_left"})  # fmt: skip
+                      "screening_reset", "tracker_failed", "site_left",
+                      "start_refused"})  # fmt: skip
 _NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
 
 
@@ -55,7 +67,8 @@ def render(run_dir: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, size=size, points=points, span=span, count=count)
-    page = environment.get_template("page.html.j2").render(_view(run))
+    environment.filters.update(bounds=bounds)
+    page = folding(environment.get_template("page.html.j2").render(_view(run)))
     path = run_dir / "report.html"
     replace_text(path, page)
     return path
@@ -70,6 +83,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
     costs: dict[str, Any] = metrics.get("privacy", {})
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     refusals = refusals_by_reason(run.events)
+    refused, missing = counted(refusals)
     notable = [e for e in run.events if e.get("event") in _NOTABLE or e.get("accepted") is False]
     return {
         "style": Markup(style),
@@ -79,7 +93,11 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "personal": any("personal_top1" in figures for figures in sites.values()),
         "sites_left": max(len(sites) - SITES_SHOWN, 0),
         "installed": _installed(sites),
-        "classes": classes[:CLASSES_SHOWN],
+        "classes": [_with_interval(c) for c in classes[:CLASSES_SHOWN]],
+        "top1_interval": _top1_interval(run),
+        "refused": refused,
+        "missing": missing,
+        "refused_in_words": [in_words(group) for group in refusals[:FIRST_REASONS]],
         "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
         "private": claim.holds or (_asks_for_privacy(run.recipe) and not claim.sites),
@@ -94,12 +112,14 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "refused_by": dict(list(_refused_by(run.events).items())[:SITES_SHOWN]),
         "pairs": _pairs(run),
         "comparison": run.comparison,
+        "compared": _compared(run.comparison),
         "not_explained": (run.evaluation or {}).get("not_explained"),
         "pictures_shown": (run.evaluation or {}).get("pictures_shown", True),
         "levels": _levels(metrics),
         "refusals": refusals[:REASONS_SHOWN],
         "refusals_left": max(len(refusals) - REASONS_SHOWN, 0),
         "set_aside": {s: f["set_aside"] for s, f in sites.items() if f.get("set_aside")},
+        "unused": _unused(run),
         "poisoning": against_poisoning(run.recipe, len(sites), run.events),
         "notable": notable[:NOTABLE_SHOWN],
         "notable_left": max(len(notable) - NOTABLE_SHOWN, 0),
@@ -107,6 +127,15 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "recipe_left": max(len(run.recipe) - RECIPE_SHOWN, 0),
         "command": "fieldmark simulate recipe.toml",
     }
+
+
+def _unused(run: RunFolder) -> dict[str, int]:
+    """Number of files of the data set that the run did not use, by reason; no names."""
+    # Names of files may be names of people, and exact counts of a private site are not shown.
+    if run.data is None or _has_private_site(run):
+        return {}
+    counts: dict[str, int] = run.data["unused"]["counts"]
+    return counts
 
 
 def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:
@@ -189,11 +218,10 @@ def _figures(run: RunFolder) -> dict[str, str]:
         ]
         losses = [h.get("loss") for h in history]
         best = run.metrics.get("best_round") or 0
-        figures["scores"] = curves("Top-1 over rounds", scores, 1.0, best)
-        top = max((v for v in losses if v is not None), default=1.0)
+        figures["scores"] = curves("Top-1 over rounds", scores, best, shares=True)
         if any(loss is not None for loss in losses):
             figures["loss"] = curves(
-                "Mean training loss over rounds", [Curve("loss", "third", losses)], top * 1.05, best
+                "Mean training loss over rounds", [Curve("loss", "third", losses)], best
             )
         moved = [(h["bytes_up"] + h["bytes_down"]) / 1e6 for h in history]
         figures["bytes"] = bars("Megabytes a round", moved, "MB")
@@ -210,15 +238,67 @@ def _figures(run: RunFolder) -> dict[str, str]:
             run.partition["class_names"],
         )
     if run.comparison:
-        rows = [
-            ("federated", run.comparison["federated"]["top1"], "first"),
-            ("pooled in one place", run.comparison["pooled"]["top1"], "second"),
-            ("each site alone, mean", run.comparison["local_mean"]["top1"], "third"),
-        ]
-        alone = list(run.comparison["local"].items())[:SITES_SHOWN]
-        rows += [(f"{site} alone", figures_["top1"], "faint") for site, figures_ in alone]
-        figures["comparison"] = ladder("Top-1 on the same held-out pictures", rows)
+        figures["comparison"] = ladder(
+            "Top-1 on the same held-out pictures", _rungs(run.comparison)
+        )
     return figures
+
+
+COMPARED = (
+    ("federated", "Federated", "first"),
+    ("pooled", "Pooled in one place", "second"),
+    ("pooled_open", "Pooled, without privacy", "faint"),
+    ("local_mean", "Each site alone, mean", "third"),
+    ("local_open_mean", "Alone, without privacy, mean", "faint"),
+    ("plain", "Plain regression, pooled", "faint"),
+)
+"""Rows of a comparison: key, name, CSS class."""
+
+
+def _rungs(comparison: dict[str, Any]) -> list[Rung]:
+    rows = [(name, comparison[key], style) for key, name, style in COMPARED if comparison.get(key)]
+    alone = list(comparison["local"].items())[:SITES_SHOWN]
+    rows += [(f"{site} alone", row, "faint") for site, row in alone]
+    return [Rung(name, row["top1"], row.get("top1_interval"), style) for name, row, style in rows]
+
+
+def _compared(comparison: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Rows of the comparison's table; an older ``compare.json`` has no intervals."""
+    if comparison is None:
+        return []
+    told = comparison.get("differences", {})
+    return [
+        {"name": name, **comparison[key], "difference": told.get(key, {}).get("top1")}
+        for key, name, _ in COMPARED
+        if comparison.get(key)
+    ]
+
+
+def wilson(right: int, total: int) -> tuple[float, float] | None:
+    """95 % interval of a share of independent pictures (Wilson 1927, J. Am. Stat. Assoc. 22,
+    https://doi.org/10.1080/01621459.1927.10502953); None without a picture."""
+    if total < 1:
+        return None
+    found = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def _with_interval(entry: dict[str, Any]) -> dict[str, Any]:
+    support = int(entry["support"])
+    return {**entry, "interval": wilson(round(entry["top1"] * support), support)}
+
+
+def _top1_interval(run: RunFolder) -> tuple[float, float] | None:
+    """Interval of the headline's top-1: by subjects if the run was compared, else by pictures."""
+    top1, total = run.metrics.get("top1"), int(run.metrics.get("test_examples") or 0)
+    if top1 is None:
+        return None
+    compared = (run.comparison or {}).get("federated", {})
+    one_seed = len((run.comparison or {}).get("seeds", ())) == 1
+    if compared.get("top1_interval") and one_seed:
+        low, high = compared["top1_interval"]
+        return low, high
+    return wilson(round(top1 * total), total)
 
 
 def _levels(metrics: dict[str, Any]) -> list[tuple[str, float]]:

@@ -1,9 +1,8 @@
-"""Reading of a run's folder for its report: files, refusals by reason, traffic by site."""
+"""Reading of a run's folder for its report: its files, and traffic by site."""
 
 import base64
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from fgvc_core.drawing.axes import count_ticks
 from fgvc_core.errors import DataError
 from fieldmark.server.report.charts import cells
 
@@ -19,13 +19,9 @@ LONGEST_PICTURE = 2_000_000
 SMALL = 12_000
 """Pictures up to this size, in bytes, are embedded unchanged; larger ones (photographs) become
 JPEGs."""
-REASONS_SHOWN = 30
-NAMES_SHOWN = 8
-LONGEST_REASON = 400
-GRID_SITES, GRID_COLUMNS = 40, 90
+GRID_SITES, GRID_COLUMNS = 40, 60
 """Largest grid of sites and rounds; with more rounds, several share a column."""
 
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 Event = dict[str, Any]
 
 
@@ -41,6 +37,7 @@ class RunFolder:
         evaluation: ``evaluation.json``.
         comparison: ``compare.json``.
         partition: ``partition.json``.
+        data: ``data.json``.
     """
 
     folder: Path
@@ -50,6 +47,7 @@ class RunFolder:
     evaluation: dict[str, Any] | None
     comparison: dict[str, Any] | None
     partition: dict[str, Any] | None
+    data: dict[str, Any] | None
 
     @classmethod
     def read(cls, folder: Path) -> "RunFolder":
@@ -62,10 +60,11 @@ class RunFolder:
             folder=folder,
             recipe=_text(folder / "recipe.toml"),
             metrics=_object(folder / "metrics.json"),
-            events=_lines(folder / "events.jsonl"),
+            events=read_events(folder / "events.jsonl"),
             evaluation=_optional(folder / "evaluation.json"),
             comparison=_optional(folder / "compare.json"),
             partition=_optional(folder / "partition.json"),
+            data=_optional(folder / "data.json"),
         )
 
     def picture(self, name: str) -> str | None:
@@ -111,7 +110,12 @@ def _optional(path: Path) -> dict[str, Any] | None:
     return _object(path) if path.is_file() else None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_events(path: Path) -> list[Event]:
+    """The events of ``events.jsonl``; none if the file is missing.
+
+    Raises:
+        DataError: if a line before the last is damaged.
+    """
     if not path.is_file():
         return []
     events = []
@@ -133,35 +137,6 @@ def _damaged(path: Path, what: str) -> DataError:
         why="A report from half a file would mislead.",
         remedy="Restore the file, or resume the run to write it anew.",
     )
-
-
-def refusals_by_reason(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """Refused replies and nodes, grouped by reason with its numbers ignored.
-
-    Returns:
-        The most frequent first: ``reason`` (of the first one), ``count``, ``sites`` (names),
-        ``first`` and ``last`` round (None for the roll call).
-    """
-    groups: dict[str, list[Event]] = {}
-    for event in events:
-        if event.get("accepted") is False:
-            reason = str(event.get("reason") or "no reason given")
-            groups.setdefault(_NUMBER.sub("#", reason), []).append(event)
-    found = []
-    for members in groups.values():
-        rounds = [e["round"] for e in members if e.get("round") is not None]
-        names = list(dict.fromkeys(str(e.get("site") or "a node") for e in members))
-        found.append(
-            {
-                "reason": str(members[0].get("reason") or "no reason given")[:LONGEST_REASON],
-                "count": len(members),
-                "sites": names[:NAMES_SHOWN],
-                "sites_left": max(len(names) - NAMES_SHOWN, 0),
-                "first": min(rounds, default=None),
-                "last": max(rounds, default=None),
-            }
-        )
-    return sorted(found, key=lambda group: -group["count"])
 
 
 def traffic(events: Sequence[Event], sites: Sequence[str], rounds: int) -> str | None:
@@ -190,7 +165,8 @@ def traffic(events: Sequence[Event], sites: Sequence[str], rounds: int) -> str |
     labels = [
         _rounds(column * wide + 1, min((column + 1) * wide, rounds)) for column in range(columns)
     ]
-    return cells("Bytes by round and site", shown, labels, moved, refused)
+    ticks = [((number - 1) // wide, str(number)) for number in count_ticks(rounds, 5)]
+    return cells("Bytes by round and site", shown, labels, moved, refused, ticks)
 
 
 def _rounds(first: int, last: int) -> str:

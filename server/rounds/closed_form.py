@@ -95,7 +95,7 @@ def closed_head(
 
     units = {site: context.exchange.units[site] for site in sites}
     leave_out(None, too_many_units(units, recipe.federation.max_weight_ratio))
-    needed = context.quorum(len(sites))
+    needed = context.exchange.quorum()
 
     def fix(centre_P: NDArray[np.float32]) -> None:
         # float32 to float64 is exact, and JSON round-trips float64 bit for bit.

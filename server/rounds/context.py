@@ -93,11 +93,6 @@ class RunContext:
         """The run's recipe."""
         return self.home.recipe
 
-    def quorum(self, asked: int) -> int:
-        """Accepted replies needed for a quorum when ``asked`` sites are asked."""
-        # The small term absorbs rounding; see wanted().
-        return math.ceil(self.recipe.federation.quorum * asked - 1e-9)
-
 
 def make_context(
     grid: Grid,

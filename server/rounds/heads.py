@@ -67,7 +67,7 @@ def started_head(
         recipe, tensors, share, state.claims, context.events, context.checkpoints.folder
     )
     asked = context.trust.in_use(sites)
-    needed = context.quorum(len(asked))
+    needed = context.exchange.quorum()
     sent = updates.outgoing(arrays)
     work = Work(asked, sent, start.gather, needed, start.specs)
     result = run_stage(STATISTICS, 0, context, updates, work)

@@ -142,7 +142,7 @@ class Rounds:
         sites = sites_in_use(context, self._sites, number)
         cohort = self._draw(sites, number)
         self._events.emit("round_started", round=number, cohort=cohort)
-        needed = context.quorum(wanted(len(sites), self._federation.fraction))
+        needed = context.exchange.quorum(self._federation.fraction)
         received = self._arrays
         result = run_updates(TRAIN, number, context, updates, received, cohort, needed)
         if result.value is None or result.void:

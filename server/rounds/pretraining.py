@@ -108,7 +108,7 @@ class FederatedPretraining:
         cohort = draw(in_use, number)
         rounds = context.recipe.pretrain.rounds
         context.events.emit("pretraining_started", round=number, rounds=rounds, cohort=cohort)
-        needed = context.quorum(wanted(len(in_use), context.recipe.federation.fraction))
+        needed = context.exchange.quorum(context.recipe.federation.fraction)
         arrays = to_array_record(pack_all(self._tensors))
         result = run_updates(PRETRAIN, number, context, updates, arrays, cohort, needed)
         if result.value is None or result.void:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fgvc_core import __version__
-from fgvc_core.errors import ConfigurationError, FieldmarkError
+from fgvc_core.errors import ConfigurationError, FieldmarkError, RunFailed
 from fgvc_core.files import replace_json, replacing
 from fgvc_core.inference.checkpoint_file import SERVER, read_all, read_checkpoint
 from fgvc_core.inference.taxonomy import Taxonomy
@@ -119,6 +120,9 @@ class Checkpoints:
             tensors: The model's.
             state: The run's.
             server: Tensors of the server's own state.
+
+        Raises:
+            RunFailed: if it cannot be written, for instance on a full disk.
         """
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}.safetensors"
@@ -132,9 +136,17 @@ class Checkpoints:
             **self._public,
         }
         remembered = {SERVER + key: np.ascontiguousarray(a) for key, a in (server or {}).items()}
-        with replacing(path, durable=True) as aside:
-            save_file({**tensors, **remembered}, aside, metadata)
-        replace_json(path.with_suffix(".json"), asdict(state))
+        try:
+            with replacing(path, durable=True) as aside:
+                save_file({**tensors, **remembered}, aside, metadata)
+            replace_json(path.with_suffix(".json"), asdict(state))
+        except (SafetensorError, OSError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunFailed(
+                f"The checkpoint '{path}' cannot be written: {reason}.",
+                why="Without it the round is lost; the checkpoint before it is whole.",
+                remedy="Free space on that disk, or mend it, and go on with --resume.",
+            ) from None
         return path
 
     def exists(self, name: str) -> bool:

@@ -1,23 +1,23 @@
 """Attendance: the roll call before round 1, and sites that come and go after it.
 
-A node belongs to a site once it has answered a signed request with that site's registered key; what
-a reply claims about its sender only selects the key that its signature must match.
+A node belongs to a site once it has answered a signed request with that site's registered key
+(:mod:`.membership`).
 """
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
-from fgvc_core.flower.records import FAULTS, from_message, to_content, words_of_a_site
-from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
-from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal, unseal
-from fieldmark.server.home import CoordinatorHome, read_allow_list
-from fieldmark.server.ledger_memory import LedgerMemory
+from fgvc_core.flower.records import FAULTS, to_content, words_of_a_site
+from fgvc_core.protocol.messages import Request, new_nonce, seal
+from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.sites.membership import ApprovalPending, Membership
 from fieldmark.server.sites.prefetch import Fetched, LookAhead
 
 _TYPES: dict[str, str] = {
@@ -34,36 +34,37 @@ REPLY_BYTES = 1e6
 """Largest answer to a roll call, in bytes; it has no tensors."""
 AGAIN_S = 30.0
 """How long a roll call waits for nodes that went away during it, in seconds."""
+SOONEST_S, LATEST_S = 15.0, 600.0
+"""Bounds of the time until a site whose people have not decided is asked again, in seconds."""
 
 
-class Attendance:
+@dataclass
+class Undecided:
+    """Since when, in seconds of the grid's clock, the people at a node have to decide."""
+
+    since: float
+    node: int
+    due: float = 0.0
+
+
+class Attendance(Membership):
     """Tracks which registered site is at which Flower node.
 
     Attributes:
-        keys: Site -> its registered key in the current allow-list.
         nodes: Site -> its node, for sites that are present.
-        units: Site -> its declared units.
-        refusals: Site -> the reason by its own policy at the roll call.
-        ledgers: Memory of the sites' ledgers across runs.
+        undecided: Site -> when its people were first, and are next, asked to approve the run.
     """
 
     def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
+        super().__init__(home)
         self._grid = grid
-        self._home = home
         self._run = run
         self._events = events
-        self.keys: dict[str, PublicKey] = {
-            name: read_public(text) for name, text in home.allow_list.items()
-        }
-        self._names = {fingerprint(key): name for name, key in self.keys.items()}
-        self._listed: tuple[int, int] = (0, 0)
-        self.ledgers = LedgerMemory(home.run_dir, home.recipe)
         self._calls: dict[int, tuple[str, Request]] = {}
         self._known: set[int] = set()
         self._gone: set[int] = set()
         self.nodes: dict[str, int] = {}
-        self.units: dict[str, int] = {}
-        self.refusals: dict[str, str] = {}
+        self.undecided: dict[str, Undecided] = {}
         # A grid may have its own clock (a simulated one does) and record when a reply arrived.
         self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
         self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
@@ -78,10 +79,12 @@ class Attendance:
 
         It closes once all have answered; after ``roll_call_s`` with a quorum; ``GRACE_S`` after a
         later quorum; after ``LONGEST_S`` in any case. A node that went away meanwhile adds at most
-        ``AGAIN_S``. Nothing that a site sends or withholds makes it longer.
+        ``AGAIN_S``. Without a quorum, sites that have not answered are waited for, at most
+        ``wait_for_sites_s``. Nothing that a site sends or withholds makes it longer.
 
         Raises:
-            RunFailed: if no registered site answers.
+            PolicyRefusal: if every site that answers refuses by its own policy.
+            RunFailed: if too few of the sites that were asked take part.
         """
         for node in self._wait_for_nodes():
             self._call(node)
@@ -94,26 +97,73 @@ class Attendance:
         called = len(self._known | self._gone)
         self._call_again()
         self._name_the_silent(self._clock() - started)
-        if not self.nodes and self.refusals:
+        if not self.nodes and not self.undecided and self.refusals:
             raise refused_by_all(self.refusals)
-        if not self.nodes:
+        if not self.nodes and not self.undecided:
             raise RunFailed(
                 f"None of {called} nodes proved to be a registered site.",
                 why="Without a site there is nothing to learn from.",
                 remedy="The run's events.jsonl says what each answered, each site's log why.",
             )
+        self._wait_for_enough()
         return sorted(self.nodes)
+
+    def _wait_for_enough(self) -> None:
+        """Wait until as many sites are present as a round needs, and record for whom.
+
+        Raises:
+            RunFailed: if they do not come within ``wait_for_sites_s`` (``wait_for_approval_s``
+                while people have to decide), or all have answered.
+        """
+        settings, started, told = self._home.settings, self._clock(), None
+        while self._look() < (needed := self.quorum()):
+            now = sorted(self.nodes), self._absent()
+            if now != told:
+                told = now
+                self._events.emit(
+                    "waiting_for_sites", present=now[0], needed=needed, waiting_for=now[1]
+                )
+            # Nobody else can come once as many nodes have answered as there are sites.
+            complete = not self._calls and len(self._known) >= len(self.keys)
+            patience = settings.wait_for_sites_s
+            if self.undecided:
+                complete, patience = False, max(patience, settings.wait_for_approval_s)
+            if complete or self._clock() - started >= patience:
+                raise self._too_few(needed)
+            time.sleep(settings.poll_s)
+
+    def _absent(self) -> dict[str, str]:
+        """Each site that was asked and takes no part, and why."""
+
+        def why(site: str) -> str:
+            undecided = "nobody there has approved the run yet"
+            return undecided if site in self.undecided else self.refusals.get(site, "away")
+
+        return {site: why(site) for site in sorted(self.keys.keys() - self.nodes)}
+
+    def _too_few(self, needed: int) -> RunFailed:
+        missing = self._absent()
+        said = [f"{site}: {why}" for site, why in list(missing.items())[:5]]
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        return RunFailed(
+            f"{len(self.nodes)} of the {len(self.keys)} sites that were asked take part, and a "
+            f"round needs {needed}. Missing: {'; '.join(said)}{more}.",
+            why="A model of fewer sites would not be this federation's (federation.quorum = "
+            f"{self._home.recipe.federation.quorum:g}).",
+            remedy="Go on when they are back (the last checkpoint is whole), or ask fewer sites "
+            "(federation.sites) or a smaller share of them (federation.quorum).",
+        )
 
     def _wait_for_quorum(self, started: float) -> None:
         """Poll the silent nodes until a quorum has answered."""
         closes = started + max(LONGEST_S, self._home.settings.roll_call_s)
-        if len(self.nodes) >= self._quorum():
+        if len(self.nodes) >= self.quorum():
             return
         reached = False
         while self._calls and self._clock() < closes:
             time.sleep(self._home.settings.poll_s)
             self._hear_all()
-            if not reached and len(self.nodes) >= self._quorum():
+            if not reached and len(self.nodes) >= self.quorum():
                 reached, closes = True, min(closes, self._clock() + GRACE_S)
 
     def _hear_all(self) -> None:
@@ -121,10 +171,17 @@ class Attendance:
         for node in list(self._calls):
             self._hear(node, self._clock())
 
-    def _quorum(self) -> int:
-        """Quorum of a round that asks all registered sites."""
-        # The small term absorbs rounding; see wanted() in rounds/cohort.py.
-        return math.ceil(self._home.recipe.federation.quorum * len(self.keys) - 1e-9)
+    def quorum(self, share: float = 1.0) -> int:
+        """Fewest accepted replies with which a round counts.
+
+        It is a share of the sites that were asked to take part, whether they are present or not.
+
+        Args:
+            share: Share of these sites that a round asks, 0 to 1; at least one site.
+        """
+        # The small term absorbs rounding.
+        asked = max(math.ceil(share * len(self.keys) - 1e-9), 1)
+        return math.ceil(self._home.recipe.federation.quorum * asked - 1e-9)
 
     def _name_the_silent(self, seconds: float) -> None:
         """Record nodes without an answer; a late answer is still accepted."""
@@ -161,25 +218,17 @@ class Attendance:
         """Update who is present; returns the sorted names of the sites that are present.
 
         A new node gets its own roll call, and takes part from the round after its answer. A site
-        that is no longer on the allow-list is removed. If all are away, this waits for one to come
-        back.
+        that is no longer on the allow-list is removed. If too few are present, this waits for
+        others to come back.
 
         Raises:
-            RunFailed: if none does.
+            RunFailed: if they do not.
         """
-        deadline = time.monotonic() + self._home.settings.wait_for_sites_s
-        while not self._look() and time.monotonic() < deadline:
-            time.sleep(self._home.settings.poll_s)
-        if not self.nodes:
-            raise RunFailed(
-                "No site is left that takes part.",
-                why="All that were here are away, or were removed.",
-                remedy="Go on when they are back; the last checkpoint is whole.",
-            )
+        self._wait_for_enough()
         return sorted(self.nodes)
 
-    def _look(self) -> bool:
-        """Update who is present; False if no site is left."""
+    def _look(self) -> int:
+        """Update who is present; returns how many sites are."""
         self._read_allow_list()
         present = set(self._grid.get_node_ids())
         for site, node in list(self.nodes.items()):
@@ -189,10 +238,16 @@ class Attendance:
                 # It is called again when it comes back, because it may be another process then.
                 self._known.discard(node)
                 self._leave(site, "away")
+        for site, undecided in list(self.undecided.items()):
+            if undecided.node not in present:
+                del self.undecided[site]
+            elif self._clock() >= undecided.due:
+                self._known.discard(undecided.node)
+                undecided.due = math.inf
         for node in sorted(present - self._known):
             self._call(node)
         self._hear_all()
-        return bool(self.nodes)
+        return len(self.nodes)
 
     def _call(self, node: int) -> None:
         """Ask a node who it is."""
@@ -240,18 +295,6 @@ class Attendance:
         node = self.nodes.pop(site)
         self._events.emit("site_left", site=site, node=node, why=why)
 
-    def _read_allow_list(self) -> None:
-        """Reload the coordinator's allow-list into the same dictionary, which others share."""
-        written = (self._home.run_dir / "coordinator" / "sites.json").stat()
-        stamp = written.st_mtime_ns, written.st_ino
-        if stamp == self._listed:
-            return
-        self._listed = stamp
-        found = read_allow_list(self._home.run_dir)
-        self.keys.clear()
-        self.keys.update({name: read_public(text) for name, text in found.items()})
-        self._names = {fingerprint(key): name for name, key in self.keys.items()}
-
     def _pull(
         self,
         message_id: str,
@@ -288,7 +331,7 @@ class Attendance:
         If a quorum is present, the wait for the rest is short.
         """
         started = time.monotonic()
-        needed = self._quorum()
+        needed = self.quorum()
         enough: float | None = None
         while True:
             self._read_allow_list()
@@ -309,11 +352,19 @@ class Attendance:
                 raise PeerError("No answer to the roll call.")
             with words_of_a_site():
                 name, reply = self._proven(request, message)
+            if name in self.nodes:
+                raise PeerError(f"Site '{name}' has answered from another node already.")
+            self._keep_units(name, reply.examples)
+        except ApprovalPending as pending:
+            self._ask_again(pending.site, node)
+            return
         except PeerError as error:
+            for site in [s for s, undecided in self.undecided.items() if undecided.node == node]:
+                del self.undecided[site]
             self._not_admitted(node, error.what)
             return
         self.nodes[name] = node
-        self.units[name] = reply.examples
+        self.undecided.pop(name, None)
         self._events.emit(
             "roll_call",
             site=name,
@@ -324,60 +375,17 @@ class Attendance:
             code_digest=reply.code_digest,
         )
 
-    def _check_units(self, name: str, units: int) -> None:
-        """Check the declared units, which are the site's weight in every run.
+    def _ask_again(self, site: str, node: int) -> None:
+        """Note that people at a site have to decide, and when to ask it again.
 
-        Raises:
-            PeerError: if they are out of range or differ from the earlier declaration.
+        The longer they take, the more seldom: a site answers a limited number of roll calls a day.
         """
-        most = self._home.recipe.federation.max_weight
-        if units > most or (self._home.recipe.privacy is not None and units < 1):
-            raise PeerError(
-                f"Site '{name}' declares {units} units; 1 to {most} count (federation.max_weight)."
-            )
-        if not units:
-            return
-        declared = self.units.get(name) or self.ledgers.units(name)
-        if declared and declared != units:
-            raise PeerError(
-                f"Site '{name}' declares {units} units, and declared {declared} before. If that "
-                "is right: fieldmark server accept-units."
-            )
-        self.ledgers.keep_units(name, units)
-
-    def _proven(self, request: Request, message: Message) -> tuple[str, Reply]:
-        """The site that a roll-call answer is signed by, and the answer.
-
-        Raises:
-            PeerError: if no registered site signed it, or the site may not take part.
-        """
-        sealed, packed = from_message(message)
-        if packed:
-            raise PeerError("An answer to the roll call carries tensors.")
-        claimed = Reply.parse(sealed.text)
-        if not isinstance(claimed, Reply):
-            raise PeerError("The answer is no reply.")
-        # Not trusted yet: it only selects the registered key that the signature must match.
-        name = self._names.get(fingerprint(read_public(claimed.public_key)))
-        if name is None:
-            raise PeerError("The key that answered is not registered.")
-        reply = unseal(Reply, sealed, self.keys[name], {})
-        if (reply.nonce, reply.run) != (request.nonce, request.run):
-            raise PeerError("The answer is to another roll call.")
-        if reply.site != name:
-            raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
-        if reply.code == "refused-policy":
-            self.refusals[name] = reply.reason
-        if reply.code != "ok":
-            raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
-        seen = self.ledgers.head(name)
-        if seen is not None and reply.ledger_length < seen.length:
-            raise PeerError(shorter(reply.ledger_length, seen.length))
-        self.ledgers.saw(reply, sealed)
-        if name in self.nodes:
-            raise PeerError(f"Site '{name}' has answered from another node already.")
-        self._check_units(name, reply.examples)
-        return name, reply
+        now = self._clock()
+        if site not in self.undecided:
+            self._events.emit("awaiting_approval", site=site, node=node)
+            self.undecided[site] = Undecided(now, node)
+        undecided = self.undecided[site]
+        undecided.due = now + min(max((now - undecided.since) / 10, SOONEST_S), LATEST_S)
 
     def _message(self, request: Request, node: int, arrays: ArrayRecord | None) -> Message:
         content = to_content(seal(self._home.key, request), arrays)
@@ -387,15 +395,6 @@ class Attendance:
             message_type=_TYPES[request.kind],
             group_id=str(request.round),
         )
-
-
-def shorter(length: int, seen: int) -> str:
-    """Refusal text for a site whose ledger has fewer entries than seen before."""
-    return (
-        f"The site's ledger has {length} entries, and had {seen}: an old copy was put back. What "
-        "it lacks is charged with: fieldmark server ledger-statement, then at the site: fieldmark "
-        "site ledger recover."
-    )
 
 
 def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:

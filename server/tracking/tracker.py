@@ -86,6 +86,8 @@ def note_of(event: dict[str, Any]) -> str | None:
     what = event["event"]
     if what == "reply" and event["accepted"] is False:
         return visible(f"{event['site']} refused: {event['reason']}")
+    if what == "waiting_for_sites":
+        return visible(f"waiting for {', '.join(sorted(event['waiting_for']))}")
     if what in ("round_void", "site_set_aside", "screening_reset", "site_left", "start_refused"):
         told = [f"{event['site']}: "] if event.get("site") else []
         reason = event.get("reason") or event.get("why")

@@ -7,7 +7,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner", "selection", "heads")
+NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner", "selection", "unknown", "heads")
 
 
 def run_benches(
@@ -49,6 +49,7 @@ def run_benches(
     from fieldmark.simulations.bench.learner import KEPT, bench_learner
     from fieldmark.simulations.bench.rounds import bench_rounds
     from fieldmark.simulations.bench.selection import bench_selection
+    from fieldmark.simulations.bench.unknown import bench_unknown
     from fieldmark.simulations.bench.wire import bench_wire
 
     runners = {
@@ -59,6 +60,7 @@ def run_benches(
         "wire": bench_wire,
         "learner": lambda: bench_learner(rows, kept or KEPT, say),
         "selection": lambda: bench_selection(say),
+        "unknown": lambda: bench_unknown(say),
         "heads": lambda: bench_heads(rows, kept or KEPT_HEADS, say),
     }
     chosen = NAMES if name == "all" else (name,)

@@ -136,7 +136,7 @@ def _told(metrics: dict[str, Any] | None) -> str:
     if metrics is None:
         return "failed"
     top1 = metrics.get("top1")
-    return "done" if top1 is None else f"top-1 {top1:.3f}"
+    return "done" if top1 is None else f"top-1 {100 * top1:.1f} %"
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -150,7 +150,15 @@ def _show(result: dict[str, Any]) -> None:
     table = Table(title=f"{result['name']}: mean ± deviation over {len(result['seeds'])} seeds")
     for name in short_names(keys):
         table.add_column(name, overflow="fold")
-    heads = ["runs", "top-1", "macro-F1", *(["epsilon"] if private else []), "MB moved", "seconds"]
+    heads = [
+        "runs",
+        "top-1",
+        "against the highest",
+        "macro-F1",
+        *(["epsilon"] if private else []),
+        "MB moved",
+        "seconds",
+    ]
     for head in heads:
         table.add_column(head, justify="right")
     for entry in result["table"]:
@@ -159,9 +167,21 @@ def _show(result: dict[str, Any]) -> None:
             *entry["settings"].values(),
             f"{entry['done']}/{entry['runs']}",
             share(entry["top1"], entry["top1_deviation"]),
+            _against(entry["against_best"]),
             share(entry["macro_f1"], entry["macro_f1_deviation"]),
             *epsilon,
             number(entry["bytes"], entry["bytes_deviation"], 1e6),
             number(entry["seconds"], entry["seconds_deviation"]),
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if result["in_words"]:
+        console.print(f"{result['in_words']}.", markup=False, highlight=False, soft_wrap=True)
+
+
+def _against(told: dict[str, Any] | None) -> str:
+    if told is None:
+        return "-"
+    if told["difference"] is None:
+        return "highest"
+    return f"{100 * told['difference']:+.1f}: {told['told'].split(' the best')[0]}"

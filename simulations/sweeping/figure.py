@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fgvc_core.drawing import svg
+from fgvc_core.drawing.axes import LETTER, WIDTH, round_ticks
 
-WIDTH, HEIGHT = 500, 290
-LEFT, RIGHT, TOP, BOTTOM = 52, 18, 16, 46
+HEIGHT = 250
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 50
 STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 
 
@@ -70,11 +71,11 @@ def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> 
     low, high = _span(series)
     y = svg.scale(low, high, HEIGHT - BOTTOM, TOP)
     parts = []
-    for value in _steps(low, high):
+    for value in round_ticks(low, high, 6):
         parts.append(svg.line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
-        parts.append(svg.text(LEFT - 8, y(value) + 4, f"{100 * value:g} %", "tick end"))
+        parts.append(svg.text(LEFT - 8, y(value) + 4, f"{100 * value:.3g} %", "tick end"))
     parts += _named(axis, place)
-    parts.append(svg.text(LEFT, TOP - 4, score, "tick"))
+    parts.append(svg.text(0, TOP - 10, score, "tick"))
     for number, one in enumerate(series):
         # On an axis of names, series are drawn side by side so that they do not overlap.
         aside = 9.0 * (number - (len(series) - 1) / 2) if axis.names else 0.0
@@ -104,17 +105,17 @@ def _named(axis: Horizontal, place: Callable[[float], float]) -> list[str]:
     for number, value in enumerate(axis.ticks):
         name = axis.names[number] if axis.names else f"{value:.4g}"
         name = svg.short(name, 18)
-        half = 3.6 * len(name)
-        # Skip a label that would overlap the last one.
-        if place(value) - half < end + 6:
+        half = LETTER / 2 * len(name)
+        # Skip a label that would overlap the last one, or leave the figure.
+        if place(value) - half < max(end + 6, 0) or place(value) + half > WIDTH:
             continue
         end = place(value) + half
         parts.append(
             svg.line(place(value), HEIGHT - BOTTOM, place(value), HEIGHT - BOTTOM + 4, "rule")
         )
         parts.append(svg.text(place(value), HEIGHT - BOTTOM + 18, name, "tick middle"))
-    title = axis.title + (", logarithmic" if axis.logarithmic else "")
-    parts.append(svg.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, title, "tick middle"))
+    title = svg.short(axis.title, 30) + (", logarithmic" if axis.logarithmic else "")
+    parts.append(svg.text(WIDTH / 2, HEIGHT - 6, title, "tick middle"))
     return parts
 
 
@@ -137,14 +138,6 @@ def _span(series: Sequence[Series]) -> tuple[float, float]:
     low = max(math.floor((min(values) - 0.01) * 20) / 20, 0.0)
     high = min(math.ceil((max(values) + 0.01) * 20) / 20, 1.0)
     return low, max(high, low + 0.05)
-
-
-def _steps(low: float, high: float) -> list[float]:
-    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25):
-        if (high - low) / step <= 6.5:
-            break
-    first = math.ceil(low / step - 1e-9)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _shifted(place: Callable[[float], float], aside: float) -> Callable[[float], float]:

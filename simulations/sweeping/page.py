@@ -9,6 +9,8 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 import fieldmark.server.report
+from fgvc_core.drawing.numbers import points as in_points
+from fgvc_core.drawing.tables import folding
 from fgvc_core.files import replace_text
 from fgvc_core.words import visible_lines
 from fieldmark.simulations.sweeping.axes import Axis, Point
@@ -19,6 +21,7 @@ from fieldmark.simulations.sweeping.table import (
     summarise,
     table_csv,
 )
+from fieldmark.simulations.sweeping.telling import BEST, NOT_APART, in_words, tell_apart
 from fieldmark.simulations.sweeping.views import SCORES, score_of, views
 
 RUNS_SHOWN = 300
@@ -30,22 +33,25 @@ def write_sweep(
     """Write ``sweep.html``, ``runs.csv``, ``table.csv`` and ``sweep.json`` for the runs so far.
 
     Returns:
-        The contents of ``sweep.json``: ``over``, ``seeds``, ``table`` (one entry per setting) and
-        ``runs``.
+        The contents of ``sweep.json``: ``over``, ``seeds``, ``table`` (one entry per setting, with
+        ``against_best``), ``in_words`` (what the table shows) and ``runs``.
     """
     rows = read_runs(points, out)
     table = summarise(rows)
+    for entry, told in zip(table, tell_apart(rows, table, score_of(rows)), strict=True):
+        entry["against_best"] = told
     result = {
         "name": points[0].recipe.name,
         "over": {axis.key: list(axis.values) for axis in axes},
         "seeds": [points[0].recipe.seed + number for number in range(seeds)],
         "table": table,
+        "in_words": in_words(table, [entry["against_best"] for entry in table], score_of(rows)),
         "runs": rows,
     }
     replace_text(out / "runs.csv", runs_csv(rows, axes))
     replace_text(out / "table.csv", table_csv(table, axes))
     replace_text(out / "sweep.json", json.dumps(result, indent=1))
-    replace_text(out / "sweep.html", _page(result, rows, table, axes))
+    replace_text(out / "sweep.html", folding(_page(result, rows, table, axes)))
     return result
 
 
@@ -59,7 +65,7 @@ def _page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(share=share, number=number)
+    environment.filters.update(share=share, number=number, points=in_points)
     style = (Path(fieldmark.server.report.__file__).parent / "page.css").read_text(encoding="utf-8")
     score = score_of(rows)
     return environment.get_template("page.html.j2").render(
@@ -70,7 +76,9 @@ def _page(
         table=table,
         score=score,
         score_name=SCORES[score],
-        best=max((e for e in table if e[score] is not None), key=lambda e: e[score], default=None),
+        in_words=result["in_words"],
+        best=next((e for e in table if (e["against_best"] or {}).get("told") == BEST), None),
+        leading=[e for e in table if (e["against_best"] or {}).get("told") in (BEST, NOT_APART)],
         rows=rows[:RUNS_SHOWN],
         rows_left=max(len(rows) - RUNS_SHOWN, 0),
         done=sum(row["state"] == "done" for row in rows),

@@ -11,14 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError, DataError, FieldmarkError, RunInterrupted
 from fgvc_core.experiment import make_table
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import differences, filled_like, load_recipe
-from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.planning import Simulation, held
 from fieldmark.simulations.simulate import run_with
 from fieldmark.simulations.sweeping.axes import Point
 from fieldmark.simulations.sweeping.table import FAILURES, finished, read_failures, run_dir
@@ -53,15 +51,8 @@ def run_points(
     """
     _check(points, out)
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            _run_all(points, out, retry, track, done)
-    except Timeout:
-        raise ConfigurationError(
-            f"Another sweep is at work in '{out}'.",
-            why="Two would write into the same runs.",
-            remedy="Wait for it, or name another folder (--out).",
-        ) from None
+    with held(out, "sweep"):
+        _run_all(points, out, retry, track, done)
 
 
 def _run_all(

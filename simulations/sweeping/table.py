@@ -37,6 +37,7 @@ def read_runs(points: Sequence[Point], out: Path) -> list[Row]:
                 "seed": point.recipe.seed,
                 "state": state,
                 **(_figures(metrics) if metrics else dict.fromkeys(FIGURES)),
+                "test_examples": metrics.get("test_examples") if metrics else None,
                 "reason": failure["what"] if failure and not metrics else None,
             }
         )

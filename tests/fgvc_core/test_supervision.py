@@ -56,7 +56,9 @@ def test_what_dies_is_started_again_and_told_of(supervisor, tmp_path):
     os.kill(first, signal.SIGKILL)
     step_until(supervisor, lambda: supervisor.pid("a") not in (None, first))
     assert deaths == [-9]
-    assert read_json(tmp_path / "state" / "services.json")["a"]["restarts"] == 1
+    noted = read_json(tmp_path / "state" / "services.json")["a"]
+    assert noted["restarts"] == 1
+    assert abs(time.time() - noted["since"]) < 60
     assert "here" in (tmp_path / "logs" / "a.log").read_text()
 
 

@@ -94,7 +94,7 @@ def test_the_table_has_means_and_spreads_over_seeds_and_says_who_failed():
     with console.capture() as captured:
         console.print(table)
     (row,) = [line for line in captured.get().splitlines() if "checker" in line]
-    for said in ("0.700 ± 0.141, 1 failed", "0.600 ± 0.141", "0.800 ± 0.141", "0.030 ± 0.014"):
+    for said in ("70.0 ± 14.1 %, 1 failed", "60.0 ± 14.1 %", "80.0 ± 14.1 %", "3.0 ± 1.4 %"):
         assert said in row
     assert spread([None]) == "failed"
 
@@ -121,8 +121,8 @@ def test_runs_in_which_no_hostile_site_answered_are_marked_and_left_out():
         next(line for line in shown if f"{name} (no" in line) for name in ("checker", "sine")
     )
     assert "no attack in 1 of 2 runs" in checker
-    assert "0.700" in checker
-    assert "0.900" in checker
+    assert "70.0 %" in checker
+    assert "90.0 %" in checker
     assert "no attack in 1 of 1 runs" in sine
     assert "0.9" not in sine
 

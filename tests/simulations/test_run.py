@@ -1,12 +1,13 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from fgvc_core.errors import ConfigurationError
+from fgvc_core.errors import ConfigurationError, FieldmarkError
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import read_checkpoint
-from fieldmark.simulations.planning import Simulation, latest, next_free
+from fieldmark.simulations.planning import Simulation, held, latest, planned, reserve
 from fieldmark.simulations.simulate import simulate
 
 KEYS = (
@@ -125,12 +126,38 @@ def test_patience_stops_a_run_that_no_longer_improves(tiny, tmp_path):
     assert metrics["rounds"] < 9
 
 
-def test_free_names_count_up_and_resume_finds_the_last(tmp_path):
-    assert next_free(tmp_path / "demo") == tmp_path / "demo"
+def test_free_names_count_up_and_resume_finds_the_last_that_began(tmp_path):
+    assert [reserve(tmp_path / "demo").name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
+    assert latest(tmp_path / "demo") == tmp_path / "demo"
     for name in ("demo", "demo-2"):
-        (tmp_path / name).mkdir()
-    assert next_free(tmp_path / "demo") == tmp_path / "demo-3"
+        (tmp_path / name / "recipe.toml").touch()
+    # demo-3 was made for a run that had not begun when it was killed.
     assert latest(tmp_path / "demo") == tmp_path / "demo-2"
+
+
+def test_many_at_once_get_a_folder_each(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: reserve(tmp_path / "demo"), range(40)))
+    assert sorted(made) == sorted(
+        {tmp_path / n for n in ("demo", *(f"demo-{i}" for i in range(2, 41)))}
+    )
+
+
+def test_a_run_that_fails_before_it_begins_leaves_no_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = planned(changed(tiny, "data.name=folder", "data.path=nowhere"))
+    assert plan.out.is_dir()
+    with pytest.raises(FieldmarkError, match="nowhere"):
+        simulate(plan)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_run_is_not_resumed_while_another_process_works_on_it(tiny, tmp_path):
+    recipe = changed(tiny, "federation.rounds=1")
+    simulate(Simulation(recipe, tmp_path / "run"))
+    with held(tmp_path / "run", "run"), pytest.raises(ConfigurationError, match="Another process"):
+        simulate(Simulation(recipe, tmp_path / "run", resume=True))
+    assert simulate(Simulation(recipe, tmp_path / "run", resume=True))["rounds"] == 1
 
 
 @pytest.mark.ray

@@ -369,12 +369,10 @@ def test_a_coordinator_of_another_version(home_for, monkeypatch):
     refused(home_for(), "version", 2, said, "Install the same at both ends")
 
 
-def test_the_same_version_with_other_code_is_a_note(home_for, announce):
+def test_the_same_version_with_other_code(home_for, announce):
     announce(code="0" * 64)
-    finding, code = found(home_for(), "version")
-    assert (finding.level, code) == ("note", 0)
-    assert "the code is not the same" in finding.said
-    assert finding.remedy
+    said = "the code is not the same (the coordinator's is 000000000000"
+    refused(home_for(), "version", 2, said, "Install the same at both ends")
 
 
 def test_a_policy_that_the_announced_run_does_not_meet(home_for, announce):

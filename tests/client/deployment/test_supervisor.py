@@ -6,7 +6,7 @@ import pytest
 from flwr.supernode import start_client_internal
 
 from fgvc_core.protocol.keys import new_key, public_text
-from fieldmark.client.deployment.child import HALF_HANDED_OVER
+from fieldmark.client.deployment.child import AWAITS, HALF_HANDED_OVER
 from fieldmark.client.deployment.flower_internals import LEFT_BEHIND
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.provision import make_home
@@ -59,6 +59,13 @@ def test_half_an_answer_has_the_node_start_anew_and_no_other_line_of_the_runners
     runner.on_line(HALF_HANDED_OVER)
     assert restarts == [1]
     assert "starts anew" in said[0]
+
+
+def test_a_run_that_waits_for_a_person_is_told_to_whoever_looks(node):
+    _, runner, said, restarts = node
+    runner.on_line(f"run 4f0c2a {AWAITS}: fieldmark site approve /home\x1b[2J/lyon\n")
+    assert said == [f"run 4f0c2a {AWAITS}: fieldmark site approve /home\\x1b[2J/lyon"]
+    assert restarts == []
 
 
 def test_flower_still_says_it_so():

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 
@@ -13,6 +14,7 @@ from fgvc_core.privacy.planning import plan_epsilon
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.messages import Reply
 from fieldmark.client.announced import remember
+from fieldmark.client.privacy.approval import pending_runs
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site, write_settings
@@ -21,6 +23,7 @@ from ..protected_sites import (
     announce,
     answer,
     kinds,
+    ledger_of,
     make_site,
     request,
     steps,
@@ -43,7 +46,8 @@ def site(tmp_path):
 def run(monkeypatch, capsys):
     """Run the command line; (exit code, standard output, standard error)."""
 
-    def command(*words):
+    def command(*words, said=""):
+        monkeypatch.setattr(sys, "stdin", StringIO(said))
         monkeypatch.setattr(sys, "argv", ["fieldmark", "site", *map(str, words)])
         with pytest.raises(SystemExit) as left:
             fieldmark.cli.main()
@@ -248,6 +252,40 @@ def test_a_yes_lets_the_announced_run_in_and_no_other(tmp_path, run):
     found = json.loads(run("approve", site.home, "run-1", "--json")[1])
     assert (found["run"], found["recipe"], found["epsilon"]) == ("run-1", "sums", 2.0)
     assert found["recipe_digest"] == SUMS.digest
+
+
+def test_what_waits_is_shown_with_its_cost_and_asked(tmp_path, run):
+    site = make_site(tmp_path, approval="each-run", epsilon_cap=8.0)
+    code, _, err = run("approve", site.home)
+    assert (code, "No run waits for approval here" in err) == (2, True)
+    announced(site, SUMS)
+    code, out, err = run("approve", site.home, said="n\n")
+    assert (code, out) == (4, "")
+    assert f"run run-1: recipe 'sums', digest {SUMS.digest[:16]}" in err
+    assert "epsilon 2 at delta 1e-05 for each image; the total would be 2.25 of 8" in err
+    with pytest.raises(PolicyRefusal, match="not approved"):
+        announce(site, SUMS)
+    assert run("approve", site.home, said="y\n")[0] == 0
+    carry_out(site, "run-1")
+
+
+def test_a_script_approves_by_the_digest_it_was_told(tmp_path, run):
+    site = make_site(tmp_path, approval="each-run")
+    announced(site, SUMS)
+    for wrong in ("0" * 64, SUMS.digest[:7]):
+        code, _, err = run("approve", site.home, "--digest", wrong)
+        assert (code, "has the digest" in err) == (4, True)
+    assert ledger_of(site).is_approved("run-1", SUMS.digest) is False
+    assert run("approve", site.home, "--digest", SUMS.digest[:16])[0] == 0
+    assert ledger_of(site).is_approved("run-1", SUMS.digest) is True
+
+
+def test_a_run_that_the_policy_refuses_is_shown_as_refused(tmp_path):
+    site = make_site(tmp_path, approval="each-run", epsilon_cap=0.5)
+    announced(site, SUMS)
+    (pending,) = pending_runs(site)
+    assert "this site's policy refuses it, whoever approves" in pending.in_words(site)[-1]
+    assert pending_runs(with_policy(site, privacy="required", epsilon_cap=8.0)) == []
 
 
 def test_what_is_approved_is_what_this_site_would_do(tmp_path, run):

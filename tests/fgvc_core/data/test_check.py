@@ -61,6 +61,15 @@ def test_tiny_classes_are_noted(tmp_path: Path) -> None:
     assert "1 classes have fewer than 5 training examples: 'wren'." in report.notes()
 
 
+def test_classes_with_few_test_pictures_are_noted(tmp_path: Path) -> None:
+    write_folders(tmp_path / "train", ["robin", "wren"], each=5)
+    write_folders(tmp_path / "test", ["robin"], each=10)
+    write_folders(tmp_path / "test", ["wren"], each=9)
+    (note,) = [note for note in check(tmp_path).notes() if "test examples" in note]
+    assert note.startswith("1 classes have fewer than 10 test examples")
+    assert note.endswith("more than 10 points: 'wren'.")
+
+
 def test_labels_out_of_range_and_parted_subjects_are_faults() -> None:
     table = replace(
         make_table([0, 0, 0, 0]),

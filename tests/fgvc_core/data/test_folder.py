@@ -44,13 +44,23 @@ def test_validation_is_the_test_split_where_there_is_no_other(tmp_path: Path) ->
 
 def test_a_pictures_side_does_not_depend_on_the_other_pictures(tmp_path: Path) -> None:
     write_folders(tmp_path, ["robin", "wren"], each=40)
-    before = load(tmp_path, test_fraction=0.3)
+    before = load(tmp_path, test_fraction=0.3, test_rule="hashed")
     for i in range(0, 40, 2):
         (tmp_path / "wren" / f"{i}.png").unlink()
-    after = load(tmp_path, test_fraction=0.3)
+    after = load(tmp_path, test_fraction=0.3, test_rule="hashed")
     sides = dict(zip(before.ids, before.splits, strict=True))
     assert all(sides[name] == side for name, side in zip(after.ids, after.splits, strict=True))
     assert 10 <= before.splits.count("test") <= 38
+
+
+def test_a_quarter_of_each_class_is_held_out(tmp_path: Path) -> None:
+    write_folders(tmp_path, ["robin"], each=40)
+    write_folders(tmp_path, ["wren"], each=6)
+    write_folders(tmp_path, ["dunnock"], each=2)
+    write_folders(tmp_path, ["siskin"], each=1)
+    test = load(tmp_path).where("test")
+    counts = dict(zip(test.class_names, test.class_counts_K().tolist(), strict=True))
+    assert counts == {"dunnock": 1, "robin": 10, "siskin": 0, "wren": 2}
 
 
 def test_labels_go_through_the_map_to_the_recipes_classes(tmp_path: Path) -> None:
@@ -86,7 +96,7 @@ def test_hidden_files_and_other_files_are_passed_over(tmp_path: Path) -> None:
 def test_a_picture_outside_every_class_folder_is_named(tmp_path: Path) -> None:
     write_folders(tmp_path, ["wren"])
     write_picture(tmp_path / "stray.png", 1)
-    with pytest.raises(DataError, match=r"stray\.png' lies in no class folder"):
+    with pytest.raises(DataError, match=r"in no class folder: 'stray\.png'"):
         load(tmp_path)
 
 

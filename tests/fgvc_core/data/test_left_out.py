@@ -199,7 +199,7 @@ def test_a_folder_tree_of_any_depth_is_read_and_what_is_too_deep_is_left_out(
         assert len(table) == (3 if reason is None else 2)
         assert counts == ({} if reason is None else {reason: 1})
         if reason is not None:
-            with pytest.raises(DataError, match="cannot be listed: File name too long"):
+            with pytest.raises(DataError, match=r"cannot be listed: .*File name too long"):
                 load_table(DataSettings(name="folder", path=str(tmp_path)), tmp_path / "cache")
     finally:
         # Python 3.11's own way of clearing up after a test cannot go that deep.

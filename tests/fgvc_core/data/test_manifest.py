@@ -164,15 +164,56 @@ def test_a_validation_key_that_hashes_nothing_in_is_refused(tmp_path: Path) -> N
 
 @given(st.lists(st.text(), max_size=40), st.floats(0.0, 1.0))
 def test_sides_depend_on_nothing_but_the_name(names: list[str], fraction: float) -> None:
-    splits = held_out_splits(names, fraction)
-    alone = tuple(held_out_splits([name], fraction)[0] for name in names)
+    labels = ["a"] * len(names)
+    splits = held_out_splits(names, labels, fraction, "hashed")
+    alone = tuple(held_out_splits([name], ["a"], fraction, "hashed")[0] for name in names)
     assert splits == alone
     assert all(0.0 <= unit_interval(name, b"k") < 1.0 for name in names)
 
 
 def test_a_share_of_subjects_near_the_fraction_is_held_out() -> None:
-    splits = held_out_splits([f"patient {i}" for i in range(4000)], 0.25)
+    patients = [f"patient {i}" for i in range(4000)]
+    splits = held_out_splits(patients, ["x"] * 4000, 0.25, "hashed")
     assert abs(splits.count("test") / 4000 - 0.25) < 0.03
+    assert held_out_splits(patients, ["x"] * 4000, 0.25).count("test") == 1000
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), max_size=60),
+    st.floats(0.0, 0.9),
+    st.integers(0, 59),
+)
+def test_a_stratified_split_keeps_subjects_whole_and_every_class_on_both_sides(
+    rows: list[tuple[int, int]], fraction: float, gone: int
+) -> None:
+    # A subject has one label here, as most have.
+    label_of = {subject: str(label) for subject, label in reversed(rows)}
+    subjects = [str(subject) for subject, _ in rows]
+    labels = [label_of[subject] for subject, _ in rows]
+    splits = held_out_splits(subjects, labels, fraction)
+    side = dict(zip(subjects, splits, strict=True))
+    assert all(side[s] == split for s, split in zip(subjects, splits, strict=True))
+    for label in set(labels):
+        members = {s for s, own in zip(subjects, labels, strict=True) if own == label}
+        held = sum(side[s] == "test" for s in members)
+        assert abs(held - len(members) * fraction) <= 1.0
+        assert (held > 0) == (fraction > 0 and len(members) > 1)
+        assert held < len(members)
+    # Without one subject, at most one other of its class is on the other side.
+    left = [s for s in subjects if s != str(gone % 31)]
+    fewer = [label for s, label in zip(subjects, labels, strict=True) if s != str(gone % 31)]
+    after = dict(zip(left, held_out_splits(left, fewer, fraction), strict=True))
+    moved = {s for s in after if after[s] != side[s]}
+    assert len(moved) <= 1
+
+
+def test_a_subject_with_several_labels_counts_for_its_rarest() -> None:
+    subjects = ["a", "a", "b", "b", "c", "d", "e", "f"]
+    labels = ["common", "rare", "common", "rare", *["common"] * 4]
+    splits = held_out_splits(subjects, labels, 0.5)
+    side = dict(zip(subjects, splits, strict=True))
+    assert [side["a"], side["b"]].count("test") == 1
+    assert [side[s] for s in "cdef"].count("test") == 2
 
 
 def test_the_real_lesions_are_never_parted() -> None:

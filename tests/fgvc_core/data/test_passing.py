@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fgvc_core.data import files, passing
+from fgvc_core.data import files, passing, walking
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.decoding import decode_each
 from fgvc_core.data.files import FileSource
@@ -129,7 +129,7 @@ def test_a_listing_that_fails_for_a_moment_is_no_empty_folder(tmp_path, monkeypa
     with pytest.raises(PassingFault):
         table.source.missing()
     with pytest.raises(PassingFault):
-        list(files.tree_pictures(tmp_path, skipped=print))
+        list(walking.tree_pictures(tmp_path, print))
 
 
 def test_a_file_whose_key_cannot_be_read_for_a_moment_is_not_left_out(tmp_path, monkeypatch):

@@ -115,8 +115,9 @@ def test_a_check_names_each_refused_picture_and_why(tmp_path: Path) -> None:
     bomb(tmp_path / "tree" / "wren" / "bomb.png", 30_000, 30_000)
     settings = DataSettings(name="folder", path=str(tmp_path / "tree"))
     report = check_table(load_table(settings, tmp_path, require_pictures=False))
-    assert set(report.unreadable) == {"wren/link.png", "wren/bomb.png"}
-    assert "leads out of the data tree" in report.unreadable["wren/link.png"]
+    assert set(report.unreadable) == {"wren/bomb.png"}
+    assert report.unused.counts() == {"behind a link that leads out of the data tree": 1}
+    assert any("wren/link.png (to " in fault for fault in report.faults())
     assert "exceeds limit" in report.unreadable["wren/bomb.png"]
 
 

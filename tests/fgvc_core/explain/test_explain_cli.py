@@ -1,6 +1,7 @@
 """``fieldmark explain`` as it is typed."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ import fieldmark.cli
 from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
+from fgvc_core.explain.explaining import explain
 from fgvc_core.explain.pointing import randomised
 from fgvc_core.explain.sheet import overlay
+from fgvc_core.inference.taxonomy import Taxonomy
 from fgvc_core.inference.trained import load_trained
+from fgvc_core.inference.verdict import Judge
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
@@ -53,6 +57,39 @@ def test_a_sheet_and_a_page_show_each_picture_with_its_five_maps(run, tmp_path):
     text = (tmp_path / "why.html").read_text()
     assert text.count("<img") == 2 * 6
     assert "http" not in text.replace("http-equiv", "")
+    # The house's page: it follows the reader's theme, and fits a phone.
+    assert "prefers-color-scheme: dark" in text
+    assert "var(--paper)" in text
+    assert "width=device-width" in text
+    assert "Confidences are uncalibrated" in text
+
+
+def test_what_is_named_wrongly_is_red_and_what_is_not_sure_is_not(run):
+    chains = {
+        "jay": ("crows", "jay"),
+        "wren": ("songbirds", "wren"),
+        "robin": ("songbirds", "robin"),
+    }
+    taxonomy = Taxonomy(("family", "species"), tuple(chains.values()))
+    judge = Judge(tuple(chains), taxonomy, top_k=2)
+    shares = {"jay": [0.9, 0.05, 0.05], "songbirds": [0.1, 0.5, 0.4], "not sure": [0.4, 0.3, 0.3]}
+    model = SimpleNamespace(
+        class_names=tuple(chains),
+        model=load_trained(run).model,
+        logits=lambda views_NHWC: torch.log(torch.tensor(list(shares.values()))),
+    )
+    views_NHWC = np.zeros((3, 32, 32, 3), dtype=np.uint8)
+    for truth, wrong in (
+        ("jay", [False, True, False]),
+        ("robin", [True, False, False]),
+        (None, [False, False, False]),
+        ("owl", [True, True, False]),
+    ):
+        found = explain(
+            model, "abc", views_NHWC, [truth] * 3, lambda *_: np.zeros((3, 32, 32), "f4"), judge
+        )
+        assert [one.verdict.answer for one in found] == list(shares)
+        assert [one.wrong for one in found] == wrong
 
 
 def test_named_pictures_are_explained_and_their_names_escaped(run, tmp_path):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fgvc_core.data.transforms import square
 from fgvc_core.errors import DataError
+from fgvc_core.export import browser
 from fgvc_core.export.browser import find_runtime, make_page
 
 from .browser_lab import chromium, drop
@@ -71,6 +73,39 @@ def runtime(tmp_path_factory):
     if done.returncode:
         pytest.skip(f"npm could not fetch onnxruntime-web: {done.stderr[-200:]}")
     return folder / "node_modules"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js on this machine")
+def test_the_pages_square_is_the_products_also_of_thin_pictures(tmp_path):
+    """The page's own functions in Node: to the bit, and without resizing a thin picture whole."""
+    page = (Path(browser.__file__).parent / "browser.html").read_text()
+    script = page[page.index("const BITS") : page.index("// A PNG of 16 bits")]
+    shapes = [(90, 61), (61, 90), (32, 32), (500, 40), (2, 30_000)]
+    code = [script, "const fs = require('fs'); let at = 0;"]
+    for n, (width, height) in enumerate(shapes):
+        picture_HWC = noise_of(n, height, width)
+        (tmp_path / f"{n}.raw").write_bytes(picture_HWC.tobytes())
+        code.append(
+            f"{{ const size = 32, short = 37, [w, h] = [{width}, {height}];"
+            "const s = short / Math.min(w, h);"
+            "const [a, b] = [Math.max(halfToEven(w * s), size), Math.max(halfToEven(h * s), size)];"
+            f"const rgb = new Uint8Array(fs.readFileSync('{n}.raw'));"
+            f"fs.writeFileSync('{n}.out', centre(rgb, w, h, a, b, 'bicubic', size)); }}"
+        )
+    (tmp_path / "a.js").write_text("\n".join(code))
+    done = subprocess.run(
+        ["node", "--max-old-space-size=256", "a.js"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for n, (width, height) in enumerate(shapes):
+        expected = square(noise_of(n, height, width), 32, 32 / 37, "bicubic").astype(int)
+        out = np.frombuffer((tmp_path / f"{n}.out").read_bytes(), np.uint8).reshape(32, 32, 3)
+        thin = min(width, height) < 10
+        assert np.abs(expected - out).max() <= (2 if thin else 0)
+
+
+def noise_of(seed, height, width):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.slow

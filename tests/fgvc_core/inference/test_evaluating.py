@@ -17,11 +17,11 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.calibration import (
-    KEPT,
-    calibrate,
-    known_scores,
+    Calibration,
+    file_digest,
     read_calibration,
-    reliability,
+    sidecar,
+    write_calibration,
 )
 from fgvc_core.inference.intervals import (
     by_subject,
@@ -32,6 +32,7 @@ from fgvc_core.inference.intervals import (
 )
 from fgvc_core.inference.judging import Judged, logits_of, part_known
 from fgvc_core.inference.openset import auroc, open_set
+from fgvc_core.inference.reliability import reliability
 from fgvc_core.inference.scorecard import scorecard
 from fgvc_core.inference.subgroups import EMPTY, banded, subgroups
 from fgvc_core.inference.trained import load_trained
@@ -135,27 +136,6 @@ def test_an_interval_holds_its_own_figure_and_stays_a_share(seed, accuracy, subj
     found = by_subject(top1_parts(right_N), names, top1_of, draws=100)
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.value == pytest.approx(right_N.mean())
-
-
-def sampled(temperature, count=4000, classes=6, seed=0):
-    """Logits that are too sure by a known factor, with labels drawn from the true ones."""
-    rng = np.random.default_rng(seed)
-    true_NK = rng.normal(0, 2, (count, classes))
-    labels_N = (softmax(true_NK, axis=1).cumsum(axis=1) < rng.random((count, 1))).sum(axis=1)
-    return true_NK * temperature, np.minimum(labels_N, classes - 1)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_calibration_finds_the_temperature_and_takes_the_error_away(temperature):
-    logits_NK, labels_N = sampled(temperature)
-    fitted = calibrate(logits_NK, labels_N, checkpoint="0" * 64, on="made up")
-    assert fitted.temperature == pytest.approx(temperature, rel=0.06)
-    fresh_NK, fresh_N = sampled(temperature, seed=1)
-    assert reliability(fresh_NK, fresh_N, fitted.temperature).ece < 0.03
-    if temperature == 3.0:
-        assert reliability(fresh_NK, fresh_N).ece > 0.1
-    kept = (known_scores(fresh_NK, fitted.score, fitted.temperature) >= fitted.threshold).mean()
-    assert kept == pytest.approx(KEPT, abs=0.02)
 
 
 def test_bins_of_a_reliability_picture_count_every_answer_once():
@@ -280,6 +260,32 @@ def test_evaluate_calibrates_scores_groups_and_writes_a_page(run_dir, tmp_path):
     assert again == told
 
 
+def test_too_few_pictures_for_a_calibration_are_said_and_leave_none(run_dir, tmp_path):
+    few = tmp_path / "few"
+    for split in ("train", "test"):
+        folder = few / split / "Gilded wandtail"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (16, 16), (number, 90, 30)).save(folder / f"{number}.png")
+    options = ("--data", "folder", "--path", few, "--draws", "100")
+    sidecar(run_dir / "checkpoints/best.safetensors").write_text("an older one")
+    done = run(run_dir, "--calibrate", *options)
+    assert "not calibrated on 3 pictures" in done.stdout
+    assert "too few pictures to fit a temperature: 3, and 50 are needed" in done.stdout
+    assert "'none of these': too few pictures for a threshold" in done.stdout
+    assert "calibrated: temperature" not in done.stdout
+    checkpoint = run_dir / "checkpoints/best.safetensors"
+    assert read_calibration(checkpoint) is None
+    good = Calibration(
+        checkpoint=file_digest(checkpoint), temperature=1.5, examples=90, subjects=90, errors=9,
+        on="others", score="probability", threshold=0.2, false_refusals=0.05, refused=0.05,
+    )  # fmt: skip
+    write_calibration(good, checkpoint)
+    done = run(run_dir, "--calibrate", *options)
+    assert "the calibration that was there stays. Confidences are calibrated" in done.stdout
+    assert read_calibration(checkpoint) == good
+
+
 def test_evaluate_prints_a_table_and_measures_corrupted_pictures(run_dir):
     done = run(run_dir, "--robustness", "--draws", "100")
     assert "corrupted: top-1" in done.stdout
@@ -297,7 +303,7 @@ def test_calibration_takes_other_data_by_their_training_part_and_never_what_was_
 ):
     other = tmp_path / "other"
     rng = np.random.default_rng(7)
-    for split, count in (("train", 6), ("test", 3)):
+    for split, count in (("train", 24), ("test", 3)):
         for name in ("Gilded wandtail", "Russet lancet"):
             folder = other / split / name
             folder.mkdir(parents=True)
@@ -307,7 +313,11 @@ def test_calibration_takes_other_data_by_their_training_part_and_never_what_was_
     options = ("--draws", "100", "--json", "--data", "folder", "--path", other)
     told = json.loads(run(run_dir, "--calibrate", *options).stdout)
     assert told["calibration"]["on"] == "folder, training part"
-    assert (told["calibration"]["examples"], told["examples"]) == (12, 6)
+    # Two in 48 pictures were set aside for the threshold, and 48 fit no temperature.
+    assert told["calibration"]["temperature"] is told["temperature"] is None
+    assert told["calibration"]["why_not"].startswith("too few pictures")
+    assert told["decisions"]["unknown"] <= 1
+    assert (told["calibration"]["examples"], told["examples"]) == (48, 6)
     # Of the run's own kind, whatever path is given: its training part was learnt from.
     moved = run(run_dir, "--calibrate", "--draws", "100", "--json", "--data", "fieldmarks",
                 "--path", tmp_path)  # fmt: skip

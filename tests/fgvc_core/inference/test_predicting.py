@@ -1,9 +1,11 @@
 """``fieldmark predict``: every way to name pictures, every form of answer, nothing silent."""
 
 import csv
+import inspect
 import io
 import json
 import os
+import re
 import struct
 import zlib
 
@@ -16,15 +18,24 @@ from scipy.special import softmax
 from typer.testing import CliRunner
 
 import fieldmark.cli
+from fgvc_core.commands.predict import predict as command
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
-from fgvc_core.inference.calibration import Calibration, file_digest, write_calibration
+from fgvc_core.inference.calibration import (
+    Calibration,
+    confidence_of,
+    file_digest,
+    write_calibration,
+)
+from fgvc_core.inference.confidence import SURE, Confidence
+from fgvc_core.inference.contact_sheet import contact_sheet
 from fgvc_core.inference.finding import find_pictures
-from fgvc_core.inference.predicting import predict
+from fgvc_core.inference.predicting import Prediction, predict
 from fgvc_core.inference.taxonomy import Taxonomy, flat, read_taxonomy
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.inference.verdict import NONE_OF_THESE, Judge
 from fgvc_core.recipe import parse_recipe
+from fieldmark import library
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 RECIPE = parse_recipe("[data]\nimage_size = 32\n[model]\nbackbone = 'fieldmark_nano'\n")
@@ -110,7 +121,7 @@ def test_a_link_that_a_person_names_is_followed_and_one_in_a_folder_is_not(
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "link.jpg").symlink_to(card / "a.jpg")
     trained = load_trained(checkpoint)
-    judge = Judge(NAMES, TAXONOMY, None)
+    judge = Judge(NAMES, TAXONOMY)
     (named,) = predict(trained, judge, find_pictures([str(tmp_path / "elsewhere/link.jpg")]))
     (inside,) = predict(trained, judge, find_pictures([str(tmp_path / "elsewhere")]))
     assert named.verdict is not None
@@ -150,8 +161,8 @@ def test_the_table_says_that_confidences_are_uncalibrated_until_they_are_not(
     copy = tmp_path / "best.safetensors"
     copy.write_bytes(checkpoint.read_bytes())
     fitted = Calibration(
-        checkpoint=file_digest(copy), temperature=2.0, examples=40, on="validation",
-        ece_before=0.1, ece_after=0.02, score="probability", threshold=0.99, kept=0.95,
+        checkpoint=file_digest(copy), temperature=2.0, examples=40, subjects=40, errors=9,
+        on="validation", score="probability", threshold=0.99, false_refusals=0.05, refused=0.04,
     )  # fmt: skip
     write_calibration(fitted, copy)
     told = run(copy, card / "a.jpg").stdout
@@ -164,12 +175,94 @@ def test_a_calibration_of_another_checkpoint_is_refused(checkpoint, card, tmp_pa
     copy = tmp_path / "best.safetensors"
     copy.write_bytes(checkpoint.read_bytes())
     fitted = Calibration(
-        checkpoint="0" * 64, temperature=2.0, examples=40, on="validation", ece_before=0.1,
-        ece_after=0.02, score="logit", threshold=0.0, kept=0.95,
+        checkpoint="0" * 64, temperature=2.0, examples=40, subjects=40, errors=9,
+        on="validation", score="logit", threshold=0.0, false_refusals=0.05, refused=0.04,
     )  # fmt: skip
     write_calibration(fitted, copy)
     with pytest.raises(DataError, match="fitted for another checkpoint"):
         run(copy, card / "a.jpg")
+
+
+def judged(rule, logits, taxonomy=TAXONOMY):
+    return Judge(NAMES, taxonomy, rule)(np.array([logits], dtype=np.float64))[0]
+
+
+def test_an_answer_is_never_a_class_where_the_model_is_not_sure_and_says_why():
+    shares = np.log([0.30, 0.47, 0.23])
+    unsure = judged(Confidence(), shares)
+    assert (unsure.answer, unsure.sure, unsure.level) == ("not sure", False, "")
+    assert unsure.reason == "largest share 0.47 below 0.80"
+    assert unsure.top[0][0] == "wren"
+    assert unsure.confidence == pytest.approx(0.47)
+    coarse = judged(Confidence(), np.log([0.1, 0.5, 0.4]))
+    assert (coarse.answer, coarse.sure, coarse.level) == ("songbirds", True, "family")
+    assert coarse.reason == "species open: largest share 0.50 below 0.80"
+    fine = judged(Confidence(), np.log([0.02, 0.95, 0.03]))
+    assert (fine.answer, fine.sure, fine.level, fine.reason) == ("wren", True, "species", "")
+    strange = judged(Confidence(threshold=0.99), np.log([0.02, 0.95, 0.03]))
+    assert (strange.answer, strange.sure, strange.level) == (NONE_OF_THESE, False, "")
+    assert strange.reason == "unlike the training pictures: largest share 0.95 below 0.99"
+    energy = judged(Confidence(score="energy", threshold=3.5), [1.0, 2.0, 1.0], flat(NAMES))
+    assert energy.reason == "unlike the training pictures: energy of the logits 2.55 below 3.50"
+
+
+def test_a_name_has_to_be_sure_without_the_calibration_too():
+    # A temperature of a half makes 0.72 of 0.62: no picture is named that was not before.
+    logits = np.log([0.02, 0.62, 0.36])
+    sharper = judged(Confidence(temperature=0.5, sure=0.7), logits, flat(NAMES))
+    assert sharper.confidence == pytest.approx(0.747, abs=1e-3)
+    assert (sharper.answer, sharper.sure) == ("not sure", False)
+    assert sharper.reason == "largest share 0.62 without the calibration, below 0.70"
+
+
+@given(
+    st.lists(st.floats(-12, 12), min_size=3, max_size=3),
+    st.floats(0.25, 8.0),
+    st.floats(0.34, 1.0),
+    st.none() | st.floats(0.0, 1.0),
+)
+def test_calibration_names_nothing_that_was_not_named_before(logits, temperature, sure, threshold):
+    before = judged(Confidence(sure=sure), logits)
+    after = judged(Confidence(temperature=temperature, sure=sure, threshold=threshold), logits)
+    levels = ["", *TAXONOMY.levels]
+    assert levels.index(after.level) <= levels.index(before.level)
+    if sure > 0.5 and after.level == before.level != "":
+        assert after.answer == before.answer
+
+
+def test_the_default_of_predict_is_the_rules():
+    assert confidence_of(None) == Confidence(sure=SURE)
+    assert inspect.signature(library.predict).parameters["sure"].default == SURE
+    assert inspect.signature(command).parameters["sure"].default == SURE
+
+
+def test_csv_and_json_lines_say_the_same_of_a_picture(checkpoint, card):
+    table = run(checkpoint, card / "a.jpg", "--csv").stdout
+    (row,) = csv.DictReader(io.StringIO(table))
+    one = json.loads(run(checkpoint, card / "a.jpg", "--json").stdout)
+    keys = ("answer", "level", "reason")
+    assert [row[key] for key in keys] == [one[key] for key in keys]
+    assert (row["sure"], row["unknown"]) == (str(one["sure"]).lower(), str(one["unknown"]).lower())
+    # An untrained model of three classes is sure of nothing.
+    assert (one["answer"], one["sure"], one["level"]) == ("not sure", False, "")
+    assert one["reason"].startswith("largest share 0.")
+
+
+def test_the_contact_sheet_shows_the_least_sure_first_not_the_alphabet(checkpoint):
+    trained = load_trained(checkpoint)
+    judge = Judge(NAMES, flat(NAMES), Confidence(threshold=0.4))
+    shares = {
+        "a": [0.96, 0.02, 0.02], "b": [0.01, 0.98, 0.01], "c": [0.01, 0.88, 0.11],
+        "d": [0.5, 0.3, 0.2], "e": [0.6, 0.2, 0.2], "f": [0.34, 0.33, 0.33],
+        "g": [0.05, 0.05, 0.90],
+    }  # fmt: skip
+    verdicts = judge(np.log(np.array(list(shares.values()))))
+    seen = [Prediction(name, one) for name, one in zip(shares, verdicts, strict=True)]
+    page = contact_sheet(trained, judge, seen)
+    assert re.findall(r'class="file" title="(.)"', page) == list("fdecbga")
+    assert re.findall(r"<h2>([a-z ]+) <small>", page) == [
+        "none of these", "not sure", "wren", "robin", "jay",
+    ]  # fmt: skip
 
 
 def test_the_contact_sheet_is_one_file_that_asks_for_nothing(checkpoint, card, tmp_path):
@@ -191,7 +284,7 @@ def test_threads_and_chunks_change_no_answer_and_no_order(checkpoint, tmp_path):
         Image.fromarray(rng.integers(0, 256, (33, 33, 3), dtype=np.uint8)).save(
             tmp_path / f"{number:02d}.png"
         )
-    trained, judge = load_trained(checkpoint), Judge(NAMES, TAXONOMY, None)
+    trained, judge = load_trained(checkpoint), Judge(NAMES, TAXONOMY)
     found = find_pictures([str(tmp_path)])
     told = []
     one, three = (list(predict(trained, judge, found, threads=n)) for n in (1, 3))
@@ -205,7 +298,7 @@ def test_threads_and_chunks_change_no_answer_and_no_order(checkpoint, tmp_path):
 
 @given(st.lists(st.floats(-8, 8), min_size=3, max_size=3), st.floats(0.34, 1.0))
 def test_an_answer_is_the_finest_name_with_enough_probability(logits, sure):
-    verdict = Judge(NAMES, TAXONOMY, None, top_k=3, sure=sure)(np.array([logits]))[0]
+    verdict = Judge(NAMES, TAXONOMY, Confidence(sure=sure))(np.array([logits]))[0]
     p = dict(zip(NAMES, softmax(logits), strict=True))
     families = {"crows": p["jay"], "songbirds": p["wren"] + p["robin"]}
     if max(p.values()) >= sure:
@@ -214,7 +307,9 @@ def test_an_answer_is_the_finest_name_with_enough_probability(logits, sure):
         assert verdict.level == "family"
         assert verdict.confidence == pytest.approx(families[verdict.answer])
     else:
-        assert verdict.level == ""
+        assert (verdict.level, verdict.answer) == ("", "not sure")
+    assert verdict.sure == (verdict.level != "")
+    assert (verdict.reason == "") == (verdict.level == "species")
     assert verdict.top[0][1] == pytest.approx(max(p.values()))
 
 

@@ -24,13 +24,14 @@ class Scripted:
     def evaluate(self, examples, batch_size):
         if not len(examples):
             return Evaluation(np.zeros((2, 2), dtype=np.int64), 0.0), None
-        right, loss = self.scores[len(self.stretches) - 1]
+        right, loss = self.scores[len(self.stretches)]
         return Evaluation(np.array([[right, 10 - right], [0, 0]]), loss), None
 
 
-def run(scores, rounds=None, patience=0, held=(1, 2), epochs=1):
-    learner = Scripted(scores, epochs)
-    rounds = rounds or len(scores)
+def run(scores, patience=0, held=(1, 2), epochs=1, start=0):
+    """One round for each score; ``start`` is that of the model before round 1."""
+    learner = Scripted([start, *scores], epochs)
+    rounds = len(scores)
     return learner, train_alone(learner, [0], list(held), rounds, patience, 8, "alone")
 
 
@@ -46,10 +47,18 @@ def test_of_equal_top1_the_smaller_loss_wins_and_of_equal_both_the_earlier():
     assert run([(5, 3.0), (5, 3.0)])[1].best_round == 1
 
 
-def test_patience_ends_it_after_so_many_rounds_without_a_better_one():
-    learner, done = run([3, 8, 5, 7, 6, 10], patience=3)
-    assert len(learner.stretches) == 5
-    assert (done.best_round, done.passes) == (2, 5)
+def test_a_start_that_no_round_improves_is_the_model_that_is_taken():
+    done = run([3, 8, 5], start=9)[1]
+    assert (done.best_round, done.tensors["w"], done.passes) == (0, 0, 3)
+    learner, done = run([], start=4)
+    assert (done.best_round, done.passes, learner.stretches) == (0, 0, [])
+
+
+def test_patience_ends_it_after_as_many_rounds_as_a_federation():
+    # The scores of round 5, the third without a better one, come with the replies of round 6.
+    learner, done = run([3, 8, 5, 7, 6, 1, 10], patience=3)
+    assert len(learner.stretches) == 6
+    assert (done.best_round, done.passes) == (2, 6)
     learner, done = run([3, 8, 5, 7, 9, 6], patience=3)
     assert (len(learner.stretches), done.best_round) == (6, 5)
 

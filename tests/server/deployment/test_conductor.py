@@ -80,6 +80,20 @@ def test_a_wanted_run_is_started_and_announced_under_the_coordinators_key(rig, f
     assert parse_recipe(found.recipe).digest == found.recipe_digest
 
 
+def test_a_site_added_later_is_asked_unless_the_recipe_names_others(rig, folder):
+    _, conductor, run_dir = rig
+    conductor.step()
+    assert list(read_allow_list(run_dir)) == ["lyon"]
+    AllowList(folder).add("turku", public_text(new_key().public_key()))
+    conductor.step()
+    assert list(read_allow_list(run_dir)) == ["lyon", "turku"]
+    recipe = parse_recipe((run_dir / "recipe.toml").read_text(), ["federation.sites=['turku']"])
+    (run_dir / "recipe.toml").write_text(recipe.to_toml())
+    AllowList(folder).add("riga", public_text(new_key().public_key()))
+    conductor.step()
+    assert list(read_allow_list(run_dir)) == ["turku"]
+
+
 @pytest.mark.parametrize(
     "details",
     ["died: its process was ended by signal 9", "RunInterrupted: stopped", "", "No heartbeat"],

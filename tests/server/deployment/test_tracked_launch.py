@@ -3,10 +3,12 @@ from typer.testing import CliRunner
 
 import fieldmark.cli
 from fgvc_core.errors import ConfigurationError
+from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import load_recipe, parse_recipe
+from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.launching import launch
 from fieldmark.server.deployment.settings import read_settings, write_settings
-from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.home import CoordinatorHome, read_allow_list
 
 
 def tracked(run_dir):
@@ -37,3 +39,17 @@ def test_a_wrong_setting_is_refused_before_a_run_is_made(folder, tiny):
     with pytest.raises(ConfigurationError, match="tensorbord"):
         launch(folder, parse_recipe(tiny.to_toml()))
     assert not list((folder / "runs").iterdir())
+
+
+def test_a_run_asks_the_sites_that_its_recipe_names(folder, tiny):
+    AllowList(folder).add("turku", public_text(new_key().public_key()))
+    named = parse_recipe(tiny.to_toml(), ["federation.sites=['turku']"])
+    run_dir = launch(folder, named)
+    assert list(read_allow_list(run_dir)) == ["turku"]
+    # Sites are not told which others there are, and the recipe's digest does not depend on it.
+    assert named.announced.federation.sites == ()
+    assert named.digest == tiny.digest
+    wrong = parse_recipe(tiny.to_toml(), ["federation.sites=['turko']"])
+    with pytest.raises(ConfigurationError, match="'turko' is no registered site") as refused:
+        launch(folder, wrong)
+    assert "turku" in refused.value.remedy

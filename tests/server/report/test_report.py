@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from legible import figures_of
 from PIL import Image
 
 from fgvc_core.errors import DataError
@@ -312,7 +313,8 @@ def test_a_long_run_of_many_classes_with_photographs_stays_below_three_megabytes
     assert told.count("evidence for") == 12
     assert 18 < told.count("<img") < 72
     assert "… and 1,566 more, in events.jsonl" in text_of(page)
-    assert text_of(page).count("The update's norm is 3.5 times") == 2
+    # On the first screen, by reason, and in order of time.
+    assert text_of(page).count("The update's norm is 3.5 times") == 3
 
 
 def test_refusals_are_counted_by_reason_whatever_their_numbers(tmp_path):
@@ -394,6 +396,87 @@ def test_a_torn_last_event_is_forgiven_and_a_torn_middle_is_not(tmp_path):
     events.write_text('{"event": "re\n' + whole)
     with pytest.raises(DataError, match="line 1"):
         render(run)
+
+
+def test_every_label_is_legible_on_a_phone(tmp_path):
+    busy, plain = busy_run(tmp_path / "run"), write_run(tmp_path / "plain")
+    figures = [f for run in (busy, plain) for f in figures_of(render(run).read_text())]
+    titles = {figure.title for figure in figures}
+    assert len(titles) == 7
+    for figure in figures:
+        assert figure.smallest_px >= 11, figure.title
+        assert figure.outside == [], figure.title
+        assert figure.overlapping == [], figure.title
+
+
+def test_no_tick_is_odd_and_shares_are_in_percent(tmp_path):
+    run = write_run(tmp_path / "run", compare=False)
+    history = json.loads((run / "metrics.json").read_text())["history"]
+    history = [{**history[0], "round": r, "top1": r / 60, "loss": 2.6 / r, "bytes_up": 650_000}
+               for r in range(1, 49)]  # fmt: skip
+    page = render(changed(run, history=history, rounds=48)).read_text()
+    ticks = {figure.title: figure.ticks for figure in figures_of(page)}
+    rounds = ["10", "20", "30", "40"]
+    assert ticks["Top-1 over rounds"] == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %", *rounds]
+    assert ticks["Mean training loss over rounds"] == ["0", "1", "2", "3", *rounds]
+    assert ticks["Megabytes a round"] == ["0", "0.5", "1", *rounds]
+
+
+def test_every_cell_of_a_folded_table_names_its_column(tmp_path):
+    page = render(busy_run(tmp_path / "run")).read_text()
+    cells = re.findall(r"<td[^>]*>", page)
+    assert len(cells) > 100
+    assert all('data-label="' in cell and 'role="cell"' in cell for cell in cells)
+    sites = page[page.index('id="sites"') : page.index('id="classes"')]
+    row = sites[sites.index(">site-1<") :]
+    assert re.findall(r'data-label="([^"]*)"', row)[:5] == [
+        "Training pictures", "Rounds", "Refused", "Top-1", "Macro-F1",
+    ]  # fmt: skip
+    style = page[: page.index("</style>")]
+    assert "content: attr(data-label)" in style
+    # The fold is for all tables: none scrolls out of sight on a phone.
+    assert ".scroll { overflow: visible; }" in style[style.index("max-width: 640px") :]
+
+
+def test_recall_bars_share_one_axis_and_show_how_sure_they_are(tmp_path):
+    run = write_run(tmp_path / "run")
+    few, many = ({"name": f"C{n}", "support": n, "top1": 0.9, "precision": 0.8, "f1": 0.8}
+                 for n in (10, 1000))  # fmt: skip
+    page = render(changed(run, classes=[few, many])).read_text()
+    assert ">0</span><span>50</span><span>100 %</span>" in page
+    assert page.count('<span class="meter"><b style="width:90.0%"></b>') == 2
+    # Wilson (1927): the interval of 9 of 10 is 59.6 to 98.2 %.
+    whiskers = re.findall(r'<i style="left:([\d.]+)%;width:([\d.]+)%">', page)
+    assert whiskers[0] == ("59.6", "38.6")
+    assert float(whiskers[1][1]) < 4
+
+
+def test_refusals_are_on_the_first_screen(tmp_path):
+    page = render(write_run(tmp_path / "run"))
+    header = page.read_text().partition("</header>")[0]
+    told = " ".join(unescape(re.sub(r"<[^>]+>", " ", header)).split())
+    assert "Replies refused 1" in told
+    assert "1 reply refused, of site-1, in round 2: late." in told
+    sound = render(changed(write_run(tmp_path / "sound"))).read_text().partition("</header>")[0]
+    assert "Not every reply counted" not in sound
+
+
+def test_a_comparison_says_what_differs_with_its_interval(tmp_path):
+    run = write_run(tmp_path / "run")
+    comparison = json.loads((run / "compare.json").read_text())
+    row = {"top1": 0.75, "macro_f1": 0.7, "top1_interval": [0.70, 0.79]}
+    less = {"value": -0.004, "low": -0.013, "high": 0.005, "told": "no difference"}
+    comparison |= {"federated": row, "pooled": row, "plain": row, "seeds": [7],
+                   "differences": {"pooled": {"top1": less}, "plain": {"top1": less}},
+                   "notes": ["One seed: read with care."]}  # fmt: skip
+    (run / "compare.json").write_text(json.dumps(comparison))
+    page = render(run)
+    told = re.sub(r"\s+", " ", text_of(page))
+    row = "Plain regression, pooled 75.0 % 70.0 % -0.4 points (-1.3 to +0.5): no difference"
+    assert row in told
+    assert "One seed: read with care." in told
+    assert "Top-1 87.7 % 95 %: 70.0 to 79.0 %" in told
+    assert page.read_text().count('class="whisker"') == 3 * 3
 
 
 def _chromium() -> str | None:

@@ -9,6 +9,7 @@ from flwr.app import Message
 from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.flower.internals import enter_run, give_id
 from fgvc_core.flower.records import to_array_record, to_content
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key, public_text, write_private
 from fgvc_core.protocol.messages import Reply, Request, Scores, seal
 from fgvc_core.recipe import parse_recipe
@@ -73,6 +74,7 @@ class Puppets:
             **fields, site=site, code="ok", examples=10, loss=1.0,
             scores=None if body.kind == "roll_call" or values.get("silent") else scores,
             public_key=public_text(key.public_key()) if body.kind == "roll_call" else "",
+            code_digest=code_digest(),
             tensors={n: t.digest() for n, t in packed.items()},
         )  # fmt: skip
         return Message(to_content(seal(key, reply), to_array_record(packed)), reply_to=message)

@@ -1,5 +1,7 @@
 """Who is let in at the roll call, who comes and goes, and who is called again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import Error, Message
@@ -12,6 +14,8 @@ from fgvc_core.protocol.keys import new_key
 from fgvc_core.protocol.messages import Request, new_nonce, unseal
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.ledger_memory import FOLDER, link_memory, write_units
+
+OTHER = "0123456789abcdef" * 4
 
 
 def test_each_registered_site_is_found_at_its_node(exchange):
@@ -33,10 +37,13 @@ def test_each_registered_site_is_found_at_its_node(exchange):
         (answering("site-2", public_key=""), "cannot be read"),
         (answering("site-2", tensors={"w": np.ones(2, np.float32)}), "carries tensors"),
         (answering("site-2", examples=10**9), "declares 1000000000 units"),
+        (answering("site-2", version="9.9.9", code_digest=OTHER), "Site 'site-2' runs Fieldmark 9"),
+        (answering("site-2", code_digest=OTHER), f"add '{OTHER}' to accept_code"),
+        (answering("site-2", code_digest=""), "(code none)"),
         (lambda request: None, "No answer"),
     ],
     ids=["stranger", "forged", "wrong name", "twice", "replayed", "another run", "refused",
-         "no key", "tensors", "units", "silent"],
+         "no key", "tensors", "units", "another version", "other code", "no code", "silent"],
 )  # fmt: skip
 def test_a_node_that_proves_nothing_is_left_out_with_its_reason(exchange, wrong, said):
     call, _ = exchange(answering("site-1"), wrong)
@@ -46,6 +53,13 @@ def test_a_node_that_proves_nothing_is_left_out_with_its_reason(exchange, wrong,
     (refused,) = [event for event in told if not event["accepted"]]
     assert said in refused["reason"]
     assert (refused["site"], refused["node"]) == (None, 3)
+
+
+def test_other_code_is_admitted_where_the_coordinator_names_it(exchange):
+    call, home = exchange(answering("site-1"), answering("site-2", code_digest=OTHER))
+    changed = home.settings.model_copy(update={"accept_code": (OTHER,)})
+    call._home = replace(home, settings=changed)
+    assert call.roll_call() == ["site-1", "site-2"]
 
 
 def test_a_site_keeps_to_the_units_that_it_has_declared_until_they_are_accepted(exchange, tmp_path):

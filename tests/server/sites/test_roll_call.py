@@ -2,20 +2,24 @@
 
 import json
 from dataclasses import replace
+from io import StringIO
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nodes_lab import KEYS, Nodes, answering
+from rich.console import Console
 
 import fieldmark.server.sites.roll_call
+from fgvc_core.errors import RunFailed
 from fgvc_core.protocol.keys import new_key
 from fieldmark.server.deployment.following import view_of
 from fieldmark.server.ledger_memory import FOLDER, NODES, link_memory
-from fieldmark.server.sites.roll_call import GRACE_S
+from fieldmark.server.live import LiveView
+from fieldmark.server.sites.roll_call import GRACE_S, LATEST_S
 
-ROLL_CALL_S, LONGEST_S, POLL_S = 60.0, 300.0, 1.0
+ROLL_CALL_S, LONGEST_S, WAIT_S, POLL_S = 60.0, 300.0, 100.0, 1.0
 NEVER = None
 SITES = ("site-1", "site-2", "site-3")
 
@@ -60,7 +64,9 @@ def called(third, exchange, monkeypatch):
 
     def call(*after):
         made, home = exchange(*map(answering, SITES), grid=Timed)
-        changed = home.settings.model_copy(update={"roll_call_s": ROLL_CALL_S, "poll_s": POLL_S})
+        changed = home.settings.model_copy(
+            update={"roll_call_s": ROLL_CALL_S, "poll_s": POLL_S, "wait_for_sites_s": WAIT_S}
+        )
         made._home = replace(home, settings=changed)
         grid = made._grid
         grid.after = dict(zip(grid.answers, after, strict=True))
@@ -92,10 +98,99 @@ def test_a_quorum_that_comes_later_is_waited_for_and_then_a_grace_for_the_rest(c
     assert made.roll_call() == ["site-1", "site-2", "site-3"]
 
 
-def test_without_a_quorum_it_closes_after_the_longest_time_with_who_has_come(called):
+def test_one_of_three_sites_is_no_federation(called, exchange):
     made, grid = called(1.0, NEVER, NEVER)
-    assert made.roll_call() == ["site-1"]
-    assert grid.now == pytest.approx(LONGEST_S, abs=2 * POLL_S)
+    with pytest.raises(RunFailed, match="1 of the 3 sites that were asked take part") as failed:
+        made.roll_call()
+    assert "needs 2. Missing: site-2: away; site-3: away." in failed.value.what
+    assert grid.now == pytest.approx(LONGEST_S + WAIT_S, abs=3 * POLL_S)
+    (waiting,) = [e for e in exchange.events() if e["event"] == "waiting_for_sites"]
+    assert waiting["present"] == ["site-1"]
+    assert waiting["needed"] == 2
+    assert waiting["waiting_for"] == {"site-2": "away", "site-3": "away"}
+    view = view_of(made._home.run_dir)
+    assert view.sites["site-2"].state == "waited for"
+    with StringIO() as told:
+        LiveView(made._home.recipe, Console(file=told, width=200))(waiting)
+        assert "a round needs 2: waiting for site-2 (away), site-3 (away)" in told.getvalue()
+
+
+def test_a_quorum_that_is_short_is_waited_for(called):
+    made, grid = called(1.0, NEVER, LONGEST_S + WAIT_S / 2)
+    assert made.roll_call() == ["site-1", "site-3"]
+    assert grid.now == pytest.approx(LONGEST_S + WAIT_S / 2, abs=3 * POLL_S)
+
+
+def test_a_round_waits_for_a_site_that_went_away_until_a_quorum_is_back(called):
+    made, grid = called(1.0, 1.0, NEVER)
+    made.roll_call()
+    node = made.nodes["site-2"]
+    answer = grid.answers.pop(node)
+    with pytest.raises(RunFailed, match="site-2: away"):
+        made.refresh()
+    grid.answers[node] = answer
+    assert made.refresh() == ["site-1", "site-2"]
+
+
+def deciding(site, grid, at):
+    """Answers of a site whose people approve the run at a time, or never."""
+    waits, agrees = answering(site, code="awaiting-approval"), answering(site)
+    return lambda asked: (waits if at is NEVER or grid.now < at else agrees)(asked)
+
+
+def test_a_run_waits_until_a_quorum_of_people_has_approved_it(called, exchange):
+    made, grid = called(1.0, 1.0, 1.0)
+    for node, site, at in ((3, "site-2", 7200.0), (4, "site-3", NEVER)):
+        grid.answers[node] = deciding(site, grid, at)
+    made._home = replace(
+        made._home, settings=made._home.settings.model_copy(update={"wait_for_approval_s": 1e5})
+    )
+    assert made.roll_call() == ["site-1", "site-2"]
+    # Asked more and more seldom, at most ten minutes after the yes.
+    assert 7200.0 <= grid.now <= 7200.0 + LATEST_S + 2 * POLL_S
+    assert len([m for m in grid.sent.values() if m.metadata.dst_node_id == 4]) < 60
+    pending = [e["site"] for e in exchange.events() if e["event"] == "awaiting_approval"]
+    assert pending == ["site-2", "site-3"]
+    waiting = [e for e in exchange.events() if e["event"] == "waiting_for_sites"]
+    assert waiting[0]["waiting_for"]["site-2"] == "nobody there has approved the run yet"
+    view = view_of(made._home.run_dir)
+    assert view.sites["site-3"].state == "awaits approval"
+
+
+def test_a_yes_during_the_run_counts_from_the_next_round_on(called):
+    made, grid = called(1.0, 1.0, 1.0)
+    grid.answers[4] = deciding("site-3", grid, 500.0)
+    assert made.roll_call() == ["site-1", "site-2"]
+    assert made.refresh() == ["site-1", "site-2"]
+    grid.now = 1200.0
+    made.refresh()
+    grid.now += 2.0
+    assert made.refresh() == ["site-1", "site-2", "site-3"]
+
+
+def test_a_run_that_too_few_approve_ends_after_the_time_for_it(called):
+    made, grid = called(1.0, 1.0, 1.0)
+    for node, site in ((2, "site-1"), (3, "site-2"), (4, "site-3")):
+        grid.answers[node] = deciding(site, grid, NEVER)
+    made._home = replace(
+        made._home, settings=made._home.settings.model_copy(update={"wait_for_approval_s": 1000.0})
+    )
+    with pytest.raises(RunFailed, match="0 of the 3 sites that were asked take part") as failed:
+        made.roll_call()
+    assert "site-1: nobody there has approved the run yet" in failed.value.what
+    assert 1000.0 <= grid.now <= 1000.0 + ROLL_CALL_S
+
+
+def test_a_no_by_the_sites_policy_ends_the_wait_for_it(called):
+    made, grid = called(1.0, 1.0, 1.0)
+    refused = answering("site-2", code="refused-policy", reason="policy.expires")
+    for node in (3, 4):
+        first = deciding(f"site-{node - 1}", grid, NEVER)
+        later = refused if node == 3 else answering("site-3", code="refused-policy", reason="no")
+        grid.answers[node] = lambda asked, f=first, n=later: (f if grid.now < 50 else n)(asked)
+    with pytest.raises(RunFailed, match=r"site-2: policy\.expires; site-3: no"):
+        made.roll_call()
+    assert made.undecided == {}
 
 
 def test_who_answers_after_it_is_in_from_the_next_round_on(called):
@@ -114,13 +209,16 @@ def test_it_closes_in_time_and_leaves_out_nobody_who_answered_before(called, aft
     quorum = came[1] if len(came) > 1 else LONGEST_S
     latest = min(max(ROLL_CALL_S, quorum + GRACE_S), LONGEST_S) + 3 * POLL_S
     try:
-        present = made.roll_call()
-    except fieldmark.server.sites.roll_call.RunFailed:
-        present = []
+        made.roll_call()
+    except RunFailed:
+        latest += WAIT_S
+        assert sum(a <= LONGEST_S for a in came) < 2
+    if len(made.nodes) > 1 and quorum > LONGEST_S:
+        latest = quorum + 3 * POLL_S
     assert grid.now <= latest
     answered = zip(SITES, after, strict=True)
     before = {site for site, a in answered if a is not NEVER and a < grid.now - POLL_S}
-    assert before <= set(present)
+    assert before <= set(made.nodes)
 
 
 def test_who_was_waited_for_is_named_in_the_events_and_in_the_status(called, exchange, tmp_path):

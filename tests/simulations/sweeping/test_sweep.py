@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from legible import figures_of
 from tests_recipe import TINY
 from typer.testing import CliRunner
 
 import fieldmark.cli
+import fieldmark.server.report
 from fgvc_core.errors import ConfigurationError, FieldmarkError, PolicyRefusal, RunFailed
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import load_recipe
@@ -251,6 +254,26 @@ def test_the_csv_files_and_the_page_say_what_the_json_says(tmp_path, tiny_file, 
     assert page.count('<svg class="figure"') == 2
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
+    for figure in figures_of(page):
+        assert figure.smallest_px >= 11
+        assert (figure.outside, figure.overlapping) == ([], [])
+    assert all("data-label=" in cell for cell in re.findall(r"<td[^>]*>", page))
+    # Half a point per seed, and four and a half between the settings, under either seed.
+    assert told["in_words"] == "alpha 5 is best"
+    assert "alpha 5 is best (55.4" in page
+
+
+@pytest.mark.parametrize("names", [None, ("dirichlet-with-a-long-name", "iid", "subjects")])
+def test_labels_of_any_axis_are_legible_and_apart(names):
+    ticks = (0.1, 0.15, 0.2) if names is None else (0.0, 1.0, 2.0)
+    marks = tuple(Mark(x, 0.83 + x / 100, 0.004, ((x, 0.83),)) for x in ticks)
+    axis = Horizontal("some.section.with.a.very.long.key_of_a_setting", ticks, names)
+    drawn = draw("t", axis, [Series("", marks)], "top-1, held-out test")
+    style = (Path(fieldmark.server.report.__file__).parent / "page.css").read_text()
+    (figure,) = figures_of(f"<style>{style}</style>{drawn}")
+    assert figure.smallest_px >= 11
+    assert (figure.outside, figure.overlapping) == ([], [])
+    assert all(tick.endswith(" %") for tick in figure.ticks if tick[0] == "8")
 
 
 def test_the_axis_is_logarithmic_where_it_spans_a_factor_of_ten():

@@ -1,0 +1,197 @@
+"""Layout of a tree of class folders: wrapping, split and part folders, told from their names."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from fgvc_core.data.files import first_few
+from fgvc_core.data.table import Split
+
+Role = Split | None
+"""Split that a folder's pictures belong to; None: decided by a hash."""
+
+_AROUND = (
+    "set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "split",
+    "input", "samples", "files",
+)  # fmt: skip
+_USUAL = {
+    "train": ("train", "training", "trn", "trainval", "trainvalidation", "tr"),
+    "val": ("val", "valid", "validation", "dev", "development"),
+    "test": ("test", "testing", "tst", "holdout", "heldout", "eval", "evaluation"),
+    "pool": ("pool", "unlabelled", "unlabeled"),
+}
+_NAMES = {name: kind for kind, names in _USUAL.items() for name in names}
+_PART = re.compile(
+    r"(?P<stem>.*?)[ _.-]*(?:part|chunk|shard|volume|vol|disk|disc|dvd|zip|archive|tranche)"
+    r"[ _.-]*[0-9]{1,3}",
+    re.IGNORECASE,
+)
+
+
+def usual_split(name: str) -> str | None:
+    """The split that a folder's name means: train, val, test, pool, or None.
+
+    >>> [usual_split(n) for n in ("Train", "test_images", "val2017", "training-set", "trainer")]
+    ['train', 'test', 'val', 'train', None]
+    """
+    plain = re.sub(r"[^a-z]", "", re.sub(r"(?<=[a-z])[0-9]+$", "", name.casefold()))
+    if not plain or re.search(r"[0-9]", re.sub(r"[0-9]+$", "", name)):
+        return None
+    candidates = [plain]
+    for word in _AROUND:
+        candidates += [plain.removesuffix(word), plain.removeprefix(word)]
+    return next((_NAMES[each] for each in candidates if each in _NAMES), None)
+
+
+def is_part(names: Iterable[str]) -> bool:
+    """Whether all of two or more folders are numbered parts of one whole.
+
+    >>> is_part(["HAM10000_images_part_1", "HAM10000_images_part_2"]), is_part(["part_1"])
+    (True, False)
+    """
+    matches = [_PART.fullmatch(name) for name in names]
+    return (
+        len(matches) > 1
+        and len({m and m["stem"].casefold() for m in matches}) == 1
+        and all(matches)
+    )
+
+
+@dataclass
+class _Node:
+    files: int = 0
+    below: dict[str, "_Node"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the folders of a tree are understood.
+
+    Attributes:
+        roles: Folder (its parts) whose subfolders are classes -> the split of its pictures.
+        pools: Folders whose pictures have no labels.
+        how: Sentences for people.
+    """
+
+    roles: dict[tuple[str, ...], Role]
+    pools: frozenset[tuple[str, ...]]
+    how: tuple[str, ...]
+
+    def place(self, parts: Sequence[str]) -> tuple[str | None, Role] | None:
+        """(label, split) of a path's parts, the last of which is the file; None: no class."""
+        for depth in range(len(parts)):
+            top = tuple(parts[:depth])
+            if top in self.pools:
+                return None, "pool"
+            if top in self.roles:
+                return (parts[depth], self.roles[top]) if depth + 1 < len(parts) else None
+        return None
+
+    def within_split(self, parts: Sequence[str]) -> bool:
+        """Whether a path is below one of the folders that the layout reads."""
+        tops = [*self.roles, *self.pools]
+        return any(tuple(parts[: len(top)]) == top for top in tops)
+
+
+def understand(paths: Iterable[Sequence[str]]) -> Layout:
+    """Tell wrapping, split and part folders from class folders.
+
+    - A folder with nothing beside it, that holds only folders, wraps the tree.
+    - Folders are splits if one is called like a training split, or if two or more are and all of
+      them are called like splits; any case, with words such as ``images`` or ``set`` around.
+    - Folders that are numbered parts (``..._part_1``, ``..._part_2``) are read as one.
+    - Folders on the first level that is none of these are classes.
+
+    Args:
+        paths: Parts of each picture's path, the file's name last.
+    """
+    top = _Node()
+    for parts in paths:
+        node = top
+        for part in parts[:-1]:
+            node = node.below.setdefault(part, _Node())
+        node.files += 1
+    how: list[str] = []
+    roles: dict[tuple[str, ...], Role] = {}
+    pools: set[tuple[str, ...]] = set()
+    prefix: tuple[str, ...] = ()
+    node = top
+    while not node.files and len(node.below) == 1 and not is_split_level(node.below):
+        ((name, child),) = node.below.items()
+        if child.files or not child.below:
+            break
+        prefix, node = (*prefix, name), child
+    if prefix:
+        how.append(f"'{'/'.join(prefix)}' wraps everything")
+    if is_split_level(node.below):
+        _read_splits(node, prefix, roles, pools, how)
+    else:
+        _read_classes(node, prefix, None, roles, how)
+    return Layout(roles, frozenset(pools), tuple(how))
+
+
+def is_split_level(names: Iterable[str]) -> bool:
+    """Whether folders side by side are splits rather than classes."""
+    kinds = [usual_split(name) for name in names]
+    return "train" in kinds or (len(kinds) > 1 and None not in kinds)
+
+
+def _read_splits(
+    node: _Node,
+    prefix: tuple[str, ...],
+    roles: dict[tuple[str, ...], Role],
+    pools: set[tuple[str, ...]],
+    how: list[str],
+) -> None:
+    kinds = {name: usual_split(name) for name in node.below}
+    has_test = "test" in kinds.values()
+    held_out = has_test or "val" in kinds.values()
+    # A folder that wraps the classes of one split wraps those of all.
+    wraps = {
+        next(iter(child.below))
+        if not child.files and len(child.below) == 1 and not _leaf(child)
+        else None
+        for name, child in node.below.items()
+        if kinds[name] not in (None, "pool")
+    }
+    inner = next(iter(wraps)) if len(wraps) == 1 else None
+    for name, child in node.below.items():
+        kind = kinds[name]
+        if kind is None:
+            continue
+        if kind == "pool":
+            pools.add((*prefix, name))
+            continue
+        split: Role = "test" if kind == "test" or (kind == "val" and not has_test) else "train"
+        if kind == "train" and not held_out:
+            split = None
+        where, at = (*prefix, name), child
+        if inner is not None:
+            where, at = (*where, inner), child.below[inner]
+        _read_classes(at, where, split, roles, how)
+    shown = {"train": "training", "val": "training" if has_test else "test", "test": "test"}
+    told = [f"'{n}' is {shown.get(k, k)}" for n, k in sorted(kinds.items()) if k is not None]
+    how.append(f"folders are splits: {', '.join(told)}")
+    others = sorted(name for name, kind in kinds.items() if kind is None)
+    if others:
+        how.append(f"beside them, not read: {first_few(others)}")
+
+
+def _leaf(node: _Node) -> bool:
+    """Whether the only folder below holds pictures itself, and so is a class."""
+    return any(child.files or not child.below for child in node.below.values())
+
+
+def _read_classes(
+    node: _Node,
+    prefix: tuple[str, ...],
+    split: Role,
+    roles: dict[tuple[str, ...], Role],
+    how: list[str],
+) -> None:
+    if node.below and is_part(node.below):
+        how.append(f"{first_few(sorted(node.below))} are parts of one whole, and no classes")
+        for name, child in node.below.items():
+            _read_classes(child, (*prefix, name), split, roles, how)
+        return
+    roles[prefix] = split

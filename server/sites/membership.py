@@ -1,0 +1,137 @@
+"""The sites that a run asks, by their registered keys, and what their answers to a roll call prove.
+
+What an answer claims about its sender only selects the key that its signature must match.
+"""
+
+from flwr.app import Message
+
+from fgvc_core import __version__
+from fgvc_core.errors import PeerError
+from fgvc_core.flower.records import from_message
+from fgvc_core.protocol.code import code_digest
+from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
+from fgvc_core.protocol.messages import Reply, Request, unseal
+from fieldmark.server.home import CoordinatorHome, read_allow_list
+from fieldmark.server.ledger_memory import LedgerMemory
+
+
+class ApprovalPending(PeerError):
+    """A site's people have not decided yet; ``site`` is its name."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__(f"Nobody at site '{site}' has approved the run yet.")
+        self.site = site
+
+
+class Membership:
+    """The allow-list of a run, and the checks of an answer to its roll call.
+
+    Attributes:
+        keys: Site -> its registered key in the current allow-list.
+        units: Site -> its declared units, of sites that were admitted.
+        refusals: Site -> the reason by its own policy at the roll call.
+        ledgers: Memory of the sites' ledgers across runs.
+    """
+
+    def __init__(self, home: CoordinatorHome) -> None:
+        self._home = home
+        self.keys: dict[str, PublicKey] = {
+            name: read_public(text) for name, text in home.allow_list.items()
+        }
+        self._names = {fingerprint(key): name for name, key in self.keys.items()}
+        self._listed: tuple[int, int] = (0, 0)
+        self.units: dict[str, int] = {}
+        self.refusals: dict[str, str] = {}
+        self.ledgers = LedgerMemory(home.run_dir, home.recipe)
+
+    def _read_allow_list(self) -> None:
+        """Reload the coordinator's allow-list into the same dictionary, which others share."""
+        written = (self._home.run_dir / "coordinator" / "sites.json").stat()
+        stamp = written.st_mtime_ns, written.st_ino
+        if stamp == self._listed:
+            return
+        self._listed = stamp
+        found = read_allow_list(self._home.run_dir)
+        self.keys.clear()
+        self.keys.update({name: read_public(text) for name, text in found.items()})
+        self._names = {fingerprint(key): name for name, key in self.keys.items()}
+
+    def _proven(self, request: Request, message: Message) -> tuple[str, Reply]:
+        """The site that a roll-call answer is signed by, and the answer.
+
+        Raises:
+            PeerError: if no registered site signed it, or the site may not take part.
+        """
+        sealed, packed = from_message(message)
+        if packed:
+            raise PeerError("An answer to the roll call carries tensors.")
+        claimed = Reply.parse(sealed.text)
+        if not isinstance(claimed, Reply):
+            raise PeerError("The answer is no reply.")
+        # Not trusted yet: it only selects the registered key that the signature must match.
+        name = self._names.get(fingerprint(read_public(claimed.public_key)))
+        if name is None:
+            raise PeerError("The key that answered is not registered.")
+        reply = unseal(Reply, sealed, self.keys[name], {})
+        if (reply.nonce, reply.run) != (request.nonce, request.run):
+            raise PeerError("The answer is to another roll call.")
+        if reply.site != name:
+            raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
+        if reply.code == "awaiting-approval":
+            raise ApprovalPending(name)
+        if reply.code == "refused-policy":
+            self.refusals[name] = reply.reason
+        if reply.code != "ok":
+            raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
+        self._check_code(reply)
+        seen = self.ledgers.head(name)
+        if seen is not None and reply.ledger_length < seen.length:
+            raise PeerError(shorter(reply.ledger_length, seen.length))
+        self.ledgers.saw(reply, sealed)
+        return name, reply
+
+    def _keep_units(self, name: str, units: int) -> None:
+        """Note the units that a proven site declares, its weight in every run.
+
+        Raises:
+            PeerError: if they are out of range or differ from the earlier declaration.
+        """
+        most = self._home.recipe.federation.max_weight
+        if units > most or (self._home.recipe.privacy is not None and units < 1):
+            raise PeerError(
+                f"Site '{name}' declares {units} units; 1 to {most} count (federation.max_weight)."
+            )
+        if units:
+            declared = self.units.get(name) or self.ledgers.units(name)
+            if declared and declared != units:
+                raise PeerError(
+                    f"Site '{name}' declares {units} units, and declared {declared} before. If "
+                    "that is right: fieldmark server accept-units."
+                )
+            self.ledgers.keep_units(name, units)
+        self.units[name] = units
+
+    def _check_code(self, reply: Reply) -> None:
+        """Check that a site runs the coordinator's code; for honest sites, because one can lie.
+
+        Raises:
+            PeerError: if it runs other code that ``accept_code`` does not name.
+        """
+        own = code_digest()
+        if reply.code_digest == own or reply.code_digest in self._home.settings.accept_code:
+            return
+        said = f"Fieldmark {reply.version or 'unknown'} (code {reply.code_digest[:12] or 'none'})"
+        raise PeerError(
+            f"Site '{reply.site}' runs {said}, and this coordinator {__version__} (code "
+            f"{own[:12]}). Install the same there, or add '{reply.code_digest}' to accept_code in "
+            "server.toml."
+        )
+
+
+def shorter(length: int, seen: int) -> str:
+    """Refusal text for a site whose ledger has fewer entries than seen before."""
+    return (
+        f"The site's ledger has {length} entries, and had {seen}: an old copy was put back. What "
+        "it lacks is charged with: fieldmark server ledger-statement, then at the site: fieldmark "
+        "site ledger recover."
+    )

@@ -1,0 +1,405 @@
+"""Inputs as people have them: each test stands for a kind that was found to go wrong silently."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from fgvc_core.cli import data_app
+from fgvc_core.data.catalogue import load_table
+from fgvc_core.data.labels import LeftOut
+from fgvc_core.data.layout import is_part, usual_split
+from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.inference.finding import find_pictures
+from fgvc_core.recipe import parse_recipe
+
+from .picture_trees import write_folders, write_picture
+
+
+def check(*arguments: object) -> Result:
+    return CliRunner().invoke(data_app, ["check", *(str(a) for a in arguments)], terminal_width=100)
+
+
+def findings(root: Path, *arguments: object) -> dict:
+    return json.loads(check(root, "--json", *arguments).stdout)
+
+
+def load(root: Path, **settings: object) -> ExampleTable:
+    return load_table(DataSettings(name="folder", path=str(root), **settings), root / "cache")
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that other users can reach; pytest's own are root's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def powerless():
+    """Without root's rights, for whom no folder is closed."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+# ---- nothing vanishes -----------------------------------------------------------------------
+
+
+def test_a_class_folder_that_cannot_be_listed_is_a_fault_and_names_it(open_folder):
+    root = open_folder / "data"
+    write_folders(root, ["a", "b", "c"])
+    settings = DataSettings(name="folder", path=str(root))
+    os.chmod(root / "b", 0)
+    try:
+        with powerless():
+            table = load_table(settings, root, require_pictures=False)
+            with pytest.raises(DataError, match="Permission denied"):
+                load_table(settings, root)
+            (found,) = [one for one in find_pictures([str(root)]) if one.fault]
+    finally:
+        os.chmod(root / "b", 0o755)
+    assert table.class_names == ("a", "c")
+    assert table.unused.classes == ["b"]
+    (fault,) = table.unused.faults(len(table), 0.01)
+    assert fault.startswith("1 whole class is not used: 'b'. 1 in a folder that cannot be listed")
+    assert "cannot be listed (Permission denied)" in found.fault
+
+
+def test_a_root_without_rights_is_an_error_of_the_data(open_folder):
+    (open_folder / "closed" / "data").mkdir(parents=True)
+    os.chmod(open_folder / "closed", 0)
+    settings = DataSettings(name="folder", path=str(open_folder / "closed" / "data"))
+    try:
+        with powerless(), pytest.raises(DataError, match="Permission denied"):
+            load_table(settings, open_folder)
+    finally:
+        os.chmod(open_folder / "closed", 0o755)
+
+
+def test_links_inside_the_tree_are_followed_once_and_loops_end(tmp_path):
+    write_folders(tmp_path, ["a"])
+    write_folders(tmp_path / ".store", ["b"])
+    (tmp_path / "b").symlink_to(".store/b")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "c").symlink_to("a")
+    table = load(tmp_path, folders="classes")
+    assert table.class_names == ("a", "b")
+    assert table.ids == tuple(f"{k}/{i}.png" for k in "ab" for i in range(3))
+    assert table.picture(5).shape == (24, 30, 3)
+    counts = table.unused.counts()
+    assert counts["behind a link to what is read already"] >= 2
+    assert table.unused.lost == 0
+
+
+def test_a_linked_file_counts_once_and_serves_where_its_target_does_not(tmp_path):
+    write_folders(tmp_path / "all", ["a", "b"])
+    for split, numbers in (("train", (0, 1)), ("test", (2,))):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in numbers:
+                (tmp_path / split / name / f"{i}.png").symlink_to(
+                    tmp_path / "all" / name / f"{i}.png"
+                )
+    with pytest.raises(DataError, match="6 outside the train, val, test and pool folders"):
+        load(tmp_path)
+    table = load(tmp_path, max_left_out=1.0)
+    assert [table.splits.count(split) for split in ("train", "test")] == [4, 2]
+    write_picture(tmp_path / "train" / "a" / "z.png", 9)
+    (tmp_path / "train" / "b" / "z.png").symlink_to("../a/z.png")
+    counts = load(tmp_path, max_left_out=1.0).unused.counts()
+    assert counts["behind a link to what is read already"] == 1
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_link_that_leads_out_is_refused_by_name_unless_allowed(tmp_path, monkeypatch, what):
+    write_folders(tmp_path / "data", ["a", "c"])
+    write_folders(tmp_path / "elsewhere", ["b"])
+    if what == "folder":
+        (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    else:
+        (tmp_path / "data" / "b").mkdir()
+        for i in range(3):
+            (tmp_path / "data" / "b" / f"{i}.png").symlink_to(tmp_path / f"elsewhere/b/{i}.png")
+    report = findings(tmp_path / "data")
+    assert report["unused"]["lost_classes"] == ["b"]
+    assert any("whole class is not used: 'b'" in fault for fault in report["faults"])
+    with pytest.raises(DataError, match="link that leads out"):
+        load(tmp_path / "data")
+    assert len(load(tmp_path / "data", follow_links=True)) == 9
+    with pytest.raises(ConfigurationError, match="no recipe's to set"):
+        parse_recipe("", ["data.follow_links=true"])
+    monkeypatch.setenv("FIELDMARK_FOLLOW_LINKS", "1")
+    table = load(tmp_path / "data")
+    assert len(table) == 9
+    assert table.picture(3).shape == (24, 30, 3)
+
+
+def test_files_under_unusual_endings_are_read_by_their_bytes(tmp_path):
+    write_folders(tmp_path, ["a", "b"], each=6)
+    for name in "ab":
+        for i, other in enumerate(("IMG_0.HEIC", "1", "2.jfif", "3.JPE")):
+            os.rename(tmp_path / name / f"{i}.png", tmp_path / name / other)
+    assert len(load(tmp_path)) == 12
+    assert check(tmp_path).exit_code == 0
+
+
+HEIC = bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(200)
+
+
+def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_path):
+    write_folders(tmp_path, ["a", "b"], each=3)
+    for ending in ("HEIC", "cr2", "svs", "mp4", "dcm"):
+        (tmp_path / "a" / f"x.{ending}").write_bytes(HEIC if ending == "HEIC" else bytes(64))
+    result = check(tmp_path)
+    assert result.exit_code == 3
+    told = " ".join(result.stdout.split())
+    for words in ("(camera raw)", "(whole slide)", "vips dzsave", "(video)", "5 of 11 pictures"):
+        assert words in told
+    with pytest.raises(DataError, match=r"are not used, and data\.max_left_out allows 1\.0%"):
+        load(tmp_path)
+    left_out = LeftOut()
+    settings = DataSettings(name="folder", path=str(tmp_path), folders="classes")
+    assert len(load_table(settings, tmp_path, left_out=left_out)) == 6
+    assert left_out.total == 5
+    assert len([one for one in find_pictures([str(tmp_path)]) if one.fault]) == 5
+
+
+@pytest.mark.parametrize("folder", [
+    "@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX/a", "lost+found", ".thumbnails", "@Recycle",
+    "System Volume Information", ".@__thumb", ".Trash-1000/files",
+])  # fmt: skip
+def test_thumbnails_and_recycle_bins_are_no_examples_and_are_counted(tmp_path, folder):
+    write_folders(tmp_path, ["a", "b"])
+    write_picture(tmp_path / folder / "old.png", 7)
+    write_picture(tmp_path / "a" / folder / "SYNOPHOTO_THUMB_M.png", 7)
+    (tmp_path / "a" / "Thumbs.db").write_bytes(b"x")
+    table = load(tmp_path)
+    assert table.class_names == ("a", "b")
+    assert len(table) == 6
+    assert sum(table.unused.counts().values()) == 3
+    assert table.unused.lost == 0
+    # The same walk serves 'predict DIR'.
+    assert len(find_pictures([str(tmp_path)])) == 6
+
+
+def test_a_few_lost_pictures_pass_and_more_than_the_share_do_not(tmp_path):
+    write_folders(tmp_path, ["a", "b"], each=100)
+    write_picture(tmp_path / "stray.png", 7)
+    table = load(tmp_path)
+    assert table.unused.counts() == {"in no class folder": 1}
+    assert "Not used: 1 in no class folder: 'stray.png'" in check(tmp_path).stdout
+    with pytest.raises(DataError, match=r"1 of 201 pictures \(0.5%\)"):
+        load(tmp_path, max_left_out=0.001)
+
+
+# ---- layouts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("train", "test"), [
+    ("Train", "Test"), ("TRAINING", "Validation"), ("train_images", "test-images"),
+    ("train2017", "val2017"), ("images_train", "images_val"), ("Training set", "Holdout"),
+])  # fmt: skip
+def test_split_folders_are_told_under_their_usual_names(tmp_path, train, test):
+    write_folders(tmp_path / train, ["a", "b"], each=6)
+    write_folders(tmp_path / test, ["a", "b"], each=2)
+    table = load(tmp_path)
+    assert table.class_names == ("a", "b")
+    assert [table.splits.count(split) for split in ("train", "test")] == [12, 4]
+    assert f"'{train}' is training" in " ".join(check(tmp_path).stdout.split())
+
+
+def test_wrapping_and_part_folders_are_looked_through(tmp_path):
+    for part, names in (("pics_part_1", ["a", "b"]), ("pics_part_2", ["b", "c"])):
+        write_folders(tmp_path / "unpacked" / "data" / part, names)
+    table = load(tmp_path)
+    assert table.class_names == ("a", "b", "c")
+    assert "parts of one whole" in table.how
+    assert load(tmp_path, folders="classes").class_names == ("unpacked",)
+
+
+def test_classes_that_sound_like_splits_or_parts_stay_classes(tmp_path):
+    assert [usual_split(n) for n in ("trainer", "Tester", "valley", "737-200", "a1", "7")] == [
+        None
+    ] * 6
+    assert not is_part(["part_1", "other_2"])
+    assert not is_part(["737-100", "737-200"])
+    write_folders(tmp_path, ["test", "wren"])
+    assert load(tmp_path).class_names == ("test", "wren")
+
+
+def test_one_class_in_two_unicode_forms_is_one_class(tmp_path):
+    for k, form in enumerate(("NFC", "NFD")):
+        for i in range(3):
+            write_picture(tmp_path / unicodedata.normalize(form, "Bécasse") / f"{k}{i}.png", k + i)
+    write_folders(tmp_path, ["Pie"])
+    table = load(tmp_path)
+    assert table.class_names == ("Bécasse", "Pie")
+    assert table.class_counts_K().tolist() == [6, 3]
+    nfd = unicodedata.normalize("NFD", "Bécasse")
+    assert load(tmp_path, classes=(nfd, "Pie")).class_names == (nfd, "Pie")
+
+
+# ---- check = run ----------------------------------------------------------------------------
+
+
+def test_a_class_without_training_pictures_is_a_fault_of_the_check_too(tmp_path):
+    write_folders(tmp_path / "train", ["a", "b", "c"], each=6)
+    write_folders(tmp_path / "test", ["b", "d"])
+    report = findings(tmp_path)
+    assert report["untrained"] == ["d"]
+    assert check(tmp_path).exit_code == 3
+
+
+def test_class_names_that_differ_in_case_or_blanks_are_noted(tmp_path):
+    write_folders(tmp_path, ["Robin", "robin ", "wren"], each=6)
+    assert findings(tmp_path)["alike"] == [["Robin", "robin "]]
+
+
+def test_further_frames_are_counted(tmp_path):
+    write_folders(tmp_path, ["a", "b"])
+    frames = [Image.fromarray(np.full((20, 20, 3), v, np.uint8)) for v in (0, 90, 200)]
+    for name in ("a.gif", "a.webp", "a.tif", "a.png"):
+        frames[0].save(tmp_path / "a" / name, save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "a" / "phone.jpg", "MPO", save_all=True, append_images=frames[1:])
+    words = "further frames of files, of which the first frame is read"
+    assert findings(tmp_path)["unused"]["counts"] == {words: 10}
+
+
+# ---- nothing falls over ---------------------------------------------------------------------
+
+
+def test_each_odd_argument_has_its_own_row_and_the_rest_goes_on(open_folder):
+    write_picture(open_folder / "a.png", 1)
+    (open_folder / "closed").mkdir()
+    write_picture(open_folder / "closed" / "b.png", 2)
+    os.chmod(open_folder / "closed", 0)
+    names = [
+        "~nosuchuser/x.png", "x" * 300 + ".png", str(open_folder / "closed" / "b.png"), "a\0b.png",
+        str(open_folder / "nothing.png"), str(open_folder / "a.png" / "x.png"), "[", "**[",
+        str(open_folder / "a.png"),
+    ]  # fmt: skip
+    try:
+        with powerless():
+            found = find_pictures(names)
+    finally:
+        os.chmod(open_folder / "closed", 0o755)
+    assert [bool(one.fault) for one in found] == [True] * 8 + [False]
+    assert "name too long" in found[1].fault
+    assert found[2].fault == "Permission denied"
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("data.path", "2024"), ("data.path", "true"), ("data.path", "2024-01-02"), ("name", "7"),
+    ("data.path", "1e3"), ("data.manifest", "2024"), ("data.label_column", "0"),
+])  # fmt: skip
+def test_a_text_that_looks_like_a_number_stays_a_text(key, value):
+    recipe = parse_recipe("", [f"{key}={value}"])
+    section, _, name = key.rpartition(".")
+    assert getattr(recipe.data if section else recipe, name) == value
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path):
+    from fgvc_core.recipe import load_recipe
+
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfseed = 3\r\n[data]\r\nimage_size = 32\r\n")
+    assert load_recipe(tmp_path / "a.toml").data.image_size == 32
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    from fgvc_core.data.cache import cache_folder
+
+    for name in ("FIELDMARK_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(ConfigurationError) as caught:
+        cache_folder()
+    assert "FIELDMARK_CACHE" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("arguments", "environment"), [
+    (["data", "check", "{root}"], {"PYTHONIOENCODING": "latin-1"}),
+    (["data", "check", "{root}", "--json"], {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+])  # fmt: skip
+def test_names_in_any_bytes_and_a_latin_1_terminal(tmp_path, arguments, environment):
+    write_folders(tmp_path / "data", ["a", "🐦"], each=6)
+    write_picture(tmp_path / "x.png", 99)
+    os.rename(tmp_path / "x.png", os.fsencode(tmp_path / "data" / "a") + b"/caf\xe9.png")
+    words = [word.format(root=tmp_path / "data") for word in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "fieldmark", *words],
+        capture_output=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_told_without_a_traceback(monkeypatch, capsys):
+    import errno
+
+    from fieldmark import cli
+
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/runs/a/checkpoints/last")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 6
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_checkpoint_on_a_full_disk_says_so_and_leaves_the_one_before(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from fgvc_core.errors import RunFailed
+    from fgvc_core.recipe import Recipe
+    from fieldmark.server.run_log import checkpoint
+
+    kept = checkpoint.Checkpoints(tmp_path, Recipe(), ("a", "b"))
+    tensors = {"w": np.zeros(3, dtype=np.float32)}
+    path = kept.write("last", tensors, checkpoint.RunState("run"))
+    before = path.read_bytes()
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunFailed, match="No space left"):
+        kept.write("last", tensors, checkpoint.RunState("run", round=1))
+    assert path.read_bytes() == before
+
+
+def test_a_last_batch_of_one_joins_the_one_before():
+    import torch
+
+    from fgvc_core.training.loop import batch_count, batches_of
+
+    for size in (1, 2, 8):
+        for count in range(1, 40):
+            batches = batches_of(torch.arange(count), size)
+            assert torch.cat(batches).tolist() == list(range(count))
+            assert len(batches) == batch_count(count, size)
+            assert all(len(batch) > 1 for batch in batches) or size == 1 or count == 1

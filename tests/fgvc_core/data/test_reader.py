@@ -1,0 +1,216 @@
+"""One reader: orientation, transparency, depth, thin pictures and damaged EXIF."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvc_core.data.files import FileSource
+from fgvc_core.data.reader import turned_boxes
+from fgvc_core.data.transforms import square
+from fgvc_core.errors import DataError
+
+from .picture_trees import noise, write_cub
+
+BACK = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+"""Orientation -> how Pillow makes the stored picture from the upright one."""
+
+
+def scene() -> Image.Image:
+    """Red top left, blue below: not symmetric."""
+    picture_HWC = np.full((64, 96, 3), 120, dtype=np.uint8)
+    picture_HWC[:21, :48], picture_HWC[-21:] = (220, 30, 30), (30, 30, 220)
+    return Image.fromarray(picture_HWC)
+
+
+def read(path: Path) -> np.ndarray:
+    return FileSource(path.parent, [path.name]).picture(0)
+
+
+def stored(orientation: int) -> Image.Image:
+    back = BACK[orientation]
+    return scene() if back is None else scene().transpose(Image.Transpose(back))
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("orientation", BACK)
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_a_picture_is_turned_as_its_exif_says(
+    tmp_path: Path, orientation: int, ending: str
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    options = {"lossless": True} if ending == "webp" else {"quality": 95} if ending == "jpg" else {}
+    stored(orientation).save(path, exif=exif_of(orientation), **options)
+    difference_HWC = np.abs(read(path).astype(int) - np.asarray(scene()))
+    assert difference_HWC.mean() < 3
+
+
+@pytest.mark.parametrize("orientation", BACK)
+def test_boxes_and_parts_of_published_sets_turn_with_their_pictures(tmp_path, orientation):
+    from fgvc_core.data.catalogue import load_table
+    from fgvc_core.data.settings import DataSettings
+
+    write_cub(tmp_path)
+    path = tmp_path / "images" / "001.Small_Bird_1" / "Bird_1_0.jpg"
+    picture_HWC = np.full((24, 30, 3), 255, dtype=np.uint8)
+    picture_HWC[6:18, 3:18] = 0
+    Image.fromarray(picture_HWC).save(path, quality=95, exif=exif_of(orientation))
+    table = load_table(DataSettings(name="cub", path=str(tmp_path)), tmp_path / "cache")
+    upright_HWC = table.picture(0)
+    height, width = upright_HWC.shape[:2]
+    x, y, w, h = (table.boxes_N4[0] * (width, height, width, height)).round().astype(int)
+    assert upright_HWC[y : y + h, x : x + w].mean() < 10
+    assert upright_HWC.mean() > 100
+    part_x, part_y, visible = table.parts_NP3[0, 0]
+    assert visible == 1
+    # The first part lies on the middle of the stored box's upper edge.
+    assert (np.array([part_x, part_y]) >= table.boxes_N4[0, :2] - 0.05).all()
+    assert (
+        np.array([part_x, part_y]) <= table.boxes_N4[0, :2] + table.boxes_N4[0, 2:] + 0.05
+    ).all()
+    if orientation == 1:
+        assert np.allclose(table.boxes_N4[0], turned_boxes(table.boxes_N4[:1], 1)[0])
+
+
+def block(*entries: tuple[int, int, int, bytes], extra: bytes = b"") -> bytes:
+    """An EXIF block of one little-endian directory."""
+    packed = b"".join(struct.pack("<HHI", tag, kind, n) + v for tag, kind, n, v in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4) + extra
+
+
+SIX = (0x112, 3, 1, struct.pack("<HH", 6, 0))
+DAMAGED = {
+    "twice": b"Exif\0\0" + block(SIX),
+    "short": block(SIX)[:17],
+    "text": block((0x112, 2, 2, b"6\0\0\0")),
+    "nine": block((0x112, 3, 1, struct.pack("<HH", 9, 0))),
+    "signed": block(SIX, (0x11A, 10, 1, struct.pack("<I", 38)), extra=struct.pack("<ii", -1, 0)),
+    "nan": block(SIX, (0x11A, 11, 1, struct.pack("<f", float("nan")))),
+    "bytes": block(SIX, (0x11A, 7, 4, b"abcd")),
+    "double": block(SIX, (0x132, 12, 1, struct.pack("<I", 38)), extra=struct.pack("<d", 1e300)),
+    "two": block((0x112, 3, 2, struct.pack("<HH", 6, 6))),
+    "double orientation": block((0x112, 12, 1, struct.pack("<I", 8))),
+    "loop": block(SIX, (0x8769, 4, 1, struct.pack("<I", 8)), (0x8825, 4, 1, struct.pack("<I", 8))),
+    "far": block(SIX, (0x10F, 2, 40, struct.pack("<I", 60_000))),
+    "zeros": bytes(80),
+    "offset": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_exif_does_not_lose_whole_pixels(tmp_path: Path, name: str) -> None:
+    held = io.BytesIO()
+    scene().save(held, "JPEG", quality=95)
+    jpeg, app1 = held.getvalue(), DAMAGED[name]
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(app1) + 2) + app1 + jpeg[2:])
+    plain = name in ("short", "text", "nine", "zeros", "offset", "double orientation")
+    assert read(path).shape == ((64, 96, 3) if plain else (96, 64, 3))
+
+
+def test_transparency_lies_on_white_and_what_is_under_it_never_shows(tmp_path: Path) -> None:
+    rgba_HWC = np.zeros((40, 40, 4), np.uint8)
+    rgba_HWC[15:25, 15:25] = (200, 100, 50, 255)
+    rgba_HWC[30:35, 30:35] = (0, 0, 0, 128)
+    image = Image.fromarray(rgba_HWC, "RGBA")
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.webp", lossless=True, exact=True)
+    image.save(tmp_path / "a.tif")
+    image.convert("LA").save(tmp_path / "grey.png")
+    image.quantize(8).save(tmp_path / "palette.png")
+    key = Image.fromarray(rgba_HWC[..., :3].copy())
+    key.save(tmp_path / "key.png", transparency=(0, 0, 0))
+    gif = Image.fromarray(np.zeros((40, 40), np.uint8), "P")
+    gif.putpalette([0, 0, 0, 9, 9, 9])
+    gif.save(tmp_path / "a.gif", transparency=0)
+    for path in sorted(tmp_path.iterdir()):
+        picture_HWC = read(path)
+        assert (picture_HWC[0, 0] == 255).all(), path.name
+        if path.name in ("a.png", "a.webp", "a.tif"):
+            assert (picture_HWC[20, 20] == (200, 100, 50)).all()
+            assert (picture_HWC[32, 32] == 127).all()
+
+
+def png16(samples_HWC: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel: 1, 2 (grey and alpha), 3 or 4 channels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+
+    h, w, c = samples_HWC.shape
+    head = struct.pack(">IIBBBBB", w, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[c], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples_HWC)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def tiff16(samples_HWC: np.ndarray) -> bytes:
+    """An uncompressed RGB TIFF of 16 bits a channel."""
+    h, w, _ = samples_HWC.shape
+    data = samples_HWC.astype("<u2").tobytes()
+    bits = 8 + 2 + 12 * 10 + 4
+    tags = [(256, 4, 1, w), (257, 4, 1, h), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, 1, bits + 6), (277, 3, 1, 3), (278, 4, 1, h), (279, 4, 1, len(data)),
+            (284, 3, 1, 1)]  # fmt: skip
+    packed = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 10) + packed + bytes(4) + b"\x10\0" * 3 + data
+
+
+def deep_files(folder: Path) -> list[str]:
+    """The same values of 12 bits in files of 16, as microscope cameras write them."""
+    v = np.full((40, 40, 1), 4000, np.uint16)
+    rgb, opaque = np.repeat(v, 3, 2), np.full_like(v, 65535)
+    files = {
+        "grey.png": png16(v),
+        "grey-alpha.png": png16(np.concatenate([v, opaque], 2)),
+        "rgb.png": png16(rgb),
+        "rgba.png": png16(np.concatenate([rgb, opaque], 2)),
+        "rgb.tif": tiff16(rgb),
+        "rgb.ppm": b"P6 40 40 65535\n" + rgb.astype(">u2").tobytes(),
+        "grey.pgm": b"P5 40 40 4095\n" + v.astype(">u2").tobytes(),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    Image.fromarray(v[:, :, 0]).save(folder / "grey.tif")
+    Image.fromarray(v[:, :, 0].astype(np.float32)).save(folder / "float.tif")
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_more_than_8_bits_a_channel_are_refused_whatever_the_mode(tmp_path: Path) -> None:
+    for name in deep_files(tmp_path):
+        with pytest.raises(DataError, match=r"more than 8 bits a channel"):
+            read(tmp_path / name)
+    # 5, 6 and 5 bits are not deep.
+    path = tmp_path / "a.bmp"
+    mask = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0)
+    header = (
+        b"BM" + struct.pack("<IHHI", 98, 0, 0, 66) + mask + struct.pack("<III", 63488, 2016, 31)
+    )
+    path.write_bytes(header + b"\xff\xff" * 16)
+    assert (read(path) == 255).all()
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (30_000, 1), (3, 29_000)])
+def test_of_a_thin_picture_only_the_middle_is_resized(tmp_path: Path, size) -> None:
+    Image.new("RGB", size, (220, 30, 30)).save(tmp_path / "a.png")
+    view_HWC = square(read(tmp_path / "a.png"), 224, 0.875, "bicubic")
+    assert (view_HWC == (220, 30, 30)).all()
+
+
+def test_a_picture_in_memory_is_read_like_a_file(tmp_path: Path) -> None:
+    from fgvc_core.data.reader import as_rgb
+
+    stored(6).save(tmp_path / "a.png", exif=exif_of(6))
+    with Image.open(tmp_path / "a.png") as image:
+        assert (as_rgb(image) == np.asarray(scene())).all()
+    assert (as_rgb(Image.fromarray(noise(1))) == noise(1)).all()

@@ -1,0 +1,36 @@
+"""What is said of a run whose coordinator was ended, and how long processes have been up."""
+
+import time
+
+from pages_lab import busy_folder
+
+from fgvc_core.files import replace_private_json
+from fgvc_core.supervision import alone
+from fieldmark.server.deployment.run_request import RunRequest, write_run_request
+from fieldmark.server.deployment.status import read_status, show_status
+
+
+def test_a_run_is_not_running_while_its_coordinator_is_down(tmp_path, capsys):
+    folder = busy_folder(tmp_path / "fed")
+    with alone(folder, "The coordinator"):
+        assert read_status(folder)["run"]["state"] == "running"
+    found = read_status(folder)
+    assert found["run"]["state"] == "interrupted"
+    show_status(found)
+    said = capsys.readouterr().out
+    assert "run birds: interrupted, round 6 of 20, started 2 times" in said
+    assert "it goes on once the coordinator is up again" in said
+
+
+def test_a_run_that_has_ended_has_ended_whether_the_coordinator_is_up_or_not(tmp_path):
+    folder = busy_folder(tmp_path / "fed")
+    write_run_request(folder / "runs" / "birds", RunRequest(state="finished", tries=1))
+    assert read_status(folder)["run"]["state"] == "finished"
+
+
+def test_processes_are_up_since_their_start(tmp_path):
+    folder = busy_folder(tmp_path / "fed")
+    services = {"gateway": {"pid": 7, "restarts": 0, "since": time.time() - 3600}}
+    replace_private_json(folder / "state" / "services.json", services)
+    with alone(folder, "The coordinator"):
+        assert 3600 <= read_status(folder)["processes"]["gateway"]["up_s"] < 3660

@@ -3,10 +3,10 @@
 Everything is on frozen features, with five sites or the recipe's. For each seed (of the partition,
 the validation split and the folds) a federation without rounds is simulated. The heads it is
 compared with are fitted on the same training pictures in one place, and their settings are chosen
-there by cross-validation: scikit-learn's logistic regression (C), a discriminant and its cosine
-form (shrinkage, prior). No test picture takes part in any choice. Each choice is made twice, by
-top-1 and by macro-F1 (``train.start_metric``), and the head is scored on the test split by the
-metric that it was chosen by.
+there by cross-validation: scikit-learn's logistic regression (C by top-1), a discriminant and its
+cosine form (shrinkage, prior). No test picture takes part in any choice. All choices but that of C
+are made twice, by top-1 and by macro-F1 (``train.start_metric``), and the head is scored on the
+test split by the metric that it was chosen by.
 
 Finished seeds are kept in a folder and reused for an equal recipe. Sets whose photographs are
 missing are said to be skipped.
@@ -30,15 +30,14 @@ from fgvc_core.data.table import fold_numbers
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.experiment import completed, make_learner
 from fgvc_core.files import replace_json
-from fgvc_core.models.class_statistics import added
-from fgvc_core.models.regression import NEVER, Geometry
 from fgvc_core.recipe import Recipe, load_recipe
 from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.head_search import Head, Pooled, best_closed_form
 from fgvc_core.training.learner import Learner
+from fgvc_core.training.plain import plain_regression
 from fgvc_core.training.start import vectors
 from fieldmark.simulations.planning import Simulation
-from fieldmark.simulations.preparation import deal, split_site
+from fieldmark.simulations.preparation import Setting, deal, split_site
 from fieldmark.simulations.simulate import run_with
 from fieldmark.simulations.workers import available_cores, hired
 
@@ -46,11 +45,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 SEEDS = (1, 2, 3)
 KEPT = Path("runs") / "bench-heads"
 
-CS = (1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse penalties among which the regression's is chosen; the best was never at an end."""
-
 FOLDS = 3
-ITERATIONS = 300
 
 AUTO = ("train.start=auto", "federation.rounds=0", "model.head=linear", "model.train=head")
 FROZEN = (
@@ -219,75 +214,35 @@ def plain_heads(recipe: Recipe) -> dict[str, Any]:
     pooled = Pooled(features_ND, labels_N, fold_N)
     folds = pooled.statistics(learner.num_classes, FOLDS)
     test = learner.examples(setting.table.where("test"), setting.cache)
-    regressions = PlainRegression(features_ND, labels_N, fold_N, Geometry(added(folds)))
-    heads: dict[str, dict[str, Any]] = {name: {} for name in HEADS[1:]}
+    heads = {"regression": _plain(recipe, setting, learner, features_ND, labels_N, subjects)}
     for metric, name in METRICS.items():
         train = recipe.train.model_copy(update={"start_metric": name})
-        c = regressions.best(metric)
-        found = {"regression": (regressions.head(c), f"C = {c:g}")}
         for row, kind in (("closed-form", "discriminant"), ("cosine", "cosine")):
             closed = best_closed_form(folds, train, pooled, kind)
-            found[row] = closed.head, str(closed.candidate)
-        for row, (head, chosen) in found.items():
-            _set_head(learner, head)
+            _set_head(learner, closed.head)
             scored, _ = learner.evaluate(test, batch)
-            heads[row] |= {metric: getattr(scored, metric), f"chosen_{metric}": chosen}
+            values = {metric: getattr(scored, metric), f"chosen_{metric}": str(closed.candidate)}
+            heads.setdefault(row, {}).update(values)
     return heads
 
 
-class PlainRegression:
-    """scikit-learn's logistic regression with C by cross-validation, on the vectors as they are.
-
-    Vectors are shifted and divided by one number for all values, which changes what C means and
-    lets the solver converge.
-
-    Args:
-        features_ND: N vectors.
-        labels_N: N labels.
-        fold_N: The fold of each.
-        geometry: Of all of them.
-    """
-
-    def __init__(
-        self,
-        features_ND: NDArray[np.float32],
-        labels_N: NDArray[np.int64],
-        fold_N: NDArray[np.int64],
-        geometry: Geometry,
-    ) -> None:
-        self._standard_ND = (features_ND - geometry.mean_D) / geometry.scale
-        self._labels_N, self._geometry = labels_N, geometry
-        classes = len(geometry.counts_K)
-        self._counted: dict[float, Evaluation] = {}
-        for c in CS:
-            answers_N = np.zeros_like(labels_N)
-            for f in np.unique(fold_N):
-                answers_N[fold_N == f] = self._fit(fold_N != f, c).predict(
-                    self._standard_ND[fold_N == f]
-                )
-            cells_N = labels_N * classes + answers_N
-            confusion = np.bincount(cells_N, minlength=classes**2).reshape(classes, classes)
-            self._counted[c] = Evaluation(confusion.astype(np.int64), 0.0)
-
-    def best(self, metric: str) -> float:
-        """The C that was best on the folds."""
-        return max(CS, key=lambda c: float(getattr(self._counted[c], metric)))
-
-    def head(self, c: float) -> Head:
-        """Weights and biases of the regression on all pictures."""
-        found = self._fit(np.ones(len(self._labels_N), dtype=np.bool_), c)
-        scale, mean_D = self._geometry.scale, self._geometry.mean_D
-        weights_KD = np.zeros((len(self._geometry.counts_K), len(mean_D)))
-        biases_K = np.full(len(weights_KD), NEVER)
-        weights_KD[found.classes_] = found.coef_ / scale
-        biases_K[found.classes_] = found.intercept_ - weights_KD[found.classes_] @ mean_D
-        return weights_KD.astype(np.float32), biases_K.astype(np.float32)
-
-    def _fit(self, at_N: NDArray[np.bool_], c: float) -> Any:
-        from sklearn.linear_model import LogisticRegression
-
-        one = LogisticRegression(C=c, max_iter=ITERATIONS, tol=1e-3)
-        return one.fit(self._standard_ND[at_N], self._labels_N[at_N])
+def _plain(
+    recipe: Recipe,
+    setting: Setting,
+    learner: Learner,
+    features_ND: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    subjects: Sequence[str],
+) -> dict[str, Any]:
+    """Test scores of scikit-learn's logistic regression."""
+    test = setting.table.where("test")
+    tested_MD = vectors(learner, learner.examples(test, setting.cache), recipe.evaluate.batch_size)
+    found = plain_regression(features_ND, labels_N, subjects, tested_MD, recipe.seed)
+    classes = learner.num_classes
+    confusion = np.bincount(test.labels_N * classes + found.predicted_M, minlength=classes**2)
+    scored = Evaluation(confusion.reshape(classes, classes).astype(np.int64), 0.0)
+    values = {metric: getattr(scored, metric) for metric in METRICS}
+    return values | {f"chosen_{metric}": f"C = {found.strength:g}" for metric in METRICS}
 
 
 def _set_head(learner: Learner, head: Head) -> None:

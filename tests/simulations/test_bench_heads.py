@@ -1,10 +1,7 @@
-import numpy as np
 import pytest
 from inline_executor import Here
 
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.models.class_statistics import class_statistics
-from fgvc_core.models.regression import Geometry
 from fieldmark.simulations.bench import NAMES, heads, run_benches
 
 SMALL = (
@@ -56,18 +53,3 @@ def test_an_unknown_set_is_refused_with_the_nearest():
     with pytest.raises(ConfigurationError, match="no set of pictures") as caught:
         run_benches("heads", ["cub5"])
     assert "cub50" in caught.value.remedy
-
-
-def test_the_regression_on_the_folds_finds_the_penalty_that_is_right():
-    draw = np.random.default_rng(0)
-    means_KD = draw.normal(size=(4, 30))
-    labels_N = np.repeat(np.arange(4), 30)
-    features_ND = (means_KD[labels_N] + 3 * draw.normal(size=(120, 30))).astype(np.float32)
-    geometry = Geometry(class_statistics(features_ND, labels_N, 4, True))
-    found = heads.PlainRegression(features_ND, labels_N, np.arange(120) % 3, geometry)
-    best = found.best("top1")
-    weights_KD, biases_K = found.head(best)
-    tested_ND = means_KD[labels_N] + 3 * draw.normal(size=(120, 30))
-    right = ((tested_ND @ weights_KD.T + biases_K).argmax(axis=1) == labels_N).mean()
-    assert right > 0.5
-    assert best < max(heads.CS)

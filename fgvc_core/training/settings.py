@@ -92,7 +92,7 @@ class TrainSettings(Settings):
         "scikit-learn's LogisticRegression with C = 1 / start_penalty.",
     )
     start_precision: float = Field(
-        1e-5,
+        1e-4,
         ge=1e-10,
         le=0.1,
         description="regression, auto: the fit ends once the objective is expected to fall by less "

@@ -125,7 +125,9 @@ def build_table(
         rows=np.arange(len(paths), dtype=np.int64),
         ids=paths,
         labels_N=labels_N,
-        splits=held_out_splits(subjects, settings.test_fraction),
+        splits=held_out_splits(
+            subjects, [row[1] for row in rows], settings.test_fraction, settings.test_rule
+        ),
         subjects=subjects,
         class_names=class_names,
         columns={"location": tuple(row[3] for row in rows)},

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ImageFile
 
 from fgvc_core.data.reader import GROUND, orientation_of
 
@@ -44,7 +44,7 @@ class Depth:
     window: tuple[float, float] = (32768.0, 65536.0)
 
 
-def read_deep(path: Path, image: Image.Image, depth: Depth) -> NDArray[np.uint8]:
+def read_deep(path: Path, image: ImageFile.ImageFile, depth: Depth) -> NDArray[np.uint8]:
     """Pixels of an opened deep picture, uint8 (height, width, 3), upright and on white.
 
     Args:
@@ -74,7 +74,7 @@ def read_deep(path: Path, image: Image.Image, depth: Depth) -> NDArray[np.uint8]
     return np.ascontiguousarray(_upright(picture_HWC, turn))
 
 
-def _samples(path: Path, image: Image.Image, depth: Depth) -> tuple[Samples, float]:
+def _samples(path: Path, image: ImageFile.ImageFile, depth: Depth) -> tuple[Samples, float]:
     """Samples in full depth, and the largest value that they may have under ``scale``."""
     most = float(2**depth.bits - 1)
     if image.mode.startswith(("I", "F")):
@@ -82,7 +82,8 @@ def _samples(path: Path, image: Image.Image, depth: Depth) -> tuple[Samples, flo
         image.load()
         # Pillow maps a PGM's own maximum to 65535.
         return np.asarray(image)[..., None], 65535.0 if stated else most
-    codec, _, offset, arguments = image.tile[0]
+    tiles: list[Any] = list(image.tile)
+    codec, _, offset, arguments = tiles[0]
     if image.format == "PNG":
         import torch
         from torchvision.io import ImageReadMode, decode_png
@@ -100,7 +101,7 @@ def _samples(path: Path, image: Image.Image, depth: Depth) -> tuple[Samples, flo
         order = ">u2" if "16B" in str(arguments[0]) else "<u2"
         strips = []
         with path.open("rb") as file:
-            for _, (left, top, right, bottom), at, _ in image.tile:
+            for _, (left, top, right, bottom), at, _ in tiles:
                 file.seek(at)
                 size = (right - left) * (bottom - top) * 3
                 strips.append(np.frombuffer(file.read(2 * size), dtype=order))

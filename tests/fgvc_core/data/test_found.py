@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fgvc_core.cli import data_app
+from fgvc_core.data import file_kinds
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.layout import is_part, usual_split
@@ -167,14 +168,23 @@ def test_files_under_unusual_endings_are_read_by_their_bytes(tmp_path):
 HEIC = bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(200)
 
 
-def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_path):
+def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_kinds, "readable_extras", frozenset)
     write_folders(tmp_path, ["a", "b"], each=3)
     for ending in ("HEIC", "cr2", "svs", "mp4", "dcm"):
         (tmp_path / "a" / f"x.{ending}").write_bytes(HEIC if ending == "HEIC" else bytes(64))
     result = check(tmp_path)
     assert result.exit_code == 3
     told = " ".join(result.stdout.split())
-    for words in ("(camera raw)", "(whole slide)", "vips dzsave", "(video)", "5 of 11 pictures"):
+    for words in (
+        "(HEIC)",
+        "'fieldmark[formats]'",
+        "(camera raw)",
+        "(whole slide)",
+        "vips dzsave",
+        "(video)",
+        "5 of 11 pictures",
+    ):
         assert words in told
     with pytest.raises(DataError, match=r"are not used, and data\.max_left_out allows 1\.0%"):
         load(tmp_path)
@@ -183,6 +193,35 @@ def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_p
     assert len(load_table(settings, tmp_path, left_out=left_out)) == 6
     assert left_out.total == 5
     assert len([one for one in find_pictures([str(tmp_path)]) if one.fault]) == 5
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_phones_heic_is_read_upright_where_the_extra_is_installed(tmp_path, orientation):
+    heif = pytest.importorskip("pillow_heif", reason="needs the 'formats' extra")
+    write_folders(tmp_path, ["a", "b"], each=2)
+    lit = Image.new("RGB", (64, 40), "black")
+    lit.paste("white", (0, 0, 32, 40))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    heif.from_pillow(lit).save(tmp_path / "a" / "IMG_1.HEIC", quality=90, exif=exif.tobytes())
+    table = load(tmp_path)
+    picture = table.picture(list(table.ids).index("a/IMG_1.HEIC"))
+    # Orientation 6: to be turned a quarter clockwise, so that the left half is then the top.
+    bright, dark = (picture[:, :24], picture[:, -24:]) if orientation == 1 else (
+        picture[:24], picture[-24:])  # fmt: skip
+    assert picture.shape == ((40, 64, 3) if orientation == 1 else (64, 40, 3))
+    assert bright.min() > 200
+    assert dark.max() < 55
+    assert check(tmp_path).exit_code == 0
+
+
+def test_a_damaged_heic_is_a_fault_of_its_own(tmp_path):
+    pytest.importorskip("pillow_heif", reason="needs the 'formats' extra")
+    write_folders(tmp_path, ["a", "b"], each=2)
+    (tmp_path / "a" / "x.heic").write_bytes(HEIC)
+    result = check(tmp_path)
+    assert result.exit_code == 3
+    assert "'a/x.heic'" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("folder", [

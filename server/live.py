@@ -139,7 +139,9 @@ class LiveView:
             )
 
     def _on_screening_reset(self, event: dict[str, Any]) -> None:
-        self._say(f"round {event['round']}: most replies were unlike the last; comparison anew")
+        self._say(
+            f"round {event['round']}: most replies were unlike the last; comparison starts over"
+        )
 
     def _on_tracker_failed(self, event: dict[str, Any]) -> None:
         told = f"{event['tracker']} tracks no more ({event['reason']})"

@@ -30,7 +30,7 @@ HANDING_OVER_S = 600.0
 AWAITS = "waits for a person's approval"
 """Part of the runner's line about a run that a person at the site has to approve."""
 
-HALF_HANDED_OVER = "an answer was handed over in part: the node has to start anew"
+HALF_HANDED_OVER = "an answer was handed over in part: the node has to restart"
 """Line by which the runner tells its supervisor about an incomplete handover."""
 SPARE_S, SPARE_BYTES = 60.0, 500_000_000
 """Minimum time (s) and extra memory (bytes) of a child that only reports a reached limit."""

@@ -250,7 +250,7 @@ class Runner:
         except UNTAKEN as error:
             if not is_forgotten(error):
                 raise
-            _say("the SuperNode has started anew: the answer is for nobody")
+            _say("the SuperNode has restarted: the answer is for nobody")
             return _FORGOTTEN
         return 0
 

@@ -112,7 +112,11 @@ class AskedSites:
             return None
 
         answered = self._ask(GRADIENTS, heads, gradient_specs(len(heads), classes, dim), take)
-        self._leave_out([site for site in self.left if site not in answered], GRADIENTS)
+        gone = [site for site in self.left if site not in answered]
+        for site in gone:
+            # Refused or missing: the event of the reply says why.
+            self._context.events.emit("start_left_out", site=site)
+        self._leave_out(gone)
         return totals
 
     def counts(self, stacks: Sequence[HeadStack]) -> list[Floats]:
@@ -191,16 +195,16 @@ class AskedSites:
         for site, reason in refused.items():
             self._context.tally.left_out(site, stage)
             self._context.trust.leave_out(site, reason, 0)
-        self._leave_out(list(refused), stage)
+            self._context.events.emit("start_refused", site=site, reason=reason)
+        self._leave_out(list(refused))
         return answered
 
-    def _leave_out(self, sites: list[str], stage: Stage) -> None:
-        for site in sites:
-            reason = self._context.trust.of(site)["notice"] or (
-                self._updates.replies.refusals.get(site)
-                or f"It did not answer a '{stage.name}' message."
-            )
-            self._context.events.emit("start_refused", site=site, reason=reason)
+    def _leave_out(self, sites: list[str]) -> None:
+        """Go on without some sites, whose events say why.
+
+        Raises:
+            RunFailed: if too few are left.
+        """
         self.left = [site for site in self.left if site not in sites]
         if len(self.left) < max(self._needed, 1):
             raise too_few(len(self.left), self._needed)

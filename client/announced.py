@@ -35,7 +35,8 @@ MAX_ANNOUNCED = 500
 MAX_ANNOUNCED_BYTES = 50_000_000
 """Maximum total size of the announcements, in bytes."""
 
-_RUN = re.compile(r"[A-Za-z0-9-]{1,64}")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+"""A run's name. It is an argument of commands that people copy, so it looks like no option."""
 
 
 class _Announced(BaseModel):
@@ -43,22 +44,35 @@ class _Announced(BaseModel):
     class_names: tuple[str, ...]
 
 
-def remember(home: Path, request: Request, unfinished: Callable[[str], bool]) -> None:
+def remember(
+    home: Path,
+    request: Request,
+    unfinished: Callable[[str], bool],
+    approved: Callable[[str], bool] = lambda run: False,
+) -> None:
     """Store an announcement; the first one of a run is final.
 
     Args:
         home: Home of the site.
         request: A roll call.
         unfinished: Tells whether a run has been charged here and still has releases to make.
+        approved: Tells whether a person here has approved a run.
 
     Raises:
-        PeerError: if the run was announced before with another recipe or other classes, or too many
-            runs are unfinished.
+        PeerError: if the run was announced before with another recipe or other classes, was
+            approved and then deleted for others, or too many runs are unfinished.
         DataError: if the stored announcement is damaged.
     """
     path = announcement(home, request.run)
     held = read_announced(home, request.run)
     if held is None:
+        if approved(request.run):
+            # Neither its recipe nor its classes could be compared with what was approved.
+            raise PeerError(
+                f"Run '{request.run}' was approved here, and its announcement is gone.",
+                why="What is announced now may not be what a person has approved.",
+                remedy="Start a new run.",
+            )
         private_folder(path.parent)
         values = {"recipe": request.recipe, "class_names": request.class_names}
         data = json.dumps(values).encode()

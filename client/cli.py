@@ -17,6 +17,7 @@ from fieldmark.client.kit_cli import mount as mount_validation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fieldmark.client.privacy.approval import Pending
     from fieldmark.client.privacy.budget import Budget
     from fieldmark.client.privacy.recovery import Recovery
     from fieldmark.client.site import Site
@@ -82,7 +83,7 @@ def approve(
     ] = None,
     digest: Annotated[
         str | None,
-        typer.Option(help="Only if the recipe's digest begins so (8 digits at least)."),
+        typer.Option(help="Only if the recipe's digest begins so (16 digits at least)."),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -97,16 +98,18 @@ def approve(
     from fieldmark.client.site import Site
 
     site = Site.open(home)
+    shown = None
     if run is None:
-        run = _chosen(site, ask=digest is None)
-    approved = approve_run(site, run, digest)
-    typer.echo(json.dumps(approved.as_json(), indent=1) if json_ else approved.in_words)
+        shown = _chosen(site, ask=digest is None)
+        run = shown.run
+    approved = approve_run(site, run, digest, shown)
+    typer.echo(json.dumps(approved.as_json(), indent=1) if json_ else visible(approved.in_words))
 
 
-def _chosen(site: "Site", *, ask: bool) -> str:
+def _chosen(site: "Site", *, ask: bool) -> "Pending":
     """The last announced run that waits here, shown; with ``ask`` a person is asked."""
     from fgvc_core.errors import ConfigurationError, PolicyRefusal
-    from fieldmark.client.privacy.approval import pending_runs
+    from fieldmark.client.privacy.approval import pending_runs, waiting_runs
 
     pending = pending_runs(site)
     if not pending:
@@ -120,9 +123,12 @@ def _chosen(site: "Site", *, ask: bool) -> str:
         typer.echo(visible(line), err=True)
     for other in pending[1:]:
         typer.echo(f"also waits: run {other.run} ({visible(other.recipe.name)})", err=True)
+    more = len(waiting_runs(site)) - len(pending)
+    if more > 0:
+        typer.echo(f"and {more} earlier ones wait", err=True)
     if ask and not typer.confirm("Approve this run?", default=False, err=True):
         raise PolicyRefusal(f"Run '{pending[0].run}' is not approved.")
-    return pending[0].run
+    return pending[0]
 
 
 @site_app.command()

@@ -191,7 +191,7 @@ def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
 
         # Fail now, not in round 1, where an optional dependency is missing.
         self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
-    remember(site.home, request, gate.ledger.is_unfinished)
+    remember(site.home, request, gate.ledger.is_unfinished, gate.ledger.was_approved)
     protected = gate.announce(request, recipe) is not None
     reply = Reply(
         **echo(site, request),

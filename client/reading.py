@@ -109,6 +109,17 @@ class SiteData(Settings):
         "format that is not read, behind a link that leads out, in no class folder), 0 to 1. More, "
         "or a whole class, counts as a fault in a run without differential privacy.",
     )
+    boxes: str | None = Field(
+        None,
+        description="For runs that cut subjects out (data.crop = 'box' in the recipe): a JSON of "
+        "boxes relative to path, as MegaDetector or COCO write it.",
+    )
+    box_confidence: float = Field(
+        0.2, ge=0.0, le=1.0, description="Least confidence of a detection in boxes, 0 to 1."
+    )
+    box_category: str | None = Field(
+        None, description="The only category of boxes to take, for instance 'animal'."
+    )
     label_map: dict[str, str] = Field(
         default_factory=dict,
         description="This site's own label -> the federation's class name; several may lead to "
@@ -136,10 +147,10 @@ class SiteData(Settings):
             raise ValueError("it must hold '{path}' once, for instance 'images/{path}.jpg'")
         return value
 
-    @field_validator("manifest", "path_template")
+    @field_validator("manifest", "path_template", "boxes")
     @classmethod
-    def _stays_inside(cls, value: str) -> str:
-        if leads_out(value):
+    def _stays_inside(cls, value: str | None) -> str | None:
+        if value is not None and leads_out(value):
             raise ValueError("it must be a path inside data.path, without '..'")
         return value
 
@@ -245,6 +256,9 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
         "site_column",
         "follow_links",
         "max_left_out",
+        "boxes",
+        "box_confidence",
+        "box_category",
     )
     whose = own.site_value or site.name
     return DataSettings(
@@ -252,6 +266,12 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
         classes=class_names or None,
         image_size=recipe.data.image_size,
         val_fraction=recipe.data.val_fraction,
+        # How a subject is shown to the model is the recipe's, where its boxes are is the site's.
+        crop=recipe.data.crop,
+        crop_margin=recipe.data.crop_margin,
+        depth=recipe.data.depth,
+        depth_bits=recipe.data.depth_bits,
+        depth_window=recipe.data.depth_window,
         # Only simulations hold out a test split for the coordinator.
         test_fraction=0.0,
         site_value=whose if own.site_column is not None else None,

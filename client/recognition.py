@@ -5,6 +5,7 @@ why) and write it only after confirmation.
 """
 
 import csv
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from fgvc_core.data.file_kinds import litter
 from fgvc_core.data.files import first_few
 from fgvc_core.data.labels import NO_CLASS
 from fgvc_core.data.layout import usual_split
+from fgvc_core.data.sheets import separator_of, utf8_lines, without_preamble
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.reading import EMBEDDED, SiteData, load_site_table
@@ -81,13 +83,13 @@ def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
 def _kind(root: Path, said: Mapping[str, Any]) -> str:
     from fgvc_core.data.aircraft import has_lists
     from fgvc_core.data.cars import META
-    from fgvc_core.data.manifest import HAM10000_METADATA
+    from fgvc_core.data.manifest import ham10000_metadata
 
     if {"manifest", "label_column", "path_column", "subject_column"} & set(said):
         return "manifest"
     if (root / "images.txt").is_file() and (root / "classes.txt").is_file():
         return "cub"
-    if (root / HAM10000_METADATA).is_file():
+    if ham10000_metadata(root) is not None:
         return "ham10000"
     if (root / META).is_file() or (root / "devkit" / META).is_file():
         return "cars"
@@ -136,9 +138,13 @@ def _manifest(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _look(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
-        # utf-8-sig: spreadsheet programs begin a CSV with a byte-order mark.
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            reader = csv.reader(file)
+        with path.open("rb") as file:
+            start = file.read(LINES_LOOKED_AT * 4000)
+        content, _, separator = without_preamble(utf8_lines(start))
+        with io.StringIO(content.decode("utf-8", "replace"), newline="") as text:
+            separator = separator or separator_of(text.readline().strip("\r\n"))
+            text.seek(0)
+            reader = csv.reader(text, delimiter=separator)
             header = [field.strip() for field in next(reader, [])]
             rows = [
                 dict(zip(header, (value.strip() for value in row), strict=False))

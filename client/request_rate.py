@@ -95,7 +95,7 @@ class RequestRate:
         except FileNotFoundError:
             return fresh
         except (OSError, ValidationError) as error:
-            self.log.warning("'%s' cannot be read, requests are counted anew: %s", FILE, error)
+            self.log.warning("'%s' cannot be read, requests are counted from zero: %s", FILE, error)
             return fresh
         return held if held.day == fresh.day else fresh
 

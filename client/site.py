@@ -124,7 +124,7 @@ class Site:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(
                 f"The site's home '{home}' is not whole: {error}.",
-                remedy="Restore it from the backup; do not make it anew over the same data.",
+                remedy="Restore it from the backup; do not make a new one over the same data.",
             ) from None
         return cls(
             home=home,

@@ -61,6 +61,7 @@ DATA_SETS: Registry[Any] = Registry(
         "cub": "fgvc_core.data.cub",
         "fieldmarks": "fgvc_core.data.fieldmarks.source",
         "folder": "fgvc_core.data.folder",
+        "coco": "fgvc_core.data.coco",
         "ham10000": "fgvc_core.data.manifest",
         "manifest": "fgvc_core.data.manifest",
     },

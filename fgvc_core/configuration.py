@@ -256,7 +256,7 @@ def read_toml(text: str, where: str) -> dict[str, Any]:
         raise ConfigurationError(
             f"{where} is not read: {beyond}.",
             why="Nothing was started; reading it could take minutes or much memory.",
-            remedy="No setting needs so much: write it anew, for instance after an example in "
+            remedy="No setting needs so much: write it again, for instance after an example in "
             "simulations/recipes/.",
         )
     try:

@@ -92,16 +92,22 @@ class ScenarioSettings(Settings):
     """Faults and attacks of a simulated run, drawn from the recipe's seed."""
 
     dropout: float = Field(
-        0.0, ge=0.0, le=1.0, description="Share of the sites that never answer, anew each round."
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the sites that never answer, drawn again each round.",
     )
     crash: float = Field(
-        0.0, ge=0.0, le=1.0, description="Share of the sites whose runtime fails, anew each round."
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the sites whose runtime fails, drawn again each round.",
     )
     straggle: float = Field(
         0.0,
         ge=0.0,
         le=1.0,
-        description="Share of the sites that answer half a deadline too late, anew each round. "
+        description="Share of the sites that answer half a deadline too late, drawn each round. "
         "Time is simulated: nobody waits.",
     )
     slow_links: float = Field(

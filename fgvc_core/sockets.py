@@ -35,7 +35,7 @@ def socket_folder(path: Path) -> Path:
         raise ConfigurationError(
             f"'{path}' is no folder of this account.",
             why="Whoever owns the folder of a socket decides who can connect to it.",
-            remedy="Remove it; it is made anew.",
+            remedy="Remove it; it is made again.",
         )
     if stat.S_IMODE(found.st_mode) != FOLDER_MODE:
         path.chmod(FOLDER_MODE)

@@ -13,7 +13,7 @@ __all__ = ["report", "server_app"]
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")],
 ) -> None:
-    """Make a run's self-contained HTML report anew.
+    """Write a run's self-contained HTML report again.
 
     Example: fieldmark report runs/demo
     """

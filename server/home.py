@@ -105,7 +105,7 @@ class CoordinatorHome:
         except (OSError, ValueError) as error:
             raise DataError(
                 f"The run's folder '{run_dir}' is damaged: {error}.",
-                remedy="Start the run anew under another name.",
+                remedy="Start a new run under another name.",
             ) from None
         return cls(
             run_dir=run_dir,

@@ -128,8 +128,20 @@ class LiveView:
             f"weighs {event['weight']:,.0f}: no site has more than {event['share']:.0%} of a round"
         )
 
+    def _on_start_left_out(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['site']} is left out of the start from here on: no sound reply")
+
+    def _on_started(self, event: dict[str, Any]) -> None:
+        if "chosen" in event:
+            self._say(
+                f"the head before round 1: {event['chosen']} (of {event['sites']} sites, "
+                f"{event['messages']} messages after the class statistics)"
+            )
+
     def _on_screening_reset(self, event: dict[str, Any]) -> None:
-        self._say(f"round {event['round']}: most replies were unlike the last; comparison anew")
+        self._say(
+            f"round {event['round']}: most replies were unlike the last; comparison starts over"
+        )
 
     def _on_tracker_failed(self, event: dict[str, Any]) -> None:
         told = f"{event['tracker']} tracks no more ({event['reason']})"

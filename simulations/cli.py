@@ -62,13 +62,15 @@ def simulate(
 
     with _preparing() as tell:
         metrics = run(plan, tell, _say)
-    if json_:
-        typer.echo(json.dumps({**metrics, "run_dir": str(plan.out)}, indent=1))
-        return
-    _show(metrics)
     from fieldmark.server.report.refusals import refusal_lines, run_refusals
 
-    for line in refusal_lines(run_refusals(plan.out), metrics["sites"]):
+    refusals = run_refusals(plan.out)
+    if json_:
+        told = {**metrics, "refusals": refusals, "run_dir": str(plan.out)}
+        typer.echo(json.dumps(told, indent=1))
+        return
+    _show(metrics)
+    for line in refusal_lines(refusals, metrics["sites"]):
         _console().print(visible(line), style="bold", soft_wrap=True)
     if "trials" in metrics:
         from fieldmark.simulations.tables import trial_table
@@ -106,7 +108,7 @@ def compare(
     from fieldmark.simulations.compare import compare as run
 
     with _preparing() as tell:
-        result = run(plan, tell, seeds)
+        result = run(plan, tell, seeds, _say)
     if json_:
         typer.echo(json.dumps({**result, "run_dir": str(plan.out)}, indent=1))
         return

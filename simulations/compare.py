@@ -34,7 +34,7 @@ from fieldmark.simulations.comparing.others import (
 )
 from fieldmark.simulations.comparing.single import run_single
 from fieldmark.simulations.folders import check_out
-from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.planning import Say, Simulation
 from fieldmark.simulations.preparation import Setting, Tell, deal
 from fieldmark.simulations.simulate import run_dealt
 from fieldmark.simulations.workers import available_cores, hired
@@ -48,7 +48,10 @@ MOST_SEEDS = 100
 
 
 def compare(
-    plan: Simulation, tell: Tell = lambda done, total: None, seeds: int = 1
+    plan: Simulation,
+    tell: Tell = lambda done, total: None,
+    seeds: int = 1,
+    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Simulate the federation, then learn from all pictures pooled and at each site alone.
 
@@ -57,6 +60,7 @@ def compare(
         tell: Called with the number of prepared pictures.
         seeds: Repetitions, 1 to 100: the recipe's seed and those after it. The first one's run is
             in the plan's folder, the others' in ``seeds/`` inside it.
+        say: Called with a line when the federation is done and the other models begin.
 
     Returns:
         ``federated``, ``pooled``, ``local`` by site, ``local_mean`` and ``plain`` (None without a
@@ -74,7 +78,7 @@ def compare(
     results = []
     with hired(workers) as pool:
         for seed in range(plan.recipe.seed, plan.recipe.seed + seeds):
-            results.append(_one_seed(seeded(plan, seed), pool, workers, tell))
+            results.append(_one_seed(seeded(plan, seed), pool, workers, tell, say))
     result = _summary(plan.recipe, results)
     replace_json(plan.out / "compare.json", result)
     render(plan.out)
@@ -136,13 +140,15 @@ class _Seed:
     no_plain: str
 
 
-def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> _Seed:
+def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell, say: Say) -> _Seed:
     setting = deal(plan.recipe, cache_folder())
     metrics = run_dealt(plan, setting, pool, workers, tell)
     plan = replace(plan, recipe=completed(plan.recipe, setting.table))
     recipe = plan.recipe
     names = sorted(setting.rows)
     no_plain = _why_no_plain(recipe, setting)
+    beside = "" if no_plain else ", and a plain regression"
+    say(f"seed {recipe.seed}: pooled, and {len(names)} sites alone{beside}")
     # The pooled model takes as long as all local ones together, so it starts first.
     jobs = {POOLED: names, **{site: [site] for site in names}}
     if done_here(recipe):
@@ -154,7 +160,7 @@ def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> _Se
     else:
         plain = None if no_plain else pool.submit(plain_model, recipe, setting)
         others = {
-            name: _single(plan, setting, sites, pool, workers) for name, sites in jobs.items()
+            name: _single(plan, setting, name, sites, pool, workers) for name, sites in jobs.items()
         }
     sums = recipe.privacy is not None and recipe.privacy.method == "class-sums"
     exact = {
@@ -174,9 +180,9 @@ def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell) -> _Se
 
 
 def _single(
-    plan: Simulation, setting: Setting, sites: list[str], pool: Executor, workers: int
+    plan: Simulation, setting: Setting, name: str, sites: list[str], pool: Executor, workers: int
 ) -> Model:
-    run, dealt = run_single(plan, setting, sites, pool, workers)
+    run, dealt = run_single(plan, setting, name, sites, pool, workers)
     found = pool.submit(federated_model, run.recipe, dealt, str(run.out)).result()
     facts = {
         "start": run.recipe.train.start,
@@ -290,6 +296,11 @@ def _notes(recipe: Recipe, results: list[_Seed]) -> list[str]:
             f"Pooled and alone are each one site under the same [privacy] (epsilon "
             f"{recipe.privacy.epsilon:g}, delta {recipe.privacy.delta:g}, unit "
             f"{recipe.privacy.unit}), with noise of their own."
+        )
+    if recipe.partition.unseen and results[0].plain is not None:
+        notes.append(
+            "The plain regression cannot name the classes of partition.unseen, of which nobody has "
+            "a training picture."
         )
     if recipe.scenario is not None:
         notes.append("The federation has the faults and attacks of [scenario], the others none.")

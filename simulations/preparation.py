@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.data.check import refuse_contradictions
+from fgvc_core.data.files import FileSource
 from fgvc_core.data.frames import count_further_frames
 from fgvc_core.data.partition import deal_pool, partition
 from fgvc_core.data.table import ExampleTable, validation_mask
@@ -84,6 +86,8 @@ def deal(recipe: Recipe, cache: Path) -> Setting:
         ConfigurationError: if the recipe's settings contradict each other or the data.
     """
     table = make_table(recipe, cache)
+    if isinstance(table.source, FileSource):
+        refuse_contradictions(table)
     train_rows = np.flatnonzero(_dealt(table, recipe.partition.unseen))
     train = table.take(train_rows)
     missing = [n for n, c in zip(table.class_names, train.class_counts_K(), strict=True) if not c]

@@ -51,10 +51,8 @@ def run_trials(
         prepare(plan.recipe, setting, pool, tell)
         clean = replace(plan, recipe=without_faults(plan.recipe))
         metrics = read_metrics(_run(clean, setting, pool, workers))
-        say(
-            f"without faults, {clean.recipe.federation.strategy}: "
-            f"top-1 {100 * metrics['top1']:.1f} %"
-        )
+        top1 = f"{100 * metrics['top1']:.1f} %"
+        say(f"without faults, {clean.recipe.federation.strategy}: top-1 {top1}")
         trials = []
         for strategy in scenario.defences:
             # A defense itself costs accuracy, so each one needs its own result without faults.

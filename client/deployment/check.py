@@ -33,7 +33,7 @@ _TLS_REMEDIES = {
     "certificate expired": "Ask the coordinator to renew it (fieldmark server renew), unless it "
     "is this machine's date that is wrong.",
     "certificate is valid from": "Set this machine's date; if it is right, ask the coordinator to "
-    "issue the certificate anew (fieldmark server renew).",
+    "renew the certificate (fieldmark server renew).",
     "certificate is refused": "Ask the coordinator, by another way, whether this is its server; a "
     "firewall that opens TLS in between has to let this address pass.",
 }

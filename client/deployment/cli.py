@@ -98,8 +98,8 @@ def join(
 ) -> None:
     """Make this site's home from a start kit; asks for what it needs.
 
-    How the pictures are read is recognized, shown and asked about: so many pictures of these
-    classes, so many left out and why. It is in [data] of site.toml afterwards.
+    How the pictures are read is recognized, shown and confirmed: how many pictures of which
+    classes, how many are left out and why. The answer is written to [data] of site.toml.
 
     Example: fieldmark site join lyon.kit lyon --key lyon.key --data /data/skin --yes
     """
@@ -200,7 +200,7 @@ def _compare_keys(kit: "StartKit", said: str | None, *, ask: bool) -> None:
 
 def up(
     home: Home,
-    detach: Annotated[bool, typer.Option("--detach", help="Come back when connected.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once connected.")] = False,
 ) -> None:
     """Keep this site up: its node, which talks to the coordinator, and its runner.
 

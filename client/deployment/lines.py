@@ -6,7 +6,7 @@ torch.
 
 AWAITS = "waits for a person's approval"
 """Part of the runner's line about a run that a person at the site has to approve."""
-HALF_HANDED_OVER = "an answer was handed over in part: the node has to start anew"
+HALF_HANDED_OVER = "an answer was handed over in part: the node has to restart"
 """Line by which the runner tells its supervisor about an incomplete handover."""
 LEFT_BEHIND = "is not in `RUNNING` status. Ignoring message"
 """Text of a SuperNode when a run ends while it fetches one of the run's messages. It keeps the task

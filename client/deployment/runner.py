@@ -57,7 +57,7 @@ from fieldmark.client.deployment.flower_internals import (
 from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER
 from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.limits import Limits
-from fieldmark.client.privacy.approval import pending_runs
+from fieldmark.client.privacy.approval import waiting_runs
 from fieldmark.client.privacy.policy import protection
 from fieldmark.client.recipe_limits import uses_gpu
 from fieldmark.client.site import Resources, Site
@@ -120,7 +120,7 @@ class Runner:
     def _tell_of_pending(self) -> None:
         """Say once of each announced run that a person here has to approve."""
         try:
-            pending = {found.run for found in pending_runs(Site.open(self._home))}
+            pending = {run for run, _ in waiting_runs(Site.open(self._home))}
         except FieldmarkError:
             # The answer itself was refused for it, with a reason.
             return
@@ -274,7 +274,7 @@ class Runner:
         except UNTAKEN as error:
             if not is_forgotten(error):
                 raise
-            _say("the SuperNode has started anew: the answer is for nobody")
+            _say("the SuperNode has restarted: the answer is for nobody")
             return _FORGOTTEN
         return 0
 

@@ -19,7 +19,7 @@ from fgvc_core.supervision import holder
 from fgvc_core.words import visible
 from fieldmark.client.announced import last_announced
 from fieldmark.client.deployment.link import read_link
-from fieldmark.client.privacy.approval import pending_runs
+from fieldmark.client.privacy.approval import pending_runs, waiting_runs
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.chain import Entry
 from fieldmark.client.privacy.ledger import Ledger
@@ -41,6 +41,7 @@ def read_site_status(home: Path) -> dict[str, Any]:
     home = home.resolve()
     pid = holder(home)
     entries = Ledger(site.home, site.data_binding, site.name).entries()
+    pending_here = pending_runs(site)
     node = (read_json(home / "state" / "node.json") or {}) if pid is not None else {}
     report = home / _REPORT
     return {
@@ -54,9 +55,14 @@ def read_site_status(home: Path) -> dict[str, Any]:
         "processes": (read_json(home / "state" / "services.json") or {}) if pid else {},
         "run": _run(home, entries),
         "awaiting_approval": [
-            {"run": pending.run, "in_words": pending.in_words(site)}
-            for pending in pending_runs(site)
+            {
+                "run": pending.run,
+                "arguments": pending.arguments,
+                "in_words": pending.in_words(site),
+            }
+            for pending in pending_here
         ],
+        "awaiting_more": max(len(waiting_runs(site)) - len(pending_here), 0),
         "today": _left(entries, datetime.now(UTC).date().isoformat()),
         "ever": _left(entries, ""),
         "budget": read_budget(site).as_json(),
@@ -144,9 +150,14 @@ def show_site_status(found: dict[str, Any], home: Path) -> None:
     )
     console.print(f"budget: epsilon {budget['spent']:.3g} at delta {budget['delta']:g}, {left_of}")
     for pending in found["awaiting_approval"]:
-        console.print(f"waits for your approval: fieldmark site approve {home} {pending['run']}")
+        asked = f"fieldmark site approve {home} {pending['arguments']}"
+        console.print(f"waits for your approval: {asked}")
         for line in pending["in_words"]:
             console.print(f"  {visible(line)}")
+    if found["awaiting_more"]:
+        console.print(
+            f"{found['awaiting_more']} earlier announced runs wait for your approval, too"
+        )
     for refusal in found["refusals"]:
         console.print(f"refused {refusal['time']}: {refusal['what']}: {visible(refusal['reason'])}")
     made = found["report"]

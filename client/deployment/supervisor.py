@@ -184,7 +184,7 @@ class _Node:
         elif LEFT_BEHIND in line:
             # It has a task for a message that it never received, and would wait for that task's
             # answer before sending any other.
-            self._say("the run ended while its message was on its way; the node starts anew")
+            self._say("the run ended while its message was on its way; the node restarts")
             self._restart()
         elif TOO_LARGE in line:
             self._say(f"the coordinator's server sent too much: {visible(line)}")
@@ -200,7 +200,7 @@ class _Node:
         """Process one line of the runner's log."""
         # Compare the whole line: exception texts in the log may contain any words.
         if line.strip() == HALF_HANDED_OVER:
-            self._say("an answer reached the node in part; the node starts anew")
+            self._say("an answer reached the node in part; the node restarts")
             self._restart()
         elif AWAITS in line:
             self._say(visible(line.strip()))

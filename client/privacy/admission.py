@@ -154,7 +154,7 @@ class Admission:
             raise ApprovalMissing(
                 f"policy.approval = 'each-run': run '{request.run}' ({name}) is not approved.",
                 remedy="A person at the site says yes with: fieldmark site approve DIR "
-                f"{request.run}",
+                f"{request.run} --digest {request.recipe_digest[:32]}",
             )
 
     def claim_data(self, *, afresh: bool = False) -> None:

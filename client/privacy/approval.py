@@ -11,6 +11,16 @@ from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site
 
+LEAST_DIGITS = 16
+"""Fewest hexadecimal digits that name a recipe: a coordinator can make a second recipe whose digest
+begins with the same 8, and not with the same 16."""
+
+SHOWN_DIGITS = 32
+"""Digits of a proposed command: no two recipes can be made whose digests begin with the same."""
+
+MOST_SHOWN = 5
+"""Most waiting runs that are read and shown; a coordinator may announce hundreds."""
+
 
 @dataclass(frozen=True)
 class Approval:
@@ -55,19 +65,27 @@ class Pending:
         run: Id of the run.
         announced: When, in seconds since 1970.
         recipe: Its recipe.
+        class_names: Its classes.
     """
 
     run: str
     announced: float
     recipe: Recipe
+    class_names: tuple[str, ...]
+
+    @property
+    def arguments(self) -> str:
+        """Arguments of ``site approve`` that mean this run and this recipe, whatever comes."""
+        return f"{self.run} --digest {self.recipe.digest[:SHOWN_DIGITS]}"
 
     def in_words(self, site: Site) -> list[str]:
         """What the run is and what it would cost this site, a line each."""
         recipe = self.recipe
         lines = [
-            f"run {self.run}: recipe '{recipe.name}', digest {recipe.digest[:16]}",
+            f"run {self.run}: recipe '{recipe.name}', digest {recipe.digest}",
             f"at most {recipe.federation.rounds} rounds of {recipe.federation.strategy}, network "
-            f"{recipe.model.backbone}, trained: {recipe.model.train}",
+            f"{recipe.model.backbone}, trained: {recipe.model.train}, "
+            f"{len(self.class_names)} classes",
         ]
         try:
             plan = read_budget(site, recipe).plan
@@ -88,28 +106,42 @@ class Pending:
         return lines
 
 
-def pending_runs(site: Site) -> list[Pending]:
-    """Announced runs that wait for a person here, the last announced first.
+def waiting_runs(site: Site) -> list[tuple[str, float]]:
+    """Announced runs that wait for a person here, and when they were announced, the last first.
 
     Empty where the policy asks nobody. Runs that ended without this site are listed, too: a site is
-    not told of the end.
+    not told of the end. No announcement is opened.
     """
     if site.settings.policy.approval == "none":
         return []
     ledger = Ledger(site.home, site.data_binding, site.name)
-    found = []
-    for path in announcement(site.home, "any").parent.glob("*.json"):
+    found = [
+        (path.stem, path.stat().st_mtime)
+        for path in announcement(site.home, "any").parent.glob("*.json")
+        if not ledger.was_approved(path.stem)
+    ]
+    return sorted(found, key=lambda one: -one[1])
+
+
+def pending_runs(site: Site, most: int = MOST_SHOWN) -> list[Pending]:
+    """The last announced of :func:`waiting_runs`, read; at most ``most``."""
+    found: list[Pending] = []
+    for run, when in waiting_runs(site):
+        if len(found) == most:
+            break
         try:
-            held = read_announced(site.home, path.stem)
+            held = read_announced(site.home, run)
         except FieldmarkError:
             # Damaged: its messages are refused, and site.log says so.
             continue
-        if held is not None and not ledger.is_approved(path.stem, held[0].digest):
-            found.append(Pending(path.stem, path.stat().st_mtime, held[0]))
-    return sorted(found, key=lambda pending: -pending.announced)
+        if held is not None:
+            found.append(Pending(run, when, *held))
+    return found
 
 
-def approve_run(site: Site, run: str, digest: str | None = None) -> Approval:
+def approve_run(
+    site: Site, run: str, digest: str | None = None, shown: Pending | None = None
+) -> Approval:
     """Record the approval of an announced run in the ledger.
 
     It is valid for the announced recipe only, not for another one of the same name.
@@ -117,12 +149,13 @@ def approve_run(site: Site, run: str, digest: str | None = None) -> Approval:
     Args:
         site: The site.
         run: Id of the run.
-        digest: If given, the recipe's digest, or at least 8 digits of its beginning, which must
-            match.
+        digest: If given, the recipe's digest, or at least ``LEAST_DIGITS`` digits of its beginning,
+            which must match.
+        shown: If given, what a person was shown of this run, which must be what is announced.
 
     Raises:
         ConfigurationError: if the run was not announced here, or the ledger cannot be written.
-        PolicyRefusal: if the digest is another recipe's.
+        PolicyRefusal: if the digest is another recipe's, or another one was shown.
         PolicyRefusal: if the policy refuses the run even with approval.
         DataError: if the ledger or the announcement is damaged.
     """
@@ -135,13 +168,24 @@ def approve_run(site: Site, run: str, digest: str | None = None) -> Approval:
         raise ConfigurationError(
             f"Run '{run}' was never announced to this site.",
             why="Only what a coordinator has announced can be approved.",
-            remedy=f"Announced so far: {', '.join(known) or 'none'}.",
+            remedy=f"Announced so far: {', '.join(known[:10]) or 'none'}"
+            + (f", and {len(known) - 10} more." if len(known) > 10 else "."),
         )
-    recipe, _ = held
-    if digest is not None and (len(digest) < 8 or not recipe.digest.startswith(digest.lower())):
+    recipe, class_names = held
+    if shown is not None and (recipe.digest, class_names) != (
+        shown.recipe.digest,
+        shown.class_names,
+    ):
+        raise PolicyRefusal(
+            f"Run '{run}' is not announced any more as it was shown.",
+            why="What is approved would not be what was read.",
+            remedy="Look again: fieldmark site approve; nothing is approved.",
+        )
+    if digest is not None and not _means(digest, recipe):
         raise PolicyRefusal(
             f"The recipe of run '{run}' has the digest {recipe.digest}, not '{digest[:64]}'.",
-            why="What is approved would not be what was agreed on.",
+            why="What is approved would not be what was agreed on; fewer than "
+            f"{LEAST_DIGITS} digits may be another recipe's, too.",
             remedy="Ask the coordinator which recipe was announced; nothing is approved.",
         )
     ledger = Ledger(site.home, site.data_binding, site.name)
@@ -163,3 +207,7 @@ def approve_run(site: Site, run: str, digest: str | None = None) -> Approval:
         delta=None if privacy is None else privacy.delta,
         unit=None if privacy is None else privacy.unit,
     )
+
+
+def _means(digest: str, recipe: Recipe) -> bool:
+    return len(digest) >= LEAST_DIGITS and recipe.digest.startswith(digest.lower())

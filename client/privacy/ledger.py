@@ -100,6 +100,11 @@ class Ledger:
         with self._open.reading() as spending:
             return spending.is_approved(run, recipe_digest)
 
+    def was_approved(self, run: str) -> bool:
+        """Whether a person has approved a run, with whichever recipe."""
+        with self._open.reading() as spending:
+            return spending.was_approved(run)
+
     def unprotected(self) -> int:
         """Number of replies sent without differential privacy."""
         with self._open.reading() as spending:

@@ -97,7 +97,7 @@ class Policy(Settings):
         0.0,
         ge=0.0,
         le=86400.0,
-        description="Under differential privacy: hold each reply until so many seconds after its "
+        description="Under differential privacy: hold each reply until this many seconds after its "
         "request, so that the time taken tells nothing; 0 holds none.",
     )
 
@@ -284,14 +284,14 @@ def check_subject(kind: str, column: str | None) -> None:
         return
     if kind != "manifest":
         raise PolicyRefusal(
-            f"privacy.unit = 'subject', and data of kind '{kind}' do not say who is a subject.",
+            f"privacy.unit = 'subject', and data of kind '{kind}' do not name subjects.",
             why="Each picture would count as a subject of its own.",
             remedy="Set privacy.unit = 'image', or list the pictures in a manifest with a column "
             "of subjects (data.kind and data.subject_column in site.toml).",
         )
     if column is None:
         raise PolicyRefusal(
-            "privacy.unit = 'subject', and no column is named that says who is a subject.",
+            "privacy.unit = 'subject', and no column is named that holds the subjects.",
             why="Each picture would count as a subject of its own.",
             remedy="Set data.subject_column in site.toml (in a simulation: in the recipe).",
         )

@@ -125,6 +125,7 @@ class Spending:
         self._rounds: set[tuple[str, int, str]] = set()
         self._sent: set[tuple[str, str]] = set()
         self._approved: set[tuple[str, str]] = set()
+        self._approved_runs: set[str] = set()
         self._hashes: set[str] = set()
         self.ahead = 0
         """Entries by which a recovered ledger counts longer than its file."""
@@ -145,6 +146,7 @@ class Spending:
         elif entry.kind == "approved":
             approved = _read(_Approved, entry)
             self._approved.add((approved.run, approved.recipe_digest))
+            self._approved_runs.add(approved.run)
         elif entry.kind == "sent":
             self._send(_read(_Sent, entry))
         elif entry.kind == TORN:
@@ -180,6 +182,10 @@ class Spending:
     def is_approved(self, run: str, recipe_digest: str) -> bool:
         """Whether a person has approved a run with this recipe."""
         return (run, recipe_digest) in self._approved
+
+    def was_approved(self, run: str) -> bool:
+        """Whether a person has approved a run, with whichever recipe."""
+        return run in self._approved_runs
 
     def holds(self, head: str) -> bool:
         """Whether an entry has this hash."""

@@ -31,7 +31,7 @@ def explain(
         int | None,
         typer.Option(
             min=1,
-            help="At most so many pictures, spread over all; by default 8, and all in a game.",
+            help="Maximum number of pictures, spread over all; by default 8, and all in a game.",
         ),
     ] = None,
     pointing: Annotated[

@@ -58,6 +58,20 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Also write a contact sheet with small copies."),
     ] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Cut subjects out by the boxes of this JSON (MegaDetector's or COCO's); one row "
+            "for each box.",
+        ),
+    ] = None,
+    box_confidence: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="--boxes: least confidence of a detection.")
+    ] = 0.2,
+    box_category: Annotated[
+        str | None, typer.Option(help="--boxes: the only category to take, for instance animal.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="How many work at once; by default one a core.")
     ] = None,
@@ -80,7 +94,7 @@ def predict(
     from fgvc_core.errors import ConfigurationError, DataError
     from fgvc_core.inference.calibration import told_of
     from fgvc_core.inference.contact_sheet import contact_sheet
-    from fgvc_core.inference.finding import find_pictures
+    from fgvc_core.inference.finding import find_pictures, with_boxes
     from fgvc_core.inference.predicting import judge_of
     from fgvc_core.inference.predicting import predict as look
     from fgvc_core.inference.trained import load_whole
@@ -94,10 +108,18 @@ def predict(
     found = find_pictures(paths, lines)
     if not found:
         raise DataError("No picture was named.", remedy="Name files, folders or patterns.")
+    if boxes is not None:
+        found = with_boxes(found, boxes, box_confidence, box_category)
     if html is not None:
         # Fail now on an unwritable path rather than after an hour of work.
         write_text(html, "", "--html")
     trained = load_whole(checkpoint, weights=weights)
+    if boxes is None and trained.recipe.data.crop == "box":
+        typer.echo(
+            "This model was trained on subjects cut out by their boxes: name them with --boxes, or "
+            "expect worse answers.",
+            err=True,
+        )
     judge = judge_of(trained, top, sure, unknown_below)
     faults = 0
     kept: list[Prediction] = []

@@ -9,6 +9,7 @@ import numpy as np
 from fgvc_core.components import DATA_SETS
 from fgvc_core.configuration import Settings
 from fgvc_core.data.files import FileSource, first_few, missing_pictures
+from fgvc_core.data.guessing import where_they_are
 from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import UNLABELLED, ExampleTable
@@ -130,19 +131,35 @@ def load_table(
         )
     build = DATA_SETS.get(settings.name).make
     if left_out is not None and settings.name in _TOLERANT:
-        return _without_faulty(build(settings, cache, left_out), left_out)
+        kept = _without_faulty(build(settings, cache, left_out), left_out)
+        return _as_shown(kept, settings, left_out)
     table: ExampleTable = build(settings, cache, *([None] if settings.name in _TOLERANT else []))
     if (table.labels_N == LEFT_OUT).any():
         table = table.take(np.flatnonzero(table.labels_N != LEFT_OUT))
+    table = _as_shown(table, settings, left_out)
     if require_pictures:
         refuse_lost(table.unused, len(table), settings.max_left_out)
     if require_pictures and isinstance(table.source, FileSource):
         missing = table.source.missing()
         if missing:
-            raise missing_pictures(missing, len(table))
+            guess = where_they_are(table.source.root, missing)
+            raise missing_pictures(missing, len(table), guess)
     if require_pictures:
         _refuse_unlabelled(table)
     return table
+
+
+def _as_shown(
+    table: ExampleTable, settings: DataSettings, left_out: LeftOut | None
+) -> ExampleTable:
+    if settings.depth_rule is not None and isinstance(table.source, FileSource):
+        table.source.depth = settings.depth_rule
+    if settings.crop == "none":
+        return table
+    # Imported here because few data sets have boxes.
+    from fgvc_core.data.boxes import cut_out
+
+    return cut_out(table, settings, data_root(settings), left_out)
 
 
 def _without_faulty(table: ExampleTable, left_out: LeftOut) -> ExampleTable:

@@ -11,13 +11,17 @@ import numpy as np
 
 from fgvc_core.data import cars
 from fgvc_core.data.aircraft import has_lists
+from fgvc_core.data.coco import find_json
 from fgvc_core.data.decoding import Tell, decode_each
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.frames import count_further_frames
-from fgvc_core.data.manifest import HAM10000_METADATA
+from fgvc_core.data.guessing import where_they_are
+from fgvc_core.data.layout import usual_split
+from fgvc_core.data.manifest import ham10000_metadata
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 from fgvc_core.data.unused import Unused
+from fgvc_core.errors import DataError
 
 TINY = 5
 """A class with fewer training examples than this is noted as tiny."""
@@ -55,6 +59,7 @@ class CheckReport:
         unused: What lies below the data root and is not used.
         max_left_out: Share of the pictures that may be lost.
         how: How the files were understood; may be empty.
+        guess: Where missing pictures seem to be; may be empty.
     """
 
     examples: int
@@ -75,6 +80,7 @@ class CheckReport:
     unused: Unused = field(default_factory=Unused)
     max_left_out: float = 0.01
     how: str = ""
+    guess: str = ""
 
     def faults(self) -> list[str]:
         """One sentence for each kind of fault that makes the data unusable."""
@@ -94,6 +100,8 @@ class CheckReport:
                 f"{first_few(self.untrained)}. A class without one cannot be learnt: take it out "
                 "of data.classes (or map it in data.label_map to '-> none'), or add pictures."
             )
+        if self.missing and self.guess:
+            sentences[0] += f" {self.guess}"
         if self.unreadable:
             sentences.append(f"The first of those: {next(iter(self.unreadable.values()))}")
         if self.two_labels:
@@ -218,6 +226,7 @@ def check_table(
         unused=table.unused,
         max_left_out=max_left_out,
         how=table.how,
+        guess=_guess(table, missing),
     )
 
 
@@ -229,6 +238,28 @@ def _alike(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
         if first.setdefault(key, name) != name:
             pairs.append((first[key], name))
     return tuple(pairs)
+
+
+def _guess(table: ExampleTable, missing: Mapping[int, str]) -> str:
+    if not missing or not isinstance(table.source, FileSource):
+        return ""
+    return where_they_are(table.source.root, list(missing.values()))
+
+
+def refuse_contradictions(table: ExampleTable) -> None:
+    """Refuse byte-equal pictures with different labels, as the check does.
+
+    Raises:
+        DataError: names the first of them.
+    """
+    _, two_labels, _ = _equal_pictures(table)
+    if two_labels:
+        pairs = [" = ".join(pair) for pair in two_labels]
+        raise DataError(
+            f"{len(pairs)} pictures are byte-equal and have two labels: {first_few(pairs)}.",
+            why="Each would be learnt as two classes.",
+            remedy="Keep one of each, or map one label to the other in data.label_map.",
+        )
 
 
 def _missing(table: ExampleTable) -> dict[int, str]:
@@ -250,7 +281,7 @@ def _equal_pictures(table: ExampleTable) -> tuple[tuple[tuple[str, str], ...], .
     first: dict[bytes, int] = {}
     shared, two_labels, repeated = [], [], []
     for position in range(len(table)):
-        other = first.setdefault(table.content_key(position), position)
+        other = first.setdefault(table.view_key(position), position)
         if other == position:
             continue
         pair = (table.ids[other], table.ids[position])
@@ -272,13 +303,23 @@ def recognise(root: Path) -> str:
         return "cars"
     if has_lists(root) or has_lists(root / "data"):
         return "aircraft"
-    if (root / HAM10000_METADATA).is_file():
+    if ham10000_metadata(root) is not None:
         return "ham10000"
+    if find_json(root) is not None and not _csv_or_classes(root):
+        return "coco"
     usual = DataSettings.model_fields["manifest"].default
     # 'fieldmark data make' writes both layouts; folders are the simpler one.
     if (root / usual).is_file() and not (root / "train").is_dir():
         return "manifest"
     return "folder"
+
+
+def _csv_or_classes(root: Path) -> bool:
+    """Whether a tree has labels of another kind: a manifest, or split folders."""
+    usual = DataSettings.model_fields["manifest"].default
+    return (root / usual).is_file() or any(
+        entry.is_dir() and usual_split(entry.name) == "train" for entry in root.iterdir()
+    )
 
 
 PUBLISHED: dict[str, dict[Split, int]] = {

@@ -218,9 +218,9 @@ def _parts(
     visible_L = (lines_L5[:, 4] > 0) & np.isfinite(places_L2).all(axis=1)
     places_L2 = np.where(visible_L[:, None], np.clip(places_L2, 0.0, 1.0), 0.0)
     parts_NP3[rows_L, columns_L] = np.column_stack([places_L2, visible_L])
-    for row, orientation in source.orientations().items():
-        shown_P = parts_NP3[row, :, 2] > 0
-        parts_NP3[row, shown_P, :2] = turned(parts_NP3[row, shown_P, :2], orientation)
+    for at, orientation in source.orientations().items():
+        shown_P = parts_NP3[at, :, 2] > 0
+        parts_NP3[at, shown_P, :2] = turned(parts_NP3[at, shown_P, :2], orientation)
     return parts_NP3, tuple(names.values())
 
 

@@ -49,6 +49,10 @@ _TILES = (
 )
 _DEVELOP = "Develop them to TIFF or JPEG first, for instance with dcraw or darktable-cli."
 _EXTRA = "Install the extra: pip install 'fieldmark[formats]'."
+_GREY = (
+    "Write them as 8-bit PNG with the window that a reader uses, for instance with 'dcmj2pnm +on2 "
+    "+Wi 1' (DCMTK); nothing of their headers is wanted."
+)
 
 
 def _format(name: str, remedy: str) -> Reason:
@@ -58,7 +62,7 @@ def _format(name: str, remedy: str) -> Reason:
 _FORMATS = {
     _format("HEIC", _EXTRA): ".heic .heif .hif .heics .heifs",
     _format("AVIF", "Install a Pillow with AVIF (11.3 or later)."): ".avif .avifs",
-    _format("DICOM", _EXTRA): ".dcm .dicom",
+    _format("DICOM", _GREY): ".dcm .dicom",
     _format("JPEG 2000", _CONVERT): ".jp2 .j2k .jpf .jpx .j2c",
     _format("JPEG XL", _CONVERT): ".jxl",
     _format("camera raw", _DEVELOP): ".arw .cr2 .cr3 .crw .dng .nef .nrw .orf .pef .raf .raw .rw2 "

@@ -1,6 +1,7 @@
 """Pictures stored as files: decoded on demand, with the path in every error."""
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fgvc_core.data.decoding import wait_for_turn
+from fgvc_core.data.depth import Depth, read_deep
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.reader import (
     as_rgb,
@@ -20,6 +22,9 @@ from fgvc_core.data.reader import (
 )
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
 from fgvc_core.errors import DataError, FieldmarkError
+
+Box = tuple[float, float, float, float]
+"""x, y, width, height of an upright picture: fractions if none is above 1, else pixels."""
 
 
 class FileSource:
@@ -31,6 +36,9 @@ class FileSource:
         banner: Rows of stored pixels to cut off the bottom, for data sets that print a credit
             there (FGVC-Aircraft).
         follow_links: Read pictures that links outside the tree lead to.
+        crops: One box per row to cut out, or None.
+        margin: See :func:`cut`.
+        depth: How more than 8 bits a channel become 8; None: such pictures are refused.
     """
 
     def __init__(
@@ -40,12 +48,18 @@ class FileSource:
         *,
         banner: int = 0,
         follow_links: bool = False,
+        crops: Sequence[Box] | None = None,
+        margin: float = 0.0,
+        depth: Depth | None = None,
     ) -> None:
         self.root = Path(root)
         self.relative_paths = tuple(relative_paths)
         self.banner = banner
         # Every path lies below "/".
         self.real_root = "/" if follow_links else os.path.realpath(self.root)
+        self.crops = None if crops is None else tuple(crops)
+        self.margin = margin
+        self.depth = depth
         self._keys: dict[int, bytes] = {}
         self._turned: dict[int, int] | None = None
 
@@ -70,7 +84,7 @@ class FileSource:
         """
         path = self.path(row)
         try:
-            return self._decode(path, size)
+            return self._decode(row, path, size)
         except FieldmarkError:
             raise
         except FileNotFoundError:
@@ -82,26 +96,35 @@ class FileSource:
                 raise _unreadable(path, error) from None
         # A decoder that got no memory may report a broken picture, so decode once more.
         try:
-            return self._decode(path, size)
+            return self._decode(row, path, size)
         except Exception as error:
             _refuse_unless_own(path, error)
             raise _unreadable(path, error) from None
 
-    def _decode(self, path: Path, size: int | None) -> NDArray[np.uint8]:
+    def _decode(self, row: int, path: Path, size: int | None) -> NDArray[np.uint8]:
         """Decode the picture; may raise any ``Exception``, as decoders do."""
         refuse_unsound_file(self.real_root, path)
         with Image.open(path, formats=FORMATS) as image:
             refuse_absurd_size(path, image)
             wait_for_turn(image.width * image.height)
-            height = image.height
+            height, whole = image.height, max(image.size)
             deep = deeper_than_8_bits(image)
-            if deep:
+            if deep and self.depth is None:
                 raise _too_deep(path, deep)
+            crop = None if self.crops is None else self.crops[row]
             if size is not None and image.format == "JPEG":
+                if crop is not None:
+                    size = _size_of_whole(size, crop, image.size)
                 image.draft("RGB", (size, size))
             # A draft decode shrinks the picture, so the banner shrinks with it (rounded up).
             banner = -(-self.banner * image.height // height)
-            return as_rgb(image, banner=banner)
+            if deep and self.depth is not None:
+                picture_HWC = read_deep(path, image, self.depth)
+            else:
+                picture_HWC = as_rgb(image, banner=banner)
+            if crop is None:
+                return picture_HWC
+            return cut(picture_HWC, crop, whole, self.margin)
 
     def content_key(self, row: int) -> bytes:
         """SHA-256 (32 bytes) of the file's bytes and the banner height, cached per instance.
@@ -128,6 +151,26 @@ class FileSource:
                 content.update(f"\0banner {self.banner}".encode())
             key = self._keys[row] = content.digest()
         return key
+
+    def view_key(self, row: int) -> bytes:
+        """Digest (32 bytes) of what :meth:`picture` shows: the file, and the part cut out.
+
+        Raises:
+            DataError: as for :meth:`content_key`.
+            PassingFault: if the machine is at fault.
+        """
+        how: tuple[object, ...] = () if self.crops is None else (*self.crops[row], self.margin)
+        if self.depth is not None:
+            how = (*how, repr(self.depth))
+        if not how:
+            return self.content_key(row)
+        return hashlib.sha256(self.content_key(row) + repr(how).encode()).digest()
+
+    def cropped(self, paths: Sequence[str], crops: Sequence[Box], margin: float) -> "FileSource":
+        """A source of the same tree with a box to cut out of each picture."""
+        found = FileSource(self.root, paths, banner=self.banner, crops=crops, margin=margin)
+        found.real_root, found.depth = self.real_root, self.depth
+        return found
 
     def pixel_size(self, row: int) -> tuple[int, int] | None:
         """Stored width and height without the banner, from the header; None if unreadable.
@@ -167,10 +210,10 @@ class FileSource:
 
     def upright_boxes(self, boxes_N4: NDArray[np.float64]) -> NDArray[np.float32]:
         """Boxes of all rows in stored pictures, as fractions, where they are in upright ones."""
-        boxes_N4 = boxes_N4.astype(np.float32)
+        upright_N4 = boxes_N4.astype(np.float32)
         for row, orientation in self.orientations().items():
-            boxes_N4[row : row + 1] = turned_boxes(boxes_N4[row : row + 1], orientation)
-        return boxes_N4
+            upright_N4[row : row + 1] = turned_boxes(upright_N4[row : row + 1], orientation)
+        return upright_N4
 
     def missing(self) -> list[str]:
         """Relative paths that name no file, in row order."""
@@ -185,14 +228,46 @@ class FileSource:
         return absent
 
 
-def missing_pictures(paths: Sequence[str], total: int | None = None) -> DataError:
-    """Error for files that a data set names and that do not exist."""
+def cut(picture_HWC: NDArray[np.uint8], box: Box, whole: int, margin: float) -> NDArray[np.uint8]:
+    """The square around a box, as far as the picture reaches.
+
+    A square, because the model's view is one: of a long box the ends would be cut off later.
+
+    Args:
+        picture_HWC: The upright picture, possibly decoded smaller.
+        box: In fractions, or in pixels of the whole picture.
+        whole: Longest side of the whole picture in pixels.
+        margin: Room on each side, as a share of the box's longer side.
+    """
+    height, width = picture_HWC.shape[:2]
+    scale = max(height, width) / whole
+    unit = (scale, scale) if max(box) > 1.0 else (width, height)
+    x, y, w, h = box[0] * unit[0], box[1] * unit[1], box[2] * unit[0], box[3] * unit[1]
+    side = max(w, h) * (1 + 2 * margin)
+    spans = []
+    for middle, most in ((x + w / 2, width), (y + h / 2, height)):
+        # Moved inside the picture where it fits, so that the subject stays whole.
+        low = min(max(middle - side / 2, 0.0), max(most - side, 0.0))
+        first = min(max(round(low), 0), most - 1)
+        spans.append((first, min(first + max(round(side), 1), most)))
+    (left, right), (top, bottom) = spans
+    return picture_HWC[top:bottom, left:right]
+
+
+def _size_of_whole(size: int, box: Box, stored: tuple[int, int]) -> int:
+    """Short side that the whole picture must keep so that the box's keeps ``size``."""
+    share = min(box[2:]) if max(box) <= 1.0 else min(box[2:]) / max(min(stored), 1)
+    return math.ceil(size / min(max(share, 1e-3), 1.0))
+
+
+def missing_pictures(paths: Sequence[str], total: int | None = None, guess: str = "") -> DataError:
+    """Error for files that a data set names and that do not exist; ``guess``: where they may be."""
     of = f" of {total}" if total else ""
     noun = "picture is" if len(paths) == 1 else "pictures are"
     return DataError(
         f"{len(paths)}{of} {noun} missing: {first_few(paths)}.",
         why="The data set names files that are not there.",
-        remedy="Check data.path, and that the archive was unpacked whole.",
+        remedy=guess or "Check data.path, and that the archive was unpacked whole.",
     )
 
 
@@ -258,5 +333,6 @@ def _too_deep(path: Path, mode: str) -> DataError:
     return DataError(
         f"The picture '{path}' has more than 8 bits a channel ('{mode}').",
         why="How its values map to 0..255 is a choice that changes what a model sees.",
-        remedy="Convert it to 8 bits with the window that your field uses.",
+        remedy="Say how with data.depth (scale, percentile or window), or convert it to 8 bits "
+        "with the window that your field uses.",
     )

@@ -130,10 +130,14 @@ def understand(paths: Iterable[Sequence[str]]) -> Layout:
     return Layout(roles, frozenset(pools), tuple(how))
 
 
-def is_split_level(names: Iterable[str]) -> bool:
+def is_split_level(below: dict[str, "_Node"]) -> bool:
     """Whether folders side by side are splits rather than classes."""
-    kinds = [usual_split(name) for name in names]
-    return "train" in kinds or (len(kinds) > 1 and None not in kinds)
+    kinds = [usual_split(name) for name in below]
+    if "train" in kinds:
+        return True
+    # 'test' alone is a split if it holds folders, and a class if it holds pictures.
+    alone = len(kinds) == 1 and all(not n.files and n.below for n in below.values())
+    return (len(kinds) > 1 or alone) and None not in kinds
 
 
 def _read_splits(

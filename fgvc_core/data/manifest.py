@@ -8,18 +8,30 @@ patients: a patient with two lesions counts as two subjects.
 """
 
 import csv
+import io
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.data.boxes import has_box_columns
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut, number_labels
+from fgvc_core.data.layout import usual_split
 from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.sheets import (
+    is_comment,
+    plain_path,
+    separator_of,
+    utf8_lines,
+    without_preamble,
+)
 from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import SPLITS, ExampleTable, Split, held_out_splits
 from fgvc_core.errors import DataError, nearest
@@ -38,11 +50,27 @@ _SPLIT_WORDS: dict[str, Split] = {
 }
 
 
+_USUAL = {
+    "data.path_column": (
+        "file", "filename", "filepath", "image", "imagefile", "imageid", "imagename", "imagepath",
+        "img", "imgpath", "isicid", "name", "picture",
+    ),
+    "data.label_column": (
+        "category", "choice", "class", "classname", "diagnosis", "dx", "scientificname", "species",
+        "target",
+    ),
+}  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.casefold())
+
+
 @tolerant_dataset("manifest")
 def build_table(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """Build the table of a CSV with a header line (UTF-8, comma-separated).
+    """Build the table of a CSV with a header line (UTF-8; the separator is told from the header).
 
     ``data.path_column`` (through ``data.path_template``) gives each picture's path
     relative to ``data.path``, ``data.label_column`` its label. A subject column groups
@@ -72,8 +100,10 @@ def build_table(
     raw_labels = sheet.column(settings.label_column, "data.label_column")
     subject_column = sheet.chosen(settings.subject_column, "subject", "data.subject_column")
     split_column = sheet.chosen(settings.split_column, "split", "data.split_column")
-    paths = tuple(settings.path_template.replace("{path}", value) for value in raw_paths)
-    _refuse_twice(paths, sheet)
+    paths = _paths(root, settings, raw_paths)
+    if not (settings.crop == "box" and has_box_columns(list(sheet.values))):
+        # With boxes, each line is one subject of its picture.
+        _refuse_twice(paths, sheet)
     subjects = (
         tuple(sheet.filled(subject_column, "data.subject_column")) if subject_column else paths
     )
@@ -90,6 +120,12 @@ def build_table(
         sheet.name,
     )
     return _table(root, settings, sheet, paths, labels_N, splits, subjects, class_names)
+
+
+def _paths(root: Path, settings: DataSettings, values: Sequence[str]) -> tuple[str, ...]:
+    """Paths relative to the root, each in one spelling."""
+    made = (settings.path_template.replace("{path}", plain_path(v, root)) for v in values)
+    return tuple(plain_path(path, root) for path in made)
 
 
 def _table(
@@ -123,10 +159,10 @@ def _tolerant_table(root: Path, settings: DataSettings, left_out: LeftOut) -> Ex
     raw_labels = sheet.column(settings.label_column, "data.label_column")
     subject_column = sheet.chosen(settings.subject_column, "subject", "data.subject_column")
     split_column = sheet.chosen(settings.split_column, "split", "data.split_column")
-    paths = tuple(settings.path_template.replace("{path}", value) for value in raw_paths)
+    paths = _paths(root, settings, raw_paths)
     subjects = tuple(sheet.column(subject_column, "")) if subject_column else paths
     if split_column:
-        words = [word.lower() for word in sheet.column(split_column, "")]
+        words = [_split(word) or "" for word in sheet.column(split_column, "")]
     else:
         words = list(
             held_out_splits(subjects, raw_labels, settings.test_fraction, settings.test_rule)
@@ -175,7 +211,9 @@ class _Sheet:
     def column(self, name: str, setting: str) -> list[str]:
         if name not in self.values:
             known = list(self.values)
-            hint = nearest(name, known) or f"Set {setting} to the column that you mean."
+            usual = next((n for n in known if _plain(n) in _USUAL.get(setting, ())), None)
+            hint = f"For instance --set {setting}={usual}." if usual else nearest(name, known)
+            hint = hint or f"Set {setting} to the column that you mean."
             raise DataError(
                 f"{self.name} has no column '{name}' ({setting}).",
                 why=f"Its columns are: {', '.join(known)}.",
@@ -216,30 +254,36 @@ def _read(root: Path, path: Path, name: str) -> _Sheet:
     lines: list[int] = []
     try:
         refuse_unsound_list(root, path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = [field.strip() for field in next(reader, [])]
-            _check_header(header, name)
-            values: dict[str, list[str]] = {field: [] for field in header}
-            for fields in reader:
-                if not fields:
-                    continue
-                if len(fields) != len(header):
-                    raise DataError(
-                        f"{name}, line {reader.line_num}: {len(fields)} fields instead of "
-                        f"{len(header)}.",
-                        why="Values would land in the wrong columns.",
-                        remedy="Mend the line; a value with a comma needs quotes.",
-                    )
-                lines.append(reader.line_num)
-                for field, value in zip(header, fields, strict=True):
-                    values[field].append(value.strip())
+        content, skipped, separator = without_preamble(utf8_lines(path.read_bytes()))
+        # csv wants line ends as they are; splitlines would also split at a form feed.
+        text = io.StringIO(content.decode("utf-8"), newline="")
+        header_line = text.readline()
+        separator = separator or separator_of(header_line.strip("\r\n"))
+        text.seek(0)
+        reader = csv.reader(text, delimiter=separator, strict=True)
+        header = [field.strip() for field in next(reader, [])]
+        _check_header(header, name)
+        values: dict[str, list[str]] = {field: [] for field in header}
+        for fields in reader:
+            if not any(field.strip() for field in fields) or is_comment(fields, header):
+                continue
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{name}, line {skipped + reader.line_num}: {len(fields)} fields instead of "
+                    f"{len(header)}.",
+                    why="Values would land in the wrong columns.",
+                    remedy="Mend the line; a value with a comma needs quotes.",
+                )
+            lines.append(skipped + reader.line_num)
+            for field, value in zip(header, fields, strict=True):
+                values[field].append(value.strip())
     except FileNotFoundError:
         raise _no_manifest(path) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{name} cannot be read as a CSV: {error}.",
-            remedy="Save it as comma-separated UTF-8 text.",
+            remedy="Save it as UTF-8 text ('CSV UTF-8' in spreadsheet programs; in a shell: "
+            "iconv -f CP1252 -t UTF-8).",
         ) from None
     if not lines:
         raise DataError(f"{name} lists no pictures.", remedy="Give it one line a picture.")
@@ -254,12 +298,14 @@ def _read_line_by_line(root: Path, path: Path, name: str, left_out: LeftOut) -> 
     """
     try:
         refuse_unsound_list(root, path)
-        header_line, *lines = path.read_bytes().split(b"\n")
+        content, skipped, separator = without_preamble(utf8_lines(path.read_bytes()))
     except FileNotFoundError:
         raise _no_manifest(path) from None
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}.") from None
-    header = [field.strip() for field in _fields(header_line.removeprefix(b"\xef\xbb\xbf")) or ()]
+    header_line, *lines = content.split(b"\n")
+    separator = separator or separator_of(header_line.decode("utf-8", "replace").strip())
+    header = [field.strip() for field in _fields(header_line, separator) or ()]
     if not header:
         raise DataError(
             f"{name} has no header line that can be read as comma-separated UTF-8.",
@@ -267,10 +313,12 @@ def _read_line_by_line(root: Path, path: Path, name: str, left_out: LeftOut) -> 
         )
     _check_header(header, name)
     sheet = _Sheet(name, {field: [] for field in header}, [])
-    for number, line in enumerate(lines, start=2):
-        if not line.strip():
+    for number, line in enumerate(lines, start=skipped + 2):
+        fields = _fields(line, separator)
+        if not line.strip() or (fields and not any(field.strip() for field in fields)):
             continue
-        fields = _fields(line)
+        if fields is not None and is_comment(fields, header):
+            continue
         if fields is None or len(fields) != len(header):
             left_out.add("on a damaged line", f"line {number}")
             continue
@@ -280,10 +328,11 @@ def _read_line_by_line(root: Path, path: Path, name: str, left_out: LeftOut) -> 
     return sheet
 
 
-def _fields(line: bytes) -> list[str] | None:
+def _fields(line: bytes, separator: str) -> list[str] | None:
     """Fields of one line; None if it is damaged."""
     try:
-        (fields,) = csv.reader([line.rstrip(b"\r").decode("utf-8")], strict=True)
+        text = line.rstrip(b"\r").decode("utf-8")
+        (fields,) = csv.reader([text], delimiter=separator, strict=True)
     except (UnicodeDecodeError, ValueError, csv.Error):
         return None
     return fields
@@ -319,14 +368,20 @@ def _refuse_twice(paths: Sequence[str], sheet: _Sheet) -> None:
 
 def _splits(sheet: _Sheet, column: str) -> tuple[Split, ...]:
     words = sheet.filled(column, "data.split_column")
-    strange = sorted({word for word in words if word.lower() not in _SPLIT_WORDS})
+    strange = sorted({word for word in words if _split(word) is None})
     if strange:
         raise DataError(
             f"{sheet.name}: column '{column}' holds unknown splits: {first_few(strange)}.",
             why=f"A picture is one of {', '.join(SPLITS)} (val counts as train).",
             remedy=nearest(strange[0].lower(), _SPLIT_WORDS, 1) or "Mend data.split_column.",
         )
-    return tuple(_SPLIT_WORDS[word.lower()] for word in words)
+    return tuple(_split(word) or "pool" for word in words)
+
+
+def _split(word: str) -> Split | None:
+    """The split that a word means, in any of its usual spellings."""
+    kind = usual_split(word)
+    return _SPLIT_WORDS.get(word.lower()) or (None if kind is None else _SPLIT_WORDS[kind])
 
 
 def _refuse_parted_subjects(
@@ -355,16 +410,25 @@ def _refuse_unlabelled(raw_labels: Sequence[str], splits: Sequence[Split], sheet
         )
 
 
-HAM10000_METADATA = "HAM10000_metadata.csv"
+HAM10000_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
+"""Names that the archives give to the metadata: Kaggle's, and Harvard Dataverse's two."""
 
 HAM10000_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+
+
+def ham10000_metadata(root: Path) -> str | None:
+    """Name of the metadata of HAM10000 in a folder; None if it holds none."""
+    return next((name for name in HAM10000_METADATA if (root / name).is_file()), None)
 
 
 @tolerant_dataset("ham10000")
 def build_ham10000(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """Build the table of HAM10000 (``images/*.jpg`` and the published metadata) as a manifest.
+    """Build the table of HAM10000 (pictures and the published metadata) as a manifest.
+
+    Pictures are in ``images/``, or as downloaded in ``HAM10000_images_part_1/`` and
+    ``HAM10000_images_part_2/``, whatever their case, or beside the metadata.
 
     Args:
         settings: ``[data]``; the settings for manifests are ignored. The test split is always
@@ -376,9 +440,9 @@ def build_ham10000(
         ConfigurationError: if no path is given.
         DataError: as for a manifest.
     """
-    data_root(settings)
+    root = data_root(settings)
     fixed = {
-        "manifest": HAM10000_METADATA,
+        "manifest": ham10000_metadata(root) or HAM10000_METADATA[0],
         "path_column": "image_id",
         "path_template": "images/{path}.jpg",
         "label_column": "dx",
@@ -387,4 +451,27 @@ def build_ham10000(
         "test_rule": "hashed",
         "classes": settings.classes or HAM10000_CLASSES,
     }
-    return build_table(settings.model_copy(update=fixed), cache, left_out)
+    table = build_table(settings.model_copy(update=fixed), cache, left_out)
+    parts = [folder for folder in _picture_folders(root) if folder != "images"]
+    if not parts or not isinstance(table.source, FileSource):
+        return table
+    paths, here = list(table.source.relative_paths), set[str]()
+    for folder in ("images", *parts):
+        where = root / folder
+        if where.is_dir():
+            here |= {f"{folder}/{name}" if folder != "." else name for name in os.listdir(where)}
+    for row, path in enumerate(paths):
+        if path not in here:
+            name = path.removeprefix("images/")
+            tried = (name if folder == "." else f"{folder}/{name}" for folder in parts)
+            paths[row] = next((each for each in tried if each in here), path)
+    # Ids stay those of the usual layout, so that one picture has one id wherever it lies.
+    source = FileSource(root, paths)
+    return replace(table, source=source, how=f"Pictures are in {first_few(parts)}.")
+
+
+def _picture_folders(root: Path) -> list[str]:
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    parts = [name for name in names if re.fullmatch("ham10000_images_part_[0-9]", name.lower())]
+    loose = any(re.fullmatch(r"ISIC_[0-9]+\.jpg", name) for name in os.listdir(root))
+    return [*parts, *(["."] if loose else [])]

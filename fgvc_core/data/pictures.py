@@ -246,7 +246,7 @@ def _key(table: ExampleTable, size: int, crop: float, interpolation: str) -> str
     digest = hashlib.sha256(_VERSION)
     digest.update(f"\0{size}\0{crop!r}\0{interpolation}\0{len(table)}\0".encode())
     for position in range(len(table)):
-        digest.update(table.content_key(position))
+        digest.update(table.view_key(position))
     return digest.hexdigest()
 
 

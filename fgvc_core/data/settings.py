@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from fgvc_core.components import AUGMENTATIONS, DATA_SETS, PARTITIONERS
 from fgvc_core.configuration import text
+from fgvc_core.data.depth import Depth
 from fgvc_core.registry import OpenSettings, Registry
 
 
@@ -69,6 +70,47 @@ class DataSettings(OpenSettings):
         description="For folder: whether the folders directly below data.path are classes or "
         "splits (train, val, test, pool). auto: told from their names, looking through folders "
         "that wrap the tree and numbered parts.",
+    )
+    crop: Literal["none", "box"] = Field(
+        "none",
+        description="box: cut each subject out by its box before the square is made; several boxes "
+        "of a picture are several examples of one subject. Boxes are the data set's own (cub, "
+        "cars, aircraft, coco), a manifest's columns x, y, width, height, or those of data.boxes.",
+    )
+    crop_margin: float = Field(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="crop = box: room on each side, as a share of the box's longer side, 0 to 1.",
+    )
+    boxes: str | None = Field(
+        None,
+        description="crop = box: a JSON of boxes relative to data.path, as MegaDetector or COCO "
+        "write it.",
+        json_schema_extra=text("inside"),
+    )
+    box_confidence: float = Field(
+        0.2, ge=0.0, le=1.0, description="Least confidence of a detection in data.boxes, 0 to 1."
+    )
+    box_category: str | None = Field(
+        None,
+        description="The only category of data.boxes to take, for instance 'animal'; all without.",
+        json_schema_extra=text("label"),
+    )
+    depth: Literal["refuse", "scale", "percentile", "window"] = Field(
+        "refuse",
+        description="Pictures of more than 8 bits a channel: refuse; scale: 0 to 2^depth_bits - 1 "
+        "becomes 0..255; percentile: each picture's own 0.5th and 99.5th percentile; window: "
+        "depth_window, in the files' units.",
+    )
+    depth_bits: int = Field(
+        16,
+        ge=9,
+        le=16,
+        description="depth = scale: bits that hold values, 9 to 16; 12 for many cameras.",
+    )
+    depth_window: tuple[float, float] = Field(
+        (32768.0, 65536.0), description="depth = window: center and width, width above 0."
     )
     max_left_out: float = Field(
         0.01,
@@ -155,6 +197,20 @@ class DataSettings(OpenSettings):
         if value is not None and any(name.strip().startswith("->") for name in value):
             raise ValueError("a class name must not begin with '->', which leaves out")
         return value
+
+    @field_validator("depth_window")
+    @classmethod
+    def _has_width(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] <= 0:
+            raise ValueError("the width must be above 0")
+        return value
+
+    @property
+    def depth_rule(self) -> Depth | None:
+        """How deep pictures are read; None: refused."""
+        if self.depth == "refuse":
+            return None
+        return Depth(self.depth, self.depth_bits, self.depth_window)
 
     @field_validator("path_template")
     @classmethod

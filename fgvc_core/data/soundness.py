@@ -6,6 +6,7 @@ machine, a few kilobytes can unpack to gigabytes, and a "picture" may be a pipe 
 
 import os
 import stat
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, features
@@ -38,8 +39,15 @@ FORMATS = (
     "PPM",
     "TIFF",
     "WEBP",
+    *(("HEIF",) if find_spec("pillow_heif") is not None else ()),
 )
-"""The only decoders that may be used, whatever a file's extension."""
+"""The only decoders that may be used, whatever a file's extension. HEIF, the format of phones, is
+read where the extra ``formats`` is installed, that is where somebody has chosen its decoder."""
+
+if "HEIF" in FORMATS:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False)
 
 
 def refuse_unsound_list(root: Path, path: Path) -> None:

@@ -141,6 +141,12 @@ class ExampleTable:
         """Content digest of the picture at a position of this table."""
         return self.source.content_key(int(self.rows[position]))
 
+    def view_key(self, position: int) -> bytes:
+        """Digest of what the picture at a position shows: its content, and the part cut out."""
+        key = getattr(self.source, "view_key", self.source.content_key)
+        found: bytes = key(int(self.rows[position]))
+        return found
+
 
 # Public on purpose: equal pictures must give an equal test split on every machine.
 _TEST_KEY = b"fieldmark test split"

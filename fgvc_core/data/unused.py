@@ -40,14 +40,14 @@ LEADS_OUT = Reason(
 )
 BROKEN = Reason("behind a broken link", True, "Mend or remove the link.")
 READ_ALREADY = Reason("behind a link to what is read already")
-HIDDEN = Reason("hidden, as its name begins with a dot")
-LITTER = Reason("a thumbnail, in a recycle bin or other litter of a system")
-NO_PICTURE = Reason("no picture by its name")
+HIDDEN = Reason("hidden files (their names begin with a dot)")
+LITTER = Reason("thumbnails, recycle bins and other litter of a system")
+NO_PICTURE = Reason("not pictures by their names")
 OTHER_ENDING = Reason(
-    "a picture under an ending that is not a picture's", True, "Rename it, or take it out."
+    "pictures under an ending that is not a picture's", True, "Rename it, or take it out."
 )
 UNREADABLE_FILE = Reason(
-    "a file that cannot be opened", True, "Let this user read it, or take it out of the tree."
+    "files that cannot be opened", True, "Let this user read it, or take it out of the tree."
 )
 NO_CLASS = Reason(
     "in no class folder",

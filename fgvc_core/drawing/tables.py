@@ -13,6 +13,7 @@ _HEAD = re.compile(r'<th scope="col"[^>]*>(.*?)</th>', re.S)
 _BODY = re.compile(r"<tbody>.*?</tbody>", re.S)
 _ROW = re.compile(r"<tr[ >].*?</tr>", re.S)
 _CELL = re.compile(r'<(td|th scope="row")')
+_HIDDEN = re.compile(r'<span[^>]* aria-hidden="true"[^>]*>.*?</span>', re.S)
 _MARKUP = re.compile(r"<[^>]*>")
 
 
@@ -21,13 +22,16 @@ def folding(page: str) -> str:
 
     Args:
         page: HTML of our templates, whose values are escaped: every ``<`` is markup of theirs. A
-            table's columns are ``<th scope="col">``, the names of its rows ``<th scope="row">``.
+            table's columns are ``<th scope="col">``, the names of its rows ``<th scope="row">``. A
+            span with ``aria-hidden`` is no part of a column's name.
     """
     return _TABLE.sub(lambda found: _table(found[0]), page)
 
 
 def _table(table: str) -> str:
-    heads = [" ".join(_MARKUP.sub("", head).split()) for head in _HEAD.findall(table)]
+    heads = [
+        " ".join(_MARKUP.sub("", _HIDDEN.sub("", head)).split()) for head in _HEAD.findall(table)
+    ]
     table = _BODY.sub(lambda body: _ROW.sub(lambda row: _row(row[0], heads), body[0]), table)
     for tag, role in (("table", "table"), ("thead", "rowgroup"), ("tbody", "rowgroup")):
         table = table.replace(f"<{tag}>", f'<{tag} role="{role}">')

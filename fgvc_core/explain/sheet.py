@@ -83,7 +83,7 @@ def _panels(one: Explained) -> list[tuple[str, Image.Image]]:
 
 
 def _heading(one: Explained) -> str:
-    return f"{one.name}: {_answer(one)}; {_also(one)}"
+    return f"{one.name}: {_answer(one)}, {_also(one)}"
 
 
 def _answer(one: Explained) -> str:
@@ -110,29 +110,32 @@ def _sheet(found: Sequence[Explained], note: str) -> Image.Image:
     most = max(len(_panels(one)) for one in found)
     row = _LINE * 4 + _SIDE + 2 * _GAP
     width = most * (_SIDE + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, row * len(found) + _LINE + 2 * _GAP), _PAPER)
+    lead = _wrap(note, font, width - 2 * _GAP)
+    head = _LINE * len(lead) + 2 * _GAP
+    sheet = Image.new("RGB", (width, row * len(found) + head), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP, _GAP), note, _INK, font)
+    for line, text in enumerate(lead):
+        pen.text((_GAP, _GAP + line * _LINE), text, _INK, font)
     for number, one in enumerate(found):
-        top = number * row + _LINE + 2 * _GAP
+        top = number * row + head
         pen.text((_GAP, top), _heading(one), (164, 0, 0) if one.wrong else _INK, font)
         for at, (title, panel) in enumerate(_panels(one)):
             left = _GAP + at * (_SIDE + _GAP)
             sheet.paste(panel, (left, top + _LINE + 4))
-            for line, text in enumerate(_wrap(title, font)):
+            for line, text in enumerate(_wrap(title, font, _SIDE)[:3]):
                 pen.text((left, top + _LINE + _SIDE + 6 + line * _LINE), text, _INK, font)
     return sheet
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= _SIDE or not lines[-1]:
+        if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
         else:
             lines.append(word)
-    return lines[:3]
+    return lines
 
 
 def _page(found: Sequence[Explained], note: str, title: str, told: str) -> str:

@@ -8,6 +8,7 @@ import base64
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.export.onnx_graph import confidence_facts, preprocessing
@@ -29,7 +30,7 @@ def make_page(trained: TrainedModel, graph: bytes, runtime: Path) -> str:
         DataError: if the runtime's files are missing.
     """
     files, version = find_runtime(runtime)
-    facts = {
+    facts: dict[str, Any] = {
         "class_names": list(trained.class_names),
         "preprocessing": preprocessing(trained),
         "confidence": confidence_facts(trained),

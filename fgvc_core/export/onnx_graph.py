@@ -103,6 +103,13 @@ def confidence_facts(trained: TrainedModel) -> dict[str, Any]:
 def preprocessing(trained: TrainedModel) -> dict[str, Any]:
     """The steps from a picture to the square that the graph takes."""
     spec = trained.model.input
+    data = trained.recipe.data
+    cut = (
+        f"cut out the square around the subject's box with a margin of {data.crop_margin:g} of its "
+        "longer side; "
+        if data.crop == "box"
+        else ""
+    )
     return {
         "input": "uint8 RGB, (N, size, size, 3), 0 to 255; the graph normalises it",
         "size": spec.size,
@@ -110,7 +117,8 @@ def preprocessing(trained: TrainedModel) -> dict[str, Any]:
         "interpolation": spec.interpolation,
         "ground": GROUND,
         "steps": "take the first frame, of at most 8 bits a channel; turn upright as EXIF says; "
-        "lay transparency on white (ground); do not apply color profiles; resize the short side to "
+        f"lay transparency on white (ground); do not apply color profiles; {cut}resize the short "
+        "side to "
         "short_side with anti-aliasing, keeping the shape; cut out the centre square",
     }
 

@@ -11,12 +11,13 @@ picture is named on standard error, and the exit code is then 3.
 import json
 import math
 import sys
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from PIL import Image, features
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS: tuple[str, ...] = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 FORMATS += ("AVIF",) if features.check("avif") else ()
 MAX_PIXELS, MAX_SIDE = 64_000_000, 30_000
 TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF -> Image.Transpose
@@ -24,17 +25,18 @@ TURNS = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # EXIF -> Im
 
 def read(path: str, short_side: int) -> Image.Image:
     """The picture upright, as RGB on white."""
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as opened:
+        image: Image.Image = opened
         if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        tiles = [(t[0], t[3] if isinstance(t[3], tuple) else (t[3],)) for t in image.tile]
+        tiles = [(t[0], t[3] if isinstance(t[3], tuple) else (t[3],)) for t in opened.tile]
         words = [str(word) for _, told in tiles for word in told]
         deep = any(";16" in word and not word.startswith("BGR") for word in words)
         deep = deep or any(name.startswith("ppm") and told[-1] > 255 for name, told in tiles)
         if deep or image.mode[0] in "IF":
             raise ValueError("it has more than 8 bits a channel")
-        if image.format == "JPEG":
-            image.draft("RGB", (short_side, short_side))
+        if opened.format == "JPEG":
+            opened.draft("RGB", (short_side, short_side))
         image.load()
         try:
             turn = image.getexif().get(274, 1)
@@ -57,8 +59,8 @@ def square(path: str, size: int, short_side: int, interpolation: str) -> np.ndar
         return np.asarray(image)
     method = Image.Resampling[interpolation.upper()]
     scale = short_side / min(image.size)
-    target = tuple(max(round(side * scale), size) for side in image.size)
-    starts = tuple((side - size) // 2 for side in target)
+    target = (max(round(image.width * scale), size), max(round(image.height * scale), size))
+    starts = ((target[0] - size) // 2, (target[1] - size) // 2)
     if target[0] * target[1] <= max(4 * size * size, image.width * image.height):
         left, top = starts
         return np.asarray(image.resize(target, method).crop((left, top, left + size, top + size)))
@@ -72,10 +74,12 @@ def square(path: str, size: int, short_side: int, interpolation: str) -> np.ndar
         reach = math.ceil(2 * max(step, 1.0)) + 1
         first = max(math.floor(low) - reach, 0)
         last = min(math.ceil(high) + reach, image.size[axis])
-        shape, part, region = list(image.size), [0, 0, *image.size], [0.0, 0.0, *image.size]
+        shape, part = list(image.size), [0, 0, *image.size]
+        region = [float(edge) for edge in part]
         shape[axis], part[axis], part[axis + 2] = size, first, last
         region[axis], region[axis + 2] = low - first, high - first
-        image = image.crop(part).resize(shape, method, box=region)
+        near = image.crop((part[0], part[1], part[2], part[3]))
+        image = near.resize(shape, method, box=(region[0], region[1], region[2], region[3]))
     return np.asarray(image)
 
 
@@ -85,7 +89,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return raised / raised.sum()
 
 
-def decide(logits: np.ndarray, rule: dict) -> tuple[str, np.ndarray]:
+def decide(logits: np.ndarray, rule: dict[str, Any]) -> tuple[str, np.ndarray]:
     """The answer, and the share of each class; ``rule`` is the file's metadata "confidence"."""
     shares, plain = softmax(logits / (rule["temperature"] or 1)), softmax(logits)
     energy = logits.max() + np.log(np.exp(logits - logits.max()).sum())
@@ -125,5 +129,5 @@ def main(model: str, *paths: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")
+    getattr(sys.stdout, "reconfigure")(errors="backslashreplace")  # noqa: B009
     sys.exit(3 if main(*sys.argv[1:]) else 0)

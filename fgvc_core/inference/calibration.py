@@ -182,5 +182,5 @@ def _of_no_use(path: Path, what: str) -> DataError:
     return DataError(
         f"The calibration '{path}' is of no use: {what}.",
         why="Confidences would look calibrated, and not be.",
-        remedy="Remove it, or fit it anew with: fieldmark evaluate CHECKPOINT --calibrate",
+        remedy="Remove it, or fit it again with: fieldmark evaluate CHECKPOINT --calibrate",
     )

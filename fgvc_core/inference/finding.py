@@ -2,10 +2,12 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fgvc_core.data.boxes import read_boxes
+from fgvc_core.data.files import Box
 from fgvc_core.data.walking import Entry, tree_pictures
 
 _WILD = ("*", "?", "[")
@@ -20,12 +22,54 @@ class Found:
         root: Folder that the file must not lead out of; links are resolved.
         relative: Path below ``root``.
         fault: Why there is no picture; empty if there is one.
+        box: Subject to cut out; None: the whole picture.
     """
 
     name: str
     root: Path
     relative: str
     fault: str = ""
+    box: Box | None = None
+
+
+def with_boxes(
+    found: Sequence[Found], file: Path, confidence: float, category: str | None
+) -> list[Found]:
+    """One entry for each box of each picture; a picture without one gets a fault that says so.
+
+    Paths in the file are taken as they are, relative to the file's folder, or relative to any
+    folder that the picture lies below.
+
+    Args:
+        found: The pictures.
+        file: MegaDetector's or COCO's JSON.
+        confidence: Least confidence of a detection, 0 to 1.
+        category: The only category to take; None: all.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    home = Path(os.path.realpath(file.parent))
+    boxes = read_boxes(home, home / file.name, confidence, category)
+    known: dict[str, list[Box]] = {}
+    for name, own in boxes.items():
+        known[os.path.realpath(home / name)] = own
+    entries = []
+    for one in found:
+        if one.fault:
+            entries.append(one)
+            continue
+        path = os.path.realpath(one.root / one.relative)
+        parts = Path(path).parts
+        tails = ("/".join(parts[at:]) for at in range(1, len(parts)))
+        own = known.get(path) or next((boxes[t] for t in tails if t in boxes), [])
+        if not own:
+            said = f"{file.name} has no box of it at or above confidence {confidence:g}"
+            entries.append(replace(one, fault=said))
+        for number, box in enumerate(own, start=1):
+            name = one.name if len(own) == 1 else f"{one.name}#{number}"
+            entries.append(replace(one, name=name, box=box))
+    return entries
 
 
 def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[Found]:
@@ -103,7 +147,7 @@ def _below(folder: Path) -> Iterator[Found]:
         if entry.unused is not None and entry.unused.lost:
             empty = False
             detail = f" ({entry.detail})" if entry.detail else ""
-            fault = f"it is {entry.unused.words}{detail}. {entry.unused.remedy}".rstrip(". ")
+            fault = f"{entry.unused.words}{detail}. {entry.unused.remedy}".rstrip(". ")
             yield Found(_shown(folder / entry.path), root, entry.path, fault)
     if empty:
         yield Found(_shown(folder), root, "", "the folder holds no pictures")

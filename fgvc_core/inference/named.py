@@ -52,7 +52,10 @@ class NamedPictures:
         spec = trained.model.input
         at = spread(len(self), len(self) if most is None else most)
         short = round(spec.size / spec.crop)
-        views = [trained.view(self._sources[n].picture(0, short)) for n in at]
+        views = []
+        for n in at:
+            self._sources[n].depth = trained.recipe.data.depth_rule
+            views.append(trained.view(self._sources[n].picture(0, short)))
         return NamedViews(tuple(self.names[n] for n in at), np.stack(views))
 
 

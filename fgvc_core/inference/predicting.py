@@ -143,7 +143,7 @@ def _in_order(
 def _decode(trained: TrainedModel, found: Found) -> NDArray[np.uint8]:
     if found.fault:
         raise DataError(f"'{found.name}' was passed over: {found.fault}.")
-    return trained.read(found.root, found.relative)
+    return trained.read(found.root, found.relative, found.box)
 
 
 def _thumbnail(picture_HWC: NDArray[np.uint8]) -> bytes:

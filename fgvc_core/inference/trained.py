@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from fgvc_core.data.files import FileSource
+from fgvc_core.data.files import Box, FileSource
 from fgvc_core.data.reader import as_rgb, deeper_than_8_bits
 from fgvc_core.data.transforms import square
 from fgvc_core.errors import ConfigurationError, DataError
@@ -46,14 +46,23 @@ class TrainedModel:
         """The network, in evaluation mode."""
         return self.learner.model
 
-    def read(self, root: Path, relative: str) -> NDArray[np.uint8]:
+    def read(self, root: Path, relative: str, box: Box | None = None) -> NDArray[np.uint8]:
         """A picture file below a folder as RGB, uint8 (H, W, 3), downscaled towards the input size.
+
+        Args:
+            root: Folder that the file must not lead out of.
+            relative: Path below it.
+            box: Subject to cut out, with the margin of the model's training.
 
         Raises:
             DataError: if the file is missing or damaged.
         """
         short = round(self.model.input.size / self.model.input.crop)
-        return FileSource(root, (relative,)).picture(0, short)
+        crops = None if box is None else (box,)
+        margin = self.recipe.data.crop_margin
+        rule = self.recipe.data.depth_rule
+        source = FileSource(root, (relative,), crops=crops, margin=margin, depth=rule)
+        return source.picture(0, short)
 
     def view(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A picture (H, W, 3) of any size as the uint8 square (S, S, 3) that the model sees."""

@@ -103,7 +103,8 @@ def read_public(text: str) -> PublicKey:
     """
     try:
         key = load_ssh_public_key(text.encode())
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError) as error:
+        # NotImplementedError: a point whose first byte says that it is compressed.
         raise PeerError(f"A public key cannot be read: {error}.") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise PeerError("A public key is no ECDSA key.")

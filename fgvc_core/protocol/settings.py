@@ -65,8 +65,8 @@ class FederationSettings(OpenSettings):
         0.0,
         ge=0.0,
         le=0.9,
-        description="Share of a cohort that is expected not to answer, 0 to 0.9: so many more "
-        "sites are drawn that enough are left.",
+        description="Share of a cohort that is expected not to answer, 0 to 0.9; correspondingly "
+        "more sites are drawn.",
     )
     deadline_s: float = Field(
         3600.0, gt=0.0, description="Seconds after which a round closes with what has arrived."
@@ -78,12 +78,12 @@ class FederationSettings(OpenSettings):
         "2022, https://arxiv.org/abs/2106.06639).",
     )
     keep_every: int = Field(
-        0, ge=0, description="Also keep the checkpoint of every so many rounds; 0: last and best."
+        0, ge=0, description="Also keep every n-th round's checkpoint; 0: only last and best."
     )
     patience: int = Field(
         0,
         ge=0,
-        description="Stop after so many rounds without a better validation score; 0: never.",
+        description="Stop after this many rounds without a better validation score; 0: never.",
     )
     proximal_mu: float = Field(
         0.01, ge=0.0, description="fedprox: weight of the pull towards the received model."
@@ -112,8 +112,8 @@ class FederationSettings(OpenSettings):
         ge=0.0,
         lt=0.5,
         description="trimmed-mean, krum, multi-krum, least-trimmed, mix_nearest: share of the "
-        "sites that may be hostile, 0 to 0.5. Of a round's replies so many, rounded down, less "
-        "those sites whose last reply was refused, are guarded against.",
+        "sites that may be hostile, 0 to 0.5. This share of a round's replies, "
+        "rounded down, less the sites whose last reply was refused, is guarded against.",
     )
     mix_nearest: bool = Field(
         False,
@@ -127,7 +127,7 @@ class FederationSettings(OpenSettings):
         ge=1.0,
         le=1e6,
         description="Rules that need every reply keep them in a file and work block by block in "
-        "at most so many MB (1e6 bytes) of memory.",
+        "at most this much memory, in MB (1e6 bytes).",
     )
     screening: bool = Field(
         True,
@@ -157,7 +157,7 @@ class FederationSettings(OpenSettings):
         6.0,
         ge=0.0,
         description="An update that points against the model's last movement is refused if its "
-        "cosine is so many spreads (1.48 median deviations) below the last rounds' median; 0: "
+        "cosine is this many spreads (1.48 median deviations) below the last rounds' median; 0: "
         "never.",
     )
     max_weight: int = Field(
@@ -183,7 +183,7 @@ class FederationSettings(OpenSettings):
     set_aside_after: int = Field(
         3,
         ge=0,
-        description="A site whose replies were refused as unsound so many times in a row is not "
+        description="A site whose replies were refused as unsound this many times in a row is not "
         "asked again in this run; 0: never.",
     )
     local: tuple[str, ...] = Field(

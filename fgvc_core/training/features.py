@@ -150,7 +150,7 @@ def ensure_features(
     """
     from fgvc_core.data.pictures import PictureBank
 
-    keys = [table.content_key(i) for i in range(len(table))]
+    keys = [table.view_key(i) for i in range(len(table))]
     todo = store.missing(keys)
     spec = model.input
     device = next(model.parameters()).device
@@ -176,7 +176,7 @@ def read_features(
     model: "FineGrainedClassifier", table: ExampleTable, store: FeatureStore
 ) -> torch.Tensor:
     """float32 (N, D): features of all rows; computes what is missing."""
-    keys = [table.content_key(i) for i in range(len(table))]
+    keys = [table.view_key(i) for i in range(len(table))]
     if store.missing(keys):
         ensure_features(model, table, store)
         store.missing(keys)
@@ -199,7 +199,7 @@ def readable_features(
 ) -> tuple[torch.Tensor, list[int]]:
     """float32 (N, D), and the positions of unreadable pictures, whose rows are NaN."""
     ensure_features(model, table, store, tolerant=True)
-    keys = [table.content_key(i) for i in range(len(table))]
+    keys = [table.view_key(i) for i in range(len(table))]
     store.missing(keys)
     if not keys:
         return torch.zeros((0, model.feature_dim)), []

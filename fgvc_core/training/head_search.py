@@ -47,7 +47,7 @@ SHRINKAGES = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 PRIORS = (0.0, 0.5, 1.0)
 """Weights of the class frequencies that are tried."""
 
-PENALTIES = (10.0, 30.0, 100.0, 300.0, 1000.0)
+PENALTIES = (10.0, 30.0, 100.0, 300.0)
 """Penalties of the regression that are tried."""
 
 KINDS = ("discriminant", "cosine", "regression")
@@ -56,7 +56,7 @@ KINDS = ("discriminant", "cosine", "regression")
 ROUGH = 1e-3
 """Precision of the regressions on folds: what is left changes hardly an answer."""
 
-MOST_ROUGH, MOST = 25, 100
+MOST_ROUGH, MOST = 20, 100
 """Most messages for the regressions on folds, and for the last one."""
 
 Head = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -258,7 +258,7 @@ def best_head(folds: Sequence[ClassStatistics], settings: TrainSettings, sites: 
     found = _tried(blends, blended, len(used))
     # A site that was lost in between would leave them counted on other pictures.
     tried += [one for one in found if one.examples == tried[0].examples]
-    best = _chosen(tried, settings.start_metric)
+    best = safe_choice(tried, settings.start_metric)
     total = added(folds)
     final: dict[tuple[float, int], Regression] = {}
     geometry = Geometry(total)
@@ -441,20 +441,30 @@ def _tried(candidates: Sequence[Candidate], counts_MV3K: Floats, folds: int) -> 
     return [Tried(one, counts_F3K) for one, counts_F3K in zip(candidates, counts_CF3K, strict=True)]
 
 
-def _chosen(tried: Sequence[Tried], metric: str) -> Candidate:
-    """The blend of all kinds, unless another candidate is clearly better.
+def safe_choice(tried: Sequence[Tried], metric: str) -> Candidate:
+    """A blend, unless another candidate is clearly better.
 
-    Clearly: by more than one standard error of the difference (the rule of Breiman et al. 1984,
-    "Classification and Regression Trees", section 3.4.3, with the blend as the safe choice). The
-    best of forty by a few hundred pictures is partly the luckiest.
+    The best of forty by a few hundred pictures is partly the luckiest. So a blend is the safe
+    choice, if it is within one standard error of the best (the rule of Breiman et al. 1984,
+    "Classification and Regression Trees", section 3.4.3): that of all kinds, if none of them is
+    clearly worse than another by itself (two standard errors); else the best of two kinds.
     """
-    best = max(tried, key=lambda one: one.score(metric))
-    for safe in tried:
-        if len(safe.candidate.members) == len(KINDS):
-            lead = best.score(metric) - safe.score(metric)
-            if lead <= best.error_beside(safe, metric):
-                return safe.candidate
+    ranked = sorted(tried, key=lambda one: one.score(metric), reverse=True)
+    best = ranked[0]
+    singles = [one for one in ranked if not one.candidate.members]
+    for safe in sorted(ranked, key=lambda one: len(one.candidate.members), reverse=True):
+        members = safe.candidate.members
+        kinds = [one for one in singles if one.candidate in members]
+        alike = all(_behind(one, singles[0], metric) <= 2 for one in kinds)
+        if members and (alike or len(members) == 2) and _behind(safe, best, metric) <= 1:
+            return safe.candidate
     return best.candidate
+
+
+def _behind(one: Tried, best: Tried, metric: str) -> float:
+    """How far a candidate is behind the best, in standard errors of the difference."""
+    lead = best.score(metric) - one.score(metric)
+    return lead / max(best.error_beside(one, metric), 1e-12) if lead > 0 else 0.0
 
 
 def _between(heads: Sequence[Head]) -> Head:

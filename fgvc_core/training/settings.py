@@ -92,7 +92,7 @@ class TrainSettings(Settings):
         "scikit-learn's LogisticRegression with C = 1 / start_penalty.",
     )
     start_precision: float = Field(
-        1e-5,
+        1e-4,
         ge=1e-10,
         le=0.1,
         description="regression, auto: the fit ends once the objective is expected to fall by less "
@@ -192,7 +192,7 @@ class EvaluateSettings(Settings):
 
     batch_size: int = Field(128, ge=1, le=8192, description="Pictures scored at once.")
     every: int = Field(
-        1, ge=0, description="Score the held-out test split every so many rounds; 0: at the end."
+        1, ge=0, description="Score the held-out test split every n-th round; 0: only at the end."
     )
     pixel_baseline: bool = Field(
         True, description="Also fit a linear model on raw pixels, as the report's floor."
@@ -201,7 +201,7 @@ class EvaluateSettings(Settings):
         0,
         ge=0,
         le=6,
-        description="For so many of the most confused pairs, 0 to 6, the report shows where the "
+        description="For this many of the most confused pairs, 0 to 6, the report shows where the "
         "model saw either class (Grad-CAM; the 'explain' extra; pictures that may be shown).",
     )
     unit_price: bool = Field(

@@ -105,7 +105,7 @@ def read_certificate(path: Path) -> x509.Certificate:
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"The certificate '{path}' cannot be read: {error}.",
-            remedy="Restore it from the backup, or issue it anew: fieldmark server renew DIR.",
+            remedy="Restore it from the backup, or renew it: fieldmark server renew DIR.",
         ) from None
 
 
@@ -121,13 +121,13 @@ def check_dates(path: Path, now: datetime.datetime | None = None) -> int:
         raise PeerError(
             f"The certificate '{path}' is valid from {first:%Y-%m-%d %H:%M} UTC only.",
             why="No site would trust it before.",
-            remedy="Set this machine's clock, or issue it anew: fieldmark server renew DIR.",
+            remedy="Set this machine's clock, or renew it: fieldmark server renew DIR.",
         )
     if now > last:
         raise PeerError(
             f"The certificate '{path}' expired on {last:%Y-%m-%d %H:%M} UTC.",
             why="No site trusts it any more.",
-            remedy="Issue it anew: fieldmark server renew DIR. Kits stay as they are.",
+            remedy="Renew it: fieldmark server renew DIR. Kits stay as they are.",
         )
     return (last - now).days
 
@@ -145,7 +145,7 @@ def check_mode(path: Path) -> None:
         raise ConfigurationError(
             f"The secret '{path}' has mode {mode:04o}; 0600 is the widest allowed.",
             why="Others on this machine can read it.",
-            remedy=f"chmod 600 {path}; if others may have read it, make it anew.",
+            remedy=f"chmod 600 {path}; if others may have read it, make a new one.",
         )
 
 

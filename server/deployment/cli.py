@@ -194,7 +194,7 @@ def ledger_statement(
 
 @server_app.command()
 def renew(folder: Folder, host: Hosts = None) -> None:
-    """Issue the server's certificate anew; kits and sites stay as they are.
+    """Renew the server's certificate; kits and sites stay as they are.
 
     Example: fieldmark server renew federation
     """
@@ -208,7 +208,7 @@ def renew(folder: Folder, host: Hosts = None) -> None:
 @server_app.command()
 def up(
     folder: Folder,
-    detach: Annotated[bool, typer.Option("--detach", help="Come back when it is up.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it is up.")] = False,
 ) -> None:
     """Keep the coordinator up: the open port, Flower's SuperLink behind it, the runs.
 
@@ -255,7 +255,7 @@ def run(
             + names_for_help("fieldmark.trackers", "tensorboard", "mlflow", "wandb"),
         ),
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and come back.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
     json_: Json = False,
 ) -> None:
     """Run a recipe with the sites that are registered; Ctrl-C leaves it running.
@@ -278,7 +278,7 @@ def run(
 def resume(
     folder: Folder,
     name: Annotated[str, typer.Argument(help="The run's name.")],
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and come back.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
     json_: Json = False,
 ) -> None:
     """Go on with a run that has ended, from its last checkpoint.
@@ -321,7 +321,7 @@ def cancel(folder: Folder) -> None:
 
 @server_app.command()
 def status(folder: Folder, json_: Json = False) -> None:
-    """What is up, who is there, and how far the run is.
+    """Show what is up, which sites are online, and how far the run is.
 
     Example: fieldmark server status federation
     """

@@ -47,7 +47,7 @@ def compact(database: Path) -> int:
             f"The SuperLink's database '{database}' is damaged: {error}.",
             why="Without it no site's message is taken.",
             remedy=f"Stop the coordinator, delete {shlex.quote(str(database))} and its -wal and "
-            "-shm files, and start it again: sites' keys are registered anew from sites.json.",
+            "-shm files, and start it again: sites' keys are registered again from sites.json.",
         ) from None
     return max(before - _size(database), 0)
 

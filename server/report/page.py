@@ -84,6 +84,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     refusals = refusals_by_reason(run.events)
     refused, missing = counted(refusals)
+    interval, interval_of = _top1_interval(run)
     notable = [e for e in run.events if e.get("event") in _NOTABLE or e.get("accepted") is False]
     return {
         "style": Markup(style),
@@ -94,7 +95,8 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "sites_left": max(len(sites) - SITES_SHOWN, 0),
         "installed": _installed(sites),
         "classes": [_with_interval(c) for c in classes[:CLASSES_SHOWN]],
-        "top1_interval": _top1_interval(run),
+        "top1_interval": interval,
+        "top1_interval_of": interval_of,
         "refused": refused,
         "missing": missing,
         "refused_in_words": [in_words(group) for group in refusals[:FIRST_REASONS]],
@@ -288,17 +290,19 @@ def _with_interval(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "interval": wilson(round(entry["top1"] * support), support)}
 
 
-def _top1_interval(run: RunFolder) -> tuple[float, float] | None:
-    """Interval of the headline's top-1: by subjects if the run was compared, else by pictures."""
+def _top1_interval(run: RunFolder) -> tuple[tuple[float, float] | None, str]:
+    """Interval of the headline's top-1, and what it is: by subjects if the run was compared."""
     top1, total = run.metrics.get("top1"), int(run.metrics.get("test_examples") or 0)
     if top1 is None:
-        return None
+        return None, ""
     compared = (run.comparison or {}).get("federated", {})
     one_seed = len((run.comparison or {}).get("seeds", ())) == 1
     if compared.get("top1_interval") and one_seed:
         low, high = compared["top1_interval"]
-        return low, high
-    return wilson(round(top1 * total), total)
+        return (low, high), "A bootstrap over test subjects."
+    return wilson(round(top1 * total), total), (
+        "Wilson's interval, as if the test pictures were independent of each other."
+    )
 
 
 def _levels(metrics: dict[str, Any]) -> list[tuple[str, float]]:

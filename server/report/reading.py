@@ -135,7 +135,7 @@ def _damaged(path: Path, what: str) -> DataError:
     return DataError(
         f"'{path}' is damaged: {what}.",
         why="A report from half a file would mislead.",
-        remedy="Restore the file, or resume the run to write it anew.",
+        remedy="Restore the file, or resume the run to write it again.",
     )
 
 

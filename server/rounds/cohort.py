@@ -1,6 +1,7 @@
 """Random selection of the sites that take part in a round."""
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -24,6 +25,7 @@ def draw_cohort(
     *,
     expected_dropout: float = 0.0,
     last_drawn: dict[str, int] | None = None,
+    failed: Collection[str] = (),
 ) -> list[str]:
     """Draw a round's cohort, sorted by name.
 
@@ -38,6 +40,8 @@ def draw_cohort(
         round_: Which round.
         expected_dropout: Expected share of sites without a reply; the cohort is larger accordingly.
         last_drawn: Site -> the last round that it was drawn for.
+        failed: Sites without a sound reply in a void attempt at this round; drawn last, or a round
+            of a few sites would ask the same ones again.
     """
     hoped = wanted(len(sites), fraction)
     count = min(len(sites), math.ceil(hoped / (1.0 - expected_dropout) - 1e-9))
@@ -50,4 +54,5 @@ def draw_cohort(
         waited = {site: round_ - last_drawn.get(site, 0) for site in sites}
         # Python's sort is stable, so the shuffled order breaks ties.
         shuffled.sort(key=lambda site: -waited[site] if waited[site] >= longest else 0)
+    shuffled.sort(key=lambda site: site in failed)
     return sorted(shuffled[:count])

@@ -77,15 +77,16 @@ def started_head(
         context.trust.leave_out(site, reason, 0)
     arrived = len(start.taken)
     if result.value is None or arrived < needed:
-        if not arrived and updates.replies.refusals:
-            raise refused_by_all(updates.replies.refusals)
+        refusals = updates.replies.refusals
+        if not arrived and refusals and len(asked) - len(refusals) < max(needed, 1):
+            raise refused_by_all(refusals)
         raise too_few(arrived, needed)
     for site, examples in start.taken.items():
         if examples:
             # A site's first claim bounds its weight in later rounds, too.
             state.claims.setdefault(site, examples)
     parts = result.value
-    searched_sites = AskedSites(context, updates, start.found, needed)
+    searched_sites = AskedSites(context, updates, start.found, needed, context.checkpoints.folder)
     found = searched(parts, recipe.train, searched_sites)
     if found is None:
         head = started(tensors, added(parts), recipe.train, attributes_KA)

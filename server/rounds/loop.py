@@ -7,7 +7,7 @@ same result as an uninterrupted one.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
@@ -86,6 +86,7 @@ class Rounds:
             )
         self._sites: list[str] = []
         self._started = 0.0
+        self._failed: set[str] = set()
         self._wall_before = state.wall_s
 
     def run(self) -> str:
@@ -140,18 +141,20 @@ class Rounds:
         started = time.monotonic()
         context, updates = self._context, self._updates
         sites = sites_in_use(context, self._sites, number)
-        cohort = self._draw(sites, number)
+        cohort = self._draw(sites, number, self._failed)
         self._events.emit("round_started", round=number, cohort=cohort)
         needed = context.exchange.quorum(self._federation.fraction)
         received = self._arrays
         result = run_updates(TRAIN, number, context, updates, received, cohort, needed)
         if result.value is None or result.void:
+            self._failed |= set(cohort) - {found.reply.site for found in result.accepted}
             void_round(number, context, updates, len(result.accepted), needed)
             return
+        self._failed.clear()
         self._take_scores(number - 1, received, result.accepted)
         self._finish(number, result.value, cohort, result.accepted, started)
 
-    def _draw(self, sites: list[str], number: int) -> list[str]:
+    def _draw(self, sites: list[str], number: int, failed: Collection[str]) -> list[str]:
         cohort = draw_cohort(
             sites,
             self._federation.fraction,
@@ -159,6 +162,7 @@ class Rounds:
             number,
             expected_dropout=self._federation.expected_dropout,
             last_drawn=self.state.last_drawn,
+            failed=failed,
         )
         self.state.last_drawn.update(dict.fromkeys(cohort, number))
         return cohort

@@ -6,7 +6,7 @@ robust rule, otherwise a weighted mean: server optimizers and control variates b
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from fgvc_core.components import STRATEGIES
 from fgvc_core.errors import ConfigurationError
@@ -25,7 +25,7 @@ from fieldmark.server.strategies import Tensors
 
 _MODEL, _DIRECTION = "pretrain/", "pretrain-direction/"
 
-Draw = Callable[[list[str], int], list[str]]
+Draw = Callable[[list[str], int, Collection[str]], list[str]]
 
 
 class FederatedPretraining:
@@ -64,6 +64,7 @@ class FederatedPretraining:
         moved = under(remembered, _DIRECTION)
         if not getattr(STRATEGIES.get(federation.strategy).make, "robust", False):
             federation = federation.model_copy(update={"strategy": "fedavg"})
+        self._failed: set[str] = set()
         self._updates = make_updates(
             context,
             specs,
@@ -96,7 +97,8 @@ class FederatedPretraining:
 
         Args:
             sites: Sites that are present.
-            draw: Draws a round's cohort from sites and the round's number.
+            draw: Draws a round's cohort from sites, the round's number, and the sites that have
+                failed in a void attempt at it.
 
         Raises:
             RunFailed: if several rounds in a row find no quorum, or no site is left.
@@ -105,15 +107,17 @@ class FederatedPretraining:
         context, updates = self._context, self._updates
         number = len(context.state.pretraining) + 1
         in_use = sites_in_use(context, sites, number)
-        cohort = draw(in_use, number)
+        cohort = draw(in_use, number, self._failed)
         rounds = context.recipe.pretrain.rounds
         context.events.emit("pretraining_started", round=number, rounds=rounds, cohort=cohort)
         needed = context.exchange.quorum(context.recipe.federation.fraction)
         arrays = to_array_record(pack_all(self._tensors))
         result = run_updates(PRETRAIN, number, context, updates, arrays, cohort, needed)
         if result.value is None or result.void:
+            self._failed |= set(cohort) - {found.reply.site for found in result.accepted}
             void_round(number, context, updates, len(result.accepted), needed)
             return
+        self._failed.clear()
         self._tensors = updates.unpacked(result.value)
         entry = finish_round(number, context, result.value, cohort, result.accepted, started)
         # Fields of training only, empty here.

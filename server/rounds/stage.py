@@ -178,17 +178,20 @@ def void_round(
     """Record a round without a quorum: the model is unchanged.
 
     Raises:
-        PolicyRefusal: if all replies were refusals by sites.
+        PolicyRefusal: if so many sites refuse by their policy that no round can find a quorum.
         RunFailed: if it is the third in a row.
     """
-    state, events, refusals = context.state, context.events, updates.replies.refusals
+    state, events = context.state, context.events
     context.tally.close()
     if updates.history.void():
         events.emit("screening_reset", round=number)
     state.void_rounds += 1
     events.emit("round_void", round=number, accepted=accepted, needed=needed)
-    if not accepted and refusals:
-        raise refused_by_all(refusals)
+    refusing = updates.replies.refusing
+    left = set(context.trust.in_use(sorted(context.exchange.nodes))) - refusing.keys()
+    # Not the refusals of this round alone: its cohort may be one site.
+    if not accepted and refusing and len(left) < max(needed, 1):
+        raise refused_by_all(refusing)
     if state.void_rounds >= VOID_ROUNDS_ALLOWED:
         raise RunFailed(
             f"Round {number} found {accepted} sound replies of {needed} needed, "

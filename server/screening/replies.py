@@ -48,6 +48,8 @@ class ReplyScreening:
         self._tally = tally
         self._trust = trust
         self._deadline_s = deadline_s
+        self.refusing: dict[str, str] = {}
+        """Site -> its reason, of sites whose last answer in the run was a refusal by policy."""
         self.refusals: dict[str, str] = {}
         """Site -> the reason by its own policy, in this stage."""
         self.unsound: set[str] = set()
@@ -102,7 +104,7 @@ class ReplyScreening:
                 )
         except PeerError as error:
             if isinstance(error, SiteRefusal) and error.reply.code == "refused-policy":
-                self.refusals[site] = error.reply.reason
+                self.refusals[site] = self.refusing[site] = error.reply.reason
             own = isinstance(error, SiteFault) or not answer.message.has_error()
             if own and not isinstance(error, SiteRefusal):
                 self._trust.unsound(site, error.what)
@@ -110,6 +112,7 @@ class ReplyScreening:
             figures = error.figures if isinstance(error, UnsoundUpdate) else None
             self._tally.note(answer, None, error.what, figures, event)
             return None
+        self.refusing.pop(site, None)
         if screened.update is not None:
             self._trust.sound(site)
             if stage_of(answer.request) is TRAIN:

@@ -3,6 +3,8 @@
 What an answer claims about its sender only selects the key that its signature must match.
 """
 
+import re
+
 from flwr.app import Message
 
 from fgvc_core import __version__
@@ -13,6 +15,8 @@ from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Reply, Request, unseal
 from fieldmark.server.home import CoordinatorHome, read_allow_list
 from fieldmark.server.ledger_memory import LedgerMemory
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ApprovalPending(PeerError):
@@ -30,6 +34,7 @@ class Membership:
         keys: Site -> its registered key in the current allow-list.
         units: Site -> its declared units, of sites that were admitted.
         refusals: Site -> the reason by its own policy at the roll call.
+        reasons: Site -> why it takes no part, of sites whose answer was theirs.
         ledgers: Memory of the sites' ledgers across runs.
     """
 
@@ -42,6 +47,7 @@ class Membership:
         self._listed: tuple[int, int] = (0, 0)
         self.units: dict[str, int] = {}
         self.refusals: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
         self.ledgers = LedgerMemory(home.run_dir, home.recipe)
 
     def _read_allow_list(self) -> None:
@@ -75,6 +81,15 @@ class Membership:
         reply = unseal(Reply, sealed, self.keys[name], {})
         if (reply.nonce, reply.run) != (request.nonce, request.run):
             raise PeerError("The answer is to another roll call.")
+        try:
+            self._check_proven(name, reply)
+        except PeerError as error:
+            self.reasons[name] = error.what
+            raise
+        self.ledgers.saw(reply, sealed)
+        return name, reply
+
+    def _check_proven(self, name: str, reply: Reply) -> None:
         if reply.site != name:
             raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
         if reply.code == "awaiting-approval":
@@ -87,8 +102,6 @@ class Membership:
         seen = self.ledgers.head(name)
         if seen is not None and reply.ledger_length < seen.length:
             raise PeerError(shorter(reply.ledger_length, seen.length))
-        self.ledgers.saw(reply, sealed)
-        return name, reply
 
     def _keep_units(self, name: str, units: int) -> None:
         """Note the units that a proven site declares, its weight in every run.
@@ -97,17 +110,19 @@ class Membership:
             PeerError: if they are out of range or differ from the earlier declaration.
         """
         most = self._home.recipe.federation.max_weight
+        declared = self.units.get(name) or self.ledgers.units(name)
+        why = None
         if units > most or (self._home.recipe.privacy is not None and units < 1):
-            raise PeerError(
-                f"Site '{name}' declares {units} units; 1 to {most} count (federation.max_weight)."
+            why = f"declares {units} units; 1 to {most} count (federation.max_weight)."
+        elif units and declared and declared != units:
+            why = (
+                f"declares {units} units, and declared {declared} before. If that is right: "
+                "fieldmark server accept-units."
             )
+        if why is not None:
+            self.reasons[name] = f"Site '{name}' {why}"
+            raise PeerError(self.reasons[name])
         if units:
-            declared = self.units.get(name) or self.ledgers.units(name)
-            if declared and declared != units:
-                raise PeerError(
-                    f"Site '{name}' declares {units} units, and declared {declared} before. If "
-                    "that is right: fieldmark server accept-units."
-                )
             self.ledgers.keep_units(name, units)
         self.units[name] = units
 
@@ -121,10 +136,12 @@ class Membership:
         if reply.code_digest == own or reply.code_digest in self._home.settings.accept_code:
             return
         said = f"Fieldmark {reply.version or 'unknown'} (code {reply.code_digest[:12] or 'none'})"
+        # Only what is a digest: a person copies it into a file of settings.
+        digest = reply.code_digest if _DIGEST.fullmatch(reply.code_digest) else None
+        accept = "" if digest is None else f", or add '{digest}' to accept_code in server.toml"
         raise PeerError(
             f"Site '{reply.site}' runs {said}, and this coordinator {__version__} (code "
-            f"{own[:12]}). Install the same there, or add '{reply.code_digest}' to accept_code in "
-            "server.toml."
+            f"{own[:12]}). Install the same there{accept}."
         )
 
 

@@ -5,7 +5,7 @@ was sent to; what the reply claims about its sender is never used.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -63,7 +63,6 @@ class Exchange(Attendance):
     def __init__(self, grid: Grid, home: CoordinatorHome, run: str, events: EventLog) -> None:
         super().__init__(grid, home, run, events)
         self._late: dict[str, Request] = {}
-        self._forget: Callable[[str], None] = getattr(grid, "forget", lambda _: None)
         self._limit_reply(home.recipe.wire.max_update_mb * 1e6 + BESIDE_TENSORS)
         self._digested: tuple[ArrayRecord | None, dict[str, str]] = (None, {})
 

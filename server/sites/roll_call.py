@@ -37,6 +37,13 @@ AGAIN_S = 30.0
 SOONEST_S, LATEST_S = 15.0, 600.0
 """Bounds of the time until a site whose people have not decided is asked again, in seconds."""
 
+AT_ONCE, ONE_MORE_S = 6, 60.0
+"""Calls of one node in a row without a pause, and seconds for each further one.
+
+Each call is a message with the recipe, and events: a node that answers with errors, or that goes
+away and comes back without end, must fill neither database nor event log.
+"""
+
 
 @dataclass
 class Undecided:
@@ -63,12 +70,15 @@ class Attendance(Membership):
         self._calls: dict[int, tuple[str, Request]] = {}
         self._known: set[int] = set()
         self._gone: set[int] = set()
+        # Node -> (calls that it has left, as of when).
+        self._left: dict[int, tuple[float, float]] = {}
         self.nodes: dict[str, int] = {}
         self.undecided: dict[str, Undecided] = {}
         # A grid may have its own clock (a simulated one does) and record when a reply arrived.
         self._clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
         self._arrived: Callable[[str], float | None] = getattr(grid, "arrived", lambda _: None)
         self._limit_reply: Callable[..., None] = getattr(grid, "limit_reply", lambda *_: None)
+        self._forget: Callable[[str], None] = getattr(grid, "forget", lambda _: None)
         # (pieces received, pieces in all) of a reply that is announced and incomplete.
         self._arriving: Callable[[str], tuple[int, int] | None] = getattr(
             grid, "arriving", lambda _: None
@@ -127,7 +137,10 @@ class Attendance(Membership):
             complete = not self._calls and len(self._known) >= len(self.keys)
             patience = settings.wait_for_sites_s
             if self.undecided:
-                complete, patience = False, max(patience, settings.wait_for_approval_s)
+                complete = False
+            # A run is approved once: who was admitted to it before is waited for as one away.
+            if self.undecided.keys() - self.units.keys():
+                patience = max(patience, settings.wait_for_approval_s)
             if complete or self._clock() - started >= patience:
                 raise self._too_few(needed)
             time.sleep(settings.poll_s)
@@ -137,7 +150,9 @@ class Attendance(Membership):
 
         def why(site: str) -> str:
             undecided = "nobody there has approved the run yet"
-            return undecided if site in self.undecided else self.refusals.get(site, "away")
+            if site in self.undecided:
+                return undecided
+            return self.refusals.get(site) or self.reasons.get(site, "away")
 
         return {site: why(site) for site in sorted(self.keys.keys() - self.nodes)}
 
@@ -242,15 +257,22 @@ class Attendance(Membership):
             if undecided.node not in present:
                 del self.undecided[site]
             elif self._clock() >= undecided.due:
-                self._known.discard(undecided.node)
                 undecided.due = math.inf
+                self._call(undecided.node)
         for node in sorted(present - self._known):
-            self._call(node)
+            if self._calls_left(node) >= 1:
+                self._call(node)
         self._hear_all()
         return len(self.nodes)
 
+    def _calls_left(self, node: int) -> float:
+        """How often a node may be called now."""
+        left, when = self._left.get(node, (float(AT_ONCE), 0.0))
+        return min(left + (self._clock() - when) / ONE_MORE_S, AT_ONCE)
+
     def _call(self, node: int) -> None:
         """Ask a node who it is."""
+        self._left[node] = max(self._calls_left(node) - 1, 0.0), self._clock()
         self._known.add(node)
         self._gone.discard(node)
         recipe = self._home.recipe
@@ -279,6 +301,8 @@ class Attendance(Membership):
         if message is None and node in self._grid.get_node_ids():
             return False
         del self._calls[node]
+        if message is None:
+            self._forget(message_id)
         if message is None or (message.has_error() and message.error.code not in FAULTS):
             # No answer: the node is called again when it is back.
             self._known.discard(node)
@@ -353,10 +377,13 @@ class Attendance(Membership):
             with words_of_a_site():
                 name, reply = self._proven(request, message)
             if name in self.nodes:
-                raise PeerError(f"Site '{name}' has answered from another node already.")
+                raise PeerError(_elsewhere(name))
             self._keep_units(name, reply.examples)
         except ApprovalPending as pending:
-            self._ask_again(pending.site, node)
+            if pending.site in self.nodes:
+                self._not_admitted(node, _elsewhere(pending.site))
+            else:
+                self._ask_again(pending.site, node)
             return
         except PeerError as error:
             for site in [s for s, undecided in self.undecided.items() if undecided.node == node]:
@@ -364,7 +391,8 @@ class Attendance(Membership):
             self._not_admitted(node, error.what)
             return
         self.nodes[name] = node
-        self.undecided.pop(name, None)
+        for told in (self.undecided, self.refusals, self.reasons):
+            told.pop(name, None)
         self._events.emit(
             "roll_call",
             site=name,
@@ -395,6 +423,10 @@ class Attendance(Membership):
             message_type=_TYPES[request.kind],
             group_id=str(request.round),
         )
+
+
+def _elsewhere(site: str) -> str:
+    return f"Site '{site}' has answered from another node already."
 
 
 def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:

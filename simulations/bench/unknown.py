@@ -249,7 +249,7 @@ def _measure(
     of_class = class_statistics(
         training_MD.astype(np.float32), labels_M, int(labels_M.max()) + 1, True
     )
-    values = {score: known_scores(logits_NK, score, divisor) for score in SCORES}
+    values: dict[str, Floats] = {score: known_scores(logits_NK, score, divisor) for score in SCORES}
     values |= {
         "mahalanobis": -mahalanobis(features_ND, of_class),
         "neighbors": neighbors(features_ND, training_MD),

@@ -84,23 +84,21 @@ def draw_rows(
     numbers_N = np.unique(np.asarray(subjects, dtype=object).astype(str), return_inverse=True)[1]
     count = int(numbers_N.max()) + 1
     generator = np.random.default_rng(seed)
-    times_BS = np.zeros((0, count))
-    if count >= FEWEST:
-        times_BS = generator.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
+    times_BS = _times(count, draws if count >= FEWEST else 0, generator)
     seeds = max((len(models) for models in answers.values()), default=1)
-    weights_BR = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(times_BS)) / seeds
-    # The first draw is the sample itself.
-    times_BS = np.concatenate([np.ones((1, count)), times_BS])
+    weights_BR = (
+        generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(times_BS) - 1) / seeds
+    )
     weights_BR = np.concatenate([np.full((1, seeds), 1 / seeds), weights_BR])
 
     def scored(predicted_N: NDArray[np.int64]) -> Floats:
         parts_NM = macro_f1_parts(labels_N, predicted_N, classes)
         parts_SM = np.zeros((count, parts_NM.shape[1]))
         np.add.at(parts_SM, numbers_N, parts_NM)
-        step = max(1, _AT_ONCE // parts_SM.shape[1])
+        step = max(1, _AT_ONCE // max(parts_SM.shape))
         found = []
         for start in range(0, len(times_BS), step):
-            sums_BM = times_BS[start : start + step] @ parts_SM
+            sums_BM = times_BS[start : start + step].astype(np.float64) @ parts_SM
             right_BK, there_BK, _ = np.split(sums_BM, 3, axis=1)
             top1_B = right_BK.sum(axis=1) / np.maximum(there_BK.sum(axis=1), 1e-12)
             found.append(np.stack([top1_B, macro_f1_of(sums_BM)]))
@@ -117,6 +115,20 @@ def draw_rows(
             {metric: found_2B[at, 1:] for at, metric in enumerate(METRICS)},
         )
     return rows
+
+
+def _times(count: int, draws: int, generator: np.random.Generator) -> NDArray[np.uint16]:
+    """uint16 (1 + draws, S): how often each subject is in a draw; the first is the sample itself.
+
+    Small integers, because all rows share the draws, which are kept.
+    """
+    times_BS = np.ones((1 + draws, count), dtype=np.uint16)
+    shares_S = np.full(count, 1 / count)
+    step = max(1, _AT_ONCE // count)
+    for start in range(1, 1 + draws, step):
+        part_BS = times_BS[start : start + step]
+        part_BS[:] = generator.multinomial(count, shares_S, size=len(part_BS))
+    return times_BS
 
 
 def in_words(difference: Estimate) -> str:

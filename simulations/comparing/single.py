@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from fgvc_core.recipe import Recipe
-from fieldmark.simulations.comparing.others import POOLED, budget
+from fieldmark.simulations.comparing.others import budget
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import Setting
 from fieldmark.simulations.simulate import run_dealt
@@ -23,13 +23,14 @@ Dealt = tuple[Simulation, Setting]
 
 
 def run_single(
-    plan: Simulation, setting: Setting, sites: list[str], pool: Executor, workers: int
+    plan: Simulation, setting: Setting, name: str, sites: list[str], pool: Executor, workers: int
 ) -> Dealt:
     """Run a federation of one site that holds the pictures of some of a federation's sites.
 
     Args:
         plan: The federation's, with its completed recipe.
         setting: The federation's.
+        name: Of the one site and of its run's folder.
         sites: All sites for the pooled model, or one.
         pool: Workers.
         workers: How many.
@@ -40,7 +41,6 @@ def run_single(
     Raises:
         FieldmarkError: if the run failed.
     """
-    name = sites[0] if len(sites) == 1 and len(setting.rows) > 1 else POOLED
     rows = {name: np.sort(np.concatenate([setting.rows[site] for site in sites]))}
     own = [setting.pool[site] for site in sites if site in setting.pool]
     spare = {name: np.sort(np.concatenate(own))} if own else {}

@@ -523,7 +523,7 @@ def test_join_makes_no_home_over_nothing_and_says_which_tables_it_passed_over(tm
     assert not (tmp_path / "lyon").exists()
     root = folder_tree(tmp_path / "data")
     (root / "labels.TSV").write_text("a\tb\n")
-    (root / "rings.CSV").write_text("ring;species\n1;Robin\n")
+    (root / "rings.CSV").write_text("ring;species\nA17;Robin\n")
     found = run_join(tmp_path, kit, root, "--yes", "--map-label", "Erithacus=Robin")
     assert found.exit_code == 0, found.output
     assert "not read: 'labels.TSV', 'rings.CSV'" in found.output

@@ -122,6 +122,18 @@ def test_no_round_makes_the_federation_and_pooled_one_model(tmp_path, monkeypatc
         assert (difference["low"], difference["value"], difference["high"]) == (0, 0, 0)
 
 
+def test_a_start_from_attributes_names_unseen_classes_in_every_row(tmp_path):
+    unseen = ["Fox-capped thrummer", "Monocled wandtail"]
+    recipe = shrunk(
+        "cub50-best", model__backbone="fieldmark_nano", model__weights="none",
+        train__start="semantic", partition__unseen=unseen,
+    )  # fmt: skip
+    result = compared(recipe, tmp_path)
+    assert result["pooled"]["made"][0]["start"] == "semantic"
+    assert result["pooled"]["top1"] == result["federated"]["top1"]
+    assert any("partition.unseen" in note for note in result["notes"])
+
+
 ONE_SITE = {
     "rounds": {"name": "learner"},
     "best of several by validation": {"name": "learner", "data__val_fraction": 0.3},
@@ -165,10 +177,18 @@ def test_a_federation_of_one_site_is_that_site_alone_and_pooled(case, tmp_path, 
         assert personal["examples"] > 10
 
 
+def test_one_site_under_privacy_has_a_run_of_its_own_for_each_row(tmp_path):
+    result = compared(shrunk("audit", partition__sites=1), tmp_path)
+    folders = {row["made"][0]["run_dir"] for row in (result["pooled"], result["local"]["site-1"])}
+    assert folders == {"compared/pooled", "compared/site-1"}
+
+
 def test_seeds_repeat_the_whole_comparison(tmp_path):
-    result = compared(shrunk("learner"), tmp_path, seeds=2)
+    said = []
+    result = compared(shrunk("learner"), tmp_path, seeds=2, say=said.append)
     seed = load_recipe(RECIPES / "learner.toml").seed
     assert result["seeds"] == [seed, seed + 1]
+    assert said == [f"seed {number}: pooled, and 3 sites alone" for number in result["seeds"]]
     runs = [tmp_path / "run", tmp_path / "run" / "seeds" / f"seed={seed + 1}"]
     top1 = [json.loads((run / "metrics.json").read_text())["top1"] for run in runs]
     assert result["federated"]["top1"] == pytest.approx(np.mean(top1))

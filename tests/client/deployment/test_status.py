@@ -78,9 +78,20 @@ def test_it_shows_what_waits_for_a_person_with_its_cost_and_what_was_refused(sit
     assert pending["run"] == "run-7"
     assert found["refusals"][0]["reason"].startswith("policy.expires")
     said = told(asking)
-    assert "waits for your approval: fieldmark site approve" in said
+    # The command means this recipe, whatever is announced under the run's name by then.
+    asked = f"fieldmark site approve {asking.home} run-7 --digest {SUMS.digest[:32]}"
+    assert f"waits for your approval: {asked}" in said
     assert "epsilon 2 at delta 1e-05 for each image; the total would be" in said
     assert "\x1b" not in said
+
+
+def test_of_hundreds_of_waiting_runs_a_few_are_shown_and_the_rest_counted(site):
+    asking = with_policy(site, approval="each-run", epsilon_cap=8.0)
+    for number in range(30):
+        announced(asking, SUMS, f"run-{number}")
+    found = read_site_status(asking.home)
+    assert (len(found["awaiting_approval"]), found["awaiting_more"]) == (5, 25)
+    assert "25 earlier announced runs wait for your approval, too" in told(asking)
 
 
 def test_it_says_that_a_site_is_up_and_since_when_it_is_connected(site):

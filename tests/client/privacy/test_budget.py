@@ -7,13 +7,15 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
+import typer
 
 import fieldmark.cli
-from fgvc_core.errors import PolicyRefusal
+from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.planning import plan_epsilon
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.messages import Reply
 from fieldmark.client.announced import remember
+from fieldmark.client.privacy import approval
 from fieldmark.client.privacy.approval import pending_runs
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.ledger import Ledger
@@ -261,7 +263,7 @@ def test_what_waits_is_shown_with_its_cost_and_asked(tmp_path, run):
     announced(site, SUMS)
     code, out, err = run("approve", site.home, said="n\n")
     assert (code, out) == (4, "")
-    assert f"run run-1: recipe 'sums', digest {SUMS.digest[:16]}" in err
+    assert f"run run-1: recipe 'sums', digest {SUMS.digest}" in err
     assert "epsilon 2 at delta 1e-05 for each image; the total would be 2.25 of 8" in err
     with pytest.raises(PolicyRefusal, match="not approved"):
         announce(site, SUMS)
@@ -360,3 +362,70 @@ def test_other_data_have_another_budget(site):
     assert read_budget(other).spent == 0.0
     assert Ledger(other.home, "x", "site-1").plans() == []
     assert isinstance(Site.open(site.home), Site)
+
+
+def announced_anew(site, recipe, run="run-1", class_names=("jay", "wren")):
+    """The announcement has gone for hundreds of others, and its run is announced again."""
+    (site.home / "runs" / f"{run}.json").unlink()
+    body = request(recipe, "roll_call", run, 0, recipe=recipe.to_toml(), class_names=class_names)
+    remember(site.home, body, lambda run: False, ledger_of(site).was_approved)
+
+
+@pytest.mark.parametrize("other", [(sums("seed=1"), ("jay", "wren")), (SUMS, ("jay",))])
+def test_what_is_approved_is_what_was_shown_also_where_it_changes_meanwhile(
+    tmp_path, run, monkeypatch, other
+):
+    site = make_site(tmp_path, approval="each-run")
+    announced(site, SUMS)
+
+    def swapped(*_, **__):
+        announced_anew(site, other[0], class_names=other[1])
+        return True
+
+    monkeypatch.setattr(typer, "confirm", swapped)
+    code, out, err = run("approve", site.home)
+    assert (code, out) == (4, "")
+    assert "not announced any more as it was shown" in err
+    assert not ledger_of(site).was_approved("run-1")
+
+
+def test_an_approved_run_whose_announcement_is_gone_is_not_announced_anew(tmp_path, run):
+    site = make_site(tmp_path, approval="each-run")
+    announced(site, SUMS)
+    assert run("approve", site.home, "run-1")[0] == 0
+    with pytest.raises(PeerError, match="was approved here, and its announcement is gone"):
+        announced_anew(site, SUMS, class_names=("jay",))
+
+
+def test_a_few_digits_that_another_recipe_could_have_are_not_enough(tmp_path, run):
+    site = make_site(tmp_path, approval="each-run")
+    announced(site, SUMS)
+    code, _, err = run("approve", site.home, "run-1", "--digest", SUMS.digest[:15])
+    assert (code, "fewer than 16 digits" in err) == (4, True)
+    assert not ledger_of(site).was_approved("run-1")
+
+
+@pytest.mark.parametrize("name", ["--json", "-1", "-"])
+def test_no_runs_name_can_be_taken_for_an_option(site, name):
+    with pytest.raises(PeerError, match="is no name of a run"):
+        announced(site, SUMS, name)
+
+
+def test_hundreds_of_waiting_runs_are_counted_and_not_all_shown(tmp_path, run, monkeypatch):
+    site = make_site(tmp_path, approval="each-run", epsilon_cap=8.0)
+    for number in range(40):
+        announced(site, SUMS, f"run-{number}")
+        os.utime(site.home / "runs" / f"run-{number}.json", (number, number))
+    code, _, err = run("approve", site.home, said="n\n")
+    assert code == 4
+    assert "run run-39:" in err
+    assert "and 35 earlier ones wait" in err
+    assert len(err.splitlines()) < 15
+    opened = []
+    read = approval.read_announced
+    monkeypatch.setattr(
+        approval, "read_announced", lambda home, run: (opened.append(run), read(home, run))[1]
+    )
+    assert [run for run, _ in approval.waiting_runs(site)][:2] == ["run-39", "run-38"]
+    assert opened == []
+    assert len(pending_runs(site)) == len(opened) == 5

@@ -12,6 +12,7 @@ from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import DataError
 from fgvc_core.experiment import make_learner
+from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.messages import seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.wire.arrays import pack_all
@@ -242,3 +243,28 @@ def test_units_that_a_third_on_the_other_side_links_are_one_unit():
     # Found on each side alone, subjects 1 and 3 would be two units that one removal takes.
     chain = [(1, 1), (1, 2), (2, 2), (2, 3)]
     assert len(set(sides(chain, "subject"))) == 1
+
+
+HEADS = {
+    **{"heads/weight": np.zeros((2, 12, 256), np.float32), "heads/fold": np.float32([0, -1])},
+    **{name: np.ones((2, 1, 12), np.float32) for name in ("heads/scale", "heads/bias")},
+}
+
+
+@pytest.mark.parametrize("start", ["none", "auto"])
+@pytest.mark.parametrize("phase", ["statistics", "gradients", "fold-counts", "pretrain"])
+def test_what_no_plan_has_is_refused_and_nothing_is_read(site, tiny, monkeypatch, phase, start):
+    """Also where the recipe has none of it and the site adds its own noise."""
+    own = PrivacySettings(epsilon=8.0, method="gradients", sampling_rate=0.5, steps=1)
+    site = with_policy(site, own=own, epsilon_cap=20.0)
+    recipe = parse_recipe(
+        tiny.to_toml(), ["model.attention=none", "model.train=head", f"train.start={start}"]
+    )
+    called = reply_of(site, ask(site, recipe, "roll_call"))
+    assert called.code == ("ok" if start == "none" else "refused-policy")
+    monkeypatch.setattr(Workspace, "table", None)
+    departure = ask(site, recipe, "release", HEADS, phase=phase)
+    reply = reply_of(site, departure)
+    assert reply.code in ("refused-policy", "refused-request")
+    assert (departure.tensors, reply.examples, reply.scores) == ({}, 0, None)
+    assert (spent(site), "reserved" in kinds(site)) == (0, False)

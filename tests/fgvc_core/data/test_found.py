@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fgvc_core.cli import data_app
+from fgvc_core.data import file_kinds
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.layout import is_part, usual_split
@@ -25,7 +28,7 @@ from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.inference.finding import find_pictures
 from fgvc_core.recipe import parse_recipe
 
-from .picture_trees import write_folders, write_picture
+from .picture_trees import REPOSITORY, write_folders, write_picture
 
 
 def check(*arguments: object) -> Result:
@@ -165,14 +168,23 @@ def test_files_under_unusual_endings_are_read_by_their_bytes(tmp_path):
 HEIC = bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(200)
 
 
-def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_path):
+def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_kinds, "readable_extras", frozenset)
     write_folders(tmp_path, ["a", "b"], each=3)
     for ending in ("HEIC", "cr2", "svs", "mp4", "dcm"):
         (tmp_path / "a" / f"x.{ending}").write_bytes(HEIC if ending == "HEIC" else bytes(64))
     result = check(tmp_path)
     assert result.exit_code == 3
     told = " ".join(result.stdout.split())
-    for words in ("(camera raw)", "(whole slide)", "vips dzsave", "(video)", "5 of 11 pictures"):
+    for words in (
+        "(HEIC)",
+        "'fieldmark[formats]'",
+        "(camera raw)",
+        "(whole slide)",
+        "vips dzsave",
+        "(video)",
+        "5 of 11 pictures",
+    ):
         assert words in told
     with pytest.raises(DataError, match=r"are not used, and data\.max_left_out allows 1\.0%"):
         load(tmp_path)
@@ -181,6 +193,35 @@ def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_p
     assert len(load_table(settings, tmp_path, left_out=left_out)) == 6
     assert left_out.total == 5
     assert len([one for one in find_pictures([str(tmp_path)]) if one.fault]) == 5
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_phones_heic_is_read_upright_where_the_extra_is_installed(tmp_path, orientation):
+    heif = pytest.importorskip("pillow_heif", reason="needs the 'formats' extra")
+    write_folders(tmp_path, ["a", "b"], each=2)
+    lit = Image.new("RGB", (64, 40), "black")
+    lit.paste("white", (0, 0, 32, 40))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    heif.from_pillow(lit).save(tmp_path / "a" / "IMG_1.HEIC", quality=90, exif=exif.tobytes())
+    table = load(tmp_path)
+    picture = table.picture(list(table.ids).index("a/IMG_1.HEIC"))
+    # Orientation 6: to be turned a quarter clockwise, so that the left half is then the top.
+    bright, dark = (picture[:, :24], picture[:, -24:]) if orientation == 1 else (
+        picture[:24], picture[-24:])  # fmt: skip
+    assert picture.shape == ((40, 64, 3) if orientation == 1 else (64, 40, 3))
+    assert bright.min() > 200
+    assert dark.max() < 55
+    assert check(tmp_path).exit_code == 0
+
+
+def test_a_damaged_heic_is_a_fault_of_its_own(tmp_path):
+    pytest.importorskip("pillow_heif", reason="needs the 'formats' extra")
+    write_folders(tmp_path, ["a", "b"], each=2)
+    (tmp_path / "a" / "x.heic").write_bytes(HEIC)
+    result = check(tmp_path)
+    assert result.exit_code == 3
+    assert "'a/x.heic'" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("folder", [
@@ -244,6 +285,15 @@ def test_classes_that_sound_like_splits_or_parts_stay_classes(tmp_path):
     assert not is_part(["737-100", "737-200"])
     write_folders(tmp_path, ["test", "wren"])
     assert load(tmp_path).class_names == ("test", "wren")
+
+
+def test_a_test_folder_alone_is_a_split_if_it_holds_folders(tmp_path):
+    write_folders(tmp_path / "both" / "test", ["a", "b"])
+    (tmp_path / "both" / "train").mkdir()
+    for root in (tmp_path / "both", tmp_path):
+        table = load(root)
+        assert set(table.splits) == {"test"}
+        assert table.class_names == ("a", "b")
 
 
 def test_one_class_in_two_unicode_forms_is_one_class(tmp_path):
@@ -403,3 +453,166 @@ def test_a_last_batch_of_one_joins_the_one_before():
             assert torch.cat(batches).tolist() == list(range(count))
             assert len(batches) == batch_count(count, size)
             assert all(len(batch) > 1 for batch in batches) or size == 1 or count == 1
+
+
+# ---- tables ---------------------------------------------------------------------------------
+
+AB = ["a", "b"] * 4
+
+
+def write_sheet(root: Path, text: str | bytes, separator: str = ",", count: int = 8) -> Path:
+    for i in range(count):
+        write_picture(root / "images" / f"{i:03}.png", i)
+    content = text if isinstance(text, bytes) else text.encode()
+    (root / "manifest.csv").write_bytes(content)
+    return root
+
+
+def lines(separator: str = ",", path: str = "images/{:03}.png", end: str = "\n") -> str:
+    rows = [f"{path.format(i)}{separator}{label}" for i, label in enumerate(AB)]
+    return end.join([f"path{separator}label", *rows]) + end
+
+
+def manifest(root: Path, left_out: LeftOut | None = None, **settings: object) -> ExampleTable:
+    made = DataSettings(name="manifest", path=str(root), **settings)
+    return load_table(made, root / "cache", left_out=left_out)
+
+
+@pytest.mark.parametrize("content", [
+    lines(";"), lines("\t"), lines("|"), lines(";", end="\r\n"), "\ufeff" + lines(";"),
+    "sep=;\n" + lines(";"), "sep=;\r\n" + lines(";", end="\r\n"), "# made by me\n\n" + lines(),
+    lines() + "# the end\n", lines() + "\n,\n \n", lines("\t").encode("utf-16"),
+    lines(path="images\\{:03}.png"), lines(path="./images/{:03}.png"),
+    lines(path=".\\images\\{:03}.png"),
+])  # fmt: skip
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_tables_are_read_as_people_save_them(tmp_path, content, tolerant):
+    left_out = LeftOut() if tolerant else None
+    table = manifest(write_sheet(tmp_path, content), left_out)
+    assert table.ids == tuple(f"images/{i:03}.png" for i in range(8))
+    assert table.class_counts_K().tolist() == [4, 4]
+    assert left_out is None or left_out.total == 0
+
+
+def test_file_addresses_and_absolute_paths_are_paths(tmp_path):
+    for path in (f"file://{tmp_path}/images/{{:03}}.png", f"{tmp_path}/images/{{:03}}.png"):
+        table = manifest(write_sheet(tmp_path, lines(path=path)))
+        assert table.ids[0] == "images/000.png"
+
+
+@pytest.mark.parametrize("twin", [
+    "./images/000.png", "images//000.png", "images/../images/000.png", "images\\000.png",
+])  # fmt: skip
+def test_one_picture_under_two_spellings_is_listed_twice(tmp_path, twin):
+    root = write_sheet(tmp_path, lines() + f"{twin},b\n")
+    with pytest.raises(DataError, match=r"lists 1 pictures twice: 'images/000\.png'"):
+        manifest(root)
+    assert isinstance(check(root).exception, DataError)
+
+
+@pytest.mark.parametrize(("path", "guess"), [
+    ("images/{:03}.PNG", "case differs"), ("images/{:03}.jpg", "'{path}.png'"),
+    ("{:03}.png", "'images/{path}'"), ("C:\\pics\\{:03}.png", "lies in another folder"),
+    ("images/{:03}", "ending differs"),
+])  # fmt: skip
+def test_missing_pictures_come_with_a_guess(tmp_path, path, guess):
+    root = write_sheet(tmp_path, lines(path=path))
+    with pytest.raises(DataError) as caught:
+        manifest(root)
+    assert guess in caught.value.remedy
+    assert any(guess in fault for fault in findings(root)["faults"])
+
+
+def test_a_path_in_another_unicode_form_is_guessed(tmp_path):
+    root = write_sheet(tmp_path, lines())
+    write_picture(root / "images" / unicodedata.normalize("NFD", "é.png"), 1)
+    (root / "manifest.csv").write_text(
+        lines() + f"images/{unicodedata.normalize('NFC', 'é')}.png,a\n"
+    )
+    with pytest.raises(DataError) as caught:
+        manifest(root)
+    assert "Unicode form" in caught.value.remedy
+
+
+def test_a_missing_column_is_suggested(tmp_path):
+    root = write_sheet(tmp_path, lines().replace("path,label", "File Name,species"))
+    with pytest.raises(DataError) as caught:
+        manifest(root)
+    assert "--set data.path_column=File Name" in caught.value.remedy
+
+
+def test_another_encoding_is_refused_with_what_to_do(tmp_path):
+    root = write_sheet(tmp_path, lines().replace(",a", ",Bécasse").encode("cp1252"))
+    with pytest.raises(DataError) as caught:
+        manifest(root)
+    assert "iconv" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "name", ["HAM10000_metadata", "HAM10000_metadata.csv", "HAM10000_metadata.tab"]
+)
+def test_ham10000_is_read_as_it_is_downloaded(tmp_path, name):
+    separator = "\t" if name.endswith("tab") else ","
+    rows = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
+    for i in range(12):
+        part = tmp_path / f"HAM10000_images_part_{1 + i // 6}"
+        part.mkdir(exist_ok=True)
+        write_picture(part / f"ISIC_{i:07}.jpg", i)
+        rows.append(f"HAM_{i // 2:07},ISIC_{i:07},{('nv', 'mel')[i // 2 % 2]},histo,50.0,male,back")
+    (tmp_path / name).write_text("\n".join(rows).replace(",", separator) + "\n")
+    report = findings(tmp_path)
+    assert report["examples"] == 12
+    assert report["subjects"] == 6
+    assert not report["missing"]
+    assert "HAM10000_images_part_1" in report["how"]
+    settings = DataSettings(name="ham10000", path=str(tmp_path), classes=("mel", "nv"))
+    table = load_table(settings, tmp_path / "cache")
+    assert table.class_counts_K().tolist() == [6, 6]
+    assert table.picture(11).shape == (24, 30, 3)
+
+
+# ---- every case through the check and a run -------------------------------------------------
+
+CASES = REPOSITORY.parent / "shared" / "cases" / "make_inputs.py"
+
+
+def case_names() -> list[str]:
+    if not CASES.is_file():
+        return ["none"]
+    found = re.findall(r"^def (\w+)\(root\)", CASES.read_text(), re.MULTILINE)
+    return [name for name in found if name not in ("tree", "no_rights")]
+
+
+@pytest.mark.parametrize("name", case_names())
+def test_what_the_check_passes_a_run_takes_and_what_it_refuses_a_run_refuses(tmp_path, name):
+    if not CASES.is_file():
+        pytest.skip(f"no cases at {CASES}")
+    from fgvc_core.data.check import check_table, recognise
+    from fgvc_core.data.pictures import PictureBank
+    from fieldmark.simulations.preparation import deal
+
+    cases = runpy.run_path(str(CASES))
+    cases[name](tmp_path)
+    root = tmp_path / "data" if (tmp_path / "data").is_dir() else tmp_path
+    overrides = [f"data.name={recognise(root)}", f"data.path={root}", "data.image_size=16"]
+    if recognise(root) == "ham10000":
+        overrides.append('data.classes=["mel", "nv"]')
+    recipe = parse_recipe("", [*overrides, "partition.sites=1", "partition.min_examples=1"])
+
+    def checked() -> list[str]:
+        try:
+            table = load_table(recipe.data, tmp_path / "cache", require_pictures=False)
+        except DataError as error:
+            return [error.what]
+        return check_table(table, max_left_out=recipe.data.max_left_out).faults()
+
+    def run() -> list[str]:
+        try:
+            table = deal(recipe, tmp_path / "cache").table
+            PictureBank(table, 16)
+        except DataError as error:
+            return [error.what]
+        return []
+
+    faults, refusal = checked(), run()
+    assert bool(faults) == bool(refusal), (faults, refusal)

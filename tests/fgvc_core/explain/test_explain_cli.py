@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from typer.testing import CliRunner
 
 import fieldmark.cli
@@ -15,7 +15,7 @@ from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.explain.explaining import explain
 from fgvc_core.explain.pointing import randomised
-from fgvc_core.explain.sheet import overlay
+from fgvc_core.explain.sheet import _wrap, overlay
 from fgvc_core.inference.taxonomy import Taxonomy
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.inference.verdict import Judge
@@ -133,6 +133,15 @@ def test_random_weights_are_other_weights_everywhere_and_see_what_the_model_sees
             assert not torch.equal(first, learnt[name]), name
     assert one.input == trained.model.input
     assert torch.equal(one._mean, trained.model._mean)
+
+
+def test_a_long_note_is_wrapped_within_the_sheet():
+    font = ImageFont.load_default(12)
+    note = "Confidences are uncalibrated: not improved on held-out folds. " * 6
+    lines = _wrap(note, font, 300)
+    assert " ".join(lines) == note.strip()
+    assert len(lines) > 3
+    assert all(font.getlength(line) <= 300 for line in lines)
 
 
 def test_an_overlay_is_grey_where_the_map_is_silent_and_bright_where_it_speaks():

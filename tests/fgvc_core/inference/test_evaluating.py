@@ -332,7 +332,9 @@ def test_held_out_classes_are_set_aside_and_told_from_the_others(run_dir, tmp_pa
         for number in range(4):
             pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
-    (tmp_path / "birds" / "train" / "Gilded wandtail").mkdir(parents=True)
+    train = tmp_path / "birds" / "train" / "Gilded wandtail"
+    train.mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(train / "0.png")
     options = ("--draws", "100", "--json", "--data", "folder", "--path", tmp_path / "birds")
     with pytest.raises(DataError, match="Great owl"):
         run(run_dir, *options)

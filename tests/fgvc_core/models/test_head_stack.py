@@ -90,3 +90,16 @@ def test_a_fold_that_the_recipe_does_not_have_is_refused(fold):
     with pytest.raises(PeerError, match="not one of the 3 of this run"):
         read_stack(packed, 3)
     assert (read_stack(stack().packed(), 3).fold_M == [0, 2, ALL]).all()
+
+
+def test_a_head_that_is_chosen_for_it_shows_one_pictures_vector():
+    """Not protected, and said in the threat model: without privacy a gradient can be of one."""
+    along_N = VECTORS @ VECTORS[5] / np.linalg.norm(VECTORS[5])
+    first, second = np.sort(along_N)[::-1][:2]
+    target, absent = int(along_N.argmax()), CLASSES - 1
+    weight_KD, bias_K = np.zeros((CLASSES, DIM), np.float32), np.zeros(CLASSES, np.float32)
+    weight_KD[absent] = 1e4 * VECTORS[5] / np.linalg.norm(VECTORS[5])
+    bias_K[absent] = -1e4 * (first + second) / 2
+    heads = plain_stack([(weight_KD, bias_K, ALL)])
+    found = read_gradients(site_gradients(VECTORS, LABELS, FOLDS, heads), 0)
+    np.testing.assert_allclose(found.weight_KD[absent], VECTORS[target], rtol=1e-4)

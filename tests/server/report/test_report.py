@@ -443,7 +443,8 @@ def test_recall_bars_share_one_axis_and_show_how_sure_they_are(tmp_path):
     few, many = ({"name": f"C{n}", "support": n, "top1": 0.9, "precision": 0.8, "f1": 0.8}
                  for n in (10, 1000))  # fmt: skip
     page = render(changed(run, classes=[few, many])).read_text()
-    assert ">0</span><span>50</span><span>100 %</span>" in page
+    assert ">0</i><i>50</i><i>100 %</i>" in page
+    assert 'data-label="Found (recall)"' in page
     assert page.count('<span class="meter"><b style="width:90.0%"></b>') == 2
     # Wilson (1927): the interval of 9 of 10 is 59.6 to 98.2 %.
     whiskers = re.findall(r'<i style="left:([\d.]+)%;width:([\d.]+)%">', page)

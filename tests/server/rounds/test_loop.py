@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fgvc_core.errors import ConfigurationError, RunFailed
+from fgvc_core.errors import ConfigurationError, PolicyRefusal, RunFailed
 from fgvc_core.flower.internals import enter_run, give_id
 from fgvc_core.flower.records import to_array_record, to_content
 from fgvc_core.protocol.code import code_digest
@@ -168,6 +168,45 @@ def test_a_run_resumed_after_its_last_round_adds_none_that_it_would_not_have_had
     settings = ("federation.rounds=9", "federation.patience=2")
     got, rounds, _ = run(tmp_path, puppets, *settings, state=state)
     assert (got, rounds.state.round) == (reason, done + (since == 1))
+
+
+class Refusing(Puppets):
+    """Some sites refuse by their policy whatever a round asks."""
+
+    def __init__(self, *refuse):
+        super().__init__()
+        self.refuse = refuse
+
+    def reply(self, message):
+        site = self.nodes[message.metadata.dst_node_id]
+        body = Request.parse(message.content.config_records["envelope"]["body"])
+        if site not in self.refuse or body.kind == "roll_call":
+            return super().reply(message)
+        fields = body.model_dump(include={"kind", "run", "round", "nonce", "recipe_digest"})
+        reply = Reply(**fields, site=site, code="refused-policy", reason="policy.epsilon_cap")
+        sealed = seal(KEYS[site], reply)
+        return Message(to_content(sealed, None), reply_to=message)
+
+
+def test_one_site_that_refuses_ends_no_run_also_where_it_is_asked_alone(tmp_path):
+    alone = ("federation.fraction=0.3", "federation.rounds=6")
+    reason, rounds, _ = run(tmp_path, Refusing("site-2"), *alone)
+    assert reason == "rounds"
+    assert any(e["event"] == "round_void" for e in rounds.events)
+
+
+def test_one_silent_site_ends_no_run_also_where_it_is_asked_alone(tmp_path):
+    alone = ("federation.fraction=0.3", "federation.rounds=6", "federation.deadline_s=0.05")
+    reason, rounds, _ = run(tmp_path, Puppets({"site-2": lambda r, v: None}), *alone)
+    assert reason == "rounds"
+    cohorts = [(e["round"], e["cohort"]) for e in rounds.events if e["event"] == "round_started"]
+    assert len({(number, *cohort) for number, cohort in cohorts}) == len(cohorts) > 6
+
+
+def test_a_run_ends_once_so_many_refuse_that_no_quorum_is_left(tmp_path):
+    with pytest.raises(PolicyRefusal, match="3 sites refuse by their own policy") as caught:
+        run(tmp_path, Refusing(*KEYS), "federation.rounds=6")
+    assert caught.value.exit_code == 4
 
 
 def test_one_void_round_is_made_up_for_and_forgotten(tmp_path):

@@ -6,6 +6,7 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
+from flwr.app import Error, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nodes_lab import KEYS, Nodes, answering
@@ -17,7 +18,7 @@ from fgvc_core.protocol.keys import new_key
 from fieldmark.server.deployment.following import view_of
 from fieldmark.server.ledger_memory import FOLDER, NODES, link_memory
 from fieldmark.server.live import LiveView
-from fieldmark.server.sites.roll_call import GRACE_S, LATEST_S
+from fieldmark.server.sites.roll_call import AT_ONCE, GRACE_S, LATEST_S, ONE_MORE_S
 
 ROLL_CALL_S, LONGEST_S, WAIT_S, POLL_S = 60.0, 300.0, 100.0, 1.0
 NEVER = None
@@ -62,8 +63,8 @@ def called(third, exchange, monkeypatch):
     """The roll call of three sites that answer after so many seconds each."""
     monkeypatch.setattr(fieldmark.server.sites.roll_call, "LONGEST_S", LONGEST_S)
 
-    def call(*after):
-        made, home = exchange(*map(answering, SITES), grid=Timed)
+    def call(*after, grid=Timed):
+        made, home = exchange(*map(answering, SITES), grid=grid)
         changed = home.settings.model_copy(
             update={"roll_call_s": ROLL_CALL_S, "poll_s": POLL_S, "wait_for_sites_s": WAIT_S}
         )
@@ -243,3 +244,95 @@ def test_nobody_is_named_where_all_have_answered(called, exchange):
     made, _ = called(1.0, 2.0, 3.0)
     made.roll_call()
     assert {e["event"] for e in exchange.events()} == {"roll_call"}
+
+
+class Failing(Timed):
+    """Some nodes answer with an error, as where a site gives no signed answer, or are away."""
+
+    failing, away, forgotten = (), (), ()
+
+    def get_node_ids(self):
+        return [node for node in super().get_node_ids() if node not in self.away]
+
+    def forget(self, message_id):
+        self.forgotten += (message_id,)
+
+    def pull_messages(self, ids):
+        ids = [i for i in ids if self.sent[i].metadata.dst_node_id not in self.away]
+        bad = [i for i in ids if self.sent[i].metadata.dst_node_id in self.failing]
+        errors = [Message(Error(code=2, reason=""), reply_to=self.sent[i]) for i in bad]
+        return errors + super().pull_messages([i for i in ids if i not in bad])
+
+
+def test_a_node_that_fails_without_end_is_asked_and_recorded_at_a_bounded_rate(called, exchange):
+    made, grid = called(1.0, NEVER, 1.0, grid=Failing)
+    grid.failing = (4,)
+    with pytest.raises(RunFailed):
+        made.roll_call()
+    asked = [m for m in grid.sent.values() if m.metadata.dst_node_id == 4]
+    allowed = AT_ONCE + grid.now / ONE_MORE_S
+    assert AT_ONCE <= len(asked) <= allowed
+    assert len(exchange.events()) <= allowed + 6
+
+
+def test_a_site_that_comes_and_goes_is_asked_and_recorded_at_a_bounded_rate(called, exchange):
+    made, grid = called(1.0, 1.0, NEVER, grid=Failing)
+    made.roll_call()
+    node, before = made.nodes["site-2"], len(exchange.events())
+    for second in range(600):
+        grid.away = (node,) if second % 2 else ()
+        grid.now += 1.0
+        made._look()
+    calls = [m for m in grid.sent.values() if m.metadata.dst_node_id == node]
+    assert 10 <= len(calls) <= AT_ONCE + 1 + 600 / ONE_MORE_S
+    assert len(exchange.events()) - before <= 3 * len(calls)
+
+
+def test_a_call_that_its_node_has_not_answered_is_given_up_once_it_is_away(called):
+    made, grid = called(1.0, 1.0, NEVER, grid=Failing)
+    made.roll_call()
+    ((message_id, _),) = made._calls.values()
+    grid.away = (4,)
+    made.refresh()
+    assert grid.forgotten == (message_id,)
+
+
+def test_an_admitted_site_that_awaits_approval_again_holds_nothing_up_for_longer(called):
+    made, grid = called(1.0, 1.0, NEVER)
+    made._home = replace(
+        made._home, settings=made._home.settings.model_copy(update={"wait_for_approval_s": 1e5})
+    )
+    made.roll_call()
+    node = made.nodes["site-2"]
+    del grid.answers[node]
+    made._look()
+    grid.answers[node] = answering("site-2", code="awaiting-approval")
+    began = grid.now
+    with pytest.raises(RunFailed, match="site-2: nobody there has approved the run yet"):
+        made.refresh()
+    assert grid.now - began <= WAIT_S + 3 * POLL_S
+
+
+def test_who_answers_from_a_second_node_that_nobody_has_approved_changes_nothing(called, exchange):
+    made, grid = called(1.0, 1.0, 1.0)
+    # A registered site lends its node to another.
+    grid.answers[4] = answering("site-2", code="awaiting-approval")
+    assert made.roll_call() == ["site-1", "site-2"]
+    assert made.undecided == {}
+    assert not [e for e in exchange.events() if e["event"] == "awaiting_approval"]
+
+
+def test_a_run_that_waits_says_of_each_site_why_it_takes_no_part(called, exchange):
+    made, grid = called(1.0, 1.0, NEVER)
+    grid.answers[3] = answering("site-2", code_digest="ab" * 32)
+    with pytest.raises(RunFailed, match="site-2: Site 'site-2' runs Fieldmark") as failed:
+        made.roll_call()
+    assert "site-3: away" in failed.value.what
+
+
+def test_only_hex_digits_are_proposed_for_a_setting_that_a_person_copies(called, exchange):
+    made, grid = called(1.0, 1.0, 1.0)
+    grid.answers[3] = answering("site-2", code_digest="'] \n[gateway]\n")
+    made.roll_call()
+    (refused,) = [e["reason"] for e in exchange.events() if not e["accepted"]]
+    assert refused.endswith("Install the same there.")

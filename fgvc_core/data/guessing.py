@@ -1,0 +1,61 @@
+"""Guess where a picture lies that a table names and that is not there."""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from fgvc_core.data.file_kinds import litter
+
+_MOST_FILES = 200_000
+
+
+def where_they_are(root: Path, missing: Sequence[str]) -> str:
+    """A sentence that says where missing pictures seem to be; empty if nothing resembles them.
+
+    Compared are names without folder, case, Unicode form and ending, of the first few that are
+    missing.
+
+    Args:
+        root: The data root.
+        missing: Paths relative to it, in any spelling.
+    """
+    wanted = {_key(path): path for path in missing[:20]}
+    stems = {os.path.splitext(key)[0]: path for key, path in wanted.items()}
+    seen = 0
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(n for n in folders if not litter(n) and not n.startswith("."))
+        for name in sorted(names):
+            seen += 1
+            key = _key(name)
+            path = wanted.get(key) or stems.get(os.path.splitext(key)[0])
+            if path is not None:
+                found = os.path.relpath(os.path.join(folder, name), root)
+                return _said(path, found)
+        if seen > _MOST_FILES:
+            break
+    return ""
+
+
+def _said(path: str, found: str) -> str:
+    """How the path in the table and the file differ, and what to write."""
+    wrote, there = path.replace("\\", "/"), found
+    if unicodedata.normalize("NFC", wrote) == unicodedata.normalize("NFC", there):
+        how = "they differ in their Unicode form; write it as the file's"
+    elif wrote.casefold() == there.casefold():
+        how = "the case differs; write it as the file's"
+    elif os.path.basename(wrote).casefold() == os.path.basename(there).casefold():
+        folder = os.path.dirname(there) or "."
+        how = (
+            f"it lies in another folder: set data.path_template, for instance "
+            f"'{folder}/{{path}}', or data.path"
+        )
+    else:
+        ending = os.path.splitext(there)[1]
+        how = f"the ending differs: set data.path_template, for instance '{{path}}{ending}'"
+    return f"For '{path}' there is '{found}': {how}."
+
+
+def _key(path: str) -> str:
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    return unicodedata.normalize("NFC", name).casefold()

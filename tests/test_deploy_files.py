@@ -12,6 +12,7 @@ import click
 import pytest
 import typer
 
+from fgvc_core import __version__
 from fieldmark.cli import app
 from fieldmark.server.deployment.gateway import CALLS
 from fieldmark.server.deployment.settings import GatewaySettings
@@ -192,7 +193,7 @@ def test_the_commands_in_its_comments_are_ours():
 
 def test_the_image_takes_the_wheel_that_the_build_makes_and_begins_with_our_command():
     text = (DEPLOY / "Dockerfile").read_text()
-    wheel = f"{PROJECT['name']}-{PROJECT['version']}-py3-none-any.whl"
+    wheel = f"{PROJECT['name']}-{__version__}-py3-none-any.whl"
     (pattern,) = re.findall(r"^COPY (\S+)", text, re.M)
     assert Path(wheel).match(pattern)
     assert re.search(r'^ENTRYPOINT \["(\w+)"\]$', text, re.M)[1] in PROJECT["scripts"]

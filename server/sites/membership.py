@@ -23,6 +23,14 @@ class ApprovalPending(PeerError):
         self.site = site
 
 
+class TurnedAway(PeerError):
+    """A registered site whose proven answer was not accepted; ``site`` is its name."""
+
+    def __init__(self, site: str, what: str) -> None:
+        super().__init__(what)
+        self.site = site
+
+
 class Membership:
     """The allow-list of a run, and the checks of an answer to its roll call.
 
@@ -30,6 +38,7 @@ class Membership:
         keys: Site -> its registered key in the current allow-list.
         units: Site -> its declared units, of sites that were admitted.
         refusals: Site -> the reason by its own policy at the roll call.
+        turned_away: Site -> why its proven answer to the roll call was not accepted.
         ledgers: Memory of the sites' ledgers across runs.
     """
 
@@ -42,6 +51,7 @@ class Membership:
         self._listed: tuple[int, int] = (0, 0)
         self.units: dict[str, int] = {}
         self.refusals: dict[str, str] = {}
+        self.turned_away: dict[str, str] = {}
         self.ledgers = LedgerMemory(home.run_dir, home.recipe)
 
     def _read_allow_list(self) -> None:
@@ -77,6 +87,21 @@ class Membership:
             raise PeerError("The answer is to another roll call.")
         if reply.site != name:
             raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
+        try:
+            self._check(name, reply)
+        except ApprovalPending:
+            raise
+        except PeerError as error:
+            raise TurnedAway(name, error.what) from None
+        self.ledgers.saw(reply, sealed)
+        return name, reply
+
+    def _check(self, name: str, reply: Reply) -> None:
+        """Check what a proven answer says.
+
+        Raises:
+            PeerError: if the site does not take part, or may not.
+        """
         if reply.code == "awaiting-approval":
             raise ApprovalPending(name)
         if reply.code == "refused-policy":
@@ -87,8 +112,6 @@ class Membership:
         seen = self.ledgers.head(name)
         if seen is not None and reply.ledger_length < seen.length:
             raise PeerError(shorter(reply.ledger_length, seen.length))
-        self.ledgers.saw(reply, sealed)
-        return name, reply
 
     def _keep_units(self, name: str, units: int) -> None:
         """Note the units that a proven site declares, its weight in every run.

@@ -17,7 +17,7 @@ from fgvc_core.flower.records import FAULTS, to_content, words_of_a_site
 from fgvc_core.protocol.messages import Request, new_nonce, seal
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.run_log.events import EventLog
-from fieldmark.server.sites.membership import ApprovalPending, Membership
+from fieldmark.server.sites.membership import ApprovalPending, Membership, TurnedAway
 from fieldmark.server.sites.prefetch import Fetched, LookAhead
 
 _TYPES: dict[str, str] = {
@@ -137,7 +137,8 @@ class Attendance(Membership):
 
         def why(site: str) -> str:
             undecided = "nobody there has approved the run yet"
-            return undecided if site in self.undecided else self.refusals.get(site, "away")
+            turned = self.refusals.get(site) or self.turned_away.get(site, "away")
+            return undecided if site in self.undecided else turned
 
         return {site: why(site) for site in sorted(self.keys.keys() - self.nodes)}
 
@@ -286,9 +287,13 @@ class Attendance(Membership):
         self._admit(node, request, message)
         return True
 
-    def _not_admitted(self, node: int, reason: str, registered: str | None = None) -> None:
+    def _not_admitted(
+        self, node: int, reason: str, registered: str | None = None, proven: str | None = None
+    ) -> None:
         # Not authenticated: this is only the site that the node is registered for.
         told = {} if registered is None else {"registered": registered}
+        if proven is not None:
+            told["proven"] = proven
         self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason, **told)
 
     def _leave(self, site: str, why: str) -> None:
@@ -347,6 +352,7 @@ class Attendance(Membership):
             time.sleep(self._home.settings.poll_s)
 
     def _admit(self, node: int, request: Request, message: Message | None) -> None:
+        name: str | None = None
         try:
             if message is None:
                 raise PeerError("No answer to the roll call.")
@@ -361,10 +367,14 @@ class Attendance(Membership):
         except PeerError as error:
             for site in [s for s, undecided in self.undecided.items() if undecided.node == node]:
                 del self.undecided[site]
-            self._not_admitted(node, error.what)
+            proven = error.site if isinstance(error, TurnedAway) else name
+            if proven is not None:
+                self.turned_away[proven] = error.what
+            self._not_admitted(node, error.what, proven=proven)
             return
         self.nodes[name] = node
         self.undecided.pop(name, None)
+        self.turned_away.pop(name, None)
         self._events.emit(
             "roll_call",
             site=name,

@@ -209,7 +209,7 @@ def _preparing() -> "Iterator[Tell]":
 def _show(metrics: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from fgvc_core.contributions import who_learnt
+    from fgvc_core.contributions import absent, who_learnt
 
     table = Table(
         title=f"{metrics['name']}: {metrics['rounds']} rounds, best {metrics['best_round']}"
@@ -229,7 +229,7 @@ def _show(metrics: dict[str, Any]) -> None:
     table.add_section()
     if "top1" in metrics:
         table.add_row(
-            f"{who_learnt(metrics)}, held-out test",
+            f"{who_learnt(metrics) if absent(metrics) else 'all'}, held-out test",
             "",
             str(metrics["test_examples"]),
             _percent(metrics["top1"]),

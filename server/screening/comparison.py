@@ -13,9 +13,9 @@ Honest sites may be very unlike: a site of two classes, or of a dozen pictures, 
 against the others. So a verdict on direction, or on an update that hardly differs, needs evidence
 of more than one round: the same finding in one of the site's own last rounds, or, for a site
 without any, two closed rounds of the others. The finding is recorded either way, so a site that
-goes on is refused from its second time on. The bounds follow the site's size: what is computed from few
-pictures points in more directions and is shorter, what takes many steps is longer. A site's claimed
-size changes a bound by at most ``SIZES`` times.
+goes on is refused from its second time on. The bounds follow the site's size: what is computed from
+few pictures points in more directions and is shorter, what takes many steps is longer. A site's
+claimed size changes a bound by at most ``SIZES`` times.
 
 Running statistics of a normalizer are not learned in small steps, so they are judged separately.
 Unscreened, one variance of 1e30 silences a layer of the mean, whatever the weights. Refused in any

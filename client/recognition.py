@@ -7,7 +7,7 @@ why) and write it only after confirmation.
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -293,7 +293,10 @@ class Understood:
 
 
 def understand(
-    site: "Site", recipe: "Recipe | None" = None, class_names: tuple[str, ...] = ()
+    site: "Site",
+    recipe: "Recipe | None" = None,
+    class_names: tuple[str, ...] = (),
+    tell: Callable[[int, int], None] | None = None,
 ) -> Understood:
     """Read a site's data as ``site.toml`` says, opening every picture once.
 
@@ -302,6 +305,7 @@ def understand(
         recipe: Recipe of a run, for sizes and fractions; None for the defaults.
         class_names: Class names of the federation; empty for the site's own labels after its label
             map.
+        tell: Called with (pictures opened, total).
 
     Raises:
         FieldmarkError: if the data cannot be read at all.
@@ -318,7 +322,7 @@ def understand(
     left_out = LeftOut()
     own_data = site.settings.data
     table = load_site_table(site, recipe, class_names, left_out)
-    faults = decode_each(table, 16, lambda _position, _picture: None, whatever=True)
+    faults = decode_each(table, 16, lambda _position, _picture: None, tell, whatever=True)
     for position in faults:
         left_out.add(UNREADABLE, table.ids[position])
     sound = table.take([i for i in range(len(table)) if i not in faults])

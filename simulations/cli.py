@@ -62,6 +62,7 @@ def simulate(
 
     with _preparing() as tell:
         metrics = run(plan, tell, _say)
+    from fgvc_core.contributions import contribution_lines
     from fieldmark.server.report.refusals import refusal_lines, run_refusals
 
     refusals = run_refusals(plan.out)
@@ -70,6 +71,8 @@ def simulate(
         typer.echo(json.dumps(told, indent=1))
         return
     _show(metrics)
+    for line in contribution_lines(metrics):
+        _console().print(visible(line), style="bold", markup=False, soft_wrap=True)
     for line in refusal_lines(refusals, metrics["sites"]):
         _console().print(visible(line), style="bold", soft_wrap=True)
     if "trials" in metrics:
@@ -208,15 +211,18 @@ def _preparing() -> "Iterator[Tell]":
 def _show(metrics: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from fgvc_core.contributions import absent, who_learnt
+
     table = Table(
         title=f"{metrics['name']}: {metrics['rounds']} rounds, best {metrics['best_round']}"
     )
-    for column in ("site", "examples", "top-1", "macro-F1", "kB up a round"):
+    for column in ("site", "rounds", "examples", "top-1", "macro-F1", "kB up a round"):
         table.add_column(column, justify="left" if column == "site" else "right")
     for site, figures in metrics["sites"].items():
         rounds = max(figures["rounds"] + len(metrics.get("pretraining", [])), 1)
         table.add_row(
             site,
+            str(figures["rounds"]),
             str(figures.get("examples", "-")),
             _percent(figures["top1"]),
             _percent(figures["macro_f1"]),
@@ -225,7 +231,8 @@ def _show(metrics: dict[str, Any]) -> None:
     table.add_section()
     if "top1" in metrics:
         table.add_row(
-            "all, held-out test",
+            f"{who_learnt(metrics) if absent(metrics) else 'all'}, held-out test",
+            "",
             str(metrics["test_examples"]),
             _percent(metrics["top1"]),
             _percent(metrics["macro_f1"]),
@@ -235,6 +242,7 @@ def _show(metrics: dict[str, Any]) -> None:
     if baseline:
         table.add_row(
             "linear model on pixels",
+            "",
             "",
             _percent(baseline["top1"]),
             _percent(baseline["macro_f1"]),

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,12 +39,19 @@ _TLS_REMEDIES = {
 }
 
 
-def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
+def check_site(
+    home: Path,
+    recipe: Recipe | None = None,
+    tell: Callable[[int, int], None] | None = None,
+) -> Checked:
     """Run all checks.
+
+    Every picture is opened, as a run does, also where no run is announced.
 
     Args:
         home: Home of the site.
         recipe: Checked in place of the announced one.
+        tell: Called with (pictures opened, total).
 
     Raises:
         ConfigurationError: if the home is incomplete; nothing can be checked then.
@@ -55,7 +62,7 @@ def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
     if recipe is None and contact.announcement is not None:
         recipe = parse_recipe(contact.announcement.recipe, where="announced recipe")
     findings = [
-        _data(site, recipe, contact),
+        _data(site, recipe, contact, tell),
         _disk(site),
         _modes(site),
         _memory(),
@@ -73,7 +80,12 @@ def check_site(home: Path, recipe: Recipe | None = None) -> Checked:
     return Checked(tuple(findings))
 
 
-def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
+def _data(
+    site: Site,
+    recipe: Recipe | None,
+    contact: Contact,
+    tell: Callable[[int, int], None] | None,
+) -> Finding:
     path = site.settings.data.path
     remedy = "Set [data] path in site.toml; 'fieldmark data check' looks at every picture."
     if path is not None and not (Path(path).is_dir() and os.access(path, os.R_OK | os.X_OK)):
@@ -86,14 +98,13 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
         if site.settings.data.kind is None and site.rows is None:
             said = "data.kind in site.toml is not set: how the pictures are read is not said"
             return Finding("data", "failed", said, "fieldmark site reading DIR --save", 2)
-        said = f"'{path}' is there, read as '{site.settings.data.kind}'; 'fieldmark site reading "
-        return Finding("data", "ok", said + "DIR' shows what of, a recipe checks its labels")
-    # Lazy import: without a recipe no torch is needed.
+    # Lazy import: a site without pictures of its own needs no torch for its check.
     from fieldmark.client.recognition import understand
 
     classes = () if contact.announcement is None else contact.announcement.class_names
+    named = () if recipe is None else recipe.data.classes or ()
     try:
-        found = understand(site, recipe, classes or recipe.data.classes or ())
+        found = understand(site, recipe, classes or named, tell)
     except FieldmarkError as error:
         return Finding("data", "failed", error.what, error.remedy or remedy, error.exit_code)
     if classes and tuple(found.classes) != classes:
@@ -105,13 +116,17 @@ def _data(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
         f"{found.pictures} pictures of {len(found.classes)} classes, {found.held_out} of them kept "
         "for validation"
     )
+    if recipe is None:
+        said += "; no run is announced: a recipe's classes were not compared (--recipe FILE)"
     gone = sum(found.left_out.values())
     if found.unused:
         said += f"; not used: {' '.join(found.unused)}"
     if not gone:
         return Finding("data", "ok", said)
     said += f"; {gone} count as nothing: {'; '.join(found.examples_left_out)}"
-    private = recipe.privacy is not None or bool(site.settings.policy.demand)
+    private = (recipe is not None and recipe.privacy is not None) or bool(
+        site.settings.policy.demand
+    )
     if private or site.settings.data.faults == "leave-out" or not found.strict_fault:
         remedy = "Mend them, or leave them out: the run goes on without them either way."
         return Finding("data", "note", said, remedy)

@@ -269,16 +269,21 @@ def check(
 ) -> None:
     """Go through everything that can keep this site from taking part, with the remedies.
 
+    Every picture is opened, as a run does; nothing is charged, and the ledger is not touched.
+
     Exit code 0 if it can take part, else that of the first thing that is wrong.
 
     Example: fieldmark site check lyon
     """
     import json
 
+    from fgvc_core.commands.terminal import progress
     from fgvc_core.recipe import load_recipe
     from fieldmark.client.deployment.check import check_site
 
-    found = check_site(home, None if recipe is None else load_recipe(recipe, set_ or []).announced)
+    asked = None if recipe is None else load_recipe(recipe, set_ or []).announced
+    with progress("opening pictures") as tell:
+        found = check_site(home, asked, tell)
     if json_:
         typer.echo(json.dumps(found.as_json(), indent=1))
     else:

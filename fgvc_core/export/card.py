@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.stats import binomtest
 
+from fgvc_core.contributions import absent, contributors, who_learnt
 from fgvc_core.errors import DataError
 from fgvc_core.export.folder import snippet
 from fgvc_core.export.graph import multiply_adds
@@ -82,6 +83,7 @@ def model_card(
         recipe=recipe,
         toml=shown.to_toml(),
         sites=_site_rows(metrics),
+        absent=[(_cell(site), _cell(why.rstrip("."))) for site, why in absent(metrics).items()],
         private=claim.holds,
         training=_training_rows(trained, metrics),
         metrics=rows,
@@ -231,12 +233,12 @@ def _subgroup_rows(evaluation: dict[str, Any] | None) -> list[dict[str, str]]:
 
 
 def _how(metrics: dict[str, Any]) -> str:
-    sites = metrics.get("sites") or {}
-    if not sites:
+    if not metrics.get("sites"):
         return "by Fieldmark"
-    return (
-        f"by Fieldmark in a federation of {len(sites)} sites whose pictures stayed where they were"
-    )
+    count, who = len(contributors(metrics)), who_learnt(metrics)
+    if count == 1:
+        return f"by Fieldmark at {who}, which is no federation; its pictures stayed where they were"
+    return f"by Fieldmark in a federation of {who} whose pictures stayed where they were"
 
 
 def _site_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:

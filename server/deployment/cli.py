@@ -353,6 +353,10 @@ def _follow(folder: Path, run_dir: Path, detach: bool, json_: bool) -> None:
     elif json_:
         typer.echo(json.dumps({**metrics, "run_dir": str(run_dir)}, indent=1))
     else:
+        from fgvc_core.contributions import contribution_lines
+
+        for line in contribution_lines(metrics):
+            typer.echo(line)
         typer.echo(f"report: {run_dir / 'report.html'}")
 
 

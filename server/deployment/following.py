@@ -80,6 +80,9 @@ class RunView:
             site.version, site.code = event.get("version", ""), event.get("code_digest", "")
         else:
             self.refusals.append(event)
+            if event.get("proven"):
+                site = self._site(event["proven"])
+                site.state, site.reason = "not admitted", event["reason"]
             if event.get("registered"):
                 self._site(event["registered"]).state = "no answer"
 

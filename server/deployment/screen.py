@@ -18,6 +18,7 @@ from fieldmark.server.report import render
 _STYLES = {
     "refused": "red",
     "set aside": "red",
+    "not admitted": "red",
     "removed": "red",
     "away": "yellow",
     "waited for": "yellow",

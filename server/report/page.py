@@ -9,6 +9,7 @@ from markupsafe import Markup
 from scipy.stats import binomtest
 
 from fgvc_core.configuration import read_toml
+from fgvc_core.contributions import absent, contributors, number, who_learnt
 from fgvc_core.drawing.numbers import bounds, count, percent, points, size, span
 from fgvc_core.drawing.tables import folding
 from fgvc_core.errors import ConfigurationError
@@ -45,8 +46,7 @@ the event lacks it, and its reason."""
 
 _NOTABLE = frozenset({"round_void", "resumed", "interrupted", "failed", "site_set_aside",
                       "screening_reset", "tracker_failed", "site_left",
-                      "start_refused"})  # fmt: skip
-_NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten")
+                      "start_refused", "awaiting_approval", "waiting_for_sites"})  # fmt: skip
 
 
 def render(run_dir: Path) -> Path:
@@ -90,6 +90,8 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "style": Markup(style),
         "m": metrics,
         "headline": _headline(run),
+        "absent": dict(list(absent(metrics).items())[:SITES_SHOWN]),
+        "absent_left": max(len(absent(metrics)) - SITES_SHOWN, 0),
         "sites": dict(list(sites.items())[:SITES_SHOWN]),
         "personal": any("personal_top1" in figures for figures in sites.values()),
         "sites_left": max(len(sites) - SITES_SHOWN, 0),
@@ -123,12 +125,26 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "set_aside": {s: f["set_aside"] for s, f in sites.items() if f.get("set_aside")},
         "unused": _unused(run),
         "poisoning": against_poisoning(run.recipe, len(sites), run.events),
-        "notable": notable[:NOTABLE_SHOWN],
+        "notable": [_explained(event) for event in notable[:NOTABLE_SHOWN]],
         "notable_left": max(len(notable) - NOTABLE_SHOWN, 0),
         "recipe": run.recipe[:RECIPE_SHOWN],
         "recipe_left": max(len(run.recipe) - RECIPE_SHOWN, 0),
         "command": "fieldmark simulate recipe.toml",
     }
+
+
+def _explained(event: dict[str, Any]) -> dict[str, Any]:
+    """A notable event; one that has no reason of its own gets one in words."""
+    if event.get("event") == "awaiting_approval":
+        return {**event, "reason": "nobody at the site has approved the run yet"}
+    if event.get("event") == "waiting_for_sites":
+        missing = [f"{site} ({why})" for site, why in event["waiting_for"].items()]
+        return {
+            **event,
+            "reason": f"{len(event['present'])} of {event['needed']} needed sites are present; "
+            f"missing: {', '.join(missing)}",
+        }
+    return event
 
 
 def _unused(run: RunFolder) -> dict[str, int]:
@@ -152,40 +168,39 @@ def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _headline(run: RunFolder) -> str:
     metrics = run.metrics
-    count = len(metrics.get("sites", {}))
-    sites = _number(count)
-    noun = "site" if count == 1 else "sites"
+    count = len(contributors(metrics))
+    sites = who_learnt(metrics).capitalize()
+    together = " together" if count != 1 else " on its own, without a federation"
     if metrics.get("top1") is None and str(metrics.get("stopped", "")).startswith("refused"):
         refused, rounds = len(_refused_by(run.events)), metrics.get("rounds", 0)
         when = (
             f"after {rounds} {'round' if rounds == 1 else 'rounds'}" if rounds else "at its start"
         )
         return (
-            f"{_number(refused)} {'site' if refused == 1 else 'sites'} refused by "
+            f"{number(refused).capitalize()} {'site' if refused == 1 else 'sites'} refused by "
             f"{'its' if refused == 1 else 'their'} own policy: this run was stopped at the sites, "
             f"{when}."
         )
     if metrics.get("top1") is None and metrics.get("local"):
         kept = ", ".join(metrics["local"])
         return (
-            f"{sites} {noun} learnt together for {metrics.get('rounds', 0)} rounds and kept {kept} "
+            f"{sites} learnt{together} for {metrics.get('rounds', 0)} rounds and kept {kept} "
             "to themselves: each has a model of its own, scored on its own pictures."
         )
     if metrics.get("top1") is None:
-        return f"{sites} {noun}, {metrics.get('rounds', 0)} rounds: this run was stopped early."
+        return (
+            f"{sites} contributed, {metrics.get('rounds', 0)} rounds: this run was stopped early."
+        )
     told = (
-        f"{sites} {noun} learnt {len(metrics['classes'])} classes together: "
-        f"{percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that none of "
-        "them trained on"
+        f"{sites} learnt {len(metrics['classes'])} classes{together}: "
+        f"{percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that "
+        + ("none of them" if count != 1 else "it never")
+        + " trained on"
     )
     baseline = metrics.get("pixel_baseline")
     if baseline:
         told += f", against {percent(baseline['top1'])} for a linear model on raw pixels"
     return told + "."
-
-
-def _number(count: int) -> str:
-    return _NUMBERS[count] if count < len(_NUMBERS) else f"{count:,}"
 
 
 def _has_private_site(run: RunFolder) -> bool:

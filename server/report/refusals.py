@@ -34,7 +34,9 @@ def refusals_by_reason(events: Sequence[Event]) -> list[dict[str, Any]]:
         rounds = [e["round"] for e in members if e.get("round") is not None]
         if any(e.get("event") == "start_refused" for e in members):
             rounds.append(0)
-        names = list(dict.fromkeys(str(e.get("site") or "a node") for e in members))
+        names = list(
+            dict.fromkeys(str(e.get("site") or e.get("proven") or "a node") for e in members)
+        )
         reason = str(members[0].get("reason") or "no reason given")[:LONGEST_REASON]
         found.append(
             {

@@ -10,7 +10,9 @@ from fgvc_core.files import replace_json
 from fgvc_core.privacy.claims import privacy_claim
 from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.learner import Learner
-from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.home import CoordinatorHome, read_allow_list
+from fieldmark.server.report.reading import read_events
+from fieldmark.server.results.contributions import reasons
 from fieldmark.server.results.evaluation import TestSplit, confused_pairs, zero_shot
 from fieldmark.server.results.explained import explain_pairs
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
@@ -91,6 +93,7 @@ def _summary(
             }
             for site, figures in sorted(state.sites.items())
         },
+        **({"not_contributed": missing} if (missing := _absent(home, state)) else {}),
         # Costs of sites with a valid statement; the claim says why others have none.
         **({"privacy": costs} if costs else {}),
         "privacy_claim": claim.as_json(),
@@ -111,6 +114,16 @@ def _summary(
             **{name: version(name) for name in ("torch", "flwr", "timm")},
         },
     }
+
+
+def _absent(home: CoordinatorHome, state: RunState) -> dict[str, str]:
+    """Sites that were asked and did not contribute, with the reason."""
+    # The allow-list may have changed during the run.
+    asked = read_allow_list(home.run_dir).keys() | state.sites.keys()
+    counted = {
+        site: figures.get("contributed", figures["rounds"]) for site, figures in state.sites.items()
+    }
+    return reasons(asked, counted, read_events(home.run_dir / "events.jsonl"))
 
 
 def _personal(home: CoordinatorHome, state: RunState, site: str) -> dict[str, Any]:

@@ -9,6 +9,14 @@ it; the number of steps follows from the claimed examples. Directions are cosine
 last movement: the noise in an update makes them small, not negative, while a reversed update points
 against it.
 
+Honest sites may be very unlike: a site of two classes, or of a dozen pictures, now and then points
+against the others. So a verdict on direction, or on an update that hardly differs, needs evidence
+of more than one round: the same finding in one of the site's own last rounds, or, for a site
+without any, two closed rounds of the others. The finding is recorded either way, so a site that
+goes on is refused from its second time on. The bounds follow the site's size: what is computed from
+few pictures points in more directions and is shorter, what takes many steps is longer. A site's
+claimed size changes a bound by at most ``SIZES`` times.
+
 Running statistics of a normalizer are not learned in small steps, so they are judged separately.
 Unscreened, one variance of 1e30 silences a layer of the mean, whatever the weights. Refused in any
 round: a negative variance, or a value beyond ``LARGEST`` times the largest received in its tensor
@@ -20,7 +28,7 @@ If comparison refuses most replies and no quorum is left, the history is assumed
 dropped, and only absolute bounds apply in the next attempt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +64,17 @@ RATIO = 3.0
 statistics ten times as much as a site with a single step, and the learning rate does not reflect
 that."""
 
+SIZES = 4.0
+"""Largest factor by which a site's claimed size widens a bound. Early steps all go one way, so a
+norm grows with their number; the bound on direction and the least norm follow the same factor."""
+
+SHRINKS = 0.1
+"""An update is not idle if its norm is at least this share of the site's own last one: what is
+left to learn becomes less, and does not vanish from one round to the next."""
+
+OWN = "sites"
+"""Key of the sites' own records in :attr:`UpdateHistory.kept`."""
+
 _MEAN, _VARIANCE = "running_mean", "running_var"
 
 _LEAST = 1e-12
@@ -78,7 +97,8 @@ class UpdateHistory:
 
     Attributes:
         settings: ``[federation]``.
-        kept: Measurements of accepted updates of the last rounds, as in a checkpoint.
+        kept: Measurements of accepted updates of the last rounds, as in a checkpoint, and under
+            ``OWN`` each site's last findings: ``pace``, ``against`` and ``idle`` (0 or 1).
         direction: The model's last movement, or empty.
         waits: Rounds over which a site may accumulate unsent changes (``wire.top_k``); an update's
             norm may be larger by this factor.
@@ -91,6 +111,7 @@ class UpdateHistory:
     _sent: Tensors = field(default_factory=dict)
     _rate: Callable[[float], float] = field(default=lambda examples: 1.0)
     _pending: dict[str, Measurements] = field(default_factory=dict)
+    _judged: dict[str, Measurements] = field(default_factory=dict)
     _unlike: int = 0
 
     def begin(self, sent: Tensors, rate: Callable[[float], float]) -> None:
@@ -101,7 +122,7 @@ class UpdateHistory:
             rate: Number of examples -> mean learning rate of such a site's steps in the round.
         """
         self._sent, self._rate = sent, rate
-        self._pending = {}
+        self._pending, self._judged = {}, {}
         self._unlike = 0
 
     @property
@@ -134,7 +155,8 @@ class UpdateHistory:
                 raise UnsoundUpdate(_not_finite(control), {})
         figures["weight"] = reply.weight
         figures["pace"] = figures["norm"] / max(self._rate(reply.weight), 1e-30)
-        self._check(figures)
+        self._judged[reply.site] = figures
+        self._check(figures, self.kept.get(OWN, {}).get(reply.site, []))
         self._pending[reply.site] = figures
         return {name: round(value, 6) for name, value in figures.items()}
 
@@ -146,14 +168,33 @@ class UpdateHistory:
                 columns.setdefault(name, []).append(value)
         for name, values in columns.items():
             rounds = [*self.kept.get(name, []), values][-ROUNDS_KEPT:]
-            while sum(map(len, rounds[1:])) >= FIGURES_WANTED:
+            # Directions are judged by two rounds at least.
+            fewest = 2 if name == "cosine" else 1
+            while len(rounds) > fewest and sum(map(len, rounds[1:])) >= FIGURES_WANTED:
                 rounds = rounds[1:]
             self.kept[name] = rounds
+        self._record()
         if self.settings.screening and self.settings.direction_spread:
             self.direction = {
                 n: a - self._sent[n] for n, a in moved_to.items() if not is_statistic(n)
             }
-        self._pending = {}
+        self._pending, self._judged = {}, {}
+
+    def _record(self) -> None:
+        """Add to each site's own record what was found in this round, refused or not.
+
+        The bounds include this round, so a record begins with the first round that has figures.
+        """
+        records = self.kept.setdefault(OWN, {})
+        for site in sorted(self._judged):
+            figures = self._judged[site]
+            own = records.setdefault(site, [])
+            finding = {
+                "pace": figures["pace"],
+                "against": float(self._against(figures)),
+                "idle": float(self._idle(figures, own)),
+            }
+            records[site] = [*own, finding][-ROUNDS_KEPT:]
 
     def void(self) -> bool:
         """Close a round without a quorum; returns whether the history is dropped."""
@@ -161,7 +202,7 @@ class UpdateHistory:
         if wrong:
             self.kept.clear()
             self.direction = {}
-        self._pending = {}
+        self._pending, self._judged = {}, {}
         return wrong
 
     def _measure(self, model: Tensors) -> Measurements:
@@ -191,25 +232,25 @@ class UpdateHistory:
             figures["cosine"] = inner / float(np.sqrt(squared * length))
         return figures
 
-    def _check(self, figures: Measurements) -> None:
+    def _check(self, figures: Measurements, own: Sequence[Measurements]) -> None:
         if figures["rms"] > self.settings.max_rms:
             limit = self.settings.max_rms
             raise _beyond("root mean square", figures, "rms", limit, "max_rms")
         try:
-            self._compare(figures)
+            self._compare(figures, own)
         except UnsoundUpdate:
             self._unlike += 1
             raise
 
-    def _compare(self, figures: Measurements) -> None:
-        """Compare with the medians of earlier rounds."""
+    def _compare(self, figures: Measurements, own: Sequence[Measurements]) -> None:
+        """Compare with the medians of earlier rounds, and with the site's own record."""
         settings = self.settings
         for name, what, ratio, setting in (
             ("weight", "weight", settings.max_weight_ratio, "max_weight_ratio"),
             (
                 "pace",
                 "norm over its learning rate",
-                settings.max_norm_ratio * self.waits,
+                settings.max_norm_ratio * self.waits * max(self._size(figures), 1.0),
                 "max_norm_ratio",
             ),
             ("control_norm", "variates' norm", settings.max_norm_ratio, "max_norm_ratio"),
@@ -223,25 +264,61 @@ class UpdateHistory:
             middle = self._median(name)
             if name in figures and middle and figures[name] > ratio * middle:
                 raise _beyond(what, figures, name, ratio * middle, setting)
-        least = settings.min_norm_ratio * self._median("pace")
-        if figures["pace"] < least:
+        if self._idle(figures, own) and self._again("idle", "pace", own):
             raise UnsoundUpdate(
                 f"The update hardly differs from what was sent: norm {figures['norm']:.3g} "
                 f"(federation.min_norm_ratio = {settings.min_norm_ratio:g}).",
-                {**figures, "limit": least},
+                {**figures, "limit": self._least(figures)},
             )
+        if self._against(figures) and self._again("against", "cosine", own):
+            middle, limit = self._direction_limit(figures)
+            raise UnsoundUpdate(
+                f"The update points against the model's last movement: cosine "
+                f"{figures['cosine']:.3f}, below {limit:.3f} (median of the last rounds "
+                f"{middle:.3f}, federation.direction_spread = {settings.direction_spread:g}).",
+                {**figures, "limit": limit},
+            )
+
+    def _again(self, finding: str, name: str, own: Sequence[Measurements]) -> bool:
+        """Whether a finding has the evidence of an earlier round of the site itself or, where it
+        has none, of two closed rounds of the others."""
+        if own:
+            return any(record[finding] for record in own)
+        return len(self.kept.get(name, [])) > 1
+
+    def _idle(self, figures: Measurements, own: Sequence[Measurements]) -> bool:
+        """Whether an update hardly differs from what was sent, for a site of this size and past."""
+        before = own[-1]["pace"] if own else 0.0
+        shrunk = before > 0 and figures["pace"] >= SHRINKS * before
+        return figures["pace"] < self._least(figures) and not shrunk
+
+    def _least(self, figures: Measurements) -> float:
+        least = self.settings.min_norm_ratio * self._median("pace")
+        return least * min(self._size(figures), 1.0)
+
+    def _against(self, figures: Measurements) -> bool:
+        """Whether an update points against the last movement, for a site of this size."""
+        if not self.settings.direction_spread or "cosine" not in figures:
+            return False
+        return len(self._earlier("cosine")) > 0 and (
+            figures["cosine"] < self._direction_limit(figures)[1]
+        )
+
+    def _direction_limit(self, figures: Measurements) -> tuple[float, float]:
+        """The median cosine of the last rounds, and the least that passes at this site."""
         cosines = self._earlier("cosine")
-        if settings.direction_spread and "cosine" in figures and len(cosines):
-            middle = float(np.median(cosines))
-            spread = max(NORMAL * float(np.median(np.abs(cosines - middle))), LEAST_SPREAD)
-            limit = min(middle - settings.direction_spread * spread, AGAINST)
-            if figures["cosine"] < limit:
-                raise UnsoundUpdate(
-                    f"The update points against the model's last movement: cosine "
-                    f"{figures['cosine']:.3f}, below {limit:.3f} (median of the last rounds "
-                    f"{middle:.3f}, federation.direction_spread = {settings.direction_spread:g}).",
-                    {**figures, "limit": limit},
-                )
+        middle = float(np.median(cosines))
+        spread = max(NORMAL * float(np.median(np.abs(cosines - middle))), LEAST_SPREAD)
+        # What is averaged over few pictures varies with the root of their number.
+        spread /= min(self._size(figures), 1.0) ** 0.5
+        return middle, min(middle - self.settings.direction_spread * spread, AGAINST)
+
+    def _size(self, figures: Measurements) -> float:
+        """A site's claimed examples over the median of the last rounds, bounded."""
+        middle = self._median("weight")
+        if not middle:
+            return 1.0
+        return float(np.clip(figures["weight"] / middle, 1 / SIZES, SIZES))
 
     def _median(self, name: str) -> float:
         earlier = self._earlier(name)

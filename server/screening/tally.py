@@ -79,11 +79,15 @@ class Tally:
         figures = self._figures(site)
         figures["refused"] += 1
         figures["rounds"] -= stage is not None and stage.closes_round
+        figures["contributed"] = figures.get("contributed", 0) - (stage is not None)
 
     def _figures(self, site: str) -> dict[str, Any]:
         return self._state.sites.setdefault(
             site,
-            {"rounds": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0, "examples": None},
+            {
+                **{"rounds": 0, "contributed": 0, "refused": 0, "bytes_up": 0, "bytes_down": 0},
+                "examples": None,
+            },
         )
 
     def _add(self, request: Request, reply: Reply | None, up: int, down: int) -> None:
@@ -100,6 +104,8 @@ class Tally:
         stage = stage_of(request)
         if reply is not None and stage.carries != "nothing":
             figures["rounds"] += stage.closes_round
+            # A checkpoint of an earlier version has no count.
+            figures["contributed"] = figures.get("contributed", figures["rounds"] - 1) + 1
             # Under differential privacy the declared units are the weight, not a count.
             figures["examples"] = reply.examples if reply.privacy is None else None
 

@@ -27,6 +27,14 @@ class ApprovalPending(PeerError):
         self.site = site
 
 
+class TurnedAway(PeerError):
+    """A registered site whose proven answer was not accepted; ``site`` is its name."""
+
+    def __init__(self, site: str, what: str) -> None:
+        super().__init__(what)
+        self.site = site
+
+
 class Membership:
     """The allow-list of a run, and the checks of an answer to its roll call.
 
@@ -83,13 +91,19 @@ class Membership:
             raise PeerError("The answer is to another roll call.")
         try:
             self._check_proven(name, reply)
-        except PeerError as error:
-            self.reasons[name] = error.what
+        except ApprovalPending:
             raise
+        except PeerError as error:
+            raise TurnedAway(name, error.what) from None
         self.ledgers.saw(reply, sealed)
         return name, reply
 
     def _check_proven(self, name: str, reply: Reply) -> None:
+        """Check what a proven answer says.
+
+        Raises:
+            PeerError: if the site does not take part, or may not.
+        """
         if reply.site != name:
             raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
         if reply.code == "awaiting-approval":

@@ -17,7 +17,7 @@ from fgvc_core.flower.records import FAULTS, to_content, words_of_a_site
 from fgvc_core.protocol.messages import Request, new_nonce, seal
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.run_log.events import EventLog
-from fieldmark.server.sites.membership import ApprovalPending, Membership
+from fieldmark.server.sites.membership import ApprovalPending, Membership, TurnedAway
 from fieldmark.server.sites.prefetch import Fetched, LookAhead
 
 _TYPES: dict[str, str] = {
@@ -310,9 +310,13 @@ class Attendance(Membership):
         self._admit(node, request, message)
         return True
 
-    def _not_admitted(self, node: int, reason: str, registered: str | None = None) -> None:
+    def _not_admitted(
+        self, node: int, reason: str, registered: str | None = None, proven: str | None = None
+    ) -> None:
         # Not authenticated: this is only the site that the node is registered for.
         told = {} if registered is None else {"registered": registered}
+        if proven is not None:
+            told["proven"] = proven
         self._events.emit("roll_call", site=None, node=node, accepted=False, reason=reason, **told)
 
     def _leave(self, site: str, why: str) -> None:
@@ -371,6 +375,7 @@ class Attendance(Membership):
             time.sleep(self._home.settings.poll_s)
 
     def _admit(self, node: int, request: Request, message: Message | None) -> None:
+        name: str | None = None
         try:
             if message is None:
                 raise PeerError("No answer to the roll call.")
@@ -388,7 +393,10 @@ class Attendance(Membership):
         except PeerError as error:
             for site in [s for s, undecided in self.undecided.items() if undecided.node == node]:
                 del self.undecided[site]
-            self._not_admitted(node, error.what)
+            proven = error.site if isinstance(error, TurnedAway) else name
+            if proven is not None:
+                self.reasons[proven] = error.what
+            self._not_admitted(node, error.what, proven=proven)
             return
         self.nodes[name] = node
         for told in (self.undecided, self.refusals, self.reasons):

@@ -126,6 +126,34 @@ def test_a_data_folder_that_is_not_there(home_for, tmp_path):
     refused(home, "data", 3, "cannot be read as a folder", "Set [data] path in site.toml")
 
 
+def test_damaged_pictures_fail_the_check_by_name_also_where_no_run_is_announced(home_for, tmp_path):
+    small = RECIPE.data.model_copy(update={"image_size": 32})
+    write_tree(load_table(small, tmp_path / "cache"), tmp_path / "birds", lambda *_: None)
+    home = home_for(data=tmp_path / "birds", reading={"kind": "folder", "folders": "splits"})
+    site = Site.open(home)
+    entries = Ledger(home, site.data_binding, site.name).head()[0]
+    finding, code = found(home, "data")
+    assert (finding.level, code) == ("ok", 0), finding
+    assert "no run is announced" in finding.said
+    pictures = sorted((tmp_path / "birds" / "train").rglob("*.png"))
+    for picture in pictures[:3]:
+        picture.write_bytes(picture.read_bytes()[:40])
+    calls = []
+    checked = check_site(home, None, lambda done, total: calls.append((done, total)))
+    (finding,) = [f for f in checked.findings if f.name == "data"]
+    assert (finding.level, checked.exit_code) == ("failed", 3), finding
+    assert "3 count as nothing" in finding.said
+    for picture in pictures[:3]:
+        assert picture.name in finding.said
+    assert calls
+    assert calls[-1][0] == calls[-1][1]
+    assert Ledger(home, site.data_binding, site.name).head()[0] == entries
+    text = (home / "site.toml").read_text()
+    kept = "\n".join(line for line in text.splitlines() if not line.startswith("faults ="))
+    (home / "site.toml").write_text(kept.replace("[data]", '[data]\nfaults = "leave-out"'))
+    assert found(home, "data")[0].level == "note"
+
+
 def test_an_empty_data_folder(home_for, tmp_path):
     (tmp_path / "pictures").mkdir()
     home = home_for(data=tmp_path / "pictures")

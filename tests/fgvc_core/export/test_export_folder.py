@@ -190,3 +190,17 @@ def test_the_command_writes_the_folder_and_refuses_what_is_no_evaluation(run, tm
             fieldmark.cli.app, [*words, "--evaluation", str(tmp_path / name)]
         )
         assert isinstance(result.exception, DataError)
+
+
+def test_a_card_counts_who_contributed_and_calls_one_site_no_federation(tmp_path):
+    sites = {
+        "lyon": {"top1": 0.5, "rounds": 3},
+        "riga": {"top1": None, "rounds": 0},
+    }
+    missing = {"riga": "set aside: far away.", "oslo | x": "away"}
+    run = write_run(tmp_path / "run", sites=sites, not_contributed=missing, rounds=3)
+    text = model_card(load_trained(run), "hub", False)
+    assert "at one site of three, which is no federation" in text
+    assert "in a federation of" not in text
+    assert "- riga: set aside: far away.\n" in text
+    assert "- oslo \\| x: away.\n" in text

@@ -583,3 +583,54 @@ def test_the_page_says_what_was_in_place_against_poisoning(tmp_path):
     page = render(write_run(tmp_path / "run")).read_text()
     assert "Poisoning. In place: screening" in page
     assert "with fedavg one site can teach a backdoor" in page
+
+
+def contributing(folder, **sites):
+    """Set what each site contributed and, for a text, why it did not."""
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["not_contributed"] = {s: why for s, why in sites.items() if isinstance(why, str)}
+    metrics["sites"] = {
+        f"site-{n}": {**figures, "rounds": count}
+        for n, (figures, count) in enumerate(
+            zip(metrics["sites"].values(), sites.values(), strict=False), start=1
+        )
+        if not isinstance(count, str)
+    }
+    path.write_text(json.dumps(metrics))
+    return folder
+
+
+def test_the_headline_counts_who_contributed_and_names_who_did_not(tmp_path):
+    folder = contributing(
+        write_run(tmp_path / "run", sites=3), a=7, b=7, oslo="refused at the roll call: <b>no</b>."
+    )
+    said = words(folder)
+    assert "Two of three sites learnt 12 classes together:" in said
+    assert "not part of this model: oslo (refused at the roll call: <b>no</b>)." in said
+
+
+def test_one_contributing_site_is_never_called_a_federation(tmp_path):
+    folder = contributing(
+        write_run(tmp_path / "run", sites=3), a=7, b="away", c="awaiting approval"
+    )
+    said = words(folder)
+    assert "One site of three learnt 12 classes on its own, without a federation:" in said
+    assert "learnt 12 classes together" not in said
+
+
+def test_waiting_for_sites_and_for_people_is_among_the_events(tmp_path):
+    folder = write_run(tmp_path / "run")
+    events = [
+        {"event": "awaiting_approval", "site": "oslo", "node": 4},
+        {"event": "waiting_for_sites", "present": ["site-1"], "needed": 2,
+         "waiting_for": {"oslo": "nobody there has approved the run yet"}},
+    ]  # fmt: skip
+    with (folder / "events.jsonl").open("a") as file:
+        file.writelines(json.dumps(event) + "\n" for event in events)
+    said = words(folder)
+    assert "oslo: awaiting approval: nobody at the site has approved the run yet" in said
+    assert (
+        "waiting for sites: 1 of 2 needed sites are present; missing: oslo (nobody there has "
+        "approved the run yet)"
+    ) in said

@@ -136,3 +136,69 @@ def test_where_most_are_unlike_the_others_it_is_the_comparison_that_is_wrong():
     assert not few.void()
     few.begin(SENT, lambda _: 1.0)
     assert verdict(few, update(9, size=40)) != "sound"
+
+
+def a_round(found, others, **named):
+    """Judge a round of five ordinary sites and of named ones; closes it."""
+    said = {}
+    found.begin(SENT, lambda _: 1.0)
+    for number in range(5):
+        found.judge(SoundReply(f"s{number}", 50, update(others + number)))
+    for site, (tensors, weight) in named.items():
+        try:
+            found.judge(SoundReply(site, weight, tensors))
+            said[site] = "sound"
+        except UnsoundUpdate as error:
+            said[site] = error.what
+    found.close({"w": AHEAD, "bn.running_mean": SENT["bn.running_mean"]})
+    return said
+
+
+def test_a_known_site_is_refused_for_its_direction_only_the_second_time():
+    found = history()
+    assert a_round(found, 500, odd=(update(1), 50)) == {"odd": "sound"}
+    assert a_round(found, 510, odd=(update(2, against=True), 50)) == {"odd": "sound"}
+    assert a_round(found, 520, odd=(update(3), 50)) == {"odd": "sound"}
+    # A site cannot alternate: the record is of its last rounds.
+    assert "points against" in a_round(found, 530, odd=(update(4, against=True), 50))["odd"]
+    # Refused ones are on record, too.
+    assert "points against" in a_round(found, 540, odd=(update(5, against=True), 50))["odd"]
+
+
+def test_a_record_survives_a_checkpoint():
+    found = history()
+    a_round(found, 500, odd=(update(1), 50))
+    a_round(found, 510, odd=(update(2, against=True), 50))
+    again = UpdateHistory(found.settings, json.loads(json.dumps(found.kept)), found.direction)
+    assert "points against" in a_round(again, 520, odd=(update(3, against=True), 50))["odd"]
+
+
+def test_one_closed_round_of_others_condemns_no_direction():
+    # The second round is the first with cosines, so at its end one round has been compared.
+    assert verdict(history(rounds=2), update(7, against=True)) == "sound"
+    assert "points against" in verdict(history(rounds=3), update(7, against=True))
+
+
+def test_who_always_pointed_against_is_refused_as_early_as_before():
+    found = history(rounds=0)
+    told = [
+        a_round(found, 600 + 10 * n, odd=(update(n, against=True), 50))["odd"] for n in range(3)
+    ]
+    assert told[:2] == ["sound", "sound"]
+    assert "points against" in told[2]
+
+
+def test_an_update_that_shrinks_with_what_is_left_to_learn_is_not_idle():
+    found = history()
+    for number, size in enumerate((0.02, 0.004, 0.0009, 0.0004)):
+        assert a_round(found, 700 + 10 * number, odd=(update(number, size), 50))["odd"] == "sound"
+    assert a_round(found, 750, odd=({**SENT}, 50))["odd"] == "sound"
+    assert "hardly differs" in a_round(found, 760, odd=({**SENT}, 50))["odd"]
+
+
+def test_a_longer_update_is_allowed_to_a_larger_site_up_to_a_bound():
+    found = history()
+    assert "above" in verdict(found, update(7, size=9), weight=50)
+    assert verdict(found, update(7, size=9), weight=100) == "sound"
+    assert verdict(found, update(7, size=31), weight=900) == "sound"
+    assert "above" in verdict(found, update(7, size=33), weight=900)

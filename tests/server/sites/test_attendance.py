@@ -53,6 +53,9 @@ def test_a_node_that_proves_nothing_is_left_out_with_its_reason(exchange, wrong,
     (refused,) = [event for event in told if not event["accepted"]]
     assert said in refused["reason"]
     assert (refused["site"], refused["node"]) == (None, 3)
+    # A name stands there only if the registered key of that site signed the answer.
+    signed = said.startswith(("unavailable", "declares", "Site", "add", "(code", "another node"))
+    assert bool(refused.get("proven")) == signed
 
 
 def test_other_code_is_admitted_where_the_coordinator_names_it(exchange):

@@ -89,6 +89,8 @@ class Membership:
         reply = unseal(Reply, sealed, self.keys[name], {})
         if (reply.nonce, reply.run) != (request.nonce, request.run):
             raise PeerError("The answer is to another roll call.")
+        if reply.site != name:
+            raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
         try:
             self._check_proven(name, reply)
         except ApprovalPending:
@@ -104,8 +106,6 @@ class Membership:
         Raises:
             PeerError: if the site does not take part, or may not.
         """
-        if reply.site != name:
-            raise PeerError(f"The site calls itself '{reply.site}', its key is '{name}'.")
         if reply.code == "awaiting-approval":
             raise ApprovalPending(name)
         if reply.code == "refused-policy":

@@ -169,7 +169,7 @@ def test_subjects_are_promised_only_where_the_data_say_who_is_one(tmp_path, kind
     site = site_over(tmp_path / "home", folder_tree(tmp_path / "data"), kind=kind)
     reply = ask(site, parse_recipe(RECIPE, [*PRIVATE, "privacy.unit=subject"]), "roll_call")
     assert reply.code == "refused-policy"
-    assert f"data of kind '{kind}' do not say who is a subject" in reply.reason
+    assert f"data of kind '{kind}' do not name subjects" in reply.reason
 
 
 def test_the_subjects_column_cannot_change_between_runs(tmp_path):

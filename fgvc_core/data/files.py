@@ -22,6 +22,7 @@ from fgvc_core.data.reader import (
 )
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
 from fgvc_core.errors import DataError, FieldmarkError
+from fgvc_core.words import visible
 
 Box = tuple[float, float, float, float]
 """x, y, width, height of an upright picture: fractions if none is above 1, else pixels."""
@@ -272,12 +273,12 @@ def missing_pictures(paths: Sequence[str], total: int | None = None, guess: str 
 
 
 def first_few(names: Sequence[object], count: int = 3) -> str:
-    """First names of a list, quoted, and how many more there are.
+    """First names of a list on one line, quoted, and how many more there are.
 
     >>> first_few(["a", "b", "c", "d"], 2)
     "'a', 'b' and 2 more"
     """
-    shown = ", ".join(f"'{name}'" for name in names[:count])
+    shown = ", ".join(f"'{visible(str(name))}'" for name in names[:count])
     more = len(names) - count
     return f"{shown} and {more} more" if more > 0 else shown
 

@@ -141,8 +141,8 @@ class CheckReport:
             )
         if len(self.classes) == 1:
             sentences.append(
-                f"{only_class(next(iter(self.classes)))} A simulation refuses such data; a site may "
-                f"hold one class of several. {self.beside}".strip()
+                f"{only_class(next(iter(self.classes)))} A simulation refuses such data; a site "
+                f"may hold one class of several. {self.beside}".strip()
             )
         largest, smallest = self._extremes()
         if largest and largest[1] > UNEQUAL * smallest[1]:

@@ -166,9 +166,7 @@ def _layout(
     )
 
 
-def _empty_training(
-    root: Path, counted: Iterable[tuple[str, ...]]
-) -> list[tuple[str, ...]]:
+def _empty_training(root: Path, counted: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Folders called like a training split in which there is no picture, beside others."""
     beside = {parts[: k - 1] for parts in counted for k in range(1, min(len(parts), 5))}
     filled = {parts[:k] for parts in counted for k in range(1, len(parts))}

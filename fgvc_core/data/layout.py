@@ -93,9 +93,7 @@ class Layout:
         return any(tuple(parts[: len(top)]) == top for top in tops)
 
 
-def understand(
-    paths: Iterable[Sequence[str]], empty: Iterable[Sequence[str]] = ()
-) -> Layout:
+def understand(paths: Iterable[Sequence[str]], empty: Iterable[Sequence[str]] = ()) -> Layout:
     """Tell wrapping, split and part folders from class folders.
 
     - A folder with nothing beside it, that holds only folders, wraps the tree.

@@ -265,7 +265,8 @@ def test_how_a_kit_is_read_is_the_sites_and_units_stay_what_they_are_called(data
     for changes in ({"data": "folder"}, {"overrides": ("data.subject_column=path",)}):
         with pytest.raises((PolicyRefusal, ConfigurationError)) as caught:
             validate_kit(site, kit, **changes)
-        assert "do not name subjects" in str(caught.value) or "announced before" in str(caught.value)
+        told = str(caught.value)
+        assert "do not name subjects" in told or "announced before" in told
     # And a setting of the kit's recipe that is none of the site's.
     with pytest.raises(ConfigurationError, match="only how this site reads") as caught:
         validate_kit(site, kit, overrides=("data.lable_column=x",))

@@ -500,7 +500,8 @@ def manifest(root: Path, left_out: LeftOut | None = None, **settings: object) ->
 @pytest.mark.parametrize("content", [
     lines(";"), lines("\t"), lines("|"), lines(";", end="\r\n"), "\ufeff" + lines(";"),
     "sep=;\n" + lines(";"), "sep=;\r\n" + lines(";", end="\r\n"), "# made by me\n\n" + lines(),
-    lines() + "# the end\n", lines() + "\n,\n \n", lines("\t").encode("utf-16"), lines().encode("utf-32"),
+    lines() + "# the end\n", lines() + "\n,\n \n", lines("\t").encode("utf-16"),
+    lines().encode("utf-32"),
     lines(path="images\\{:03}.png"), lines(path="./images/{:03}.png"),
     lines(path=".\\images\\{:03}.png"),
 ])  # fmt: skip

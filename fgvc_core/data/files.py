@@ -108,7 +108,7 @@ class FileSource:
         with Image.open(path, formats=FORMATS) as image:
             refuse_absurd_size(path, image)
             wait_for_turn(image.width * image.height)
-            height, whole = image.height, max(image.size)
+            height, whole, stored = image.height, max(image.size), image.size
             deep = deeper_than_8_bits(image)
             if deep and self.depth is None:
                 raise _too_deep(path, deep)
@@ -125,6 +125,10 @@ class FileSource:
                 picture_HWC = as_rgb(image, banner=banner)
             if crop is None:
                 return picture_HWC
+            wide = picture_HWC.shape[1] >= picture_HWC.shape[0]
+            _refuse_outside(
+                path, crop, (max(stored), min(stored)) if wide else (min(stored), max(stored))
+            )
             return cut(picture_HWC, crop, whole, self.margin)
 
     def content_key(self, row: int) -> bytes:
@@ -253,6 +257,29 @@ def cut(picture_HWC: NDArray[np.uint8], box: Box, whole: int, margin: float) -> 
         spans.append((first, min(first + max(round(side), 1), most)))
     (left, right), (top, bottom) = spans
     return picture_HWC[top:bottom, left:right]
+
+
+def _refuse_outside(path: Path, box: Box, size: tuple[int, int]) -> None:
+    """Refuse a box that shows nothing of the upright picture, or is in no known unit.
+
+    Raises:
+        DataError: with the box and the picture's size.
+    """
+    x, y, width, height = box
+    pixels = max(box) > 1.0
+    right, bottom = size if pixels else (1.0, 1.0)
+    if pixels and max(width, height) < 2.0:
+        wrong = "has numbers above 1 and so is in pixels, and is less than 2 pixels large"
+    elif x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
+        wrong = f"lies outside the picture of {size[0]} x {size[1]} pixels"
+    else:
+        return
+    raise DataError(
+        f"The box {', '.join(f'{value:g}' for value in box)} of the picture '{path}' {wrong}.",
+        why="What is cut out would not be the subject.",
+        remedy="Boxes are x, y, width, height: all four in pixels of the upright picture, or all "
+        "as fractions from 0 to 1.",
+    )
 
 
 def _size_of_whole(size: int, box: Box, stored: tuple[int, int]) -> int:

@@ -136,7 +136,7 @@ class CheckReport:
         if self.alike:
             pairs = ["' and '".join(pair) for pair in self.alike]
             sentences.append(
-                f"{len(pairs)} pairs of classes differ only in case or blanks: {first_few(pairs)}. "
+                f"{len(pairs)} pairs of classes differ only in case, blanks or hidden characters: {first_few(pairs)}. "
                 "Map one to the other in data.label_map if they are one."
             )
         if len(self.classes) == 1:
@@ -243,7 +243,9 @@ def _alike(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     first: dict[str, str] = {}
     pairs = []
     for name in names:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        # Without what does not show, such as a zero-width space.
+        shown = "".join(c for c in name if unicodedata.category(c) != "Cf")
+        key = " ".join(unicodedata.normalize("NFKC", shown).casefold().split())
         if first.setdefault(key, name) != name:
             pairs.append((first[key], name))
     return tuple(pairs)

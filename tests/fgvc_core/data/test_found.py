@@ -341,6 +341,8 @@ def test_a_class_without_training_pictures_is_a_fault_of_the_check_too(tmp_path)
 def test_class_names_that_differ_in_case_or_blanks_are_noted(tmp_path):
     write_folders(tmp_path, ["Robin", "robin ", "wren"], each=6)
     assert findings(tmp_path)["alike"] == [["Robin", "robin "]]
+    write_folders(tmp_path / "hidden", ["wren", "wren\u200b"], each=6)
+    assert findings(tmp_path / "hidden")["alike"] == [["wren", "wren\u200b"]]
 
 
 def test_further_frames_are_counted(tmp_path):

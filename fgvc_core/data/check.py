@@ -136,7 +136,8 @@ class CheckReport:
         if self.alike:
             pairs = ["' and '".join(pair) for pair in self.alike]
             sentences.append(
-                f"{len(pairs)} pairs of classes differ only in case, blanks or hidden characters: {first_few(pairs)}. "
+                f"{len(pairs)} pairs of classes differ only in case, blanks or hidden characters: "
+                f"{first_few(pairs)}. "
                 "Map one to the other in data.label_map if they are one."
             )
         if len(self.classes) == 1:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvc_core.data.check import refuse_contradictions
+from fgvc_core.data.check import only_class, refuse_contradictions
 from fgvc_core.data.files import FileSource
 from fgvc_core.data.frames import count_further_frames
 from fgvc_core.data.partition import deal_pool, partition
@@ -88,6 +88,12 @@ def deal(recipe: Recipe, cache: Path) -> Setting:
     table = make_table(recipe, cache)
     if isinstance(table.source, FileSource):
         refuse_contradictions(table)
+    if len(table.class_names) == 1:
+        raise DataError(
+            only_class(table.class_names[0]),
+            why="A model would name it whatever it is shown, and seem to be right always.",
+            remedy="Check data.path; 'fieldmark data check' says how the data were understood.",
+        )
     train_rows = np.flatnonzero(_dealt(table, recipe.partition.unseen))
     train = table.take(train_rows)
     missing = [n for n, c in zip(table.class_names, train.class_counts_K(), strict=True) if not c]

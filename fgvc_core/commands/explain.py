@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgvc_core.commands.terminal import Json, Overrides, busy, progress
+from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.inference.trained import TrainedModel
@@ -78,7 +79,7 @@ def explain(
 
     Example: fieldmark explain runs/demo birds/test --out why.html
     """
-    from fgvc_core.errors import ConfigurationError
+    from fgvc_core.errors import ConfigurationError, DataError
     from fgvc_core.inference.trained import load_trained
 
     trained = load_trained(checkpoint, weights=weights)
@@ -98,8 +99,13 @@ def explain(
     from fgvc_core.explain.sheet import write_sheet
     from fgvc_core.inference.calibration import read_calibration, told_of
 
+    faults: list[str] = []
     with busy("Explaining"):
-        found = explain_some(trained, pictures or (), set_ or (), examples or 8, method, stage)
+        found = explain_some(
+            trained, pictures or (), set_ or (), examples or 8, method, stage, faults
+        )
+    for fault in faults:
+        typer.echo(visible(fault), err=True)
     note = (
         f"{method}, stage {stage}; red: named wrongly. Maps are relative: each is scaled to its "
         "peak."
@@ -111,6 +117,8 @@ def explain(
         typer.echo(json.dumps(values, indent=1))
     else:
         typer.echo(f"{len(found)} pictures explained: {out}")
+    if faults:
+        raise typer.Exit(DataError.exit_code)
 
 
 def _point(

@@ -42,7 +42,11 @@ def sound_box(values: object) -> Box | None:
     if not isinstance(values, list | tuple) or len(values) != 4:
         return None
     try:
-        x, y, width, height = (float(value) for value in values)
+        # Spreadsheets in many languages write 0,5.
+        x, y, width, height = (
+            float(value.replace(",", ".", 1) if isinstance(value, str) else value)
+            for value in values
+        )
     except (TypeError, ValueError, OverflowError):
         return None
     finite = all(math.isfinite(value) for value in (x, y, width, height))
@@ -188,7 +192,9 @@ def cut_out(
             "None of the pictures has a box.",
             why="data.crop = 'box' cuts each subject out by its box.",
             remedy="Check that the paths in the file of boxes are relative to data.path, and "
-            "data.box_confidence and data.box_category.",
+            "data.box_confidence and data.box_category."
+            if settings.boxes
+            else "A box is four numbers, x, y, width, height, with a width and a height above 0.",
         )
     part = table.take(chosen)
     paths = [table.source.relative_paths[row] for row in part.rows.tolist()]

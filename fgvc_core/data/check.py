@@ -22,6 +22,7 @@ from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 from fgvc_core.data.unused import Unused
 from fgvc_core.errors import DataError
+from fgvc_core.words import visible
 
 TINY = 5
 """A class with fewer training examples than this is noted as tiny."""
@@ -60,6 +61,7 @@ class CheckReport:
         max_left_out: Share of the pictures that may be lost.
         how: How the files were understood; may be empty.
         guess: Where missing pictures seem to be; may be empty.
+        beside: For one class: which table beside it may hold the labels; may be empty.
     """
 
     examples: int
@@ -81,6 +83,7 @@ class CheckReport:
     max_left_out: float = 0.01
     how: str = ""
     guess: str = ""
+    beside: str = ""
 
     def faults(self) -> list[str]:
         """One sentence for each kind of fault that makes the data unusable."""
@@ -133,8 +136,14 @@ class CheckReport:
         if self.alike:
             pairs = ["' and '".join(pair) for pair in self.alike]
             sentences.append(
-                f"{len(pairs)} pairs of classes differ only in case or blanks: {first_few(pairs)}. "
+                f"{len(pairs)} pairs of classes differ only in case, blanks or hidden characters: "
+                f"{first_few(pairs)}. "
                 "Map one to the other in data.label_map if they are one."
+            )
+        if len(self.classes) == 1:
+            sentences.append(
+                f"{only_class(next(iter(self.classes)))} A simulation refuses such data; a site "
+                f"may hold one class of several. {self.beside}".strip()
             )
         largest, smallest = self._extremes()
         if largest and largest[1] > UNEQUAL * smallest[1]:
@@ -227,6 +236,7 @@ def check_table(
         max_left_out=max_left_out,
         how=table.how,
         guess=_guess(table, missing),
+        beside=_tables_beside(table) if table.num_classes == 1 else "",
     )
 
 
@@ -234,7 +244,9 @@ def _alike(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     first: dict[str, str] = {}
     pairs = []
     for name in names:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        # Without what does not show, such as a zero-width space.
+        shown = "".join(c for c in name if unicodedata.category(c) != "Cf")
+        key = " ".join(unicodedata.normalize("NFKC", shown).casefold().split())
         if first.setdefault(key, name) != name:
             pairs.append((first[key], name))
     return tuple(pairs)
@@ -244,6 +256,25 @@ def _guess(table: ExampleTable, missing: Mapping[int, str]) -> str:
     if not missing or not isinstance(table.source, FileSource):
         return ""
     return where_they_are(table.source.root, list(missing.values()))
+
+
+def only_class(name: str) -> str:
+    """Sentence for data of one class, from which a model learns to say its name always."""
+    return f"All pictures are of one class, '{visible(name)}': there is nothing to tell apart."
+
+
+def _tables_beside(table: ExampleTable) -> str:
+    """A sentence that names tables in the data root; empty if there are none."""
+    if not isinstance(table.source, FileSource):
+        return ""
+    endings = (".csv", ".tsv", ".xls", ".xlsx", ".ods", ".json", ".parquet")
+    found = [p.name for p in sorted(table.source.root.glob("*")) if p.suffix.lower() in endings]
+    if not found:
+        return ""
+    return (
+        f"The labels may be in {first_few(found)}: for a CSV, --name manifest "
+        "--set data.manifest=FILE."
+    )
 
 
 def refuse_contradictions(table: ExampleTable) -> None:

@@ -23,6 +23,10 @@ from fgvc_core.errors import DataError
 
 _NO_LABEL = Reason("without an annotation")
 _SEVERAL = Reason("with annotations of more than one class")
+_NO_CATEGORY = Reason(
+    "annotations of a category that the JSON does not define", True, "Mend the file."
+)
+_NO_IMAGE = Reason("annotations of a picture that the JSON does not list", True, "Mend the file.")
 _DAMAGED = Reason("in a damaged entry of the JSON", True, "Mend the file.")
 
 
@@ -91,6 +95,13 @@ def build_table(
     by_image: dict[str, list[dict[str, Any]]] = {}
     for one in _objects(found.get("annotations")):
         by_image.setdefault(str(one.get("image_id")), []).append(one)
+    listed = {str(one.get("id")) for one in _objects(found["images"])}
+    for image_id, own in by_image.items():
+        for one in own:
+            if image_id not in listed:
+                unused.add(_NO_IMAGE, f"annotation {one.get('id')} of picture {image_id}")
+            elif str(one.get("category_id")) not in names:
+                unused.add(_NO_CATEGORY, f"annotation {one.get('id')} of picture {image_id}")
     by_box = settings.crop == "box" and settings.boxes is None
     rows: list[tuple[str, str, str, str, tuple[float, ...]]] = []
     nowhere = (float("nan"),) * 4

@@ -7,6 +7,7 @@ QNAP (``@Recycle``, ``.@__thumb``), Windows (``$RECYCLE.BIN``, ``Thumbs.db``), m
 
 import os
 import re
+import stat
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import features
 from fgvc_core.data.passing import refuse_passing
 from fgvc_core.data.unused import (
     LITTER,
+    NO_FILE,
     NO_PICTURE,
     OTHER_ENDING,
     UNREADABLE_FILE,
@@ -229,6 +231,9 @@ def unused_file(path: str) -> Reason | None:
     if ending in _OTHER:
         return NO_PICTURE
     try:
+        # Opening a pipe would wait for a writer for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return NO_FILE
         with open(path, "rb") as file:
             start = file.read(16)
     except (OSError, ValueError) as error:

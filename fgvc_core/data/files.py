@@ -22,6 +22,7 @@ from fgvc_core.data.reader import (
 )
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
 from fgvc_core.errors import DataError, FieldmarkError
+from fgvc_core.words import visible
 
 Box = tuple[float, float, float, float]
 """x, y, width, height of an upright picture: fractions if none is above 1, else pixels."""
@@ -107,7 +108,7 @@ class FileSource:
         with Image.open(path, formats=FORMATS) as image:
             refuse_absurd_size(path, image)
             wait_for_turn(image.width * image.height)
-            height, whole = image.height, max(image.size)
+            height, whole, stored = image.height, max(image.size), image.size
             deep = deeper_than_8_bits(image)
             if deep and self.depth is None:
                 raise _too_deep(path, deep)
@@ -124,6 +125,10 @@ class FileSource:
                 picture_HWC = as_rgb(image, banner=banner)
             if crop is None:
                 return picture_HWC
+            wide = picture_HWC.shape[1] >= picture_HWC.shape[0]
+            _refuse_outside(
+                path, crop, (max(stored), min(stored)) if wide else (min(stored), max(stored))
+            )
             return cut(picture_HWC, crop, whole, self.margin)
 
     def content_key(self, row: int) -> bytes:
@@ -254,6 +259,29 @@ def cut(picture_HWC: NDArray[np.uint8], box: Box, whole: int, margin: float) -> 
     return picture_HWC[top:bottom, left:right]
 
 
+def _refuse_outside(path: Path, box: Box, size: tuple[int, int]) -> None:
+    """Refuse a box that shows nothing of the upright picture, or is in no known unit.
+
+    Raises:
+        DataError: with the box and the picture's size.
+    """
+    x, y, width, height = box
+    pixels = max(box) > 1.0
+    right, bottom = size if pixels else (1.0, 1.0)
+    if pixels and max(width, height) < 2.0:
+        wrong = "has numbers above 1 and so is in pixels, and is less than 2 pixels large"
+    elif x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
+        wrong = f"lies outside the picture of {size[0]} x {size[1]} pixels"
+    else:
+        return
+    raise DataError(
+        f"The box {', '.join(f'{value:g}' for value in box)} of the picture '{path}' {wrong}.",
+        why="What is cut out would not be the subject.",
+        remedy="Boxes are x, y, width, height: all four in pixels of the upright picture, or all "
+        "as fractions from 0 to 1.",
+    )
+
+
 def _size_of_whole(size: int, box: Box, stored: tuple[int, int]) -> int:
     """Short side that the whole picture must keep so that the box's keeps ``size``."""
     share = min(box[2:]) if max(box) <= 1.0 else min(box[2:]) / max(min(stored), 1)
@@ -272,12 +300,12 @@ def missing_pictures(paths: Sequence[str], total: int | None = None, guess: str 
 
 
 def first_few(names: Sequence[object], count: int = 3) -> str:
-    """First names of a list, quoted, and how many more there are.
+    """First names of a list on one line, quoted, and how many more there are.
 
     >>> first_few(["a", "b", "c", "d"], 2)
     "'a', 'b' and 2 more"
     """
-    shown = ", ".join(f"'{name}'" for name in names[:count])
+    shown = ", ".join(f"'{visible(str(name))}'" for name in names[:count])
     more = len(names) - count
     return f"{shown} and {more} more" if more > 0 else shown
 

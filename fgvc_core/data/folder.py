@@ -4,6 +4,7 @@
 torchvision's ``ImageFolder``. Usual variations are recognized; see ``layout.py``.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def build_table(
     root = data_root(settings)
     follow = may_follow(settings.follow_links)
     entries = list(walk(root, follow_links=follow))
-    layout, how = _layout(entries, settings)
+    layout, how = _layout(root, entries, settings)
     unused = Unused()
     rows: dict[str, Place] = {}
     links: list[tuple[Entry, Place]] = []
@@ -98,7 +99,8 @@ def build_table(
             f"data.path = '{settings.path}' holds no pictures in class folders that can be used: "
             f"{' '.join(unused.sentences())}",
             why="There is nothing to learn from.",
-            remedy="Check data.path; data.name = 'manifest' takes labels from a table.",
+            remedy="Check data.path; data.folders = 'classes' takes folders called like splits as "
+            "classes; data.name = 'manifest' takes labels from a table.",
         )
     paths = tuple(sorted(rows))
     labels_N, class_names = number_labels(
@@ -141,7 +143,9 @@ def _with_test_split(
     return tuple(rows[path][1] or held[path] for path in paths)
 
 
-def _layout(entries: Iterable[Entry], settings: DataSettings) -> tuple[Layout | None, str]:
+def _layout(
+    root: Path, entries: Iterable[Entry], settings: DataSettings
+) -> tuple[Layout | None, str]:
     """The layout (None: split folders, each path alone) and one sentence that describes it."""
     if settings.folders == "splits":
         return None, "The first folder is the split and the second the class (data.folders)."
@@ -152,7 +156,7 @@ def _layout(entries: Iterable[Entry], settings: DataSettings) -> tuple[Layout | 
         for entry in entries
         if entry.unused is None or entry.unused.lost
     ]
-    layout = understand(counted)
+    layout = understand(counted, _empty_training(root, counted))
     tops = ["/".join(top) for top in layout.roles]
     below = ", ".join(f"'{top}'" if top else "the root" for top in sorted(tops)[:4])
     told = "; ".join([*layout.how, f"each folder directly below {below} is a class"])
@@ -160,6 +164,26 @@ def _layout(entries: Iterable[Entry], settings: DataSettings) -> tuple[Layout | 
         f"Understood: {told}. If that is wrong: --set data.folders=classes (or splits), or name "
         "another folder."
     )
+
+
+def _empty_training(root: Path, counted: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Folders called like a training split in which there is no picture, beside others."""
+    beside = {parts[: k - 1] for parts in counted for k in range(1, min(len(parts), 5))}
+    filled = {parts[:k] for parts in counted for k in range(1, len(parts))}
+    found = []
+    for top in sorted(beside):
+        try:
+            with os.scandir(root.joinpath(*top)) as listing:
+                names = [one.name for one in listing if one.is_dir()]
+        except OSError:
+            # The walk has said so.
+            continue
+        found += [
+            (*top, name)
+            for name in names
+            if usual_split(name) == "train" and (*top, name) not in filled
+        ]
+    return found
 
 
 def _place(parts: tuple[str, ...], layout: Layout | None) -> Place | Reason:

@@ -1,6 +1,7 @@
 """Guess where a picture lies that a table names and that is not there."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from fgvc_core.data.file_kinds import litter
 
 _MOST_FILES = 200_000
+QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+"""Marks around a path that a CSV takes as part of it."""
 
 
 def where_they_are(root: Path, missing: Sequence[str]) -> str:
@@ -20,6 +23,8 @@ def where_they_are(root: Path, missing: Sequence[str]) -> str:
         root: The data root.
         missing: Paths relative to it, in any spelling.
     """
+    if all(re.match("(https?|s3|gs|ftp):/", path, re.IGNORECASE) for path in missing):
+        return "They are addresses: download the pictures, and list where they lie."
     wanted = {_key(path): path for path in missing[:20]}
     stems = {os.path.splitext(key)[0]: path for key, path in wanted.items()}
     seen = 0
@@ -27,6 +32,9 @@ def where_they_are(root: Path, missing: Sequence[str]) -> str:
         folders[:] = sorted(n for n in folders if not litter(n) and not n.startswith("."))
         for name in sorted(names):
             seen += 1
+            if not os.path.isfile(os.path.join(folder, name)):
+                # A broken link or a pipe: it is there, and no picture is.
+                continue
             key = _key(name)
             path = wanted.get(key) or stems.get(os.path.splitext(key)[0])
             if path is not None:
@@ -39,8 +47,10 @@ def where_they_are(root: Path, missing: Sequence[str]) -> str:
 
 def _said(path: str, found: str) -> str:
     """How the path in the table and the file differ, and what to write."""
-    wrote, there = path.replace("\\", "/"), found
-    if unicodedata.normalize("NFC", wrote) == unicodedata.normalize("NFC", there):
+    wrote, there = path.replace("\\", "/").strip(QUOTES), found
+    if wrote != path.replace("\\", "/"):
+        how = "the table has quotation marks around it that a CSV does not know; take them out"
+    elif unicodedata.normalize("NFC", wrote) == unicodedata.normalize("NFC", there):
         how = "they differ in their Unicode form; write it as the file's"
     elif wrote.casefold() == there.casefold():
         how = "the case differs; write it as the file's"
@@ -57,5 +67,5 @@ def _said(path: str, found: str) -> str:
 
 
 def _key(path: str) -> str:
-    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    name = path.replace("\\", "/").rsplit("/", 1)[-1].strip(QUOTES)
     return unicodedata.normalize("NFC", name).casefold()

@@ -93,17 +93,20 @@ class Layout:
         return any(tuple(parts[: len(top)]) == top for top in tops)
 
 
-def understand(paths: Iterable[Sequence[str]]) -> Layout:
+def understand(paths: Iterable[Sequence[str]], empty: Iterable[Sequence[str]] = ()) -> Layout:
     """Tell wrapping, split and part folders from class folders.
 
     - A folder with nothing beside it, that holds only folders, wraps the tree.
-    - Folders are splits if one is called like a training split, or if two or more are and all of
-      them are called like splits; any case, with words such as ``images`` or ``set`` around.
+    - Folders are splits if one is called like a training split and one of them holds folders, or
+      if two or more are and all of them are called like splits; any case, with words such as
+      ``images`` or ``set`` around.
     - Folders that are numbered parts (``..._part_1``, ``..._part_2``) are read as one.
     - Folders on the first level that is none of these are classes.
 
     Args:
         paths: Parts of each picture's path, the file's name last.
+        empty: Parts of folders without pictures, which count by their names: ``train`` beside
+            ``test`` makes both splits, though nothing is in it.
     """
     top = _Node()
     for parts in paths:
@@ -111,6 +114,12 @@ def understand(paths: Iterable[Sequence[str]]) -> Layout:
         for part in parts[:-1]:
             node = node.below.setdefault(part, _Node())
         node.files += 1
+    for parts in empty:
+        node = top
+        for part in parts[:-1]:
+            node = node.below.setdefault(part, _Node())
+        if any(usual_split(name) in ("val", "test") for name in node.below):
+            node.below.setdefault(parts[-1], _Node())
     how: list[str] = []
     roles: dict[tuple[str, ...], Role] = {}
     pools: set[tuple[str, ...]] = set()
@@ -132,12 +141,15 @@ def understand(paths: Iterable[Sequence[str]]) -> Layout:
 
 def is_split_level(below: dict[str, "_Node"]) -> bool:
     """Whether folders side by side are splits rather than classes."""
-    kinds = [usual_split(name) for name in below]
-    if "train" in kinds:
+    kinds = {name: usual_split(name) for name in below}
+    # Splits hold folders, and classes hold pictures: a class may be called 'train' or 'test'.
+    holding = {kind for name, kind in kinds.items() if below[name].below}
+    if "train" in kinds.values() and holding & {"train", "val", "test"}:
         return True
-    # 'test' alone is a split if it holds folders, and a class if it holds pictures.
+    if None in kinds.values():
+        return False
     alone = len(kinds) == 1 and all(not n.files and n.below for n in below.values())
-    return (len(kinds) > 1 or alone) and None not in kinds
+    return len(kinds) > 1 or alone
 
 
 def _read_splits(

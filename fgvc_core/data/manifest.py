@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.boxes import has_box_columns
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
+from fgvc_core.data.file_kinds import looks_like_picture
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut, number_labels
 from fgvc_core.data.layout import usual_split
@@ -213,6 +214,9 @@ class _Sheet:
             known = list(self.values)
             usual = next((n for n in known if _plain(n) in _USUAL.get(setting, ())), None)
             hint = f"For instance --set {setting}={usual}." if usual else nearest(name, known)
+            if any(looks_like_picture(n) for n in known):
+                hint = "Its first line seems to be a picture's: give it a first line with names of "
+                hint += "columns, for instance path,label."
             hint = hint or f"Set {setting} to the column that you mean."
             raise DataError(
                 f"{self.name} has no column '{name}' ({setting}).",
@@ -250,11 +254,36 @@ class _Sheet:
         return name
 
 
+def _text(path: Path, name: str) -> bytes:
+    """A list's text as UTF-8.
+
+    Raises:
+        DataError: for a spreadsheet, and for text of 16 or 32 bits a character without a mark.
+        OSError: if it cannot be read.
+    """
+    content = path.read_bytes()
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        raise DataError(
+            f"{name} is a spreadsheet or an archive, and no CSV.",
+            remedy="Save it as 'CSV UTF-8' in the spreadsheet program, and set data.manifest to "
+            "that file.",
+        )
+    content = utf8_lines(content)
+    if b"\0" in content.partition(b"\n")[0]:
+        raise DataError(
+            f"{name} is no UTF-8 text: its first line holds zero bytes.",
+            why="Text of 16 or 32 bits a character looks so.",
+            remedy="Save it as UTF-8 ('CSV UTF-8' in spreadsheet programs; in a shell: "
+            "iconv -f UTF-16LE -t UTF-8).",
+        )
+    return content
+
+
 def _read(root: Path, path: Path, name: str) -> _Sheet:
     lines: list[int] = []
     try:
         refuse_unsound_list(root, path)
-        content, skipped, separator = without_preamble(utf8_lines(path.read_bytes()))
+        content, skipped, separator = without_preamble(_text(path, name))
         # csv wants line ends as they are; splitlines would also split at a form feed.
         text = io.StringIO(content.decode("utf-8"), newline="")
         header_line = text.readline()
@@ -279,7 +308,13 @@ def _read(root: Path, path: Path, name: str) -> _Sheet:
                 values[field].append(value.strip())
     except FileNotFoundError:
         raise _no_manifest(path) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise DataError(
+            f"{name}, line {skipped + reader.line_num}, cannot be read as a CSV: {error}.",
+            why="A quotation mark opens a value that ends with the next one.",
+            remedy="Close the quotation mark, or write two for one that belongs to the value.",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{name} cannot be read as a CSV: {error}.",
             remedy="Save it as UTF-8 text ('CSV UTF-8' in spreadsheet programs; in a shell: "
@@ -298,7 +333,7 @@ def _read_line_by_line(root: Path, path: Path, name: str, left_out: LeftOut) -> 
     """
     try:
         refuse_unsound_list(root, path)
-        content, skipped, separator = without_preamble(utf8_lines(path.read_bytes()))
+        content, skipped, separator = without_preamble(_text(path, name))
     except FileNotFoundError:
         raise _no_manifest(path) from None
     except OSError as error:

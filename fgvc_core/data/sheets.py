@@ -8,15 +8,18 @@ from urllib.parse import unquote, urlsplit
 SEPARATORS = (",", ";", "\t", "|")
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF32 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
 _UTF8 = b"\xef\xbb\xbf"
 
 
 def utf8_lines(content: bytes) -> bytes:
     """Bytes of a text file in UTF-8 without a byte-order mark.
 
-    UTF-16 is recognized by its mark, as Excel's "Unicode text" has one. Other encodings have no
-    mark and stay as they are: what is not UTF-8 is refused where it is read.
+    UTF-16 and UTF-32 are recognized by their marks, as Excel's "Unicode text" has one. Other
+    encodings have no mark and stay as they are: what is not UTF-8 is refused where it is read.
     """
+    if content.startswith(_UTF32):
+        return content.decode("utf-32", "replace").encode()
     if content.startswith(_UTF16):
         return content.decode("utf-16", "replace").encode()
     return content.removeprefix(_UTF8)

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgvc_core.data.check import CheckReport
+from fgvc_core.words import visible
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _MOST_ROWS = 60
@@ -25,7 +26,7 @@ def show_check(report: CheckReport, console: Console, published: str = "") -> No
         table.add_column(split, justify="right")
     shown = list(report.classes.items())[:_MOST_ROWS]
     for name, counts in shown:
-        table.add_row(Text(name), *(f"{counts[split]:,}" for split in splits))
+        table.add_row(Text(visible(name)), *(f"{counts[split]:,}" for split in splits))
     if len(report.classes) > len(shown):
         table.add_row(f"... {len(report.classes) - len(shown)} more classes", style="dim")
     table.add_section()

@@ -43,6 +43,7 @@ READ_ALREADY = Reason("behind a link to what is read already")
 HIDDEN = Reason("hidden files (their names begin with a dot)")
 LITTER = Reason("thumbnails, recycle bins and other litter of a system")
 NO_PICTURE = Reason("not pictures by their names")
+NO_FILE = Reason("pipes, sockets or devices")
 OTHER_ENDING = Reason(
     "pictures under an ending that is not a picture's", True, "Rename it, or take it out."
 )

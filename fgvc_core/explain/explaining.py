@@ -65,6 +65,7 @@ def explain_some(
     examples: int,
     method: str = "layercam",
     stage: str = "auto",
+    faults: list[str] | None = None,
 ) -> list[Explained]:
     """Explain named pictures, or some of the test split of the model's data.
 
@@ -75,14 +76,15 @@ def explain_some(
         examples: Most pictures to explain, spread evenly.
         method: Method of the class maps.
         stage: Layer of the class maps.
+        faults: If given, named pictures that cannot be read are recorded here and passed over.
 
     Raises:
-        DataError: if there are no pictures.
+        DataError: if there are no pictures, or ``faults`` is not given and one cannot be read.
     """
     maker = ClassMaps(trained.model, method, stage)
     judge = judge_of(trained, top=2)
     if pictures:
-        found = named_views(trained, pictures, examples)
+        found = named_views(trained, pictures, examples, faults)
         unknown = [None] * len(found.names)
         return explain(trained, found.names, found.views_NHWC, unknown, maker, judge)
     table = held_out_pictures(trained, overrides, examples)

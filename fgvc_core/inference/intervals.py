@@ -69,11 +69,11 @@ def by_subject(
     total_M = parts_SM.sum(axis=0)
     value = float(statistic(total_M[None])[0])
     if count < FEWEST:
-        return _exact(value, count)
+        return exact(value, count)
     found_B = np.concatenate([statistic(sums) for sums in resampled(parts_SM, draws, seed)])
     found_B = found_B[np.isfinite(found_B)]
     if not len(found_B) or np.ptp(found_B) == 0:
-        return _exact(value, count)
+        return exact(value, count)
     left_S = statistic(total_M - parts_SM)
     low, high = np.quantile(found_B, _shares(found_B, value, left_S[np.isfinite(left_S)]))
     return Interval(value, float(min(low, value)), float(max(high, value)))
@@ -137,7 +137,7 @@ def _shares(found_B: Floats, value: float, left_S: Floats) -> list[float]:
     return shares
 
 
-def _exact(value: float, count: int) -> Interval:
+def exact(value: float, count: int) -> Interval:
     """The Clopper-Pearson interval of a share ``value`` of ``count`` subjects."""
     if count < 2:
         return Interval(value, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Pictures named by the user, every one of which must exist."""
+"""Pictures named by the user; those that cannot be read are refused, or collected."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +17,24 @@ class NamedPictures:
 
     Args:
         arguments: Files, folders and patterns; see :func:`find_pictures`.
+        faults: If given, what cannot be read is recorded here, a sentence each, and passed over.
 
     Attributes:
         names: N names for display.
 
     Raises:
-        DataError: if a name leads to no picture.
+        DataError: if a name leads to no picture and ``faults`` is not given, or if none does.
     """
 
-    def __init__(self, arguments: Sequence[Path | str]) -> None:
+    def __init__(self, arguments: Sequence[Path | str], faults: list[str] | None = None) -> None:
         found = find_pictures([str(argument) for argument in arguments])
         missing = [f"{one.name}: {one.fault}" for one in found if one.fault]
+        self._faults = faults
+        if faults is not None:
+            found = [one for one in found if not one.fault]
+            if found:
+                faults += missing
+                missing = []
         if missing or not found:
             raise DataError(
                 f"There are no pictures to take: {first_few(missing)}.",
@@ -47,16 +54,23 @@ class NamedPictures:
             most: Most pictures to use, evenly spread; None: all.
 
         Raises:
-            DataError: names a damaged picture.
+            DataError: names a damaged picture; with ``faults``, only if all are.
         """
         spec = trained.model.input
         at = spread(len(self), len(self) if most is None else most)
         short = round(spec.size / spec.crop)
-        views = []
+        views, names = [], []
         for n in at:
             self._sources[n].depth = trained.recipe.data.depth_rule
-            views.append(trained.view(self._sources[n].picture(0, short)))
-        return NamedViews(tuple(self.names[n] for n in at), np.stack(views))
+            try:
+                views.append(trained.view(self._sources[n].picture(0, short)))
+            except DataError as error:
+                if self._faults is None or (n == at[-1] and not views):
+                    raise
+                self._faults.append(error.what)
+            else:
+                names.append(self.names[n])
+        return NamedViews(tuple(names), np.stack(views))
 
 
 class NamedViews:
@@ -68,10 +82,13 @@ class NamedViews:
 
 
 def named_views(
-    trained: TrainedModel, arguments: Sequence[Path | str], most: int | None = None
+    trained: TrainedModel,
+    arguments: Sequence[Path | str],
+    most: int | None = None,
+    faults: list[str] | None = None,
 ) -> NamedViews:
-    """Named pictures as a model sees them."""
-    return NamedPictures(arguments).views(trained, most)
+    """Named pictures as a model sees them; see :class:`NamedPictures`."""
+    return NamedPictures(arguments, faults).views(trained, most)
 
 
 def spread(count: int, most: int) -> list[int]:

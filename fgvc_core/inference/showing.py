@@ -7,6 +7,7 @@ from rich.text import Text
 from fgvc_core.console import PlainConsole
 from fgvc_core.inference.intervals import Interval
 from fgvc_core.inference.scorecard import Scorecard
+from fgvc_core.words import visible
 
 CLASSES_SHOWN = 15
 PAIRS_SHOWN = 5
@@ -58,11 +59,12 @@ def show_scorecard(card: Scorecard, title: str, data: str, console: Console | No
     classes = _table("worst classes", "pictures", "precision", "recall", "F1")
     for one in worst_classes:
         figures = [_percent(one[key]) for key in ("precision", "recall", "f1")]
-        classes.add_row(Text(one["name"]), f"{one['examples']:,}", *figures)
+        classes.add_row(Text(visible(one["name"])), f"{one['examples']:,}", *figures)
     console.print(classes)
     for true, predicted, count in card.counts.most_confused(PAIRS_SHOWN):
         names = card.class_names
-        console.print(Text(f"{count} x {names[true]} taken for {names[predicted]}"))
+        told = f"{names[true]} taken for {names[predicted]}"
+        console.print(Text(f"{count} x {visible(told)}"))
 
 
 def _show_open_set(card: Scorecard, console: Console) -> None:

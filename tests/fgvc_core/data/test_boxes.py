@@ -164,6 +164,28 @@ def test_a_large_jpeg_decoded_smaller_shows_the_same_subject(tmp_path):
         assert np.abs(shown_HWC.mean(axis=(0, 1)) - RED).max() < 8
 
 
+@pytest.mark.parametrize(("box", "words"), [
+    ((900.0, 10.0, 50.0, 50.0), "lies outside"), ((-60.0, 5.0, 50.0, 50.0), "lies outside"),
+    ((0.5, 0.5, 1.2, 0.9), "less than 2 pixels"), ((0.1, -0.6, 0.5, 0.5), "lies outside"),
+])  # fmt: skip
+def test_a_box_that_shows_nothing_of_the_picture_is_refused_and_named(tmp_path, box, words):
+    scene(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png") as caught:
+        FileSource(tmp_path, ["a.png"], crops=[box]).picture(0)
+    assert words in caught.value.what
+
+
+def test_a_box_counts_in_the_upright_picture(tmp_path):
+    """A picture stored lying, 200 x 100, is 100 x 200 upright: y may be 150, and x may not."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.jpg", "a.tif", "a.png"):
+        Image.fromarray(noise(1, 100, 200)).save(tmp_path / name, exif=exif)
+        assert FileSource(tmp_path, [name], crops=[(10, 150, 40, 40)]).picture(0).shape[0] == 40
+        with pytest.raises(DataError, match="100 x 200"):
+            FileSource(tmp_path, [name], crops=[(150, 10, 40, 40)]).picture(0)
+
+
 @pytest.mark.parametrize("content", [
     "", "[]", "{}", '{"images": 3}', '{"images": [', "[" * 100_000, '{"images": [{"file": 3}]}',
     '{"images": [{"file": "a", "detections": [{"conf": "x", "bbox": [1]}]}]}', "\ud800",
@@ -181,5 +203,6 @@ def test_a_damaged_file_of_boxes_is_no_traceback(tmp_path, content):
 
 def test_boxes_of_four_finite_numbers_with_a_size_are_sound():
     assert sound_box(["0.1", 0, 1, 2]) == (0.1, 0.0, 1.0, 2.0)
+    assert sound_box(["0,1", "0,25", "1", "2"]) == (0.1, 0.25, 1.0, 2.0)
     for bad in (None, [], [1, 2, 3], [1, 2, 0, 4], [1, 2, float("nan"), 4], ["x", 1, 1, 1], "abcd"):
         assert sound_box(bad) is None

@@ -18,7 +18,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fgvc_core.cli import data_app
-from fgvc_core.data import file_kinds
 from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.layout import is_part, usual_split
@@ -169,7 +168,7 @@ HEIC = bytes([0, 0, 0, 24]) + b"ftypheic" + bytes(200)
 
 
 def test_a_format_that_needs_an_extra_is_a_fault_that_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_kinds, "readable_extras", frozenset)
+    monkeypatch.setattr("fgvc_core.data.file_kinds.find_spec", lambda name: None)
     write_folders(tmp_path, ["a", "b"], each=3)
     for ending in ("HEIC", "cr2", "svs", "mp4", "dcm"):
         (tmp_path / "a" / f"x.{ending}").write_bytes(HEIC if ending == "HEIC" else bytes(64))
@@ -242,6 +241,23 @@ def test_thumbnails_and_recycle_bins_are_no_examples_and_are_counted(tmp_path, f
     assert len(find_pictures([str(tmp_path)])) == 6
 
 
+def test_a_pipe_without_an_ending_does_not_hold_the_walk_up(tmp_path):
+    write_folders(tmp_path, ["a", "b"])
+    for name in ("pipe", "pipe.cr2", "pipe.odd"):
+        os.mkfifo(tmp_path / "a" / name)
+    assert load(tmp_path).unused.counts() == {"pipes, sockets or devices": 3}
+    assert len([one for one in find_pictures([str(tmp_path)]) if not one.fault]) == 6
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("nowhere.png", path)])
+def test_what_is_there_and_no_file_is_not_guessed_to_be_misspelt(tmp_path, make):
+    write_folders(tmp_path, ["a", "b"])
+    make(tmp_path / "a" / "x.png")
+    faults = " ".join(findings(tmp_path)["faults"])
+    assert "'a/x.png'" in faults
+    assert "there is 'a/x.png'" not in faults
+
+
 def test_a_few_lost_pictures_pass_and_more_than_the_share_do_not(tmp_path):
     write_folders(tmp_path, ["a", "b"], each=100)
     write_picture(tmp_path / "stray.png", 7)
@@ -296,6 +312,46 @@ def test_a_test_folder_alone_is_a_split_if_it_holds_folders(tmp_path):
         assert table.class_names == ("a", "b")
 
 
+def test_an_empty_training_folder_makes_its_neighbours_splits(tmp_path):
+    write_folders(tmp_path / "set" / "test", ["a", "b"])
+    write_folders(tmp_path / "set" / "masks", ["m"])
+    (tmp_path / "set" / "train" / "a").mkdir(parents=True)
+    table = load(tmp_path, max_left_out=1.0)
+    assert table.class_names == ("a", "b")
+    assert table.splits == ("test",) * 6
+    assert table.unused.counts() == {"outside the train, val, test and pool folders": 3}
+
+
+def test_vehicles_may_be_trains_and_flat_splits_are_refused_with_what_to_set(tmp_path):
+    write_folders(tmp_path / "vehicles", ["bus", "car", "train"])
+    assert load(tmp_path / "vehicles").class_names == ("bus", "car", "train")
+    write_folders(tmp_path / "flat", ["testing", "training"])
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "flat")
+    assert "data.folders = 'classes'" in caught.value.remedy
+    assert load(tmp_path / "flat", folders="classes").class_names == ("testing", "training")
+
+
+def test_one_class_is_noted_with_the_table_beside_it_and_a_simulation_refuses_it(tmp_path):
+    from fieldmark.simulations.preparation import deal
+
+    write_folders(tmp_path, ["images"], each=8)
+    (tmp_path / "labels.tsv").write_text("path\tlabel\n")
+    note = next(one for one in findings(tmp_path)["notes"] if "one class" in one)
+    assert "'images'" in note
+    assert "'labels.tsv'" in note
+    recipe = parse_recipe("", ["data.name=folder", f"data.path={tmp_path}"])
+    with pytest.raises(DataError, match="nothing to tell apart"):
+        deal(recipe, tmp_path / "cache")
+
+
+def test_names_of_classes_and_pictures_stay_on_one_line(tmp_path):
+    write_folders(tmp_path, ["a\nb", "c"])
+    told = check(tmp_path).stdout
+    assert r"a\nb" in told
+    assert "'a\n" not in told
+
+
 def test_one_class_in_two_unicode_forms_is_one_class(tmp_path):
     for k, form in enumerate(("NFC", "NFD")):
         for i in range(3):
@@ -322,6 +378,8 @@ def test_a_class_without_training_pictures_is_a_fault_of_the_check_too(tmp_path)
 def test_class_names_that_differ_in_case_or_blanks_are_noted(tmp_path):
     write_folders(tmp_path, ["Robin", "robin ", "wren"], each=6)
     assert findings(tmp_path)["alike"] == [["Robin", "robin "]]
+    write_folders(tmp_path / "hidden", ["wren", "wren\u200b"], each=6)
+    assert findings(tmp_path / "hidden")["alike"] == [["wren", "wren\u200b"]]
 
 
 def test_further_frames_are_counted(tmp_path):
@@ -482,6 +540,7 @@ def manifest(root: Path, left_out: LeftOut | None = None, **settings: object) ->
     lines(";"), lines("\t"), lines("|"), lines(";", end="\r\n"), "\ufeff" + lines(";"),
     "sep=;\n" + lines(";"), "sep=;\r\n" + lines(";", end="\r\n"), "# made by me\n\n" + lines(),
     lines() + "# the end\n", lines() + "\n,\n \n", lines("\t").encode("utf-16"),
+    lines().encode("utf-32"),
     lines(path="images\\{:03}.png"), lines(path="./images/{:03}.png"),
     lines(path=".\\images\\{:03}.png"),
 ])  # fmt: skip
@@ -513,7 +572,8 @@ def test_one_picture_under_two_spellings_is_listed_twice(tmp_path, twin):
 @pytest.mark.parametrize(("path", "guess"), [
     ("images/{:03}.PNG", "case differs"), ("images/{:03}.jpg", "'{path}.png'"),
     ("{:03}.png", "'images/{path}'"), ("C:\\pics\\{:03}.png", "lies in another folder"),
-    ("images/{:03}", "ending differs"),
+    ("images/{:03}", "ending differs"), ("'images/{:03}.png'", "quotation marks"),
+    ("https://x.org/{:03}.png", "download"),
 ])  # fmt: skip
 def test_missing_pictures_come_with_a_guess(tmp_path, path, guess):
     root = write_sheet(tmp_path, lines(path=path))
@@ -521,6 +581,38 @@ def test_missing_pictures_come_with_a_guess(tmp_path, path, guess):
         manifest(root)
     assert guess in caught.value.remedy
     assert any(guess in fault for fault in findings(root)["faults"])
+
+
+@pytest.mark.parametrize(("content", "remedy"), [
+    (lines().replace(",a", ',"a'), "Close the quotation mark"),
+    (lines().encode("utf-16-le"), "UTF-16LE"), (lines().encode("utf-16-be"), "UTF-16LE"),
+    (b"PK\x03\x04" + bytes(40), "CSV UTF-8"), (lines().partition("\n")[2], "first line"),
+])  # fmt: skip
+def test_what_is_no_table_is_refused_with_what_it_is(tmp_path, content, remedy):
+    root = write_sheet(tmp_path, content)
+    with pytest.raises(DataError) as caught:
+        manifest(root)
+    assert remedy in caught.value.remedy
+
+
+def test_annotations_that_lead_nowhere_are_counted(tmp_path):
+    write_folders(tmp_path, ["images"], each=8)
+    found = {
+        "images": [{"id": i, "file_name": f"images/{i}.png"} for i in range(8)],
+        "annotations": [{"id": i, "image_id": i, "category_id": i % 2} for i in range(8)],
+        "categories": [{"id": 0, "name": "empty"}, {"id": 1, "name": "deer"}],
+    }
+    found["annotations"] += [
+        {"id": 8, "image_id": 1, "category_id": 42},
+        {"id": 9, "image_id": 77, "category_id": 1},
+    ]
+    (tmp_path / "labels.json").write_text(json.dumps(found))
+    told = findings(tmp_path)
+    assert told["unused"]["names"] == {
+        "annotations of a category that the JSON does not define": ["annotation 8 of picture 1"],
+        "annotations of a picture that the JSON does not list": ["annotation 9 of picture 77"],
+    }
+    assert told["faults"]
 
 
 def test_a_path_in_another_unicode_form_is_guessed(tmp_path):

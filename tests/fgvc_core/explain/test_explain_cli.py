@@ -105,6 +105,19 @@ def test_named_pictures_are_explained_and_their_names_escaped(run, tmp_path):
     assert "true:" not in text
 
 
+def test_a_damaged_picture_is_named_and_the_others_are_explained(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    names = [tmp_path / name for name in ("empty.png", "whole.png", "nosuch.png")]
+    done = said(run, *names, "--out", tmp_path / "why.html")
+    assert done.exit_code == 3
+    for word in ("empty.png", "nosuch.png", "1 pictures explained"):
+        assert word in done.output
+    assert "whole.png" in (tmp_path / "why.html").read_text()
+    assert isinstance(said(run, names[0]).exception, DataError)
+
+
 def test_the_pointing_game_prints_all_three_rows_and_the_correlation(run):
     done = said(run, "--pointing", "--draws", 1)
     assert done.exit_code == 0, done.exception

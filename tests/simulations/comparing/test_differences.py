@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from fgvc_core.inference.intervals import by_subject, top1_of, top1_parts
 from fieldmark.simulations.comparing.differences import (
     BETTER,
     NO_DIFFERENCE,
@@ -40,6 +41,17 @@ def test_values_are_exact_and_bounds_hold_them():
     deviation = (found.value * (1 - found.value) / 200) ** 0.5
     assert found.low == pytest.approx(found.value - 1.96 * deviation, abs=0.015)
     assert found.high == pytest.approx(found.value + 1.96 * deviation, abs=0.015)
+
+
+def test_answers_that_are_all_right_are_not_certain():
+    """As ``fieldmark evaluate`` says of the same answers (Clopper and Pearson), by its own code."""
+    labels = np.arange(12) % 3
+    names = [str(n) for n in range(12)]
+    rows = draw_rows({"a": [[labels]], "b": [[labels]]}, labels, names, 3, seed=1)
+    found = rows["a"].estimate("top1")
+    shown = by_subject(top1_parts(labels == labels), names, top1_of)
+    assert (found.low, found.high) == (shown.low, shown.high)
+    assert found.low == pytest.approx(0.735, abs=1e-3)
 
 
 def test_the_same_answers_are_no_difference_and_a_large_gap_is_one():

@@ -167,7 +167,7 @@ def with_sites(words, homes):
         asking = Site.open(Path("sites/site-1"))
         policy = asking.settings.policy.model_copy(update={"approval": "each-run"})
         write_settings(asking.home, asking.settings.model_copy(update={"policy": policy}))
-        (waiting,) = pending_runs(Site.open(asking.home))[0]
+        (waiting,) = pending_runs(Site.open(asking.home))
         if "--digest" in words:
             words = [*words[: words.index("--digest") + 1], waiting.recipe.digest[:16]]
     return [announced.stem if word == "RUN" else word for word in words]

@@ -29,6 +29,7 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from fgvc_core.flower.records import from_array_record, to_array_record, to_content
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import public_text, read_private
 from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.protocol.settings import FederationSettings
@@ -98,6 +99,7 @@ class StandIns(InProcessGrid):
             code="ok",
             public_key=public_text(self._keys[name].public_key()),
             examples=100 + node,
+            code_digest=code_digest(),
             tensors=self._digests[number] if packed else {},
         )
         content = to_content(seal(self._keys[name], reply), to_array_record(packed))

@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from fgvc_core.flower.records import to_array_record
+from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import new_key, public_text, read_private, write_private
 from fgvc_core.protocol.messages import Reply, Request, seal
 from fgvc_core.protocol.settings import FederationSettings
@@ -69,6 +70,7 @@ def _answer(message: Message, context: Context, tensors: dict[str, np.ndarray]) 
         nonce=request.nonce,
         recipe_digest=request.recipe_digest,
         code="ok",
+        code_digest=code_digest(),
         public_key=public_text(key.public_key()),
         examples=100,
         tensors={name: tensor.digest() for name, tensor in packed.items()},

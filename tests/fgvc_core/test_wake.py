@@ -57,7 +57,8 @@ def test_what_a_process_becomes_keeps_its_id_and_ends_with_its_parent(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         child = int(parent.stdout.readline())
         try:
-            until(lambda: b"deployment.standby" in line_of(child))
+            # Not its words alone: the script before it names the module, too.
+            until(lambda: b"-m\0fieldmark.server.deployment.standby" in line_of(child))
             parent.kill()
             until(lambda: not line_of(child))
         finally:

@@ -113,7 +113,8 @@ def hired(count: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield pool
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Waited for: a pool that still ends while Python does may complain of closed pipes.
+            pool.shutdown(wait=True, cancel_futures=True)
             if isinstance(error, BrokenProcessPool):
                 raise RunFailed(
                     "A worker process died.",

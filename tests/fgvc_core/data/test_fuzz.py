@@ -205,7 +205,8 @@ def fuzz_lists(folder: Path, numbers: range, kind: str) -> None:
                         continue
 
             answers += timed(kind, number, look)
-    assert 0.1 < answers / (2 * len(numbers)) < 0.95
+    # Some are read and some refused: neither only whole files nor only broken ones were tried.
+    assert 0.04 < answers / (2 * len(numbers)) < 0.95
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -41,9 +41,15 @@ def socks(environment: Mapping[str, str]) -> list[str]:
 @contextmanager
 def loopback_direct() -> Iterator[None]:
     """Apply :func:`without_loopback` to this process and the children that it starts."""
-    changed = without_loopback(os.environ)
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
+    with environment(without_loopback(os.environ)):
+        yield
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while, for this process and the children that it starts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

@@ -4,7 +4,6 @@ The SuperLink engine is in ``superlink.py``.
 """
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fgvc_core.errors import ConfigurationError, RunFailed
+from fgvc_core.proxies import environment
 
 if TYPE_CHECKING:
     from fieldmark.simulations.grid import InProcessGrid
@@ -97,7 +97,7 @@ def run_ray(run_dir: Path, homes: list[Path], workers: int) -> None:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    with TemporaryDirectory() as nodes, _environment({**variables, HOMES_VARIABLE: nodes}):
+    with TemporaryDirectory() as nodes, environment({**variables, HOMES_VARIABLE: nodes}):
         for home in homes:
             # Nodes are numbered within this folder; --sites may contain other runs' sites, too.
             (Path(nodes) / home.name).symlink_to(home.resolve())
@@ -180,18 +180,3 @@ class _Watch:
             raise
         finally:
             self._ended.set()
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables temporarily; Ray's workers inherit them."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

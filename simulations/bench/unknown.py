@@ -35,6 +35,7 @@ from fgvc_core.models.class_statistics import (
 from fgvc_core.recipe import Overrides, parse_recipe
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.loop import Stretch
+from fieldmark.simulations.bench.selection import RECIPE
 
 SETS = {
     "fieldmarks": ("fieldmarks", 64, 120),
@@ -55,23 +56,6 @@ SMOOTHED = {"with smoothing": (), "without smoothing": ("loss.label_smoothing=0"
 
 FEATURE_SCORES = ("mahalanobis", "neighbors")
 NAMES = (*SCORES, *FEATURE_SCORES)
-
-TRAINED = """
-[data]
-name = "fieldmarks"
-image_size = 48
-fieldmarks_train = 900
-fieldmarks_test = 600
-[model]
-backbone = "fieldmark_nano"
-attention = "none"
-pooling = "max"
-[train]
-batch_size = 16
-lr = 3e-3
-warmup = 0.15
-schedule = "one-cycle"
-"""
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -164,7 +148,7 @@ def trained(
     """
     found: Found = {name: [] for name in NAMES}
     cache = cache_folder()
-    recipe = parse_recipe(TRAINED, sets)
+    recipe = parse_recipe(RECIPE, sets)
     table = make_table(recipe, cache)
     test = table.where("test")
     for draw in range(draws):

@@ -191,9 +191,11 @@ def fuzz_lists(folder: Path, numbers: range, kind: str) -> None:
             (folder / "a.json").write_bytes(mangled_json(rng))
             crop = rng.choice(("none", "box"))
             boxes = rng.choice((None, "a.json")) if crop == "box" else None
+            # What is lost is counted and allowed, so that reading goes on to the pictures.
             settings = DataSettings(
-                name="coco", path=str(folder), manifest="a.json", crop=crop, boxes=boxes
-            )
+                name="coco", path=str(folder), manifest="a.json", crop=crop, boxes=boxes,
+                max_left_out=1.0,
+            )  # fmt: skip
         for left_out in (None, LeftOut()):
 
             def look(settings=settings, left_out=left_out) -> None:
@@ -205,8 +207,7 @@ def fuzz_lists(folder: Path, numbers: range, kind: str) -> None:
                         continue
 
             answers += timed(kind, number, look)
-    # Some are read and some refused: neither only whole files nor only broken ones were tried.
-    assert 0.04 < answers / (2 * len(numbers)) < 0.95
+    assert 0.1 < answers / (2 * len(numbers)) < 0.95
 
 
 @pytest.mark.parametrize("part", range(4))

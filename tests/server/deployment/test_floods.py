@@ -277,12 +277,18 @@ WORST = {
 HELD_UP_S = 0.5
 
 
+def ran_s(gateway):
+    """Seconds of processor time that the gateway has used: no other load of the machine counts."""
+    tasks = Path(f"/proc/{gateway.process.pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
 @pytest.mark.parametrize("kind", WORST)
 def test_the_worst_of_bodies_holds_up_no_honest_request(gateway, kind):
     name = kind.replace(" ", "-")
     gateway.allowed.add(name, public_text((key := new_key()).public_key()))
     headers = {"content-type": "application/protobuf", **node_headers(key)}
-    before, took, codes, over = gateway.memory_mb(), [], Counter(), threading.Event()
+    before, held, codes, over = gateway.memory_mb(), [], Counter(), threading.Event()
 
     def attack():
         while not over.is_set():
@@ -297,26 +303,20 @@ def test_the_worst_of_bodies_holds_up_no_honest_request(gateway, kind):
         with as_site(gateway) as client:
             pushed(client, gateway.site, 1000)
             for _ in range(20):
-                started = time.monotonic()
+                started = ran_s(gateway)
                 assert client.post(
                     "/v1/fleet/pull-messages", content=b"",
                     headers={**headers, **node_headers(gateway.site)},
                 ).status_code == 200  # fmt: skip
-                took.append(time.monotonic() - started)
+                held.append(ran_s(gateway) - started)
     finally:
         over.set()
         for attacker in attackers:
             attacker.join()
     assert set(codes) <= {400, 413, 429}
     assert codes
-    assert max(took) < HELD_UP_S
+    assert max(held) < HELD_UP_S
     assert gateway.memory_mb() - before < 100
-
-
-def ran_s(gateway):
-    """Seconds of processor time that the gateway has used: no other load of the machine counts."""
-    tasks = Path(f"/proc/{gateway.process.pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 @pytest.mark.slow

@@ -29,7 +29,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgvc_core.components import ATTENTIONS
-from fgvc_core.models.settings import ModelSettings
 
 
 class ChannelAttention(nn.Module):
@@ -182,47 +181,36 @@ class DualAttention(nn.Module):
         return self.positions(map_NCHW) + self.channels(map_NCHW) - map_NCHW
 
 
-def make_attention(settings: ModelSettings, channels: int) -> nn.Module:
-    """Build the attention named by ``model.attention``: (N, C, H, W) to the same shape.
-
-    Raises:
-        ConfigurationError: if a component is broken.
-    """
-    component = ATTENTIONS.get(settings.attention)
-    made: nn.Module = component.make(channels, settings.settings_of(component))
-    return made
-
-
 @ATTENTIONS.register("none")
-def _none(channels: int, settings: ModelSettings) -> nn.Module:
+def _none(channels: int, settings: object) -> nn.Module:
     return nn.Identity()
 
 
 @ATTENTIONS.register("spatial")
-def _spatial(channels: int, settings: ModelSettings) -> nn.Module:
+def _spatial(channels: int, settings: object) -> nn.Module:
     return SpatialAttention()
 
 
 @ATTENTIONS.register("se")
-def _squeeze(channels: int, settings: ModelSettings) -> nn.Module:
+def _squeeze(channels: int, settings: object) -> nn.Module:
     return SqueezeExcitation(channels)
 
 
 @ATTENTIONS.register("eca")
-def _eca(channels: int, settings: ModelSettings) -> nn.Module:
+def _eca(channels: int, settings: object) -> nn.Module:
     return EfficientChannelGate(channels)
 
 
 @ATTENTIONS.register("cbam")
-def _cbam(channels: int, settings: ModelSettings) -> nn.Module:
+def _cbam(channels: int, settings: object) -> nn.Module:
     return nn.Sequential(SqueezeExcitation(channels, maxima=True), SpatialAttention())
 
 
 @ATTENTIONS.register("nonlocal")
-def _nonlocal(channels: int, settings: ModelSettings) -> nn.Module:
+def _nonlocal(channels: int, settings: object) -> nn.Module:
     return NonLocal(channels)
 
 
 @ATTENTIONS.register("dual")
-def _dual(channels: int, settings: ModelSettings) -> nn.Module:
+def _dual(channels: int, settings: object) -> nn.Module:
     return DualAttention(channels)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from fgvc_core.components import ATTENTIONS
 from fgvc_core.errors import ConfigurationError, nearest
-from fgvc_core.models.attention import make_attention
 from fgvc_core.models.backbones import Backbone, TimmBackbone, make_backbone
 from fgvc_core.models.classifier import FineGrainedClassifier, SpatialTransformer
 from fgvc_core.models.heads import make_head
@@ -67,6 +67,17 @@ def build_classifier(
     model.fixed_statistics = settings.norm == "frozen"
     select_trainable(model, settings.train)
     return model.to(memory_format=torch.channels_last).eval()
+
+
+def make_attention(settings: ModelSettings, channels: int) -> nn.Module:
+    """Build the attention named by ``model.attention``: (N, C, H, W) to the same shape.
+
+    Raises:
+        ConfigurationError: if a component is broken.
+    """
+    component = ATTENTIONS.get(settings.attention)
+    made: nn.Module = component.make(channels, settings.settings_of(component))
+    return made
 
 
 def _select_tokens(backbone: nn.Module, name: str) -> None:

@@ -5,8 +5,7 @@ import torch
 
 from fgvc_core.components import ATTENTIONS
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.models.attention import make_attention
-from fgvc_core.models.build import build_classifier
+from fgvc_core.models.build import build_classifier, make_attention
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import travelling_names
 

@@ -213,9 +213,13 @@ def alone(folder: Path, what: str) -> Iterator[None]:
 def until_told() -> Iterator[list[int]]:
     """Yields a list that stays empty until SIGTERM or Ctrl-C asks this process to end.
 
-    A second Ctrl-C ends it at once.
+    A second Ctrl-C ends it at once. Outside the main thread, where Python lets nobody handle
+    signals, the list stays empty.
     """
     told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in told:

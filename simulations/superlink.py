@@ -5,22 +5,19 @@ SuperNode and a warm runner for each site. Only the homes are a simulation's, wi
 the data set.
 """
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 
 from rich.console import Console
 
 from fgvc_core.errors import RunFailed, RunInterrupted
 from fgvc_core.files import private_folder
 from fgvc_core.proxies import loopback_direct
-from fgvc_core.supervision import Supervisor, end_at_once
+from fgvc_core.supervision import Supervisor, until_told
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.site import Site
 from fieldmark.server.deployment.allow_list import AllowList
@@ -118,7 +115,7 @@ class Federation:
         link = self.folder / "runs" / run_dir.name
         if not link.exists():
             link.symlink_to(run_dir)
-        with _shown(run_dir) as show, _asked_to_stop() as told:
+        with _shown(run_dir) as show, until_told() as told:
             write_run_request(run_dir, RunRequest(state="wanted"))
             while read_run_request(run_dir).state in ACTIVE:
                 if told and read_run_request(run_dir).state != "stopping":
@@ -164,24 +161,3 @@ def _shown(run_dir: Path) -> Iterator[Callable[[], None]]:
                 live(event)
 
         yield show
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[list[int]]:
-    """Record Ctrl-C and SIGTERM for an orderly stop; possible in the main thread only."""
-    told: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in told:
-            end_at_once()
-        told.append(number)
-
-    before = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -58,7 +58,7 @@ class WatchedTraining(PrivateTraining):
         return super().losses(positions)
 
 
-class Chosen:
+class Chosen(Examples):
     """A subset of the examples, by position; see :class:`Examples`."""
 
     def __init__(self, examples: Examples, rows: NDArray[np.int64]) -> None:
@@ -69,15 +69,6 @@ class Chosen:
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def logits(
-        self,
-        model: "FineGrainedClassifier",
-        positions: torch.Tensor,
-        generator: torch.Generator | None,
-    ) -> torch.Tensor:
-        """See :class:`Examples`."""
-        return self._examples.logits(model, self._rows[positions], generator)
 
     def features(
         self,

@@ -70,7 +70,7 @@ class Examples(Protocol):
         With a generator, the examples are random views drawn from it, as in training; without
         one, they are unchanged.
         """
-        ...
+        return model.classify(self.features(model, positions, generator))
 
     def features(
         self,
@@ -88,7 +88,7 @@ class Examples(Protocol):
         ...
 
 
-class PictureExamples:
+class PictureExamples(Examples):
     """Pictures processed by the whole model, augmented in training."""
 
     def __init__(
@@ -113,15 +113,6 @@ class PictureExamples:
         labels_M = self.labels_N.numpy()[positions]
         bank = self.bank.take(positions)
         return PictureExamples(bank, labels_M, self.augment, self.known, self.mixing)
-
-    def logits(
-        self,
-        model: "FineGrainedClassifier",
-        positions: torch.Tensor,
-        generator: torch.Generator | None,
-    ) -> torch.Tensor:
-        """See :class:`Examples`."""
-        return model.classify(self.features(model, positions, generator))
 
     def features(
         self,
@@ -149,7 +140,7 @@ class PictureExamples:
         return images_NCHW
 
 
-class FeatureExamples:
+class FeatureExamples(Examples):
     """Cached features of a frozen backbone, processed by the head only."""
 
     def __init__(
@@ -169,15 +160,6 @@ class FeatureExamples:
         """Examples at the given positions, in their order."""
         labels_M = self.labels_N.numpy()[positions]
         return FeatureExamples(self.features_ND[positions], labels_M, self.known)
-
-    def logits(
-        self,
-        model: "FineGrainedClassifier",
-        positions: torch.Tensor,
-        generator: torch.Generator | None,
-    ) -> torch.Tensor:
-        """See :class:`Examples`."""
-        return model.classify(self.features(model, positions, generator))
 
     def features(
         self,

@@ -13,6 +13,7 @@ from fgvc_core.files import PRIVATE_UMASK, private_folder, replace_private_json
 from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
+    GIVES_BACK,
     Service,
     Supervisor,
     alone,
@@ -133,7 +134,7 @@ def site_services(
     supernode = Service(
         "supernode",
         command,
-        variables,
+        variables | GIVES_BACK,
         waits=NODE_WAITS_S,
         after_death=node.after_death,
         on_line=node.on_line,

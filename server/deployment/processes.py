@@ -14,6 +14,7 @@ from fgvc_core.files import PRIVATE_UMASK, private_folder, read_json, replace_pr
 from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
+    GIVES_BACK,
     Service,
     Supervisor,
     alone,
@@ -163,12 +164,12 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
     )
     # No process has it open now, so space left by a killed run can be freed, too.
     compact(database)
-    supervisor.add(Service("superlink", superlink, environment))
+    supervisor.add(Service("superlink", superlink, environment | GIVES_BACK))
     own = executor or (*python, "fieldmark.server.deployment.standby", str(folder))
     supervisor.add(Service("executor", own, environment))
     for name, module in (("gateway", "serving"), ("pages", "pages")):
         command = (*python, f"fieldmark.server.deployment.{module}", str(folder))
-        supervisor.add(Service(name, command, environment))
+        supervisor.add(Service(name, command, environment | GIVES_BACK))
 
 
 def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:

@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(RUN) $(BIN)/fieldmark simulate simulations/recipes/demo.toml
 
 test: $(STAMP)
-	$(RUN) $(BIN)/python -m pytest $(TWO) -m "not slow"
+	$(RUN) $(BIN)/python -m pytest $(TWO) -m "not slow" --durations=25
 
 test-slow: $(STAMP)
 	$(RUN) $(BIN)/python -m pytest $(TWO) -m slow

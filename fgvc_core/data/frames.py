@@ -25,11 +25,11 @@ def count_further_frames(table: ExampleTable) -> None:
             table.unused.add(FURTHER_FRAMES, name, count=further)
 
 
-def further_frames(root: Path, path: Path) -> int:
+def further_frames(root: str, path: Path) -> int:
     """Frames of a file after its first; 0 also if it cannot be read.
 
     Args:
-        root: Resolved folder that the file must not lead out of.
+        root: Resolved folder that the file must not lead out of; "/": any.
         path: The file.
     """
     try:

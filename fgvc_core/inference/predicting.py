@@ -108,7 +108,8 @@ def predict(
                 continue
             views.append(trained.view(picture_HWC))
             small = _thumbnail(picture_HWC) if thumbnails else b""
-            kept.append((number, small, further_frames(found.root, found.root / found.relative)))
+            # Where the file lies was checked as it was read.
+            kept.append((number, small, further_frames("/", found.root / found.relative)))
         if views:
             logits_NK = trained.logits(np.stack(views)).numpy().astype(np.float64)
             for (number, small, more), verdict in zip(kept, judge(logits_NK), strict=True):

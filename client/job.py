@@ -4,7 +4,6 @@ A request of an announced and admitted run becomes a :class:`Job`; its stage sel
 (:mod:`fieldmark.client.stages`).
 """
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.files import PrivateLogFile
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.protocol.causes import Cause
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.messages import Code, Reply, Request, Sealed, fixed_seconds, unseal
 from fgvc_core.protocol.stages import ROLL_CALL, Stage, stage_of
@@ -24,6 +24,7 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, digest_all
 from fgvc_core.words import OneRecord
 from fieldmark.client.announced import read_announcement, recall, remember
+from fieldmark.client.causes import LimitReached, cause_of, failure_in_words
 from fieldmark.client.encoding import UpdateEncoder, check_weight
 from fieldmark.client.privacy.admission import ApprovalMissing
 from fieldmark.client.privacy.gate import Departure, Gate
@@ -127,13 +128,9 @@ def unavailable(home: Path, incoming: Incoming, limit: str) -> Departure | None:
     site, request = found
 
     def work() -> Departure:
-        raise _LimitReached(limit)
+        raise LimitReached(limit)
 
     return _guarded(site, request, log, work)
-
-
-class _LimitReached(Exception):
-    """Raised in place of a process that was killed at a resource limit."""
 
 
 def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Site, Request] | None:
@@ -239,6 +236,7 @@ def _guarded(
     site: Site, request: Request, log: logging.Logger, work: Callable[[], Departure]
 ) -> Departure | None:
     code: Code
+    cause: Cause = ""
     refusal: FieldmarkError | None = None
     try:
         return work()
@@ -252,25 +250,16 @@ def _guarded(
         code, reason, refusal = "refused-request", error.what, error
     except Exception as error:
         # The boundary of the site: no exception's text may leave.
-        log.exception("round %d failed%s", request.round, _limit_in_words(error))
-        code, reason = "unavailable", ""
+        log.exception("round %d failed%s", request.round, failure_in_words(error))
+        code, reason, cause = "unavailable", "", cause_of(error)
     try:
         named = site.public_key if request.kind == ROLL_CALL.kind else ""
-        reply = Reply(**echo(site, request), code=code, reason=reason[:500], public_key=named)
+        fields = {"code": code, "cause": cause, "reason": reason[:500], "public_key": named}
+        reply = Reply(**echo(site, request), **fields)
         return Gate(site).refuse(request, reply, refusal)
     except Exception:
         log.exception("round %d could not even be refused", request.round)
         return None
-
-
-def _limit_in_words(error: Exception) -> str:
-    """Limit that a memory or disk error points to, for the site's log; empty for other errors."""
-    # torch raises a plain RuntimeError when CPU memory runs out.
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return ": memory has ended (the machine's, or limits.memory_gb)"
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return ": a file became too large (limits.file_gb)"
-    return ""
 
 
 def _site_log(home: Path) -> logging.Logger:

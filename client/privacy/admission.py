@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fgvc_core.configuration import refuse_paths
-from fgvc_core.errors import PolicyRefusal
+from fgvc_core.errors import FieldmarkError, PolicyRefusal
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.odometer import Rule, choose_rule
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
+from fgvc_core.protocol.stages import ROLL_CALL
 from fgvc_core.recipe import Recipe
 from fgvc_core.recipe_rules import refuse_unprotectable
+from fieldmark.client.announced import read_announcement, recall
 from fieldmark.client.privacy.data_claims import DataClaim, Register
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import check_counts, check_standing, check_subject, protection
@@ -100,6 +102,20 @@ class Admission:
                 remedy="Declare in site.toml about how many units these data hold.",
             )
         return privacy
+
+    def tells_causes(self, request: Request) -> bool:
+        """Whether the class of a failure's cause may leave: that of an unprotected, known run.
+
+        Under differential privacy one picture could decide what runs out, and with it the class.
+        """
+        try:
+            if request.kind == ROLL_CALL.kind:
+                recipe = read_announcement(request)
+            else:
+                recipe, _ = recall(self.site.home, request)
+            return protection(self.site.settings.policy, recipe) is None
+        except FieldmarkError:
+            return False
 
     def check_budget(
         self, privacy: PrivacySettings, name: str, events: tuple[PrivacyEvent, ...]

@@ -303,7 +303,12 @@ class Gate:
         return pack_all(tensors) if encode is None else encode(tensors)
 
     def refuse(self, request: Request, reply: Reply, error: FieldmarkError | None) -> Departure:
-        """Send a refusal; the reason is recorded in the ledger if policy or request caused it."""
+        """Send a refusal; the reason is recorded in the ledger if policy or request caused it.
+
+        A class of cause leaves only of a run without differential privacy.
+        """
+        if reply.cause and not self.admission.tells_causes(request):
+            reply = reply.model_copy(update={"cause": ""})
         # A coordinator asks again and again until somebody has decided.
         if isinstance(error, PolicyRefusal | PeerError) and reply.code != "awaiting-approval":
             self.ledger.note(
@@ -358,6 +363,7 @@ class Gate:
                 "request": digest,
                 "nonce": request.nonce,
                 "code": reply.code,
+                **({"cause": reply.cause} if reply.cause else {}),
                 "tensors": {name: list(tensor.shape) for name, tensor in packed.items()},
                 "bytes": size + SIGNATURE_BYTES,
                 "examples": reply.examples,

@@ -76,6 +76,9 @@ def evaluate(
 
     Example: fieldmark evaluate runs/ham10000 --set data.path=HAM10000 --by sex --by age
     """
+    from fgvc_core.data.cache import cache_folder
+    from fgvc_core.data.catalogue import load_table
+    from fgvc_core.data.frames import count_further_frames
     from fgvc_core.errors import ConfigurationError, nearest
     from fgvc_core.inference.evaluating import evaluate as score
     from fgvc_core.inference.evaluating import fit_calibration
@@ -95,19 +98,25 @@ def evaluate(
         own = data_of(trained, set_ or (), data, path)
         for line in told_calibration(*fit_calibration(trained, own, chosen, held_out)):
             typer.echo(visible(line), err=json_)
+    table = load_table(chosen, cache_folder())
+    count_further_frames(table)
     card = score(
-        trained, chosen, cast(Part, split), by=by or (), held_out=held_out,
+        trained, table, cast(Part, split), by=by or (), held_out=held_out,
         robustness=robustness, draws=draws, progress=progress,
     )  # fmt: skip
     what = f"Data: {chosen.name}, part '{split}'."
     if html is not None:
-        write_text(html, scorecard_page(card, trained.recipe.name, what, _notes(trained)), "--html")
+        notes = [*_notes(trained), *(f"Not used: {one}" for one in table.unused.sentences())]
+        write_text(html, scorecard_page(card, trained.recipe.name, what, notes), "--html")
     if json_:
-        typer.echo(json.dumps({"data": chosen.name, "split": split, **card.as_json()}, indent=1))
+        values = {"data": chosen.name, "split": split, "unused": table.unused.as_json()}
+        typer.echo(json.dumps({**values, **card.as_json()}, indent=1))
         return
     from fgvc_core.inference.showing import show_scorecard
 
     show_scorecard(card, trained.recipe.name, what)
+    for sentence in table.unused.sentences():
+        typer.echo(f"Not used: {sentence}")
     if html is not None:
         typer.echo(f"report: {html}")
 

@@ -91,6 +91,7 @@ def predict(
 
     Example: find card -name '*.jpg' | fieldmark predict runs/demo - --csv > card.csv
     """
+    from fgvc_core.data.unused import FURTHER_FRAMES, Unused
     from fgvc_core.errors import ConfigurationError, DataError
     from fgvc_core.inference.calibration import told_of
     from fgvc_core.inference.contact_sheet import contact_sheet
@@ -105,7 +106,8 @@ def predict(
         )
     # Read as bytes: file names need not be UTF-8.
     lines = (os.fsdecode(line) for line in sys.stdin.buffer) if "-" in paths else ()
-    found = find_pictures(paths, lines)
+    unused = Unused()
+    found = find_pictures(paths, lines, unused)
     if not found:
         raise DataError("No picture was named.", remedy="Name files, folders or patterns.")
     if boxes is not None:
@@ -132,12 +134,17 @@ def predict(
                 if one.verdict is None:
                     faults += 1
                     typer.echo(visible(one.fault), err=True)
+                if one.further_frames:
+                    name = f"{one.name} ({one.further_frames:,} further)"
+                    unused.add(FURTHER_FRAMES, name, count=one.further_frames)
                 if html is not None or not (csv or jsonl):
                     kept.append(one)
         finally:
             # Also after a failure or Ctrl-C: what is done is not lost.
             if not (csv or jsonl):
                 _show(kept, judge.top_k)
+    for sentence in unused.sentences():
+        typer.echo(f"Not used: {sentence}", err=True)
     if not (csv or jsonl):
         typer.echo(visible(told_of(judge.calibration)))
     if html is not None:

@@ -1,5 +1,7 @@
 """Further frames of picture files (animations, stacks, burst shots): counted, and not read."""
 
+from pathlib import Path
+
 from PIL import Image
 
 from fgvc_core.data.files import FileSource
@@ -17,24 +19,29 @@ def count_further_frames(table: ExampleTable) -> None:
     if not isinstance(source, FileSource) or FURTHER_FRAMES in table.unused:
         return
     for position, row in enumerate(table.rows.tolist()):
-        further = _frames(source, row) - 1
+        further = further_frames(source.real_root, source.path(row))
         if further > 0:
             name = f"{table.ids[position]} ({further:,} further)"
             table.unused.add(FURTHER_FRAMES, name, count=further)
 
 
-def _frames(source: FileSource, row: int) -> int:
-    path = source.path(row)
+def further_frames(root: str, path: Path) -> int:
+    """Frames of a file after its first; 0 also if it cannot be read.
+
+    Args:
+        root: Resolved folder that the file must not lead out of; "/": any.
+        path: The file.
+    """
     try:
-        refuse_unsound_file(source.real_root, path)
+        refuse_unsound_file(root, path)
         if path.suffix.lower() not in _SEVERAL:
             with path.open("rb") as file:
                 start = file.read(_START_BYTES)
             # An animated PNG's control chunk; the index of a phone's multi-picture JPEG.
             if b"acTL" not in start and b"MPF\0" not in start:
-                return 1
+                return 0
         with Image.open(path, formats=FORMATS) as image:
-            return int(getattr(image, "n_frames", 1))
+            return int(getattr(image, "n_frames", 1)) - 1
     except Exception:
         # Whatever is wrong with the file is told where it is decoded.
-        return 1
+        return 0

@@ -96,7 +96,11 @@ def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
         raise PeerError("The reply is not a signed body with tensors.")
     body, signature = envelope.get("body"), envelope.get("signature")
     if not isinstance(body, str) or not isinstance(signature, bytes) or not body:
-        raise PeerError("The reply is not signed.")
+        raise PeerError(
+            "The reply is not signed.",
+            why="A site signs nothing while its home cannot be used or written to (a full disk, "
+            "say), or beyond its limit of requests a day; its site.log says which.",
+        )
     if not _is_text(body):
         raise PeerError("The reply's body is not text.")
     packed = from_array_record(take_tensors(message))

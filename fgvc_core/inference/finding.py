@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fgvc_core.data.boxes import read_boxes
 from fgvc_core.data.files import Box
+from fgvc_core.data.unused import Unused
 from fgvc_core.data.walking import Entry, tree_pictures
 
 _WILD = ("*", "?", "[")
@@ -72,7 +73,9 @@ def with_boxes(
     return entries
 
 
-def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[Found]:
+def find_pictures(
+    arguments: Iterable[str], listed: Iterable[str] = (), unused: Unused | None = None
+) -> list[Found]:
     """The pictures that arguments name, each once, in their order.
 
     A folder stands for the pictures below it, sorted, without hidden ones. A name with ``*``, ``?``
@@ -84,15 +87,16 @@ def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[
     Args:
         arguments: Files, folders, patterns, ``-``.
         listed: One path each, with or without line ends, for instance from standard input.
+        unused: What lies in a named folder and is meant to be passed over is recorded here.
     """
     seen: set[str] = set()
     pictures = []
     for argument in arguments:
         if argument == "-":
             names = [line.rstrip("\r\n") for line in listed]
-            found: Iterator[Found] = (one for name in names if name for one in _named(name))
+            found: Iterator[Found] = (one for name in names if name for one in _named(name, unused))
         else:
-            found = _named(argument)
+            found = _named(argument, unused)
         for one in found:
             key = os.path.join(one.root, one.relative)
             if key not in seen:
@@ -101,11 +105,11 @@ def find_pictures(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[
     return pictures
 
 
-def _named(name: str) -> Iterator[Found]:
+def _named(name: str, unused: Unused | None) -> Iterator[Found]:
     path = Path(name)
     try:
         path = path.expanduser()
-        yield from _at(name, path)
+        yield from _at(name, path, unused)
     except RuntimeError:
         # '~nosuch': there is no such user, or none at all.
         yield Found(_shown(name), path.parent, path.name, "there is no such user's home")
@@ -116,9 +120,9 @@ def _named(name: str) -> Iterator[Found]:
         yield Found(_shown(name), path.parent, path.name, "a file name holds no null character")
 
 
-def _at(name: str, path: Path) -> Iterator[Found]:
+def _at(name: str, path: Path, unused: Unused | None) -> Iterator[Found]:
     if path.is_dir():
-        yield from _below(path)
+        yield from _below(path, unused)
     elif path.exists():
         yield _file(path)
     elif any(sign in name for sign in _WILD):
@@ -131,12 +135,12 @@ def _at(name: str, path: Path) -> Iterator[Found]:
             yield _file(Path(file))
         if not files:
             for folder in matches:
-                yield from _below(Path(folder))
+                yield from _below(Path(folder), unused)
     else:
         yield Found(_shown(name), path.parent, path.name, "there is no such file")
 
 
-def _below(folder: Path) -> Iterator[Found]:
+def _below(folder: Path, aside: Unused | None) -> Iterator[Found]:
     root = Path(os.path.realpath(folder))
     empty = True
     unused: list[Entry] = []
@@ -149,6 +153,8 @@ def _below(folder: Path) -> Iterator[Found]:
             detail = f" ({entry.detail})" if entry.detail else ""
             fault = f"{entry.unused.words}{detail}. {entry.unused.remedy}".rstrip(". ")
             yield Found(_shown(folder / entry.path), root, entry.path, fault)
+        elif entry.unused is not None and aside is not None:
+            aside.add(entry.unused, str(folder / entry.path))
     if empty:
         yield Found(_shown(folder), root, "", "the folder holds no pictures")
 

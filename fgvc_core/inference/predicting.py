@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fgvc_core.data.decoding import cores
+from fgvc_core.data.frames import further_frames
 from fgvc_core.data.passing import PassingFault
 from fgvc_core.errors import DataError
 from fgvc_core.inference.calibration import confidence_of, read_calibration
@@ -40,12 +41,14 @@ class Prediction:
         verdict: The model's verdict; None if the picture could not be read.
         fault: Why it could not be read; empty if it could.
         thumbnail: A small JPEG, if requested.
+        further_frames: Frames of the file after the first, which alone is read.
     """
 
     name: str
     verdict: Verdict | None
     fault: str = ""
     thumbnail: bytes = b""
+    further_frames: int = 0
 
 
 def judge_of(
@@ -104,11 +107,13 @@ def predict(
                 made[number] = Prediction(found.name, None, error.what)
                 continue
             views.append(trained.view(picture_HWC))
-            kept.append((number, _thumbnail(picture_HWC) if thumbnails else b""))
+            small = _thumbnail(picture_HWC) if thumbnails else b""
+            # Where the file lies was checked as it was read.
+            kept.append((number, small, further_frames("/", found.root / found.relative)))
         if views:
             logits_NK = trained.logits(np.stack(views)).numpy().astype(np.float64)
-            for (number, small), verdict in zip(kept, judge(logits_NK), strict=True):
-                made[number] = Prediction(chunk[number].name, verdict, "", small)
+            for (number, small, more), verdict in zip(kept, judge(logits_NK), strict=True):
+                made[number] = Prediction(chunk[number].name, verdict, "", small, more)
         return [made[number] for number in range(len(chunk))]
 
     chunks = [pictures[at : at + CHUNK] for at in range(0, len(pictures), CHUNK)]

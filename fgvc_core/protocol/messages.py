@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,11 +22,15 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
+    model_validator,
 )
 
 from fgvc_core.configuration import MAX_CHARACTERS
 from fgvc_core.errors import PeerError
+from fgvc_core.protocol.causes import Cause
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.ranges import (
     MOST_NOISY,
@@ -192,6 +196,7 @@ class Reply(Body):
     nonce: str = Field(min_length=32, max_length=64)
     recipe_digest: str = Field(min_length=64, max_length=64)
     code: Code
+    cause: Cause = Field("", description="Of an 'unavailable' without differential privacy.")
     reason: str = Field("", max_length=500)
     public_key: str = Field("", max_length=1000, description="In a roll call only.")
     version: str = Field("", max_length=64)
@@ -214,6 +219,19 @@ class Reply(Body):
     ledger_length: Count = Field(0, description="Entries in the site's ledger.")
     ledger_head: str = Field("", max_length=64, description="Hash of the last of them.")
     tensors: Tensors = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _cause_of_a_failure(self) -> Self:
+        if self.cause and self.code != "unavailable":
+            raise ValueError("only 'unavailable' has a cause")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_cause(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = plain(self)
+        if not values.get("cause"):
+            values.pop("cause", None)
+        return values
 
 
 def fixed_seconds(seconds: float) -> str:

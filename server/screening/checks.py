@@ -14,6 +14,7 @@ from flwr.app import Message
 
 from fgvc_core.errors import PeerError
 from fgvc_core.flower.records import from_message
+from fgvc_core.protocol.causes import cause_in_words
 from fgvc_core.protocol.keys import PublicKey
 from fgvc_core.protocol.messages import Reply, Request, unseal
 from fgvc_core.protocol.stages import Stage, stage_of
@@ -131,7 +132,7 @@ class Screening:
         if self._ledgers is not None and self._ledgers.remembers:
             self._ledgers.saw(reply, sealed)
         if reply.code != "ok":
-            raise SiteRefusal(f"The site answered '{reply.code}'. {reply.reason}".strip(), reply)
+            raise SiteRefusal(f"The site {refusal_in_words(reply)}", reply)
         self._check_figures(reply)
         if self._protected and reply.privacy is None:
             raise PeerError("The run has differential privacy, and the reply does not state any.")
@@ -190,6 +191,12 @@ class Screening:
                     f"The site claims {scores.correct} of {scores.examples} validation examples "
                     f"right; at most all of them, and {self._max_weight}, count."
                 )
+
+
+def refusal_in_words(reply: Reply) -> str:
+    """What a site answered, with its reason or the class of its cause."""
+    told = cause_in_words(reply.cause) or reply.reason
+    return f"answered '{reply.code}'. {told}".strip()
 
 
 def reply_bytes(body: str, signature: bytes, packed: dict[str, PackedTensor]) -> int:

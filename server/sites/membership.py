@@ -15,6 +15,7 @@ from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Reply, Request, unseal
 from fieldmark.server.home import CoordinatorHome, read_allow_list
 from fieldmark.server.ledger_memory import LedgerMemory
+from fieldmark.server.screening.checks import refusal_in_words
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -111,7 +112,7 @@ class Membership:
         if reply.code == "refused-policy":
             self.refusals[name] = reply.reason
         if reply.code != "ok":
-            raise PeerError(f"Site '{name}' answered '{reply.code}'. {reply.reason}")
+            raise PeerError(f"Site '{name}' {refusal_in_words(reply)}")
         self._check_code(reply)
         seen = self.ledgers.head(name)
         if seen is not None and reply.ledger_length < seen.length:

@@ -136,11 +136,10 @@ def _charge(values: dict[str, Any], reserved: bool, sent: bool) -> Charge:
 
 def _carried(values: dict[str, Any], charge: Charge, purpose: str) -> str:
     if charge == "refusal":
-        return (
-            "'unavailable', without a text"
-            if values["code"] == "unavailable"
-            else "a refusal and its reason"
-        )
+        if values["code"] != "unavailable":
+            return "a refusal and its reason"
+        told = f"; the class of its cause ({values['cause']})" if values.get("cause") else ""
+        return f"'unavailable', without a text{told}"
     if values.get("figures") in _ANSWERS:
         return _ANSWERS[values["figures"]]
     if charge == "public":

@@ -27,6 +27,7 @@ from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.inference.finding import find_pictures
 from fgvc_core.recipe import parse_recipe
 
+from . import five_ways
 from .picture_trees import REPOSITORY, write_folders, write_picture
 
 
@@ -671,7 +672,7 @@ CASES = REPOSITORY.parent / "shared" / "cases" / "make_inputs.py"
 def case_names() -> list[str]:
     if not CASES.is_file():
         return ["none"]
-    found = re.findall(r"^def (\w+)\(root\)", CASES.read_text(), re.MULTILINE)
+    found = re.findall(r"^def (\w+)\(root(?:, end=.*)?\)", CASES.read_text(), re.MULTILINE)
     return [name for name in found if name not in ("tree", "no_rights")]
 
 
@@ -708,3 +709,126 @@ def test_what_the_check_passes_a_run_takes_and_what_it_refuses_a_run_refuses(tmp
 
     faults, refusal = checked(), run()
     assert bool(faults) == bool(refusal), (faults, refusal)
+
+
+# ---- every case in five ways ----------------------------------------------------------------
+
+PICTURES = ("rgba_white_page", "sixteen_bit", "exif_orientations", "exif_damaged",
+            "colour_models", "many_frames", "thin")  # fmt: skip
+"""Cases that are files alone: they become one class of two."""
+
+QUICK = ("rgba_white_page", "sixteen_bit", "many_frames", "linked_class", "phone_heic", "synology",
+         "val_other_classes", "latin1_name", "empty_files", "csv_nul", "no_rights")  # fmt: skip
+"""Cases of the default suite: one of each kind of outcome. The whole is slow."""
+
+REASONS = {
+    "encoding": r"cannot be read as a CSV",
+    "picture": r"cannot be read|more than 8 bits",
+    "missing": r"(?:is|are) missing",
+    "link": r"leads out of the data tree",
+    "rights": r"cannot be listed",
+    "twice": r"lists \d+ pictures twice",
+    "column": r"has no column",
+    "splits": r"unknown splits",
+    "untrained": r"no training picture|No site can hold",
+}
+
+REFUSED = {
+    "sixteen_bit": "picture", "colour_models": "picture", "empty_files": "picture",
+    "linked_class": "link", "linked_all": "link", "no_rights": "rights",
+    "val_other_classes": "untrained", "csv_cp1252": "encoding", "csv_dotslash_twins": "twice",
+    "csv_duplicate_rows": "twice", "csv_two_animals": "twice", "csv_onehot": "column",
+    "csv_label_studio": "column", "csv_label_studio_json": "column", "csv_nul": "missing",
+    "csv_splits": "splits",
+}  # fmt: skip
+"""Case -> why it is refused, by everything that reads labels."""
+
+READ = {
+    "rgba_white_page": 10, "exif_orientations": 17, "exif_damaged": 26, "many_frames": 11,
+    "thin": 8, "phone_heic": 12, "synology": 12, "capital_splits": 16, "nfc_nfd": 14,
+    "latin1_name": 13, "odd_names": 62, "cub_phone": 48, "cub_crlf": 48, "ham_parts": 12,
+    "ham_parts_csv": 12, "nine_and_sixteen": 31,
+}  # fmt: skip
+"""Case -> pictures that are read; 8 of other tables."""
+
+
+def reason_of(refusal: str) -> str:
+    return next((name for name, words in REASONS.items() if re.search(words, refusal)), refusal)
+
+
+@pytest.fixture(scope="module")
+def common():
+    """(checkpoint, ONNX file) of an untrained model, where any user can read them."""
+    pytest.importorskip("onnxruntime", reason="needs the 'onnx' extra")
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        write_folders(base / "some", ["a", "b", "c"])
+        five_ways.checkpoint(base / "model", parse_recipe(five_ways.RECIPE), ("a", "b", "c"))
+        words = ("export", "onnx", base / "model", "--out", base / "onnx", "--check", base / "some")
+        code, _, err = five_ways.command(*words)
+        assert code == 0, err
+        for path in (base, *base.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield base / "model", base / "onnx" / "model.onnx"
+
+
+@pytest.mark.parametrize("name", [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in [*case_names(), *(["no_rights"] if CASES.is_file() else [])]
+])  # fmt: skip
+def test_five_ways_agree_on_what_was_read_and_left_out(common, open_folder, monkeypatch, name):
+    if not CASES.is_file():
+        pytest.skip(f"no cases at {CASES}")
+    open_folder.chmod(0o777)
+    for variable in ("FIELDMARK_CACHE", "FIELDMARK_STATE"):
+        monkeypatch.setenv(variable, str(open_folder / variable))
+    cases = runpy.run_path(str(CASES))
+    with powerless() if name == "no_rights" else contextlib.nullcontext():
+        where = open_folder / "case"
+        if name in PICTURES:
+            (where / "data" / "a").mkdir(parents=True)
+            cases[name](where / "data" / "a")
+            cases["tree"](where / "data", ("b",), start=700)
+        else:
+            where.mkdir()
+            cases[name](where)
+        try:
+            root = where / "data" if (where / "data").is_dir() else where
+            agree_on(name, root, open_folder / "out", common)
+        finally:
+            if name == "no_rights":
+                os.chmod(where / "data" / "b", 0o755)
+
+
+def agree_on(name: str, root: Path, out: Path, common: tuple[Path, Path]) -> None:
+    recipe = five_ways.recipe_of(root)
+    check = five_ways.checked(root, recipe)
+    run = five_ways.simulated(recipe, out)
+    classes, files = five_ways.files_of(recipe, out)
+    judged = five_ways.evaluated(recipe, out, classes)
+    named = five_ways.predicted(common[0], root)
+    sample = five_ways.sampled(common[1], root, named.read | set(named.faults))
+
+    # What reads labels: the check, a run and an evaluation.
+    reason = REFUSED.get(name, "")
+    assert reason_of(check.refusal) == reason_of(run.refusal) == reason
+    # A model can be judged on a class that could not be learnt.
+    assert reason_of(judged.refusal) == (reason if reason != "untrained" else "")
+    if not reason:
+        assert check.count == run.count == judged.count == READ.get(name, 8)
+        assert check.unused == run.unused == judged.unused
+
+    # What reads files: predict and the sample, on those of the table and whatever is beside them.
+    listed = {files[one] for one in files if one not in check.faults}
+    assert listed <= named.read
+    damaged = {files[one] for one, why in check.faults.items() if why != "missing"}
+    assert damaged <= set(named.faults)
+    if recipe.data.name == "folder" and reason != "untrained":
+        assert named.read == listed
+        # What cannot be followed or listed is a fault of its own there.
+        assert named.unused == ({} if reason in ("link", "rights") else check.unused)
+    assert sample.read == named.read
+    for one, (best, share) in named.answers.items():
+        assert sample.answers[one] == (best, pytest.approx(share, abs=0.002)), one
+    if reason in ("link", "rights"):
+        assert any(re.search(REASONS[reason], why) for why in named.faults.values())

@@ -1,5 +1,7 @@
 """Reasons, from a run's events, why a site that was asked did not contribute."""
 
+from fieldmark.server.deployment.following import RunView
+from fieldmark.server.report.refusals import in_words, refusals_by_reason
 from fieldmark.server.results.contributions import reasons
 
 
@@ -42,6 +44,22 @@ def test_each_kind_of_absence_has_its_words():
         "h": "away: its node left",
         "i": "it took part, and was not asked for an update",
     }
+
+
+def test_the_class_of_a_failure_reaches_the_end_of_a_run_and_the_status():
+    said = "The site answered 'unavailable'. Cause: memory (memory has ended)."
+    called = "Site 'b' answered 'unavailable'. Cause: disk (a disk is full or does not answer)."
+    answered = {**reply("a", said), "round": 1, "kind": "train", "bytes_up": 0, "bytes_down": 0}
+    events = [roll_call(True, site="a"), roll_call(False, called, site=None, proven="b"), answered]
+    assert reasons(["a", "b"], {}, events) == {
+        "a": f"refused: {said}",
+        "b": "refused at the roll call: Cause: disk (a disk is full or does not answer).",
+    }
+    view = RunView()
+    for event in events:
+        view.fold(event)
+    assert {name: site.reason for name, site in view.sites.items()} == {"a": said, "b": called}
+    assert in_words(refusals_by_reason([answered])[0]).endswith(said)
 
 
 def test_a_later_yes_and_a_later_return_replace_the_earlier_reason():

@@ -19,6 +19,7 @@ from fgvc_core.data.labels import NO_CLASS
 from fgvc_core.data.layout import usual_split
 from fgvc_core.data.sheets import separator_of, utf8_lines, without_preamble
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
+from fgvc_core.words import counted
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.reading import EMBEDDED, SiteData, load_site_table
 from fieldmark.client.site import Site, write_settings
@@ -83,7 +84,7 @@ def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
 def _kind(root: Path, said: Mapping[str, Any]) -> str:
     from fgvc_core.data.aircraft import has_lists
     from fgvc_core.data.cars import META
-    from fgvc_core.data.manifest import ham10000_metadata
+    from fgvc_core.data.ham10000 import ham10000_metadata
 
     if {"manifest", "label_column", "path_column", "subject_column"} & set(said):
         return "manifest"
@@ -261,7 +262,8 @@ class Understood:
     def lines(self) -> list[str]:
         """The summary as lines of text."""
         told = [
-            f"{self.pictures} pictures of {len(self.classes)} classes, read as '{self.kind}'"
+            f"{counted(self.pictures, 'picture')} of "
+            f"{counted(len(self.classes), 'class', 'classes')}, read as '{self.kind}'"
             + (f", of {self.subjects} subjects" if self.subjects is not None else "")
         ]
         told += [f"{name}: {value}" for name, value in self.how.items()]
@@ -333,7 +335,7 @@ def understand(
     column = own_data.subject_column
     fault = _strict_fault(site, recipe, class_names)
     if not fault and left_out.counts().get(UNREADABLE):
-        fault = f"{left_out.counts()[UNREADABLE]} pictures cannot be read"
+        fault = f"{counted(left_out.counts()[UNREADABLE], 'picture')} cannot be read"
     return Understood(
         kind=own_data.kind or EMBEDDED,
         pictures=len(own),

@@ -110,7 +110,9 @@ def check(
     from fgvc_core.console import PlainConsole
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
-    from fgvc_core.data.check import beside_published, check_table, recognise
+    from fgvc_core.data.check import check_table
+    from fgvc_core.data.published import beside_published
+    from fgvc_core.data.recognising import recognise
     from fgvc_core.data.showing import show_check
     from fgvc_core.recipe import parse_recipe
 

@@ -62,7 +62,7 @@ DATA_SETS: Registry[Any] = Registry(
         "fieldmarks": "fgvc_core.data.fieldmarks.source",
         "folder": "fgvc_core.data.folder",
         "coco": "fgvc_core.data.coco",
-        "ham10000": "fgvc_core.data.manifest",
+        "ham10000": "fgvc_core.data.ham10000",
         "manifest": "fgvc_core.data.manifest",
     },
 )

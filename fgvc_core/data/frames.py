@@ -2,6 +2,8 @@
 
 from PIL import Image
 
+from fgvc_core.data.dicom import frame_count
+from fgvc_core.data.file_kinds import is_dicom
 from fgvc_core.data.files import FileSource
 from fgvc_core.data.soundness import FORMATS, refuse_unsound_file
 from fgvc_core.data.table import ExampleTable
@@ -27,6 +29,8 @@ def _frames(source: FileSource, row: int) -> int:
     path = source.path(row)
     try:
         refuse_unsound_file(source.real_root, path)
+        if is_dicom(path):
+            return frame_count(path)
         if path.suffix.lower() not in _SEVERAL:
             with path.open("rb") as file:
                 start = file.read(_START_BYTES)

@@ -105,7 +105,7 @@ def test_one_picture_under_two_labels_is_a_fault(tmp_path: Path) -> None:
     write_folders(tmp_path / "test", ["robin"], each=1)
     report = check(tmp_path)
     assert ("train/robin/3.png", "train/wren/robin.png") in report.two_labels
-    assert any("have two labels: 'train/robin/3.png = " in fault for fault in report.faults())
+    assert any("has two labels: 'train/robin/3.png = " in fault for fault in report.faults())
 
 
 def test_repeats_within_a_split_and_unequal_classes_are_noted(tmp_path: Path) -> None:

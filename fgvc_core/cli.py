@@ -22,7 +22,10 @@ _BAD_DATA = 3
 
 def _data_sets() -> str:
     """Names for the help; installed extensions are looked up only when help is shown."""
-    names = ["aircraft", "cars", "coco", "cub", "folder", "ham10000", "manifest"]
+    names = [
+        "aircraft", "cars", "coco", "cub", "cvat", "folder", "ham10000", "inaturalist",
+        "label-studio", "manifest",
+    ]  # fmt: skip
     if "--help" in sys.argv:
         names += sorted({point.name for point in entry_points(group="fieldmark.data_sets")})
     return ", ".join(names)

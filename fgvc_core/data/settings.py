@@ -23,8 +23,8 @@ class DataSettings(OpenSettings):
 
     name: str = Field(
         "fieldmarks",
-        description="Data set: fieldmarks (embedded), cub, cars, aircraft, ham10000, folder or "
-        "manifest.",
+        description="Data set: fieldmarks (embedded), cub, cars, aircraft, ham10000, folder, "
+        "manifest, coco, inaturalist, label-studio or cvat.",
         json_schema_extra=text("word"),
     )
     path: str | None = Field(
@@ -130,7 +130,8 @@ class DataSettings(OpenSettings):
     )
     manifest: str = Field(
         "manifest.csv",
-        description="For manifest: the CSV's path, relative to data.path.",
+        description="For manifest: the CSV's path, relative to data.path; also the name of a JSON, "
+        "CSV or XML of annotations.",
         json_schema_extra=text("inside"),
     )
     path_column: str = Field(
@@ -150,6 +151,7 @@ class DataSettings(OpenSettings):
     subject_column: str | None = Field(
         None,
         description="For manifest: the column of subject ids (patient, lesion, animal); "
+        "'dicom:PatientID', also for folder and annotation files: the patient of each DICOM file; "
         "pictures of one subject never meet in two splits or sites. Without it a column "
         "named 'subject' is taken, where there is one.",
         json_schema_extra=text("label"),

@@ -17,6 +17,7 @@ from fgvc_core.data.file_kinds import litter
 from fgvc_core.data.files import first_few
 from fgvc_core.data.labels import NO_CLASS
 from fgvc_core.data.layout import usual_split
+from fgvc_core.data.settings import PATIENT
 from fgvc_core.data.sheets import separator_of, utf8_lines, without_preamble
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
 from fgvc_core.words import counted
@@ -85,8 +86,10 @@ def _kind(root: Path, said: Mapping[str, Any]) -> str:
     from fgvc_core.data.aircraft import has_lists
     from fgvc_core.data.cars import META
     from fgvc_core.data.ham10000 import ham10000_metadata
+    from fgvc_core.data.recognising import recognise_annotated
 
-    if {"manifest", "label_column", "path_column", "subject_column"} & set(said):
+    told = {key for key, value in said.items() if value != PATIENT}
+    if {"manifest", "label_column", "path_column", "subject_column"} & told:
         return "manifest"
     if (root / "images.txt").is_file() and (root / "classes.txt").is_file():
         return "cub"
@@ -96,6 +99,9 @@ def _kind(root: Path, said: Mapping[str, Any]) -> str:
         return "cars"
     if has_lists(root) or has_lists(root / "data"):
         return "aircraft"
+    annotated = recognise_annotated(root)
+    if annotated is not None:
+        return annotated
     return "manifest" if _csvs(root) else "folder"
 
 
@@ -162,7 +168,7 @@ def _look(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def _check_named(said: Mapping[str, Any], header: list[str], name: str) -> None:
     for key in ("path_column", "label_column", "subject_column", "split_column", "site_column"):
         column = said.get(key)
-        if column is not None and column not in header:
+        if column is not None and column != PATIENT and column not in header:
             raise ConfigurationError(
                 f"{name} has no column '{column}' (--{key.replace('_', '-')}).",
                 why=f"Its columns are: {', '.join(header)}.",

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import LEFT_OUT, NO_CLASS, LeftOut, number_labels
-from fgvc_core.data.patients import PATIENT, subjects_or_left_out
-from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.patients import subjects_or_left_out
+from fgvc_core.data.settings import PATIENT, DataSettings
 from fgvc_core.data.sheets import plain_path
 from fgvc_core.data.table import ExampleTable, Split, held_out_splits
 from fgvc_core.data.unused import Reason, Unused

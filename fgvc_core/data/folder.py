@@ -17,8 +17,8 @@ from fgvc_core.data.file_kinds import PICTURE_ENDINGS
 from fgvc_core.data.files import FileSource
 from fgvc_core.data.labels import LEFT_OUT, LeftOut, number_labels, same_name
 from fgvc_core.data.layout import Layout, Role, understand, usual_split
-from fgvc_core.data.patients import PATIENT, subjects_or_left_out
-from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.patients import subjects_or_left_out
+from fgvc_core.data.settings import PATIENT, DataSettings
 from fgvc_core.data.table import ExampleTable, Split, held_out_splits
 from fgvc_core.data.unused import NO_CLASS, OUTSIDE_SPLITS, READ_ALREADY, Reason, Unused
 from fgvc_core.data.walking import Entry, may_follow, walk

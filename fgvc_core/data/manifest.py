@@ -14,13 +14,12 @@ from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut, number_labels
 from fgvc_core.data.layout import usual_split
 from fgvc_core.data.patients import (
-    PATIENT,
     WITHOUT,
     patients,
     shown_subjects,
     subjects_or_left_out,
 )
-from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.settings import PATIENT, DataSettings
 from fgvc_core.data.sheets import plain_path
 from fgvc_core.data.table import SPLITS, ExampleTable, Split, held_out_splits
 from fgvc_core.errors import DataError, nearest

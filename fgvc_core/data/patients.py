@@ -15,12 +15,10 @@ from fgvc_core.data.file_kinds import is_dicom
 from fgvc_core.data.files import first_few
 from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.passing import refuse_passing
+from fgvc_core.data.settings import PATIENT
 from fgvc_core.data.soundness import refuse_unsound_file
 from fgvc_core.errors import DataError
 from fgvc_core.words import counted
-
-PATIENT = "dicom:PatientID"
-"""Value of ``data.subject_column`` for which the subject is the patient of each file."""
 
 WITHOUT = "without a PatientID"
 

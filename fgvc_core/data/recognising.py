@@ -37,6 +37,14 @@ def recognise_annotated(root: Path) -> str | None:
 
     Labels of another kind, a manifest or class folders below split folders, go before.
     """
+    try:
+        return _annotated(root)
+    except OSError:
+        # The reader says what is wrong with the folder.
+        return None
+
+
+def _annotated(root: Path) -> str | None:
     usual = DataSettings.model_fields["manifest"].default
     if find_export(root) is not None:
         return "label-studio"

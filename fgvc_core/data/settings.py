@@ -10,6 +10,12 @@ from fgvc_core.configuration import text
 from fgvc_core.data.depth import Depth
 from fgvc_core.registry import OpenSettings, Registry
 
+PATIENT = "dicom:PatientID"
+"""Value of ``data.subject_column`` for which the subject is the patient of each DICOM file."""
+
+WITH_PATIENTS = ("coco", "cvat", "folder", "inaturalist", "label-studio", "manifest")
+"""Kinds of data for which ``PATIENT`` may be asked."""
+
 
 class DataSettings(OpenSettings):
     """The data set, its picture size and its class names."""

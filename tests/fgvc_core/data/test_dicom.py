@@ -18,8 +18,8 @@ from fgvc_core.data.depth import Depth
 from fgvc_core.data.dicom import read_dicom
 from fgvc_core.data.files import FileSource
 from fgvc_core.data.labels import LeftOut
-from fgvc_core.data.settings import DataSettings
-from fgvc_core.errors import DataError
+from fgvc_core.data.settings import PATIENT, DataSettings
+from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
 
 from .dicom_files import SECRET, pydicom, ramp, write_dicom
 from .picture_trees import noise, write_folders
@@ -213,6 +213,26 @@ def test_a_picture_without_a_patient_is_refused_or_left_out(tmp_path):
     left_out = LeftOut()
     assert len(load_table(settings, tmp_path, left_out=left_out)) == 24
     assert left_out.counts() == {"without a PatientID": 2}
+
+
+def test_patients_of_a_set_without_dicom_are_refused_and_a_site_names_subjects_by_them(tmp_path):
+    from fieldmark.client.privacy.policy import check_subject
+
+    settings = DataSettings(name="cub", path=str(tmp_path), subject_column=PATIENT)
+    with pytest.raises(ConfigurationError, match="is not for data"):
+        load_table(settings, tmp_path)
+    check_subject("folder", PATIENT)
+    for kind, column in (("cub", PATIENT), ("folder", None), ("folder", "patient")):
+        with pytest.raises(PolicyRefusal):
+            check_subject(kind, column)
+
+
+def test_a_site_recognizes_a_folder_of_patients_and_shows_no_name(tmp_path):
+    from fieldmark.client.recognition import recognize
+
+    write_patients(tmp_path)
+    found = recognize(tmp_path, {"subject_column": PATIENT})
+    assert found == {"subject_column": PATIENT, "kind": "folder", "folders": "classes"}
 
 
 # ---- damage --------------------------------------------------------------------------------

@@ -322,7 +322,7 @@ def only_class(name: str) -> str:
 
 def _tables_beside(table: ExampleTable) -> str:
     """A sentence that names tables in the data root; empty if there are none."""
-    if not isinstance(table.source, FileSource):
+    if not isinstance(table.source, FileSource) or table.how.startswith("Labels are those"):
         return ""
     endings = (".csv", ".tsv", ".xls", ".xlsx", ".ods", ".json", ".parquet")
     found = [p.name for p in sorted(table.source.root.glob("*")) if p.suffix.lower() in endings]

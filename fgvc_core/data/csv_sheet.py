@@ -63,9 +63,11 @@ class Sheet:
             if any(looks_like_picture(n) for n in known):
                 hint = "Its first line seems to be a picture's: give it a first line with names of "
                 hint += "columns, for instance path,label."
-            one_hot = self.one_hot() if setting == "data.label_column" else []
-            if one_hot:
+            one_hot = self.one_hot()
+            if one_hot and setting == "data.label_column":
                 hint = _one_label(one_hot)
+            elif one_hot:
+                hint = f"{hint} {_one_label(one_hot)}".strip()
             hint = hint or f"Set {setting} to the column that you mean."
             raise DataError(
                 f"{self.name} has no column '{name}' ({setting}).",

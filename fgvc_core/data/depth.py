@@ -53,7 +53,8 @@ def too_deep(path: Path, how: str) -> DataError:
         how: How its samples are stored.
     """
     return DataError(
-        f"The picture '{path}' has more than 8 bits a channel ('{how}').",
+        f"The picture '{path}' has more than 8 bits a channel ('{how}'), and data.depth states no "
+        "rule for that.",
         why="How its values map to 0..255 is a choice that changes what a model sees.",
         remedy="Say how with data.depth (scale, percentile or window), or convert it to 8 bits "
         "with the window that your field uses.",

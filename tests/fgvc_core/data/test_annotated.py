@@ -314,6 +314,11 @@ def test_one_column_a_class_is_refused_with_what_to_write(tmp_path):
         load(tmp_path)
     assert "'MEL', 'NV' each seem to stand for a class" in caught.value.remedy
     assert "idxmax(axis=1)" in caught.value.remedy
+    (tmp_path / "manifest.csv").write_text("\n".join(["image,MEL,NV", *rows]) + "\n")
+    with pytest.raises(DataError, match="no column 'path'") as caught:
+        load(tmp_path)
+    assert "--set data.path_column=image" in caught.value.remedy
+    assert "each seem to stand for a class" in caught.value.remedy
 
 
 def test_subjects_and_sites_that_look_alike_are_noted(tmp_path):

@@ -228,7 +228,7 @@ def test_patients_of_a_set_without_dicom_are_refused_and_a_site_names_subjects_b
 
 
 def test_a_site_recognizes_a_folder_of_patients_and_shows_no_name(tmp_path):
-    from fieldmark.client.recognition import recognize
+    from fieldmark.client.proposing import recognize
 
     write_patients(tmp_path)
     found = recognize(tmp_path, {"subject_column": PATIENT})

@@ -62,8 +62,9 @@ def new(
     from fgvc_core.export.kit import read_body
     from fgvc_core.protocol.keys import has_fingerprint, read_public, short_fingerprint
     from fieldmark.client.privacy.policy import Policy, read_cap
+    from fieldmark.client.proposing import recognize
     from fieldmark.client.provision import make_home
-    from fieldmark.client.recognition import passed_over, recognize, understand
+    from fieldmark.client.recognition import passed_over, understand
 
     body, _ = read_body(kit)
     key = read_public(body.issuer)

@@ -84,8 +84,9 @@ def settle_reading(
     """
     from fgvc_core.errors import DataError
     from fieldmark.client.deployment.joining import preview
+    from fieldmark.client.proposing import recognize
     from fieldmark.client.provision import SPLIT_KEY_BYTES
-    from fieldmark.client.recognition import passed_over, recognize, understand
+    from fieldmark.client.recognition import passed_over, understand
 
     root = answers.data
     assert root is not None

@@ -22,7 +22,10 @@ _BAD_DATA = 3
 
 def _data_sets() -> str:
     """Names for the help; installed extensions are looked up only when help is shown."""
-    names = ["aircraft", "cars", "coco", "cub", "folder", "ham10000", "manifest"]
+    names = [
+        "aircraft", "cars", "coco", "cub", "cvat", "folder", "ham10000", "inaturalist",
+        "label-studio", "manifest",
+    ]  # fmt: skip
     if "--help" in sys.argv:
         names += sorted({point.name for point in entry_points(group="fieldmark.data_sets")})
     return ", ".join(names)
@@ -110,7 +113,9 @@ def check(
     from fgvc_core.console import PlainConsole
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
-    from fgvc_core.data.check import beside_published, check_table, recognise
+    from fgvc_core.data.check import check_table
+    from fgvc_core.data.published import beside_published
+    from fgvc_core.data.recognising import recognise
     from fgvc_core.data.showing import show_check
     from fgvc_core.recipe import parse_recipe
 

@@ -62,7 +62,10 @@ DATA_SETS: Registry[Any] = Registry(
         "fieldmarks": "fgvc_core.data.fieldmarks.source",
         "folder": "fgvc_core.data.folder",
         "coco": "fgvc_core.data.coco",
-        "ham10000": "fgvc_core.data.manifest",
+        "cvat": "fgvc_core.data.cvat",
+        "inaturalist": "fgvc_core.data.coco",
+        "label-studio": "fgvc_core.data.label_studio",
+        "ham10000": "fgvc_core.data.ham10000",
         "manifest": "fgvc_core.data.manifest",
     },
 )

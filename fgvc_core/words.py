@@ -59,6 +59,20 @@ def escaped(text: str) -> str:
     return html.escape(visible(text))
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """A count with its noun, or with noun and verb, in the right number.
+
+    >>> counted(1, "picture is", "pictures are"), counted(2000, "class", "classes")
+    ('1 picture is', '2,000 classes')
+
+    Args:
+        count: The count.
+        one: Words for one.
+        many: Words for any other count; by default ``one`` with an "s".
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def csv_cell(text: str) -> str:
     """Text for a cell of a CSV file, which no spreadsheet takes for a formula.
 

@@ -270,7 +270,7 @@ def evaluate(
         DataError: if the data are missing or damaged, or have labels that the model lacks.
         ConfigurationError: for an invalid setting.
     """
-    from fgvc_core.data.check import recognise
+    from fgvc_core.data.recognising import recognise
     from fgvc_core.data.table import ExampleTable
     from fgvc_core.inference.evaluating import evaluate as score
     from fgvc_core.inference.intervals import DRAWS

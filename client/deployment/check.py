@@ -15,6 +15,7 @@ from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.proxies import socks
 from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.words import counted
 from fieldmark.client.deployment.contact import Contact, look
 from fieldmark.client.deployment.link import Link, read_link
 from fieldmark.client.privacy.admission import Admission
@@ -113,7 +114,8 @@ def _data(
     if not found.pictures:
         return Finding("data", "failed", "no picture to learn from", remedy, 3)
     said = (
-        f"{found.pictures} pictures of {len(found.classes)} classes, {found.held_out} of them kept "
+        f"{counted(found.pictures, 'picture')} of "
+        f"{counted(len(found.classes), 'class', 'classes')}, {found.held_out} of them kept "
         "for validation"
     )
     if recipe is None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fgvc_core.configuration import Settings
+from fgvc_core.data.settings import PATIENT, WITH_PATIENTS
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings, Unit
 from fgvc_core.protocol.messages import Figures
@@ -280,7 +281,7 @@ def check_subject(kind: str, column: str | None) -> None:
         PolicyRefusal: if they do not: each picture would count as a subject, and a person with many
             pictures would be protected less than the report says.
     """
-    if kind in SUBJECTS_OF_THEIR_OWN:
+    if kind in SUBJECTS_OF_THEIR_OWN or (kind in WITH_PATIENTS and column == PATIENT):
         return
     if kind != "manifest":
         raise PolicyRefusal(

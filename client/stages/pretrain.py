@@ -10,6 +10,7 @@ from fgvc_core.training.loop import Stretch
 from fgvc_core.training.self_supervised import Pretraining
 from fgvc_core.wire.arrays import spec_of
 from fgvc_core.wire.codec import decode_model
+from fgvc_core.words import counted
 from fieldmark.client.job import Job
 from fieldmark.client.privacy.outbox import Payload
 from fieldmark.client.workspace import learner_of, pictures_without_labels
@@ -32,7 +33,7 @@ def answer_pretraining(job: Job) -> Payload:
         bank = learner.pictures(pictures_without_labels(job, learner), job.site.cache)
         if len(bank) < 2:
             raise DataError(
-                f"This site has {len(bank)} pictures to learn from without labels.",
+                f"This site has {counted(len(bank), 'picture')} to learn from without labels.",
                 why="A picture has to differ from another.",
                 remedy="Put pictures into its pool (split = pool), or leave it out of the run.",
             )

@@ -22,7 +22,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Other data: aircraft, cars, coco, cub, fieldmarks, folder, ham10000, manifest."
+            help="Other data: aircraft, cars, coco, cub, cvat, fieldmarks, folder, ham10000, "
+            "inaturalist, label-studio, manifest."
         ),
     ] = None,
     path: Annotated[str | None, typer.Option(help="Root folder of the data.")] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgvc_core.commands.terminal import Json, Overrides, busy, progress
-from fgvc_core.words import visible
+from fgvc_core.words import counted, visible
 
 if TYPE_CHECKING:
     from fgvc_core.inference.trained import TrainedModel
@@ -116,7 +116,7 @@ def explain(
         values = {"file": str(out), "pictures": [one.as_json() for one in found]}
         typer.echo(json.dumps(values, indent=1))
     else:
-        typer.echo(f"{len(found)} pictures explained: {out}")
+        typer.echo(f"{counted(len(found), 'picture')} explained: {out}")
     if faults:
         raise typer.Exit(DataError.exit_code)
 

@@ -19,6 +19,7 @@ from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import ExampleTable, Split
 from fgvc_core.errors import DataError
+from fgvc_core.words import counted
 
 BANNER = 20
 _LEVELS = ("manufacturer", "family", "variant")
@@ -152,7 +153,9 @@ def _lines(path: Path, whatever: bool = False) -> list[str]:
 def _refuse_both(listed: Mapping[Split, Mapping[str, str]]) -> None:
     both = sorted(set(listed["train"]) & set(listed["test"]))
     if both:
-        raise _damaged(f"{len(both)} pictures are in both splits: {first_few(both)}.")
+        raise _damaged(
+            f"{counted(len(both), 'picture is', 'pictures are')} in both splits: {first_few(both)}."
+        )
 
 
 def _class_names(root: Path, level: str) -> list[str]:

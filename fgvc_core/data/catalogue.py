@@ -11,7 +11,7 @@ from fgvc_core.configuration import Settings
 from fgvc_core.data.files import FileSource, first_few, missing_pictures
 from fgvc_core.data.guessing import where_they_are
 from fgvc_core.data.labels import LEFT_OUT, NO_LABEL, LeftOut
-from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.settings import PATIENT, WITH_PATIENTS, DataSettings
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.data.unused import refuse_lost
 from fgvc_core.errors import ConfigurationError, DataError, nearest
@@ -128,6 +128,12 @@ def load_table(
             f"data.name = '{settings.name}' is not a known data set.",
             why=f"Known are: {', '.join(known)}.",
             remedy=nearest(settings.name, known, 1) or "Set data.name to one of these.",
+        )
+    if settings.subject_column == PATIENT and settings.name not in WITH_PATIENTS:
+        raise ConfigurationError(
+            f"data.subject_column = '{PATIENT}' is not for data.name = '{settings.name}'.",
+            why=f"Files of patients are read by {', '.join(WITH_PATIENTS)}.",
+            remedy="Take it out.",
         )
     build = DATA_SETS.get(settings.name).make
     if left_out is not None and settings.name in _TOLERANT:

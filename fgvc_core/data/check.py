@@ -1,28 +1,24 @@
 """Check of a data set before training: its kind, its contents, and its faults."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fgvc_core.data import cars
-from fgvc_core.data.aircraft import has_lists
-from fgvc_core.data.coco import find_json
 from fgvc_core.data.decoding import Tell, decode_each
 from fgvc_core.data.files import FileSource, first_few
 from fgvc_core.data.frames import count_further_frames
 from fgvc_core.data.guessing import where_they_are
-from fgvc_core.data.layout import usual_split
-from fgvc_core.data.manifest import ham10000_metadata
-from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.patients import shown_subjects
+from fgvc_core.data.recognising import recognise as recognise
 from fgvc_core.data.table import SPLITS, UNLABELLED, ExampleTable, Split
 from fgvc_core.data.unused import Unused
 from fgvc_core.errors import DataError
-from fgvc_core.words import visible
+from fgvc_core.words import counted, visible
 
 TINY = 5
 """A class with fewer training examples than this is noted as tiny."""
@@ -35,6 +31,16 @@ UNEQUAL = 10
 """A ratio of the largest to the smallest class, in training examples, that is noted."""
 
 _SHORT_SIDE = 16
+
+_ONE = {"is": "is", "has": "has"}
+_MANY = {"is": "are", "has": "have"}
+
+_TWO_LABELS = ("picture is byte-equal and has", "pictures are byte-equal and have")
+
+_SITES = (
+    "camera", "center", "centre", "clinic", "device", "hospital", "institution", "location", "site",
+    "station",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class CheckReport:
         tiny_classes: Names of classes with fewer than ``TINY`` training examples.
         untrained: Names of classes without a training picture, which no run can learn.
         alike: Pairs of class names that differ only in case or blanks.
+        alike_subjects: Pairs of subjects that differ only in case or as numbers ("1" and "01").
+        alike_sites: Pairs of names of sites that differ only so, each with its column.
         unused: What lies below the data root and is not used.
         max_left_out: Share of the pictures that may be lost.
         how: How the files were understood; may be empty.
@@ -79,6 +87,8 @@ class CheckReport:
     tiny_classes: tuple[str, ...]
     untrained: tuple[str, ...] = ()
     alike: tuple[tuple[str, str], ...] = ()
+    alike_subjects: tuple[tuple[str, str], ...] = ()
+    alike_sites: tuple[tuple[str, str, str], ...] = ()
     unused: Unused = field(default_factory=Unused)
     max_left_out: float = 0.01
     how: str = ""
@@ -89,17 +99,18 @@ class CheckReport:
         """One sentence for each kind of fault that makes the data unusable."""
         sentences = []
         for names, what in (
-            (self.missing, "pictures are missing"),
+            (self.missing, "pictures {is} missing"),
             (tuple(self.unreadable), "pictures cannot be read"),
-            (self.out_of_range, "labels are out of range"),
-            (self.unlabelled, "pictures outside the pool have no label"),
+            (self.out_of_range, "labels {is} out of range"),
+            (self.unlabelled, "pictures outside the pool {has} no label"),
         ):
             if names:
-                sentences.append(f"{len(names)} of {self.examples} {what}: {first_few(names)}.")
+                told = what.format(**(_ONE if len(names) == 1 else _MANY))
+                sentences.append(f"{len(names)} of {self.examples} {told}: {first_few(names)}.")
         sentences += self.unused.faults(self.examples, self.max_left_out)
         if self.untrained:
             sentences.append(
-                f"{len(self.untrained)} classes have no training picture: "
+                f"{counted(len(self.untrained), 'class has', 'classes have')} no training picture: "
                 f"{first_few(self.untrained)}. A class without one cannot be learnt: take it out "
                 "of data.classes (or map it in data.label_map to '-> none'), or add pictures."
             )
@@ -109,13 +120,11 @@ class CheckReport:
             sentences.append(f"The first of those: {next(iter(self.unreadable.values()))}")
         if self.two_labels:
             pairs = [" = ".join(pair) for pair in self.two_labels]
-            sentences.append(
-                f"{len(pairs)} pictures are byte-equal and have two labels: {first_few(pairs)}."
-            )
+            sentences.append(f"{counted(len(pairs), *_TWO_LABELS)} two labels: {first_few(pairs)}.")
         if self.parted_subjects:
             sentences.append(
-                f"{len(self.parted_subjects)} subjects are in more than one split: "
-                f"{first_few(self.parted_subjects)}."
+                f"{counted(len(self.parted_subjects), 'subject is', 'subjects are')} in more than "
+                f"one split: {first_few(self.parted_subjects)}."
             )
         return sentences
 
@@ -125,20 +134,35 @@ class CheckReport:
         if self.shared_pictures:
             pairs = [" = ".join(pair) for pair in self.shared_pictures]
             sentences.append(
-                f"{len(pairs)} pictures are byte-equal across splits, which flatters the score: "
-                f"{first_few(pairs)}."
+                f"{counted(len(pairs), 'picture is', 'pictures are')} byte-equal across splits, "
+                f"which flatters the score: {first_few(pairs)}."
             )
         if self.repeated:
             pairs = [" = ".join(pair) for pair in self.repeated]
             sentences.append(
-                f"{len(pairs)} pictures are byte-equal within a split: {first_few(pairs)}."
+                f"{counted(len(pairs), 'picture is', 'pictures are')} byte-equal within a split: "
+                f"{first_few(pairs)}."
             )
         if self.alike:
             pairs = ["' and '".join(pair) for pair in self.alike]
             sentences.append(
-                f"{len(pairs)} pairs of classes differ only in case, blanks or hidden characters: "
-                f"{first_few(pairs)}. "
+                f"{counted(len(pairs), 'pair of classes differs', 'pairs of classes differ')} only "
+                f"in case, blanks or hidden characters: {first_few(pairs)}. "
                 "Map one to the other in data.label_map if they are one."
+            )
+        if self.alike_subjects:
+            pairs = ["' and '".join(pair) for pair in self.alike_subjects]
+            sentences.append(
+                f"{counted(len(pairs), 'pair of subjects looks', 'pairs of subjects look')} alike: "
+                f"{first_few(pairs)}. If they are one, write them alike: else pictures of one "
+                "subject may lie on both sides of a split."
+            )
+        for column in dict.fromkeys(column for column, _, _ in self.alike_sites):
+            pairs = [f"{one}' and '{two}" for name, one, two in self.alike_sites if name == column]
+            sentences.append(
+                f"{counted(len(pairs), 'pair of names looks', 'pairs of names look')} alike in "
+                f"column '{visible(column)}': {first_few(pairs)}. Each name is a site of its own: "
+                "write them alike if they are one."
             )
         if len(self.classes) == 1:
             sentences.append(
@@ -153,14 +177,15 @@ class CheckReport:
             )
         if self.tiny_classes:
             sentences.append(
-                f"{len(self.tiny_classes)} classes have fewer than {TINY} training examples: "
-                f"{first_few(self.tiny_classes)}."
+                f"{counted(len(self.tiny_classes), 'class has', 'classes have')} fewer than {TINY} "
+                f"training examples: {first_few(self.tiny_classes)}."
             )
         few = [name for name, counts in self.classes.items() if counts["test"] < FEW_TEST]
         if few and self.splits["test"]:
             sentences.append(
-                f"{len(few)} classes have fewer than {FEW_TEST} test examples, so that one picture "
-                f"moves their recall by more than {100 / FEW_TEST:g} points: {first_few(few)}."
+                f"{counted(len(few), 'class has', 'classes have')} fewer than {FEW_TEST} test "
+                "examples, so that one picture moves its recall by more than "
+                f"{100 / FEW_TEST:g} points: {first_few(few)}."
             )
         return sentences
 
@@ -188,6 +213,8 @@ class CheckReport:
             "tiny_classes": list(self.tiny_classes),
             "untrained": list(self.untrained),
             "alike": [list(pair) for pair in self.alike],
+            "alike_subjects": [list(pair) for pair in self.alike_subjects],
+            "alike_sites": [list(pair) for pair in self.alike_sites],
             "unused": self.unused.as_json(),
             "how": self.how,
             "faults": self.faults(),
@@ -232,6 +259,8 @@ def check_table(
         tiny_classes=tuple(name for name, counts in classes.items() if counts["train"] < TINY),
         untrained=tuple(name for name, counts in classes.items() if not counts["train"]),
         alike=_alike(table.class_names),
+        alike_subjects=_alike_subjects(table),
+        alike_sites=_alike_sites(table),
         unused=table.unused,
         max_left_out=max_left_out,
         how=table.how,
@@ -240,16 +269,44 @@ def check_table(
     )
 
 
-def _alike(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _alike(names: Sequence[str], *, numbers: bool = False) -> tuple[tuple[str, str], ...]:
+    """Pairs of names that look alike; with ``numbers`` also those of one number."""
     first: dict[str, str] = {}
     pairs = []
     for name in names:
         # Without what does not show, such as a zero-width space.
         shown = "".join(c for c in name if unicodedata.category(c) != "Cf")
         key = " ".join(unicodedata.normalize("NFKC", shown).casefold().split())
+        if numbers:
+            key = _as_number(key)
         if first.setdefault(key, name) != name:
             pairs.append((first[key], name))
     return tuple(pairs)
+
+
+def _as_number(text: str) -> str:
+    """A number in one spelling, as a spreadsheet may change it; other text as it is.
+
+    >>> [_as_number(text) for text in ("1", "01", "1.0", "1a", "1e3")]
+    ['1', '1', '1', '1a', '1e3']
+    """
+    found = re.fullmatch(r"0*(\d+?)(?:[.,]0+)?", text)
+    return found[1] if found else text
+
+
+def _alike_subjects(table: ExampleTable) -> tuple[tuple[str, str], ...]:
+    if table.subjects == table.ids:
+        return ()
+    return _alike(list(dict.fromkeys(table.subjects)), numbers=True)
+
+
+def _alike_sites(table: ExampleTable) -> tuple[tuple[str, str, str], ...]:
+    return tuple(
+        (column, one, two)
+        for column, values in table.columns.items()
+        if column.casefold() in _SITES
+        for one, two in _alike(list(dict.fromkeys(values)), numbers=True)
+    )
 
 
 def _guess(table: ExampleTable, missing: Mapping[int, str]) -> str:
@@ -265,7 +322,7 @@ def only_class(name: str) -> str:
 
 def _tables_beside(table: ExampleTable) -> str:
     """A sentence that names tables in the data root; empty if there are none."""
-    if not isinstance(table.source, FileSource):
+    if not isinstance(table.source, FileSource) or table.how.startswith("Labels are those"):
         return ""
     endings = (".csv", ".tsv", ".xls", ".xlsx", ".ods", ".json", ".parquet")
     found = [p.name for p in sorted(table.source.root.glob("*")) if p.suffix.lower() in endings]
@@ -287,7 +344,7 @@ def refuse_contradictions(table: ExampleTable) -> None:
     if two_labels:
         pairs = [" = ".join(pair) for pair in two_labels]
         raise DataError(
-            f"{len(pairs)} pictures are byte-equal and have two labels: {first_few(pairs)}.",
+            f"{counted(len(pairs), *_TWO_LABELS)} two labels: {first_few(pairs)}.",
             why="Each would be learnt as two classes.",
             remedy="Keep one of each, or map one label to the other in data.label_map.",
         )
@@ -304,7 +361,8 @@ def _missing(table: ExampleTable) -> dict[int, str]:
 def _parted(table: ExampleTable) -> tuple[str, ...]:
     pairs = set(zip(table.subjects, table.splits, strict=True))
     counts = Counter(subject for subject, _ in pairs)
-    return tuple(sorted(subject for subject, count in counts.items() if count > 1))
+    parted = [subject for subject, count in counts.items() if count > 1]
+    return tuple(shown_subjects(parted, table.subjects, table.ids))
 
 
 def _equal_pictures(table: ExampleTable) -> tuple[tuple[tuple[str, str], ...], ...]:
@@ -324,67 +382,3 @@ def _equal_pictures(table: ExampleTable) -> tuple[tuple[tuple[str, str], ...], .
         elif len(labels) <= 1:
             repeated.append(pair)
     return tuple(shared), tuple(two_labels), tuple(repeated)
-
-
-def recognise(root: Path) -> str:
-    """The ``data.name`` for a folder, from files that only one kind has; ``folder`` by default."""
-    if (root / "images.txt").is_file() and (root / "image_class_labels.txt").is_file():
-        return "cub"
-    if any((folder / cars.META).is_file() for folder in (root, root / "devkit")):
-        return "cars"
-    if has_lists(root) or has_lists(root / "data"):
-        return "aircraft"
-    if ham10000_metadata(root) is not None:
-        return "ham10000"
-    if find_json(root) is not None and not _csv_or_classes(root):
-        return "coco"
-    usual = DataSettings.model_fields["manifest"].default
-    # 'fieldmark data make' writes both layouts; folders are the simpler one.
-    if (root / usual).is_file() and not (root / "train").is_dir():
-        return "manifest"
-    return "folder"
-
-
-def _csv_or_classes(root: Path) -> bool:
-    """Whether a tree has labels of another kind: a manifest, or split folders."""
-    usual = DataSettings.model_fields["manifest"].default
-    return (root / usual).is_file() or any(
-        entry.is_dir() and usual_split(entry.name) == "train" for entry in root.iterdir()
-    )
-
-
-PUBLISHED: dict[str, dict[Split, int]] = {
-    # Wah et al. 2011, CNS-TR-2011-001.
-    "cub": {"train": 5994, "test": 5794},
-    # Krause et al. 2013, "3D Object Representations for Fine-Grained Categorization".
-    "cars": {"train": 8144, "test": 8041},
-    # Maji et al. 2013, https://arxiv.org/abs/1306.5151: trainval and test.
-    "aircraft": {"train": 6667, "test": 3333},
-}
-"""Published number of pictures by data set and split; HAM10000 (10,015) has no split."""
-
-HAM10000 = 10_015
-"""Tschandl et al. 2018, https://doi.org/10.1038/sdata.2018.161."""
-
-
-def beside_published(name: str, splits: Mapping[Split, int]) -> str:
-    """A sentence that compares a tree with what was published; empty if unknown.
-
-    >>> beside_published("cub", {"train": 5994, "test": 5794, "pool": 0})
-    'As published: 5,994 train, 5,794 test.'
-    """
-    if name == "ham10000":
-        total = sum(splits.values())
-        published = f"{HAM10000:,} pictures"
-        return (
-            f"As published: {published}."
-            if total == HAM10000
-            else f"Published were {published}; listed here are {total:,}."
-        )
-    if name not in PUBLISHED:
-        return ""
-    told = ", ".join(f"{count:,} {split}" for split, count in PUBLISHED[name].items())
-    if all(splits.get(split) == count for split, count in PUBLISHED[name].items()):
-        return f"As published: {told}."
-    here = ", ".join(f"{splits.get(split, 0):,} {split}" for split in PUBLISHED[name])
-    return f"Published were {told}; listed here are {here}."

@@ -1,69 +1,60 @@
-"""Data set ``coco``: labels from a COCO or COCO Camera Traps JSON.
+"""Data sets ``coco`` and ``inaturalist``: labels from COCO, COCO Camera Traps or iNaturalist JSON.
 
 COCO Camera Traps (https://github.com/agentmorris/MegaDetector, "COCO Camera Traps format"; also
 https://lila.science): ``images`` with ``file_name``, and ``seq_id`` and ``location`` where known;
 ``annotations`` with ``category_id`` and, for some, ``bbox``; ``categories``. Pictures of one burst
 (``seq_id``) are one subject, because they are nearly equal.
+
+iNaturalist's competitions (https://github.com/visipedia/inat_comp) use the same form, one JSON for
+each split; their categories have ranks, which become the taxonomy.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from fgvc_core.data.annotated import (
+    DAMAGED,
+    Annotated,
+    Record,
+    fraction,
+    objects,
+    table_of,
+    where,
+)
 from fgvc_core.data.boxes import read_json, sound_box
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
-from fgvc_core.data.files import FileSource
-from fgvc_core.data.labels import LeftOut, number_labels
+from fgvc_core.data.coco_files import Listed, find_lists
+from fgvc_core.data.files import first_few
+from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.settings import DataSettings
-from fgvc_core.data.sheets import plain_path
-from fgvc_core.data.table import ExampleTable, held_out_splits
-from fgvc_core.data.unused import Reason, Unused
+from fgvc_core.data.table import ExampleTable
+from fgvc_core.data.unused import Reason
 from fgvc_core.errors import DataError
 
-_NO_LABEL = Reason("without an annotation")
-_SEVERAL = Reason("with annotations of more than one class")
+RANKS = ("kingdom", "phylum", "class", "order", "family", "genus")
+
 _NO_CATEGORY = Reason(
     "annotations of a category that the JSON does not define", True, "Mend the file."
 )
 _NO_IMAGE = Reason("annotations of a picture that the JSON does not list", True, "Mend the file.")
-_DAMAGED = Reason("in a damaged entry of the JSON", True, "Mend the file.")
-
-
-def find_json(root: Path) -> str | None:
-    """The only JSON beside or in ``annotations/`` that may be COCO's; None if it is not clear."""
-    found = []
-    for folder in (root, root / "annotations"):
-        if folder.is_dir():
-            found += [p for p in sorted(folder.glob("*.json")) if p.is_file()]
-    fitting = [p for p in found if _looks_like_coco(p)]
-    return str(fitting[0].relative_to(root)) if len(fitting) == 1 else None
-
-
-def _looks_like_coco(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            start = file.read(1 << 20)
-            if path.stat().st_size > 1 << 20:
-                file.seek(-(1 << 16), 2)
-                start += file.read()
-    except OSError:
-        return False
-    return b'"images"' in start and (b'"annotations"' in start or b'"categories"' in start)
 
 
 @tolerant_dataset("coco")
 def build_table(
     settings: DataSettings, cache: Path, left_out: LeftOut | None = None
 ) -> ExampleTable:
-    """Build the table of a COCO JSON: one example a picture, labeled with its one class.
+    """Build the table of COCO JSONs: one example a picture, labeled with its one class.
 
     With ``data.crop = "box"`` and no ``data.boxes`` there is one example for each annotation with
-    a box. The subject is the picture's ``seq_id`` or else the picture; the split is the keyed hash
-    of the subject. Columns: ``location``.
+    a box. The subject is the picture's ``seq_id`` or else the picture. Several files that are
+    called like splits (``train2019.json``, ``val2019.json``) are these: ``val`` is the test split
+    if there is no labeled ``test``, and one without annotations is not read. Of one file
+    ``data.test_fraction`` of the subjects is held out. Columns: ``location``.
 
     Args:
-        settings: ``[data]``; ``manifest`` names the JSON, else the only one is taken.
+        settings: ``[data]``; ``manifest`` may name one JSON.
         cache: Not used.
         left_out: If given, faulty entries are recorded here and left out.
 
@@ -72,93 +63,135 @@ def build_table(
         DataError: if there is no such file, or it lists no labeled pictures.
     """
     root = data_root(settings)
-    named = settings.manifest if settings.manifest.lower().endswith(".json") else find_json(root)
-    if named is None:
+    lists = find_lists(root)
+    if settings.manifest.lower().endswith(".json"):
+        lists = [Listed(settings.manifest, None)]
+    if not lists:
         raise DataError(
             f"data.path = '{settings.path}' holds no single COCO file.",
-            why="data.name = 'coco' reads labels from a JSON with images, annotations, categories.",
+            why="data.name = 'coco' reads labels from a JSON with images, annotations, categories, "
+            "or from several that are called like splits.",
             remedy="Name it: --set data.manifest=FILE.json.",
         )
-    found = read_json(root, root / named)
-    names = {
-        str(one.get("id")): str(one.get("name"))
-        for one in _objects(found.get("categories"))
-        if one.get("name") is not None
-    }
-    unused = Unused()
+    record = Record(left_out)
+    files = [_File.read(root, one, record) for one in lists]
+    used = [one for one in files if one.by_image or len(files) == 1]
+    pictures = [picture for one in _with_splits(used) for picture in one.pictures(record)]
+    named = first_few([one.listed.path for one in used]).replace("'", "")
+    table = table_of(pictures, settings, root, record, named, _how(files, used))
+    taxonomy, levels = _taxonomy(
+        [one for file in used for one in file.categories], settings.name, table.class_names
+    )
+    return replace(table, taxonomy=taxonomy, taxonomy_levels=levels)
 
-    def aside(reason: Reason, name: str) -> None:
-        unused.add(reason, name)
-        if left_out is not None:
-            left_out.add(reason.words, name)
 
-    by_image: dict[str, list[dict[str, Any]]] = {}
-    for one in _objects(found.get("annotations")):
-        by_image.setdefault(str(one.get("image_id")), []).append(one)
-    listed = {str(one.get("id")) for one in _objects(found["images"])}
-    for image_id, own in by_image.items():
-        for one in own:
-            if image_id not in listed:
-                unused.add(_NO_IMAGE, f"annotation {one.get('id')} of picture {image_id}")
-            elif str(one.get("category_id")) not in names:
-                unused.add(_NO_CATEGORY, f"annotation {one.get('id')} of picture {image_id}")
-    by_box = settings.crop == "box" and settings.boxes is None
-    rows: list[tuple[str, str, str, str, tuple[float, ...]]] = []
-    nowhere = (float("nan"),) * 4
-    for number, image in enumerate(found["images"]):
-        if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
-            aside(_DAMAGED, f"image {number + 1}")
-            continue
-        path = plain_path(image["file_name"], root)
-        own = by_image.get(str(image.get("id")), [])
-        labels = [(names.get(str(one.get("category_id"))), one) for one in own]
-        known = [(name, one) for name, one in labels if name is not None]
-        subject = str(image.get("seq_id") or path)
-        location = str(image.get("location", ""))
-        if not known:
-            aside(_NO_LABEL, path)
-        elif by_box:
+@tolerant_dataset("inaturalist", knows=("taxonomy",))
+def build_inaturalist(
+    settings: DataSettings, cache: Path, left_out: LeftOut | None = None
+) -> ExampleTable:
+    """Build the table of iNaturalist's JSONs; see :func:`build_table`.
+
+    The taxonomy is that of the categories: the ranks that all of them have, or ``supercategory``.
+    """
+    return build_table(settings, cache, left_out)
+
+
+@dataclass(frozen=True)
+class _File:
+    """One JSON, with the annotations of each picture that it lists."""
+
+    root: Path
+    listed: Listed
+    images: list[Any]
+    categories: list[dict[str, Any]]
+    by_image: dict[str, list[dict[str, Any]]]
+
+    @classmethod
+    def read(cls, root: Path, listed: Listed, record: Record) -> "_File":
+        """Read a JSON; annotations that lead nowhere are recorded."""
+        found = read_json(root, root / listed.path)
+        categories = [c for c in objects(found.get("categories")) if c.get("name") is not None]
+        numbers = {str(one.get("id")) for one in categories}
+        known = {str(one.get("id")) for one in objects(found["images"])}
+        by_image: dict[str, list[dict[str, Any]]] = {}
+        for one in objects(found.get("annotations")):
+            image_id = str(one.get("image_id"))
+            by_image.setdefault(image_id, []).append(one)
+            told = f"annotation {one.get('id')} of picture {image_id}"
+            if image_id not in known:
+                record.unused.add(_NO_IMAGE, told)
+            elif str(one.get("category_id")) not in numbers:
+                record.unused.add(_NO_CATEGORY, told)
+        return cls(root, listed, found["images"], categories, by_image)
+
+    def pictures(self, record: Record) -> Iterator[Annotated]:
+        """The pictures with their known annotations."""
+        names = {str(one.get("id")): str(one["name"]) for one in self.categories}
+        for number, image in enumerate(self.images):
+            if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
+                record.aside(DAMAGED, f"image {number + 1}")
+                continue
             size = (image.get("width"), image.get("height"))
-            for name, one in known:
-                box = sound_box(one.get("bbox"))
-                rows.append((path, name, subject, location, _fraction(box, size) or nowhere))
-        elif len({name for name, _ in known}) > 1:
-            aside(_SEVERAL, path)
-        else:
-            rows.append((path, known[0][0], subject, location, nowhere))
-    paths = tuple(row[0] for row in rows)
-    labels_N, class_names = number_labels(
-        [row[1] for row in rows], settings, named, left_out, paths
-    )
-    subjects = tuple(row[2] for row in rows)
-    return ExampleTable(
-        source=FileSource(root, paths),
-        rows=np.arange(len(paths), dtype=np.int64),
-        ids=paths,
-        labels_N=labels_N,
-        splits=held_out_splits(
-            subjects, [row[1] for row in rows], settings.test_fraction, settings.test_rule
-        ),
-        subjects=subjects,
-        class_names=class_names,
-        columns={"location": tuple(row[3] for row in rows)},
-        boxes_N4=np.array([row[4] for row in rows], dtype=np.float32) if by_box else None,
-        unused=unused,
-        how=f"Labels are those of '{named}' (COCO); pictures of one seq_id are one subject.",
-    )
+            own = [
+                (names[str(one.get("category_id"))], fraction(sound_box(one.get("bbox")), size))
+                for one in self.by_image.get(str(image.get("id")), ())
+                if str(one.get("category_id")) in names
+            ]
+            yield Annotated(
+                where(self.root, image["file_name"], self.listed.folders),
+                own,
+                subject=str(image.get("seq_id") or ""),
+                split=self.listed.split,
+                columns={"location": str(image.get("location", ""))},
+            )
 
 
-def _fraction(
-    box: tuple[float, ...] | None, size: tuple[object, object]
-) -> tuple[float, ...] | None:
-    """A box in pixels as fractions, where the file says how large the picture is."""
-    width, height = size
-    if box is None or not isinstance(width, int | float) or not isinstance(height, int | float):
-        return box
-    if width <= 0 or height <= 0:
-        return box
-    return (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+def _with_splits(files: Sequence[_File]) -> list[_File]:
+    """The files with their splits; 'val' is the test split if there is no other."""
+    if any(one.listed.split == "test" and not one.listed.is_val for one in files):
+        return [
+            replace(one, listed=replace(one.listed, split="train")) if one.listed.is_val else one
+            for one in files
+        ]
+    return list(files)
 
 
-def _objects(values: object) -> list[dict[str, Any]]:
-    return [one for one in values if isinstance(one, dict)] if isinstance(values, list) else []
+def _how(files: Sequence[_File], used: Sequence[_File]) -> str:
+    shown = first_few([one.listed.path for one in used])
+    told = f"Labels are those of {shown} (COCO); pictures of one seq_id are one subject."
+    splits = [
+        f"'{f.listed.path}' is {f.listed.split}" for f in _with_splits(used) if f.listed.split
+    ]
+    bare = [one.listed.path for one in files if one not in used]
+    told += f" Splits: {', '.join(splits)}." if splits else ""
+    return told + (f" Without annotations, not read: {first_few(bare)}." if bare else "")
+
+
+def _taxonomy(
+    categories: Sequence[dict[str, Any]], kind: str, class_names: tuple[str, ...]
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """Lineage of each class and the names of the levels; empty without ranks.
+
+    A level is left out where one of its names would have two parents.
+    """
+    by_name = {str(one["name"]): one for one in categories}
+    if not class_names or not set(class_names) <= set(by_name):
+        # Classes made by a label map have no ranks.
+        return (), ()
+    own = [by_name[name] for name in class_names]
+    wanted = RANKS if any("genus" in one for one in own) else ("supercategory",)
+    if wanted == ("supercategory",) and kind != "inaturalist":
+        return (), ()
+    levels: list[str] = []
+    columns: list[list[str]] = []
+    for rank in wanted:
+        values = [str(one.get(rank) or "") for one in own]
+        if not all(values):
+            continue
+        above = columns[-1] if columns else [""] * len(values)
+        if len(set(zip(values, above, strict=True))) == len(set(values)):
+            levels.append(rank)
+            columns.append(values)
+    if not levels:
+        return (), ()
+    return tuple(zip(*columns, class_names, strict=True)), (*levels, "species")

@@ -31,6 +31,7 @@ from fgvc_core.data.reader import turned
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.soundness import refuse_unsound_list
 from fgvc_core.data.table import ExampleTable
+from fgvc_core.words import counted
 
 _LABELS = "image_class_labels.txt"
 _SPLIT = "train_test_split.txt"
@@ -141,7 +142,9 @@ def _pretty(name: str) -> str:
 def _refuse_twice(paths: Sequence[str]) -> None:
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
-        raise damaged(f"images.txt lists {len(twice)} pictures twice: {first_few(twice)}.")
+        raise damaged(
+            f"images.txt lists {counted(len(twice), 'picture')} twice: {first_few(twice)}."
+        )
 
 
 def _own_labels(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ImageFile
 
 from fgvc_core.data.reader import GROUND, orientation_of
+from fgvc_core.errors import DataError
 
 LOW, HIGH = 0.5, 99.5
 """Percentiles that become 0 and 255."""
@@ -42,6 +43,22 @@ class Depth:
     rule: Literal["scale", "percentile", "window"]
     bits: int = 16
     window: tuple[float, float] = (32768.0, 65536.0)
+
+
+def too_deep(path: Path, how: str) -> DataError:
+    """Error for a picture of more than 8 bits a channel without a rule.
+
+    Args:
+        path: The picture.
+        how: How its samples are stored.
+    """
+    return DataError(
+        f"The picture '{path}' has more than 8 bits a channel ('{how}'), and data.depth states no "
+        "rule for that.",
+        why="How its values map to 0..255 is a choice that changes what a model sees.",
+        remedy="Say how with data.depth (scale, percentile or window), or convert it to 8 bits "
+        "with the window that your field uses.",
+    )
 
 
 def read_deep(path: Path, image: ImageFile.ImageFile, depth: Depth) -> NDArray[np.uint8]:

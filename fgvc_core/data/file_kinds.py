@@ -43,18 +43,22 @@ PICTURE_ENDINGS = frozenset(
 )
 """Endings of files that are read as pictures, in lower case."""
 
+_HEIC_ENDINGS = frozenset({".heic", ".heif", ".hif"})
+DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
+"""Endings of DICOM files; many have none, or a number, and are told by their bytes."""
+
+MARK_BYTES = 132
+"""Bytes from the beginning of a file that are looked at to tell its format."""
+
 _CONVERT = "Convert them to JPEG, PNG or TIFF."
 _FRAMES = "Cut frames out of them first, for instance with ffmpeg."
 _TILES = (
-    "Cut whole-slide pictures into tiles first, for instance with 'vips dzsave SLIDE TILES "
-    "--suffix .png' (libvips reads them through OpenSlide)."
+    "Cut whole-slide pictures into tiles first: 'vips dzsave SLIDE.svs TILES --tile-size 512 "
+    "--overlap 0 --depth one --suffix .png' (libvips reads them through OpenSlide); then put the "
+    "tiles into class folders, or list them in a CSV with the slide or patient as subject."
 )
 _DEVELOP = "Develop them to TIFF or JPEG first, for instance with dcraw or darktable-cli."
 _EXTRA = "Install the extra: pip install 'fieldmark[formats]'."
-_GREY = (
-    "Write them as 8-bit PNG with the window that a reader uses, for instance with 'dcmj2pnm +on2 "
-    "+Wi 1' (DCMTK); nothing of their headers is wanted."
-)
 
 
 def _format(name: str, remedy: str) -> Reason:
@@ -64,7 +68,7 @@ def _format(name: str, remedy: str) -> Reason:
 _FORMATS = {
     _format("HEIC", _EXTRA): ".heic .heif .hif .heics .heifs",
     _format("AVIF", "Install a Pillow with AVIF (11.3 or later)."): ".avif .avifs",
-    _format("DICOM", _GREY): ".dcm .dicom",
+    _format("DICOM", _EXTRA): ".dcm .dicom",
     _format("JPEG 2000", _CONVERT): ".jp2 .j2k .jpf .jpx .j2c",
     _format("JPEG XL", _CONVERT): ".jxl",
     _format("camera raw", _DEVELOP): ".arw .cr2 .cr3 .crw .dng .nef .nrw .orf .pef .raf .raw .rw2 "
@@ -104,8 +108,19 @@ _LITTER_FOLDERS = frozenset(
         ".git",
         ".dvc",
         ".picasaoriginals",
+        "system volume information",
+        "network trash folder",
+        "recycle bin",
+        "recyclebin",
+        "thumbnails",
+        "@thumb",
+        "_thumb",
+        "_thumbs",
+        "_thumbnails",
+        "previews.lrdata",
+        "thumbnails.lrdata",
     ]
-) | {"system volume information", "network trash folder"}
+)
 _LITTER_FILES = frozenset(
     [
         "thumbs.db",
@@ -122,7 +137,12 @@ _LITTER_FILES = frozenset(
         "zbthumbnail.info",
     ]
 )
-_LITTER_NAME = re.compile(r"\._.*|SYNO(PHOTO|FILE|VIDEO)_.*|\.trash-\d+|~\$.*", re.IGNORECASE)
+_LITTER_NAME = re.compile(
+    r"\._.*|SYNO(PHOTO|FILE|VIDEO)_.*|\.trash-\d+|~\$.*"
+    # Lightroom's, Capture One's and Apple's libraries of previews.
+    r"|.*\.(lrdata|lrcat-data|cocatalogdb|photoslibrary|aplibrary)",
+    re.IGNORECASE,
+)
 
 _OTHER = frozenset(
     [
@@ -226,6 +246,8 @@ def unused_file(path: str) -> Reason | None:
     ending = Path(name).suffix.lower()
     if ending in PICTURE_ENDINGS or ending in readable_extras():
         return None
+    if name.upper() == "DICOMDIR":
+        return NO_PICTURE
     if name.casefold().endswith(".nii.gz"):
         return _BY_ENDING[".nii.gz"]
     if ending in _OTHER:
@@ -235,13 +257,15 @@ def unused_file(path: str) -> Reason | None:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return NO_FILE
         with open(path, "rb") as file:
-            start = file.read(16)
+            start = file.read(MARK_BYTES)
     except (OSError, ValueError) as error:
         refuse_passing(path, error)
         return UNREADABLE_FILE if ending in _BY_ENDING or not ending else NO_PICTURE
     known = ending in _BY_ENDING
     if _MAGIC.match(start):
         return None if known or not ending else OTHER_ENDING
+    if looks_like_dicom(start):
+        return None if ".dcm" in readable_extras() else _BY_ENDING[".dcm"]
     found = _BRAND.match(start)
     if found and not known:
         for ending_of_brand, brands in ((".heic", _HEIC), (".avif", _AVIF)):
@@ -264,6 +288,8 @@ def format_of(start: bytes) -> str:
         return "HEIC"
     if found and found["brand"] in _AVIF:
         return "AVIF"
+    if looks_like_dicom(start):
+        return "DICOM"
     if start[4:12] == b"JXL \r\n\x87\n" or start.startswith(b"\xff\x0a"):
         return "JPEG XL"
     if start[4:12] == b"jP  \r\n\x87\n" or start.startswith(b"\xff\x4f\xff\x51"):
@@ -278,16 +304,37 @@ def remedy_for(name: str) -> str:
 
 def readable_extras() -> frozenset[str]:
     """Endings that installed extras add to ``PICTURE_ENDINGS``."""
-    return _HEIC_ENDINGS if find_spec("pillow_heif") is not None else frozenset()
+    heic = _HEIC_ENDINGS if find_spec("pillow_heif") is not None else frozenset()
+    return heic | (DICOM_ENDINGS if find_spec("pydicom") is not None else frozenset())
 
 
-_HEIC_ENDINGS = frozenset({".heic", ".heif", ".hif"})
+def looks_like_dicom(start: bytes) -> bool:
+    """Whether a file that begins with these ``MARK_BYTES`` bytes is DICOM (PS3.10, section 7.1)."""
+    return start[128:MARK_BYTES] == b"DICM"
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is to be read as DICOM; one with another picture's ending is not opened.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    ending = path.suffix.lower()
+    if ending in PICTURE_ENDINGS or ending in _HEIC_ENDINGS:
+        return False
+    with path.open("rb") as file:
+        return looks_like_dicom(file.read(MARK_BYTES))
+
 
 __all__ = [
+    "DICOM_ENDINGS",
     "LITTER",
+    "MARK_BYTES",
     "PICTURE_ENDINGS",
     "format_of",
+    "is_dicom",
     "litter",
+    "looks_like_dicom",
     "looks_like_picture",
     "readable_extras",
     "remedy_for",

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fgvc_core.data.decoding import wait_for_turn
-from fgvc_core.data.depth import Depth, read_deep
+from fgvc_core.data.depth import Depth, read_deep, too_deep
+from fgvc_core.data.dicom import read_dicom, size_of
+from fgvc_core.data.file_kinds import is_dicom
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.reader import (
     as_rgb,
@@ -105,13 +107,20 @@ class FileSource:
     def _decode(self, row: int, path: Path, size: int | None) -> NDArray[np.uint8]:
         """Decode the picture; may raise any ``Exception``, as decoders do."""
         refuse_unsound_file(self.real_root, path)
+        if is_dicom(path):
+            picture_HWC = read_dicom(path, self.depth)
+            if self.crops is None:
+                return picture_HWC
+            whole_HW = picture_HWC.shape[:2]
+            _refuse_outside(path, self.crops[row], (whole_HW[1], whole_HW[0]))
+            return cut(picture_HWC, self.crops[row], max(whole_HW), self.margin)
         with Image.open(path, formats=FORMATS) as image:
-            refuse_absurd_size(path, image)
+            refuse_absurd_size(path, image.size)
             wait_for_turn(image.width * image.height)
             height, whole, stored = image.height, max(image.size), image.size
             deep = deeper_than_8_bits(image)
             if deep and self.depth is None:
-                raise _too_deep(path, deep)
+                raise too_deep(path, deep)
             crop = None if self.crops is None else self.crops[row]
             if size is not None and image.format == "JPEG":
                 if crop is not None:
@@ -185,6 +194,8 @@ class FileSource:
         path = self.path(row)
         try:
             refuse_unsound_file(self.real_root, path)
+            if is_dicom(path):
+                return size_of(path)
             with Image.open(path, formats=FORMATS) as image:
                 return image.width, max(image.height - self.banner, 1)
         except Exception as error:
@@ -291,7 +302,9 @@ def _size_of_whole(size: int, box: Box, stored: tuple[int, int]) -> int:
 def missing_pictures(paths: Sequence[str], total: int | None = None, guess: str = "") -> DataError:
     """Error for files that a data set names and that do not exist; ``guess``: where they may be."""
     of = f" of {total}" if total else ""
-    noun = "picture is" if len(paths) == 1 else "pictures are"
+    # "1 of 12 pictures is missing": the noun goes by the total, the verb by the count.
+    noun = "picture" if len(paths) == 1 and not total else "pictures"
+    noun += " is" if len(paths) == 1 else " are"
     return DataError(
         f"{len(paths)}{of} {noun} missing: {first_few(paths)}.",
         why="The data set names files that are not there.",
@@ -354,13 +367,4 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
         f"The picture '{path}' cannot be read: {reason}.",
         why="It is cut short, damaged or not a picture.",
         remedy="Copy it again or remove it; 'fieldmark data check' lists all such files.",
-    )
-
-
-def _too_deep(path: Path, mode: str) -> DataError:
-    return DataError(
-        f"The picture '{path}' has more than 8 bits a channel ('{mode}').",
-        why="How its values map to 0..255 is a choice that changes what a model sees.",
-        remedy="Say how with data.depth (scale, percentile or window), or convert it to 8 bits "
-        "with the window that your field uses.",
     )

@@ -5,17 +5,20 @@ torchvision's ``ImageFolder``. Usual variations are recognized; see ``layout.py`
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fgvc_core.data.catalogue import data_root, tolerant_dataset
 from fgvc_core.data.file_kinds import PICTURE_ENDINGS
 from fgvc_core.data.files import FileSource
-from fgvc_core.data.labels import LeftOut, number_labels, same_name
+from fgvc_core.data.labels import LEFT_OUT, LeftOut, number_labels, same_name
 from fgvc_core.data.layout import Layout, Role, understand, usual_split
-from fgvc_core.data.settings import DataSettings
+from fgvc_core.data.patients import subjects_or_left_out
+from fgvc_core.data.settings import PATIENT, DataSettings
 from fgvc_core.data.table import ExampleTable, Split, held_out_splits
 from fgvc_core.data.unused import NO_CLASS, OUTSIDE_SPLITS, READ_ALREADY, Reason, Unused
 from fgvc_core.data.walking import Entry, may_follow, walk
@@ -45,7 +48,8 @@ def build_table(
     What is below the root and not used is in the table's ``unused``.
 
     Args:
-        settings: ``[data]``; ``label_map`` maps folder names to ``classes``.
+        settings: ``[data]``; ``label_map`` maps folder names to ``classes``, and
+            ``subject_column = "dicom:PatientID"`` makes the patient of each file the subject.
         cache: Not used.
         left_out: If given, faulty rows are recorded here and left out.
 
@@ -57,10 +61,48 @@ def build_table(
     follow = may_follow(settings.follow_links)
     entries = list(walk(root, follow_links=follow))
     layout, how = _layout(root, entries, settings)
-    unused = Unused()
-    rows: dict[str, Place] = {}
+    found = _sort(entries, layout, left_out)
+    if not found.rows and left_out is None:
+        raise _nothing(settings, found.unused)
+    paths = tuple(sorted(found.rows))
+    labels_N, class_names = number_labels(
+        [found.rows[path][0] for path in paths],
+        settings,
+        f"data.path = '{settings.path}'",
+        left_out,
+        paths,
+    )
+    found.unused.classes = _lost_classes(found.lost_labels, labels_N, class_names, settings)
+    subjects: Sequence[str] = paths
+    if settings.subject_column == PATIENT:
+        subjects, bare = subjects_or_left_out(root, paths, left_out, follow_links=follow)
+        labels_N[sorted(bare)] = LEFT_OUT
+    return ExampleTable(
+        source=FileSource(root, paths, follow_links=follow),
+        rows=np.arange(len(paths), dtype=np.int64),
+        ids=paths,
+        labels_N=labels_N,
+        splits=_with_test_split([found.rows[path] for path in paths], subjects, settings),
+        subjects=tuple(subjects),
+        class_names=class_names,
+        unused=found.unused,
+        how=how,
+    )
+
+
+@dataclass
+class _Sorted:
+    """Files of a tree: pictures with their places, and what is not used."""
+
+    rows: dict[str, Place] = field(default_factory=dict)
+    unused: Unused = field(default_factory=Unused)
+    lost_labels: set[str] = field(default_factory=set)
+
+
+def _sort(entries: Iterable[Entry], layout: Layout | None, left_out: LeftOut | None) -> _Sorted:
+    """Each file's place, or why it is not used; links last, so that each picture counts once."""
+    found = _Sorted()
     links: list[tuple[Entry, Place]] = []
-    lost_labels: set[str] = set()
     for entry in entries:
         # A folder that was not looked into stands for the pictures in it.
         parts = (*entry.path.split("/"), *(("",) if entry.folder else ()))
@@ -71,76 +113,69 @@ def build_table(
         if reason is None:
             assert not isinstance(place, Reason)
             if entry.target is None:
-                rows[entry.path] = place
+                found.rows[entry.path] = place
             else:
                 links.append((entry, place))
             continue
-        unused.add(reason, entry.shown, folder=entry.folder)
+        found.unused.add(reason, entry.shown, folder=entry.folder)
         if reason.lost and left_out is not None:
             left_out.add(reason.words, entry.path)
         if reason.lost and not isinstance(place, Reason) and place[0] is not None:
-            lost_labels.add(place[0])
+            found.lost_labels.add(place[0])
     targets: set[str] = set()
     for entry, place in links:
         # Decided by the link and by what it leads to alone, as differential privacy requires.
-        if entry.target in rows or (entry.target in targets and left_out is None):
-            unused.add(READ_ALREADY, entry.shown)
+        if entry.target in found.rows or (entry.target in targets and left_out is None):
+            found.unused.add(READ_ALREADY, entry.shown)
             continue
         targets.add(entry.target or "")
-        rows[entry.path] = place
-    if not rows and left_out is None and not unused.lost:
-        raise DataError(
+        found.rows[entry.path] = place
+    return found
+
+
+def _nothing(settings: DataSettings, unused: Unused) -> DataError:
+    """Error for a tree of which no picture can be used."""
+    if not unused.lost:
+        return DataError(
             f"data.path = '{settings.path}' holds no pictures in class folders.",
             why="data.name = 'folder' reads DIR/<class>/<picture> or DIR/train/<class>/<picture>.",
             remedy=f"Pictures end in {', '.join(sorted(PICTURE_ENDINGS))}. Check data.path.",
         )
-    if not rows and left_out is None:
-        raise DataError(
-            f"data.path = '{settings.path}' holds no pictures in class folders that can be used: "
-            f"{' '.join(unused.sentences())}",
-            why="There is nothing to learn from.",
-            remedy="Check data.path; data.folders = 'classes' takes folders called like splits as "
-            "classes; data.name = 'manifest' takes labels from a table.",
-        )
-    paths = tuple(sorted(rows))
-    labels_N, class_names = number_labels(
-        [rows[path][0] for path in paths],
-        settings,
-        f"data.path = '{settings.path}'",
-        left_out,
-        paths,
+    return DataError(
+        f"data.path = '{settings.path}' holds no pictures in class folders that can be used: "
+        f"{' '.join(unused.sentences())}",
+        why="There is nothing to learn from.",
+        remedy="Check data.path; data.folders = 'classes' takes folders called like splits as "
+        "classes; data.name = 'manifest' takes labels from a table.",
     )
+
+
+def _lost_classes(
+    lost_labels: Iterable[str],
+    labels_N: NDArray[np.int64],
+    class_names: Sequence[str],
+    settings: DataSettings,
+) -> list[str]:
+    """Classes of which nothing is used, though something of them is there."""
     mapped = {settings.label_map.get(label, label) for label in map(same_name, lost_labels)}
     held = {class_names[k] for k in set(labels_N.tolist()) if k >= 0}
     known = set(settings.classes) if settings.classes is not None else mapped
-    unused.classes = sorted((mapped & known) - {*held, "-> none"})
-    splits = _with_test_split(paths, rows, settings)
-    return ExampleTable(
-        source=FileSource(root, paths, follow_links=follow),
-        rows=np.arange(len(paths), dtype=np.int64),
-        ids=paths,
-        labels_N=labels_N,
-        splits=splits,
-        subjects=paths,
-        class_names=class_names,
-        unused=unused,
-        how=how,
-    )
+    return sorted((mapped & known) - {*held, "-> none"})
 
 
 def _with_test_split(
-    paths: tuple[str, ...], rows: Mapping[str, Place], settings: DataSettings
+    places: Sequence[Place], subjects: Sequence[str], settings: DataSettings
 ) -> tuple[Split, ...]:
     """The split of each picture, with a test split made of those that no folder decides."""
-    undecided = [path for path in paths if rows[path][1] is None]
+    undecided = [at for at, place in enumerate(places) if place[1] is None]
     made = held_out_splits(
-        undecided,
-        [rows[path][0] for path in undecided],
+        [subjects[at] for at in undecided],
+        [places[at][0] for at in undecided],
         settings.test_fraction,
         settings.test_rule,
     )
     held = dict(zip(undecided, made, strict=True))
-    return tuple(rows[path][1] or held[path] for path in paths)
+    return tuple(place[1] or held[at] for at, place in enumerate(places))
 
 
 def _layout(

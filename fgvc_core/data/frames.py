@@ -4,6 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from fgvc_core.data.dicom import frame_count
+from fgvc_core.data.file_kinds import is_dicom
 from fgvc_core.data.files import FileSource
 from fgvc_core.data.soundness import FORMATS, refuse_unsound_file
 from fgvc_core.data.table import ExampleTable
@@ -34,6 +36,8 @@ def further_frames(root: str, path: Path) -> int:
     """
     try:
         refuse_unsound_file(root, path)
+        if is_dicom(path):
+            return frame_count(path) - 1
         if path.suffix.lower() not in _SEVERAL:
             with path.open("rb") as file:
                 start = file.read(_START_BYTES)

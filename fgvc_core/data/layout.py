@@ -33,7 +33,11 @@ def usual_split(name: str) -> str | None:
 
     >>> [usual_split(n) for n in ("Train", "test_images", "val2017", "training-set", "trainer")]
     ['train', 'test', 'val', 'train', None]
+    >>> [usual_split(n) for n in ("01_train", "2. Test", "3-val", "737-200", "1st", "7")]
+    ['train', 'test', 'val', None, None, None]
     """
+    # Folders are numbered so that they stand in order.
+    name = re.sub(r"^[0-9]{1,2}[ _.-]+(?=[^0-9])", "", name)
     plain = re.sub(r"[^a-z]", "", re.sub(r"(?<=[a-z])[0-9]+$", "", name.casefold()))
     if not plain or re.search(r"[0-9]", re.sub(r"[0-9]+$", "", name)):
         return None

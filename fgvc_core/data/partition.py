@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from fgvc_core.components import PARTITIONERS
 from fgvc_core.data.files import first_few
+from fgvc_core.data.patients import shown_names, shown_subjects
 from fgvc_core.data.settings import PartitionSettings
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError, nearest
 from fgvc_core.seeds import derive_seed
+from fgvc_core.words import counted
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -245,10 +247,11 @@ def _by_column(
             remedy="Fill the column in, or choose another.",
         )
     pairs = set(zip(table.subjects, values, strict=True))
-    parted = sorted(s for s, n in Counter(subject for subject, _ in pairs).items() if n > 1)
+    counts = Counter(subject for subject, _ in pairs)
+    parted = shown_subjects([s for s, n in counts.items() if n > 1], table.subjects, table.ids)
     if parted:
         raise DataError(
-            f"Column '{settings.column}' puts {len(parted)} subjects at two sites: "
+            f"Column '{settings.column}' puts {counted(len(parted), 'subject')} at two sites: "
             f"{first_few(parted)}.",
             why="Pictures of one subject never meet at two sites.",
             remedy="Choose a column that is the same for all pictures of a subject.",
@@ -263,7 +266,8 @@ def _by_column(
 
 
 def _column(table: ExampleTable, settings: PartitionSettings) -> tuple[str, ...]:
-    known = {"subject": table.subjects, **table.columns}
+    names = shown_names(table.subjects, table.ids)
+    known = {"subject": tuple(names[subject] for subject in table.subjects), **table.columns}
     if settings.column is None:
         raise ConfigurationError(
             "partition.scheme = 'column' needs partition.column.",

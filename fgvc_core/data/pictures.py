@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Pictures = NDArray[np.uint8] | list[NDArray[np.uint8]]
 """N pictures (size, size, 3), as one array or as a list."""
 
-_VERSION = b"fieldmark pictures 2"
+_VERSION = b"fieldmark pictures 3"
 
 
 class PictureBank:

@@ -8,8 +8,8 @@ page follow the same rules, and tests compare them.
 - **Transparency**: laid on white. What lies under full transparency never shows.
 - **Depth**: 8 bits for each channel. Deeper files are refused, since how their values map to
   0..255 changes what a model sees, unless ``data.depth`` says how.
-- **Color**: grey, palette, CMYK, YCbCr and LAB are converted by Pillow; embedded color profiles
-  are not applied.
+- **Color**: grey, palette, CMYK, YCbCr and LAB become RGB. An embedded profile is applied
+  (``profiles.py``); without one, samples are taken as sRGB. Deep pictures have none applied.
 - **Frames**: the first frame of a file that holds several.
 """
 
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from fgvc_core.data.profiles import Transform, in_srgb, transform_of
 
 # Complaints about metadata, one line of standard error for each damaged picture.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
@@ -124,15 +126,25 @@ def as_rgb(image: Image.Image, *, banner: int = 0, upright: bool = True) -> NDAr
         image = image.transpose(turn)
     width, height = image.size
     clear = image.has_transparency_data
+    transform = transform_of(image)
     picture_HWC = np.empty((height, width, 3), dtype=np.uint8)
     rows = max(_STRIP_PIXELS // width, 1)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
-        if clear:
-            picture_HWC[top : top + rows] = _on_ground(np.asarray(strip.convert("RGBA")))
-        else:
-            picture_HWC[top : top + rows] = np.asarray(strip.convert("RGB"))
+        picture_HWC[top : top + rows] = _converted(strip, transform, clear)
     return picture_HWC
+
+
+def _converted(strip: Image.Image, transform: Transform | None, clear: bool) -> NDArray[np.uint8]:
+    """RGB values of a part of an image; transparency is laid on a ground that is white in sRGB."""
+    if not clear:
+        return np.asarray(strip.convert("RGB") if transform is None else in_srgb(strip, transform))
+    rgba = strip.convert("RGBA")
+    if transform is not None:
+        colored = in_srgb(strip if strip.mode == "LA" else rgba, transform)
+        colored.putalpha(rgba.getchannel("A"))
+        rgba = colored
+    return _on_ground(np.asarray(rgba))
 
 
 def _on_ground(rgba_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

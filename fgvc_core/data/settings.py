@@ -10,6 +10,12 @@ from fgvc_core.configuration import text
 from fgvc_core.data.depth import Depth
 from fgvc_core.registry import OpenSettings, Registry
 
+PATIENT = "dicom:PatientID"
+"""Value of ``data.subject_column`` for which the subject is the patient of each DICOM file."""
+
+WITH_PATIENTS = ("coco", "cvat", "folder", "inaturalist", "label-studio", "manifest")
+"""Kinds of data for which ``PATIENT`` may be asked."""
+
 
 class DataSettings(OpenSettings):
     """The data set, its picture size and its class names."""
@@ -23,8 +29,8 @@ class DataSettings(OpenSettings):
 
     name: str = Field(
         "fieldmarks",
-        description="Data set: fieldmarks (embedded), cub, cars, aircraft, ham10000, folder or "
-        "manifest.",
+        description="Data set: fieldmarks (embedded), cub, cars, aircraft, ham10000, folder, "
+        "manifest, coco, inaturalist, label-studio or cvat.",
         json_schema_extra=text("word"),
     )
     path: str | None = Field(
@@ -130,7 +136,8 @@ class DataSettings(OpenSettings):
     )
     manifest: str = Field(
         "manifest.csv",
-        description="For manifest: the CSV's path, relative to data.path.",
+        description="For manifest: the CSV's path, relative to data.path; also the name of a JSON, "
+        "CSV or XML of annotations.",
         json_schema_extra=text("inside"),
     )
     path_column: str = Field(
@@ -150,6 +157,7 @@ class DataSettings(OpenSettings):
     subject_column: str | None = Field(
         None,
         description="For manifest: the column of subject ids (patient, lesion, animal); "
+        "'dicom:PatientID', also for folder and annotation files: the patient of each DICOM file; "
         "pictures of one subject never meet in two splits or sites. Without it a column "
         "named 'subject' is taken, where there is one.",
         json_schema_extra=text("label"),

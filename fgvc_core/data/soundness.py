@@ -9,7 +9,7 @@ import stat
 from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, features
+from PIL import features
 
 from fgvc_core.errors import DataError
 
@@ -105,13 +105,17 @@ def _refuse_unsound(root: str, path: Path, what: str, most: int) -> None:
         )
 
 
-def refuse_absurd_size(path: Path, image: Image.Image) -> None:
+def refuse_absurd_size(path: Path, size: tuple[int, int]) -> None:
     """Refuse a picture by the size in its header, before decoding any pixel.
+
+    Args:
+        path: The picture.
+        size: Its width and height, as its header says.
 
     Raises:
         DataError: for a side of 0 or over ``MAX_SIDE``, or more than ``MAX_PIXELS``.
     """
-    width, height = image.size
+    width, height = size
     if min(width, height) >= 1 and max(width, height) <= MAX_SIDE and width * height <= MAX_PIXELS:
         return
     raise DataError(

@@ -15,6 +15,7 @@ from fgvc_core.protocol.keys import (
     short_form,
 )
 from fgvc_core.protocol.messages import MAX_BODY_BYTES, Sealed, ValidationReply, unseal
+from fgvc_core.words import counted
 
 
 class _File(BaseModel):
@@ -84,7 +85,7 @@ def reply_in_words(reply: ValidationReply) -> list[str]:
     figures = reply.figures
     if figures is not None:
         lines += [
-            f"{figures.examples:,} pictures of {figures.subjects:,} subjects",
+            f"{counted(figures.examples, 'picture')} of {counted(figures.subjects, 'subject')}",
             f"top-1 {_percent(figures.top1.value)} "
             f"(95 %: {_percent(figures.top1.low)} to {_percent(figures.top1.high)}), "
             f"top-5 {_percent(figures.top5)}",

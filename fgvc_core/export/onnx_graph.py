@@ -4,6 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc_core import __version__
+from fgvc_core.data.depth import HIGH, LOW, Depth
 from fgvc_core.data.reader import GROUND
 from fgvc_core.errors import RunFailed, missing_extra
 from fgvc_core.export.graph import ExportedGraph
@@ -104,6 +106,7 @@ def preprocessing(trained: TrainedModel) -> dict[str, Any]:
     """The steps from a picture to the square that the graph takes."""
     spec = trained.model.input
     data = trained.recipe.data
+    rule = data.depth_rule
     cut = (
         f"cut out the square around the subject's box with a margin of {data.crop_margin:g} of its "
         "longer side; "
@@ -116,11 +119,25 @@ def preprocessing(trained: TrainedModel) -> dict[str, Any]:
         "short_side": round(spec.size / spec.crop),
         "interpolation": spec.interpolation,
         "ground": GROUND,
-        "steps": "take the first frame, of at most 8 bits a channel; turn upright as EXIF says; "
-        f"lay transparency on white (ground); do not apply color profiles; {cut}resize the short "
-        "side to "
-        "short_side with anti-aliasing, keeping the shape; cut out the centre square",
+        "depth": None if rule is None else asdict(rule),
+        "steps": f"take the first frame; {_depth_words(rule)}; turn upright as EXIF says; apply an "
+        f"embedded color profile (to sRGB); lay transparency on white (ground); {cut}resize the "
+        "short side to short_side with anti-aliasing, keeping the shape; cut out the centre square",
     }
+
+
+def _depth_words(rule: Depth | None) -> str:
+    """How pictures of more than 8 bits a channel are read, as one step."""
+    if rule is None:
+        return "refuse more than 8 bits a channel"
+    return (
+        "map more than 8 bits a channel to 0..255: "
+        + {
+            "scale": f"0 to {2**rule.bits - 1} becomes 0 to 255",
+            "percentile": f"the picture's {LOW:g}th and {HIGH:g}th percentile become 0 and 255",
+            "window": f"the window with center {rule.window[0]:g} and width {rule.window[1]:g}",
+        }[rule.rule]
+    )
 
 
 def slim(proto: Proto) -> None:

@@ -7,7 +7,7 @@ from rich.text import Text
 from fgvc_core.console import PlainConsole
 from fgvc_core.inference.intervals import Interval
 from fgvc_core.inference.scorecard import Scorecard
-from fgvc_core.words import visible
+from fgvc_core.words import counted, visible
 
 CLASSES_SHOWN = 15
 PAIRS_SHOWN = 5
@@ -18,8 +18,8 @@ def show_scorecard(card: Scorecard, title: str, data: str, console: Console | No
     console = console or PlainConsole(highlight=False)
     console.print(Text(f"{title}. {data}"), soft_wrap=True)
     console.print(
-        f"{card.counts.examples:,} pictures of {card.subjects:,} subjects; intervals are 95 %, "
-        "over subjects",
+        f"{counted(card.counts.examples, 'picture')} of {counted(card.subjects, 'subject')}; "
+        "intervals are 95 %, over subjects",
         soft_wrap=True,
     )
     table = _table("figure", "value", "95 % interval")
@@ -77,7 +77,8 @@ def _show_open_set(card: Scorecard, console: Console) -> None:
         table.add_row(shown, f"{one.auroc:.3f}", _percent(one.let_in))
     console.print(table)
     told = (
-        f"{found.unknown:,} pictures of {len(found.classes)} classes that it has never seen, "
+        f"{counted(found.unknown, 'picture')} of "
+        f"{counted(len(found.classes), 'class', 'classes')} that it has never seen, "
         f"against {found.known:,} of its own; best: {found.best}"
     )
     if found.refused is not None and found.kept is not None:

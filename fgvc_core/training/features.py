@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES = 32
 
-FORMAT = "v2"
-"""Changed whenever the files' format changes, so that older files are ignored."""
+FORMAT = "v3"
+"""Changed whenever the files' format, or how pictures are read, changes: older ones are ignored."""
 
 
 class FeatureStore:

@@ -33,9 +33,10 @@ from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.report import verify_report, write_report
+from fieldmark.client.proposing import recognize
 from fieldmark.client.provision import make_home
 from fieldmark.client.reading import SiteData, data_settings, load_site_table
-from fieldmark.client.recognition import label_map_of, proposed_by, recognize, understand
+from fieldmark.client.recognition import label_map_of, proposed_by, understand
 from fieldmark.client.site import Site, write_settings
 
 COORDINATOR = new_key()

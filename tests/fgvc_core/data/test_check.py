@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from fgvc_core.data.catalogue import load_table
-from fgvc_core.data.check import CheckReport, check_table, recognise
+from fgvc_core.data.check import CheckReport, check_table
+from fgvc_core.data.recognising import recognise
 from fgvc_core.data.settings import DataSettings
 
 from .picture_trees import make_table, real_data, write_cub, write_folders, write_picture
@@ -37,7 +38,7 @@ def test_missing_and_cut_pictures_are_counted_and_named(tmp_path: Path) -> None:
     assert list(report.unreadable) == ["001.Small_Bird_1/Bird_1_1.jpg"]
     missing, unreadable, why = report.faults()
     assert why.startswith("The first of those: The picture")
-    assert missing.startswith("1 of 12 pictures are missing: '001.Small_Bird_1/Bird_1_0.jpg'")
+    assert missing.startswith("1 of 12 pictures is missing: '001.Small_Bird_1/Bird_1_0.jpg'")
     assert unreadable.startswith("1 of 12 pictures cannot be read")
     assert "truncated" in next(iter(report.unreadable.values()))
 
@@ -49,7 +50,7 @@ def test_equal_pictures_across_splits_are_noted_and_within_one_are_not(tmp_path:
     report = check(tmp_path)
     assert report.shared_pictures == (("test/wren/leak.png", "train/wren/3.png"),)
     assert report.faults() == []
-    assert "1 pictures are byte-equal across splits" in report.notes()[0]
+    assert "1 picture is byte-equal across splits" in report.notes()[0]
 
 
 def test_tiny_classes_are_noted(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_tiny_classes_are_noted(tmp_path: Path) -> None:
     write_folders(tmp_path / "test", ["wren"], each=1)
     report = check(tmp_path)
     assert report.tiny_classes == ("wren",)
-    assert "1 classes have fewer than 5 training examples: 'wren'." in report.notes()
+    assert "1 class has fewer than 5 training examples: 'wren'." in report.notes()
 
 
 def test_classes_with_few_test_pictures_are_noted(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_classes_with_few_test_pictures_are_noted(tmp_path: Path) -> None:
     write_folders(tmp_path / "test", ["robin"], each=10)
     write_folders(tmp_path / "test", ["wren"], each=9)
     (note,) = [note for note in check(tmp_path).notes() if "test examples" in note]
-    assert note.startswith("1 classes have fewer than 10 test examples")
+    assert note.startswith("1 class has fewer than 10 test examples")
     assert note.endswith("more than 10 points: 'wren'.")
 
 
@@ -104,7 +105,7 @@ def test_one_picture_under_two_labels_is_a_fault(tmp_path: Path) -> None:
     write_folders(tmp_path / "test", ["robin"], each=1)
     report = check(tmp_path)
     assert ("train/robin/3.png", "train/wren/robin.png") in report.two_labels
-    assert any("have two labels: 'train/robin/3.png = " in fault for fault in report.faults())
+    assert any("has two labels: 'train/robin/3.png = " in fault for fault in report.faults())
 
 
 def test_repeats_within_a_split_and_unequal_classes_are_noted(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_examples_without_a_label_outside_the_pool_are_a_fault() -> None:
     table = replace(table, splits=("train", "pool", "test"))
     report = check_table(table)
     assert report.unlabelled == ("picture-0002",)
-    assert "1 of 3 pictures outside the pool have no label" in report.faults()[0]
+    assert "1 of 3 pictures outside the pool has no label" in report.faults()[0]
 
 
 @pytest.mark.parametrize(

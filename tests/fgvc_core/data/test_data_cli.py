@@ -59,7 +59,7 @@ def test_check_exits_3_with_the_faults_as_text_and_as_json(tmp_path: Path) -> No
     (tmp_path / "images" / "001.Small_Bird_1" / "Bird_1_0.jpg").unlink()
     shown = run("check", tmp_path, "--name", "cub")
     assert shown.exit_code == 3
-    assert "Fault: 1 of 12 pictures are missing" in shown.stdout
+    assert "Fault: 1 of 12 pictures is missing" in shown.stdout
     printed = run("check", tmp_path, "--name", "cub", "--json")
     assert printed.exit_code == 3
     values = json.loads(printed.stdout)

@@ -565,7 +565,7 @@ def test_file_addresses_and_absolute_paths_are_paths(tmp_path):
 ])  # fmt: skip
 def test_one_picture_under_two_spellings_is_listed_twice(tmp_path, twin):
     root = write_sheet(tmp_path, lines() + f"{twin},b\n")
-    with pytest.raises(DataError, match=r"lists 1 pictures twice: 'images/000\.png'"):
+    with pytest.raises(DataError, match=r"lists 1 picture twice: 'images/000\.png'"):
         manifest(root)
     assert isinstance(check(root).exception, DataError)
 

@@ -96,17 +96,17 @@ def test_a_missing_column_names_the_nearest(tmp_path: Path) -> None:
 def test_one_subject_in_two_splits_is_refused(tmp_path: Path) -> None:
     rows = [{**row, "part": "test" if i == 1 else "train"} for i, row in enumerate(ROWS)]
     write(tmp_path, rows)
-    with pytest.raises(DataError, match=r"1 subjects are in more than one split: 'L1'"):
+    with pytest.raises(DataError, match=r"1 subject is in more than one split: 'L1'"):
         load(tmp_path, subject_column="lesion", split_column="part")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"label": ""}, "no label in 1 lines: '3'"),
-        ({"lesion": ""}, "'lesion' is empty in 1 lines: '3'"),
-        ({"path": "a.png"}, "lists 1 pictures twice: 'a.png'"),
-        ({"path": "zz.png"}, "1 of 4 picture is missing: 'zz.png'"),
+        ({"label": ""}, "no label in 1 line: '3'"),
+        ({"lesion": ""}, "'lesion' is empty in 1 line: '3'"),
+        ({"path": "a.png"}, "lists 1 picture twice: 'a.png'"),
+        ({"path": "zz.png"}, "1 of 4 pictures is missing: 'zz.png'"),
         ({"split": "tset"}, "unknown splits: 'tset'"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fgvc_core.cli import data_app
-from fgvc_core.data.check import beside_published
+from fgvc_core.data.published import beside_published
 
 from .picture_trees import real_data, write_cub
 

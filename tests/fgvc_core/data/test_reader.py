@@ -3,11 +3,12 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from fgvc_core.data.files import FileSource
 from fgvc_core.data.reader import turned_boxes
@@ -198,6 +199,72 @@ def test_more_than_8_bits_a_channel_are_refused_whatever_the_mode(tmp_path: Path
     )
     path.write_bytes(header + b"\xff\xff" * 16)
     assert (read(path) == 255).all()
+
+
+def icc(space: bytes, gamma: float, primaries: Sequence[Sequence[float]] = ()) -> bytes:
+    """A profile of gamma and, for RGB, primaries in XYZ (D50), as ICC.1 lays it out."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    white = b"XYZ " + bytes(4) + fixed(0.9642, 1.0, 0.8249)
+    tags = {b"wtpt": white, b"kTRC": curve} if space == b"GRAY" else {b"wtpt": white}
+    for name, place in zip((b"r", b"g", b"b"), primaries, strict=False):
+        tags[name + b"XYZ"] = b"XYZ " + bytes(4) + fixed(*place)
+        tags[name + b"TRC"] = curve
+    at, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", at + len(body), len(content))
+        body += content
+    head = struct.pack(">I4sI4s4s4s", 0, b"none", 0x02400000, b"mntr", space, b"XYZ ")
+    head = head.ljust(36, b"\0") + b"acsp"
+    head = head.ljust(68, b"\0") + fixed(0.9642, 1.0, 0.8249)
+    whole = head.ljust(128, b"\0") + table + body
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+PRIMARIES = [(0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446)]
+WIDE = icc(b"RGB ", 2.2, PRIMARIES)
+"""About Adobe RGB (1998), whose green and red are more vivid than those of sRGB."""
+
+
+def write_profiled(folder: Path) -> None:
+    """The same colors with a profile in every kind of file that may have one."""
+    rgb = Image.fromarray(np.full((32, 40, 3), (100, 180, 90), np.uint8))
+    rgba = rgb.copy()
+    rgba.putalpha(Image.fromarray(np.repeat(np.uint8([[0] * 20 + [255] * 20]), 32, 0)))
+    rgb.save(folder / "rgb.png", icc_profile=WIDE)
+    rgb.save(folder / "rgb.jpg", quality=100, subsampling=0, icc_profile=WIDE)
+    rgb.save(folder / "rgb.webp", lossless=True, icc_profile=WIDE)
+    rgb.save(folder / "rgb.tif", icc_profile=WIDE)
+    rgb.quantize(4).save(folder / "palette.png", icc_profile=WIDE)
+    rgba.save(folder / "rgba.png", icc_profile=WIDE)
+    grey = icc(b"GRAY", 1.0)
+    rgb.convert("L").save(folder / "grey.png", icc_profile=grey)
+    rgba.convert("LA").save(folder / "grey-alpha.png", icc_profile=grey)
+    # These change nothing: none, sRGB itself, damaged, and of another kind of color.
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, profile in (("none", None), ("srgb", srgb), ("cut", WIDE[:200]), ("grey", grey)):
+        rgb.save(folder / f"same-{name}.png", icc_profile=profile)
+    rgb.convert("L").save(folder / "same-as-grey.png", icc_profile=WIDE)
+
+
+def test_embedded_color_profiles_are_applied_and_damaged_ones_are_none(tmp_path: Path) -> None:
+    write_profiled(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        place = read(path)[16, 30].astype(int)
+        if path.name.startswith("same-"):
+            expected = [100, 180, 90] if "as-grey" not in path.name else [146] * 3
+            assert np.abs(place - expected).max() <= 1, path.name
+        elif path.name.startswith("grey"):
+            # Linear light: a sample of 146 is 199 in sRGB.
+            assert np.abs(place - 199).max() <= 2, path.name
+        else:
+            assert place[0] < 60, path.name
+            assert abs(place[1] - 181) <= 4, path.name
+    assert (read(tmp_path / "rgba.png")[16, 5] == 255).all()
+    assert (read(tmp_path / "grey-alpha.png")[16, 5] == 255).all()
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (30_000, 1), (3, 29_000)])

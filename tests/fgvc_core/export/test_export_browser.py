@@ -1,5 +1,6 @@
 """One page holds the model, and a dropped picture is classified with no network."""
 
+import base64
 import io
 import json
 import os
@@ -11,11 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from fgvc_core.data.files import FileSource
 from fgvc_core.data.transforms import square
 from fgvc_core.errors import DataError
 from fgvc_core.export import browser
 from fgvc_core.export.browser import find_runtime, make_page
+from tests.browser import Browser, needs_chromium
+from tests.fgvc_core.data.test_reader import write_profiled
 
 from .browser_lab import chromium, drop
 from .conftest import noise
@@ -102,6 +107,39 @@ def test_the_pages_square_is_the_products_also_of_thin_pictures(tmp_path):
         out = np.frombuffer((tmp_path / f"{n}.out").read_bytes(), np.uint8).reshape(32, 32, 3)
         thin = min(width, height) < 10
         assert np.abs(expected - out).max() <= (2 if thin else 0)
+
+
+@needs_chromium
+@pytest.mark.browser
+def test_the_page_applies_color_profiles_as_the_product_does(tmp_path):
+    """The page's own functions in Chromium; other marks of color are left alone, as in Python."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    write_profiled(pictures)
+    linear = PngInfo()
+    linear.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    Image.open(pictures / "same-none.png").save(pictures / "same-gamma.png", pnginfo=linear)
+    page = (Path(browser.__file__).parent / "browser.html").read_text()
+    script = page[page.index("const BITS") : page.index("// The rule of confidence")]
+    names = sorted(path.name for path in pictures.iterdir() if path.suffix != ".tif")
+    held = {n: base64.b64encode((pictures / n).read_bytes()).decode() for n in names}
+    code = (
+        "(async () => {const facts = {preprocessing: {size: 8, short_side: 8, interpolation: "
+        f"'bilinear', depth: null}}}}; {script}; const found = {{}};"
+        f"for (const [name, text] of Object.entries({json.dumps(held)})) {{"
+        "const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));"
+        "found[name] = Array.from(await square(new Blob([bytes])));}"
+        "return JSON.stringify(found);})()"
+    )
+    with Browser(tmp_path / "browser") as window:
+        answer = window.tell(
+            "Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True
+        )
+    found = json.loads(answer["result"]["value"])
+    for name in names:
+        expected = square(FileSource(pictures, [name]).picture(0), 8, 1.0, "bilinear").astype(int)
+        seen = np.array(found[name]).reshape(8, 8, 3)
+        assert np.abs(seen - expected).max() <= 3, name
 
 
 def noise_of(seed, height, width):

@@ -3,17 +3,19 @@
 import resource
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fgvc_core.data.depth import Depth
 from fgvc_core.data.files import FileSource
 from fgvc_core.data.transforms import square
 from fgvc_core.errors import DataError
 from tests.fgvc_core.data.picture_trees import noise
-from tests.fgvc_core.data.test_reader import DAMAGED, deep_files, exif_of, stored
+from tests.fgvc_core.data.test_reader import DAMAGED, deep_files, exif_of, stored, write_profiled
 
 run_onnx = pytest.importorskip("fgvc_core.export.run_onnx", reason="needs onnxruntime")
 
@@ -54,6 +56,39 @@ def test_it_refuses_what_the_product_refuses(tmp_path):
             FileSource(tmp_path, [name]).picture(0)
         with pytest.raises((ValueError, OSError)):
             run_onnx.square(str(tmp_path / name), 32, 32, "bilinear")
+
+
+def test_color_profiles_are_applied_alike(tmp_path):
+    write_profiled(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        ours, theirs = both(path)
+        assert (ours == theirs).all(), path.name
+
+
+@pytest.mark.parametrize("depth", [
+    Depth("scale", bits=12), Depth("percentile"), Depth("window", window=(2000.0, 3000.0)),
+])  # fmt: skip
+def test_deep_pictures_follow_the_rule_of_training(tmp_path, depth):
+    deep_files(tmp_path)
+    deep = Image.fromarray(np.asarray(stored(6).convert("L")).astype(np.uint16) * 16)
+    deep.save(tmp_path / "turned.png", exif=exif_of(6))
+    colored = ("rgb.png", "rgba.png", "grey-alpha.png")
+    for path in sorted(tmp_path.iterdir()):
+        sizes = (str(path), 32, 37, "bicubic", asdict(depth))
+        if path.name in colored:
+            with pytest.raises(ValueError, match="convert it to a TIFF"):
+                run_onnx.square(*sizes)
+            continue
+        picture_HWC = FileSource(tmp_path, [path.name], depth=depth).picture(0, 37)
+        assert (square(picture_HWC, 32, 32 / 37, "bicubic") == run_onnx.square(*sizes)).all()
+
+
+def test_what_is_refused_says_what_to_do_and_names_stay_on_one_line(tmp_path):
+    deep_files(tmp_path)
+    with pytest.raises(ValueError, match="convert it to 8 bits with the window"):
+        run_onnx.square(str(tmp_path / "grey.png"), 32, 37, "bicubic")
+    assert run_onnx.shown("a\nb\x1b[2J \u202ec.png") == r"a\nb\x1b[2J \u202ec.png"
+    assert run_onnx.shown("Bécasse 🐦.png") == "Bécasse 🐦.png"
 
 
 def test_damaged_exif_is_read_alike(tmp_path):

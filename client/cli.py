@@ -301,7 +301,7 @@ def list_(home: Home) -> None:
 
     Example: fieldmark site weights list lyon
     """
-    from fgvc_core.models.weights import listed_weights
+    from fgvc_core.models.weight_names import listed_weights
     from fieldmark.client.site import Site
     from fieldmark.client.weights import weights_folder
 

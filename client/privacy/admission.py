@@ -23,6 +23,7 @@ from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import check_counts, check_standing, check_subject, protection
 from fieldmark.client.reading import kind_of, subject_column
 from fieldmark.client.site import Site
+from fieldmark.client.weights import check_weights
 
 UNLIMITED = 1e9
 """Cap of a site whose policy sets none."""
@@ -65,9 +66,6 @@ class Admission:
             PolicyRefusal: if it does not take part at all.
         """
         privacy = self.protection_of_scores(recipe)
-        # Not at the top: it imports torch, which the supervisor and the commands do without.
-        from fieldmark.client.weights import check_weights
-
         check_weights(self.site, recipe)
         if privacy is None:
             check_counts(self.site.settings.policy, recipe)

@@ -9,7 +9,9 @@ site could not answer requests that it has already paid for.
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,23 @@ _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 class _Announced(BaseModel):
     recipe: str
     class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a person wants to know of an announced run, read without validating its recipe.
+
+    Attributes:
+        run: Id of the run.
+        announced: When, in seconds since 1970.
+        recipe: Name of its recipe.
+        rounds: Most rounds.
+    """
+
+    run: str
+    announced: float
+    recipe: str
+    rounds: int
 
 
 def remember(
@@ -208,6 +227,22 @@ def last_announced(home: Path) -> tuple[str, float, Recipe] | None:
     except FieldmarkError:
         return None
     return None if held is None else (run, when, held[0])
+
+
+def last_announcement(home: Path) -> Announcement | None:
+    """The last announced run, as :func:`last_announced`; validating a recipe imports torch."""
+    found = [(path.stat().st_mtime, path) for path in (home / "runs").glob("*.json")]
+    if not found:
+        return None
+    when, path = max(found)
+    try:
+        values = tomllib.loads(_Announced.model_validate_json(path.read_bytes()).recipe)
+        name, rounds = values["name"], values["federation"]["rounds"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not (isinstance(name, str) and isinstance(rounds, int)):
+        return None
+    return Announcement(path.stem, when, name, rounds)
 
 
 # A worker reads the same announcement for every site and round.

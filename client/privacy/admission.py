@@ -144,10 +144,18 @@ class Admission:
         """Check that a person has approved this run, if the policy requires it.
 
         Raises:
-            ApprovalMissing: if not.
+            ApprovalMissing: if nobody has.
+            PolicyRefusal: if a person has declined it.
         """
         if self.site.settings.policy.approval == "none":
             return
+        if self.ledger.is_declined(request.run, request.recipe_digest):
+            raise PolicyRefusal(
+                f"policy.approval = 'each-run': a person at the site has declined run "
+                f"'{request.run}' ({name}).",
+                remedy="Whoever thinks better of it says so at the site: fieldmark site approve "
+                f"DIR {request.run} --digest {request.recipe_digest[:32]}",
+            )
         if not self.ledger.is_approved(request.run, request.recipe_digest):
             raise ApprovalMissing(
                 f"policy.approval = 'each-run': run '{request.run}' ({name}) is not approved.",

@@ -1,6 +1,5 @@
-"use strict";
 // Looks again every few seconds and puts in what has changed, part by part: a part in which a
-// person types or has just pressed a key stays as it is, and so does the place on the page.
+// person types, or has the focus, stays as it is, and so does the place on the page.
 const every = 1000 * Number(document.documentElement.dataset.again);
 const button = document.getElementById("pause");
 const told = document.getElementById("told");

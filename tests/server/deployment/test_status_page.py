@@ -34,7 +34,7 @@ def test_it_fits_phone_and_desk_asks_nobody_else_and_shows_every_sites_state(pag
             if keep:
                 browser.picture(Path(keep) / f"status-{width}.png")
             rows = browser.ask(
-                "[...document.querySelectorAll('table')[0].tBodies[0].rows]"
+                "[...document.querySelector('[data-part=sites] table').tBodies[0].rows]"
                 ".map(r => [r.cells[0].innerText, r.cells[3].innerText, r.cells[8].innerText])"
             )
             shown = {name.strip(): state for name, state, _ in rows}
@@ -43,7 +43,7 @@ def test_it_fits_phone_and_desk_asks_nobody_else_and_shows_every_sites_state(pag
             for name, state in SITES.items():
                 assert state in shown[name]
             assert REASON in shown["turku"]
-            for said in ("Field birds", "fl.example.org:8443", "round 6 of 20", "2 tries",
+            for said in ("Field birds", "fl.example.org:8443", "round 6 of 20", "started 2 times",
                          "a key that is not registered", "12345", "gateway"):  # fmt: skip
                 assert said in text
         assert {a.removeprefix(page) for a in browser.requests} <= {"", "favicon.ico"}

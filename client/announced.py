@@ -68,6 +68,7 @@ def remember(
     request: Request,
     unfinished: Callable[[str], bool],
     approved: Callable[[str], bool] = lambda run: False,
+    decided: Callable[[str], bool] = lambda run: False,
 ) -> None:
     """Store an announcement; the first one of a run is final.
 
@@ -76,20 +77,22 @@ def remember(
         request: A roll call.
         unfinished: Tells whether a run has been charged here and still has releases to make.
         approved: Tells whether a person here has approved a run.
+        decided: Tells whether a person here has approved or declined a run.
 
     Raises:
         PeerError: if the run was announced before with another recipe or other classes, was
-            approved and then deleted for others, or too many runs are unfinished.
+            approved or declined and then deleted for others, or too many runs are unfinished.
         DataError: if the stored announcement is damaged.
     """
     path = announcement(home, request.run)
     held = read_announced(home, request.run)
     if held is None:
-        if approved(request.run):
-            # Neither its recipe nor its classes could be compared with what was approved.
+        if approved(request.run) or decided(request.run):
+            # Neither its recipe nor its classes could be compared with what was decided on.
+            what = "approved" if approved(request.run) else "declined"
             raise PeerError(
-                f"Run '{request.run}' was approved here, and its announcement is gone.",
-                why="What is announced now may not be what a person has approved.",
+                f"Run '{request.run}' was {what} here, and its announcement is gone.",
+                why=f"What is announced now may not be what a person has {what}.",
                 remedy="Start a new run.",
             )
         private_folder(path.parent)

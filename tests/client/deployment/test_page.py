@@ -1,22 +1,29 @@
 """The site's page: the figures of ``site status``, and a decision only by the home's token."""
 
+import os
 import re
+from contextlib import nullcontext
 
 import pytest
+from imports_lab import loaded
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
+import fieldmark.cli
 from fgvc_core.data.labels import LeftOut
 from fgvc_core.data.unused import NO_CLASS, Unused
-from fgvc_core.errors import ConfigurationError, PolicyRefusal, RunFailed
+from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal, RunFailed
+from fgvc_core.files import private_folder, replace_private_json
 from fgvc_core.local_pages import LocalPage
 from fieldmark.client.announced import remember
 from fieldmark.client.deployment import page, page_view
-from fieldmark.client.deployment.page_token import FILE, read_token
+from fieldmark.client.deployment.page_token import FILE, PAGE_NOTE, read_token
 from fieldmark.client.deployment.status import read_site_status
+from fieldmark.client.deployment.supervisor import page_service
 from fieldmark.client.left_out import keep_left_out
 from fieldmark.client.privacy.approval import approve_run, decline_run, waiting_in_words
 from fieldmark.client.privacy.report import write_report
-from fieldmark.client.site import Site
+from fieldmark.client.site import PageSettings, Site, write_settings
 
 from ..protected_sites import announce, answer, ledger_of, make_site, request, sums, with_policy
 
@@ -108,16 +115,8 @@ def test_a_person_with_the_token_decides_once_and_the_ledger_has_it(site, client
     text = client.get("/").text
     assert 'name="token"' not in text.split('data-part="out"')[0]
     assert f"{decision}d</td>" in text
-    with pytest.raises(PolicyRefusal, match="declined") if decision == "decline" else _no_error():
+    with pytest.raises(PolicyRefusal, match="declined") if decision == "decline" else nullcontext():
         announce(Site.open(site.home), SUMS, "run-7")
-
-
-class _no_error:  # noqa: N801
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return False
 
 
 @pytest.mark.parametrize(
@@ -230,3 +229,58 @@ def test_a_recipe_that_cannot_be_read_is_an_answer_in_words(site, monkeypatch):
 def test_the_policy_allows_exactly_the_style_and_the_script_of_the_page():
     local = LocalPage("fieldmark.client.deployment", "page.html.j2")
     assert local._policy.count("'sha256-") == 2
+
+
+def test_the_process_is_small_until_somebody_opens_the_page_and_never_has_torch():
+    assert loaded("fieldmark.client.deployment.page") == []
+    assert "torch" not in loaded("fieldmark.client.deployment.page_view")
+
+
+def test_a_site_without_a_port_has_no_page_and_one_with_it_has_a_process(site):
+    assert site.settings.page.port is None
+    settings = site.settings.model_copy(update={"page": PageSettings(port=8766)})
+    write_settings(site.home, settings)
+    said = []
+    service = page_service(Site.open(site.home), said.append)
+    assert service.command[-3:] == (page.__name__, str(site.home), "8766")
+    service.on_line("Port 8766 of 127.0.0.1 is taken\x1b")
+    assert said == ["Port 8766 of 127.0.0.1 is taken\\x1b"]
+
+
+def test_the_command_says_where_the_page_is_and_where_its_token(site):
+    ran = CliRunner().invoke(fieldmark.cli.app, ["site", "page", str(site.home)])
+    assert isinstance(ran.exception, ConfigurationError)
+    assert "'[page]'" in ran.exception.remedy
+    note = {"port": 8766, "pid": os.getpid()}
+    replace_private_json(private_folder(site.home / "state") / PAGE_NOTE, note)
+    ran = CliRunner().invoke(fieldmark.cli.app, ["site", "page", str(site.home)])
+    assert ran.exit_code == 0
+    address, told = ran.output.splitlines()
+    assert address == f"{HOST}/"
+    assert str(site.home / FILE) in told
+    assert read_token(site.home) not in ran.output
+    status = CliRunner().invoke(fieldmark.cli.app, ["site", "status", str(site.home)]).output
+    assert f"page:   {HOST}/" in status
+    assert PATIENT in status
+
+
+def test_of_two_decisions_the_later_counts(site):
+    run = ["run-7", "--digest", SUMS.digest]
+    for command, approved in (("decline", False), ("approve", True), ("decline", False)):
+        ran = CliRunner().invoke(fieldmark.cli.app, ["site", command, str(site.home), *run])
+        assert ran.exit_code == 0, ran.output
+        assert ledger_of(site).is_approved("run-7", SUMS.digest) is approved
+        assert ledger_of(site).is_declined("run-7", SUMS.digest) is not approved
+    found = read_site_status(site.home)
+    assert found["awaiting_approval"] == []
+    assert [d["what"] for d in found["decisions"]] == ["declined", "approved", "declined"]
+
+
+def test_a_declined_run_is_not_announced_anew_as_another(site):
+    decline_run(site, "run-7")
+    (site.home / "runs" / "run-7.json").unlink()
+    values = {"recipe": SUMS.to_toml(), "class_names": ("jay",), "site": ""}
+    body = request(SUMS, "roll_call", "run-7", 0, **values)
+    ledger = ledger_of(site)
+    with pytest.raises(PeerError, match="was declined here, and its announcement is gone"):
+        remember(site.home, body, lambda run: False, ledger.was_approved, ledger.was_decided)

@@ -187,6 +187,8 @@ def _listener(port: int, before: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((LOOPBACK, wanted))
+            # From here on a browser waits where it would be refused.
+            listener.listen()
         except OSError:
             listener.close()
             continue

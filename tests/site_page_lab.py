@@ -10,11 +10,11 @@ from fieldmark.client.deployment.page_token import PAGE_NOTE
 
 
 @contextlib.contextmanager
-def served_site(home):
-    """The address of a site's page, served by the process that 'site up' starts."""
+def served_site(home, command=None):
+    """The address of a site's page, served by the process that 'site up' starts, or another."""
     note = home / "state" / PAGE_NOTE
-    command = [sys.executable, "-P", "-m", "fieldmark.client.deployment.page", str(home), "0"]
-    process = subprocess.Popen(command)
+    own = (sys.executable, "-P", "-m", "fieldmark.client.deployment.page", str(home), "0")
+    process = subprocess.Popen(command or own)
     try:
         deadline = time.monotonic() + 60
         while "pid" not in (found := read_json(note) or {}):

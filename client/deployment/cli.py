@@ -351,8 +351,13 @@ def page(
         raise ConfigurationError(
             "This site has no page now"
             + (": page.port is not set in site.toml." if off else ": 'site up' does not run."),
-            remedy=("Add the lines '[page]' and 'port = 0' to site.toml, and s" if off else "S")
-            + "tart 'site up' again; or fieldmark site page DIR --serve.",
+            remedy=(
+                "Write 'port = 0' below '[page]' in site.toml (a new section where there is none), "
+                "and start 'site up' again; "
+                if off
+                else "Start 'site up'; "
+            )
+            + f"or: fieldmark site page {shlex.quote(str(home))} --serve",
         )
     read_token(home)
     if json_:

@@ -2,10 +2,13 @@
 
 import os
 import re
+import sys
 from contextlib import nullcontext
 
+import httpx
 import pytest
 from imports_lab import loaded
+from site_page_lab import served_site
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -79,6 +82,15 @@ def test_it_shows_what_the_status_says(site, client):
                  *found["awaiting_approval"][0]["in_words"][1:]):  # fmt: skip
         assert said in text, said
     assert f'<td role="cell" data-label="Replies with results">{found["today"]["replies"]}<' in text
+
+
+def test_a_run_that_the_policy_refuses_can_only_be_declined(site, client):
+    assert 'value="approve"' in client.get("/").text
+    with_policy(site, approval="each-run", epsilon_cap=0.1)
+    text = client.get("/").text
+    assert 'value="approve"' not in text
+    assert 'value="decline"' in text
+    assert "policy refuses it, whoever approves" in text
 
 
 def test_words_from_outside_are_no_markup(site, client):
@@ -284,3 +296,15 @@ def test_a_declined_run_is_not_announced_anew_as_another(site):
     ledger = ledger_of(site)
     with pytest.raises(PeerError, match="was declined here, and its announcement is gone"):
         remember(site.home, body, lambda run: False, ledger.was_approved, ledger.was_decided)
+
+
+def test_the_command_serves_the_page_of_a_home_that_is_not_up_and_ends_it(site):
+    command = (sys.executable, "-P", "-m", "fieldmark", "site", "page", str(site.home), "--serve")
+    with served_site(site.home, command) as address:
+        found = httpx.get(address, trust_env=False, timeout=60)
+        assert (found.status_code, "site-1" in found.text) == (200, True)
+        assert read_site_status(site.home)["page"] == address
+    assert read_site_status(site.home)["page"] is None
+    # The next one has the same address: people keep it.
+    with served_site(site.home) as again:
+        assert again == address

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +32,55 @@ class WaitingRuns:
     def __init__(self, patience_s: float = 2.0) -> None:
         self._patience_s = patience_s
         self._lock = threading.Lock()
-        self._state: Any = None
+        self._asked: _State | None = None
         self._reading: Future[list[dict[str, Any]]] = Future()
+        self._known: tuple[_State | None, list[dict[str, Any]]] = (None, [])
 
     def __call__(self, site: Site) -> list[dict[str, Any]]:
-        """The waiting runs of a site; nothing while they are still being read.
+        """The waiting runs of a site.
+
+        While they are read anew the answer is the last one, if the same runs waited under the same
+        settings; else nothing.
 
         Raises:
             RunFailed: if the child process failed; the next call starts another one.
         """
-        head = Ledger(site.home, site.data_binding, site.name).head()
-        state = head, waiting_runs(site), site.settings.model_dump_json()
+        state = _State.of(site)
         with self._lock:
-            if self._state != state:
-                self._state, self._reading = state, Future()
-                threading.Thread(target=_read, args=(site.home, self._reading), daemon=True).start()
+            if self._asked != state:
+                self._asked, self._reading = state, Future()
+                arguments = site.home, self._reading
+                threading.Thread(target=_read, args=arguments, daemon=True).start()
             reading = self._reading
         try:
-            return reading.result(self._patience_s)
+            found = reading.result(self._patience_s)
         except TimeoutError:
-            return []
+            before, found = self._known
+            return found if before is not None and before.asks_the_same(state) else []
         except RunFailed:
-            self._state = None
+            self._asked = None
             raise
+        self._known = state, found
+        return found
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the answer depends on. Not the ledger's head: each roll call makes it longer."""
+
+    runs: tuple[tuple[str, float], ...]
+    settings: str
+    charges: str
+
+    @classmethod
+    def of(cls, site: Site) -> "_State":
+        ledger = Ledger(site.home, site.data_binding, site.name)
+        charges = [(plan.run, plan.released, plan.lost) for plan in ledger.plans()]
+        runs = tuple(waiting_runs(site))
+        return cls(runs, site.settings.model_dump_json(), repr(charges))
+
+    def asks_the_same(self, other: "_State") -> bool:
+        return (self.runs, self.settings) == (other.runs, other.settings)
 
 
 def _read(home: Path, told: "Future[list[dict[str, Any]]]") -> None:

@@ -188,7 +188,7 @@ def show_status(found: dict[str, Any]) -> None:
             console.print("  it goes on once the coordinator is up again: fieldmark server up")
     for past in found["past_runs"]:
         best = "" if past["top1"] is None else f", top-1 {100 * past['top1']:.1f} %"
-        why = f" ({visible(past['why'])})" if past["why"] else ""
+        why = f" ({visible(past['why'])})" if past["state"] != "finished" else ""
         console.print(
             f"past run {past['name']}: {past['state']}{why}, {past['round']} of {past['rounds']} "
             f"rounds, {past['contributed']} of {past['asked']} sites{best}"

@@ -1,5 +1,8 @@
 """Runs that wait are read, and decisions recorded, by child processes of the page's."""
 
+import threading
+from dataclasses import replace
+
 import pytest
 
 from fgvc_core.errors import RunFailed
@@ -7,7 +10,7 @@ from fieldmark.client.announced import remember
 from fieldmark.client.deployment import deciding
 from fieldmark.client.privacy.approval import waiting_in_words
 
-from ..protected_sites import ledger_of, make_site, request, unprotected
+from ..protected_sites import ledger_of, make_site, request, unprotected, with_policy
 
 OPEN = unprotected()
 
@@ -30,12 +33,34 @@ def test_what_is_known_is_not_read_again_until_something_has_changed(site, monke
     asked = []
     monkeypatch.setattr(deciding, "_output", lambda command: asked.append(command) or "[]")
     waiting = deciding.WaitingRuns(patience_s=60.0)
-    for _ in range(3):
+    for number in range(3):
         assert waiting(site) == []
+        # A coordinator asks again and again, and each answer is a line of the ledger.
+        ledger_of(site).note("refused", {"run": "", "round": number, "what": "x", "reason": "y"})
     assert len(asked) == 1
-    ledger_of(site).note("refused", {"run": "", "round": 0, "what": "x", "reason": "y"})
+    site = with_policy(site, approval="each-run", privacy="required")
     waiting(site)
     assert len(asked) == 2
+
+
+def test_while_costs_are_read_anew_the_last_ones_are_shown(site, monkeypatch):
+    told, go_on = [], threading.Event()
+
+    def output(command):
+        if told:
+            go_on.wait(60)
+        told.append(command)
+        return f'["answer {len(told)}"]'
+
+    monkeypatch.setattr(deciding, "_output", output)
+    waiting = deciding.WaitingRuns(patience_s=60.0)
+    assert waiting(site) == ["answer 1"]
+    waiting._patience_s = 0.0
+    state = deciding._State.of(site)
+    for changes, shown in (({"charges": "more"}, ["answer 1"]), ({"settings": "other"}, [])):
+        monkeypatch.setattr(deciding._State, "of", lambda site, c=changes: replace(state, **c))
+        assert waiting(site) == shown
+    go_on.set()
 
 
 def test_what_a_command_says_against_it_is_told_and_asked_again(site, monkeypatch):

@@ -9,7 +9,9 @@ site could not answer requests that it has already paid for.
 import json
 import re
 import shutil
+import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,29 @@ class _Announced(BaseModel):
     class_names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Announcement:
+    """What a person wants to know of an announced run, read without validating its recipe.
+
+    Attributes:
+        run: Id of the run.
+        announced: When, in seconds since 1970.
+        recipe: Name of its recipe.
+        rounds: Most rounds.
+    """
+
+    run: str
+    announced: float
+    recipe: str
+    rounds: int
+
+
 def remember(
     home: Path,
     request: Request,
     unfinished: Callable[[str], bool],
     approved: Callable[[str], bool] = lambda run: False,
+    decided: Callable[[str], bool] = lambda run: False,
 ) -> None:
     """Store an announcement; the first one of a run is final.
 
@@ -57,20 +77,22 @@ def remember(
         request: A roll call.
         unfinished: Tells whether a run has been charged here and still has releases to make.
         approved: Tells whether a person here has approved a run.
+        decided: Tells whether a person here has approved or declined a run.
 
     Raises:
         PeerError: if the run was announced before with another recipe or other classes, was
-            approved and then deleted for others, or too many runs are unfinished.
+            approved or declined and then deleted for others, or too many runs are unfinished.
         DataError: if the stored announcement is damaged.
     """
     path = announcement(home, request.run)
     held = read_announced(home, request.run)
     if held is None:
-        if approved(request.run):
-            # Neither its recipe nor its classes could be compared with what was approved.
+        if approved(request.run) or decided(request.run):
+            # Neither its recipe nor its classes could be compared with what was decided on.
+            what = "approved" if approved(request.run) else "declined"
             raise PeerError(
-                f"Run '{request.run}' was approved here, and its announcement is gone.",
-                why="What is announced now may not be what a person has approved.",
+                f"Run '{request.run}' was {what} here, and its announcement is gone.",
+                why=f"What is announced now may not be what a person has {what}.",
                 remedy="Start a new run.",
             )
         private_folder(path.parent)
@@ -208,6 +230,22 @@ def last_announced(home: Path) -> tuple[str, float, Recipe] | None:
     except FieldmarkError:
         return None
     return None if held is None else (run, when, held[0])
+
+
+def last_announcement(home: Path) -> Announcement | None:
+    """The last announced run, as :func:`last_announced`; validating a recipe imports torch."""
+    found = [(path.stat().st_mtime, path) for path in (home / "runs").glob("*.json")]
+    if not found:
+        return None
+    when, path = max(found)
+    try:
+        values = tomllib.loads(_Announced.model_validate_json(path.read_bytes()).recipe)
+        name, rounds = values["name"], values["federation"]["rounds"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not (isinstance(name, str) and isinstance(rounds, int)):
+        return None
+    return Announcement(path.stem, when, name, rounds)
 
 
 # A worker reads the same announcement for every site and round.

@@ -1,4 +1,4 @@
-"""Commands of ``fieldmark site``: budget, approve, report, audit, weights and ledger.
+"""Commands of ``fieldmark site``: budget, approve, decline, report, audit, weights and ledger.
 
 The commands of :mod:`.deployment.cli` and :mod:`.kit_cli` are mounted here.
 """
@@ -104,6 +104,32 @@ def approve(
         run = shown.run
     approved = approve_run(site, run, digest, shown)
     typer.echo(json.dumps(approved.as_json(), indent=1) if json_ else visible(approved.in_words))
+
+
+@site_app.command()
+def decline(
+    home: Home,
+    run: Annotated[str, typer.Argument(help="The run's id, as 'site status' shows it.")],
+    digest: Annotated[
+        str | None,
+        typer.Option(help="Only if the recipe's digest begins so (16 digits at least)."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Decline a run, where the policy asks a person; a run that was approved ends here, too.
+
+    From the next request on this site refuses the run, and says that a person has declined it.
+    'site approve' takes it back.
+
+    Example: fieldmark site decline sites/site-1 RUN
+    """
+    from fieldmark.client.privacy.approval import decline_run
+    from fieldmark.client.site import Site
+
+    recipe = decline_run(Site.open(home), run, digest)
+    values = {"run": run, "recipe": recipe.name, "recipe_digest": recipe.digest}
+    told = f"declined: run {run}, recipe '{recipe.name}'"
+    typer.echo(json.dumps(values, indent=1) if json_ else visible(told))
 
 
 def _chosen(site: "Site", *, ask: bool) -> "Pending":
@@ -301,7 +327,7 @@ def list_(home: Home) -> None:
 
     Example: fieldmark site weights list lyon
     """
-    from fgvc_core.models.weights import listed_weights
+    from fgvc_core.models.weight_names import listed_weights
     from fieldmark.client.site import Site
     from fieldmark.client.weights import weights_folder
 

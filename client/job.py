@@ -188,7 +188,8 @@ def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
 
         # Fail now, not in round 1, where an optional dependency is missing.
         self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
-    remember(site.home, request, gate.ledger.is_unfinished, gate.ledger.was_approved)
+    ledger = gate.ledger
+    remember(site.home, request, ledger.is_unfinished, ledger.was_approved, ledger.was_decided)
     protected = gate.announce(request, recipe) is not None
     reply = Reply(
         **echo(site, request),

@@ -28,7 +28,7 @@ from fgvc_core.inference.judging import (
     seen_classes,
 )
 from fgvc_core.inference.scorecard import Scorecard, scorecard
-from fgvc_core.models.weights import find_weights, kind_of
+from fgvc_core.models.weight_names import find_weights, kind_of
 from fgvc_core.privacy.accountant import PrivacyEvent, noise_for
 from fgvc_core.privacy.sampling import protected_units
 from fgvc_core.privacy.settings import PrivacySettings

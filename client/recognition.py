@@ -98,6 +98,8 @@ def understand(
     recipe: "Recipe | None" = None,
     class_names: tuple[str, ...] = (),
     tell: Callable[[int, int], None] | None = None,
+    *,
+    keep: bool = False,
 ) -> Understood:
     """Read a site's data as ``site.toml`` says, opening every picture once.
 
@@ -107,6 +109,7 @@ def understand(
         class_names: Class names of the federation; empty for the site's own labels after its label
             map.
         tell: Called with (pictures opened, total).
+        keep: Write down in the home what is left out (:mod:`.left_out`).
 
     Raises:
         FieldmarkError: if the data cannot be read at all.
@@ -117,8 +120,10 @@ def understand(
     from fgvc_core.data.labels import LeftOut
     from fgvc_core.recipe import Recipe
     from fgvc_core.training.learner import UNREADABLE
+    from fieldmark.client.left_out import keep_left_out
     from fieldmark.client.workspace import own_rows, split_table
 
+    named = "" if recipe is None else recipe.name
     recipe = Recipe() if recipe is None else recipe
     left_out = LeftOut()
     own_data = site.settings.data
@@ -126,6 +131,8 @@ def understand(
     faults = decode_each(table, 16, lambda _position, _picture: None, tell, whatever=True)
     for position in faults:
         left_out.add(UNREADABLE, table.ids[position])
+    if keep:
+        keep_left_out(site, named, left_out, table.unused)
     sound = table.take([i for i in range(len(table)) if i not in faults])
     _, validation = split_table(site, recipe, sound)
     own = own_rows(site, sound)

@@ -14,6 +14,8 @@
     runs/            announced recipes, one file per run
     weights/         public weights files that runs may start from, named by SHA-256
     requests.json    number of requests answered today
+    page-token       secret for the decisions on the site's page, if it has one
+    state/           notes of the site's processes; left-out.json: what its data leave out
     site.log         errors in full; never leaves the site
 
 For a site with its own pictures, a register in the user's state folder links the data to this
@@ -58,6 +60,19 @@ class Resources(Settings):
     cache: str = Field(description="Folder for decoded pictures and features.")
 
 
+class PageSettings(Settings):
+    """The site's own page: the ``[page]`` section of ``site.toml``."""
+
+    port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port on loopback of the page that 'site up' serves, 0 to 65535; 0: any free "
+        "one, kept across restarts. Left out: no page and no port. Every account of this machine "
+        "can read it; names and numbers of pictures, and decisions, need the home's token.",
+    )
+
+
 class SiteSettings(Settings):
     """Contents of ``site.toml``."""
 
@@ -66,6 +81,7 @@ class SiteSettings(Settings):
     resources: Resources
     policy: Policy = Policy()
     limits: Limits = Limits()
+    page: PageSettings = PageSettings()
 
 
 @dataclass(frozen=True)

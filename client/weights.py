@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
-from fgvc_core.models.weights import (
+from fgvc_core.models.weight_names import (
     WEIGHTS,
-    add_weights,
     find_weights,
     is_installed,
     kind_of,
@@ -110,11 +109,13 @@ def add_to_site(site: Site, file: Path) -> str:
         for path in sorted((site.home / name).rglob("*.safetensors")):
             if not given.isdisjoint(_keys(_arrays(path))):
                 raise _private(file, name)
+    # Lazy import: checking a policy needs no torch.
+    from fgvc_core.models.weights import add_weights
+
     return add_weights(file, weights_folder(site))
 
 
 def _given(file: Path) -> dict[str, NDArray[np.float32]]:
-    # Lazy import: checking a policy needs no torch.
     from fgvc_core.models.weights import read_state
 
     return {name: tensor.float().numpy() for name, tensor in read_state(file).items()}

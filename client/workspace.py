@@ -28,6 +28,7 @@ from fgvc_core.training.examples import Examples
 from fgvc_core.training.learner import Learner
 from fgvc_core.wire.arrays import TensorSpec, spec_of
 from fieldmark.client.job import Job
+from fieldmark.client.left_out import keep_left_out
 from fieldmark.client.reading import data_settings, load_site_table
 from fieldmark.client.site import Site
 from fieldmark.client.weights import site_weights
@@ -103,6 +104,7 @@ class Workspace:
                 site, recipe, learner, table, unit, left_out if tolerant else None
             )
             log_left_out(site, found.left_out)
+            keep_left_out(site, recipe.name, found.left_out, table.unused)
             self._examples[key] = found
             while len(self._examples) > SITES_KEPT:
                 self._examples.popitem(last=False)

@@ -15,6 +15,8 @@ from fgvc_core.files import FOLDER_MODE, PRIVATE_UMASK, private_folder
 
 LONGEST = 107
 """Longest path of a socket in bytes: ``sun_path`` of unix(7) has 108, including a final zero."""
+LOOPBACK = "127.0.0.1"
+"""Address that only this machine reaches, with all of its accounts."""
 _UNIX = "unix:"
 _open: dict[Path, int] = {}
 

@@ -17,6 +17,6 @@ def report(
 
     Example: fieldmark report runs/demo
     """
-    from fieldmark.server.report import render
+    from fieldmark.server.report.page import render
 
     typer.echo(render(run_dir))

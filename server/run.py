@@ -19,7 +19,7 @@ from fgvc_core.errors import (
     RunInterrupted,
 )
 from fgvc_core.experiment import make_learner, make_table, pick_device
-from fgvc_core.models.weights import resolve_weights
+from fgvc_core.models.weight_names import resolve_weights
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.live import LiveView
 from fieldmark.server.results.evaluation import TestSplit

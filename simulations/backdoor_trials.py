@@ -24,7 +24,7 @@ from fgvc_core.scenario import BackdoorAttack, BackdoorTable, ScenarioSettings, 
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.learner import Learner
 from fieldmark.server.home import CoordinatorHome
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 from fieldmark.server.run_log.checkpoint import Checkpoints
 from fieldmark.simulations.engines import run_inprocess
 from fieldmark.simulations.folders import check_out, lay_out, site_homes

@@ -19,7 +19,7 @@ from fgvc_core.experiment import completed, make_learner
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe
 from fgvc_core.seeds import derive_seed
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 from fieldmark.server.report.reading import read_events
 from fieldmark.server.report.refusals import run_refusals
 from fieldmark.simulations.comparing.differences import METRICS, Draws, differences, draw_rows

@@ -13,7 +13,7 @@ from fgvc_core.experiment import completed
 from fgvc_core.files import private_folder, replace_json
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.baselines import pixel_baseline
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 from fieldmark.simulations.engines import run_inprocess, run_ray
 from fieldmark.simulations.folders import (
     check_out,

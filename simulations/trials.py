@@ -17,7 +17,7 @@ from fgvc_core.experiment import completed
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import Attack, ScenarioSettings
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 from fieldmark.simulations.engines import run_inprocess
 from fieldmark.simulations.folders import check_out, lay_out, site_homes
 from fieldmark.simulations.planning import Say, Simulation

@@ -109,6 +109,52 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    def theme(self, name):
+        """Show pages as to a person who prefers this: light or dark."""
+        preferred = [{"name": "prefers-color-scheme", "value": name}]
+        self.tell("Emulation.setEmulatedMedia", features=preferred)
+
+    def press(self, key, code):
+        """Press and release a key."""
+        pressed = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+        text = {"text": "\r"} if key == "Enter" else {}
+        self.tell("Input.dispatchKeyEvent", type="keyDown", **pressed, **text)
+        self.tell("Input.dispatchKeyEvent", type="keyUp", **pressed)
+
+    def tab_order(self, most=60):
+        """Names of the elements that Tab reaches from the top of the page, in order."""
+        self.ask("document.activeElement.blur(); window.scrollTo(0, 0)")
+        found = []
+        while len(found) < most:
+            self.press("Tab", 9)
+            name = self.ask(_FOCUSED)
+            if not name or (found and name == found[0]):
+                break
+            found.append(name)
+        return found
+
+    def spoken(self):
+        """(role, name) of what a screen reader meets, in order."""
+        nodes = self.tell("Accessibility.getFullAXTree")["nodes"]
+        by_id, found = {node["nodeId"]: node for node in nodes}, []
+
+        def walk(node):
+            if not node["ignored"]:
+                found.append((node["role"]["value"], node.get("name", {}).get("value", "")))
+            for child in node.get("childIds", ()):
+                if child in by_id:
+                    walk(by_id[child])
+
+        walk(nodes[0])
+        return found
+
+    def wait_for(self, script, seconds=60):
+        """Wait until an expression in the page is true."""
+        deadline = time.monotonic() + seconds
+        while not self.ask(script):
+            assert time.monotonic() < deadline, script
+            time.sleep(0.1)
+
     def picture(self, path):
         """The whole page as a PNG."""
         found = self.tell("Page.captureScreenshot", captureBeyondViewport=True)
@@ -118,3 +164,24 @@ class Browser:
 WIDEST = """Math.max(document.documentElement.scrollWidth,
 ...[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right))"""
 """How far a page's content reaches to the right, in pixels."""
+
+_FOCUSED = """(e => e === document.body ? "" : e.labels?.[0]?.innerText || e.ariaLabel ||
+e.innerText)(document.activeElement).trim()"""
+
+CONTRASTS = """(() => {
+  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const clear = c => /, 0\\)$/.test(c);
+  const under = e => { for (; e; e = e.parentElement) {
+    const c = getComputedStyle(e).backgroundColor; if (!clear(c)) return c; } };
+  const found = [];
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length || e.closest("svg, script")) continue;
+    const [a, b] = [light(getComputedStyle(e).color), light(under(e))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push([e.innerText.slice(0, 40), ratio]);
+  }
+  return found; })()"""
+"""Texts of a page with less contrast than 4.5 to 1 (WCAG 2.2, 1.4.3), with the ratio."""

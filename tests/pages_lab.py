@@ -18,6 +18,7 @@ from fieldmark.server.run_log.events import EventLog
 
 REASON = "The update's norm 812.5 is more than 5 times the median 3.17 of the last closed rounds."
 LONG = "university-hospital-of-a-very-long-name-department-of-dermatology"
+TOO_FEW = "2 of the 4 sites that were asked take part, and a round needs 3."
 SITES = {"lyon": "replied", "oslo": "training", "turku": "refused", LONG: "away"}
 
 
@@ -26,6 +27,8 @@ def busy_folder(folder):
     init_server(folder, DeploymentSettings(name="Field birds", hosts=("fl.example.org",)))
     for name in (*SITES, "never-seen"):
         AllowList(folder).add(name, public_text(new_key().public_key()))
+    past_run(folder, "spring", "finished", tested=True)
+    past_run(folder, "summer", "failed", why=f"RunFailed: {TOO_FEW}")
     run_dir = folder / "runs" / "birds"
     (run_dir / "coordinator").mkdir(parents=True)
     write_run_request(run_dir, RunRequest(state="running", tries=2))
@@ -54,6 +57,27 @@ def busy_folder(folder):
     services = {n: {"pid": 4000 + i, "restarts": i} for i, n in enumerate(names)}
     replace_private_json(folder / "state" / "services.json", services)
     return folder
+
+
+def past_run(folder, name, state, rounds=12, why="", *, tested=False):
+    """A run that has ended, with the scores of its rounds or their losses alone."""
+    run_dir = folder / "runs" / name
+    (run_dir / "coordinator").mkdir(parents=True)
+    write_run_request(run_dir, RunRequest(state=state, tries=1, why=why))
+    log = EventLog(run_dir / "events.jsonl")
+    log.emit("run_started", sites=list(SITES), rounds=20)
+    for number in range(1, rounds + 1):
+        top1 = 0.9 - 0.6 * 0.8**number
+        for site in ("lyon", "oslo"):
+            log.emit("reply", round=number, kind="train", site=site, accepted=True, reason=None,
+                     bytes_up=3_400_000, bytes_down=9)  # fmt: skip
+        log.emit("round_finished", round=number, seconds=4.2, loss=2.3 * 0.9**number,
+                 top1=top1 if tested else None)  # fmt: skip
+        if tested:
+            log.emit("scored", round=number, val_top1=top1 - 0.04, val_loss=1.0)
+    if tested:
+        absent = {LONG: "away: it did not answer the roll call"}
+        replace_private_json(run_dir / "metrics.json", {"top1": 0.857, "not_contributed": absent})
 
 
 @contextlib.contextmanager

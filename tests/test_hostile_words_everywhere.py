@@ -34,7 +34,7 @@ from fieldmark.server.deployment.screen import site_table
 from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.deployment.status import read_status, show_status
 from fieldmark.server.live import LiveView
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 from fieldmark.server.tracking.tracker import final_figures, note_of
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import simulate

@@ -105,7 +105,7 @@ def _data(
     classes = () if contact.announcement is None else contact.announcement.class_names
     named = () if recipe is None else recipe.data.classes or ()
     try:
-        found = understand(site, recipe, classes or named, tell)
+        found = understand(site, recipe, classes or named, tell, keep=True)
     except FieldmarkError as error:
         return Finding("data", "failed", error.what, error.remedy or remedy, error.exit_code)
     if classes and tuple(found.classes) != classes:

@@ -1,4 +1,4 @@
-"""Commands of a deployed site: key, join, reading, check, up, status, stop and new-key."""
+"""Commands of a deployed site: key, join, reading, check, up, status, page, stop and new-key."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -313,8 +313,62 @@ def status(
         show_site_status(found, home)
 
 
+def page(
+    home: Home,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page here, until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="With --serve: its port; 0: any free one.")
+    ] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Where this site's own page is, and the token for decisions on it.
+
+    'site up' serves it on loopback if site.toml has a port in [page]; --serve does it without.
+
+    Example: fieldmark site page lyon
+    """
+    import json
+    import shlex
+
+    from fgvc_core.errors import ConfigurationError
+    from fieldmark.client.deployment.page_token import FILE, read_token
+    from fieldmark.client.deployment.status import page_address
+    from fieldmark.client.site import Site
+
+    site, token = Site.open(home), home.resolve() / FILE
+    told = f"decisions there need the token of this home: cat {shlex.quote(str(token))}"
+    if serve:
+        from fieldmark.client.deployment.page import serve as serve_page
+
+        typer.echo(told, err=True)
+        serve_page(home, port, lambda text: typer.echo(text, err=True))
+        return
+    address = page_address(home)
+    if address is None:
+        off = site.settings.page.port is None
+        raise ConfigurationError(
+            "This site has no page now"
+            + (": page.port is not set in site.toml." if off else ": 'site up' does not run."),
+            remedy=(
+                "Write 'port = 0' below '[page]' in site.toml (a new section where there is none), "
+                "and start 'site up' again; "
+                if off
+                else "Start 'site up'; "
+            )
+            + f"or: fieldmark site page {shlex.quote(str(home))} --serve",
+        )
+    read_token(home)
+    if json_:
+        typer.echo(json.dumps({"address": address, "token_file": str(token)}, indent=1))
+        return
+    typer.echo(address)
+    typer.echo(told)
+
+
 def mount(app: typer.Typer) -> None:
     """Add these commands to ``fieldmark site``."""
-    for command in (key, join, reading, check, up, status, stop):
+    for command in (key, join, reading, check, up, status, page, stop):
         app.command()(command)
     app.command("new-key")(new_key)

@@ -4,8 +4,9 @@ It is read from the home alone: ledger, announcements, and notes of the site's o
 is asked over the network, nothing is written, and nothing of it leaves the site.
 """
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,32 @@ from fgvc_core.console import PlainConsole
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.files import read_json
 from fgvc_core.protocol.keys import short_fingerprint
+from fgvc_core.sockets import LOOPBACK
 from fgvc_core.supervision import holder
 from fgvc_core.words import visible
-from fieldmark.client.announced import last_announced
+from fieldmark.client.announced import last_announcement
 from fieldmark.client.deployment.link import read_link
-from fieldmark.client.privacy.approval import pending_runs, waiting_runs
+from fieldmark.client.deployment.page_token import PAGE_NOTE
+from fieldmark.client.left_out import read_left_out
+from fieldmark.client.privacy.approval import waiting_in_words, waiting_runs
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.chain import Entry
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site
 
 LAST = 5
-"""Number of latest refusals shown."""
+"""Number of latest refusals, and of latest decisions, shown."""
 _REPORT = "privacy-report.html"
 
 
-def read_site_status(home: Path) -> dict[str, Any]:
-    """The status of a site.
+def read_site_status(
+    home: Path, waiting: Callable[[Site], list[dict[str, Any]]] = waiting_in_words
+) -> dict[str, Any]:
+    """The status of a site; what ``site status`` prints and the site's page shows.
+
+    Args:
+        home: Its home.
+        waiting: Reads the runs that wait for a person, if any do.
 
     Raises:
         ConfigurationError: if it is not a site's home.
@@ -41,7 +51,8 @@ def read_site_status(home: Path) -> dict[str, Any]:
     home = home.resolve()
     pid = holder(home)
     entries = Ledger(site.home, site.data_binding, site.name).entries()
-    pending_here = pending_runs(site)
+    waits = waiting_runs(site)
+    pending = waiting(site) if waits else []
     node = (read_json(home / "state" / "node.json") or {}) if pid is not None else {}
     report = home / _REPORT
     return {
@@ -54,15 +65,13 @@ def read_site_status(home: Path) -> dict[str, Any]:
         "connected_s": _since(node.get("connected")),
         "processes": (read_json(home / "state" / "services.json") or {}) if pid else {},
         "run": _run(home, entries),
-        "awaiting_approval": [
-            {
-                "run": pending.run,
-                "arguments": pending.arguments,
-                "in_words": pending.in_words(site),
-            }
-            for pending in pending_here
+        "approval": site.settings.policy.approval,
+        "awaiting_approval": pending,
+        "awaiting_more": max(len(waits) - len(pending), 0),
+        "decisions": [
+            {"time": e.time, "what": e.kind, "run": e.values["run"], "name": e.values["name"]}
+            for e in [e for e in entries if e.kind in ("approved", "declined")][-LAST:]
         ],
-        "awaiting_more": max(len(waiting_runs(site)) - len(pending_here), 0),
         "today": _left(entries, datetime.now(UTC).date().isoformat()),
         "ever": _left(entries, ""),
         "budget": read_budget(site).as_json(),
@@ -70,8 +79,28 @@ def read_site_status(home: Path) -> dict[str, Any]:
             {"time": e.time, **{n: e.values[n] for n in ("run", "what", "reason")}}
             for e in [entry for entry in entries if entry.kind == "refused"][-LAST:]
         ],
+        "left_out": read_left_out(home),
         "report": str(report) if report.is_file() else None,
+        "report_time": _written(report),
+        "page": page_address(home),
     }
+
+
+def page_address(home: Path) -> str | None:
+    """Address of the site's page while a process serves it, else None."""
+    note = read_json(home / "state" / PAGE_NOTE)
+    try:
+        os.kill(note["pid"], 0)
+        return f"http://{LOOPBACK}:{note['port']}/"
+    except (OSError, TypeError, KeyError):
+        return None
+
+
+def _written(path: Path) -> str | None:
+    """When a file was written (UTC, ISO 8601 to the second); None if there is none."""
+    if not path.is_file():
+        return None
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
 
 
 def _address(home: Path) -> str | None:
@@ -88,18 +117,18 @@ def _since(when: object) -> float | None:
 
 def _run(home: Path, entries: Sequence[Entry]) -> dict[str, Any] | None:
     """The last announced run, and the last round that this site has answered in it."""
-    found = last_announced(home)
+    found = last_announcement(home)
     if found is None:
         return None
-    run, when, recipe = found
+    run = found.run
     answered = [e for e in entries if e.kind == "sent" and e.values["run"] == run]
     rounds = [e.values["round"] for e in answered if e.values["code"] == "ok"]
     return {
         "id": run,
-        "recipe": recipe.name,
-        "announced_s": _since(when),
+        "recipe": found.recipe,
+        "announced_s": _since(found.announced),
         "round": max(rounds, default=0),
-        "rounds": recipe.federation.rounds,
+        "rounds": found.rounds,
         "last_reply": answered[-1].time if answered else None,
     }
 
@@ -158,10 +187,31 @@ def show_site_status(found: dict[str, Any], home: Path) -> None:
         console.print(
             f"{found['awaiting_more']} earlier announced runs wait for your approval, too"
         )
+    for decision in found["decisions"]:
+        console.print(
+            f"{decision['what']} {decision['time']}: run {decision['run']} "
+            f"({visible(decision['name'])})"
+        )
+    for line in left_out_lines(found["left_out"]):
+        console.print(visible(line))
     for refusal in found["refusals"]:
         console.print(f"refused {refusal['time']}: {refusal['what']}: {visible(refusal['reason'])}")
+    if found["page"]:
+        console.print(f"page:   {found['page']} (fieldmark site page {home})")
     made = found["report"]
     console.print(f"report: {made}" if made else f"report: fieldmark site report {home} makes it")
+
+
+def left_out_lines(found: dict[str, Any] | None) -> list[str]:
+    """What was left out of the data at the last reading, one line for each reason."""
+    if found is None:
+        return ["left out: not known: no run and no 'site check' has read the data yet"]
+    lines = [
+        f"{title}: {row['count']} {row['reason']}: {', '.join(row['names'][:3])}"
+        for title, rows in (("left out", found["left_out"]), ("not used", found["unused"]))
+        for row in rows
+    ]
+    return lines or ["left out: nothing"]
 
 
 def _duration(seconds: float) -> str:

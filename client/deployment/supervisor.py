@@ -66,6 +66,8 @@ def up(home: Path, say: Callable[[str], None]) -> None:
                     restart_node=lambda: supervisor.ask_restart("supernode"),
                 ):
                     supervisor.add(service)
+                if site.settings.page.port is not None:
+                    supervisor.add(page_service(site, say))
                 while not stopping:
                     supervisor.step()
                     time.sleep(STEP_S)
@@ -156,6 +158,14 @@ def site_services(
             on_line=node.on_runners_line,
         ),
     ]
+
+
+def page_service(site: Site, say: Callable[[str], None]) -> Service:
+    """The site's own page, as a supervised service; only where ``page.port`` is set."""
+    port = str(site.settings.page.port)
+    command = (sys.executable, "-P", "-m", "fieldmark.client.deployment.page", str(site.home), port)
+    # Its two lines: where it is, or that its port is taken.
+    return Service("page", command, on_line=lambda line: say(visible(line)))
 
 
 class _Node:

@@ -25,6 +25,7 @@ from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import check_counts, check_standing, check_subject, protection
 from fieldmark.client.reading import kind_of, subject_column
 from fieldmark.client.site import Site
+from fieldmark.client.weights import check_weights
 
 UNLIMITED = 1e9
 """Cap of a site whose policy sets none."""
@@ -67,9 +68,6 @@ class Admission:
             PolicyRefusal: if it does not take part at all.
         """
         privacy = self.protection_of_scores(recipe)
-        # Not at the top: it imports torch, which the supervisor and the commands do without.
-        from fieldmark.client.weights import check_weights
-
         check_weights(self.site, recipe)
         if privacy is None:
             check_counts(self.site.settings.policy, recipe)
@@ -162,10 +160,18 @@ class Admission:
         """Check that a person has approved this run, if the policy requires it.
 
         Raises:
-            ApprovalMissing: if not.
+            ApprovalMissing: if nobody has.
+            PolicyRefusal: if a person has declined it.
         """
         if self.site.settings.policy.approval == "none":
             return
+        if self.ledger.is_declined(request.run, request.recipe_digest):
+            raise PolicyRefusal(
+                f"policy.approval = 'each-run': a person at the site has declined run "
+                f"'{request.run}' ({name}).",
+                remedy="Whoever thinks better of it says so at the site: fieldmark site approve "
+                f"DIR {request.run} --digest {request.recipe_digest[:32]}",
+            )
         if not self.ledger.is_approved(request.run, request.recipe_digest):
             raise ApprovalMissing(
                 f"policy.approval = 'each-run': run '{request.run}' ({name}) is not approved.",

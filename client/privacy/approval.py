@@ -1,4 +1,4 @@
-"""Approval of a run by a person at the site (``policy.approval = "each-run"``)."""
+"""A person's yes or no to a run at the site (``policy.approval = "each-run"``)."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -80,6 +80,10 @@ class Pending:
 
     def in_words(self, site: Site) -> list[str]:
         """What the run is and what it would cost this site, a line each."""
+        return self.priced(site)[0]
+
+    def priced(self, site: Site) -> tuple[list[str], dict[str, Any]]:
+        """:meth:`in_words`, and the cost as by :func:`read_budget`; {} if it cannot be told."""
         recipe = self.recipe
         lines = [
             f"run {self.run}: recipe '{recipe.name}', digest {recipe.digest}",
@@ -90,7 +94,7 @@ class Pending:
         try:
             plan = read_budget(site, recipe).plan
         except FieldmarkError as error:
-            return [*lines, f"its cost cannot be told: {error.what}"]
+            return [*lines, f"its cost cannot be told: {error.what}"], {}
         assert plan is not None
         if not plan["allowed"]:
             lines.append(f"this site's policy refuses it, whoever approves: {plan['why']}")
@@ -103,7 +107,7 @@ class Pending:
                 f" the total would be {plan['total_after']:.3g}"
                 + ("" if cap is None else f" of {cap:g}")
             )
-        return lines
+        return lines, plan
 
 
 def waiting_runs(site: Site) -> list[tuple[str, float]]:
@@ -118,7 +122,7 @@ def waiting_runs(site: Site) -> list[tuple[str, float]]:
     found = [
         (path.stem, path.stat().st_mtime)
         for path in announcement(site.home, "any").parent.glob("*.json")
-        if not ledger.was_approved(path.stem)
+        if not ledger.was_decided(path.stem)
     ]
     return sorted(found, key=lambda one: -one[1])
 
@@ -136,6 +140,29 @@ def pending_runs(site: Site, most: int = MOST_SHOWN) -> list[Pending]:
             continue
         if held is not None:
             found.append(Pending(run, when, *held))
+    return found
+
+
+def waiting_in_words(site: Site) -> list[dict[str, Any]]:
+    """The :func:`pending_runs` as plain values, each with what it is and costs in words.
+
+    Reading their recipes imports torch.
+    """
+    found = []
+    for pending in pending_runs(site):
+        words, plan = pending.priced(site)
+        found.append(
+            {
+                "run": pending.run,
+                "recipe": pending.recipe.name,
+                "digest": pending.recipe.digest,
+                "announced": pending.announced,
+                "arguments": pending.arguments,
+                "in_words": words,
+                "allowed": bool(plan.get("allowed")),
+                "total_after": plan.get("total_after"),
+            }
+        )
     return found
 
 
@@ -159,6 +186,46 @@ def approve_run(
         PolicyRefusal: if the policy refuses the run even with approval.
         DataError: if the ledger or the announcement is damaged.
     """
+    recipe = _meant(site, run, digest, shown)
+    ledger = Ledger(site.home, site.data_binding, site.name)
+    privacy = Admission(site, ledger).protection(recipe)
+    _record(ledger, "approved", run, recipe)
+    return Approval(
+        run=run,
+        recipe=recipe.name,
+        recipe_digest=recipe.digest,
+        epsilon=None if privacy is None else privacy.epsilon,
+        delta=None if privacy is None else privacy.delta,
+        unit=None if privacy is None else privacy.unit,
+    )
+
+
+def decline_run(site: Site, run: str, digest: str | None = None) -> Recipe:
+    """Record in the ledger that a person has declined an announced run.
+
+    From then on the run's requests are refused, also if it had been approved before. What has left
+    has left. A later approval counts again.
+
+    Args:
+        site: The site.
+        run: Id of the run.
+        digest: As for :func:`approve_run`.
+
+    Returns:
+        The declined recipe.
+
+    Raises:
+        ConfigurationError: if the run was not announced here, or the ledger cannot be written.
+        PolicyRefusal: if the digest is another recipe's.
+        DataError: if the ledger or the announcement is damaged.
+    """
+    recipe = _meant(site, run, digest, None)
+    _record(Ledger(site.home, site.data_binding, site.name), "declined", run, recipe)
+    return recipe
+
+
+def _meant(site: Site, run: str, digest: str | None, shown: Pending | None) -> Recipe:
+    """The recipe of an announced run, if it is the one that a person means."""
     try:
         held = read_announced(site.home, run)
     except PeerError:
@@ -167,7 +234,7 @@ def approve_run(
         known = sorted(p.stem for p in announcement(site.home, "any").parent.glob("*.json"))
         raise ConfigurationError(
             f"Run '{run}' was never announced to this site.",
-            why="Only what a coordinator has announced can be approved.",
+            why="Only what a coordinator has announced can be approved or declined.",
             remedy=f"Announced so far: {', '.join(known[:10]) or 'none'}"
             + (f", and {len(known) - 10} more." if len(known) > 10 else "."),
         )
@@ -188,25 +255,18 @@ def approve_run(
             f"{LEAST_DIGITS} digits may be another recipe's, too.",
             remedy="Ask the coordinator which recipe was announced; nothing is approved.",
         )
-    ledger = Ledger(site.home, site.data_binding, site.name)
-    privacy = Admission(site, ledger).protection(recipe)
-    values = {"run": run, "recipe_digest": recipe.digest, "name": recipe.name}
+    return recipe
+
+
+def _record(ledger: Ledger, kind: str, run: str, recipe: Recipe) -> None:
     try:
-        ledger.note("approved", values)
+        ledger.note(kind, {"run": run, "recipe_digest": recipe.digest, "name": recipe.name})
     except OSError as error:
         raise ConfigurationError(
-            f"The ledger in '{site.home}' cannot be written: {error.strerror}.",
-            why="The run is not approved.",
+            f"The ledger in '{ledger.path.parent}' cannot be written: {error.strerror}.",
+            why=f"The run is not {kind}.",
             remedy="Free space there, or run the command as the user whose home it is.",
         ) from None
-    return Approval(
-        run=run,
-        recipe=recipe.name,
-        recipe_digest=recipe.digest,
-        epsilon=None if privacy is None else privacy.epsilon,
-        delta=None if privacy is None else privacy.delta,
-        unit=None if privacy is None else privacy.unit,
-    )
 
 
 def _means(digest: str, recipe: Recipe) -> bool:

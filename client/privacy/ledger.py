@@ -10,6 +10,7 @@ founded    site and data of the ledger
 announced  a run's whole plan: events, delta, unit, public number of units, and the rule for
            adding up costs if it is charged first
 approved   a person at the site has approved a run
+declined   a person at the site has declined a run; of two decisions the later counts
 reserved   one release of a plan, before the work for it
 sent       a reply that may leave from now on: its contents and size
 refused    a refused run or request, and the reason
@@ -96,9 +97,19 @@ class Ledger:
         return plan is not None and bool(plan.charged[1]) and bool(plan.remaining)
 
     def is_approved(self, run: str, recipe_digest: str) -> bool:
-        """Whether a person has approved a run with this recipe."""
+        """Whether a person has approved a run with this recipe, and not declined it since."""
         with self._open.reading() as spending:
             return spending.is_approved(run, recipe_digest)
+
+    def is_declined(self, run: str, recipe_digest: str) -> bool:
+        """Whether a person has declined a run with this recipe, and not approved it since."""
+        with self._open.reading() as spending:
+            return spending.is_declined(run, recipe_digest)
+
+    def was_decided(self, run: str) -> bool:
+        """Whether a person has approved or declined a run, with whichever recipe."""
+        with self._open.reading() as spending:
+            return spending.was_decided(run)
 
     def was_approved(self, run: str) -> bool:
         """Whether a person has approved a run, with whichever recipe."""

@@ -126,6 +126,7 @@ class Spending:
         self._sent: set[tuple[str, str]] = set()
         self._approved: set[tuple[str, str]] = set()
         self._approved_runs: set[str] = set()
+        self._declined: set[tuple[str, str]] = set()
         self._hashes: set[str] = set()
         self.ahead = 0
         """Entries by which a recovered ledger counts longer than its file."""
@@ -147,6 +148,10 @@ class Spending:
             approved = _read(_Approved, entry)
             self._approved.add((approved.run, approved.recipe_digest))
             self._approved_runs.add(approved.run)
+            self._declined.discard((approved.run, approved.recipe_digest))
+        elif entry.kind == "declined":
+            declined = _read(_Approved, entry)
+            self._declined.add((declined.run, declined.recipe_digest))
         elif entry.kind == "sent":
             self._send(_read(_Sent, entry))
         elif entry.kind == TORN:
@@ -180,12 +185,21 @@ class Spending:
         return (run, request) in self._sent
 
     def is_approved(self, run: str, recipe_digest: str) -> bool:
-        """Whether a person has approved a run with this recipe."""
-        return (run, recipe_digest) in self._approved
+        """Whether a person has approved a run with this recipe, and not declined it since."""
+        key = run, recipe_digest
+        return key in self._approved and key not in self._declined
+
+    def is_declined(self, run: str, recipe_digest: str) -> bool:
+        """Whether a person has declined a run with this recipe, and not approved it since."""
+        return (run, recipe_digest) in self._declined
 
     def was_approved(self, run: str) -> bool:
         """Whether a person has approved a run, with whichever recipe."""
         return run in self._approved_runs
+
+    def was_decided(self, run: str) -> bool:
+        """Whether a person has approved or declined a run, with whichever recipe."""
+        return run in self._approved_runs or any(run == declined for declined, _ in self._declined)
 
     def holds(self, head: str) -> bool:
         """Whether an entry has this hash."""

@@ -4,6 +4,7 @@ A non-breaking space joins a number and its unit.
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 SPACE = "\N{NO-BREAK SPACE}"
 MISSING = "–"
@@ -64,3 +65,17 @@ def span(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def moment(time: str) -> str:
+    """A time in ISO 8601 (UTC), to the minute.
+
+    >>> moment("2026-11-30T20:12:51+00:00").replace(SPACE, " ")
+    '2026-11-30 20:12 UTC'
+    """
+    return f"{time[:10]}{SPACE}{time[11:16]}{SPACE}UTC"
+
+
+def instant(seconds: float) -> str:
+    """A time in seconds since 1970, as :func:`moment`."""
+    return moment(datetime.fromtimestamp(seconds, UTC).isoformat())

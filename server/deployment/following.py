@@ -36,6 +36,8 @@ class RunView:
     rounds: int = 0
     sites: dict[str, SiteView] = field(default_factory=dict)
     refusals: list[dict[str, Any]] = field(default_factory=list)
+    history: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Round -> its ``round``, ``top1`` (held-out test), ``val_top1`` (sites) and ``loss``."""
     last: dict[str, Any] | None = None
 
     def fold(self, event: dict[str, Any]) -> None:
@@ -69,6 +71,10 @@ class RunView:
             self.refusals.append(event)
         elif kind == "round_finished":
             self.round, self.last = event["round"], event
+            scores = {name: event.get(name) for name in ("top1", "val_top1", "loss")}
+            self.history[event["round"]] = {"round": event["round"], **scores}
+        elif kind == "scored" and event.get("round") in self.history:
+            self.history[event["round"]]["val_top1"] = event["val_top1"]
 
     def _site(self, name: str) -> SiteView:
         return self.sites.setdefault(name, SiteView())

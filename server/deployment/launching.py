@@ -9,7 +9,8 @@ from fgvc_core.data.cache import cache_folder
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.experiment import make_table
 from fgvc_core.files import private_folder
-from fgvc_core.models.weights import WEIGHTS, add_weights, kind_of, resolve_weights
+from fgvc_core.models.weight_names import WEIGHTS, kind_of, resolve_weights
+from fgvc_core.models.weights import add_weights
 from fgvc_core.recipe import Recipe
 from fgvc_core.supervision import holder
 from fieldmark.server.deployment.allow_list import AllowList

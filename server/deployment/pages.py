@@ -6,60 +6,75 @@
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from fgvc_core.files import read_json
+from fgvc_core.local_pages import PLAIN, LocalPage, only_this_machine
+from fgvc_core.sockets import LOOPBACK
 from fgvc_core.words import visible_lines
 from fieldmark.server.deployment.status import read_status
+from fieldmark.server.report.charts import Curve, curves
 
-LOOPBACK = "127.0.0.1"
-HOSTS = [LOOPBACK, "localhost"]
-"""Accepted Host headers; any other is refused (DNS rebinding)."""
-_SAFE = {
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-store",
-}
+AGAIN_S = 5
+"""Interval at which the page looks again by itself, in seconds."""
 
 
 def make_app(folder: Path) -> Starlette:
     """The web application of a coordinator's folder."""
-    environment = Environment(
-        loader=PackageLoader("fieldmark.server.deployment", ""),
-        autoescape=True,
-        finalize=visible_lines,
-    )
+    page = LocalPage("fieldmark.server.deployment", "status.html.j2")
 
-    def page(request: Request) -> Response:
-        text = environment.get_template("status.html.j2").render(s=read_status(folder))
-        return HTMLResponse(text, headers=_SAFE)
+    def look(request: Request) -> Response:
+        return page.answer(s=read_status(folder), curve=run_curve, again_s=AGAIN_S)
 
     def plain(request: Request) -> Response:
-        return JSONResponse(read_status(folder), headers=_SAFE)
+        return JSONResponse(read_status(folder), headers=PLAIN)
 
     def metrics(request: Request) -> Response:
         text = metrics_text(read_status(folder))
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     return Starlette(
-        routes=[Route("/", page), Route("/status.json", plain), Route("/metrics", metrics)],
-        # Against DNS rebinding: a foreign page whose name resolves to this machine reads nothing.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)],
+        routes=[Route("/", look), Route("/status.json", plain), Route("/metrics", metrics)],
+        middleware=[only_this_machine()],
     )
+
+
+def run_curve(name: str, history: Sequence[dict[str, Any]]) -> Markup | None:
+    """Scores of a run over its rounds as SVG, else its training loss; None if it has neither."""
+    rounds = max((entry["round"] for entry in history), default=0)
+    by_round = {entry["round"]: entry for entry in history}
+
+    def values(key: str) -> list[float | None]:
+        return [by_round.get(number, {}).get(key) for number in range(1, rounds + 1)]
+
+    lines = [Curve("held-out test", "first", values("top1")),
+             Curve("sites' validation", "second", values("val_top1"))]  # fmt: skip
+    shown = [line for line in lines if any(v is not None for v in line.values)]
+    if shown:
+        last = [f"{line.name} {100 * _last(line):.1f} %" for line in shown]
+        told = f"Top-1 of run {name} over {rounds} rounds; last: {', '.join(last)}"
+        return Markup(curves(told, shown, shares=True))
+    loss = Curve("loss", "third", values("loss"))
+    if all(value is None for value in loss.values):
+        return None
+    told = f"Mean training loss of run {name} over {rounds} rounds; last: {_last(loss):.3g} nats"
+    return Markup(curves(told, [loss]))
+
+
+def _last(line: Curve) -> float:
+    return float(next(value for value in reversed(line.values) if value is not None))
 
 
 def metrics_text(status: dict[str, Any]) -> str:

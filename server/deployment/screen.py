@@ -13,7 +13,7 @@ from fgvc_core.words import visible
 from fieldmark.server.deployment.following import RunView, follow
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.live import LiveView
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 
 _STYLES = {
     "refused": "red",

@@ -19,6 +19,7 @@ from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.certificates import check_dates
 from fieldmark.server.deployment.following import RunView, view_of
 from fieldmark.server.deployment.health import superlink_health
+from fieldmark.server.deployment.past_runs import absent, past_runs
 from fieldmark.server.deployment.provisioning import coordinator_key
 from fieldmark.server.deployment.run_request import ACTIVE, active_run, read_run_request
 from fieldmark.server.deployment.settings import read_settings
@@ -55,6 +56,7 @@ def read_status(folder: Path) -> dict[str, Any]:
             for entry in AllowList(folder).active().values()
         },
         "run": None if run_dir is None else _run(run_dir, view, up),
+        "past_runs": past_runs(folder, run_dir),
         "refusals": [
             {"what": what, "status": code, "count": count}
             for what, code, count in counts.get("refusals", [])
@@ -106,6 +108,8 @@ def _run(run_dir: Path, view: RunView | None, up: bool) -> dict[str, Any]:
         "rounds": view.rounds,
         "round_seconds": None if view.last is None else view.last["seconds"],
         "privacy": checkpoint.get("privacy", {}),
+        "history": list(view.history.values()),
+        "absent": absent(view),
         "refusals": [
             {"time": r["time"], "site": r.get("site"), "reason": r["reason"]}
             for r in view.refusals[-20:]
@@ -182,6 +186,13 @@ def show_status(found: dict[str, Any]) -> None:
                       f"{run['rounds']}{tried}")  # fmt: skip
         if run["state"] == "interrupted":
             console.print("  it goes on once the coordinator is up again: fieldmark server up")
+    for past in found["past_runs"]:
+        best = "" if past["top1"] is None else f", top-1 {100 * past['top1']:.1f} %"
+        why = f" ({visible(past['why'])})" if past["state"] != "finished" else ""
+        console.print(
+            f"past run {past['name']}: {past['state']}{why}, {past['round']} of {past['rounds']} "
+            f"rounds, {past['contributed']} of {past['asked']} sites{best}"
+        )
     for refusal in found["refusals"]:
         console.print(
             f"refused {refusal['count']} times ({refusal['status']}): {visible(refusal['what'])}"

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from fgvc_core.configuration import read_toml
 from fgvc_core.contributions import absent, contributors, number, who_learnt
 from fgvc_core.drawing.numbers import bounds, count, percent, points, size, span
+from fgvc_core.drawing.style import base_style
 from fgvc_core.drawing.tables import folding
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import replace_text
@@ -74,6 +75,11 @@ def render(run_dir: Path) -> Path:
     return path
 
 
+def report_style() -> str:
+    """Style sheet of a run's report, and of what looks like it."""
+    return base_style() + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+
 def _view(run: RunFolder) -> dict[str, Any]:
     metrics = run.metrics
     sites: dict[str, Any] = metrics.get("sites", {})
@@ -81,13 +87,12 @@ def _view(run: RunFolder) -> dict[str, Any]:
     claim = read_claim(metrics)
     listed = claim.open if claim.protected or _asks_for_privacy(run.recipe) else {}
     costs: dict[str, Any] = metrics.get("privacy", {})
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     refusals = refusals_by_reason(run.events)
     refused, missing = counted(refusals)
     interval, interval_of = _top1_interval(run)
     notable = [e for e in run.events if e.get("event") in _NOTABLE or e.get("accepted") is False]
     return {
-        "style": Markup(style),
+        "style": Markup(report_style()),
         "m": metrics,
         "headline": _headline(run),
         "absent": dict(list(absent(metrics).items())[:SITES_SHOWN]),

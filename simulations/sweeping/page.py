@@ -8,11 +8,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
-import fieldmark.server.report
 from fgvc_core.drawing.numbers import points as in_points
 from fgvc_core.drawing.tables import folding
 from fgvc_core.files import replace_text
 from fgvc_core.words import visible_lines
+from fieldmark.server.report.page import report_style
 from fieldmark.simulations.sweeping.axes import Axis, Point
 from fieldmark.simulations.sweeping.table import (
     Row,
@@ -66,7 +66,7 @@ def _page(
         lstrip_blocks=True,
     )
     environment.filters.update(share=share, number=number, points=in_points)
-    style = (Path(fieldmark.server.report.__file__).parent / "page.css").read_text(encoding="utf-8")
+    style = report_style()
     score = score_of(rows)
     return environment.get_template("page.html.j2").render(
         style=Markup(style),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import fieldmark.cli
 from fgvc_core.recipe import parse_recipe
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 
 pytestmark = [
     pytest.mark.deployment,

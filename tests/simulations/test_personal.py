@@ -12,7 +12,7 @@ from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.site import Site, write_settings
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 from fieldmark.server.run_log.checkpoint import read_checkpoint
 from fieldmark.simulations.engines import run_inprocess
 from fieldmark.simulations.folders import lay_out, site_homes

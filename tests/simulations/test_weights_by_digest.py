@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from tests_recipe import TINY
 
 from fgvc_core.inference.trained import load_trained
-from fgvc_core.models.weights import WEIGHTS, add_weights, read_state
+from fgvc_core.models.weight_names import WEIGHTS
+from fgvc_core.models.weights import add_weights, read_state
 from fgvc_core.recipe import load_recipe, parse_recipe
 from fieldmark.client.site import Site
 from fieldmark.client.weights import add_to_site

@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
 from fgvc_core.models import weights
-from fgvc_core.models.weights import (
-    add_weights,
+from fgvc_core.models.weight_names import (
     by_digest,
     check_digest,
     kind_of,
     listed_weights,
     resolve_weights,
 )
+from fgvc_core.models.weights import add_weights
 from fgvc_core.recipe import parse_recipe
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 import fieldmark.cli
 from fgvc_core.configuration import refuse_paths
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.models.weights import by_digest, resolve_weights
+from fgvc_core.models.weight_names import by_digest, resolve_weights
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.deployment.launching import launch
 from fieldmark.server.home import CoordinatorHome

@@ -11,7 +11,7 @@ from legible import figures_of
 from PIL import Image
 
 from fgvc_core.errors import DataError
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 
 NAMES = [f"Species {k}" for k in range(12)]
 

@@ -14,10 +14,10 @@ from tests_recipe import TINY
 from typer.testing import CliRunner
 
 import fieldmark.cli
-import fieldmark.server.report
 from fgvc_core.errors import ConfigurationError, FieldmarkError, PolicyRefusal, RunFailed
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import load_recipe
+from fieldmark.server.report.page import report_style
 from fieldmark.simulations.sweeping import runner
 from fieldmark.simulations.sweeping.axes import Axis, plan_points, read_axes, read_axis
 from fieldmark.simulations.sweeping.figure import Horizontal, Mark, Series, draw
@@ -269,8 +269,7 @@ def test_labels_of_any_axis_are_legible_and_apart(names):
     marks = tuple(Mark(x, 0.83 + x / 100, 0.004, ((x, 0.83),)) for x in ticks)
     axis = Horizontal("some.section.with.a.very.long.key_of_a_setting", ticks, names)
     drawn = draw("t", axis, [Series("", marks)], "top-1, held-out test")
-    style = (Path(fieldmark.server.report.__file__).parent / "page.css").read_text()
-    (figure,) = figures_of(f"<style>{style}</style>{drawn}")
+    (figure,) = figures_of(f"<style>{report_style()}</style>{drawn}")
     assert figure.smallest_px >= 11
     assert (figure.outside, figure.overlapping) == ([], [])
     assert all(tick.endswith(" %") for tick in figure.ticks if tick[0] == "8")

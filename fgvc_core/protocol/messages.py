@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
 )
 
 from fgvc_core.configuration import MAX_CHARACTERS
@@ -42,7 +44,7 @@ from fgvc_core.protocol.ranges import (
     Tensors,
 )
 
-Kind = Literal["roll_call", "train", "score", "release"]
+Kind = Literal["roll_call", "train", "score", "release", "send"]
 
 Phase = Literal[
     "", "centre", "class-sums", "statistics", "gradients", "fold-counts", "pretrain", "personal"
@@ -79,7 +81,44 @@ class Body(BaseModel):
             raise PeerError(f"A body is malformed at '{where}': {first['msg']}.") from None
 
 
-class Request(Body):
+class CohortMember(BaseModel):
+    """A site that a masked sum may be over."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of its registered key.")
+
+
+class SignedText(BaseModel):
+    """A text that a site has signed, forwarded as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    text: str = Field(min_length=1, max_length=4000)
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+MOST_MEMBERS = 1000
+"""Longest list of sites that is read; a masked sum is over far fewer."""
+
+
+class _WithoutEmpty(Body):
+    """Body whose newer fields are left out of its text while they are empty.
+
+    Installations that do not know them, and stored digests, are then not affected.
+    """
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        for name in ("cohort", "ready"):
+            if not values.get(name):
+                values.pop(name, None)
+        return values
+
+
+class Request(_WithoutEmpty):
     """A request of the coordinator to one site."""
 
     kind: Kind
@@ -111,6 +150,18 @@ class Request(Body):
         "", max_length=500, description="Why this site's last reply was refused, if it was."
     )
     tensors: Tensors = Field(default_factory=dict)
+    cohort: tuple[CohortMember, ...] = Field(
+        (),
+        max_length=MOST_MEMBERS,
+        strict=False,
+        description="Who may be in the masked sum that is asked for; sorted by name.",
+    )
+    ready: tuple[SignedText, ...] = Field(
+        (),
+        max_length=MOST_MEMBERS,
+        strict=False,
+        description="Of a request to send: who is in the sum, in their own signed words.",
+    )
 
 
 class Scores(BaseModel):
@@ -182,7 +233,7 @@ class NoisyScores(BaseModel):
     correct: FixedNumber = Field(ge=-MOST_NOISY, le=MOST_NOISY, allow_inf_nan=False)
 
 
-class Reply(Body):
+class Reply(_WithoutEmpty):
     """The reply of one site."""
 
     kind: Kind
@@ -214,6 +265,9 @@ class Reply(Body):
     ledger_length: Count = Field(0, description="Entries in the site's ledger.")
     ledger_head: str = Field("", max_length=64, description="Hash of the last of them.")
     tensors: Tensors = Field(default_factory=dict)
+    ready: SignedText | None = Field(
+        None, description="That the site has worked and can send its part of a masked sum."
+    )
 
 
 def fixed_seconds(seconds: float) -> str:

@@ -97,7 +97,7 @@ def _plan(admission: Admission, recipe: Recipe) -> dict[str, Any]:
             "more_runs": None,
         }
     ledger, (cap, delta) = admission.ledger, admission.cap
-    events, why = plan_for(privacy, recipe.federation.rounds), ""
+    events, why = plan_for(privacy, recipe.federation.rounds, recipe.sharers), ""
     try:
         admission.check_budget(privacy, recipe.name, events)
     except PolicyRefusal as refusal:

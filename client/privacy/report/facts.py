@@ -274,8 +274,8 @@ def _irregular(entries: Sequence[Entry], plans: list[Plan], rows: list[Row]) -> 
     if any(e.values["adjacency"] != ADJACENCY for e in _of(entries, "announced")):
         found.append("a run was accounted for under another adjacency")
     for plan in plans:
-        allowed = {_kind(event): event.count for event in merge(plan.events)}
-        beyond = [e for e in merge(plan.released) if e.count > allowed.get(_kind(e), 0)]
+        allowed = {event.key: event.count for event in merge(plan.events)}
+        beyond = [e for e in merge(plan.released) if e.count > allowed.get(e.key, 0)]
         if beyond:
             purposes = ", ".join(sorted({event.purpose for event in beyond}))
             found.append(f"run {plan.run} released more than it had announced ({purposes})")
@@ -315,10 +315,6 @@ def _by_run(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     for run, value in pairs:
         found.setdefault(run, []).append(value)
     return found
-
-
-def _kind(event: PrivacyEvent) -> tuple[str, float, float]:
-    return event.purpose, event.noise_multiplier, event.sampling_rate
 
 
 def _count(events: Iterable[PrivacyEvent]) -> int:

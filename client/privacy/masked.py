@@ -27,7 +27,7 @@ from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe
 from fgvc_core.secure.masks import new_secret, public_key
-from fgvc_core.secure.part import NAME, Scale, masked_part
+from fgvc_core.secure.part import NAME, Scale, masked_part, seeds_of
 from fgvc_core.secure.ready import Place, Ready, context_of, place_of, sign_ready
 from fgvc_core.secure.rules import SumRules
 from fgvc_core.secure.view import View, check_cohort, read_view
@@ -163,6 +163,9 @@ def send_part(gate: Gate, asked: Asked) -> Departure:
         digest = view.digest.hex()
         if kept.get("view", digest) != digest:
             raise second_view(place, kept["view"])
+        if "view" not in kept:
+            # Before the set is fixed: one bad key must not burn the place.
+            seeds_of(view, site.name, bytes.fromhex(kept["secret"]))
         with gate.admission.guarded():
             gate.ledger.fix_view(place, digest, view.names)
         if "view" not in kept:

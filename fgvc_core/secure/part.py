@@ -44,6 +44,18 @@ class Scale:
         return cls(grid.step, grid.levels, bits_for(size, grid.levels))
 
 
+def seeds_of(view: View, own: str, secret: bytes) -> dict[str, bytes]:
+    """Other site -> the seed shared with it in a view.
+
+    Raises:
+        PeerError: if a site's key is a point of small order; names it.
+    """
+    return {
+        other: pair_seed(secret, own, key, other, view.digest)
+        for other, key in view.keys(own).items()
+    }
+
+
 def masked_part(
     value: NDArray[np.float64],
     scale: Scale,
@@ -74,11 +86,7 @@ def masked_part(
     if scale.levels:
         stream = Stream(noise_seed(noise, view.digest))
         steps += discrete_gaussian(len(steps), scale.levels, stream.words)
-    seeds = {
-        other: pair_seed(secret, own, key, other, view.digest)
-        for other, key in view.keys(own).items()
-    }
-    return add_masks(to_ring(steps, scale.bits), own, seeds)
+    return add_masks(to_ring(steps, scale.bits), own, seeds_of(view, own, secret))
 
 
 def opened(parts: Iterable[NDArray[Any]], scale: Scale, size: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ nothing.
 Without differential privacy a reply is checked, recorded and signed.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -192,6 +193,7 @@ class Gate:
             portion=privacy.steps if privacy.method == "gradients" else 1,
             adjacency=ADJACENCY,
             policy=self._policy.digest,
+            **({} if recipe.secure is None else {"secure": recipe.secure.model_dump()}),
         )
 
     def check_announced(self, request: Request, recipe: Recipe) -> None:
@@ -365,7 +367,15 @@ class Gate:
     def _statement(self, plan: Plan) -> PrivacyStatement:
         epsilon, how = plan.cost()
         total, how_total = self.ledger.total(self._policy.delta)
+        alone: dict[str, float] = {}
+        if plan.is_shared:
+            stated = {
+                "epsilon_alone": plan.cost_alone(),
+                "epsilon_total_alone": self.ledger.total_alone(self._policy.delta)[0],
+            }
+            alone = {name: value for name, value in stated.items() if math.isfinite(value)}
         return PrivacyStatement(
+            **alone,
             epsilon=epsilon,
             how=how,
             epsilon_total=total,

@@ -18,6 +18,7 @@ refused    a refused run or request, and the reason
 torn       a crash cut an entry short; what it may have reserved is charged
 recovered  entries were lost with a disk; what they may have reserved is charged
 key        the site changed its key
+peers      people have compared the keys of the other sites
 audited    the site audited itself; nothing left
 =========  ====================================================================
 """

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal, nearest
 from fgvc_core.files import FILE_MODE, write_durably
 from fgvc_core.protocol.keys import FULL_DIGITS, fingerprint
-from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site
 
 FILE = "peers.json"
@@ -155,6 +155,7 @@ class Peers:
                     compared=now if pin.named or not pin.compared else pin.compared,
                     by=by if pin.named or not pin.compared else pin.by,
                 )
+            self._note(pins, by)
             return dict(pins)
 
     def forget(self, name: str) -> dict[str, Pin]:
@@ -188,6 +189,7 @@ class Peers:
             for name, key in cohort.items():
                 if name != self.site.name:
                     pins[name] = Pin(fingerprint=key, first_seen=now, compared=now, by=by)
+            self._note(pins, by)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -196,6 +198,12 @@ class Peers:
             "fingerprint": self.fingerprint(pins) if pins else None,
             "peers": {name: pin.model_dump() for name, pin in pins.items()},
         }
+
+    def _note(self, pins: Mapping[str, Pin], by: str) -> None:
+        """Record in the ledger who has compared which sites: the report says so."""
+        site = self.site
+        values = {"names": sorted(pins), "fingerprint": self.fingerprint(pins), "by": by}
+        Ledger(site.home, site.data_binding, site.name).note("peers", values)
 
     @property
     def _path(self) -> Path:
@@ -234,23 +242,6 @@ def grouped(digest: str) -> str:
     '0123 4567 89ab cdef'
     """
     return " ".join(digest[at : at + _GROUP] for at in range(0, len(digest), _GROUP))
-
-
-def compared_by(pins: Mapping[str, Pin], policy: Policy) -> str:
-    """Who has compared the keys of the other sites, for people; a warning if nobody has."""
-    if not pins:
-        return "No other site is known yet."
-    unknown = [name for name, pin in pins.items() if pin.compared is None or pin.named is not None]
-    if unknown:
-        return (
-            f"Fingerprints of {len(unknown)} of {len(pins)} other sites: not compared. A dishonest "
-            "coordinator could have invented them, and what this site's noise alone promises is "
-            "what holds."
-        )
-    last = max(pins.values(), key=lambda pin: pin.compared or "")
-    who = ", ".join(sorted({pin.by or "somebody" for pin in pins.values()}))
-    when = (last.compared or "")[:10]
-    return f"Fingerprints of the {len(pins)} others: compared by {who}, last on {when}."
 
 
 def _more(names: list[str]) -> str:

@@ -91,6 +91,11 @@ class Plan:
         """Epsilon of this run alone at its own delta, and the method."""
         return cost_of_plan(*self.charged, self.delta)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether sites share the noise of any of its events."""
+        return any(event.sharers > 1 for event in (*self.events, *self.released, *self.lost))
+
     def cost_alone(self) -> float:
         """Epsilon of this run at its own delta if every other site works with the attacker.
 
@@ -104,7 +109,7 @@ class Plan:
 
         Its rule follows from the announcement, as the other one does.
         """
-        if all(event.sharers == 1 for event in (*self.events, *self.released, *self.lost)):
+        if not self.is_shared:
             return self
         events, released, lost = (alone(e) for e in (self.events, self.released, self.lost))
         if events is None or released is None or lost is None:

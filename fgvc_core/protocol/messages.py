@@ -200,6 +200,20 @@ class PrivacyStatement(BaseModel):
         description="What of the run was charged so far: at most the events, and what crashes or "
         "a recovery have added. A lost ledger is recovered from it.",
     )
+    epsilon_alone: Cost | None = Field(
+        None,
+        description="Of noise that is shared: what the run costs if all other sites work with the "
+        "coordinator. Absent if it is not shared, or if nothing is promised then.",
+    )
+    epsilon_total_alone: Cost | None = Field(None, description="The same of the whole ledger.")
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        for name in ("epsilon_alone", "epsilon_total_alone"):
+            if values.get(name) is None:
+                values.pop(name, None)
+        return values
 
 
 def fixed_number(value: float) -> str:

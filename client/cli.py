@@ -1,4 +1,4 @@
-"""Commands of ``fieldmark site``: budget, approve, decline, report, audit, weights and ledger.
+"""Commands of ``fieldmark site``: budget, peers, approve, decline, report, audit, weights, ledger.
 
 The commands of :mod:`.deployment.cli` and :mod:`.kit_cli` are mounted here.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from fieldmark.client.privacy.approval import Pending
     from fieldmark.client.privacy.budget import Budget
+    from fieldmark.client.privacy.peers import Peers
     from fieldmark.client.privacy.recovery import Recovery
     from fieldmark.client.site import Site
 
@@ -72,6 +73,60 @@ def budget(
         _show_budget(found)
     if found.plan is not None and not found.plan["allowed"]:
         raise typer.Exit(4)
+
+
+@site_app.command()
+def peers(
+    home: Home,
+    accept: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FINGERPRINT",
+            help="All 64 digits, as they were read at another site: the keys are then pinned.",
+        ),
+    ] = None,
+    by: Annotated[str, typer.Option(help="Who has compared them; your login by default.")] = "",
+    forget: Annotated[str | None, typer.Option(metavar="NAME", help="Drop one name.")] = None,
+    json_: Json = False,
+) -> None:
+    """The other sites of masked sums, and one fingerprint over all of them to compare by telephone.
+
+    It is the same at every site that was told of the same sites and keys; read the names, too. Who
+    accepts it vouches that these sites exist. Exit code 2 if it is another one.
+
+    Example: fieldmark site peers sites/site-1
+    """
+    import getpass
+
+    from fieldmark.client.privacy.peers import Peers
+    from fieldmark.client.site import Site
+
+    found = Peers(Site.open(home))
+    if forget is not None:
+        found.forget(forget)
+    if accept is not None:
+        found.accept(accept, by or getpass.getuser())
+    if json_:
+        typer.echo(json.dumps(found.as_json(), indent=1))
+    else:
+        _show_peers(found)
+
+
+def _show_peers(found: "Peers") -> None:
+    from fgvc_core.protocol.keys import short_form
+    from fieldmark.client.privacy.peers import grouped
+
+    pins = found.pins()
+    if not pins:
+        typer.echo("No other site is known here: none was named for a masked sum yet.")
+        return
+    for name, pin in pins.items():
+        state = f"compared by {pin.by} on {pin.compared[:10]}" if pin.compared else "NOT compared"
+        if pin.named is not None:
+            state = f"NOW NAMED WITH ANOTHER KEY, {short_form(pin.named)}"
+        typer.echo(visible(f"{name}  {short_form(pin.fingerprint)}  {state}"))
+    typer.echo(f"all {len(pins) + 1} sites, this one included:")
+    typer.echo(grouped(found.fingerprint(pins)))
 
 
 @site_app.command()
@@ -276,6 +331,12 @@ def _show_budget(found: "Budget") -> None:
         console.print("cap:    none" + (chosen if found.uncapped else " in the policy"))
     else:
         console.print(f"cap:    epsilon {found.cap:g}; left: {found.left:.4g}")
+    if found.alone is not None:
+        cap = "none" if found.alone["cap"] is None else f"epsilon {found.alone['cap']:g}"
+        console.print(
+            f"alone:  epsilon {_promised(found.alone['spent'])} if all other sites work with the "
+            f"coordinator; cap: {cap}"
+        )
     plan = found.plan
     if plan is None:
         return
@@ -287,10 +348,31 @@ def _show_budget(found: "Budget") -> None:
         )
     elif plan["allowed"]:
         console.print(f"plan:   {plan['why']}")
+    if "epsilon_alone" in plan:
+        console.print(
+            f"alone:  the plan is epsilon {_promised(plan['epsilon_alone'])} if all other sites "
+            f"work with the coordinator; the total would be {_promised(plan['total_after_alone'])}"
+        )
+        if plan["epsilon_alone"] is not None:
+            console.print(
+                "trust:  a site that trusts no other gets that figure from noise of its own, and a "
+                f"better model as a rule, with privacy.epsilon={plan['epsilon_alone']:.3g} and no "
+                "[secure]"
+            )
+        if plan["unsettled"]:
+            console.print(
+                "most:   the recipe leaves secure.most open, so the largest sum is counted (100 "
+                "sites); the coordinator announces the number of its sites"
+            )
     if plan["more_runs"] is not None:
         console.print(f"allows: {plan['more_runs']} such runs")
     if not plan["allowed"]:
         console.print(f"refused: {plan['why']}")
+
+
+def _promised(epsilon: float | None) -> str:
+    """An epsilon of this site's noise alone, in words."""
+    return "without any promise" if epsilon is None else f"{epsilon:.4g}"
 
 
 def _show_audit(found: dict[str, Any]) -> None:

@@ -166,6 +166,8 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
         check_lent(site, recipe, class_names)
     check_weight(incoming.tensors, recipe.wire)
     privacy = gate.admit(request, recipe)
+    if recipe.secure is None and (request.cohort or request.ready):
+        raise PeerError("The run's recipe has no [secure], and the request is for a masked sum.")
     job = Job(site, request, recipe, privacy, class_names, incoming.tensors)
     return _answer(gate, job) if privacy is None else _answer_privately(gate, job, privacy)
 
@@ -221,11 +223,13 @@ def _answer(gate: Gate, job: Job) -> Departure:
 
 def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
     """Answer under differential privacy; holds the reply for ``policy.reply_seconds``."""
+    from fieldmark.client.stages.masked import answer_masked, is_masked
     from fieldmark.client.stages.private import answer_protected
 
+    masked = job.recipe.secure is not None and is_masked(job)
     started = time.monotonic()
     try:
-        return answer_protected(gate, job, privacy)
+        return (answer_masked if masked else answer_protected)(gate, job, privacy)
     finally:
         # Also after an error: its timing must not reveal anything about the pictures.
         hold = job.site.settings.policy.reply_seconds - (time.monotonic() - started)

@@ -27,6 +27,8 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.recipe_rules import check_sections
 from fgvc_core.scenario import ScenarioSettings
+from fgvc_core.secure.settings import SecureSettings
+from fgvc_core.secure_rules import check_sites
 from fgvc_core.training.settings import (
     EvaluateSettings,
     PersonalSettings,
@@ -54,6 +56,7 @@ class Recipe(Settings):
     personal: PersonalSettings = PersonalSettings()
     wire: WireSettings = WireSettings()
     privacy: PrivacySettings | None = None
+    secure: SecureSettings | None = None
     evaluate: EvaluateSettings = EvaluateSettings()
     audit: AuditSettings = AuditSettings()
     scenario: ScenarioSettings | None = None
@@ -67,6 +70,25 @@ class Recipe(Settings):
                 "sets it in its site.toml, a person for one command with FIELDMARK_FOLLOW_LINKS=1"
             )
         return self
+
+    @property
+    def sharers(self) -> int:
+        """Most sites that share the noise of a sum; 1 without ``[secure]``."""
+        return 1 if self.secure is None else self.secure.sharers
+
+    def with_sites(self, sites: int) -> "Recipe":
+        """The recipe for a federation of so many sites: fills in ``secure.most``.
+
+        Raises:
+            ConfigurationError: if ``[secure]`` allows no sum over so many.
+        """
+        check_sites(self, sites)
+        if self.secure is None or self.secure.most is not None:
+            return self
+        # model_copy() would also copy the cached digest.
+        values = self.model_dump(mode="json", exclude_none=True)
+        values["secure"]["most"] = sites
+        return Recipe.read(values)
 
     def to_toml(self) -> str:
         """The resolved recipe as TOML; reading it gives an equal recipe."""
@@ -98,6 +120,9 @@ class Recipe(Settings):
         """SHA-256 (hex) of the canonical JSON of :attr:`announced`, without ``[audit]``."""
         values = self.announced.model_dump(mode="json")
         values.pop("audit")
+        if self.secure is None:
+            # A recipe without the section has the digest that it had before there was one.
+            del values["secure"]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -107,6 +132,7 @@ _FOUND_OUT = (
     ("model", "class_attributes"),
     ("model", "unseen_classes"),
     ("federation", "local"),
+    ("secure", "most"),
 )
 
 
@@ -119,7 +145,8 @@ def filled_like(recipe: Recipe, written: Recipe) -> Recipe:
     open_ = [
         (section, key)
         for section, key in _FOUND_OUT
-        if not getattr(getattr(recipe, section), key)
+        if getattr(recipe, section) is not None
+        and not getattr(getattr(recipe, section), key)
         and (key != "local" or recipe.model.norm == "local")
     ]
     # model_copy() would also copy the cached digest.
@@ -128,7 +155,7 @@ def filled_like(recipe: Recipe, written: Recipe) -> Recipe:
         written.model_dump(mode="json"),
     )
     for section, key in open_:
-        values[section][key] = known[section][key]
+        values[section][key] = (known[section] or {}).get(key)
     return Recipe.read(values)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.scenario import ON_ANY, ON_SUMS
+from fgvc_core.secure_rules import refuse_unfit_secure
 
 if TYPE_CHECKING:
     from fgvc_core.recipe import Recipe
@@ -423,6 +424,7 @@ RULES: tuple[Rule, ...] = (
     refuse_unfit_search,
     refuse_idle_defenses,
     refuse_unnamed_classes,
+    refuse_unfit_secure,
 )
 """Rules for every recipe, in the order in which they are checked."""
 

@@ -274,7 +274,10 @@ def _show_privacy(statements: dict[str, Any], console: "Console") -> None:
     from rich.table import Table
 
     table = Table(title="What it cost, as each site states it")
-    for column in ("site", "unit", "epsilon, this run", "epsilon, in all", "delta"):
+    shared = any("epsilon_alone" in stated for stated in statements.values())
+    columns = ["site", "unit", "epsilon, this run", "epsilon, in all", "delta"]
+    columns += ["if all others collude"] if shared else []
+    for column in columns:
         table.add_column(column, justify="left" if column in ("site", "unit") else "right")
     for site, stated in statements.items():
         table.add_row(
@@ -283,8 +286,15 @@ def _show_privacy(statements: dict[str, Any], console: "Console") -> None:
             f"{stated['epsilon']:.3f}",
             f"{stated['epsilon_total']:.3f}",
             f"{stated['delta']:g}",
+            *([_alone(stated)] if shared else []),
         )
     console.print(table)
+
+
+def _alone(stated: dict[str, Any]) -> str:
+    """What a site's noise alone promises of the run."""
+    alone = stated.get("epsilon_alone")
+    return "no promise" if alone is None else f"{alone:.3f}"
 
 
 def _percent(share: float | None) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.files import narrow, private_folder, write_privately
 from fgvc_core.inference.validation_split import simulated_split_key
-from fgvc_core.protocol.keys import new_key, public_text, write_private
+from fgvc_core.protocol.keys import fingerprint, new_key, public_text, write_private
 from fgvc_core.recipe import Recipe, differences
 from fieldmark.client.privacy.ledger import FILE
+from fieldmark.client.privacy.peers import Peers
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site
@@ -89,6 +90,7 @@ def lay_out(plan: Simulation, setting: Setting) -> None:
             site: _home(plan, setting, site, public_text(key.public_key())).public_key
             for site in setting.rows
         }
+        pin_each_other(homes, plan.recipe)
         settings = ServerSettings(
             cache=str(setting.cache),
             data_path=plan.recipe.data.path,
@@ -151,6 +153,16 @@ def _home(plan: Simulation, setting: Setting, site: str, coordinator: str) -> Si
     return Site.open(home)
 
 
+def pin_each_other(homes: list[Path], recipe: Recipe) -> None:
+    """Pin the keys of all simulated sites at each of them, as people would have compared them."""
+    if recipe.secure is None:
+        return
+    sites = [Site.open(home) for home in homes]
+    keys = {site.name: fingerprint(site.key.public_key()) for site in sites}
+    for site in sites:
+        Peers(site).pin_all(keys, "the simulation")
+
+
 def _assign(home: Path, setting: Setting, coordinator: str) -> None:
     rows = setting.rows[home.name].tolist()
     write_privately(home / "coordinator.pub", coordinator + "\n")
@@ -195,6 +207,7 @@ def simulated_policy(recipe: Recipe) -> Policy:
         unit=privacy.unit,
         delta=privacy.delta,
         epsilon_cap=privacy.simulated_cap or privacy.epsilon,
+        **({} if recipe.secure is None else {"secure": "allowed", "epsilon_alone_cap": "none"}),
     )
 
 

@@ -90,7 +90,8 @@ def run_dealt(
             private_folder(plan.sites)
             locks.enter_context(held(plan.sites, "sites"))
         setting = setting or deal(plan.recipe, cache_folder())
-        plan = replace(plan, recipe=completed(plan.recipe, setting.table))
+        recipe = completed(plan.recipe, setting.table).with_sites(len(setting.rows))
+        plan = replace(plan, recipe=recipe)
         prepare(plan.recipe, setting, pool, tell)
         if plan.resume:
             check_same(plan)

@@ -314,7 +314,7 @@ class WarmUp:
             privacy = protection(policy, found[2])
             if privacy is None:
                 return False
-            plan = plan_for(privacy, found[2].federation.rounds)
+            plan = plan_for(privacy, found[2].federation.rounds, found[2].sharers)
             for delta in (privacy.delta, policy.delta):
                 epsilon_of_plan(plan, delta)
             choose_rule(plan, policy.cap, policy.delta)

@@ -4,6 +4,7 @@ All checks depend on the request, the recipe, ``site.toml`` and the ledger, neve
 refusal reveals nothing about the pictures.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,14 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.recipe_rules import refuse_unprotectable
 from fieldmark.client.announced import read_announcement, recall
 from fieldmark.client.privacy.data_claims import DataClaim, Register
-from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.privacy.policy import check_counts, check_standing, check_subject, protection
+from fieldmark.client.privacy.ledger import Ledger, in_numbers
+from fieldmark.client.privacy.policy import (
+    check_counts,
+    check_secure,
+    check_standing,
+    check_subject,
+    protection,
+)
 from fieldmark.client.reading import kind_of, subject_column
 from fieldmark.client.site import Site
 from fieldmark.client.weights import check_weights
@@ -53,6 +60,12 @@ class Admission:
         policy = self.site.settings.policy
         return (UNLIMITED if policy.cap is None else policy.cap), policy.delta
 
+    @property
+    def alone_cap(self) -> float:
+        """Epsilon that the ledger must not exceed if all other sites work with the attacker."""
+        cap = self.site.settings.policy.alone_cap
+        return math.inf if cap is None else cap
+
     def rule_for(self, events: tuple[PrivacyEvent, ...]) -> Rule:
         """Rule for adding up costs if a run with these events comes next.
 
@@ -67,6 +80,7 @@ class Admission:
         Raises:
             PolicyRefusal: if it does not take part at all.
         """
+        check_secure(self.site.settings.policy, recipe)
         privacy = self.protection_of_scores(recipe)
         check_weights(self.site, recipe)
         if privacy is None:
@@ -139,6 +153,18 @@ class Admission:
                 why="The budget of these data would be exceeded.",
                 remedy="Ask for a smaller privacy.epsilon; 'fieldmark site budget' says what "
                 "is left.",
+            )
+        if self.alone_cap == math.inf:
+            return
+        total, how = self.ledger.total_alone(delta, events)
+        if total > self.alone_cap:
+            raise PolicyRefusal(
+                f"policy.epsilon_alone_cap = {self.alone_cap:g} at delta {delta:g}: run '{name}' "
+                "would bring what this site's noise alone promises to "
+                f"{in_numbers(total, how)}.",
+                why="If all other sites worked with the coordinator, that is what would hold.",
+                remedy="Ask for a smaller privacy.epsilon or secure.most; 'fieldmark site budget' "
+                "says what is left.",
             )
 
     def check_memory(self, request: Request) -> None:

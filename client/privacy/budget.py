@@ -1,10 +1,11 @@
 """Privacy budget of a site: what is spent, what is left, and what a run would cost."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.privacy.accountant import ADJACENCY, PrivacyEvent, epsilon_of_plan
+from fgvc_core.privacy.accountant import ADJACENCY, PrivacyEvent, alone, epsilon_of_plan
 from fgvc_core.privacy.odometer import total_cost
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import Recipe
@@ -29,6 +30,9 @@ class Budget:
         runs: Number of runs that have released something.
         unprotected: Number of replies sent without differential privacy; no epsilon bounds them.
         plan: With a recipe: its cost, and the budget after it.
+        alone: Where noise was or would be shared: ``spent`` and ``how`` if all other sites work with
+            the coordinator, and the policy's ``cap`` for that; else None. An epsilon of None is no
+            promise.
     """
 
     spent: float
@@ -39,6 +43,7 @@ class Budget:
     runs: int
     unprotected: int
     plan: dict[str, Any] | None
+    alone: dict[str, Any] | None = None
 
     @property
     def left(self) -> float | None:
@@ -58,6 +63,7 @@ class Budget:
             "runs": self.runs,
             "unprotected": self.unprotected,
             "plan": self.plan,
+            **({} if self.alone is None else {"alone": self.alone}),
         }
 
 
@@ -72,6 +78,11 @@ def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
     ledger = Ledger(site.home, site.data_binding, site.name)
     spent, how = ledger.total(policy.delta)
     plan = None if recipe is None else _plan(Admission(site, ledger), recipe)
+    shared = any(plan.is_shared for plan in ledger.plans())
+    without_others = None
+    if shared or (recipe is not None and recipe.secure is not None):
+        found, how_alone = ledger.total_alone(policy.delta)
+        without_others = {"spent": _finite(found), "how": how_alone, "cap": policy.alone_cap}
     return Budget(
         spent=spent,
         how=how,
@@ -81,6 +92,7 @@ def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
         runs=sum(bool(plan.released) for plan in ledger.plans()),
         unprotected=ledger.unprotected(),
         plan=plan,
+        alone=without_others,
     )
 
 
@@ -97,7 +109,7 @@ def _plan(admission: Admission, recipe: Recipe) -> dict[str, Any]:
             "more_runs": None,
         }
     ledger, (cap, delta) = admission.ledger, admission.cap
-    events, why = plan_for(privacy, recipe.federation.rounds), ""
+    events, why = plan_for(privacy, recipe.federation.rounds, recipe.sharers), ""
     try:
         admission.check_budget(privacy, recipe.name, events)
     except PolicyRefusal as refusal:
@@ -117,7 +129,31 @@ def _plan(admission: Admission, recipe: Recipe) -> dict[str, Any]:
         "how_after": how,
         "more_runs": more,
         "events": [event.as_json() for event in events],
+        **(
+            {}
+            if recipe.secure is None
+            else {
+                **_plan_alone(ledger, events, privacy.delta, delta),
+                "unsettled": recipe.secure.most is None,
+            }
+        ),
     }
+
+
+def _plan_alone(
+    ledger: Ledger, events: tuple[PrivacyEvent, ...], own_delta: float, delta: float
+) -> dict[str, Any]:
+    """What a run whose noise is shared costs if all other sites work with the coordinator."""
+    bare = alone(events)
+    return {
+        "epsilon_alone": None if bare is None else _finite(epsilon_of_plan(bare, own_delta)),
+        "total_after_alone": _finite(ledger.total_alone(delta, events)[0]),
+    }
+
+
+def _finite(epsilon: float) -> float | None:
+    """Epsilon, or None for no promise, because JSON has no infinity."""
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def _more_runs(admission: Admission, events: tuple[PrivacyEvent, ...]) -> int:

@@ -9,6 +9,7 @@ nothing.
 Without differential privacy a reply is checked, recorded and signed.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ class Gate:
         """
         self.admission.check_memory(request)
         privacy = self.admission.protection(recipe)
-        events = () if privacy is None else plan_for(privacy, recipe.federation.rounds)
+        events = () if privacy is None else plan_for(privacy, recipe.federation.rounds, recipe.sharers)
         if privacy is not None:
             # Before the approval: nobody should be asked about a run that does not fit.
             self._check_fits(request, recipe.name, privacy, events)
@@ -192,6 +193,35 @@ class Gate:
             portion=privacy.steps if privacy.method == "gradients" else 1,
             adjacency=ADJACENCY,
             policy=self._policy.digest,
+            **({} if recipe.secure is None else {"secure": recipe.secure.model_dump()}),
+        )
+
+    def check_announced(self, request: Request, recipe: Recipe) -> None:
+        """Check that a run was announced with this recipe, is approved, and is no old copy's.
+
+        Raises:
+            PolicyRefusal: if it is not approved, or the ledger is an old copy.
+            PeerError: if it was not announced with the request's recipe.
+        """
+        self.admission.check_memory(request)
+        self.admission.check_approval(request, recipe.name)
+        plan = self.ledger.plan(request.run)
+        if plan is None or plan.recipe_digest != request.recipe_digest:
+            raise PeerError(f"Run '{request.run}' was never announced to this site.")
+
+    def reserve(self, request: Request, digest: str, event: PrivacyEvent) -> None:
+        """Charge one release before the work for it, under both caps; once for each digest.
+
+        Raises:
+            PolicyRefusal: if plan or budget do not allow it.
+        """
+        self.ledger.reserve(
+            request.run,
+            request.round,
+            digest,
+            event,
+            self.admission.cap,
+            self.admission.alone_cap,
         )
 
     def protected_round(
@@ -222,11 +252,7 @@ class Gate:
             PeerError: if the run was not announced with the request's recipe.
         """
         digest, outbox = request_digest(request), Outbox(self._site.home)
-        self.admission.check_memory(request)
-        self.admission.check_approval(request, recipe.name)
-        plan = self.ledger.plan(request.run)
-        if plan is None or plan.recipe_digest != request.recipe_digest:
-            raise PeerError(f"Run '{request.run}' was never announced to this site.")
+        self.check_announced(request, recipe)
         self.ledger.check_reading(units_digest(self._site, recipe))
         self.check_leaving(specs or {}, encode)
         with outbox.alone(digest):
@@ -240,14 +266,12 @@ class Gate:
             if event is not None:
                 # Even if a reply is stored: a restored ledger may lack the charge for it.
                 with self.admission.guarded():
-                    self.ledger.reserve(
-                        request.run, request.round, digest, event, self.admission.cap
-                    )
+                    self.reserve(request, digest, event)
             if payload is None:
                 payload = work()
                 outbox.store(digest, payload)
             packed = self._encoded(payload.tensors, encode)
-            reply = self._reply(request, payload.fields, form)
+            reply = self.reply(request, payload.fields, form)
             # Registers the new head, which turns any copy made before into an older one.
             with self.admission.guarded():
                 return self._send(request, reply, packed, digest)
@@ -322,7 +346,25 @@ class Gate:
             )
         return self._send(request, reply, {}, "")
 
-    def _reply(self, request: Request, fields: dict[str, Any], form: type[Reply]) -> Reply:
+    def depart(
+        self, request: Request, reply: Reply, tensors: Mapping[str, NDArray[Any]], digest: str = ""
+    ) -> Departure:
+        """Let one trip of a masked sum leave: recorded, then signed.
+
+        Args:
+            request: The request that is answered.
+            reply: The reply, with its privacy statement.
+            tensors: A part under masks and noise, or nothing.
+            digest: Of the request that was charged for it; empty for a reply without content.
+        """
+        packed = pack_all(tensors)
+        self.check_size(sum(len(tensor.data) for tensor in packed.values()))
+        return self._send(request, reply, packed, digest)
+
+    def reply(
+        self, request: Request, fields: dict[str, Any], form: type[Reply] = Reply
+    ) -> Reply:
+        """A reply of an announced run under differential privacy, with its statement."""
         plan = self.ledger.plan(request.run)
         assert plan is not None
         return form(**{**fields, "nonce": request.nonce, "privacy": self._statement(plan)})
@@ -330,7 +372,15 @@ class Gate:
     def _statement(self, plan: Plan) -> PrivacyStatement:
         epsilon, how = plan.cost()
         total, how_total = self.ledger.total(self._policy.delta)
+        alone: dict[str, float] = {}
+        if plan.is_shared:
+            stated = {
+                "epsilon_alone": plan.cost_alone(),
+                "epsilon_total_alone": self.ledger.total_alone(self._policy.delta)[0],
+            }
+            alone = {name: value for name, value in stated.items() if math.isfinite(value)}
         return PrivacyStatement(
+            **alone,
             epsilon=epsilon,
             how=how,
             epsilon_total=total,

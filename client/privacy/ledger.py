@@ -12,15 +12,19 @@ announced  a run's whole plan: events, delta, unit, public number of units, and 
 approved   a person at the site has approved a run
 declined   a person at the site has declined a run; of two decisions the later counts
 reserved   one release of a plan, before the work for it
+ready      the site has worked for a masked sum, and with which fresh key; nothing can be opened yet
+view       the one set of sites for whose sum the site sends its part at that place
 sent       a reply that may leave from now on: its contents and size
 refused    a refused run or request, and the reason
 torn       a crash cut an entry short; what it may have reserved is charged
 recovered  entries were lost with a disk; what they may have reserved is charged
 key        the site changed its key
+peers      people have compared the keys of the other sites
 audited    the site audited itself; nothing left
 =========  ====================================================================
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,10 +35,18 @@ from fgvc_core.errors import DataError, PeerError, PolicyRefusal
 from fgvc_core.privacy.accountant import PrivacyEvent, merge
 from fgvc_core.privacy.odometer import Rule
 from fgvc_core.privacy.settings import Unit
+from fgvc_core.secure.ready import Place
 from fieldmark.client.privacy.chain import RESTORE, TORN, Chain, Entry
-from fieldmark.client.privacy.spending import Plan, Spending, plans_of, rule_of, total_of
+from fieldmark.client.privacy.spending import (
+    Plan,
+    Spending,
+    plans_of,
+    rule_of,
+    total_alone,
+    total_of,
+)
 
-__all__ = ["FILE", "Ledger", "Plan", "plans_of", "rule_of", "total_of"]
+__all__ = ["FILE", "Ledger", "Plan", "plans_of", "rule_of", "total_alone", "total_of"]
 
 FILE = "ledger.jsonl"
 
@@ -206,8 +218,63 @@ class Ledger:
         with self._open.reading() as spending:
             _check_reading(spending, reading)
 
+    def total_alone(
+        self, delta: float, extra: Iterable[PrivacyEvent] = ()
+    ) -> tuple[float, str]:
+        """As :meth:`total`, if all other sites work with the attacker; see :func:`total_alone`."""
+        return total_alone(self.plans(), delta, extra)
+
+    def ready_at(self, place: Place) -> tuple[str, str] | None:
+        """(context, fresh key) with which the site said at a place that it is ready, or None."""
+        with self._open.reading() as spending:
+            return spending.ready_at(place)
+
+    def view_at(self, place: Place) -> str | None:
+        """Digest (hex) of the one set of sites that was answered at a place, or None."""
+        with self._open.reading() as spending:
+            return spending.view_at(place)
+
+    def note_ready(self, place: Place, ctx: str, key: str) -> None:
+        """Record that the site is ready at a place; idempotent.
+
+        Raises:
+            PolicyRefusal: if it was ready there for another request, or with another key.
+        """
+        with self._writing() as chain, self._open.reading() as spending:
+            before = spending.ready_at(place)
+            if before is None:
+                chain.append("ready", {**_values_of(place), "ctx": ctx, "key": key})
+            elif before != (ctx, key):
+                raise second_request(place, before[0])
+
+    def fix_view(self, place: Place, view: str, names: Sequence[str]) -> None:
+        """Record the one set of sites for whose sum this site answers at a place; idempotent.
+
+        Under the writer's lock, so that of two processes with two sets one is refused.
+
+        Args:
+            place: Where in the run.
+            view: Digest of the set, hex.
+            names: Its sites.
+
+        Raises:
+            PolicyRefusal: if another set was answered there.
+        """
+        with self._writing() as chain, self._open.reading() as spending:
+            before = spending.view_at(place)
+            if before is None:
+                chain.append("view", {**_values_of(place), "view": view, "names": list(names)})
+            elif before != view:
+                raise second_view(place, before)
+
     def reserve(
-        self, run: str, round_: int, request: str, event: PrivacyEvent, cap: tuple[float, float]
+        self,
+        run: str,
+        round_: int,
+        request: str,
+        event: PrivacyEvent,
+        cap: tuple[float, float],
+        alone_cap: float = math.inf,
     ) -> None:
         """Charge one release before the work for it.
 
@@ -219,6 +286,7 @@ class Ledger:
             request: Digest of the request without its nonce.
             event: The release.
             cap: (epsilon, delta) that the whole ledger must not exceed.
+            alone_cap: Epsilon that it must not exceed if all other sites work with the attacker.
 
         Raises:
             PolicyRefusal: if the plan does not have the event (any more), the round was answered
@@ -254,7 +322,7 @@ class Ledger:
                     remedy="Start a new run.",
                 )
             _check_unit(spending, plan.unit)
-            self._check_cap(spending, plan.having_released(event), cap)
+            self._check_cap(spending, plan.having_released(event), cap, alone_cap)
             chain.append(
                 "reserved",
                 {"run": run, "round": round_, "request": request, "event": event.as_json()},
@@ -283,7 +351,9 @@ class Ledger:
         # Nothing was announced yet: the ledger can still be bound to other data.
         chain.append("founded", {"site": self._site, "data": self._data})
 
-    def _check_cap(self, spending: Spending, after: Plan, cap: tuple[float, float]) -> None:
+    def _check_cap(
+        self, spending: Spending, after: Plan, cap: tuple[float, float], alone_cap: float
+    ) -> None:
         epsilon, delta = cap
         plans = [after if plan.run == after.run else plan for plan in spending.plans()]
         if rule_of(plans) is None:
@@ -295,6 +365,16 @@ class Ledger:
                 f"policy.epsilon_cap = {epsilon:g}: this release would bring the total to "
                 f"{total:.4g}.",
                 why="The budget of these data would be exceeded.",
+                remedy="'fieldmark site budget' says what is left.",
+            )
+        if alone_cap == math.inf:
+            return
+        total, how = total_alone(plans, delta)
+        if total > alone_cap:
+            raise PolicyRefusal(
+                f"policy.epsilon_alone_cap = {alone_cap:g}: this release would bring what this "
+                f"site's noise alone promises to {in_numbers(total, how)}.",
+                why="If all other sites worked with the coordinator, that is what would hold.",
                 remedy="'fieldmark site budget' says what is left.",
             )
 
@@ -313,6 +393,38 @@ class Ledger:
             if not founded:
                 chain.append("founded", {"site": self._site, "data": self._data})
             yield chain
+
+
+def in_numbers(epsilon: float, how: str) -> str:
+    """An epsilon for a sentence; the method if it is infinite.
+
+    >>> in_numbers(math.inf, "no promise"), in_numbers(6.6212, "PLD of one plan")
+    ('no promise', '6.621')
+    """
+    return f"{epsilon:.4g}" if math.isfinite(epsilon) else how
+
+
+def _values_of(place: Place) -> dict[str, Any]:
+    return {"run": place.run, "round": place.round, "phase": place.phase, "what": place.kind}
+
+
+def second_request(place: Place, ctx: str) -> PolicyRefusal:
+    """Refusal of another request at a place; names the first."""
+    return PolicyRefusal(
+        f"This site was asked something else before at {place}: {ctx[:16]}.",
+        why="It works once for each sum; two sums over other models, sites or settings could be "
+        "subtracted.",
+        remedy="Repeat the first request, or go on with the next round.",
+    )
+
+
+def second_view(place: Place, view: str) -> PolicyRefusal:
+    """Refusal of another set of sites at a place; names the first."""
+    return PolicyRefusal(
+        f"This site has sent its part for another set of sites at {place}: {view[:16]}.",
+        why="Of two sums over different sites, the difference is what single sites sent.",
+        remedy="Ask for the first set again; it gets the same bytes.",
+    )
 
 
 def _check_binding(spending: Spending, data: str) -> None:

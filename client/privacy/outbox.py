@@ -6,6 +6,7 @@ noise is drawn once per request.
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Payload:
     """Answer to a request, stored for repetitions: plain fields, and tensors by name."""
 
     fields: dict[str, Any]
-    tensors: dict[str, NDArray[np.float32]]
+    tensors: dict[str, NDArray[Any]]
 
 
 def request_digest(request: Request) -> str:
@@ -90,6 +91,19 @@ class Outbox:
         # np.ascontiguousarray would turn a scalar into a vector of length 1.
         contiguous = {n: np.require(t, requirements="C") for n, t in payload.tensors.items()}
         write_durably(self._path(request), save(contiguous, {"fields": json.dumps(payload.fields)}))
+
+    def stored(self, prefix: str) -> list[tuple[str, float]]:
+        """(request, age in seconds) of every stored payload whose name begins with a prefix."""
+        now = time.time()
+        return [
+            (path.stem, now - path.stat().st_mtime)
+            for path in sorted(self._folder.glob(f"{prefix}*.safetensors"))
+        ]
+
+    def delete(self, request: str) -> None:
+        """Delete a stored payload durably; nothing happens if there is none."""
+        self._path(request).unlink(missing_ok=True)
+        sync_folder(self._folder)
 
     def _path(self, request: str) -> Path:
         return self._folder / f"{request}.safetensors"

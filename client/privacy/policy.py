@@ -6,7 +6,13 @@ from datetime import date
 from fnmatch import fnmatchcase
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from fgvc_core.configuration import Settings
 from fgvc_core.data.settings import PATIENT, WITH_PATIENTS
@@ -19,6 +25,11 @@ SUBJECTS_OF_THEIR_OWN = ("fieldmarks", "ham10000")
 """Kinds of data whose published files identify subjects."""
 
 LARGEST_CAP = 1000.0
+
+SECURE_SETTINGS = (
+    *("secure", "least_colluding", "least_honest", "peers", "epsilon_alone_cap"),
+)
+"""Settings about masked sums."""
 
 
 class Policy(Settings):
@@ -45,6 +56,35 @@ class Policy(Settings):
     )
     delta: float = Field(
         1e-5, gt=0.0, le=1e-2, description="The delta at which the cap holds, 0 to 0.01."
+    )
+    secure: Literal["never", "allowed", "required"] = Field(
+        "never",
+        description="Masked sums ([secure] in a recipe), in which the coordinator sees no site's "
+        "part and sites share one noise: never; allowed; required: a recipe without is refused.",
+    )
+    least_colluding: int = Field(
+        1,
+        ge=1,
+        description="Fewest sites (secure.colluding) whose working together with the coordinator "
+        "a recipe must allow for, 1 or more.",
+    )
+    least_honest: int = Field(
+        2,
+        ge=2,
+        description="Fewest sites that have to be left in a sum after those (secure.least minus "
+        "secure.colluding), 2 or more.",
+    )
+    peers: Literal["pinned", "first-seen"] = Field(
+        "pinned",
+        description="Whose keys count in a masked sum. pinned: those that a person has compared "
+        "('fieldmark site peers'); first-seen: those that the coordinator named first, which holds "
+        "against a coordinator that is curious, and not against one that invents sites.",
+    )
+    epsilon_alone_cap: float | Literal["none"] | None = Field(
+        None,
+        description="Most epsilon that all runs together may cost a unit if all other sites of the "
+        "masked sums work with the coordinator, 0 to 1000, or none. Beside epsilon_cap it has to "
+        "be given where secure is not never.",
     )
     unit: Unit | None = Field(
         None,
@@ -102,7 +142,16 @@ class Policy(Settings):
         "request, so that the time taken tells nothing; 0 holds none.",
     )
 
-    @field_validator("epsilon_cap", mode="before")
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Newer settings are left out at their defaults: digests in ledgers, and reports, stay.
+        values: dict[str, Any] = handler(self)
+        for name in SECURE_SETTINGS:
+            if name in values and values[name] == type(self).model_fields[name].default:
+                del values[name]
+        return values
+
+    @field_validator("epsilon_cap", "epsilon_alone_cap", mode="before")
     @classmethod
     def _number_or_none(cls, value: Any) -> Any:
         if value is None or value == "none":
@@ -139,6 +188,37 @@ class Policy(Settings):
                 "all runs together may cost one unit (such as 8.0), or 'none' for no limit"
             )
         return self
+
+    @model_validator(mode="after")
+    def _capped_alone(self) -> Self:
+        if self.secure == "never":
+            if self.epsilon_alone_cap is not None:
+                raise ValueError("epsilon_alone_cap is for masked sums, and secure is 'never'")
+            return self
+        if self.epsilon_cap is None:
+            return self
+        if self.epsilon_alone_cap is None:
+            raise ValueError(
+                f"secure = '{self.secure}' needs epsilon_alone_cap beside epsilon_cap: what may be "
+                "spent if all other sites work with the coordinator; a number, or 'none'"
+            )
+        alone, together = self.alone_cap, self.cap
+        if alone is not None and (together is None or alone < together):
+            raise ValueError(
+                f"epsilon_alone_cap = {alone:g} must be at least epsilon_cap: a site's noise alone "
+                "never protects more than that of all"
+            )
+        if self.peers == "first-seen" and together is not None and alone != together:
+            raise ValueError(
+                "with peers = 'first-seen' epsilon_alone_cap must be epsilon_cap: a coordinator "
+                "that invents the other sites is left with this site's noise alone"
+            )
+        return self
+
+    @property
+    def alone_cap(self) -> float | None:
+        """Largest total epsilon if all other sites work with the attacker; None if unlimited."""
+        return None if self.epsilon_alone_cap == "none" else self.epsilon_alone_cap
 
     @property
     def cap(self) -> float | None:
@@ -322,6 +402,45 @@ def check_counts(policy: Policy, recipe: Recipe) -> None:
         remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
         "fedavgm).",
     )
+
+
+def check_secure(policy: Policy, recipe: Recipe) -> None:
+    """Check a recipe's masked sums, or their absence.
+
+    Raises:
+        PolicyRefusal: naming the policy setting that forbids it.
+    """
+    secure = recipe.secure
+    if secure is None:
+        if policy.secure == "required":
+            raise PolicyRefusal(
+                "policy.secure = 'required', and the recipe has no [secure].",
+                why="The coordinator would see this site's own answer.",
+                remedy="Add a [secure] section to the recipe.",
+            )
+        return
+    if policy.secure == "never":
+        raise PolicyRefusal(
+            "policy.secure = 'never', and the recipe has [secure].",
+            why="Noise that is shared protects this site less if other sites work with the "
+            "coordinator; its own noise does not depend on them.",
+            remedy="Leave [secure] out of the recipe, or set policy.secure = 'allowed' in site.toml "
+            "and compare the other sites' keys (fieldmark site peers).",
+        )
+    if secure.colluding < policy.least_colluding:
+        raise PolicyRefusal(
+            f"policy.least_colluding = {policy.least_colluding}, and the recipe allows for "
+            f"secure.colluding = {secure.colluding}.",
+            why="More sites might work with the coordinator than the noise allows for.",
+            remedy=f"Set secure.colluding to {policy.least_colluding} at least.",
+        )
+    if secure.rules.honest < policy.least_honest:
+        raise PolicyRefusal(
+            f"policy.least_honest = {policy.least_honest}, and the recipe's sums may be over "
+            f"secure.least - secure.colluding = {secure.rules.honest} honest sites.",
+            why="The fewer are behind a sum, the more it says about each.",
+            remedy="Raise secure.least.",
+        )
 
 
 def check_validation(policy: Policy, protected: bool) -> None:

@@ -121,10 +121,10 @@ class _Run:
         own, stated = _counts(self.plan.charged[1]), _counts(self.stated)
         found = []
         for event in merge((*self.plan.events, *self.stated)):
-            planned = _counts(self.plan.events).get(_kind(event), 0)
-            surely = max(own.get(_kind(event), 0), stated.get(_kind(event), 0))
+            planned = _counts(self.plan.events).get(event.key, 0)
+            surely = max(own.get(event.key, 0), stated.get(event.key, 0))
             most = min(planned, surely + self.reservations * min(self.plan.portion, planned))
-            add = max(surely, most) - own.get(_kind(event), 0)
+            add = max(surely, most) - own.get(event.key, 0)
             if add > 0:
                 found.append(take(event, add))
         return tuple(found)
@@ -280,7 +280,7 @@ def _plan_of(
         if stated:
             raise _other_policy(reply, "it asks for no differential privacy today.")
         return None
-    events = plan_for(privacy, recipe.federation.rounds)
+    events = plan_for(privacy, recipe.federation.rounds, recipe.sharers)
     if not _counts(stated).keys() <= _counts(events).keys():
         raise _other_policy(reply, "the releases that were charged are not in its plan.")
     return _fresh(gate, reply, recipe.name, privacy, events), (recipe, privacy)
@@ -381,9 +381,5 @@ def _signed(sealed: Sealed, key: PublicKey) -> bool:
     return True
 
 
-def _counts(events: Iterable[PrivacyEvent]) -> dict[tuple[str, float, float], int]:
-    return {_kind(event): event.count for event in merge(events)}
-
-
-def _kind(event: PrivacyEvent) -> tuple[str, float, float]:
-    return event.purpose, event.noise_multiplier, event.sampling_rate
+def _counts(events: Iterable[PrivacyEvent]) -> dict[tuple[str, float, float, int], int]:
+    return {event.key: event.count for event in merge(events)}

@@ -3,6 +3,7 @@
 Nothing here reads or writes files. Adding an entry takes constant time, however long the ledger is.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fgvc_core.errors import DataError
 from fgvc_core.privacy.accountant import (
     PrivacyEvent,
-    Purpose,
+    alone,
     cost_of_plan,
     merge,
     read_events,
@@ -21,10 +22,8 @@ from fgvc_core.privacy.accountant import (
 from fgvc_core.privacy.odometer import Rule, all_orders, choose_rule, total_cost
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.protocol.stages import ROLL_CALL
+from fgvc_core.secure.ready import Place
 from fieldmark.client.privacy.chain import RESTORE, TORN, Entry
-
-Key = tuple[Purpose, float, float]
-"""(purpose, noise multiplier, sampling rate); events with the same key are counted together."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,38 @@ class Plan:
     @property
     def remaining(self) -> tuple[PrivacyEvent, ...]:
         """Planned events that have not been reserved."""
-        used = {_key(event): event.count for event in merge(self.released)}
-        left = ((event, event.count - used.get(_key(event), 0)) for event in merge(self.events))
+        used = {event.key: event.count for event in merge(self.released)}
+        left = ((event, event.count - used.get(event.key, 0)) for event in merge(self.events))
         return tuple(take(event, count) for event, count in left if count > 0)
 
     def cost(self) -> tuple[float, str]:
         """Epsilon of this run alone at its own delta, and the method."""
         return cost_of_plan(*self.charged, self.delta)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether sites share the noise of any of its events."""
+        return any(event.sharers > 1 for event in (*self.events, *self.released, *self.lost))
+
+    def cost_alone(self) -> float:
+        """Epsilon of this run at its own delta if every other site works with the attacker.
+
+        Infinite if nothing is promised then.
+        """
+        plan = self.alone()
+        return math.inf if plan is None else plan.cost()[0]
+
+    def alone(self) -> "Plan | None":
+        """The plan as it costs if every other site works with the attacker; None: no promise.
+
+        Its rule follows from the announcement, as the other one does.
+        """
+        if not self.is_shared:
+            return self
+        events, released, lost = (alone(e) for e in (self.events, self.released, self.lost))
+        if events is None or released is None or lost is None:
+            return None
+        return replace(self, events=events, released=released, lost=lost, recorded=None)
 
     @property
     def charged(self) -> tuple[tuple[PrivacyEvent, ...], tuple[PrivacyEvent, ...]]:
@@ -105,7 +129,7 @@ class Plan:
 
     def holds(self, event: PrivacyEvent) -> bool:
         """Whether an event can still be reserved in full."""
-        return any(_key(event) == _key(e) and event.count <= e.count for e in self.remaining)
+        return any(event.key == e.key and event.count <= e.count for e in self.remaining)
 
     def having_released(self, event: PrivacyEvent) -> "Plan":
         """Plan with one more event reserved."""
@@ -124,6 +148,8 @@ class Spending:
         self._reserved: dict[tuple[str, str], PrivacyEvent] = {}
         self._rounds: set[tuple[str, int, str]] = set()
         self._sent: set[tuple[str, str]] = set()
+        self._ready: dict[Place, tuple[str, str]] = {}
+        self._views: dict[Place, str] = {}
         self._approved: set[tuple[str, str]] = set()
         self._approved_runs: set[str] = set()
         self._declined: set[tuple[str, str]] = set()
@@ -154,6 +180,13 @@ class Spending:
             self._declined.add((declined.run, declined.recipe_digest))
         elif entry.kind == "sent":
             self._send(_read(_Sent, entry))
+        elif entry.kind == "ready":
+            ready = _read(_Ready, entry)
+            # The first one of a place counts, as the ledger writes no second.
+            self._ready.setdefault(ready.place, (ready.ctx, ready.key))
+        elif entry.kind == "view":
+            view = _read(_View, entry)
+            self._views.setdefault(view.place, view.view)
         elif entry.kind == TORN:
             self._tear()
         elif entry.kind == "recovered":
@@ -183,6 +216,14 @@ class Spending:
     def was_sent(self, run: str, request: str) -> bool:
         """Whether a reply to this request may have left."""
         return (run, request) in self._sent
+
+    def ready_at(self, place: Place) -> tuple[str, str] | None:
+        """(context, fresh key) with which the site said at a place that it is ready; None: never."""
+        return self._ready.get(place)
+
+    def view_at(self, place: Place) -> str | None:
+        """Digest (hex) of the one set of sites that was answered at a place; None: none yet."""
+        return self._views.get(place)
 
     def is_approved(self, run: str, recipe_digest: str) -> bool:
         """Whether a person has approved a run with this recipe, and not declined it since."""
@@ -317,6 +358,37 @@ def total_of(
     return total_cost((extra, extra), [], rule or choose_rule(extra, None, delta), delta)
 
 
+NO_PROMISE = "no promise"
+"""Method of an infinite total: what is left of the noise is too little to account for."""
+
+
+def total_alone(
+    plans: Iterable[Plan], delta: float, extra: Iterable[PrivacyEvent] = ()
+) -> tuple[float, str]:
+    """As :func:`total_of`, if every other site works with the attacker.
+
+    Args:
+        plans: Plans with their releases so far.
+        delta: Delta of the total.
+        extra: Events of one more plan, counted as released in full.
+
+    Returns:
+        Total epsilon, and the method; infinite and ``no promise`` if a charged release, or an extra
+        one, is left with too little noise.
+    """
+    found, further = [], alone(extra)
+    for plan in plans:
+        bare = plan.alone()
+        if bare is not None:
+            found.append(bare)
+        elif plan.charged[1]:
+            return math.inf, NO_PROMISE
+    if further is None:
+        return math.inf, NO_PROMISE
+    rule = Rule(choose_rule(further, None, delta).orders, one_plan=True) if further else None
+    return total_of(found, delta, further, rule)
+
+
 class _Values(BaseModel):
     """Values of an entry; unknown keys from other versions are ignored."""
 
@@ -379,6 +451,27 @@ class _Sent(_Values):
     protected: bool
 
 
+class _AtPlace(_Values):
+    run: str
+    round: int
+    phase: str
+    what: str
+
+    @property
+    def place(self) -> Place:
+        """Where in the run."""
+        return Place(self.run, self.round, self.phase, self.what)
+
+
+class _Ready(_AtPlace):
+    ctx: str
+    key: str
+
+
+class _View(_AtPlace):
+    view: str
+
+
 _Kind = TypeVar("_Kind", bound=_Values)
 
 
@@ -407,14 +500,11 @@ def _malformed(entry: Entry, what: str) -> DataError:
     )
 
 
-def _key(event: PrivacyEvent) -> Key:
-    return event.purpose, event.noise_multiplier, event.sampling_rate
-
-
 def _covers(one: PrivacyEvent, other: PrivacyEvent) -> bool:
-    """Whether one event costs at least as much as the other under any composition."""
+    """Whether one event costs at least as much as the other under any composition, also alone."""
     return (
         one.noise_multiplier <= other.noise_multiplier
+        and one.alone.noise_multiplier <= other.alone.noise_multiplier
         and one.sampling_rate >= other.sampling_rate
         and one.count >= other.count
     )

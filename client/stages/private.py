@@ -13,7 +13,7 @@ from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.accountant import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.protocol.stages import CENTRE, PERSONAL, PRETRAIN, SCORE, STAGES, TRAIN
+from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, STAGES, TRAIN
 from fgvc_core.training.compatibility import validate_private
 from fgvc_core.training.loop import Stretch
 from fgvc_core.training.private import PrivateTraining, noisy_scores, release_sums
@@ -37,18 +37,22 @@ def answer_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Departur
         PolicyRefusal: if plan or budget do not allow it, or the training would break its guarantee.
         PeerError: if the recipe does not include what is asked.
     """
-    event = _event_of(job, privacy)
-    received = {} if event is None else _checked(job, privacy)
+    event = event_of(job, privacy)
+    received = {} if event is None else checked(job, privacy)
 
     def work() -> Payload:
         return _work(job, privacy, received, event)
 
-    specs = _specs_of_answer(job, event, received)
+    specs = specs_of_answer(job, event, received)
     encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
     return gate.protected_round(job.request, job.recipe, event, work, specs, encode)
 
 
-def _event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
+def _plan(job: Job, privacy: PrivacySettings) -> tuple[PrivacyEvent, ...]:
+    return plan_for(privacy, job.recipe.federation.rounds, job.recipe.sharers)
+
+
+def event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
     """Privacy event of the answer; None if the answer says nothing about the pictures."""
     request = job.request
     stage = STAGES.get((request.kind, request.phase))
@@ -56,7 +60,7 @@ def _event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
         raise PeerError("Fine-tuning at the sites is not part of this run.")
     if stage is PRETRAIN:
         raise PeerError(f"A '{request.phase}' round is not part of this run.")
-    planned = {event.purpose: event for event in plan_for(privacy, job.recipe.federation.rounds)}
+    planned = {event.purpose: event for event in _plan(job, privacy)}
     wanted = None if stage is None else stage.privacy
     event = None if wanted is None else planned.get(wanted)
     if event is None:
@@ -71,7 +75,7 @@ def _event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
     return take(event, privacy.steps if stage is TRAIN else 1)
 
 
-def _checked(job: Job, privacy: PrivacySettings) -> Tensors:
+def checked(job: Job, privacy: PrivacySettings) -> Tensors:
     """Received tensors, after request and model were validated; no picture is read.
 
     The recipe itself was checked when the gate admitted the request.
@@ -90,7 +94,7 @@ def _checked(job: Job, privacy: PrivacySettings) -> Tensors:
         return decode_model(job.received, specs, job.recipe.wire)
 
 
-def _specs_of_answer(
+def specs_of_answer(
     job: Job, event: PrivacyEvent | None, received: Tensors
 ) -> dict[str, TensorSpec]:
     """Specs of the answer's tensors, given the received ones."""
@@ -107,7 +111,7 @@ def _specs_of_answer(
             "'gradients'.",
         )
     classes, directions = received["head.weight"].shape
-    shape = (directions,) if job.stage is CENTRE else (classes, directions + 1)
+    shape = (directions,) if event.purpose == "centre" else (classes, directions + 1)
     return {event.purpose: TensorSpec("float32", shape)}
 
 

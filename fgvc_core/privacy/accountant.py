@@ -19,7 +19,7 @@ N = 500, B = 64, 240 steps, noise multiplier 1).
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,9 @@ LEAST_SAMPLED_NOISE = 0.2
 """Least noise multiplier of sampled releases in a plan or ledger. Below it, the privacy loss
 reaches so far that composition takes minutes (13 s for 100 releases at 0.2, 173 s at 0.05, on one
 core), for an epsilon without meaning."""
+
+MOST_SHARERS = 100
+"""Largest number of sites that share the noise of one sum."""
 
 MOST_RELEASES = 10_000_000
 """Largest count of one event: above any plan, and still feasible to compose."""
@@ -47,16 +50,38 @@ class PrivacyEvent:
     noise_multiplier: Standard deviation of the noise over the sensitivity.
     sampling_rate: Probability that a unit takes part, 1 for all of them.
     count: Number of releases, at least 1.
+    sharers: Most sites that add up to this noise, in a sum that only all of them open; 1: each
+        adds all of it. A site *alone* has ``noise_multiplier / sqrt(sharers)``.
     """
 
     purpose: Purpose
     noise_multiplier: float
     sampling_rate: float = 1.0
     count: int = 1
+    sharers: int = 1
 
     def as_json(self) -> dict[str, Any]:
-        """Values for JSON, which :func:`read_events` reads back."""
-        return asdict(self)
+        """Values for JSON, which :func:`read_events` reads back.
+
+        Noise that is not shared says nothing of it, as in ledgers of versions that knew no other.
+        """
+        values = asdict(self)
+        if self.sharers == 1:
+            del values["sharers"]
+        return values
+
+    @property
+    def key(self) -> tuple[Purpose, float, float, int]:
+        """Events with equal keys are counted together: everything but the count."""
+        return self.purpose, self.noise_multiplier, self.sampling_rate, self.sharers
+
+    @property
+    def alone(self) -> "PrivacyEvent":
+        """What the event costs if every other site works with the attacker."""
+        if self.sharers == 1:
+            return self
+        noise = self.noise_multiplier / math.sqrt(self.sharers)
+        return replace(self, noise_multiplier=noise, sharers=1)
 
 
 PlanShape = Callable[[float], Iterable[PrivacyEvent]]
@@ -81,6 +106,8 @@ def read_events(values: Iterable[dict[str, Any]]) -> tuple[PrivacyEvent, ...]:
                 and (event.sampling_rate == 1 or event.noise_multiplier >= LEAST_SAMPLED_NOISE)
                 and type(event.count) is int
                 and 1 <= event.count <= MOST_RELEASES
+                and type(event.sharers) is int
+                and 1 <= event.sharers <= MOST_SHARERS
             )
         except TypeError:
             possible = False
@@ -100,19 +127,31 @@ def merge(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...]:
     The accountant's result depends on the order of composition by about 1e-8; a fixed order makes
     it reproducible.
     """
-    counts: dict[tuple[Purpose, float, float], int] = {}
+    counts: dict[tuple[Purpose, float, float, int], int] = {}
     for event in events:
-        key = (event.purpose, event.noise_multiplier, event.sampling_rate)
-        counts[key] = counts.get(key, 0) + event.count
+        counts[event.key] = counts.get(event.key, 0) + event.count
     return tuple(
-        PrivacyEvent(purpose, noise, rate, count)
-        for (purpose, noise, rate), count in sorted(counts.items())
+        PrivacyEvent(purpose, noise, rate, count, sharers)
+        for (purpose, noise, rate, sharers), count in sorted(counts.items())
     )
 
 
 def take(event: PrivacyEvent, count: int) -> PrivacyEvent:
     """An event with another count."""
-    return PrivacyEvent(event.purpose, event.noise_multiplier, event.sampling_rate, count)
+    return replace(event, count=count)
+
+
+def alone(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...] | None:
+    """Events as they cost if every other site works with the attacker.
+
+    Returns:
+        Merged events; None, *no promise*, if a sampled one is left with less noise than is accounted
+        for.
+    """
+    found = merge(event.alone for event in events)
+    if any(e.sampling_rate < 1 and e.noise_multiplier < LEAST_SAMPLED_NOISE for e in found):
+        return None
+    return found
 
 
 LARGEST_NOISE = 1e5

@@ -16,6 +16,10 @@ BLOCK = 4096
 :data:`~fgvc_core.privacy.noise.SUMMING`."""
 
 
+CENTRE_BOUND = 1.0
+"""Largest norm of one unit's part in the sum of all vectors."""
+
+
 def unit_vectors(vectors_NP: NDArray[np.floating]) -> NDArray[np.float64]:
     """float64 (N, P): rows of length 1, or 0 for a row that is zero or not finite."""
     values_NP = vectors_NP.astype(np.float64)
@@ -67,9 +71,16 @@ def release_centre(
     vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64], noise_multiplier: float
 ) -> NDArray[np.float64]:
     """float64 (P,): the noisy sum of all vectors, with each unit clipped to length 1."""
+    sums_P = centre_sum(vectors_NP, units_N)
+    return release(sums_P, make_grid(CENTRE_BOUND, sums_P.size, noise_multiplier))
+
+
+def centre_sum(
+    vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """float64 (P,): the sum of all vectors without noise, with each unit clipped to length 1."""
     everyone_N = np.zeros(len(units_N), dtype=np.int64)
-    sums_1P = clipped_class_sums(vectors_NP, everyone_N, units_N, 1, 1.0)
-    return release(sums_1P[0], make_grid(1.0, sums_1P.size, noise_multiplier))
+    return clipped_class_sums(vectors_NP, everyone_N, units_N, 1, CENTRE_BOUND)[0]
 
 
 def release_class_sums(
@@ -85,11 +96,24 @@ def release_class_sums(
     The clipping bound is the norm of a vector of length 1 with its constant, so a unit of one
     picture is never clipped.
     """
+    sums_KQ = counted_sums(vectors_NP, labels_N, units_N, num_classes, count_coordinate)
+    bound = sums_bound(count_coordinate)
+    return release(sums_KQ, make_grid(bound, sums_KQ.size, noise_multiplier))
+
+
+def counted_sums(
+    vectors_NP: NDArray[np.float64],
+    labels_N: NDArray[np.int64],
+    units_N: NDArray[np.int64],
+    num_classes: int,
+    count_coordinate: float,
+) -> NDArray[np.float64]:
+    """float64 (K, P + 1): class sums and counts without noise; see :func:`release_class_sums`."""
     constant_N1 = np.full((len(labels_N), 1), count_coordinate)
     rows_NQ = np.concatenate([vectors_NP, constant_N1], axis=1)
-    bound = sums_bound(count_coordinate)
-    sums_KQ = clipped_class_sums(rows_NQ, labels_N, units_N, num_classes, bound)
-    return release(sums_KQ, make_grid(bound, sums_KQ.size, noise_multiplier))
+    return clipped_class_sums(
+        rows_NQ, labels_N, units_N, num_classes, sums_bound(count_coordinate)
+    )
 
 
 def sums_bound(count_coordinate: float) -> float:
@@ -98,8 +122,20 @@ def sums_bound(count_coordinate: float) -> float:
 
 
 def sums_deviation(
-    num_classes: int, directions: int, count_coordinate: float, noise_multiplier: float
+    num_classes: int,
+    directions: int,
+    count_coordinate: float,
+    noise_multiplier: float,
+    sharers: int = 1,
 ) -> float:
-    """Standard deviation of the noise on each released value, as the receiver computes it."""
+    """Standard deviation of one site's noise on each released value, as the receiver computes it.
+
+    Args:
+        num_classes: K.
+        directions: P.
+        count_coordinate: The constant beside each vector.
+        noise_multiplier: Of the noise of all sharers together.
+        sharers: Number of sites that share it.
+    """
     size = num_classes * (directions + 1)
-    return make_grid(sums_bound(count_coordinate), size, noise_multiplier).deviation
+    return make_grid(sums_bound(count_coordinate), size, noise_multiplier, sharers).deviation

@@ -17,8 +17,10 @@ the integers. All bits come from the operating system.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,11 +67,11 @@ class Grid:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the noise, in the units of the released values."""
+        """Standard deviation of the noise that one site adds, in the units of the released values."""
         return self.step * _deviation(self.levels)
 
 
-def make_grid(bound: float, dimensions: int, noise_multiplier: float) -> Grid:
+def make_grid(bound: float, dimensions: int, noise_multiplier: float, sharers: int = 1) -> Grid:
     """The grid for a sum over units that are clipped to a bound.
 
     Rounding moves each coordinate by at most half a step, so two neighboring sums are at most
@@ -80,13 +82,15 @@ def make_grid(bound: float, dimensions: int, noise_multiplier: float) -> Grid:
         bound: Largest L2 norm of one unit's contribution.
         dimensions: Number of values released together.
         noise_multiplier: Above 0.
+        sharers: Number of sites whose draws together are this noise, for one sum over all of them;
+            each draws one part of the variance. A unit is at one site, so one rounding counts.
 
     Raises:
         ConfigurationError: if the noise and the number of values require a finer grid than the
             finest.
     """
     for levels in range(1, _MOST_LEVELS + 1):
-        deviation = _deviation(levels)
+        deviation = _deviation(levels) * math.sqrt(sharers)
         inflation = noise_multiplier * math.sqrt(dimensions) / deviation
         if inflation <= LARGEST_INFLATION:
             break
@@ -120,31 +124,48 @@ def release(values: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
     return noisy.reshape(values.shape)
 
 
-def discrete_gaussian(count: int, levels: int) -> NDArray[np.int64]:
-    """int64 (count,): draws from the discrete Gaussian with the deviation of ``levels``."""
+Words = Callable[[int, type[Any]], NDArray[Any]]
+"""(count, ``np.uint16`` or ``np.uint64``) -> (count,) random words."""
+
+
+def discrete_gaussian(count: int, levels: int, words: Words | None = None) -> NDArray[np.int64]:
+    """int64 (count,): draws from the discrete Gaussian with the deviation of ``levels``.
+
+    Args:
+        count: Number of draws.
+        levels: Of the grid.
+        words: Source of randomness; by default the operating system. Only a masked sum passes
+            another one: the stream of a key from the operating system, so that a request that is
+            repeated gets the same bytes.
+    """
     total = np.zeros(count, dtype=np.int64)
     for _ in range(levels):
         total *= RADIX
-        total += _base_draws(count)
+        total += _base_draws(count, words or random_bits)
     return total
+
+
+def largest_draw(levels: int) -> int:
+    """Largest magnitude that a draw of ``levels`` can have."""
+    return _TAIL * BASE_DEVIATION * sum(RADIX**level for level in range(levels))
 
 
 def _deviation(levels: int) -> float:
     return BASE_DEVIATION * math.sqrt(sum(RADIX ** (2 * level) for level in range(levels)))
 
 
-def _base_draws(count: int) -> NDArray[np.int64]:
-    table = _table()
-    first = random_bits(count, np.uint16)
+def _base_draws(count: int, words_of: Words | None = None) -> NDArray[np.int64]:
+    table, words_of = _table(), words_of or random_bits
+    first = words_of(count, np.uint16)
     index = table.guide[first].astype(np.int64)
     # Draws that 16 bits leave open use 64 bits; those that equal a table entry then use 128.
     unsure = np.flatnonzero(index < 0)
-    rest = random_bits(len(unsure), np.uint64) >> np.uint64(_GUIDE_BITS)
+    rest = words_of(len(unsure), np.uint64) >> np.uint64(_GUIDE_BITS)
     words = (first[unsure].astype(np.uint64) << np.uint64(64 - _GUIDE_BITS)) | rest
     found = np.searchsorted(table.high, words, side="right")
     # With side="right", entries equal to the word are counted too.
     for at in np.flatnonzero((found > 0) & (table.high[np.maximum(found - 1, 0)] == words)):
-        found[at] = _decide(table, int(words[at]))
+        found[at] = _decide(table, int(words[at]), words_of)
     index[unsure] = found
     index -= table.radius
     return index
@@ -167,10 +188,10 @@ class _Table:
     radius: int
 
 
-def _decide(table: _Table, word: int) -> int:
+def _decide(table: _Table, word: int, words_of: Words) -> int:
     from bisect import bisect_right
 
-    second = int(random_bits(1, np.uint64)[0])
+    second = int(words_of(1, np.uint64)[0])
     return min(bisect_right(table.exact, (word << 64) | second), 2 * table.radius)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 
 from fgvc_core.errors import ConfigurationError
@@ -17,12 +18,16 @@ MOST_STEPS = 1_000_000
 
 
 @lru_cache(maxsize=64)
-def plan_for(privacy: PrivacySettings, rounds: int) -> tuple[PrivacyEvent, ...]:
+def plan_for(
+    privacy: PrivacySettings, rounds: int, sharers: int = 1
+) -> tuple[PrivacyEvent, ...]:
     """All events of a run at one site; the same at site and server for equal settings.
 
     Args:
         privacy: ``[privacy]``.
         rounds: ``federation.rounds``.
+        sharers: Most sites that share the noise (``secure.most`` less ``secure.colluding``); 1:
+            each site adds all of it.
 
     Raises:
         ConfigurationError: if no noise meets the target, or there are too many releases to account
@@ -36,7 +41,8 @@ def plan_for(privacy: PrivacySettings, rounds: int) -> tuple[PrivacyEvent, ...]:
             remedy="Take fewer steps, each at a higher privacy.sampling_rate.",
         )
     plan = _shape(privacy, rounds)
-    return tuple(plan(noise_for(plan, privacy.epsilon, privacy.delta)))
+    noise = noise_for(plan, privacy.epsilon, privacy.delta)
+    return tuple(replace(event, sharers=sharers) for event in plan(noise))
 
 
 def plan_epsilon(privacy: PrivacySettings, rounds: int) -> float:

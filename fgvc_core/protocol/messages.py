@@ -46,7 +46,7 @@ from fgvc_core.protocol.ranges import (
     Tensors,
 )
 
-Kind = Literal["roll_call", "train", "score", "release"]
+Kind = Literal["roll_call", "train", "score", "release", "send"]
 
 Phase = Literal[
     "", "centre", "class-sums", "statistics", "gradients", "fold-counts", "pretrain", "personal"
@@ -83,7 +83,44 @@ class Body(BaseModel):
             raise PeerError(f"A body is malformed at '{where}': {first['msg']}.") from None
 
 
-class Request(Body):
+class CohortMember(BaseModel):
+    """A site that a masked sum may be over."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$", description="Of its registered key.")
+
+
+class SignedText(BaseModel):
+    """A text that a site has signed, forwarded as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    text: str = Field(min_length=1, max_length=4000)
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+MOST_MEMBERS = 1000
+"""Longest list of sites that is read; a masked sum is over far fewer."""
+
+
+class _WithoutEmpty(Body):
+    """Body whose newer fields are left out of its text while they are empty.
+
+    Installations that do not know them, and stored digests, are then not affected.
+    """
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        for name in ("cause", "cohort", "ready"):
+            if not values.get(name):
+                values.pop(name, None)
+        return values
+
+
+class Request(_WithoutEmpty):
     """A request of the coordinator to one site."""
 
     kind: Kind
@@ -115,6 +152,18 @@ class Request(Body):
         "", max_length=500, description="Why this site's last reply was refused, if it was."
     )
     tensors: Tensors = Field(default_factory=dict)
+    cohort: tuple[CohortMember, ...] = Field(
+        (),
+        max_length=MOST_MEMBERS,
+        strict=False,
+        description="Who may be in the masked sum that is asked for; sorted by name.",
+    )
+    ready: tuple[SignedText, ...] = Field(
+        (),
+        max_length=MOST_MEMBERS,
+        strict=False,
+        description="Of a request to send: who is in the sum, in their own signed words.",
+    )
 
 
 class Scores(BaseModel):
@@ -153,6 +202,20 @@ class PrivacyStatement(BaseModel):
         description="What of the run was charged so far: at most the events, and what crashes or "
         "a recovery have added. A lost ledger is recovered from it.",
     )
+    epsilon_alone: Cost | None = Field(
+        None,
+        description="Of noise that is shared: what the run costs if all other sites work with the "
+        "coordinator. Absent if it is not shared, or if nothing is promised then.",
+    )
+    epsilon_total_alone: Cost | None = Field(None, description="The same of the whole ledger.")
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        for name in ("epsilon_alone", "epsilon_total_alone"):
+            if values.get(name) is None:
+                values.pop(name, None)
+        return values
 
 
 def fixed_number(value: float) -> str:
@@ -186,7 +249,7 @@ class NoisyScores(BaseModel):
     correct: FixedNumber = Field(ge=-MOST_NOISY, le=MOST_NOISY, allow_inf_nan=False)
 
 
-class Reply(Body):
+class Reply(_WithoutEmpty):
     """The reply of one site."""
 
     kind: Kind
@@ -219,19 +282,15 @@ class Reply(Body):
     ledger_length: Count = Field(0, description="Entries in the site's ledger.")
     ledger_head: str = Field("", max_length=64, description="Hash of the last of them.")
     tensors: Tensors = Field(default_factory=dict)
+    ready: SignedText | None = Field(
+        None, description="That the site has worked and can send its part of a masked sum."
+    )
 
     @model_validator(mode="after")
     def _cause_of_a_failure(self) -> Self:
         if self.cause and self.code != "unavailable":
             raise ValueError("only 'unavailable' has a cause")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_an_empty_cause(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = plain(self)
-        if not values.get("cause"):
-            values.pop("cause", None)
-        return values
 
 
 def fixed_seconds(seconds: float) -> str:

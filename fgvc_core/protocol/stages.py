@@ -12,9 +12,10 @@ from fgvc_core.errors import PeerError
 from fgvc_core.privacy.accountant import Purpose
 from fgvc_core.protocol.messages import Kind, Phase, Request
 
-Carries = Literal["nothing", "update", "release"]
-"""Tensors in a valid reply: none; the trained model; or a release about the site's images under the
-model that was sent (class statistics, gradients, counts, or noisy sums)."""
+Carries = Literal["nothing", "update", "release", "ready", "masked"]
+"""Content of a valid reply: no tensor; the trained model; a release about the site's images under
+the model that was sent (class statistics, gradients, counts, or noisy sums); of a masked sum, first
+no tensor and a signed text that the site is ready, then its part, which opens in the sum alone."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,14 @@ CLASS_SUMS = Stage(
     closes_round=True,
     privacy="class-sums",
 )
+CENTRE_READY = Stage("centre-ready", "release", "centre", carries="ready", privacy="centre")
+CENTRE_SUM = Stage("centre-sum", "send", "centre", carries="masked")
+CLASS_SUMS_READY = Stage(
+    "class-sums-ready", "release", "class-sums", carries="ready", privacy="class-sums"
+)
+CLASS_SUMS_SUM = Stage(
+    "class-sums-sum", "send", "class-sums", carries="masked", closes_round=True
+)
 SCORE = Stage("score", "score", privacy="scores")
 PERSONAL = Stage("personal", "score", "personal")
 
@@ -80,8 +89,16 @@ STAGES = {
     for stage in (
         *(ROLL_CALL, PRETRAIN, STATISTICS, GRADIENTS, FOLD_COUNTS),
         *(TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL),
+        *(CENTRE_SUM, CLASS_SUMS_SUM),
     )
 }
+
+SECURE = {
+    CENTRE: (CENTRE_READY, CENTRE_SUM),
+    CLASS_SUMS: (CLASS_SUMS_READY, CLASS_SUMS_SUM),
+}
+"""Stage -> the two trips that take its place in a run with ``[secure]``. The request of the first
+is the same, and names a cohort."""
 
 
 class Staged(Protocol):
@@ -98,6 +115,8 @@ class Staged(Protocol):
     def privacy(self) -> Any: ...
     @property
     def personal(self) -> Any: ...
+    @property
+    def secure(self) -> Any: ...
 
 
 def stages_of(recipe: Staged) -> list[Stage]:
@@ -130,8 +149,12 @@ def stages_of(recipe: Staged) -> list[Stage]:
 def round_stages(recipe: Staged) -> list[Stage]:
     """The stages of each of a run's rounds, in order."""
     if recipe.privacy is not None and recipe.privacy.method == "class-sums":
-        return [CENTRE, CLASS_SUMS]
-    return [TRAIN]
+        stages = [CENTRE, CLASS_SUMS]
+    else:
+        stages = [TRAIN]
+    if recipe.secure is None:
+        return stages
+    return [trip for stage in stages for trip in SECURE[stage]]
 
 
 def stage_of(request: Request) -> Stage:
@@ -143,4 +166,5 @@ def stage_of(request: Request) -> Stage:
     stage = STAGES.get((request.kind, request.phase))
     if stage is None:
         raise PeerError(f"There is no '{request.kind}' of phase '{request.phase}'.")
-    return stage
+    # Together with a cohort, a release is the first trip of a masked sum.
+    return SECURE[stage][0] if request.cohort and stage in SECURE else stage

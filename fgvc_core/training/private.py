@@ -7,8 +7,14 @@ from numpy.typing import NDArray
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
-from fgvc_core.privacy.accountant import PrivacyEvent
-from fgvc_core.privacy.class_sums import release_centre, release_class_sums, unit_vectors
+from fgvc_core.privacy.accountant import PrivacyEvent, Purpose
+from fgvc_core.privacy.class_sums import (
+    centre_sum,
+    counted_sums,
+    release_centre,
+    release_class_sums,
+    unit_vectors,
+)
 from fgvc_core.privacy.gradients import (
     ClosedFormEngine,
     GradientEngine,
@@ -85,6 +91,34 @@ def release_sums(
         learner.num_classes,
         privacy.count_coordinate,
         event.noise_multiplier,
+    )
+
+
+def clear_sums(
+    learner: Learner,
+    examples: Examples,
+    units_N: Units,
+    purpose: Purpose,
+    privacy: PrivacySettings,
+) -> NDArray[np.float64]:
+    """As :func:`release_sums` without noise: only for a sum that shares it, see ``secure``.
+
+    Args:
+        learner: Its head has the center for the class sums.
+        examples: The site's training split.
+        units_N: int64 (N,), privacy unit of each example.
+        purpose: ``centre`` or ``class-sums``.
+        privacy: ``[privacy]``.
+    """
+    vectors_NP = projected_vectors(learner, examples, purpose == "class-sums")
+    if purpose == "centre":
+        return centre_sum(vectors_NP, units_N)
+    return counted_sums(
+        vectors_NP,
+        examples.labels_N.numpy(),
+        units_N,
+        learner.num_classes,
+        privacy.count_coordinate,
     )
 
 

@@ -98,8 +98,9 @@ def available() -> int:
     return len(usable_cores())
 
 
-DTYPES = ("float32", "float16", "int8", "uint16", "uint32")
-"""The permitted dtypes; uint16 also carries the bits of bfloat16, which NumPy lacks."""
+DTYPES = ("float32", "float16", "int8", "uint16", "uint32", "uint64")
+"""The permitted dtypes; uint16 also carries the bits of bfloat16, which NumPy lacks, and uint32 and
+uint64 the words of a masked sum."""
 
 Array = NDArray[Any]
 

@@ -62,6 +62,7 @@ def launch(
             "No site is registered.", remedy=f"fieldmark server add-site {folder} NAME"
         )
     sites = asked_sites(sites, recipe)
+    recipe = recipe.with_sites(len(sites))
     recipe = _named_weights(recipe, folder)
     recipe, class_names, test = _own_data(recipe, settings)
     run_dir = _folder_of(folder, name or recipe.name, free=not name)

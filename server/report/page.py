@@ -20,6 +20,7 @@ from fgvc_core.words import visible_lines
 from fieldmark.server.report.charts import Curve, Rung, bars, curves, holdings, ladder
 from fieldmark.server.report.poisoning import against_poisoning
 from fieldmark.server.report.reading import RunFolder, traffic
+from fieldmark.server.report.sums import secure_in_words
 from fieldmark.server.report.refusals import (
     REASONS_SHOWN,
     counted,
@@ -46,7 +47,7 @@ _REFUSED = re.compile(
 the event lacks it, and its reason."""
 
 _NOTABLE = frozenset({"round_void", "resumed", "interrupted", "failed", "site_set_aside",
-                      "screening_reset", "tracker_failed", "site_left",
+                      "screening_reset", "tracker_failed", "site_left", "secure_sum_lost",
                       "start_refused", "awaiting_approval", "waiting_for_sites"})  # fmt: skip
 
 
@@ -117,6 +118,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "validated": any(h.get("val_top1") is not None for h in metrics.get("history", [])),
         "costs": dict(list(costs.items())[:SITES_SHOWN]),
         "costs_left": max(len(costs) - SITES_SHOWN, 0),
+        "secure": secure_in_words(metrics),
         "adjacencies": sorted({cost["adjacency"] for cost in costs.values()}),
         "refused_by": dict(list(_refused_by(run.events).items())[:SITES_SHOWN]),
         "pairs": _pairs(run),

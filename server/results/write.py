@@ -15,6 +15,7 @@ from fieldmark.server.report.reading import read_events
 from fieldmark.server.results.contributions import reasons
 from fieldmark.server.results.evaluation import TestSplit, confused_pairs, zero_shot
 from fieldmark.server.results.explained import explain_pairs
+from fieldmark.server.rounds.secure_sum import sums_of
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 
@@ -97,6 +98,7 @@ def _summary(
         # Costs of sites with a valid statement; the claim says why others have none.
         **({"privacy": costs} if costs else {}),
         "privacy_claim": claim.as_json(),
+        **_secure(home),
         **({"local": list(home.recipe.federation.local)} if home.recipe.federation.local else {}),
         **({"start": state.start} if "chosen" in state.start else {}),
         "history": state.history,
@@ -114,6 +116,14 @@ def _summary(
             **{name: version(name) for name in ("torch", "flwr", "timm")},
         },
     }
+
+
+def _secure(home: CoordinatorHome) -> dict[str, Any]:
+    """The run's masked sums: over which sites each was."""
+    secure = home.recipe.secure
+    if secure is None:
+        return {}
+    return {"secure": {**secure.model_dump(), "sums": sums_of(home.run_dir)}}
 
 
 def _absent(home: CoordinatorHome, state: RunState) -> dict[str, str]:

@@ -26,6 +26,7 @@ from fgvc_core.privacy.posterior import infer_means, linear_scores
 from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, pack_all
+from fieldmark.server.rounds.secure_head import secure_head
 from fieldmark.server.rounds.stage import StageResult, Work, run_stage
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.screening.releases import (
@@ -74,6 +75,8 @@ def closed_head(
         The new model, with the accepted bodies of the last stage; and how many sites' releases went
         into it.
     """
+    if context.recipe.secure is not None:
+        return secure_head(context, updates, number, sites, arrays, keep)
     recipe, state = context.recipe, context.state
     accepted: list[Screened] = []
 
@@ -226,7 +229,7 @@ class ClosedForm:
         """Noise multiplier of a stage in the recipe's plan."""
         privacy = self.recipe.privacy
         assert privacy is not None
-        plan = plan_for(privacy, self.recipe.federation.rounds)
+        plan = plan_for(privacy, self.recipe.federation.rounds, self.recipe.sharers)
         return next(event.noise_multiplier for event in plan if event.purpose == stage.privacy)
 
     def _head(self, found: dict[str, NDArray[np.float64]], directions: int) -> Tensors:

@@ -3,15 +3,18 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.flower.records import from_array_record
 from fgvc_core.inference.taxonomy import taxonomy_of
+from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.protocol.tensor_names import check_local, local, shared
 from fgvc_core.recipe import Recipe
+from fgvc_core.secure.ready import context_of
 from fgvc_core.training.loop import Stretch, mean_rate
 from fgvc_core.wire.arrays import TensorSpec, spec_of, unpack_all
 from fieldmark.server.home import CoordinatorHome
@@ -202,6 +205,11 @@ def make_updates(
         ledgers=exchange.ledgers,
         units=exchange.units,
         claims=context.state.claims,
+        context=partial(
+            context_of,
+            coordinator=fingerprint(context.home.key.public_key()),
+            class_names=context.home.class_names,
+        ),
     )
     strategy = make_strategy(federation, recipe.train, context.home.run_dir)
     strategy.begin(specs, len(exchange.keys))

@@ -16,6 +16,7 @@ from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.messages import Reply
 from fgvc_core.protocol.stages import (
     CLASS_SUMS,
+    CLASS_SUMS_SUM,
     PERSONAL,
     PRETRAIN,
     SCORE,
@@ -110,7 +111,8 @@ class Rounds:
         if STATISTICS in self._stages and self.state.round == 0 and not self.state.start:
             self._arrays = started_head(context, updates, self._sites, self._arrays)
             self._checkpoint()
-        one_round = self._closed_round if CLASS_SUMS in self._stages else self._round
+        closed = CLASS_SUMS in self._stages or CLASS_SUMS_SUM in self._stages
+        one_round = self._closed_round if closed else self._round
         while (reason := self._ended()) is None:
             self._sites = context.exchange.refresh()
             one_round(self.state.round + 1)

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Message
 
 from fgvc_core.errors import RunFailed
 from fgvc_core.flower.records import to_array_record
-from fgvc_core.protocol.messages import Request
+from fgvc_core.protocol.messages import CohortMember, Request, SignedText
 from fgvc_core.protocol.stages import Stage
 from fgvc_core.wire.arrays import TensorSpec, pack_all
 from fieldmark.server.screening.checks import Screened
@@ -43,6 +43,8 @@ class Work(Generic[T]):
         needed: Fewest accepted replies for a quorum.
         specs: Tensors of a valid reply; None: the model's.
         proximal_mu: Weight of the proximal term that pulls toward the received model.
+        cohort: Of the first trip of a masked sum: who may be in it.
+        ready: Of its second trip: who is.
     """
 
     sites: list[str]
@@ -51,6 +53,8 @@ class Work(Generic[T]):
     needed: int = 0
     specs: dict[str, TensorSpec] | None = None
     proximal_mu: float = 0.0
+    cohort: tuple[CohortMember, ...] = ()
+    ready: tuple[SignedText, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ def _request(
         known_head=str(context.state.ledgers.get(site, [0, ""])[1]),
         base_round=record["folded"] if updates.keeps else 0,
         notice=record["notice"],
+        cohort=work.cohort,
+        ready=work.ready,
     )
 
 

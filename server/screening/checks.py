@@ -7,7 +7,7 @@ value and figure is possible.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -15,9 +15,11 @@ from flwr.app import Message
 from fgvc_core.errors import PeerError
 from fgvc_core.flower.records import from_message
 from fgvc_core.protocol.causes import cause_in_words
-from fgvc_core.protocol.keys import PublicKey
+from fgvc_core.protocol.keys import PublicKey, fingerprint
 from fgvc_core.protocol.messages import Reply, Request, unseal
 from fgvc_core.protocol.stages import Stage, stage_of
+from fgvc_core.secure.masks import is_canonical
+from fgvc_core.secure.ready import place_of, read_ready
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_not_finite
 from fgvc_core.wire.codec import decode_update
 from fgvc_core.wire.settings import WireSettings
@@ -66,6 +68,7 @@ class Screening:
         units: Site -> its declared units from the roll call; None: there was no roll call.
         claims: Site -> the first number of examples that counted in this run; a later claim above
             it weighs no more.
+        context: Request -> what every ready site has to repeat of it; used with ``[secure]`` only.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Screening:
         ledgers: LedgerMemory | None = None,
         units: Mapping[str, int] | None = None,
         claims: Mapping[str, int] | None = None,
+        context: Callable[[Request], str] = lambda request: "",
     ) -> None:
         self._specs = specs
         self._keys = keys
@@ -91,6 +95,7 @@ class Screening:
         self._ledgers = ledgers
         self._units = units
         self._claims: Mapping[str, int] = {} if claims is None else claims
+        self._context = context
 
     def screen(
         self,
@@ -137,7 +142,9 @@ class Screening:
         if self._protected and reply.privacy is None:
             raise PeerError("The run has differential privacy, and the reply does not state any.")
         stage = stage_of(request)
-        if stage.carries == "nothing":
+        if stage.carries == "ready":
+            self._check_ready(reply, request)
+        if stage.carries in ("nothing", "ready"):
             return Screened(reply, None, nbytes)
         update = self._update(stage, reply, packed, self._specs if specs is None else specs)
         return Screened(reply, update, nbytes, self._judge(stage, update))
@@ -174,9 +181,24 @@ class Screening:
             weight = min(weight, self._claims.get(reply.site, weight))
         return SoundReply(reply.site, weight, decode_update(packed, specs, self._wire, sent))
 
+    def _check_ready(self, reply: Reply, request: Request) -> None:
+        """Check what would make every other site of a masked sum refuse it."""
+        if reply.ready is None:
+            raise PeerError("The site does not say that it is ready.")
+        ready, signer = read_ready(reply.ready)
+        if signer != fingerprint(self._keys[request.site]) or ready.site != request.site:
+            raise PeerError("The ready text is not the site's own.")
+        if ready.place != place_of(request) or ready.ctx != self._context(request):
+            raise PeerError("The ready text answers another request.")
+        if not is_canonical(ready.key):
+            raise PeerError("The fresh key of the ready text is not in its one encoding.")
+
     def _judge(self, stage: Stage, update: SoundReply) -> Measurements:
         if self._history is not None and stage.carries == "update":
             return self._history.judge(update)
+        if stage.carries == "masked":
+            # Looks like chance, whatever is beneath.
+            return {}
         broken = first_not_finite(update.tensors)
         if broken is not None:
             raise PeerError(f"The update's tensor '{broken}' is not finite.")

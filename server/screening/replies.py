@@ -54,10 +54,12 @@ class ReplyScreening:
         """Site -> the reason by its own policy, in this stage."""
         self.unsound: set[str] = set()
         """Sites whose reply was refused for its contents, in this stage."""
+        self.declined: dict[str, str] = {}
+        """Site -> its reason, of sites that refuse this stage's request whenever it is repeated."""
 
     def begin(self) -> None:
         """Forget the refusals of the last stage."""
-        self.refusals, self.unsound = {}, set()
+        self.refusals, self.unsound, self.declined = {}, set(), {}
 
     def sound(
         self,
@@ -105,6 +107,8 @@ class ReplyScreening:
         except PeerError as error:
             if isinstance(error, SiteRefusal) and error.reply.code == "refused-policy":
                 self.refusals[site] = self.refusing[site] = error.reply.reason
+            if isinstance(error, SiteRefusal) and error.reply.code.startswith("refused-"):
+                self.declined[site] = error.reply.reason
             own = isinstance(error, SiteFault) or not answer.message.has_error()
             if own and not isinstance(error, SiteRefusal):
                 self._trust.unsound(site, error.what)

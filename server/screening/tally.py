@@ -102,7 +102,7 @@ class Tally:
             bare = reply.privacy is None
             figures["unprotected"] = figures.get("unprotected", 0) + bare
         stage = stage_of(request)
-        if reply is not None and stage.carries != "nothing":
+        if reply is not None and stage.carries not in ("nothing", "ready"):
             figures["rounds"] += stage.closes_round
             # A checkpoint of an earlier version has no count.
             figures["contributed"] = figures.get("contributed", figures["rounds"] - 1) + 1

@@ -15,7 +15,14 @@ from flwr.serverapp import Grid
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.flower.records import from_array_record, is_large, take_tensors, to_array_record
-from fgvc_core.protocol.messages import Kind, Phase, Request, new_nonce
+from fgvc_core.protocol.messages import (
+    CohortMember,
+    Kind,
+    Phase,
+    Request,
+    SignedText,
+    new_nonce,
+)
 from fgvc_core.protocol.stages import stage_of
 from fgvc_core.wire.arrays import TensorSpec, digest_all, unpack_all
 from fgvc_core.wire.codec import encode_model, model_parts, packed_bytes, read_model, update_parts
@@ -77,6 +84,8 @@ class Exchange(Attendance):
         known_head: str = "",
         base_round: int = 0,
         notice: str = "",
+        cohort: tuple[CohortMember, ...] = (),
+        ready: tuple[SignedText, ...] = (),
     ) -> tuple[Request, Message]:
         """A signed request to a site, with tensors."""
         request = Request(
@@ -92,6 +101,8 @@ class Exchange(Attendance):
             base_round=base_round,
             notice=notice,
             tensors=self.digests(arrays),
+            cohort=cohort,
+            ready=ready,
         )
         if self.ledgers.remembers:
             self.ledgers.asked(site, self._run, request.nonce)

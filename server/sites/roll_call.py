@@ -25,6 +25,7 @@ _TYPES: dict[str, str] = {
     "train": "train",
     "score": "evaluate",
     "release": "query.release",
+    "send": "query.send",
 }
 LONGEST_S = 300.0
 """A roll call closes after this time even without a quorum, in seconds."""
@@ -241,6 +242,19 @@ class Attendance(Membership):
         """
         self._wait_for_enough()
         return sorted(self.nodes)
+
+    def present(self) -> list[str]:
+        """The sites that are present now, sorted; unlike :meth:`refresh` it waits for none."""
+        self._look()
+        return sorted(self.nodes)
+
+    def seconds(self) -> float:
+        """Seconds of the grid's clock, which a simulation's is not the machine's."""
+        return self._clock()
+
+    def pause(self) -> None:
+        """Wait as long as between two looks for a reply."""
+        time.sleep(self._home.settings.poll_s)
 
     def _look(self) -> int:
         """Update who is present; returns how many sites are."""

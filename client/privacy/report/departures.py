@@ -147,10 +147,11 @@ def _carried(values: dict[str, Any], charge: Charge, purpose: str) -> str:
             units = f", public number of units ({values['examples']})" if values["examples"] else ""
             return f"name, public key, version{units}"
         return "an answer without content"
+    masked = ", under masks: it shows in the sum alone" if "masked" in values["tensors"] else ""
     numbers = sum(math.prod(shape) for shape in values["tensors"].values())
     size = f" ({numbers:,} numbers)" if numbers else ""
     if charge in ("charged", "again"):
-        return _RELEASES.get(purpose, purpose) + size
+        return _RELEASES.get(purpose, purpose) + size + masked
     parts = [f"the trained tensors{size}"] if numbers else []
     if values["examples"] > 1:
         parts.append(f"number of training pictures ({values['examples']})")

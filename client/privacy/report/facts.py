@@ -13,6 +13,7 @@ from fieldmark.client.privacy.ledger import Plan, plans_of, rule_of, total_of
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.report.departures import LISTED_ONE_BY_ONE, Row, departures, summed
 from fieldmark.client.privacy.report.meaning import meaning_of
+from fieldmark.client.privacy.report.secure import secure_facts
 
 RUNS_SHOWN = 100
 """Number of latest runs shown one by one; earlier ones are summed up."""
@@ -73,6 +74,8 @@ def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
         "approvals": _last(_of(entries, "approved"), ("run", "name")),
         "audits": _audits(entries),
         "irregular": _irregular(entries, plans, rows),
+        # Absent where no sum was masked, as in reports of versions that knew none.
+        **({"secure": found} if (found := secure_facts(entries, plans, policy)) else {}),
     }
 
 
@@ -274,8 +277,8 @@ def _irregular(entries: Sequence[Entry], plans: list[Plan], rows: list[Row]) -> 
     if any(e.values["adjacency"] != ADJACENCY for e in _of(entries, "announced")):
         found.append("a run was accounted for under another adjacency")
     for plan in plans:
-        allowed = {_kind(event): event.count for event in merge(plan.events)}
-        beyond = [e for e in merge(plan.released) if e.count > allowed.get(_kind(e), 0)]
+        allowed = {event.key: event.count for event in merge(plan.events)}
+        beyond = [e for e in merge(plan.released) if e.count > allowed.get(e.key, 0)]
         if beyond:
             purposes = ", ".join(sorted({event.purpose for event in beyond}))
             found.append(f"run {plan.run} released more than it had announced ({purposes})")
@@ -315,10 +318,6 @@ def _by_run(pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     for run, value in pairs:
         found.setdefault(run, []).append(value)
     return found
-
-
-def _kind(event: PrivacyEvent) -> tuple[str, float, float]:
-    return event.purpose, event.noise_multiplier, event.sampling_rate
 
 
 def _count(events: Iterable[PrivacyEvent]) -> int:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from fgvc_core.drawing.numbers import count, size
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.protocol.keys import short_form
-from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.policy import SECURE_SETTINGS, Policy
 from fieldmark.client.privacy.report.figures import attack_curve, belief_figure, budget_bar, percent
 from fieldmark.client.privacy.report.signing import Signed
 from fieldmark.client.privacy.report.words import one_in
@@ -30,6 +30,7 @@ REQUESTS = {
     "train": "training",
     "score": "scoring",
     "release": "closed-form release",
+    "send": "part of a masked sum",
 }
 
 
@@ -62,7 +63,10 @@ def draw(signed: Signed) -> bytes:
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     # Parsed from its text, so that the order of keys is always the same.
     statement = json.loads(signed.text)["statement"]
-    policy = {name: statement["policy"].get(name) for name in Policy.model_fields}
+    told = statement["policy"]
+    # What is about masked sums is in a policy that differs from the default alone.
+    shown = [name for name in Policy.model_fields if name in told or name not in SECURE_SETTINGS]
+    policy = {name: told.get(name) for name in shown}
     page = environment.get_template("page.html.j2").render(
         style=Markup(style),
         s=statement,
@@ -125,8 +129,10 @@ def _event(values: dict[str, Any]) -> str:
     """One charged mechanism, with the parameters for recomputing its cost."""
     event = PrivacyEvent(**values)
     sampled = "" if event.sampling_rate >= 1 else f", sampling rate {event.sampling_rate:g}"
+    shared = "" if event.sharers == 1 else f", shared by at most {event.sharers} sites"
     return (
-        f"{event.count:,} × {event.purpose}: noise multiplier {event.noise_multiplier:.6g}{sampled}"
+        f"{event.count:,} × {event.purpose}: noise multiplier "
+        f"{event.noise_multiplier:.6g}{sampled}{shared}"
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fieldmark.client.privacy.policy import Policy
+from fieldmark.client.privacy.report.secure import alone_in_words, secure_words
 from fieldmark.client.privacy.report.stated_site import StatedSite
 
 PROTECTED_FROM = (
@@ -49,6 +50,7 @@ def words_of(site: StatedSite, policy: Policy, facts: dict[str, Any]) -> dict[st
         "methods": _methods(facts),
         "assumptions": _assumptions(site, policy, facts),
         "not_protected": _not_protected(policy, facts),
+        **({"secure": secure_words(facts["secure"])} if "secure" in facts else {}),
     }
 
 
@@ -88,6 +90,8 @@ def _headline(site: StatedSite, facts: dict[str, Any]) -> str:
     )
     if bare:
         told += f" {_count(bare, 'more', 'more')} left without it."
+    if "secure" in facts:
+        told += f" {alone_in_words(facts['secure'])}"
     return told
 
 

@@ -1,0 +1,279 @@
+"""A site's two trips of a masked sum, through the gate: ready, then its part.
+
+The order decides what a crash, a second set or an old copy can give away.
+
+Trip 1: policy, pins and size are checked; the cost is reserved; the clear value is computed and
+stored with fresh keys; the ledger records that the site is ready; the ready text is signed.
+
+Trip 2: the set of sites is checked; *under the ledger's writing lock* it becomes the one set of
+this place; noise and masks are added; the part **replaces** clear value and keys in one atomic
+write; the ledger records it as sent; the reply is signed.
+
+The stored value is found by the request's context and locked by its place, so that two requests, or
+two sets, cannot be worked on side by side.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgvc_core.errors import PeerError, PolicyRefusal
+from fgvc_core.privacy.accountant import PrivacyEvent
+from fgvc_core.protocol.keys import fingerprint
+from fgvc_core.protocol.messages import Request
+from fgvc_core.recipe import Recipe
+from fgvc_core.secure.masks import new_secret, public_key
+from fgvc_core.secure.part import NAME, Scale, masked_part, seeds_of
+from fgvc_core.secure.ready import Place, Ready, context_of, place_of, sign_ready
+from fgvc_core.secure.rules import SumRules
+from fgvc_core.secure.view import View, check_cohort, read_view
+from fgvc_core.wire.arrays import TensorSpec
+from fieldmark.client.privacy.gate import Departure, Gate
+from fieldmark.client.privacy.ledger import second_request, second_view
+from fieldmark.client.privacy.outbox import Outbox, Payload
+from fieldmark.client.privacy.peers import Peers
+from fieldmark.client.reading import units_digest
+from fieldmark.client.site import Site
+
+KEPT_S = 30 * 86400.0
+"""Seconds after which a clear value that nobody has asked for is deleted."""
+
+_PREFIX = "sum-"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a site at one place.
+
+    Attributes:
+        site: The site.
+        request: The request.
+        recipe: Recipe of the run, with ``[secure]``.
+        class_names: As announced here.
+    """
+
+    site: Site
+    request: Request
+    recipe: Recipe
+    class_names: tuple[str, ...]
+
+    @property
+    def rules(self) -> SumRules:
+        """Rules of the run's sums."""
+        assert self.recipe.secure is not None
+        return self.recipe.secure.rules
+
+
+def say_ready(
+    gate: Gate,
+    asked: Asked,
+    event: PrivacyEvent,
+    spec: TensorSpec,
+    bound: float,
+    fields: dict[str, Any],
+    work: Callable[[], NDArray[np.float64]],
+) -> Departure:
+    """Trip 1: work, keep the clear result, and say that the site is ready.
+
+    Args:
+        gate: The site's.
+        asked: What is asked.
+        event: Cost of the answer; the site adds its part of this noise in trip 2.
+        spec: Of the value.
+        bound: Largest norm of one unit's part in it.
+        fields: Fields of the reply.
+        work: Computes the value without noise; called at most once, after its cost is on the disk.
+
+    Raises:
+        PolicyRefusal: if it may not be answered.
+        PeerError: if the sites asked together, or the request, are not such as are possible.
+    """
+    request, site = asked.request, asked.site
+    own = fingerprint(site.key.public_key())
+    cohort = check_cohort(request.cohort, asked.rules, site.name, own)
+    if request.base_round or request.ready:
+        raise PeerError("A request for a masked sum starts from no round, and names no ready site.")
+    Peers(site).check(cohort)
+    gate.check_announced(request, asked.recipe)
+    gate.ledger.check_reading(units_digest(site, asked.recipe))
+    gate.check_leaving({event.purpose: spec})
+    scale = _scale(event, bound, spec.size, asked.rules.adding(len(cohort)))
+    gate.check_size(_masked_spec(scale, spec.size).packed_bytes)
+    place = place_of(request)
+    ctx = context_of(request, fingerprint(site.coordinator), asked.class_names)
+    outbox = Outbox(site.home)
+    with outbox.alone(_lock(place)):
+        before = gate.ledger.ready_at(place)
+        if before is not None and before[0] != ctx:
+            raise second_request(place, before[0])
+        payload = outbox.find(_PREFIX + ctx)
+        if payload is None and before is not None:
+            raise _gone(place)
+        with gate.admission.guarded():
+            gate.reserve(request, ctx, event)
+        if payload is None:
+            payload = _worked(place, ctx, site, event, bound, cohort, fields, work())
+            outbox.store(_PREFIX + ctx, payload)
+        ready = Ready.parse(payload.fields["text"])
+        assert isinstance(ready, Ready)
+        with gate.admission.guarded():
+            gate.ledger.note_ready(place, ctx, ready.key)
+            if before is None:
+                # A later request of the run: what is asked again has not passed.
+                _forget_passed(outbox, place)
+            reply = gate.reply(request, payload.fields["reply"])
+            signed = sign_ready(site.key, ready)
+            return gate.depart(request, reply.model_copy(update={"ready": signed}), {})
+
+
+def send_part(gate: Gate, asked: Asked) -> Departure:
+    """Trip 2: check the set of sites, and send this site's part of its sum.
+
+    Raises:
+        PolicyRefusal: if another set was answered here, or the value is gone.
+        PeerError: if the set is not one that this site may send for; nothing was sent.
+    """
+    request, site = asked.request, asked.site
+    if request.cohort or request.tensors or request.base_round or request.proximal_mu:
+        raise PeerError("A request to send carries the ready sites and nothing else.")
+    gate.check_announced(request, asked.recipe)
+    place = _own_place(request, site.name)
+    outbox = Outbox(site.home)
+    with outbox.alone(_lock(place)):
+        before = gate.ledger.ready_at(place)
+        if before is None:
+            raise PeerError(
+                f"This site was never ready at {place}.",
+                remedy="Ask for its work first.",
+            )
+        key = _PREFIX + before[0]
+        payload = outbox.find(key)
+        if payload is None:
+            raise _gone(place)
+        kept = payload.fields
+        if kept["text"] not in {signed.text for signed in request.ready}:
+            # Before a restore, or made up: whatever it is, its key is not the stored one.
+            raise PeerError(f"This site's own ready text at {place} is not among the forwarded.")
+        view = read_view(request.ready, kept["text"], kept["cohort"], asked.rules)
+        Peers(site).check({name: kept["cohort"][name] for name in view.names})
+        digest = view.digest.hex()
+        if kept.get("view", digest) != digest:
+            raise second_view(place, kept["view"])
+        if "view" not in kept:
+            # Before the set is fixed: one bad key must not burn the place.
+            seeds_of(view, site.name, bytes.fromhex(kept["secret"]))
+        with gate.admission.guarded():
+            gate.ledger.fix_view(place, digest, view.names)
+        if "view" not in kept:
+            payload = _masked(payload, view, site.name, asked.rules)
+            # The clear value and both keys are gone once this returns.
+            outbox.store(key, payload)
+        with gate.admission.guarded():
+            reply = gate.reply(request, payload.fields["reply"])
+            reply = reply.model_copy(update={"kind": request.kind})
+            return gate.depart(request, reply, payload.tensors, before[0])
+
+
+def _worked(
+    place: Place,
+    ctx: str,
+    site: Site,
+    event: PrivacyEvent,
+    bound: float,
+    cohort: dict[str, str],
+    fields: dict[str, Any],
+    value: NDArray[np.float64],
+) -> Payload:
+    """The clear value with fresh keys, as it is stored."""
+    secret = new_secret()
+    ready = Ready.model_validate(
+        {
+            "run": place.run,
+            "round": place.round,
+            "phase": place.phase,
+            "kind": place.kind,
+            "ctx": ctx,
+            "site": site.name,
+            "identity": site.public_key,
+            "key": public_key(secret),
+        }
+    )
+    kept = {
+        "text": ready.model_dump_json(),
+        "cohort": cohort,
+        "reply": fields,
+        "noise_multiplier": event.noise_multiplier,
+        "bound": bound,
+        "secret": secret.hex(),
+        "noise": new_secret().hex(),
+    }
+    return Payload(kept, {"value": np.asarray(value, np.float64)})
+
+
+def _masked(payload: Payload, view: View, own: str, rules: SumRules) -> Payload:
+    """The stored part of one view, without the clear value and the keys."""
+    kept, value = payload.fields, payload.tensors["value"]
+    grid = (kept["bound"], value.size, kept["noise_multiplier"])
+    scale = Scale.of_noise(*grid, rules.adding(len(view.members)))
+    secret, noise = bytes.fromhex(kept["secret"]), bytes.fromhex(kept["noise"])
+    part = masked_part(value, scale, view, own, secret, noise)
+    fields = {"text": kept["text"], "cohort": kept["cohort"], "reply": kept["reply"]}
+    return Payload({**fields, "view": view.digest.hex(), "names": list(view.names)}, {NAME: part})
+
+
+def _own_place(request: Request, own: str) -> Place:
+    """The place that a request to send is about, by this site's own text in it.
+
+    Nothing in the text is believed: it only says where to look in the ledger.
+    """
+    for signed in request.ready:
+        ready = Ready.parse(signed.text)
+        assert isinstance(ready, Ready)
+        if ready.site == own:
+            if (ready.run, ready.round, ready.phase) != (request.run, request.round, request.phase):
+                raise PeerError("A request to send is about another place than its ready sites.")
+            return ready.place
+    raise PeerError("This site's own ready text is not among those of the sum.")
+
+
+def _scale(event: PrivacyEvent, bound: float, size: int, adding: int) -> Scale:
+    return Scale.of_noise(bound, size, event.noise_multiplier, adding)
+
+
+def _masked_spec(scale: Scale, size: int) -> TensorSpec:
+    return TensorSpec(f"uint{scale.bits}", (size,))
+
+
+def _forget_passed(outbox: Outbox, place: Place) -> None:
+    """Delete clear values of places that are passed: earlier ones of the run, and very old ones."""
+    for key, age in outbox.stored(_PREFIX):
+        payload = outbox.find(key)
+        if payload is None or "view" in payload.fields:
+            continue
+        ready = Ready.parse(payload.fields["text"])
+        assert isinstance(ready, Ready)
+        passed = ready.run == place.run and ready.place != place
+        if passed or age > KEPT_S:
+            outbox.delete(key)
+
+
+def _lock(place: Place) -> str:
+    """Name of a place's lock."""
+    text = "\0".join((place.run, str(place.round), place.phase, place.kind))
+    return "place-" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _gone(place: Place) -> PolicyRefusal:
+    return PolicyRefusal(
+        f"What this site has computed at {place} is gone.",
+        why="It is deleted once a later request has come; computing it again would be a second "
+        "release for one charge.",
+        remedy="Go on with the next round, or start a new run.",
+    )
+
+
+__all__ = ["Asked", "say_ready", "send_part"]

@@ -1,0 +1,131 @@
+"""What a privacy report says about masked sums: over whom, on what they rest, and what remains.
+
+Noise that sites share holds as long as few of them work with the coordinator. With more of them
+the rest of the noise is smaller, so epsilon is larger, down to this site's own noise alone.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fgvc_core.privacy.accountant import PrivacyEvent, epsilon_of_plan
+from fieldmark.client.privacy.chain import Entry
+from fieldmark.client.privacy.ledger import Plan, total_alone
+from fieldmark.client.privacy.policy import Policy
+
+NAMES_SHOWN = 30
+
+
+def secure_facts(
+    entries: Sequence[Entry], plans: Iterable[Plan], policy: Policy
+) -> dict[str, Any]:
+    """Facts of a ledger about masked sums; empty if no run has shared noise.
+
+    Args:
+        entries: All entries, verified.
+        plans: Plans of the same ledger.
+        policy: For the cap, and the delta of the total.
+    """
+    plans = list(plans)
+    shared = [plan for plan in plans if plan.is_shared]
+    if not shared:
+        return {}
+    alone, how = total_alone(plans, policy.delta)
+    views = [entry for entry in entries if entry.kind == "view"]
+    compared = [entry for entry in entries if entry.kind == "peers"]
+    names = sorted({str(name) for entry in views for name in entry.values["names"]})
+    known = {str(name) for entry in compared for name in entry.values["names"]}
+    own = {e.values["site"] for e in entries if e.kind == "founded"}
+    return {
+        "epsilon_alone": alone if math.isfinite(alone) else None,
+        "how_alone": how,
+        "cap_alone": policy.alone_cap,
+        "peers": policy.peers,
+        "names": names,
+        "not_compared": sorted(set(names) - known - own),
+        "compared": None
+        if not compared
+        else {"by": str(compared[-1].values["by"]), "time": compared[-1].time},
+        "runs": [_run(plan, entries, views) for plan in shared],
+    }
+
+
+def _run(plan: Plan, entries: Sequence[Entry], views: Sequence[Entry]) -> dict[str, Any]:
+    announced = next(e for e in entries if e.kind == "announced" and e.values["run"] == plan.run)
+    rules = announced.values["secure"]
+    sizes = [len(e.values["names"]) for e in views if e.values["run"] == plan.run]
+    least, colluding = min(sizes or [int(rules["least"])]), int(rules["colluding"])
+    events = plan.charged[0]
+
+    def cost(honest: int) -> float:
+        """Epsilon if so many sites of the smallest sum have added their noise."""
+        share = math.sqrt(honest / (least - colluding))
+        return _cost(events, share, plan.delta)
+
+    return {
+        "run": plan.run,
+        "sums": sizes,
+        "least": int(rules["least"]),
+        "colluding": colluding,
+        "together": _cost(events, 1.0, plan.delta),
+        "one_more": cost(least - colluding - 1),
+        "alone": plan.cost_alone() if math.isfinite(plan.cost_alone()) else None,
+        # A unit at two sites is in two parts of one sum: it moves it twice as far.
+        "two_sites": _cost(events, 0.5, plan.delta),
+    }
+
+
+def _cost(events: Iterable[PrivacyEvent], share: float, delta: float) -> float:
+    """Epsilon of a plan with this share of its noise."""
+    scaled = (
+        replace(event, noise_multiplier=event.noise_multiplier * share, sharers=1)
+        for event in events
+    )
+    return epsilon_of_plan(scaled, delta)
+
+
+def alone_in_words(secure: dict[str, Any]) -> str:
+    """What this site's noise alone promises, for the headline."""
+    alone = secure["epsilon_alone"]
+    said = "nothing is promised" if alone is None else f"it is epsilon {alone:.3f}"
+    return (
+        "That holds because sites share the noise of sums that the coordinator sees; if all other "
+        f"sites worked with it, {said}."
+    )
+
+
+def secure_words(secure: dict[str, Any]) -> list[str]:
+    """All sentences about masked sums, for the officer."""
+    told = [_run_in_words(run, secure["names"]) for run in secure["runs"]]
+    told.append(_pins(secure))
+    told.append(
+        "Not protected by it: that the sites took part (each sees the others' names), and the sum "
+        "itself: one site can spoil it or keep it from being opened, but not open another."
+    )
+    return told
+
+
+def _run_in_words(run: dict[str, Any], names: list[str]) -> str:
+    sums = ", ".join(map(str, run["sums"])) or "no"
+    shown = ", ".join(names[:NAMES_SHOWN]) + (" and others" if len(names) > NAMES_SHOWN else "")
+    alone = "nothing" if run["alone"] is None else f"{run['alone']:.3f}"
+    at_most = run["colluding"]
+    return (
+        f"Run {run['run']}: this site sent its part of sums over {sums} sites, and the coordinator "
+        f"saw those sums. Epsilon {run['together']:.3f} holds as long as at most {at_most} of all "
+        f"sites of the federation ({shown}) work with the coordinator or run altered code; with "
+        f"{at_most + 1} of them in a sum, {run['one_more']:.3f}; if all others did, {alone}. For "
+        f"somebody who is also at another of these sites, {run['two_sites']:.3f}."
+    )
+
+
+def _pins(secure: dict[str, Any]) -> str:
+    unknown, compared = secure["not_compared"], secure["compared"]
+    if unknown or compared is None:
+        what = ", ".join(unknown[:NAMES_SHOWN]) or "the other sites"
+        return (
+            f"Fingerprints NOT compared: {what}. A dishonest coordinator could have invented them, "
+            "and what this site's noise alone promises is what holds."
+        )
+    return f"Fingerprints of the others: compared by {compared['by']} on {compared['time'][:10]}."

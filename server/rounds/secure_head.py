@@ -1,0 +1,154 @@
+"""A private round that computes the head from masked sums: one center, one sum per class.
+
+As :mod:`.closed_form`, from two sums over all sites instead of two releases of each. The noise of a
+sum is that of all its sites together, so the posterior sees one large site. Nothing can be compared
+or weighed by site; a sum that is impossible is refused whole.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from fgvc_core.errors import RunFailed
+from fgvc_core.flower.records import to_array_record
+from fgvc_core.privacy.class_sums import CENTRE_BOUND, sums_bound
+from fgvc_core.privacy.noise import make_grid
+from fgvc_core.privacy.planning import plan_for
+from fgvc_core.privacy.posterior import infer_means, linear_scores
+from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
+from fgvc_core.secure.part import Scale
+from fgvc_core.wire.arrays import pack_all
+from fieldmark.server.rounds.secure_sum import Opened, secure_sum
+from fieldmark.server.rounds.stage import StageResult
+from fieldmark.server.screening.releases import SumsScreening
+from fieldmark.server.strategies import Tensors
+
+if TYPE_CHECKING:
+    from fieldmark.server.rounds.context import RunContext, Updates
+
+THE_SUM = "the sum"
+
+
+def secure_head(
+    context: "RunContext",
+    updates: "Updates",
+    number: int,
+    sites: list[str],
+    arrays: ArrayRecord,
+    keep: Callable[[], None],
+) -> tuple[StageResult[ArrayRecord], int]:
+    """Open the two sums and compute the head.
+
+    Args:
+        context: The run's.
+        updates: Provides the screening of replies.
+        number: Of the round.
+        sites: Sites to ask.
+        arrays: The model.
+        keep: Writes a checkpoint, as soon as the center is known.
+
+    Returns:
+        The new model, with the accepted bodies of the last stage; and how many sites' values went
+        into it.
+
+    Raises:
+        RunFailed: if a sum cannot be opened, or is impossible.
+    """
+    model, state = updates.unpacked(arrays), context.state
+    directions, classes = len(model["head.centre"]), len(context.home.class_names)
+    if state.centre:
+        centre_P = np.array(state.centre, np.float32)
+    else:
+        opened = _opened(context, updates, CENTRE, number, sites, arrays, (directions,))
+        centre_P = (opened.values / opened.units).astype(np.float32)
+        # float32 to float64 is exact, and JSON round-trips float64 bit for bit.
+        state.centre = centre_P.astype(np.float64).tolist()
+        keep()
+    centred = {**model, "head.centre": centre_P}
+    sent = to_array_record(pack_all(centred))
+    shape = (classes, directions + 1)
+    opened = _opened(context, updates, CLASS_SUMS, number, sites, sent, shape)
+    head = _head(context, opened.values.reshape(shape), opened)
+    value = to_array_record(pack_all({**centred, **head}))
+    return StageResult(value, opened.accepted), len(opened.names)
+
+
+def _opened(
+    context: "RunContext",
+    updates: "Updates",
+    stage: Stage,
+    number: int,
+    sites: list[str],
+    sent: ArrayRecord,
+    shape: tuple[int, ...],
+) -> Opened:
+    """One sum, checked by its norm and count against the public units of all its sites."""
+    privacy = context.recipe.privacy
+    assert privacy is not None
+    size = int(np.prod(shape))
+    bound = CENTRE_BOUND if stage is CENTRE else sums_bound(privacy.count_coordinate)
+    noise = noise_of(context, stage)
+
+    def scale_of(adding: int) -> Scale:
+        return Scale.of_noise(bound, size, noise, adding)
+
+    asked = context.trust.in_use(sites)
+    opened = secure_sum(context, updates, stage, number, asked, sent, size, scale_of)
+    count = None if stage is CENTRE else privacy.count_coordinate
+    deviation = _deviation(context, bound, size, noise, opened)
+    screening = SumsScreening({THE_SUM: opened.units}, bound, deviation, 0.0, count)
+    refused = screening.refused({THE_SUM: opened.values.reshape(shape)})
+    if refused:
+        raise RunFailed(
+            f"Round {number}: the sum of {stage.name} over {len(opened.names)} sites is "
+            f"impossible. {refused[THE_SUM]}",
+            why="At least one of its sites has sent something else than its pictures' sums; behind "
+            "masks nobody can tell which.",
+            remedy="Ask fewer sites, or run without [secure], where each site's sums are screened.",
+        )
+    return opened
+
+
+def noise_of(context: "RunContext", stage: Stage) -> float:
+    """Noise multiplier of a stage in the recipe's plan, of all sites together."""
+    recipe, privacy = context.recipe, context.recipe.privacy
+    assert privacy is not None
+    plan = plan_for(privacy, recipe.federation.rounds, recipe.sharers)
+    return next(event.noise_multiplier for event in plan if event.purpose == stage.privacy)
+
+
+def _deviation(
+    context: "RunContext", bound: float, size: int, noise: float, opened: Opened
+) -> float:
+    """Standard deviation of the noise of an opened sum: that of each site, over all of them."""
+    secure = context.recipe.secure
+    assert secure is not None
+    members = len(opened.names)
+    one = make_grid(bound, size, noise, secure.rules.adding(members)).deviation
+    return float(one * np.sqrt(members))
+
+
+def _head(context: "RunContext", sums_KQ: NDArray[np.float64], opened: Opened) -> Tensors:
+    privacy = context.recipe.privacy
+    assert privacy is not None
+    count = privacy.count_coordinate
+    noise = noise_of(context, CLASS_SUMS)
+    deviation = _deviation(context, sums_bound(count), sums_KQ.size, noise, opened)
+    means = infer_means(
+        sums_KQ[None, :, :-1],
+        sums_KQ[None, :, -1] / count,
+        deviation,
+        deviation / count,
+        privacy.within_spread,
+        np.array([float(opened.units)]),
+    )
+    weights_KP, biases_K = linear_scores(
+        means, privacy.within_spread, privacy.class_prior == "counts"
+    )
+    return {
+        "head.weight": weights_KP.astype(np.float32),
+        "head.bias": biases_K.astype(np.float32),
+    }

@@ -1,0 +1,311 @@
+"""A masked sum at the coordinator: two trips, one set of sites, one accumulator.
+
+First every site of the cohort works and says that it is ready. The sites that are ready make the
+set of the sum, which is written down before anything is sent. Then each of them sends its part, and
+the parts are added as they come: the coordinator holds no key, and no part by itself says anything.
+
+Both sets are on the disk before they are sent, so a run that is resumed repeats them. A site
+answers one set at a place, so there is never a second one: if a site of the set stays silent, the
+sum is lost, and the site is named.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from fgvc_core.errors import DataError, RunFailed
+from fgvc_core.files import private_folder, write_durably
+from fgvc_core.protocol.keys import fingerprint
+from fgvc_core.protocol.messages import CohortMember, SignedText
+from fgvc_core.protocol.stages import SECURE, Stage
+from fgvc_core.secure.part import NAME, Scale
+from fgvc_core.secure.ready import read_ready
+from fgvc_core.secure.ring import from_ring, word
+from fgvc_core.wire.arrays import TensorSpec
+from fieldmark.server.rounds.stage import Work, run_stage
+from fieldmark.server.screening.checks import Screened
+from fieldmark.server.strategies import SoundReply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fieldmark.server.rounds.context import RunContext, Updates
+
+FOLDER = "secure"
+"""Folder of a run with one file per sum."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An opened sum.
+
+    Attributes:
+        values: float64 (N,).
+        names: Sites of the sum.
+        units: Their declared units together.
+        accepted: Bodies of their answers.
+    """
+
+    values: NDArray[np.float64]
+    names: tuple[str, ...]
+    units: int
+    accepted: list[Screened]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The two sets of one sum, as written down.
+
+    Attributes:
+        path: Of the file.
+        cohort: Who is asked; its digest is bound by every site.
+        ready: Who is in the sum, sorted by name; empty until it is fixed.
+        units: Site -> declared units, of the sites in the sum.
+    """
+
+    path: Path
+    cohort: tuple[CohortMember, ...]
+    ready: tuple[SignedText, ...] = ()
+    units: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Sites of the sum."""
+        return tuple(read_ready(signed)[0].site for signed in self.ready)
+
+    def write(self) -> None:
+        """Write both sets durably; before anything of them is sent."""
+        values = {
+            "cohort": [member.model_dump() for member in self.cohort],
+            "ready": [signed.model_dump() for signed in self.ready],
+            "units": self.units,
+        }
+        private_folder(self.path.parent)
+        write_durably(self.path, json.dumps(values, indent=1).encode())
+
+    @classmethod
+    def read(cls, path: Path) -> "Sets | None":
+        """The sets of a sum that was begun; None if there is none.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
+        if not path.exists():
+            return None
+        try:
+            values: dict[str, Any] = json.loads(path.read_bytes())
+            return cls(
+                path,
+                tuple(CohortMember(**member) for member in values["cohort"]),
+                tuple(SignedText(**signed) for signed in values["ready"]),
+                dict(values["units"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"'{path}' cannot be read: {error}.",
+                why="Which sites a sum is over was written there, and no other set is possible.",
+                remedy="Restore it from a copy, or start a new run.",
+            ) from None
+
+
+def secure_sum(
+    context: "RunContext",
+    updates: "Updates",
+    stage: Stage,
+    number: int,
+    sites: list[str],
+    model: ArrayRecord,
+    size: int,
+    scale_of: "Callable[[int], Scale]",
+) -> Opened:
+    """Run both trips of one sum and open it.
+
+    Args:
+        context: The run's.
+        updates: Provides the screening of replies.
+        stage: The stage whose values are summed.
+        number: Of the round.
+        sites: Sites to ask; if the sum was begun before, those of then.
+        model: Sent in the first trip.
+        size: Number of values of each site.
+        scale_of: Number of sites that share the noise -> scale of the sum.
+
+    Raises:
+        RunFailed: if too few sites are ready, or one of the set stays silent; names them. The run
+            can be resumed, and asks for the same again.
+        DataError: if the file with the sets is damaged.
+    """
+    begun = Sets.read(path_of(context, stage, number))
+    sets = begun or _cohort(context, stage, number, sites)
+    if not sets.ready:
+        sets = _all_ready(context, updates, stage, number, sets, model)
+    names, secure = sets.names, context.recipe.secure
+    assert secure is not None
+    scale = scale_of(secure.rules.adding(len(names)))
+    total, accepted = _summed(context, updates, stage, number, sets, size, scale)
+    context.events.emit(
+        "secure_sum",
+        round=number,
+        phase=stage.phase,
+        sites=len(names),
+        asked=len(sets.cohort),
+        names=list(names),
+        missing=sorted({member.name for member in sets.cohort} - set(names)),
+    )
+    units = sum(sets.units[name] for name in names)
+    return Opened(from_ring(total, scale.step), names, units, accepted)
+
+
+def path_of(context: "RunContext", stage: Stage, number: int) -> Path:
+    """File with the sets of one sum."""
+    return context.home.run_dir / FOLDER / f"round-{number:06d}-{stage.name}.json"
+
+
+def _cohort(context: "RunContext", stage: Stage, number: int, sites: list[str]) -> Sets:
+    """Write down whom a sum may be over."""
+    keys = context.exchange.keys
+    members = [
+        CohortMember(name=site, fingerprint=fingerprint(keys[site])) for site in sorted(sites)
+    ]
+    secure = context.recipe.secure
+    assert secure is not None
+    if len(members) < secure.least:
+        raise _too_few(stage, number, len(members), secure.least, {})
+    sets = Sets(path_of(context, stage, number), tuple(members))
+    sets.write()
+    return sets
+
+
+def _all_ready(
+    context: "RunContext",
+    updates: "Updates",
+    stage: Stage,
+    number: int,
+    sets: Sets,
+    model: ArrayRecord,
+) -> Sets:
+    """Ask for the work until enough are ready, and write down who is."""
+    secure, exchange = context.recipe.secure, context.exchange
+    assert secure is not None
+    texts: dict[str, SignedText] = {}
+    declined: dict[str, str] = {}
+    started = exchange.seconds()
+    while True:
+        waiting = [m.name for m in sets.cohort if m.name not in texts and m.name not in declined]
+        asked = [site for site in waiting if site in exchange.present()]
+        if asked:
+            work = Work(context.trust.in_use(asked), model, list, cohort=sets.cohort)
+            found = run_stage(SECURE[stage][0], number, context, updates, work).accepted
+            texts |= {s.reply.site: s.reply.ready for s in found if s.reply.ready is not None}
+            declined |= updates.replies.declined
+            declined |= dict.fromkeys(updates.replies.unsound, "Its answer was not sound.")
+        open_ = [site for site in waiting if site not in texts and site not in declined]
+        over = exchange.seconds() - started >= context.home.settings.wait_for_sites_s
+        if len(texts) >= secure.least:
+            break
+        if over or not open_:
+            silent = dict.fromkeys(open_, "No answer.")
+            raise _too_few(stage, number, len(texts), secure.least, declined | silent)
+        exchange.pause()
+    ready = tuple(texts[name] for name in sorted(texts))
+    units = {name: exchange.units[name] for name in sorted(texts)}
+    fixed = replace(sets, ready=ready, units=units)
+    fixed.write()
+    return fixed
+
+
+def _summed(
+    context: "RunContext",
+    updates: "Updates",
+    stage: Stage,
+    number: int,
+    sets: Sets,
+    size: int,
+    scale: Scale,
+) -> tuple[NDArray[Any], list[Screened]]:
+    """Ask for the parts until every one has come; each is added once, as it comes."""
+    exchange, names = context.exchange, sets.names
+    total: NDArray[Any] = np.zeros(size, word(scale.bits))
+    accepted: list[Screened] = []
+    added: set[str] = set()
+    specs = {NAME: TensorSpec(f"uint{scale.bits}", (size,))}
+
+    def add(replies: Iterator[SoundReply]) -> int:
+        nonlocal total
+        for reply in replies:
+            total += np.asarray(reply.tensors[NAME])
+            added.add(reply.site)
+        return len(added)
+
+    started = exchange.seconds()
+    while True:
+        asked = [site for site in names if site not in added and site in exchange.present()]
+        if asked:
+            work = Work(asked, ArrayRecord(), add, specs=specs, ready=sets.ready)
+            accepted += run_stage(SECURE[stage][1], number, context, updates, work).accepted
+        silent = [site for site in names if site not in added]
+        if not silent:
+            return total, accepted
+        declined = {s: r for s, r in updates.replies.declined.items() if s in silent}
+        over = exchange.seconds() - started >= context.home.settings.wait_for_sites_s
+        if over or len(declined) == len(silent):
+            raise _lost(context, stage, number, silent, declined)
+        exchange.pause()
+
+
+def _too_few(
+    stage: Stage, number: int, found: int, least: int, missing: dict[str, str]
+) -> RunFailed:
+    said = [f"{site}: {why}" for site, why in sorted(missing.items())[:5]]
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    named = f" Missing: {'; '.join(said)}{more}." if said else ""
+    return RunFailed(
+        f"Round {number}: {found} sites are ready for the sum of {stage.name}, and secure.least = "
+        f"{least}.{named}",
+        why="Nothing was opened. Sites that were ready are not charged again.",
+        remedy="Go on when the others are back: --resume asks for the same again.",
+    )
+
+
+def _lost(
+    context: "RunContext", stage: Stage, number: int, silent: list[str], declined: dict[str, str]
+) -> RunFailed:
+    """The error of a sum that cannot be opened, after naming who is missing."""
+    for site in silent:
+        why = declined.get(site, "No part of the sum.")
+        context.events.emit(
+            "secure_sum_lost", round=number, phase=stage.phase, site=site, reason=why
+        )
+    said = "; ".join(f"{site}: {declined.get(site, 'no part of the sum came')}" for site in silent)
+    return RunFailed(
+        f"Round {number}: the sum of {stage.name} lacks {len(silent)} parts. {said}.",
+        why="It opens only with the part of every site that was ready, and no other set is "
+        "possible: a site answers one.",
+        remedy="Bring the site back, and go on with --resume: the others send the same bytes "
+        "again. If it never comes back, start a new run; what was charged is spent.",
+    )
+
+
+def sums_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Every sum of a run that was fixed: its file's name, sites asked, and sites in it."""
+    found = []
+    for path in sorted((run_dir / FOLDER).glob("round-*.json")):
+        sets = Sets.read(path)
+        if sets is not None and sets.ready:
+            number, _, phase = path.stem.removeprefix("round-").partition("-")
+            found.append(
+                {
+                    "round": int(number),
+                    "phase": phase,
+                    "asked": len(sets.cohort),
+                    "sites": list(sets.names),
+                }
+            )
+    return found
+

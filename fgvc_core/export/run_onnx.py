@@ -75,7 +75,8 @@ def deep(path: str, image: ImageFile.ImageFile, rule: dict[str, Any] | None) -> 
             "convert it to 8 bits with the window that your field uses"
         )
     most, grey = float(2 ** rule["bits"] - 1), image.mode[0] in "IF"
-    codec, _, offset, words = image.tile[0][:4]
+    codec, _, offset, told = image.tile[0][:4]
+    words = told if isinstance(told, tuple) else (told,)
     if grey:
         most = 65535.0 if image.format == "PPM" else most
         image.load()

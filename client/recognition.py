@@ -63,7 +63,7 @@ class Understood:
         told = [
             f"{counted(self.pictures, 'picture')} of "
             f"{counted(len(self.classes), 'class', 'classes')}, read as '{self.kind}'"
-            + (f", of {self.subjects} subjects" if self.subjects is not None else "")
+            + (f", of {counted(self.subjects, 'subject')}" if self.subjects is not None else "")
         ]
         told += [f"{name}: {value}" for name, value in self.how.items()]
         told.append(

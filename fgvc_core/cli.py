@@ -68,6 +68,7 @@ def make(
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.settings import DataSettings
     from fgvc_core.data.writing import refuse_full, write_tree
+    from fgvc_core.words import counted
 
     settings = DataSettings.read(
         {
@@ -88,7 +89,7 @@ def make(
             table = load_table(settings, Path(cache))
         with progress("Writing pictures") as tell:
             write_tree(table, folder, tell)
-    typer.echo(f"{len(table):,} pictures of {table.num_classes} classes in {folder}")
+    typer.echo(f"{counted(len(table), 'picture')} of {table.num_classes} classes in {folder}")
 
 
 @data_app.command()

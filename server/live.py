@@ -18,7 +18,7 @@ from rich.progress import (
 
 from fgvc_core.protocol.stages import STAGES
 from fgvc_core.recipe import Recipe
-from fgvc_core.words import visible
+from fgvc_core.words import counted, visible
 
 
 class LiveView:
@@ -70,7 +70,7 @@ class LiveView:
     def _on_run_started(self, event: dict[str, Any]) -> None:
         self._say(
             f"{len(event['sites'])} sites, {event['strategy']}, "
-            f"at most {event['rounds']} rounds, engine {event['engine']}"
+            f"at most {counted(event['rounds'], 'round')}, engine {event['engine']}"
         )
 
     def _on_resumed(self, event: dict[str, Any]) -> None:
@@ -173,4 +173,4 @@ class LiveView:
 
     def _on_run_finished(self, event: dict[str, Any]) -> None:
         why = "no better model for a while" if event["reason"] == "patience" else "all rounds done"
-        self._say(f"finished after {event['rounds']} rounds: {why}")
+        self._say(f"finished after {counted(event['rounds'], 'round')}: {why}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgvc_core.commands.terminal import names_for_help
-from fgvc_core.words import visible
+from fgvc_core.words import counted, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -214,7 +214,8 @@ def _show(metrics: dict[str, Any]) -> None:
     from fgvc_core.contributions import absent, who_learnt
 
     table = Table(
-        title=f"{metrics['name']}: {metrics['rounds']} rounds, best {metrics['best_round']}"
+        title=f"{metrics['name']}: {counted(metrics['rounds'], 'round')}, "
+        f"best {metrics['best_round']}"
     )
     for column in ("site", "rounds", "examples", "top-1", "macro-F1", "kB up a round"):
         table.add_column(column, justify="left" if column == "site" else "right")

@@ -85,6 +85,7 @@ def test_export_works_as_the_page_says(home, monkeypatch):
         "model.int8.onnx",
         "preprocessing.json",
         "export.json",
+        "read_picture.py",
         "run_onnx.py",
     }
     assert Path("demo.html").stat().st_size > 100_000

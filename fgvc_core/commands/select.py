@@ -70,7 +70,8 @@ def select(
         known = data_set(trained, site, cache) if folder is None or site is not None else None
         labelled = None if known is None else known.where("train")
         if folder is not None:
-            candidates = folder_candidates(folder, trained.class_names)
+            rule = trained.recipe.data.depth_rule
+            candidates = folder_candidates(folder, trained.class_names, rule)
         else:
             assert known is not None
             candidates = known.where("pool")

@@ -36,7 +36,8 @@ class Listed:
 
 def find_lists(root: Path) -> list[Listed]:
     """The JSONs to read: the only one, or one for each split; empty if it is not clear."""
-    found = [(path, None) for path in _jsons(root) + _jsons(root / "annotations")]
+    beside = _jsons(root) + _jsons(root / "annotations")
+    found: list[tuple[Path, str | None]] = [(path, None) for path in beside]
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir()):
         kind = usual_split(folder.name)
         if kind is not None:

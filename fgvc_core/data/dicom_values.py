@@ -66,7 +66,7 @@ def as_color(pixels: NDArray[Any], values: Any) -> NDArray[np.uint8]:
     Raises:
         Exception: of any type, as pydicom does, for damaged palettes.
     """
-    from pydicom.pixels import apply_color_lut
+    from pydicom.pixels.processing import apply_color_lut
 
     if pixels.ndim == 2:
         pixels = apply_color_lut(pixels, values)
@@ -91,7 +91,7 @@ def _shown(
     path: Path, pixels_HW: NDArray[Any], values: Any, depth: Depth | None
 ) -> Callable[[NDArray[Any]], Floats]:
     """Function from some rows of stored values to 0..255, not yet clipped."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
     def meant(rows_HW: NDArray[Any]) -> NDArray[Any]:
         found: NDArray[Any] = apply_modality_lut(rows_HW, values)
@@ -133,17 +133,17 @@ def _first(values: Any, name: str) -> float | None:
 
 def _window(values: Any) -> Callable[[Floats], Floats] | None:
     """The file's first window as a function to 0..255 (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
-    center, width = _first(values, "WindowCenter"), _first(values, "WindowWidth")
-    if center is None or width is None or width <= 0:
+    stated, width = _first(values, "WindowCenter"), _first(values, "WindowWidth")
+    if stated is None or width is None or width <= 0:
         return None
     kind = str(values.get("VOILUTFunction", "") or "LINEAR").strip().upper()
     if kind == "SIGMOID":
-        return lambda v_HW: (255.0 / (1.0 + np.exp(-4.0 * (v_HW - center) / width))).astype(
-            np.float32
-        )
-    if kind == "LINEAR" and width >= 1:
-        center, width = center - 0.5, max(width - 1, 1e-6)
-    return lambda v_HW: ((v_HW - center) / width + 0.5) * np.float32(255.0)
+        middle, wide = np.float32(stated), np.float32(width)
+        return lambda v_HW: np.float32(255.0) / (1 + np.exp(-4 * (v_HW - middle) / wide))
+    whole = kind == "LINEAR" and width >= 1
+    center = np.float32(stated - 0.5 if whole else stated)
+    reach = np.float32(max(width - 1, 1e-6) if whole else width)
+    return lambda v_HW: ((v_HW - center) / reach + np.float32(0.5)) * np.float32(255.0)
 
 
 def _range(

@@ -241,8 +241,8 @@ def _by_column(
     empty = [table.ids[i] for i, value in enumerate(values) if not value]
     if empty:
         raise DataError(
-            f"{len(empty)} examples have no value in column '{settings.column}': "
-            f"{first_few(empty)}.",
+            f"{counted(len(empty), 'example has', 'examples have')} no value in column "
+            f"'{settings.column}': {first_few(empty)}.",
             why="partition.column names the column that says which site holds an example.",
             remedy="Fill the column in, or choose another.",
         )

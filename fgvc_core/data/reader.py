@@ -1,7 +1,7 @@
 """The one meaning of a picture file: from an opened image to upright RGB on a stated ground.
 
-Every command reads pictures this way; the exported sample (``export/run_onnx.py``) and the browser
-page follow the same rules, and tests compare them.
+Every command reads pictures this way; the exported sample (``export/read_picture.py``) and the
+browser page follow the same rules, and tests compare them.
 
 - **Orientation**: turned as its EXIF tag 274 says (CIPA DC-008, section 4.6.4), if that is one
   number from 1 to 8. A damaged EXIF block counts as none; the rest of it is not looked at.

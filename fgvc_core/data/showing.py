@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fgvc_core.data.check import CheckReport
-from fgvc_core.words import visible
+from fgvc_core.words import counted, visible
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _MOST_ROWS = 60
@@ -20,7 +20,9 @@ _FEW = 12
 def show_check(report: CheckReport, console: Console, published: str = "") -> None:
     """Print counts by class and split, the published counts, then faults and notes."""
     splits = [split for split, count in report.splits.items() if count]
-    table = Table(title=f"{report.examples:,} examples of {report.subjects:,} subjects")
+    table = Table(
+        title=f"{counted(report.examples, 'example')} of {counted(report.subjects, 'subject')}"
+    )
     table.add_column("class")
     for split in splits:
         table.add_column(split, justify="right")

@@ -30,7 +30,8 @@ from fgvc_core.export.onnx_graph import (
 )
 from fgvc_core.inference.trained import TrainedModel
 
-SAMPLE = "run_onnx.py"
+SAMPLE, READER = "run_onnx.py", "read_picture.py"
+"""The sample program, and the module beside it that reads pictures."""
 
 _BATCH = 32
 
@@ -143,7 +144,7 @@ def write_onnx(files: OnnxFiles, trained: TrainedModel, folder: Path) -> list[Pa
             indent=1,
         ),
         "export.json": json.dumps(files.figures, indent=1),
-        SAMPLE: Path(__file__).with_name(SAMPLE).read_text(encoding="utf-8"),
+        **{n: Path(__file__).with_name(n).read_text(encoding="utf-8") for n in (SAMPLE, READER)},
     }
     parts: dict[str, bytes] = {"model.onnx": files.float_bytes}
     if files.int8_bytes is not None:

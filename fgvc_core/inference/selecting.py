@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fgvc_core.configuration import read_toml_file
 from fgvc_core.data.catalogue import load_table
+from fgvc_core.data.depth import Depth
 from fgvc_core.data.files import FileSource
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.data.walking import tree_pictures
@@ -114,8 +115,15 @@ def embed_all(
     return torch.cat(features).numpy(), torch.cat(logits).numpy()
 
 
-def folder_candidates(folder: Path, class_names: Sequence[str]) -> ExampleTable:
+def folder_candidates(
+    folder: Path, class_names: Sequence[str], depth: Depth | None = None
+) -> ExampleTable:
     """All pictures below a folder, as a table without labels.
+
+    Args:
+        folder: The folder.
+        class_names: K names in label order.
+        depth: The rule of the model's training for more than 8 bits a channel.
 
     Raises:
         DataError: if the folder does not exist.
@@ -126,7 +134,7 @@ def folder_candidates(folder: Path, class_names: Sequence[str]) -> ExampleTable:
         )
     paths = tuple(tree_pictures(folder))
     return ExampleTable(
-        source=FileSource(folder, paths),
+        source=FileSource(folder, paths, depth=depth),
         rows=np.arange(len(paths), dtype=np.int64),
         ids=paths,
         labels_N=np.full(len(paths), UNLABELLED, dtype=np.int64),

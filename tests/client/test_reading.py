@@ -394,7 +394,7 @@ def test_join_shows_what_it_understood_and_asks(tmp_path, kit):
     assert not (tmp_path / "lyon").exists()
     agreed = run_join(tmp_path, kit, root, "--map-label", "dubious=-> none", said="y\n")
     assert agreed.exit_code == 0, agreed.output
-    for words in ("3 pictures of 1 classes, read as 'folder'", "kept for validation",
+    for words in ("3 pictures of 1 class, read as 'folder'", "kept for validation",
                   "4 left out by the label map", "1 that cannot be read"):  # fmt: skip
         assert words in agreed.output
     own = Site.open(tmp_path / "lyon").settings.data
@@ -511,7 +511,7 @@ def test_what_a_run_without_privacy_would_stumble_over_is_said_before(tmp_path, 
     found = run_join(tmp_path, kit, root, "--yes")
     assert found.exit_code == 0
     assert "would answer 'unavailable'" in found.output
-    assert "lists 1 pictures twice" in found.output
+    assert "lists 1 picture twice" in found.output
     for words in (f"manifest: {root}/birds.csv", "column 'file' as 'photos/{path}'",
                   "labels from: column 'species'", "subjects from: no column"):  # fmt: skip
         assert words in found.output

@@ -91,7 +91,7 @@ def test_a_picture_in_both_splits_is_an_error(tmp_path: Path) -> None:
     write_aircraft(tmp_path)
     with (tmp_path / "images_variant_test.txt").open("a") as file:
         file.write("0000001 747-100\n")
-    with pytest.raises(DataError, match="1 pictures are in both splits: '0000001'"):
+    with pytest.raises(DataError, match="1 picture is in both splits: '0000001'"):
         load(tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_a_label_out_of_range_names_the_pictures_and_the_range(tree: Path) -> No
 
 def test_a_picture_listed_twice_is_refused(tree: Path) -> None:
     replace_line(tree / "images.txt", "Bird_1_1.jpg", "Bird_1_0.jpg")
-    with pytest.raises(DataError, match=r"lists 1 pictures twice.*Bird_1_0"):
+    with pytest.raises(DataError, match=r"lists 1 picture twice.*Bird_1_0"):
         load(tree)
 
 

@@ -215,6 +215,27 @@ def test_a_picture_without_a_patient_is_refused_or_left_out(tmp_path):
     assert left_out.counts() == {"without a PatientID": 2}
 
 
+def test_nothing_of_a_header_is_in_the_cache_or_in_what_is_told(tmp_path, capfd):
+    from fgvc_core.data.pictures import PictureBank
+
+    write_patients(tmp_path / "data")
+    whole = (tmp_path / "data" / "a" / "00.dcm").read_bytes()
+    assert SECRET.encode() in whole
+    (tmp_path / "data" / "a" / "cut.dcm").write_bytes(whole[:-50])
+    settings = DataSettings(
+        name="folder", path=str(tmp_path / "data"), subject_column="dicom:PatientID"
+    )
+    table = load_table(settings, tmp_path / "cache")
+    bank = PictureBank(table, 16, cache=tmp_path / "cache", tolerant=True)
+    assert len(bank.faults) == 1
+    result = check(tmp_path / "data", "--set", "data.subject_column=dicom:PatientID")
+    assert "1 of 25 pictures cannot be read" in " ".join(result.stdout.split())
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert files
+    held = b"".join(path.read_bytes() for path in files) + result.output.encode()
+    assert SECRET.encode() not in held + str(capfd.readouterr()).encode()
+
+
 def test_patients_of_a_set_without_dicom_are_refused_and_a_site_names_subjects_by_them(tmp_path):
     from fieldmark.client.privacy.policy import check_subject
 

@@ -152,7 +152,7 @@ def test_an_unknown_column_names_the_nearest() -> None:
 
 def test_an_empty_value_in_the_column_is_refused() -> None:
     table = replace(make_table([0, 1] * 3), columns={"camera": ("a", "", "a", "a", "a", "a")})
-    with pytest.raises(DataError, match=r"1 examples have no value in column 'camera'"):
+    with pytest.raises(DataError, match=r"1 example has no value in column 'camera'"):
         partition(table, PartitionSettings(scheme="column", column="camera"), seed=0)
 
 

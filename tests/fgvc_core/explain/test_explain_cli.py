@@ -112,7 +112,7 @@ def test_a_damaged_picture_is_named_and_the_others_are_explained(run, tmp_path):
     names = [tmp_path / name for name in ("empty.png", "whole.png", "nosuch.png")]
     done = said(run, *names, "--out", tmp_path / "why.html")
     assert done.exit_code == 3
-    for word in ("empty.png", "nosuch.png", "1 pictures explained"):
+    for word in ("empty.png", "nosuch.png", "1 picture explained"):
         assert word in done.output
     assert "whole.png" in (tmp_path / "why.html").read_text()
     assert isinstance(said(run, names[0]).exception, DataError)

@@ -172,7 +172,8 @@ def test_the_command_writes_what_it_says(run, tmp_path):
     assert told["pictures"] == 6
     assert told["models"]["float"]["top1"] is None
     assert sorted(p.name for p in (tmp_path / "phone").iterdir()) == [
-        "export.json", "model.onnx", "preprocessing.json", "run_onnx.py"]  # fmt: skip
+        "export.json", "model.onnx", "preprocessing.json", "read_picture.py",
+        "run_onnx.py"]  # fmt: skip
 
 
 def test_mistakes_at_the_command_line_are_told(run, tmp_path):

@@ -17,13 +17,14 @@ from fgvc_core.errors import DataError
 from tests.fgvc_core.data.picture_trees import noise
 from tests.fgvc_core.data.test_reader import DAMAGED, deep_files, exif_of, stored, write_profiled
 
+read_picture = pytest.importorskip("fgvc_core.export.read_picture")
 run_onnx = pytest.importorskip("fgvc_core.export.run_onnx", reason="needs onnxruntime")
 
 
 def both(path: Path, size: int = 32, short: int = 37) -> tuple[np.ndarray, np.ndarray]:
     picture_HWC = FileSource(path.parent, [path.name]).picture(0, short)
     ours = square(picture_HWC, size, size / short, "bicubic")
-    return ours, run_onnx.square(str(path), size, short, "bicubic")
+    return ours, read_picture.square(str(path), size, short, "bicubic")
 
 
 def test_the_same_squares_of_every_kind_of_picture(tmp_path):
@@ -55,7 +56,7 @@ def test_it_refuses_what_the_product_refuses(tmp_path):
         with pytest.raises(DataError):
             FileSource(tmp_path, [name]).picture(0)
         with pytest.raises((ValueError, OSError)):
-            run_onnx.square(str(tmp_path / name), 32, 32, "bilinear")
+            read_picture.square(str(tmp_path / name), 32, 32, "bilinear")
 
 
 def test_color_profiles_are_applied_alike(tmp_path):
@@ -77,16 +78,16 @@ def test_deep_pictures_follow_the_rule_of_training(tmp_path, depth):
         sizes = (str(path), 32, 37, "bicubic", asdict(depth))
         if path.name in colored:
             with pytest.raises(ValueError, match="convert it to a TIFF"):
-                run_onnx.square(*sizes)
+                read_picture.square(*sizes)
             continue
         picture_HWC = FileSource(tmp_path, [path.name], depth=depth).picture(0, 37)
-        assert (square(picture_HWC, 32, 32 / 37, "bicubic") == run_onnx.square(*sizes)).all()
+        assert (square(picture_HWC, 32, 32 / 37, "bicubic") == read_picture.square(*sizes)).all()
 
 
 def test_what_is_refused_says_what_to_do_and_names_stay_on_one_line(tmp_path):
     deep_files(tmp_path)
     with pytest.raises(ValueError, match="convert it to 8 bits with the window"):
-        run_onnx.square(str(tmp_path / "grey.png"), 32, 37, "bicubic")
+        read_picture.square(str(tmp_path / "grey.png"), 32, 37, "bicubic")
     assert run_onnx.shown("a\nb\x1b[2J \u202ec.png") == r"a\nb\x1b[2J \u202ec.png"
     assert run_onnx.shown("Bécasse 🐦.png") == "Bécasse 🐦.png"
 
@@ -109,7 +110,7 @@ def test_damaged_exif_is_read_alike(tmp_path):
 def test_a_thin_picture_takes_little_memory(tmp_path):
     Image.new("RGB", (30_000, 1), (220, 30, 30)).save(tmp_path / "a.png")
     code = (
-        "import sys, resource; from fgvc_core.export.run_onnx import square\n"
+        "import sys, resource; from fgvc_core.export.read_picture import square\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "view = square(sys.argv[1], 224, 256, 'bicubic')\n"
         "assert view.shape == (224, 224, 3) and (view == (220, 30, 30)).all()\n"

@@ -365,6 +365,40 @@ def test_one_class_in_two_unicode_forms_is_one_class(tmp_path):
     assert load(tmp_path, classes=(nfd, "Pie")).class_names == (nfd, "Pie")
 
 
+def test_a_class_folder_whose_name_is_no_text_is_refused_by_check_and_run(tmp_path):
+    write_folders(tmp_path, ["a"], each=6)
+    folder = os.fsencode(tmp_path) + b"/B\xe9casse"
+    os.mkdir(folder)
+    for i in range(6):
+        write_picture(tmp_path / "x.png", 50 + i)
+        os.rename(os.fsencode(tmp_path / "x.png"), folder + b"/%d.png" % i)
+    with pytest.raises(DataError, match=r"not UTF-8: 'B\\udce9casse'") as caught:
+        load(tmp_path)
+    assert "convmv" in caught.value.remedy
+    assert isinstance(check(tmp_path).exception, DataError)
+    # Nothing of it ends a site's tolerant reading, with or without announced classes.
+    for classes in (None, ("a", "b")):
+        left_out = LeftOut()
+        settings = DataSettings(name="folder", path=str(tmp_path), classes=classes)
+        assert len(load_table(settings, tmp_path, left_out=left_out)) == 6
+        assert left_out.total == 6
+
+
+def test_class_names_are_utf_8_in_any_locale(tmp_path):
+    write_folders(tmp_path / "data", ["Bécasse", "🐦"])
+    code = (
+        "from fgvc_core.data.catalogue import load_table\n"
+        "from fgvc_core.data.settings import DataSettings\n"
+        f"table = load_table(DataSettings(name='folder', path={str(tmp_path / 'data')!r}), None)\n"
+        "print(ascii(table.class_names), table.picture(0).shape)\n"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment, text=True
+    )
+    assert done.stdout == f"{ascii(('Bécasse', '🐦'))} (24, 30, 3)\n", done.stderr
+
+
 # ---- check = run ----------------------------------------------------------------------------
 
 

@@ -396,7 +396,7 @@ def test_class_names_are_utf_8_in_any_locale(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env=environment, text=True
     )
-    assert done.stdout == f"{ascii(('Bécasse', '🐦'))} (24, 30, 3)\n", done.stderr
+    assert done.stdout == f"{('Bécasse', '🐦')!a} (24, 30, 3)\n", done.stderr
 
 
 # ---- check = run ----------------------------------------------------------------------------
@@ -648,6 +648,29 @@ def test_annotations_that_lead_nowhere_are_counted(tmp_path):
         "annotations of a picture that the JSON does not list": ["annotation 9 of picture 77"],
     }
     assert told["faults"]
+
+
+def test_the_recipe_for_camera_traps_runs_on_boxes_and_places(tmp_path):
+    from fgvc_core.recipe import load_recipe
+
+    images, annotations = [], []
+    for i in range(32):
+        write_picture(tmp_path / "data" / "images" / f"{i}.png", i, 60, 80)
+        place = f"place {i % 2}"
+        images.append({"id": i, "file_name": f"images/{i}.png", "location": place})
+        box = [10 + i % 5, 8, 30, 24]
+        annotations.append({"id": i, "image_id": i, "category_id": i // 2 % 2, "bbox": box})
+    labels = {"images": images, "annotations": annotations,
+              "categories": [{"id": 0, "name": "deer"}, {"id": 1, "name": "fox"}]}  # fmt: skip
+    (tmp_path / "data" / "labels.json").write_text(json.dumps(labels))
+    small = ["data.image_size=16", "model.backbone=fieldmark_nano", "model.weights=none",
+             "federation.rounds=2", "evaluate.pixel_baseline=false",
+             f"data.path={tmp_path / 'data'}"]  # fmt: skip
+    recipe = load_recipe(REPOSITORY / "simulations" / "recipes" / "camera-traps.toml", small)
+    run = five_ways.simulated(recipe, tmp_path)
+    assert (run.refusal, run.count) == ("", 32)
+    shares = json.loads((tmp_path / "run" / "partition.json").read_text())["sites"]
+    assert set(shares) == {"place-0", "place-1"}
 
 
 def test_a_path_in_another_unicode_form_is_guessed(tmp_path):

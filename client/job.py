@@ -259,8 +259,9 @@ def _guarded(
         code, reason, cause = "unavailable", "", cause_of(error)
     try:
         named = site.public_key if request.kind == ROLL_CALL.kind else ""
-        fields = {"code": code, "cause": cause, "reason": reason[:500], "public_key": named}
-        reply = Reply(**echo(site, request), **fields)
+        reply = Reply(
+            **echo(site, request), code=code, cause=cause, reason=reason[:500], public_key=named
+        )
         return Gate(site).refuse(request, reply, refusal)
     except Exception:
         log.exception("round %d could not even be refused", request.round)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import FrameType
@@ -76,8 +76,21 @@ def context() -> BaseContext:
         os.environ.setdefault(name, "1")
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload(PRELOAD)
+    _start_tracker()
     forkserver.ensure_running()
     return chosen
+
+
+def _start_tracker() -> None:
+    """Start the process that removes this one's semaphores if it is ended at once.
+
+    It would warn of them as leaked after the last words, though it has just removed them.
+    """
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
 
 
 def make_pool(count: int | None = None) -> ProcessPoolExecutor:

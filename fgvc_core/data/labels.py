@@ -5,6 +5,8 @@ each faulty row, whatever the fault, and records its name. A site under differen
 reads its data this way, so that no single picture decides whether it replies.
 """
 
+import contextlib
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,8 +20,21 @@ from fgvc_core.errors import ConfigurationError, DataError, nearest
 
 
 def same_name(name: str) -> str:
-    """A name in the Unicode form (NFC) in which equal names are equal."""
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
+    """A name in the Unicode form (NFC) in which equal names are equal.
+
+    A folder's name whose bytes this process could not read as text is read as UTF-8, whatever the
+    locale, if it is that.
+    """
+    if name.isascii():
+        return name
+    if not _is_text(name):
+        with contextlib.suppress(UnicodeError):
+            name = os.fsencode(name).decode("utf-8")
+    return unicodedata.normalize("NFC", name)
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 LEFT_OUT = -2
@@ -127,7 +142,15 @@ def number_labels(
     mapped = [None if name is None else label_map.get(name, name) for name in names]
     mapped = [None if name is None else own.get(same_name(name), name) for name in mapped]
     present = sorted({name for name in mapped if name is not None and name != NO_CLASS})
-    class_names = settings.classes if settings.classes is not None else tuple(present)
+    text = tuple(name for name in present if _is_text(name))
+    if settings.classes is None and left_out is None and len(text) < len(present):
+        raise DataError(
+            f"{where} has class names that are not UTF-8: "
+            f"{first_few([_plain(name) for name in present if name not in text])}.",
+            why="A class's name is told to every site, and written into the model, as text.",
+            remedy="Rename the folders; for names of an old archive: convmv -f latin1 -t utf8 -r.",
+        )
+    class_names = settings.classes if settings.classes is not None else text
     if not class_names:
         raise DataError(
             f"{where} holds no labelled picture.",

@@ -50,7 +50,9 @@ class Draws:
     """A row of the comparison: metric -> its value, and its value in each of B draws.
 
     Where all draws agree (every answer is right), percentiles would claim certainty: a score then
-    has the exact binomial bounds over ``count`` subjects, as ``fieldmark evaluate`` gives them.
+    has the exact binomial bounds over ``count`` subjects, as ``fieldmark evaluate`` gives them. So
+    has a difference of zero in all draws: none of ``count`` subjects was answered differently, and
+    up to that bound others may be.
     """
 
     values: Mapping[str, float]
@@ -67,6 +69,9 @@ class Draws:
         if other is None and np.ptp(drawn_B) < 1e-12:
             bounds = exact(value, self.count)
             return Estimate(value, bounds.low, bounds.high)
+        if other is not None and np.ptp(drawn_B) < 1e-12 and abs(value) < 1e-12:
+            most = exact(0.0, self.count).high
+            return Estimate(value, -most, most)
         low, high = np.quantile(drawn_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Estimate(value, min(float(low), value), max(float(high), value))
 

@@ -130,5 +130,6 @@ def test_a_second_interrupt_ends_at_once(running):
     assert running.process.returncode == 6
     for worker in running.workers:
         os.kill(worker, signal.SIGCONT)
-    assert "Ended at once." in running.process.communicate(timeout=GONE_WITHIN_S)[0]
+    said, _ = running.process.communicate(timeout=GONE_WITHIN_S)
+    assert said.endswith("Ended at once.\n"), said
     assert left(running.all) == {}

@@ -115,7 +115,7 @@ def simulated(recipe: Recipe, folder: Path) -> Told:
     lay_out(plan, setting)
     run_inprocess(plan.out, site_homes(plan, setting), Here(), 1, quiet=True)
     metrics = json.loads((plan.out / "metrics.json").read_text())
-    assert [accepted["accepted"] for accepted in metrics["history"]] == [1, 1]
+    assert all(round_["accepted"] for round_ in metrics["history"])
     [data] = plan.out.rglob("data.json")
     return Told(
         read=set(setting.table.ids),

@@ -365,6 +365,40 @@ def test_one_class_in_two_unicode_forms_is_one_class(tmp_path):
     assert load(tmp_path, classes=(nfd, "Pie")).class_names == (nfd, "Pie")
 
 
+def test_a_class_folder_whose_name_is_no_text_is_refused_by_check_and_run(tmp_path):
+    write_folders(tmp_path, ["a"], each=6)
+    folder = os.fsencode(tmp_path) + b"/B\xe9casse"
+    os.mkdir(folder)
+    for i in range(6):
+        write_picture(tmp_path / "x.png", 50 + i)
+        os.rename(os.fsencode(tmp_path / "x.png"), folder + b"/%d.png" % i)
+    with pytest.raises(DataError, match=r"not UTF-8: 'B\\udce9casse'") as caught:
+        load(tmp_path)
+    assert "convmv" in caught.value.remedy
+    assert isinstance(check(tmp_path).exception, DataError)
+    # Nothing of it ends a site's tolerant reading, with or without announced classes.
+    for classes in (None, ("a", "b")):
+        left_out = LeftOut()
+        settings = DataSettings(name="folder", path=str(tmp_path), classes=classes)
+        assert len(load_table(settings, tmp_path, left_out=left_out)) == 6
+        assert left_out.total == 6
+
+
+def test_class_names_are_utf_8_in_any_locale(tmp_path):
+    write_folders(tmp_path / "data", ["Bécasse", "🐦"])
+    code = (
+        "from fgvc_core.data.catalogue import load_table\n"
+        "from fgvc_core.data.settings import DataSettings\n"
+        f"table = load_table(DataSettings(name='folder', path={str(tmp_path / 'data')!r}), None)\n"
+        "print(ascii(table.class_names), table.picture(0).shape)\n"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment, text=True
+    )
+    assert done.stdout == f"{('Bécasse', '🐦')!a} (24, 30, 3)\n", done.stderr
+
+
 # ---- check = run ----------------------------------------------------------------------------
 
 
@@ -501,6 +535,21 @@ def test_a_checkpoint_on_a_full_disk_says_so_and_leaves_the_one_before(tmp_path,
     assert path.read_bytes() == before
 
 
+def test_shared_memory_that_cannot_be_written_is_named(monkeypatch):
+    import errno
+
+    from fieldmark.simulations import workers
+
+    class Context:
+        def Queue(self):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(workers, "context", Context)
+    with pytest.raises(ConfigurationError, match="Read-only file system") as caught:
+        workers.make_pool(1)
+    assert "Make /dev/shm writable" in caught.value.remedy
+
+
 def test_a_last_batch_of_one_joins_the_one_before():
     import torch
 
@@ -512,6 +561,102 @@ def test_a_last_batch_of_one_joins_the_one_before():
             assert torch.cat(batches).tolist() == list(range(count))
             assert len(batches) == batch_count(count, size)
             assert all(len(batch) > 1 for batch in batches) or size == 1 or count == 1
+
+
+def test_a_site_with_one_picture_over_whole_batches_takes_part_in_every_round(tmp_path):
+    """Nine training pictures at site A, sixteen at site B, in batches of eight."""
+    rows = ["path,label,split,site"]
+    for i in range(31):
+        write_picture(tmp_path / "data" / f"{i}.png", i, 64, 64)
+        split, site = ("test" if i > 24 else "train"), ("A" if i < 9 else "B")
+        rows.append(f"{i}.png,{'ab'[i % 2]},{split},{site}")
+    (tmp_path / "data" / "manifest.csv").write_text("\n".join(rows) + "\n")
+    whole = ["data.val_fraction=0", "partition.scheme=column", "partition.column=site",
+             "data.name=manifest", f"data.path={tmp_path / 'data'}"]  # fmt: skip
+    assert five_ways.simulated(parse_recipe(five_ways.RECIPE, whole), tmp_path).count == 31
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert [round_["accepted"] for round_ in metrics["history"]] == [2, 2]
+    assert {site: of["examples"] for site, of in metrics["sites"].items()} == {"A": 9, "B": 16}
+
+
+# ---- one picture, one answer ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_cub(tmp_path_factory):
+    """A model of CUB, whose tree was once read without its pictures' orientation."""
+    from fgvc_core.inference.trained import load_whole
+
+    recipe = parse_recipe(five_ways.RECIPE, ["data.name=cub", "data.path=birds"])
+    folder = tmp_path_factory.mktemp("cub") / "model"
+    return load_whole(five_ways.checkpoint(folder, recipe, ("lying", "standing")))
+
+
+def seen(trained, path: Path) -> np.ndarray:
+    """The square that ``predict`` sees, after asserting that the exported sample sees the same."""
+    run_onnx = pytest.importorskip("fgvc_core.export.run_onnx", reason="needs onnxruntime")
+    spec = trained.model.input
+    square_SSC = trained.view(trained.read(path.parent, path.name))
+    short = round(spec.size / spec.crop)
+    sample_SSC = run_onnx.square(str(path), spec.size, short, spec.interpolation)
+    np.testing.assert_array_equal(square_SSC, sample_SSC)
+    return square_SSC
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.webp", "x.tif"])
+def test_a_phones_picture_stands_upright_before_a_model_of_cub(tmp_path, of_cub, name):
+    lit = Image.new("RGB", (40, 40), "black")
+    lit.paste("white", (0, 0, 20, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lit.save(tmp_path / name, exif=exif, quality=95)
+    square_SSC = seen(of_cub, tmp_path / name)
+    assert square_SSC[:5].min() > 200
+    assert square_SSC[-5:].max() < 55
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_subject_without_a_ground_lies_on_white(tmp_path, of_cub, mode):
+    cut_HW4 = np.zeros((40, 40, 4), np.uint8)
+    cut_HW4[15:25, 15:25] = (240, 240, 240, 255)
+    Image.fromarray(cut_HW4).convert(mode).save(tmp_path / "x.png")
+    assert seen(of_cub, tmp_path / "x.png").min() >= 235
+
+
+def test_a_line_scan_is_seen_without_being_resized_whole(tmp_path, of_cub):
+    for name, size in (("tall.png", (1, 5000)), ("wide.png", (30_000, 1))):
+        Image.new("RGB", size, (220, 30, 30)).save(tmp_path / name)
+        assert (seen(of_cub, tmp_path / name) == (220, 30, 30)).all()
+
+
+@pytest.mark.parametrize("block", [
+    b"Exif\0\0Exif\0\0II*\0\x08\0\0\0", b"Exif\0\0II*\0", b"Exif\0\0", b"II*\0\xff\xff\xff\xff",
+    b"Exif\0\0II*\0\x08\0\0\0\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0\0\0\0\0",
+    b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\x006\0\0\0\0\0\0\0",
+])  # fmt: skip
+def test_whole_pixels_survive_a_damaged_exif_block(tmp_path, of_cub, block):
+    Image.new("RGB", (40, 40), (220, 30, 30)).save(tmp_path / "x.jpg", quality=95)
+    plain = (tmp_path / "x.jpg").read_bytes()
+    length = (len(block) + 2).to_bytes(2, "big")
+    (tmp_path / "x.jpg").write_bytes(plain[:2] + b"\xff\xe1" + length + block + plain[2:])
+    assert abs(seen(of_cub, tmp_path / "x.jpg").astype(int) - (220, 30, 30)).max() < 6
+
+
+def test_deep_pictures_are_refused_by_all_and_read_by_a_stated_rule(tmp_path, of_cub):
+    from fgvc_core.data.depth import Depth
+    from fgvc_core.data.files import FileSource
+
+    run_onnx = pytest.importorskip("fgvc_core.export.run_onnx", reason="needs onnxruntime")
+    almost_white = np.full((40, 40), 4000, np.uint16)
+    Image.fromarray(almost_white).save(tmp_path / "x.png")
+    Image.fromarray(almost_white).save(tmp_path / "x.tif")
+    for name in ("x.png", "x.tif"):
+        with pytest.raises(DataError, match="more than 8 bits"):
+            of_cub.read(tmp_path, name)
+        with pytest.raises(ValueError, match="more than 8 bits"):
+            run_onnx.square(str(tmp_path / name), 16, 16, "bilinear")
+        read = FileSource(tmp_path, [name], depth=Depth("scale", bits=12)).picture(0)
+        assert (read == 249).all()
 
 
 # ---- tables ---------------------------------------------------------------------------------
@@ -614,6 +759,29 @@ def test_annotations_that_lead_nowhere_are_counted(tmp_path):
         "annotations of a picture that the JSON does not list": ["annotation 9 of picture 77"],
     }
     assert told["faults"]
+
+
+def test_the_recipe_for_camera_traps_runs_on_boxes_and_places(tmp_path):
+    from fgvc_core.recipe import load_recipe
+
+    images, annotations = [], []
+    for i in range(32):
+        write_picture(tmp_path / "data" / "images" / f"{i}.png", i, 60, 80)
+        place = f"place {i % 2}"
+        images.append({"id": i, "file_name": f"images/{i}.png", "location": place})
+        box = [10 + i % 5, 8, 30, 24]
+        annotations.append({"id": i, "image_id": i, "category_id": i // 2 % 2, "bbox": box})
+    labels = {"images": images, "annotations": annotations,
+              "categories": [{"id": 0, "name": "deer"}, {"id": 1, "name": "fox"}]}  # fmt: skip
+    (tmp_path / "data" / "labels.json").write_text(json.dumps(labels))
+    small = ["data.image_size=16", "model.backbone=fieldmark_nano", "model.weights=none",
+             "federation.rounds=2", "evaluate.pixel_baseline=false",
+             f"data.path={tmp_path / 'data'}"]  # fmt: skip
+    recipe = load_recipe(REPOSITORY / "simulations" / "recipes" / "camera-traps.toml", small)
+    run = five_ways.simulated(recipe, tmp_path)
+    assert (run.refusal, run.count) == ("", 32)
+    shares = json.loads((tmp_path / "run" / "partition.json").read_text())["sites"]
+    assert set(shares) == {"place-0", "place-1"}
 
 
 def test_a_path_in_another_unicode_form_is_guessed(tmp_path):

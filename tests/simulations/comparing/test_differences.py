@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fgvc_core.inference.intervals import by_subject, top1_of, top1_parts
+from fgvc_core.inference.intervals import by_subject, exact, top1_of, top1_parts
 from fieldmark.simulations.comparing.differences import (
     BETTER,
     NO_DIFFERENCE,
@@ -54,12 +54,26 @@ def test_answers_that_are_all_right_are_not_certain():
     assert found.low == pytest.approx(0.735, abs=1e-3)
 
 
+@pytest.mark.parametrize(("count", "most"), [(12, 0.265), (400, 0.0092)])
+def test_that_nobody_was_answered_differently_is_not_certain_either(count, most):
+    """Two-sided 95 %: none of n subjects has at most 1 - 0.025^(1/n) of all behind it."""
+    labels = np.arange(count) % 3
+    models = {"federated": [[labels]], "same": [[labels.copy()]]}
+    rows = draw_rows(models, labels, [str(n) for n in range(count)], 3, seed=1)
+    for metric in ("top1", "macro_f1"):
+        found = told(rows, "same", metric)
+        assert (found["value"], found["told"]) == (0.0, NO_DIFFERENCE)
+        assert found["high"] == -found["low"] == pytest.approx(1 - 0.025 ** (1 / count))
+        assert found["high"] == pytest.approx(most, abs=1e-3)
+
+
 def test_the_same_answers_are_no_difference_and_a_large_gap_is_one():
     labels_N = truth(400)
     good, bad = answers(labels_N, 0.9, 1), answers(labels_N, 0.6, 2)
     models = {"federated": [[good]], "same": [[good.copy()]], "worse": [[bad]]}
     rows = draw_rows(models, labels_N, [str(n) for n in range(400)], K, 0)
-    assert told(rows, "same") == {"value": 0, "low": 0, "high": 0, "told": NO_DIFFERENCE}
+    most = exact(0.0, 400).high
+    assert told(rows, "same") == {"value": 0, "low": -most, "high": most, "told": NO_DIFFERENCE}
     assert told(rows, "worse")["told"] == told(rows, "worse", "macro_f1")["told"] == BETTER
     assert differences(rows, "worse")["federated"]["top1"]["told"] == WORSE
 

@@ -55,7 +55,8 @@ def status(text):
     past = {**run, "name": "spring", "asked": 2, "contributed": 1, "top1": 0.5}
     return {"name": "federation", "address": "a:1", "up": True, "superlink": "up", "page": "",
             "processes": {}, "certificate": {"days": 3, "error": text}, "sites": {"site-1": site},
-            "fingerprint": "0" * 64, "run": run, "past_runs": [past], "refusals": [refusal]}  # fmt: skip
+            "fingerprint": "0" * 64, "run": run, "past_runs": [past],
+            "refusals": [refusal]}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", MARKUP)

@@ -52,9 +52,11 @@ def status(text):
     run = {"name": "demo", "state": "failed", "why": text, "round": 1, "rounds": 2, "tries": 1,
            "privacy": {}}  # fmt: skip
     refusal = {"count": 3, "status": 403, "what": text}
+    past = {**run, "name": "spring", "asked": 2, "contributed": 1, "top1": 0.5}
     return {"name": "federation", "address": "a:1", "up": True, "superlink": "up", "page": "",
             "processes": {}, "certificate": {"days": 3, "error": text}, "sites": {"site-1": site},
-            "fingerprint": "0" * 64, "run": run, "refusals": [refusal]}  # fmt: skip
+            "fingerprint": "0" * 64, "run": run, "past_runs": [past],
+            "refusals": [refusal]}  # fmt: skip
 
 
 @pytest.mark.parametrize("text", MARKUP)

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
+from fgvc_core.drawing.tables import folding
 from fgvc_core.words import visible_lines
 
 
@@ -35,4 +36,5 @@ def render_page(template: str, values: dict[str, Any], package: str = "fgvc_core
     )
     style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
     environment.globals["percent"] = percent
-    return environment.get_template(template).render(style=Markup(style), **values)
+    page = environment.get_template(template).render(style=Markup(style), **values)
+    return folding(page)

@@ -55,7 +55,7 @@ def run_in_short(run_dir: Path, when: float) -> dict[str, Any]:
         "not_contributed": metrics.get("not_contributed", {}),
         "refused": sum(site.refused for site in view.sites.values()),
         "history": list(view.history.values()),
-        "report": str(report) if report.is_file() else None,
+        "report": f"runs/{run_dir.name}/{report.name}" if report.is_file() else None,
     }
 
 

@@ -209,7 +209,12 @@ def _refusals(entries: Sequence[Entry]) -> dict[str, Any]:
     found = list(groups.values())
     return {
         "count": sum(group["count"] for group in found),
-        "by_cap": sum(g["count"] for g in found if g["line"] == "policy.epsilon_cap"),
+        # A policy with a cap also refuses recipes without differential privacy, by the same line.
+        "by_cap": sum(
+            g["count"]
+            for g in found
+            if g["line"] == "policy.epsilon_cap" and "would bring the total to" in g["reason"]
+        ),
         "rows": found[-SHOWN:],
         "earlier": max(len(found) - SHOWN, 0),
     }

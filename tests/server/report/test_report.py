@@ -579,6 +579,11 @@ def test_the_page_fits_phone_and_desk_without_sideways_scrolling(tmp_path, width
     assert int(found[2]) == page.count("<svg")
 
 
+def test_no_picture_waits_until_somebody_scrolls_to_it(tmp_path):
+    """One that does is blank on paper and in a picture of the page."""
+    assert 'loading="lazy"' not in render(busy_run(tmp_path / "run")).read_text()
+
+
 def test_the_page_says_what_was_in_place_against_poisoning(tmp_path):
     page = render(write_run(tmp_path / "run")).read_text()
     assert "Poisoning. In place: screening" in page

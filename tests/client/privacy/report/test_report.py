@@ -123,6 +123,17 @@ def test_the_sampling_rate_that_was_used_is_accounted_for(site):
     assert "4 × step: noise multiplier 1.25, sampling rate 0.2" in text
 
 
+def test_a_refused_recipe_without_privacy_is_no_reached_cap(site):
+    reason = "policy.epsilon_cap = 8, and the recipe has no [privacy]."
+    refusal = {"run": "a1", "round": 0, "what": "roll_call", "reason": reason}
+    Ledger(site.home, site.data_binding, site.name).note("refused", refusal)
+    statement, text = report(site)
+    refusals = statement["facts"]["refusals"]
+    assert (refusals["count"], refusals["by_cap"]) == (1, 0)
+    assert "The cap was reached" not in text
+    assert "The cap has stopped" not in text
+
+
 def test_several_runs_cost_what_the_odometer_gives_and_the_cap_stops_the_next(site):
     small = recipe("privacy.epsilon=1.5")
     for run in ("a1", "b2"):

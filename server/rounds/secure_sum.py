@@ -337,4 +337,3 @@ def sums_of(run_dir: Path) -> list[dict[str, Any]]:
                 }
             )
     return found
-

@@ -228,7 +228,11 @@ def wrong_sets(sites, ready):
             resigned(sites, ready[3], key=high_bit.to_bytes(32, "little").hex()),
             ready[4],
         ),
-        "site 'site-3' is a point of small order": (*ready[:3], resigned(sites, ready[3], key="00" * 32), ready[4]),
+        "site 'site-3' is a point of small order": (
+            *ready[:3],
+            resigned(sites, ready[3], key="00" * 32),
+            ready[4],
+        ),
         "own ready text": ready[1:],
     }
 
@@ -328,7 +332,9 @@ def test_after_it_was_sent_no_clear_value_key_or_seed_is_in_any_file(sites):
     assert part is not None
     from fgvc_core.secure.masks import noise_seed, pair_seed
 
-    view = bytes.fromhex(next(e for e in sites.entries("site-0") if e.kind == "view").values["view"])
+    view = bytes.fromhex(
+        next(e for e in sites.entries("site-0") if e.kind == "view").values["view"]
+    )
     hidden = [bytes.fromhex(secret), bytes.fromhex(noise), noise_seed(bytes.fromhex(noise), view)]
     hidden += [
         pair_seed(bytes.fromhex(secret), "site-0", other, name, view)
@@ -451,7 +457,10 @@ def test_a_value_that_has_passed_is_deleted(sites):
     sites.all_ready()
     assert len(Outbox(sites.homes["site-0"]).stored("sum-")) == 1
     ready = sites.all_ready(phase="class-sums")
-    kept = [Outbox(sites.homes["site-0"]).find(k) for k, _ in Outbox(sites.homes["site-0"]).stored("sum-")]
+    kept = [
+        Outbox(sites.homes["site-0"]).find(k)
+        for k, _ in Outbox(sites.homes["site-0"]).stored("sum-")
+    ]
     assert len(kept) == 1
     assert '"phase":"class-sums"' in kept[0].fields["text"]
     before = state(sites, "site-0")

@@ -209,7 +209,7 @@ def test_a_site_may_be_stricter_than_the_recipe(policy, changes, said):
 
 
 def test_a_site_that_requires_masked_sums_refuses_a_recipe_without():
-    with pytest.raises(PolicyRefusal, match="policy.secure = 'required'"):
+    with pytest.raises(PolicyRefusal, match=r"policy\.secure = 'required'"):
         check_secure(Policy(secure="required"), sums())
     check_secure(Policy(secure="required"), SHARED)
     check_secure(Policy(), sums())
@@ -218,7 +218,7 @@ def test_a_site_that_requires_masked_sums_refuses_a_recipe_without():
 def test_a_run_that_does_not_fit_under_the_cap_alone_is_refused_before_anything(tmp_path):
     site = make_site(tmp_path, **{**POLICY, "epsilon_alone_cap": 6.0})
     admission = Admission(site, Ledger(site.home, site.data_binding, site.name))
-    with pytest.raises(PolicyRefusal, match="policy.epsilon_alone_cap = 6 at delta"):
+    with pytest.raises(PolicyRefusal, match=r"policy\.epsilon_alone_cap = 6 at delta"):
         admission.check_budget(SHARED.privacy, "sums", EVENTS)
     found = read_budget(site, SHARED)
     assert not found.plan["allowed"]

@@ -181,6 +181,14 @@ def _cohort(context: "RunContext", stage: Stage, number: int, sites: list[str]) 
     assert secure is not None
     if len(members) < secure.least:
         raise _too_few(stage, number, len(members), secure.least, {})
+    if len(members) > secure.rules.most:
+        raise RunFailed(
+            f"Round {number}: {len(members)} sites take part, and secure.most = "
+            f"{secure.rules.most}.",
+            why="Sites were registered after the run had begun; each would refuse a larger sum, "
+            "whose noise alone it has not charged.",
+            remedy="Name the sites of the run (federation.sites), or start a new run.",
+        )
     sets = Sets(path_of(context, stage, number), tuple(members))
     sets.write()
     return sets

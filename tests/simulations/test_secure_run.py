@@ -263,3 +263,12 @@ def test_a_federation_that_is_too_small_or_too_large_is_refused_before_anything(
         simulate(Simulation(many, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     assert replace(Simulation(few, tmp_path / "run"), resume=False).recipe is few
+
+
+def test_sites_that_drop_out_in_a_scenario_are_not_in_the_sum(tmp_path, setting):
+    recipe = parse_recipe(TINY, (*SUMS, *SECURE, "scenario.dropout=0.4"))
+    metrics = simulate(Simulation(recipe, tmp_path / "run"))
+    assert [len(s["sites"]) for s in metrics["secure"]["sums"]] == [3, 3]
+    (dropped,) = json.loads((tmp_path / "run" / "scenario.json").read_text())["rounds"].values()
+    assert len(dropped) == 2
+    assert not set(dropped) & set(metrics["secure"]["sums"][0]["sites"])

@@ -78,7 +78,7 @@ def secure_head(
 
 
 def _leave_out(context: "RunContext", sites: list[str], number: int) -> None:
-    """Set aside sites that declare far too many units: a sum is divided by those of all its sites."""
+    """Set aside sites that declare far too many units, by which sums are divided."""
     units = {site: context.exchange.units[site] for site in context.trust.in_use(sites)}
     ratio = context.recipe.federation.max_weight_ratio
     for site, reason in too_many_units(units, ratio).items():

@@ -12,6 +12,7 @@ from fgvc_core.privacy.odometer import Rule, choose_rule
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import parse_recipe
 from fieldmark.client.privacy.admission import Admission
+from fieldmark.client.privacy.approval import Pending
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.policy import Policy, check_secure
@@ -213,6 +214,15 @@ def test_a_site_that_requires_masked_sums_refuses_a_recipe_without():
         check_secure(Policy(secure="required"), sums())
     check_secure(Policy(secure="required"), SHARED)
     check_secure(Policy(), sums())
+
+
+def test_who_approves_a_run_is_told_both_figures(tmp_path):
+    site = make_site(tmp_path, **POLICY)
+    told = " ".join(Pending("run-1", 0.0, SHARED, ("a", "b")).in_words(site))
+    assert "epsilon 4 at delta 1e-05 for each image" in told
+    bare = epsilon_of_plan(alone(EVENTS), DELTA)
+    assert "at most 1 of all sites work with the coordinator; if all others did, " in told
+    assert told.endswith(f"epsilon {bare:.3g}")
 
 
 def test_a_run_that_does_not_fit_under_the_cap_alone_is_refused_before_anything(tmp_path):

@@ -10,10 +10,11 @@ from closed_form_lab import SUMS, events_of, last_model
 from inline_executor import Here
 from tests_recipe import TINY
 
-from fgvc_core.errors import ConfigurationError, RunFailed
+from fgvc_core.errors import ConfigurationError, DataError, RunFailed
 from fgvc_core.privacy.accountant import epsilon_of_plan, read_events
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import parse_recipe
+from fgvc_core.secure.rules import SumRules
 from fieldmark.client import job
 from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.outbox import Outbox
@@ -272,3 +273,24 @@ def test_sites_that_drop_out_in_a_scenario_are_not_in_the_sum(tmp_path, setting)
     (dropped,) = json.loads((tmp_path / "run" / "scenario.json").read_text())["rounds"].values()
     assert len(dropped) == 2
     assert not set(dropped) & set(metrics["secure"]["sums"][0]["sites"])
+
+
+def test_sets_that_cannot_be_read_are_an_error_and_never_made_anew(run, away):
+    away.add(("site-3", "send", "*"))
+    with pytest.raises(RunFailed):
+        run.go()
+    (path,) = (run.out / "secure").iterdir()
+    path.write_text("{}")
+    with pytest.raises(DataError, match="no other set is possible"):
+        run.go()
+
+
+def test_sites_that_were_registered_meanwhile_do_not_make_a_sum_too_large(run, monkeypatch):
+    from fgvc_core.secure.settings import SecureSettings
+
+    monkeypatch.setattr(
+        SecureSettings, "rules", property(lambda self: SumRules(self.least, 4, self.colluding))
+    )
+    with pytest.raises(RunFailed, match=r"5 sites take part, and secure\.most = 4"):
+        run.go()
+    assert all(run.counted(home.name) == [] for home in run.homes)

@@ -39,6 +39,19 @@ Tell = Callable[[int, int], None]
 """Progress callback, called with (releases seen, total releases)."""
 
 
+def _check_own(recipe: Recipe) -> None:
+    """Refuse a recipe whose releases are no site's own."""
+    if recipe.secure is not None:
+        raise ConfigurationError(
+            f"The recipe '{recipe.name}' has [secure], and what leaves then is no release of its "
+            "own.",
+            why="An audit of this site's noise alone would say nothing about that of a sum over "
+            "all sites.",
+            remedy="Audit the same recipe without [secure]: the same sums, at the same epsilon, "
+            "with all of the noise added here.",
+        )
+
+
 def audit_site(site: Site, recipe: Recipe, tell: Tell = lambda done, total: None) -> dict[str, Any]:
     """Attack the mechanism with which this site would answer a recipe.
 
@@ -61,6 +74,7 @@ def audit_site(site: Site, recipe: Recipe, tell: Tell = lambda done, total: None
         PolicyRefusal: if the policy does not allow such a run.
         DataError: if the site's pictures are missing or invalid, or do not fit the recipe.
     """
+    _check_own(recipe)
     ledger = Ledger(site.home, site.data_binding, site.name)
     privacy = Admission(site, ledger).protection(recipe)
     if privacy is None:

@@ -109,7 +109,8 @@ def _simulation(recipe: "Recipe") -> None:
             f"scenario.attack = '{scenario.attack}'",
             "Simulated attackers change a reply, and screening judges it: behind masks neither is "
             "possible.",
-            "Leave the attack out; faults (dropout, crash, straggle) are simulated.",
+            "Leave the attack out; faults (dropout, crash, straggle) are simulated in the first of "
+            "the two trips.",
         )
     if recipe.evaluate.unit_price:
         raise _refusal(

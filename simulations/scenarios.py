@@ -171,7 +171,8 @@ class FaultyGrid(InProcessGrid):
         return 2 * 8 * nbytes / (self._scenario.slow_mbit_s * 1e6)
 
     def _fate(self, request: Request, site: str) -> str:
-        if stage_of(request).carries != "update":
+        # Of a masked sum, the first trip: who is away in the second has lost it for all.
+        if stage_of(request).carries not in ("update", "ready"):
             return ""
         if request.round not in self._fates:
             self._fates[request.round] = self._draw_fates(request.round)

@@ -1,6 +1,6 @@
 """Sites that are ready and the views over them, without homes: for tests of masked sums."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -15,7 +15,7 @@ CTX = "c" * 64
 RULES = SumRules(3, 100, 1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def identity(name):
     """A site's key; the same for all tests of a process."""
     return new_key()

@@ -107,6 +107,14 @@ class Pending:
                 f" the total would be {plan['total_after']:.3g}"
                 + ("" if cap is None else f" of {cap:g}")
             )
+        if recipe.secure is not None and plan["allowed"]:
+            alone = plan["epsilon_alone"]
+            lines.append(
+                f"its noise is shared in sums over {recipe.secure.least} sites or more, and that "
+                f"holds as long as at most {recipe.secure.colluding} of all sites work with the "
+                "coordinator; if all others did, "
+                + ("nothing is promised" if alone is None else f"epsilon {alone:.3g}")
+            )
         return lines, plan
 
 

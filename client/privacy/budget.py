@@ -30,9 +30,9 @@ class Budget:
         runs: Number of runs that have released something.
         unprotected: Number of replies sent without differential privacy; no epsilon bounds them.
         plan: With a recipe: its cost, and the budget after it.
-        alone: Where noise was or would be shared: ``spent`` and ``how`` if all other sites work with
-            the coordinator, and the policy's ``cap`` for that; else None. An epsilon of None is no
-            promise.
+        alone: Where noise was or would be shared: ``spent`` and ``how`` if all other sites work
+            with the coordinator, and the policy's ``cap`` for that; else None. An epsilon of None
+            is no promise.
     """
 
     spent: float

@@ -82,7 +82,9 @@ class Gate:
         """
         self.admission.check_memory(request)
         privacy = self.admission.protection(recipe)
-        events = () if privacy is None else plan_for(privacy, recipe.federation.rounds, recipe.sharers)
+        events = (
+            () if privacy is None else plan_for(privacy, recipe.federation.rounds, recipe.sharers)
+        )
         if privacy is not None:
             # Before the approval: nobody should be asked about a run that does not fit.
             self._check_fits(request, recipe.name, privacy, events)
@@ -361,9 +363,7 @@ class Gate:
         self.check_size(sum(len(tensor.data) for tensor in packed.values()))
         return self._send(request, reply, packed, digest)
 
-    def reply(
-        self, request: Request, fields: dict[str, Any], form: type[Reply] = Reply
-    ) -> Reply:
+    def reply(self, request: Request, fields: dict[str, Any], form: type[Reply] = Reply) -> Reply:
         """A reply of an announced run under differential privacy, with its statement."""
         plan = self.ledger.plan(request.run)
         assert plan is not None

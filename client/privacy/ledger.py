@@ -218,9 +218,7 @@ class Ledger:
         with self._open.reading() as spending:
             _check_reading(spending, reading)
 
-    def total_alone(
-        self, delta: float, extra: Iterable[PrivacyEvent] = ()
-    ) -> tuple[float, str]:
+    def total_alone(self, delta: float, extra: Iterable[PrivacyEvent] = ()) -> tuple[float, str]:
         """As :meth:`total`, if all other sites work with the attacker; see :func:`total_alone`."""
         return total_alone(self.plans(), delta, extra)
 

@@ -42,6 +42,9 @@ from fieldmark.client.site import Site
 KEPT_S = 30 * 86400.0
 """Seconds after which a clear value that nobody has asked for is deleted."""
 
+UNFINISHED_S = 3600.0
+"""Seconds after which a file that a crash has cut short is deleted."""
+
 _PREFIX = "sum-"
 
 
@@ -250,6 +253,7 @@ def _masked_spec(scale: Scale, size: int) -> TensorSpec:
 
 def _forget_passed(outbox: Outbox, place: Place) -> None:
     """Delete clear values of places that are passed: earlier ones of the run, and very old ones."""
+    outbox.delete_parts(_PREFIX, UNFINISHED_S)
     for key, age in outbox.stored(_PREFIX):
         payload = outbox.find(key)
         if payload is None or "view" in payload.fields:

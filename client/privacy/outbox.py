@@ -100,6 +100,12 @@ class Outbox:
             for path in sorted(self._folder.glob(f"{prefix}*.safetensors"))
         ]
 
+    def delete_parts(self, prefix: str, older_s: float) -> None:
+        """Delete what a crash has left of an unfinished write, if older than ``older_s`` seconds."""
+        for path in self._folder.glob(f"{prefix}*.part"):
+            if time.time() - path.stat().st_mtime > older_s:
+                path.unlink(missing_ok=True)
+
     def delete(self, request: str) -> None:
         """Delete a stored payload durably; nothing happens if there is none."""
         self._path(request).unlink(missing_ok=True)

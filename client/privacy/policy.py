@@ -26,9 +26,7 @@ SUBJECTS_OF_THEIR_OWN = ("fieldmarks", "ham10000")
 
 LARGEST_CAP = 1000.0
 
-SECURE_SETTINGS = (
-    *("secure", "least_colluding", "least_honest", "peers", "epsilon_alone_cap"),
-)
+SECURE_SETTINGS = (*("secure", "least_colluding", "least_honest", "peers", "epsilon_alone_cap"),)
 """Settings about masked sums."""
 
 
@@ -424,8 +422,8 @@ def check_secure(policy: Policy, recipe: Recipe) -> None:
             "policy.secure = 'never', and the recipe has [secure].",
             why="Noise that is shared protects this site less if other sites work with the "
             "coordinator; its own noise does not depend on them.",
-            remedy="Leave [secure] out of the recipe, or set policy.secure = 'allowed' in site.toml "
-            "and compare the other sites' keys (fieldmark site peers).",
+            remedy="Leave [secure] out of the recipe, or set policy.secure = 'allowed' in "
+            "site.toml and compare the other sites' keys (fieldmark site peers).",
         )
     if secure.colluding < policy.least_colluding:
         raise PolicyRefusal(

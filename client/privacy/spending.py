@@ -218,7 +218,7 @@ class Spending:
         return (run, request) in self._sent
 
     def ready_at(self, place: Place) -> tuple[str, str] | None:
-        """(context, fresh key) with which the site said at a place that it is ready; None: never."""
+        """(context, fresh key) with which the site said at a place that it is ready, or None."""
         return self._ready.get(place)
 
     def view_at(self, place: Place) -> str | None:

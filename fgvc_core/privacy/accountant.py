@@ -145,8 +145,8 @@ def alone(events: Iterable[PrivacyEvent]) -> tuple[PrivacyEvent, ...] | None:
     """Events as they cost if every other site works with the attacker.
 
     Returns:
-        Merged events; None, *no promise*, if a sampled one is left with less noise than is accounted
-        for.
+        Merged events; None, *no promise*, if a sampled one is left with less noise than is
+        accounted for.
     """
     found = merge(event.alone for event in events)
     if any(e.sampling_rate < 1 and e.noise_multiplier < LEAST_SAMPLED_NOISE for e in found):

@@ -75,9 +75,7 @@ def release_centre(
     return release(sums_P, make_grid(CENTRE_BOUND, sums_P.size, noise_multiplier))
 
 
-def centre_sum(
-    vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def centre_sum(vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64]) -> NDArray[np.float64]:
     """float64 (P,): the sum of all vectors without noise, with each unit clipped to length 1."""
     everyone_N = np.zeros(len(units_N), dtype=np.int64)
     return clipped_class_sums(vectors_NP, everyone_N, units_N, 1, CENTRE_BOUND)[0]
@@ -111,9 +109,7 @@ def counted_sums(
     """float64 (K, P + 1): class sums and counts without noise; see :func:`release_class_sums`."""
     constant_N1 = np.full((len(labels_N), 1), count_coordinate)
     rows_NQ = np.concatenate([vectors_NP, constant_N1], axis=1)
-    return clipped_class_sums(
-        rows_NQ, labels_N, units_N, num_classes, sums_bound(count_coordinate)
-    )
+    return clipped_class_sums(rows_NQ, labels_N, units_N, num_classes, sums_bound(count_coordinate))
 
 
 def sums_bound(count_coordinate: float) -> float:

@@ -13,7 +13,8 @@ one of 10**14 cases another 64. Drawing only as many bits as needed does not cha
 distribution, and takes a seventh of the time. Wider noise is a sum of such draws in base 128, which
 is a discrete Gaussian up to a total variation below 2**-80 per draw (Micciancio and Walter 2017,
 section 3, https://eprint.iacr.org/2017/259), as 1024 / 128 is well above the smoothing parameter of
-the integers. All bits come from the operating system.
+the integers. All bits come from the operating system; in a masked sum, a key drawn from it yields
+them.
 """
 
 import math
@@ -67,7 +68,7 @@ class Grid:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the noise that one site adds, in the units of the released values."""
+        """Standard deviation of one site's noise, in the units of the released values."""
         return self.step * _deviation(self.levels)
 
 

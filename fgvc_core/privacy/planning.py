@@ -18,9 +18,7 @@ MOST_STEPS = 1_000_000
 
 
 @lru_cache(maxsize=64)
-def plan_for(
-    privacy: PrivacySettings, rounds: int, sharers: int = 1
-) -> tuple[PrivacyEvent, ...]:
+def plan_for(privacy: PrivacySettings, rounds: int, sharers: int = 1) -> tuple[PrivacyEvent, ...]:
     """All events of a run at one site; the same at site and server for equal settings.
 
     Args:

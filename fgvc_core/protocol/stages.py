@@ -78,9 +78,7 @@ CENTRE_SUM = Stage("centre-sum", "send", "centre", carries="masked")
 CLASS_SUMS_READY = Stage(
     "class-sums-ready", "release", "class-sums", carries="ready", privacy="class-sums"
 )
-CLASS_SUMS_SUM = Stage(
-    "class-sums-sum", "send", "class-sums", carries="masked", closes_round=True
-)
+CLASS_SUMS_SUM = Stage("class-sums-sum", "send", "class-sums", carries="masked", closes_round=True)
 SCORE = Stage("score", "score", privacy="scores")
 PERSONAL = Stage("personal", "score", "personal")
 

@@ -1,4 +1,4 @@
-"""A site's part of a sum: its value in steps, its share of the noise, its masks; and the opening."""
+"""A site's part of a sum: its value in steps, its share of the noise, its masks; the opening."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -101,4 +101,3 @@ def opened(parts: Iterable[NDArray[Any]], scale: Scale, size: int) -> NDArray[np
     for part in parts:
         total += part
     return from_ring(total, scale.step)
-

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.messages import CohortMember, SignedText
@@ -68,7 +69,7 @@ def check_cohort(
             f"The sites asked together are {len(names)}; secure.least = {rules.least} to "
             f"secure.most = {rules.most} are possible."
         )
-    if any(one >= other for one, other in zip(names, names[1:], strict=False)):
+    if any(one >= other for one, other in pairwise(names)):
         raise _wrong("The sites asked together are not sorted by name, or one is named twice.")
     if len({member.fingerprint for member in cohort}) < len(cohort):
         raise _wrong("Two of the sites asked together have the same key.")

@@ -20,13 +20,13 @@ from fgvc_core.words import visible_lines
 from fieldmark.server.report.charts import Curve, Rung, bars, curves, holdings, ladder
 from fieldmark.server.report.poisoning import against_poisoning
 from fieldmark.server.report.reading import RunFolder, traffic
-from fieldmark.server.report.sums import secure_in_words
 from fieldmark.server.report.refusals import (
     REASONS_SHOWN,
     counted,
     in_words,
     refusals_by_reason,
 )
+from fieldmark.server.report.sums import secure_in_words
 
 FIRST_REASONS = 3
 """Reasons for refusals on the first screen; the others are further down."""

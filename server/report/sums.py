@@ -9,7 +9,9 @@ def secure_in_words(metrics: dict[str, Any]) -> list[str]:
     if not secure:
         return []
     told = [_sum_in_words(found) for found in secure["sums"]]
-    alone = [p["epsilon_alone"] for p in metrics.get("privacy", {}).values() if "epsilon_alone" in p]
+    alone = [
+        p["epsilon_alone"] for p in metrics.get("privacy", {}).values() if "epsilon_alone" in p
+    ]
     told.append(
         "The coordinator saw these sums and no site's part of them. The epsilon of each site holds "
         f"as long as at most {secure['colluding']} of all sites work with the coordinator or run "

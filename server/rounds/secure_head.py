@@ -23,7 +23,7 @@ from fgvc_core.secure.part import Scale
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.rounds.secure_sum import Opened, secure_sum
 from fieldmark.server.rounds.stage import StageResult
-from fieldmark.server.screening.releases import SumsScreening
+from fieldmark.server.screening.releases import SumsScreening, too_many_units
 from fieldmark.server.strategies import Tensors
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def secure_head(
     Raises:
         RunFailed: if a sum cannot be opened, or is impossible.
     """
+    _leave_out(context, sites, number)
     model, state = updates.unpacked(arrays), context.state
     directions, classes = len(model["head.centre"]), len(context.home.class_names)
     if state.centre:
@@ -74,6 +75,15 @@ def secure_head(
     head = _head(context, opened.values.reshape(shape), opened)
     value = to_array_record(pack_all({**centred, **head}))
     return StageResult(value, opened.accepted), len(opened.names)
+
+
+def _leave_out(context: "RunContext", sites: list[str], number: int) -> None:
+    """Set aside sites that declare far too many units, by which sums are divided."""
+    units = {site: context.exchange.units[site] for site in context.trust.in_use(sites)}
+    ratio = context.recipe.federation.max_weight_ratio
+    for site, reason in too_many_units(units, ratio).items():
+        context.tally.left_out(site, None)
+        context.trust.leave_out(site, reason, number)
 
 
 def _opened(

@@ -10,6 +10,7 @@ sum is lost, and the site is named.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fieldmark.server.rounds.context import RunContext, Updates
+
+SOONEST_S = 2.0
+"""Seconds after which silent sites are asked again at the soonest."""
 
 FOLDER = "secure"
 """Folder of a run with one file per sum."""
@@ -177,6 +181,14 @@ def _cohort(context: "RunContext", stage: Stage, number: int, sites: list[str]) 
     assert secure is not None
     if len(members) < secure.least:
         raise _too_few(stage, number, len(members), secure.least, {})
+    if len(members) > secure.rules.most:
+        raise RunFailed(
+            f"Round {number}: {len(members)} sites take part, and secure.most = "
+            f"{secure.rules.most}.",
+            why="Sites were registered after the run had begun; each would refuse a larger sum, "
+            "whose noise alone it has not charged.",
+            remedy="Name the sites of the run (federation.sites), or start a new run.",
+        )
     sets = Sets(path_of(context, stage, number), tuple(members))
     sets.write()
     return sets
@@ -195,7 +207,7 @@ def _all_ready(
     assert secure is not None
     texts: dict[str, SignedText] = {}
     declined: dict[str, str] = {}
-    started = exchange.seconds()
+    patience = _Patience(context)
     while True:
         waiting = [m.name for m in sets.cohort if m.name not in texts and m.name not in declined]
         asked = [site for site in waiting if site in exchange.present()]
@@ -206,13 +218,12 @@ def _all_ready(
             declined |= updates.replies.declined
             declined |= dict.fromkeys(updates.replies.unsound, "Its answer was not sound.")
         open_ = [site for site in waiting if site not in texts and site not in declined]
-        over = exchange.seconds() - started >= context.home.settings.wait_for_sites_s
         if len(texts) >= secure.least:
             break
-        if over or not open_:
+        if patience.is_over or not open_:
             silent = dict.fromkeys(open_, "No answer.")
             raise _too_few(stage, number, len(texts), secure.least, declined | silent)
-        exchange.pause()
+        patience.pause()
     ready = tuple(texts[name] for name in sorted(texts))
     units = {name: exchange.units[name] for name in sorted(texts)}
     fixed = replace(sets, ready=ready, units=units)
@@ -243,7 +254,7 @@ def _summed(
             added.add(reply.site)
         return len(added)
 
-    started = exchange.seconds()
+    patience = _Patience(context)
     while True:
         asked = [site for site in names if site not in added and site in exchange.present()]
         if asked:
@@ -253,10 +264,36 @@ def _summed(
         if not silent:
             return total, accepted
         declined = {s: r for s, r in updates.replies.declined.items() if s in silent}
-        over = exchange.seconds() - started >= context.home.settings.wait_for_sites_s
-        if over or len(declined) == len(silent):
+        if patience.is_over or len(declined) == len(silent):
             raise _lost(context, stage, number, silent, declined)
-        exchange.pause()
+        patience.pause()
+
+
+class _Patience:
+    """How long silent sites are waited for, and how often they are asked again.
+
+    Each request costs a site lines in its ledger, so the pauses grow.
+    """
+
+    def __init__(self, context: "RunContext") -> None:
+        self._exchange = context.exchange
+        self._most_s = context.home.settings.wait_for_sites_s
+        # A simulation's clock stands still while nothing is pulled, and the machine's does not.
+        self._began, self._really = self._exchange.seconds(), time.monotonic()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody is waited for any longer."""
+        return self._left() <= 0
+
+    def pause(self) -> None:
+        """Wait before the sites are asked again."""
+        elapsed = time.monotonic() - self._really
+        time.sleep(max(min(max(SOONEST_S, elapsed / 4), self._left()), 0.0))
+
+    def _left(self) -> float:
+        simulated = self._exchange.seconds() - self._began
+        return self._most_s - max(simulated, time.monotonic() - self._really)
 
 
 def _too_few(
@@ -308,4 +345,3 @@ def sums_of(run_dir: Path) -> list[dict[str, Any]]:
                 }
             )
     return found
-

@@ -252,10 +252,6 @@ class Attendance(Membership):
         """Seconds of the grid's clock, which a simulation's is not the machine's."""
         return self._clock()
 
-    def pause(self) -> None:
-        """Wait as long as between two looks for a reply."""
-        time.sleep(self._home.settings.poll_s)
-
     def _look(self) -> int:
         """Update who is present; returns how many sites are."""
         self._read_allow_list()

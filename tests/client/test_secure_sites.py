@@ -4,7 +4,9 @@ After each attack the site has refused, its ledger says so and has charged nothi
 subset of all answers is a sum of values but the one sum that everybody agreed to.
 """
 
+import os
 import shutil
+import signal
 from itertools import combinations
 
 import numpy as np
@@ -228,7 +230,11 @@ def wrong_sets(sites, ready):
             resigned(sites, ready[3], key=high_bit.to_bytes(32, "little").hex()),
             ready[4],
         ),
-        "site 'site-3' is a point of small order": (*ready[:3], resigned(sites, ready[3], key="00" * 32), ready[4]),
+        "site 'site-3' is a point of small order": (
+            *ready[:3],
+            resigned(sites, ready[3], key="00" * 32),
+            ready[4],
+        ),
         "own ready text": ready[1:],
     }
 
@@ -328,7 +334,9 @@ def test_after_it_was_sent_no_clear_value_key_or_seed_is_in_any_file(sites):
     assert part is not None
     from fgvc_core.secure.masks import noise_seed, pair_seed
 
-    view = bytes.fromhex(next(e for e in sites.entries("site-0") if e.kind == "view").values["view"])
+    view = bytes.fromhex(
+        next(e for e in sites.entries("site-0") if e.kind == "view").values["view"]
+    )
     hidden = [bytes.fromhex(secret), bytes.fromhex(noise), noise_seed(bytes.fromhex(noise), view)]
     hidden += [
         pair_seed(bytes.fromhex(secret), "site-0", other, name, view)
@@ -451,7 +459,10 @@ def test_a_value_that_has_passed_is_deleted(sites):
     sites.all_ready()
     assert len(Outbox(sites.homes["site-0"]).stored("sum-")) == 1
     ready = sites.all_ready(phase="class-sums")
-    kept = [Outbox(sites.homes["site-0"]).find(k) for k, _ in Outbox(sites.homes["site-0"]).stored("sum-")]
+    kept = [
+        Outbox(sites.homes["site-0"]).find(k)
+        for k, _ in Outbox(sites.homes["site-0"]).stored("sum-")
+    ]
     assert len(kept) == 1
     assert '"phase":"class-sums"' in kept[0].fields["text"]
     before = state(sites, "site-0")
@@ -468,6 +479,18 @@ def test_a_value_that_nobody_asks_for_is_deleted_after_thirty_days(sites, monkey
     sites.ready("site-0", run="run-2")
     keys = [k for k, _ in Outbox(sites.homes["site-0"]).stored("sum-")]
     assert all("run-1" not in Outbox(sites.homes["site-0"]).find(k).fields["text"] for k in keys)
+
+
+def test_what_a_crash_has_left_of_a_clear_value_is_deleted_with_the_next_request(sites):
+    sites.all_ready()
+    folder = sites.homes["site-0"] / "outbox"
+    for name, when in (("old", 1.0), ("new", None)):
+        (folder / f"sum-{name}.safetensors.part").write_bytes(b"clear")
+        if when is not None:
+            os.utime(folder / f"sum-{name}.safetensors.part", (when, when))
+    sites.all_ready(phase="class-sums")
+    # The new one may be another process's, which is writing now.
+    assert [path.name for path in folder.glob("*.part")] == ["sum-new.safetensors.part"]
 
 
 def test_two_processes_with_two_sets_answer_one(sites):
@@ -502,3 +525,56 @@ def test_an_old_copy_of_the_home_is_charged_again_for_what_it_forgot(sites):
     assert nothing is None
     assert "another set of sites" in reply.reason
     assert fingerprint(sites.site("site-0").key.public_key()) == sites.cohort[0].fingerprint
+
+
+def killed_at(sites, others, number):
+    """A process of its own answers both trips and is killed at its n-th call to the disk.
+
+    Returns:
+        Whether it was killed; False if it came to its end.
+    """
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.WIFSIGNALED(status)
+    seen = []
+
+    def dying(function):
+        def call(*values, **named):
+            seen.append(1)
+            if len(seen) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*values, **named)
+
+        return call
+
+    os.fsync, os.replace = dying(os.fsync), dying(os.replace)
+    ready = sites.ready("site-0")
+    sites.send("site-0", (ready.ready, *others))
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_site_that_is_killed_at_any_call_to_the_disk_answers_one_set(tmp_path, monkeypatch):
+    """kill -9 in a real process, at every call in turn; another set is refused wherever it died."""
+    number = 1
+    while True:
+        sites = Sites(tmp_path / str(number))
+        given(monkeypatch, sites.values)
+        sites.announce()
+        others = sites.all_ready(sites.names[1:])
+        if not killed_at(sites, others, number):
+            break
+        ready = (sites.ready("site-0").ready, *others)
+        _, part = sites.send("site-0", ready)
+        reply, nothing = sites.send("site-0", ready[:4])
+        assert nothing is None
+        assert "another set of sites" in reply.reason
+        parts = [part, *(sites.send(other, ready)[1] for other in sites.names[1:])]
+        assert np.abs(sites.opened(parts) - sums(sites, sites.names)).max() < 100, number
+        counted = [k for k in sites.kinds("site-0") if k in ("reserved", "ready", "view")]
+        assert counted == ["reserved", "ready", "view"], number
+        clear = sites.values["site-0"]["centre"].tobytes()
+        assert not any(clear in data for data in files_of(sites.homes["site-0"]).values()), number
+        number += 1
+    assert number > 12

@@ -17,9 +17,7 @@ from fieldmark.client.privacy.policy import Policy
 NAMES_SHOWN = 30
 
 
-def secure_facts(
-    entries: Sequence[Entry], plans: Iterable[Plan], policy: Policy
-) -> dict[str, Any]:
+def secure_facts(entries: Sequence[Entry], plans: Iterable[Plan], policy: Policy) -> dict[str, Any]:
     """Facts of a ledger about masked sums; empty if no run has shared noise.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fgvc_core.errors import DataError
-from fgvc_core.protocol.messages import Request
+from fgvc_core.protocol.messages import CohortMember, Request, SignedText
 from fieldmark.client.privacy.outbox import Outbox, Payload, request_digest
 
 from ..protected_sites import request, steps
@@ -34,6 +34,8 @@ CHANGED = {
     "phase": "centre",
     "base_round": 1,
     "tensors": {"w": "0" * 64},
+    "cohort": (CohortMember(name="site-1", fingerprint="0" * 64),),
+    "ready": (SignedText(text="ready", signature="0" * 128),),
 }
 
 

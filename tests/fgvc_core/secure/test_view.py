@@ -43,7 +43,7 @@ def edited(site):
 
 def test_whatever_is_wrong_in_a_set_is_refused(sites):
     twin = sites[0].secret
-    other_encoding = (int.from_bytes(bytes.fromhex(sites[1].ready.key), "little") | 1 << 255)
+    other_encoding = int.from_bytes(bytes.fromhex(sites[1].ready.key), "little") | 1 << 255
     cases = {
         "are possible": sites[:2],
         "is ready for": [*sites[:2], stranger(round=2), *sites[3:]],

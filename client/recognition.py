@@ -298,7 +298,7 @@ def understand(
     class_names: tuple[str, ...] = (),
     tell: Callable[[int, int], None] | None = None,
 ) -> Understood:
-    """Read a site's data as ``site.toml`` says, opening every picture once.
+    """Read a site's data as ``site.toml`` says, opening every picture that is not known to be sound.
 
     Args:
         site: The site.
@@ -312,8 +312,8 @@ def understand(
     """
     from collections import Counter
 
-    from fgvc_core.data.decoding import decode_each
     from fgvc_core.data.labels import LeftOut
+    from fgvc_core.data.opened import open_each
     from fgvc_core.recipe import Recipe
     from fgvc_core.training.learner import UNREADABLE
     from fieldmark.client.workspace import own_rows, split_table
@@ -322,7 +322,7 @@ def understand(
     left_out = LeftOut()
     own_data = site.settings.data
     table = load_site_table(site, recipe, class_names, left_out)
-    faults = decode_each(table, 16, lambda _position, _picture: None, tell, whatever=True)
+    faults = open_each(table, site.cache, tell)
     for position in faults:
         left_out.add(UNREADABLE, table.ids[position])
     sound = table.take([i for i in range(len(table)) if i not in faults])

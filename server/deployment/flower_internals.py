@@ -1,4 +1,4 @@
-"""All uses of Flower's private modules by the coordinator, for flwr 1.41.0.
+"""All uses of Flower's private modules by the coordinator, for flwr 1.42.0.
 
 The SuperLink listens on a Unix socket, because Flower's port would be open to every account of the
 machine. The conductor uses the Control API through it; our executor uses the Runtime API, in place

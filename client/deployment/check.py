@@ -15,6 +15,7 @@ from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.proxies import socks
 from fgvc_core.recipe import Recipe, parse_recipe
+from fieldmark.client.deployment.check_data import Rehearse, first_request, look_at_data
 from fieldmark.client.deployment.contact import Contact, look
 from fieldmark.client.deployment.link import Link, read_link
 from fieldmark.client.privacy.admission import Admission
@@ -25,6 +26,8 @@ from fieldmark.client.recipe_limits import check_lent
 from fieldmark.client.site import Site
 
 DISK_GB, MEMORY_GB = 2.0, 1.0
+DECIDING = {"data", "disk", "memory", "GPU", "ledger", "limits", "policy", "cost"}
+"""Checks of this machine and the run: where one fails, the run's request is not rehearsed."""
 SKEW_S = 60.0
 """Largest clock difference in seconds. The gateway accepts signatures up to 300 s old."""
 CERTIFICATE_DAYS = 14
@@ -43,6 +46,7 @@ def check_site(
     home: Path,
     recipe: Recipe | None = None,
     tell: Callable[[int, int], None] | None = None,
+    rehearse: Rehearse | None = None,
 ) -> Checked:
     """Run all checks.
 
@@ -52,6 +56,8 @@ def check_site(
         home: Home of the site.
         recipe: Checked in place of the announced one.
         tell: Called with (pictures opened, total).
+        rehearse: Rehearses the run's first request
+            (:func:`~fieldmark.client.deployment.dry_run.dry_run`); None leaves that out.
 
     Raises:
         ConfigurationError: if the home is incomplete; nothing can be checked then.
@@ -61,8 +67,10 @@ def check_site(
     contact = look(home, link, site.key, site.coordinator)
     if recipe is None and contact.announcement is not None:
         recipe = parse_recipe(contact.announcement.recipe, where="announced recipe")
+    announced = () if contact.announcement is None else contact.announcement.class_names
+    data, class_names = look_at_data(site, recipe, announced, tell)
     findings = [
-        _data(site, recipe, contact, tell),
+        data,
         _disk(site),
         _modes(site),
         _memory(),
@@ -75,66 +83,11 @@ def check_site(
         _version(contact),
         _ledger(site, contact),
         _limits(site, recipe, contact),
-        *_policy_and_cost(site, recipe),
+        *_policy_and_cost(site, recipe, contact),
     ]
+    wrong = [f.name for f in findings if f.level == "failed" and f.name in DECIDING]
+    findings.append(first_request(site, recipe, class_names, wrong, rehearse))
     return Checked(tuple(findings))
-
-
-def _data(
-    site: Site,
-    recipe: Recipe | None,
-    contact: Contact,
-    tell: Callable[[int, int], None] | None,
-) -> Finding:
-    path = site.settings.data.path
-    remedy = "Set [data] path in site.toml; 'fieldmark data check' looks at every picture."
-    if path is not None and not (Path(path).is_dir() and os.access(path, os.R_OK | os.X_OK)):
-        return Finding("data", "failed", f"'{path}' cannot be read as a folder", remedy, 3)
-    if recipe is None:
-        if path is None:
-            return Finding("data", "note", "no path is set; only embedded pictures can be used")
-        if not any(Path(path).iterdir()):
-            return Finding("data", "failed", f"'{path}' is empty", remedy, 3)
-        if site.settings.data.kind is None and site.rows is None:
-            said = "data.kind in site.toml is not set: how the pictures are read is not said"
-            return Finding("data", "failed", said, "fieldmark site reading DIR --save", 2)
-    # Lazy import: a site without pictures of its own needs no torch for its check.
-    from fieldmark.client.recognition import understand
-
-    classes = () if contact.announcement is None else contact.announcement.class_names
-    named = () if recipe is None else recipe.data.classes or ()
-    try:
-        found = understand(site, recipe, classes or named, tell)
-    except FieldmarkError as error:
-        return Finding("data", "failed", error.what, error.remedy or remedy, error.exit_code)
-    if classes and tuple(found.classes) != classes:
-        said = f"its {len(found.classes)} classes are not the {len(classes)} that were announced"
-        return Finding("data", "failed", said, "Map your labels in site.toml.", 3)
-    if not found.pictures:
-        return Finding("data", "failed", "no picture to learn from", remedy, 3)
-    said = (
-        f"{found.pictures} pictures of {len(found.classes)} classes, {found.held_out} of them kept "
-        "for validation"
-    )
-    if recipe is None:
-        said += "; no run is announced: a recipe's classes were not compared (--recipe FILE)"
-    gone = sum(found.left_out.values())
-    if found.unused:
-        said += f"; not used: {' '.join(found.unused)}"
-    if not gone:
-        return Finding("data", "ok", said)
-    said += f"; {gone} count as nothing: {'; '.join(found.examples_left_out)}"
-    private = (recipe is not None and recipe.privacy is not None) or bool(
-        site.settings.policy.demand
-    )
-    if private or site.settings.data.faults == "leave-out" or not found.strict_fault:
-        remedy = "Mend them, or leave them out: the run goes on without them either way."
-        return Finding("data", "note", said, remedy)
-    remedy = (
-        "Mend them, map their labels (data.label_map), or set data.faults = 'leave-out' in "
-        "site.toml: without differential privacy this site would answer 'unavailable'."
-    )
-    return Finding("data", "failed", said, remedy, 3)
 
 
 def _disk(site: Site) -> Finding:
@@ -309,7 +262,19 @@ def _limits(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
     return Finding("limits", "ok", f"the run fits into them: {limits.in_words()}")
 
 
-def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
+def _waits(site: Site, recipe: Recipe, contact: Contact) -> str:
+    """What a person here still has to do before the run, as the end of a sentence."""
+    if site.settings.policy.approval == "none":
+        return ""
+    announced = contact.announcement
+    if announced is not None and announced.recipe_digest == recipe.digest:
+        ledger = Ledger(site.home, site.data_binding, site.name)
+        if ledger.is_approved(announced.run, recipe.digest):
+            return "; approved here"
+    return "; a person here has to approve it: fieldmark site approve"
+
+
+def _policy_and_cost(site: Site, recipe: Recipe | None, contact: Contact) -> Iterator[Finding]:
     if recipe is None:
         yield Finding("policy", "note", "no run is announced; --recipe FILE checks one")
         yield Finding("cost", "note", "no run is announced")
@@ -323,13 +288,14 @@ def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
     plan = budget.plan or {}
     if plan.get("epsilon") is None:
         if plan.get("allowed"):
-            yield Finding("policy", "ok", str(plan["why"]))
+            yield Finding("policy", "ok", str(plan["why"]) + _waits(site, recipe, contact))
             yield Finding("cost", "ok", "nothing is charged")
         else:
             yield Finding("policy", "failed", str(plan["why"]), "See [policy] in site.toml.", 4)
             yield _not_reached("cost", "the policy refuses it before")
         return
-    yield Finding("policy", "ok", f"epsilon {plan['epsilon']:.3g} for each {plan['unit']}")
+    said = f"epsilon {plan['epsilon']:.3g} for each {plan['unit']}"
+    yield Finding("policy", "ok", said + _waits(site, recipe, contact))
     cap = site.settings.policy.cap_in_words
     said = f"the total would be {plan['total_after']:.3g} ({cap})"
     if not plan["allowed"]:

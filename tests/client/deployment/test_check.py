@@ -42,7 +42,7 @@ from fieldmark.server.ledger_memory import LedgerMemory, link_memory
 RECIPE = parse_recipe("", ["data.fieldmarks_train=24", "data.fieldmarks_test=10"])
 PRIVATE = "[privacy]\nepsilon=6.0\ndelta=1e-5\nmethod='gradients'\n"
 ORDER = ["data", "disk", "modes", "memory", "GPU", "clock", "DNS", "proxy", "TLS", "key", "version",
-         "ledger", "limits", "policy", "cost"]  # fmt: skip
+         "ledger", "limits", "policy", "cost", "first request"]  # fmt: skip
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
 
 
@@ -430,7 +430,8 @@ def test_a_recipes_file_is_checked_in_place_of_the_announced_run_and_nothing_is_
     said = json.loads(dear.stdout)
     assert said["ok"] is False
     assert [c["name"] for c in said["checks"]] == ORDER
-    policy, cost = said["checks"][-2:]
+    policy, cost, first = said["checks"][-3:]
+    assert (first["level"], "cost" in first["said"]) == ("not reached", True)
     assert policy["level"] == "ok"
     assert cost["level"] == "failed"
     assert "(cap 2)" in cost["said"]

@@ -298,7 +298,7 @@ def understand(
     class_names: tuple[str, ...] = (),
     tell: Callable[[int, int], None] | None = None,
 ) -> Understood:
-    """Read a site's data as ``site.toml`` says, opening every picture that is not known to be sound.
+    """Read a site's data as ``site.toml`` says, opening every picture not yet known to be sound.
 
     Args:
         site: The site.

@@ -267,9 +267,7 @@ def check(
     ] = None,
     rehearsal: Annotated[
         bool,
-        typer.Option(
-            help="Do the work of the run's first request, which takes as long as it does."
-        ),
+        typer.Option(help="Do the work of the run's first request, which takes as long."),
     ] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -83,7 +83,7 @@ def _known_to(table: ExampleTable, before: frozenset[bytes]) -> Callable[[int], 
 
 
 def _reader() -> str:
-    """Digest of what decides whether a picture can be read: our code, and Pillow with its formats."""
+    """Digest of what decides whether a picture can be read: our code, Pillow and its formats."""
     said = f"opened 1\0{code_digest()}\0{pillow}\0{' '.join(FORMATS)}"
     return hashlib.sha256(said.encode()).hexdigest()[:40]
 

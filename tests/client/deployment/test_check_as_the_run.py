@@ -228,6 +228,15 @@ def test_other_classes_fail_at_the_check_and_in_the_run(home, pictures):
     assert answered(home, recipe) == ["ok", "unavailable"]
 
 
+def test_a_run_that_waits_for_a_person_is_not_said_to_need_nothing(home):
+    recipe = parse_recipe(OPEN)
+    changed(home, policy={"approval": "each-run"})
+    assert answered(home, recipe) == ["awaiting-approval"]
+    found = check_site(home, recipe)
+    (policy,) = [f for f in found.findings if f.name == "policy"]
+    assert "a person here has to approve it" in policy.said
+
+
 def test_the_process_rehearses_within_the_sites_limits_and_leaves_nothing(home):
     recipe = parse_recipe(OPEN)
     lets_pass, finding, _ = checked(home, recipe, dry_run)

@@ -18,6 +18,7 @@ Run as a process: ``python -m fieldmark.client.deployment.runner HOME SOCKET SEC
 """
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fgvc_core.errors import FieldmarkError, PeerError
 from fgvc_core.flower.parcels import open_in, pack_in
@@ -54,7 +55,7 @@ from fieldmark.client.deployment.flower_internals import (
     heartbeat_of,
     is_forgotten,
 )
-from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER
+from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER, REFUSED
 from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.approval import waiting_runs
@@ -267,6 +268,7 @@ class Runner:
         task.context.node_config = {"site-home": str(self._home)}
         open_in(task.message.content)
         reply = answer()
+        tell_of_refusal(reply.content)
         pack_in(reply.content)
         self._begin_handover()
         try:
@@ -281,6 +283,17 @@ class Runner:
     def _begin_handover(self) -> None:
         if self._handover is not None:
             self._handover.begin()
+
+
+def tell_of_refusal(content: RecordDict) -> None:
+    """Say for the supervisor that an answer is a refusal."""
+    envelope = content.config_records.get("envelope")
+    # Where the site gives no answer, the body is empty.
+    body = None if envelope is None else envelope.get("body")
+    if isinstance(body, str) and body:
+        answer = json.loads(body)
+        if str(answer["code"]).startswith("refused"):
+            _say(f"{REFUSED}{answer['reason']}")
 
 
 class WarmUp:

@@ -22,8 +22,15 @@ from fgvc_core.supervision import (
     until_told,
 )
 from fgvc_core.words import visible
-from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER, LEFT_BEHIND, TOO_LARGE
+from fieldmark.client.deployment.lines import (
+    AWAITS,
+    HALF_HANDED_OVER,
+    LEFT_BEHIND,
+    REFUSED,
+    TOO_LARGE,
+)
 from fieldmark.client.deployment.link import CA, read_link
+from fieldmark.client.deployment.notifying import Notifier
 from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.site import Site
@@ -35,6 +42,7 @@ NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
 heartbeat expires after 60 s, unless the coordinator could be told; the last wait is longer than
 that."""
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
+_AWAITS = re.compile(rf"run [A-Za-z0-9-]+ {re.escape(AWAITS)}: ")
 _REFUSED = re.compile(r"\b401\b|UNAUTHORIZED|Not a registered site")
 _DISTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?([^(]+)")
 
@@ -171,6 +179,7 @@ class _Node:
     ) -> None:
         self._site, self._address, self._ca = site, address, ca
         self._note, self._say, self._restart = note, say, restart
+        self._notifier = Notifier(site.name, lambda: Site.open(site.home).settings.notify, say)
         self.node_id: int | None = None
 
     def on_line(self, line: str) -> None:
@@ -202,8 +211,11 @@ class _Node:
         if line.strip() == HALF_HANDED_OVER:
             self._say("an answer reached the node in part; the node restarts")
             self._restart()
-        elif AWAITS in line:
+        elif _AWAITS.match(line):
             self._say(visible(line.strip()))
+            self._notifier.tell("approval", line.strip())
+        elif line.startswith(REFUSED):
+            self._notifier.tell("refusal", line.strip())
 
     def after_death(self, status: int) -> None:
         """Report a death to the coordinator that the node could not report itself."""

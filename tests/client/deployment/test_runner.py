@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 import fieldmark.client.app
 from fgvc_core.protocol.bundle import make_bundle
@@ -18,8 +18,8 @@ from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.wire.parcel import make_parcel, open_parcel
 from fieldmark.client.deployment.flower_internals import UNTAKEN
-from fieldmark.client.deployment.lines import HALF_HANDED_OVER
-from fieldmark.client.deployment.runner import Runner
+from fieldmark.client.deployment.lines import HALF_HANDED_OVER, REFUSED
+from fieldmark.client.deployment.runner import Runner, tell_of_refusal
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.provision import make_home
 
@@ -237,3 +237,16 @@ def test_a_refusal_that_did_not_reach_the_node_whole_has_it_start_anew(
     monkeypatch.setattr(task, "refuse", refuse)
     answered(home, task, monkeypatch, lambda message, context: pytest.fail("it was worked on"))
     assert HALF_HANDED_OVER in capfd.readouterr().out.splitlines()
+
+
+def test_a_refusal_is_said_for_the_supervisor_and_no_other_answer(capsys):
+    def answered(body):
+        envelope = ConfigRecord({"body": body, "signature": b""})
+        tell_of_refusal(RecordDict({"envelope": envelope}))
+        return capsys.readouterr().out
+
+    said = answered(json.dumps({"code": "refused-policy", "reason": "a\x1b[2J cap"}))
+    assert said == f"{REFUSED}a\\x1b[2J cap\n"
+    for body in ("", json.dumps({"code": "ok", "reason": ""}),
+                 json.dumps({"code": "awaiting-approval", "reason": "not yet"})):  # fmt: skip
+        assert answered(body) == ""

@@ -17,6 +17,7 @@ from fgvc_core.proxies import socks
 from fgvc_core.recipe import Recipe, parse_recipe
 from fieldmark.client.deployment.check_data import Rehearse, first_request, look_at_data
 from fieldmark.client.deployment.contact import Contact, look
+from fieldmark.client.deployment.home_modes import check_modes
 from fieldmark.client.deployment.link import Link, read_link
 from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.budget import Budget, read_budget
@@ -31,8 +32,13 @@ DECIDING = {"data", "disk", "memory", "GPU", "ledger", "limits", "policy", "cost
 SKEW_S = 60.0
 """Largest clock difference in seconds. The gateway accepts signatures up to 300 s old."""
 CERTIFICATE_DAYS = 14
+NOT_REACHED = "the coordinator was not reached"
 
 _TLS_REMEDIES = {
+    "407": "The proxy wants a name and a password: "
+    "HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT, with special characters as %XX.",
+    "Tunnel connection failed": "The proxy refuses this address: ask your network's administrator "
+    "to let it through (CONNECT).",
     "certificate expired": "Ask the coordinator to renew it (fieldmark server renew), unless it "
     "is this machine's date that is wrong.",
     "certificate is valid from": "Set this machine's date; if it is right, ask the coordinator to "
@@ -104,7 +110,11 @@ def _disk(site: Site) -> Finding:
 
 
 def _modes(site: Site) -> Finding:
-    """Whether other users of this machine can read files in the home, as in old homes."""
+    """Whether other users of this machine can read or change files in the home."""
+    try:
+        check_modes(site.home)
+    except FieldmarkError as error:
+        return Finding("modes", "failed", error.what, error.remedy, error.exit_code)
     found = widely_readable(site.home)
     if found:
         said = f"others on this machine can get at {len(found)} files, for instance '{found[0]}'"
@@ -191,8 +201,8 @@ def _tls(link: Link, contact: Contact) -> Finding:
 
 
 def _key(site: Site, contact: Contact) -> Finding:
-    if contact.dns or contact.tls:
-        return _not_reached("key")
+    if contact.dns or contact.tls or contact.unjudged:
+        return _not_reached("key", contact.unjudged or NOT_REACHED)
     if contact.key:
         remedy = f"Ask the coordinator whether '{site.name}' is registered, with this home's key."
         return Finding("key", "failed", contact.key, remedy, 5)
@@ -226,7 +236,7 @@ def _ledger(site: Site, contact: Contact) -> Finding:
         if Register().path.exists():
             # Resamples the data's content; no message may trigger that.
             Admission(site, ledger).claim_data(afresh=True)
-        if contact.dns or contact.tls or contact.key:
+        if contact.dns or contact.tls or contact.key or contact.unjudged:
             return _not_reached("ledger")
         seen = contact.seen
         if seen is None:
@@ -305,5 +315,5 @@ def _policy_and_cost(site: Site, recipe: Recipe | None, contact: Contact) -> Ite
         yield Finding("cost", "ok", said)
 
 
-def _not_reached(name: str, said: str = "the coordinator was not reached") -> Finding:
+def _not_reached(name: str, said: str = NOT_REACHED) -> Finding:
     return Finding(name, "not reached", said)

@@ -62,7 +62,7 @@ def _not_there(site: Site, recipe: Recipe | None) -> Finding | None:
         return Finding("data", "failed", f"'{path}' is empty", _REMEDY, 3)
     if site.settings.data.kind is None and site.rows is None:
         said = "data.kind in site.toml is not set: how the pictures are read is not said"
-        return Finding("data", "failed", said, "fieldmark site reading DIR --save", 2)
+        return Finding("data", "failed", said, f"fieldmark site reading {site.home} --save", 2)
     return None
 
 

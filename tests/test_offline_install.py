@@ -89,7 +89,9 @@ def installed(wheels):
             assert done.returncode == 0, f"{command}\n{done.stderr[-4000:]}"
         if not wheels[1]:
             (packages,) = (folder / "env" / "lib").glob("python*/site-packages")
-            (packages / "sitecustomize.py").write_text(DECLARED)
+            # Not sitecustomize: the distribution's Python has one of its own.
+            (packages / "declared_operator.py").write_text(DECLARED)
+            (packages / "declared_operator.pth").write_text("import declared_operator\n")
         yield folder, run
 
 

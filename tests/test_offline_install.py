@@ -23,10 +23,11 @@ RECIPE = (
 )
 DECLARED = (
     "import torch\n"
-    "torch.library.define('torchvision::nms', '(Tensor a, Tensor b, float c) -> Tensor')\n"
+    "for name in ('nms', 'qnms'):\n"
+    "    torch.library.define(f'torchvision::{name}', '(Tensor a, Tensor b, float c) -> Tensor')\n"
 )
 """Run before anything else where torchvision is no CPU build: its operators cannot be loaded, and
-declaring the one that its import asks for is enough, because we call none."""
+declaring those that its import asks for is enough, because we call none."""
 
 
 def commands():

@@ -7,7 +7,7 @@ RUN := OMP_NUM_THREADS=1
 # A file's tests stay together; tests/longest.py says which files begin.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-deployment soak lint bench house map clean
+.PHONY: demo test test-slow test-deployment test-image soak lint bench house map clean
 
 # make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
 MINUTES ?= 30
@@ -25,6 +25,10 @@ test-slow: $(STAMP)
 
 test-deployment: $(STAMP)
 	$(RUN) $(BIN)/python -m pytest -m deployment
+
+# Needs root, buildah and mmdebstrap, as distributions package them, and a torch for the CPU.
+test-image: $(STAMP)
+	$(RUN) FIELDMARK_TEST_IMAGE=1 $(BIN)/python -m pytest -rs tests/test_image.py
 
 soak: $(STAMP)
 	$(RUN) FIELDMARK_SOAK_MINUTES=$(MINUTES) FIELDMARK_SOAK_SEED=$(SEED) \

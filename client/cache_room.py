@@ -30,6 +30,7 @@ LOOK_EVERY_S = 60.0
 IN_USE = "in-use.lock"
 _BANK = re.compile(r"[0-9a-f]{64}(\.tolerant)?\.(faults\.json|npy|lock|partial)")
 _STORE = re.compile(r"v\d+-[0-9a-f]{40}")
+_OPENED = re.compile(r"[0-9a-f]{40}\.keys")
 
 
 @contextmanager
@@ -153,14 +154,17 @@ def make_room(site: Site) -> list[str]:
 
 
 def _entries(cache: Path) -> list[_Entry]:
-    """Banks of pictures (files with one stem) and stores of features (folders)."""
+    """Banks of pictures (files with one stem), stores of features (folders), and lists of sound
+    pictures."""
     banks: dict[str, list[Path]] = {}
     for path in sorted((cache / "pictures").glob("*")):
         if _BANK.fullmatch(path.name) and path.is_file():
             banks.setdefault(path.name.split(".")[0], []).append(path)
     folders = (path for path in sorted((cache / "features").glob("*")) if path.is_dir())
     stores = [[path] for path in folders if _STORE.fullmatch(path.name)]
-    return [entry for paths in (*banks.values(), *stores) if (entry := _entry(tuple(paths)))]
+    opened = [[p] for p in sorted((cache / "opened").glob("*")) if _OPENED.fullmatch(p.name)]
+    every = (*banks.values(), *stores, *opened)
+    return [entry for paths in every if (entry := _entry(tuple(paths)))]
 
 
 def _entry(paths: tuple[Path, ...]) -> _Entry | None:

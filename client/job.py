@@ -172,13 +172,17 @@ def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     return _answer(gate, job) if privacy is None else _answer_privately(gate, job, privacy)
 
 
-def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
-    """Accept or refuse an announced run; nothing is computed."""
-    recipe = read_announcement(request)
+def check_run(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> None:
+    """Check an announced run against this site, before policy and budget; nothing is computed.
+
+    Raises:
+        PolicyRefusal: if the site does not take part in such a run.
+        PeerError: if its class names are wrong.
+    """
     check_knowledge(site, recipe)
     if site.rows is None:
-        check_class_names(request.class_names)
-        check_lent(site, recipe, request.class_names)
+        check_class_names(class_names)
+        check_lent(site, recipe, class_names)
     if recipe.scenario is not None and site.rows is None:
         raise PolicyRefusal(
             "The recipe has a [scenario]: faults and attacks are for simulated sites.",
@@ -190,6 +194,12 @@ def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
 
         # Fail now, not in round 1, where an optional dependency is missing.
         self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
+
+
+def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
+    """Accept or refuse an announced run; nothing is computed."""
+    recipe = read_announcement(request)
+    check_run(site, recipe, request.class_names)
     ledger = gate.ledger
     remember(site.home, request, ledger.is_unfinished, ledger.was_approved, ledger.was_decided)
     protected = gate.announce(request, recipe) is not None

@@ -214,7 +214,8 @@ def kind_of(site: "Site", recipe: "Recipe") -> str:
         raise PolicyRefusal(
             "data.kind in site.toml is not set: this site does not say how its pictures are read.",
             why="A recipe that said it could choose which files and columns are read.",
-            remedy="Look at what is recognized and keep it: fieldmark site reading DIR --save",
+            remedy="Look at what is recognized and keep it: "
+            f"fieldmark site reading {site.home} --save",
         )
     return own.kind
 

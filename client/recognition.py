@@ -101,7 +101,7 @@ def understand(
     *,
     keep: bool = False,
 ) -> Understood:
-    """Read a site's data as ``site.toml`` says, opening every picture once.
+    """Read a site's data as ``site.toml`` says, opening every picture not yet known to be sound.
 
     Args:
         site: The site.
@@ -116,8 +116,8 @@ def understand(
     """
     from collections import Counter
 
-    from fgvc_core.data.decoding import decode_each
     from fgvc_core.data.labels import LeftOut
+    from fgvc_core.data.opened import open_each
     from fgvc_core.recipe import Recipe
     from fgvc_core.training.learner import UNREADABLE
     from fieldmark.client.left_out import keep_left_out
@@ -128,7 +128,7 @@ def understand(
     left_out = LeftOut()
     own_data = site.settings.data
     table = load_site_table(site, recipe, class_names, left_out)
-    faults = decode_each(table, 16, lambda _position, _picture: None, tell, whatever=True)
+    faults = open_each(table, site.cache, tell)
     for position in faults:
         left_out.add(UNREADABLE, table.ids[position])
     if keep:

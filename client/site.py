@@ -2,7 +2,7 @@
 
 ::
 
-    site.toml        name, data, resources, policy, limits
+    site.toml        name, data, resources, policy, limits, notify
     key              private key of the site (mode 0600)
     split.key        secret key of the train/validation split over subjects
     coordinator.pub  the only key whose requests are answered
@@ -43,6 +43,7 @@ from fgvc_core.protocol.keys import (
     read_public,
 )
 from fieldmark.client.limits import Limits
+from fieldmark.client.notify_settings import Notify
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.reading import SiteData
 
@@ -82,6 +83,7 @@ class SiteSettings(Settings):
     policy: Policy = Policy()
     limits: Limits = Limits()
     page: PageSettings = PageSettings()
+    notify: Notify = Notify()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -214,6 +214,44 @@ class PrivateLogFile(RotatingFileHandler):
     def _open(self) -> io.TextIOWrapper:
         descriptor = _open(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         return open(descriptor, self.mode, encoding=self.encoding, errors=self.errors)  # type: ignore[return-value]
+
+
+def check_secret(path: Path) -> None:
+    """Refuse a secret that others on this machine may read or change.
+
+    Raises:
+        ConfigurationError: if it is missing, or its mode is wider than 0600.
+    """
+    try:
+        mode = path.stat().st_mode & 0o777
+    except OSError as error:
+        raise ConfigurationError(
+            f"The secret '{path}' is not there: {error.strerror}.",
+            remedy="Restore it from the backup.",
+        ) from None
+    if mode & 0o077:
+        raise ConfigurationError(
+            f"The secret '{path}' has mode {mode:04o}; 0600 is the widest allowed.",
+            why="Others on this machine can read it.",
+            remedy=f"chmod 600 {path}; if others may have read it, make a new one.",
+        )
+
+
+def check_unchanged_by_others(paths: Iterable[Path]) -> None:
+    """Refuse files that everybody on this machine may write to; missing ones are skipped.
+
+    Raises:
+        ConfigurationError: naming the first.
+    """
+    for path in paths:
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0
+        # Not the group's bit: where the umask is 002, everybody's group is a private one.
+        if mode & 0o002:
+            raise ConfigurationError(
+                f"'{path}' has mode {mode:04o}: others on this machine can change it.",
+                why="Policy, keys and ledger are what the site's word rests on.",
+                remedy=f"See that it is as you left it, then: chmod o-w {path}",
+            )
 
 
 def widely_readable(root: Path) -> list[Path]:

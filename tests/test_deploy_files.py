@@ -12,7 +12,7 @@ import click
 import pytest
 import typer
 
-from fgvc_core import __version__
+from fgvc_core.errors import PeerError
 from fieldmark.cli import app
 from fieldmark.server.deployment.gateway import CALLS
 from fieldmark.server.deployment.settings import GatewaySettings
@@ -191,17 +191,29 @@ def test_the_commands_in_its_comments_are_ours():
         parsed(shlex.split(command))
 
 
-def test_the_image_takes_the_wheel_that_the_build_makes_and_begins_with_our_command():
+def test_the_image_takes_the_wheels_that_the_script_makes_and_begins_with_our_command():
     text = (DEPLOY / "Dockerfile").read_text()
-    wheel = f"{PROJECT['name']}-{__version__}-py3-none-any.whl"
-    (pattern,) = re.findall(r"^COPY (\S+)", text, re.M)
-    assert Path(wheel).match(pattern)
-    assert re.search(r'^ENTRYPOINT \["(\w+)"\]$', text, re.M)[1] in PROJECT["scripts"]
+    said = (DEPLOY / "wheels.py").read_text()
+    (folder,) = re.findall(r"^COPY (?!--from)(\S+)", text, re.M)
+    assert f"python deploy/wheels.py deploy/{folder}" in text
+    lock = Path(re.search(r"-r (\S+)", text)[1]).name
+    assert f'LOCK = "{lock}"' in said
+    for option in ("--no-index", "--require-hashes"):
+        assert option in text
+    entry = Path(re.search(r'^ENTRYPOINT \["(\S+)"\]$', text, re.M)[1])
+    assert entry.name in PROJECT["scripts"]
+    # Where the units look for it, too.
+    assert {shlex.split(unit(path)["Service"]["ExecStart"])[0] for path in UNITS} == {str(entry)}
     (named,) = re.findall(r"^ENV (.*)$", text, re.M)
     assert all(used(word.partition("=")[0]) for word in named.split())
     assert re.search(r"^USER (?!root)\w+$", text, re.M)
     python = re.search(r"^ARG BASE=python:(\d+)\.(\d+)", text, re.M)
     assert (int(python[1]), int(python[2])) >= (3, 11)
+
+
+def test_a_unit_of_a_site_that_nobody_admits_any_more_is_not_started_again():
+    service = unit(DEPLOY / "fieldmark-site.service")["Service"]
+    assert service["RestartPreventExitStatus"] == str(PeerError.exit_code)
 
 
 def test_the_proxies_forward_what_the_gateway_serves_and_nothing_else():

@@ -15,8 +15,9 @@ from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.proxies import socks
 from fgvc_core.recipe import Recipe, parse_recipe
-from fgvc_core.words import counted
+from fieldmark.client.deployment.check_data import Rehearse, first_request, look_at_data
 from fieldmark.client.deployment.contact import Contact, look
+from fieldmark.client.deployment.home_modes import check_modes
 from fieldmark.client.deployment.link import Link, read_link
 from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.budget import Budget, read_budget
@@ -26,11 +27,18 @@ from fieldmark.client.recipe_limits import check_lent
 from fieldmark.client.site import Site
 
 DISK_GB, MEMORY_GB = 2.0, 1.0
+DECIDING = {"data", "disk", "memory", "GPU", "ledger", "limits", "policy", "cost"}
+"""Checks of this machine and the run: where one fails, the run's request is not rehearsed."""
 SKEW_S = 60.0
 """Largest clock difference in seconds. The gateway accepts signatures up to 300 s old."""
 CERTIFICATE_DAYS = 14
+NOT_REACHED = "the coordinator was not reached"
 
 _TLS_REMEDIES = {
+    "407": "The proxy wants a name and a password: "
+    "HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT, with special characters as %XX.",
+    "Tunnel connection failed": "The proxy refuses this address: ask your network's administrator "
+    "to let it through (CONNECT).",
     "certificate expired": "Ask the coordinator to renew it (fieldmark server renew), unless it "
     "is this machine's date that is wrong.",
     "certificate is valid from": "Set this machine's date; if it is right, ask the coordinator to "
@@ -44,6 +52,7 @@ def check_site(
     home: Path,
     recipe: Recipe | None = None,
     tell: Callable[[int, int], None] | None = None,
+    rehearse: Rehearse | None = None,
 ) -> Checked:
     """Run all checks.
 
@@ -53,6 +62,8 @@ def check_site(
         home: Home of the site.
         recipe: Checked in place of the announced one.
         tell: Called with (pictures opened, total).
+        rehearse: Rehearses the run's first request
+            (:func:`~fieldmark.client.deployment.dry_run.dry_run`); None leaves that out.
 
     Raises:
         ConfigurationError: if the home is incomplete; nothing can be checked then.
@@ -62,8 +73,10 @@ def check_site(
     contact = look(home, link, site.key, site.coordinator)
     if recipe is None and contact.announcement is not None:
         recipe = parse_recipe(contact.announcement.recipe, where="announced recipe")
+    announced = () if contact.announcement is None else contact.announcement.class_names
+    data, class_names = look_at_data(site, recipe, announced, tell)
     findings = [
-        _data(site, recipe, contact, tell),
+        data,
         _disk(site),
         _modes(site),
         _memory(),
@@ -76,67 +89,11 @@ def check_site(
         _version(contact),
         _ledger(site, contact),
         _limits(site, recipe, contact),
-        *_policy_and_cost(site, recipe),
+        *_policy_and_cost(site, recipe, contact),
     ]
+    wrong = [f.name for f in findings if f.level == "failed" and f.name in DECIDING]
+    findings.append(first_request(site, recipe, class_names, wrong, rehearse))
     return Checked(tuple(findings))
-
-
-def _data(
-    site: Site,
-    recipe: Recipe | None,
-    contact: Contact,
-    tell: Callable[[int, int], None] | None,
-) -> Finding:
-    path = site.settings.data.path
-    remedy = "Set [data] path in site.toml; 'fieldmark data check' looks at every picture."
-    if path is not None and not (Path(path).is_dir() and os.access(path, os.R_OK | os.X_OK)):
-        return Finding("data", "failed", f"'{path}' cannot be read as a folder", remedy, 3)
-    if recipe is None:
-        if path is None:
-            return Finding("data", "note", "no path is set; only embedded pictures can be used")
-        if not any(Path(path).iterdir()):
-            return Finding("data", "failed", f"'{path}' is empty", remedy, 3)
-        if site.settings.data.kind is None and site.rows is None:
-            said = "data.kind in site.toml is not set: how the pictures are read is not said"
-            return Finding("data", "failed", said, "fieldmark site reading DIR --save", 2)
-    # Lazy import: a site without pictures of its own needs no torch for its check.
-    from fieldmark.client.recognition import understand
-
-    classes = () if contact.announcement is None else contact.announcement.class_names
-    named = () if recipe is None else recipe.data.classes or ()
-    try:
-        found = understand(site, recipe, classes or named, tell, keep=True)
-    except FieldmarkError as error:
-        return Finding("data", "failed", error.what, error.remedy or remedy, error.exit_code)
-    if classes and tuple(found.classes) != classes:
-        said = f"its {len(found.classes)} classes are not the {len(classes)} that were announced"
-        return Finding("data", "failed", said, "Map your labels in site.toml.", 3)
-    if not found.pictures:
-        return Finding("data", "failed", "no picture to learn from", remedy, 3)
-    said = (
-        f"{counted(found.pictures, 'picture')} of "
-        f"{counted(len(found.classes), 'class', 'classes')}, {found.held_out} of them kept "
-        "for validation"
-    )
-    if recipe is None:
-        said += "; no run is announced: a recipe's classes were not compared (--recipe FILE)"
-    gone = sum(found.left_out.values())
-    if found.unused:
-        said += f"; not used: {' '.join(found.unused)}"
-    if not gone:
-        return Finding("data", "ok", said)
-    said += f"; {gone} count as nothing: {'; '.join(found.examples_left_out)}"
-    private = (recipe is not None and recipe.privacy is not None) or bool(
-        site.settings.policy.demand
-    )
-    if private or site.settings.data.faults == "leave-out" or not found.strict_fault:
-        remedy = "Mend them, or leave them out: the run goes on without them either way."
-        return Finding("data", "note", said, remedy)
-    remedy = (
-        "Mend them, map their labels (data.label_map), or set data.faults = 'leave-out' in "
-        "site.toml: without differential privacy this site would answer 'unavailable'."
-    )
-    return Finding("data", "failed", said, remedy, 3)
 
 
 def _disk(site: Site) -> Finding:
@@ -153,7 +110,11 @@ def _disk(site: Site) -> Finding:
 
 
 def _modes(site: Site) -> Finding:
-    """Whether other users of this machine can read files in the home, as in old homes."""
+    """Whether other users of this machine can read or change files in the home."""
+    try:
+        check_modes(site.home)
+    except FieldmarkError as error:
+        return Finding("modes", "failed", error.what, error.remedy, error.exit_code)
     found = widely_readable(site.home)
     if found:
         said = f"others on this machine can get at {len(found)} files, for instance '{found[0]}'"
@@ -240,8 +201,8 @@ def _tls(link: Link, contact: Contact) -> Finding:
 
 
 def _key(site: Site, contact: Contact) -> Finding:
-    if contact.dns or contact.tls:
-        return _not_reached("key")
+    if contact.dns or contact.tls or contact.unjudged:
+        return _not_reached("key", contact.unjudged or NOT_REACHED)
     if contact.key:
         remedy = f"Ask the coordinator whether '{site.name}' is registered, with this home's key."
         return Finding("key", "failed", contact.key, remedy, 5)
@@ -275,7 +236,7 @@ def _ledger(site: Site, contact: Contact) -> Finding:
         if Register().path.exists():
             # Resamples the data's content; no message may trigger that.
             Admission(site, ledger).claim_data(afresh=True)
-        if contact.dns or contact.tls or contact.key:
+        if contact.dns or contact.tls or contact.key or contact.unjudged:
             return _not_reached("ledger")
         seen = contact.seen
         if seen is None:
@@ -311,7 +272,19 @@ def _limits(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
     return Finding("limits", "ok", f"the run fits into them: {limits.in_words()}")
 
 
-def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
+def _waits(site: Site, recipe: Recipe, contact: Contact) -> str:
+    """What a person here still has to do before the run, as the end of a sentence."""
+    if site.settings.policy.approval == "none":
+        return ""
+    announced = contact.announcement
+    if announced is not None and announced.recipe_digest == recipe.digest:
+        ledger = Ledger(site.home, site.data_binding, site.name)
+        if ledger.is_approved(announced.run, recipe.digest):
+            return "; approved here"
+    return "; a person here has to approve it: fieldmark site approve"
+
+
+def _policy_and_cost(site: Site, recipe: Recipe | None, contact: Contact) -> Iterator[Finding]:
     if recipe is None:
         yield Finding("policy", "note", "no run is announced; --recipe FILE checks one")
         yield Finding("cost", "note", "no run is announced")
@@ -325,13 +298,14 @@ def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
     plan = budget.plan or {}
     if plan.get("epsilon") is None:
         if plan.get("allowed"):
-            yield Finding("policy", "ok", str(plan["why"]))
+            yield Finding("policy", "ok", str(plan["why"]) + _waits(site, recipe, contact))
             yield Finding("cost", "ok", "nothing is charged")
         else:
             yield Finding("policy", "failed", str(plan["why"]), "See [policy] in site.toml.", 4)
             yield _not_reached("cost", "the policy refuses it before")
         return
-    yield Finding("policy", "ok", f"epsilon {plan['epsilon']:.3g} for each {plan['unit']}")
+    said = f"epsilon {plan['epsilon']:.3g} for each {plan['unit']}"
+    yield Finding("policy", "ok", said + _waits(site, recipe, contact))
     cap = site.settings.policy.cap_in_words
     said = f"the total would be {plan['total_after']:.3g} ({cap})"
     if not plan["allowed"]:
@@ -341,5 +315,5 @@ def _policy_and_cost(site: Site, recipe: Recipe | None) -> Iterator[Finding]:
         yield Finding("cost", "ok", said)
 
 
-def _not_reached(name: str, said: str = "the coordinator was not reached") -> Finding:
+def _not_reached(name: str, said: str = NOT_REACHED) -> Finding:
     return Finding(name, "not reached", said)

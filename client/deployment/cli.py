@@ -265,11 +265,17 @@ def check(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
     ] = None,
+    rehearsal: Annotated[
+        bool,
+        typer.Option(help="Do the work of the run's first request, which takes as long."),
+    ] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Go through everything that can keep this site from taking part, with the remedies.
 
-    Every picture is opened, as a run does; nothing is charged, and the ledger is not touched.
+    Every picture is opened, as a run does; one that is known to be sound is not opened again. Of a
+    run, the first request is rehearsed within the site's limits. Nothing leaves, nothing is
+    charged, and the ledger is not touched.
 
     Exit code 0 if it can take part, else that of the first thing that is wrong.
 
@@ -280,10 +286,11 @@ def check(
     from fgvc_core.commands.terminal import progress
     from fgvc_core.recipe import load_recipe
     from fieldmark.client.deployment.check import check_site
+    from fieldmark.client.deployment.dry_run import dry_run
 
     asked = None if recipe is None else load_recipe(recipe, set_ or []).announced
-    with progress("opening pictures") as tell:
-        found = check_site(home, asked, tell)
+    with progress("opening pictures; then the first request") as tell:
+        found = check_site(home, asked, tell, dry_run if rehearsal else None)
     if json_:
         typer.echo(json.dumps(found.as_json(), indent=1))
     else:

@@ -26,6 +26,9 @@ from fieldmark.client.deployment.link import CA, Link
 
 TIMEOUT_S = 10.0
 VERSION_HEADER = "fieldmark-version"
+JUDGED_S = 240.0
+"""Largest clock difference at which a refusal is about the key, in seconds. The gateway refuses
+signatures of another time from 300 s on; the difference is measured to a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Contact:
         until: Expiry of the certificate.
         skew_s: How far our clock is ahead of the coordinator's, in seconds.
         key: Problem with our key at the coordinator, or empty.
+        unjudged: Why nothing is known of our key, although the coordinator answered, or empty.
         version: Version of Fieldmark at the coordinator.
         announcement: The current run, if any.
         seen: This site's own reply with the longest ledger that the coordinator remembers.
@@ -50,6 +54,7 @@ class Contact:
     until: datetime | None = None
     skew_s: float | None = None
     key: str = ""
+    unjudged: str = ""
     version: str = ""
     announcement: Announcement | None = None
     seen: Reply | None = None
@@ -117,6 +122,10 @@ def _with_answer(
     found: Contact, status: int, text: str, coordinator: PublicKey, own: PrivateKey
 ) -> Contact:
     values = dict(vars(found))
+    if status == 401 and abs(found.skew_s or 0.0) > JUDGED_S:
+        # It refuses what was signed at another time, whoever has signed it.
+        said = "the clocks differ too much for the coordinator to judge it"
+        return Contact(**{**values, "unjudged": said})
     if status == 401:
         return Contact(**{**values, "key": "the coordinator does not know this site's key"})
     if status != 200:

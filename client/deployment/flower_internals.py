@@ -1,4 +1,4 @@
-"""A site's uses of Flower's private modules, written for flwr 1.41.0.
+"""A site's uses of Flower's private modules, written for flwr 1.42.0.
 
 The runner speaks the Runtime API of the site's own SuperNode through a Unix socket, in place of
 Flower's executor and ``flwr-clientapp``. The SuperNode is Flower's, with the limits of

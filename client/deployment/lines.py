@@ -6,6 +6,10 @@ torch.
 
 AWAITS = "waits for a person's approval"
 """Part of the runner's line about a run that a person at the site has to approve."""
+REFUSED = "refused a request: "
+"""Beginning of the runner's line about an answer that is a refusal; the reason follows."""
+UNANSWERED = "no signed answer was given: "
+"""Beginning of the runner's line about a message without one; the likely reason follows."""
 HALF_HANDED_OVER = "an answer was handed over in part: the node has to restart"
 """Line by which the runner tells its supervisor about an incomplete handover."""
 LEFT_BEHIND = "is not in `RUNNING` status. Ignoring message"

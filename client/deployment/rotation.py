@@ -78,7 +78,7 @@ def finish(home: Path) -> str:
     path = home / NEXT
     if not path.exists():
         raise ConfigurationError(
-            "No rotation has begun here.", remedy="fieldmark site new-key DIR begins one."
+            "No rotation has begun here.", remedy=f"fieldmark site new-key {home} begins one."
         )
     if holder(home) is not None:
         raise ConfigurationError(

@@ -18,7 +18,9 @@ Run as a process: ``python -m fieldmark.client.deployment.runner HOME SOCKET SEC
 """
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -26,7 +28,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fgvc_core.errors import FieldmarkError, PeerError
 from fgvc_core.flower.parcels import open_in, pack_in
@@ -54,7 +56,12 @@ from fieldmark.client.deployment.flower_internals import (
     heartbeat_of,
     is_forgotten,
 )
-from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER
+from fieldmark.client.deployment.lines import (
+    AWAITS,
+    HALF_HANDED_OVER,
+    REFUSED,
+    UNANSWERED,
+)
 from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.approval import waiting_runs
@@ -71,6 +78,8 @@ the last answer, whose time the coordinator knows: that the next answer comes la
 tells nobody anything about the pictures."""
 STANDBY = "fieldmark.client.deployment.standby"
 ATTEMPTS = 2
+FULL_BYTES = 4_000_000
+"""With less free space a disk counts as full, in bytes: a reply under privacy is stored whole."""
 _REFUSED, _FORGOTTEN = 3, 4
 
 
@@ -267,6 +276,7 @@ class Runner:
         task.context.node_config = {"site-home": str(self._home)}
         open_in(task.message.content)
         reply = answer()
+        tell_of_refusal(reply.content, self._home)
         pack_in(reply.content)
         self._begin_handover()
         try:
@@ -281,6 +291,33 @@ class Runner:
     def _begin_handover(self) -> None:
         if self._handover is not None:
             self._handover.begin()
+
+
+def tell_of_refusal(content: RecordDict, home: Path) -> None:
+    """Say for the supervisor that an answer is a refusal, or that there is none.
+
+    Args:
+        content: Content of the answer.
+        home: Home of the site.
+    """
+    envelope = content.config_records.get("envelope")
+    body = None if envelope is None else envelope.get("body")
+    if body == "":
+        _say(f"{UNANSWERED}{_why_unanswered(home)}")
+    elif isinstance(body, str):
+        answer = json.loads(body)
+        if str(answer["code"]).startswith("refused"):
+            _say(f"{REFUSED}{answer['reason']}")
+
+
+def _why_unanswered(home: Path) -> str:
+    """Why a site could not sign: its log says so, unless the disk that holds it is full."""
+    try:
+        if shutil.disk_usage(home).free < FULL_BYTES:
+            return f"the disk of '{home}' is full, and nothing leaves that the ledger cannot keep"
+    except OSError as error:
+        return f"'{home}' cannot be reached: {error.strerror}"
+    return f"{home / 'site.log'} says why"
 
 
 class WarmUp:

@@ -1,7 +1,6 @@
 """Supervision of a site: its SuperNode, which talks to the coordinator, and its runner."""
 
 import os
-import re
 import shlex
 import sys
 import time
@@ -9,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fgvc_core.errors import ConfigurationError, PeerError
-from fgvc_core.files import PRIVATE_UMASK, private_folder, replace_private_json
+from fgvc_core.files import PRIVATE_UMASK, private_folder
 from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
@@ -23,8 +22,9 @@ from fgvc_core.supervision import (
     until_told,
 )
 from fgvc_core.words import visible
-from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER, LEFT_BEHIND, TOO_LARGE
+from fieldmark.client.deployment.home_modes import check_modes
 from fieldmark.client.deployment.link import CA, read_link
+from fieldmark.client.deployment.node_log import NodeLog, Refused
 from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.site import Site
@@ -35,25 +35,25 @@ NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
 """Waits before each restart of a SuperNode, in seconds. A killed one counts as online until its
 heartbeat expires after 60 s, unless the coordinator could be told; the last wait is longer than
 that."""
-_CONNECTED = re.compile(r"SuperNode ID: (\d+)")
-_REFUSED = re.compile(r"\b401\b|UNAUTHORIZED|Not a registered site")
-_DISTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?([^(]+)")
 
 
 def up(home: Path, say: Callable[[str], None]) -> None:
     """Run a site until SIGTERM or Ctrl-C.
 
     Raises:
-        ConfigurationError: if the home is incomplete, or is up already.
+        ConfigurationError: if the home is incomplete, is up already, or is open to others.
         PolicyRefusal: if it is a second or an older copy of a home.
+        PeerError: if the coordinator has refused the site's key for ``node_log.REFUSED_S``.
     """
     home = home.resolve()
     site, link = Site.open(home), read_link(home)
+    check_modes(home)
     check_alone(site, say)
     # Inherited by child processes, for the files that Flower writes into the home.
     os.umask(PRIVATE_UMASK)
     with alone(home, "The site"):
         supervisor = Supervisor(home)
+        refused = Refused(site)
         try:
             with until_told() as stopping:
                 say(f"site {site.name}: connecting to {link.address}")
@@ -64,12 +64,14 @@ def up(home: Path, say: Callable[[str], None]) -> None:
                     home / "state",
                     say,
                     restart_node=lambda: supervisor.ask_restart("supernode"),
+                    refused=refused,
                 ):
                     supervisor.add(service)
                 if site.settings.page.port is not None:
                     supervisor.add(page_service(site, say))
                 while not stopping:
                     supervisor.step()
+                    refused.check()
                     time.sleep(STEP_S)
                 say("stopping")
         finally:
@@ -104,6 +106,7 @@ def site_services(
     state: Path,
     say: Callable[[str], None],
     restart_node: Callable[[], None],
+    refused: Refused | None = None,
 ) -> list[Service]:
     """SuperNode and runner of a site, as supervised services.
 
@@ -116,13 +119,16 @@ def site_services(
         restart_node: Restarts the SuperNode gracefully; may be called from any thread. When the
             runner dies its message is lost, and a node that disconnects reports this at once, not
             after a minute without heartbeat.
+        refused: Notes since when the coordinator refuses the site's key.
     """
     # Only the owner can open the sockets; any account could connect to a loopback port.
     socket = socket_folder(state.absolute() / "sockets") / "supernode"
     secret = _fresh_secret(state / "secret")
     # Notifications of an earlier node: this one has none of its messages.
     wake_file(socket).path.unlink(missing_ok=True)
-    node = _Node(site, address, ca, state / "node.json", say, restart_node)
+    node = NodeLog(
+        site, address, ca, state / "node.json", say, restart_node, refused or Refused(site)
+    )
     variables = environment(state / "flwr")
     # -P: files in the working directory must not shadow installed modules.
     module = (sys.executable, "-P", "-m")
@@ -168,66 +174,6 @@ def page_service(site: Site, say: Callable[[str], None]) -> Service:
     return Service("page", command, on_line=lambda line: say(visible(line)))
 
 
-class _Node:
-    """Follows a SuperNode through the lines of its log."""
-
-    def __init__(
-        self,
-        site: Site,
-        address: str,
-        ca: Path,
-        note: Path,
-        say: Callable[[str], None],
-        restart: Callable[[], None],
-    ) -> None:
-        self._site, self._address, self._ca = site, address, ca
-        self._note, self._say, self._restart = note, say, restart
-        self.node_id: int | None = None
-
-    def on_line(self, line: str) -> None:
-        """Process one line of the SuperNode's log."""
-        found = _CONNECTED.search(line)
-        if found:
-            self.node_id = int(found.group(1))
-            self._say(f"connected to {self._address}")
-            connected = {"node_id": self.node_id, "connected": round(time.time(), 1)}
-            replace_private_json(self._note, connected)
-        elif LEFT_BEHIND in line:
-            # It has a task for a message that it never received, and would wait for that task's
-            # answer before sending any other.
-            self._say("the run ended while its message was on its way; the node restarts")
-            self._restart()
-        elif TOO_LARGE in line:
-            self._say(f"the coordinator's server sent too much: {visible(line)}")
-        elif _REFUSED.search(line):
-            self._say("the coordinator does not accept this site's key; is it still registered?")
-        elif found := _DISTRUSTED.search(line):
-            self._say(
-                f"the coordinator's certificate is refused: {found.group(1).strip()}. Nothing was "
-                f"sent to it; fieldmark site check {self._site.home} names its date and issuer"
-            )
-
-    def on_runners_line(self, line: str) -> None:
-        """Process one line of the runner's log."""
-        # Compare the whole line: exception texts in the log may contain any words.
-        if line.strip() == HALF_HANDED_OVER:
-            self._say("an answer reached the node in part; the node restarts")
-            self._restart()
-        elif AWAITS in line:
-            self._say(visible(line.strip()))
-
-    def after_death(self, status: int) -> None:
-        """Report a death to the coordinator that the node could not report itself."""
-        self._note.unlink(missing_ok=True)
-        if self.node_id is None or status == 0:
-            return
-        # Not at the top: Flower takes more memory than this whole process.
-        from fieldmark.client.deployment.flower_internals import release_node
-
-        told = release_node(self._address, str(self._ca), self._site.key, self.node_id)
-        self._say("the node died; " + ("the coordinator knows" if told else "nobody was told"))
-
-
 def environment(flower_home: Path) -> dict[str, str]:
     """Environment variables of a site's processes."""
     return {
@@ -257,6 +203,7 @@ def up_detached(home: Path, say: Callable[[str], None]) -> None:
     """
     home = home.resolve()
     # Run the checks of up() here too, so that their errors reach the caller.
+    check_modes(home)
     check_alone(Site.open(home), say)
     read_link(home)
     for part in ("logs", "state"):

@@ -52,6 +52,22 @@ def _plan(job: Job, privacy: PrivacySettings) -> tuple[PrivacyEvent, ...]:
     return plan_for(privacy, job.recipe.federation.rounds, job.recipe.sharers)
 
 
+def rehearse_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Payload:
+    """Work as for a request under differential privacy, for people at the site only.
+
+    Nothing is charged, stored or sent, so nothing is released.
+
+    Raises:
+        PolicyRefusal: as :func:`answer_protected`.
+        PeerError: as :func:`answer_protected`.
+    """
+    event = event_of(job, privacy)
+    received = {} if event is None else checked(job, privacy)
+    encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
+    gate.check_leaving(specs_of_answer(job, event, received), encode)
+    return _work(job, privacy, received, event)
+
+
 def event_of(job: Job, privacy: PrivacySettings) -> PrivacyEvent | None:
     """Privacy event of the answer; None if the answer says nothing about the pictures."""
     request = job.request

@@ -73,6 +73,7 @@ def decode_each(
     tell: Tell | None = None,
     *,
     whatever: bool = False,
+    known: Callable[[int], bool] = lambda position: False,
 ) -> dict[int, DataError]:
     """Decode each picture of a table once and hand it to ``use``.
 
@@ -83,6 +84,8 @@ def decode_each(
         tell: Called from time to time with the progress.
         whatever: Treat every exception from the source, of any type, as the picture's fault,
             unless the machine is at fault.
+        known: Called from several threads at once; pictures for which it is true are sound and
+            are not decoded again.
 
     Returns:
         Position -> error of each missing or damaged picture, sorted by position.
@@ -109,6 +112,8 @@ def decode_each(
     def decode(start: int) -> int:
         stop = min(start + _CHUNK, len(table))
         for position in range(start, stop):
+            if known(position):
+                continue
             # decode_one frees the picture before the block lets the next large one start.
             with one_large_at_a_time():
                 decode_one(position)

@@ -1,4 +1,4 @@
-"""Private modules of Flower that both sides use, as of flwr 1.41.0.
+"""Private modules of Flower that both sides use, as of flwr 1.42.0.
 
 An in-process grid does what Flower's runtimes do: it assigns message ids and describes its run.
 Both sides assemble messages from objects that the other side has sent, and speak Flower's APIs

@@ -20,6 +20,17 @@ FAULTS = {
 """Error codes beyond Flower's own, by which a grid reports a reply that is the site's fault ->
 recorded message. If a site sends such a code itself, it is blamed all the same."""
 
+_UNKNOWN = "The site's runtime could not answer"
+_ENDED = {
+    2: "The process that worked on the request at the site ended without an answer, twice (memory, "
+    "or somebody ended it; the site's logs/runner.log says how)",
+    3: "The request was gone before the site's node had fetched it",
+    4: "The site's node or its runner ended before the reply was handed over whole",
+    5: "The site's node went away before it answered (its process ended, or its connection)",
+    7: "The site refused the run's bundle, which is another installation's",
+}
+"""Flower's error code -> what it means at a site."""
+
 
 class SiteFault(PeerError):
     """A reply that is unreadable because of what the site sent."""
@@ -89,7 +100,8 @@ def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
     if message.has_error():
         if message.error.code in FAULTS:
             raise SiteFault(FAULTS[message.error.code])
-        raise PeerError(f"The site's runtime reported error code {message.error.code}.")
+        code = message.error.code
+        raise PeerError(f"{_ENDED.get(code, _UNKNOWN)} (Flower's error code {code}).")
     content = message.content
     envelope = content.config_records.get("envelope")
     if envelope is None or set(content) - {"envelope", "tensors"}:
@@ -97,9 +109,8 @@ def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
     body, signature = envelope.get("body"), envelope.get("signature")
     if not isinstance(body, str) or not isinstance(signature, bytes) or not body:
         raise PeerError(
-            "The reply is not signed.",
-            why="A site signs nothing while its home cannot be used or written to (a full disk, "
-            "say), or beyond its limit of requests a day; its site.log says which.",
+            "The reply is not signed: the site could not write its ledger or open its home (a full "
+            "disk, for instance), or has answered enough today; its own log says which."
         )
     if not _is_text(body):
         raise PeerError("The reply's body is not text.")

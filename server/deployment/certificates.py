@@ -105,7 +105,8 @@ def read_certificate(path: Path) -> x509.Certificate:
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"The certificate '{path}' cannot be read: {error}.",
-            remedy="Restore it from the backup, or renew it: fieldmark server renew DIR.",
+            remedy="Restore it from the backup, or renew it: "
+            f"fieldmark server renew {path.parent}.",
         ) from None
 
 
@@ -121,32 +122,15 @@ def check_dates(path: Path, now: datetime.datetime | None = None) -> int:
         raise PeerError(
             f"The certificate '{path}' is valid from {first:%Y-%m-%d %H:%M} UTC only.",
             why="No site would trust it before.",
-            remedy="Set this machine's clock, or renew it: fieldmark server renew DIR.",
+            remedy=f"Set this machine's clock, or renew it: fieldmark server renew {path.parent}.",
         )
     if now > last:
         raise PeerError(
             f"The certificate '{path}' expired on {last:%Y-%m-%d %H:%M} UTC.",
             why="No site trusts it any more.",
-            remedy="Renew it: fieldmark server renew DIR. Kits stay as they are.",
+            remedy=f"Renew it: fieldmark server renew {path.parent}. Kits stay as they are.",
         )
     return (last - now).days
-
-
-def check_mode(path: Path) -> None:
-    """Raise ConfigurationError if a secret is readable by others than its owner."""
-    try:
-        mode = path.stat().st_mode & 0o777
-    except OSError as error:
-        raise ConfigurationError(
-            f"The secret '{path}' is not there: {error.strerror}.",
-            remedy="Restore it from the backup.",
-        ) from None
-    if mode & 0o077:
-        raise ConfigurationError(
-            f"The secret '{path}' has mode {mode:04o}; 0600 is the widest allowed.",
-            why="Others on this machine can read it.",
-            remedy=f"chmod 600 {path}; if others may have read it, make a new one.",
-        )
 
 
 def _builder(

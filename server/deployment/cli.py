@@ -68,7 +68,7 @@ def add_site(
 ) -> None:
     """Register a site and make its start kit, one file to send.
 
-    Example: fieldmark server add-site federation lyon --their-key lyon.pub
+    Example: fieldmark server add-site federation lyon --their-key lyon.key.pub
     """
     from fgvc_core.protocol.keys import short_form
     from fieldmark.server.deployment.provisioning import add_site as add
@@ -115,12 +115,11 @@ def remove_site(folder: Folder, name: Name) -> None:
     Example: fieldmark server remove-site federation lyon
     """
     from fgvc_core.protocol.keys import short_form
-    from fieldmark.server.deployment.allow_list import AllowList
-    from fieldmark.server.deployment.settings import read_settings
+    from fieldmark.server.deployment.provisioning import remove_site as remove
 
-    read_settings(folder)
-    entry = AllowList(folder).remove(name)
+    entry = remove(folder, name)
     typer.echo(f"removed {name}; refused from now on: the key {short_form(entry.fingerprint)}")
+    typer.echo("Its start kit is deleted.")
 
 
 @server_app.command("rotate-key")
@@ -152,11 +151,9 @@ def replace_key(
     Example: fieldmark server replace-key federation lyon --their-key new-key.pub
     """
     from fgvc_core.protocol.keys import short_form
-    from fieldmark.server.deployment.allow_list import AllowList
-    from fieldmark.server.deployment.settings import read_settings
+    from fieldmark.server.deployment.provisioning import replace_key as replace
 
-    read_settings(folder)
-    entry = AllowList(folder).replace(name, _read(their_key), "lost")
+    entry = replace(folder, name, _read(their_key))
     typer.echo(f"{name} has from now on the key {short_form(entry.fingerprint)}")
     typer.echo("The old one is void. Compare the new one with the site on the telephone.")
 
@@ -262,6 +259,10 @@ def run(
 
     Example: fieldmark server run federation recipe.toml
     """
+    from fieldmark.server.deployment.run_request import check_idle
+
+    # Before the imports below, which take seconds.
+    check_idle(folder.resolve())
     from fgvc_core.models.weight_names import kind_of
     from fgvc_core.recipe import load_recipe
     from fieldmark.server.deployment.launching import launch

@@ -1,4 +1,4 @@
-"""All uses of Flower's private modules by the coordinator, for flwr 1.41.0.
+"""All uses of Flower's private modules by the coordinator, for flwr 1.42.0.
 
 The SuperLink listens on a Unix socket, because Flower's port would be open to every account of the
 machine. The conductor uses the Control API through it; our executor uses the Runtime API, in place
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -94,6 +95,7 @@ __all__ = [
     "acquire_work",
     "error_reply",
     "give_up",
+    "known_revisions",
     "open_work",
     "read_confirmed",
     "read_handed",
@@ -116,6 +118,8 @@ _NAMED = "localhost"
 """Host name that the SuperLink's certificate is checked against over a Unix socket, which has no
 host name."""
 FEDERATION = ""
+_VERSIONS = Path("supercore") / "state" / "alembic" / "versions"
+_REVISION = re.compile(r'^revision: str = "(\w+)"', re.M)
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -284,6 +288,15 @@ class ControlApi:
     def stop_run(self, run_id: int) -> None:
         """End a Flower run."""
         self._client.StopRun(StopRunRequest(run_id=run_id))
+
+
+def known_revisions() -> frozenset[str]:
+    """Revisions of the SuperLink's database that the installed Flower knows; it is not started."""
+    found = find_spec("flwr")
+    places = (found.submodule_search_locations or ()) if found else ()
+    scripts = (script for place in places for script in (Path(place) / _VERSIONS).glob("*.py"))
+    texts = (script.read_text(encoding="utf-8") for script in scripts)
+    return frozenset(name for text in texts for name in _REVISION.findall(text))
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,11 @@ class RunView:
             if event.get("proven"):
                 site = self._site(event["proven"])
                 site.state, site.reason = "not admitted", event["reason"]
-            if event.get("registered"):
-                self._site(event["registered"]).state = "no answer"
+            elif event.get("registered"):
+                site = self._site(event["registered"])
+                silent = event["reason"].startswith("No answer")
+                site.state = "no answer" if silent else "not admitted"
+                site.reason = "" if silent else event["reason"]
 
     def _reply(self, event: dict[str, Any]) -> None:
         site = self._site(event["site"])
@@ -184,5 +187,6 @@ def raise_outcome(run_dir: Path) -> None:
     raise error(
         f"The run '{run_dir.name}' {request.state}: {text or request.why}",
         remedy=f"Its events are in {run_dir / 'events.jsonl'}; "
-        f"go on with: fieldmark server resume DIR {run_dir.name}",
+        # The coordinator's folder holds runs/NAME.
+        f"go on with: fieldmark server resume {run_dir.parents[1]} {run_dir.name}",
     )

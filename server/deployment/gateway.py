@@ -322,7 +322,7 @@ class Gateway:
         if entry is None:
             raise Refused(401, "a key that is not registered", address=address, key=digest)
         if not -SKEW_S < age < SKEW_S:
-            raise Refused(401, f"a clock that is {age:.0f} s off", address, entry.name)
+            raise Refused(401, f"a clock that is off (by {age:.0f} s)", address, entry.name)
         belongs: Callable[[str], None] = request.scope.get(OWNER, lambda site: None)
         belongs(entry.name)
         return entry

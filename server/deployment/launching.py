@@ -12,11 +12,11 @@ from fgvc_core.files import private_folder
 from fgvc_core.models.weight_names import WEIGHTS, kind_of, resolve_weights
 from fgvc_core.models.weights import add_weights
 from fgvc_core.recipe import Recipe
-from fgvc_core.supervision import holder
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.run_request import (
     RunRequest,
     active_run,
+    check_idle,
     read_run_request,
     write_run_request,
 )
@@ -51,7 +51,7 @@ def launch(
     """
     folder = folder.resolve()
     settings = read_settings(folder)
-    _check_up(folder)
+    check_idle(folder)
     if track is None:
         choices = read_track(settings.track)
         check_installed(choices)
@@ -121,7 +121,7 @@ def resume(folder: Path, name: str) -> Path:
         ConfigurationError: if there is no such run, or it or another one is active.
     """
     folder = folder.resolve()
-    _check_up(folder)
+    check_idle(folder)
     run_dir = _folder_of(folder, name, free=False)
     CoordinatorHome.open(run_dir)
     write_run_request(run_dir, read_run_request(run_dir).but(state="wanted", stuck=0, why=""))
@@ -134,22 +134,6 @@ def stop_run(folder: Path) -> Path | None:
     if run_dir is not None:
         write_run_request(run_dir, read_run_request(run_dir).but(state="stopping"))
     return run_dir
-
-
-def _check_up(folder: Path) -> None:
-    if holder(folder) is None:
-        raise ConfigurationError(
-            f"The coordinator of '{folder}' is not up.",
-            remedy=f"Start it: fieldmark server up {folder}",
-        )
-    on = active_run(folder)
-    if on is not None:
-        raise ConfigurationError(
-            f"The run '{on.name}' is on.",
-            why="Sites answer one run at a time.",
-            remedy=f"Look at it: fieldmark server attach {folder}; or end it: "
-            f"fieldmark server cancel {folder}",
-        )
 
 
 def _own_data(recipe: Recipe, settings: DeploymentSettings) -> tuple[Recipe, tuple[str, ...], bool]:

@@ -109,7 +109,7 @@ class Meter:
     def refused(self, refusal: Refused, path: str) -> None:
         """Count a refusal and log it, unless there are too many."""
         # Numbers are replaced, so a sender cannot create an unbounded number of kinds.
-        kind = _NUMBER.sub("N", refusal.what.split(" of ")[0])
+        kind = _NUMBER.sub("N", refusal.what.split(" of ")[0].split(" (")[0])
         self.refusals[kind, refusal.status] += 1
         minute = int(time.time() // 60)
         if minute != self._minute:

@@ -29,7 +29,7 @@ from fieldmark.server.deployment.flower_internals import ControlApi
 from fieldmark.server.deployment.provisioning import check_server
 from fieldmark.server.deployment.settings import DeploymentSettings, read_settings
 from fieldmark.server.deployment.sockets import sockets, superlink_address
-from fieldmark.server.deployment.storage import DATABASE, compact
+from fieldmark.server.deployment.storage import DATABASE, check_revision, compact
 
 STEP_S = 0.25
 CONDUCT_S = 0.75
@@ -121,9 +121,11 @@ def up(folder: Path, say: Callable[[str], None]) -> None:
     Raises:
         ConfigurationError: if its folder is incomplete, or the coordinator is already up.
         PeerError: if its certificate is not valid today.
+        DataError: if the SuperLink's database is of a later version.
     """
     folder = folder.resolve()
     left = check_server(folder)
+    check_revision(folder / "state" / DATABASE)
     # Applies to files of Flower and trackers, in this process and its children.
     os.umask(PRIVATE_UMASK)
     with alone(folder, "The coordinator"):
@@ -232,6 +234,7 @@ def up_detached(folder: Path, say: Callable[[str], None]) -> None:
     """
     folder = folder.resolve()
     check_server(folder)
+    check_revision(folder / "state" / DATABASE)
     refuse_second(folder, "server")
     log = folder / "logs" / "up.log"
     said = log.stat().st_size if log.exists() else 0

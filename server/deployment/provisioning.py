@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fgvc_core import __version__
 from fgvc_core.errors import ConfigurationError, PeerError
+from fgvc_core.files import check_secret, check_unchanged_by_others
 from fgvc_core.protocol.keys import (
     PublicKey,
     fingerprint,
@@ -34,11 +35,13 @@ from fgvc_core.protocol.keys import (
 from fgvc_core.protocol.kit import StartKit, write_kit
 from fgvc_core.protocol.rotation import check_rotation, read_rotation
 from fieldmark.server.deployment.allow_list import AllowList, ListedSite
-from fieldmark.server.deployment.certificates import check_dates, check_mode, issue, make_authority
+from fieldmark.server.deployment.certificates import check_dates, issue, make_authority
 from fieldmark.server.deployment.settings import DeploymentSettings, read_settings, write_settings
 from fieldmark.server.ledger_memory import forget
 
 SECRETS = ("coordinator.key", "ca.key", "server.key", "secret")
+TRUSTED = ("server.toml", "sites.json", "coordinator.pub", "ca.pem", "server.pem")
+"""Whoever writes to them decides who is a site."""
 _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
 
@@ -98,7 +101,8 @@ def check_server(folder: Path) -> int:
     """
     read_settings(folder)
     for secret in SECRETS:
-        check_mode(folder / secret)
+        check_secret(folder / secret)
+    check_unchanged_by_others((folder, *(folder / name for name in TRUSTED)))
     read_private(folder / "coordinator.key")
     check_dates(folder / "ca.pem")
     return check_dates(folder / "server.pem")
@@ -168,7 +172,33 @@ def rotate_key(folder: Path, text: str) -> ListedSite:
             remedy="A site that has lost its key asks for: fieldmark server replace-key.",
         )
     check_rotation(signed, read_public(entry.public_key), read_public(rotation.new))
-    return allowed.replace(entry.name, rotation.new, "rotated")
+    return _without_kit(folder, allowed.replace(entry.name, rotation.new, "rotated"))
+
+
+def replace_key(folder: Path, name: str, their_key: str) -> ListedSite:
+    """Register another key for a site that has lost its own; the old one is void.
+
+    Raises:
+        ConfigurationError: if there is no such site, or the new key was ever registered.
+    """
+    read_settings(folder)
+    return _without_kit(folder, AllowList(folder).replace(name, their_key, "lost"))
+
+
+def remove_site(folder: Path, name: str) -> ListedSite:
+    """Revoke a site's key, and delete its start kit.
+
+    Raises:
+        ConfigurationError: if there is no such site.
+    """
+    read_settings(folder)
+    return _without_kit(folder, AllowList(folder).remove(name))
+
+
+def _without_kit(folder: Path, entry: ListedSite) -> ListedSite:
+    """Delete the kit of a key that is void: it may hold the private half."""
+    (folder / "kits" / f"{entry.name}.kit").unlink(missing_ok=True)
+    return entry
 
 
 def make_kit(

@@ -4,7 +4,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import read_json, replace_private_json
+from fgvc_core.supervision import holder
+from fieldmark.server.deployment.settings import read_settings
 
 State = Literal["wanted", "running", "stopping", "stopped", "finished", "failed", "none"]
 ACTIVE: tuple[State, ...] = ("wanted", "running", "stopping")
@@ -59,3 +62,28 @@ def rounds_done(run_dir: Path) -> int:
     """Rounds in a run's last checkpoint."""
     values = read_json(run_dir / "checkpoints" / "last.json") or {}
     return int(values.get("round", 0))
+
+
+def check_idle(folder: Path) -> None:
+    """Check that a coordinator is up and has no run on; quick, because nothing large is imported.
+
+    Args:
+        folder: The coordinator's, as an absolute path.
+
+    Raises:
+        ConfigurationError: saying what to do instead.
+    """
+    read_settings(folder)
+    if holder(folder) is None:
+        raise ConfigurationError(
+            f"The coordinator of '{folder}' is not up.",
+            remedy=f"Start it: fieldmark server up {folder}",
+        )
+    on = active_run(folder)
+    if on is not None:
+        raise ConfigurationError(
+            f"The run '{on.name}' is on.",
+            why="Sites answer one run at a time.",
+            remedy=f"Look at it: fieldmark server attach {folder}; or end it: "
+            f"fieldmark server cancel {folder}",
+        )

@@ -1,4 +1,4 @@
-"""Compaction of the SuperLink's SQLite database, which does not shrink by itself.
+"""The SuperLink's SQLite database: compaction, since it does not shrink by itself, and its version.
 
 SQLite keeps the pages of deleted data, and its write-ahead log never gets shorter. Flower shrinks
 neither, so the file would stay as large as the most data that sites have sent within one run
@@ -12,6 +12,8 @@ import sqlite3
 from pathlib import Path
 
 from fgvc_core.errors import DataError
+from fgvc_core.words import visible
+from fieldmark.server.deployment.flower_internals import known_revisions
 
 DATABASE = "superlink.db"
 WORTH_BYTES = 4_000_000
@@ -50,6 +52,37 @@ def compact(database: Path) -> int:
             "-shm files, and start it again: sites' keys are registered again from sites.json.",
         ) from None
     return max(before - _size(database), 0)
+
+
+def check_revision(database: Path) -> None:
+    """Refuse a database that a later Flower has changed: the installed one would never come up.
+
+    An older database is brought up to date by the SuperLink itself.
+
+    Args:
+        database: The SuperLink's; it may be missing, or damaged, which :func:`compact` reports.
+
+    Raises:
+        DataError: with the way back.
+    """
+    known = known_revisions()
+    if not database.exists() or not known:
+        return
+    try:
+        with _opened(database) as link:
+            found = link.execute("select version_num from alembic_version").fetchall()
+    except sqlite3.DatabaseError:
+        return
+    for (revision,) in found:
+        if revision not in known:
+            raise DataError(
+                f"The SuperLink's database '{database}' is of a later version (revision "
+                f"'{visible(str(revision))[:40]}'), which the installed Flower cannot read.",
+                why="The later one has changed its tables when it was started.",
+                remedy=f"Install the later version again; or, between runs, delete "
+                f"{shlex.quote(str(database))} and its -wal and -shm files, and start: sites' keys "
+                "are registered again from sites.json.",
+            )
 
 
 def _give_back(database: Path, before: int) -> None:

@@ -406,7 +406,8 @@ class Attendance(Membership):
             proven = error.site if isinstance(error, TurnedAway) else name
             if proven is not None:
                 self.reasons[proven] = error.what
-            self._not_admitted(node, error.what, proven=proven)
+            registered = self.ledgers.site_at(node) if proven is None else None
+            self._not_admitted(node, error.what, registered=registered, proven=proven)
             return
         self.nodes[name] = node
         for told in (self.undecided, self.refusals, self.reasons):

@@ -84,7 +84,7 @@ def test_nothing_in_the_package_goes_round_by_the_app():
 
 def test_what_speaks_to_the_network_reads_no_picture():
     """The deployment carries what the app answered; only the local check reads the data tree."""
-    rooms = ("workspace", "stages", "recognition")
+    rooms = ("workspace", "stages", "recognition", "rehearsal")
     reading = (*(f"fieldmark.client.{room}" for room in rooms), "fgvc_core.experiment",
                "fgvc_core.training", "fgvc_core.data")  # fmt: skip
     found = {
@@ -96,7 +96,10 @@ def test_what_speaks_to_the_network_reads_no_picture():
         for module in [node.module or ""]
         if module.startswith(reading)
     }
-    assert found == {("deployment/check.py", "fieldmark.client.recognition")}
+    assert found == {
+        ("deployment/check_data.py", "fieldmark.client.recognition"),
+        ("deployment/dry_run.py", "fieldmark.client.rehearsal"),
+    }
 
 
 def names_called(tree):

@@ -7,6 +7,7 @@ import pytest
 from deployment_lab import Lab
 from tests_recipe import TINY
 
+from fieldmark.client.notify_settings import Notify
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.site import Site, write_settings
 
@@ -15,6 +16,12 @@ pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 ROUNDS = 30
 SITES = ["site-1", "site-2", "site-3"]
 RECIPE = TINY.replace("rounds = 2", f"rounds = {ROUNDS}\nquorum = 0.5\ndeadline_s = 60")
+
+
+TELL = """#!/bin/sh
+printf '%s|' "$@" >> {calls}
+echo >> {calls}
+"""
 
 
 def approve(lab, name, said=""):
@@ -30,9 +37,14 @@ def story(tmp_path_factory):
     text = settings.read_text()
     assert "wait_for_approval_s = 0.0" in text
     settings.write_text(text.replace("wait_for_approval_s = 0.0", "wait_for_approval_s = 600.0"))
-    for home in lab.homes.values():
+    calls = tmp_path_factory.mktemp("told")
+    for name, home in lab.homes.items():
         own = Site.open(home).settings
-        asked = own.model_copy(update={"policy": Policy(approval="each-run")})
+        program = calls / f"{name}.sh"
+        program.write_text(TELL.format(calls=calls / name))
+        program.chmod(0o700)
+        told = Notify(command=(str(program), "--ward", "3"))
+        asked = own.model_copy(update={"policy": Policy(approval="each-run"), "notify": told})
         write_settings(home, asked)
     with lab:
         lab.until(lambda: len(lab.events("awaiting_approval")) == 3, "all were asked")
@@ -45,6 +57,7 @@ def story(tmp_path_factory):
         facts["cohorts"] = [e["cohort"] for e in lab.events("round_started")]
         facts["waiting"] = lab.events("waiting_for_sites")
         facts["runner"] = lab.lines("site-3.runner")
+        facts["told"] = {name: (calls / name).read_text().splitlines() for name in SITES}
     return facts
 
 
@@ -66,3 +79,13 @@ def test_a_late_yes_counts_from_a_later_round_on(story):
 def test_who_was_waited_for_is_named_and_the_site_is_told_what_to_do(story):
     assert sorted(story["waiting"][0]["waiting_for"]) == SITES
     assert "waits for a person's approval: fieldmark site approve" in story["runner"]
+
+
+def test_each_sites_own_command_was_told_once_that_a_run_waits(story):
+    for name, lines in story["told"].items():
+        (line,) = lines
+        words = line.split("|")
+        assert words[:4] == ["--ward", "3", "approval", name]
+        assert words[4].startswith("run ")
+        assert "waits for a person's approval: fieldmark site approve" in words[4]
+        assert words[5:] == [""]

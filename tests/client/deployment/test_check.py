@@ -42,7 +42,7 @@ from fieldmark.server.ledger_memory import LedgerMemory, link_memory
 RECIPE = parse_recipe("", ["data.fieldmarks_train=24", "data.fieldmarks_test=10"])
 PRIVATE = "[privacy]\nepsilon=6.0\ndelta=1e-5\nmethod='gradients'\n"
 ORDER = ["data", "disk", "modes", "memory", "GPU", "clock", "DNS", "proxy", "TLS", "key", "version",
-         "ledger", "limits", "policy", "cost"]  # fmt: skip
+         "ledger", "limits", "policy", "cost", "first request"]  # fmt: skip
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
 
 
@@ -244,6 +244,24 @@ def test_a_clock_that_is_off(home_for, monkeypatch, off, said):
     assert "NTP" in finding.remedy
 
 
+def test_a_clock_too_far_off_is_not_taken_for_a_key_that_is_not_known(home_for, monkeypatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(minutes=10)
+
+    monkeypatch.setattr("fieldmark.client.deployment.contact.datetime", Clock)
+    # The headers with which the node proves its key, too.
+    monkeypatch.setattr("fieldmark.client.deployment.flower_internals.datetime", Clock)
+    home = home_for()
+    clock, code = found(home, "clock")
+    assert (clock.level, code) == ("failed", 5)
+    assert abs(int(clock.said.split()[0]) - 600) <= 2
+    key = found(home, "key")[0]
+    assert key.level == "not reached"
+    assert "the clocks differ too much" in key.said
+
+
 def test_a_name_that_is_not_known(home_for):
     home = home_for(host="no-such-host.invalid")
     refused(home, "DNS", 5, "'no-such-host.invalid' is not known", "start kit")
@@ -262,7 +280,7 @@ def test_nobody_at_the_port(home_for):
 class Proxy:
     """An HTTP proxy on loopback that opens tunnels (CONNECT), or says no."""
 
-    def __init__(self, needs="", refuses=False):
+    def __init__(self, needs="", refuses=""):
         self.asked, self._needs, self._refuses = [], needs, refuses
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
@@ -282,7 +300,8 @@ class Proxy:
         target = text.split()[1]
         self.asked.append(target)
         if self._refuses or (self._needs and f"Basic {self._needs}" not in text):
-            near.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+            why = self._refuses or "407 Proxy Authentication Required"
+            near.sendall(f"HTTP/1.1 {why}\r\n\r\n".encode())
             near.close()
             return
         host, port = target.rsplit(":", 1)
@@ -336,12 +355,19 @@ def test_a_proxy_that_asks_for_a_name_and_a_password_is_told_them(home_for, prox
 
 
 def test_a_proxy_that_refuses_is_named_with_what_has_to_be_open(home_for, proxy, monkeypatch):
-    between = proxy(refuses=True)
+    between = proxy(refuses="407 Proxy Authentication Required")
     monkeypatch.setenv("HTTPS_PROXY", between.address)
     home = home_for()
     said = f"does not answer through the proxy {between.address}"
-    refused(home, "TLS", 5, said, "Outbound TCP")
+    refused(home, "TLS", 5, said, "HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT")
     assert "407" in found(home, "TLS")[0].said
+
+
+def test_a_proxy_that_lets_the_address_not_through_is_no_firewall(home_for, proxy, monkeypatch):
+    between = proxy(refuses="403 Forbidden")
+    monkeypatch.setenv("HTTPS_PROXY", between.address)
+    said = f"does not answer through the proxy {between.address}"
+    refused(home_for(), "TLS", 5, said, "administrator to let it through")
 
 
 def test_a_proxy_whose_name_is_not_known(home_for, monkeypatch):
@@ -430,7 +456,8 @@ def test_a_recipes_file_is_checked_in_place_of_the_announced_run_and_nothing_is_
     said = json.loads(dear.stdout)
     assert said["ok"] is False
     assert [c["name"] for c in said["checks"]] == ORDER
-    policy, cost = said["checks"][-2:]
+    policy, cost, first = said["checks"][-3:]
+    assert (first["level"], "cost" in first["said"]) == ("not reached", True)
     assert policy["level"] == "ok"
     assert cost["level"] == "failed"
     assert "(cap 2)" in cost["said"]

@@ -110,7 +110,7 @@ def test_a_site_that_is_in_order_passes_every_check_in_the_documented_order(serv
     assert checked.exit_code == 0, checked
     assert [f.name for f in checked.findings] == [
         "data", "disk", "modes", "memory", "GPU", "clock", "DNS", "proxy", "TLS", "key", "version",
-        "ledger", "limits", "policy", "cost",
+        "ledger", "limits", "policy", "cost", "first request",
     ]  # fmt: skip
     assert {f.level for f in checked.findings} <= {"ok", "note"}
 

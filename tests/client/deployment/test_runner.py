@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 
 import fieldmark.client.app
 from fgvc_core.protocol.bundle import make_bundle
@@ -18,8 +19,8 @@ from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.wire.arrays import PackedTensor
 from fgvc_core.wire.parcel import make_parcel, open_parcel
 from fieldmark.client.deployment.flower_internals import UNTAKEN
-from fieldmark.client.deployment.lines import HALF_HANDED_OVER
-from fieldmark.client.deployment.runner import Runner
+from fieldmark.client.deployment.lines import HALF_HANDED_OVER, REFUSED, UNANSWERED
+from fieldmark.client.deployment.runner import Runner, tell_of_refusal
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.provision import make_home
 
@@ -237,3 +238,20 @@ def test_a_refusal_that_did_not_reach_the_node_whole_has_it_start_anew(
     monkeypatch.setattr(task, "refuse", refuse)
     answered(home, task, monkeypatch, lambda message, context: pytest.fail("it was worked on"))
     assert HALF_HANDED_OVER in capfd.readouterr().out.splitlines()
+
+
+def test_a_refusal_is_said_for_the_supervisor_and_no_other_answer(capsys, tmp_path, monkeypatch):
+    def answered(body):
+        envelope = ConfigRecord({"body": body, "signature": b""})
+        tell_of_refusal(RecordDict({"envelope": envelope}), tmp_path)
+        return capsys.readouterr().out
+
+    said = answered(json.dumps({"code": "refused-policy", "reason": "a\x1b[2J cap"}))
+    assert said == f"{REFUSED}a\\x1b[2J cap\n"
+    assert answered("") == f"{UNANSWERED}{tmp_path}/site.log says why\n"
+    whole = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: whole._replace(free=4096))
+    assert f"the disk of '{tmp_path}' is full" in answered("")
+    for body in (json.dumps({"code": "ok", "reason": ""}),
+                 json.dumps({"code": "awaiting-approval", "reason": "not yet"})):  # fmt: skip
+        assert answered(body) == ""

@@ -5,8 +5,10 @@ import inspect
 import pytest
 from flwr.supernode import start_client_internal
 
+from fgvc_core.errors import PeerError
 from fgvc_core.protocol.keys import new_key, public_text
-from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER, LEFT_BEHIND
+from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER, LEFT_BEHIND, UNANSWERED
+from fieldmark.client.deployment.node_log import BREAK_S, REFUSED_S, NodeLog, Refused
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.provision import make_home
 
@@ -65,6 +67,53 @@ def test_a_run_that_waits_for_a_person_is_told_to_whoever_looks(node):
     runner.on_line(f"run 4f0c2a {AWAITS}: fieldmark site approve /home\x1b[2J/lyon\n")
     assert said == [f"run 4f0c2a {AWAITS}: fieldmark site approve /home\\x1b[2J/lyon"]
     assert restarts == []
+
+
+def test_a_key_that_is_refused_is_said_once_and_ends_the_site_after_ten_minutes(tmp_path):
+    coordinator = public_text(new_key().public_key())
+    site = make_home(tmp_path / "home", name="lyon", coordinator=coordinator, cache=tmp_path)
+    said, now = [], [0.0]
+    refused = Refused(site, lambda: now[0])
+    log = NodeLog(site, "fl:1", tmp_path / "ca", tmp_path / "note", said.append, print, refused)
+    for _ in range(int(REFUSED_S / 60)):
+        log.on_line("httpx.HTTPStatusError: Client error '401 Unauthorized'")
+        refused.check()
+        now[0] += 60.0
+    (line,) = said
+    assert "its key is not registered (any more), or this machine's clock is off" in line
+    assert f"fieldmark site check {site.home}" in line
+    now[0] += 60.0
+    log.on_line("401 Unauthorized")
+    with pytest.raises(PeerError, match="has refused the key of site 'lyon' for 10 minutes"):
+        refused.check()
+
+
+def test_a_single_refusal_long_ago_ends_no_site(tmp_path):
+    coordinator = public_text(new_key().public_key())
+    site = make_home(tmp_path / "home", name="lyon", coordinator=coordinator, cache=tmp_path)
+    now = [0.0]
+    refused = Refused(site, lambda: now[0])
+    refused.check()
+    for _ in range(30):
+        refused.note()
+        refused.check()
+        now[0] += BREAK_S + 1.0
+        refused.check()
+
+
+def test_a_proxy_that_wants_a_password_is_named_once(node):
+    supernode, _, said, restarts = node
+    for _ in range(3):
+        supernode.on_line("httpx.ProxyError: 407 Proxy Authentication Required")
+    (line,) = said
+    assert "name and a password" in line
+    assert restarts == []
+
+
+def test_a_site_that_cannot_sign_says_why_to_whoever_looks(node):
+    _, runner, said, _ = node
+    runner.on_line(f"{UNANSWERED}the disk of '/home/lyon' is full\n")
+    assert said == [f"{UNANSWERED}the disk of '/home/lyon' is full"]
 
 
 def test_flower_still_says_it_so():

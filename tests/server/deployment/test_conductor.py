@@ -161,6 +161,7 @@ def test_what_ended_for_a_reason_is_not_tried_again(rig, folder, details, kind, 
     with pytest.raises(kind) as caught:
         raise_outcome(run_dir)
     assert caught.value.exit_code == code
+    assert f"fieldmark server resume {folder} {run_dir.name}" in caught.value.remedy
 
 
 def test_a_run_that_is_done_is_finished_and_announced_no_more(rig, folder):

@@ -3,6 +3,7 @@
 import datetime
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -27,7 +28,9 @@ from fieldmark.server.deployment.provisioning import (
     check_server,
     coordinator_key,
     init_server,
+    remove_site,
     renew,
+    replace_key,
 )
 from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.ledger_memory import FOLDER, read_units
@@ -212,3 +215,40 @@ def test_the_coordinators_key_has_signed_the_kit_with_its_certificate(folder):
     kit = read_kit(path)
     assert fingerprint(kit.coordinator_key) == fingerprint(coordinator_key(folder))
     assert kit.ca == (folder / "ca.pem").read_text()
+
+
+def test_the_kit_of_a_removed_site_or_a_lost_key_goes_with_the_key(folder):
+    _, kit = add_site(folder, "lyon")
+    _, other = add_site(folder, "turku")
+    assert "PRIVATE KEY" in kit.read_text()
+    said = CliRunner().invoke(server_app, ["remove-site", str(folder), "lyon"])
+    assert said.exit_code == 0
+    assert "start kit is deleted" in said.stdout
+    assert not kit.exists()
+    replace_key(folder, "turku", public(new_key()))
+    assert not other.exists()
+    # Neither makes one anew, and a site without a kit can be removed, too.
+    assert remove_site(folder, "turku").name == "turku"
+    assert list((folder / "kits").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["server.toml", "sites.json", "ca.pem"])
+def test_what_everybody_can_change_keeps_the_coordinator_down(folder, name):
+    add_site(folder, "lyon")
+    (folder / name).chmod(0o666)
+    with pytest.raises(ConfigurationError, match="others on this machine can change it"):
+        check_server(folder)
+
+
+def test_remedies_name_the_folder_and_not_a_placeholder(folder):
+    late = NOW + 9999 * DAY
+    with pytest.raises(PeerError) as caught:
+        check_dates(folder / "server.pem", late)
+    assert f"fieldmark server renew {folder}." in caught.value.remedy
+
+
+def test_help_names_the_key_file_that_a_site_makes_and_the_guide_names():
+    said = CliRunner().invoke(server_app, ["add-site", "--help"], env={"COLUMNS": "200"}).stdout
+    assert "--their-key lyon.key.pub" in said
+    guide = (Path(__file__).parents[3] / "docs" / "coordinator.md").read_text()
+    assert "add-site federation lyon --their-key lyon.key.pub" in guide

@@ -1,12 +1,16 @@
 """What is said of a run whose coordinator was ended, and how long processes have been up."""
 
+import subprocess
+import sys
 import time
 
+import pytest
 from pages_lab import busy_folder
 
+from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import replace_private_json
 from fgvc_core.supervision import alone
-from fieldmark.server.deployment.run_request import RunRequest, write_run_request
+from fieldmark.server.deployment.run_request import RunRequest, check_idle, write_run_request
 from fieldmark.server.deployment.status import read_status, show_status
 
 
@@ -34,3 +38,22 @@ def test_processes_are_up_since_their_start(tmp_path):
     replace_private_json(folder / "state" / "services.json", services)
     with alone(folder, "The coordinator"):
         assert 3600 <= read_status(folder)["processes"]["gateway"]["up_s"] < 3660
+
+
+def test_a_second_run_is_refused_before_anything_large_is_imported(tmp_path):
+    folder = busy_folder(tmp_path / "fed")
+    with pytest.raises(ConfigurationError, match="is not up"):
+        check_idle(folder)
+    with alone(folder, "The coordinator"):
+        with pytest.raises(ConfigurationError, match="The run 'birds' is on"):
+            check_idle(folder)
+        looked = (
+            "import sys; from fieldmark.cli import main; sys.argv = ['fieldmark', 'server', 'run', "
+            f"{str(folder)!r}, 'none.toml']\n"
+            "try: main()\n"
+            "finally: print([n for n in ('torch', 'timm', 'sklearn') if n in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", looked], capture_output=True, text=True)
+    assert "The run 'birds' is on" in done.stderr
+    assert f"fieldmark server attach {folder}" in done.stderr
+    assert done.stdout.strip().endswith("[]")

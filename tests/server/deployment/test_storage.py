@@ -8,7 +8,8 @@ import pytest
 from flwr.supercore.constant import SQLITE_PRAGMAS
 
 from fgvc_core.errors import DataError
-from fieldmark.server.deployment.storage import WORTH_BYTES, compact
+from fieldmark.server.deployment.flower_internals import known_revisions
+from fieldmark.server.deployment.storage import WORTH_BYTES, check_revision, compact
 
 
 def opened(path):
@@ -84,3 +85,32 @@ def test_a_damaged_database_is_said_to_be_with_the_way_back(tmp_path):
         compact(path)
     assert "delete" in caught.value.remedy
     assert path.read_bytes() == b"no database" * 1000
+
+
+def at_revision(path, revision):
+    with closing(sqlite3.connect(path)) as link:
+        link.execute("create table alembic_version (version_num text)")
+        link.execute("insert into alembic_version values (?)", (revision,))
+        link.commit()
+
+
+def test_flowers_revisions_are_found_where_they_are_and_41s_is_among_them():
+    known = known_revisions()
+    assert len(known) > 10
+    assert "d90a2f91f23c" in known
+
+
+def test_a_database_of_a_later_flower_is_refused_with_the_way_back(tmp_path):
+    path = tmp_path / "superlink.db"
+    check_revision(path)
+    at_revision(path, "f0f0f0f0f0f0")
+    with pytest.raises(DataError, match="of a later version") as caught:
+        check_revision(path)
+    assert f"delete {path} and its -wal and -shm files" in caught.value.remedy
+
+
+def test_a_database_of_this_flower_of_an_earlier_one_or_damaged_is_not_judged(tmp_path):
+    at_revision(tmp_path / "before.db", "d90a2f91f23c")
+    check_revision(tmp_path / "before.db")
+    (tmp_path / "damaged.db").write_bytes(b"no database" * 1000)
+    check_revision(tmp_path / "damaged.db")

@@ -6,7 +6,7 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Error, Message
+from flwr.app import ArrayRecord, Error, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nodes_lab import KEYS, Nodes, answering
@@ -14,7 +14,9 @@ from rich.console import Console
 
 import fieldmark.server.sites.roll_call
 from fgvc_core.errors import RunFailed
+from fgvc_core.flower.records import to_content
 from fgvc_core.protocol.keys import new_key
+from fgvc_core.protocol.messages import Sealed
 from fieldmark.server.deployment.following import view_of
 from fieldmark.server.ledger_memory import FOLDER, NODES, link_memory
 from fieldmark.server.live import LiveView
@@ -336,3 +338,19 @@ def test_only_hex_digits_are_proposed_for_a_setting_that_a_person_copies(called,
     made.roll_call()
     (refused,) = [e["reason"] for e in exchange.events() if not e["accepted"]]
     assert refused.endswith("Install the same there.")
+
+
+def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(called, tmp_path):
+    (tmp_path / "federation" / FOLDER).mkdir(parents=True)
+    link_memory(tmp_path, tmp_path / "federation")
+    (tmp_path / NODES).write_text(json.dumps({"2": "site-1", "3": "site-2", "4": "site-3"}))
+    made, grid = called(1.0, 1.0, 1.0)
+
+    def unsigned(request):
+        return to_content(Sealed("", bytes(64)), ArrayRecord())
+
+    grid.answers[4] = unsigned
+    assert made.roll_call() == ["site-1", "site-2"]
+    site = view_of(tmp_path).sites["site-3"]
+    assert site.state == "not admitted"
+    assert "a full disk, for instance" in site.reason

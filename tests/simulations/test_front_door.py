@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
             ["doctor"],
             ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"],
-            ["site", "status"],
+            ["site", "status"], ["site", "page"], ["site", "decline"],
             ["explain"], ["export", "onnx"], ["export", "browser"], ["export", "folder"],
             ["site", "validate"],
             ["data", "check"], ["data", "partition"], ["site", "budget"], ["site", "approve"],

@@ -101,7 +101,7 @@ class Outbox:
         ]
 
     def delete_parts(self, prefix: str, older_s: float) -> None:
-        """Delete what a crash has left of an unfinished write, if older than ``older_s`` seconds."""
+        """Delete what crashes have left of unfinished writes, if older than ``older_s`` seconds."""
         for path in self._folder.glob(f"{prefix}*.part"):
             if time.time() - path.stat().st_mtime > older_s:
                 path.unlink(missing_ok=True)

@@ -3,18 +3,21 @@
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from closed_form_lab import SUMS, events_of, last_model
 from inline_executor import Here
 from tests_recipe import TINY
+from typer.testing import CliRunner
 
 from fgvc_core.errors import ConfigurationError, DataError, RunFailed
 from fgvc_core.privacy.accountant import epsilon_of_plan, read_events
 from fgvc_core.privacy.planning import plan_for
-from fgvc_core.recipe import parse_recipe
+from fgvc_core.recipe import load_recipe, parse_recipe
 from fgvc_core.secure.rules import SumRules
+from fieldmark.cli import app
 from fieldmark.client import job
 from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.outbox import Outbox
@@ -294,3 +297,32 @@ def test_sites_that_were_registered_meanwhile_do_not_make_a_sum_too_large(run, m
     with pytest.raises(RunFailed, match=r"5 sites take part, and secure\.most = 4"):
         run.go()
     assert all(run.counted(home.name) == [] for home in run.homes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["demo-secure", "cub50-secure"])
+def test_the_commands_on_the_page_run_as_they_stand(name, tmp_path):
+    """docs/secure-aggregation.md, with fewer pictures."""
+    file = Path(__file__).parents[2] / "simulations" / "recipes" / f"{name}.toml"
+    assert load_recipe(file).secure.colluding == 2
+    if name == "cub50-secure":
+        return
+    few = ("data.fieldmarks_train=400", "data.fieldmarks_test=24", "data.image_size=64")
+    words = [word for change in few for word in ("--set", change)]
+    invoke = CliRunner().invoke
+    out = tmp_path / "run"
+    done = invoke(app, ["simulate", str(file), "--out", str(out), *words])
+    assert done.exit_code == 0, done.output
+    assert "collude" in done.output
+    home = str(out / "sites" / "site-01")
+    told = invoke(app, ["site", "budget", home, "--plan", str(file), *words])
+    # The cap holds one such run.
+    assert told.exit_code == 4
+    assert "if all other sites work with the coordinator" in told.output
+    assert "no [secure]" in told.output
+    shown = invoke(app, ["site", "peers", home])
+    assert shown.output.count("compared by the simulation") == 9
+    digits = shown.output.splitlines()[-1]
+    assert invoke(app, ["site", "peers", home, "--accept", digits, "--by", "N.N."]).exit_code == 0
+    assert invoke(app, ["site", "report", home, "--out", str(tmp_path / "r.html")]).exit_code == 0
+    assert "sums over 10, 10 sites" in (tmp_path / "r.html").read_text()

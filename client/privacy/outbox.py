@@ -101,11 +101,7 @@ class Outbox:
         ]
 
     def delete_parts(self, prefix: str, older_s: float) -> None:
-<<<<<<< HEAD
-        """Delete what a crash left of an unfinished write, if older than ``older_s`` seconds."""
-=======
         """Delete what crashes have left of unfinished writes, if older than ``older_s`` seconds."""
->>>>>>> refs/heads/sec
         for path in self._folder.glob(f"{prefix}*.part"):
             if time.time() - path.stat().st_mtime > older_s:
                 path.unlink(missing_ok=True)

@@ -38,12 +38,12 @@ PICTURE_ENDINGS = frozenset(
         ".tif",
         ".tiff",
         ".webp",
-        *((".avif",) if features.check("avif") else ()),
+        *((".avif", ".avifs") if features.check("avif") else ()),
     }
 )
 """Endings of files that are read as pictures, in lower case."""
 
-_HEIC_ENDINGS = frozenset({".heic", ".heif", ".hif"})
+_HEIC_ENDINGS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
 """Endings of DICOM files; many have none, or a number, and are told by their bytes."""
 
@@ -112,7 +112,13 @@ _LITTER_FOLDERS = frozenset(
         "network trash folder",
         "recycle bin",
         "recyclebin",
+        "thumbnail",
         "thumbnails",
+        "temporary items",
+        "_gsdata_",
+        "_vti_cnf",
+        "~snapshot",
+        "node_modules",
         "@thumb",
         "_thumb",
         "_thumbs",
@@ -138,7 +144,8 @@ _LITTER_FILES = frozenset(
     ]
 )
 _LITTER_NAME = re.compile(
-    r"\._.*|SYNO(PHOTO|FILE|VIDEO)_.*|\.trash-\d+|~\$.*"
+    r"\._.*|@(__thumb|appstore|docker|sharebin|sharesnap|upload_cache)|.*@SynoEAStream"
+    r"|found\.\d{3}|SYNO(PHOTO|FILE|VIDEO)_.*|\.trash-\d+|~\$.*"
     # Lightroom's, Capture One's and Apple's libraries of previews.
     r"|.*\.(lrdata|lrcat-data|cocatalogdb|photoslibrary|aplibrary)",
     re.IGNORECASE,

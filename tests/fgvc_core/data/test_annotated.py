@@ -138,6 +138,22 @@ def test_a_picture_in_two_lists_is_refused_or_left_out(tmp_path):
     assert left_out.counts() == {"in two splits": 1}
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"images": [{"id": 99, "file_name": "./000.png"}]}, r"twice: 'images/000\.png'"),
+    ({"images": [{"id": 0, "file_name": "001.png"}]}, "picture id 0 to '000.png', '001.png'"),
+    ({"categories": [{"id": 1, "name": "c"}]}, "category id 1 to 'a', 'c'"),
+])  # fmt: skip
+def test_what_coco_says_twice_is_refused_instead_of_misread(tmp_path, change, message):
+    write_coco(tmp_path / "x.json", write_pictures(tmp_path), PLAIN)
+    found = json.loads((tmp_path / "x.json").read_text())
+    for key, more in change.items():
+        found[key] += more
+    (tmp_path / "x.json").write_text(json.dumps(found))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+    assert load(tmp_path, LeftOut()).num_classes == 2
+
+
 def test_jsons_that_are_no_splits_are_not_guessed(tmp_path):
     names = write_pictures(tmp_path)
     for name in ("one.json", "two.json"):

@@ -304,6 +304,31 @@ def format_of(start: bytes) -> str:
     return ""
 
 
+def what_it_is(start: bytes) -> tuple[str, str]:
+    """(what a file is, what to do) if it is no picture and its first bytes say so; else empty.
+
+    >>> what_it_is(b"")[0], what_it_is(b"<!DOCTYPE html><html>")[0]
+    ('it is empty', 'it is a web page')
+    """
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "it is empty", "Copy it again or remove it."
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS", "Fetch the pictures with 'git lfs pull'."
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page", "Download the picture again; the page may say what was wrong."
+    if not start.strip(b"\0"):
+        return (
+            "it begins with zero bytes alone",
+            "It may be a placeholder of a cloud drive, or cut short in copying: have it downloaded "
+            "in full, or copy it again.",
+        )
+    name = format_of(start)
+    if name:
+        return f"it is {name} under another's ending", f"Rename it. {remedy_for(name)}"
+    return "", ""
+
+
 def remedy_for(name: str) -> str:
     """What to do about a format that is not read here."""
     return next((r.remedy for r in _FORMATS if r.words.endswith(f"({name})")), _CONVERT)
@@ -346,4 +371,5 @@ __all__ = [
     "readable_extras",
     "remedy_for",
     "unused_file",
+    "what_it_is",
 ]

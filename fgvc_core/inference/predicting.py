@@ -108,7 +108,8 @@ def predict(
             # Several boxes of one file are several predictions, and its frames are there once.
             if path in counted:
                 return 0
-            counted.add(path)
+            if found.box is not None:
+                counted.add(path)
         # Where the file lies was checked as it was read.
         return further_frames("/", path)
 

@@ -291,6 +291,18 @@ def test_cvats_tags_and_boxes_are_read(tmp_path):
     assert table.unused.counts()["shapes that are neither tags nor boxes"] == 8
 
 
+def test_pictures_with_polygons_alone_are_lost_and_not_called_bare(tmp_path):
+    names = write_pictures(tmp_path)
+    write_cvat(tmp_path, names)
+    text = (tmp_path / "annotations.xml").read_text()
+    tag, polygon = '<tag label="b" source="manual"></tag>', '<polygon label="b" points="1,1;2,2"/>'
+    (tmp_path / "annotations.xml").write_text(text.replace(tag, polygon))
+    report = findings(tmp_path)
+    assert report["examples"] == 4
+    assert "1 whole class is not used: 'b'. 4 annotated with polygons" in report["faults"][0]
+    assert "without an annotation" not in report["unused"]["counts"]
+
+
 def test_cvats_subsets_are_splits_where_they_are_called_so(tmp_path):
     names = write_pictures(tmp_path, "images/Train")
     write_cvat(tmp_path, names, subset="Train")

@@ -226,6 +226,20 @@ def test_a_burst_under_an_ending_of_heic_is_read_where_the_extra_is_installed(tm
     assert table.source.picture(table.ids.index("a/x.heics")).shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize(("content", "what", "remedy"), [
+    (b"", "it is empty", "Copy it again"), (bytes(500), "zero bytes alone", "cloud drive"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS", "git lfs pull"),
+    (b"\n<!DOCTYPE html>", "web page", "Download"), (bytes(128) + b"DICM", "it is DICOM", "Rename"),
+])  # fmt: skip
+def test_what_is_no_picture_is_told_by_its_bytes(tmp_path, content, what, remedy):
+    from fgvc_core.data.files import FileSource
+
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=what) as caught:
+        FileSource(tmp_path, ["x.jpg"]).picture(0)
+    assert remedy in caught.value.remedy
+
+
 def test_a_damaged_heic_is_a_fault_of_its_own(tmp_path):
     pytest.importorskip("pillow_heif", reason="needs the 'formats' extra")
     write_folders(tmp_path, ["a", "b"], each=2)

@@ -325,7 +325,10 @@ def what_it_is(start: bytes) -> tuple[str, str]:
         )
     name = format_of(start)
     if name:
-        return f"it is {name} under another's ending", f"Rename it. {remedy_for(name)}"
+        ending = {"HEIC": ".heic", "AVIF": ".avif", "DICOM": ".dcm"}.get(name, "")
+        readable = ending in PICTURE_ENDINGS or ending in readable_extras()
+        remedy = f"Rename it to end in {ending}." if readable else remedy_for(name)
+        return f"it is {name} under another's ending", remedy
     return "", ""
 
 

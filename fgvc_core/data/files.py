@@ -91,7 +91,8 @@ class FileSource:
         except FieldmarkError:
             raise
         except FileNotFoundError:
-            raise missing_pictures([str(path)]) from None
+            guess = "Mend or remove the link." if path.is_symlink() else ""
+            raise missing_pictures([str(path)], guess=guess) from None
         except Exception as error:
             # Any kind: Pillow's decoders let errors of many types through.
             _refuse_unless_own(path, error)

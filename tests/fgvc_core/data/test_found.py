@@ -229,7 +229,8 @@ def test_a_burst_under_an_ending_of_heic_is_read_where_the_extra_is_installed(tm
 @pytest.mark.parametrize(("content", "what", "remedy"), [
     (b"", "it is empty", "Copy it again"), (bytes(500), "zero bytes alone", "cloud drive"),
     (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS", "git lfs pull"),
-    (b"\n<!DOCTYPE html>", "web page", "Download"), (bytes(128) + b"DICM", "it is DICOM", "Rename"),
+    (b"\n<!DOCTYPE html>", "web page", "Download"),
+    (bytes(4) + b"jP  \r\n\x87\n", "it is JPEG 2000", "Convert"),
 ])  # fmt: skip
 def test_what_is_no_picture_is_told_by_its_bytes(tmp_path, content, what, remedy):
     from fgvc_core.data.files import FileSource

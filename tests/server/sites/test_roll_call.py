@@ -336,3 +336,10 @@ def test_only_hex_digits_are_proposed_for_a_setting_that_a_person_copies(called,
     made.roll_call()
     (refused,) = [e["reason"] for e in exchange.events() if not e["accepted"]]
     assert refused.endswith("Install the same there.")
+
+
+def test_one_site_is_told_in_the_singular():
+    from fieldmark.server.sites.roll_call import refused_by_all
+
+    assert refused_by_all({"a": "no."}).what == "1 site refuses by its own policy: no."
+    assert refused_by_all({"a": "no.", "b": "no."}).what.startswith("2 sites refuse by their own")

@@ -69,7 +69,7 @@ class LiveView:
 
     def _on_run_started(self, event: dict[str, Any]) -> None:
         self._say(
-            f"{len(event['sites'])} sites, {event['strategy']}, "
+            f"{counted(len(event['sites']), 'site')}, {event['strategy']}, "
             f"at most {counted(event['rounds'], 'round')}, engine {event['engine']}"
         )
 
@@ -87,7 +87,8 @@ class LiveView:
         missing = [f"{site} ({why})" for site, why in sorted(event["waiting_for"].items())]
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         self._say(
-            f"{len(event['present'])} sites are present and a round needs {event['needed']}: "
+            f"{counted(len(event['present']), 'site is', 'sites are')} present "
+            f"and a round needs {event['needed']}: "
             f"waiting for {', '.join(missing[:5])}{more}"
         )
 
@@ -97,7 +98,8 @@ class LiveView:
     def _on_pretraining_finished(self, event: dict[str, Any]) -> None:
         rounds, loss = self._recipe.pretrain.rounds, event["loss"]
         self._say(
-            f"pre-training {event['round']}/{rounds}  {event['accepted']}/{event['cohort']} sites  "
+            f"pre-training {event['round']}/{rounds}  {event['accepted']}/"
+            f"{counted(event['cohort'], 'site')}  "
             + ("" if loss is None else f"loss {loss:.3f}  ")
             + f"{event['seconds']:.1f} s"
         )
@@ -113,7 +115,7 @@ class LiveView:
         stage = STAGES[event["kind"], event.get("phase", "")]
         if self._progress is not None and self._task is not None and stage.carries == "update":
             self._progress.update(
-                self._task, told=f"{self._answered}/{self._cohort} sites answered"
+                self._task, told=f"{self._answered}/{counted(self._cohort, 'site')} answered"
             )
 
     def _on_site_set_aside(self, event: dict[str, Any]) -> None:
@@ -134,7 +136,8 @@ class LiveView:
     def _on_started(self, event: dict[str, Any]) -> None:
         if "chosen" in event:
             self._say(
-                f"the head before round 1: {event['chosen']} (of {event['sites']} sites, "
+                f"the head before round 1: {event['chosen']} "
+                f"(of {counted(event['sites'], 'site')}, "
                 f"{event['messages']} messages after the class statistics)"
             )
 
@@ -149,12 +152,13 @@ class LiveView:
 
     def _on_round_void(self, event: dict[str, Any]) -> None:
         self._say(
-            f"round {event['round']} is void: {event['accepted']} of {event['needed']} replies"
+            f"round {event['round']} is void: {event['accepted']} of "
+            f"{counted(event['needed'], 'reply', 'replies')}"
         )
 
     def _on_round_finished(self, event: dict[str, Any]) -> None:
         self._seconds.append(event["seconds"])
-        parts = [f"{event['accepted']}/{event['cohort']} sites"]
+        parts = [f"{event['accepted']}/{counted(event['cohort'], 'site')}"]
         if event["loss"] is not None:
             parts.append(f"loss {event['loss']:.3f}")
         if event["top1"] is not None:
@@ -169,7 +173,7 @@ class LiveView:
         self._say(f"round {event['round']}/{rounds}  " + "  ".join(parts))
 
     def _on_personalised(self, event: dict[str, Any]) -> None:
-        self._say(f"{event['sites']} sites fine-tuned the best model for themselves")
+        self._say(f"{counted(event['sites'], 'site')} fine-tuned the best model, each for itself")
 
     def _on_run_finished(self, event: dict[str, Any]) -> None:
         why = "no better model for a while" if event["reason"] == "patience" else "all rounds done"

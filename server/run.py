@@ -20,6 +20,7 @@ from fgvc_core.errors import (
 )
 from fgvc_core.experiment import make_learner, make_table, pick_device
 from fgvc_core.models.weight_names import resolve_weights
+from fgvc_core.words import counted
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.live import LiveView
 from fieldmark.server.results.evaluation import TestSplit
@@ -102,7 +103,8 @@ def run_federation(
             events.emit("interrupted", round=rounds.state.round)
             write_interrupted(home, rounds.state, learner)
             raise RunInterrupted(
-                f"The run was stopped; {rounds.state.round} rounds are in its checkpoint.",
+                "The run was stopped; "
+                f"{counted(rounds.state.round, 'round is', 'rounds are')} in its checkpoint.",
                 remedy=f"Go on with: fieldmark simulate RECIPE --out {run_dir} --resume",
             ) from None
         except FieldmarkError as error:

@@ -23,6 +23,7 @@ from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import BackdoorAttack, BackdoorTable, ScenarioSettings, Trigger
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.learner import Learner
+from fgvc_core.words import counted
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.report.page import render
 from fieldmark.server.run_log.checkpoint import Checkpoints
@@ -171,7 +172,7 @@ def _run(
 
 
 def _line(entry: Entry) -> str:
-    where = f"{entry['sites']} sites, seed {entry['seed']}, {entry['strategy']}"
+    where = f"{counted(entry['sites'], 'site')}, seed {entry['seed']}, {entry['strategy']}"
     if entry["failed"] is not None:
         return f"{where}: failed. {entry['failed']}"
     if entry["trigger"] is not None and not entry["struck"]:

@@ -254,7 +254,8 @@ def _show(metrics: dict[str, Any]) -> None:
     if metrics.get("personal"):
         personal = metrics["personal"]
         console.print(
-            f"Fine-tuned at {personal['sites']} sites: {_percent(personal['top1'])} on their "
+            f"Fine-tuned at {counted(personal['sites'], 'site')}: "
+            f"{_percent(personal['top1'])} on their "
             f"{personal['examples']} validation pictures, {100 * personal['gain']:+.1f} points."
         )
     if metrics.get("privacy"):

@@ -19,6 +19,7 @@ from fgvc_core.experiment import completed, make_learner
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe
 from fgvc_core.seeds import derive_seed
+from fgvc_core.words import counted
 from fieldmark.server.report.page import render
 from fieldmark.server.report.reading import read_events
 from fieldmark.server.report.refusals import run_refusals
@@ -148,7 +149,7 @@ def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell, say: S
     names = sorted(setting.rows)
     no_plain = _why_no_plain(recipe, setting)
     beside = "" if no_plain else ", and a plain regression"
-    say(f"seed {recipe.seed}: pooled, and {len(names)} sites alone{beside}")
+    say(f"seed {recipe.seed}: pooled, and {counted(len(names), 'site')} alone{beside}")
     # The pooled model takes as long as all local ones together, so it starts first.
     jobs = {POOLED: names, **{site: [site] for site in names}}
     if done_here(recipe):

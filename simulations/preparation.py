@@ -27,6 +27,7 @@ from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.self_supervised import self_supervised_loss
+from fgvc_core.words import counted
 
 CHUNK = 64
 """Pictures per task, few enough that all workers finish at about the same time."""
@@ -100,7 +101,8 @@ def deal(recipe: Recipe, cache: Path) -> Setting:
     missing = [name for name in missing if name not in recipe.partition.unseen]
     if missing:
         raise DataError(
-            f"No site can hold a picture of {len(missing)} classes: {', '.join(missing[:5])}.",
+            f"No site can hold a picture of {counted(len(missing), 'class', 'classes')}: "
+            f"{', '.join(missing[:5])}.",
             why="A class without a training picture cannot be learnt.",
             remedy="Take the class out of data.classes, or add pictures of it.",
         )

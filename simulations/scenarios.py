@@ -21,6 +21,7 @@ from fgvc_core.protocol.stages import stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import ScenarioSettings
 from fgvc_core.seeds import derive_seed
+from fgvc_core.words import counted
 from fieldmark.simulations.attacks import Attackers
 from fieldmark.simulations.grid import InProcessGrid
 from fieldmark.simulations.poisoning import POISONING, run_poisoned
@@ -61,7 +62,8 @@ class FaultyGrid(InProcessGrid):
         hostile = draw(recipe, names, self._scenario.attackers, "attackers")
         if self._scenario.attack != "none" and not hostile:
             raise ConfigurationError(
-                f"scenario.attackers = {self._scenario.attackers:g} of {len(names)} sites is "
+                f"scenario.attackers = {self._scenario.attackers:g} of "
+                f"{counted(len(names), 'site')} is "
                 "nobody.",
                 why="The run would be called one under attack, and nobody would attack.",
                 remedy=f"Set scenario.attackers to {1 / max(len(names), 1):.2g} or more.",

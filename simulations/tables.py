@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fgvc_core.words import counted
 from fieldmark.simulations.trials import UNGUARDED
 
 Entry = dict[str, Any]
@@ -24,7 +25,7 @@ def backdoor_tables(metrics: dict[str, Any]) -> list[Table]:
 def _table(sites: int, entries: list[Entry]) -> Table:
     here = [e for e in entries if e["sites"] == sites]
     seeds = len({e["seed"] for e in here})
-    table = Table(title=f"Backdoors, {sites} sites, {seeds} seed{'s' if seeds > 1 else ''}")
+    table = Table(title=f"Backdoors, {counted(sites, 'site')}, {counted(seeds, 'seed')}")
     for name in ("strategy", "trigger", "poisoned"):
         table.add_column(name)
     for name in ("top-1", "under attack", "success", "control", "refused"):

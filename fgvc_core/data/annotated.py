@@ -106,8 +106,12 @@ def table_of(
         how: See :class:`~fgvc_core.data.table.ExampleTable`.
 
     Raises:
-        DataError: if no picture has a label, a label is no class, or a picture is in two splits.
+        DataError: if no picture has a label, a label is no class, or a picture is in two splits or
+            has two entries.
     """
+    pictures = list(pictures)
+    if record.left_out is None:
+        _refuse_twice(pictures, named)
     rows = _rows(pictures, record, by_box=settings.crop == "box" and settings.boxes is None)
     rows = _in_one_split(rows, record, named)
     paths = tuple(one.path for one, _, _ in rows)
@@ -164,6 +168,18 @@ def _lost_classes(
     held = {class_names[k] for k in set(labels_N.tolist()) if k >= 0}
     known = mapped if settings.classes is None else set(settings.classes)
     return sorted((mapped & known) - {*held, NO_CLASS})
+
+
+def _refuse_twice(pictures: Sequence[Annotated], named: str) -> None:
+    """Refuse pictures with several entries, each of which may give another label."""
+    counts = Counter((one.path, one.split) for one in pictures)
+    twice = sorted({path for (path, _), count in counts.items() if count > 1})
+    if twice:
+        raise DataError(
+            f"{named} lists {counted(len(twice), 'picture')} twice: {first_few(twice)}.",
+            why="One picture would count as two, perhaps with two labels.",
+            remedy="Keep one entry a picture, with all its annotations.",
+        )
 
 
 def _in_one_split(rows: list[_Row], record: Record, named: str) -> list[_Row]:

@@ -112,6 +112,10 @@ class _File:
         found = read_json(root, root / listed.path)
         categories = [c for c in objects(found.get("categories")) if c.get("name") is not None]
         numbers = {str(one.get("id")) for one in categories}
+        if record.left_out is None:
+            _refuse_twice(listed.path, "category", [(c.get("id"), c["name"]) for c in categories])
+            files = [(one.get("id"), one.get("file_name")) for one in objects(found["images"])]
+            _refuse_twice(listed.path, "picture", files)
         known = {str(one.get("id")) for one in objects(found["images"])}
         by_image: dict[str, list[dict[str, Any]]] = {}
         for one in objects(found.get("annotations")):
@@ -144,6 +148,21 @@ class _File:
                 split=self.listed.split,
                 columns={"location": str(image.get("location", ""))},
             )
+
+
+def _refuse_twice(path: str, what: str, named: Sequence[tuple[object, object]]) -> None:
+    """Refuse ids with two names: annotations would be taken for those of another one."""
+    names: dict[str, set[str]] = {}
+    for number, name in named:
+        names.setdefault(str(number), set()).add(str(name))
+    twice = {number: sorted(own) for number, own in names.items() if len(own) > 1}
+    if twice:
+        number, own = next(iter(twice.items()))
+        raise DataError(
+            f"{path} gives {what} id {number} to {first_few(own)}.",
+            why="Its annotations would be taken for those of one of them, whichever comes last.",
+            remedy="Give each an id of its own; where files were merged, renumber one of them.",
+        )
 
 
 def _with_splits(files: Sequence[_File]) -> list[_File]:

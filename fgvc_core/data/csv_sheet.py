@@ -149,7 +149,7 @@ def read_sheet(root: Path, path: Path, name: str) -> Sheet:
         header_line = text.readline()
         separator = separator or separator_of(header_line.strip("\r\n"))
         text.seek(0)
-        reader = csv.reader(text, delimiter=separator, strict=True)
+        reader = csv.reader(text, delimiter=separator, strict=True, skipinitialspace=True)
         header = [field.strip() for field in next(reader, [])]
         _check_header(header, name)
         values: dict[str, list[str]] = {field: [] for field in header}
@@ -158,8 +158,8 @@ def read_sheet(root: Path, path: Path, name: str) -> Sheet:
                 continue
             if len(fields) != len(header):
                 raise DataError(
-                    f"{name}, line {skipped + reader.line_num}: {len(fields)} fields instead of "
-                    f"{len(header)}.",
+                    f"{name}, line {skipped + reader.line_num}: "
+                    f"{counted(len(fields), 'field')} instead of {len(header)}.",
                     why="Values would land in the wrong columns.",
                     remedy="Mend the line; a value with a comma needs quotes.",
                 )
@@ -227,7 +227,7 @@ def _fields(line: bytes, separator: str) -> list[str] | None:
     """Fields of one line; None if it is damaged."""
     try:
         text = line.rstrip(b"\r").decode("utf-8")
-        (fields,) = csv.reader([text], delimiter=separator, strict=True)
+        (fields,) = csv.reader([text], delimiter=separator, strict=True, skipinitialspace=True)
     except (UnicodeDecodeError, ValueError, csv.Error):
         return None
     return fields

@@ -28,6 +28,11 @@ from fgvc_core.errors import DataError
 USUAL = "annotations.xml"
 
 _SHAPES = Reason("shapes that are neither tags nor boxes")
+_ONLY_SHAPES = Reason(
+    "annotated with polygons, points or masks alone, which are not read",
+    True,
+    "Give each picture a tag, or draw boxes (CVAT's 'COCO 1.0' has a box for each polygon).",
+)
 _OTHERS = frozenset({"polygon", "polyline", "points", "cuboid", "mask", "skeleton", "ellipse"})
 
 
@@ -63,6 +68,8 @@ def is_cvat(root: Path) -> bool:
     return b"<annotations" in start and b"<version" in start
 
 
+# Label of a shape that is not read, beside the attributes of its picture; no name in XML is this.
+_OTHER_LABEL = " "
 _Image = tuple[dict[str, str], list[tuple[str, dict[str, str]]]]
 
 
@@ -76,6 +83,7 @@ def _images(root: Path, path: Path, record: Record) -> list[_Image]:
         elif found and name in ("tag", "box"):
             found[-1][1].append((name, attributes))
         elif found and name in _OTHERS:
+            found[-1][0][_OTHER_LABEL] = attributes.get("label", "")
             record.unused.add(_SHAPES, f"{name} of {found[-1][0].get('name', '')}")
 
     def refuse(*_: object) -> None:
@@ -112,6 +120,11 @@ def _pictures(root: Path, images: list[_Image], record: Record) -> Iterator[Anno
             for kind, shape in shapes
             if shape.get("label")
         ]
+        other = attributes.get(_OTHER_LABEL)
+        if not own and other is not None:
+            record.aside(_ONLY_SHAPES, name)
+            record.lost_labels.add(other)
+            continue
         folders = ("", "images", *((f"images/{subset}", subset) if subset else ()))
         yield Annotated(where(root, name, folders), own, split=_split(subset))
 

@@ -38,12 +38,12 @@ PICTURE_ENDINGS = frozenset(
         ".tif",
         ".tiff",
         ".webp",
-        *((".avif",) if features.check("avif") else ()),
+        *((".avif", ".avifs") if features.check("avif") else ()),
     }
 )
 """Endings of files that are read as pictures, in lower case."""
 
-_HEIC_ENDINGS = frozenset({".heic", ".heif", ".hif"})
+_HEIC_ENDINGS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 DICOM_ENDINGS = frozenset({".dcm", ".dicom"})
 """Endings of DICOM files; many have none, or a number, and are told by their bytes."""
 
@@ -112,7 +112,13 @@ _LITTER_FOLDERS = frozenset(
         "network trash folder",
         "recycle bin",
         "recyclebin",
+        "thumbnail",
         "thumbnails",
+        "temporary items",
+        "_gsdata_",
+        "_vti_cnf",
+        "~snapshot",
+        "node_modules",
         "@thumb",
         "_thumb",
         "_thumbs",
@@ -138,7 +144,8 @@ _LITTER_FILES = frozenset(
     ]
 )
 _LITTER_NAME = re.compile(
-    r"\._.*|SYNO(PHOTO|FILE|VIDEO)_.*|\.trash-\d+|~\$.*"
+    r"\._.*|@(__thumb|appstore|docker|sharebin|sharesnap|upload_cache)|.*@SynoEAStream"
+    r"|found\.\d{3}|SYNO(PHOTO|FILE|VIDEO)_.*|\.trash-\d+|~\$.*"
     # Lightroom's, Capture One's and Apple's libraries of previews.
     r"|.*\.(lrdata|lrcat-data|cocatalogdb|photoslibrary|aplibrary)",
     re.IGNORECASE,
@@ -297,6 +304,34 @@ def format_of(start: bytes) -> str:
     return ""
 
 
+def what_it_is(start: bytes) -> tuple[str, str]:
+    """(what a file is, what to do) if it is no picture and its first bytes say so; else empty.
+
+    >>> what_it_is(b"")[0], what_it_is(b"<!DOCTYPE html><html>")[0]
+    ('it is empty', 'it is a web page')
+    """
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "it is empty", "Copy it again or remove it."
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS", "Fetch the pictures with 'git lfs pull'."
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page", "Download the picture again; the page may say what was wrong."
+    if not start.strip(b"\0"):
+        return (
+            "it begins with zero bytes alone",
+            "It may be a placeholder of a cloud drive, or cut short in copying: have it downloaded "
+            "in full, or copy it again.",
+        )
+    name = format_of(start)
+    if name:
+        ending = {"HEIC": ".heic", "AVIF": ".avif", "DICOM": ".dcm"}.get(name, "")
+        readable = ending in PICTURE_ENDINGS or ending in readable_extras()
+        remedy = f"Rename it to end in {ending}." if readable else remedy_for(name)
+        return f"it is {name} under another's ending", remedy
+    return "", ""
+
+
 def remedy_for(name: str) -> str:
     """What to do about a format that is not read here."""
     return next((r.remedy for r in _FORMATS if r.words.endswith(f"({name})")), _CONVERT)
@@ -339,4 +374,5 @@ __all__ = [
     "readable_extras",
     "remedy_for",
     "unused_file",
+    "what_it_is",
 ]

@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fgvc_core.data.decoding import wait_for_turn
 from fgvc_core.data.depth import Depth, read_deep, too_deep
 from fgvc_core.data.dicom import read_dicom, size_of
-from fgvc_core.data.file_kinds import is_dicom
+from fgvc_core.data.file_kinds import MARK_BYTES, is_dicom, what_it_is
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.reader import (
     as_rgb,
@@ -91,7 +91,8 @@ class FileSource:
         except FieldmarkError:
             raise
         except FileNotFoundError:
-            raise missing_pictures([str(path)]) from None
+            guess = "Mend or remove the link." if path.is_symlink() else ""
+            raise missing_pictures([str(path)], guess=guess) from None
         except Exception as error:
             # Any kind: Pillow's decoders let errors of many types through.
             _refuse_unless_own(path, error)
@@ -361,8 +362,24 @@ def _refuse_unless_own(path: Path, error: Exception) -> None:
     raise passing_fault(path, short) from error
 
 
+def _told_by_bytes(path: Path) -> tuple[str, str]:
+    try:
+        with path.open("rb") as file:
+            return what_it_is(file.read(MARK_BYTES))
+    except OSError:
+        return "", ""
+
+
 def _unreadable(path: Path, error: BaseException) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        what, remedy = _told_by_bytes(path)
+        if what:
+            return DataError(
+                f"The picture '{path}' cannot be read: {what}.",
+                why="There are no pixels that could be read.",
+                remedy=remedy,
+            )
     return DataError(
         f"The picture '{path}' cannot be read: {reason}.",
         why="It is cut short, damaged or not a picture.",

@@ -54,12 +54,13 @@ def _said(path: str, found: str) -> str:
         how = "they differ in their Unicode form; write it as the file's"
     elif wrote.casefold() == there.casefold():
         how = "the case differs; write it as the file's"
-    elif os.path.basename(wrote).casefold() == os.path.basename(there).casefold():
-        folder = os.path.dirname(there) or "."
+    elif there.casefold().endswith(f"/{wrote.casefold()}"):
         how = (
             f"it lies in another folder: set data.path_template, for instance "
-            f"'{folder}/{{path}}', or data.path"
+            f"'{there[: -len(wrote)]}{{path}}', or data.path"
         )
+    elif os.path.basename(wrote).casefold() == os.path.basename(there).casefold():
+        how = "it lies in another folder: write it as the file's, relative to data.path"
     else:
         ending = os.path.splitext(there)[1]
         how = f"the ending differs: set data.path_template, for instance '{{path}}{ending}'"

@@ -155,7 +155,8 @@ def number_labels(
         raise DataError(
             f"{where} holds no labelled picture.",
             why="There is nothing to learn from.",
-            remedy="Check data.path, data.name and the label column.",
+            remedy="Check data.path, data.name and the label column; of an annotation file, "
+            "that its pictures have labels that are read (tags, choices or boxes).",
         )
     known = set(class_names)
     strange = [name for name in present if name not in known]

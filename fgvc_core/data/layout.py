@@ -1,7 +1,7 @@
 """Layout of a tree of class folders: wrapping, split and part folders, told from their names."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fgvc_core.data.files import first_few
@@ -26,6 +26,7 @@ _PART = re.compile(
     r"[ _.-]*[0-9]{1,3}",
     re.IGNORECASE,
 )
+_FOLD = re.compile(r"(?P<stem>.*?)[ _.-]*(?:fold|batch|subset)[ _.-]*[0-9]{1,3}", re.IGNORECASE)
 
 
 def usual_split(name: str) -> str | None:
@@ -47,13 +48,41 @@ def usual_split(name: str) -> str | None:
     return next((_NAMES[each] for each in candidates if each in _NAMES), None)
 
 
+def split_kinds(names: Iterable[str]) -> dict[str, str | None]:
+    """The split that each of the folders side by side means; None: it is called like none.
+
+    Where none is, all may begin or end with one word, as the halves of a data set do.
+
+    >>> split_kinds(["birds_train", "birds_test"])
+    {'birds_train': 'train', 'birds_test': 'test'}
+    >>> split_kinds(["train", "birds_test"]), split_kinds(["freight_train", "model_train"])
+    ({'train': 'train', 'birds_test': None}, {'freight_train': None, 'model_train': None})
+    """
+    kinds = {name: usual_split(name) for name in names}
+    if any(kinds.values()):
+        return kinds
+    for at, pattern in (("rest", r"(?P<rest>.+)[ _.-]+(?P<split>[^ _.-]+)"),
+                        ("rest", r"(?P<split>[^ _.-]+)[ _.-]+(?P<rest>.+)")):  # fmt: skip
+        found = {name: re.fullmatch(pattern, name) for name in kinds}
+        if len({match and match[at].casefold() for match in found.values()}) != 1:
+            continue
+        told = {name: usual_split(match["split"]) for name, match in found.items() if match}
+        if len(told) == len(kinds) and None not in told.values() and "train" in told.values():
+            return dict(told) if len(set(told.values())) > 1 else kinds
+    return kinds
+
+
 def is_part(names: Iterable[str]) -> bool:
     """Whether all of two or more folders are numbered parts of one whole.
 
     >>> is_part(["HAM10000_images_part_1", "HAM10000_images_part_2"]), is_part(["part_1"])
     (True, False)
     """
-    matches = [_PART.fullmatch(name) for name in names]
+    return _numbered(names, _PART)
+
+
+def _numbered(names: Iterable[str], pattern: re.Pattern[str]) -> bool:
+    matches = [pattern.fullmatch(name) for name in names]
     return (
         len(matches) > 1
         and len({m and m["stem"].casefold() for m in matches}) == 1
@@ -74,12 +103,14 @@ class Layout:
     Attributes:
         roles: Folder (its parts) whose subfolders are classes -> the split of its pictures.
         pools: Folders whose pictures have no labels.
+        inner: Split folders below each class, by their names.
         how: Sentences for people.
     """
 
     roles: dict[tuple[str, ...], Role]
     pools: frozenset[tuple[str, ...]]
     how: tuple[str, ...]
+    inner: Mapping[str, Role] = field(default_factory=dict)
 
     def place(self, parts: Sequence[str]) -> tuple[str | None, Role] | None:
         """(label, split) of a path's parts, the last of which is the file; None: no class."""
@@ -87,6 +118,12 @@ class Layout:
             top = tuple(parts[:depth])
             if top in self.pools:
                 return None, "pool"
+            if top in self.roles and self.inner and depth + 2 < len(parts):
+                # Pictures beside a class's split folders have no split.
+                split = self.inner.get(parts[depth + 1])
+                return (parts[depth], split) if parts[depth + 1] in self.inner else None
+            if top in self.roles and self.inner:
+                return None
             if top in self.roles:
                 return (parts[depth], self.roles[top]) if depth + 1 < len(parts) else None
         return None
@@ -104,6 +141,7 @@ def understand(paths: Iterable[Sequence[str]], empty: Iterable[Sequence[str]] = 
     - Folders are splits if one is called like a training split and one of them holds folders, or
       if two or more are and all of them are called like splits; any case, with words such as
       ``images`` or ``set`` around.
+    - Split folders below every class folder are splits.
     - Folders that are numbered parts (``..._part_1``, ``..._part_2``) are read as one.
     - Folders on the first level that is none of these are classes.
 
@@ -140,17 +178,20 @@ def understand(paths: Iterable[Sequence[str]], empty: Iterable[Sequence[str]] = 
         _read_splits(node, prefix, roles, pools, how)
     else:
         _read_classes(node, prefix, None, roles, how)
-    return Layout(roles, frozenset(pools), tuple(how))
+    inner = _splits_of_classes(node) if prefix in roles else {}
+    if inner:
+        how.append(f"folders below the classes are splits: {first_few(sorted(inner))}")
+    return Layout(roles, frozenset(pools), tuple(how), inner)
 
 
 def is_split_level(below: dict[str, "_Node"]) -> bool:
     """Whether folders side by side are splits rather than classes."""
-    kinds = {name: usual_split(name) for name in below}
+    kinds = split_kinds(below)
     # Splits hold folders, and classes hold pictures: a class may be called 'train' or 'test'.
     holding = {kind for name, kind in kinds.items() if below[name].below}
     if "train" in kinds.values() and holding & {"train", "val", "test"}:
         return True
-    if None in kinds.values():
+    if None in kinds.values() or not any(map(usual_split, below)):
         return False
     alone = len(kinds) == 1 and all(not n.files and n.below for n in below.values())
     return len(kinds) > 1 or alone
@@ -163,7 +204,7 @@ def _read_splits(
     pools: set[tuple[str, ...]],
     how: list[str],
 ) -> None:
-    kinds = {name: usual_split(name) for name in node.below}
+    kinds = split_kinds(node.below)
     has_test = "test" in kinds.values()
     held_out = has_test or "val" in kinds.values()
     # A folder that wraps the classes of one split wraps those of all.
@@ -197,6 +238,18 @@ def _read_splits(
         how.append(f"beside them, not read: {first_few(others)}")
 
 
+def _splits_of_classes(node: _Node) -> dict[str, Role]:
+    """Splits of the folders below class folders, if every class has such and nothing else."""
+    names = {name for child in node.below.values() for name in child.below}
+    kinds = {name: usual_split(name) for name in names}
+    bare = any(child.files or not child.below for child in node.below.values())
+    wanted = {"train", "test"} if "test" in kinds.values() else {"train", "val"}
+    if bare or not wanted <= set(kinds.values()) <= {"train", "val", "test"}:
+        return {}
+    testing = "test" if "test" in wanted else "val"
+    return {name: "test" if kind == testing else "train" for name, kind in kinds.items()}
+
+
 def _leaf(node: _Node) -> bool:
     """Whether the only folder below holds pictures itself, and so is a class."""
     return any(child.files or not child.below for child in node.below.values())
@@ -209,7 +262,8 @@ def _read_classes(
     roles: dict[tuple[str, ...], Role],
     how: list[str],
 ) -> None:
-    if node.below and is_part(node.below):
+    folds = _numbered(node.below, _FOLD) and all(c.below for c in node.below.values())
+    if node.below and (folds or is_part(node.below)):
         how.append(f"{first_few(sorted(node.below))} are parts of one whole, and no classes")
         for name, child in node.below.items():
             _read_classes(child, (*prefix, name), split, roles, how)

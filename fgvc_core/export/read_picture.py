@@ -106,8 +106,21 @@ def deep(path: str, image: ImageFile.ImageFile, rule: dict[str, Any] | None) -> 
     return Image.fromarray(np.broadcast_to(scaled.round().astype(np.uint8), (*scaled.shape[:2], 3)))
 
 
+def refuse_other_formats(path: str) -> None:
+    """Refuse, with what to do, the formats that the product reads with an extra."""
+    with open(path, "rb") as file:
+        start = file.read(132)
+    heic = start[4:8] == b"ftyp" and start[8:11] in (b"hei", b"hev", b"mif", b"msf")
+    if heic or start[128:] == b"DICM":
+        raise ValueError(
+            f"it is {'HEIC' if heic else 'DICOM'}, which this sample does not read; convert it to "
+            "8-bit PNG"
+        )
+
+
 def read(path: str, short_side: int, rule: dict[str, Any] | None = None) -> Image.Image:
     """The picture upright, as RGB on white."""
+    refuse_other_formats(path)
     with Image.open(path, formats=FORMATS) as opened:
         image: Image.Image = opened
         if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:

@@ -8,6 +8,8 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -41,7 +43,8 @@ class Prediction:
         verdict: The model's verdict; None if the picture could not be read.
         fault: Why it could not be read; empty if it could.
         thumbnail: A small JPEG, if requested.
-        further_frames: Frames of the file after the first, which alone is read.
+        further_frames: Frames of the file after the first, which alone is read; of several boxes of
+            one file only the first has them.
     """
 
     name: str
@@ -97,6 +100,18 @@ def predict(
         One prediction per picture, in order; that of a damaged picture has a fault.
     """
     threads = threads or cores()
+    lock, counted = Lock(), set[Path]()
+
+    def more_of(found: Found) -> int:
+        path = found.root / found.relative
+        with lock:
+            # Several boxes of one file are several predictions, and its frames are there once.
+            if path in counted:
+                return 0
+            if found.box is not None:
+                counted.add(path)
+        # Where the file lies was checked as it was read.
+        return further_frames("/", path)
 
     def look(chunk: Sequence[Found]) -> list[Prediction]:
         views, kept, made = [], [], {}
@@ -104,12 +119,12 @@ def predict(
             try:
                 picture_HWC = _decode(trained, found)
             except (DataError, PassingFault) as error:
-                made[number] = Prediction(found.name, None, error.what)
+                fault = f"{error.what} {error.remedy}".strip()
+                made[number] = Prediction(found.name, None, fault)
                 continue
             views.append(trained.view(picture_HWC))
             small = _thumbnail(picture_HWC) if thumbnails else b""
-            # Where the file lies was checked as it was read.
-            kept.append((number, small, further_frames("/", found.root / found.relative)))
+            kept.append((number, small, more_of(found)))
         if views:
             logits_NK = trained.logits(np.stack(views)).numpy().astype(np.float64)
             for (number, small, more), verdict in zip(kept, judge(logits_NK), strict=True):

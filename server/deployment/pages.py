@@ -23,7 +23,7 @@ from starlette.routing import Route
 from fgvc_core.files import read_json
 from fgvc_core.local_pages import PLAIN, LocalPage, only_this_machine
 from fgvc_core.sockets import LOOPBACK
-from fgvc_core.words import visible_lines
+from fgvc_core.words import counted, visible_lines
 from fieldmark.server.deployment.status import read_status
 from fieldmark.server.report.charts import Curve, curves
 
@@ -64,12 +64,13 @@ def run_curve(name: str, history: Sequence[dict[str, Any]]) -> Markup | None:
     shown = [line for line in lines if any(v is not None for v in line.values)]
     if shown:
         last = [f"{line.name} {100 * _last(line):.1f} %" for line in shown]
-        told = f"Top-1 of run {name} over {rounds} rounds; last: {', '.join(last)}"
+        told = f"Top-1 of run {name} over {counted(rounds, 'round')}; last: {', '.join(last)}"
         return Markup(curves(told, shown, shares=True))
     loss = Curve("loss", "third", values("loss"))
     if all(value is None for value in loss.values):
         return None
-    told = f"Mean training loss of run {name} over {rounds} rounds; last: {_last(loss):.3g} nats"
+    told = f"Mean training loss of run {name} over {counted(rounds, 'round')}; "
+    told += f"last: {_last(loss):.3g} nats"
     return Markup(curves(told, [loss]))
 
 

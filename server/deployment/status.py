@@ -14,7 +14,7 @@ from fgvc_core.errors import FieldmarkError
 from fgvc_core.files import read_json
 from fgvc_core.protocol.keys import fingerprint, short_form
 from fgvc_core.supervision import holder
-from fgvc_core.words import visible
+from fgvc_core.words import counted, visible
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.certificates import check_dates
 from fieldmark.server.deployment.following import RunView, view_of
@@ -190,10 +190,12 @@ def show_status(found: dict[str, Any]) -> None:
         best = "" if past["top1"] is None else f", top-1 {100 * past['top1']:.1f} %"
         why = f" ({visible(past['why'])})" if past["state"] != "finished" else ""
         console.print(
-            f"past run {past['name']}: {past['state']}{why}, {past['round']} of {past['rounds']} "
-            f"rounds, {past['contributed']} of {past['asked']} sites{best}"
+            f"past run {past['name']}: {past['state']}{why}, {past['round']} of "
+            f"{counted(past['rounds'], 'round')}, {past['contributed']} of "
+            f"{counted(past['asked'], 'site')}{best}"
         )
     for refusal in found["refusals"]:
         console.print(
-            f"refused {refusal['count']} times ({refusal['status']}): {visible(refusal['what'])}"
+            f"refused {counted(refusal['count'], 'time')} ({refusal['status']}): "
+            f"{visible(refusal['what'])}"
         )

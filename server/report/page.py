@@ -16,6 +16,7 @@ from fgvc_core.drawing.tables import folding
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import replace_text
 from fgvc_core.privacy.claims import read_claim
+from fgvc_core.words import counted as number_of
 from fgvc_core.words import visible_lines
 from fieldmark.server.report.charts import Curve, Rung, bars, curves, holdings, ladder
 from fieldmark.server.report.poisoning import against_poisoning
@@ -191,13 +192,13 @@ def _headline(run: RunFolder) -> str:
     if metrics.get("top1") is None and metrics.get("local"):
         kept = ", ".join(metrics["local"])
         return (
-            f"{sites} learnt{together} for {metrics.get('rounds', 0)} rounds and kept {kept} "
+            f"{sites} learnt{together} for {number_of(metrics.get('rounds', 0), 'round')} "
+            f"and kept {kept} "
             "to themselves: each has a model of its own, scored on its own pictures."
         )
     if metrics.get("top1") is None:
-        return (
-            f"{sites} contributed, {metrics.get('rounds', 0)} rounds: this run was stopped early."
-        )
+        rounds = number_of(metrics.get("rounds", 0), "round")
+        return f"{sites} contributed, {rounds}: this run was stopped early."
     told = (
         f"{sites} learnt {len(metrics['classes'])} classes{together}: "
         f"{percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that "

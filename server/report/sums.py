@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fgvc_core.words import counted
+
 
 def secure_in_words(metrics: dict[str, Any]) -> list[str]:
     """Sentences about a run's masked sums; none if it had none."""
@@ -25,4 +27,6 @@ def secure_in_words(metrics: dict[str, Any]) -> list[str]:
 def _sum_in_words(found: dict[str, Any]) -> str:
     sites, missing = found["sites"], found["asked"] - len(found["sites"])
     left = f"; {missing} of {found['asked']} were not ready" if missing else ""
-    return f"Round {found['round']}, {found['phase']}: the sum over {len(sites)} sites{left}."
+    return f"Round {found['round']}, {found['phase']}: the sum over " + (
+        f"{counted(len(sites), 'site')}{left}."
+    )

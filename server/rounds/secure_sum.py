@@ -29,6 +29,7 @@ from fgvc_core.secure.part import NAME, Scale
 from fgvc_core.secure.ready import read_ready
 from fgvc_core.secure.ring import from_ring, word
 from fgvc_core.wire.arrays import TensorSpec
+from fgvc_core.words import counted
 from fieldmark.server.rounds.stage import Work, run_stage
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.strategies import SoundReply
@@ -303,7 +304,8 @@ def _too_few(
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     named = f" Missing: {'; '.join(said)}{more}." if said else ""
     return RunFailed(
-        f"Round {number}: {found} sites are ready for the sum of {stage.name}, and secure.least = "
+        f"Round {number}: {counted(found, 'site is', 'sites are')} ready for the sum of "
+        f"{stage.name}, and secure.least = "
         f"{least}.{named}",
         why="Nothing was opened. Sites that were ready are not charged again.",
         remedy="Go on when the others are back: --resume asks for the same again.",

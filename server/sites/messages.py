@@ -27,6 +27,7 @@ from fgvc_core.protocol.stages import stage_of
 from fgvc_core.wire.arrays import TensorSpec, digest_all, unpack_all
 from fgvc_core.wire.codec import encode_model, model_parts, packed_bytes, read_model, update_parts
 from fgvc_core.wire.settings import WireSettings
+from fgvc_core.words import counted
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.sites.prefetch import LookAhead
@@ -242,7 +243,8 @@ def check_round_weight(specs: Mapping[str, TensorSpec], wire: WireSettings, coho
     total = cohort * (up + down)
     if 0 < wire.max_round_mb < total:
         raise ConfigurationError(
-            f"A round of {cohort} sites weighs {total:.2f} MB ({down:.2f} MB to each, {up:.2f} MB "
+            f"A round of {counted(cohort, 'site')} weighs {total:.2f} MB ({down:.2f} MB to "
+            f"each, {up:.2f} MB "
             f"from each), more than wire.max_round_mb = {wire.max_round_mb:g}.",
             why="Nothing was sent.",
             remedy="Send fewer bytes (wire.precision, wire.top_k, wire.down), ask fewer sites "

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
 from fgvc_core.flower.records import FAULTS, to_content, words_of_a_site
 from fgvc_core.protocol.messages import Request, new_nonce, seal
+from fgvc_core.words import counted
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.sites.membership import ApprovalPending, Membership, TurnedAway
@@ -162,7 +163,8 @@ class Attendance(Membership):
         said = [f"{site}: {why}" for site, why in list(missing.items())[:5]]
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         return RunFailed(
-            f"{len(self.nodes)} of the {len(self.keys)} sites that were asked take part, and a "
+            f"{len(self.nodes)} of the "
+            f"{counted(len(self.keys), 'site that was', 'sites that were')} asked take part, and a "
             f"round needs {needed}. Missing: {'; '.join(said)}{more}.",
             why="A model of fewer sites would not be this federation's (federation.quorum = "
             f"{self._home.recipe.federation.quorum:g}).",
@@ -452,7 +454,8 @@ def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:
     """The error that ends a run in which every site refuses; site -> its reason."""
     reasons = sorted(set(refusals.values()))
     return PolicyRefusal(
-        f"{len(refusals)} sites refuse by their own policy: {' '.join(reasons[:3])}",
+        f"{counted(len(refusals), 'site refuses by its', 'sites refuse by their')} own policy: "
+        f"{' '.join(reasons[:3])}",
         why="A site's policy is not the coordinator's to change; its ledger is as it was.",
         remedy="Ask for what the sites allow; 'fieldmark site budget' at a site says what is left.",
     )

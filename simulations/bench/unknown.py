@@ -35,6 +35,7 @@ from fgvc_core.models.class_statistics import (
 from fgvc_core.recipe import Overrides, parse_recipe
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.loop import Stretch
+from fgvc_core.words import counted
 from fieldmark.simulations.bench.selection import RECIPE
 
 SETS = {
@@ -102,7 +103,7 @@ def frozen_features(
     found = []
     for split in ("train", "test"):
         part = _at_most(table.where(split), most)
-        say(f"{name}: features of {len(part)} {split} pictures")
+        say(f"{name}: features of {counted(len(part), f'{split} picture')}")
         features_ND, _ = embed_all(learner, part, cache, 64)
         found.append((features_ND.astype(np.float64), part.labels_N))
     return found[0], found[1]

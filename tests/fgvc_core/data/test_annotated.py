@@ -138,6 +138,22 @@ def test_a_picture_in_two_lists_is_refused_or_left_out(tmp_path):
     assert left_out.counts() == {"in two splits": 1}
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    ({"images": [{"id": 99, "file_name": "./000.png"}]}, r"twice: 'images/000\.png'"),
+    ({"images": [{"id": 0, "file_name": "001.png"}]}, "picture id 0 to '000.png', '001.png'"),
+    ({"categories": [{"id": 1, "name": "c"}]}, "category id 1 to 'a', 'c'"),
+])  # fmt: skip
+def test_what_coco_says_twice_is_refused_instead_of_misread(tmp_path, change, message):
+    write_coco(tmp_path / "x.json", write_pictures(tmp_path), PLAIN)
+    found = json.loads((tmp_path / "x.json").read_text())
+    for key, more in change.items():
+        found[key] += more
+    (tmp_path / "x.json").write_text(json.dumps(found))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+    assert load(tmp_path, LeftOut()).num_classes == 2
+
+
 def test_jsons_that_are_no_splits_are_not_guessed(tmp_path):
     names = write_pictures(tmp_path)
     for name in ("one.json", "two.json"):
@@ -273,6 +289,18 @@ def test_cvats_tags_and_boxes_are_read(tmp_path):
     assert labels(table) == ["fox"] * 8
     assert table.picture(0).shape == (15, 15, 3)
     assert table.unused.counts()["shapes that are neither tags nor boxes"] == 8
+
+
+def test_pictures_with_polygons_alone_are_lost_and_not_called_bare(tmp_path):
+    names = write_pictures(tmp_path)
+    write_cvat(tmp_path, names)
+    text = (tmp_path / "annotations.xml").read_text()
+    tag, polygon = '<tag label="b" source="manual"></tag>', '<polygon label="b" points="1,1;2,2"/>'
+    (tmp_path / "annotations.xml").write_text(text.replace(tag, polygon))
+    report = findings(tmp_path)
+    assert report["examples"] == 4
+    assert "1 whole class is not used: 'b'. 4 annotated with polygons" in report["faults"][0]
+    assert "without an annotation" not in report["unused"]["counts"]
 
 
 def test_cvats_subsets_are_splits_where_they_are_called_so(tmp_path):

@@ -215,6 +215,32 @@ def test_a_phones_heic_is_read_upright_where_the_extra_is_installed(tmp_path, or
     assert check(tmp_path).exit_code == 0
 
 
+def test_a_burst_under_an_ending_of_heic_is_read_where_the_extra_is_installed(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="needs the 'formats' extra")
+    write_folders(tmp_path, ["a", "b"])
+    made = heif.from_pillow(Image.new("RGB", (64, 64), (200, 20, 20)))
+    for name in ("x.heics", "x.heifs"):
+        made.save(tmp_path / "a" / name, format="HEIF")
+    table = load(tmp_path)
+    assert {"a/x.heics", "a/x.heifs"} <= set(table.ids)
+    assert table.source.picture(table.ids.index("a/x.heics")).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(("content", "what", "remedy"), [
+    (b"", "it is empty", "Copy it again"), (bytes(500), "zero bytes alone", "cloud drive"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS", "git lfs pull"),
+    (b"\n<!DOCTYPE html>", "web page", "Download"),
+    (bytes(4) + b"jP  \r\n\x87\n", "it is JPEG 2000", "Convert"),
+])  # fmt: skip
+def test_what_is_no_picture_is_told_by_its_bytes(tmp_path, content, what, remedy):
+    from fgvc_core.data.files import FileSource
+
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=what) as caught:
+        FileSource(tmp_path, ["x.jpg"]).picture(0)
+    assert remedy in caught.value.remedy
+
+
 def test_a_damaged_heic_is_a_fault_of_its_own(tmp_path):
     pytest.importorskip("pillow_heif", reason="needs the 'formats' extra")
     write_folders(tmp_path, ["a", "b"], each=2)
@@ -226,7 +252,8 @@ def test_a_damaged_heic_is_a_fault_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("folder", [
     "@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX/a", "lost+found", ".thumbnails", "@Recycle",
-    "System Volume Information", ".@__thumb", ".Trash-1000/files",
+    "System Volume Information", ".@__thumb", ".Trash-1000/files", "Temporary Items", "found.000",
+    "@appstore", "@__thumb", "_gsdata_", "Thumbnail",
 ])  # fmt: skip
 def test_thumbnails_and_recycle_bins_are_no_examples_and_are_counted(tmp_path, folder):
     write_folders(tmp_path, ["a", "b"])
@@ -292,6 +319,37 @@ def test_wrapping_and_part_folders_are_looked_through(tmp_path):
     assert table.class_names == ("a", "b", "c")
     assert "parts of one whole" in table.how
     assert load(tmp_path, folders="classes").class_names == ("unpacked",)
+
+
+@pytest.mark.parametrize(("train", "test"), [
+    ("birds_train", "birds_test"), ("train-birds", "TEST-birds"), ("x train", "x validation"),
+])  # fmt: skip
+def test_split_folders_may_share_another_word(tmp_path, train, test):
+    write_folders(tmp_path / train, ["a", "b"], each=3)
+    write_folders(tmp_path / test, ["a", "b"], each=2)
+    table = load(tmp_path)
+    assert table.class_names == ("a", "b")
+    assert [table.splits.count(split) for split in ("train", "test")] == [6, 4]
+
+
+def test_split_folders_below_each_class_are_splits(tmp_path):
+    for name in ("a", "b"):
+        for split, each in (("train", 4), ("Val", 2), ("test", 3)):
+            write_folders(tmp_path / name, [split], each=each)
+    table = load(tmp_path)
+    assert table.class_names == ("a", "b")
+    tested = [path for path, split in zip(table.ids, table.splits, strict=True) if split == "test"]
+    assert len(tested) == 6
+    assert all("/test/" in path for path in tested)
+    assert "below the classes are splits" in table.how
+
+
+def test_folds_and_batches_are_parts_where_they_hold_class_folders(tmp_path):
+    for fold in ("Fold 0", "Fold 1"):
+        write_folders(tmp_path / "x" / fold, ["a", "b"], each=2)
+    write_folders(tmp_path / "y", ["batch1", "batch2"], each=3)
+    assert load(tmp_path / "x").class_names == ("a", "b")
+    assert load(tmp_path / "y").class_names == ("batch1", "batch2")
 
 
 def test_classes_that_sound_like_splits_or_parts_stay_classes(tmp_path):
@@ -699,6 +757,15 @@ def test_tables_are_read_as_people_save_them(tmp_path, content, tolerant):
     assert left_out is None or left_out.total == 0
 
 
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_blanks_before_quotes_are_no_part_of_a_value(tmp_path, tolerant):
+    root = write_sheet(
+        tmp_path, lines().replace(",a", ', "a"').replace("path,label", "path, label")
+    )
+    table = manifest(root, LeftOut() if tolerant else None)
+    assert table.class_names == ("a", "b")
+
+
 def test_file_addresses_and_absolute_paths_are_paths(tmp_path):
     for path in (f"file://{tmp_path}/images/{{:03}}.png", f"{tmp_path}/images/{{:03}}.png"):
         table = manifest(write_sheet(tmp_path, lines(path=path)))
@@ -718,6 +785,7 @@ def test_one_picture_under_two_spellings_is_listed_twice(tmp_path, twin):
 @pytest.mark.parametrize(("path", "guess"), [
     ("images/{:03}.PNG", "case differs"), ("images/{:03}.jpg", "'{path}.png'"),
     ("{:03}.png", "'images/{path}'"), ("C:\\pics\\{:03}.png", "lies in another folder"),
+    ("C:\\pics\\{:03}.png", "write it as the file's"), ("old/{:03}.png", "write it as the file's"),
     ("images/{:03}", "ending differs"), ("'images/{:03}.png'", "quotation marks"),
     ("https://x.org/{:03}.png", "download"),
 ])  # fmt: skip

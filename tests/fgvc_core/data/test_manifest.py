@@ -124,7 +124,7 @@ def test_a_bad_line_is_named(tmp_path: Path, change: dict[str, str], said: str) 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("path,label\na.png\n", "line 2: 1 fields instead of 2"),
+        ("path,label\na.png\n", "line 2: 1 field instead of 2"),
         ("path,label,path\na,b,c\n", "more than one column 'path'"),
         ("path,label\n", "lists no pictures"),
         ('path,label\n"a.png,nv\n', "cannot be read as a CSV"),

@@ -92,6 +92,16 @@ def test_what_is_refused_says_what_to_do_and_names_stay_on_one_line(tmp_path):
     assert run_onnx.shown("Bécasse 🐦.png") == "Bécasse 🐦.png"
 
 
+@pytest.mark.parametrize(("name", "start"), [
+    ("HEIC", bytes(4) + b"ftypheic"), ("HEIC", bytes(4) + b"ftypmif1"),
+    ("DICOM", bytes(128) + b"DICM"),
+])  # fmt: skip
+def test_what_needs_an_extra_of_the_product_is_named_with_what_to_do(tmp_path, name, start):
+    (tmp_path / "x").write_bytes(start + bytes(200))
+    with pytest.raises(ValueError, match=f"it is {name}.*convert it to 8-bit PNG"):
+        read_picture.square(str(tmp_path / "x"), 32, 37, "bicubic")
+
+
 def test_damaged_exif_is_read_alike(tmp_path):
     import io
     import struct

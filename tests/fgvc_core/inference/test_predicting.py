@@ -137,10 +137,24 @@ def test_damaged_files_and_bombs_are_named_passed_over_and_in_the_exit_code(chec
     assert set(by_name) == {"a.jpg", "b.png", "bomb.png", "cut.jpg", "c [wet].jpg"}
     assert "12,000 x 12,000" in by_name["bomb.png"]["fault"]
     assert "cannot be read" in by_name["cut.jpg"]["fault"]
+    assert "Copy it again or remove it" in by_name["cut.jpg"]["fault"]
     assert by_name["cut.jpg"]["answer"] == ""
     assert by_name["a.jpg"]["fault"] == ""
     assert {by_name["a.jpg"][f"class{n}"] for n in (1, 2, 3)} == set(NAMES)
     assert "2 of 5 could not be read" in result.stderr
+
+
+def test_further_frames_of_a_file_with_several_boxes_are_counted_once(checkpoint, tmp_path):
+    frames = [Image.new("RGB", (40, 40), (60 * k, 0, 0)) for k in range(3)]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    boxes = [{"category": "1", "conf": 0.9, "bbox": [0.1 * k, 0, 0.5, 0.5]} for k in range(3)]
+    (tmp_path / "md.json").write_text(
+        json.dumps({"images": [{"file": "x.gif", "detections": boxes}], "detection_categories": {}})
+    )
+    done = run(checkpoint, tmp_path / "x.gif", "--boxes", tmp_path / "md.json", "--csv")
+    assert done.exit_code == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 4
+    assert "Not used: 2 further frames" in done.stderr
 
 
 def test_json_lines_state_every_level_and_add_up(checkpoint, card):

@@ -340,7 +340,6 @@ def test_only_hex_digits_are_proposed_for_a_setting_that_a_person_copies(called,
     assert refused.endswith("Install the same there.")
 
 
-<<<<<<< HEAD
 def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(called, tmp_path):
     (tmp_path / "federation" / FOLDER).mkdir(parents=True)
     link_memory(tmp_path, tmp_path / "federation")
@@ -355,10 +354,10 @@ def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(
     site = view_of(tmp_path).sites["site-3"]
     assert site.state == "not admitted"
     assert "a full disk, for instance" in site.reason
-=======
+
+
 def test_one_site_is_told_in_the_singular():
     from fieldmark.server.sites.roll_call import refused_by_all
 
     assert refused_by_all({"a": "no."}).what == "1 site refuses by its own policy: no."
     assert refused_by_all({"a": "no.", "b": "no."}).what.startswith("2 sites refuse by their own")
->>>>>>> refs/heads/break19

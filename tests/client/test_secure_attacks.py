@@ -1,0 +1,147 @@
+"""Sites of masked sums attacked from their disk and from two processes at once."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from secure_sites import Sites, files_of, given
+
+from fieldmark.client.privacy import ledger
+from fieldmark.client.privacy.outbox import Outbox
+
+SAVED = ("ledger.jsonl", "ledger.head")
+
+
+@pytest.fixture
+def sites(tmp_path, monkeypatch):
+    found = Sites(tmp_path)
+    found.calls = given(monkeypatch, found.values)
+    return found.announce()
+
+
+def copied(home, names, folder):
+    """Copies of parts of a home."""
+    folder.mkdir()
+    for name in names:
+        source = home / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+
+
+def put_back(home, folder):
+    for source in folder.iterdir():
+        if source.is_dir():
+            shutil.rmtree(home / source.name)
+            shutil.copytree(source, home / source.name)
+        else:
+            shutil.copy(source, home / source.name)
+    ledger._OPEN.clear()
+
+
+@pytest.mark.parametrize("when", ["announced", "ready"])
+@pytest.mark.parametrize("parts", [SAVED, ("outbox",)], ids=["ledger", "outbox"])
+def test_with_only_one_of_ledger_and_outbox_put_back_a_second_set_is_refused(sites, parts, when):
+    home, copy = sites.homes["site-0"], sites.folder.with_name(sites.folder.name + "-copy")
+    Outbox(home)._folder.mkdir(exist_ok=True)
+    if when == "announced":
+        copied(home, parts, copy)
+    ready = sites.all_ready()
+    if when == "ready":
+        copied(home, parts, copy)
+    _, part = sites.send("site-0", ready)
+    assert part is not None
+    spent = sites.spent("site-0")
+    put_back(home, copy)
+    for chosen in (ready[:4], ready[:3], (ready[0], *ready[2:])):
+        assert sites.send("site-0", chosen)[1] is None
+    # Asked for its work again, it says the same (charged again where that was forgotten), or that
+    # it is gone; never a second key for the same place.
+    again = sites.ready("site-0")
+    assert again.code == "refused-policy" or again.ready.text == ready[0].text
+    for chosen in (ready[:4], ready[:3]):
+        assert sites.send("site-0", chosen)[1] is None
+    same = sites.send("site-0", ready)[1]
+    assert same is None or np.array_equal(same, part)
+    assert sites.spent("site-0") == spent
+    assert len([call for call in sites.calls if call == ("site-0", "centre")]) == 1
+
+
+def in_processes(tasks):
+    """Run tasks in processes of their own that start together; what each returned, as bytes."""
+    go_out, go_in = os.pipe()
+    pipes = []
+    for task in tasks:
+        out, into = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(go_in)
+            os.read(go_out, 1)  # Until all are there: the parent closes its end.
+            try:
+                os.write(into, task())
+            finally:
+                os._exit(0)
+        os.close(into)
+        pipes.append((child, out))
+    os.close(go_out)
+    os.close(go_in)
+    found = []
+    for child, out in pipes:
+        with os.fdopen(out, "rb") as file:
+            found.append(file.read())
+        os.waitpid(child, 0)
+    return found
+
+
+def test_of_two_processes_with_two_sets_one_answers(sites):
+    """Processes, as two workers of one home are: nothing in memory is shared."""
+    ready = sites.all_ready()
+    sets = [ready, ready[:4], ready[:3], (ready[0], *ready[2:])]
+
+    def sending(chosen):
+        def task():
+            part = sites.send("site-0", chosen)[1]
+            return b"" if part is None else part.tobytes()
+
+        return task
+
+    found = in_processes([sending(chosen) for chosen in sets])
+    assert len([part for part in found if part]) == 1
+    assert sites.kinds("site-0").count("view") == 1
+    assert sites.kinds("site-0").count("refused") == 3
+
+
+def test_of_two_processes_with_two_requests_one_works(sites):
+    """Two cohorts at once: one clear value, one charge, one key."""
+    cohorts = [sites.cohort, sites.members(sites.names[:4]), sites.members(sites.names[:3])]
+
+    def asking(cohort):
+        return lambda: sites.ready("site-0", cohort=cohort).code.encode()
+
+    found = in_processes([asking(cohort) for cohort in cohorts])
+    assert sorted(found) == [b"ok", b"refused-policy", b"refused-policy"]
+    counted = [k for k in sites.kinds("site-0") if k in ("reserved", "ready")]
+    assert counted == ["reserved", "ready"]
+    assert len(Outbox(sites.homes["site-0"]).stored("sum-")) == 1
+
+
+def test_every_other_request_of_the_run_says_nothing_about_the_value(sites):
+    """Scores, personal models, pre-training, training, statistics: between the two trips."""
+    sites.all_ready()
+    clear = sites.values["site-0"]["centre"]
+    spent = sites.spent("site-0")
+    others = [
+        ("score", ""), ("score", "personal"), ("train", ""), ("train", "pretrain"),
+        ("release", "statistics"), ("release", "gradients"), ("release", "fold-counts"),
+        ("release", "class-sums"), ("release", "centre"), ("send", ""), ("send", "class-sums"),
+    ]  # fmt: skip
+    for kind, phase in others:
+        for cohort in ((), sites.cohort):
+            if (kind, phase) in (("release", "class-sums"), ("release", "centre")) and cohort:
+                continue
+            body = sites.body("site-0", kind, phase=phase, cohort=cohort)
+            reply, tensors = sites.ask("site-0", body, {"head.centre": clear.astype(np.float32)})
+            assert tensors == {}, (kind, phase)
+            assert (reply.scores, reply.personal, reply.noisy_scores, reply.loss) == (None,) * 4
+            assert reply.examples == 0
+    assert sites.spent("site-0") == spent
+    assert clear.tobytes() in b"".join(files_of(sites.homes["site-0"] / "outbox").values())

@@ -162,7 +162,8 @@ def send_part(gate: Gate, asked: Asked) -> Departure:
             # Before a restore, or made up: whatever it is, its key is not the stored one.
             raise PeerError(f"This site's own ready text at {place} is not among the forwarded.")
         view = read_view(request.ready, kept["text"], kept["cohort"], asked.rules)
-        Peers(site).check({name: kept["cohort"][name] for name in view.names})
+        keys = {name: kept["cohort"][name] for name in view.names}
+        Peers(site).check(keys)
         digest = view.digest.hex()
         if kept.get("view", digest) != digest:
             raise second_view(place, kept["view"])
@@ -170,7 +171,7 @@ def send_part(gate: Gate, asked: Asked) -> Departure:
             # Before the set is fixed: one bad key must not burn the place.
             seeds_of(view, site.name, bytes.fromhex(kept["secret"]))
         with gate.admission.guarded():
-            gate.ledger.fix_view(place, digest, view.names)
+            gate.ledger.fix_view(place, digest, keys)
         if "view" not in kept:
             payload = _masked(payload, view, site.name, asked.rules)
             # The clear value and both keys are gone once this returns.

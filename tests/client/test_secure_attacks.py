@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from secure_sites import Sites, files_of, given
 
+from fgvc_core.protocol.keys import fingerprint, new_key, public_text
+from fgvc_core.protocol.messages import CohortMember
+from fgvc_core.secure.masks import new_secret, public_key
+from fgvc_core.secure.ready import Ready, sign_ready
 from fieldmark.client.privacy import ledger
 from fieldmark.client.privacy.outbox import Outbox
+from fieldmark.client.privacy.peers import Peers
+from fieldmark.client.privacy.report import write_report
 
 SAVED = ("ledger.jsonl", "ledger.head")
 
@@ -64,6 +70,30 @@ def test_with_only_one_of_ledger_and_outbox_put_back_a_second_set_is_refused(sit
     assert same is None or np.array_equal(same, part)
     assert sites.spent("site-0") == spent
     assert len([call for call in sites.calls if call == ("site-0", "centre")]) == 1
+
+
+def test_a_key_that_was_compared_later_does_not_vouch_for_the_one_that_a_sum_was_sent_under(
+    tmp_path, monkeypatch
+):
+    """first-seen, and an invented site-4 in the sum; then people compare the true one's key."""
+    sites = Sites(tmp_path, pinned=False, peers="first-seen", epsilon_cap="none")
+    given(monkeypatch, sites.values)
+    sites.announce()
+    key = new_key()
+    invented = CohortMember(name="site-4", fingerprint=fingerprint(key.public_key()))
+    cohort = (*sites.cohort[:4], invented)
+    ready = sites.all_ready(sites.names[:4], cohort=cohort)
+    made_up = Ready.parse(ready[0].text).model_copy(
+        update={"site": "site-4", "identity": public_text(key.public_key()),
+                "key": public_key(new_secret())}
+    )  # fmt: skip
+    ready = (*ready, sign_ready(key, made_up))
+    assert sites.send("site-0", ready)[1] is not None
+    assert "another than this site has pinned" in sites.ready("site-0", "class-sums").reason
+    peers = Peers(sites.site("site-0"))
+    peers.accept(peers.fingerprint(peers.pins()), "N.N.")
+    write_report(sites.homes["site-0"], tmp_path / "page.html")
+    assert "Fingerprints NOT compared: site-4." in (tmp_path / "page.html").read_text()
 
 
 def in_processes(tasks):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -94,6 +95,47 @@ def test_a_key_that_was_compared_later_does_not_vouch_for_the_one_that_a_sum_was
     peers.accept(peers.fingerprint(peers.pins()), "N.N.")
     write_report(sites.homes["site-0"], tmp_path / "page.html")
     assert "Fingerprints NOT compared: site-4." in (tmp_path / "page.html").read_text()
+
+
+def aged(home, days):
+    for path in (home / "outbox").glob("sum-*.safetensors"):
+        os.utime(path, (time.time() - days * 86400,) * 2)
+
+
+def test_a_clear_value_that_is_never_asked_for_is_gone_after_thirty_days_whatever_comes(sites):
+    """Also if no further sum is ever asked for: the next message of any kind deletes it."""
+    sites.all_ready()
+    home = sites.homes["site-0"]
+    aged(home, 29)
+    sites.announce("run-2", names=["site-0"])
+    assert len(Outbox(home).stored("sum-")) == 1
+    aged(home, 31)
+    sites.announce("run-3", names=["site-0"])
+    clear = sites.values["site-0"]["centre"].tobytes()
+    assert not any(clear in data for data in files_of(home).values())
+
+
+def test_a_stored_file_that_cannot_be_read_holds_back_no_other_sum(sites):
+    sites.all_ready()
+    home = sites.homes["site-0"]
+    (path,) = (home / "outbox").glob("sum-*.safetensors")
+    path.write_bytes(b"?")
+    assert sites.ready("site-0", "class-sums").code == "ok"
+    assert path.exists()
+
+
+def test_files_that_another_process_renames_or_deletes_meanwhile_are_no_error(sites, monkeypatch):
+    folder = sites.homes["site-0"] / "outbox"
+    gone = [folder / "sum-x.safetensors.part", folder / "sum-x.safetensors"]
+    glob = type(folder).glob
+
+    def listed(self, pattern):
+        found = list(glob(self, pattern))
+        return [*found, *(p for p in gone if p.parent == self and p.match(pattern))]
+
+    monkeypatch.setattr(type(folder), "glob", listed)
+    assert sites.ready("site-0").code == "ok"
+    assert [key for key, _ in Outbox(sites.homes["site-0"]).stored("sum-x")] == []
 
 
 def in_processes(tasks):

@@ -73,6 +73,33 @@ def test_with_only_one_of_ledger_and_outbox_put_back_a_second_set_is_refused(sit
     assert len([call for call in sites.calls if call == ("site-0", "centre")]) == 1
 
 
+@pytest.mark.parametrize("when", ["announced", "ready"])
+def test_a_whole_home_put_back_between_the_trips_answers_nothing(tmp_path, monkeypatch, when):
+    """A real home: it has its keys of then, and the register outside it knows of what was sent.
+
+    A copy of between the trips would answer a second set under the same charge. Where the register
+    is put back too, nothing at the site can tell (docs/secure-aggregation.md says so).
+    """
+    sites = Sites(tmp_path, count=3, simulated=False)
+    given(monkeypatch, sites.values)
+    sites.announce()
+    home, copy = sites.homes["site-0"], tmp_path / "copy"
+    if when == "announced":
+        shutil.copytree(home, copy)
+    ready = sites.all_ready()
+    if when == "ready":
+        shutil.copytree(home, copy)
+    assert sites.send("site-0", ready)[1] is not None
+    shutil.rmtree(home)
+    shutil.copytree(copy, home)
+    ledger._OPEN.clear()
+    for chosen in (ready, ready[:2]):
+        assert sites.send("site-0", chosen)[1] is None
+    reply = sites.ready("site-0")
+    assert (reply.code, reply.ready) == ("refused-policy", None)
+    assert "older" in reply.reason or "old copy" in reply.reason
+
+
 def test_a_key_that_was_compared_later_does_not_vouch_for_the_one_that_a_sum_was_sent_under(
     tmp_path, monkeypatch
 ):

@@ -99,9 +99,15 @@ def alone_in_words(secure: dict[str, Any]) -> str:
     """What this site's noise alone promises, for the headline."""
     alone = secure["epsilon_alone"]
     said = "nothing is promised" if alone is None else f"it is epsilon {alone:.3f}"
-    return (
+    held = (
         "That holds because sites share the noise of sums that the coordinator sees; if all other "
         f"sites worked with it, {said}."
+    )
+    if not secure["not_compared"] and secure["compared"] is not None:
+        return held
+    return (
+        f"{held} The keys of other sites were not all compared, so against a dishonest coordinator "
+        "that is what holds."
     )
 
 

@@ -96,7 +96,8 @@ class Sites:
     def _home(self, name, policy):
         made = make_home(
             self.folder / name, name=name, coordinator=public_text(self.key.public_key()),
-            cache=self.folder / "cache", units=45, policy=Policy(**policy), simulated=self.simulated,
+            cache=self.folder / "cache", units=45, policy=Policy(**policy),
+            simulated=self.simulated,
         )  # fmt: skip
         if self.simulated:
             (made.home / "rows.json").write_text(json.dumps([1, 2, 3]))

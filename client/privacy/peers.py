@@ -203,8 +203,8 @@ class Peers:
         """Record in the ledger who has compared which keys: the report says so."""
         site = self.site
         keys = {name: pin.fingerprint for name, pin in sorted(pins.items()) if pin.compared}
-        values = {"names": list(keys), "fingerprint": self.fingerprint(pins), "by": by}
-        values["keys"] = keys
+        whole = self.fingerprint(pins)
+        values = {"names": list(keys), "fingerprint": whole, "by": by, "keys": keys}
         Ledger(site.home, site.data_binding, site.name).note("peers", values)
 
     @property

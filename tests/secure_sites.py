@@ -78,8 +78,9 @@ def given(monkeypatch, values):
 class Sites:
     """Homes of a federation, with pinned keys, and a coordinator that may be dishonest."""
 
-    def __init__(self, folder, count=5, recipe=RECIPE, overrides=(), pinned=True, **policy):
-        self.folder, self.key = folder, new_key()
+    def __init__(self, folder, count=5, recipe=RECIPE, overrides=(), pinned=True,
+                 simulated=True, **policy):  # fmt: skip
+        self.folder, self.key, self.simulated = folder, new_key(), simulated
         self.recipe = parse_recipe(recipe, overrides)
         self.names = [f"site-{number}" for number in range(count)]
         self.homes = {name: self._home(name, {**POLICY, **policy}) for name in self.names}
@@ -95,9 +96,11 @@ class Sites:
     def _home(self, name, policy):
         made = make_home(
             self.folder / name, name=name, coordinator=public_text(self.key.public_key()),
-            cache=self.folder / "cache", units=45, policy=Policy(**policy), simulated=True,
+            cache=self.folder / "cache", units=45, policy=Policy(**policy),
+            simulated=self.simulated,
         )  # fmt: skip
-        (made.home / "rows.json").write_text(json.dumps([1, 2, 3]))
+        if self.simulated:
+            (made.home / "rows.json").write_text(json.dumps([1, 2, 3]))
         return made.home
 
     def site(self, name):

@@ -65,6 +65,7 @@ from fieldmark.client.deployment.lines import (
 from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.approval import waiting_runs
+from fieldmark.client.privacy.masked import forget_old
 from fieldmark.client.privacy.policy import protection
 from fieldmark.client.recipe_limits import uses_gpu
 from fieldmark.client.site import Resources, Site
@@ -111,6 +112,8 @@ class Runner:
     def serve(self) -> None:
         """Answer messages until the process is stopped or its parent dies."""
         parent, answered = os.getppid(), time.monotonic()
+        with contextlib.suppress(OSError):
+            forget_old(self._home)
         tokens = acquire_tasks(self._socket, self._secret)
         while os.getppid() == parent:
             # Read before the call: a message that comes after it changes the count.

@@ -25,7 +25,7 @@ audited    the site audited itself; nothing left
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -245,7 +245,7 @@ class Ledger:
             elif before != (ctx, key):
                 raise second_request(place, before[0])
 
-    def fix_view(self, place: Place, view: str, names: Sequence[str]) -> None:
+    def fix_view(self, place: Place, view: str, keys: Mapping[str, str]) -> None:
         """Record the one set of sites for whose sum this site answers at a place; idempotent.
 
         Under the writer's lock, so that of two processes with two sets one is refused.
@@ -253,7 +253,8 @@ class Ledger:
         Args:
             place: Where in the run.
             view: Digest of the set, hex.
-            names: Its sites.
+            keys: Its sites, sorted, with the fingerprints of the keys that they signed with: a
+                report says of which of them people have compared.
 
         Raises:
             PolicyRefusal: if another set was answered there.
@@ -261,7 +262,8 @@ class Ledger:
         with self._writing() as chain, self._open.reading() as spending:
             before = spending.view_at(place)
             if before is None:
-                chain.append("view", {**_values_of(place), "view": view, "names": list(names)})
+                values = {**_values_of(place), "view": view, "names": list(keys)}
+                chain.append("view", {**values, "keys": dict(keys)})
             elif before != view:
                 raise second_view(place, before)
 

@@ -16,12 +16,13 @@ two sets, cannot be worked on side by side.
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvc_core.errors import PeerError, PolicyRefusal
+from fgvc_core.errors import DataError, PeerError, PolicyRefusal
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.protocol.keys import fingerprint
 from fgvc_core.protocol.messages import Request
@@ -162,7 +163,8 @@ def send_part(gate: Gate, asked: Asked) -> Departure:
             # Before a restore, or made up: whatever it is, its key is not the stored one.
             raise PeerError(f"This site's own ready text at {place} is not among the forwarded.")
         view = read_view(request.ready, kept["text"], kept["cohort"], asked.rules)
-        Peers(site).check({name: kept["cohort"][name] for name in view.names})
+        keys = {name: kept["cohort"][name] for name in view.names}
+        Peers(site).check(keys)
         digest = view.digest.hex()
         if kept.get("view", digest) != digest:
             raise second_view(place, kept["view"])
@@ -170,7 +172,7 @@ def send_part(gate: Gate, asked: Asked) -> Departure:
             # Before the set is fixed: one bad key must not burn the place.
             seeds_of(view, site.name, bytes.fromhex(kept["secret"]))
         with gate.admission.guarded():
-            gate.ledger.fix_view(place, digest, view.names)
+            gate.ledger.fix_view(place, digest, keys)
         if "view" not in kept:
             payload = _masked(payload, view, site.name, asked.rules)
             # The clear value and both keys are gone once this returns.
@@ -251,18 +253,39 @@ def _masked_spec(scale: Scale, size: int) -> TensorSpec:
     return TensorSpec(f"uint{scale.bits}", (size,))
 
 
-def _forget_passed(outbox: Outbox, place: Place) -> None:
-    """Delete clear values of places that are passed: earlier ones of the run, and very old ones."""
+def forget_old(home: Path) -> None:
+    """Delete clear values and keys that nobody has asked for in 30 days, whatever comes next.
+
+    Args:
+        home: Home of a site.
+    """
+    outbox = Outbox(home)
     outbox.delete_parts(_PREFIX, UNFINISHED_S)
     for key, age in outbox.stored(_PREFIX):
-        payload = outbox.find(key)
-        if payload is None or "view" in payload.fields:
-            continue
-        ready = Ready.parse(payload.fields["text"])
-        assert isinstance(ready, Ready)
-        passed = ready.run == place.run and ready.place != place
-        if passed or age > KEPT_S:
+        if age > KEPT_S and _clear_place(outbox, key) is not None:
             outbox.delete(key)
+
+
+def _forget_passed(outbox: Outbox, place: Place) -> None:
+    """Delete clear values of places that are passed: earlier ones of the run."""
+    for key, _ in outbox.stored(_PREFIX):
+        found = _clear_place(outbox, key)
+        if found is not None and found.run == place.run and found != place:
+            outbox.delete(key)
+
+
+def _clear_place(outbox: Outbox, key: str) -> Place | None:
+    """Place of a stored clear value; None if it is masked, gone, or cannot be read."""
+    try:
+        payload = outbox.find(key)
+    except DataError:
+        # Whoever asks for it is told; a request for something else is not held back by it.
+        return None
+    if payload is None or "view" in payload.fields:
+        return None
+    ready = Ready.parse(payload.fields["text"])
+    assert isinstance(ready, Ready)
+    return ready.place
 
 
 def _lock(place: Place) -> str:
@@ -280,4 +303,4 @@ def _gone(place: Place) -> PolicyRefusal:
     )
 
 
-__all__ = ["Asked", "say_ready", "send_part"]
+__all__ = ["Asked", "forget_old", "say_ready", "send_part"]

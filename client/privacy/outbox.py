@@ -94,16 +94,13 @@ class Outbox:
 
     def stored(self, prefix: str) -> list[tuple[str, float]]:
         """(request, age in seconds) of every stored payload whose name begins with a prefix."""
-        now = time.time()
-        return [
-            (path.stem, now - path.stat().st_mtime)
-            for path in sorted(self._folder.glob(f"{prefix}*.safetensors"))
-        ]
+        paths = sorted(self._folder.glob(f"{prefix}*.safetensors"))
+        return [(path.stem, age) for path in paths if (age := _age(path)) is not None]
 
     def delete_parts(self, prefix: str, older_s: float) -> None:
         """Delete what crashes have left of unfinished writes, if older than ``older_s`` seconds."""
         for path in self._folder.glob(f"{prefix}*.part"):
-            if time.time() - path.stat().st_mtime > older_s:
+            if (_age(path) or 0.0) > older_s:
                 path.unlink(missing_ok=True)
 
     def delete(self, request: str) -> None:
@@ -113,3 +110,11 @@ class Outbox:
 
     def _path(self, request: str) -> Path:
         return self._folder / f"{request}.safetensors"
+
+
+def _age(path: Path) -> float | None:
+    """Seconds since a file was written; None if another process has renamed or deleted it."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return None

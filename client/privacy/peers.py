@@ -200,9 +200,11 @@ class Peers:
         }
 
     def _note(self, pins: Mapping[str, Pin], by: str) -> None:
-        """Record in the ledger who has compared which sites: the report says so."""
+        """Record in the ledger who has compared which keys: the report says so."""
         site = self.site
-        values = {"names": sorted(pins), "fingerprint": self.fingerprint(pins), "by": by}
+        keys = {name: pin.fingerprint for name, pin in sorted(pins.items()) if pin.compared}
+        whole = self.fingerprint(pins)
+        values = {"names": list(keys), "fingerprint": whole, "by": by, "keys": keys}
         Ledger(site.home, site.data_binding, site.name).note("peers", values)
 
     @property

@@ -194,6 +194,12 @@ class Policy(Settings):
                 raise ValueError("epsilon_alone_cap is for masked sums, and secure is 'never'")
             return self
         if self.epsilon_cap is None:
+            if self.alone_cap is not None:
+                # Alone it would stop no run without differential privacy, which costs more than it.
+                raise ValueError(
+                    f"epsilon_alone_cap = {self.alone_cap:g} needs epsilon_cap: the most epsilon "
+                    "that all runs together may cost one unit, at most as much"
+                )
             return self
         if self.epsilon_alone_cap is None:
             raise ValueError(

@@ -46,6 +46,15 @@ def is_canonical(key: str) -> bool:
     return len(raw) == KEY_BYTES and raw.hex() == key and int.from_bytes(raw, "little") < _PRIME
 
 
+def is_small_order(key: str) -> bool:
+    """Whether a public key in its one encoding is a point whose shared secrets are all zero."""
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(key)))
+    except ValueError:
+        return True
+    return False
+
+
 def pair_seed(secret: bytes, own: str, key: str, other: str, view: bytes) -> bytes:
     """The 32-byte seed that two sites share in one view; the same at both.
 

@@ -11,6 +11,7 @@ sum is lost, and the site is named.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -216,6 +217,9 @@ def _all_ready(
             work = Work(context.trust.in_use(asked), model, list, cohort=sets.cohort)
             found = run_stage(SECURE[stage][0], number, context, updates, work).accepted
             texts |= {s.reply.site: s.reply.ready for s in found if s.reply.ready is not None}
+            for site in _sharing_a_key(texts):
+                declined[site] = "Its fresh key is another site's too."
+                del texts[site]
             declined |= updates.replies.declined
             declined |= dict.fromkeys(updates.replies.unsound, "Its answer was not sound.")
         open_ = [site for site in waiting if site not in texts and site not in declined]
@@ -230,6 +234,13 @@ def _all_ready(
     fixed = replace(sets, ready=ready, units=units)
     fixed.write()
     return fixed
+
+
+def _sharing_a_key(texts: dict[str, SignedText]) -> list[str]:
+    """Sites whose fresh key another one has too: every site would refuse a set with both."""
+    keys = {site: read_ready(signed)[0].key for site, signed in texts.items()}
+    counts = Counter(keys.values())
+    return [site for site, key in keys.items() if counts[key] > 1]
 
 
 def _summed(

@@ -18,7 +18,7 @@ from fgvc_core.protocol.causes import cause_in_words
 from fgvc_core.protocol.keys import PublicKey, fingerprint
 from fgvc_core.protocol.messages import Reply, Request, unseal
 from fgvc_core.protocol.stages import Stage, stage_of
-from fgvc_core.secure.masks import is_canonical
+from fgvc_core.secure.masks import is_canonical, is_small_order
 from fgvc_core.secure.ready import place_of, read_ready
 from fgvc_core.wire.arrays import PackedTensor, TensorSpec, digest_all, first_not_finite
 from fgvc_core.wire.codec import decode_update
@@ -192,6 +192,8 @@ class Screening:
             raise PeerError("The ready text answers another request.")
         if not is_canonical(ready.key):
             raise PeerError("The fresh key of the ready text is not in its one encoding.")
+        if is_small_order(ready.key):
+            raise PeerError("The fresh key of the ready text is a point of small order.")
 
     def _judge(self, stage: Stage, update: SoundReply) -> Measurements:
         if self._history is not None and stage.carries == "update":

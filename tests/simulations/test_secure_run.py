@@ -16,12 +16,13 @@ from fgvc_core.errors import ConfigurationError, DataError, RunFailed
 from fgvc_core.privacy.accountant import epsilon_of_plan, read_events
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.recipe import load_recipe, parse_recipe
+from fgvc_core.secure.masks import public_key
 from fgvc_core.secure.rules import SumRules
 from fieldmark.cli import app
 from fieldmark.client import job
 from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.outbox import Outbox
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 from fieldmark.server.rounds import secure_head
 from fieldmark.server.rounds.loop import Rounds
 from fieldmark.server.rounds.secure_sum import Sets, sums_of
@@ -256,6 +257,27 @@ def test_a_bad_signature_leaves_a_site_out_of_the_set(run, monkeypatch):
     assert [s["sites"] for s in metrics["secure"]["sums"]] == [
         ["site-1", "site-2", "site-3", "site-4"]
     ] * 2
+
+
+@pytest.mark.parametrize(
+    ("lying", "key"), [(("site-2",), "00" * 32), (("site-2", "site-4"), public_key(b"1" * 32))],
+    ids=["small order", "the same twice"],
+)  # fmt: skip
+def test_a_key_that_every_site_would_refuse_leaves_its_owner_out_of_the_set(
+    run, monkeypatch, lying, key
+):
+    """Once in the set it would lose the sum for good, and the honest would be named for it."""
+    from fieldmark.client.privacy import masked
+
+    sign = masked.sign_ready
+
+    def with_key(own, ready):
+        return sign(own, ready.model_copy(update={"key": key} if ready.site in lying else {}))
+
+    monkeypatch.setattr(masked, "sign_ready", with_key)
+    metrics = run.go()
+    honest = [f"site-{n}" for n in range(1, 6) if f"site-{n}" not in lying]
+    assert [s["sites"] for s in metrics["secure"]["sums"]] == [honest] * 2
 
 
 def test_a_federation_that_is_too_small_or_too_large_is_refused_before_anything(tmp_path):

@@ -5,6 +5,7 @@ the rest of the noise is smaller, so epsilon is larger, down to this site's own 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,20 +34,31 @@ def secure_facts(entries: Sequence[Entry], plans: Iterable[Plan], policy: Policy
     views = [entry for entry in entries if entry.kind == "view"]
     compared = [entry for entry in entries if entry.kind == "peers"]
     names = sorted({str(name) for entry in views for name in entry.values["names"]})
-    known = {str(name) for entry in compared for name in entry.values["names"]}
+    # By key, not by name: a key that was compared later is not the one that a sum was sent under.
+    used, known = _keys(views), _keys(compared)
     own = {e.values["site"] for e in entries if e.kind == "founded"}
+    others = set(names) - own
     return {
         "epsilon_alone": alone if math.isfinite(alone) else None,
         "how_alone": how,
         "cap_alone": policy.alone_cap,
         "peers": policy.peers,
         "names": names,
-        "not_compared": sorted(set(names) - known - own),
+        "not_compared": sorted(n for n in others if not used[n] or used[n] - known[n]),
         "compared": None
         if not compared
         else {"by": str(compared[-1].values["by"]), "time": compared[-1].time},
         "runs": [_run(plan, entries, views) for plan in shared],
     }
+
+
+def _keys(entries: Iterable[Entry]) -> defaultdict[str, set[str]]:
+    """Site -> all of its keys in these entries."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        for name, key in entry.values.get("keys", {}).items():
+            found[str(name)].add(str(key))
+    return found
 
 
 def _run(plan: Plan, entries: Sequence[Entry], views: Sequence[Entry]) -> dict[str, Any]:
@@ -87,9 +99,15 @@ def alone_in_words(secure: dict[str, Any]) -> str:
     """What this site's noise alone promises, for the headline."""
     alone = secure["epsilon_alone"]
     said = "nothing is promised" if alone is None else f"it is epsilon {alone:.3f}"
-    return (
+    held = (
         "That holds because sites share the noise of sums that the coordinator sees; if all other "
         f"sites worked with it, {said}."
+    )
+    if not secure["not_compared"] and secure["compared"] is not None:
+        return held
+    return (
+        f"{held} The keys of other sites were not all compared, so against a dishonest coordinator "
+        "that is what holds."
     )
 
 

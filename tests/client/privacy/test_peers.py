@@ -128,6 +128,7 @@ def test_the_signed_report_says_both_figures_and_who_has_compared(sites, monkeyp
     assert "sums over 5, 5 sites" in page
     assert "at most 1 of all sites of the federation (site-0, site-1" in page
     assert "compared by N.N. on 2" in page
+    assert "not all compared" not in page
     assert "if all other sites worked with it, it is epsilon" in page
     assert "under masks: it shows in the sum alone" in page
     assert "part of a masked sum" in page

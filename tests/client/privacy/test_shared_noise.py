@@ -160,6 +160,8 @@ def test_a_policy_as_it_was_has_the_digest_that_it_had():
     [
         ({"secure": "allowed", "epsilon_cap": 5.0}, "needs epsilon_alone_cap beside epsilon_cap"),
         ({"epsilon_cap": 5.0, "epsilon_alone_cap": 9.0}, "secure is 'never'"),
+        # It would look like a cap, and let every run without differential privacy through.
+        ({"secure": "allowed", "epsilon_alone_cap": 9.0}, "= 9 needs epsilon_cap"),
         (
             {"secure": "required", "epsilon_cap": 5.0, "epsilon_alone_cap": 4.0},
             "must be at least epsilon_cap",

@@ -172,3 +172,29 @@ def test_what_was_found_is_not_computed_again(monkeypatch):
     first = epsilon_of_plan(events_of(setup), delta)
     monkeypatch.setattr(accountant, "dp_event", None)
     assert epsilon_of_plan(reversed(events_of(setup)), delta) == first
+
+
+def test_what_shared_noise_alone_promises_is_computed_at_once_however_weak(monkeypatch):
+    """A stranger's recipe sets how many share the noise: no grid of gigabytes for it.
+
+    205.3171 is the epsilon by PLD of both releases, which took 21 s and 1 GB.
+    """
+    monkeypatch.setattr(PLDAccountant, "compose", lambda *values: pytest.fail("a grid was made"))
+    events = [PrivacyEvent("centre", 0.42889), PrivacyEvent("class-sums", 0.06127)]
+    weak = epsilon_of_plan(events, 1e-5)
+    mu = sum(event.noise_multiplier**-2 for event in events) ** 0.5
+    assert weak == pytest.approx(limit_epsilon(events, 1e-5), rel=1e-9)
+    assert mu**2 / 2 < weak < mu**2 / 2 + mu * 4.8
+    assert 5_000 < epsilon_of_plan([PrivacyEvent("class-sums", 0.0096)], 1e-5) < 7_000
+    # Above what a first guess looks for, and without an end in an overflow.
+    assert epsilon_of_plan([PrivacyEvent("class-sums", 0.001)], 1e-5) > 5e5
+
+
+def test_where_the_closed_form_begins_it_is_what_the_grid_says(monkeypatch):
+    """On both sides of 100 the two agree; the grid is pessimistic by less than a thousandth."""
+    events = [PrivacyEvent("class-sums", 0.094)]
+    closed = epsilon_of_plan(events, 1e-5)
+    assert closed > accountant.FAR_EPSILON
+    monkeypatch.setattr(accountant, "FAR_EPSILON", 1e9)
+    grid = epsilon_of_plan([PrivacyEvent("centre", 0.094)], 1e-5)
+    assert closed <= grid <= closed * 1.001

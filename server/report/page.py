@@ -96,6 +96,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "style": Markup(report_style()),
         "m": metrics,
         "headline": _headline(run),
+        "ended": run.metrics.get("stopped") in _ENDED,
         "absent": dict(list(absent(metrics).items())[:SITES_SHOWN]),
         "absent_left": max(len(absent(metrics)) - SITES_SHOWN, 0),
         "sites": dict(list(sites.items())[:SITES_SHOWN]),
@@ -173,6 +174,10 @@ def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"version": v, "code": code, "sites": names} for (v, code), names in ordered]
 
 
+_ENDED = ("rounds", "patience")
+"""Values of ``stopped`` in the metrics of a run that came to its end."""
+
+
 def _headline(run: RunFolder) -> str:
     metrics = run.metrics
     count = len(contributors(metrics))
@@ -195,9 +200,12 @@ def _headline(run: RunFolder) -> str:
             "to themselves: each has a model of its own, scored on its own pictures."
         )
     if metrics.get("top1") is None:
-        return (
-            f"{sites} contributed, {metrics.get('rounds', 0)} rounds: this run was stopped early."
-        )
+        rounds = metrics.get("rounds", 0)
+        if metrics.get("stopped") in _ENDED:
+            # It came to its end: the coordinator of a federation often has no pictures at all.
+            learnt = f"{sites} learnt{together} for {rounds} {'round' if rounds == 1 else 'rounds'}"
+            return f"{learnt}; the coordinator holds no test split to score the model on."
+        return f"{sites} contributed, {rounds} rounds: this run was stopped early."
     told = (
         f"{sites} learnt {len(metrics['classes'])} classes{together}: "
         f"{percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that "

@@ -78,6 +78,16 @@ def test_it_counts_what_left_today_and_what_it_cost(site):
     assert "of 8 left" in told(site)
 
 
+def test_scores_alone_without_differential_privacy_count_as_unprotected(site):
+    sent = {"round": 1, "request": "", "nonce": "", "code": "ok", "bytes": 9, "examples": 3}
+    for what, tensors in (("train", {"w": "00"}), ("score", {})):
+        shown = {"tensors": tensors, "scores": True, "protected": False}
+        ledger_of(site).note("sent", {**sent, **shown, "run": "run-1", "what": what})
+    found = read_site_status(site.home)
+    assert found["ever"] == {"replies": 2, "bytes": 18, "unprotected": 2}
+    assert found["ever"]["unprotected"] == found["budget"]["unprotected"]
+
+
 def test_it_shows_what_waits_for_a_person_with_its_cost_and_what_was_refused(site):
     asking = with_policy(site, approval="each-run", epsilon_cap=8.0)
     announced(asking, SUMS, "run-7")

@@ -159,7 +159,7 @@ class Attendance(Membership):
 
     def _too_few(self, needed: int) -> RunFailed:
         missing = self._absent()
-        said = [f"{site}: {why}" for site, why in list(missing.items())[:5]]
+        said = [f"{site}: {why.rstrip('.')}" for site, why in list(missing.items())[:5]]
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         return RunFailed(
             f"{len(self.nodes)} of the {len(self.keys)} sites that were asked take part, and a "

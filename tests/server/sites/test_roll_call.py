@@ -354,6 +354,17 @@ def test_only_hex_digits_are_proposed_for_a_setting_that_a_person_copies(called,
     assert refused.endswith("Install the same there.")
 
 
+def test_a_registered_site_that_a_run_does_not_ask_is_never_called(called, tmp_path):
+    (tmp_path / "federation" / FOLDER).mkdir(parents=True)
+    link_memory(tmp_path, tmp_path / "federation")
+    (tmp_path / NODES).write_text(json.dumps({"2": "site-1", "3": "site-2", "4": "another"}))
+    made, grid = called(1.0, 1.0, 1.0)
+    assert made.roll_call() == ["site-1", "site-2"]
+    made.refresh()
+    assert {m.metadata.dst_node_id for m in grid.sent.values()} == {2, 3}
+    assert view_of(tmp_path).refusals == []
+
+
 def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(called, tmp_path):
     (tmp_path / "federation" / FOLDER).mkdir(parents=True)
     link_memory(tmp_path, tmp_path / "federation")

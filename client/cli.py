@@ -196,8 +196,9 @@ def _chosen(site: "Site", *, ask: bool) -> "Pending":
     if not pending:
         raise ConfigurationError(
             "No run waits for approval here.",
-            why="policy.approval is '" + site.settings.policy.approval + "', and every run that "
-            "was announced is approved.",
+            why="policy.approval = 'none' asks nobody."
+            if site.settings.policy.approval == "none"
+            else "Every run that was announced is decided, or was refused by the policy.",
             remedy="A run waits here once its coordinator has announced it (server run).",
         )
     for line in pending[0].in_words(site):

@@ -94,8 +94,12 @@ class LedgerMemory:
 
     def site_at(self, node: int) -> str | None:
         """Name of the site that is registered for a Flower node, or None."""
-        site = _read_json(self._nodes).get(str(node)) if self.remembers else None
-        return site if isinstance(site, str) else None
+        return self.nodes().get(node)
+
+    def nodes(self) -> dict[int, str]:
+        """Flower node -> name of the site that is registered for it, as far as known."""
+        known = _read_json(self._nodes) if self.remembers else {}
+        return {int(node): site for node, site in known.items() if isinstance(site, str)}
 
     def head_at(self, node: int) -> SeenHead | None:
         """The last known ledger head of the site at a Flower node."""

@@ -143,7 +143,10 @@ def _left(entries: Sequence[Entry], day: str) -> dict[str, int]:
     return {
         "replies": sum(bool(values["tensors"]) or values["scores"] for values in sent),
         "bytes": sum(values["bytes"] for values in sent),
-        "unprotected": sum(bool(values["tensors"]) and not values["protected"] for values in sent),
+        "unprotected": sum(
+            (bool(values["tensors"]) or values["scores"]) and not values["protected"]
+            for values in sent
+        ),
     }
 
 

@@ -121,8 +121,9 @@ class Pending:
 def waiting_runs(site: Site) -> list[tuple[str, float]]:
     """Announced runs that wait for a person here, and when they were announced, the last first.
 
-    Empty where the policy asks nobody. Runs that ended without this site are listed, too: a site is
-    not told of the end. No announcement is opened.
+    Empty where the policy asks nobody. A run that the policy refused at its last roll call does not
+    wait: no yes would let it in. Runs that ended without this site are listed, since a site is not
+    told of the end. No announcement is opened.
     """
     if site.settings.policy.approval == "none":
         return []
@@ -130,7 +131,7 @@ def waiting_runs(site: Site) -> list[tuple[str, float]]:
     found = [
         (path.stem, path.stat().st_mtime)
         for path in announcement(site.home, "any").parent.glob("*.json")
-        if not ledger.was_decided(path.stem)
+        if not (ledger.was_decided(path.stem) or ledger.was_turned_down(path.stem))
     ]
     return sorted(found, key=lambda one: -one[1])
 

@@ -123,6 +123,11 @@ class Ledger:
         with self._open.reading() as spending:
             return spending.was_decided(run)
 
+    def was_turned_down(self, run: str) -> bool:
+        """Whether this site's policy refused a run at its last roll call."""
+        with self._open.reading() as spending:
+            return spending.was_turned_down(run)
+
     def was_approved(self, run: str) -> bool:
         """Whether a person has approved a run, with whichever recipe."""
         with self._open.reading() as spending:

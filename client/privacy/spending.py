@@ -153,6 +153,7 @@ class Spending:
         self._approved: set[tuple[str, str]] = set()
         self._approved_runs: set[str] = set()
         self._declined: set[tuple[str, str]] = set()
+        self._roll_calls: dict[str, str] = {}
         self._hashes: set[str] = set()
         self.ahead = 0
         """Entries by which a recovered ledger counts longer than its file."""
@@ -242,6 +243,10 @@ class Spending:
         """Whether a person has approved or declined a run, with whichever recipe."""
         return run in self._approved_runs or any(run == declined for declined, _ in self._declined)
 
+    def was_turned_down(self, run: str) -> bool:
+        """Whether the policy refused a run at its last roll call."""
+        return self._roll_calls.get(run) == "refused-policy"
+
     def holds(self, head: str) -> bool:
         """Whether an entry has this hash."""
         return head in self._hashes
@@ -287,6 +292,8 @@ class Spending:
 
     def _send(self, values: "_Sent") -> None:
         self._sent.add((values.run, values.request))
+        if values.what == ROLL_CALL.kind:
+            self._roll_calls[values.run] = values.code
         told = values.code == "ok" and values.what != ROLL_CALL.kind
         self.unprotected += told and not values.protected
 

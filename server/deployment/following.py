@@ -12,6 +12,7 @@ from fgvc_core.supervision import holder
 from fieldmark.server.deployment.run_request import ACTIVE, read_run_request
 
 POLL_S = 0.2
+_ANSWERED = ("awaits approval", "not admitted", "set aside", "removed")
 
 
 @dataclass
@@ -55,7 +56,8 @@ class RunView:
             for name, why in event["waiting_for"].items():
                 site = self._site(name)
                 site.reason = why
-                if site.state != "awaits approval":
+                # Who has answered is not waited for, and what it answered stays to be seen.
+                if site.state not in _ANSWERED:
                     site.state = "waited for"
         elif kind == "site_left":
             self._site(event["site"]).state = event["why"]

@@ -135,9 +135,11 @@ def add_site(folder: Path, name: str, their_key: str = "") -> tuple[ListedSite, 
             created here, and the kit is a secret.
 
     Raises:
-        ConfigurationError: if name or key are taken, or the key is a private one.
+        ConfigurationError: if name or key are taken, the key is a private one, or the settings
+            name no port for the kit. Nothing is registered then.
     """
     settings = read_settings(folder)
+    _port_of_kits(settings)  # before a name is taken for a site that gets no kit
     private = ""
     if "PRIVATE KEY" in their_key:
         raise ConfigurationError(
@@ -205,12 +207,7 @@ def make_kit(
     folder: Path, settings: DeploymentSettings, entry: ListedSite, private: str = ""
 ) -> Path:
     """Write a site's start kit; returns its path."""
-    port = settings.public_port or settings.gateway.port
-    if not port:
-        raise ConfigurationError(
-            "gateway.port in server.toml is 0, and a kit has to name one.",
-            remedy="Set gateway.port, or public_port where something forwards to it.",
-        )
+    port = _port_of_kits(settings)
     coordinator = (folder / "coordinator.pub").read_text(encoding="utf-8").strip()
     kit = StartKit(
         site=entry.name,
@@ -224,6 +221,16 @@ def make_kit(
     path = folder / "kits" / f"{entry.name}.kit"
     write_kit(kit, path, read_private(folder / "coordinator.key"))
     return path
+
+
+def _port_of_kits(settings: DeploymentSettings) -> int:
+    port = settings.public_port or settings.gateway.port
+    if not port:
+        raise ConfigurationError(
+            "gateway.port in server.toml is 0, and a kit has to name one.",
+            remedy="Set gateway.port, or public_port where something forwards to it.",
+        )
+    return port
 
 
 def _check_host(host: str) -> None:

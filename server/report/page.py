@@ -97,6 +97,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "style": Markup(report_style()),
         "m": metrics,
         "headline": _headline(run),
+        "ended": run.metrics.get("stopped") in _ENDED,
         "absent": dict(list(absent(metrics).items())[:SITES_SHOWN]),
         "absent_left": max(len(absent(metrics)) - SITES_SHOWN, 0),
         "sites": dict(list(sites.items())[:SITES_SHOWN]),
@@ -174,6 +175,10 @@ def _installed(sites: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"version": v, "code": code, "sites": names} for (v, code), names in ordered]
 
 
+_ENDED = ("rounds", "patience")
+"""Values of ``stopped`` in the metrics of a run that came to its end."""
+
+
 def _headline(run: RunFolder) -> str:
     metrics = run.metrics
     count = len(contributors(metrics))
@@ -198,6 +203,10 @@ def _headline(run: RunFolder) -> str:
         )
     if metrics.get("top1") is None:
         rounds = number_of(metrics.get("rounds", 0), "round")
+        if metrics.get("stopped") in _ENDED:
+            # It came to its end: the coordinator of a federation often has no pictures at all.
+            learnt = f"{sites} learnt{together} for {rounds}"
+            return f"{learnt}; the coordinator holds no test split to score the model on."
         return f"{sites} contributed, {rounds}: this run was stopped early."
     told = (
         f"{sites} learnt {len(metrics['classes'])} classes{together}: "

@@ -160,7 +160,7 @@ class Attendance(Membership):
 
     def _too_few(self, needed: int) -> RunFailed:
         missing = self._absent()
-        said = [f"{site}: {why}" for site, why in list(missing.items())[:5]]
+        said = [f"{site}: {why.rstrip('.')}" for site, why in list(missing.items())[:5]]
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         return RunFailed(
             f"{len(self.nodes)} of the "
@@ -257,7 +257,7 @@ class Attendance(Membership):
     def _look(self) -> int:
         """Update who is present; returns how many sites are."""
         self._read_allow_list()
-        present = set(self._grid.get_node_ids())
+        present = self._may_be_asked()
         for site, node in list(self.nodes.items()):
             if site not in self.keys:
                 self._leave(site, "removed")
@@ -375,7 +375,7 @@ class Attendance(Membership):
         enough: float | None = None
         while True:
             self._read_allow_list()
-            nodes = sorted(self._grid.get_node_ids())
+            nodes = sorted(self._may_be_asked())
             now = time.monotonic()
             if len(nodes) >= needed and enough is None:
                 enough = now
@@ -385,6 +385,18 @@ class Attendance(Membership):
             if enough is not None and now - enough > GRACE_S:
                 return nodes
             time.sleep(self._home.settings.poll_s)
+
+    def _may_be_asked(self) -> set[int]:
+        """The nodes that are present, less those of registered sites that this run does not ask.
+
+        Their people would be bothered for nothing, and they are not who is waited for.
+        """
+        registered = self.ledgers.nodes()
+        return {
+            node
+            for node in self._grid.get_node_ids()
+            if node not in registered or registered[node] in self.keys
+        }
 
     def _admit(self, node: int, request: Request, message: Message | None) -> None:
         name: str | None = None

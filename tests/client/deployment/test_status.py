@@ -10,15 +10,20 @@ from typer.testing import CliRunner
 import fieldmark.cli
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import private_folder, replace_private_json
+from fgvc_core.protocol.messages import seal
 from fgvc_core.supervision import alone
 from fieldmark.client.announced import remember
 from fieldmark.client.deployment.status import read_site_status
+from fieldmark.client.job import Incoming
+from fieldmark.client.job import answer as respond
 
 from ..protected_sites import (
+    COORDINATOR,
     announce,
     answer,
     ledger_of,
     make_site,
+    opened,
     request,
     sums,
     with_policy,
@@ -35,6 +40,12 @@ def site(tmp_path):
 def announced(site, recipe, run):
     values = {"recipe": recipe.to_toml(), "class_names": ("jay", "wren"), "site": ""}
     remember(site.home, request(recipe, "roll_call", run, 0, **values), lambda run: False)
+
+
+def roll_call(site, run):
+    values = {"recipe": SUMS.to_toml(), "class_names": ("jay", "wren"), "site": ""}
+    body = request(SUMS, "roll_call", run, 0, **values)
+    return opened(site, respond(site.home, Incoming(seal(COORDINATOR, body), {})))
 
 
 def told(site):
@@ -67,6 +78,16 @@ def test_it_counts_what_left_today_and_what_it_cost(site):
     assert "of 8 left" in told(site)
 
 
+def test_scores_alone_without_differential_privacy_count_as_unprotected(site):
+    sent = {"round": 1, "request": "", "nonce": "", "code": "ok", "bytes": 9, "examples": 3}
+    for what, tensors in (("train", {"w": "00"}), ("score", {})):
+        shown = {"tensors": tensors, "scores": True, "protected": False}
+        ledger_of(site).note("sent", {**sent, **shown, "run": "run-1", "what": what})
+    found = read_site_status(site.home)
+    assert found["ever"] == {"replies": 2, "bytes": 18, "unprotected": 2}
+    assert found["ever"]["unprotected"] == found["budget"]["unprotected"]
+
+
 def test_it_shows_what_waits_for_a_person_with_its_cost_and_what_was_refused(site):
     asking = with_policy(site, approval="each-run", epsilon_cap=8.0)
     announced(asking, SUMS, "run-7")
@@ -83,6 +104,19 @@ def test_it_shows_what_waits_for_a_person_with_its_cost_and_what_was_refused(sit
     assert f"waits for your approval: {asked}" in said
     assert "epsilon 2 at delta 1e-05 for each image; the total would be" in said
     assert "\x1b" not in said
+
+
+def test_a_run_that_the_policy_refuses_does_not_wait_for_a_person(site):
+    asking = with_policy(site, approval="each-run", epsilon_cap=0.1)
+    assert roll_call(asking, "run-1").code == "refused-policy"
+    found = read_site_status(asking.home)
+    assert (found["awaiting_approval"], found["awaiting_more"]) == ([], 0)
+    assert [refusal["run"] for refusal in found["refusals"]] == ["run-1"]
+    assert "waits for your approval" not in told(asking)
+    # The same run, resumed once the policy lets it in, waits for a person.
+    raised = with_policy(asking, approval="each-run", epsilon_cap=8.0)
+    assert roll_call(raised, "run-1").code == "awaiting-approval"
+    assert [run["run"] for run in read_site_status(raised.home)["awaiting_approval"]] == ["run-1"]
 
 
 def test_of_hundreds_of_waiting_runs_a_few_are_shown_and_the_rest_counted(site):

@@ -252,3 +252,11 @@ def test_help_names_the_key_file_that_a_site_makes_and_the_guide_names():
     assert "--their-key lyon.key.pub" in said
     guide = (Path(__file__).parents[3] / "docs" / "coordinator.md").read_text()
     assert "add-site federation lyon --their-key lyon.key.pub" in guide
+
+
+def test_a_site_that_gets_no_kit_is_not_registered(tmp_path):
+    folder = tmp_path / "fed"
+    init_server(folder, DeploymentSettings.read({"hosts": ("h",), "gateway": {"port": 0}}, "test"))
+    with pytest.raises(ConfigurationError, match="a kit has to name one"):
+        add_site(folder, "lyon")
+    assert AllowList(folder).entries() == []

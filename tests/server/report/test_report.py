@@ -236,6 +236,17 @@ def test_sums_of_noisy_scores_are_called_so_and_absent_losses_have_no_chart(tmp_
     assert "sites' validation, summed, with noise" in text_of(render(run))
 
 
+def test_a_run_without_a_test_split_was_not_stopped_early(tmp_path):
+    run = write_run(tmp_path / "run", compare=False, done=False)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, "stopped": "rounds"}))
+    told = text_of(render(run))
+    assert "stopped early" not in told
+    assert "Five sites learnt together for 7 rounds; the coordinator holds no test split" in told
+    assert "Not scored: its coordinator holds no test split." in told
+    assert "did not come to its end" not in told
+
+
 def test_a_run_stopped_at_the_sites_says_which_refused_and_why(tmp_path):
     events = [
         {"event": "roll_call", "site": None, "accepted": False,

@@ -118,6 +118,20 @@ def test_one_of_three_sites_is_no_federation(called, exchange):
         assert "a round needs 2: waiting for site-2 (away), site-3 (away)" in told.getvalue()
 
 
+def test_a_site_that_has_said_no_is_not_shown_as_waited_for(called):
+    made, grid = called(1.0, 1.0, NEVER)
+    reason = "A person at the site has declined the run."
+    grid.answers[3] = answering("site-2", code="refused-policy", reason=reason)
+    with pytest.raises(RunFailed, match="1 of the 3 sites") as failed:
+        made.roll_call()
+    assert "has declined the run; site-3" in failed.value.what
+    view = view_of(made._home.run_dir)
+    assert (view.sites["site-2"].state, view.sites["site-3"].state) == (
+        "not admitted", "waited for",
+    )  # fmt: skip
+    assert "declined the run" in view.sites["site-2"].reason
+
+
 def test_a_quorum_that_is_short_is_waited_for(called):
     made, grid = called(1.0, NEVER, LONGEST_S + WAIT_S / 2)
     assert made.roll_call() == ["site-1", "site-3"]
@@ -338,6 +352,17 @@ def test_only_hex_digits_are_proposed_for_a_setting_that_a_person_copies(called,
     made.roll_call()
     (refused,) = [e["reason"] for e in exchange.events() if not e["accepted"]]
     assert refused.endswith("Install the same there.")
+
+
+def test_a_registered_site_that_a_run_does_not_ask_is_never_called(called, tmp_path):
+    (tmp_path / "federation" / FOLDER).mkdir(parents=True)
+    link_memory(tmp_path, tmp_path / "federation")
+    (tmp_path / NODES).write_text(json.dumps({"2": "site-1", "3": "site-2", "4": "another"}))
+    made, grid = called(1.0, 1.0, 1.0)
+    assert made.roll_call() == ["site-1", "site-2"]
+    made.refresh()
+    assert {m.metadata.dst_node_id for m in grid.sent.values()} == {2, 3}
+    assert view_of(tmp_path).refusals == []
 
 
 def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(called, tmp_path):

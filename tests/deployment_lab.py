@@ -172,6 +172,19 @@ class Lab:
     def kill(self, pid):
         os.kill(pid, signal.SIGKILL)
 
+    def kill_site(self, site):
+        """End every process of a site with SIGKILL; nothing starts it again."""
+        for name in (f"{site}.runner", f"{site}.supernode"):
+            pid = self.pid(name)
+            # The supervisor would start it again.
+            del self.supervisor._running[name]
+            tree = [] if pid is None else [pid]
+            for each in tree:
+                tree += children(each)
+            for each in tree:
+                with suppress(ProcessLookupError):
+                    self.kill(each)
+
     @contextmanager
     def held(self, name, *, tree=False):
         """A service stands still meanwhile, as on a machine that has hung.

@@ -21,7 +21,7 @@ from fgvc_core.errors import PeerError
 KEY_BYTES = 32
 _PRIME = 2**255 - 19
 _CHUNK = 1 << 18
-"""Words of a stream that are made and added at once: few enough to stay in the processor's cache."""
+"""Words of a stream that are made and added at once; so few stay in the processor's cache."""
 _BLOCK = 16
 """Bytes of a block of AES."""
 

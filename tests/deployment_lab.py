@@ -175,15 +175,18 @@ class Lab:
     def kill_site(self, site):
         """End every process of a site with SIGKILL; nothing starts it again."""
         for name in (f"{site}.runner", f"{site}.supernode"):
-            pid = self.pid(name)
             # The supervisor would start it again.
-            del self.supervisor._running[name]
-            tree = [] if pid is None else [pid]
+            process = self.supervisor._running.pop(name).process
+            if process is None:
+                continue
+            tree = [process.pid]
             for each in tree:
-                tree += children(each)
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    tree += children(each)
             for each in tree:
                 with suppress(ProcessLookupError):
                     self.kill(each)
+            process.wait()
 
     @contextmanager
     def held(self, name, *, tree=False):

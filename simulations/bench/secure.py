@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.screening.checks import reply_bytes
 from fieldmark.simulations.bench import figure
 from fieldmark.simulations.bench.secure_memory import write_parts
+
+if TYPE_CHECKING:
+    from fieldmark.simulations.engines import Engine
 
 UPDATE_MB = 45
 PIECE = 1 << 20
@@ -199,7 +202,7 @@ def _deployed_figure() -> dict[str, Any]:
     )
 
 
-def round_seconds(overrides: tuple[str, ...], out: Path, engine: str) -> float:
+def round_seconds(overrides: tuple[str, ...], out: Path, engine: "Engine") -> float:
     """Seconds of the round of one run of the benchmark's recipe."""
     from fieldmark.simulations.planning import Simulation
     from fieldmark.simulations.simulate import simulate

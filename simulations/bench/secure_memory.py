@@ -28,6 +28,7 @@ from fgvc_core.protocol.stages import CLASS_SUMS
 from fgvc_core.secure.masks import new_secret, public_key
 from fgvc_core.secure.part import NAME, Scale
 from fgvc_core.secure.ready import Ready, sign_ready
+from fgvc_core.secure.ring import Bits
 from fgvc_core.wire.arrays import PackedTensor
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.rounds import secure_sum
@@ -39,7 +40,7 @@ from fieldmark.server.screening.comparison import UpdateHistory
 from fieldmark.simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
 from fieldmark.simulations.grid import InProcessGrid
 
-BITS = 32
+BITS: Bits = 32
 RUN = "bench"
 DISTINCT = 3
 """Distinct parts on disk; further sites reuse them with their own signatures."""

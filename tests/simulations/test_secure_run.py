@@ -21,7 +21,7 @@ from fieldmark.cli import app
 from fieldmark.client import job
 from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.outbox import Outbox
-from fieldmark.server.report import render
+from fieldmark.server.report.page import render
 from fieldmark.server.rounds import secure_head
 from fieldmark.server.rounds.loop import Rounds
 from fieldmark.server.rounds.secure_sum import Sets, sums_of

@@ -125,8 +125,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="Which: engine, dp, deploy, rounds, wire, learner, selection, unknown, heads, or "
-            "all."
+            help="Which: engine, dp, deploy, rounds, secure, wire, learner, selection, unknown, "
+            "heads, or all."
         ),
     ] = "all",
     rows: Annotated[

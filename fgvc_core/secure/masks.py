@@ -20,8 +20,10 @@ from fgvc_core.errors import PeerError
 
 KEY_BYTES = 32
 _PRIME = 2**255 - 19
-_CHUNK = 1 << 20
-"""Words of a stream that are made and added at once."""
+_CHUNK = 1 << 18
+"""Words of a stream that are made and added at once; so few stay in the processor's cache."""
+_BLOCK = 16
+"""Bytes of a block of AES."""
 
 
 def new_secret() -> bytes:
@@ -106,15 +108,17 @@ def add_masks(
     Returns:
         ``words``.
     """
+    size = words.itemsize * min(len(words), _CHUNK)
+    # One buffer for all pieces, because allocating each costs as much as the cipher.
+    zeros, buffer = memoryview(bytes(size)), bytearray(size + _BLOCK - 1)
+    masks = np.frombuffer(buffer, words.dtype.newbyteorder("<"), size // words.itemsize)
     for other, seed in seeds.items():
         stream, plus = Stream(seed), (own > other) == (sign > 0)
+        combine = np.add if plus else np.subtract
         for start in range(0, len(words), _CHUNK):
             piece = words[start : start + _CHUNK]
-            mask = stream.words(len(piece), piece.dtype.type)
-            if plus:
-                piece += mask
-            else:
-                piece -= mask
+            stream.fill(buffer, zeros[: piece.nbytes])
+            combine(piece, masks[: len(piece)], out=piece)
     return words
 
 
@@ -134,6 +138,15 @@ class Stream:
         dtype = np.dtype(kind).newbyteorder("<")
         data = self._encryptor.update(bytes(dtype.itemsize * count))
         return np.frombuffer(data, dtype=dtype).astype(kind, copy=False)
+
+    def fill(self, buffer: bytearray, zeros: memoryview) -> None:
+        """Write the next ``len(zeros)`` bytes to the start of a buffer.
+
+        Args:
+            buffer: At least ``_BLOCK - 1`` bytes longer than ``zeros``.
+            zeros: As many zero bytes.
+        """
+        self._encryptor.update_into(zeros, buffer)
 
 
 def _names(one: str, other: str) -> bytes:

@@ -264,6 +264,8 @@ def _summed(
         for reply in replies:
             total += np.asarray(reply.tensors[NAME])
             added.add(reply.site)
+            # Free the memory before the next one is fetched.
+            del reply
         return len(added)
 
     patience = _Patience(context)

@@ -70,6 +70,7 @@ class ReplyScreening:
         """The accepted updates among answers; ``accepted`` collects all accepted bodies."""
         for answer in answers:
             screened = self._screen(answer, specs)
+            del answer
             if screened is None:
                 continue
             # Keep the body only: the tensors are aggregated at once and freed.

@@ -116,7 +116,8 @@ class Exchange(Attendance):
         """Send requests, then yield the answers one at a time in the order of the requests.
 
         The next answer is fetched when it is asked for; after a large one it is fetched and hashed
-        while that one is processed, so two are in memory. The deadline counts from the sending of
+        while that one is processed, so two are in memory. Not so the parts of a masked sum: adding
+        one is quick, and only one is in memory. The deadline counts from the sending of
         the last request and applies to arrival: a reply that arrived in time counts however late it
         is read. Missing replies are remembered, and :meth:`late` may find them.
         """
@@ -141,9 +142,12 @@ class Exchange(Attendance):
                 if fetched is None:
                     yield self._missing(request, message_id, seconds)
                     continue
-                if then is not None and is_large(fetched.message):
+                masked = stage_of(request).carries == "masked"
+                if then is not None and not masked and is_large(fetched.message):
                     ahead.look(then)
                 yield Answer(request, fetched.message, seconds, digests=fetched.digests)
+                # Free the memory before the next one is fetched.
+                fetched = None
 
     def _missing(self, request: Request, message_id: str, seconds: float) -> Answer:
         """The answer of a site whose reply is missing or incomplete at the deadline."""

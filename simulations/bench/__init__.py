@@ -7,7 +7,10 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, nearest
 
-NAMES = ("engine", "dp", "deploy", "rounds", "wire", "learner", "selection", "unknown", "heads")
+NAMES = (
+    *("engine", "dp", "deploy", "rounds", "secure", "wire", "learner", "selection", "unknown"),
+    "heads",
+)
 
 
 def run_benches(
@@ -48,6 +51,7 @@ def run_benches(
     from fieldmark.simulations.bench.heads import bench_heads
     from fieldmark.simulations.bench.learner import KEPT, bench_learner
     from fieldmark.simulations.bench.rounds import bench_rounds
+    from fieldmark.simulations.bench.secure import bench_secure
     from fieldmark.simulations.bench.selection import bench_selection
     from fieldmark.simulations.bench.unknown import bench_unknown
     from fieldmark.simulations.bench.wire import bench_wire
@@ -57,6 +61,7 @@ def run_benches(
         "dp": bench_dp,
         "deploy": bench_deploy,
         "rounds": bench_rounds,
+        "secure": bench_secure,
         "wire": bench_wire,
         "learner": lambda: bench_learner(rows, kept or KEPT, say),
         "selection": lambda: bench_selection(say),

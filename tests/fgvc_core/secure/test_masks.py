@@ -91,6 +91,18 @@ def test_masks_cancel_in_the_sum_over_all_and_in_no_other(size, count, kind):
     assert all(part.any() for part in parts.values())
 
 
+@pytest.mark.parametrize("kind", [np.uint32, np.uint64])
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 32, 41])
+def test_a_mask_is_the_stream_of_its_seed_wherever_it_is_cut_into_pieces(kind, size, monkeypatch):
+    """Both of two sites have to add the same words, whatever the pieces of either version."""
+    monkeypatch.setattr(masks, "_CHUNK", 16)
+    seeds = {"b": bytes(range(32)), "d": bytes(32)}
+    plus, minus = (Stream(seed).words(size, kind) for seed in seeds.values())
+    words = np.arange(size).astype(kind)
+    assert add_masks(words, "c", seeds) is words
+    assert (words == np.arange(size).astype(kind) + plus - minus).all()
+
+
 def test_a_seed_is_the_same_at_both_and_of_one_view_and_one_pair_alone():
     one, two = new_secret(), new_secret()
     here = pair_seed(one, "x", public_key(two), "xx", VIEW)

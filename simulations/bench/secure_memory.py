@@ -1,0 +1,163 @@
+"""Peak memory of the coordinator while it adds masked updates, measured in a separate process.
+
+Run: ``python -m fieldmark.simulations.bench.secure_memory SITES DIR``.
+
+Sites are stand-ins within the process that were ready: asked for its part of the sum, each answers
+with the words of a file in DIR, under its own signature. Exchange, screening and sum are the
+coordinator's own. What opening adds (float64 values of the whole sum) is not counted.
+
+Prints {"peak": bytes above the start, "sound": whether the total is the sum of the files}.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+
+from fgvc_core.flower.records import to_array_record, to_content
+from fgvc_core.protocol.code import code_digest
+from fgvc_core.protocol.keys import fingerprint, public_text, read_private
+from fgvc_core.protocol.messages import CohortMember, Reply, Request, SignedText, seal
+from fgvc_core.protocol.stages import CLASS_SUMS
+from fgvc_core.secure.masks import new_secret, public_key
+from fgvc_core.secure.part import NAME, Scale
+from fgvc_core.secure.ready import Ready, sign_ready
+from fgvc_core.secure.ring import Bits
+from fgvc_core.wire.arrays import PackedTensor
+from fieldmark.server.home import CoordinatorHome
+from fieldmark.server.rounds import secure_sum
+from fieldmark.server.rounds.context import RunContext, Updates, make_context, make_updates
+from fieldmark.server.rounds.secure_sum import Sets
+from fieldmark.server.run_log.checkpoint import RunState
+from fieldmark.server.run_log.events import EventLog
+from fieldmark.server.screening.comparison import UpdateHistory
+from fieldmark.simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
+from fieldmark.simulations.grid import InProcessGrid
+
+BITS: Bits = 32
+RUN = "bench"
+DISTINCT = 3
+"""Distinct parts on disk; further sites reuse them with their own signatures."""
+
+
+def write_parts(folder: Path, megabytes: int) -> None:
+    """Write the stand-ins' parts, one ``.npy`` file each."""
+    for number in range(DISTINCT):
+        words = np.random.default_rng(number).bytes(megabytes * 1_000_000)
+        np.save(folder / f"{number}.npy", np.frombuffer(words, f"uint{BITS}"))
+
+
+class ReadySites(InProcessGrid):
+    """A grid whose nodes answer immediately, in this process.
+
+    Args:
+        home: Of the run; ``<site>.key`` is beside it.
+        parts: Folder written by :func:`write_parts`.
+    """
+
+    def __init__(self, home: CoordinatorHome, parts: Path) -> None:
+        self.site_keys = {n: read_private(home.run_dir / f"{n}.key") for n in home.allow_list}
+        names = sorted(self.site_keys)
+        # The executor is never used: answers are created when they are pulled.
+        super().__init__(ThreadPoolExecutor(1), [{"name": name} for name in names], 1)
+        self._names = dict(zip(self._contexts, names, strict=True))
+        self._parts = parts
+        # Precomputed, because hashing its own part is the site's cost.
+        self._digests = [self._part(number).digest() for number in range(DISTINCT)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Create the answers immediately."""
+        return [self._answer(self._waiting.pop(i)) for i in message_ids]
+
+    def _answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        name = self._names[node]
+        request = Request.parse(str(message.content.config_records["envelope"]["body"]))
+        assert isinstance(request, Request)
+        number = node % DISTINCT
+        packed = {NAME: self._part(number)} if request.kind == "send" else {}
+        reply = Reply(
+            kind=request.kind,
+            run=request.run,
+            round=request.round,
+            nonce=request.nonce,
+            recipe_digest=request.recipe_digest,
+            site=name,
+            code="ok",
+            public_key=public_text(self.site_keys[name].public_key()),
+            code_digest=code_digest(),
+            tensors={NAME: self._digests[number]} if packed else {},
+        )
+        content = to_content(seal(self.site_keys[name], reply), to_array_record(packed))
+        return Message(content, reply_to=message)
+
+    def _part(self, number: int) -> PackedTensor:
+        data = (self._parts / f"{number}.npy").read_bytes()
+        return PackedTensor(f"uint{BITS}", ((len(data) - 128) * 8 // BITS,), data)
+
+
+def main(sites: int, parts: Path) -> dict[str, Any]:
+    """Add up one sum."""
+    size = ((parts / "0.npy").stat().st_size - 128) * 8 // BITS
+    with tempfile.TemporaryDirectory() as folder:
+        home = make_coordinator(Path(folder), sites)
+        grid = ReadySites(home, parts)
+        context, updates = _coordinator(home, grid)
+        names = context.exchange.roll_call()
+        sets = _ready(home, grid, names)
+        before = resident_bytes()
+        total, _ = secure_sum._summed(
+            context, updates, CLASS_SUMS, 1, sets, size, Scale(1.0, 1, BITS)
+        )
+        peak = peak_bytes() - before
+    wanted = np.zeros(size, f"uint{BITS}")
+    for node in range(2, sites + 2):
+        wanted += np.load(parts / f"{node % DISTINCT}.npy")
+    return {"peak": peak, "sound": bool((total == wanted).all())}
+
+
+def _coordinator(home: CoordinatorHome, grid: InProcessGrid) -> tuple[RunContext, Updates]:
+    events = EventLog(home.run_dir / "events.jsonl")
+    context = make_context(grid, home, RunState(run=RUN), {}, None, events)
+    history = UpdateHistory(home.recipe.federation)
+    federation = home.recipe.federation
+    updates = make_updates(context, {}, federation, lambda number: lambda count: 1.0, history)
+    return context, updates
+
+
+def _ready(home: CoordinatorHome, grid: ReadySites, names: list[str]) -> Sets:
+    """The sets of a sum over all sites, as after the first trip."""
+    return Sets(
+        home.run_dir / "sets.json",
+        tuple(
+            CohortMember(name=name, fingerprint=fingerprint(grid.site_keys[name].public_key()))
+            for name in names
+        ),
+        tuple(_signed(grid, name) for name in sorted(names)),
+        dict.fromkeys(names, 1),
+    )
+
+
+def _signed(grid: ReadySites, name: str) -> SignedText:
+    key = grid.site_keys[name]
+    ready = Ready(
+        run=RUN,
+        round=1,
+        phase=CLASS_SUMS.phase,
+        kind=CLASS_SUMS.kind,
+        ctx="0" * 64,
+        site=name,
+        identity=public_text(key.public_key()),
+        key=public_key(new_secret()),
+    )
+    return sign_ready(key, ready)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(int(sys.argv[1]), Path(sys.argv[2]))))

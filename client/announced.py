@@ -9,7 +9,6 @@ site could not answer requests that it has already paid for.
 import json
 import re
 import shutil
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -239,9 +238,9 @@ def last_announcement(home: Path) -> Announcement | None:
         return None
     when, path = max(found)
     try:
-        values = tomllib.loads(_Announced.model_validate_json(path.read_bytes()).recipe)
+        values = read_toml(_Announced.model_validate_json(path.read_bytes()).recipe, "recipe")
         name, rounds = values["name"], values["federation"]["rounds"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (FieldmarkError, OSError, ValueError, LookupError, TypeError):
         return None
     if not (isinstance(name, str) and isinstance(rounds, int)):
         return None

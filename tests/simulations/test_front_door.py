@@ -170,6 +170,13 @@ def with_sites(words, homes):
         (waiting,) = pending_runs(Site.open(asking.home))
         if "--digest" in words:
             words = [*words[: words.index("--digest") + 1], waiting.recipe.digest[:16]]
+    if "sites/site-01" in words:
+        # As the homes of a run of ten sites are, with masked sums.
+        shutil.copytree("sites/site-1", "sites/site-01")
+        site = Site.open(Path("sites/site-01"))
+        allowing = {"secure": "allowed", "epsilon_alone_cap": "none"}
+        policy = site.settings.policy.model_copy(update=allowing)
+        write_settings(site.home, site.settings.model_copy(update={"policy": policy}))
     return [announced.stem if word == "RUN" else word for word in words]
 
 

@@ -242,13 +242,15 @@ def test_the_process_rehearses_within_the_sites_limits_and_leaves_nothing(home):
     lets_pass, finding, _ = checked(home, recipe, dry_run)
     assert lets_pass, finding
     assert "'train' rehearsed in" in finding.said
-    assert list((home / "state").iterdir()) == []
+    # What the check itself keeps, for the page and the status.
+    kept = [home / "state" / "left-out.json"]
+    assert list((home / "state").iterdir()) == kept
     site = Site.open(home)
     small = Limits.model_construct(**{**Limits().model_dump(), "request_hours": 1e-9})
     short = replace(site, settings=site.settings.model_copy(update={"limits": small}))
     found = dry_run(short, recipe, tuple(sorted(CLASSES)))
     assert "limits.request_hours" in found.fault
-    assert (found.exit_code, list((home / "state").iterdir())) == (2, [])
+    assert (found.exit_code, list((home / "state").iterdir())) == (2, kept)
 
 
 def test_a_process_that_dies_is_a_failure_with_its_last_words(home, monkeypatch):

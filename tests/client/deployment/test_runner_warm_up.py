@@ -34,7 +34,7 @@ def test_a_private_runs_noise_and_cost_are_there_before_the_next_message(tmp_pat
     monkeypatch.setattr(planning, "noise_for", refuse)
     monkeypatch.setattr(accountant, "dp_event", refuse)
     monkeypatch.setattr(odometer, "dp_event", refuse)
-    plan = plan_for(recipe.privacy, recipe.federation.rounds)
+    plan = plan_for(recipe.privacy, recipe.federation.rounds, recipe.sharers)
     assert epsilon_of_plan(plan, recipe.privacy.delta) <= recipe.privacy.epsilon
     assert epsilon_of_plan(plan, site.settings.policy.delta) > 0
     assert odometer.choose_rule(plan, None, site.settings.policy.delta).orders

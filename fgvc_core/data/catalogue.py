@@ -158,8 +158,8 @@ def load_table(
 def _as_shown(
     table: ExampleTable, settings: DataSettings, left_out: LeftOut | None
 ) -> ExampleTable:
-    if settings.depth_rule is not None and isinstance(table.source, FileSource):
-        table.source.depth = settings.depth_rule
+    if isinstance(table.source, FileSource):
+        table.source.read_as(settings)
     if settings.crop == "none":
         return table
     # Imported here because few data sets have boxes.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgvc_core.data.layout import usual_split
+from fgvc_core.data.sheets import utf8_lines
 from fgvc_core.data.table import Split
 
 _START, _END = 1 << 20, 1 << 16
@@ -72,7 +73,8 @@ def ends_of(path: Path) -> bytes:
                 start += file.read()
     except OSError:
         return b""
-    return start
+    # Written by some Windows tools as UTF-16, which JSON's parser knows by itself.
+    return utf8_lines(start)
 
 
 def _looks_like_coco(path: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from fgvc_core.data.reader import GROUND, orientation_of
 from fgvc_core.errors import DataError
@@ -102,12 +102,7 @@ def _samples(path: Path, image: ImageFile.ImageFile, depth: Depth) -> tuple[Samp
     tiles: list[Any] = list(image.tile)
     codec, _, offset, arguments = tiles[0]
     if image.format == "PNG":
-        import torch
-        from torchvision.io import ImageReadMode, decode_png
-
-        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-        image.load()
-        return decode_png(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy(), most
+        return _png_samples(path, image), most
     if codec == "ppm":
         count = image.width * image.height * 3
         with path.open("rb") as file:
@@ -128,6 +123,29 @@ def _samples(path: Path, image: ImageFile.ImageFile, depth: Depth) -> tuple[Samp
         "its samples of more than 8 bits cannot be read in full (convert it to PNG, or to TIFF "
         "without compression)"
     )
+
+
+def _png_samples(path: Path, image: ImageFile.ImageFile) -> Samples:
+    """Samples of a 16-bit PNG in color or with transparency, which Pillow reads at 8 bits only.
+
+    Read in the other byte order, its decoder gives the low bytes; grey with alpha has as many bytes
+    a pixel as 8-bit RGBA, and is read as such.
+    """
+    with Image.open(path, formats=("PNG",)) as whole:
+        # A stream without its end would otherwise pass, its checksums unread.
+        whole.verify()
+    tile = image.tile[0]
+    stored = str(tile.args)
+    if stored == "LA;16B":
+        image.tile = [tile._replace(args="RGBA")]
+        image.load()
+        bytes_HWC = np.asarray(image).astype(np.uint16)
+        return bytes_HWC[..., 0::2] << 8 | bytes_HWC[..., 1::2]
+    image.load()
+    with Image.open(path, formats=("PNG",)) as again:
+        again.tile = [again.tile[0]._replace(args=stored.replace(";16B", ";16L"))]
+        again.load()
+        return np.asarray(image).astype(np.uint16) << 8 | np.asarray(again)
 
 
 def _range(samples_HWC: Samples, most: float, depth: Depth) -> tuple[float, float]:

@@ -8,6 +8,7 @@ deflated files, which may unfold into all of the memory, are refused.
 
 import io
 import logging
+import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from fgvc_core.data.decoding import wait_for_turn
 from fgvc_core.data.depth import Depth
 from fgvc_core.data.dicom_values import as_color, as_grey, unreadable
 from fgvc_core.data.file_kinds import MARK_BYTES
+from fgvc_core.data.reader import Frame, frame_place
 from fgvc_core.data.soundness import MAX_FILE_BYTES, refuse_absurd_size
 from fgvc_core.errors import DataError, FieldmarkError, missing_extra
 
@@ -71,12 +73,13 @@ def can_read() -> bool:
     return find_spec("pydicom") is not None
 
 
-def read_dicom(path: Path, depth: Depth | None) -> NDArray[np.uint8]:
-    """The first frame of a DICOM file, uint8 (height, width, 3).
+def read_dicom(path: Path, depth: Depth | None, frame: Frame = "first") -> NDArray[np.uint8]:
+    """One frame of a DICOM file, uint8 (height, width, 3).
 
     Args:
         path: The file.
         depth: A rule in place of the file's own window; None: the file's.
+        frame: Which frame.
 
     Raises:
         DataError: if the file holds no picture that can be read, or has more than 8 bits and no
@@ -84,7 +87,7 @@ def read_dicom(path: Path, depth: Depth | None) -> NDArray[np.uint8]:
         MemoryError: if memory ran out.
         OSError: if the file cannot be opened or read.
     """
-    return _careful(path, lambda: _read(path, depth))
+    return _careful(path, lambda: _read(path, depth, frame))
 
 
 def patient_of(path: Path) -> str:
@@ -159,7 +162,7 @@ def _without_extra(path: Path) -> DataError:
     return DataError(missing.what, remedy=missing.remedy)
 
 
-def _read(path: Path, depth: Depth | None) -> NDArray[np.uint8]:
+def _read(path: Path, depth: Depth | None, frame: Frame) -> NDArray[np.uint8]:
     with path.open("rb") as file:
         header = _header(path, file, (*_PIXELS, *_VALUES))
         values = header.values
@@ -170,11 +173,12 @@ def _read(path: Path, depth: Depth | None) -> NDArray[np.uint8]:
         refuse_absurd_size(path, size)
         wait_for_turn(size[0] * size[1])
         _refuse_samples(path, values)
-        frame = _frame(path, file, header)
-    pixels = _decoded(path, header, frame)
+        place = frame_place(frame, _count(values))
+        stored = _frame(path, file, header, place)
+    pixels = _decoded(path, header, stored)
     kind = _kind(values)
     if kind in ("MONOCHROME1", "MONOCHROME2"):
-        return as_grey(path, pixels, values, depth, inverted=kind == "MONOCHROME1")
+        return as_grey(path, pixels, values, depth, place, inverted=kind == "MONOCHROME1")
     return as_color(pixels, values)
 
 
@@ -245,8 +249,8 @@ def _refuse_samples(path: Path, values: Any) -> None:
         )
 
 
-def _frame(path: Path, file: BinaryIO, header: _Header) -> bytes:
-    """The first frame as it is stored: its samples, or a JPEG, JPEG 2000 or RLE stream."""
+def _frame(path: Path, file: BinaryIO, header: _Header, place: int) -> bytes:
+    """The frame at ``place`` as it is stored: its samples, or a JPEG, JPEG 2000 or RLE stream."""
     order = "<" if header.little else ">"
     if struct.unpack(f"{order}HH", file.read(4)) != (0x7FE0, 0x0010):
         raise unreadable(path, "it holds no pixels of whole numbers")
@@ -259,7 +263,9 @@ def _frame(path: Path, file: BinaryIO, header: _Header) -> bytes:
     whole = whole * int(values.BitsAllocated) // 8
     if header.syntax in _RAW:
         need = whole // 3 * 2 if _kind(values) == "YBR_FULL_422" else whole
-        frame = file.read(min(need, length))
+        start = place * need
+        file.seek(start, os.SEEK_CUR)
+        frame = file.read(min(need, max(length - start, 0)))
         if len(frame) < need:
             raise unreadable(path, "it is cut short")
         return frame + b"\0" * (need % 2)
@@ -276,8 +282,12 @@ def _frame(path: Path, file: BinaryIO, header: _Header) -> bytes:
         raise unreadable(path, "its table of frames is damaged")
     file.seek(start)
     found: bytes = _pydicom().encaps.get_frame(
-        _Bounded(file, most), 0, number_of_frames=_count(values)
+        _Bounded(file, min((place + 1) * most, MAX_FILE_BYTES)),
+        place,
+        number_of_frames=_count(values),
     )
+    if len(found) > most:
+        raise unreadable(path, "a frame is longer than its samples can be")
     return found
 
 

@@ -34,7 +34,13 @@ def unreadable(path: Path, reason: str, remedy: str = "") -> DataError:
 
 
 def as_grey(
-    path: Path, pixels_HW: NDArray[Any], values: Any, depth: Depth | None, *, inverted: bool
+    path: Path,
+    pixels_HW: NDArray[Any],
+    values: Any,
+    depth: Depth | None,
+    place: int = 0,
+    *,
+    inverted: bool,
 ) -> NDArray[np.uint8]:
     """Grey samples as uint8 (height, width, 3), a few rows at a time.
 
@@ -43,13 +49,14 @@ def as_grey(
         pixels_HW: Stored values.
         values: pydicom's data set with the header's elements.
         depth: A rule in place of the file's window; None: the file's.
+        place: Of the frame in the file, from 0.
         inverted: Whether small values are bright (MONOCHROME1).
 
     Raises:
         DataError: if there are more than 8 bits and no window.
         Exception: of any type, as pydicom does, for damaged tables.
     """
-    values = _with_groups(values)
+    values = _with_groups(values, place)
     shown = _shown(path, pixels_HW, values, depth)
     picture_HWC = np.empty((*pixels_HW.shape, 3), dtype=np.uint8)
     for top in range(0, len(pixels_HW), _ROWS):
@@ -76,11 +83,14 @@ def as_color(pixels: NDArray[Any], values: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[..., :3].astype(np.uint8, copy=False))
 
 
-def _with_groups(values: Any) -> Any:
-    """The elements; those of an enhanced file's first frame lie in functional groups."""
-    for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        first = values[groups].value[:1] if groups in values else ()
-        for item in first:
+def _with_groups(values: Any, place: int) -> Any:
+    """The elements; those of a frame of an enhanced file lie in functional groups."""
+    for groups, at in (
+        ("SharedFunctionalGroupsSequence", 0),
+        ("PerFrameFunctionalGroupsSequence", place),
+    ):
+        found = values[groups].value[at : at + 1] if groups in values else ()
+        for item in found:
             for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
                 for inner in item.get(name, None) or ():
                     values.update(inner)

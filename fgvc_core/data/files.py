@@ -17,11 +17,14 @@ from fgvc_core.data.dicom import read_dicom, size_of
 from fgvc_core.data.file_kinds import MARK_BYTES, is_dicom, what_it_is
 from fgvc_core.data.passing import memory_is_left, passing_fault, refuse_passing
 from fgvc_core.data.reader import (
+    Frame,
     as_rgb,
     deeper_than_8_bits,
     orientation_of,
+    to_frame,
     turned_boxes,
 )
+from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.soundness import FORMATS, refuse_absurd_size, refuse_unsound_file
 from fgvc_core.errors import DataError, FieldmarkError
 from fgvc_core.words import visible
@@ -42,6 +45,7 @@ class FileSource:
         crops: One box per row to cut out, or None.
         margin: See :func:`cut`.
         depth: How more than 8 bits a channel become 8; None: such pictures are refused.
+        frame: Which frame of several is read.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class FileSource:
         crops: Sequence[Box] | None = None,
         margin: float = 0.0,
         depth: Depth | None = None,
+        frame: Frame = "first",
     ) -> None:
         self.root = Path(root)
         self.relative_paths = tuple(relative_paths)
@@ -63,11 +68,17 @@ class FileSource:
         self.crops = None if crops is None else tuple(crops)
         self.margin = margin
         self.depth = depth
+        self.frame: Frame = frame
         self._keys: dict[int, bytes] = {}
         self._turned: dict[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.relative_paths)
+
+    def read_as(self, settings: DataSettings) -> "FileSource":
+        """Read files as ``data.depth`` and ``data.frame`` say; returns this source."""
+        self.depth, self.frame = settings.depth_rule, settings.frame
+        return self
 
     def path(self, row: int) -> Path:
         """Path of a row's picture."""
@@ -109,13 +120,14 @@ class FileSource:
         """Decode the picture; may raise any ``Exception``, as decoders do."""
         refuse_unsound_file(self.real_root, path)
         if is_dicom(path):
-            picture_HWC = read_dicom(path, self.depth)
+            picture_HWC = read_dicom(path, self.depth, self.frame)
             if self.crops is None:
                 return picture_HWC
             whole_HW = picture_HWC.shape[:2]
             _refuse_outside(path, self.crops[row], (whole_HW[1], whole_HW[0]))
             return cut(picture_HWC, self.crops[row], max(whole_HW), self.margin)
         with Image.open(path, formats=FORMATS) as image:
+            to_frame(image, self.frame)
             refuse_absurd_size(path, image.size)
             wait_for_turn(image.width * image.height)
             height, whole, stored = image.height, max(image.size), image.size
@@ -177,6 +189,8 @@ class FileSource:
         how: tuple[object, ...] = () if self.crops is None else (*self.crops[row], self.margin)
         if self.depth is not None:
             how = (*how, repr(self.depth))
+        if self.frame != "first":
+            how = (*how, self.frame)
         if not how:
             return self.content_key(row)
         return hashlib.sha256(self.content_key(row) + repr(how).encode()).digest()
@@ -184,7 +198,7 @@ class FileSource:
     def cropped(self, paths: Sequence[str], crops: Sequence[Box], margin: float) -> "FileSource":
         """A source of the same tree with a box to cut out of each picture."""
         found = FileSource(self.root, paths, banner=self.banner, crops=crops, margin=margin)
-        found.real_root, found.depth = self.real_root, self.depth
+        found.real_root, found.depth, found.frame = self.real_root, self.depth, self.frame
         return found
 
     def pixel_size(self, row: int) -> tuple[int, int] | None:
@@ -198,6 +212,7 @@ class FileSource:
             if is_dicom(path):
                 return size_of(path)
             with Image.open(path, formats=FORMATS) as image:
+                to_frame(image, self.frame)
                 return image.width, max(image.height - self.banner, 1)
         except Exception as error:
             refuse_passing(path, error)
@@ -213,6 +228,7 @@ class FileSource:
                 if b"exif" not in file.read(1 << 16).lower():
                     return 1
             with Image.open(path, formats=FORMATS) as image:
+                to_frame(image, self.frame)
                 return orientation_of(image)
         except Exception as error:
             refuse_passing(path, error)

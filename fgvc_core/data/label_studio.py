@@ -1,8 +1,10 @@
 """Data set ``label-studio``: labels as Label Studio exports them (JSON, JSON-MIN, CSV).
 
 https://labelstud.io/guide/export: a list of tasks, each with ``data`` and ``annotations``, whose
-``result`` holds ``choices`` or ``rectanglelabels`` (percent of the picture); JSON-MIN and CSV have
-one flat entry a task. Of several annotations of one task all must say the same.
+``result`` holds ``choices``, ``taxonomy`` or regions in percent of the picture: rectangles (also
+turned ones), ellipses and polygons are boxes around what they enclose, brush strokes and points are
+labels without a box. JSON-MIN and CSV have one flat entry a task. Of several annotations of one
+task all must say the same.
 
 Label Studio names a picture by its own address (``/data/upload/7/0a1b2c3d-robin.jpg``,
 ``/data/local-files/?d=birds/robin.jpg``). It is looked for below the data root under that path and
@@ -12,11 +14,15 @@ by its name, with and without the eight digits that an upload adds, also in ``im
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fgvc_core.data.annotated import DAMAGED, Annotated, Record, objects, table_of, where
 from fgvc_core.data.boxes import sound_box
@@ -32,6 +38,12 @@ from fgvc_core.errors import DataError
 
 _LABELS = ("choice", "choices", "label", "class", "category", "species", "taxonomy")
 _PICTURES = ("image", "picture", "photo", "img", "file", "path")
+_REGIONS = (
+    "choices", "taxonomy", "rectanglelabels", "ellipselabels", "polygonlabels", "brushlabels",
+    "keypointlabels", "labels",
+)  # fmt: skip
+_WHOLE = ("choices", "taxonomy", "brushlabels", "keypointlabels")
+"""Of these, those without a box."""
 _HASHED = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 Object = tuple[str, tuple[float, ...] | None]
@@ -155,25 +167,74 @@ def _objects_of(entry: Mapping[str, Any]) -> Iterator[Object]:
             if not annotation.get("was_cancelled"):
                 for one in objects(annotation.get("result")):
                     value = one.get("value")
-                    yield from _labels_of(value if isinstance(value, dict) else {})
+                    yield from _labels_of(value if isinstance(value, dict) else {}, _shape_of(one))
         return
     flat = {key: _parsed(value) for key, value in entry.items()}
     for value in flat.values():
         for one in [value] if isinstance(value, dict) else objects(value):
-            yield from _labels_of(one)
+            yield from _labels_of(one, _shape_of(one))
     key = next((k for k in flat if k.casefold() in _LABELS and isinstance(flat[k], str)), None)
     if key is not None and flat[key]:
         yield str(flat[key]).strip(), None
 
 
-def _labels_of(value: Mapping[str, Any]) -> Iterator[Object]:
-    box = sound_box([value.get(key) for key in ("x", "y", "width", "height")])
-    shape = None if box is None else tuple(part / 100.0 for part in box)
-    for key in ("choices", "rectanglelabels", "labels"):
+def _labels_of(value: Mapping[str, Any], shape: float) -> Iterator[Object]:
+    """Labels of a region or a choice; ``shape`` is the picture's width over its height."""
+    for key in _REGIONS:
         labels = value.get(key)
         for label in labels if isinstance(labels, list) else ():
-            if isinstance(label, str) and label.strip():
-                yield label.strip(), shape if key != "choices" else None
+            # A taxonomy's choice is the path from the coarsest name to the finest.
+            named = label[-1] if isinstance(label, list) and label else label
+            if isinstance(named, str) and named.strip():
+                yield named.strip(), _box_of(value, shape) if key not in _WHOLE else None
+
+
+def _shape_of(one: Mapping[str, Any]) -> float:
+    """Width over height of a region's picture; 1 if the export does not say."""
+    width, height = one.get("original_width"), one.get("original_height")
+    if isinstance(width, int) and isinstance(height, int) and 0 < width < 1e6 and 0 < height < 1e6:
+        return width / height
+    return 1.0
+
+
+def _box_of(value: Mapping[str, Any], shape: float) -> tuple[float, ...] | None:
+    """The box around a region, in fractions; None if it has none."""
+    corners_N2 = _corners(value)
+    if corners_N2 is None:
+        return None
+    turn = value.get("rotation")
+    if isinstance(turn, int | float) and turn % 360 and "points" not in value:
+        # About the point (x, y), which is a rectangle's corner and an ellipse's middle.
+        angle = math.radians(turn % 360)
+        pivot_2 = np.array([value["x"], value["y"]], dtype=np.float64)
+        across_N, down_N = ((corners_N2 - pivot_2) * (shape, 1.0)).T
+        corners_N2 = pivot_2 + np.stack(
+            [
+                (across_N * math.cos(angle) - down_N * math.sin(angle)) / shape,
+                across_N * math.sin(angle) + down_N * math.cos(angle),
+            ],
+            axis=1,
+        )
+    low_2, high_2 = corners_N2.min(axis=0).clip(0, 100), corners_N2.max(axis=0).clip(0, 100)
+    box = sound_box([*low_2.tolist(), *(high_2 - low_2).tolist()])
+    return None if box is None else tuple(part / 100.0 for part in box)
+
+
+def _corners(value: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """Points of a region's outline (N, 2), in percent, not turned."""
+    try:
+        if "points" in value:
+            found = np.array(value["points"], dtype=np.float64).reshape(-1, 2)
+        elif "radiusX" in value:
+            x, y, a, b = (float(value[key]) for key in ("x", "y", "radiusX", "radiusY"))
+            around_N = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+            found = np.stack([x + a * np.cos(around_N), y + b * np.sin(around_N)], axis=1)
+        else:
+            x, y, w, h = (float(value[key]) for key in ("x", "y", "width", "height"))
+            found = np.array([(x, y), (x + w, y), (x, y + h), (x + w, y + h)])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return found if len(found) > 1 and np.isfinite(found).all() else None
 
 
 def _parsed(value: object) -> object:

@@ -129,15 +129,21 @@ class Layout:
         return None
 
     def within_split(self, parts: Sequence[str]) -> bool:
-        """Whether a path is below one of the folders that the layout reads."""
+        """Whether a path is below one of the folders that the layout reads.
+
+        Without splits every path is: whatever has no class there has none at all.
+        """
         tops = [*self.roles, *self.pools]
+        if len(self.roles) == 1 and None in self.roles.values() and not self.pools:
+            return True
         return any(tuple(parts[: len(top)]) == top for top in tops)
 
 
 def understand(paths: Iterable[Sequence[str]], empty: Iterable[Sequence[str]] = ()) -> Layout:
     """Tell wrapping, split and part folders from class folders.
 
-    - A folder with nothing beside it, that holds only folders, wraps the tree.
+    - A folder with no folder beside it, that holds only folders, wraps the tree: with one class
+      there would be nothing to learn. Pictures beside it are in no class.
     - Folders are splits if one is called like a training split and one of them holds folders, or
       if two or more are and all of them are called like splits; any case, with words such as
       ``images`` or ``set`` around.
@@ -167,7 +173,7 @@ def understand(paths: Iterable[Sequence[str]], empty: Iterable[Sequence[str]] = 
     pools: set[tuple[str, ...]] = set()
     prefix: tuple[str, ...] = ()
     node = top
-    while not node.files and len(node.below) == 1 and not is_split_level(node.below):
+    while len(node.below) == 1 and not is_split_level(node.below):
         ((name, child),) = node.below.items()
         if child.files or not child.below:
             break

@@ -10,11 +10,12 @@ browser page follow the same rules, and tests compare them.
   0..255 changes what a model sees, unless ``data.depth`` says how.
 - **Color**: grey, palette, CMYK, YCbCr and LAB become RGB. An embedded profile is applied
   (``profiles.py``); without one, samples are taken as sRGB. Deep pictures have none applied.
-- **Frames**: the first frame of a file that holds several.
+- **Frames**: one of a file that holds several: the first, unless ``data.frame`` says which. Of a
+  phone's multi-picture JPEG always the first: the others are previews and depth maps.
 """
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,12 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 
 GROUND = 255
 """Value of each channel of the ground under transparency: white."""
+
+Frame = Literal["first", "middle", "last"]
+"""Which frame of an animation, a stack or a file of several pages is read."""
+
+_IN_ORDER = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+"""Formats whose frames are pictures of one series."""
 
 ORIENTATION = 0x0112
 """EXIF tag of the orientation."""
@@ -84,6 +91,25 @@ def turned_boxes(boxes_N4: NDArray[np.floating[Any]], orientation: int) -> NDArr
     two = turned(boxes_N4[:, :2] + boxes_N4[:, 2:], orientation)
     low = np.minimum(one, two)
     return np.hstack([low, np.maximum(one, two) - low]).astype(np.float32)
+
+
+def frame_place(frame: Frame, count: int) -> int:
+    """Place of the frame to read among ``count``, from 0.
+
+    >>> [frame_place(frame, 5) for frame in ("first", "middle", "last")]
+    [0, 2, 4]
+    """
+    return {"first": 0, "middle": (count - 1) // 2, "last": count - 1}[frame]
+
+
+def to_frame(image: Image.Image, frame: Frame) -> None:
+    """Move an opened image to the frame that is to be read.
+
+    Raises:
+        Exception: of any type, as decoders do, if the file is damaged before that frame.
+    """
+    if frame != "first" and image.format in _IN_ORDER:
+        image.seek(frame_place(frame, getattr(image, "n_frames", 1)))
 
 
 def deeper_than_8_bits(image: Image.Image) -> str:

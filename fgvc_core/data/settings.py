@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator
 from fgvc_core.components import AUGMENTATIONS, DATA_SETS, PARTITIONERS
 from fgvc_core.configuration import text
 from fgvc_core.data.depth import Depth
+from fgvc_core.data.reader import Frame
 from fgvc_core.registry import OpenSettings, Registry
 
 PATIENT = "dicom:PatientID"
@@ -117,6 +118,11 @@ class DataSettings(OpenSettings):
     )
     depth_window: tuple[float, float] = Field(
         (32768.0, 65536.0), description="depth = window: center and width, width above 0."
+    )
+    frame: Frame = Field(
+        "first",
+        description="Which frame of an animation, a stack or a file of several pages is read: "
+        "first, middle or last; the others are counted and not read.",
     )
     max_left_out: float = Field(
         0.01,

@@ -61,7 +61,7 @@ OUTSIDE_SPLITS = Reason(
     "Move them into one of these, or say --set data.folders=classes if the folders are classes.",
 )
 UNLISTED = Reason("beside listed pictures, but in no list")
-FURTHER_FRAMES = Reason("further frames of files, of which the first frame is read")
+FURTHER_FRAMES = Reason("further frames of files, of which one is read (data.frame)")
 
 
 @dataclass

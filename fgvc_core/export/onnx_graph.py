@@ -120,9 +120,11 @@ def preprocessing(trained: TrainedModel) -> dict[str, Any]:
         "interpolation": spec.interpolation,
         "ground": GROUND,
         "depth": None if rule is None else asdict(rule),
-        "steps": f"take the first frame; {_depth_words(rule)}; turn upright as EXIF says; apply an "
-        f"embedded color profile (to sRGB); lay transparency on white (ground); {cut}resize the "
-        "short side to short_side with anti-aliasing, keeping the shape; cut out the centre square",
+        "frame": data.frame,
+        "steps": f"take the {data.frame} frame; {_depth_words(rule)}; turn upright as EXIF says; "
+        f"apply an embedded color profile (to sRGB); lay transparency on white (ground); {cut}"
+        "resize the short side to short_side with anti-aliasing, keeping the shape; "
+        "cut out the centre square",
     }
 
 

@@ -1,9 +1,9 @@
 """Reads a picture as in training, for run_onnx.py beside it; needs only numpy and Pillow.
 
-Pictures are turned upright as EXIF says, color profiles are applied, transparency is laid on white,
-and the first frame of several is taken. Those of more than 8 bits a channel are mapped to 0..255 by
-the rule that the model was trained with (data.depth), and refused where it had none. Refused are
-also 16-bit PNGs in color or with transparency, more than 64 million pixels, DICOM and HEIC (convert
+Pictures are turned upright as EXIF says, color profiles are applied, and transparency is laid on
+white. Of several frames the one is taken that the model was trained with (data.frame). Pictures of
+more than 8 bits a channel are mapped to 0..255 by the rule of its training (data.depth), and
+refused where it had none. Refused are also more than 64 million pixels, DICOM and HEIC (convert
 them to 8-bit PNG), and files that are no pictures.
 """
 
@@ -61,6 +61,24 @@ def rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(((mixed + 127) // 255).astype(np.uint8))
 
 
+def png16(path: str, image: ImageFile.ImageFile) -> np.ndarray:
+    """Samples of a 16-bit PNG in color or with transparency: high bytes, then low bytes."""
+    with Image.open(path, formats=("PNG",)) as whole:
+        whole.verify()
+    tile = image.tile[0]
+    stored = str(tile.args)
+    if stored == "LA;16B":  # As many bytes a pixel as 8-bit RGBA.
+        image.tile = [tile._replace(args="RGBA")]
+        image.load()
+        parts = np.asarray(image).astype(np.uint16)
+        return parts[..., 0::2] << 8 | parts[..., 1::2]
+    image.load()
+    with Image.open(path, formats=("PNG",)) as again:
+        again.tile = [again.tile[0]._replace(args=stored.replace(";16B", ";16L"))]
+        again.load()
+        return np.asarray(image).astype(np.uint16) << 8 | np.asarray(again)
+
+
 def deep(path: str, image: ImageFile.ImageFile, rule: dict[str, Any] | None) -> Image.Image:
     """A picture of more than 8 bits a channel by the rule of training, not yet upright."""
     if rule is None:
@@ -86,23 +104,31 @@ def deep(path: str, image: ImageFile.ImageFile, rule: dict[str, Any] | None) -> 
                 count = 6 * (right - left) * (bottom - top)
                 parts.append(np.frombuffer(file.read(count), dtype=order))
         samples = np.concatenate(parts).reshape(image.height, image.width, 3)
+    elif image.format == "PNG":
+        samples = png16(path, image)
     else:
         raise ValueError(
-            "it has more than 8 bits a channel in color or with transparency; convert it to a TIFF "
-            "without compression, or to PPM"
+            "its samples of more than 8 bits cannot be read in full (convert it to PNG, or to TIFF "
+            "without compression)"
         )
     low, high = 0.0, most
     if rule["rule"] == "window":
         center, width = rule["window"]
         low, high = center - width / 2, center + width / 2
     elif rule["rule"] == "percentile":
-        some = samples.reshape(-1)
+        some = samples[..., : samples.shape[2] - (samples.shape[2] in (2, 4))].reshape(-1)
         some = some[:: max(some.size // 1_000_000, 1)].astype(np.float64)
         some = some[np.isfinite(some)]
         low, high = np.percentile(some, (0.5, 99.5)) if some.size else (0.0, 1.0)
         low, high = float(low), float(high)
-    scaled = (samples.astype(np.float32) - low) * (255.0 / max(high - low, 1e-12))
+    clear = samples.shape[2] in (2, 4)
+    values = samples.astype(np.float32)
+    colors = values[..., :-1] if clear else values
+    scaled = (colors - low) * (255.0 / max(high - low, 1e-12))
     scaled = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)
+    if clear:
+        alpha = values[..., -1:] / 65535.0
+        scaled = scaled * alpha + 255 * (1 - alpha)
     return Image.fromarray(np.broadcast_to(scaled.round().astype(np.uint8), (*scaled.shape[:2], 3)))
 
 
@@ -118,11 +144,16 @@ def refuse_other_formats(path: str) -> None:
         )
 
 
-def read(path: str, short_side: int, rule: dict[str, Any] | None = None) -> Image.Image:
+def read(
+    path: str, short_side: int, rule: dict[str, Any] | None = None, frame: str = "first"
+) -> Image.Image:
     """The picture upright, as RGB on white."""
     refuse_other_formats(path)
     with Image.open(path, formats=FORMATS) as opened:
         image: Image.Image = opened
+        if frame != "first" and opened.format in ("AVIF", "GIF", "PNG", "TIFF", "WEBP"):
+            last = getattr(opened, "n_frames", 1) - 1
+            opened.seek(last if frame == "last" else last // 2)
         if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
             raise ValueError(f"{image.width} x {image.height} pixels are too many")
         tiles = [(t[0], t[3] if isinstance(t[3], tuple) else (t[3],)) for t in opened.tile]
@@ -150,9 +181,10 @@ def square(
     short_side: int,
     interpolation: str,
     rule: dict[str, Any] | None = None,
+    frame: str = "first",
 ) -> np.ndarray:
     """The picture as the uint8 (size, size, 3) square that the model sees."""
-    image = read(path, short_side, rule)
+    image = read(path, short_side, rule, frame)
     if image.size == (size, size) and short_side == size:
         return np.asarray(image)
     method = Image.Resampling[interpolation.upper()]

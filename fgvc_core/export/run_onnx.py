@@ -58,7 +58,7 @@ def main(model: str, *paths: str) -> int:
     for path in paths:
         try:
             sizes = (how["size"], how["short_side"], how["interpolation"])
-            view = square(path, *sizes, how.get("depth"))
+            view = square(path, *sizes, how.get("depth"), how.get("frame", "first"))
         except Exception as error:
             refused += 1
             print(shown(f"'{path}' cannot be read: {error}"), file=sys.stderr)

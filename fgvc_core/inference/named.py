@@ -61,7 +61,7 @@ class NamedPictures:
         short = round(spec.size / spec.crop)
         views, names = [], []
         for n in at:
-            self._sources[n].depth = trained.recipe.data.depth_rule
+            self._sources[n].read_as(trained.recipe.data)
             try:
                 views.append(trained.view(self._sources[n].picture(0, short)))
             except DataError as error:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fgvc_core.configuration import read_toml_file
 from fgvc_core.data.catalogue import load_table
-from fgvc_core.data.depth import Depth
 from fgvc_core.data.files import FileSource
+from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.data.walking import tree_pictures
 from fgvc_core.errors import DataError
@@ -116,14 +116,14 @@ def embed_all(
 
 
 def folder_candidates(
-    folder: Path, class_names: Sequence[str], depth: Depth | None = None
+    folder: Path, class_names: Sequence[str], settings: DataSettings | None = None
 ) -> ExampleTable:
     """All pictures below a folder, as a table without labels.
 
     Args:
         folder: The folder.
         class_names: K names in label order.
-        depth: The rule of the model's training for more than 8 bits a channel.
+        settings: How the model's training read pictures.
 
     Raises:
         DataError: if the folder does not exist.
@@ -133,8 +133,9 @@ def folder_candidates(
             f"'{folder}' is not a folder.", remedy="Name the folder that holds the pictures."
         )
     paths = tuple(tree_pictures(folder))
+    source = FileSource(folder, paths)
     return ExampleTable(
-        source=FileSource(folder, paths, depth=depth),
+        source=source if settings is None else source.read_as(settings),
         rows=np.arange(len(paths), dtype=np.int64),
         ids=paths,
         labels_N=np.full(len(paths), UNLABELLED, dtype=np.int64),

@@ -60,9 +60,8 @@ class TrainedModel:
         short = round(self.model.input.size / self.model.input.crop)
         crops = None if box is None else (box,)
         margin = self.recipe.data.crop_margin
-        rule = self.recipe.data.depth_rule
-        source = FileSource(root, (relative,), crops=crops, margin=margin, depth=rule)
-        return source.picture(0, short)
+        source = FileSource(root, (relative,), crops=crops, margin=margin)
+        return source.read_as(self.recipe.data).picture(0, short)
 
     def view(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A picture (H, W, 3) of any size as the uint8 square (S, S, 3) that the model sees."""

@@ -258,6 +258,45 @@ def test_rectangles_are_examples_where_subjects_are_cut_out(tmp_path):
     assert len(set(table.subjects)) == 8
 
 
+@pytest.mark.parametrize(("kind", "value", "box"), [
+    ("polygonlabels", {"points": [[20, 10], [60, 10], [40, 50]]}, (0.2, 0.1, 0.4, 0.4)),
+    ("ellipselabels", {"x": 50, "y": 50, "radiusX": 20, "radiusY": 10}, (0.3, 0.4, 0.4, 0.2)),
+    # A quarter turn about its corner, in a picture of 30 x 24: 12 wide and 6 high becomes 6 x 12.
+    ("rectanglelabels", {"x": 50, "y": 25, "width": 40, "height": 25, "rotation": 90},
+     (0.3, 0.25, 0.2, 0.5)),
+    ("brushlabels", {"format": "rle", "rle": [1, 2]}, None),
+    ("keypointlabels", {"x": 5, "y": 5, "width": 1}, None),
+    ("polygonlabels", {"points": [[1e999, 0], "x"]}, None),
+    ("taxonomy", {"taxonomy": [["animal", "a"]]}, None),
+])  # fmt: skip
+def test_every_kind_of_region_of_label_studio_is_a_box_or_a_label(tmp_path, kind, value, box):
+    names = write_pictures(tmp_path)
+    tasks = [
+        {"data": {"image": name}, "annotations": [{"result": [
+            {"original_width": 30, "original_height": 24, "value": {kind: [label], **value}}]}]}
+        for name, label in zip(names, AB, strict=True)
+    ]  # fmt: skip
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    if kind == "taxonomy":
+        assert labels(load(tmp_path)) == ["a"] * 8
+        return
+    assert labels(load(tmp_path)) == AB
+    if box is None:
+        with pytest.raises(DataError):
+            load(tmp_path, crop="box")
+        return
+    table = load(tmp_path, crop="box", crop_margin=0.0)
+    assert table.source.crops[0] == pytest.approx(box, abs=0.002)
+
+
+def test_an_export_in_utf_16_is_recognized(tmp_path):
+    names = write_pictures(tmp_path)
+    tasks = [task(name, label) for name, label in zip(names, AB, strict=True)]
+    (tmp_path / "export.json").write_text(json.dumps(tasks), encoding="utf-16")
+    assert recognise(tmp_path) == "label-studio"
+    assert labels(load(tmp_path)) == AB
+
+
 # ---- CVAT -----------------------------------------------------------------------------------
 
 

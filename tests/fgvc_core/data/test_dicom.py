@@ -148,7 +148,29 @@ def test_of_several_frames_the_first_is_read_and_the_others_are_counted(tmp_path
     table = load_table(DataSettings(name="folder", path=str(tmp_path)), tmp_path)
     assert (table.picture(list(table.ids).index("a/cine")) == 9).all()
     counts = json.loads(check(tmp_path, "--json").stdout)["unused"]["counts"]
-    assert counts == {"further frames of files, of which the first frame is read": 2}
+    assert counts == {"further frames of files, of which one is read (data.frame)": 2}
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_frame_that_the_recipe_names_is_read_with_its_own_window(tmp_path, compressed):
+    frames = np.stack([np.full((20, 24), value, np.uint16) for value in (100, 1000, 2000)])
+    groups = []
+    for center in (100, 1000, 4000):
+        window, group = pydicom.Dataset(), pydicom.Dataset()
+        window.WindowCenter, window.WindowWidth = center, 8001
+        group.FrameVOILUTSequence = [window]
+        groups.append(group)
+    path = write_dicom(tmp_path / "a.dcm", frames, PerFrameFunctionalGroupsSequence=groups)
+    if compressed:
+        whole = pydicom.dcmread(path)
+        whole.compress(pydicom.uid.RLELossless)
+        whole.save_as(path)
+    shown = {
+        frame: FileSource(tmp_path, ["a.dcm"], frame=frame).picture(0)[0, 0, 0]
+        for frame in ("first", "middle", "last")
+    }
+    # In the middle of their windows the first two, a quarter of the width below it the last.
+    assert shown == {"first": 128, "middle": 128, "last": 64}
 
 
 def test_windows_of_an_enhanced_file_lie_in_its_groups(tmp_path):

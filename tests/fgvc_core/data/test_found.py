@@ -481,7 +481,7 @@ def test_further_frames_are_counted(tmp_path):
     for name in ("a.gif", "a.webp", "a.tif", "a.png"):
         frames[0].save(tmp_path / "a" / name, save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "a" / "phone.jpg", "MPO", save_all=True, append_images=frames[1:])
-    words = "further frames of files, of which the first frame is read"
+    words = "further frames of files, of which one is read (data.frame)"
     assert findings(tmp_path)["unused"]["counts"] == {words: 10}
 
 
@@ -1068,3 +1068,13 @@ def agree_on(name: str, root: Path, out: Path, common: tuple[Path, Path]) -> Non
         assert sample.answers[one] == (best, pytest.approx(share, abs=0.002)), one
     if reason in ("link", "rights"):
         assert any(re.search(REASONS[reason], why) for why in named.faults.values())
+
+
+def test_pictures_beside_a_folder_that_wraps_the_classes_are_counted_and_change_nothing(tmp_path):
+    write_folders(tmp_path / "birds", ["a", "b"])
+    (tmp_path / "cover.png").write_bytes(next((tmp_path / "birds" / "a").iterdir()).read_bytes())
+    with pytest.raises(DataError, match="1 of 7"):
+        load(tmp_path)
+    table = load(tmp_path, max_left_out=0.5)
+    assert table.class_names == ("a", "b")
+    assert table.unused.counts() == {"in no class folder": 1}

@@ -281,3 +281,43 @@ def test_a_picture_in_memory_is_read_like_a_file(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         assert (as_rgb(image) == np.asarray(scene())).all()
     assert (as_rgb(Image.fromarray(noise(1))) == noise(1)).all()
+
+
+def series(folder: Path) -> tuple[str, ...]:
+    """Files of three pictures: red, green, blue."""
+    pages = [Image.new("RGB", (40, 30), color) for color in ("#ff0000", "#00ff00", "#0000ff")]
+    names = ("a.tif", "a.gif", "a.webp", "a.png")
+    for name in names:
+        lossless = {"lossless": True} if name == "a.webp" else {}
+        pages[0].save(folder / name, save_all=True, append_images=pages[1:], **lossless)
+    return names
+
+
+@pytest.mark.parametrize(("frame", "channel"), [("first", 0), ("middle", 1), ("last", 2)])
+def test_the_frame_that_the_recipe_names_is_read(tmp_path, frame, channel):
+    from fgvc_core.data.settings import DataSettings
+
+    names = series(tmp_path)
+    source = FileSource(tmp_path, names).read_as(DataSettings(frame=frame))
+    for row, name in enumerate(names):
+        color_3 = source.picture(row).reshape(-1, 3).mean(axis=0)
+        assert color_3.argmax() == channel, name
+        assert color_3.max() > 250, name
+    # Decoded pictures are kept by what was read of them.
+    plain = FileSource(tmp_path, names)
+    assert (source.view_key(0) == plain.view_key(0)) == (frame == "first")
+
+
+def test_previews_in_a_phones_picture_are_never_read_in_its_place(tmp_path):
+    whole, preview = Image.new("RGB", (40, 30), "#ff0000"), Image.new("RGB", (20, 15), "#0000ff")
+    whole.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview])
+    assert Image.open(tmp_path / "a.jpg").n_frames == 2
+    source = FileSource(tmp_path, ["a.jpg"], frame="last")
+    assert source.picture(0).shape == (30, 40, 3)
+
+
+def test_a_page_of_another_size_has_its_own(tmp_path):
+    large, small = Image.new("RGB", (64, 48)), Image.new("RGB", (32, 24))
+    small.save(tmp_path / "a.tif", save_all=True, append_images=[large])
+    assert FileSource(tmp_path, ["a.tif"], frame="last").pixel_size(0) == (64, 48)
+    assert FileSource(tmp_path, ["a.tif"]).pixel_size(0) == (32, 24)

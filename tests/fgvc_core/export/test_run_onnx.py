@@ -15,7 +15,14 @@ from fgvc_core.data.files import FileSource
 from fgvc_core.data.transforms import square
 from fgvc_core.errors import DataError
 from tests.fgvc_core.data.picture_trees import noise
-from tests.fgvc_core.data.test_reader import DAMAGED, deep_files, exif_of, stored, write_profiled
+from tests.fgvc_core.data.test_reader import (
+    DAMAGED,
+    deep_files,
+    exif_of,
+    series,
+    stored,
+    write_profiled,
+)
 
 read_picture = pytest.importorskip("fgvc_core.export.read_picture")
 run_onnx = pytest.importorskip("fgvc_core.export.run_onnx", reason="needs onnxruntime")
@@ -73,15 +80,18 @@ def test_deep_pictures_follow_the_rule_of_training(tmp_path, depth):
     deep_files(tmp_path)
     deep = Image.fromarray(np.asarray(stored(6).convert("L")).astype(np.uint16) * 16)
     deep.save(tmp_path / "turned.png", exif=exif_of(6))
-    colored = ("rgb.png", "rgba.png", "grey-alpha.png")
     for path in sorted(tmp_path.iterdir()):
         sizes = (str(path), 32, 37, "bicubic", asdict(depth))
-        if path.name in colored:
-            with pytest.raises(ValueError, match="convert it to a TIFF"):
-                read_picture.square(*sizes)
-            continue
         picture_HWC = FileSource(tmp_path, [path.name], depth=depth).picture(0, 37)
         assert (square(picture_HWC, 32, 32 / 37, "bicubic") == read_picture.square(*sizes)).all()
+
+
+@pytest.mark.parametrize("frame", ["first", "middle", "last"])
+def test_the_frame_of_training_is_read(tmp_path, frame):
+    for name in series(tmp_path):
+        picture_HWC = FileSource(tmp_path, [name], frame=frame).picture(0, 30)
+        theirs = read_picture.square(str(tmp_path / name), 30, 30, "bicubic", frame=frame)
+        assert (square(picture_HWC, 30, 1.0, "bicubic") == theirs).all(), name
 
 
 def test_what_is_refused_says_what_to_do_and_names_stay_on_one_line(tmp_path):

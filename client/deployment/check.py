@@ -39,6 +39,8 @@ _TLS_REMEDIES = {
     "HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT, with special characters as %XX.",
     "Tunnel connection failed": "The proxy refuses this address: ask your network's administrator "
     "to let it through (CONNECT).",
+    "through the proxy": "The proxy that HTTPS_PROXY names did not take the connection: see that "
+    "it is up and its port right, or unset HTTPS_PROXY if none is needed.",
     "certificate expired": "Ask the coordinator to renew it (fieldmark server renew), unless it "
     "is this machine's date that is wrong.",
     "certificate is valid from": "Set this machine's date; if it is right, ask the coordinator to "
@@ -168,6 +170,11 @@ def _clock(contact: Contact) -> Finding:
 def _dns(link: Link, contact: Contact) -> Finding:
     if contact.dns:
         remedy = "Ask your network's administrator; the name comes from the start kit."
+        if contact.proxy or contact.dns.startswith("the proxy"):
+            remedy = (
+                "HTTPS_PROXY names the proxy: http://HOST:PORT. Set it right or unset it, or ask "
+                "your network's administrator."
+            )
         return Finding("DNS", "failed", contact.dns, remedy, 5)
     return Finding("DNS", "ok", link.host)
 

@@ -84,7 +84,10 @@ def _proxy_parts(link: Link) -> SplitResult | None:
 
 def look(home: Path, link: Link, key: PrivateKey, coordinator: PublicKey) -> Contact:
     """Connect to the coordinator once; problems are returned, not raised."""
-    proxy = proxy_of(link)
+    try:
+        proxy = proxy_of(link)
+    except ValueError as error:
+        return Contact(dns=f"the proxy that the environment names is no address: {error}")
     first = proxy.rpartition(":")[0] if proxy else link.host
     try:
         socket.getaddrinfo(first, None)

@@ -31,6 +31,8 @@ from fieldmark.client.site import Site
 
 STEP_S = 0.25
 UP_WITHIN_S = 180.0
+TELL_AFTER_S = 15.0
+"""Interval of words on a connection that does not come about, in seconds."""
 NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
 """Waits before each restart of a SuperNode, in seconds. A killed one counts as online until its
 heartbeat expires after 60 s, unless the coordinator could be told; the last wait is longer than
@@ -215,10 +217,15 @@ def up_detached(home: Path, say: Callable[[str], None]) -> None:
     command = (sys.executable, "-P", "-m", "fieldmark", "site", "up", str(home))
     process = start_detached(command, log)
     deadline = time.monotonic() + UP_WITHIN_S
+    told = time.monotonic() + TELL_AFTER_S
     while time.monotonic() < deadline and process.poll() is None:
         if node.exists():
             say(f"up, as process {process.pid}; its words are in {log}")
             return
+        if time.monotonic() >= told:
+            told += TELL_AFTER_S
+            left = max(deadline - time.monotonic(), 0.0)
+            say(f"not connected yet, waiting {left:.0f} s more: {last_words(log, said)}")
         time.sleep(STEP_S)
     if process.poll() is None:
         process.terminate()

@@ -40,6 +40,8 @@ class RunView:
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Round -> its ``round``, ``top1`` (held-out test), ``val_top1`` (sites) and ``loss``."""
     last: dict[str, Any] | None = None
+    _counted: list[str] = field(default_factory=list)
+    """Sites of the accepted replies since a round last ended."""
 
     def fold(self, event: dict[str, Any]) -> None:
         """Update with one event."""
@@ -71,7 +73,13 @@ class RunView:
             # Its last reply may have been accepted before the comparison with other sites.
             site.state, site.reason = "set aside", event["reason"]
             self.refusals.append(event)
+        elif kind == "round_void":
+            # Nothing of it is in the model; the round begins anew.
+            for name in self._counted:
+                self.sites[name].rounds -= 1
+            self._counted.clear()
         elif kind == "round_finished":
+            self._counted.clear()
             self.round, self.last = event["round"], event
             scores = {name: event.get(name) for name in ("top1", "val_top1", "loss")}
             self.history[event["round"]] = {"round": event["round"], **scores}
@@ -103,7 +111,9 @@ class RunView:
         site.bytes_down += event["bytes_down"]
         if event["accepted"]:
             site.state, site.reason = "replied", ""
-            site.rounds += event["kind"] != "score"
+            if event["kind"] != "score":
+                site.rounds += 1
+                self._counted.append(event["site"])
         else:
             site.state, site.reason = "refused", event["reason"]
             site.refused += 1

@@ -188,7 +188,7 @@ def void_round(
         RunFailed: if it is the third in a row.
     """
     state, events = context.state, context.events
-    context.tally.close()
+    context.tally.void()
     if updates.history.void():
         events.emit("screening_reset", round=number)
     state.void_rounds += 1

@@ -27,6 +27,7 @@ class Tally:
         self._sent = 0
         self._received = 0
         self._arrays: tuple[ArrayRecord | None, int] = (None, 0)
+        self._counted: list[tuple[str, int]] = []
 
     def open(self, arrays: ArrayRecord) -> None:
         """Begin a stage that sends these tensors to each site."""
@@ -38,7 +39,16 @@ class Tally:
         self._state.bytes_up += received
         self._state.bytes_down += sent
         self._sent = self._received = 0
+        self._counted.clear()
         return received, sent
+
+    def void(self) -> None:
+        """Close a round of which nothing was used: its replies are no site's rounds."""
+        for site, rounds in self._counted:
+            figures = self._figures(site)
+            figures["rounds"] -= rounds
+            figures["contributed"] -= 1
+        self.close()
 
     def note(
         self,
@@ -104,6 +114,7 @@ class Tally:
         stage = stage_of(request)
         if reply is not None and stage.carries not in ("nothing", "ready"):
             figures["rounds"] += stage.closes_round
+            self._counted.append((request.site, int(stage.closes_round)))
             # A checkpoint of an earlier version has no count.
             figures["contributed"] = figures.get("contributed", figures["rounds"] - 1) + 1
             # Under differential privacy the declared units are the weight, not a count.

@@ -375,6 +375,19 @@ def test_a_proxy_whose_name_is_not_known(home_for, monkeypatch):
     refused(home_for(), "DNS", 5, "'no-such-proxy.invalid' is not known", "administrator")
 
 
+def test_a_proxy_that_does_not_take_connections(home_for, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        refused(home_for(), "TLS", 5, "through the proxy 127.0.0.1", "did not take the connection")
+
+
+@pytest.mark.parametrize("named", ["http://proxy:port", "http://[::1", "nonsense.invalid"])
+def test_a_proxy_that_is_no_address_is_named_with_how_to_write_one(home_for, monkeypatch, named):
+    monkeypatch.setenv("HTTPS_PROXY", named)
+    refused(home_for(), "DNS", 5, "", "http://HOST:PORT")
+
+
 def test_no_proxy_leaves_the_proxy_out(home_for, proxy, monkeypatch):
     between = proxy()
     monkeypatch.setenv("HTTPS_PROXY", f"http://{between.address}")

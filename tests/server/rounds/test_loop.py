@@ -221,6 +221,9 @@ def test_one_void_round_is_made_up_for_and_forgotten(tmp_path):
     assert last(home)[0]["w"].tolist() == [3.0] * 4
     assert [e["round"] for e in rounds.events if e["event"] == "round_void"] == [2]
     assert rounds.state.void_rounds == 0
+    # The third site answered four times, once to the void round.
+    figures = {(s["rounds"], s["contributed"]) for s in rounds.state.sites.values()}
+    assert figures == {(3, 3)}
 
 
 def test_a_run_without_sites_scores_keeps_its_latest_model(tmp_path):

@@ -25,6 +25,7 @@ home's ledger (:mod:`fieldmark.client.privacy.data_claims`).
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ import tomli_w
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fgvc_core.configuration import Settings, read_toml_file
+from fgvc_core.configuration import Settings, read_toml, read_toml_file
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.files import write_privately
 from fgvc_core.protocol.keys import (
@@ -132,10 +133,7 @@ class Site:
             PeerError: if a key is missing or damaged.
             DataError: if ``rows.json`` is damaged.
         """
-        path = home / "site.toml"
-        values = read_toml_file(
-            path, "The site's settings", remedy="Name the folder that holds site.toml."
-        )
+        settings = _read_settings(home / "site.toml")
         try:
             coordinator = read_public((home / "coordinator.pub").read_text(encoding="utf-8"))
             split_key = (home / "split.key").read_bytes()
@@ -146,13 +144,30 @@ class Site:
             ) from None
         return cls(
             home=home,
-            settings=SiteSettings.read(values, str(path)),
+            settings=settings,
             key=read_private(home / "key"),
             coordinator=coordinator,
             split_key=split_key,
             rows=_read_rows(home / "rows.json"),
             pool_rows=_none(_read_rows(home / "pool.json")),
         )
+
+
+def _read_settings(path: Path) -> SiteSettings:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        # Says what is wrong, and what to do.
+        remedy = "Name the folder that holds site.toml."
+        read_toml_file(path, "The site's settings", remedy=remedy)
+        raise
+    return _parsed(text, str(path))
+
+
+@lru_cache(maxsize=2048)
+def _parsed(text: str, where: str) -> SiteSettings:
+    """The settings of a file with this text: a home is opened for every message."""
+    return SiteSettings.read(read_toml(text, where), where)
 
 
 def write_settings(home: Path, settings: SiteSettings) -> None:

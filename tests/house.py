@@ -8,7 +8,7 @@ Counted are the packages that are installed, not the tests. A chain is the longe
 of module-level imports inside the project (modules that import one another in a circle count as
 one), once without and once with imports inside functions; those under ``TYPE_CHECKING`` are not
 followed. Files executed are those in which at least one function ran between the events that begin
-and end round 1.
+and end round 2; in round 1 sites also open their data and build the network.
 """
 
 import ast
@@ -173,8 +173,8 @@ def watched(seen):
         threading.setprofile(None)
 
 
-def files_in_round_one(case):
-    """Files that run between the events that begin and end round 1 of one of the frozen cases."""
+def files_in_round(case, number):
+    """Files that run between the events that begin and end a round of one of the frozen cases."""
     from freezing import BASE, CASES
     from inline_executor import Here
 
@@ -189,7 +189,7 @@ def files_in_round_one(case):
         if event == "round_finished":
             stack.close()
         emit(log, event, **fields)
-        if event == "round_started" and fields["round"] == 1:
+        if event == "round_started" and fields["round"] == number:
             stack.enter_context(watched(seen))
 
     EventLog.emit = watching
@@ -214,8 +214,10 @@ def measure():
     sys.path[:] = [str(ROOT), *(p for p in sys.path if Path(p).resolve() != here), str(here)]
     return {
         **structure(),
-        "files_in_a_plain_round": files_in_round_one("fedprox"),
-        "files_in_a_private_round": files_in_round_one("private-steps"),
+        "files_in_a_plain_round": files_in_round("fedprox", 2),
+        "files_in_a_private_round": files_in_round("private-steps", 2),
+        "files_in_the_first_plain_round": files_in_round("fedprox", 1),
+        "files_in_the_first_private_round": files_in_round("private-steps", 1),
     }
 
 

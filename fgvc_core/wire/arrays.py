@@ -56,8 +56,8 @@ def on_all_cores(
         items: If sizes differ much, put the largest first: threads then end at about the same time.
         nbytes: Total size of the work; a small one runs in this thread.
     """
-    cores = spare()
-    if cores == 1 or nbytes < WORTH_THREADS or len(items) < 2:
+    cores = 1 if nbytes < WORTH_THREADS or len(items) < 2 else spare()
+    if cores == 1:
         return [function(item) for item in items]
     # A new pool each time: its threads would not survive a fork.
     with ThreadPoolExecutor(min(cores, len(items))) as pool:

@@ -6,7 +6,7 @@ was sent to; what the reply claims about its sender is never used.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -126,7 +126,8 @@ class Exchange(Attendance):
             (message_id,) = self._grid.push_messages([message])
             sent.append((message_id, request, message))
         started, began = self._clock(), time.monotonic()
-        with closing(LookAhead(self._grid.pull_messages)) as ahead:
+        with ExitStack() as stack:
+            ahead: LookAhead | None = None
             following = [message_id for message_id, _, _ in sent[1:]]
             for (message_id, request, message), then in zip_longest(sent, following):
                 fetched = self._pull(
@@ -144,6 +145,9 @@ class Exchange(Attendance):
                     continue
                 masked = stage_of(request).carries == "masked"
                 if then is not None and not masked and is_large(fetched.message):
+                    if ahead is None:
+                        ahead = LookAhead(self._grid.pull_messages)
+                        stack.enter_context(closing(ahead))
                     ahead.look(then)
                 yield Answer(request, fetched.message, seconds, digests=fetched.digests)
                 # Free the memory before the next one is fetched.

@@ -4,6 +4,7 @@ It is replaced atomically under a lock, so readers see the old list or the new o
 stays in it as removed: it can never be registered again under any name.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,8 +62,16 @@ class AllowList:
         """The active site whose key has this fingerprint."""
         return next((e for e in self.entries() if e.fingerprint == digest and not e.removed), None)
 
-    def add(self, name: str, public_key: str) -> ListedSite:
+    def add(
+        self, name: str, public_key: str, first: Callable[[ListedSite], object] | None = None
+    ) -> ListedSite:
         """Register a site.
+
+        Args:
+            name: The site's.
+            public_key: One line of text.
+            first: Called with the entry before it is written; what it raises keeps the name and the
+                key free.
 
         Raises:
             ConfigurationError: if the name is taken or invalid, or the key was ever registered.
@@ -82,6 +91,8 @@ class AllowList:
                     remedy="Choose another name, or remove that site first.",
                 )
             entry = self._entry(name, public_key)
+            if first is not None:
+                first(entry)
             self._write([*self.entries(), entry])
         return entry
 

@@ -150,10 +150,13 @@ def add_site(folder: Path, name: str, their_key: str = "") -> tuple[ListedSite, 
     if not their_key:
         key = new_key()
         their_key, private = public_text(key.public_key()), private_text(key)
-    entry = AllowList(folder).add(name, their_key)
+    # The kit first: a key that is registered without one could never be registered again.
+    entry = AllowList(folder).add(
+        name, their_key, lambda entry: make_kit(folder, settings, entry, private)
+    )
     # A removed site of the same name was another site with another ledger.
     forget(folder, name)
-    return entry, make_kit(folder, settings, entry, private)
+    return entry, kit_path(folder, name)
 
 
 def rotate_key(folder: Path, text: str) -> ListedSite:
@@ -199,8 +202,13 @@ def remove_site(folder: Path, name: str) -> ListedSite:
 
 def _without_kit(folder: Path, entry: ListedSite) -> ListedSite:
     """Delete the kit of a key that is void: it may hold the private half."""
-    (folder / "kits" / f"{entry.name}.kit").unlink(missing_ok=True)
+    kit_path(folder, entry.name).unlink(missing_ok=True)
     return entry
+
+
+def kit_path(folder: Path, name: str) -> Path:
+    """Where a site's start kit lies."""
+    return folder / "kits" / f"{name}.kit"
 
 
 def make_kit(
@@ -218,7 +226,7 @@ def make_kit(
         key=private,
         version=__version__,
     )
-    path = folder / "kits" / f"{entry.name}.kit"
+    path = kit_path(folder, entry.name)
     write_kit(kit, path, read_private(folder / "coordinator.key"))
     return path
 

@@ -260,3 +260,16 @@ def test_a_site_that_gets_no_kit_is_not_registered(tmp_path):
     with pytest.raises(ConfigurationError, match="a kit has to name one"):
         add_site(folder, "lyon")
     assert AllowList(folder).entries() == []
+
+
+def test_a_kit_that_cannot_be_written_leaves_name_and_key_free(folder):
+    key = public_text(new_key().public_key())
+    kits = folder / "kits"
+    kits.rmdir()
+    kits.write_text("a file where the folder was")
+    with pytest.raises((FileExistsError, NotADirectoryError)):
+        add_site(folder, "lyon", key)
+    kits.unlink()
+    kits.mkdir(mode=0o700)
+    entry, kit = add_site(folder, "lyon", key)
+    assert (entry.name, kit.exists()) == ("lyon", True)

@@ -17,8 +17,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,8 @@ from blake3 import blake3
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from fgvc_core.flower.records import from_array_record, to_array_record, to_content
-from fgvc_core.protocol.code import code_digest
-from fgvc_core.protocol.keys import public_text, read_private
-from fgvc_core.protocol.messages import Reply, Request, seal
+from fgvc_core.flower.records import from_array_record, to_array_record
+from fgvc_core.protocol.messages import Request
 from fgvc_core.protocol.settings import FederationSettings
 from fgvc_core.wire.arrays import PackedTensor, pack_all, spec_of, unpack_all
 from fieldmark.server.home import CoordinatorHome
@@ -41,7 +38,7 @@ from fieldmark.server.screening.comparison import UpdateHistory
 from fieldmark.server.sites.messages import Exchange
 from fieldmark.server.strategies import Aggregation, SoundReply, make_strategy
 from fieldmark.simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
-from fieldmark.simulations.grid import InProcessGrid
+from fieldmark.simulations.bench.stand_ins import Parts, StandIns
 
 TENSORS = 9
 DISTINCT = 10
@@ -64,48 +61,15 @@ def write_updates(folder: Path, megabytes: int) -> None:
             np.save(folder / str(number) / f"layer{layer}.npy", tensor)
 
 
-class StandIns(InProcessGrid):
-    """A grid whose nodes answer from files, immediately and in this process.
-
-    Args:
-        home: Of the run; ``<site>.key`` is beside it.
-        updates: Folder written by :func:`write_updates`.
-    """
+class Updating(StandIns):
+    """Stand-ins that answer from files written by :func:`write_updates`."""
 
     def __init__(self, home: CoordinatorHome, updates: Path) -> None:
-        self._keys = {n: read_private(home.run_dir / f"{n}.key") for n in home.allow_list}
-        names = sorted(self._keys)
-        # The executor is never used: answers are created when they are pulled.
-        super().__init__(ThreadPoolExecutor(1), [{"name": name} for name in names], 1)
-        self._names = dict(zip(self._contexts, names, strict=True))
         self._files = {n: files_of(updates, n) for n in range(DISTINCT)}
-        # Precomputed, because hashing its own update is the site's cost.
-        self._digests = {n: {k: t.digest() for k, t in self._read(n).items()} for n in self._files}
+        super().__init__(home, "train", DISTINCT)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Create the answers immediately."""
-        return [self._answer(self._waiting.pop(i)) for i in message_ids]
-
-    def _answer(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        name = self._names[node]
-        request = Request.parse(str(message.content.config_records["envelope"]["body"]))
-        assert isinstance(request, Request)
-        number = node % DISTINCT
-        packed = self._read(number) if request.kind == "train" else {}
-        reply = Reply(
-            **{field: getattr(request, field) for field in _ECHOED},
-            site=name,
-            code="ok",
-            public_key=public_text(self._keys[name].public_key()),
-            examples=100 + node,
-            code_digest=code_digest(),
-            tensors=self._digests[number] if packed else {},
-        )
-        content = to_content(seal(self._keys[name], reply), to_array_record(packed))
-        return Message(content, reply_to=message)
-
-    def _read(self, number: int) -> dict[str, PackedTensor]:
+    def parts(self, number: int) -> Parts:
+        """An update's tensors."""
         packed = {}
         for path in self._files[number]:
             data = path.read_bytes()
@@ -113,8 +77,9 @@ class StandIns(InProcessGrid):
             packed[path.stem] = PackedTensor("float32", (values,), data)
         return packed
 
-
-_ECHOED = ("kind", "run", "round", "nonce", "recipe_digest")
+    def figures(self, node: int) -> dict[str, Any]:
+        """Its number of pictures."""
+        return {"examples": 100 + node}
 
 
 def files_of(updates: Path, number: int) -> list[Path]:
@@ -160,7 +125,7 @@ def aggregate(strategy: str, sites: int, updates: Path, floor: NumpyFloor | None
     model = {p.stem: np.zeros_like(np.load(p)) for p in files_of(updates, 0)}
     with tempfile.TemporaryDirectory() as folder:
         home = make_coordinator(Path(folder), sites)
-        grid = StandIns(home, updates)
+        grid = Updating(home, updates)
         exchange = Exchange(grid, home, "bench", EventLog(Path(folder) / "events.jsonl"))
         specs = {n: spec_of(a) for n, a in model.items()}
         history = UpdateHistory(FederationSettings())

@@ -12,18 +12,13 @@ Prints {"peak": bytes above the start, "sound": whether the total is the sum of 
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
 
-from fgvc_core.flower.records import to_array_record, to_content
-from fgvc_core.protocol.code import code_digest
-from fgvc_core.protocol.keys import fingerprint, public_text, read_private
-from fgvc_core.protocol.messages import CohortMember, Reply, Request, SignedText, seal
+from fgvc_core.protocol.keys import fingerprint, public_text
+from fgvc_core.protocol.messages import CohortMember, SignedText
 from fgvc_core.protocol.stages import CLASS_SUMS
 from fgvc_core.secure.masks import new_secret, public_key
 from fgvc_core.secure.part import NAME, Scale
@@ -38,6 +33,7 @@ from fieldmark.server.run_log.checkpoint import RunState
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.comparison import UpdateHistory
 from fieldmark.simulations.bench.memory import make_coordinator, peak_bytes, resident_bytes
+from fieldmark.simulations.bench.stand_ins import Parts, StandIns
 from fieldmark.simulations.grid import InProcessGrid
 
 BITS: Bits = 32
@@ -53,53 +49,17 @@ def write_parts(folder: Path, megabytes: int) -> None:
         np.save(folder / f"{number}.npy", np.frombuffer(words, f"uint{BITS}"))
 
 
-class ReadySites(InProcessGrid):
-    """A grid whose nodes answer immediately, in this process.
-
-    Args:
-        home: Of the run; ``<site>.key`` is beside it.
-        parts: Folder written by :func:`write_parts`.
-    """
+class ReadySites(StandIns):
+    """Stand-ins that answer from files written by :func:`write_parts`."""
 
     def __init__(self, home: CoordinatorHome, parts: Path) -> None:
-        self.site_keys = {n: read_private(home.run_dir / f"{n}.key") for n in home.allow_list}
-        names = sorted(self.site_keys)
-        # The executor is never used: answers are created when they are pulled.
-        super().__init__(ThreadPoolExecutor(1), [{"name": name} for name in names], 1)
-        self._names = dict(zip(self._contexts, names, strict=True))
         self._parts = parts
-        # Precomputed, because hashing its own part is the site's cost.
-        self._digests = [self._part(number).digest() for number in range(DISTINCT)]
+        super().__init__(home, "send", DISTINCT)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Create the answers immediately."""
-        return [self._answer(self._waiting.pop(i)) for i in message_ids]
-
-    def _answer(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        name = self._names[node]
-        request = Request.parse(str(message.content.config_records["envelope"]["body"]))
-        assert isinstance(request, Request)
-        number = node % DISTINCT
-        packed = {NAME: self._part(number)} if request.kind == "send" else {}
-        reply = Reply(
-            kind=request.kind,
-            run=request.run,
-            round=request.round,
-            nonce=request.nonce,
-            recipe_digest=request.recipe_digest,
-            site=name,
-            code="ok",
-            public_key=public_text(self.site_keys[name].public_key()),
-            code_digest=code_digest(),
-            tensors={NAME: self._digests[number]} if packed else {},
-        )
-        content = to_content(seal(self.site_keys[name], reply), to_array_record(packed))
-        return Message(content, reply_to=message)
-
-    def _part(self, number: int) -> PackedTensor:
+    def parts(self, number: int) -> Parts:
+        """A part of the sum."""
         data = (self._parts / f"{number}.npy").read_bytes()
-        return PackedTensor(f"uint{BITS}", ((len(data) - 128) * 8 // BITS,), data)
+        return {NAME: PackedTensor(f"uint{BITS}", ((len(data) - 128) * 8 // BITS,), data)}
 
 
 def main(sites: int, parts: Path) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from fieldmark.simulations.preparation import deal, split_site
 from fieldmark.simulations.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
-            ["doctor"],
+COMMANDS = (["new"], ["recipes"], ["explain-recipe"], ["doctor"],
+            ["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
             ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"],
             ["site", "status"], ["site", "page"], ["site", "decline"],
             ["explain"], ["export", "onnx"], ["export", "browser"], ["export", "folder"],
@@ -61,6 +61,30 @@ def test_every_commands_help_has_an_example(command):
     result = CliRunner().invoke(fieldmark.cli.app, [*command, "--help"])
     assert result.exit_code == 0
     assert f"fieldmark {' '.join(command)}" in re.sub(r"\s+", " ", result.output)
+
+
+def test_alone_it_shows_where_to_start_with_commands_that_exist():
+    told = CliRunner().invoke(fieldmark.cli.app, [])
+    assert told.exit_code == 0
+    named = re.findall(r"fieldmark ((?:server |site )?[a-z-]+)", told.output)
+    assert {"new", "recipes", "simulate", "predict", "server init", "site key"} <= {*named}
+    for name in named:
+        assert CliRunner().invoke(fieldmark.cli.app, [*name.split(), "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(shell):
+    asked = {
+        "_FIELDMARK_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "fieldmark si",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "fieldmark si",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    told = CliRunner().invoke(fieldmark.cli.app, [], prog_name="fieldmark", env=asked)
+    assert "simulate" in told.output
+    assert "site" in told.output
+    assert "predict" not in told.output
 
 
 def test_the_exit_codes_are_in_the_help():

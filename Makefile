@@ -7,7 +7,7 @@ RUN := OMP_NUM_THREADS=1
 # A file's tests stay together; tests/longest.py says which files begin.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-deployment test-image soak lint bench house map clean
+.PHONY: demo docs test test-slow test-deployment test-image soak lint bench house map clean
 
 # make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
 MINUTES ?= 30
@@ -16,6 +16,10 @@ OUT ?=
 
 demo: $(STAMP)
 	$(RUN) $(BIN)/fieldmark simulate simulations/recipes/demo.toml
+
+# The documentation site, into build/site; a dead link ends it.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) $(BIN)/python -m mkdocs build --strict
 
 test: $(STAMP)
 	$(RUN) $(BIN)/python -m pytest $(TWO) -m "not slow" --durations=25

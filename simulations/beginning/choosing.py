@@ -232,7 +232,11 @@ def _frozen(seen: Seen, rung: Rung, trials: Sequence[Trial], metric: str) -> Ite
     }
     for key, value in FROZEN.items():
         yield Choice("model", key, value, whys[key].strip())
-    if rung.passes > 1:
+    if rung.passes == 1:
+        yield Choice(
+            "model", "pooling", "avgmax", "The mean of mean and maximum: it costs nothing."
+        )
+    else:
         yield Choice(
             "model", "pooling", "both", "Mean and maximum of the map, one after the other."
         )

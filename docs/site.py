@@ -236,7 +236,7 @@ def command_reference():
     import fieldmark.cli
 
     lines = ["# Commands", "", "Made from the command line by `make docs`.", ""]
-    lines += ["```text", fieldmark.cli.START, "```", ""]
+    lines += ["```text", fieldmark.cli.START, "```", "", fieldmark.cli.app.info.epilog or "", ""]
 
     def walk(command, path):
         context = click.Context(command, info_name=path[-1])

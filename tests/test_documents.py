@@ -1,12 +1,15 @@
 """What the documents say of tests, files and commands is so."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 import typer
 from house import file_map
+from tests_recipe import TINY
 
 import fieldmark.cli
 
@@ -67,6 +70,23 @@ def test_every_command_on_a_page_exists_with_its_options(words):
     known = {option for parameter in command.params for option in parameter.opts}
     options = [word.split("=")[0] for word in words if word.startswith("--")]
     assert [option for option in options if option not in known] == []
+
+
+@pytest.mark.slow
+def test_the_python_on_the_first_page_runs(tmp_path):
+    from drawn_trees import disks
+
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.toml").write_text(TINY)
+    disks(tmp_path / "new-pictures", each=2)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    score, *answers = done.stdout.splitlines()
+    assert score.endswith("report.html")
+    assert len(answers) == 6
 
 
 def test_the_map_of_files_is_what_the_docstrings_say():

@@ -173,7 +173,7 @@ def named_data(seen: Seen, name: str) -> Iterator[Choice]:
 def partitioned(seen: Seen, sites: int | None) -> Iterator[Choice]:
     """Who holds what: the table's own sites, or so many unequal ones."""
     train = seen.train
-    if sites is None and seen.site_column is not None:
+    if sites is None and seen.site_column is not None and _own_sites(train, seen.site_column):
         values = len(set(train.columns[seen.site_column]))
         why = f"Each of the {values} values of this column is a site, as it is in the table."
         yield Choice("partition", "scheme", "column", why)
@@ -193,6 +193,16 @@ def partitioned(seen: Seen, sites: int | None) -> Iterator[Choice]:
         yield Choice("partition", "alpha", scheme.alpha, "Unequal, not extreme.")
         least = "No site has less than a quarter of an equal share."
         yield Choice("partition", "min_examples", scheme.min_examples, least)
+
+
+def _own_sites(train: ExampleTable, column: str) -> bool:
+    """Whether each subject's pictures are all of one site."""
+    settings = PartitionSettings(scheme="column", column=column)
+    try:
+        partition(train, settings, derive_seed(SEED, "partition"))
+    except (DataError, ConfigurationError):
+        return False
+    return True
 
 
 def _dealable(train: ExampleTable, sites: int) -> PartitionSettings:

@@ -86,6 +86,18 @@ def test_the_tables_own_sites_are_the_sites_unless_a_number_is_said(seen):
     assert (said["partition.scheme"], said["partition.sites"]) == ("dirichlet", 2)
 
 
+def test_a_column_that_parts_a_subjects_pictures_names_no_sites(seen):
+    table = seen["patches"].table
+    first = table.subjects.index("animal 0")
+    hospitals = ["Lyon"] * len(table)
+    for at in range(len(table)):
+        if at != first and (table.subjects[at] == "animal 0" or at % 2):
+            hospitals[at] = "Bern"
+    parted = replace(table, columns={"hospital": tuple(hospitals)})
+    found = values(choose(replace(seen["patches"], table=parted), "mine", RUNGS[3], [], None, 20.0))
+    assert found["partition.sites"] == 5
+
+
 def test_sites_with_few_pictures_share_alike(seen):
     found = values(choose(seen["disks"], "mine", RUNGS[3], [], 4, 20.0))
     assert found["partition.scheme"] == "iid"

@@ -95,8 +95,8 @@ def test_what_is_written_comes_within_three_points_of_the_better_way(name, tmp_p
     pytest.importorskip(SHIPPED, reason="needs the 'weights' extra")
     import drawn_trees
 
-    larger = {"disks": {"each": 160}, "stripes": {"each": (240, 120, 20), "test": 30},
-              "patches": {"animals": 120}}  # fmt: skip
+    larger = {"disks": {"each": 48}, "stripes": {"each": (100, 50, 10), "test": 16},
+              "patches": {"animals": 64}}  # fmt: skip
     root = getattr(drawn_trees, name)(tmp_path / "tree", **larger[name])
     assert ask("new", tmp_path / "mine", "--data", root, "--sites", 3).exit_code == 0
     written = load_recipe(tmp_path / "mine" / "recipe.toml")

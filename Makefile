@@ -7,7 +7,7 @@ RUN := OMP_NUM_THREADS=1
 # A file's tests stay together; tests/longest.py says which files begin.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-deployment test-image soak lint bench house map clean
+.PHONY: demo docs audit sbom wheel test test-slow test-deployment test-image soak lint bench house map clean
 
 # make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
 MINUTES ?= 30
@@ -16,6 +16,10 @@ OUT ?=
 
 demo: $(STAMP)
 	$(RUN) $(BIN)/fieldmark simulate simulations/recipes/demo.toml
+
+# The documentation site, into build/site; a dead link ends it.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) $(BIN)/python -m mkdocs build --strict
 
 test: $(STAMP)
 	$(RUN) $(BIN)/python -m pytest $(TWO) -m "not slow" --durations=25
@@ -55,6 +59,26 @@ house: $(STAMP)
 
 map: $(STAMP)
 	$(BIN)/python tests/house.py --map
+
+# Known faults of the pinned versions, and what is inside; the tools have an environment of their own.
+SUPPLY := build/supply
+
+audit: $(SUPPLY)/.ready
+	$(SUPPLY)/bin/python deploy/audit.py constraints.txt
+
+sbom: $(STAMP) $(SUPPLY)/.ready
+	$(SUPPLY)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+	  --output-file build/sbom.json $(BIN)/python
+
+# The same commit gives the same bytes.
+wheel: $(STAMP)
+	rm -rf build/lib build/bdist.*
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --wheel --no-isolation
+
+$(SUPPLY)/.ready: constraints.txt
+	$(PYTHON) -m venv $(SUPPLY)
+	$(SUPPLY)/bin/pip install --quiet --constraint constraints.txt cyclonedx-bom pip-audit
+	touch $@
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

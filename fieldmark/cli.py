@@ -29,18 +29,21 @@ from fgvc_core.words import visible
 from fieldmark.client.cli import site_app
 from fieldmark.library import quiet_flower
 from fieldmark.server.cli import report, server_app
+from fieldmark.simulations.beginning.cli import explain_recipe, new, recipes
 from fieldmark.simulations.cli import bench, compare, simulate
 from fieldmark.simulations.sweeping.cli import sweep
 
 app = typer.Typer(
     name="fieldmark",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Exit codes: 0 done, 2 wrong usage or configuration, 3 bad data, "
     "4 refused by privacy policy or budget, 5 peer not reached or not trusted, 6 the run failed.",
 )
+app.command()(new)
+app.command()(recipes)
+app.command()(explain_recipe)
 app.command()(simulate)
 app.command()(compare)
 app.command()(sweep)
@@ -64,8 +67,26 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+START = """\
+Fieldmark trains one model of look-alikes over many sites, and no picture leaves its site.
+
+  See it work          fieldmark recipes
+                       fieldmark simulate RECIPE
+  Your own pictures    fieldmark new mine --data PICTURES
+                       fieldmark simulate mine/recipe.toml
+  Use a model          fieldmark predict runs/mine PICTURES
+  Lead a federation    fieldmark server init HOME
+  Take part as a site  fieldmark site key KEYS, then fieldmark site join KIT
+  Something is odd     fieldmark doctor
+
+Every command: fieldmark --help. One command with an example: fieldmark simulate --help.
+Completion with Tab, for bash, zsh and fish: fieldmark --install-completion"""
+"""What ``fieldmark`` alone shows."""
+
+
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -77,6 +98,8 @@ def options(
 
     Tell look-alikes apart together, without a picture leaving its site.
     """
+    if context.invoked_subcommand is None:
+        typer.echo(START)
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def join(
     split: SplitOption = None,
     faults: Faults = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="A recipe whose [data] proposes how to read the pictures.")
+        Path | None, typer.Option(help="A recipe whose \\[data] proposes how to read the pictures.")
     ] = None,
     fingerprint: Annotated[
         str | None,
@@ -99,7 +99,7 @@ def join(
     """Make this site's home from a start kit; asks for what it needs.
 
     How the pictures are read is recognized, shown and confirmed: how many pictures of which
-    classes, how many are left out and why. The answer is written to [data] of site.toml.
+    classes, how many are left out and why. The answer is written to \\[data] of site.toml.
 
     Example: fieldmark site join lyon.kit lyon --key lyon.key --data /data/skin --yes
     """
@@ -332,7 +332,7 @@ def page(
 ) -> None:
     """Where this site's own page is, and the token for decisions on it.
 
-    'site up' serves it on loopback if site.toml has a port in [page]; --serve does it without.
+    'site up' serves it on loopback if site.toml has a port in \\[page]; --serve does it without.
 
     Example: fieldmark site page lyon
     """

@@ -37,7 +37,7 @@ _MANY = {"is": "are", "has": "have"}
 
 _TWO_LABELS = ("picture is byte-equal and has", "pictures are byte-equal and have")
 
-_SITES = (
+SITE_COLUMNS = (
     "camera", "center", "centre", "clinic", "device", "hospital", "institution", "location", "site",
     "station",
 )  # fmt: skip
@@ -304,7 +304,7 @@ def _alike_sites(table: ExampleTable) -> tuple[tuple[str, str, str], ...]:
     return tuple(
         (column, one, two)
         for column, values in table.columns.items()
-        if column.casefold() in _SITES
+        if column.casefold() in SITE_COLUMNS
         for one, two in _alike(list(dict.fromkeys(values)), numbers=True)
     )
 

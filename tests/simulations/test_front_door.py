@@ -26,8 +26,8 @@ from fieldmark.simulations.preparation import deal, split_site
 from fieldmark.simulations.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = (["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
-            ["doctor"],
+COMMANDS = (["new"], ["recipes"], ["explain-recipe"], ["doctor"],
+            ["simulate"], ["compare"], ["sweep"], ["report"], ["bench"], ["data", "make"],
             ["predict"], ["evaluate"], ["export", "kit"], ["export", "read-reply"], ["site", "new"],
             ["site", "status"], ["site", "page"], ["site", "decline"],
             ["explain"], ["export", "onnx"], ["export", "browser"], ["export", "folder"],
@@ -61,6 +61,30 @@ def test_every_commands_help_has_an_example(command):
     result = CliRunner().invoke(fieldmark.cli.app, [*command, "--help"])
     assert result.exit_code == 0
     assert f"fieldmark {' '.join(command)}" in re.sub(r"\s+", " ", result.output)
+
+
+def test_alone_it_shows_where_to_start_with_commands_that_exist():
+    told = CliRunner().invoke(fieldmark.cli.app, [])
+    assert told.exit_code == 0
+    named = re.findall(r"fieldmark ((?:server |site )?[a-z-]+)", told.output)
+    assert {"new", "recipes", "simulate", "predict", "server init", "site key"} <= {*named}
+    for name in named:
+        assert CliRunner().invoke(fieldmark.cli.app, [*name.split(), "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(shell):
+    asked = {
+        "_FIELDMARK_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "fieldmark si",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "fieldmark si",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    told = CliRunner().invoke(fieldmark.cli.app, [], prog_name="fieldmark", env=asked)
+    assert "simulate" in told.output
+    assert "site" in told.output
+    assert "predict" not in told.output
 
 
 def test_the_exit_codes_are_in_the_help():
@@ -197,11 +221,16 @@ def make_real_home(name):
 @pytest.mark.parametrize("line", list(documented()))
 def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
     words = shlex.split(line.removesuffix("\\"))[1:]
-    if words[0] == "bench" or "PATH/TO/" in line:
-        # Too long, or in need of pictures: the command line itself still has to be right.
+    if words[0] == "bench" or "PATH/TO/" in line or words[:2] == ["simulate", "mine/recipe.toml"]:
+        # Too long, or in need of pictures, or run in beginning/test_cli.py: the command line
+        # itself still has to be right.
         words = [words[0], "--help"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "simulations").symlink_to(ROOT / "simulations")
+    if "mine/recipe.toml" in words:
+        # As 'fieldmark new mine' leaves it.
+        Path("mine").mkdir()
+        shutil.copy(ROOT / "simulations" / "recipes" / "demo.toml", "mine/recipe.toml")
     if words[0] == "report" or words[:2] == ["data", "select"]:
         run = words[2] if words[0] == "data" else words[1]
         shutil.copytree(request.getfixturevalue("demo_run"), run)

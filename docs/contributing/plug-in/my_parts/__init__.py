@@ -1,0 +1,1 @@
+"""Parts for Fieldmark; each module registers one."""

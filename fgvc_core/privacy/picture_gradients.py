@@ -108,7 +108,12 @@ def _convolution(use: Use, gradient: torch.Tensor, pictures: int) -> Pairs | Non
     windows = _windows(inputs, kernel, _each(stride, sides, 1), _each(padding, sides, 0))
     pushes_NOT = gradient.movedim(1, -1).flatten(1, -2).transpose(1, 2)
     if windows[0].numel() * windows.element_size() <= CACHED_BYTES:
-        grads_NOP = pushes_NOT @ windows.reshape(len(windows), pushes_NOT.shape[2], -1)
+        rows_NTP = windows.reshape(len(windows), pushes_NOT.shape[2], -1)
+        width = rows_NTP.shape[2]
+        if len(weight) == 1:
+            # A product of one row rounds by where it is in memory: the same for all pictures.
+            rows_NTP = F.pad(rows_NTP, (0, -width % 16))
+        grads_NOP = (pushes_NOT @ rows_NTP)[:, :, :width]
     else:
         # The windows of one picture at a time, in the same memory.
         grads_NOP = gradient.new_empty(len(windows), len(weight), weight[0].numel())

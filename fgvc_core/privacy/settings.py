@@ -8,6 +8,7 @@ from fgvc_core.configuration import Settings
 
 Unit = Literal["image", "subject"]
 Method = Literal["class-sums", "gradients"]
+Engine = Literal["auto", "batched", "loop", "closed-form", "opacus"]
 
 
 class PrivacySettings(Settings):
@@ -95,18 +96,20 @@ class PrivacySettings(Settings):
         description="gradients: augmented views of each picture, averaged inside its unit (De et "
         "al. 2022, https://arxiv.org/abs/2204.13650), 1 to 64.",
     )
-    engine: Literal["auto", "batched", "loop", "closed-form", "opacus"] = Field(
+    engine: Engine = Field(
         "auto",
         description="gradients: how one unit's gradient is computed. auto: closed-form for heads "
-        "on cached features, else opacus on a GPU and a loop over units on a CPU.",
+        "on cached features, else opacus on a GPU, and on a CPU batched or, for a model that it "
+        "cannot follow, a loop over units.",
     )
     physical_batch: int = Field(
         32,
         ge=1,
         le=65_536,
         description="gradients: most pictures (views counted) whose activations, and with opacus "
-        "whose gradients, are held in memory at once; it changes no result. opacus "
-        "always computes so many, in one shape; closed-form holds up to 1,024 features.",
+        "or batched whose gradients, are held in memory at once; it changes no result. opacus "
+        "always computes so many, in one shape; batched 16 at most, fewer of a large model; "
+        "closed-form holds up to 1,024 features.",
     )
     score_share: float = Field(
         0.0,

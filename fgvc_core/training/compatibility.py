@@ -235,7 +235,7 @@ class _Trial:
         for module in dropping:
             module.eval()
         try:
-            with _OneDraw(engine.at_once):
+            with _OneDraw():
                 rows = [self._losses(self._full, tuple(same.tolist()))]
                 rows += engine.picture_gradients(same)
         finally:
@@ -271,24 +271,14 @@ class _Trial:
 
 
 class _OneDraw(TorchFunctionMode):
-    """Context in which random draws for pictures are those of the first for all.
-
-    Args:
-        pictures: Length of what is drawn for each picture.
-    """
-
-    def __init__(self, pictures: int) -> None:
-        super().__init__()
-        self._pictures = pictures
+    """Context in which all values of a random draw are its first, so that all views are alike."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """See :class:`torch.overrides.TorchFunctionMode`."""
         drawn = func(*args, **(kwargs or {}))
-        if func in _DRAWING and drawn.ndim and len(drawn) == self._pictures:
-            return drawn[:1].expand_as(drawn).clone()
-        return drawn
+        return drawn.flatten()[0].expand_as(drawn).clone() if func in _DRAWING else drawn
 
 
 _DRAWING = (torch.rand, torch.randn, torch.randint, torch.normal, torch.bernoulli)

@@ -14,8 +14,8 @@ unit is formed once; its norm is taken from it, and it alone is summed, both in 
 does.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fgvc_core.privacy.gradients import ClippedSum, LossOf, UnitBatch, size_of, whole_units
 from fgvc_core.privacy.picture_gradients import by_picture, to_parameters
 from fgvc_core.privacy.sampling import clip_scales
+from fgvc_core.privacy.standardised import fixed_weights
 from fgvc_core.privacy.tracing import Trace, Use, unfit
 
 PIECE = 16
@@ -102,30 +103,30 @@ class BatchedEngine:
         Raises:
             PolicyRefusal: if the model cannot be followed.
         """
-        sums_BD = next(self._sums(positions, np.arange(len(positions))))
+        with closing(self._sums(positions, np.arange(len(positions)))) as sums:
+            sums_BD = next(sums)
         return sums_BD.split([parameter.numel() for parameter in self._parameters], dim=1)
 
-    def _sums(
-        self, positions: torch.Tensor, units_B: NDArray[np.int64]
-    ) -> Iterator[torch.Tensor]:
+    def _sums(self, positions: torch.Tensor, units_B: NDArray[np.int64]) -> Generator[torch.Tensor]:
         """float64 (U, D) for each piece: summed gradients of its whole units; then overwritten."""
         if self._room_UD is None:
-            # Every row begins at a multiple of 64 bytes: the bits of a dot product can depend on it.
+            # Every row begins at a multiple of 64 bytes: a dot product's bits can depend on it.
             width = -(-size_of(self._parameters) // 8) * 8
             device = self._parameters[0].device
             room = torch.empty((self.at_once, width), dtype=torch.float64, device=device)
             self._room_UD = room[:, : size_of(self._parameters)]
         mean_losses = partial(_divided, self._losses, self._views)
         one_pass = _Pass(self._model, self._parameters, mean_losses, self._room_UD)
-        for start, stop in whole_units(units_B, self.at_once):
-            index_B = np.cumsum(np.diff(units_B[start:stop], prepend=units_B[start]) != 0)
-            one_pass.clear(int(index_B[-1]) + 1)
-            # Only a unit larger than a piece is split into several.
-            for at in range(start, stop, self.at_once):
-                until = min(at + self.at_once, stop)
-                owners = torch.from_numpy(index_B[at - start : until - start])
-                one_pass.add(positions[at:until], owners)
-            yield one_pass.finished()
+        with one_pass.fixed_weights():
+            for start, stop in whole_units(units_B, self.at_once):
+                index_B = np.cumsum(np.diff(units_B[start:stop], prepend=units_B[start]) != 0)
+                one_pass.clear(int(index_B[-1]) + 1)
+                # Only a unit larger than a piece is split into several.
+                for at in range(start, stop, self.at_once):
+                    until = min(at + self.at_once, stop)
+                    owners = torch.from_numpy(index_B[at - start : until - start])
+                    one_pass.add(positions[at:until], owners)
+                yield one_pass.finished()
 
 
 class _Pass:
@@ -138,6 +139,7 @@ class _Pass:
         losses: LossOf,
         room_UD: torch.Tensor,
     ) -> None:
+        self._model = model
         self._parameters = parameters
         self._losses = losses
         self._pictures = len(room_UD)
@@ -153,6 +155,14 @@ class _Pass:
         self._sums_UD = room_UD
         self._written: set[int] = set()
         self._owners = torch.zeros(0, dtype=torch.int64)
+
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Context in which standardized weights are taken as computed once."""
+        with ExitStack() as stack:
+            with self._trace:
+                stack.enter_context(fixed_weights(self._model))
+            yield
 
     def clear(self, units: int) -> None:
         """Begin the sums of so many units."""

@@ -1,10 +1,10 @@
 """Sums of clipped per-unit gradients, by a loop over units or in closed form for heads.
 
 Both engines give the same float64 sum for the same draws, and so do those of
-:mod:`fgvc_core.privacy.batched` and, with Opacus, :mod:`fgvc_core.privacy.hooks`. A unit's gradient is the sum over its pictures (averaged over
-views). It is replaced by zero if it is not finite, and then clipped. Its scale depends, to the bit,
-only on the unit's own pictures and not on which units are drawn with it. No unit is too large for
-memory.
+:mod:`fgvc_core.privacy.batched` and, with Opacus, :mod:`fgvc_core.privacy.hooks`. A unit's gradient
+is the sum over its pictures (averaged over views). It is replaced by zero if it is not finite, and
+then clipped. Its scale depends, to the bit, only on the unit's own pictures and not on which units
+are drawn with it. No unit is too large for memory.
 """
 
 from collections.abc import Callable, Iterator

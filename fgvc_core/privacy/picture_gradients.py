@@ -176,7 +176,7 @@ def _expand(use: Use, gradient: torch.Tensor, pictures: int) -> Pairs:
 
 
 def _broadcast(use: Use, gradient: torch.Tensor, pictures: int) -> Pairs | None:
-    """One copy of each shared value for each picture: the operation itself then tells them apart."""
+    """The operation with a copy of each shared value for each picture, which tells them apart."""
     leaves, replaced = [], {id(t): t.detach() for t in use.own}
     for shared in use.shared:
         # A value with a first dimension of its own lies across the pictures.

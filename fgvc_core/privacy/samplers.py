@@ -63,11 +63,12 @@ def standardised_conv_grads(
     pushes_NGOQ = backprops.reshape(count, layer.groups, out // layer.groups, -1)
     grads_NOP = (pushes_NGOQ @ columns_NGPQ.transpose(2, 3)).flatten(1, 2)
     found: GradSamples = {}
-    scaled = isinstance(layer, ScaledStdConv2d)
-    gain_O1 = layer.gain.detach().flatten(1) * layer.scale if scaled else 1.0
+    gain_O1: torch.Tensor | float = 1.0
+    if isinstance(layer, ScaledStdConv2d):
+        gain_O1 = layer.gain.detach().flatten(1) * layer.scale
     weight_OP = layer.weight.detach().flatten(1)
     along_NO1 = Standardisation(weight_OP, gain_O1, layer.eps).pull(grads_NOP)
-    if scaled and layer.gain.requires_grad:
+    if isinstance(layer, ScaledStdConv2d) and layer.gain.requires_grad:
         found[layer.gain] = (along_NO1 * layer.scale).reshape(count, *layer.gain.shape)
     if layer.weight.requires_grad:
         found[layer.weight] = grads_NOP.reshape(count, *layer.weight.shape)

@@ -64,7 +64,7 @@ class Use:
         arguments: Its positional arguments, none with a graph to a parameter.
         options: Its keyword arguments, likewise.
         shared: Its shared arguments that lead to a parameter, each once.
-        own: Its arguments that depend on the pictures, each once.
+        own: Its arguments that depend on the pictures.
     """
 
     function: Callable[..., Any]
@@ -112,11 +112,12 @@ class Trace(TorchFunctionMode):
         self.pictures = 0
         self.leaves: list[torch.Tensor] = []
         self._used = used
-        self._wanted = {id(p): p for p in parameters}
         self._values = {id(p): p.detach() for p in parameters}
-        self._constants = {id(t): t for t in constants if id(t) not in self._wanted}
-        self._derived: dict[int, tuple[torch.Tensor, Derivation]] = {}
+        self._derivations: dict[int, Derivation] = {}
         self._done: dict[Any, Any] = {}
+        # Whether a shared tensor leads to a parameter. Ids are those of living tensors alone.
+        self._held = [*parameters, *constants]
+        self._leads = {id(t): id(t) in self._values for t in self._held}
 
     def start(self, pictures: int) -> None:
         """Begin a forward pass of this many pictures."""
@@ -125,8 +126,7 @@ class Trace(TorchFunctionMode):
 
     def derivation(self, shared: torch.Tensor) -> Derivation | None:
         """How a shared tensor was computed; None for a parameter."""
-        found = self._derived.get(id(shared))
-        return None if found is None else found[1]
+        return self._derivations.get(id(shared))
 
     def __torch_function__(
         self,
@@ -139,12 +139,19 @@ class Trace(TorchFunctionMode):
         options = kwargs or {}
         if not torch.is_grad_enabled():
             return func(*args, **options)
-        tensors = _tensors(args) if not options else _tensors((args, options))
-        wanted, derived = self._wanted, self._derived
-        shared = [t for t in tensors if id(t) in wanted or id(t) in derived]
-        if tensors and all(self._is_shared(t) for t in tensors):
-            return self._once(func, args, options, shared)
-        return self._use(func, args, options, shared) if shared else func(*args, **options)
+        shared, own = [], []
+        for tensor in _tensors((args, options) if options else args):
+            leads = self._leads.get(id(tensor))
+            if leads is None:
+                own.append(tensor)
+            elif leads:
+                shared.append(tensor)
+        if own:
+            return self._use(func, args, options, shared, own) if shared else func(*args, **options)
+        # Without any tensor it is a draw, or the like: no value of the model's.
+        if not shared and not _tensors((args, options)):
+            return func(*args, **options)
+        return self._once(func, args, options, shared)
 
     def _once(
         self, func: Any, args: tuple[Any, ...], options: dict[str, Any], shared: list[torch.Tensor]
@@ -163,7 +170,7 @@ class Trace(TorchFunctionMode):
         arguments, used_options = exchanged((args, options), leaves)
         result = func(*arguments, **used_options)
         if expanding and len(result) == self.pictures and not _leads(shared[0], result):
-            return self._use(func, args, options, shared)
+            return self._use(func, args, options, shared, [])
         sources = [(t, leaves[id(t)]) for t in {id(t): t for t in shared}.values()]
         results = _tensors((result,))
         if not results:
@@ -175,19 +182,25 @@ class Trace(TorchFunctionMode):
 
     def _keep(self, value: torch.Tensor, derivation: Derivation) -> torch.Tensor:
         kept = value.detach()
+        self._held.append(kept)
+        self._leads[id(kept)] = value.requires_grad
         if value.requires_grad:
-            self._derived[id(kept)] = kept, derivation
-        else:
-            self._constants[id(kept)] = kept
+            self._derivations[id(kept)] = derivation
         return kept
 
     def _use(
-        self, func: Any, args: tuple[Any, ...], options: dict[str, Any], shared: list[torch.Tensor]
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        shared: list[torch.Tensor],
+        own: list[torch.Tensor],
     ) -> Any:
         changed = None
         if _in_place(getattr(func, "__name__", "")):
             # Work on a copy: the gradient may need the value that is overwritten.
-            changed, args = args[0], (args[0].clone(), *args[1:])
+            changed, copy = args[0], args[0].clone()
+            args, own = (copy, *args[1:]), [copy if t is changed else t for t in own]
         names = {id(t): t for t in shared}
         values = {number: self._value(t) for number, t in names.items()}
         arguments, used_options = exchanged((args, options), values)
@@ -197,18 +210,13 @@ class Trace(TorchFunctionMode):
         if not result.requires_grad:
             result.requires_grad_()
             self.leaves.append(result)
-        own = {id(t): t for t in _tensors((args, options)) if not self._is_shared(t)}
-        use = Use(func, args, options, list(names.values()), list(own.values()))
+        use = Use(func, args, options, list(names.values()), own)
         result.register_hook(lambda gradient: self._report(use, gradient))
         return result if changed is None else changed.copy_(result)
 
     def _report(self, use: Use, gradient: torch.Tensor) -> None:
         with torch.no_grad():
             self._used(use, gradient)
-
-    def _is_shared(self, tensor: torch.Tensor) -> bool:
-        number = id(tensor)
-        return number in self._wanted or number in self._derived or number in self._constants
 
     def _value(self, shared: torch.Tensor) -> torch.Tensor:
         return self._values.get(id(shared), shared)

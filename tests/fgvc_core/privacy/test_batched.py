@@ -76,11 +76,22 @@ def test_it_gives_the_loops_sum(settings):
 
 
 OF_TIMM = {
-    "convnext_atto": 32, "convnextv2_atto": 32, "deit_tiny_patch16_224": 32, "vit_tiny_patch16_224": 32,
-    "swin_tiny_patch4_window7_224": 224, "resnetv2_50x1_bit": 32, "nf_resnet26": 32, "dm_nfnet_f0": 64,
-    "eca_nfnet_l0": 64, "mixer_s32_224": 224, "poolformer_s12": 32, "edgenext_xx_small": 64,
-    "resnet10t": 32, "tf_efficientnet_lite0": 32, "mobilenetv3_small_050": 32,
-}  # fmt: skip
+    "convnext_atto": 32,
+    "convnextv2_atto": 32,
+    "deit_tiny_patch16_224": 32,
+    "vit_tiny_patch16_224": 32,
+    "swin_tiny_patch4_window7_224": 224,
+    "resnetv2_50x1_bit": 32,
+    "nf_resnet26": 32,
+    "dm_nfnet_f0": 64,
+    "eca_nfnet_l0": 64,
+    "mixer_s32_224": 224,
+    "poolformer_s12": 32,
+    "edgenext_xx_small": 64,
+    "resnet10t": 32,
+    "tf_efficientnet_lite0": 32,
+    "mobilenetv3_small_050": 32,
+}
 
 
 @pytest.mark.slow

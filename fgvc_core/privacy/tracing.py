@@ -196,14 +196,15 @@ class Trace(TorchFunctionMode):
         shared: list[torch.Tensor],
         own: list[torch.Tensor],
     ) -> Any:
-        changed = None
+        changed, replaced = None, {}
         if _in_place(getattr(func, "__name__", "")):
-            # Work on a copy: the gradient may need the value that is overwritten.
-            changed, copy = args[0], args[0].clone()
-            args, own = (copy, *args[1:]), [copy if t is changed else t for t in own]
+            # Work on a copy, and keep another: the gradient may need what is overwritten.
+            changed, kept = args[0], args[0].clone()
+            args, own = (kept, *args[1:]), [kept if t is changed else t for t in own]
+            replaced[id(kept)] = kept.clone()
         names = {id(t): t for t in shared}
-        values = {number: self._value(t) for number, t in names.items()}
-        arguments, used_options = exchanged((args, options), values)
+        replaced |= {number: self._value(t) for number, t in names.items()}
+        arguments, used_options = exchanged((args, options), replaced)
         result = func(*arguments, **used_options)
         if not isinstance(result, torch.Tensor) or not result.is_floating_point():
             raise unfit(f"{getattr(func, '__name__', func)} does not return one tensor")

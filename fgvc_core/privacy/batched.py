@@ -25,16 +25,9 @@ from numpy.typing import NDArray
 from fgvc_core.privacy.gradients import ClippedSum, LossOf, UnitBatch, size_of, whole_units
 from fgvc_core.privacy.picture_gradients import by_picture, to_parameters
 from fgvc_core.privacy.sampling import clip_scales
+from fgvc_core.privacy.settings import PIECE, batched_pictures
 from fgvc_core.privacy.standardised import fixed_weights
 from fgvc_core.privacy.tracing import Trace, Use, unfit
-
-PIECE = 16
-"""Pictures of one pass. Of a tensor whose length is no multiple of twice a processor's vectors, the
-last values are computed by other instructions, which round exp and its like differently: with 16
-pictures no picture's values are among them, on processors of today and but for odd shapes."""
-
-GRADIENT_BYTES = 1 << 28
-"""Most memory for gradients by unit; a large model takes fewer pictures at once."""
 
 
 class BatchedEngine:
@@ -65,8 +58,7 @@ class BatchedEngine:
         self._parameters = parameters
         self._losses = losses
         self._views = views
-        fit = GRADIENT_BYTES // (8 * max(size_of(parameters), 1))
-        self.at_once = max(1, min(at_once, PIECE, fit))
+        self.at_once = batched_pictures(size_of(parameters), at_once)
         self._room_UD: torch.Tensor | None = None
 
     def session(self) -> AbstractContextManager[None]:

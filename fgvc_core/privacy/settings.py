@@ -130,3 +130,22 @@ class PrivacySettings(Settings):
         if self.clipping == "adaptive" and self.method != "gradients":
             raise ValueError("adaptive clipping belongs to method = 'gradients'")
         return self
+
+
+PIECE = 16
+"""Pictures of one pass. Of a tensor whose length is no multiple of twice a processor's vectors, the
+last values are computed by other instructions, which round exp and its like differently: with 16
+pictures no picture's values are among them, on processors of today and but for odd shapes."""
+
+GRADIENT_BYTES = 1 << 28
+"""Most memory for gradients by unit; a large model takes fewer pictures at once."""
+
+
+def batched_pictures(trained: int, physical_batch: int) -> int:
+    """Pictures of one pass of the batched engine, 1 to :data:`PIECE`.
+
+    Args:
+        trained: Number of trained values, which decides how many gradients fit.
+        physical_batch: The most that the recipe allows.
+    """
+    return max(1, min(physical_batch, PIECE, GRADIENT_BYTES // (8 * max(trained, 1))))

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
-from fgvc_core.privacy.batched import PIECE, BatchedEngine
+from fgvc_core.privacy.batched import BatchedEngine
 from fgvc_core.privacy.gradients import LoopEngine, UnitBatch
+from fgvc_core.privacy.settings import PIECE
 
 CLASSES, PICTURES = 5, 24
 # Units of one and of several pictures, one of them (3) drawn and empty, in no order.

@@ -108,7 +108,7 @@ def _attack(site: Site, recipe: Recipe, privacy: PrivacySettings, tell: Tell) ->
     table = _own_table(site, recipe)
     device = pick_device(site.settings.resources.device)
     learner = make_learner(recipe, table.num_classes, device, site_weights(site, recipe))
-    validate_private(learner, privacy)
+    privacy = validate_private(learner, privacy)
     examples = learner.examples(table, site.cache)
     contents = [table.content_key(i) for i in range(len(table))]
     units_N = protected_units(privacy.unit, contents, table.subjects)

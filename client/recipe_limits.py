@@ -6,7 +6,7 @@ Neither the pictures nor their number are read, so a refusal reveals nothing abo
 from collections.abc import Iterator
 
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
-from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.settings import PrivacySettings, batched_pictures
 from fgvc_core.recipe import Recipe
 from fieldmark.client.limits import Limits
 from fieldmark.client.site import Site
@@ -155,7 +155,7 @@ def _least_bytes(recipe: Recipe, parameters: int, trained: int, kept: int, on_gp
     numbers += trained * (1 + _MOMENTS[recipe.train.optimizer])
     pictures = recipe.train.batch_size
     if recipe.privacy is not None:
-        pictures = _at_once(recipe.privacy)
+        pictures = _at_once(recipe, recipe.privacy, trained)
         if recipe.privacy.engine == "opacus":
             numbers += pictures * trained
     if recipe.pretrain.method != "none":
@@ -165,12 +165,15 @@ def _least_bytes(recipe: Recipe, parameters: int, trained: int, kept: int, on_gp
     return numbers * FLOAT + max(pictures * kept, scored * FLOAT)
 
 
-def _at_once(privacy: PrivacySettings) -> int:
+def _at_once(recipe: Recipe, privacy: PrivacySettings, trained: int) -> int:
     """Minimum number of pictures that a private step holds in memory at once."""
     if privacy.method != "gradients":
         return 0
     # Opacus holds a full physical batch with per-sample gradients; the loop takes one unit.
-    return privacy.physical_batch if privacy.engine == "opacus" else 1
+    if privacy.engine == "opacus":
+        return privacy.physical_batch
+    whole = privacy.engine in ("auto", "batched") and recipe.model.train != "head"
+    return batched_pictures(trained, privacy.physical_batch) if whole else 1
 
 
 def _beyond(name: str, most: str, found: str) -> PolicyRefusal:

@@ -126,7 +126,7 @@ def bench(
         str,
         typer.Argument(
             help="Which: engine, dp, deploy, rounds, secure, wire, learner, selection, unknown, "
-            "heads, or all."
+            "heads, features, or all."
         ),
     ] = "all",
     rows: Annotated[

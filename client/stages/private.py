@@ -153,6 +153,7 @@ def _work(
             held = examples.validation_units
             scores = noisy_scores(learner, examples.validation, held, event)
             return Payload({**fields, "noisy_scores": scores}, {})
-        training = PrivateTraining(learner, examples.train, examples.train_units, privacy)
+        settled = validate_private(learner, privacy)
+        training = PrivateTraining(learner, examples.train, examples.train_units, settled)
         training.run(event, units, Stretch(job.request.round, job.recipe.federation.rounds))
         return Payload(fields, learner.tensors())

@@ -1,16 +1,16 @@
 """Sums of clipped per-unit gradients, by a loop over units or in closed form for heads.
 
-Both engines give the same float64 sum for the same draws; a third one, Opacus, is in
-:mod:`fgvc_core.privacy.hooks`. A unit's gradient is the sum over its pictures (averaged over
-views). It is replaced by zero if it is not finite, and then clipped. Its scale depends, to the bit,
-only on the unit's own pictures and not on which units are drawn with it. No unit is too large for
-memory.
+Both engines give the same float64 sum for the same draws, and so do those of
+:mod:`fgvc_core.privacy.batched` and, with Opacus, :mod:`fgvc_core.privacy.hooks`. A unit's gradient
+is the sum over its pictures (averaged over views). It is replaced by zero if it is not finite, and
+then clipped. Its scale depends, to the bit, only on the unit's own pictures and not on which units
+are drawn with it. No unit is too large for memory.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -77,8 +77,17 @@ class GradientEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class BySinglePictures(GradientEngine, Protocol):
+    """An engine that also gives the gradients of single pictures."""
+
+    def picture_gradients(self, positions: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One (B, d) per parameter: gradients of the losses at B positions."""
+        ...
+
+
 class LoopEngine:
-    """One protected unit at a time: exact, little memory, and the fastest on a CPU.
+    """One protected unit at a time: exact, little memory, and the reference of all engines.
 
     Args:
         parameters: The trainable parameters, in order.

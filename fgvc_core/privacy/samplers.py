@@ -14,7 +14,7 @@ from timm.layers.std_conv import ScaledStdConv2d
 from torch import nn
 from torch.nn import functional as F
 
-from fgvc_core.privacy.standardised import STANDARDISED, Layer
+from fgvc_core.privacy.standardised import STANDARDISED, Layer, Standardisation
 
 GradSamples = dict[torch.Tensor, torch.Tensor]
 
@@ -62,24 +62,16 @@ def standardised_conv_grads(
     ).unflatten(1, (layer.groups, -1))
     pushes_NGOQ = backprops.reshape(count, layer.groups, out // layer.groups, -1)
     grads_NOP = (pushes_NGOQ @ columns_NGPQ.transpose(2, 3)).flatten(1, 2)
-    weight_OP = layer.weight.detach().flatten(1)
-    variance_O1, mean_O1 = torch.var_mean(weight_OP, dim=1, correction=0, keepdim=True)
-    deviation_O1 = (variance_O1 + layer.eps).sqrt()
-    standard_OP = (weight_OP - mean_O1) / deviation_O1
-    along_NO1 = (grads_NOP * standard_OP).sum(dim=2, keepdim=True)
     found: GradSamples = {}
-    gain_O1 = torch.ones_like(mean_O1)
+    gain_O1: torch.Tensor | float = 1.0
     if isinstance(layer, ScaledStdConv2d):
         gain_O1 = layer.gain.detach().flatten(1) * layer.scale
-        if layer.gain.requires_grad:
-            found[layer.gain] = (along_NO1 * layer.scale).reshape(count, *layer.gain.shape)
+    weight_OP = layer.weight.detach().flatten(1)
+    along_NO1 = Standardisation(weight_OP, gain_O1, layer.eps).pull(grads_NOP)
+    if isinstance(layer, ScaledStdConv2d) and layer.gain.requires_grad:
+        found[layer.gain] = (along_NO1 * layer.scale).reshape(count, *layer.gain.shape)
     if layer.weight.requires_grad:
-        # Project out, per output channel, shifts and scalings of the weight: standardization
-        # removes them.
-        level_NO1 = grads_NOP.mean(dim=2, keepdim=True)
-        free_NOP = grads_NOP - level_NO1 - standard_OP * (along_NO1 / grads_NOP.shape[2])
-        scaled_NOP = free_NOP * (gain_O1 / deviation_O1)
-        found[layer.weight] = scaled_NOP.reshape(count, *layer.weight.shape)
+        found[layer.weight] = grads_NOP.reshape(count, *layer.weight.shape)
     if layer.bias is not None and layer.bias.requires_grad:
         found[layer.bias] = pushes_NGOQ.sum(dim=3).flatten(1)
     return found

@@ -8,6 +8,7 @@ from fgvc_core.configuration import Settings
 
 Unit = Literal["image", "subject"]
 Method = Literal["class-sums", "gradients"]
+Engine = Literal["auto", "batched", "loop", "closed-form", "opacus"]
 
 
 class PrivacySettings(Settings):
@@ -95,18 +96,20 @@ class PrivacySettings(Settings):
         description="gradients: augmented views of each picture, averaged inside its unit (De et "
         "al. 2022, https://arxiv.org/abs/2204.13650), 1 to 64.",
     )
-    engine: Literal["auto", "loop", "closed-form", "opacus"] = Field(
+    engine: Engine = Field(
         "auto",
         description="gradients: how one unit's gradient is computed. auto: closed-form for heads "
-        "on cached features, else opacus on a GPU and a loop over units on a CPU.",
+        "on cached features, else opacus on a GPU, and on a CPU batched or, for a model that it "
+        "cannot follow, a loop over units.",
     )
     physical_batch: int = Field(
         32,
         ge=1,
         le=65_536,
         description="gradients: most pictures (views counted) whose activations, and with opacus "
-        "whose gradients, are held in memory at once; it changes no result. opacus "
-        "always computes so many, in one shape; closed-form holds up to 1,024 features.",
+        "or batched whose gradients, are held in memory at once; it changes no result. opacus "
+        "always computes so many, in one shape; batched 16 at most, fewer of a large model; "
+        "closed-form holds up to 1,024 features.",
     )
     score_share: float = Field(
         0.0,
@@ -127,3 +130,22 @@ class PrivacySettings(Settings):
         if self.clipping == "adaptive" and self.method != "gradients":
             raise ValueError("adaptive clipping belongs to method = 'gradients'")
         return self
+
+
+PIECE = 16
+"""Pictures of one pass. Of a tensor whose length is no multiple of twice a processor's vectors, the
+last values are computed by other instructions, which round exp and its like differently: with 16
+pictures no picture's values are among them, on processors of today and but for odd shapes."""
+
+GRADIENT_BYTES = 1 << 28
+"""Most memory for gradients by unit; a large model takes fewer pictures at once."""
+
+
+def batched_pictures(trained: int, physical_batch: int) -> int:
+    """Pictures of one pass of the batched engine, 1 to :data:`PIECE`.
+
+    Args:
+        trained: Number of trained values, which decides how many gradients fit.
+        physical_batch: The most that the recipe allows.
+    """
+    return max(1, min(physical_batch, PIECE, GRADIENT_BYTES // (8 * max(trained, 1))))

@@ -42,6 +42,40 @@ def fixed_weights(model: nn.Module) -> Iterator[None]:
             del vars(layer)["forward"]
 
 
+class Standardisation:
+    """The Jacobian of a weight's standardization, which is the same for all gradients.
+
+    Per output channel, shifts and scalings of the weight are projected out: standardization
+    removes them.
+
+    Args:
+        weight_OP: The weight.
+        gain_O1: Factor of the standardized weight.
+        eps: Added to the weight's variance.
+    """
+
+    def __init__(self, weight_OP: torch.Tensor, gain_O1: torch.Tensor | float, eps: float) -> None:
+        variance_O1, mean_O1 = torch.var_mean(weight_OP, dim=1, correction=0, keepdim=True)
+        deviation_O1 = (variance_O1 + eps).sqrt()
+        self._standard_OP = (weight_OP - mean_O1) / deviation_O1
+        self._factor_O1 = gain_O1 / deviation_O1
+
+    def pull(self, grads_NOP: torch.Tensor) -> torch.Tensor:
+        """Change gradients of the standardized weight to those of the weight, in place.
+
+        Args:
+            grads_NOP: (N, O, P).
+
+        Returns:
+            The gradients of the gain, (N, O, 1).
+        """
+        along_NO1 = torch.linalg.vecdot(grads_NOP, self._standard_OP)[:, :, None]
+        grads_NOP.sub_(grads_NOP.mean(dim=2, keepdim=True))
+        grads_NOP.addcmul_(self._standard_OP, along_NO1, value=-1 / grads_NOP.shape[2])
+        grads_NOP.mul_(self._factor_O1)
+        return along_NO1
+
+
 def _is_plain(layer: nn.Module) -> bool:
     return type(layer) in STANDARDISED and "forward" not in vars(layer)
 

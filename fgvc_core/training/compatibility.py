@@ -6,25 +6,28 @@ effect. The guarantee requires:
 
 * changing one picture changes no other picture's loss or gradient, sampled with it or not;
 * a step leaves no trace, in a buffer or anywhere else;
-* the engine's gradients equal those of plain autograd.
+* the engine's gradients equal those of plain autograd, wherever a picture stands in a batch.
 
 No private data are used, so that the result says nothing about a site's pictures.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from fgvc_core.data.pictures import PictureBank
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.losses.base import ClassKnowledge
-from fgvc_core.privacy.gradients import ClosedFormEngine, GradientEngine, LoopEngine, UnitBatch
-from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.batched import BatchedEngine
+from fgvc_core.privacy.gradients import BySinglePictures, UnitBatch
+from fgvc_core.privacy.settings import Engine, PrivacySettings
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import PrivateTraining
@@ -44,12 +47,15 @@ another order each time.
 SAME_ENGINE = 2e-3
 """The same for two different computations, in float32."""
 
-_Verdicts = dict[tuple[object, ...], PolicyRefusal | None]
+_Verdicts = dict[tuple[object, ...], PolicyRefusal | Engine]
 _known: WeakKeyDictionary[Learner, _Verdicts] = WeakKeyDictionary()
 
 
-def validate_private(learner: Learner, privacy: PrivacySettings) -> None:
+def validate_private(learner: Learner, privacy: PrivacySettings) -> PrivacySettings:
     """Refuse a learner whose private training would break the privacy guarantee.
+
+    With ``engine = "auto"``, the loop takes the place of a batched engine that cannot follow the
+    model.
 
     The verdict is cached on the learner, so that a worker tests a recipe only once.
 
@@ -57,21 +63,25 @@ def validate_private(learner: Learner, privacy: PrivacySettings) -> None:
         learner: Restored afterwards, in evaluation mode.
         privacy: ``[privacy]``.
 
+    Returns:
+        ``[privacy]`` with the engine that passed.
+
     Raises:
         PolicyRefusal: naming the cause, and an alternative.
     """
     if privacy.method != "gradients":
-        return
+        return privacy
     verdicts = _known.setdefault(learner, {})
-    key = (privacy.engine,)
+    key = (privacy.engine, privacy.physical_batch)
     if key not in verdicts:
         verdicts[key] = _verdict(learner, privacy)
-    refusal = verdicts[key]
-    if refusal is not None:
-        raise PolicyRefusal(refusal.what, why=refusal.why, remedy=refusal.remedy)
+    verdict = verdicts[key]
+    if isinstance(verdict, PolicyRefusal):
+        raise PolicyRefusal(verdict.what, why=verdict.why, remedy=verdict.remedy)
+    return privacy.model_copy(update={"engine": verdict})
 
 
-def _verdict(learner: Learner, privacy: PrivacySettings) -> PolicyRefusal | None:
+def _verdict(learner: Learner, privacy: PrivacySettings) -> PolicyRefusal | Engine:
     if (declared := learner.loss.refusal()) is not None:
         return declared
     try:
@@ -79,10 +89,16 @@ def _verdict(learner: Learner, privacy: PrivacySettings) -> PolicyRefusal | None
             trial = _Trial(learner, privacy)
             trial.check_traces()
             trial.check_coupling()
-            trial.check_engine()
+            try:
+                trial.check_engine()
+            except PolicyRefusal:
+                if privacy.engine != "auto" or trial.kind != "batched":
+                    raise
+                trial = _Trial(learner, privacy.model_copy(update={"engine": "loop"}))
+                trial.check_engine()
     except PolicyRefusal as refusal:
         return refusal
-    return None
+    return trial.kind
 
 
 class _Trial:
@@ -92,11 +108,15 @@ class _Trial:
         self._learner = learner
         units = np.arange(PICTURES, dtype=np.int64)
         # One physical batch and one view, so that random draws can be repeated.
-        privacy = privacy.model_copy(update={"views": 1, "physical_batch": PICTURES})
+        one_view = privacy.model_copy(update={"views": 1})
+        once = one_view.model_copy(update={"physical_batch": PICTURES})
         self._plain, self._other = (
-            PrivateTraining(learner, _made_up(learner, changed), units, privacy)
+            PrivateTraining(learner, _made_up(learner, changed), units, once)
             for changed in (False, True)
         )
+        self.kind = self._plain.kind
+        # In the very shape in which it works: dimensions could be mistaken for one another.
+        self._full = PrivateTraining(learner, _made_up(learner, False), units, one_view)
         self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
         learner.model.train()
 
@@ -146,52 +166,89 @@ class _Trial:
 
     def check_engine(self) -> None:
         """The engine's gradients must equal those of plain autograd."""
-        engine = self._plain.engine
-        if not isinstance(engine, ClosedFormEngine | LoopEngine):
-            self._check_hooks(engine)
+        if self.kind == "opacus":
+            self._check_pictures(self._plain, np.arange(PICTURES), np.eye(PICTURES))
+            return
+        if self.kind == "batched":
+            assert isinstance(self._full.engine, BatchedEngine)
+            count = self._full.engine.at_once
+            # Two sums with random weights tell pictures apart, and take two backward passes.
+            weights_RN = np.random.default_rng(2).standard_normal((2, count))
+            self._check_pictures(self._full, np.arange(count) % PICTURES, weights_RN)
+            self._check_places(self._full.engine)
             return
         # One unit with all pictures, so that the engine sees the same batch as autograd.
         together = UnitBatch(np.arange(PICTURES), np.zeros(PICTURES, dtype=np.int64), 1)
         expected = self._gradient(self._losses(self._plain).sum())
         self._seed(self._plain, SEEDS[0])
-        summed = engine.clipped_sum(together, 1e9).total_D
+        summed = self._plain.engine.clipped_sum(together, 1e9).total_D
         if _differ(summed.cpu(), torch.cat(expected).double().cpu(), SAME_ENGINE):
-            kind = "closed-form" if isinstance(engine, ClosedFormEngine) else "loop"
             raise PolicyRefusal(
-                f"privacy.engine = '{kind}' does not give this model's gradient.",
+                f"privacy.engine = '{self.kind}' does not give this model's gradient.",
                 why="Clipping would bound something else than what is released.",
                 remedy="Take another privacy.engine or another backbone.",
             )
 
-    def _check_hooks(self, engine: GradientEngine) -> None:
-        # Imported here because Opacus takes a second, and no other engine needs it.
-        from fgvc_core.privacy.hooks import OpacusEngine
+    def _check_pictures(
+        self, training: PrivateTraining, positions_N: NDArray[np.int64], weights_RN: NDArray[Any]
+    ) -> None:
+        """Compare an engine's gradients by picture with plain ones, in weighted sums.
 
-        assert isinstance(engine, OpacusEngine)
-        losses_B = self._losses(self._plain)
-        expected = [self._gradient(loss, keep=True) for loss in losses_B]
-        del losses_B
+        Args:
+            training: Its engine gives gradients by picture.
+            positions_N: The pictures, as many as the engine takes at once.
+            weights_RN: Weights of R sums.
+        """
+        engine = training.engine
+        assert isinstance(engine, BySinglePictures)
+        losses_N = self._losses(training, tuple(positions_N.tolist()))
+        weights = torch.from_numpy(weights_RN).to(losses_N)
+        expected = [self._gradient(losses_N @ weights_N, keep=True) for weights_N in weights]
+        del losses_N
         names = [n for n, p in self._learner.model.named_parameters() if p.requires_grad]
         try:
             with engine.session():
-                self._seed(self._plain, SEEDS[0])
-                found = engine.picture_gradients(torch.arange(PICTURES))
-        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+                self._seed(training, SEEDS[0])
+                found = engine.picture_gradients(torch.from_numpy(positions_N))
+        except (ArithmeticError, LookupError, RuntimeError, ValueError, TypeError) as error:
             raise PolicyRefusal(
-                f"privacy.engine = 'opacus' cannot follow this model: {str(error)[:160]}",
+                f"privacy.engine = '{self.kind}' cannot follow this model: {str(error)[:160]}",
                 why="A layer that works in place, or draws in itself, gives no gradient by "
                 "picture there.",
                 remedy="Set privacy.engine = 'loop', which needs no hooks, or take a backbone "
                 "without in-place activations.",
             ) from None
         for number, name in enumerate(names):
-            wanted_Bd = torch.stack([gradients[number] for gradients in expected])
-            if _differ(found[number], wanted_Bd, SAME_ENGINE):
+            wanted_Rd = torch.stack([gradients[number] for gradients in expected])
+            if _differ(weights.to(found[number]) @ found[number], wanted_Rd, SAME_ENGINE):
                 raise PolicyRefusal(
-                    f"privacy.engine = 'opacus' does not give the gradient of '{name}'.",
+                    f"privacy.engine = '{self.kind}' does not give the gradient of '{name}'.",
                     why="The tensor is used outside of its layer, or in several.",
                     remedy="Set privacy.engine = 'loop'.",
                 )
+
+    def _check_places(self, engine: BatchedEngine) -> None:
+        """One picture in all places of a piece: its loss and gradient are equal to the bit."""
+        dropping = [m for m in self._learner.model.modules() if "drop" in type(m).__name__.lower()]
+        modes = [module.training for module in dropping]
+        same = torch.full((engine.at_once,), CHANGED)
+        for module in dropping:
+            module.eval()
+        try:
+            with _OneDraw():
+                rows = [self._losses(self._full, tuple(same.tolist()))]
+                rows += engine.picture_gradients(same)
+        finally:
+            for module, mode in zip(dropping, modes, strict=True):
+                module.train(mode)
+        if not all(torch.equal(part, part[:1].expand_as(part)) for part in rows):
+            raise PolicyRefusal(
+                "privacy.engine = 'batched': the last bits of a picture's gradient depend on its "
+                "place among the pictures of a step.",
+                why="Weights could be made that turn them into a whole gradient, which would show "
+                "who else is in the data.",
+                remedy="Set privacy.engine = 'loop'.",
+            )
 
     def _losses(
         self,
@@ -211,6 +268,20 @@ class _Trial:
         found = torch.autograd.grad(loss, self._parameters, retain_graph=keep, allow_unused=True)
         pairs = zip(found, self._parameters, strict=True)
         return [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]
+
+
+class _OneDraw(TorchFunctionMode):
+    """Context in which all values of a random draw are its first, so that all views are alike."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """See :class:`torch.overrides.TorchFunctionMode`."""
+        drawn = func(*args, **(kwargs or {}))
+        return drawn.flatten()[0].expand_as(drawn).clone() if func in _DRAWING else drawn
+
+
+_DRAWING = (torch.rand, torch.randn, torch.randint, torch.normal, torch.bernoulli)
 
 
 class _MadeUp:

@@ -8,6 +8,7 @@ from fgvc_core.errors import PolicyRefusal
 from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.accountant import PrivacyEvent, Purpose
+from fgvc_core.privacy.batched import BatchedEngine
 from fgvc_core.privacy.class_sums import (
     centre_sum,
     counted_sums,
@@ -27,7 +28,7 @@ from fgvc_core.privacy.noise import make_grid, release
 from fgvc_core.privacy.planning import gradient_noise, learning_rate
 from fgvc_core.privacy.rows import each_row
 from fgvc_core.privacy.sampling import clip_scales, draw_units, fresh_seed
-from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.settings import Engine, PrivacySettings
 from fgvc_core.training.examples import Examples, FeatureExamples, Lesson
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import (
@@ -153,6 +154,9 @@ class PrivateTraining:
         examples: The site's training split.
         units_N: int64 (N,), privacy unit of each example.
         privacy: ``[privacy]``.
+
+    Attributes:
+        kind: The engine's name, never ``auto``.
     """
 
     def __init__(
@@ -169,6 +173,7 @@ class PrivateTraining:
         self._count = int(units_N.max()) + 1 if len(units_N) else 0
         self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
         self.generator = torch.Generator()
+        self.kind = self._choose_engine()
         self.engine: GradientEngine = self._make_engine()
 
     def run(self, step: PrivacyEvent, public_units: int, stretch: Stretch) -> None:
@@ -245,14 +250,16 @@ class PrivateTraining:
         # Limits keep the bound from overflowing or vanishing by chance.
         return float(np.clip(moved, 1e-6, 1e6))
 
+    def _choose_engine(self) -> Engine:
+        if self._privacy.engine != "auto":
+            return self._privacy.engine
+        if self._closed_form_fits():
+            return "closed-form"
+        return "opacus" if self._parameters[0].device.type == "cuda" else "batched"
+
     def _make_engine(self) -> GradientEngine:
-        kind = self._privacy.engine
-        fits = self._closed_form_fits()
-        on_gpu = self._parameters[0].device.type == "cuda"
-        if kind == "auto":
-            kind = "closed-form" if fits else "opacus" if on_gpu else "loop"
-        if kind == "closed-form":
-            if not fits:
+        if self.kind == "closed-form":
+            if not self._closed_form_fits():
                 raise PolicyRefusal(
                     "privacy.engine = 'closed-form' needs a linear or cosine head on features of "
                     "a frozen backbone, without dropout.",
@@ -263,10 +270,12 @@ class PrivateTraining:
                 self._head_view, self._examples.features_ND, self._examples.labels_N
             )
         views, at_once = self._privacy.views, self._privacy.physical_batch
-        if kind == "opacus":
+        if self.kind == "opacus":
             from fgvc_core.privacy.hooks import OpacusEngine
 
             return OpacusEngine(self._learner.model, self._parameters, self.losses, views, at_once)
+        if self.kind == "batched":
+            return BatchedEngine(self._learner.model, self._parameters, self.losses, views, at_once)
         return LoopEngine(self._parameters, self.losses, views, at_once, self._learner.model)
 
     def _closed_form_fits(self) -> bool:

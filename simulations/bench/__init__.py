@@ -9,7 +9,7 @@ from fgvc_core.errors import ConfigurationError, nearest
 
 NAMES = (
     *("engine", "dp", "deploy", "rounds", "secure", "wire", "learner", "selection", "unknown"),
-    "heads",
+    *("heads", "features"),
 )
 
 
@@ -47,6 +47,7 @@ def run_benches(
     from fieldmark.simulations.bench.deploy import bench_deploy
     from fieldmark.simulations.bench.dp import bench_dp
     from fieldmark.simulations.bench.engine import bench_engine
+    from fieldmark.simulations.bench.features import bench_features
     from fieldmark.simulations.bench.heads import KEPT as KEPT_HEADS
     from fieldmark.simulations.bench.heads import bench_heads
     from fieldmark.simulations.bench.learner import KEPT, bench_learner
@@ -67,6 +68,7 @@ def run_benches(
         "selection": lambda: bench_selection(say),
         "unknown": lambda: bench_unknown(say),
         "heads": lambda: bench_heads(rows, kept or KEPT_HEADS, say),
+        "features": bench_features,
     }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]

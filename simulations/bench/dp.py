@@ -10,7 +10,7 @@ from typing import Any
 
 from fgvc_core.recipe import Recipe, parse_recipe
 from fieldmark.simulations.bench import figure
-from fieldmark.simulations.bench.dp_step import BATCH, stepper
+from fieldmark.simulations.bench.dp_step import BATCH, KINDS, stepper
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import simulate
 
@@ -27,7 +27,7 @@ def bench_dp() -> dict[str, Any]:
     seconds = _step_seconds()
     memory = {kind: _extra_memory(kind) for kind in seconds}
     figures = {}
-    for kind in ("loop", "opacus"):
+    for kind in ("batched", "loop", "opacus"):
         what = f"a step on {BATCH} units of one 64 px picture, demo network, one thread"
         figures[f"{kind}_time"] = figure(
             seconds[kind], seconds["plain"], "s", f"{what}; CPU time, median of {REPEATS} x {STEPS}"
@@ -52,7 +52,7 @@ def _step_seconds() -> dict[str, float]:
 
     The kinds alternate, so disturbances affect all of them.
     """
-    runs = {kind: stepper(kind, STEPS) for kind in ("plain", "loop", "opacus")}
+    runs = {kind: stepper(kind, STEPS) for kind in KINDS}
     times: dict[str, list[float]] = {kind: [] for kind in runs}
     for repeat in range(REPEATS + 1):
         for kind, run in runs.items():

@@ -20,7 +20,7 @@ from fgvc_core.training.private import PrivateTraining
 from fieldmark.simulations.bench.memory import peak_bytes, resident_bytes
 
 BATCH = 32
-KINDS = ("plain", "loop", "opacus")
+KINDS = ("plain", "batched", "loop", "opacus")
 
 
 def stepper(kind: str, count: int) -> Callable[[], None]:

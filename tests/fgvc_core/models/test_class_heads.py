@@ -118,7 +118,7 @@ def test_groups_are_numbered_by_the_taxonomy():
     assert recipe.model.class_groups == ((0, 0, 1), (0, 1, 2))
 
 
-@pytest.mark.parametrize("engine", ["loop", "opacus"])
+@pytest.mark.parametrize("engine", ["batched", "loop", "opacus"])
 @pytest.mark.parametrize(
     "head",
     [

@@ -113,7 +113,7 @@ def test_training_moves_the_maps_apart_and_the_maps_travel(tmp_path):
     )
 
 
-@pytest.mark.parametrize("engine", ["loop", "opacus"])
+@pytest.mark.parametrize("engine", ["batched", "loop", "opacus"])
 def test_parts_kept_apart_are_fit_for_privacy(engine):
     recipe = parse_recipe(
         "",

@@ -46,7 +46,7 @@ def test_frozen_it_stays_the_identity_and_belongs_to_the_cached_features():
     assert frozen_digest(frozen.model) != frozen_digest(plain.model)
 
 
-@pytest.mark.parametrize("engine", ["loop", "opacus"])
+@pytest.mark.parametrize("engine", ["batched", "loop", "opacus"])
 def test_it_is_fit_for_privacy(engine):
     recipe = parse_recipe(
         "",

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.losses.base import SmoothedCrossEntropy
+from fgvc_core.privacy import batched
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training import compatibility
@@ -37,7 +38,7 @@ def state(learner):
     return {name: value.clone() for name, value in learner.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("engine", ["loop", "opacus"])
+@pytest.mark.parametrize("engine", ["batched", "loop", "opacus"])
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -236,6 +237,68 @@ def test_a_tensor_that_opacus_sees_only_half_of_is_refused():
     learner.model.head = Borrowing(learner.model.head)
     assert "does not give the gradient" in refusal(learner, "opacus").what
     validate_private(learner, privacy("loop"))
+
+
+def without_bias(function):
+    """A wrong rule: it forgets what is one-dimensional."""
+
+    def wrong(*arguments):
+        for shared, gradients in function(*arguments):
+            yield shared, gradients * (shared.ndim > 1)
+
+    return wrong
+
+
+def only_the_last(function):
+    """A wrong rule: a parameter's gradient is that of its last use alone."""
+
+    def wrong(self, parameter, gradients):
+        self._written.discard(id(parameter))
+        function(self, parameter, gradients)
+
+    return wrong
+
+
+def of_the_next(function):
+    """A wrong rule: each picture gets its neighbor's gradient, so that the sum is right."""
+
+    def wrong(*arguments):
+        for shared, gradients in function(*arguments):
+            yield shared, gradients.roll(1, dims=0)
+
+    return wrong
+
+
+@pytest.mark.parametrize("case", ["bias", "called twice", "tied", "neighbor"])
+def test_a_wrong_rule_of_the_batched_engine_is_found_before_a_run(case, monkeypatch):
+    learner = made("model.attention=cbam" if case == "called twice" else "model.attention=none")
+    if case == "tied":
+        learner.model.head = Borrowing(learner.model.head)
+    assert validate_private(learner, privacy()).engine == "batched"
+    compatibility._known.clear()
+    if case in ("bias", "neighbor"):
+        wrong = (without_bias if case == "bias" else of_the_next)(batched.by_picture)
+        monkeypatch.setattr(batched, "by_picture", wrong)
+    else:
+        monkeypatch.setattr(batched._Pass, "_add_to", only_the_last(batched._Pass._add_to))
+    assert "'batched' does not give the gradient" in refusal(learner, "batched").what
+    # Left to itself, a run takes the loop.
+    assert validate_private(learner, privacy()).engine == "loop"
+
+
+class Placed(nn.Module):
+    """Rounds each picture's values by its place in the batch, as a processor might."""
+
+    def forward(self, features_ND):
+        places_N1 = torch.arange(len(features_ND))[:, None] % 2
+        return torch.where(places_N1 == 0, features_ND, features_ND * (1 + 2.0**-23))
+
+
+def test_bits_that_depend_on_a_pictures_place_leave_the_loop():
+    learner = made("model.attention=none")
+    learner.model.scaling = Placed()
+    assert "place among the pictures" in refusal(learner, "batched").what
+    assert validate_private(learner, privacy()).engine == "loop"
 
 
 def test_a_head_that_only_looks_linear_is_refused_by_the_closed_form():

@@ -9,6 +9,7 @@ from fgvc_core.experiment import make_learner
 from fgvc_core.models.heads import LinearHead, SubspaceHead
 from fgvc_core.privacy import class_sums
 from fgvc_core.privacy.accountant import PrivacyEvent
+from fgvc_core.privacy.batched import BatchedEngine
 from fgvc_core.privacy.gradients import ClippedSum, ClosedFormEngine, LoopEngine
 from fgvc_core.privacy.hooks import OpacusEngine
 from fgvc_core.privacy.noise import make_grid
@@ -250,20 +251,26 @@ def test_an_adaptive_bound_is_noisy_and_no_bad_luck_throws_it_about(learner, exa
 # --- which engine -----------------------------------------------------------------------------
 
 
-def test_heads_on_features_take_the_closed_form_and_networks_the_loop(examples):
+def test_heads_on_features_take_the_closed_form_and_networks_the_batched_engine(examples):
     assert isinstance(
         PrivateTraining(head_learner(), examples, UNITS, privacy()).engine, ClosedFormEngine
     )
     whole = make_learner(parse_recipe("", ["data.image_size=32"]), CLASSES)
-    for kind, engine in (("auto", LoopEngine), ("loop", LoopEngine), ("opacus", OpacusEngine)):
-        made = PrivateTraining(whole, examples, UNITS, privacy(engine=kind)).engine
-        assert isinstance(made, engine)
+    for kind, engine in (
+        ("auto", BatchedEngine),
+        ("batched", BatchedEngine),
+        ("loop", LoopEngine),
+        ("opacus", OpacusEngine),
+    ):
+        made = PrivateTraining(whole, examples, UNITS, privacy(engine=kind))
+        assert isinstance(made.engine, engine)
+        assert made.kind == ("batched" if kind == "auto" else kind)
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 def test_the_closed_form_and_the_loop_take_the_same_step(head, examples, noiseless):
     moved = []
-    for kind in ("closed-form", "loop", "opacus"):
+    for kind in ("closed-form", "batched", "loop", "opacus"):
         learner = head_learner(f"model.head={head}")
         before = weights(learner)
         training = PrivateTraining(learner, examples, UNITS, privacy(engine=kind))
@@ -274,9 +281,9 @@ def test_the_closed_form_and_the_loop_take_the_same_step(head, examples, noisele
     assert float(moved[0].abs().max()) > 1e-3
 
 
-def test_dropout_is_left_to_the_loop(examples):
+def test_dropout_has_no_closed_form(examples):
     learner = head_learner("model.dropout=0.5")
-    assert isinstance(PrivateTraining(learner, examples, UNITS, privacy()).engine, LoopEngine)
+    assert isinstance(PrivateTraining(learner, examples, UNITS, privacy()).engine, BatchedEngine)
     with pytest.raises(PolicyRefusal, match="without dropout"):
         PrivateTraining(learner, examples, UNITS, privacy(engine="closed-form"))
 

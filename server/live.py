@@ -124,6 +124,9 @@ class LiveView:
             f"{event['refused_in_row']} unsound replies in a row: {event['reason']}"
         )
 
+    def _on_round_spent(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['reason']} The round is spent, and the next one begins.")
+
     def _on_weight_cut(self, event: dict[str, Any]) -> None:
         self._say(
             f"round {event['round']}: {event['site']} claims {event['claimed']:,.0f} examples and "

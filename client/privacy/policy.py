@@ -431,6 +431,14 @@ def check_secure(policy: Policy, recipe: Recipe) -> None:
             remedy="Leave [secure] out of the recipe, or set policy.secure = 'allowed' in "
             "site.toml and compare the other sites' keys (fieldmark site peers).",
         )
+    if recipe.privacy is None and policy.own is not None:
+        raise PolicyRefusal(
+            "policy.own is set, and the recipe has [secure] without [privacy].",
+            why="In a masked sum all sites send the same; noise of this site's own would be in it "
+            "for all of them, and accounted for by none.",
+            remedy="Add [privacy] to the recipe, with noise that the sites share, or leave "
+            "[secure] out.",
+        )
     if secure.colluding < policy.least_colluding:
         raise PolicyRefusal(
             f"policy.least_colluding = {policy.least_colluding}, and the recipe allows for "

@@ -22,6 +22,12 @@ def refuse_unfit_secure(recipe: "Recipe") -> None:
         ConfigurationError: names the first setting that is in conflict.
     """
     if recipe.secure is None:
+        if recipe.scenario is not None and recipe.scenario.silent:
+            raise ConfigurationError(
+                f"scenario.silent = {recipe.scenario.silent:g} never strikes without [secure].",
+                why="Only masked sums have a second trip that a site can miss.",
+                remedy="Leave it out, or use scenario.dropout.",
+            )
         return
     for check in (_mechanism, _strategy, _rest, _simulation):
         check(recipe)
@@ -122,8 +128,8 @@ def _simulation(recipe: "Recipe") -> None:
             f"scenario.attack = '{scenario.attack}'",
             "Simulated attackers change a reply, and screening judges it: behind masks neither is "
             "possible.",
-            "Leave the attack out; faults (dropout, crash, straggle) are simulated in the first of "
-            "the two trips.",
+            "Leave the attack out; faults are simulated: dropout, crash and straggle in the first "
+            "of the two trips, silent in the second.",
         )
     if recipe.evaluate.unit_price:
         raise _refusal(

@@ -85,17 +85,19 @@ def update_as_value(
             remedy="Lower train.lr, or look for unusual pictures at this site.",
         )
     value_N = np.empty(sum(array.size for array in trained.values()) + FIGURES)
+    step = exact_scale(value_N.size).step
+    # In whole steps, so that the changes are weighed by what is told.
+    weight = round(figures.weight / step) * step
     at = cut = 0
     for name in sorted(trained):
         part = value_N[at : at + trained[name].size]
         np.subtract(trained[name].reshape(-1), sent[name].reshape(-1), out=part, dtype=np.float64)
         cut += int(np.count_nonzero(np.abs(part) > most_change))
         np.clip(part, -most_change, most_change, out=part)
-        part *= figures.weight / most_change
+        part *= weight / most_change
         at += part.size
-    step = exact_scale(value_N.size).step
     loss = min(max(figures.loss / MOST_LOSS, -1.0), 1.0)
-    value_N[at : at + 3] = figures.weight, loss, cut * step
+    value_N[at : at + 3] = weight, loss, cut * step
     value_N[at + 3 :] = scores_as_value(figures, step)
     return value_N
 

@@ -138,6 +138,8 @@ def test_a_site_that_stays_silent_in_the_second_trip_is_named_and_resume_opens_t
     away.clear()
     metrics = run.go()
     assert [len(s["sites"]) for s in metrics["secure"]["sums"]] == [5, 5]
+    # Whom it was lost by is still told after the round was repeated.
+    assert events_of(run.out, "secure_sum_lost") == [found]
     # The same set, and nobody is charged again for it.
     for name, data in written.items():
         assert (run.out / "secure" / name).read_bytes() == data

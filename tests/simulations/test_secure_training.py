@@ -16,7 +16,9 @@ from fieldmark.client.privacy.outbox import Outbox
 from fieldmark.client.stages import masked
 from fieldmark.server.report.page import render
 from fieldmark.server.strategies import Aggregation, SoundReply, make_strategy
+from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
+from fieldmark.simulations.simulate import simulate
 
 NAMES = [f"site-{number}" for number in range(1, 5)]
 SECURE = ("partition.sites=4", "data.image_size=16", "data.fieldmarks_train=48",
@@ -83,6 +85,42 @@ def test_the_model_is_the_weighed_mean_of_what_the_sites_have_learned(
     for site in metrics["sites"].values():
         assert (site.get("examples"), site["top1"]) == (None, None)
     assert "the sum over 4 sites" in render(run.out).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_and_the_workers_here_open_the_same_sums_to_the_bit(tmp_path):
+    """Masks differ from run to run, and vanish: whole numbers have one sum in any order."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    recipe, found = parse_recipe(TINY, SECURE), []
+    for engine in ("inprocess", "ray"):
+        metrics = simulate(Simulation(recipe, tmp_path / engine, engine=engine))
+        timed = ("seconds", "bytes_up", "bytes_down")
+        history = [{k: v for k, v in e.items() if k not in timed} for e in metrics["history"]]
+        found.append((history, metrics["secure"], last_model(tmp_path / engine)))
+    (history_a, sums_a, a), (history_b, sums_b, b) = found
+    assert (history_a, sums_a) == (history_b, sums_b)
+    assert all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def test_two_runs_with_other_masks_have_the_same_model_to_the_bit(tmp_path, pictures):
+    models = []
+    for number in range(2):
+        run = Run(tmp_path / str(number), pictures("federation.rounds=1"))
+        run.go()
+        models.append(last_model(run.out))
+    assert all(models[0][name].tobytes() == models[1][name].tobytes() for name in models[0])
+
+
+def test_in_a_scenario_silent_sites_lose_sums_and_the_run_goes_on(tmp_path):
+    changes = ("federation.rounds=3", "scenario.silent=0.15", "seed=28")
+    metrics = simulate(Simulation(parse_recipe(TINY, (*SECURE, *changes)), tmp_path / "run"))
+    told = json.loads((tmp_path / "run" / "scenario.json").read_text())["rounds"]
+    lost = {e["round"]: e["silent"] for e in events_of(tmp_path / "run", "round_spent")}
+    assert 0 < len(lost) < 3
+    assert ["spent" in entry for entry in metrics["history"]] == [n in lost for n in (1, 2, 3)]
+    for number, silent in lost.items():
+        assert [s for s, fate in told[str(number)].items() if fate == "silent"] == silent
 
 
 def test_scores_of_the_sum_select_the_best_model_and_stop_the_run(tmp_path, pictures):

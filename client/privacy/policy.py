@@ -58,8 +58,8 @@ class Policy(Settings):
     secure: Literal["never", "allowed", "required"] = Field(
         "never",
         description="Masked sums ([secure] in a recipe), in which the coordinator sees no site's "
-        "part and sites share one noise: never; allowed; required: a recipe without is refused, and "
-        "so is a validation kit.",
+        "part and sites share one noise: never; allowed; required: a recipe without is refused, "
+        "and so is a validation kit.",
     )
     least_colluding: int = Field(
         1,

@@ -31,9 +31,9 @@ def secure_in_words(metrics: dict[str, Any]) -> list[str]:
 
 
 _PLAIN = (
-    "The coordinator saw these sums and no site's part of them. They have no noise: where the sites "
-    "of two rounds differ, the difference of their sums says roughly what the others sent, and a "
-    "class that one site alone holds is that site's in every sum. Only [privacy] helps there."
+    "The coordinator saw these sums and no site's part of them. They have no noise: where the "
+    "sites of two rounds differ, the difference of their sums says roughly what the others sent, "
+    "and a class that one site alone holds is that site's in every sum. Only [privacy] helps there."
 )
 
 

@@ -11,6 +11,7 @@ from fgvc_core.secure.part import NAME, opened
 from fgvc_core.secure.plain import SCORES, exact_scale, read_scores, read_update, size_of_update
 from fgvc_core.wire.arrays import TensorSpec, unpack
 from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.privacy.report import write_report
 from fieldmark.client.stages import masked as stage
 
 PLAIN = RECIPE.replace('[privacy]\nepsilon = 4.0\nmethod = "class-sums"\n', "").replace(
@@ -152,6 +153,14 @@ def test_after_it_was_sent_nothing_clear_is_in_any_file(plain):
         assert needle not in kept
         assert b'"secret"' not in kept
         assert b'"noise"' not in kept
+
+
+def test_the_report_says_what_such_a_sum_protects_and_what_not(plain, tmp_path):
+    plain.sum_of(plain.names[:4])
+    write_report(plain.homes["site-0"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "1 of them were this site&#39;s parts of masked sums over 4 sites or more" in page
+    assert "left without differential privacy" in page
 
 
 def test_without_counts_a_site_weighs_by_what_it_declares_and_tells_no_figure(

@@ -207,17 +207,14 @@ class Rounds:
         Raises:
             SumLost: if it is the third in a row.
         """
-        context, void = self._context, self.state.void_rounds + 1
+        context = self._context
         for site in lost.silent:
             context.trust.unsound(site, lost.what)
         context.trust.close(number)
         self._events.emit("round_spent", round=number, reason=lost.what, silent=list(lost.silent))
         self._failed |= set(lost.silent)
         self._finish(number, self._arrays, cohort, [], started, {"spent": lost.what})
-        # Only a round that counts begins the count anew.
-        self.state.void_rounds = void
-        self._checkpoint()
-        if void >= VOID_ROUNDS_ALLOWED:
+        if self.state.void_rounds >= VOID_ROUNDS_ALLOWED:
             raise lost
 
     def _sum_scores(self) -> None:
@@ -289,9 +286,13 @@ class Rounds:
         self._arrays = arrays
         self.state.round = number
         self._context.trust.counted([r.reply.site for r in accepted], number)
+        void = self.state.void_rounds
         entry = finish_round(number, self._context, arrays, cohort, accepted, started)
         # What no single reply states: of a masked sum.
         self.state.history.append(entry | (summed or {}))
+        if summed and "spent" in summed:
+            # Only a round that counts begins the count anew.
+            self.state.void_rounds = void + 1
         self._test_round(number)
         guarded = self._updates.strategy.guarded
         told = {} if guarded is None else {"guarded": guarded}

@@ -337,7 +337,7 @@ def _too_few(
     wanted: Wanted, found: int, least: int, declined: dict[str, str], silent: dict[str, str]
 ) -> SumLost:
     missing = declined | silent
-    said = [f"{site}: {why}" for site, why in sorted(missing.items())[:5]]
+    said = [f"{site}: {why.rstrip('.')}" for site, why in sorted(missing.items())[:5]]
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     named = f" Missing: {'; '.join(said)}{more}." if said else ""
     return SumLost(

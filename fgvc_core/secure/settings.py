@@ -39,7 +39,7 @@ class SecureSettings(Settings):
         le=1e6,
         description="Without [privacy]: most by which a round may change one value of the model at "
         "a site; a larger change is cut to it, and the events count how many were. Values travel "
-        "as whole multiples of range / 21,474,836 (up to 1,048,555 values: of range / 9.2e16), "
+        "as whole multiples of range / 21,474,836 (up to 1,048,570 values: of range / 9.2e16), "
         "times the site's weight.",
     )
     most_examples: int = Field(

@@ -21,10 +21,11 @@ pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
 NAMES = [f"site-{number}" for number in range(1, 6)]
 KILLED, LAST = NAMES[0], NAMES[-1]
+ANSWERS = "Sending: query.roll_call"
 RECIPE = parse_recipe(
     TINY,
     ("partition.sites=5", "model.train=head", "secure.least=4", "secure.most=5",
-     "secure.colluding=1", "federation.rounds=4", "federation.deadline_s=90"),
+     "secure.colluding=1", "federation.rounds=4", "federation.deadline_s=240"),
 )  # fmt: skip
 
 
@@ -63,11 +64,11 @@ def story(tmp_path_factory):
         facts["found then"] = {n: where(one.words, lab) for n, one in kept[1].items()}
         facts["path"] = kept[1][KILLED].path.resolve()
         kept.append(worked(lab, 3, NAMES[1:]))
-        connected = lab.lines(f"{KILLED}.supernode").count("SuperNode ID")
+        answered = lab.lines(f"{KILLED}.supernode").count(ANSWERS)
         lab.federation.start_site(Site.open(lab.homes[KILLED]))
         lab.until(
-            lambda: lab.lines(f"{KILLED}.supernode").count("SuperNode ID") > connected,
-            "it is connected again",
+            lambda: lab.lines(f"{KILLED}.supernode").count(ANSWERS) > answered,
+            "it has answered the roll call again",
         )
         (lab.folder / "go-3").touch()
         kept.append(worked(lab, 4))

@@ -9,6 +9,7 @@ because the ledger's hashes leave the site.
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ import torch
 from fgvc_core.audit.gradient_attack import attack_gradients
 from fgvc_core.audit.planted import Observed
 from fgvc_core.audit.result import AuditResult, judge
-from fgvc_core.audit.sums_attack import attack_sums
+from fgvc_core.audit.shared_noise import release_in_a_sum
+from fgvc_core.audit.sums_attack import Release, attack_sums
 from fgvc_core.data.table import UNLABELLED, ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner, pick_device
@@ -27,6 +29,7 @@ from fgvc_core.privacy.sampling import protected_units
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.compatibility import validate_private
+from fgvc_core.training.private import release_sums
 from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.site import Site
@@ -40,15 +43,16 @@ Tell = Callable[[int, int], None]
 
 
 def _check_own(recipe: Recipe) -> None:
-    """Refuse a recipe whose releases are no site's own."""
-    if recipe.secure is not None:
+    """Refuse a recipe whose masked sums are not attacked."""
+    privacy = recipe.privacy
+    if recipe.secure is not None and privacy is not None and privacy.method != "class-sums":
         raise ConfigurationError(
-            f"The recipe '{recipe.name}' has [secure], and what leaves then is no release of its "
-            "own.",
+            f"The recipe '{recipe.name}' has [secure] with privacy.method = '{privacy.method}'; of "
+            "masked sums, class sums alone are attacked.",
             why="An audit of this site's noise alone would say nothing about that of a sum over "
             "all sites.",
-            remedy="Audit the same recipe without [secure]: the same sums, at the same epsilon, "
-            "with all of the noise added here.",
+            remedy="Audit the same recipe without [secure]: the same clipped gradients, at the "
+            "same epsilon, with all of the noise added here.",
         )
 
 
@@ -114,7 +118,10 @@ def _attack(site: Site, recipe: Recipe, privacy: PrivacySettings, tell: Tell) ->
     units_N = protected_units(privacy.unit, contents, table.subjects)
     rounds = recipe.federation.rounds
     if privacy.method == "class-sums":
-        return attack_sums(learner, examples, units_N, privacy, recipe.audit, rounds)
+        release: Release = release_sums
+        if recipe.secure is not None:
+            release = partial(release_in_a_sum, recipe.secure.rules)
+        return attack_sums(learner, examples, units_N, privacy, recipe.audit, rounds, release)
     return attack_gradients(
         learner,
         examples,
@@ -160,7 +167,7 @@ def _as_json(
     site: Site, recipe: Recipe, privacy: PrivacySettings, observed: Observed, verdict: AuditResult
 ) -> dict[str, Any]:
     canaries, pictures, attack = verdict.canaries, verdict.pictures, verdict.membership
-    events = plan_for(privacy, recipe.federation.rounds)
+    events = plan_for(privacy, recipe.federation.rounds, recipe.sharers)
     return {
         "site": site.name,
         "recipe": recipe.name,
@@ -220,6 +227,13 @@ def _in_words(
         f"          epsilon >= {pictures.epsilon:.3f} from the site's own units "
         f"({pictures.correct} of {pictures.guesses} right); both hold at {sure}",
     ]
+    if recipe.secure is not None:
+        rules = recipe.secure.rules
+        lines.insert(
+            1,
+            f"sum:      over {rules.least} sites, of which {rules.colluding} tell the attacker "
+            "their noise and all others their pictures",
+        )
     if attack.auc is not None:
         found = ", ".join(
             f"{100 * share:.1f} % found at {100 * rate:g} % false alarms"

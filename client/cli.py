@@ -123,7 +123,7 @@ def _show_peers(found: "Peers") -> None:
     for name, pin in pins.items():
         state = f"compared by {pin.by} on {pin.compared[:10]}" if pin.compared else "NOT compared"
         if pin.named is not None:
-            state = f"NOW NAMED WITH ANOTHER KEY, {short_form(pin.named)}"
+            state = f"NOW NAMED WITH ANOTHER KEY, {short_form(pin.named)}; this one {state}"
         typer.echo(visible(f"{name}  {short_form(pin.fingerprint)}  {state}"))
     typer.echo(f"all {len(pins) + 1} sites, this one included:")
     typer.echo(grouped(found.fingerprint(pins)))

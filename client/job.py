@@ -219,7 +219,10 @@ def _answer(gate: Gate, job: Job) -> Departure:
     """Answer without differential privacy."""
     # Lazy import: a site that refuses a run needs no torch.
     from fieldmark.client.stages import HANDLERS
+    from fieldmark.client.stages.masked import answer_masked, is_masked
 
+    if is_masked(job):
+        return answer_masked(gate, job)
     handler = HANDLERS.get(job.stage.name)
     if handler is None:
         raise PeerError(f"There is no phase '{job.request.phase}' in a run without [privacy].")
@@ -239,10 +242,11 @@ def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departu
     from fieldmark.client.stages.masked import answer_masked, is_masked
     from fieldmark.client.stages.private import answer_protected
 
-    masked = job.recipe.secure is not None and is_masked(job)
     started = time.monotonic()
     try:
-        return (answer_masked if masked else answer_protected)(gate, job, privacy)
+        if is_masked(job):
+            return answer_masked(gate, job)
+        return answer_protected(gate, job, privacy)
     finally:
         # Also after an error: its timing must not reveal anything about the pictures.
         hold = job.site.settings.policy.reply_seconds - (time.monotonic() - started)

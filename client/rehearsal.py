@@ -16,8 +16,9 @@ from fgvc_core.protocol.messages import Request, new_nonce
 from fgvc_core.protocol.stages import PRETRAIN, TRAIN, stages_of
 from fgvc_core.protocol.tensor_names import as_control, controlled, shared
 from fgvc_core.recipe import Recipe
+from fgvc_core.secure.plain import exact_scale, size_of_update
 from fgvc_core.training.self_supervised import Pretraining
-from fgvc_core.wire.arrays import PackedTensor
+from fgvc_core.wire.arrays import PackedTensor, TensorSpec
 from fgvc_core.wire.codec import encode_model
 from fieldmark.client.encoding import UpdateEncoder
 from fieldmark.client.job import Job, check_run
@@ -84,13 +85,18 @@ def rehearse(site: Site, recipe: Recipe, class_names: tuple[str, ...], scratch: 
     )
     job = Job(own, request, recipe, privacy, class_names, {})
     job = replace(job, received=_first_model(job))
+    # Without other sites there is no sum: what would go into it is computed by itself.
+    stage = job.stage
     if privacy is None:
         encode = UpdateEncoder(scratch, request, recipe, job.received)
         if stage.encoded:
             gate.check_leaving(encode.received, encode)
         tensors = encode(HANDLERS[stage.name](job).tensors)
-        gate.check_size(sum(len(tensor.data) for tensor in tensors.values()))
         nbytes = sum(len(tensor.data) for tensor in tensors.values())
+        if recipe.secure is not None and stage is TRAIN:
+            size = size_of_update(encode.received)
+            nbytes = TensorSpec(f"uint{exact_scale(size).bits}", (size,)).packed_bytes
+        gate.check_size(nbytes)
     else:
         nbytes = sum(t.nbytes for t in rehearse_protected(gate, job, privacy).tensors.values())
     with learner_and_examples(job) as (_, _, examples):

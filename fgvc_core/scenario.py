@@ -110,6 +110,13 @@ class ScenarioSettings(Settings):
         description="Share of the sites that answer half a deadline too late, drawn each round. "
         "Time is simulated: nobody waits.",
     )
+    silent: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="With [secure]: probability that a site which is ready for a masked sum never "
+        "sends its part, drawn for each sum and site. Such a sum is lost for all.",
+    )
     slow_links: float = Field(
         0.0, ge=0.0, le=1.0, description="Share of the sites behind a slow link, drawn once."
     )

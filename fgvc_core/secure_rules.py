@@ -4,6 +4,7 @@ A coordinator that sees sums alone cannot weigh, compare or repeat a site's repl
 is refused here, when the recipe is read; :mod:`fgvc_core.recipe_rules` runs these checks.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from fgvc_core.errors import ConfigurationError
@@ -21,42 +22,60 @@ def refuse_unfit_secure(recipe: "Recipe") -> None:
         ConfigurationError: names the first setting that is in conflict.
     """
     if recipe.secure is None:
+        if recipe.scenario is not None and recipe.scenario.silent:
+            raise ConfigurationError(
+                f"scenario.silent = {recipe.scenario.silent:g} never strikes without [secure].",
+                why="Only masked sums have a second trip that a site can miss.",
+                remedy="Leave it out, or use scenario.dropout.",
+            )
         return
     for check in (_mechanism, _strategy, _rest, _simulation):
         check(recipe)
 
 
 def _mechanism(recipe: "Recipe") -> None:
-    privacy = recipe.privacy
-    if privacy is None:
+    """Refuse more than one private step a round: between two the coordinator is asked."""
+    privacy, train = recipe.privacy, recipe.train
+    if privacy is None or privacy.method != "gradients":
+        return
+    if privacy.steps > 1:
         raise _refusal(
-            "[secure] without [privacy]",
-            "Sums without noise protect one round only: subtracting the sums of two rounds gives "
-            "away what a site that was away has changed.",
-            "Add [privacy] with method = 'class-sums', or leave [secure] out.",
+            f"privacy.steps = {privacy.steps}",
+            "The coordinator takes the step, from the noisy gradient that all sites add up to: one "
+            "a round.",
+            f"Set privacy.steps = 1, with federation.rounds = {recipe.federation.rounds} steps in "
+            "all, or more rounds.",
         )
-    if privacy.method != "class-sums":
+    if privacy.clipping != "fixed":
         raise _refusal(
-            f"privacy.method = '{privacy.method}'",
-            "Masked sums carry class sums, and not yet the clipped gradients of a step.",
-            "Set privacy.method = 'class-sums', or leave [secure] out.",
+            f"privacy.clipping = '{privacy.clipping}'",
+            "The next bound follows from a noisy count of each site's own.",
+            "Set privacy.clipping = 'fixed'.",
         )
-    if privacy.score_share:
-        raise _refusal(
-            f"privacy.score_share = {privacy.score_share:g}",
-            "Noisy scores of each site are a reply of its own, which masked sums do not carry yet.",
-            "Set privacy.score_share = 0; the coordinator's test split scores the model.",
-        )
+    plain = {"optimizer": "sgd", "weight_decay": 0.0, "layer_decay": 1.0, "ema": 0.0}
+    for name, value in plain.items():
+        if getattr(train, name) != value:
+            raise _refusal(
+                f"train.{name} = {getattr(train, name)!r}, with privacy.method = 'gradients',",
+                "The coordinator takes the step: plain gradient descent, and after it an "
+                "optimizer of its own.",
+                f"Set train.{name} = {value!r}; federation.strategy = 'fedavgm' or 'fedadam' keeps "
+                "momentum at the coordinator.",
+            )
+
+
+SUMMED = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
+"""Strategies that need nothing of the sites but the mean of their updates."""
 
 
 def _strategy(recipe: "Recipe") -> None:
     federation = recipe.federation
-    if federation.strategy != "fedavg" or federation.mix_nearest:
+    if federation.strategy not in SUMMED or federation.mix_nearest:
         raise _refusal(
             f"federation.strategy = '{federation.strategy}', mix_nearest = "
             f"{str(federation.mix_nearest).lower()}",
-            f"{ONE_BY_ONE} It cannot choose among replies or weigh them.",
-            "Leave both out.",
+            f"{ONE_BY_ONE} It cannot choose among replies, and sites keep nothing between rounds.",
+            f"Leave both out, or set federation.strategy to one of {', '.join(SUMMED)}.",
         )
     if federation.late == "mix":
         raise _refusal(
@@ -109,8 +128,8 @@ def _simulation(recipe: "Recipe") -> None:
             f"scenario.attack = '{scenario.attack}'",
             "Simulated attackers change a reply, and screening judges it: behind masks neither is "
             "possible.",
-            "Leave the attack out; faults (dropout, crash, straggle) are simulated in the first of "
-            "the two trips.",
+            "Leave the attack out; faults are simulated: dropout, crash and straggle in the first "
+            "of the two trips, silent in the second.",
         )
     if recipe.evaluate.unit_price:
         raise _refusal(
@@ -138,6 +157,16 @@ def check_sites(recipe: "Recipe", sites: int) -> None:
             f"secure.least = {secure.least}, and the federation has {sites} sites.",
             why="No sum could ever be opened.",
             remedy="Lower secure.least, or wait until there are more sites.",
+        )
+    privacy, fraction = recipe.privacy, recipe.federation.fraction
+    # As the coordinator draws them, 0.07 * 100 taken for 7.
+    drawn = max(1, math.ceil(fraction * sites - 1e-9))
+    if drawn < secure.least and (privacy is None or privacy.method != "class-sums"):
+        raise ConfigurationError(
+            f"federation.fraction = {fraction:g} draws {drawn} of {sites} sites for a round, and "
+            f"secure.least = {secure.least}.",
+            why="No sum could ever be opened.",
+            remedy="Draw more sites, or lower secure.least.",
         )
     if sites > secure.rules.most:
         raise ConfigurationError(

@@ -109,11 +109,14 @@ class LiveView:
         self._cohort = len(event["cohort"])
 
     def _on_reply(self, event: dict[str, Any]) -> None:
-        self._answered += 1
+        stage = STAGES[event["kind"], event.get("phase", "")]
+        # Of a masked sum the parts: whoever sends one was ready before.
+        ready = stage.name == "train" and self._recipe.secure is not None
+        self._answered += not ready
         if not event["accepted"]:
             self._say(f"round {event['round']}: {event['site']} refused: {event['reason']}")
-        stage = STAGES[event["kind"], event.get("phase", "")]
-        if self._progress is not None and self._task is not None and stage.carries == "update":
+        counts = stage.carries in ("update", "masked") and not ready
+        if self._progress is not None and self._task is not None and counts:
             self._progress.update(
                 self._task, told=f"{self._answered}/{counted(self._cohort, 'site')} answered"
             )
@@ -123,6 +126,9 @@ class LiveView:
             f"round {event['round']}: {event['site']} is set aside after "
             f"{event['refused_in_row']} unsound replies in a row: {event['reason']}"
         )
+
+    def _on_round_spent(self, event: dict[str, Any]) -> None:
+        self._say(f"{event['reason']} The round is spent, and the next one begins.")
 
     def _on_weight_cut(self, event: dict[str, Any]) -> None:
         self._say(

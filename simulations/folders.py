@@ -201,7 +201,7 @@ def simulated_policy(recipe: Recipe) -> Policy:
     """The policy of a new simulated site."""
     privacy = recipe.privacy
     if privacy is None:
-        return Policy()
+        return Policy() if recipe.secure is None else Policy(secure="allowed")
     return Policy(
         privacy="required",
         unit=privacy.unit,

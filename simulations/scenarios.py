@@ -173,13 +173,28 @@ class FaultyGrid(InProcessGrid):
         return 2 * 8 * nbytes / (self._scenario.slow_mbit_s * 1e6)
 
     def _fate(self, request: Request, site: str) -> str:
-        # Of a masked sum, the first trip: who is away in the second has lost it for all.
-        if stage_of(request).carries not in ("update", "ready"):
+        stage = stage_of(request)
+        if stage.carries == "masked":
+            return self._silence(request.round, stage.name, site)
+        if stage.carries not in ("update", "ready"):
             return ""
         if request.round not in self._fates:
             self._fates[request.round] = self._draw_fates(request.round)
             self._tell()
         return self._fates[request.round].get(site, "")
+
+    def _silence(self, round_: int, sum_: str, site: str) -> str:
+        """Whether a site that was ready stays away from a sum, each time that it is asked."""
+        purpose = "scenario", "silent", sum_, round_, site
+        if np.random.default_rng(derive_seed(self._recipe.seed, *purpose)).random() >= (
+            self._scenario.silent
+        ):
+            return ""
+        fates = self._fates.setdefault(round_, {})
+        if site not in fates:
+            fates[site] = "silent"
+            self._tell()
+        return "dropout"
 
     def _draw_fates(self, round_: int) -> dict[str, str]:
         names = sorted(home.name for home in self._sites.values())

@@ -5,6 +5,7 @@ import torch
 from tests_recipe import TINY
 
 from fgvc_core.experiment import make_learner
+from fgvc_core.models.heads import SubspaceHead
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.examples import FeatureExamples
 
@@ -24,3 +25,12 @@ def features(generator, count, signal=1.0):
     centres = signal * generator.standard_normal((CLASSES, FEATURES))
     values = centres[labels] + generator.standard_normal((count, FEATURES))
     return FeatureExamples(torch.from_numpy(values.astype(np.float32)), labels)
+
+
+def subspace_learner(directions=96):
+    """A learner of class sums, with random directions."""
+    learner = head_learner("linear")
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(FEATURES, directions, generator=generator)
+    learner.model.head = SubspaceHead(torch.linalg.qr(drawn)[0].T.contiguous(), CLASSES)
+    return learner

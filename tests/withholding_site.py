@@ -2,7 +2,7 @@
 
 A sum's set of sites is not fixed meanwhile: whatever happens then happens after the others have
 said that they are ready, and before any of them has sent its part. The file ``go-PHASE`` in the
-coordinator's folder lets it go.
+coordinator's folder lets it go, in a round of training the file ``go-NUMBER``.
 Run as a process of its own: ``python withholding_site.py HOME ADDRESS COORDINATOR_FOLDER``.
 """
 
@@ -26,7 +26,7 @@ class Withholding(Liar):
         asked = Request.parse(message.content.config_records["envelope"]["body"])
         assert isinstance(asked, Request)
         _, parts = self.honest(message, run)
-        while asked.cohort and not (self.folder / f"go-{asked.phase}").exists():
+        while asked.cohort and not (self.folder / f"go-{asked.phase or asked.round}").exists():
             time.sleep(0.1)
         self.push(message, parts)
 

@@ -107,7 +107,14 @@ class Pending:
                 f" the total would be {plan['total_after']:.3g}"
                 + ("" if cap is None else f" of {cap:g}")
             )
-        if recipe.secure is not None and plan["allowed"]:
+        if recipe.secure is not None and plan["allowed"] and plan["epsilon"] is None:
+            lines.append(
+                f"its updates are added up under masks, over {recipe.secure.least} sites or more: "
+                "the coordinator sees the sums of its rounds, as long as at most "
+                f"{recipe.secure.colluding} of all sites work with it; where the sites of two "
+                "rounds differ, so do their sums, by what the others sent"
+            )
+        elif recipe.secure is not None and plan["allowed"]:
             alone = plan["epsilon_alone"]
             lines.append(
                 f"its noise is shared in sums over {recipe.secure.least} sites or more, and that "

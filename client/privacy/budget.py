@@ -80,7 +80,8 @@ def read_budget(site: Site, recipe: Recipe | None = None) -> Budget:
     plan = None if recipe is None else _plan(Admission(site, ledger), recipe)
     shared = any(plan.is_shared for plan in ledger.plans())
     without_others = None
-    if shared or (recipe is not None and recipe.secure is not None):
+    noisy = recipe is not None and recipe.secure is not None and recipe.privacy is not None
+    if shared or noisy:
         found, how_alone = ledger.total_alone(policy.delta)
         without_others = {"spent": _finite(found), "how": how_alone, "cap": policy.alone_cap}
     return Budget(

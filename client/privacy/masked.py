@@ -2,8 +2,9 @@
 
 The order decides what a crash, a second set or an old copy can give away.
 
-Trip 1: policy, pins and size are checked; the cost is reserved; the clear value is computed and
-stored with fresh keys; the ledger records that the site is ready; the ready text is signed.
+Trip 1: policy, pins and size are checked; the cost, if there is one, is reserved; the clear value
+is computed and stored with fresh keys; the ledger records that the site is ready; the ready text is
+signed.
 
 Trip 2: the set of sites is checked; *under the ledger's writing lock* it becomes the one set of
 this place; noise and masks are added; the part **replaces** clear value and keys in one atomic
@@ -14,7 +15,8 @@ two sets, cannot be worked on side by side.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,12 @@ from numpy.typing import NDArray
 from fgvc_core.errors import DataError, PeerError, PolicyRefusal
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.protocol.keys import fingerprint
-from fgvc_core.protocol.messages import Request
+from fgvc_core.protocol.messages import Reply, Request
+from fgvc_core.protocol.stages import SECURE, STAGES, stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.secure.masks import new_secret, public_key
 from fgvc_core.secure.part import NAME, Scale, masked_part, seeds_of
+from fgvc_core.secure.plain import exact_scale
 from fgvc_core.secure.ready import Place, Ready, context_of, place_of, sign_ready
 from fgvc_core.secure.rules import SumRules
 from fgvc_core.secure.view import View, check_cohort, read_view
@@ -58,12 +62,14 @@ class Asked:
         request: The request.
         recipe: Recipe of the run, with ``[secure]``.
         class_names: As announced here.
+        protected: Whether the run has differential privacy here.
     """
 
     site: Site
     request: Request
     recipe: Recipe
     class_names: tuple[str, ...]
+    protected: bool
 
     @property
     def rules(self) -> SumRules:
@@ -72,12 +78,34 @@ class Asked:
         return self.recipe.secure.rules
 
 
+@dataclass(frozen=True)
+class Summand:
+    """What a site has to compute for a sum.
+
+    Attributes:
+        specs: The tensors that the sum is about, by the names under which the policy knows them.
+        size: Number of values.
+        event: Cost of the answer; the site adds its part of this noise in trip 2. None without
+            differential privacy.
+        bound: With an event: largest norm of one unit's part in the value.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    size: int
+    event: PrivacyEvent | None = None
+    bound: float = 0.0
+
+    def scale(self, adding: int) -> Scale:
+        """Scale of the sum, if so many sites add up to the noise."""
+        if self.event is None:
+            return exact_scale(self.size)
+        return Scale.of_noise(self.bound, self.size, self.event.noise_multiplier, adding)
+
+
 def say_ready(
     gate: Gate,
     asked: Asked,
-    event: PrivacyEvent,
-    spec: TensorSpec,
-    bound: float,
+    summand: Summand,
     fields: dict[str, Any],
     work: Callable[[], NDArray[np.float64]],
 ) -> Departure:
@@ -86,9 +114,7 @@ def say_ready(
     Args:
         gate: The site's.
         asked: What is asked.
-        event: Cost of the answer; the site adds its part of this noise in trip 2.
-        spec: Of the value.
-        bound: Largest norm of one unit's part in it.
+        summand: What is to be computed, and its cost.
         fields: Fields of the reply.
         work: Computes the value without noise; called at most once, after its cost is on the disk.
 
@@ -102,11 +128,12 @@ def say_ready(
     if request.base_round or request.ready:
         raise PeerError("A request for a masked sum starts from no round, and names no ready site.")
     Peers(site).check(cohort)
-    gate.check_announced(request, asked.recipe)
-    gate.ledger.check_reading(units_digest(site, asked.recipe))
-    gate.check_leaving({event.purpose: spec})
-    scale = _scale(event, bound, spec.size, asked.rules.adding(len(cohort)))
-    gate.check_size(_masked_spec(scale, spec.size).packed_bytes)
+    if summand.event is not None:
+        gate.check_announced(request, asked.recipe)
+        gate.ledger.check_reading(units_digest(site, asked.recipe))
+    gate.check_leaving(summand.specs)
+    bits = summand.scale(asked.rules.adding(len(cohort))).bits
+    gate.check_size(TensorSpec(f"uint{bits}", (summand.size,)).packed_bytes)
     place = place_of(request)
     ctx = context_of(request, fingerprint(site.coordinator), asked.class_names)
     outbox = Outbox(site.home)
@@ -117,19 +144,20 @@ def say_ready(
         payload = outbox.find(_PREFIX + ctx)
         if payload is None and before is not None:
             raise _gone(place)
-        with gate.admission.guarded():
-            gate.reserve(request, ctx, event)
+        if summand.event is not None:
+            with gate.admission.guarded():
+                gate.reserve(request, ctx, summand.event)
         if payload is None:
-            payload = _worked(place, ctx, site, event, bound, cohort, fields, work())
+            payload = _worked(place, ctx, site, summand, cohort, fields, work())
             outbox.store(_PREFIX + ctx, payload)
         ready = Ready.parse(payload.fields["text"])
         assert isinstance(ready, Ready)
-        with gate.admission.guarded():
+        with _guarded(gate, asked):
             gate.ledger.note_ready(place, ctx, ready.key)
             if before is None:
                 # A later request of the run: what is asked again has not passed.
                 _forget_passed(outbox, place)
-            reply = gate.reply(request, payload.fields["reply"])
+            reply = _reply(gate, asked, payload.fields["reply"])
             signed = sign_ready(site.key, ready)
             return gate.depart(request, reply.model_copy(update={"ready": signed}), {})
 
@@ -144,7 +172,8 @@ def send_part(gate: Gate, asked: Asked) -> Departure:
     request, site = asked.request, asked.site
     if request.cohort or request.tensors or request.base_round or request.proximal_mu:
         raise PeerError("A request to send carries the ready sites and nothing else.")
-    gate.check_announced(request, asked.recipe)
+    if asked.protected:
+        gate.check_announced(request, asked.recipe)
     place = _own_place(request, site.name)
     outbox = Outbox(site.home)
     with outbox.alone(_lock(place)):
@@ -171,24 +200,35 @@ def send_part(gate: Gate, asked: Asked) -> Departure:
         if "view" not in kept:
             # Before the set is fixed: one bad key must not burn the place.
             seeds_of(view, site.name, bytes.fromhex(kept["secret"]))
-        with gate.admission.guarded():
+        with _guarded(gate, asked):
             gate.ledger.fix_view(place, digest, keys)
         if "view" not in kept:
             payload = _masked(payload, view, site.name, asked.rules)
             # The clear value and both keys are gone once this returns.
             outbox.store(key, payload)
-        with gate.admission.guarded():
-            reply = gate.reply(request, payload.fields["reply"])
+        with _guarded(gate, asked):
+            reply = _reply(gate, asked, payload.fields["reply"])
             reply = reply.model_copy(update={"kind": request.kind})
             return gate.depart(request, reply, payload.tensors, before[0])
+
+
+def _guarded(gate: Gate, asked: Asked) -> AbstractContextManager[None]:
+    """Other copies of this home are blocked where they could spend a second time."""
+    return gate.admission.guarded() if asked.protected else nullcontext()
+
+
+def _reply(gate: Gate, asked: Asked, fields: dict[str, Any]) -> Reply:
+    """The reply to a request; with differential privacy it states the cost."""
+    if asked.protected:
+        return gate.reply(asked.request, fields)
+    return Reply(**{**fields, "nonce": asked.request.nonce})
 
 
 def _worked(
     place: Place,
     ctx: str,
     site: Site,
-    event: PrivacyEvent,
-    bound: float,
+    summand: Summand,
     cohort: dict[str, str],
     fields: dict[str, Any],
     value: NDArray[np.float64],
@@ -207,12 +247,15 @@ def _worked(
             "key": public_key(secret),
         }
     )
+    event = summand.event
+    noise = {}
+    if event is not None:
+        noise = {"noise_multiplier": event.noise_multiplier, "bound": summand.bound}
     kept = {
         "text": ready.model_dump_json(),
         "cohort": cohort,
         "reply": fields,
-        "noise_multiplier": event.noise_multiplier,
-        "bound": bound,
+        **noise,
         "secret": secret.hex(),
         "noise": new_secret().hex(),
     }
@@ -222,8 +265,11 @@ def _worked(
 def _masked(payload: Payload, view: View, own: str, rules: SumRules) -> Payload:
     """The stored part of one view, without the clear value and the keys."""
     kept, value = payload.fields, payload.tensors["value"]
-    grid = (kept["bound"], value.size, kept["noise_multiplier"])
-    scale = Scale.of_noise(*grid, rules.adding(len(view.members)))
+    if "bound" in kept:
+        grid = kept["bound"], value.size, kept["noise_multiplier"]
+        scale = Scale.of_noise(*grid, rules.adding(len(view.members)))
+    else:
+        scale = exact_scale(value.size)
     secret, noise = bytes.fromhex(kept["secret"]), bytes.fromhex(kept["noise"])
     part = masked_part(value, scale, view, own, secret, noise)
     fields = {"text": kept["text"], "cohort": kept["cohort"], "reply": kept["reply"]}
@@ -239,18 +285,13 @@ def _own_place(request: Request, own: str) -> Place:
         ready = Ready.parse(signed.text)
         assert isinstance(ready, Ready)
         if ready.site == own:
-            if (ready.run, ready.round, ready.phase) != (request.run, request.round, request.phase):
+            asked = STAGES.get((ready.kind, ready.phase))
+            sends = SECURE[asked][1] if asked in SECURE else None
+            same = (ready.run, ready.round) == (request.run, request.round)
+            if not same or sends is not stage_of(request):
                 raise PeerError("A request to send is about another place than its ready sites.")
             return ready.place
     raise PeerError("This site's own ready text is not among those of the sum.")
-
-
-def _scale(event: PrivacyEvent, bound: float, size: int, adding: int) -> Scale:
-    return Scale.of_noise(bound, size, event.noise_multiplier, adding)
-
-
-def _masked_spec(scale: Scale, size: int) -> TensorSpec:
-    return TensorSpec(f"uint{scale.bits}", (size,))
 
 
 def forget_old(home: Path) -> None:
@@ -303,4 +344,4 @@ def _gone(place: Place) -> PolicyRefusal:
     )
 
 
-__all__ = ["Asked", "forget_old", "say_ready", "send_part"]
+__all__ = ["Asked", "Summand", "forget_old", "say_ready", "send_part"]

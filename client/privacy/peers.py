@@ -148,6 +148,7 @@ class Peers:
                     "keys.",
                     remedy="'fieldmark site peers DIR' shows it; read it to each other.",
                 )
+            changed = {n: pin.fingerprint for n, pin in pins.items() if pin.named}
             for name, pin in pins.items():
                 pins[name] = Pin(
                     fingerprint=pin.named or pin.fingerprint,
@@ -155,7 +156,7 @@ class Peers:
                     compared=now if pin.named or not pin.compared else pin.compared,
                     by=by if pin.named or not pin.compared else pin.by,
                 )
-            self._note(pins, by)
+            self._note(pins, by, changed)
             return dict(pins)
 
     def forget(self, name: str) -> dict[str, Pin]:
@@ -199,12 +200,19 @@ class Peers:
             "peers": {name: pin.model_dump() for name, pin in pins.items()},
         }
 
-    def _note(self, pins: Mapping[str, Pin], by: str) -> None:
-        """Record in the ledger who has compared which keys: the report says so."""
+    def _note(
+        self, pins: Mapping[str, Pin], by: str, changed: Mapping[str, str] | None = None
+    ) -> None:
+        """Record in the ledger who has compared which keys, and which keys have changed.
+
+        The report says so.
+        """
         site = self.site
         keys = {name: pin.fingerprint for name, pin in sorted(pins.items()) if pin.compared}
         whole = self.fingerprint(pins)
         values = {"names": list(keys), "fingerprint": whole, "by": by, "keys": keys}
+        if changed:
+            values["changed"] = dict(changed)
         Ledger(site.home, site.data_binding, site.name).note("peers", values)
 
     @property

@@ -58,7 +58,8 @@ class Policy(Settings):
     secure: Literal["never", "allowed", "required"] = Field(
         "never",
         description="Masked sums ([secure] in a recipe), in which the coordinator sees no site's "
-        "part and sites share one noise: never; allowed; required: a recipe without is refused.",
+        "part and sites share one noise: never; allowed; required: a recipe without is refused, "
+        "and so is a validation kit.",
     )
     least_colluding: int = Field(
         1,
@@ -431,6 +432,14 @@ def check_secure(policy: Policy, recipe: Recipe) -> None:
             remedy="Leave [secure] out of the recipe, or set policy.secure = 'allowed' in "
             "site.toml and compare the other sites' keys (fieldmark site peers).",
         )
+    if recipe.privacy is None and policy.own is not None:
+        raise PolicyRefusal(
+            "policy.own is set, and the recipe has [secure] without [privacy].",
+            why="In a masked sum all sites send the same; noise of this site's own would be in it "
+            "for all of them, and accounted for by none.",
+            remedy="Add [privacy] to the recipe, with noise that the sites share, or leave "
+            "[secure] out.",
+        )
     if secure.colluding < policy.least_colluding:
         raise PolicyRefusal(
             f"policy.least_colluding = {policy.least_colluding}, and the recipe allows for "
@@ -453,6 +462,13 @@ def check_validation(policy: Policy, protected: bool) -> None:
     Raises:
         PolicyRefusal: naming the policy setting that forbids it.
     """
+    if policy.secure == "required":
+        raise PolicyRefusal(
+            "policy.secure = 'required': no figure may leave in answer to a validation kit.",
+            why="It would be this site's own answer, which nobody is to see; in a masked sum only "
+            "the sum is. Nothing was computed.",
+            remedy="Set policy.secure = 'allowed' in site.toml, if that is what the site wants.",
+        )
     line = ""
     if policy.validation == "none":
         line = "policy.validation = 'none'"

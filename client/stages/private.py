@@ -97,7 +97,7 @@ def checked(job: Job, privacy: PrivacySettings) -> Tensors:
     The recipe itself was checked when the gate admitted the request.
     """
     rounds = job.recipe.federation.rounds
-    if not (job.stage is SCORE or 1 <= job.request.round <= rounds):
+    if not (job.stage.privacy == "scores" or 1 <= job.request.round <= rounds):
         raise PolicyRefusal(
             f"Round {job.request.round} is not one of the {rounds} of this run.",
             why="A site releases what was announced, and nothing beyond.",
@@ -114,10 +114,10 @@ def specs_of_answer(
     job: Job, event: PrivacyEvent | None, received: Tensors
 ) -> dict[str, TensorSpec]:
     """Specs of the answer's tensors, given the received ones."""
-    carries = job.stage.carries
-    if event is None or carries == "nothing":
+    # Of a masked sum, too, where a reply carries them under masks.
+    if event is None or event.purpose == "scores":
         return {}
-    if carries == "update":
+    if event.purpose == "step":
         return {name: spec_of(tensor) for name, tensor in received.items()}
     if set(received) != {"head.centre", "head.weight", "head.bias"}:
         raise PolicyRefusal(

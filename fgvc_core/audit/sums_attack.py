@@ -6,6 +6,8 @@ canaries (unit tests cover it). The attacker, who supplies the center around whi
 taken, supplies zero.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from fgvc_core.audit.planted_features import orthogonal_by_class
 from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.models.heads import SubspaceHead
+from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.sampling import clip_scales
@@ -23,6 +26,9 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.training.examples import Examples, FeatureExamples
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.private import Units, projected_vectors, release_sums
+
+Release = Callable[[Learner, Examples, Units, PrivacyEvent, PrivacySettings], NDArray[np.float64]]
+"""As :func:`fgvc_core.training.private.release_sums`."""
 
 
 def attack_sums(
@@ -32,6 +38,7 @@ def attack_sums(
     privacy: PrivacySettings,
     settings: AuditSettings,
     rounds: int,
+    release: Release = release_sums,
 ) -> Observed:
     """Release class sums of canaries and a random half of the site's own units.
 
@@ -42,6 +49,7 @@ def attack_sums(
         privacy: ``[privacy]``, method ``class-sums``.
         settings: ``[audit]``.
         rounds: ``federation.rounds``.
+        release: Releases the class sums: by the site alone, or in a masked sum.
 
     Raises:
         PolicyRefusal: if the recipe's model has no subspace head on a frozen backbone.
@@ -75,7 +83,7 @@ def attack_sums(
     )
     units = np.concatenate([units_N[rows], which + len(unit_included_U)])
     _, units = np.unique(units, return_inverse=True)
-    released_KQ = release_sums(learner, data, units.astype(np.int64), event, privacy)
+    released_KQ = release(learner, data, units.astype(np.int64), event, privacy)
 
     constant = privacy.count_coordinate
     canaries_MQ = np.concatenate([vectors_MP, np.full((count, 1), constant)], axis=1)

@@ -1,4 +1,4 @@
-"""Closed-form releases: noisy sums of bounded vectors, per class or over all.
+"""Closed-form releases: sums of bounded vectors, per class or over all, to which noise is added.
 
 The privacy bound depends on the order: vectors are first completed (projected, scaled), then summed
 within the unit, then the unit is clipped; after that there are only sums over units and noise.
@@ -8,7 +8,7 @@ Whitening *after* clipping would increase a unit's influence.
 import numpy as np
 from numpy.typing import NDArray
 
-from fgvc_core.privacy.noise import make_grid, release
+from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.sampling import clip_scales
 
 BLOCK = 4096
@@ -67,36 +67,10 @@ def clipped_class_sums(
     return sums_KP
 
 
-def release_centre(
-    vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64], noise_multiplier: float
-) -> NDArray[np.float64]:
-    """float64 (P,): the noisy sum of all vectors, with each unit clipped to length 1."""
-    sums_P = centre_sum(vectors_NP, units_N)
-    return release(sums_P, make_grid(CENTRE_BOUND, sums_P.size, noise_multiplier))
-
-
 def centre_sum(vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64]) -> NDArray[np.float64]:
     """float64 (P,): the sum of all vectors without noise, with each unit clipped to length 1."""
     everyone_N = np.zeros(len(units_N), dtype=np.int64)
     return clipped_class_sums(vectors_NP, everyone_N, units_N, 1, CENTRE_BOUND)[0]
-
-
-def release_class_sums(
-    vectors_NP: NDArray[np.float64],
-    labels_N: NDArray[np.int64],
-    units_N: NDArray[np.int64],
-    num_classes: int,
-    count_coordinate: float,
-    noise_multiplier: float,
-) -> NDArray[np.float64]:
-    """float64 (K, P + 1): noisy class sums; the last column is count times ``count_coordinate``.
-
-    The clipping bound is the norm of a vector of length 1 with its constant, so a unit of one
-    picture is never clipped.
-    """
-    sums_KQ = counted_sums(vectors_NP, labels_N, units_N, num_classes, count_coordinate)
-    bound = sums_bound(count_coordinate)
-    return release(sums_KQ, make_grid(bound, sums_KQ.size, noise_multiplier))
 
 
 def counted_sums(
@@ -106,7 +80,11 @@ def counted_sums(
     num_classes: int,
     count_coordinate: float,
 ) -> NDArray[np.float64]:
-    """float64 (K, P + 1): class sums and counts without noise; see :func:`release_class_sums`."""
+    """float64 (K, P + 1): class sums before noise; the last column is count times the constant.
+
+    The clipping bound is the norm of a vector of length 1 with its constant, so a unit of one
+    picture is never clipped.
+    """
     constant_N1 = np.full((len(labels_N), 1), count_coordinate)
     rows_NQ = np.concatenate([vectors_NP, constant_N1], axis=1)
     return clipped_class_sums(rows_NQ, labels_N, units_N, num_classes, sums_bound(count_coordinate))

@@ -49,8 +49,18 @@ from fgvc_core.protocol.ranges import (
 Kind = Literal["roll_call", "train", "score", "release", "send"]
 
 Phase = Literal[
-    "", "centre", "class-sums", "statistics", "gradients", "fold-counts", "pretrain", "personal"
+    "",
+    "centre",
+    "class-sums",
+    "statistics",
+    "gradients",
+    "fold-counts",
+    "pretrain",
+    "personal",
+    "train",
+    "score",
 ]
+"""``train`` and ``score`` are of requests to send alone: what they are about has no phase."""
 
 Code = Literal["ok", "awaiting-approval", "refused-policy", "refused-request", "unavailable"]
 """``awaiting-approval`` answers a roll call only: a person at the site has not decided yet."""

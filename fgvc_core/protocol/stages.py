@@ -80,6 +80,10 @@ CLASS_SUMS_READY = Stage(
 )
 CLASS_SUMS_SUM = Stage("class-sums-sum", "send", "class-sums", carries="masked", closes_round=True)
 SCORE = Stage("score", "score", privacy="scores")
+TRAIN_READY = Stage("train-ready", "train", carries="ready", privacy="step")
+TRAIN_SUM = Stage("train-sum", "send", "train", carries="masked", closes_round=True)
+SCORE_READY = Stage("score-ready", "score", carries="ready", privacy="scores")
+SCORE_SUM = Stage("score-sum", "send", "score", carries="masked")
 PERSONAL = Stage("personal", "score", "personal")
 
 STAGES = {
@@ -87,13 +91,15 @@ STAGES = {
     for stage in (
         *(ROLL_CALL, PRETRAIN, STATISTICS, GRADIENTS, FOLD_COUNTS),
         *(TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL),
-        *(CENTRE_SUM, CLASS_SUMS_SUM),
+        *(CENTRE_SUM, CLASS_SUMS_SUM, TRAIN_SUM, SCORE_SUM),
     )
 }
 
 SECURE = {
     CENTRE: (CENTRE_READY, CENTRE_SUM),
     CLASS_SUMS: (CLASS_SUMS_READY, CLASS_SUMS_SUM),
+    TRAIN: (TRAIN_READY, TRAIN_SUM),
+    SCORE: (SCORE_READY, SCORE_SUM),
 }
 """Stage -> the two trips that take its place in a run with ``[secure]``. The request of the first
 is the same, and names a cohort."""
@@ -138,7 +144,7 @@ def stages_of(recipe: Staged) -> list[Stage]:
     stages += round_stages(recipe)
     # Under differential privacy, the last model is scored only if the plan includes it.
     if privacy is None or privacy.score_share:
-        stages.append(SCORE)
+        stages += [SCORE] if recipe.secure is None else SECURE[SCORE]
     if recipe.personal.epochs:
         stages.append(PERSONAL)
     return stages
@@ -164,5 +170,5 @@ def stage_of(request: Request) -> Stage:
     stage = STAGES.get((request.kind, request.phase))
     if stage is None:
         raise PeerError(f"There is no '{request.kind}' of phase '{request.phase}'.")
-    # Together with a cohort, a release is the first trip of a masked sum.
+    # Together with a cohort, a request is the first trip of a masked sum.
     return SECURE[stage][0] if request.cohort and stage in SECURE else stage

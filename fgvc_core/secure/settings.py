@@ -33,6 +33,23 @@ class SecureSettings(Settings):
         "site knows its own noise and sees the model.",
     )
 
+    range: float = Field(
+        1.0,
+        gt=0.0,
+        le=1e6,
+        description="Without [privacy]: most by which a round may change one value of the model at "
+        "a site; a larger change is cut to it, and the events count how many were. Values travel "
+        "as whole multiples of range / 21,474,836 (up to 1,048,570 values: of range / 9.2e16), "
+        "times the site's weight.",
+    )
+    most_examples: int = Field(
+        10_000,
+        ge=1,
+        le=10_000_000,
+        description="Without [privacy]: examples from which on a site weighs no more, about the "
+        "largest site's. With far fewer at every site, rounding is coarser.",
+    )
+
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.least - self.colluding < LEAST_HONEST:

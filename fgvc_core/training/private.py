@@ -1,5 +1,7 @@
 """Training and scoring under differential privacy: applies the mechanisms to a learner."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,10 +12,10 @@ from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.accountant import PrivacyEvent, Purpose
 from fgvc_core.privacy.batched import BatchedEngine
 from fgvc_core.privacy.class_sums import (
+    CENTRE_BOUND,
     centre_sum,
     counted_sums,
-    release_centre,
-    release_class_sums,
+    sums_bound,
     unit_vectors,
 )
 from fgvc_core.privacy.gradients import (
@@ -82,17 +84,14 @@ def release_sums(
         event: ``centre`` or ``class-sums``.
         privacy: ``[privacy]``.
     """
-    vectors_NP = projected_vectors(learner, examples, event.purpose == "class-sums")
-    if event.purpose == "centre":
-        return release_centre(vectors_NP, units_N, event.noise_multiplier)
-    return release_class_sums(
-        vectors_NP,
-        examples.labels_N.numpy(),
-        units_N,
-        learner.num_classes,
-        privacy.count_coordinate,
-        event.noise_multiplier,
-    )
+    sums = clear_sums(learner, examples, units_N, event.purpose, privacy)
+    bound = sums_bound_of(event.purpose, privacy)
+    return release(sums, make_grid(bound, sums.size, event.noise_multiplier))
+
+
+def sums_bound_of(purpose: Purpose, privacy: PrivacySettings) -> float:
+    """Largest norm of one unit's part in the sums of a purpose: ``centre`` or ``class-sums``."""
+    return CENTRE_BOUND if purpose == "centre" else sums_bound(privacy.count_coordinate)
 
 
 def clear_sums(
@@ -102,15 +101,7 @@ def clear_sums(
     purpose: Purpose,
     privacy: PrivacySettings,
 ) -> NDArray[np.float64]:
-    """As :func:`release_sums` without noise: only for a sum that shares it, see ``secure``.
-
-    Args:
-        learner: Its head has the center for the class sums.
-        examples: The site's training split.
-        units_N: int64 (N,), privacy unit of each example.
-        purpose: ``centre`` or ``class-sums``.
-        privacy: ``[privacy]``.
-    """
+    """As :func:`release_sums` without noise: only for what adds it, see ``secure``."""
     vectors_NP = projected_vectors(learner, examples, purpose == "class-sums")
     if purpose == "centre":
         return centre_sum(vectors_NP, units_N)
@@ -123,10 +114,21 @@ def clear_sums(
     )
 
 
+SCORES_BOUND = math.sqrt(2.0)
+"""Norm of one correctly predicted picture's part in the counts of the scores."""
+
+
 def noisy_scores(
     learner: Learner, examples: Examples, units_N: Units, event: PrivacyEvent
 ) -> dict[str, float]:
-    """Noisy counts of validation pictures and of correct predictions.
+    """Noisy counts of validation pictures and of correct predictions."""
+    counts_2 = clear_scores(learner, examples, units_N)
+    noisy_2 = release(counts_2, make_grid(SCORES_BOUND, 2, event.noise_multiplier))
+    return dict(zip(("examples", "correct"), noisy_2.tolist(), strict=True))
+
+
+def clear_scores(learner: Learner, examples: Examples, units_N: Units) -> NDArray[np.float64]:
+    """float64 (2,): validation pictures and correct predictions, before noise.
 
     Each unit contributes (pictures, correct), clipped to the norm of one correctly predicted
     picture, so that a subject with many pictures counts as one.
@@ -139,11 +141,9 @@ def noisy_scores(
     units = int(units_N.max()) + 1 if len(units_N) else 0
     parts_U2 = np.zeros((units, 2))
     np.add.at(parts_U2, units_N, rows_N2)
-    bound = float(np.sqrt(2.0))
-    parts_U2 *= clip_scales((parts_U2**2).sum(axis=1), bound)[:, None]
-    grid = make_grid(bound, 2, event.noise_multiplier)
-    examples_count, correct = release(parts_U2.sum(axis=0), grid).tolist()
-    return {"examples": examples_count, "correct": correct}
+    parts_U2 *= clip_scales((parts_U2**2).sum(axis=1), SCORES_BOUND)[:, None]
+    total_2: NDArray[np.float64] = parts_U2.sum(axis=0)
+    return total_2
 
 
 class PrivateTraining:
@@ -200,12 +200,8 @@ class PrivateTraining:
         bound = self._privacy.clipping_norm
         divisor = step.sampling_rate * max(public_units, 1)
         model.train()
-        # Views and dropout must be secret, and independent of which other units are sampled.
         with torch.random.fork_rng(devices=[]), self.engine.session():
-            # Not torch.manual_seed: even without GPUs it takes as long as two steps.
-            torch.default_generator.manual_seed(fresh_seed())
-            if self._parameters[0].device.type == "cuda":
-                torch.cuda.manual_seed_all(fresh_seed())
+            self._seed()
             for _ in range(step.count):
                 self.generator.manual_seed(fresh_seed())
                 batch = self.draw(step.sampling_rate)
@@ -220,6 +216,37 @@ class PrivateTraining:
                     bound = self._next_bound(bound, summed.unclipped, batch, count_noise, divisor)
         averaged.take_over()
         model.eval()
+
+    def summed(self, step: PrivacyEvent) -> NDArray[np.float64]:
+        """float64 (D,): the clipped gradients of one step, before noise, by the tensors' names.
+
+        Only for a sum that adds the noise, see ``secure``: the receiver takes the step. Which units
+        are drawn stays secret, as in :meth:`run`.
+
+        Args:
+            step: The privacy event that the step pays for.
+        """
+        model = self._learner.model
+        model.train()
+        with torch.random.fork_rng(devices=[]), self.engine.session():
+            self._seed()
+            total_D = self.engine.clipped_sum(
+                self.draw(step.sampling_rate), self._privacy.clipping_norm
+            ).total_D
+        model.eval()
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        parts = total_D.cpu().numpy().astype(np.float64)
+        ends = np.cumsum([p.numel() for p in self._parameters])
+        by_name = dict(zip(names, np.split(parts, ends[:-1]), strict=True))
+        return np.concatenate([by_name[name] for name in sorted(names)])
+
+    def _seed(self) -> None:
+        """Views and dropout must be secret, and independent of which other units are sampled."""
+        # Not torch.manual_seed: even without GPUs it takes as long as two steps.
+        torch.default_generator.manual_seed(fresh_seed())
+        if self._parameters[0].device.type == "cuda":
+            torch.cuda.manual_seed_all(fresh_seed())
+        self.generator.manual_seed(fresh_seed())
 
     def draw(self, rate: float) -> UnitBatch:
         """Draw a Poisson sample of units, with all their examples."""

@@ -49,7 +49,8 @@ the event lacks it, and its reason."""
 
 _NOTABLE = frozenset({"round_void", "resumed", "interrupted", "failed", "site_set_aside",
                       "screening_reset", "tracker_failed", "site_left", "secure_sum_lost",
-                      "start_refused", "awaiting_approval", "waiting_for_sites"})  # fmt: skip
+                      "round_spent", "scores_lost", "start_refused", "awaiting_approval",
+                      "waiting_for_sites"})  # fmt: skip
 
 
 def render(run_dir: Path) -> Path:

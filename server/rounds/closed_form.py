@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from fgvc_core.flower.records import to_array_record
 from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
 from fgvc_core.privacy.noise import make_grid
-from fgvc_core.privacy.planning import plan_for
-from fgvc_core.privacy.posterior import infer_means, linear_scores
 from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, pack_all
 from fieldmark.server.rounds.secure_head import secure_head
 from fieldmark.server.rounds.stage import StageResult, Work, run_stage
+from fieldmark.server.rounds.sums_head import head_of, noise_of
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.screening.releases import (
     SumsScreening,
@@ -216,7 +215,7 @@ class ClosedForm:
     def _screening(self, stage: Stage, shape: tuple[int, ...]) -> SumsScreening:
         privacy = self.recipe.privacy
         assert privacy is not None
-        noise = self._noise(stage)
+        noise = noise_of(self.recipe, stage)
         spread = self.recipe.federation.direction_spread
         if stage is CENTRE:
             deviation = make_grid(1.0, shape[0], noise).deviation
@@ -225,32 +224,12 @@ class ClosedForm:
         deviation = sums_deviation(self.classes, shape[1] - 1, count, noise)
         return SumsScreening(self.units, sums_bound(count), deviation, spread, count)
 
-    def _noise(self, stage: Stage) -> float:
-        """Noise multiplier of a stage in the recipe's plan."""
-        privacy = self.recipe.privacy
-        assert privacy is not None
-        plan = plan_for(privacy, self.recipe.federation.rounds, self.recipe.sharers)
-        return next(event.noise_multiplier for event in plan if event.purpose == stage.privacy)
-
     def _head(self, found: dict[str, NDArray[np.float64]], directions: int) -> Tensors:
         privacy = self.recipe.privacy
         assert privacy is not None
-        noise = self._noise(CLASS_SUMS)
+        noise = noise_of(self.recipe, CLASS_SUMS)
         deviation = sums_deviation(self.classes, directions, privacy.count_coordinate, noise)
         factors = self.factors(list(found))
         sums_SKQ = np.stack([factors[site] * sums_KQ for site, sums_KQ in found.items()])
-        means = infer_means(
-            sums_SKQ[:, :, :-1],
-            sums_SKQ[:, :, -1] / privacy.count_coordinate,
-            deviation,
-            deviation / privacy.count_coordinate,
-            privacy.within_spread,
-            np.array([factors[site] * self.units[site] for site in found]),
-        )
-        weights_KP, biases_K = linear_scores(
-            means, privacy.within_spread, privacy.class_prior == "counts"
-        )
-        return {
-            "head.weight": weights_KP.astype(np.float32),
-            "head.bias": biases_K.astype(np.float32),
-        }
+        units_S = np.array([factors[site] * self.units[site] for site in found])
+        return head_of(privacy, sums_SKQ, deviation, units_S)

@@ -23,12 +23,17 @@ def closing_scores(
     context: RunContext, updates: Updates, sites: list[str], arrays: ArrayRecord
 ) -> list[Screened]:
     """Scores of the last model from every site, or from a random sample if there are very many."""
-    number = context.state.round
+    asked = closing_sites(context, sites)
+    return _scores(SCORE, context.state.round, context, updates, asked, arrays)
+
+
+def closing_sites(context: RunContext, sites: list[str]) -> list[str]:
+    """The sites that score the last model: all, or a random sample if there are very many."""
     asked = context.trust.in_use(sites)
-    if len(asked) > CLOSING_SITES:
-        share = CLOSING_SITES / len(asked)
-        asked = draw_cohort(asked, share, context.recipe.seed, number + 1)
-    return _scores(SCORE, number, context, updates, asked, arrays)
+    if len(asked) <= CLOSING_SITES:
+        return asked
+    share, number = CLOSING_SITES / len(asked), context.state.round
+    return draw_cohort(asked, share, context.recipe.seed, number + 1)
 
 
 def personalise(

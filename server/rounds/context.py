@@ -153,12 +153,16 @@ def training_updates(context: RunContext, tensors: Tensors, remembered: Tensors)
     # With top-k a site accumulates unsent changes over about this many rounds.
     waits = math.ceil(1 / recipe.wire.top_k) if recipe.wire.top_k else 1
     moved = under(remembered, "direction/")
+    judged = federation
+    if recipe.secure is not None:
+        # Of a sum only the length is judged: no site of it can be told that it was idle.
+        judged = federation.model_copy(update={"min_norm_ratio": 0.0, "direction_spread": 0.0})
     updates = make_updates(
         context,
         {name: spec_of(a) for name, a in shared(tensors, federation.local).items()},
         federation,
         training_rate(recipe, waits),
-        UpdateHistory(federation, context.state.screening, direction=moved, waits=waits),
+        UpdateHistory(judged, context.state.screening, direction=moved, waits=waits),
     )
     restored = under(remembered, "strategy/")
     if restored:

@@ -8,20 +8,22 @@ same result as an uninterrupted one.
 
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fgvc_core.flower.records import to_array_record
-from fgvc_core.protocol.messages import Reply
 from fgvc_core.protocol.stages import (
     CLASS_SUMS,
     CLASS_SUMS_SUM,
     PERSONAL,
     PRETRAIN,
     SCORE,
+    SCORE_SUM,
     STATISTICS,
     TRAIN,
+    TRAIN_SUM,
     stages_of,
 )
 from fgvc_core.protocol.tensor_names import shared
@@ -29,17 +31,28 @@ from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.results.evaluation import TestSplit
 from fieldmark.server.rounds.closed_form import closed_head
-from fieldmark.server.rounds.closing import closing_scores, personalise
+from fieldmark.server.rounds.closing import closing_scores, closing_sites, personalise
 from fieldmark.server.rounds.cohort import draw_cohort, wanted
 from fieldmark.server.rounds.context import make_context, remember, training_updates
 from fieldmark.server.rounds.heads import started_head
 from fieldmark.server.rounds.pretraining import FederatedPretraining
-from fieldmark.server.rounds.stage import finish_round, run_updates, sites_in_use, void_round
+from fieldmark.server.rounds.secure_sum import SumLost
+from fieldmark.server.rounds.secure_updates import part_of, summed_round, summed_scores
+from fieldmark.server.rounds.stage import (
+    VOID_ROUNDS_ALLOWED,
+    finish_round,
+    run_updates,
+    sites_in_use,
+    void_round,
+)
 from fieldmark.server.run_log.checkpoint import RunState, Tensors
 from fieldmark.server.run_log.events import EventLog
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.screening.tally import share
 from fieldmark.server.sites.messages import check_round_weight
+
+Total = tuple[float, float, float]
+"""Validation pictures, right ones and the sum of their losses, over all sites."""
 
 
 class Rounds:
@@ -102,7 +115,9 @@ class Rounds:
         self._started = time.monotonic()
         context, updates = self._context, self._updates
         cohort = wanted(len(context.exchange.keys), self._federation.fraction)
-        check_round_weight(updates.specs, self._recipe.wire, cohort)
+        masked = TRAIN_SUM in self._stages
+        part = part_of(context, updates.specs) if masked else None
+        check_round_weight(updates.specs, self._recipe.wire, cohort, part)
         if not context.checkpoints.exists("last"):
             self._checkpoint()
         self._sites = context.exchange.roll_call()
@@ -113,6 +128,7 @@ class Rounds:
             self._checkpoint()
         closed = CLASS_SUMS in self._stages or CLASS_SUMS_SUM in self._stages
         one_round = self._closed_round if closed else self._round
+        one_round = self._summed_round if masked else one_round
         while (reason := self._ended()) is None:
             self._sites = context.exchange.refresh()
             one_round(self.state.round + 1)
@@ -123,7 +139,10 @@ class Rounds:
             if SCORE in self._stages:
                 self._sites = context.exchange.refresh()
                 scored = closing_scores(context, updates, self._sites, self._arrays)
-            self._take_scores(self.state.round, self._arrays, scored)
+            if SCORE_SUM in self._stages:
+                self._sum_scores()
+            else:
+                self._take_scores(self.state.round, self._arrays, scored)
             self._checkpoint()
         if PERSONAL in self._stages and not self.state.personal:
             self._sites = context.exchange.refresh()
@@ -155,6 +174,67 @@ class Rounds:
         self._failed.clear()
         self._take_scores(number - 1, received, result.accepted)
         self._finish(number, result.value, cohort, result.accepted, started)
+
+    def _summed_round(self, number: int) -> None:
+        """A round of a masked sum. If it is lost its number is spent: sites answer one set in it.
+
+        Where too few sites are left because the others refuse, the run ends instead, and asks for
+        the same when it is resumed.
+        """
+        started = time.monotonic()
+        context = self._context
+        cohort = self._draw(sites_in_use(context, self._sites, number), number, self._failed)
+        self._events.emit("round_started", round=number, cohort=cohort)
+        received = self._arrays
+        try:
+            done = summed_round(context, self._updates, number, cohort, received)
+        except SumLost as lost:
+            if lost.refused:
+                raise
+            self._spend(number, cohort, started, lost)
+            return
+        figures = done.figures
+        told = {"loss": figures.loss / figures.weight if figures.loss else None}
+        if figures.cut:
+            told["cut"] = figures.cut
+        scores = (figures.examples, figures.correct, figures.loss_sum)
+        self._take_total(number - 1, received, scores)
+        self._finish(number, done.arrays, cohort, done.accepted, started, told)
+
+    def _spend(self, number: int, cohort: list[str], started: float, lost: SumLost) -> None:
+        """Record a round whose sum was lost: the model is unchanged, its number is used up.
+
+        Raises:
+            SumLost: if it is the third in a row.
+        """
+        context = self._context
+        for site in lost.silent:
+            context.trust.unsound(site, lost.what)
+        context.trust.close(number)
+        self._events.emit("round_spent", round=number, reason=lost.what, silent=list(lost.silent))
+        self._failed |= set(lost.silent)
+        self._finish(number, self._arrays, cohort, [], started, {"spent": lost.what})
+        if self.state.void_rounds >= VOID_ROUNDS_ALLOWED:
+            raise lost
+
+    def _sum_scores(self) -> None:
+        """Scores of the last model, summed over all sites; without them it is not scored."""
+        context, updates = self._context, self._updates
+        sites = closing_sites(context, self._sites)
+        number = self.state.round
+        try:
+            total = summed_scores(context, updates, sites, self._arrays)
+        except SumLost as lost:
+            self._events.emit("scores_lost", round=number, reason=lost.what)
+            if self.state.best_score is not None:
+                # A model that was scored is not given up for one that was not.
+                return
+            total = (0.0, 0.0, 0.0)
+        if self._recipe.privacy is None:
+            self._take_total(number, self._arrays, total)
+            return
+        take_noisy(self.state, number, *total[:2])
+        self._take_total(number, self._arrays, (0, 0, 0.0))
 
     def _draw(self, sites: list[str], number: int, failed: Collection[str]) -> list[str]:
         cohort = draw_cohort(
@@ -201,13 +281,18 @@ class Rounds:
         cohort: list[str],
         accepted: list[Screened],
         started: float,
+        summed: dict[str, Any] | None = None,
     ) -> None:
         self._arrays = arrays
         self.state.round = number
         self._context.trust.counted([r.reply.site for r in accepted], number)
-        self.state.history.append(
-            finish_round(number, self._context, arrays, cohort, accepted, started)
-        )
+        void = self.state.void_rounds
+        entry = finish_round(number, self._context, arrays, cohort, accepted, started)
+        # What no single reply states: of a masked sum.
+        self.state.history.append(entry | (summed or {}))
+        if summed and "spent" in summed:
+            # Only a round that counts begins the count anew.
+            self.state.void_rounds = void + 1
         self._test_round(number)
         guarded = self._updates.strategy.guarded
         told = {} if guarded is None else {"guarded": guarded}
@@ -215,10 +300,17 @@ class Rounds:
         self._checkpoint()
 
     def _take_scores(self, round_: int, arrays: ArrayRecord, replies: list[Screened]) -> None:
-        def keep(model: ArrayRecord) -> None:
-            self._context.checkpoints.write("best", self._whole(model), self.state)
+        take_scores(self.state, round_, arrays, replies, self._keep_best)
+        self._tell_scored(round_)
 
-        take_scores(self.state, round_, arrays, replies, keep)
+    def _take_total(self, round_: int, arrays: ArrayRecord, total: Total) -> None:
+        take_total(self.state, round_, arrays, total, {}, self._keep_best)
+        self._tell_scored(round_)
+
+    def _keep_best(self, model: ArrayRecord) -> None:
+        self._context.checkpoints.write("best", self._whole(model), self.state)
+
+    def _tell_scored(self, round_: int) -> None:
         entry = self.state.history[round_ - 1] if round_ > 0 else {}
         if entry.get("val_top1") is not None:
             # A model's scores arrive with the replies of the next round.
@@ -269,14 +361,41 @@ def take_scores(
         keep: Called with the model if it is the best, or no site scored it.
     """
     scores = {r.reply.site: r.reply.scores for r in replies if r.reply.scores is not None}
-    _take_noisy(state, round_, [r.reply for r in replies])
-    examples = sum(s.examples for s in scores.values())
+    noisy = [r.reply.noisy_scores for r in replies if r.reply.noisy_scores is not None]
+    take_noisy(state, round_, sum(n.examples for n in noisy), sum(n.correct for n in noisy))
+    total = (
+        sum(s.examples for s in scores.values()),
+        sum(s.correct for s in scores.values()),
+        sum(s.loss_sum for s in scores.values()),
+    )
+    sites = {site: {"top1": share(s), "macro_f1": s.macro_f1} for site, s in scores.items()}
+    take_total(state, round_, arrays, total, sites, keep)
+
+
+def take_total(
+    state: RunState,
+    round_: int,
+    arrays: ArrayRecord,
+    total: Total,
+    sites: dict[str, dict[str, Any]],
+    keep: Callable[[ArrayRecord], None],
+) -> None:
+    """As :func:`take_scores`, from the scores of all sites together.
+
+    Args:
+        state: Changed in place.
+        round_: Which round's model was scored.
+        arrays: That model.
+        total: Over all sites; zero pictures if no site scored it.
+        sites: Scores by site, of those that are known.
+        keep: Called with the model if it is the best, or no site scored it.
+    """
+    examples, correct, loss_sum = total
     if examples == 0:
         state.best_round, state.since_best = round_, 0
         keep(arrays)
         return
-    top1 = sum(s.correct for s in scores.values()) / examples
-    loss = sum(s.loss_sum for s in scores.values()) / examples
+    top1, loss = correct / examples, loss_sum / examples
     if round_ > 0:
         state.history[round_ - 1].update(val_top1=top1, val_loss=loss)
     if state.best_score is not None and [top1, -loss] <= state.best_score:
@@ -284,16 +403,11 @@ def take_scores(
         return
     state.best_round, state.best_score = round_, [top1, -loss]
     state.since_best = 0
-    state.best_sites = {
-        site: {"top1": share(s), "macro_f1": s.macro_f1} for site, s in scores.items()
-    }
+    state.best_sites = sites
     keep(arrays)
 
 
-def _take_noisy(state: RunState, round_: int, replies: list[Reply]) -> None:
+def take_noisy(state: RunState, round_: int, examples: float, correct: float) -> None:
     """Record noisy scores. They never select a model, because they are few and uncertain."""
-    noisy = [reply.noisy_scores for reply in replies if reply.noisy_scores is not None]
-    examples = sum(scores.examples for scores in noisy)
     if round_ > 0 and examples > 0:
-        top1 = sum(scores.correct for scores in noisy) / examples
-        state.history[round_ - 1].update(val_top1=min(max(top1, 0.0), 1.0))
+        state.history[round_ - 1].update(val_top1=min(max(correct / examples, 0.0), 1.0))

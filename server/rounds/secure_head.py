@@ -16,13 +16,12 @@ from fgvc_core.errors import RunFailed
 from fgvc_core.flower.records import to_array_record
 from fgvc_core.privacy.class_sums import CENTRE_BOUND, sums_bound
 from fgvc_core.privacy.noise import make_grid
-from fgvc_core.privacy.planning import plan_for
-from fgvc_core.privacy.posterior import infer_means, linear_scores
 from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.secure.part import Scale
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.server.rounds.secure_sum import Opened, secure_sum
+from fieldmark.server.rounds.secure_sum import Opened, Wanted, secure_sum
 from fieldmark.server.rounds.stage import StageResult
+from fieldmark.server.rounds.sums_head import head_of, noise_of
 from fieldmark.server.screening.releases import SumsScreening, too_many_units
 from fieldmark.server.strategies import Tensors
 
@@ -100,15 +99,15 @@ def _opened(
     assert privacy is not None
     size = int(np.prod(shape))
     bound = CENTRE_BOUND if stage is CENTRE else sums_bound(privacy.count_coordinate)
-    noise = noise_of(context, stage)
+    noise = noise_of(context.recipe, stage)
 
     def scale_of(adding: int) -> Scale:
         return Scale.of_noise(bound, size, noise, adding)
 
     asked = context.trust.in_use(sites)
-    opened = secure_sum(context, updates, stage, number, asked, sent, size, scale_of)
+    opened = secure_sum(context, updates, Wanted(stage, number, asked, sent, size, scale_of))
     count = None if stage is CENTRE else privacy.count_coordinate
-    deviation = _deviation(context, bound, size, noise, opened)
+    deviation = noise_deviation(context, bound, size, noise, opened)
     screening = SumsScreening({THE_SUM: opened.units}, bound, deviation, 0.0, count)
     refused = screening.refused({THE_SUM: opened.values.reshape(shape)})
     if refused:
@@ -122,15 +121,7 @@ def _opened(
     return opened
 
 
-def noise_of(context: "RunContext", stage: Stage) -> float:
-    """Noise multiplier of a stage in the recipe's plan, of all sites together."""
-    recipe, privacy = context.recipe, context.recipe.privacy
-    assert privacy is not None
-    plan = plan_for(privacy, recipe.federation.rounds, recipe.sharers)
-    return next(event.noise_multiplier for event in plan if event.purpose == stage.privacy)
-
-
-def _deviation(
+def noise_deviation(
     context: "RunContext", bound: float, size: int, noise: float, opened: Opened
 ) -> float:
     """Standard deviation of the noise of an opened sum: that of each site, over all of them."""
@@ -144,21 +135,7 @@ def _deviation(
 def _head(context: "RunContext", sums_KQ: NDArray[np.float64], opened: Opened) -> Tensors:
     privacy = context.recipe.privacy
     assert privacy is not None
-    count = privacy.count_coordinate
-    noise = noise_of(context, CLASS_SUMS)
-    deviation = _deviation(context, sums_bound(count), sums_KQ.size, noise, opened)
-    means = infer_means(
-        sums_KQ[None, :, :-1],
-        sums_KQ[None, :, -1] / count,
-        deviation,
-        deviation / count,
-        privacy.within_spread,
-        np.array([float(opened.units)]),
-    )
-    weights_KP, biases_K = linear_scores(
-        means, privacy.within_spread, privacy.class_prior == "counts"
-    )
-    return {
-        "head.weight": weights_KP.astype(np.float32),
-        "head.bias": biases_K.astype(np.float32),
-    }
+    noise = noise_of(context.recipe, CLASS_SUMS)
+    bound = sums_bound(privacy.count_coordinate)
+    deviation = noise_deviation(context, bound, sums_KQ.size, noise, opened)
+    return head_of(privacy, sums_KQ[None], deviation, np.array([float(opened.units)]))

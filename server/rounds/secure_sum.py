@@ -12,7 +12,7 @@ sum is lost, and the site is named.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,46 @@ class Opened:
     names: tuple[str, ...]
     units: int
     accepted: list[Screened]
+
+
+class SumLost(RunFailed):
+    """A sum that cannot be opened now.
+
+    Attributes:
+        silent: Sites of the set that did not send their part.
+        refused: Whether too few sites are left because the others refuse: only asking the same
+            again helps, once their people have decided otherwise.
+    """
+
+    def __init__(
+        self, what: str, why: str, remedy: str, silent: Sequence[str] = (), *, refused: bool = False
+    ) -> None:
+        super().__init__(what, why=why, remedy=remedy)
+        self.silent = silent
+        self.refused = refused
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A sum that is to be opened.
+
+    Attributes:
+        stage: The stage whose values are summed.
+        number: Of the round.
+        sites: Sites to ask; if the sum was begun before, those of then are asked.
+        model: Sent in the first trip.
+        size: Number of values of each site.
+        scale_of: Number of sites that share the noise -> scale of the sum.
+        proximal_mu: Sent in the first trip.
+    """
+
+    stage: Stage
+    number: int
+    sites: list[str]
+    model: ArrayRecord
+    size: int
+    scale_of: "Callable[[int], Scale]"
+    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,45 +160,32 @@ class Sets:
             ) from None
 
 
-def secure_sum(
-    context: "RunContext",
-    updates: "Updates",
-    stage: Stage,
-    number: int,
-    sites: list[str],
-    model: ArrayRecord,
-    size: int,
-    scale_of: "Callable[[int], Scale]",
-) -> Opened:
+def secure_sum(context: "RunContext", updates: "Updates", wanted: Wanted) -> Opened:
     """Run both trips of one sum and open it.
 
     Args:
         context: The run's.
         updates: Provides the screening of replies.
-        stage: The stage whose values are summed.
-        number: Of the round.
-        sites: Sites to ask; if the sum was begun before, those of then.
-        model: Sent in the first trip.
-        size: Number of values of each site.
-        scale_of: Number of sites that share the noise -> scale of the sum.
+        wanted: The sum.
 
     Raises:
-        RunFailed: if too few sites are ready, or one of the set stays silent; names them. The run
-            can be resumed, and asks for the same again.
+        SumLost: if too few sites are ready, or one of the set stays silent; names them. The same
+            can be asked for again.
+        RunFailed: if more sites take part than a sum is over.
         DataError: if the file with the sets is damaged.
     """
-    begun = Sets.read(path_of(context, stage, number))
-    sets = begun or _cohort(context, stage, number, sites)
+    stage, number = wanted.stage, wanted.number
+    sets = Sets.read(path_of(context, stage, number)) or _cohort(context, wanted)
     if not sets.ready:
-        sets = _all_ready(context, updates, stage, number, sets, model)
+        sets = _all_ready(context, updates, wanted, sets)
     names, secure = sets.names, context.recipe.secure
     assert secure is not None
-    scale = scale_of(secure.rules.adding(len(names)))
-    total, accepted = _summed(context, updates, stage, number, sets, size, scale)
+    scale = wanted.scale_of(secure.rules.adding(len(names)))
+    total, accepted = _summed(context, updates, wanted, sets, scale)
     context.events.emit(
         "secure_sum",
         round=number,
-        phase=stage.phase,
+        phase=stage.name,
         sites=len(names),
         asked=len(sets.cohort),
         names=list(names),
@@ -173,16 +200,17 @@ def path_of(context: "RunContext", stage: Stage, number: int) -> Path:
     return context.home.run_dir / FOLDER / f"round-{number:06d}-{stage.name}.json"
 
 
-def _cohort(context: "RunContext", stage: Stage, number: int, sites: list[str]) -> Sets:
+def _cohort(context: "RunContext", wanted: Wanted) -> Sets:
     """Write down whom a sum may be over."""
-    keys = context.exchange.keys
+    keys, number = context.exchange.keys, wanted.number
     members = [
-        CohortMember(name=site, fingerprint=fingerprint(keys[site])) for site in sorted(sites)
+        CohortMember(name=site, fingerprint=fingerprint(keys[site]))
+        for site in sorted(wanted.sites)
     ]
     secure = context.recipe.secure
     assert secure is not None
     if len(members) < secure.least:
-        raise _too_few(stage, number, len(members), secure.least, {})
+        raise _too_few(wanted, len(members), secure.least, {}, {})
     if len(members) > secure.rules.most:
         raise RunFailed(
             f"Round {number}: {len(members)} sites take part, and secure.most = "
@@ -191,19 +219,12 @@ def _cohort(context: "RunContext", stage: Stage, number: int, sites: list[str]) 
             "whose noise alone it has not charged.",
             remedy="Name the sites of the run (federation.sites), or start a new run.",
         )
-    sets = Sets(path_of(context, stage, number), tuple(members))
+    sets = Sets(path_of(context, wanted.stage, number), tuple(members))
     sets.write()
     return sets
 
 
-def _all_ready(
-    context: "RunContext",
-    updates: "Updates",
-    stage: Stage,
-    number: int,
-    sets: Sets,
-    model: ArrayRecord,
-) -> Sets:
+def _all_ready(context: "RunContext", updates: "Updates", wanted: Wanted, sets: Sets) -> Sets:
     """Ask for the work until enough are ready, and write down who is."""
     secure, exchange = context.recipe.secure, context.exchange
     assert secure is not None
@@ -214,8 +235,15 @@ def _all_ready(
         waiting = [m.name for m in sets.cohort if m.name not in texts and m.name not in declined]
         asked = [site for site in waiting if site in exchange.present()]
         if asked:
-            work = Work(context.trust.in_use(asked), model, list, cohort=sets.cohort)
-            found = run_stage(SECURE[stage][0], number, context, updates, work).accepted
+            work = Work(
+                context.trust.in_use(asked),
+                wanted.model,
+                list,
+                proximal_mu=wanted.proximal_mu,
+                cohort=sets.cohort,
+            )
+            trip = SECURE[wanted.stage][0]
+            found = run_stage(trip, wanted.number, context, updates, work).accepted
             texts |= {s.reply.site: s.reply.ready for s in found if s.reply.ready is not None}
             for site in _sharing_a_key(texts):
                 declined[site] = "Its fresh key is another site's too."
@@ -227,7 +255,7 @@ def _all_ready(
             break
         if patience.is_over or not open_:
             silent = dict.fromkeys(open_, "No answer.")
-            raise _too_few(stage, number, len(texts), secure.least, declined | silent)
+            raise _too_few(wanted, len(texts), secure.least, declined, silent)
         patience.pause()
     ready = tuple(texts[name] for name in sorted(texts))
     units = {name: exchange.units[name] for name in sorted(texts)}
@@ -244,16 +272,10 @@ def _sharing_a_key(texts: dict[str, SignedText]) -> list[str]:
 
 
 def _summed(
-    context: "RunContext",
-    updates: "Updates",
-    stage: Stage,
-    number: int,
-    sets: Sets,
-    size: int,
-    scale: Scale,
+    context: "RunContext", updates: "Updates", wanted: Wanted, sets: Sets, scale: Scale
 ) -> tuple[NDArray[Any], list[Screened]]:
     """Ask for the parts until every one has come; each is added once, as it comes."""
-    exchange, names = context.exchange, sets.names
+    exchange, names, size = context.exchange, sets.names, wanted.size
     total: NDArray[Any] = np.zeros(size, word(scale.bits))
     accepted: list[Screened] = []
     added: set[str] = set()
@@ -273,13 +295,14 @@ def _summed(
         asked = [site for site in names if site not in added and site in exchange.present()]
         if asked:
             work = Work(asked, ArrayRecord(), add, specs=specs, ready=sets.ready)
-            accepted += run_stage(SECURE[stage][1], number, context, updates, work).accepted
+            trip = SECURE[wanted.stage][1]
+            accepted += run_stage(trip, wanted.number, context, updates, work).accepted
         silent = [site for site in names if site not in added]
         if not silent:
             return total, accepted
         declined = {s: r for s, r in updates.replies.declined.items() if s in silent}
         if patience.is_over or len(declined) == len(silent):
-            raise _lost(context, stage, number, silent, declined)
+            raise _lost(context, wanted, silent, declined)
         patience.pause()
 
 
@@ -311,36 +334,39 @@ class _Patience:
 
 
 def _too_few(
-    stage: Stage, number: int, found: int, least: int, missing: dict[str, str]
-) -> RunFailed:
-    said = [f"{site}: {why}" for site, why in sorted(missing.items())[:5]]
+    wanted: Wanted, found: int, least: int, declined: dict[str, str], silent: dict[str, str]
+) -> SumLost:
+    missing = declined | silent
+    said = [f"{site}: {why.rstrip('.')}" for site, why in sorted(missing.items())[:5]]
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     named = f" Missing: {'; '.join(said)}{more}." if said else ""
-    return RunFailed(
-        f"Round {number}: {counted(found, 'site is', 'sites are')} ready for the sum of "
-        f"{stage.name}, and secure.least = "
-        f"{least}.{named}",
-        why="Nothing was opened. Sites that were ready are not charged again.",
-        remedy="Go on when the others are back: --resume asks for the same again.",
+    return SumLost(
+        f"Round {wanted.number}: {counted(found, 'site is', 'sites are')} ready for the sum of "
+        f"{wanted.stage.name}, and secure.least = {least}.{named}",
+        "Nothing was opened. Sites that were ready are not charged again.",
+        "Go on when the others are back: --resume asks for the same again.",
+        # Even if every silent one came, they would be too few.
+        refused=found + len(silent) < least,
     )
 
 
 def _lost(
-    context: "RunContext", stage: Stage, number: int, silent: list[str], declined: dict[str, str]
-) -> RunFailed:
+    context: "RunContext", wanted: Wanted, silent: list[str], declined: dict[str, str]
+) -> SumLost:
     """The error of a sum that cannot be opened, after naming who is missing."""
     for site in silent:
         why = declined.get(site, "No part of the sum.")
         context.events.emit(
-            "secure_sum_lost", round=number, phase=stage.phase, site=site, reason=why
+            "secure_sum_lost", round=wanted.number, phase=wanted.stage.name, site=site, reason=why
         )
     said = "; ".join(f"{site}: {declined.get(site, 'no part of the sum came')}" for site in silent)
-    return RunFailed(
-        f"Round {number}: the sum of {stage.name} lacks {len(silent)} parts. {said}.",
-        why="It opens only with the part of every site that was ready, and no other set is "
-        "possible: a site answers one.",
-        remedy="Bring the site back, and go on with --resume: the others send the same bytes "
-        "again. If it never comes back, start a new run; what was charged is spent.",
+    return SumLost(
+        f"Round {wanted.number}: the sum of {wanted.stage.name} lacks {len(silent)} parts. {said}.",
+        "It opens only with the part of every site that was ready, and no other set is possible: a "
+        "site answers one.",
+        "Bring the site back, and go on with --resume: the others send the same bytes again. If it "
+        "never comes back, start a new run; what was charged is spent.",
+        silent,
     )
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint records the file's length, and a resumed run continues from there. Later lines belong
 to an interrupted round that is repeated; they move to ``events-cut.jsonl``, so ``events.jsonl`` has
-every event once.
+every event once. What the round's end was about stays: which site has lost a masked sum.
 """
 
 import json
@@ -14,6 +14,10 @@ from typing import Any
 
 Listener = Callable[[dict[str, Any]], None]
 """Called with each event after it is written; an exception ends the run."""
+
+
+LASTING = frozenset({"secure_sum_lost"})
+"""Events that stay although the round they belong to is repeated: they are not part of its work."""
 
 
 class EventLog:
@@ -41,7 +45,7 @@ class EventLog:
             return os.fstat(file.fileno()).st_size
 
     def cut(self, length: int) -> int:
-        """Move everything after a mark to ``events-cut.jsonl``.
+        """Move everything after a mark to ``events-cut.jsonl``, but for the lasting events.
 
         Returns:
             How many lines were moved; a truncated last line counts.
@@ -50,11 +54,25 @@ class EventLog:
             return 0
         with self._path.open("r+b") as file:
             file.seek(length)
-            tail = file.read()
+            lines = file.read().splitlines(keepends=True)
+            kept = [line for line in lines if _lasts(line)]
+            moved = [line for line in lines if line not in kept]
             with self._path.with_name(f"{self._path.stem}-cut.jsonl").open("ab") as aside:
-                aside.write(tail.rstrip(b"\n") + b"\n")
+                aside.write(b"".join(moved).rstrip(b"\n") + b"\n" if moved else b"")
                 aside.flush()
                 os.fsync(aside.fileno())
-            file.truncate(length)
+            # Written over the tail before it is cut: a crash in between loses no lasting event.
+            file.seek(length)
+            file.write(b"".join(kept))
+            file.truncate()
+            file.flush()
             os.fsync(file.fileno())
-        return len(tail.splitlines())
+        return len(moved)
+
+
+def _lasts(line: bytes) -> bool:
+    """Whether a line is a whole event that stays."""
+    try:
+        return line.endswith(b"\n") and json.loads(line).get("event") in LASTING
+    except (ValueError, AttributeError):
+        return False

@@ -117,8 +117,10 @@ class Tally:
             self._counted.append((request.site, int(stage.closes_round)))
             # A checkpoint of an earlier version has no count.
             figures["contributed"] = figures.get("contributed", figures["rounds"] - 1) + 1
-            # Under differential privacy the declared units are the weight, not a count.
-            figures["examples"] = reply.examples if reply.privacy is None else None
+            # Under differential privacy the declared units are the weight, not a count; in a masked
+            # sum no site's weight is known.
+            known = reply.privacy is None and stage.carries != "masked"
+            figures["examples"] = reply.examples if known else None
 
     def _sent_bytes(self, request: Request) -> int:
         return len(request.model_dump_json()) + self._arrays[1]

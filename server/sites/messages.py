@@ -24,6 +24,7 @@ from fgvc_core.protocol.messages import (
     new_nonce,
 )
 from fgvc_core.protocol.stages import stage_of
+from fgvc_core.secure.part import NAME
 from fgvc_core.wire.arrays import TensorSpec, digest_all, unpack_all
 from fgvc_core.wire.codec import encode_model, model_parts, packed_bytes, read_model, update_parts
 from fgvc_core.wire.settings import WireSettings
@@ -226,18 +227,22 @@ class Outgoing:
         return self._read[1]
 
 
-def check_round_weight(specs: Mapping[str, TensorSpec], wire: WireSettings, cohort: int) -> None:
+def check_round_weight(
+    specs: Mapping[str, TensorSpec], wire: WireSettings, cohort: int, part: TensorSpec | None = None
+) -> None:
     """Refuse a run whose messages are larger than the recipe allows, before its first round.
 
     Args:
         specs: The model's tensors.
         wire: ``[wire]``.
         cohort: Sites in a round.
+        part: What a site sends instead of its update, of a masked sum.
 
     Raises:
         ConfigurationError: with the size of a message or a round.
     """
-    up = packed_bytes(update_parts(specs, wire, specs)) / 1e6
+    sent = update_parts(specs, wire, specs) if part is None else {NAME: part}
+    up = packed_bytes(sent) / 1e6
     down = packed_bytes(model_parts(specs, wire)) / 1e6
     for name, weight in (("update", up), ("model", down)):
         if weight > wire.max_update_mb:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import ArrayRecord
 
 from fgvc_core.protocol.keys import fingerprint, public_text
 from fgvc_core.protocol.messages import CohortMember, SignedText
@@ -72,9 +73,9 @@ def main(sites: int, parts: Path) -> dict[str, Any]:
         names = context.exchange.roll_call()
         sets = _ready(home, grid, names)
         before = resident_bytes()
-        total, _ = secure_sum._summed(
-            context, updates, CLASS_SUMS, 1, sets, size, Scale(1.0, 1, BITS)
-        )
+        scale = Scale(1.0, 1, BITS)
+        asked = secure_sum.Wanted(CLASS_SUMS, 1, names, ArrayRecord(), size, lambda adding: scale)
+        total, _ = secure_sum._summed(context, updates, asked, sets, scale)
         peak = peak_bytes() - before
     wanted = np.zeros(size, f"uint{BITS}")
     for node in range(2, sites + 2):

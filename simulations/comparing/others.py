@@ -23,6 +23,7 @@ from fgvc_core.protocol.stages import (
     PERSONAL,
     PRETRAIN,
     SCORE,
+    SECURE,
     STATISTICS,
     TRAIN,
     stages_of,
@@ -40,7 +41,13 @@ from fieldmark.simulations.preparation import Setting, split_site, without_label
 
 POOLED = "pooled"
 
-DONE_HERE = frozenset({PRETRAIN, STATISTICS, GRADIENTS, FOLD_COUNTS, TRAIN, SCORE, PERSONAL})
+DONE_HERE = frozenset(
+    {
+        *(PRETRAIN, STATISTICS, GRADIENTS, FOLD_COUNTS, TRAIN, SCORE, PERSONAL),
+        # One site alone has nobody to add up with.
+        *(*SECURE[TRAIN], *SECURE[SCORE]),
+    }
+)
 """Stages of a run that this file does without a federation."""
 STARTS_HERE = frozenset({"none", "means", "lda", "semantic", "regression", "auto"})
 

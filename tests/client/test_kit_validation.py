@@ -158,6 +158,7 @@ def test_with_policy_per_class_the_answer_says_so_of_each_class(data, kit, tmp_p
     ("policy", "said"),
     [
         ({"validation": "none"}, "policy.validation = 'none'"),
+        ({"secure": "required", "epsilon_alone_cap": "none"}, "policy.secure = 'required'"),
         ({"share_scores": False}, "policy.share_scores"),
         ({"share_counts": False}, "policy.share_counts"),
         ({"min_units": 99}, "policy.min_units"),

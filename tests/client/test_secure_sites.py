@@ -289,7 +289,7 @@ def test_a_single_answer_is_not_what_this_run_asks_for(sites):
     reply = sites.ready("site-0", phase="", cohort=())
     assert reply.code == "refused-request"
     reply, _ = sites.ask("site-0", sites.body("site-0", "train"), MODEL)
-    assert reply.code == "refused-policy"
+    assert reply.code == "refused-request"
     assert sites.calls == []
 
 

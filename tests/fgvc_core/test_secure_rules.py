@@ -4,7 +4,9 @@ import pytest
 from secure_sites import RECIPE
 
 from fgvc_core.errors import ConfigurationError, FieldmarkError
+from fgvc_core.protocol.stages import stages_of
 from fgvc_core.recipe import Recipe, differences, filled_like, parse_recipe
+from fgvc_core.secure_rules import SUMMED
 
 
 def test_what_goes_together_is_read_and_written():
@@ -17,8 +19,6 @@ def test_what_goes_together_is_read_and_written():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("privacy.method=gradients", "privacy.method = 'gradients'"),
-        ("privacy.score_share=0.1", "privacy.score_share = 0.1"),
         ("federation.late=mix", "federation.late = 'mix'"),
         ("wire.precision=bfloat16", "[wire]"),
         ("evaluate.unit_price=true", "evaluate.unit_price"),
@@ -42,12 +42,52 @@ def test_what_needs_a_sites_own_reply_is_refused(change, named):
     assert refused.value.remedy
 
 
-def test_sums_without_noise_are_refused_with_the_reason():
-    text = RECIPE.replace('[privacy]\nepsilon = 4.0\nmethod = "class-sums"\n', "")
-    text = text.replace('head = "subspace"\n', "")
-    with pytest.raises(ConfigurationError, match=r"\[secure\] without \[privacy\]") as refused:
-        parse_recipe(text)
-    assert "subtracting the sums of two rounds" in refused.value.why
+TRAINED = RECIPE.replace('[privacy]\nepsilon = 4.0\nmethod = "class-sums"\n', "").replace(
+    'head = "subspace"\n', ""
+)
+STEPS = ("privacy.epsilon=4.0", "privacy.method=gradients", "privacy.steps=1",
+         "train.optimizer=sgd", "privacy.score_share=0.1")  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", SUMMED)
+def test_updates_without_noise_are_summed_for_strategies_that_need_their_mean(strategy):
+    recipe = parse_recipe(TRAINED, [f"federation.strategy={strategy}", "federation.rounds=9"])
+    names = [stage.name for stage in stages_of(recipe)]
+    assert names == ["train-ready", "train-sum", "score-ready", "score-sum"]
+
+
+def test_a_private_step_a_round_is_summed_and_so_are_noisy_scores():
+    recipe = parse_recipe(TRAINED, [*STEPS, "federation.strategy=fedadam"])
+    names = [stage.name for stage in stages_of(recipe)]
+    assert names == ["train-ready", "train-sum", "score-ready", "score-sum"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("privacy.steps=2", "privacy.steps = 2"),
+        ("privacy.clipping=adaptive", "privacy.clipping = 'adaptive'"),
+        ("train.optimizer=adam", "train.optimizer = 'adam'"),
+        ("train.weight_decay=0.1", "train.weight_decay = 0.1"),
+        ("train.ema=0.9", "train.ema = 0.9"),
+        ("train.layer_decay=0.5", "train.layer_decay = 0.5"),
+    ],
+)
+def test_what_a_step_at_the_coordinator_cannot_follow_is_refused(change, named):
+    with pytest.raises(FieldmarkError) as refused:
+        parse_recipe(TRAINED, [*STEPS, change])
+    assert named in refused.value.what
+    assert refused.value.why
+    assert refused.value.remedy
+
+
+def test_a_fraction_that_draws_too_few_is_refused():
+    recipe = parse_recipe(TRAINED, ["federation.fraction=0.4"])
+    with pytest.raises(ConfigurationError, match=r"draws 2 of 5 sites .*secure\.least = 3"):
+        recipe.with_sites(5)
+    assert recipe.secure.range == 1.0
+    # Class sums ask everybody.
+    assert parse_recipe(RECIPE, ["federation.fraction=0.4"]).with_sites(5)
 
 
 @pytest.mark.parametrize(

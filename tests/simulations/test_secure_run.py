@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from closed_form_lab import SUMS, events_of, last_model
 from inline_executor import Here
+from secure_runs import Run
 from tests_recipe import TINY
 from typer.testing import CliRunner
 
@@ -19,15 +20,11 @@ from fgvc_core.recipe import load_recipe, parse_recipe
 from fgvc_core.secure.masks import public_key
 from fgvc_core.secure.rules import SumRules
 from fieldmark.cli import app
-from fieldmark.client import job
-from fieldmark.client.privacy.chain import read_chain
 from fieldmark.client.privacy.outbox import Outbox
 from fieldmark.server.report.page import render
 from fieldmark.server.rounds import secure_head
 from fieldmark.server.rounds.loop import Rounds
 from fieldmark.server.rounds.secure_sum import Sets, sums_of
-from fieldmark.simulations.engines import run_inprocess
-from fieldmark.simulations.folders import lay_out, site_homes
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
 from fieldmark.simulations.simulate import simulate
@@ -48,48 +45,9 @@ def setting(tmp_path_factory):
     return recipe, dealt
 
 
-class Run:
-    """A run in the test's own process, so that a site can be made to stay away."""
-
-    def __init__(self, folder, setting):
-        self.recipe, dealt = setting
-        self.plan = Simulation(self.recipe, folder / "run")
-        lay_out(self.plan, dealt)
-        self.out, self.homes = self.plan.out, site_homes(self.plan, dealt)
-        server = self.out / "coordinator" / "server.toml"
-        text = server.read_text().replace("wait_for_sites_s = 120.0", "wait_for_sites_s = 0.05")
-        server.write_text(text)
-
-    def go(self):
-        run_inprocess(self.out, self.homes, Here(), 1, quiet=True)
-        return json.loads((self.out / "metrics.json").read_text())
-
-    def entries(self, name):
-        home = next(home for home in self.homes if home.name == name)
-        return read_chain((home / "ledger.jsonl").read_bytes())[0]
-
-    def counted(self, name):
-        counted = ("reserved", "ready", "view")
-        return [e.kind for e in self.entries(name) if e.kind in counted]
-
-
 @pytest.fixture
 def run(tmp_path, setting):
     return Run(tmp_path, setting)
-
-
-@pytest.fixture
-def away(monkeypatch):
-    """Sites that fail at a kind of request: (site, kind, phase)."""
-    missing, work = set(), job._work
-
-    def failing(site, request, incoming):
-        if {(site.name, request.kind, phase) for phase in (request.phase, "*")} & missing:
-            raise RuntimeError("away")
-        return work(site, request, incoming)
-
-    monkeypatch.setattr(job, "_work", failing)
-    return missing
 
 
 def test_a_run_opens_two_sums_and_says_over_whom(run):
@@ -180,6 +138,8 @@ def test_a_site_that_stays_silent_in_the_second_trip_is_named_and_resume_opens_t
     away.clear()
     metrics = run.go()
     assert [len(s["sites"]) for s in metrics["secure"]["sums"]] == [5, 5]
+    # Whom it was lost by is still told after the round was repeated.
+    assert events_of(run.out, "secure_sum_lost") == [found]
     # The same set, and nobody is charged again for it.
     for name, data in written.items():
         assert (run.out / "secure" / name).read_bytes() == data

@@ -13,7 +13,7 @@ from fieldmark.client.privacy.ledger import Plan, plans_of, rule_of, total_of
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.report.departures import LISTED_ONE_BY_ONE, Row, departures, summed
 from fieldmark.client.privacy.report.meaning import meaning_of
-from fieldmark.client.privacy.report.secure import secure_facts
+from fieldmark.client.privacy.report.secure import plain_sums, secure_facts
 
 RUNS_SHOWN = 100
 """Number of latest runs shown one by one; earlier ones are summed up."""
@@ -76,6 +76,7 @@ def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
         "irregular": _irregular(entries, plans, rows),
         # Absent where no sum was masked, as in reports of versions that knew none.
         **({"secure": found} if (found := secure_facts(entries, plans, policy)) else {}),
+        **({"plain_sums": plain} if (plain := plain_sums(entries, plans)) else {}),
     }
 
 

@@ -10,12 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fgvc_core.privacy.accountant import PrivacyEvent, epsilon_of_plan
+from fgvc_core.privacy.accountant import PrivacyEvent, alone, epsilon_of_plan
 from fieldmark.client.privacy.chain import Entry
 from fieldmark.client.privacy.ledger import Plan, total_alone
 from fieldmark.client.privacy.policy import Policy
 
 NAMES_SHOWN = 30
+
+SUMS_SHOWN = 6
+"""Sums of a run that are told one by one."""
 
 
 def secure_facts(entries: Sequence[Entry], plans: Iterable[Plan], policy: Policy) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def secure_facts(entries: Sequence[Entry], plans: Iterable[Plan], policy: Policy
     shared = [plan for plan in plans if plan.is_shared]
     if not shared:
         return {}
-    alone, how = total_alone(plans, policy.delta)
+    total, how = total_alone(plans, policy.delta)
     views = [entry for entry in entries if entry.kind == "view"]
     compared = [entry for entry in entries if entry.kind == "peers"]
     names = sorted({str(name) for entry in views for name in entry.values["names"]})
@@ -39,7 +42,7 @@ def secure_facts(entries: Sequence[Entry], plans: Iterable[Plan], policy: Policy
     own = {e.values["site"] for e in entries if e.kind == "founded"}
     others = set(names) - own
     return {
-        "epsilon_alone": alone if math.isfinite(alone) else None,
+        "epsilon_alone": total if math.isfinite(total) else None,
         "how_alone": how,
         "cap_alone": policy.alone_cap,
         "peers": policy.peers,
@@ -48,8 +51,32 @@ def secure_facts(entries: Sequence[Entry], plans: Iterable[Plan], policy: Policy
         "compared": None
         if not compared
         else {"by": str(compared[-1].values["by"]), "time": compared[-1].time},
+        "changed": sorted({str(n) for entry in compared for n in entry.values.get("changed", {})}),
         "runs": [_run(plan, entries, views) for plan in shared],
     }
+
+
+def plain_sums(entries: Iterable[Entry], plans: Iterable[Plan]) -> dict[str, int]:
+    """Masked sums without noise that this site was in: how many, over how many sites; or nothing.
+
+    Args:
+        entries: All entries, verified.
+        plans: Plans of the same ledger: what is in no plan has no noise.
+    """
+    planned = {plan.run for plan in plans}
+    views = [entry.values for entry in entries if entry.kind == "view"]
+    sizes = [len(values["names"]) for values in views if values["run"] not in planned]
+    return {"count": len(sizes), "least": min(sizes), "most": max(sizes)} if sizes else {}
+
+
+def plain_in_words(found: dict[str, int]) -> str:
+    """The same as a warning."""
+    return (
+        f"{found['count']:,} of them were this site's parts of masked sums over {found['least']} "
+        f"sites or more: the coordinator saw these sums alone, as long as no site of them was "
+        "invented by it. Where the sites of two rounds differ, their difference says roughly what "
+        "the others sent."
+    )
 
 
 def _keys(entries: Iterable[Entry]) -> defaultdict[str, set[str]]:
@@ -68,7 +95,7 @@ def _run(plan: Plan, entries: Sequence[Entry], views: Sequence[Entry]) -> dict[s
     least, colluding = min(sizes or [int(rules["least"])]), int(rules["colluding"])
     events = plan.charged[0]
 
-    def cost(honest: int) -> float:
+    def cost(honest: int) -> float | None:
         """Epsilon if so many sites of the smallest sum have added their noise."""
         share = math.sqrt(honest / (least - colluding))
         return _cost(events, share, plan.delta)
@@ -86,13 +113,13 @@ def _run(plan: Plan, entries: Sequence[Entry], views: Sequence[Entry]) -> dict[s
     }
 
 
-def _cost(events: Iterable[PrivacyEvent], share: float, delta: float) -> float:
-    """Epsilon of a plan with this share of its noise."""
-    scaled = (
+def _cost(events: Iterable[PrivacyEvent], share: float, delta: float) -> float | None:
+    """Epsilon of a plan with this share of its noise; None: less than is accounted for."""
+    left = alone(
         replace(event, noise_multiplier=event.noise_multiplier * share, sharers=1)
         for event in events
     )
-    return epsilon_of_plan(scaled, delta)
+    return None if left is None else epsilon_of_plan(left, delta)
 
 
 def alone_in_words(secure: dict[str, Any]) -> str:
@@ -124,15 +151,20 @@ def secure_words(secure: dict[str, Any]) -> list[str]:
 
 def _run_in_words(run: dict[str, Any], names: list[str]) -> str:
     sums = ", ".join(map(str, run["sums"])) or "no"
+    if len(run["sums"]) > SUMS_SHOWN:
+        sums = f"{min(run['sums'])} to {max(run['sums'])}, {len(run['sums'])} times,"
     shown = ", ".join(names[:NAMES_SHOWN]) + (" and others" if len(names) > NAMES_SHOWN else "")
-    alone = "nothing" if run["alone"] is None else f"{run['alone']:.3f}"
+    together, more, alone, twice = (
+        "nothing is promised" if run[name] is None else f"{run[name]:.3f}"
+        for name in ("together", "one_more", "alone", "two_sites")
+    )
     at_most = run["colluding"]
     return (
         f"Run {run['run']}: this site sent its part of sums over {sums} sites, and the coordinator "
-        f"saw those sums. Epsilon {run['together']:.3f} holds as long as at most {at_most} of all "
+        f"saw those sums. Epsilon {together} holds as long as at most {at_most} of all "
         f"sites of the federation ({shown}) work with the coordinator or run altered code; with "
-        f"{at_most + 1} of them in a sum, {run['one_more']:.3f}; if all others did, {alone}. For "
-        f"somebody who is also at another of these sites, {run['two_sites']:.3f}."
+        f"{at_most + 1} of them in a sum, {more}; if all others did, {alone}. For somebody who is "
+        f"also at another of these sites, {twice}."
     )
 
 
@@ -144,4 +176,7 @@ def _pins(secure: dict[str, Any]) -> str:
             f"Fingerprints NOT compared: {what}. A dishonest coordinator could have invented them, "
             "and what this site's noise alone promises is what holds."
         )
-    return f"Fingerprints of the others: compared by {compared['by']} on {compared['time'][:10]}."
+    changed = ", ".join(secure["changed"][:NAMES_SHOWN])
+    anew = f" New keys since, compared anew: {changed}." if changed else ""
+    on = compared["time"][:10]
+    return f"Fingerprints of the others: compared by {compared['by']} on {on}.{anew}"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fieldmark.client.privacy.policy import Policy
-from fieldmark.client.privacy.report.secure import alone_in_words, secure_words
+from fieldmark.client.privacy.report.secure import alone_in_words, plain_in_words, secure_words
 from fieldmark.client.privacy.report.stated_site import StatedSite
 
 PROTECTED_FROM = (
@@ -121,6 +121,8 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
             "what can be told from that about single pictures, and no epsilon on this page speaks "
             "of it."
         )
+    if "plain_sums" in facts:
+        told.append(plain_in_words(facts["plain_sums"]))
     told += [f"The ledger is not sound: {line}." for line in facts["irregular"]]
     total = facts["total"]
     if total["cap"] is not None and (total["epsilon"] is None or total["epsilon"] > total["cap"]):

@@ -193,6 +193,18 @@ def test_what_the_check_lets_pass_the_run_answers_and_nothing_else(home, name):
     assert (codes == ["ok", "ok"]) == passes, codes
 
 
+def test_a_run_of_masked_sums_is_rehearsed_by_what_would_go_into_one(home):
+    recipe = parse_recipe(OPEN, ("secure.least=3", "secure.colluding=1"))
+    assert checked(home, recipe)[0] is False
+    changed(home, policy={"secure": "allowed"})
+    assert checked(home, recipe)[0] is True
+    # A part has twice the bytes of the update.
+    plain = sum(array.nbytes for array in first_model(parse_recipe(OPEN)).values())
+    changed(home, policy={"max_update_mb": 1.5 * plain / 1e6})
+    assert checked(home, parse_recipe(OPEN))[0] is True
+    assert checked(home, recipe)[0] is False
+
+
 @pytest.mark.parametrize("private", [False, True])
 @pytest.mark.parametrize("faults", ["refuse", "leave-out"])
 @pytest.mark.parametrize("fault", ["damaged", "linked", "followed"])

@@ -8,6 +8,7 @@ from secure_sites import Sites, given
 from typer.testing import CliRunner
 
 from fgvc_core.errors import ConfigurationError, DataError, PolicyRefusal
+from fgvc_core.protocol.keys import short_form
 from fieldmark.cli import app
 from fieldmark.client.privacy.peers import FILE, MOST_PEERS, Peers
 from fieldmark.client.privacy.report import write_report
@@ -65,7 +66,13 @@ def test_a_key_that_changes_after_it_was_compared_is_refused_until_it_is_compare
     with pytest.raises(PolicyRefusal, match="key of site 'site-2' is another"):
         peers.check(changed)
     assert peers.pins()["site-2"].fingerprint == cohort["site-2"]
+    shown = run(str(sites.homes["site-0"])).output
+    old, new = (short_form(key["site-2"]) for key in (cohort, changed))
+    assert f"site-2  {old}  NOW NAMED WITH ANOTHER KEY, {new}; this one compared by N.N." in shown
     peers.accept(peers.fingerprint(peers.pins()), "M.M.")
+    noted = [e.values for e in sites.entries("site-0") if e.kind == "peers"][-1]
+    assert (noted["by"], noted["changed"]) == ("M.M.", {"site-2": cohort["site-2"]})
+    assert noted["keys"]["site-2"] == changed["site-2"]
     peers.check(changed)
     assert peers.pins()["site-2"].by == "M.M."
     assert peers.pins()["site-1"].by == "N.N."

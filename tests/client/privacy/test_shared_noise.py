@@ -227,6 +227,15 @@ def test_who_approves_a_run_is_told_both_figures(tmp_path):
     assert told.endswith(f"epsilon {bare:.3g}")
 
 
+def test_who_approves_a_run_without_noise_is_told_what_the_sums_hide(tmp_path):
+    site = make_site(tmp_path, privacy="optional", epsilon_cap=None, secure="allowed")
+    bare = parse_recipe("[secure]\nleast = 3\ncolluding = 1\n")
+    told = " ".join(Pending("run-1", 0.0, bare, ("a", "b")).in_words(site))
+    assert "no epsilon bounds what its updates tell" in told
+    assert "added up under masks, over 3 sites or more" in told
+    assert read_budget(site, bare).alone is None
+
+
 def test_a_run_that_does_not_fit_under_the_cap_alone_is_refused_before_anything(tmp_path):
     site = make_site(tmp_path, **{**POLICY, "epsilon_alone_cap": 6.0})
     admission = Admission(site, Ledger(site.home, site.data_binding, site.name))

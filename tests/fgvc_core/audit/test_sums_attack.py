@@ -2,28 +2,17 @@
 
 import numpy as np
 import pytest
-import torch
 from tests_broken import break_mechanism
-from tests_heads import CLASSES, FEATURES, features, head_learner
+from tests_heads import features, head_learner, subspace_learner
 
 from fgvc_core.audit.result import judge
 from fgvc_core.audit.settings import AuditSettings
 from fgvc_core.audit.sums_attack import attack_sums
 from fgvc_core.errors import PolicyRefusal
-from fgvc_core.models.heads import SubspaceHead
 from fgvc_core.privacy.planning import plan_epsilon
 from fgvc_core.privacy.settings import PrivacySettings
 
-DIRECTIONS = 96
 PRIVACY = PrivacySettings(epsilon=2.0)
-
-
-def subspace_learner():
-    learner = head_learner("linear")
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(FEATURES, DIRECTIONS, generator=generator)
-    learner.model.head = SubspaceHead(torch.linalg.qr(drawn)[0].T.contiguous(), CLASSES)
-    return learner
 
 
 def audited(seed=0, units=None, signal=1.0):

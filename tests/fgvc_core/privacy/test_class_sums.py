@@ -4,15 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fgvc_core.privacy import class_sums
 from fgvc_core.privacy.class_sums import (
+    CENTRE_BOUND,
+    centre_sum,
     clipped_class_sums,
-    release_centre,
-    release_class_sums,
+    counted_sums,
     sums_bound,
     sums_deviation,
     unit_vectors,
 )
+from fgvc_core.privacy.noise import make_grid, release
 
 CLASSES = 3
 hostile = st.one_of(
@@ -91,31 +92,30 @@ def test_unit_vectors_have_length_one_or_none(vectors):
     assert (np.isclose(lengths, 1, atol=1e-9) | (lengths == 0)).all()
 
 
+def noisy(sums, bound, noise_multiplier):
+    return release(sums, make_grid(bound, sums.size, noise_multiplier))
+
+
 def test_no_examples_still_release_noise():
     empty = np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
-    centre = release_centre(*empty, 1.0)
-    sums = release_class_sums(empty[0], np.zeros(0, dtype=np.int64), empty[1], 3, 0.1, 1.0)
+    labels = np.zeros(0, dtype=np.int64)
+    centre = noisy(centre_sum(*empty), CENTRE_BOUND, 1.0)
+    sums = noisy(counted_sums(empty[0], labels, empty[1], 3, 0.1), sums_bound(0.1), 1.0)
     assert centre.shape == (4,)
     assert sums.shape == (3, 5)
     assert centre.any()
     assert sums.all()
 
 
-def test_what_is_released_is_the_sums_with_the_deviation_that_the_receiver_computes(monkeypatch):
-    grids = []
-
-    def noiseless(values, grid):
-        grids.append(grid)
-        return values
-
-    monkeypatch.setattr(class_sums, "release", noiseless)
+def test_what_is_released_is_the_sums_with_the_deviation_that_the_receiver_computes():
     vectors = unit_vectors(np.random.default_rng(0).standard_normal((6, 4)))
     labels, units = np.array([0, 0, 1, 2, 2, 2]), np.arange(6)
-    sums = release_class_sums(vectors, labels, units, 3, 0.1, 2.5)
+    sums = counted_sums(vectors, labels, units, 3, 0.1)
     for label in range(3):
         assert np.allclose(sums[label, :4], vectors[labels == label].sum(axis=0))
         assert sums[label, 4] == pytest.approx(0.1 * (labels == label).sum())
-    assert grids[0].deviation == sums_deviation(3, 4, 0.1, 2.5)
-    assert grids[0].deviation == pytest.approx(2.5 * sums_bound(0.1), rel=0.011)
-    assert np.allclose(release_centre(vectors, units, 1.0), vectors.sum(axis=0))
-    assert grids[1].deviation == pytest.approx(1.0, rel=0.011)
+    grid = make_grid(sums_bound(0.1), sums.size, 2.5)
+    assert grid.deviation == sums_deviation(3, 4, 0.1, 2.5)
+    assert grid.deviation == pytest.approx(2.5 * sums_bound(0.1), rel=0.011)
+    assert np.allclose(centre_sum(vectors, units), vectors.sum(axis=0))
+    assert make_grid(CENTRE_BOUND, 4, 1.0).deviation == pytest.approx(1.0, rel=0.011)

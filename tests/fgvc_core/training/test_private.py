@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.experiment import make_learner
 from fgvc_core.models.heads import LinearHead, SubspaceHead
-from fgvc_core.privacy import class_sums
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.batched import BatchedEngine
 from fgvc_core.privacy.gradients import ClippedSum, ClosedFormEngine, LoopEngine
@@ -67,8 +66,7 @@ def noiseless(monkeypatch):
         grids.append(grid)
         return values
 
-    for module in (private, class_sums):
-        monkeypatch.setattr(module, "release", same)
+    monkeypatch.setattr(private, "release", same)
     return grids
 
 
@@ -103,6 +101,21 @@ def test_a_step_is_the_clipped_sum_over_the_public_number_of_units(learner, exam
     moved = (weights(learner) - before).double()
     assert float((moved + 0.5 * expected / public_units).abs().max()) < 1e-6
     assert noiseless[0] == make_grid(1.0, len(expected), 1.0)
+
+
+def test_gradients_for_a_sum_are_those_of_the_step_in_the_order_of_the_tensors_names(
+    learner, examples, noiseless
+):
+    training = PrivateTraining(learner, examples, UNITS, privacy())
+    total_D = training.summed(steps(count=1, rate=1.0))
+    before = learner.tensors()
+    training.run(steps(count=1, rate=1.0), 40, ROUND)
+    moved = learner.tensors()
+    # head.bias before head.weight, unlike the parameters of the module.
+    assert sorted(before) == ["head.bias", "head.weight"]
+    change = np.concatenate([(moved[n] - before[n]).reshape(-1) for n in sorted(before)])
+    assert np.abs(change + 0.5 * total_D / 40).max() < 1e-6
+    assert not learner.model.training
 
 
 def test_empty_draws_take_steps_of_noise_alone(learner, examples):

@@ -88,7 +88,7 @@ class Pending:
         lines = [
             f"run {self.run}: recipe '{recipe.name}', digest {recipe.digest}",
             f"at most {recipe.federation.rounds} rounds of {recipe.federation.strategy}, network "
-            f"{recipe.model.backbone}, trained: {recipe.model.train}, "
+            f"{recipe.model.title}, trained: {recipe.model.train}, "
             f"{len(self.class_names)} classes",
         ]
         try:

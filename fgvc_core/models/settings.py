@@ -32,10 +32,11 @@ class ModelSettings(OpenSettings):
     )
     weights: str = Field(
         "none",
-        description="none (seeded initialisation), package (the 'weights' extra, "
-        "tf_efficientnet_lite0, _lite1 and _lite2), sha256:DIGEST (the weights file with that SHA-256, 64 hexadecimal "
-        "digits, which each party keeps in its weights/ folder), hub (timm's pre-trained weights; "
-        "a site has to allow the network), or in a simulation the path of a .pth/.safetensors.",
+        description="none (seeded initialisation), package (the 'weights' extra: "
+        "tf_efficientnet_lite0, _lite1, _lite2), sha256:DIGEST (the weights file with that "
+        "SHA-256, 64 hexadecimal digits, which each party keeps in its weights/ folder), hub "
+        "(timm's pre-trained weights; a site has to allow the network), or in a simulation the "
+        "path of a .pth/.safetensors.",
         json_schema_extra=text("weights"),
     )
     norm: Literal["batch", "frozen", "fixbn", "local", "group", "standardised"] = Field(

@@ -144,6 +144,26 @@ def refuse_personal(recipe: "Recipe", privacy: PrivacySettings) -> None:
         )
 
 
+def refuse_unfit_own_sums(recipe: "Recipe") -> None:
+    """Refuse own sums without class sums, or beside fine-tuning."""
+    if recipe.personal.method != "own-sums":
+        return
+    privacy = recipe.privacy
+    if privacy is None or privacy.method != "class-sums":
+        raise ConfigurationError(
+            "personal.method = 'own-sums' needs [privacy] with method = 'class-sums'.",
+            why="A site's exact class sums take the place of its noisy ones.",
+            remedy="Set personal.method = 'fine-tune', or privacy.method = 'class-sums'.",
+        )
+    if recipe.personal.epochs:
+        raise ConfigurationError(
+            f"personal.epochs = {recipe.personal.epochs} does nothing with personal.method = "
+            "'own-sums'.",
+            why="The head follows from sums, without a pass over pictures.",
+            remedy="Leave personal.epochs out.",
+        )
+
+
 def refuse_coupled(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Refuse losses and augmentations that declare that they couple or count pictures."""
     if privacy.method != "gradients":
@@ -424,6 +444,7 @@ RULES: tuple[Rule, ...] = (
     refuse_unfit_search,
     refuse_idle_defenses,
     refuse_unnamed_classes,
+    refuse_unfit_own_sums,
     refuse_unfit_secure,
 )
 """Rules for every recipe, in the order in which they are checked."""

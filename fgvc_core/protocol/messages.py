@@ -49,7 +49,15 @@ from fgvc_core.protocol.ranges import (
 Kind = Literal["roll_call", "train", "score", "release", "send"]
 
 Phase = Literal[
-    "", "centre", "class-sums", "statistics", "gradients", "fold-counts", "pretrain", "personal"
+    "",
+    "centre",
+    "class-sums",
+    "statistics",
+    "gradients",
+    "fold-counts",
+    "pretrain",
+    "personal",
+    "own-sums",
 ]
 
 Code = Literal["ok", "awaiting-approval", "refused-policy", "refused-request", "unavailable"]

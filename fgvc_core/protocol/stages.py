@@ -81,12 +81,13 @@ CLASS_SUMS_READY = Stage(
 CLASS_SUMS_SUM = Stage("class-sums-sum", "send", "class-sums", carries="masked", closes_round=True)
 SCORE = Stage("score", "score", privacy="scores")
 PERSONAL = Stage("personal", "score", "personal")
+OWN_SUMS = Stage("own-sums", "score", "own-sums")
 
 STAGES = {
     (stage.kind, stage.phase): stage
     for stage in (
         *(ROLL_CALL, PRETRAIN, STATISTICS, GRADIENTS, FOLD_COUNTS),
-        *(TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL),
+        *(TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL, OWN_SUMS),
         *(CENTRE_SUM, CLASS_SUMS_SUM),
     )
 }
@@ -136,6 +137,8 @@ def stages_of(recipe: Staged) -> list[Stage]:
     if recipe.train.start in ("regression", "auto"):
         stages.append(GRADIENTS)
     stages += round_stages(recipe)
+    if recipe.personal.method == "own-sums":
+        stages.append(OWN_SUMS)
     # Under differential privacy, the last model is scored only if the plan includes it.
     if privacy is None or privacy.score_share:
         stages.append(SCORE)

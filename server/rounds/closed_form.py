@@ -22,10 +22,11 @@ from fgvc_core.flower.records import to_array_record
 from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import plan_for
-from fgvc_core.privacy.posterior import infer_means, linear_scores
+from fgvc_core.privacy.posterior import head_of_sums
 from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, pack_all
+from fieldmark.server.rounds.own_sums import Keep, Released, hand_out
 from fieldmark.server.rounds.secure_head import secure_head
 from fieldmark.server.rounds.stage import StageResult, Work, run_stage
 from fieldmark.server.screening.checks import Screened
@@ -109,11 +110,14 @@ def closed_head(
     classes = len(context.home.class_names)
     share = share_among(len(context.exchange.keys), recipe.federation.max_weight_share)
     closed = ClosedForm(recipe, context.exchange.units, classes, needed, share, fixed_P)
-    tensors, arrived = closed.run(updates.unpacked(arrays), ask, leave_out, fix)
+    kept: list[Released] = []
+    tensors, arrived = closed.run(updates.unpacked(arrays), ask, leave_out, fix, kept.append)
     for site, factor in closed.factors([screened.reply.site for screened in accepted]).items():
         if factor < 1:
             cut = {"claimed": units[site], "weight": factor * units[site], "share": share}
             context.events.emit("weight_cut", round=number, site=site, **cut)
+    if tensors is not None and arrived >= needed:
+        hand_out(context, updates, number, sites, tensors, kept[0])
     value = None if tensors is None else to_array_record(pack_all(tensors))
     return StageResult(value, accepted, needed), arrived
 
@@ -144,6 +148,7 @@ class ClosedForm:
         ask: Ask,
         leave_out: LeaveOut,
         fix: Fix = lambda centre: None,
+        released: Keep = lambda sums: None,
     ) -> tuple[Tensors | None, int]:
         """Run both stages.
 
@@ -152,6 +157,7 @@ class ClosedForm:
             ask: Sends the requests.
             leave_out: Called with releases that are implausible.
             fix: Saves the center once it is known.
+            released: Called with the sums that the head is computed from.
 
         Returns:
             The new tensors, or None if no site's sums arrived; and how many sites' sums arrived.
@@ -168,7 +174,7 @@ class ClosedForm:
         found = self._asked(CLASS_SUMS, centred, ask, specs, leave_out)
         if not found:
             return None, 0
-        return {**centred, **self._head(found, directions)}, len(found)
+        return {**centred, **self._head(found, directions, released)}, len(found)
 
     def factors(self, sites: list[str]) -> dict[str, float]:
         """Factors that scale down the releases of sites with too many units.
@@ -232,25 +238,15 @@ class ClosedForm:
         plan = plan_for(privacy, self.recipe.federation.rounds, self.recipe.sharers)
         return next(event.noise_multiplier for event in plan if event.purpose == stage.privacy)
 
-    def _head(self, found: dict[str, NDArray[np.float64]], directions: int) -> Tensors:
+    def _head(
+        self, found: dict[str, NDArray[np.float64]], directions: int, released: Keep
+    ) -> Tensors:
         privacy = self.recipe.privacy
         assert privacy is not None
         noise = self._noise(CLASS_SUMS)
         deviation = sums_deviation(self.classes, directions, privacy.count_coordinate, noise)
         factors = self.factors(list(found))
         sums_SKQ = np.stack([factors[site] * sums_KQ for site, sums_KQ in found.items()])
-        means = infer_means(
-            sums_SKQ[:, :, :-1],
-            sums_SKQ[:, :, -1] / privacy.count_coordinate,
-            deviation,
-            deviation / privacy.count_coordinate,
-            privacy.within_spread,
-            np.array([factors[site] * self.units[site] for site in found]),
-        )
-        weights_KP, biases_K = linear_scores(
-            means, privacy.within_spread, privacy.class_prior == "counts"
-        )
-        return {
-            "head.weight": weights_KP.astype(np.float32),
-            "head.bias": biases_K.astype(np.float32),
-        }
+        units_S = np.array([factors[site] * self.units[site] for site in found])
+        released(Released(tuple(found), sums_SKQ, units_S, deviation))
+        return head_of_sums(sums_SKQ, deviation, units_S, privacy)

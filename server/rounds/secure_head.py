@@ -17,14 +17,14 @@ from fgvc_core.flower.records import to_array_record
 from fgvc_core.privacy.class_sums import CENTRE_BOUND, sums_bound
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import plan_for
-from fgvc_core.privacy.posterior import infer_means, linear_scores
+from fgvc_core.privacy.posterior import head_of_sums
 from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.secure.part import Scale
 from fgvc_core.wire.arrays import pack_all
+from fieldmark.server.rounds.own_sums import Released, hand_out
 from fieldmark.server.rounds.secure_sum import Opened, secure_sum
 from fieldmark.server.rounds.stage import StageResult
 from fieldmark.server.screening.releases import SumsScreening, too_many_units
-from fieldmark.server.strategies import Tensors
 
 if TYPE_CHECKING:
     from fieldmark.server.rounds.context import RunContext, Updates
@@ -72,8 +72,13 @@ def secure_head(
     sent = to_array_record(pack_all(centred))
     shape = (classes, directions + 1)
     opened = _opened(context, updates, CLASS_SUMS, number, sites, sent, shape)
-    head = _head(context, opened.values.reshape(shape), opened)
-    value = to_array_record(pack_all({**centred, **head}))
+    total = _released(context, opened.values.reshape(shape), opened)
+    privacy = context.recipe.privacy
+    assert privacy is not None
+    head = head_of_sums(total.sums_SKQ, total.deviation, total.units_S, privacy)
+    finished = {**centred, **head}
+    hand_out(context, updates, number, sites, finished, total)
+    value = to_array_record(pack_all(finished))
     return StageResult(value, opened.accepted), len(opened.names)
 
 
@@ -141,24 +146,13 @@ def _deviation(
     return float(one * np.sqrt(members))
 
 
-def _head(context: "RunContext", sums_KQ: NDArray[np.float64], opened: Opened) -> Tensors:
+def _released(context: "RunContext", sums_KQ: NDArray[np.float64], opened: Opened) -> Released:
+    """The sum, as the posterior sees it: one large site with the noise of all of them."""
     privacy = context.recipe.privacy
     assert privacy is not None
-    count = privacy.count_coordinate
     noise = noise_of(context, CLASS_SUMS)
-    deviation = _deviation(context, sums_bound(count), sums_KQ.size, noise, opened)
-    means = infer_means(
-        sums_KQ[None, :, :-1],
-        sums_KQ[None, :, -1] / count,
-        deviation,
-        deviation / count,
-        privacy.within_spread,
-        np.array([float(opened.units)]),
+    deviation = _deviation(
+        context, sums_bound(privacy.count_coordinate), sums_KQ.size, noise, opened
     )
-    weights_KP, biases_K = linear_scores(
-        means, privacy.within_spread, privacy.class_prior == "counts"
-    )
-    return {
-        "head.weight": weights_KP.astype(np.float32),
-        "head.bias": biases_K.astype(np.float32),
-    }
+    units_S = np.array([float(opened.units)])
+    return Released(opened.names, sums_KQ[None], units_S, deviation)

@@ -205,9 +205,17 @@ def refuse_unfit_sums(recipe: "Recipe", privacy: PrivacySettings) -> None:
             remedy="Leave both out: each site's sums are screened by its declared units and "
             "against the others'. Or set privacy.method = 'gradients'.",
         )
-    if model.head != "subspace" or model.train != "head":
+    if (model.head == "whitened") != (privacy.scatter_share > 0):
         raise PolicyRefusal(
-            "privacy.method = 'class-sums' needs model.head = 'subspace' and model.train = 'head'.",
+            f"model.head = '{model.head}' and privacy.scatter_share = {privacy.scatter_share:g} do "
+            "not go together.",
+            why="A whitened head needs the scatter that it is whitened by, and no other reads it.",
+            remedy="Set model.head = 'whitened' and privacy.scatter_share = 0.05, or neither.",
+        )
+    if model.head not in ("subspace", "whitened") or model.train != "head":
+        raise PolicyRefusal(
+            "privacy.method = 'class-sums' needs model.head = 'subspace' (or 'whitened') and "
+            "model.train = 'head'.",
             why="Sums of vectors of bounded length in a public subspace are what it releases.",
             remedy="Set these two, or privacy.method = 'gradients'.",
         )

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from fgvc_core.errors import PeerError
 from fgvc_core.privacy.accountant import PrivacyEvent
-from fgvc_core.privacy.class_sums import CENTRE_BOUND, sums_bound
+from fgvc_core.privacy.class_sums import sums_bound
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.whitening import first_bound, scatter_weight
 from fgvc_core.protocol.stages import SECURE
 from fgvc_core.training.private import clear_sums
 from fieldmark.client.job import Job, echo
@@ -48,8 +49,8 @@ def answer_masked(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
     event = event_of(job, privacy)
     assert event is not None
     received = checked(job, privacy)
-    (spec,) = specs_of_answer(job, event, received).values()
-    bound = CENTRE_BOUND
+    (spec,) = specs_of_answer(job, privacy, event, received).values()
+    bound = first_bound(scatter_weight(privacy))
     if event.purpose == "class-sums":
         bound = sums_bound(privacy.count_coordinate)
 

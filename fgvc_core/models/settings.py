@@ -129,6 +129,7 @@ class ModelSettings(OpenSettings):
         "linear",
         description="linear: weights and bias; cosine: unit vectors, scaled; subspace: linear on "
         "unit vectors in the public subspace of the pre-trained classifier's own weights; "
+        "whitened: that, on vectors whitened by a scatter (privacy.scatter_share); "
         "multilevel: a part for each level of the taxonomy; semantic: reads public attributes "
         "and names the class that has them.",
         json_schema_extra=text("word"),

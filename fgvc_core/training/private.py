@@ -28,6 +28,7 @@ from fgvc_core.privacy.planning import gradient_noise, learning_rate
 from fgvc_core.privacy.rows import each_row
 from fgvc_core.privacy.sampling import clip_scales, draw_units, fresh_seed
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.whitening import scatter_weight
 from fgvc_core.training.examples import Examples, FeatureExamples, Lesson
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import (
@@ -83,7 +84,8 @@ def release_sums(
     """
     vectors_NP = projected_vectors(learner, examples, event.purpose == "class-sums")
     if event.purpose == "centre":
-        return release_centre(vectors_NP, units_N, event.noise_multiplier)
+        weight = scatter_weight(privacy)
+        return release_centre(vectors_NP, units_N, event.noise_multiplier, weight)
     return release_class_sums(
         vectors_NP,
         examples.labels_N.numpy(),
@@ -112,7 +114,7 @@ def clear_sums(
     """
     vectors_NP = projected_vectors(learner, examples, purpose == "class-sums")
     if purpose == "centre":
-        return centre_sum(vectors_NP, units_N)
+        return centre_sum(vectors_NP, units_N, scatter_weight(privacy))
     return counted_sums(
         vectors_NP,
         examples.labels_N.numpy(),

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from fgvc_core.errors import RunFailed
 from fgvc_core.flower.records import to_array_record
-from fgvc_core.privacy.class_sums import CENTRE_BOUND, sums_bound
+from fgvc_core.privacy.class_sums import sums_bound
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.posterior import head_of_sums
+from fgvc_core.privacy.whitening import first_bound, first_length, first_tensors, scatter_weight
 from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.secure.part import Scale
 from fgvc_core.wire.arrays import pack_all
@@ -60,21 +61,22 @@ def secure_head(
     _leave_out(context, sites, number)
     model, state = updates.unpacked(arrays), context.state
     directions, classes = len(model["head.centre"]), len(context.home.class_names)
-    if state.centre:
-        centre_P = np.array(state.centre, np.float32)
-    else:
-        opened = _opened(context, updates, CENTRE, number, sites, arrays, (directions,))
-        centre_P = (opened.values / opened.units).astype(np.float32)
-        # float32 to float64 is exact, and JSON round-trips float64 bit for bit.
-        state.centre = centre_P.astype(np.float64).tolist()
+    privacy = context.recipe.privacy
+    assert privacy is not None
+    weight = scatter_weight(privacy)
+    if not state.centre:
+        length = first_length(directions, weight)
+        opened = _opened(context, updates, CENTRE, number, sites, arrays, (length,))
+        noise = _deviation(context, first_bound(weight), length, noise_of(context, CENTRE), opened)
+        # JSON round-trips float64 bit for bit.
+        state.centre = (np.append(opened.values, noise) / opened.units).tolist()
         keep()
-    centred = {**model, "head.centre": centre_P}
+    first_Q = np.array(state.centre)
+    centred = {**model, **first_tensors(first_Q[:-1], directions, weight, float(first_Q[-1]))}
     sent = to_array_record(pack_all(centred))
     shape = (classes, directions + 1)
     opened = _opened(context, updates, CLASS_SUMS, number, sites, sent, shape)
     total = _released(context, opened.values.reshape(shape), opened)
-    privacy = context.recipe.privacy
-    assert privacy is not None
     head = head_of_sums(total.sums_SKQ, total.deviation, total.units_S, privacy)
     finished = {**centred, **head}
     hand_out(context, updates, number, sites, finished, total)
@@ -104,7 +106,9 @@ def _opened(
     privacy = context.recipe.privacy
     assert privacy is not None
     size = int(np.prod(shape))
-    bound = CENTRE_BOUND if stage is CENTRE else sums_bound(privacy.count_coordinate)
+    bound = sums_bound(privacy.count_coordinate)
+    if stage is CENTRE:
+        bound = first_bound(scatter_weight(privacy))
     noise = noise_of(context, stage)
 
     def scale_of(adding: int) -> Scale:

@@ -226,7 +226,11 @@ def test_predict_marks_it_and_no_export_or_kit_or_weights_folder_takes_it(run, t
 
 @pytest.mark.slow
 def test_of_masked_sums_a_site_takes_its_own_part_off_the_total(tmp_path, cache):
-    run = Run(tmp_path / "run", cache, *MASKED)
+    whitened = ("model.head=whitened", "privacy.scatter_share=0.05")
+    run = Run(tmp_path / "run", cache, *MASKED, *whitened)
+    # The whitening comes from the first masked sum, and is part of every head.
+    for _, tensors, _ in run.heads.values():
+        assert not np.allclose(tensors["head.whitening"], np.eye(16))
     assert len(run.heads) == 4
     found = run.metrics["own_heads"]
     assert found["own"]["kind"] >= found["released"]["kind"]

@@ -162,13 +162,6 @@ def refuse_unfit_own_sums(recipe: "Recipe") -> None:
             why="The head follows from sums, without a pass over pictures.",
             remedy="Leave personal.epochs out.",
         )
-    if recipe.secure is not None and not recipe.secure.colluding:
-        raise ConfigurationError(
-            "personal.method = 'own-sums' needs secure.colluding of at least 1.",
-            why="Every site gets the total and knows its own share of the noise: what it can take "
-            "off must not be counted on by the others.",
-            remedy="Set secure.colluding = 1 or more, or leave personal.method out.",
-        )
 
 
 def refuse_coupled(recipe: "Recipe", privacy: PrivacySettings) -> None:

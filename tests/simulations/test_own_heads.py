@@ -257,7 +257,6 @@ def test_a_head_that_could_not_be_made_changes_no_reply(tmp_path, cache, monkeyp
     [
         (("privacy.method=gradients", "personal.method=own-sums"), "method = 'class-sums'"),
         ((*OWN, "personal.epochs=2"), r"personal\.epochs = 2"),
-        ((*OWN, *MASKED, "secure.colluding=0"), r"secure\.colluding of at least 1"),
     ],
 )
 def test_what_does_not_go_with_own_sums_is_said(changes, said):

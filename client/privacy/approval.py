@@ -107,6 +107,11 @@ class Pending:
                 f" the total would be {plan['total_after']:.3g}"
                 + ("" if cap is None else f" of {cap:g}")
             )
+        if recipe.personal.method == "own-sums" and plan["allowed"]:
+            lines.append(
+                "this site also makes a head of its own from its exact sums, for itself: it costs "
+                "nothing, and neither the head nor its scores leave"
+            )
         if recipe.secure is not None and plan["allowed"]:
             alone = plan["epsilon_alone"]
             lines.append(

@@ -90,5 +90,4 @@ def hand_out(
     largest = sent_to(asked[0])
     work = Work(asked, largest, lambda replies: sum(1 for _ in replies), sent_to=sent_to)
     result = run_stage(OWN_SUMS, number, context, updates, work)
-    context.tally.close()
     context.events.emit(OTHERS, round=number, sites=[r.reply.site for r in result.accepted])

@@ -167,6 +167,11 @@ def test_metrics_report_and_events_say_nothing_of_what_own_heads_score(run):
     lines = (run.plan.out / "events.jsonl").read_text().splitlines()
     (event,) = [e for e in map(json.loads, lines) if e["event"] == "own_sums"]
     assert event["sites"] == ["site-1", "site-2", "site-3"]
+    # The round counts the bytes of all its messages, and those of own sums are among them.
+    (round_,) = metrics["history"]
+    sums = 2 * 12 * 17 * 4  # Of two other sites, 12 classes, 16 directions and the count.
+    assert round_["bytes_down"] > 3 * sums
+    assert round_["bytes_up"] > 0
 
 
 def test_a_head_and_its_scores_are_for_the_homes_account_and_marked(run):

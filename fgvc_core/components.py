@@ -48,7 +48,10 @@ POOLINGS: Registry[Any] = Registry(
 HEADS: Registry[Any] = Registry(
     "head",
     "fieldmark.heads",
-    _all_in("fgvc_core.models.heads", *("linear", "cosine", "subspace", "multilevel", "semantic")),
+    _all_in(
+        "fgvc_core.models.heads",
+        *("linear", "cosine", "subspace", "whitened", "multilevel", "semantic"),
+    ),
 )
 """(features, classes, settings) to a module that maps vectors (N, D) to logits (N, K)."""
 

@@ -144,6 +144,26 @@ def refuse_personal(recipe: "Recipe", privacy: PrivacySettings) -> None:
         )
 
 
+def refuse_unfit_own_sums(recipe: "Recipe") -> None:
+    """Refuse own sums without class sums, or beside fine-tuning."""
+    if recipe.personal.method != "own-sums":
+        return
+    privacy = recipe.privacy
+    if privacy is None or privacy.method != "class-sums":
+        raise ConfigurationError(
+            "personal.method = 'own-sums' needs [privacy] with method = 'class-sums'.",
+            why="A site's exact class sums take the place of its noisy ones.",
+            remedy="Set personal.method = 'fine-tune', or privacy.method = 'class-sums'.",
+        )
+    if recipe.personal.epochs:
+        raise ConfigurationError(
+            f"personal.epochs = {recipe.personal.epochs} does nothing with personal.method = "
+            "'own-sums'.",
+            why="The head follows from sums, without a pass over pictures.",
+            remedy="Leave personal.epochs out.",
+        )
+
+
 def refuse_coupled(recipe: "Recipe", privacy: PrivacySettings) -> None:
     """Refuse losses and augmentations that declare that they couple or count pictures."""
     if privacy.method != "gradients":
@@ -178,9 +198,17 @@ def refuse_unfit_sums(recipe: "Recipe", privacy: PrivacySettings) -> None:
             remedy="Leave both out: each site's sums are screened by its declared units and "
             "against the others'. Or set privacy.method = 'gradients'.",
         )
-    if model.head != "subspace" or model.train != "head":
+    if (model.head == "whitened") != (privacy.scatter_share > 0):
         raise PolicyRefusal(
-            "privacy.method = 'class-sums' needs model.head = 'subspace' and model.train = 'head'.",
+            f"model.head = '{model.head}' and privacy.scatter_share = {privacy.scatter_share:g} do "
+            "not go together.",
+            why="A whitened head needs the scatter that it is whitened by, and no other reads it.",
+            remedy="Set model.head = 'whitened' and privacy.scatter_share = 0.05, or neither.",
+        )
+    if model.head not in ("subspace", "whitened") or model.train != "head":
+        raise PolicyRefusal(
+            "privacy.method = 'class-sums' needs model.head = 'subspace' (or 'whitened') and "
+            "model.train = 'head'.",
             why="Sums of vectors of bounded length in a public subspace are what it releases.",
             remedy="Set these two, or privacy.method = 'gradients'.",
         )
@@ -424,6 +452,7 @@ RULES: tuple[Rule, ...] = (
     refuse_unfit_search,
     refuse_idle_defenses,
     refuse_unnamed_classes,
+    refuse_unfit_own_sums,
     refuse_unfit_secure,
 )
 """Rules for every recipe, in the order in which they are checked."""

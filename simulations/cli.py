@@ -258,6 +258,10 @@ def _show(metrics: dict[str, Any]) -> None:
             f"{_percent(personal['top1'])} on their "
             f"{personal['examples']} validation pictures, {100 * personal['gain']:+.1f} points."
         )
+    if metrics.get("own_heads"):
+        from fieldmark.simulations.own_heads import own_heads_line
+
+        console.print(own_heads_line(metrics["own_heads"]))
     if metrics.get("privacy"):
         from fgvc_core.privacy.claims import read_claim
 

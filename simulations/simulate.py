@@ -23,6 +23,7 @@ from fieldmark.simulations.folders import (
     rejoin,
     site_homes,
 )
+from fieldmark.simulations.own_heads import own_heads
 from fieldmark.simulations.planning import Say, Simulation, held, released
 from fieldmark.simulations.preparation import Setting, Tell, deal, prepare
 from fieldmark.simulations.superlink import run_superlink
@@ -122,7 +123,11 @@ def _carried_out(
         if plan.recipe.privacy is not None:
             extract_ledgers(plan.out, homes)
     price = unit_price(plan.recipe, setting) if plan.recipe.evaluate.unit_price else None
-    return finish(plan, baseline, price)
+    metrics = finish(plan, baseline, price)
+    if plan.recipe.personal.method == "own-sums":
+        # Not in metrics.json: own heads, and what they score, are internal to the sites.
+        metrics["own_heads"] = own_heads(plan, setting, homes)
+    return metrics
 
 
 def start_baseline(

@@ -158,14 +158,12 @@ class Sites:
 
     def scale(self, phase, count):
         """Scale of a sum over so many sites."""
-        from fgvc_core.privacy.class_sums import CENTRE_BOUND, sums_bound
         from fgvc_core.privacy.planning import plan_for
+        from fgvc_core.training.private import sums_bound_of
 
         plan = plan_for(self.recipe.privacy, 1, self.recipe.sharers)
         noise = next(e.noise_multiplier for e in plan if e.purpose == phase)
-        bound = CENTRE_BOUND
-        if phase == "class-sums":
-            bound = sums_bound(self.recipe.privacy.count_coordinate)
+        bound = sums_bound_of(phase, self.recipe.privacy)
         adding = self.recipe.secure.rules.adding(count)
         return Scale.of_noise(bound, int(np.prod(SIZES[phase])), noise, adding)
 

@@ -23,6 +23,7 @@ from fieldmark.client.announced import last_announcement
 from fieldmark.client.deployment.link import read_link
 from fieldmark.client.deployment.page_token import PAGE_NOTE
 from fieldmark.client.left_out import read_left_out
+from fieldmark.client.own_heads import own_head_lines, read_own_heads
 from fieldmark.client.privacy.approval import waiting_in_words, waiting_runs
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.chain import Entry
@@ -80,6 +81,7 @@ def read_site_status(
             for e in [entry for entry in entries if entry.kind == "refused"][-LAST:]
         ],
         "left_out": read_left_out(home),
+        "own_heads": read_own_heads(home),
         "report": str(report) if report.is_file() else None,
         "report_time": _written(report),
         "page": page_address(home),
@@ -195,7 +197,7 @@ def show_site_status(found: dict[str, Any], home: Path) -> None:
             f"{decision['what']} {decision['time']}: run {decision['run']} "
             f"({visible(decision['name'])})"
         )
-    for line in left_out_lines(found["left_out"]):
+    for line in (*own_head_lines(found["own_heads"]), *left_out_lines(found["left_out"])):
         console.print(visible(line))
     for refusal in found["refusals"]:
         console.print(f"refused {refusal['time']}: {refusal['what']}: {visible(refusal['reason'])}")

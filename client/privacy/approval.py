@@ -88,7 +88,7 @@ class Pending:
         lines = [
             f"run {self.run}: recipe '{recipe.name}', digest {recipe.digest}",
             f"at most {recipe.federation.rounds} rounds of {recipe.federation.strategy}, network "
-            f"{recipe.model.backbone}, trained: {recipe.model.train}, "
+            f"{recipe.model.title}, trained: {recipe.model.train}, "
             f"{len(self.class_names)} classes",
         ]
         try:
@@ -106,6 +106,11 @@ class Pending:
                 f"epsilon {plan['epsilon']:.3g} at delta {plan['delta']:g} for each {plan['unit']};"
                 f" the total would be {plan['total_after']:.3g}"
                 + ("" if cap is None else f" of {cap:g}")
+            )
+        if recipe.personal.method == "own-sums" and plan["allowed"]:
+            lines.append(
+                "this site also makes a head of its own from its exact sums, for itself: it costs "
+                "nothing, and neither the head nor its scores leave"
             )
         if recipe.secure is not None and plan["allowed"] and plan["epsilon"] is None:
             lines.append(

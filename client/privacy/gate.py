@@ -196,6 +196,7 @@ class Gate:
             adjacency=ADJACENCY,
             policy=self._policy.digest,
             **({} if recipe.secure is None else {"secure": recipe.secure.model_dump()}),
+            **({"own_head": True} if recipe.personal.method == "own-sums" else {}),
         )
 
     def check_announced(self, request: Request, recipe: Recipe) -> None:
@@ -271,6 +272,13 @@ class Gate:
                     self.reserve(request, digest, event)
             if payload is None:
                 payload = work()
+                if event is None and payload.tensors:
+                    raise PolicyRefusal(
+                        f"An answer that costs nothing holds {sorted(payload.tensors)[:3]}.",
+                        why="Tensors that were computed at a site are released for a charge, or "
+                        "stay.",
+                        remedy="This is a fault of Fieldmark: please report it.",
+                    )
                 outbox.store(digest, payload)
             packed = self._encoded(payload.tensors, encode)
             reply = self.reply(request, payload.fields, form)

@@ -89,7 +89,7 @@ def _protected(job: Job, privacy: PrivacySettings) -> tuple[Summand, Work]:
     if event is None:
         raise PeerError("The scores of this run stay at the sites.")
     received = checked(job, privacy)
-    specs = specs_of_answer(job, event, received)
+    specs = specs_of_answer(job, privacy, event, received)
     size, bound = sum(spec.size for spec in specs.values()), privacy.clipping_norm
     if event.purpose == "scores":
         size, bound = 2, SCORES_BOUND

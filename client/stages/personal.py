@@ -65,7 +65,13 @@ def _keep(job: Job, tensors: Tensors) -> None:
     """Save the personal model durably, before its scores may leave."""
     path = personal_checkpoint(job.site.home, job.request.run)
     private_folder(path.parent)
-    metadata = {
+    contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
+    write_durably(path, save(contiguous, checkpoint_metadata(job)))
+
+
+def checkpoint_metadata(job: Job) -> dict[str, str]:
+    """Metadata of a checkpoint of a site's own model."""
+    return {
         "fieldmark": __version__,
         "format": FORMAT,
         "recipe": job.recipe.to_toml(),
@@ -74,5 +80,3 @@ def _keep(job: Job, tensors: Tensors) -> None:
         "site": job.site.name,
         "round": json.dumps(job.request.round),
     }
-    contiguous = {name: np.require(array, requirements="C") for name, array in tensors.items()}
-    write_durably(path, save(contiguous, metadata))

@@ -13,6 +13,7 @@ from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.privacy.accountant import PrivacyEvent, take
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.whitening import first_length, scatter_weight
 from fgvc_core.protocol.stages import PERSONAL, PRETRAIN, SCORE, STAGES, TRAIN
 from fgvc_core.training.compatibility import validate_private
 from fgvc_core.training.loop import Stretch
@@ -43,7 +44,7 @@ def answer_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Departur
     def work() -> Payload:
         return _work(job, privacy, received, event)
 
-    specs = specs_of_answer(job, event, received)
+    specs = specs_of_answer(job, privacy, event, received)
     encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
     return gate.protected_round(job.request, job.recipe, event, work, specs, encode)
 
@@ -64,7 +65,7 @@ def rehearse_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Payloa
     event = event_of(job, privacy)
     received = {} if event is None else checked(job, privacy)
     encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
-    gate.check_leaving(specs_of_answer(job, event, received), encode)
+    gate.check_leaving(specs_of_answer(job, privacy, event, received), encode)
     return _work(job, privacy, received, event)
 
 
@@ -111,7 +112,7 @@ def checked(job: Job, privacy: PrivacySettings) -> Tensors:
 
 
 def specs_of_answer(
-    job: Job, event: PrivacyEvent | None, received: Tensors
+    job: Job, privacy: PrivacySettings, event: PrivacyEvent | None, received: Tensors
 ) -> dict[str, TensorSpec]:
     """Specs of the answer's tensors, given the received ones."""
     # Of a masked sum, too, where a reply carries them under masks.
@@ -119,7 +120,7 @@ def specs_of_answer(
         return {}
     if event.purpose == "step":
         return {name: spec_of(tensor) for name, tensor in received.items()}
-    if set(received) != {"head.centre", "head.weight", "head.bias"}:
+    if set(received) - {"head.whitening"} != {"head.centre", "head.weight", "head.bias"}:
         raise PolicyRefusal(
             "privacy.method = 'class-sums' needs a frozen backbone and model.head = 'subspace'.",
             why="Sums of vectors of bounded length in a public subspace are what it releases.",
@@ -127,7 +128,10 @@ def specs_of_answer(
             "'gradients'.",
         )
     classes, directions = received["head.weight"].shape
-    shape = (directions,) if event.purpose == "centre" else (classes, directions + 1)
+    if event.purpose == "centre":
+        shape: tuple[int, ...] = (first_length(directions, scatter_weight(privacy)),)
+    else:
+        shape = (classes, directions + 1)
     return {event.purpose: TensorSpec("float32", shape)}
 
 

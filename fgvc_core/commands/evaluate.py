@@ -83,6 +83,7 @@ def evaluate(
     from fgvc_core.errors import ConfigurationError, nearest
     from fgvc_core.inference.evaluating import evaluate as score
     from fgvc_core.inference.evaluating import fit_calibration
+    from fgvc_core.inference.internal import internal_note
     from fgvc_core.inference.judging import Part, data_of
     from fgvc_core.inference.scorecard_page import scorecard_page
     from fgvc_core.inference.trained import load_whole
@@ -93,6 +94,8 @@ def evaluate(
             remedy=nearest(split, _PARTS, 1) or f"One of: {', '.join(_PARTS)}.",
         )
     trained = load_whole(checkpoint, weights=weights)
+    if note := internal_note(trained):
+        typer.echo(visible(note), err=True)
     held_out = [name.strip() for name in (held_out_classes or "").split(",") if name.strip()]
     chosen = data_of(trained, set_ or (), data, path, held_out)
     if calibrate:

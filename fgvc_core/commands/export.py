@@ -81,9 +81,11 @@ def onnx(
     Example: fieldmark export onnx runs/demo --out phone --int8 --calibrate birds/train
     """
     from fgvc_core.export.onnx_export import make_onnx, write_onnx
+    from fgvc_core.inference.internal import refuse_internal
     from fgvc_core.inference.trained import load_trained
 
     trained = load_trained(checkpoint, weights=weights)
+    refuse_internal(trained)
     calibration = _calibration_pictures(trained, int8, calibrate)
     judges = _judging_pictures(trained, check, set_)
     with busy("Exporting and checking"):
@@ -121,10 +123,12 @@ def browser(
     """
     from fgvc_core.export.browser import find_runtime, make_page, write_page
     from fgvc_core.export.onnx_export import make_onnx
+    from fgvc_core.inference.internal import refuse_internal
     from fgvc_core.inference.trained import load_trained
 
     find_runtime(runtime)
     trained = load_trained(checkpoint, weights=weights)
+    refuse_internal(trained)
     calibration = _calibration_pictures(trained, int8, calibrate)
     judges = _judging_pictures(trained, check, set_)
     with busy("Exporting and checking"):
@@ -165,9 +169,11 @@ def folder(
     from fgvc_core.export import folder as folders
     from fgvc_core.export.card import model_card
     from fgvc_core.inference.calibration import read_calibration
+    from fgvc_core.inference.internal import refuse_internal
     from fgvc_core.inference.trained import load_trained
 
     trained = load_trained(checkpoint, weights=weights)
+    refuse_internal(trained)
     parts, native = folders.make_folder(trained)
     told = None if evaluation is None else _evaluation(evaluation)
     card = model_card(trained, out.name, native, licence, told)

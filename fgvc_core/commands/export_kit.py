@@ -49,6 +49,7 @@ def kit(
     from fgvc_core.errors import ConfigurationError
     from fgvc_core.export.kit import write_kit
     from fgvc_core.inference.calibration import read_calibration
+    from fgvc_core.inference.internal import refuse_internal
     from fgvc_core.inference.trained import load_trained
     from fgvc_core.protocol.keys import fingerprint, short_fingerprint
     from fgvc_core.protocol.messages import KitPrivacy
@@ -62,6 +63,7 @@ def kit(
             remedy="For instance: --epsilon 1 --delta 1e-5 --unit subject",
         ) from None
     trained = load_trained(checkpoint, weights=weights)
+    refuse_internal(trained)
     signer = _signer(trained.path, key)
     body = write_kit(trained, out, signer, privacy, read_calibration(trained.path))
     told = {

@@ -96,6 +96,7 @@ def predict(
     from fgvc_core.inference.calibration import told_of
     from fgvc_core.inference.contact_sheet import contact_sheet
     from fgvc_core.inference.finding import find_pictures, with_boxes
+    from fgvc_core.inference.internal import internal_note
     from fgvc_core.inference.predicting import judge_of
     from fgvc_core.inference.predicting import predict as look
     from fgvc_core.inference.trained import load_whole
@@ -116,6 +117,8 @@ def predict(
         # Fail now on an unwritable path rather than after an hour of work.
         write_text(html, "", "--html")
     trained = load_whole(checkpoint, weights=weights)
+    if note := internal_note(trained):
+        typer.echo(visible(note), err=True)
     if boxes is None and trained.recipe.data.crop == "box":
         typer.echo(
             "This model was trained on subjects cut out by their boxes: name them with --boxes, or "

@@ -106,7 +106,7 @@ def randomised(trained: TrainedModel, number: int) -> FineGrainedClassifier:
     recipe = trained.recipe
     settings = recipe.model.model_copy(update={"weights": "none"})
     seed = derive_seed(recipe.seed, "explain", "randomised", number)
-    if settings.head == "subspace":
+    if settings.head in ("subspace", "whitened"):
         # Its directions are computed from the pretrained classifier, so the weights stay.
         settings = recipe.model
     model = build_classifier(settings, len(trained.class_names), recipe.data.image_size, seed)

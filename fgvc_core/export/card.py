@@ -256,7 +256,7 @@ def _site_rows(metrics: dict[str, Any]) -> list[dict[str, str]]:
 def _training_rows(trained: TrainedModel, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     recipe = trained.recipe
     rows = [
-        ("Backbone", f"`{recipe.model.backbone}`, weights `{_weights(recipe.model.weights)}`"),
+        ("Backbone", f"`{recipe.model.title}`, weights `{_weights(recipe.model.weights)}`"),
         ("Attention, pooling, head", f"{recipe.model.attention}, {recipe.model.pooling}, "
          f"{recipe.model.head}"),
         ("What trained", recipe.model.train),

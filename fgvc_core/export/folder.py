@@ -55,7 +55,7 @@ def fieldmark_classifier(
 
     read = parse_recipe(recipe)
     settings = read.model
-    if settings.head != "subspace":
+    if settings.head not in ("subspace", "whitened"):
         # All tensors are in the folder; only a subspace's directions come from the public weights.
         settings = settings.model_copy(update={"weights": "none"})
     model = build_classifier(settings, num_classes, read.data.image_size, read.seed)

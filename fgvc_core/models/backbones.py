@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.models.attention import ChannelAttention
 from fgvc_core.models.tokens import TokenSelection
-from fgvc_core.models.weights import PACKAGED, InputSpec, load_local, packaged_input, packaged_state
+from fgvc_core.models.weights import InputSpec, load_local, packaged_input, packaged_state
 
 ALPHA = 0.2
 """Factor of each residual branch in its block's output (section 3)."""
@@ -294,13 +294,8 @@ def _ours(name: str, weights: str, size: int) -> tuple[Backbone, InputSpec]:
 
 
 def _load_packaged(model: nn.Module, name: str) -> None:
-    if name != PACKAGED:
-        raise ConfigurationError(
-            f"model.weights = 'package' has weights for '{PACKAGED}' only, not for '{name}'.",
-            remedy=f"Set model.backbone = '{PACKAGED}', or model.weights to 'hub' or a path.",
-        )
     whole = timm.create_model(name, num_classes=1000)
-    state = packaged_state(whole.state_dict())
+    state = packaged_state(name, whole.state_dict())
     kept = model.state_dict()
     model.load_state_dict({k: v for k, v in state.items() if k in kept})
 

@@ -7,9 +7,10 @@ from torch import nn
 
 from fgvc_core.components import ATTENTIONS
 from fgvc_core.errors import ConfigurationError, nearest
-from fgvc_core.models.backbones import Backbone, TimmBackbone, make_backbone
-from fgvc_core.models.classifier import FineGrainedClassifier, SpatialTransformer
+from fgvc_core.models.backbones import TimmBackbone, make_backbone
+from fgvc_core.models.classifier import AnyBackbone, FineGrainedClassifier, SpatialTransformer
 from fgvc_core.models.heads import make_head
+from fgvc_core.models.joined import make_joined
 from fgvc_core.models.pooling import Scaling, make_pooling
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.tokens import TokenSelection
@@ -33,10 +34,14 @@ def build_classifier(
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed the GPUs' generators, which are not forked here.
         torch.default_generator.manual_seed(seed)
-        backbone, spec = make_backbone(settings.backbone, settings.weights, image_size)
+        backbone: AnyBackbone
+        if settings.backbones:
+            backbone, spec = make_joined(settings, image_size)
+        else:
+            backbone, spec = make_backbone(settings.backbone, settings.weights, image_size)
         if settings.crop:
             spec = replace(spec, crop=settings.crop)
-        apply_policy(backbone, settings.norm, settings.backbone)
+        apply_policy(backbone, settings.norm, settings.title)
         if settings.norm == "standardised" and isinstance(backbone, TimmBackbone):
             # The policy renamed tensors, so find again which ones the map depends on.
             backbone.probe(image_size)
@@ -104,7 +109,7 @@ class Attended(nn.Module):
         return self.attention(self.stage(map_NCHW))
 
 
-def insert_attention(backbone: Backbone, settings: ModelSettings, size: int) -> None:
+def insert_attention(backbone: AnyBackbone, settings: ModelSettings, size: int) -> None:
     """Insert attention behind stages of a convolutional backbone, in place.
 
     Args:
@@ -141,7 +146,7 @@ def insert_attention(backbone: Backbone, settings: ModelSettings, size: int) -> 
             )
 
 
-def _channels(backbone: Backbone, stage: nn.Module, name: str, size: int) -> int:
+def _channels(backbone: AnyBackbone, stage: nn.Module, name: str, size: int) -> int:
     """Number of channels of a stage's map, from a forward pass of one black square."""
     seen: list[object] = []
     handle = stage.register_forward_hook(lambda module, given, found: seen.append(found))

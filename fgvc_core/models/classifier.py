@@ -22,9 +22,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fgvc_core.models.backbones import Backbone
+from fgvc_core.models.joined import JoinedBackbone
 from fgvc_core.models.pooling import AnyPooling, PartPooling, Scaling
 from fgvc_core.models.trainable import Policy, batch_norms
 from fgvc_core.models.weights import InputSpec
+
+AnyBackbone = Backbone | JoinedBackbone
 
 LEAST, MOST = 0.2, 0.5
 """Bounds of the closer square's half side, as shares of the side."""
@@ -155,7 +158,7 @@ class FineGrainedClassifier(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: AnyBackbone,
         attention: nn.Module,
         pooling: AnyPooling,
         scaling: Scaling,

@@ -105,6 +105,23 @@ class SubspaceHead(nn.Module):
         return F.linear(self.centred(self.project(features_ND)), self.weight, self.bias)
 
 
+class WhitenedHead(SubspaceHead):
+    """A subspace head whose centered vectors are whitened before they are scaled to length 1.
+
+    Args:
+        directions_PD: Orthonormal rows.
+        classes: K.
+    """
+
+    def __init__(self, directions_PD: torch.Tensor, classes: int) -> None:
+        super().__init__(directions_PD, classes)
+        self.whitening = nn.Parameter(torch.eye(len(directions_PD)))
+
+    def centred(self, vectors_NP: torch.Tensor) -> torch.Tensor:
+        """Map projected vectors to whitened unit vectors around the center."""
+        return unit_vectors(F.linear(vectors_NP - self.centre, self.whitening))
+
+
 def unit_vectors(vectors_NP: torch.Tensor) -> torch.Tensor:
     """Normalize rows (N, P) to length 1; a zero row stays zero, without a gradient."""
     length_N1 = vectors_NP.norm(dim=1, keepdim=True)
@@ -269,6 +286,14 @@ def _subspace(features: int, classes: int, settings: ModelSettings) -> nn.Module
     from fgvc_core.models.subspace import public_directions
 
     return SubspaceHead(public_directions(settings, features), classes)
+
+
+@HEADS.register("whitened")
+def _whitened(features: int, classes: int, settings: ModelSettings) -> nn.Module:
+    # Lazy import: directions read pre-trained weights.
+    from fgvc_core.models.subspace import public_directions
+
+    return WhitenedHead(public_directions(settings, features), classes)
 
 
 @HEADS.register("multilevel")

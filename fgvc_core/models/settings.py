@@ -1,9 +1,9 @@
 """Settings of ``[model]``."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fgvc_core.components import ATTENTIONS, HEADS, POOLINGS
 from fgvc_core.configuration import text
@@ -21,12 +21,22 @@ class ModelSettings(OpenSettings):
         "fieldmark_50) or any timm model by name.",
         json_schema_extra=text("word"),
     )
+    backbones: tuple[str, ...] = Field(
+        (),
+        max_length=4,
+        description="Several frozen timm models side by side in place of backbone, 2 to 4 names: "
+        "each one's map is scaled to a public unit, and they are joined. Costs as much as they do "
+        "together, once a picture. Only with train = 'head', attention = 'none' and weights none, "
+        "package or hub.",
+        json_schema_extra=text("word"),
+    )
     weights: str = Field(
         "none",
-        description="none (seeded initialisation), package (the 'weights' extra, "
-        "tf_efficientnet_lite0), sha256:DIGEST (the weights file with that SHA-256, 64 hexadecimal "
-        "digits, which each party keeps in its weights/ folder), hub (timm's pre-trained weights; "
-        "a site has to allow the network), or in a simulation the path of a .pth/.safetensors.",
+        description="none (seeded initialisation), package (the 'weights' extra: "
+        "tf_efficientnet_lite0, _lite1, _lite2), sha256:DIGEST (the weights file with that "
+        "SHA-256, 64 hexadecimal digits, which each party keeps in its weights/ folder), hub "
+        "(timm's pre-trained weights; a site has to allow the network), or in a simulation the "
+        "path of a .pth/.safetensors.",
         json_schema_extra=text("weights"),
     )
     norm: Literal["batch", "frozen", "fixbn", "local", "group", "standardised"] = Field(
@@ -119,6 +129,7 @@ class ModelSettings(OpenSettings):
         "linear",
         description="linear: weights and bias; cosine: unit vectors, scaled; subspace: linear on "
         "unit vectors in the public subspace of the pre-trained classifier's own weights; "
+        "whitened: that, on vectors whitened by a scatter (privacy.scatter_share); "
         "multilevel: a part for each level of the taxonomy; semantic: reads public attributes "
         "and names the class that has them.",
         json_schema_extra=text("word"),
@@ -159,6 +170,16 @@ class ModelSettings(OpenSettings):
         json_schema_extra=text("word"),
     )
 
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the backbones: one, or those side by side."""
+        return self.backbones or (self.backbone,)
+
+    @property
+    def title(self) -> str:
+        """The backbones in a word: ``tf_efficientnet_lite0 + tf_efficientnet_lite2``."""
+        return " + ".join(self.networks)
+
     @field_validator("weights")
     @classmethod
     def _whole_digest(cls, value: str) -> str:
@@ -188,3 +209,34 @@ class ModelSettings(OpenSettings):
             if not first.isdigit() or (last and not (last.isdigit() and int(first) <= int(last))):
                 raise ValueError(f"'{given}' is neither a number nor a range such as '7-24'")
         return value
+
+    @field_validator("backbones")
+    @classmethod
+    def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) == 1:
+            raise ValueError(f"one backbone is named by model.backbone = '{value[0]}'")
+        if len(set(value)) != len(value):
+            raise ValueError("each backbone can be named once: twice the same says nothing more")
+        return value
+
+    @model_validator(mode="after")
+    def _side_by_side(self) -> Self:
+        if not self.backbones:
+            return self
+        if self.backbone != type(self).model_fields["backbone"].default:
+            raise ValueError(
+                f"backbone = '{self.backbone}' and backbones are both given: leave backbone out"
+            )
+        for name, wanted in (("train", "head"), ("attention", "none")):
+            if getattr(self, name) != wanted:
+                raise ValueError(
+                    f"backbones need {name} = '{wanted}': they are frozen, and nothing is put "
+                    "behind their maps"
+                )
+        if self.attention_after or self.token_selection:
+            raise ValueError("backbones go without attention_after and token_selection")
+        if self.weights not in ("none", "package", "hub"):
+            raise ValueError(
+                "backbones need weights = 'package' or 'hub' (or none): a file has one network's"
+            )
+        return self

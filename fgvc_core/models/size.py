@@ -116,7 +116,7 @@ def _kept(model: FineGrainedClassifier, pictures: int, image_size: int) -> int:
 def _without_values(
     settings: ModelSettings, num_classes: int, image_size: int
 ) -> FineGrainedClassifier:
-    head = "linear" if settings.head == "subspace" else settings.head
+    head = "linear" if settings.head in ("subspace", "whitened") else settings.head
     plain = settings.model_copy(update={"weights": "none", "head": head})
     with torch.device("meta"):
         return build_classifier(plain, num_classes, image_size, seed=0)

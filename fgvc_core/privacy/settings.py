@@ -41,6 +41,13 @@ class PrivacySettings(Settings):
         description="class-sums: share of the budget (of 1 / noise multiplier squared) that buys "
         "the centre of the features, 0 to 1.",
     )
+    scatter_share: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="class-sums, with model.head = 'whitened': share of the budget that buys the "
+        "scatter of the vectors, beside the centre in one message, 0 to 1. 0: not released.",
+    )
     count_coordinate: float = Field(
         0.1,
         gt=0.0,
@@ -129,6 +136,13 @@ class PrivacySettings(Settings):
     def _one_engine_a_method(self) -> Self:
         if self.clipping == "adaptive" and self.method != "gradients":
             raise ValueError("adaptive clipping belongs to method = 'gradients'")
+        if self.scatter_share and self.method != "class-sums":
+            raise ValueError("scatter_share belongs to method = 'class-sums'")
+        if self.centre_share + self.scatter_share >= 1:
+            raise ValueError(
+                f"centre_share + scatter_share = {self.centre_share + self.scatter_share:g} "
+                "leaves nothing for the class sums"
+            )
         return self
 
 

@@ -57,6 +57,7 @@ Phase = Literal[
     "fold-counts",
     "pretrain",
     "personal",
+    "own-sums",
     "train",
     "score",
 ]

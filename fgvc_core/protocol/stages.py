@@ -85,12 +85,13 @@ TRAIN_SUM = Stage("train-sum", "send", "train", carries="masked", closes_round=T
 SCORE_READY = Stage("score-ready", "score", carries="ready", privacy="scores")
 SCORE_SUM = Stage("score-sum", "send", "score", carries="masked")
 PERSONAL = Stage("personal", "score", "personal")
+OWN_SUMS = Stage("own-sums", "score", "own-sums")
 
 STAGES = {
     (stage.kind, stage.phase): stage
     for stage in (
         *(ROLL_CALL, PRETRAIN, STATISTICS, GRADIENTS, FOLD_COUNTS),
-        *(TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL),
+        *(TRAIN, CENTRE, CLASS_SUMS, SCORE, PERSONAL, OWN_SUMS),
         *(CENTRE_SUM, CLASS_SUMS_SUM, TRAIN_SUM, SCORE_SUM),
     )
 }
@@ -142,6 +143,8 @@ def stages_of(recipe: Staged) -> list[Stage]:
     if recipe.train.start in ("regression", "auto"):
         stages.append(GRADIENTS)
     stages += round_stages(recipe)
+    if recipe.personal.method == "own-sums":
+        stages.append(OWN_SUMS)
     # Under differential privacy, the last model is scored only if the plan includes it.
     if privacy is None or privacy.score_share:
         stages += [SCORE] if recipe.secure is None else SECURE[SCORE]

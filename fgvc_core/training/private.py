@@ -12,7 +12,6 @@ from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
 from fgvc_core.privacy.accountant import PrivacyEvent, Purpose
 from fgvc_core.privacy.batched import BatchedEngine
 from fgvc_core.privacy.class_sums import (
-    CENTRE_BOUND,
     centre_sum,
     counted_sums,
     sums_bound,
@@ -31,6 +30,7 @@ from fgvc_core.privacy.planning import gradient_noise, learning_rate
 from fgvc_core.privacy.rows import each_row
 from fgvc_core.privacy.sampling import clip_scales, draw_units, fresh_seed
 from fgvc_core.privacy.settings import Engine, PrivacySettings
+from fgvc_core.privacy.whitening import first_bound, scatter_weight
 from fgvc_core.training.examples import Examples, FeatureExamples, Lesson
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import (
@@ -91,7 +91,9 @@ def release_sums(
 
 def sums_bound_of(purpose: Purpose, privacy: PrivacySettings) -> float:
     """Largest norm of one unit's part in the sums of a purpose: ``centre`` or ``class-sums``."""
-    return CENTRE_BOUND if purpose == "centre" else sums_bound(privacy.count_coordinate)
+    if purpose == "centre":
+        return first_bound(scatter_weight(privacy))
+    return sums_bound(privacy.count_coordinate)
 
 
 def clear_sums(
@@ -104,7 +106,7 @@ def clear_sums(
     """As :func:`release_sums` without noise: only for what adds it, see ``secure``."""
     vectors_NP = projected_vectors(learner, examples, purpose == "class-sums")
     if purpose == "centre":
-        return centre_sum(vectors_NP, units_N)
+        return centre_sum(vectors_NP, units_N, scatter_weight(privacy))
     return counted_sums(
         vectors_NP,
         examples.labels_N.numpy(),

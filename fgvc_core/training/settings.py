@@ -161,7 +161,15 @@ class PretrainSettings(Settings):
 
 
 class PersonalSettings(Settings):
-    """Personal models: fine-tuning of the final global model at each site."""
+    """Personal models, which stay at their sites."""
+
+    method: Literal["fine-tune", "own-sums"] = Field(
+        "fine-tune",
+        description="fine-tune: epochs of training from the best model (not under [privacy]). "
+        "own-sums: with privacy.method = 'class-sums' each site gets the others' noisy sums and "
+        "puts its own exact ones beside them; the head and its scores are internal to the site, "
+        "and nothing more leaves it.",
+    )
 
     epochs: int = Field(
         0,

@@ -23,6 +23,7 @@ from fgvc_core.models.class_statistics import (
 from fgvc_core.models.regression import NEVER
 from fgvc_core.privacy.posterior import ClassMeans, linear_scores
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.whitening import first_rows, first_tensors, scatter_weight
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.head_search import Found, Pooled, Sites, best_head, regression_head
 from fgvc_core.training.learner import Learner
@@ -223,8 +224,10 @@ def fit_class_means(learner: Learner, examples: Examples, privacy: PrivacySettin
     Raises:
         PolicyRefusal: if the model has no subspace head on a frozen backbone.
     """
-    centre_P = projected_vectors(learner, examples, centred=False).mean(axis=0)
-    _load(learner, {"head.centre": centre_P})
+    weight = scatter_weight(privacy)
+    plain_NP = projected_vectors(learner, examples, centred=False)
+    first_Q = first_rows(plain_NP, weight).mean(axis=0)
+    _load(learner, {**first_tensors(first_Q, plain_NP.shape[1], weight, 0.0)})
     vectors_NP = projected_vectors(learner, examples, centred=True)
     counts_K = np.bincount(examples.labels_N.numpy(), minlength=learner.num_classes)
     sums_KP = np.zeros((learner.num_classes, vectors_NP.shape[1]))

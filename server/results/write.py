@@ -105,7 +105,7 @@ def _summary(
         **_all_personal(state),
         **({"pretraining": state.pretraining} if state.pretraining else {}),
         "model": {
-            "backbone": home.recipe.model.backbone,
+            "backbone": home.recipe.model.title,
             "parameters": sum(p.numel() for p in learner.model.parameters()),
             "travelling_parameters": sum(a.size for a in tensors.values()),
             "update_bytes": sum(a.nbytes for a in tensors.values()),

@@ -21,12 +21,16 @@ from numpy.typing import NDArray
 from fgvc_core.flower.records import to_array_record
 from fgvc_core.privacy.class_sums import sums_bound, sums_deviation
 from fgvc_core.privacy.noise import make_grid
+from fgvc_core.privacy.posterior import head_of_sums
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.privacy.whitening import first_bound, first_length, first_tensors, scatter_weight
 from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.recipe import Recipe
 from fgvc_core.wire.arrays import TensorSpec, pack_all
+from fieldmark.server.rounds.noise import noise_of
+from fieldmark.server.rounds.own_sums import Keep, Released, hand_out
 from fieldmark.server.rounds.secure_head import secure_head
 from fieldmark.server.rounds.stage import StageResult, Work, run_stage
-from fieldmark.server.rounds.sums_head import head_of, noise_of
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.screening.releases import (
     SumsScreening,
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from fieldmark.server.rounds.context import RunContext, Updates
 
 HEAD = ("head.centre", "head.weight", "head.bias")
+"""Tensors of a subspace head; a whitened one also has ``head.whitening``."""
 
 Ask = Callable[[Stage, ArrayRecord, dict[str, TensorSpec]], Iterable[SoundReply]]
 """Sends one stage's request with a model and returns the accepted replies."""
@@ -46,8 +51,8 @@ Ask = Callable[[Stage, ArrayRecord, dict[str, TensorSpec]], Iterable[SoundReply]
 LeaveOut = Callable[[Stage, dict[str, str]], None]
 """Called with the sites whose releases are implausible, and why; they are not asked again."""
 
-Fix = Callable[[NDArray[np.float32]], None]
-"""Saves the center to disk, before any class sums are requested."""
+Fix = Callable[[NDArray[np.float64]], None]
+"""Saves the first message's mean to disk, before any class sums are requested."""
 
 
 def closed_head(
@@ -99,20 +104,23 @@ def closed_head(
     leave_out(None, too_many_units(units, recipe.federation.max_weight_ratio))
     needed = context.exchange.quorum()
 
-    def fix(centre_P: NDArray[np.float32]) -> None:
-        # float32 to float64 is exact, and JSON round-trips float64 bit for bit.
-        state.centre = centre_P.astype(np.float64).tolist()
+    def fix(first_Q: NDArray[np.float64]) -> None:
+        # JSON round-trips float64 bit for bit.
+        state.centre = first_Q.tolist()
         keep()
 
-    fixed_P = np.array(state.centre, np.float32) if state.centre else None
+    fixed_Q = np.array(state.centre) if state.centre else None
     classes = len(context.home.class_names)
     share = share_among(len(context.exchange.keys), recipe.federation.max_weight_share)
-    closed = ClosedForm(recipe, context.exchange.units, classes, needed, share, fixed_P)
-    tensors, arrived = closed.run(updates.unpacked(arrays), ask, leave_out, fix)
+    closed = ClosedForm(recipe, context.exchange.units, classes, needed, share, fixed_Q)
+    kept: list[Released] = []
+    tensors, arrived = closed.run(updates.unpacked(arrays), ask, leave_out, fix, kept.append)
     for site, factor in closed.factors([screened.reply.site for screened in accepted]).items():
         if factor < 1:
             cut = {"claimed": units[site], "weight": factor * units[site], "share": share}
             context.events.emit("weight_cut", round=number, site=site, **cut)
+    if tensors is not None and arrived >= needed:
+        hand_out(context, updates, number, sites, tensors, kept[0])
     value = None if tensors is None else to_array_record(pack_all(tensors))
     return StageResult(value, accepted, needed), arrived
 
@@ -127,7 +135,8 @@ class ClosedForm:
         classes: K.
         needed: Fewest sites whose releases make a head.
         share: Largest share of all units that one site counts for, 0.5 to 1 (no bound).
-        centre: float32 (P,), if it is known from an earlier attempt; else None.
+        first: float64 (Q + 1,), if it is known from an earlier attempt: the mean over all units of
+            what the first message released, and the deviation of its noise; else None.
     """
 
     recipe: Recipe
@@ -135,14 +144,15 @@ class ClosedForm:
     classes: int
     needed: int = 1
     share: float = 1.0
-    centre: NDArray[np.float32] | None = None
+    first: NDArray[np.float64] | None = None
 
     def run(
         self,
         tensors: Tensors,
         ask: Ask,
         leave_out: LeaveOut,
-        fix: Fix = lambda centre: None,
+        fix: Fix = lambda first: None,
+        released: Keep = lambda sums: None,
     ) -> tuple[Tensors | None, int]:
         """Run both stages.
 
@@ -150,24 +160,27 @@ class ClosedForm:
             tensors: The current model; only its head is replaced.
             ask: Sends the requests.
             leave_out: Called with releases that are implausible.
-            fix: Saves the center once it is known.
+            fix: Saves the first message's mean once it is known.
+            released: Called with the sums that the head is computed from.
 
         Returns:
             The new tensors, or None if no site's sums arrived; and how many sites' sums arrived.
         """
         directions = len(tensors["head.centre"])
-        centre_P = self.centre
-        if centre_P is None:
-            centre_P, arrived = self._centre(tensors, ask, leave_out, directions)
-            if centre_P is None:
+        first_Q = self.first
+        if first_Q is None:
+            first_Q, arrived = self._first(tensors, ask, leave_out, directions)
+            if first_Q is None:
                 return None, arrived
-            fix(centre_P)
-        centred = {**tensors, "head.centre": centre_P}
+            fix(first_Q)
+        weight = scatter_weight(self.privacy)
+        found_first = first_tensors(first_Q[:-1], directions, weight, float(first_Q[-1]))
+        centred = {**tensors, **found_first}
         specs = {CLASS_SUMS.name: TensorSpec("float32", (self.classes, directions + 1))}
         found = self._asked(CLASS_SUMS, centred, ask, specs, leave_out)
         if not found:
             return None, 0
-        return {**centred, **self._head(found, directions)}, len(found)
+        return {**centred, **self._head(found, directions, released)}, len(found)
 
     def factors(self, sites: list[str]) -> dict[str, float]:
         """Factors that scale down the releases of sites with too many units.
@@ -177,22 +190,31 @@ class ClosedForm:
         """
         return cut_to_share({site: self.units[site] for site in sites}, self.share)
 
-    def _centre(
+    @property
+    def privacy(self) -> PrivacySettings:
+        """``[privacy]``, which class sums have."""
+        assert self.recipe.privacy is not None
+        return self.recipe.privacy
+
+    def _first(
         self, tensors: Tensors, ask: Ask, leave_out: LeaveOut, directions: int
-    ) -> tuple[NDArray[np.float32] | None, int]:
-        """Run the first stage: the center, or None; and how many sites' releases arrived."""
-        specs = {CENTRE.name: TensorSpec("float32", (directions,))}
+    ) -> tuple[NDArray[np.float64] | None, int]:
+        """Run the first stage: :attr:`first`, or None; and how many sites' releases arrived."""
+        length = first_length(directions, scatter_weight(self.privacy))
+        specs = {CENTRE.name: TensorSpec("float32", (length,))}
         centres = self._asked(CENTRE, tensors, ask, specs, leave_out)
         if len(centres) < self.needed:
             # No site should pay for class sums that cannot make a head.
             return None, len(centres)
         # float64 sums in a fixed order of sites make the center reproducible.
-        centre_P, units = np.zeros(directions), 0.0
+        first_Q, units = np.zeros(length), 0.0
         factors = self.factors(list(centres))
-        for site, found_P in centres.items():
-            centre_P += factors[site] * found_P
+        for site, found_Q in centres.items():
+            first_Q += factors[site] * found_Q
             units += factors[site] * self.units[site]
-        return (centre_P / units).astype(np.float32), len(centres)
+        one = self._screening(CENTRE, (length,)).deviation
+        noise = one * float(np.sqrt(sum(factors[site] ** 2 for site in centres)))
+        return np.append(first_Q, noise) / units, len(centres)
 
     def _asked(
         self,
@@ -218,13 +240,16 @@ class ClosedForm:
         noise = noise_of(self.recipe, stage)
         spread = self.recipe.federation.direction_spread
         if stage is CENTRE:
-            deviation = make_grid(1.0, shape[0], noise).deviation
-            return SumsScreening(self.units, 1.0, deviation, spread)
+            bound = first_bound(scatter_weight(privacy))
+            deviation = make_grid(bound, shape[0], noise).deviation
+            return SumsScreening(self.units, bound, deviation, spread)
         count = privacy.count_coordinate
         deviation = sums_deviation(self.classes, shape[1] - 1, count, noise)
         return SumsScreening(self.units, sums_bound(count), deviation, spread, count)
 
-    def _head(self, found: dict[str, NDArray[np.float64]], directions: int) -> Tensors:
+    def _head(
+        self, found: dict[str, NDArray[np.float64]], directions: int, released: Keep
+    ) -> Tensors:
         privacy = self.recipe.privacy
         assert privacy is not None
         noise = noise_of(self.recipe, CLASS_SUMS)
@@ -232,4 +257,5 @@ class ClosedForm:
         factors = self.factors(list(found))
         sums_SKQ = np.stack([factors[site] * sums_KQ for site, sums_KQ in found.items()])
         units_S = np.array([factors[site] * self.units[site] for site in found])
-        return head_of(privacy, sums_SKQ, deviation, units_S)
+        released(Released(tuple(found), sums_SKQ, units_S, deviation))
+        return head_of_sums(sums_SKQ, deviation, units_S, privacy)

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 from fgvc_core.errors import RunFailed
 from fgvc_core.flower.records import to_array_record
-from fgvc_core.privacy.class_sums import CENTRE_BOUND, sums_bound
+from fgvc_core.privacy.class_sums import sums_bound
 from fgvc_core.privacy.noise import make_grid
+from fgvc_core.privacy.posterior import head_of_sums
+from fgvc_core.privacy.whitening import first_bound, first_length, first_tensors, scatter_weight
 from fgvc_core.protocol.stages import CENTRE, CLASS_SUMS, Stage
 from fgvc_core.secure.part import Scale
 from fgvc_core.wire.arrays import pack_all
+from fieldmark.server.rounds.noise import noise_of
+from fieldmark.server.rounds.own_sums import Released, hand_out
 from fieldmark.server.rounds.secure_sum import Opened, Wanted, secure_sum
 from fieldmark.server.rounds.stage import StageResult
-from fieldmark.server.rounds.sums_head import head_of, noise_of
 from fieldmark.server.screening.releases import SumsScreening, too_many_units
-from fieldmark.server.strategies import Tensors
 
 if TYPE_CHECKING:
     from fieldmark.server.rounds.context import RunContext, Updates
@@ -59,20 +61,27 @@ def secure_head(
     _leave_out(context, sites, number)
     model, state = updates.unpacked(arrays), context.state
     directions, classes = len(model["head.centre"]), len(context.home.class_names)
-    if state.centre:
-        centre_P = np.array(state.centre, np.float32)
-    else:
-        opened = _opened(context, updates, CENTRE, number, sites, arrays, (directions,))
-        centre_P = (opened.values / opened.units).astype(np.float32)
-        # float32 to float64 is exact, and JSON round-trips float64 bit for bit.
-        state.centre = centre_P.astype(np.float64).tolist()
+    privacy = context.recipe.privacy
+    assert privacy is not None
+    weight = scatter_weight(privacy)
+    if not state.centre:
+        length = first_length(directions, weight)
+        opened = _opened(context, updates, CENTRE, number, sites, arrays, (length,))
+        noise = noise_of(context.recipe, CENTRE)
+        deviation = noise_deviation(context, first_bound(weight), length, noise, opened)
+        # JSON round-trips float64 bit for bit.
+        state.centre = (np.append(opened.values, deviation) / opened.units).tolist()
         keep()
-    centred = {**model, "head.centre": centre_P}
+    first_Q = np.array(state.centre)
+    centred = {**model, **first_tensors(first_Q[:-1], directions, weight, float(first_Q[-1]))}
     sent = to_array_record(pack_all(centred))
     shape = (classes, directions + 1)
     opened = _opened(context, updates, CLASS_SUMS, number, sites, sent, shape)
-    head = _head(context, opened.values.reshape(shape), opened)
-    value = to_array_record(pack_all({**centred, **head}))
+    total = _released(context, opened.values.reshape(shape), opened)
+    head = head_of_sums(total.sums_SKQ, total.deviation, total.units_S, privacy)
+    finished = {**centred, **head}
+    hand_out(context, updates, number, sites, finished, total)
+    value = to_array_record(pack_all(finished))
     return StageResult(value, opened.accepted), len(opened.names)
 
 
@@ -98,7 +107,9 @@ def _opened(
     privacy = context.recipe.privacy
     assert privacy is not None
     size = int(np.prod(shape))
-    bound = CENTRE_BOUND if stage is CENTRE else sums_bound(privacy.count_coordinate)
+    bound = sums_bound(privacy.count_coordinate)
+    if stage is CENTRE:
+        bound = first_bound(scatter_weight(privacy))
     noise = noise_of(context.recipe, stage)
 
     def scale_of(adding: int) -> Scale:
@@ -132,10 +143,12 @@ def noise_deviation(
     return float(one * np.sqrt(members))
 
 
-def _head(context: "RunContext", sums_KQ: NDArray[np.float64], opened: Opened) -> Tensors:
+def _released(context: "RunContext", sums_KQ: NDArray[np.float64], opened: Opened) -> Released:
+    """The sum, as the posterior sees it: one large site with the noise of all of them."""
     privacy = context.recipe.privacy
     assert privacy is not None
     noise = noise_of(context.recipe, CLASS_SUMS)
     bound = sums_bound(privacy.count_coordinate)
     deviation = noise_deviation(context, bound, sums_KQ.size, noise, opened)
-    return head_of(privacy, sums_KQ[None], deviation, np.array([float(opened.units)]))
+    units_S = np.array([float(opened.units)])
+    return Released(opened.names, sums_KQ[None], units_S, deviation)

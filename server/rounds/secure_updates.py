@@ -31,9 +31,9 @@ from fgvc_core.secure.plain import (
 from fgvc_core.training.loop import Stretch, mean_rate
 from fgvc_core.training.private import SCORES_BOUND
 from fgvc_core.wire.arrays import TensorSpec, pack_all
+from fieldmark.server.rounds.noise import noise_of
 from fieldmark.server.rounds.secure_head import THE_SUM, noise_deviation
 from fieldmark.server.rounds.secure_sum import Opened, SumLost, Wanted, secure_sum
-from fieldmark.server.rounds.sums_head import noise_of
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.screening.releases import SumsScreening
 from fieldmark.server.strategies import Aggregation, SoundReply, Tensors

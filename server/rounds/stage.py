@@ -45,6 +45,8 @@ class Work(Generic[T]):
         proximal_mu: Weight of the proximal term that pulls toward the received model.
         cohort: Of the first trip of a masked sum: who may be in it.
         ready: Of its second trip: who is.
+        sent_to: Tensors for one site, where they are not the same for all; ``sent`` is then only
+            counted.
     """
 
     sites: list[str]
@@ -55,6 +57,7 @@ class Work(Generic[T]):
     proximal_mu: float = 0.0
     cohort: tuple[CohortMember, ...] = ()
     ready: tuple[SignedText, ...] = ()
+    sent_to: Callable[[str], ArrayRecord] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def _request(
         stage.kind,
         number,
         site,
-        work.sent,
+        work.sent if work.sent_to is None else work.sent_to(site),
         work.proximal_mu,
         phase=stage.phase,
         known_head=str(context.state.ledgers.get(site, [0, ""])[1]),

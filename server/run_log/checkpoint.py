@@ -53,8 +53,9 @@ class RunState:
         pretraining: One entry per round of pre-training.
         pretrain_screening: Statistics of the updates of those rounds.
         claims: Site name -> the first number of examples that counted in this run.
-        centre: Center of the class sums; empty until it is known. Sites release class sums once, so
-            it never changes, even if a site is refused later.
+        centre: Mean of what the first message before class sums released, then the deviation of
+            its noise; empty until it is known. Sites release class sums once, so it never changes,
+            even if a site is refused later.
         start: How the head before round 1 was found; empty until it was.
         personal: Site name -> scores of the best model there, and of the site's personal model.
         closed: Whether the last model has been scored.

@@ -19,7 +19,7 @@ from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import pick_device
-from fgvc_core.models.weight_names import is_installed
+from fgvc_core.models.weight_names import not_installed
 from fieldmark.client.proposing import recognize
 
 MEASURED = 48
@@ -111,7 +111,7 @@ def look(
         site_column=_site_column(table),
         cores=len(usable_cores()),
         gpu=pick_device("auto").type == "cuda",
-        weights=is_installed(),
+        weights=not not_installed(("tf_efficientnet_lite0",)),
     )
 
 

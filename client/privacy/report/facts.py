@@ -74,10 +74,17 @@ def _collect(entries: Sequence[Entry], policy: Policy) -> dict[str, Any]:
         "approvals": _last(_of(entries, "approved"), ("run", "name")),
         "audits": _audits(entries),
         "irregular": _irregular(entries, plans, rows),
+        # Absent where there are none, as in reports of versions that knew no own heads.
+        **({"own_heads": own} if (own := _own_heads(entries)) else {}),
         # Absent where no sum was masked, as in reports of versions that knew none.
         **({"secure": found} if (found := secure_facts(entries, plans, policy)) else {}),
         **({"plain_sums": plain} if (plain := plain_sums(entries, plans)) else {}),
     }
+
+
+def _own_heads(entries: Sequence[Entry]) -> int:
+    """Number of runs whose recipe lets this site infer a head of its own."""
+    return sum(bool(e.values.get("own_head")) for e in _of(entries, "announced"))
 
 
 def _ledger(entries: Sequence[Entry]) -> dict[str, Any]:

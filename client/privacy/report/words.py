@@ -261,8 +261,19 @@ def _not_protected(policy: Policy, facts: dict[str, Any]) -> list[str]:
         "Whoever holds the site's disk, backups or keys: pictures, cached features and stored "
         "replies lie there unprotected by this.",
         "What reaches others by another way: publications, exports, other systems, people.",
+        *([_own_heads(facts["own_heads"])] if "own_heads" in facts else []),
         "The site's own use of the model, and what anybody concludes from it.",
     ]
+
+
+def _own_heads(runs: int) -> str:
+    return (
+        f"Heads of this site's own: {_count(runs, 'run', 'runs')} let it put its exact sums in "
+        "place of its noisy ones. Such a head is as private as the pictures. It lies in the "
+        "site's home, readable by the home's account alone, and cannot leave by Fieldmark: no "
+        "reply holds it or its scores, no export and no validation kit is made of it. Whoever "
+        "copies the file, or passes its answers on, releases what no epsilon here covers."
+    )
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -45,9 +45,15 @@ def test_packaged_weights_refuse_to_stand_for_tensors_in_another_order():
     expected = timm.create_model("tf_efficientnet_lite0", num_classes=1000).state_dict()
     shuffled = dict(sorted(expected.items()))
     with pytest.raises(ConfigurationError, match="stands for"):
-        weights.packaged_state(shuffled)
+        weights.packaged_state("tf_efficientnet_lite0", shuffled)
     with pytest.raises(ConfigurationError, match="296 entries, expected 295"):
-        weights.packaged_state(dict(list(expected.items())[1:]))
+        weights.packaged_state("tf_efficientnet_lite0", dict(list(expected.items())[1:]))
+
+
+def test_a_backbone_without_a_package_names_those_that_have_one():
+    with pytest.raises(ConfigurationError, match="no weights for 'resnet10t'") as caught:
+        make_backbone("resnet10t", "package", 64)
+    assert "tf_efficientnet_lite2" in caught.value.why
 
 
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch):

@@ -12,10 +12,12 @@ from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
 from fgvc_core.models import weights
 from fgvc_core.models.weight_names import (
+    PACKAGES,
     by_digest,
     check_digest,
     kind_of,
     listed_weights,
+    not_installed,
     resolve_weights,
 )
 from fgvc_core.models.weights import add_weights
@@ -75,11 +77,13 @@ def test_the_digest_is_compared_whenever_the_file_is_opened(tmp_path):
         make_learner(recipe, 4, weights=found)
 
 
-@pytest.mark.skipif(weights.find_spec(weights.PACKAGE) is None, reason="needs the 'weights' extra")
-def test_the_packaged_file_is_the_one_that_we_know(monkeypatch):
-    recipe = parse_recipe("", ["model.backbone=tf_efficientnet_lite0", "model.weights=package"])
+@pytest.mark.parametrize("backbone", PACKAGES)
+def test_the_packaged_file_is_the_one_that_we_know(monkeypatch, backbone):
+    if not_installed([backbone]):
+        pytest.skip(f"the 'weights' extra's package of {backbone} is not installed")
+    recipe = parse_recipe("", [f"model.backbone={backbone}", "model.weights=package"])
     make_learner(recipe, 4)
-    monkeypatch.setattr(weights, "_PACKAGED_SHA256", "0" * 64)
+    monkeypatch.setitem(weights._PACKAGED_SHA256, backbone, "0" * 64)
     with pytest.raises(ConfigurationError, match="are not the file with the SHA-256"):
         make_learner(recipe, 4)
 

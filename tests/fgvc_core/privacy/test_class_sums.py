@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fgvc_core.privacy.class_sums import (
-    CENTRE_BOUND,
     centre_sum,
     clipped_class_sums,
     counted_sums,
@@ -14,6 +13,7 @@ from fgvc_core.privacy.class_sums import (
     unit_vectors,
 )
 from fgvc_core.privacy.noise import make_grid, release
+from fgvc_core.privacy.whitening import first_bound
 
 CLASSES = 3
 hostile = st.one_of(
@@ -99,7 +99,7 @@ def noisy(sums, bound, noise_multiplier):
 def test_no_examples_still_release_noise():
     empty = np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
     labels = np.zeros(0, dtype=np.int64)
-    centre = noisy(centre_sum(*empty), CENTRE_BOUND, 1.0)
+    centre = noisy(centre_sum(*empty), first_bound(0.0), 1.0)
     sums = noisy(counted_sums(empty[0], labels, empty[1], 3, 0.1), sums_bound(0.1), 1.0)
     assert centre.shape == (4,)
     assert sums.shape == (3, 5)
@@ -118,4 +118,4 @@ def test_what_is_released_is_the_sums_with_the_deviation_that_the_receiver_compu
     assert grid.deviation == sums_deviation(3, 4, 0.1, 2.5)
     assert grid.deviation == pytest.approx(2.5 * sums_bound(0.1), rel=0.011)
     assert np.allclose(centre_sum(vectors, units), vectors.sum(axis=0))
-    assert make_grid(CENTRE_BOUND, 4, 1.0).deviation == pytest.approx(1.0, rel=0.011)
+    assert make_grid(first_bound(0.0), 4, 1.0).deviation == pytest.approx(1.0, rel=0.011)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fgvc_core.privacy.posterior import infer_means, linear_scores
+from fgvc_core.privacy.posterior import ExactSums, head_of_sums, infer_means, linear_scores
+from fgvc_core.privacy.settings import PrivacySettings
 
 SITES, CLASSES, DIRECTIONS, SPREAD = 5, 20, 32, 0.5
 NOISE = {"sum": 2.0, "count": 4.0}
@@ -102,3 +103,61 @@ def test_classes_weigh_by_their_counts_where_asked():
     assert (np.argsort(gained) == np.argsort(order, kind="stable")).mean() > 0.5
     assert gained[order.argmax()] == gained.max()
     assert len(means) == CLASSES
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_exact_sums_of_one_site_beat_its_noisy_ones(seed):
+    means, counts, sums, noisy = made_up(seed, NOISE["sum"], NOISE["count"])
+    # The exact sums of site 0, drawn around the same means.
+    random = np.random.default_rng(seed)
+    spread = np.sqrt(counts[0] * SPREAD / DIRECTIONS)[:, None]
+    exact = ExactSums(
+        counts[0][:, None] * means + random.standard_normal(means.shape) * spread,
+        counts[0].astype(float),
+    )
+    units = np.full(SITES - 1, 100)
+    given = (NOISE["sum"], NOISE["count"], SPREAD, units)
+    own = infer_means(sums[1:], noisy[1:], *given, exact)
+    without = infer(sums, noisy, NOISE["sum"], NOISE["count"])
+    held = counts[0] > 0
+    assert ((own.means_KP - means) ** 2)[held].sum() < 0.7 * ((without.means_KP - means) ** 2)[
+        held
+    ].sum()
+
+
+def test_exact_sums_of_nothing_change_nothing():
+    _, _, sums, noisy = made_up(4, NOISE["sum"], NOISE["count"])
+    given = (sums, noisy, NOISE["sum"], NOISE["count"], SPREAD, np.full(SITES, 100))
+    nothing = ExactSums(np.zeros((CLASSES, DIRECTIONS)), np.zeros(CLASSES))
+    assert (infer_means(*given, nothing).means_KP == infer_means(*given).means_KP).all()
+
+
+def test_with_much_exactly_the_head_names_what_the_exact_means_are_nearest_to():
+    means, _, sums, noisy = made_up(5, 1e3, 1e3)
+    many = np.full(CLASSES, 1e4)
+    rows = np.concatenate([sums, 0.1 * noisy[:, :, None]], axis=2)
+    privacy = PrivacySettings(epsilon=1.0, within_spread=SPREAD)
+    exact = ExactSums(1e4 * means, many)
+    head = head_of_sums(rows, 1e3, np.full(SITES, 100.0), privacy, exact)
+    scores = means @ head["head.weight"].T + head["head.bias"]
+    assert (scores.argmax(axis=1) == np.arange(CLASSES)).all()
+
+
+def test_the_prior_of_a_sites_own_head_is_its_own_shares():
+    _, _, sums, noisy = made_up(6, NOISE["sum"], NOISE["count"])
+    rows = np.concatenate([sums, 0.1 * noisy[:, :, None]], axis=2)
+    privacy = PrivacySettings(epsilon=1.0, within_spread=SPREAD)
+    units = np.full(SITES, 100.0)
+    counts = np.zeros(CLASSES)
+    counts[3] = 1e-9
+    plain = head_of_sums(rows, NOISE["sum"], units, privacy)["head.bias"]
+    many = np.where(np.arange(CLASSES) == 3, 99.0, 0.0)
+    exact = ExactSums(np.zeros((CLASSES, DIRECTIONS)), counts)
+    alike = head_of_sums(rows, NOISE["sum"], units, privacy, exact)["head.bias"]
+    np.testing.assert_allclose(alike, plain, atol=1e-3)
+    favored = linear_scores(
+        infer(sums, noisy, NOISE["sum"], NOISE["count"]), SPREAD, prior_K=(many + 1) / 119
+    )[1]
+    uniform = linear_scores(infer(sums, noisy, NOISE["sum"], NOISE["count"]), SPREAD)[1]
+    gained = favored - uniform
+    np.testing.assert_allclose(gained[3] - np.delete(gained, 3), np.log(100), atol=1e-6)

@@ -306,8 +306,8 @@ def _from_scratch(seen: Seen, trials: Sequence[Trial], minutes: float) -> Iterat
         "warmup": "Share of the run in which the rate rises.",
         "schedule": "One cycle over the whole run.",
     }
-    for key, value in STEPS.items():
-        yield Choice("train", key, value, whys[key])
+    for key, setting in STEPS.items():
+        yield Choice("train", key, setting, whys[key])
     rounds, why = _rounds(seen, trials, minutes)
     yield Choice("federation", "rounds", rounds, why)
     yield from scoring()

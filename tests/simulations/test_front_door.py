@@ -63,6 +63,12 @@ def test_every_commands_help_has_an_example(command):
     assert f"fieldmark {' '.join(command)}" in re.sub(r"\s+", " ", result.output)
 
 
+@pytest.mark.parametrize(("command", "section"), [("join", "[data]"), ("page", "[page]")])
+def test_the_name_of_a_section_is_not_taken_for_markup(command, section):
+    told = CliRunner().invoke(fieldmark.cli.app, ["site", command, "--help"]).output
+    assert section in told
+
+
 def test_alone_it_shows_where_to_start_with_commands_that_exist():
     told = CliRunner().invoke(fieldmark.cli.app, [])
     assert told.exit_code == 0

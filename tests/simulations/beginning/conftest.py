@@ -1,5 +1,9 @@
+from dataclasses import replace
+
 import pytest
 from drawn_trees import disks, patches, stripes
+
+from fieldmark.simulations.beginning.looking import look
 
 
 @pytest.fixture(scope="session")
@@ -8,3 +12,9 @@ def trees(tmp_path_factory):
     out = tmp_path_factory.mktemp("trees")
     makers = {"disks": disks, "stripes": stripes, "patches": patches}
     return {name: make(out / name) for name, make in makers.items()}
+
+
+@pytest.fixture(scope="session")
+def seen(trees):
+    """Name -> what is seen of it, on a machine that has the weights."""
+    return {name: replace(look(root, {}), weights=True) for name, root in trees.items()}

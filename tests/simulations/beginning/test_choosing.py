@@ -12,15 +12,9 @@ from fieldmark.simulations.beginning.choosing import (
     scratch_wins,
     worth_trying,
 )
-from fieldmark.simulations.beginning.looking import look
 from fieldmark.simulations.beginning.trying import Trial
 
 SLOW, FAST = 1e-3, 1e-9
-
-
-@pytest.fixture(scope="module")
-def seen(trees):
-    return {name: replace(look(root, {}), weights=True) for name, root in trees.items()}
 
 
 def values(choices):

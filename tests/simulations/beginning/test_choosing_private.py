@@ -4,16 +4,10 @@ import pytest
 
 from fgvc_core.errors import ConfigurationError
 from fieldmark.simulations.beginning.choosing_private import choose_private
-from fieldmark.simulations.beginning.looking import look
 
 
 def values(choices):
     return {f"{c.section}.{c.key}".lstrip("."): c.value for c in choices}
-
-
-@pytest.fixture(scope="module")
-def seen(trees):
-    return {name: replace(look(root, {}), weights=True) for name, root in trees.items()}
 
 
 def test_the_unit_is_the_subject_where_there_are_subjects(seen):

@@ -10,6 +10,7 @@ def words(name, *sets):
     return as_text(RECIPES / name, told(load_recipe(RECIPES / f"{name}.toml", sets)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", shipped(), ids=lambda one: one.name)
 def test_every_shipped_recipe_can_be_told(one):
     text = as_text(one.path, told(load_recipe(one.path)))

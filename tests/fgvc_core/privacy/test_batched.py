@@ -99,7 +99,8 @@ def test_it_gives_the_loops_sum_for_networks_of_timm(backbone):
     size = OF_TIMM[backbone]
     model = network(size, backbone=backbone, attention="none")
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        # Fixed statistics, and no draws: the engines would draw differently.
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or "Drop" in type(module).__name__:
             module.eval()
     few = UnitBatch(np.array([0, 1, 2]), np.array([0, 1, 1]), 2)
     assert_equal(model, few, size=size, at_once=3)

@@ -123,7 +123,9 @@ def _secure(home: CoordinatorHome) -> dict[str, Any]:
     secure = home.recipe.secure
     if secure is None:
         return {}
-    return {"secure": {**secure.model_dump(), "sums": sums_of(home.run_dir)}}
+    # With noise the values of a sum have other bounds.
+    unused = {"range", "most_examples"} if home.recipe.privacy is not None else set()
+    return {"secure": {**secure.model_dump(exclude=unused), "sums": sums_of(home.run_dir)}}
 
 
 def _absent(home: CoordinatorHome, state: RunState) -> dict[str, str]:

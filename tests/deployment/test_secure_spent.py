@@ -3,7 +3,7 @@
 SuperLink, gateway, TLS, four sites with nodes and runners of their own, and one that keeps back
 that it is ready (``withholding_site.py``). Round 1 is as it should be. In round 2 every process of
 ``site-1`` is ended with SIGKILL after it has said that it is ready: the round is spent. Round 3 is
-over the other four; meanwhile it is started again, and round 4 is over all five.
+over the other four; meanwhile it is started again, and by round 5 it is among them again.
 """
 
 import json
@@ -25,7 +25,7 @@ ANSWERS = "Sending: query.roll_call"
 RECIPE = parse_recipe(
     TINY,
     ("partition.sites=5", "model.train=head", "secure.least=4", "secure.most=5",
-     "secure.colluding=1", "federation.rounds=4", "federation.deadline_s=240"),
+     "secure.colluding=1", "federation.rounds=5", "federation.deadline_s=240"),
 )  # fmt: skip
 
 
@@ -70,9 +70,11 @@ def story(tmp_path_factory):
             lambda: lab.lines(f"{KILLED}.supernode").count(ANSWERS) > answered,
             "it has answered the roll call again",
         )
-        (lab.folder / "go-3").touch()
-        kept.append(worked(lab, 4))
+        # Whether its answer is read before round 4 begins is chance.
         (lab.folder / "go-4").touch()
+        (lab.folder / "go-3").touch()
+        kept.append(worked(lab, 5))
+        (lab.folder / "go-5").touch()
         facts["over"] = lab.until_over()
         facts["spent"] = lab.events("round_spent")
         facts["lost"] = lab.events("secure_sum_lost")
@@ -93,11 +95,11 @@ def test_the_round_is_spent_the_site_named_and_the_next_one_opens(story):
     (spent,) = story["spent"]
     assert (spent["round"], spent["silent"]) == (2, [KILLED])
     assert [(e["round"], e["site"]) for e in story["lost"]] == [(2, KILLED)]
-    assert [(e["round"], e["names"]) for e in story["opened"]] == [
-        (1, NAMES), (3, NAMES[1:]), (4, NAMES)
-    ]  # fmt: skip
+    opened = {e["round"]: e["names"] for e in story["opened"]}
+    assert (opened[1], opened[3], opened[5]) == (NAMES, NAMES[1:], NAMES)
+    assert {*opened} == {1, 3, 4, 5}
     history = story["metrics"]["history"]
-    assert [entry["accepted"] for entry in history] == [5, 0, 4, 5]
+    assert [entry["accepted"] > 0 for entry in history] == [True, False, True, True, True]
     assert history[1]["model"] == history[0]["model"] != history[2]["model"]
 
 
@@ -112,10 +114,14 @@ def test_the_model_of_the_first_sum_is_the_in_process_engines_to_the_bit(story):
 
 
 def test_no_site_has_answered_a_second_set_and_nothing_was_charged(story):
+    """Each was ready once at a place, and answered one set; the killed one none in round 2."""
+    sums = [e["names"] for e in story["opened"]] + [NAMES]
     for name in NAMES:
-        # Two rounds, one of them spent; the last two, and the scores.
-        meanwhile = ["ready", "view"] * 2 if name != KILLED else ["ready"]
-        assert story["ledgers"][name] == ["ready", "view", *meanwhile, *["ready", "view"] * 2]
+        counted_ = story["ledgers"][name]
+        own = sum(name in names for names in sums)
+        assert counted_.count("ready") == own + 1
+        assert counted_.count("view") == own + (name != KILLED)
+        assert "reserved" not in counted_
 
 
 def test_afterwards_no_clear_value_key_or_seed_is_in_any_file(story):

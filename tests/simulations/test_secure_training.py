@@ -103,6 +103,7 @@ def test_ray_and_the_workers_here_open_the_same_sums_to_the_bit(tmp_path):
     assert all(a[name].tobytes() == b[name].tobytes() for name in a)
 
 
+@pytest.mark.slow
 def test_two_runs_with_other_masks_have_the_same_model_to_the_bit(tmp_path, pictures):
     models = []
     for number in range(2):
@@ -112,6 +113,7 @@ def test_two_runs_with_other_masks_have_the_same_model_to_the_bit(tmp_path, pict
     assert all(models[0][name].tobytes() == models[1][name].tobytes() for name in models[0])
 
 
+@pytest.mark.slow
 def test_in_a_scenario_silent_sites_lose_sums_and_the_run_goes_on(tmp_path):
     changes = ("federation.rounds=3", "scenario.silent=0.15", "seed=28")
     metrics = simulate(Simulation(parse_recipe(TINY, (*SECURE, *changes)), tmp_path / "run"))
@@ -133,6 +135,7 @@ def test_scores_of_the_sum_select_the_best_model_and_stop_the_run(tmp_path, pict
     assert all(0 <= entry["val_top1"] <= 1 for entry in metrics["history"])
 
 
+@pytest.mark.slow
 def test_the_pull_of_fedprox_is_sent_to_all_and_refused_if_it_is_another(
     tmp_path, pictures, monkeypatch
 ):
@@ -165,6 +168,7 @@ def test_a_site_that_is_silent_again_and_again_is_set_aside_and_the_others_go_on
     assert "no site's part of them. They have no noise" in page.replace("&#39;", "'")
 
 
+@pytest.mark.slow
 def test_three_lost_rounds_in_a_row_end_the_run_and_resume_goes_on_behind_them(
     tmp_path, pictures, away
 ):
@@ -246,6 +250,7 @@ def test_an_impossible_sum_spends_the_round_and_nobody_is_blamed(tmp_path, pictu
     assert events_of(run.out, "site_set_aside") == []
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_dies_repeats_the_sum_to_the_bit(tmp_path, pictures, monkeypatch):
     from fieldmark.server.rounds.loop import Rounds
 

@@ -70,7 +70,8 @@ SAME_KIND = {
     "cub50-dp": "demo-dp", "ham10000-dp": "demo-dp", "cub50-secure": "demo-secure",
     "camera-traps": "cub50", "thousand": "cub50", "learner": "demo",
 }  # fmt: skip
-"""Recipes that, made small, differ in figures only from one that every run of the tests compares.
+"""Recipes that, made small, differ in figures only from one that every run of the tests compares
+(``cub50-dp`` also in its two networks, its whitening and the sites' own heads, which have tests).
 The others of this file compare ``learner`` as well, at one site and over seeds."""
 
 

@@ -28,7 +28,7 @@ from fieldmark.client.causes import LimitReached, cause_of, failure_in_words
 from fieldmark.client.encoding import UpdateEncoder, check_weight
 from fieldmark.client.privacy.admission import ApprovalMissing
 from fieldmark.client.privacy.gate import Departure, Gate
-from fieldmark.client.privacy.masked import forget_old
+from fieldmark.client.privacy.outbox import SUMS, Outbox
 from fieldmark.client.reading import check_class_names, check_knowledge
 from fieldmark.client.recipe_limits import check_lent
 from fieldmark.client.request_rate import RequestRate
@@ -157,7 +157,10 @@ def _authentic(home: Path, incoming: Incoming, log: logging.Logger) -> tuple[Sit
 def _work(site: Site, request: Request, incoming: Incoming) -> Departure:
     gate = Gate(site)
     # With every message: a coordinator that stays away from a sum may never ask for another.
-    forget_old(site.home)
+    if Outbox(site.home).holds(SUMS):
+        from fieldmark.client.privacy.masked import forget_old
+
+        forget_old(site.home)
     if request.notice:
         _site_log(site.home).warning("the last reply was refused: %s", request.notice)
     if request.kind == ROLL_CALL.kind:

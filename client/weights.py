@@ -8,6 +8,7 @@ home's ``weights/`` folder.
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ from fgvc_core.models.weight_names import (
 )
 from fgvc_core.protocol.tensor_names import is_statistic
 from fgvc_core.recipe import Recipe
-from fieldmark.client.site import Site
+
+if TYPE_CHECKING:
+    from fieldmark.client.site import Site
 
 OWN_CHECKPOINTS = ("personal", "runs", "outbox")
 """Folders of a home whose tensors were computed from its pictures."""
@@ -32,12 +35,12 @@ _FEWEST_VALUES = 16
 """Smaller tensors are ignored: they do not identify a model."""
 
 
-def weights_folder(site: Site) -> Path:
+def weights_folder(site: "Site") -> Path:
     """Folder of a site's public weights."""
     return site.home / WEIGHTS
 
 
-def check_weights(site: Site, recipe: Recipe) -> None:
+def check_weights(site: "Site", recipe: Recipe) -> None:
     """Check that this site can start from a recipe's weights and is allowed to; no file is opened.
 
     Simulated sites accept any weights.
@@ -81,7 +84,7 @@ def check_weights(site: Site, recipe: Recipe) -> None:
         )
 
 
-def site_weights(site: Site, recipe: Recipe) -> str:
+def site_weights(site: "Site", recipe: Recipe) -> str:
     """Local path of a recipe's weights, for :func:`fgvc_core.experiment.make_learner`.
 
     Raises:
@@ -91,7 +94,7 @@ def site_weights(site: Site, recipe: Recipe) -> str:
     return resolve_weights(recipe.model.weights, [weights_folder(site)])
 
 
-def add_to_site(site: Site, file: Path) -> str:
+def add_to_site(site: "Site", file: Path) -> str:
     """Add a public weights file to a site's home.
 
     Returns:

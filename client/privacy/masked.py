@@ -39,7 +39,7 @@ from fgvc_core.secure.view import View, check_cohort, read_view
 from fgvc_core.wire.arrays import TensorSpec
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.privacy.ledger import second_request, second_view
-from fieldmark.client.privacy.outbox import Outbox, Payload
+from fieldmark.client.privacy.outbox import SUMS, Outbox, Payload
 from fieldmark.client.privacy.peers import Peers
 from fieldmark.client.reading import units_digest
 from fieldmark.client.site import Site
@@ -49,8 +49,6 @@ KEPT_S = 30 * 86400.0
 
 UNFINISHED_S = 3600.0
 """Seconds after which a file that a crash has cut short is deleted."""
-
-_PREFIX = "sum-"
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def say_ready(
         before = gate.ledger.ready_at(place)
         if before is not None and before[0] != ctx:
             raise second_request(place, before[0])
-        payload = outbox.find(_PREFIX + ctx)
+        payload = outbox.find(SUMS + ctx)
         if payload is None and before is not None:
             raise _gone(place)
         if summand.event is not None:
@@ -149,7 +147,7 @@ def say_ready(
                 gate.reserve(request, ctx, summand.event)
         if payload is None:
             payload = _worked(place, ctx, site, summand, cohort, fields, work())
-            outbox.store(_PREFIX + ctx, payload)
+            outbox.store(SUMS + ctx, payload)
         ready = Ready.parse(payload.fields["text"])
         assert isinstance(ready, Ready)
         with _guarded(gate, asked):
@@ -183,7 +181,7 @@ def send_part(gate: Gate, asked: Asked) -> Departure:
                 f"This site was never ready at {place}.",
                 remedy="Ask for its work first.",
             )
-        key = _PREFIX + before[0]
+        key = SUMS + before[0]
         payload = outbox.find(key)
         if payload is None:
             raise _gone(place)
@@ -301,15 +299,15 @@ def forget_old(home: Path) -> None:
         home: Home of a site.
     """
     outbox = Outbox(home)
-    outbox.delete_parts(_PREFIX, UNFINISHED_S)
-    for key, age in outbox.stored(_PREFIX):
+    outbox.delete_parts(SUMS, UNFINISHED_S)
+    for key, age in outbox.stored(SUMS):
         if age > KEPT_S and _clear_place(outbox, key) is not None:
             outbox.delete(key)
 
 
 def _forget_passed(outbox: Outbox, place: Place) -> None:
     """Delete clear values of places that are passed: earlier ones of the run."""
-    for key, _ in outbox.stored(_PREFIX):
+    for key, _ in outbox.stored(SUMS):
         found = _clear_place(outbox, key)
         if found is not None and found.run == place.run and found != place:
             outbox.delete(key)

@@ -23,6 +23,9 @@ from fgvc_core.errors import DataError
 from fgvc_core.files import FILE_MODE, private_folder, sync_folder, write_durably
 from fgvc_core.protocol.messages import Request
 
+SUMS = "sum-"
+"""Beginning of the names of what belongs to masked sums."""
+
 
 @dataclass(frozen=True)
 class Payload:
@@ -96,6 +99,10 @@ class Outbox:
         """(request, age in seconds) of every stored payload whose name begins with a prefix."""
         paths = sorted(self._folder.glob(f"{prefix}*.safetensors"))
         return [(path.stem, age) for path in paths if (age := _age(path)) is not None]
+
+    def holds(self, prefix: str) -> bool:
+        """Whether there is a file whose name begins with a prefix, finished or not."""
+        return any(self._folder.glob(f"{prefix}*"))
 
     def delete_parts(self, prefix: str, older_s: float) -> None:
         """Delete what crashes have left of unfinished writes, if older than ``older_s`` seconds."""

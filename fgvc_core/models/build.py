@@ -8,9 +8,9 @@ from torch import nn
 from fgvc_core.components import ATTENTIONS
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.models.backbones import TimmBackbone, make_backbone
-from fgvc_core.models.classifier import AnyBackbone, FineGrainedClassifier, SpatialTransformer
+from fgvc_core.models.classifier import FineGrainedClassifier, SpatialTransformer
 from fgvc_core.models.heads import make_head
-from fgvc_core.models.joined import make_joined
+from fgvc_core.models.joined import AnyBackbone, make_joined
 from fgvc_core.models.pooling import Scaling, make_pooling
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.tokens import TokenSelection

@@ -17,17 +17,18 @@ resampling. It learns slowly, only from the classifier's loss, and may drift off
 random views and a test-time zoom often help more.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fgvc_core.models.backbones import Backbone
-from fgvc_core.models.joined import JoinedBackbone
 from fgvc_core.models.pooling import AnyPooling, PartPooling, Scaling
 from fgvc_core.models.trainable import Policy, batch_norms
 from fgvc_core.models.weights import InputSpec
 
-AnyBackbone = Backbone | JoinedBackbone
+if TYPE_CHECKING:
+    from fgvc_core.models.joined import AnyBackbone
 
 LEAST, MOST = 0.2, 0.5
 """Bounds of the closer square's half side, as shares of the side."""
@@ -158,7 +159,7 @@ class FineGrainedClassifier(nn.Module):
 
     def __init__(
         self,
-        backbone: AnyBackbone,
+        backbone: "AnyBackbone",
         attention: nn.Module,
         pooling: AnyPooling,
         scaling: Scaling,

@@ -86,3 +86,6 @@ def make_joined(settings: ModelSettings, size: int) -> tuple[JoinedBackbone, Inp
     if settings.weights != "none":
         units = [row_unit(classifier_rows(name, settings.weights)) for name in settings.backbones]
     return JoinedBackbone([backbone for backbone, _ in built], units, size), first
+
+
+AnyBackbone = Backbone | JoinedBackbone

@@ -4,7 +4,10 @@ Told only of runs without differential privacy. Under it, one picture could deci
 or a disk ends, so that the class would depend on a single unit.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fgvc_core.protocol.messages import Reply
 
 Cause = Literal["", "data", "disk", "memory", "settings"]
 """Empty: not told, or none of these."""
@@ -24,3 +27,9 @@ def cause_in_words(cause: Cause) -> str:
     'Cause: disk (a disk is full or does not answer).'
     """
     return f"Cause: {cause} ({_WORDS[cause]})." if cause else ""
+
+
+def refusal_in_words(reply: "Reply") -> str:
+    """What a site answered, with its reason or the class of its cause."""
+    told = cause_in_words(reply.cause) or reply.reason
+    return f"answered '{reply.code}'. {told}".strip()

@@ -44,7 +44,7 @@ from fieldmark.server.screening.releases import (
     unlike_others,
 )
 from fieldmark.server.screening.trust import bounded, share_among
-from fieldmark.server.sites.roll_call import refused_by_all
+from fieldmark.server.sites.membership import refused_by_all
 from fieldmark.server.strategies import SoundReply, Tensors
 from fieldmark.server.strategies.spill import Spill
 

@@ -21,7 +21,7 @@ from fgvc_core.protocol.stages import Stage
 from fgvc_core.wire.arrays import TensorSpec, pack_all
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.screening.trust import bounded, share_among
-from fieldmark.server.sites.roll_call import refused_by_all
+from fieldmark.server.sites.membership import refused_by_all
 from fieldmark.server.strategies import Aggregation, SoundReply
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from flwr.app import Message
 
 from fgvc_core.errors import PeerError
 from fgvc_core.flower.records import from_message
-from fgvc_core.protocol.causes import cause_in_words
+from fgvc_core.protocol.causes import refusal_in_words
 from fgvc_core.protocol.keys import PublicKey, fingerprint
 from fgvc_core.protocol.messages import Reply, Request, unseal
 from fgvc_core.protocol.stages import Stage, stage_of
@@ -215,12 +215,6 @@ class Screening:
                     f"The site claims {scores.correct} of {scores.examples} validation examples "
                     f"right; at most all of them, and {self._max_weight}, count."
                 )
-
-
-def refusal_in_words(reply: Reply) -> str:
-    """What a site answered, with its reason or the class of its cause."""
-    told = cause_in_words(reply.cause) or reply.reason
-    return f"answered '{reply.code}'. {told}".strip()
 
 
 def reply_bytes(body: str, signature: bytes, packed: dict[str, PackedTensor]) -> int:

@@ -8,14 +8,15 @@ import re
 from flwr.app import Message
 
 from fgvc_core import __version__
-from fgvc_core.errors import PeerError
+from fgvc_core.errors import PeerError, PolicyRefusal
 from fgvc_core.flower.records import from_message
+from fgvc_core.protocol.causes import refusal_in_words
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
 from fgvc_core.protocol.messages import Reply, Request, unseal
+from fgvc_core.words import counted
 from fieldmark.server.home import CoordinatorHome, read_allow_list
 from fieldmark.server.ledger_memory import LedgerMemory
-from fieldmark.server.screening.checks import refusal_in_words
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -166,4 +167,15 @@ def shorter(length: int, seen: int) -> str:
         f"The site's ledger has {length} entries, and had {seen}: an old copy was put back. What "
         "it lacks is charged with: fieldmark server ledger-statement, then at the site: fieldmark "
         "site ledger recover."
+    )
+
+
+def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:
+    """The error that ends a run in which every site refuses; site -> its reason."""
+    reasons = sorted(set(refusals.values()))
+    return PolicyRefusal(
+        f"{counted(len(refusals), 'site refuses by its', 'sites refuse by their')} own policy: "
+        f"{' '.join(reasons[:3])}",
+        why="A site's policy is not the coordinator's to change; its ledger is as it was.",
+        remedy="Ask for what the sites allow; 'fieldmark site budget' at a site says what is left.",
     )

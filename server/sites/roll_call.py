@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
-from fgvc_core.errors import PeerError, PolicyRefusal, RunFailed
+from fgvc_core.errors import PeerError, RunFailed
 from fgvc_core.flower.records import FAULTS, to_content, words_of_a_site
 from fgvc_core.protocol.messages import Request, new_nonce, seal
 from fgvc_core.words import counted
 from fieldmark.server.home import CoordinatorHome
 from fieldmark.server.run_log.events import EventLog
-from fieldmark.server.sites.membership import ApprovalPending, Membership, TurnedAway
+from fieldmark.server.sites.membership import (
+    ApprovalPending,
+    Membership,
+    TurnedAway,
+    refused_by_all,
+)
 from fieldmark.server.sites.prefetch import Fetched, LookAhead
 
 _TYPES: dict[str, str] = {
@@ -460,14 +465,3 @@ class Attendance(Membership):
 
 def _elsewhere(site: str) -> str:
     return f"Site '{site}' has answered from another node already."
-
-
-def refused_by_all(refusals: dict[str, str]) -> PolicyRefusal:
-    """The error that ends a run in which every site refuses; site -> its reason."""
-    reasons = sorted(set(refusals.values()))
-    return PolicyRefusal(
-        f"{counted(len(refusals), 'site refuses by its', 'sites refuse by their')} own policy: "
-        f"{' '.join(reasons[:3])}",
-        why="A site's policy is not the coordinator's to change; its ledger is as it was.",
-        remedy="Ask for what the sites allow; 'fieldmark site budget' at a site says what is left.",
-    )

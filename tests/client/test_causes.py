@@ -11,6 +11,7 @@ from fgvc_core.data.fieldmarks.species import CLASS_NAMES
 from fgvc_core.data.passing import passing_fault
 from fgvc_core.errors import ConfigurationError, DataError, PeerError, RunFailed
 from fgvc_core.experiment import make_learner
+from fgvc_core.protocol.causes import refusal_in_words
 from fgvc_core.protocol.keys import new_key, public_text, read_public
 from fgvc_core.protocol.messages import Reply, Request, new_nonce, seal, unseal
 from fgvc_core.recipe import parse_recipe
@@ -23,7 +24,6 @@ from fieldmark.client.privacy.report.departures import departures
 from fieldmark.client.provision import make_home
 from fieldmark.client.site import Site
 from fieldmark.client.stages import HANDLERS
-from fieldmark.server.screening.checks import refusal_in_words
 
 COORDINATOR = new_key()
 PRIVATE = ("privacy.epsilon=4.0", "privacy.method=gradients", "privacy.steps=1",

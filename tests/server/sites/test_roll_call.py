@@ -382,7 +382,7 @@ def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(
 
 
 def test_one_site_is_told_in_the_singular():
-    from fieldmark.server.sites.roll_call import refused_by_all
+    from fieldmark.server.sites.membership import refused_by_all
 
     assert refused_by_all({"a": "no."}).what == "1 site refuses by its own policy: no."
     assert refused_by_all({"a": "no.", "b": "no."}).what.startswith("2 sites refuse by their own")

@@ -158,12 +158,13 @@ class Sites:
 
     def scale(self, phase, count):
         """Scale of a sum over so many sites."""
-        from fgvc_core.privacy.class_sums import CENTRE_BOUND, sums_bound
+        from fgvc_core.privacy.class_sums import sums_bound
         from fgvc_core.privacy.planning import plan_for
+        from fgvc_core.privacy.whitening import first_bound
 
         plan = plan_for(self.recipe.privacy, 1, self.recipe.sharers)
         noise = next(e.noise_multiplier for e in plan if e.purpose == phase)
-        bound = CENTRE_BOUND
+        bound = first_bound(0.0)
         if phase == "class-sums":
             bound = sums_bound(self.recipe.privacy.count_coordinate)
         adding = self.recipe.secure.rules.adding(count)

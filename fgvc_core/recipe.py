@@ -123,9 +123,18 @@ class Recipe(Settings):
         if self.secure is None:
             # A recipe without the section has the digest that it had before there was one.
             del values["secure"]
+        # The same of settings that are left as they were before there were any.
+        for section, key in _NEWER:
+            if values.get(section) and not values[section][key]:
+                del values[section][key]
+        if self.personal.method == "fine-tune":
+            del values["personal"]["method"]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+
+_NEWER = (("model", "backbones"), ("privacy", "scatter_share"))
+"""Settings that mean nothing while they are empty or 0."""
 
 _FOUND_OUT = (
     ("model", "class_groups"),

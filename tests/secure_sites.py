@@ -158,24 +158,12 @@ class Sites:
 
     def scale(self, phase, count):
         """Scale of a sum over so many sites."""
-<<<<<<< HEAD
         from fgvc_core.privacy.planning import plan_for
         from fgvc_core.training.private import sums_bound_of
 
         plan = plan_for(self.recipe.privacy, 1, self.recipe.sharers)
         noise = next(e.noise_multiplier for e in plan if e.purpose == phase)
         bound = sums_bound_of(phase, self.recipe.privacy)
-=======
-        from fgvc_core.privacy.class_sums import sums_bound
-        from fgvc_core.privacy.planning import plan_for
-        from fgvc_core.privacy.whitening import first_bound
-
-        plan = plan_for(self.recipe.privacy, 1, self.recipe.sharers)
-        noise = next(e.noise_multiplier for e in plan if e.purpose == phase)
-        bound = first_bound(0.0)
-        if phase == "class-sums":
-            bound = sums_bound(self.recipe.privacy.count_coordinate)
->>>>>>> refs/heads/h22
         adding = self.recipe.secure.rules.adding(count)
         return Scale.of_noise(bound, int(np.prod(SIZES[phase])), noise, adding)
 

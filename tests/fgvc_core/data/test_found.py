@@ -963,8 +963,9 @@ REASONS = {
     "missing": r"(?:is|are) missing",
     "link": r"leads out of the data tree",
     "rights": r"cannot be listed",
-    "twice": r"lists \d+ pictures twice",
+    "twice": r"lists \d+ pictures? twice",
     "column": r"has no column",
+    "several": r"annotations of more than one class",
     "splits": r"unknown splits",
     "untrained": r"no training picture|No site can hold",
 }
@@ -974,7 +975,7 @@ REFUSED = {
     "linked_class": "link", "linked_all": "link", "no_rights": "rights",
     "val_other_classes": "untrained", "csv_cp1252": "encoding", "csv_dotslash_twins": "twice",
     "csv_duplicate_rows": "twice", "csv_two_animals": "twice", "csv_onehot": "column",
-    "csv_label_studio": "column", "csv_label_studio_json": "column", "csv_nul": "missing",
+    "csv_label_studio_json": "several", "csv_nul": "missing",
     "csv_splits": "splits",
 }  # fmt: skip
 """Case -> why it is refused, by everything that reads labels."""

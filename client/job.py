@@ -250,7 +250,7 @@ def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departu
     try:
         if is_masked(job):
             return answer_masked(gate, job)
-        if job.stage is OWN_SUMS:
+        if (job.request.kind, job.request.phase) == (OWN_SUMS.kind, OWN_SUMS.phase):
             return answer_own_sums(gate, job, privacy)
         return answer_protected(gate, job, privacy)
     finally:

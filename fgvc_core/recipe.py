@@ -124,17 +124,20 @@ class Recipe(Settings):
             # A recipe without the section has the digest that it had before there was one.
             del values["secure"]
         # The same of settings that are left as they were before there were any.
-        for section, key in _NEWER:
-            if values.get(section) and not values[section][key]:
+        for (section, key), before in _NEWER.items():
+            if values.get(section) and values[section][key] == before:
                 del values[section][key]
-        if self.personal.method == "fine-tune":
-            del values["personal"]["method"]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-_NEWER = (("model", "backbones"), ("privacy", "scatter_share"))
-"""Settings that mean nothing while they are empty or 0."""
+_NEWER = {
+    ("data", "frame"): "first",
+    ("model", "backbones"): [],
+    ("personal", "method"): "fine-tune",
+    ("privacy", "scatter_share"): 0.0,
+}
+"""Settings, and the value at which a run is what it was before there was such a setting."""
 
 _FOUND_OUT = (
     ("model", "class_groups"),

@@ -14,7 +14,8 @@ unit is formed once; its norm is taken from it, and it alone is summed, both in 
 does.
 """
 
-from collections.abc import Generator, Iterator
+from collections import abc
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 
@@ -99,7 +100,9 @@ class BatchedEngine:
             sums_BD = next(sums)
         return sums_BD.split([parameter.numel() for parameter in self._parameters], dim=1)
 
-    def _sums(self, positions: torch.Tensor, units_B: NDArray[np.int64]) -> Generator[torch.Tensor]:
+    def _sums(
+        self, positions: torch.Tensor, units_B: NDArray[np.int64]
+    ) -> abc.Generator[torch.Tensor]:
         """float64 (U, D) for each piece: summed gradients of its whole units; then overwritten."""
         if self._room_UD is None:
             # Every row begins at a multiple of 64 bytes: a dot product's bits can depend on it.

@@ -37,6 +37,12 @@ _STAGES = {
     "class-sums": "sends noisy sums of its vectors, one for each class",
     "centre-ready": "says that it is ready, then sends a masked, noisy mean of its vectors",
     "class-sums-ready": "says that it is ready, then sends masked, noisy sums for each class",
+    "train-ready": "says that it is ready, trains the received model on its own pictures "
+    "({passes}), then sends the result masked",
+    "score-ready": "says that it is ready, then sends masked counts of how often the last model is "
+    "right on the pictures that it held back{held}",
+    "own-sums": "is sent the noisy sums of the others, and makes a head of them for itself; only "
+    "that they came is sent",
     "score": "scores the last model on the pictures that it held back{held}, and sends counts",
     "personal": "fine-tunes the model for itself; only its scores are sent",
 }

@@ -231,6 +231,9 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         # Too long, or in need of pictures, or run in beginning/test_cli.py: the command line
         # itself still has to be right.
         words = [words[0], "--help"]
+    if words[:2] == ["site", "audit"] and "cub50" in words[3]:
+        # Of a home whose pictures are not at hand.
+        words = ["site", "audit", "--help"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "simulations").symlink_to(ROOT / "simulations")
     if "mine/recipe.toml" in words:
@@ -246,7 +249,7 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
     if words[:2] == ["data", "check"]:
         made = ["data", "make", words[2], "--train", "24", "--test", "12"]
         assert CliRunner().invoke(fieldmark.cli.app, made).exit_code == 0
-    if words[:2] == ["site", "audit"]:
+    if words[:2] == ["site", "audit"] and "--help" not in words:
         plan = ["simulate", words[3], "--out", "runs/audit", *SMALL]
         assert CliRunner().invoke(fieldmark.cli.app, plan).exit_code == 0
         words += ["--set=audit.canaries=200", *SMALL]

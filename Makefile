@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 RUN := OMP_NUM_THREADS=1
-# A file's tests stay together; tests/longest.py says which files begin.
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Three for two cores, because many tests wait for processes of their own. A file's tests stay together; tests/longest.py says which files begin.
+WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo docs audit sbom wheel test test-slow test-deployment test-image soak lint bench house map clean
 
@@ -22,10 +22,10 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(RUN) $(BIN)/python -m mkdocs build --strict
 
 test: $(STAMP)
-	$(RUN) $(BIN)/python -m pytest $(TWO) -m "not slow" --durations=25
+	$(RUN) $(BIN)/python -m pytest $(WORKERS) -m "not slow" --durations=25
 
 test-slow: $(STAMP)
-	$(RUN) $(BIN)/python -m pytest $(TWO) -m slow
+	$(RUN) $(BIN)/python -m pytest $(WORKERS) -m slow
 
 test-deployment: $(STAMP)
 	$(RUN) $(BIN)/python -m pytest -m deployment

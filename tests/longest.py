@@ -1,7 +1,7 @@
 """The files of tests that take longest, from the longest on.
 
-They begin first: two workers share the suite file by file, and one that began a long file last
-would leave the other idle.
+They begin first: workers share the suite file by file, and one that began a long file last
+would leave the others idle.
 """
 
 LONGEST = (

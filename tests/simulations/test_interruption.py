@@ -10,7 +10,11 @@ import time
 import pytest
 from tests_recipe import TINY
 
+from fgvc_core.errors import ConfigurationError
+from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import read_checkpoint
+from fieldmark.simulations.planning import Simulation
+from fieldmark.simulations.simulate import simulate
 
 SETS = ("--set=federation.rounds=6", "--set=data.fieldmarks_train=300")
 
@@ -90,7 +94,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, sign):
 )
 def test_another_recipe_is_not_resumed(whole, changed, said):
     recipe, run = whole
-    other = command(recipe, "--out", run, "--resume", *SETS, f"--set={changed}")
-    done = subprocess.run(other, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert said in done.stderr.replace("\n", " ")
+    sets = [*(word.removeprefix("--set=") for word in SETS), changed]
+    plan = Simulation(parse_recipe(recipe.read_text(), sets), run, resume=True)
+    with pytest.raises(ConfigurationError) as caught:
+        simulate(plan)
+    assert caught.value.exit_code == 2
+    assert said in str(caught.value)

@@ -172,7 +172,7 @@ def _at_once(recipe: Recipe, privacy: PrivacySettings, trained: int) -> int:
     # Opacus holds a full physical batch with per-sample gradients; the loop takes one unit.
     if privacy.engine == "opacus":
         return privacy.physical_batch
-    whole = privacy.engine in ("auto", "batched") and recipe.model.train != "head"
+    whole = privacy.engine == "batched" and recipe.model.train != "head"
     return batched_pictures(trained, privacy.physical_batch) if whole else 1
 
 

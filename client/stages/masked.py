@@ -25,6 +25,7 @@ from fgvc_core.secure.plain import (
     size_of_update,
     update_as_value,
 )
+from fgvc_core.training.compatibility import validate_private
 from fgvc_core.training.private import (
     SCORES_BOUND,
     PrivateTraining,
@@ -110,7 +111,9 @@ def _value(
         if event.purpose == "scores":
             return clear_scores(learner, examples.validation, held_N)
         if event.purpose == "step":
-            return PrivateTraining(learner, examples.train, units_N, privacy).summed(event)
+            # With the engine that has passed the experiments, which are not run again.
+            settled = validate_private(learner, privacy)
+            return PrivateTraining(learner, examples.train, units_N, settled).summed(event)
         return clear_sums(learner, examples.train, units_N, event.purpose, privacy)
 
 

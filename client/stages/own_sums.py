@@ -22,6 +22,8 @@ from fgvc_core.inference.internal import INTERNAL
 from fgvc_core.privacy.posterior import ExactSums, head_of_sums
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.protocol.own_sums import DEVIATION, SUMS, UNITS, specs_of_others
+from fgvc_core.protocol.stages import CLASS_SUMS
+from fgvc_core.secure.ready import Place
 from fgvc_core.training.examples import Evaluation
 from fgvc_core.training.private import clear_sums, projected_vectors
 from fgvc_core.wire.codec import decode_model
@@ -67,6 +69,9 @@ def answer_own_sums(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure
 
     def work() -> Payload:
         try:
+            if job.recipe.secure is not None and gate.ledger.view_at(_place(job)) is None:
+                # What would be taken off the total is not in it.
+                raise PeerError("This site has no part in the sum that it was sent.")
             _keep(job, _inferred(job, privacy, model, received))
         except Exception:
             # Whether it worked depends on the pictures: only the site's people may know.
@@ -75,6 +80,11 @@ def answer_own_sums(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure
         return Payload({**echo(job.site, job.request), "code": "ok", "examples": 0}, {})
 
     return gate.protected_round(job.request, job.recipe, None, work)
+
+
+def _place(job: Job) -> Place:
+    """Where in the run the class sums were added up."""
+    return Place(job.request.run, job.request.round, CLASS_SUMS.phase, CLASS_SUMS.kind)
 
 
 def _inferred(job: Job, privacy: PrivacySettings, model: Tensors, received: Tensors) -> OwnHead:

@@ -80,9 +80,12 @@ def explain(
     Example: fieldmark explain runs/demo birds/test --out why.html
     """
     from fgvc_core.errors import ConfigurationError, DataError
+    from fgvc_core.inference.internal import internal_note
     from fgvc_core.inference.trained import load_trained
 
     trained = load_trained(checkpoint, weights=weights)
+    if note := internal_note(trained):
+        typer.echo(note, err=True)
     if pointing:
         if pictures:
             raise ConfigurationError(

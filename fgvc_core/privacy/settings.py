@@ -106,8 +106,8 @@ class PrivacySettings(Settings):
     engine: Engine = Field(
         "auto",
         description="gradients: how one unit's gradient is computed. auto: closed-form for heads "
-        "on cached features, else opacus on a GPU, and on a CPU batched or, for a model that it "
-        "cannot follow, a loop over units.",
+        "on cached features, else opacus on a GPU and a loop over units on a CPU. batched takes "
+        "half the loop's time, and last bits may depend on who else is drawn.",
     )
     physical_batch: int = Field(
         32,

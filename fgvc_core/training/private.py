@@ -284,7 +284,7 @@ class PrivateTraining:
             return self._privacy.engine
         if self._closed_form_fits():
             return "closed-form"
-        return "opacus" if self._parameters[0].device.type == "cuda" else "batched"
+        return "opacus" if self._parameters[0].device.type == "cuda" else "loop"
 
     def _make_engine(self) -> GradientEngine:
         if self.kind == "closed-form":

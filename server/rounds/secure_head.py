@@ -80,7 +80,8 @@ def secure_head(
     total = _released(context, opened.values.reshape(shape), opened)
     head = head_of_sums(total.sums_SKQ, total.deviation, total.units_S, privacy)
     finished = {**centred, **head}
-    hand_out(context, updates, number, sites, finished, total)
+    # The others have no part in the total that they could take off.
+    hand_out(context, updates, number, list(opened.names), finished, total)
     value = to_array_record(pack_all(finished))
     return StageResult(value, opened.accepted), len(opened.names)
 

@@ -31,6 +31,7 @@ from fieldmark.client.deployment.page_view import PageView
 from fieldmark.client.deployment.status import read_site_status
 from fieldmark.client.own_heads import own_head_lines, read_own_heads
 from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.ledger import Ledger
 from fieldmark.client.privacy.report.writing import write_report
 from fieldmark.client.site import Site
 from fieldmark.client.stages import own_sums
@@ -241,6 +242,16 @@ def test_of_masked_sums_a_site_takes_its_own_part_off_the_total(tmp_path, cache)
     assert found["own"]["kind"] >= found["released"]["kind"]
     bodies = [json.loads(left.sealed.text) for asked, left in run.left if asked.phase == "own-sums"]
     assert [body["tensors"] for body in bodies] == [{}] * 4
+
+
+@pytest.mark.slow
+def test_a_site_without_a_part_in_the_sum_makes_no_head_of_it(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(Ledger, "view_at", lambda ledger, place: None)
+    with pytest.raises(ValueError, match="not enough values"):
+        Run(tmp_path / "run", cache, *MASKED)
+    for site in (tmp_path / "run" / "sites").iterdir():
+        assert "no part in the sum" in (site / "site.log").read_text()
+        assert not list((site / "personal").glob("*"))
 
 
 @pytest.mark.slow

@@ -274,7 +274,7 @@ def test_a_wrong_rule_of_the_batched_engine_is_found_before_a_run(case, monkeypa
     learner = made("model.attention=cbam" if case == "called twice" else "model.attention=none")
     if case == "tied":
         learner.model.head = Borrowing(learner.model.head)
-    assert validate_private(learner, privacy()).engine == "batched"
+    assert validate_private(learner, privacy("batched")).engine == "batched"
     compatibility._known.clear()
     if case in ("bias", "neighbor"):
         wrong = (without_bias if case == "bias" else of_the_next)(batched.by_picture)

@@ -264,20 +264,20 @@ def test_an_adaptive_bound_is_noisy_and_no_bad_luck_throws_it_about(learner, exa
 # --- which engine -----------------------------------------------------------------------------
 
 
-def test_heads_on_features_take_the_closed_form_and_networks_the_batched_engine(examples):
+def test_heads_on_features_take_the_closed_form_and_networks_the_loop(examples):
     assert isinstance(
         PrivateTraining(head_learner(), examples, UNITS, privacy()).engine, ClosedFormEngine
     )
     whole = make_learner(parse_recipe("", ["data.image_size=32"]), CLASSES)
     for kind, engine in (
-        ("auto", BatchedEngine),
+        ("auto", LoopEngine),
         ("batched", BatchedEngine),
         ("loop", LoopEngine),
         ("opacus", OpacusEngine),
     ):
         made = PrivateTraining(whole, examples, UNITS, privacy(engine=kind))
         assert isinstance(made.engine, engine)
-        assert made.kind == ("batched" if kind == "auto" else kind)
+        assert made.kind == ("loop" if kind == "auto" else kind)
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
@@ -296,7 +296,7 @@ def test_the_closed_form_and_the_loop_take_the_same_step(head, examples, noisele
 
 def test_dropout_has_no_closed_form(examples):
     learner = head_learner("model.dropout=0.5")
-    assert isinstance(PrivateTraining(learner, examples, UNITS, privacy()).engine, BatchedEngine)
+    assert isinstance(PrivateTraining(learner, examples, UNITS, privacy()).engine, LoopEngine)
     with pytest.raises(PolicyRefusal, match="without dropout"):
         PrivateTraining(learner, examples, UNITS, privacy(engine="closed-form"))
 

@@ -116,6 +116,7 @@ def frame_count(path: Path) -> int:
         with path.open("rb") as file:
             return _count(_header(path, file, ("NumberOfFrames",)).values)
     except Exception:
+        # pydicom raises errors of any type; what is wrong is told where the file is decoded.
         return 1
 
 

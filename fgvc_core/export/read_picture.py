@@ -35,7 +35,7 @@ def profile_to_srgb(profile: bytes, mode: str) -> Any:
             seen = np.asarray(made.apply(Image.fromarray(grid))).astype(int)
             return made if np.abs(seen - grid).max() > 2 else None
         return made
-    except Exception:
+    except Exception:  # A damaged profile counts as none; the library raises errors of many types.
         return None
 
 

@@ -1,34 +1,26 @@
 """The researcher's commands: simulate, compare, bench."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import names_for_help
+from fgvc_core.commands.terminal import Json, Overrides, names_for_help, progress
 from fgvc_core.words import counted, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fieldmark.simulations.planning import Simulation
-    from fieldmark.simulations.preparation import Tell
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe, for instance simulations/recipes/demo.toml.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(help="The run's folder. By default runs/NAME, or runs/NAME-2... if taken."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Track = Annotated[
     list[str] | None,
     typer.Option(
@@ -60,7 +52,7 @@ def simulate(
     plan = _plan(recipe, set_, out, engine, sites, resume, track)
     from fieldmark.simulations.simulate import simulate as run
 
-    with _preparing() as tell:
+    with progress("preparing pictures", ends=True) as tell:
         metrics = run(plan, tell, _say)
     from fgvc_core.contributions import contribution_lines
     from fieldmark.server.report.refusals import refusal_lines, run_refusals
@@ -110,7 +102,7 @@ def compare(
     plan = _plan(recipe, set_, out)
     from fieldmark.simulations.compare import compare as run
 
-    with _preparing() as tell:
+    with progress("preparing pictures", ends=True) as tell:
         result = run(plan, tell, seeds, _say)
     if json_:
         typer.echo(json.dumps({**result, "run_dir": str(plan.out)}, indent=1))
@@ -184,28 +176,6 @@ def _plan(
 
     recipe = load_recipe(path, overrides or ())
     return planned(recipe, out, engine, sites, resume, track or ())
-
-
-@contextmanager
-def _preparing() -> "Iterator[Tell]":
-    """A progress bar for the preparation, on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("preparing pictures", total=None)
-
-        def tell(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-            if done >= total:
-                # The run has its own progress display.
-                progress.stop()
-
-        yield tell
 
 
 def _show(metrics: dict[str, Any]) -> None:

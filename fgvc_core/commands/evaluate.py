@@ -2,22 +2,28 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides, progress, write_text
+from fgvc_core.commands.terminal import (
+    Checkpoint,
+    Json,
+    Overrides,
+    Weights,
+    open_model,
+    progress,
+    write_text,
+)
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.inference.calibration import Calibration
     from fgvc_core.inference.trained import TrainedModel
 
-_PARTS = ("test", "train", "all")
-
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
+    checkpoint: Checkpoint,
     set_: Overrides = None,
     data: Annotated[
         str | None,
@@ -57,9 +63,7 @@ def evaluate(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the report as a page.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
-    ] = None,
+    weights: Weights = None,
     json_: Json = False,
 ) -> None:
     """Score a checkpoint: overall, by class, by group, with intervals over subjects.
@@ -80,22 +84,13 @@ def evaluate(
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.frames import count_further_frames
-    from fgvc_core.errors import ConfigurationError, nearest
     from fgvc_core.inference.evaluating import evaluate as score
     from fgvc_core.inference.evaluating import fit_calibration
-    from fgvc_core.inference.internal import internal_note
-    from fgvc_core.inference.judging import Part, data_of
+    from fgvc_core.inference.judging import data_of, read_part
     from fgvc_core.inference.scorecard_page import scorecard_page
-    from fgvc_core.inference.trained import load_whole
 
-    if split not in _PARTS:
-        raise ConfigurationError(
-            f"--split {split} is unknown.",
-            remedy=nearest(split, _PARTS, 1) or f"One of: {', '.join(_PARTS)}.",
-        )
-    trained = load_whole(checkpoint, weights=weights)
-    if note := internal_note(trained):
-        typer.echo(visible(note), err=True)
+    part = read_part(split)
+    trained = open_model(checkpoint, weights)
     held_out = [name.strip() for name in (held_out_classes or "").split(",") if name.strip()]
     chosen = data_of(trained, set_ or (), data, path, held_out)
     if calibrate:
@@ -105,8 +100,8 @@ def evaluate(
     table = load_table(chosen, cache_folder())
     count_further_frames(table)
     card = score(
-        trained, table, cast(Part, split), by=by or (), held_out=held_out,
-        robustness=robustness, draws=draws, progress=progress,
+        trained, table, part, by=by or (), held_out=held_out, robustness=robustness, draws=draws,
+        progress=progress,
     )  # fmt: skip
     what = f"Data: {chosen.name}, part '{split}'."
     if html is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, busy, write_text
+from fgvc_core.commands.terminal import Checkpoint, Json, Weights, busy, write_text
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def select(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
+    checkpoint: Checkpoint,
     folder: Annotated[
         Path | None,
         typer.Argument(
@@ -40,9 +40,7 @@ def select(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the picks as CSV.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
-    ] = None,
+    weights: Weights = None,
     json_: Json = False,
 ) -> None:
     """Which unlabelled pictures should be labelled next, by what a trained model makes of them.

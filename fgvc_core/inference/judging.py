@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -86,6 +86,22 @@ def data_of(
     if data.name != trained.recipe.data.name and not said:
         return data.model_copy(update={"classes": None})
     return data
+
+
+def read_part(name: str) -> Part:
+    """The part of a data set that a command line names.
+
+    Raises:
+        ConfigurationError: if there is no such part.
+    """
+    for part in get_args(Part):
+        if part == name:
+            return part
+    parts = get_args(Part)
+    raise ConfigurationError(
+        f"--split {name} is unknown.",
+        remedy=nearest(name, parts, 1) or f"One of: {', '.join(parts)}.",
+    )
 
 
 def read_table(data: DataSettings, part: Part, cache: Path) -> ExampleTable:

@@ -21,7 +21,7 @@ from fieldmark.server.deployment.run_request import (
     write_run_request,
 )
 from fieldmark.server.deployment.settings import DeploymentSettings, read_settings
-from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
+from fieldmark.server.home import CoordinatorHome, RollCallSettings, ServerSettings, write_home
 from fieldmark.server.tracking import check_installed, read_track, settled
 
 POLL_S = 0.25
@@ -82,15 +82,13 @@ def launch(
         cache=settings.cache or str(cache_folder()),
         data_path=recipe.data.path,
         weights=str(folder / WEIGHTS),
-        device=settings.device,
         engine="superlink",
         test=test,
         wait_for_sites_s=settings.wait_for_sites_s,
         wait_for_approval_s=settings.wait_for_approval_s,
-        roll_call_s=settings.roll_call_s,
-        accept_code=settings.accept_code,
         poll_s=POLL_S,
         track=track,
+        **{name: getattr(settings, name) for name in RollCallSettings.model_fields},
     )
     write_home(run_dir, recipe, class_names, sites, server)
     write_run_request(run_dir, RunRequest(state="wanted"))

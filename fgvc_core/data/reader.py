@@ -132,20 +132,19 @@ def deeper_than_8_bits(image: Image.Image) -> str:
     return ""
 
 
-def as_rgb(image: Image.Image, *, banner: int = 0, upright: bool = True) -> NDArray[np.uint8]:
+def as_rgb(image: Image.Image, *, banner: int = 0) -> NDArray[np.uint8]:
     """Pixels of an opened image of 8 bits a channel, uint8 (height, width, 3), upright.
 
     Args:
         image: The image; it is loaded.
         banner: Rows to cut off its stored bottom; at least one row stays.
-        upright: Turn it as its orientation says; off only where the caller has done so.
 
     Raises:
         Exception: of any type, as decoders do, if the pixels are damaged.
     """
     image.load()
     # After loading: TIFF is turned by Pillow on loading, and PNG may hold its EXIF at the end.
-    turn = _TURNED.get(orientation_of(image)) if upright else None
+    turn = _TURNED.get(orientation_of(image))
     if banner:
         image = image.crop((0, 0, image.width, max(image.height - banner, 1)))
     if turn is not None:

@@ -66,8 +66,8 @@ from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
 from fieldmark.client.privacy.data_claims import DataClaim, Register
 from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.plans import Plan, total_of
 from fieldmark.client.privacy.policy import protection
-from fieldmark.client.privacy.spending import Plan, total_of
 from fieldmark.client.site import Site
 
 TOLERANCE = 1e-6

@@ -266,7 +266,7 @@ def _table(
         table = table if part == "all" else table.where(part)
         if not len(table) and left_out is None:
             raise DataError(
-                f"This site has no labelled pictures in the part '{part}'.",
+                f"This site has no labeled pictures in the part '{part}'.",
                 remedy="Take --split all, or look at: fieldmark site reading DIR",
             )
         if table.class_names == names:

@@ -89,7 +89,7 @@ class SiteData(Settings):
         "own",
         description="own: folders, column or lists that say train, test and pool are followed "
         "where the data have such; pictures of the test split are left out of training. none: "
-        "every labelled picture is trained on.",
+        "every labeled picture is trained on.",
     )
     folders: Literal["classes", "splits"] = Field(
         "classes",

@@ -72,7 +72,7 @@ def evaluate(
     that the model does not know is an error that names it.
 
     --calibrate fits on the validation pictures of the simulated run's sites, or, with --data, on
-    that data set's training part, which the model must not have learnt from; never on the test
+    that data set's training part, which the model must not have learned from; never on the test
     part. A checkpoint trained under differential privacy is calibrated on other data only (exit
     code 4). A temperature is kept only if it lowers log loss and calibration error on held-out
     folds; the shares stay as they were where it does not, and below 50 pictures or 5 errors.

@@ -188,6 +188,6 @@ def _show(found: dict[str, Any]) -> None:
         console.print(f"{found['flat_maps']} maps are empty and count as misses.")
     if found["unchanged_by_randomising"]:
         console.print(
-            "[bold yellow]These maps hardly change when the weights are randomised: they show the "
-            "picture, or the network's shape, and not what was learnt.[/]"
+            "[bold yellow]These maps hardly change when the weights are randomized: they show the "
+            "picture, or the network's shape, and not what was learned.[/]"
         )

@@ -67,7 +67,7 @@ def onnx(
 ) -> None:
     """Write the model as ONNX, once it gives PyTorch's answers.
 
-    Normalisation is inside the graph (uint8 squares in, logits out), class names and the way to
+    Normalization is inside the graph (uint8 squares in, logits out), class names and the way to
     a square are in its metadata. The float graph has to match PyTorch to 1e-4 with every answer
     equal; the int8 one may lose 0.01 of top-1 and weigh 0.30 of the float one. A sample that
     runs them with onnxruntime alone is put beside them.

@@ -33,7 +33,7 @@ def select(
         str,
         typer.Option(
             help="margin and entropy: what the model is least sure of; core-set: what is least "
-            "like anything labelled; random: for comparison."
+            "like anything labeled; random: for comparison."
         ),
     ] = "margin",
     seed: Annotated[int, typer.Option(help="Of random picks.", min=0)] = 0,
@@ -43,7 +43,7 @@ def select(
     weights: Weights = None,
     json_: Json = False,
 ) -> None:
-    """Which unlabelled pictures should be labelled next, by what a trained model makes of them.
+    """Which unlabeled pictures should be labeled next, by what a trained model makes of them.
 
     The choice is made here, with the pictures that are here: nothing leaves.
 

@@ -160,7 +160,7 @@ def number_labels(
         class_names = _names_in_text(present, where, left_out)
     if not class_names:
         raise DataError(
-            f"{where} holds no labelled picture.",
+            f"{where} holds no labeled picture.",
             why="There is nothing to learn from.",
             remedy="Check data.path, data.name and the label column; of an annotation file, "
             "that its pictures have labels that are read (tags, choices or boxes).",

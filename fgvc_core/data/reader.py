@@ -8,7 +8,7 @@ browser page follow the same rules, and tests compare them.
 - **Transparency**: laid on white. What lies under full transparency never shows.
 - **Depth**: 8 bits for each channel. Deeper files are refused, since how their values map to
   0..255 changes what a model sees, unless ``data.depth`` says how.
-- **Color**: grey, palette, CMYK, YCbCr and LAB become RGB. An embedded profile is applied
+- **Color**: gray, palette, CMYK, YCbCr and LAB become RGB. An embedded profile is applied
   (``profiles.py``); without one, samples are taken as sRGB. Deep pictures have none applied.
 - **Frames**: one of a file that holds several: the first, unless ``data.frame`` says which. Of a
   phone's multi-picture JPEG always the first: the others are previews and depth maps.

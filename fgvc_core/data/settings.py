@@ -195,13 +195,13 @@ class DataSettings(OpenSettings):
         2026, ge=0, description="Seed of the embedded data set's pictures (another seed: others)."
     )
     fieldmarks_train: int = Field(
-        1500, ge=10, le=200_000, description="Embedded set: labelled training pictures."
+        1500, ge=10, le=200_000, description="Embedded set: labeled training pictures."
     )
     fieldmarks_test: int = Field(
-        500, ge=10, le=200_000, description="Embedded set: labelled test pictures."
+        500, ge=10, le=200_000, description="Embedded set: labeled test pictures."
     )
     fieldmarks_pool: int = Field(
-        0, ge=0, le=200_000, description="Embedded set: unlabelled pictures in the pool."
+        0, ge=0, le=200_000, description="Embedded set: unlabeled pictures in the pool."
     )
 
     @field_validator("classes")

@@ -278,15 +278,15 @@ def _worst(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _privacy_text(claim: PrivacyClaim) -> str:
     if claim.holds:
-        return "Learnt under differential privacy. What it cost each site:"
+        return "Learned under differential privacy. What it cost each site:"
     if claim.protected:
         return (
-            "Not learnt under differential privacy as a whole: it holds for "
+            "Not learned under differential privacy as a whole: it holds for "
             f"{len(claim.protected)} of {len(claim.sites)} sites. Treat the weights as data of the "
             "others."
         )
     return (
-        "Learnt without differential privacy: the pictures stayed at their sites, but no epsilon "
+        "Learned without differential privacy: the pictures stayed at their sites, but no epsilon "
         "bounds what these weights say about them. Treat the weights as data of the sites."
     )
 

@@ -123,7 +123,7 @@ def labelled_part(table: ExampleTable, part: Part) -> ExampleTable:
     chosen = table if part == "all" else table.where(part)
     if not len(chosen):
         raise DataError(
-            f"The data have no labelled pictures in the part '{part}'.",
+            f"The data have no labeled pictures in the part '{part}'.",
             why="There is nothing to judge the model on.",
             remedy="Take --split all, or data with labels.",
         )
@@ -159,7 +159,7 @@ def part_known(
     for name in held_out:
         if name in class_names:
             raise ConfigurationError(
-                f"--held-out-classes: the model has learnt '{name}'.",
+                f"--held-out-classes: the model has learned '{name}'.",
                 why="What it does with classes that it has never seen would not be measured.",
                 remedy="Name classes that were kept from training.",
             )

@@ -69,7 +69,7 @@ class ModelSettings(OpenSettings):
     )
     spatial_transformer: bool = Field(
         False,
-        description="Turn, move and enlarge each picture by an affine map that is learnt; starts "
+        description="Turn, move and enlarge each picture by an affine map that is learned; starts "
         "as the identity.",
     )
     pooling: Annotated[str, AfterValidator(POOLINGS.check)] = Field(

@@ -198,7 +198,7 @@ def _headline(run: RunFolder) -> str:
     if metrics.get("top1") is None and metrics.get("local"):
         kept = ", ".join(metrics["local"])
         return (
-            f"{sites} learnt{together} for {number_of(metrics.get('rounds', 0), 'round')} "
+            f"{sites} learned{together} for {number_of(metrics.get('rounds', 0), 'round')} "
             f"and kept {kept} "
             "to themselves: each has a model of its own, scored on its own pictures."
         )
@@ -206,11 +206,11 @@ def _headline(run: RunFolder) -> str:
         rounds = number_of(metrics.get("rounds", 0), "round")
         if metrics.get("stopped") in _ENDED:
             # It came to its end: the coordinator of a federation often has no pictures at all.
-            learnt = f"{sites} learnt{together} for {rounds}"
+            learnt = f"{sites} learned{together} for {rounds}"
             return f"{learnt}; the coordinator holds no test split to score the model on."
         return f"{sites} contributed, {rounds}: this run was stopped early."
     told = (
-        f"{sites} learnt {len(metrics['classes'])} classes{together}: "
+        f"{sites} learned {len(metrics['classes'])} classes{together}: "
         f"{percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that "
         + ("none of them" if count != 1 else "it never")
         + " trained on"

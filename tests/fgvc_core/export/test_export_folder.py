@@ -126,8 +126,8 @@ def test_a_card_calls_a_model_private_only_if_every_sites_part_is(tmp_path):
         tmp_path / "run", sites=sites, privacy={"lyon": cost}, privacy_claim=claim, rounds=3
     )
     text = model_card(load_trained(run), "hub", False)
-    assert "Learnt under differential privacy" not in text
-    assert "Not learnt under differential privacy as a whole: it holds for 1 of 2 sites" in text
+    assert "Learned under differential privacy" not in text
+    assert "Not learned under differential privacy as a whole: it holds for 1 of 2 sites" in text
     assert f"- oslo: {why}." in text
     assert "differential-privacy" not in ModelCard(text).data.tags
     assert "no site states" not in text

@@ -11,6 +11,7 @@ from fgvc_core.words import counted, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from fieldmark.simulations.planning import Simulation
 
@@ -179,6 +180,35 @@ def _plan(
 
 
 def _show(metrics: dict[str, Any]) -> None:
+    console = _console()
+    console.print(_scores(metrics))
+    if metrics.get("personal"):
+        personal = metrics["personal"]
+        console.print(
+            f"Fine-tuned at {counted(personal['sites'], 'site')}: "
+            f"{_percent(personal['top1'])} on their "
+            f"{personal['examples']} validation pictures, {100 * personal['gain']:+.1f} points."
+        )
+    if metrics.get("own_heads"):
+        from fieldmark.simulations.own_heads import own_heads_line
+
+        console.print(own_heads_line(metrics["own_heads"]))
+    if not metrics.get("privacy"):
+        console.print("Sites' scores are on their own validation pictures.", style="dim")
+        return
+    from fgvc_core.privacy.claims import read_claim
+
+    _show_privacy(metrics["privacy"], console)
+    for site, why in read_claim(metrics).open.items():
+        console.print(
+            visible(f"Differential privacy does not hold for {site}: {why}."), markup=False
+        )
+    if metrics.get("unit_price"):
+        console.print(metrics["unit_price"]["in_words"])
+
+
+def _scores(metrics: dict[str, Any]) -> "Table":
+    """Scores of each site, of all on the test split, and of a linear model on pixels."""
     from rich.table import Table
 
     from fgvc_core.contributions import absent, who_learnt
@@ -219,31 +249,7 @@ def _show(metrics: dict[str, Any]) -> None:
             _percent(baseline["macro_f1"]),
             "",
         )
-    console = _console()
-    console.print(table)
-    if metrics.get("personal"):
-        personal = metrics["personal"]
-        console.print(
-            f"Fine-tuned at {counted(personal['sites'], 'site')}: "
-            f"{_percent(personal['top1'])} on their "
-            f"{personal['examples']} validation pictures, {100 * personal['gain']:+.1f} points."
-        )
-    if metrics.get("own_heads"):
-        from fieldmark.simulations.own_heads import own_heads_line
-
-        console.print(own_heads_line(metrics["own_heads"]))
-    if metrics.get("privacy"):
-        from fgvc_core.privacy.claims import read_claim
-
-        _show_privacy(metrics["privacy"], console)
-        for site, why in read_claim(metrics).open.items():
-            console.print(
-                visible(f"Differential privacy does not hold for {site}: {why}."), markup=False
-            )
-        if metrics.get("unit_price"):
-            console.print(metrics["unit_price"]["in_words"])
-    else:
-        console.print("Sites' scores are on their own validation pictures.", style="dim")
+    return table
 
 
 def _show_privacy(statements: dict[str, Any], console: "Console") -> None:

@@ -66,18 +66,7 @@ def launch(
     recipe = _named_weights(recipe, folder)
     recipe, class_names, test = _own_data(recipe, settings)
     run_dir = _folder_of(folder, name or recipe.name, free=not name)
-    try:
-        run_dir.mkdir(mode=0o700)
-    except FileExistsError:
-        raise ConfigurationError(
-            f"There is a run '{run_dir.name}' already.",
-            remedy=f"Go on with it (fieldmark server resume {folder} {run_dir.name}), "
-            "or give another --name.",
-        ) from None
-    own = run_dir / "coordinator"
-    private_folder(own)
-    # A link, not a copy: the key has one place, where it is protected and rotated.
-    os.symlink(Path("..") / ".." / ".." / "coordinator.key", own / "key")
+    _make_folder(folder, run_dir)
     server = ServerSettings(
         cache=settings.cache or str(cache_folder()),
         data_path=recipe.data.path,
@@ -93,6 +82,26 @@ def launch(
     write_home(run_dir, recipe, class_names, sites, server)
     write_run_request(run_dir, RunRequest(state="wanted"))
     return run_dir
+
+
+def _make_folder(folder: Path, run_dir: Path) -> None:
+    """Make a run's folder, with a link to the coordinator's key.
+
+    Raises:
+        ConfigurationError: if there is such a run already.
+    """
+    try:
+        run_dir.mkdir(mode=0o700)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"There is a run '{run_dir.name}' already.",
+            remedy=f"Go on with it (fieldmark server resume {folder} {run_dir.name}), "
+            "or give another --name.",
+        ) from None
+    own = run_dir / "coordinator"
+    private_folder(own)
+    # A link, not a copy: the key has one place, where it is protected and rotated.
+    os.symlink(Path("..") / ".." / ".." / "coordinator.key", own / "key")
 
 
 def asked_sites(registered: Mapping[str, str], recipe: Recipe) -> dict[str, str]:

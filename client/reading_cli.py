@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import Json
+from fgvc_core.commands.terminal import Json, data_sets_for_help
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ _Text = str | None
 READING: dict[str, Any] = {
     "kind": Annotated[
         _Text,
-        typer.Option(
-            help="folder, manifest, cub, cars, aircraft, ham10000; else it is recognized."
-        ),
+        typer.Option(help=f"{data_sets_for_help()}; else it is recognized."),
     ],
     "manifest": Annotated[
         _Text, typer.Option(help="The CSV that lists the pictures, relative to the data.")

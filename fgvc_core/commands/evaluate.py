@@ -11,6 +11,7 @@ from fgvc_core.commands.terminal import (
     Json,
     Overrides,
     Weights,
+    data_sets_for_help,
     open_model,
     progress,
     write_text,
@@ -27,10 +28,7 @@ def evaluate(
     set_: Overrides = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Other data: aircraft, cars, coco, cub, cvat, fieldmarks, folder, ham10000, "
-            "inaturalist, label-studio, manifest."
-        ),
+        typer.Option(help=f"Other data: {data_sets_for_help()}, or fieldmarks, the embedded ones."),
     ] = None,
     path: Annotated[str | None, typer.Option(help="Root folder of the data.")] = None,
     split: Annotated[

@@ -113,6 +113,18 @@ def write_text(path: Path, text: str, option: str = "--out") -> None:
         ) from None
 
 
+DATA_SETS = (
+    *("aircraft", "cars", "coco", "cub", "cvat", "folder", "ham10000", "inaturalist"),
+    *("label-studio", "manifest"),
+)
+"""Fieldmark's own data sets that are read from a folder; the registry is not imported for help."""
+
+
+def data_sets_for_help() -> str:
+    """Names of data sets, as :func:`names_for_help`."""
+    return names_for_help("fieldmark.data_sets", *DATA_SETS)
+
+
 def names_for_help(group: str, *built_in: str) -> str:
     """Names of components, comma-separated; installed extensions only if help is shown.
 

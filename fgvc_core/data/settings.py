@@ -9,8 +9,7 @@ from fgvc_core.components import AUGMENTATIONS, DATA_SETS, PARTITIONERS
 from fgvc_core.configuration import text
 from fgvc_core.data.depth import Depth
 from fgvc_core.data.reader import Frame
-from fgvc_core.open_settings import OpenSettings
-from fgvc_core.registry import Registry
+from fgvc_core.registry import OpenSettings, Registry
 
 PATIENT = "dicom:PatientID"
 """Value of ``data.subject_column`` for which the subject is the patient of each DICOM file."""

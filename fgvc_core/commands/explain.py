@@ -85,7 +85,7 @@ def explain(
 
     trained = load_trained(checkpoint, weights=weights)
     if note := internal_note(trained):
-        typer.echo(note, err=True)
+        typer.echo(visible(note), err=True)
     if pointing:
         if pictures:
             raise ConfigurationError(
@@ -109,12 +109,12 @@ def explain(
         )
     for fault in faults:
         typer.echo(visible(fault), err=True)
-    note = (
+    made = (
         f"{method}, stage {stage}; red: named wrongly. Maps are relative: each is scaled to its "
         "peak."
     )
     told = told_of(read_calibration(trained.path))
-    write_sheet(found, out, note, trained.recipe.name, told)
+    write_sheet(found, out, f"{note} {made}".strip(), trained.recipe.name, told)
     if json_:
         values = {"file": str(out), "pictures": [one.as_json() for one in found]}
         typer.echo(json.dumps(values, indent=1))

@@ -53,6 +53,7 @@ def select(
     """
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.errors import ConfigurationError, nearest
+    from fgvc_core.inference.internal import internal_note
     from fgvc_core.inference.selecting import as_csv, data_set, folder_candidates
     from fgvc_core.inference.selecting import select as choose
     from fgvc_core.inference.trained import load_trained
@@ -66,6 +67,8 @@ def select(
     cache = cache_folder()
     with busy("Looking at the pictures"):
         trained = load_trained(checkpoint, weights=weights)
+        if note := internal_note(trained):
+            typer.echo(visible(note), err=True)
         # The data set knows which pictures are labeled; a folder alone does not.
         known = data_set(trained, site, cache) if folder is None or site is not None else None
         labelled = None if known is None else known.where("train")

@@ -3,6 +3,7 @@
 import multiprocessing
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def client_figures(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _on_streams(runs: list[Run], streams: list[torch.cuda.Stream]) -> None:
+def _on_streams(runs: Sequence[Run], streams: list[torch.cuda.Stream]) -> None:
     for run, stream in zip(runs, streams, strict=True):
         with torch.cuda.stream(stream):
             run()

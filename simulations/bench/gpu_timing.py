@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def median_seconds(runs: dict[str, Run], device: torch.device) -> dict[str, float]:
+def median_seconds(runs: Mapping[str, Run], device: torch.device) -> dict[str, float]:
     """Median seconds of each run, taken in turn; the first of each is warm-up.
 
     On a CPU these are processor seconds of this process, which other load hardly changes.

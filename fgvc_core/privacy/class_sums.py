@@ -119,7 +119,6 @@ def sums_deviation(
     directions: int,
     count_coordinate: float,
     noise_multiplier: float,
-    sharers: int = 1,
 ) -> float:
     """Standard deviation of one site's noise on each released value, as the receiver computes it.
 
@@ -127,8 +126,7 @@ def sums_deviation(
         num_classes: K.
         directions: P.
         count_coordinate: The constant beside each vector.
-        noise_multiplier: Of the noise of all sharers together.
-        sharers: Number of sites that share it.
+        noise_multiplier: Of the noise of each site.
     """
     size = num_classes * (directions + 1)
-    return make_grid(sums_bound(count_coordinate), size, noise_multiplier, sharers).deviation
+    return make_grid(sums_bound(count_coordinate), size, noise_multiplier).deviation

@@ -1,6 +1,6 @@
 """Whitening of vectors in the public subspace by a private scatter.
 
-The scatter rides in the message of the centre, so that nothing else is asked. Of a unit vector v it
+The scatter rides in the message of the center, so that nothing else is asked. Of a unit vector v it
 is v v^T, whose Frobenius norm is |v|**2 = 1: written as its upper triangle with the entries off the
 diagonal times the root of two, its Euclidean norm is that Frobenius norm. A row of the message is
 (v, w v v^T), at most sqrt(1 + w**2) long; a unit's rows are added and clipped to that bound, and
@@ -73,7 +73,7 @@ def first_mean(vectors_NP: NDArray[np.float64], weight: float) -> NDArray[np.flo
 def first_tensors(
     mean_Q: NDArray[np.float64], directions: int, weight: float, deviation: float
 ) -> dict[str, NDArray[np.float32]]:
-    """The head's centre, and with a scatter its whitening, by the names of their tensors.
+    """The head's center, and with a scatter its whitening, by the names of their tensors.
 
     Eigenvalues are raised by the largest that the noise alone would show (2 sqrt(P) times the
     deviation of an entry off the diagonal: Wigner's semicircle), so that at much noise the

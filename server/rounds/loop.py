@@ -40,6 +40,7 @@ from fieldmark.server.rounds.secure_sum import SumLost
 from fieldmark.server.rounds.secure_updates import part_of, summed_round, summed_scores
 from fieldmark.server.rounds.stage import (
     VOID_ROUNDS_ALLOWED,
+    HeadRound,
     finish_round,
     run_updates,
     sites_in_use,
@@ -267,7 +268,7 @@ class Rounds:
         sites = sites_in_use(context, self._sites, number)
         self._events.emit("round_started", round=number, cohort=sites)
         result, arrived = closed_head(
-            context, updates, number, sites, self._arrays, self._checkpoint
+            HeadRound(context, updates, number, sites, self._arrays, self._checkpoint)
         )
         if result.value is None or arrived < result.needed:
             context.trust.void(number)

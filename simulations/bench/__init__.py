@@ -1,7 +1,7 @@
 """Benchmarks, each with a reference that is measured in the same run."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +119,23 @@ def show(results: list[dict[str, Any]]) -> None:
             numbers = ["-" if cell is None else f"{cell:.4g}" for cell in cells]
             table.add_row(name, *numbers, entry["unit"], entry["how"])
         console.print(table)
+
+
+def check_rows(rows: Sequence[str], known: Iterable[str], what: str) -> None:
+    """Check the names of ``--rows``.
+
+    Args:
+        rows: As given.
+        known: All names.
+        what: One of them in words, such as "row of the ablation".
+
+    Raises:
+        ConfigurationError: for an unknown name.
+    """
+    names = list(known)
+    for name in rows:
+        if name not in names:
+            raise ConfigurationError(
+                f"--rows names '{name}', which is no {what}.",
+                remedy=f"{nearest(name, names)} There are: {', '.join(names)}.".strip(),
+            )

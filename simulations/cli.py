@@ -119,7 +119,7 @@ def bench(
         str,
         typer.Argument(
             help="Which: engine, dp, deploy, rounds, secure, wire, learner, selection, unknown, "
-            "heads, features, or all."
+            "heads, features, gpu, scale, or all."
         ),
     ] = "all",
     rows: Annotated[

@@ -149,7 +149,10 @@ def told_calibration(fitted: "Calibration", in_force: "Calibration | None") -> l
 
 
 def _notes(trained: "TrainedModel") -> list[str]:
-    notes = []
+    from fgvc_core.inference.internal import internal_note
+
+    note = internal_note(trained)
+    notes = [note] if note else []
     if trained.recipe.privacy is not None:
         notes.append(
             "The model was trained under differential privacy. These figures are of the pictures "

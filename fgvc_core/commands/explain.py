@@ -116,6 +116,7 @@ def _explain(
     from fgvc_core.explain.explaining import explain_some
     from fgvc_core.explain.sheet import write_sheet
     from fgvc_core.inference.calibration import read_calibration, told_of
+    from fgvc_core.inference.internal import internal_note
 
     faults: list[str] = []
     with busy("Explaining"):
@@ -124,12 +125,12 @@ def _explain(
         )
     for fault in faults:
         typer.echo(visible(fault), err=True)
-    note = (
+    made = (
         f"{method}, stage {stage}; red: named wrongly. Maps are relative: each is scaled to its "
         "peak."
     )
     told = told_of(read_calibration(trained.path))
-    write_sheet(found, out, note, trained.recipe.name, told)
+    write_sheet(found, out, f"{internal_note(trained)} {made}".strip(), trained.recipe.name, told)
     if json_:
         values = {"file": str(out), "pictures": [one.as_json() for one in found]}
         typer.echo(json.dumps(values, indent=1))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Checkpoint, Json, Weights, busy, write_text
+from fgvc_core.commands.terminal import Checkpoint, Json, Weights, busy, open_model, write_text
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def select(
     from fgvc_core.errors import ConfigurationError, nearest
     from fgvc_core.inference.selecting import as_csv, data_set, folder_candidates
     from fgvc_core.inference.selecting import select as choose
-    from fgvc_core.inference.trained import load_trained
     from fgvc_core.training.acquisition import METHODS
 
     if method not in METHODS:
@@ -63,7 +62,7 @@ def select(
         )
     cache = cache_folder()
     with busy("Looking at the pictures"):
-        trained = load_trained(checkpoint, weights=weights)
+        trained = open_model(checkpoint, weights, whole=False)
         # The data set knows which pictures are labeled; a folder alone does not.
         known = data_set(trained, site, cache) if folder is None or site is not None else None
         labelled = None if known is None else known.where("train")

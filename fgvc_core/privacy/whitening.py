@@ -29,6 +29,7 @@ POWER = 0.5
 spread within them, half was as good as all at every epsilon."""
 
 _LEAST = 1e-9
+_ROWS = 256
 
 
 def scatter_weight(privacy: PrivacySettings) -> float:
@@ -59,6 +60,14 @@ def first_rows(vectors_NP: NDArray[np.float64], weight: float) -> NDArray[np.flo
     root_Q = np.where(rows == columns, 1.0, math.sqrt(2.0))
     scatter_NQ = vectors_NP[:, rows] * vectors_NP[:, columns] * (weight * root_Q)
     return np.concatenate([vectors_NP, scatter_NQ], axis=1)
+
+
+def first_mean(vectors_NP: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    """float64 (Q,): the mean of the rows, without clipping or noise, a block of rows at a time."""
+    sum_Q = np.zeros(first_length(vectors_NP.shape[1], weight))
+    for start in range(0, len(vectors_NP), _ROWS):
+        sum_Q += first_rows(vectors_NP[start : start + _ROWS], weight).sum(axis=0)
+    return sum_Q / len(vectors_NP)
 
 
 def first_tensors(

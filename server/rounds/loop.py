@@ -238,6 +238,7 @@ class Rounds:
         self._take_total(number, self._arrays, (0, 0, 0.0))
 
     def _draw(self, sites: list[str], number: int, failed: Collection[str]) -> list[str]:
+        secure = self._recipe.secure
         cohort = draw_cohort(
             sites,
             self._federation.fraction,
@@ -246,6 +247,7 @@ class Rounds:
             expected_dropout=self._federation.expected_dropout,
             last_drawn=self.state.last_drawn,
             failed=failed,
+            least=1 if secure is None else secure.least,
         )
         self.state.last_drawn.update(dict.fromkeys(cohort, number))
         return cohort

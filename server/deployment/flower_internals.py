@@ -72,6 +72,7 @@ from google.protobuf.message import DecodeError
 from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket, put_together
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
+from fgvc_core.quiet_server import be_quiet
 from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
 from fgvc_core.wake import WakeFile
 from fieldmark.server.deployment.bodies import check_push
@@ -154,6 +155,7 @@ def serve_superlink(socket: Path, health: Path, options: Sequence[str]) -> None:
     serving.start()
     # Flower has no option for a Unix socket, but the uvicorn server that it starts has.
     setattr(uvicorn, "run", functools.partial(uvicorn.run, uds=socket_name(socket)))  # noqa: B010
+    be_quiet()
     # If Flower ever starts another server, this host name does not resolve and no port opens.
     sys.argv = ["flower-superlink", "--host", NO_HOST, *options]
     flower_superlink()

@@ -20,10 +20,13 @@ def seen(monkeypatch):
 
     def flower():
         found.update(argv=sys.argv, run=uvicorn.run, config=uvicorn.Config)
+        found.update(loop=uvicorn.Server.main_loop.__module__)
 
     monkeypatch.setattr(sys, "argv", [])
     for name in ("run", "Config"):
         monkeypatch.setattr(uvicorn, name, getattr(uvicorn, name))
+    monkeypatch.setattr(uvicorn.Server, "main_loop", uvicorn.Server.main_loop)
+    monkeypatch.setattr(uvicorn.Server, "should_exit", False, raising=False)
     for side, name in (("superlink", "flower_superlink"), ("supernode", "flower_supernode")):
         # By name: the package above it has the function in its module's place.
         monkeypatch.setattr(import_module(f"flwr.{side}.cli.{name}"), name, flower)
@@ -35,6 +38,7 @@ def test_the_superlink_is_served_on_the_socket_and_named_no_host(seen, tmp_path)
     at_the_coordinator.serve_superlink(folder / "s", folder / "h", ["--database", "x"])
     assert os.path.samefile(seen["run"].keywords["uds"], folder / "s")
     assert seen["argv"][1:] == ["--host", at_the_coordinator.NO_HOST, "--database", "x"]
+    assert seen["loop"] == "fgvc_core.quiet_server"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "s").stat().st_mode) == 0o600
 
@@ -44,6 +48,7 @@ def test_a_node_is_served_on_the_socket_and_named_no_host(seen, tmp_path):
     at_a_site.serve_supernode(folder / "s", ["--superlink", "x"])
     assert os.path.samefile(seen["config"].keywords["uds"], folder / "s")
     assert seen["argv"][1:] == ["--host", at_a_site.NO_HOST, "--superlink", "x"]
+    assert seen["loop"] == "fgvc_core.quiet_server"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from legible import figures_of
 from PIL import Image
+from scipy.stats import binomtest
 
 from fgvc_core.errors import DataError
-from fieldmark.server.report.page import render
+from fieldmark.server.report.page import render, wilson
 
 NAMES = [f"Species {k}" for k in range(12)]
 
@@ -650,3 +651,11 @@ def test_waiting_for_sites_and_for_people_is_among_the_events(tmp_path):
         "waiting for sites: 1 of 2 needed sites are present; missing: oslo (nobody there has "
         "approved the run yet)"
     ) in said
+
+
+@pytest.mark.parametrize(
+    ("right", "total"), [(0, 1), (1, 1), (0, 7), (7, 7), (3, 10), (421, 500), (1, 4000)]
+)
+def test_the_interval_of_a_share_is_wilsons(right, total):
+    known = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    assert wilson(right, total) == pytest.approx((known.low, known.high), abs=1e-12)

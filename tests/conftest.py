@@ -47,6 +47,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _shared_costs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from shared_costs import share_costs
+
+    own = tmp_path_factory.getbasetemp()
+    share_costs((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "costs")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # Not above: the process that shares the tests out among the workers needs no torch.
     import torch

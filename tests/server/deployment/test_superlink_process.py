@@ -1,16 +1,28 @@
 """How Flower's servers are started: on a socket, and on nothing where they take none."""
 
 import asyncio
+import contextlib
 import os
+import sqlite3
 import stat
 import sys
 from importlib import import_module
 
 import pytest
 import uvicorn
+from flwr.supercore import sql_mixin
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
 
 from fieldmark.client.deployment import flower_internals as at_a_site
 from fieldmark.server.deployment import flower_internals as at_the_coordinator
+
+SWEEP = "_cleanup_expired_task_tokens"
+
+
+def as_before(monkeypatch):
+    """What is replaced in Flower's database is put back after the test."""
+    monkeypatch.setattr(sql_mixin, "SQLITE_PRAGMAS", sql_mixin.SQLITE_PRAGMAS)
+    monkeypatch.setattr(SqlCoreState, SWEEP, getattr(SqlCoreState, SWEEP))
 
 
 @pytest.fixture
@@ -25,6 +37,7 @@ def seen(monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     for name in ("run", "Config"):
         monkeypatch.setattr(uvicorn, name, getattr(uvicorn, name))
+    as_before(monkeypatch)
     monkeypatch.setattr(uvicorn.Server, "main_loop", uvicorn.Server.main_loop)
     monkeypatch.setattr(uvicorn.Server, "should_exit", False, raising=False)
     for side, name in (("superlink", "flower_superlink"), ("supernode", "flower_supernode")):
@@ -58,3 +71,21 @@ def test_a_server_that_is_given_the_host_alone_opens_no_port(host):
     with pytest.raises((SystemExit, OSError)):
         asyncio.run(server.serve())
     assert not server.started
+
+
+def test_the_database_is_written_to_less_often_than_flower_would(tmp_path, monkeypatch):
+    as_before(monkeypatch)
+    now, swept = [1000.0], []
+    monkeypatch.setattr(SqlCoreState, SWEEP, lambda state: swept.append(now[0]))
+    monkeypatch.setattr(at_the_coordinator.time, "monotonic", lambda: now[0])
+    at_the_coordinator.write_less()
+    for _ in range(100):
+        SqlCoreState._cleanup_expired_task_tokens(None)
+        now[0] += 0.05
+    # Five seconds: no call but the first of each second looks for expired tasks, and none is late.
+    assert len(swept) == 5
+    with contextlib.closing(sqlite3.connect(tmp_path / "superlink.db")) as link:
+        sql_mixin._set_sqlite_pragmas(link, None)
+        found = [link.execute(f"pragma {n}").fetchone()[0] for n in ("journal_mode", "page_size")]
+        assert found == ["wal", 4096]
+        assert link.execute("pragma wal_autocheckpoint").fetchone()[0] * 4096 == 2**26

@@ -177,7 +177,7 @@ def write_less() -> None:
     ``SWEEP_S`` later.
 
     Raises:
-        AttributeError: if Flower has renamed what is replaced.
+        AttributeError, KeyError: if Flower has renamed what is replaced.
     """
     from flwr.supercore import sql_mixin
     from flwr.supercore.corestate.sql_corestate import SqlCoreState
@@ -190,7 +190,8 @@ def write_less() -> None:
             due = time.monotonic() + SWEEP_S
             sweep(state)
 
-    pragmas = (*sql_mixin.SQLITE_PRAGMAS, ("wal_autocheckpoint", str(LOG_PAGES)))
+    pragmas: Any = vars(sql_mixin)["SQLITE_PRAGMAS"]
+    pragmas = (*pragmas, ("wal_autocheckpoint", str(LOG_PAGES)))
     setattr(sql_mixin, "SQLITE_PRAGMAS", pragmas)  # noqa: B010
     setattr(SqlCoreState, "_cleanup_expired_task_tokens", sweep_seldom)  # noqa: B010
 

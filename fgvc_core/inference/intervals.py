@@ -6,6 +6,7 @@ accelerated percentiles: Efron 1987, "Better Bootstrap Confidence Intervals", J.
 3.8, https://doi.org/10.1017/CBO9780511802843.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -37,6 +38,21 @@ class Interval:
     def as_json(self) -> dict[str, float]:
         """The fields as a dict."""
         return asdict(self)
+
+
+def wilson(share: float, count: int, level: float = LEVEL) -> tuple[float, float]:
+    """The score interval (low, high) of a share among ``count`` independent trials, at least 1.
+
+    Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
+
+    >>> [round(end, 4) for end in wilson(0.5, 100)]
+    [0.4038, 0.5962]
+    """
+    # In closed form: scipy.stats, which has it, takes longer to import than a report to write.
+    right, z = round(share * count), float(ndtri((1 + level) / 2))
+    middle = (right + z * z / 2) / (count + z * z)
+    reach = z / (count + z * z) * math.sqrt(right * (count - right) / count + z * z / 4)
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
 def by_subject(

@@ -17,6 +17,7 @@ from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import simulate
 
 SETS = ("--set=federation.rounds=6", "--set=data.fieldmarks_train=300")
+PATIENCE_S = 600
 
 
 def command(*arguments):
@@ -70,12 +71,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, sign):
         # A shell has what it starts in the background ignore Ctrl-C, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while rounds_begun(stopped) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     # A terminal's Ctrl-C reaches every process of the group.
     os.killpg(process.pid, sign) if sign == signal.SIGINT else process.send_signal(sign)
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=PATIENCE_S)[1]
     assert process.returncode == 6, told
     assert "--resume" in told
     assert "Traceback" not in told

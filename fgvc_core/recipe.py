@@ -132,6 +132,8 @@ class Recipe(Settings):
 
 
 _NEWER = {
+    ("augment", "cached_views"): 4,
+    ("augment", "flip_vertical"): False,
     ("data", "frame"): "first",
     ("model", "backbones"): [],
     ("personal", "method"): "fine-tune",

@@ -192,14 +192,17 @@ def _skipped(root: nn.Module, stage: str, begun: list[nn.Module]) -> list[list[n
 @contextmanager
 def _idle(modules: list[nn.Module]) -> Iterator[None]:
     """Make modules return their input for a while."""
+    # Another context may have put its own method there, see fgvc_core.privacy.standardised.
+    own = [vars(module).get("forward") for module in modules]
     for module in modules:
         vars(module)["forward"] = _same_again
     try:
         yield
     finally:
-        for module in modules:
-            # The class's own method shows again.
+        for module, method in zip(modules, own, strict=True):
             del vars(module)["forward"]
+            if method is not None:
+                vars(module)["forward"] = method
 
 
 def _same_again(given: torch.Tensor, *further: object, **named: object) -> torch.Tensor:

@@ -7,13 +7,20 @@ import torch
 from fgvc_core.data.fieldmarks import build_table
 from fgvc_core.data.settings import AugmentSettings, DataSettings
 from fgvc_core.data.transforms import Augment
+from fgvc_core.errors import PolicyRefusal
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
+from fgvc_core.models.trainable import prefix_digest
+from fgvc_core.privacy.accountant import PrivacyEvent
+from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.training import private
+from fgvc_core.training.compatibility import validate_private
 from fgvc_core.training.examples import PictureExamples
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.loop import Stretch
 from fgvc_core.training.map_views import count_views, views_of, why_no_maps
 from fgvc_core.training.maps import MapExamples
+from fgvc_core.training.private import PrivateTraining
 from fgvc_core.training.settings import TrainSettings
 
 STILL = AugmentSettings(rotation=0, zoom=0, color=0, flip=False)
@@ -126,14 +133,10 @@ def test_maps_of_other_weights_stages_and_sizes_are_not_taken(table, tmp_path):
     other = learner_of()
     with torch.no_grad():
         other.model.backbone.model.conv_stem.weight.add_(0.1)
-    from fgvc_core.models.trainable import prefix_digest
-
     assert prefix_digest(other.model, "blocks.3") not in digests
 
 
 def test_what_trains_changes_no_key(table, tmp_path):
-    from fgvc_core.models.trainable import prefix_digest
-
     learner = learner_of(norm="batch")
     learner.train_round(learner.examples(table, tmp_path), Stretch(1, 1), "a site")
     assert prefix_digest(learner.model, "blocks.3") == learner._prefix_digest
@@ -210,3 +213,47 @@ def test_views_are_counted_once():
     assert count_views(ModelSettings(train="stage3", mirrored=True), still) == 2
     assert count_views(ModelSettings(train="stage3", mirrored=True), both) == 4
     assert count_views(ModelSettings(train="stage3"), AugmentSettings(cached_views=5)) == 6
+
+
+def private_settings(engine):
+    return PrivacySettings(
+        epsilon=8.0, method="gradients", sampling_rate=0.5, steps=3, engine=engine
+    )
+
+
+@pytest.mark.parametrize("engine", ["loop", "batched", "opacus"])
+def test_a_private_step_on_maps_is_that_of_the_whole_network(
+    table, tmp_path, monkeypatch, engine
+):
+    monkeypatch.setattr(private, "release", lambda values, grid: values)
+    units_N = np.arange(len(table)) // 2
+    step = PrivacyEvent("step", 1.0, 1.0, 2)
+    moved = []
+    for maps in (None, "float32"):
+        learner = learner_of("fieldmark_nano", "stage4", STILL, maps)
+        settings = validate_private(learner, private_settings(engine))
+        assert settings.engine == engine
+        before = learner.tensors()
+        examples = learner.examples(table, tmp_path)
+        training = PrivateTraining(learner, examples, units_N, settings)
+        training.run(step, len(table) // 2, Stretch(1, 1))
+        moved.append({name: after - before[name] for name, after in learner.tensors().items()})
+    for name, change in moved[0].items():
+        np.testing.assert_allclose(moved[1][name], change, rtol=1e-3, atol=1e-5)
+    assert np.abs(flat(moved[0])).max() > 1e-3
+
+
+def test_trained_batch_normalisation_behind_a_frozen_prefix_is_still_refused():
+    with pytest.raises(PolicyRefusal, match="changes 'backbone"):
+        validate_private(learner_of(norm="batch"), private_settings("loop"))
+    validate_private(learner_of(norm="frozen"), private_settings("loop"))
+
+
+def test_a_unit_has_the_same_gradient_whoever_was_cached_with_it(table, tmp_path):
+    learner = learner_of("fieldmark_nano", "stage4", FLIPS, "float16")
+    many = learner.examples(table, tmp_path / "many")
+    few = learner.examples(table.take([9, 30]), tmp_path / "few")
+    for view in views_of(FLIPS):
+        assert torch.equal(
+            many.maps.get(np.array([9, 30]), view), few.maps.get(np.array([0, 1]), view)
+        )

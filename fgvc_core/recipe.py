@@ -135,6 +135,7 @@ _NEWER = {
     ("augment", "cached_views"): 4,
     ("augment", "flip_vertical"): False,
     ("data", "frame"): "first",
+    ("loss", "balance_prior"): 0.0,
     ("model", "backbones"): [],
     ("personal", "method"): "fine-tune",
     ("privacy", "scatter_share"): 0.0,

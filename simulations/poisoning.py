@@ -22,8 +22,8 @@ from fgvc_core.scenario import ScenarioSettings, Trigger
 from fgvc_core.seeds import derive_seed
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.features import FeatureStore
-from fgvc_core.training.maps import MapExamples
 from fgvc_core.training.learner import Learner
+from fgvc_core.training.maps import MapExamples
 from fgvc_core.wire.arrays import pack_all
 from fgvc_core.wire.codec import decode_model
 from fieldmark.client.announced import recall

@@ -215,6 +215,7 @@ class Learner:
         proximal_mu: float = 0.0,
         correct: Callable[[], None] | None = None,
         settings: TrainSettings | None = None,
+        shares_K: NDArray[np.float64] | None = None,
     ) -> TrainingResult:
         """Train in place; generators are derived from (seed, purpose, round).
 
@@ -225,6 +226,7 @@ class Learner:
             proximal_mu: FedProx's weight; 0: none.
             correct: Called after each backward pass; may change the gradients.
             settings: Overrides the recipe's settings.
+            shares_K: Shares of the classes over all sites; None: those of the examples.
         """
         if self.model.norm == "fixbn":
             begun = (stretch.round - 1) / stretch.rounds
@@ -235,7 +237,8 @@ class Learner:
             # Dropout only draws from the global generator.
             torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
             counts_K = torch.bincount(examples.labels_N, minlength=self.num_classes)
-            loss = self.loss.informed(examples.known).counted(counts_K)
+            common_K = None if shares_K is None else torch.from_numpy(shares_K)
+            loss = self.loss.informed(examples.known).counted(counts_K, common_K)
             return train_passes(
                 self.model,
                 examples,

@@ -95,9 +95,7 @@ class MapStore:
         values: dict[str, NDArray[Any]] = {
             "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, DIGEST_BYTES).copy(),
             "maps": held,
-            "sums": np.array(
-                [_sum(key, held[i]) for i, key in enumerate(keys)], dtype=np.uint32
-            ),
+            "sums": np.array([_sum(key, held[i]) for i, key in enumerate(keys)], dtype=np.uint32),
         }
         path = self.folder / f"{uuid4().hex}.safetensors"
         try:

@@ -170,9 +170,7 @@ class MapCache:
             maps_B[list(bank.faults)] = np.nan
             store.add([keys[positions[n]] for n in at], maps_B[at])
 
-    def _viewed(
-        self, images_NCHW: torch.Tensor, view: MapView, keys: list[bytes]
-    ) -> torch.Tensor:
+    def _viewed(self, images_NCHW: torch.Tensor, view: MapView, keys: list[bytes]) -> torch.Tensor:
         if not view.number:
             return images_NCHW.flip(view.axes) if view.axes else images_NCHW
         shown = []

@@ -102,9 +102,7 @@ def test_scores_are_those_of_the_whole_network(table, tmp_path, mirrored):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_prefix_runs_once_a_picture_and_view_and_never_in_a_round(
-    table, tmp_path, monkeypatch
-):
+def test_the_prefix_runs_once_a_picture_and_view_and_never_in_a_round(table, tmp_path, monkeypatch):
     learner = learner_of()
     seen, run = [], learner.prefix.map
     monkeypatch.setattr(
@@ -222,9 +220,7 @@ def private_settings(engine):
 
 
 @pytest.mark.parametrize("engine", ["loop", "batched", "opacus"])
-def test_a_private_step_on_maps_is_that_of_the_whole_network(
-    table, tmp_path, monkeypatch, engine
-):
+def test_a_private_step_on_maps_is_that_of_the_whole_network(table, tmp_path, monkeypatch, engine):
     monkeypatch.setattr(private, "release", lambda values, grid: values)
     units_N = np.arange(len(table)) // 2
     step = PrivacyEvent("step", 1.0, 1.0, 2)

@@ -134,6 +134,7 @@ class Recipe(Settings):
 _NEWER = {
     ("augment", "cached_views"): 4,
     ("augment", "flip_vertical"): False,
+    ("augment", "mirror_maps"): False,
     ("data", "frame"): "first",
     ("loss", "balance_prior"): 0.0,
     ("model", "backbones"): [],

@@ -414,6 +414,25 @@ def refuse_unfit_search(recipe: "Recipe") -> None:
         )
 
 
+def refuse_idle_mirrors(recipe: "Recipe") -> None:
+    """Refuse mirrored maps where no maps are kept, or views vary by more than mirroring."""
+    augment = recipe.augment
+    if not augment.mirror_maps:
+        return
+    # Imported lazily, as above.
+    from fgvc_core.training.map_views import varies, why_no_maps
+
+    why = why_no_maps(recipe.model, augment)
+    if not why and varies(augment):
+        why = "views vary by more than mirroring, so that each has its own map"
+    if why:
+        raise ConfigurationError(
+            f"augment.mirror_maps = true would do nothing: {why}.",
+            remedy="Set model.train to a stage, and rotation, zoom, color and erasing of [augment] "
+            "to 0, or leave it out.",
+        )
+
+
 def refuse_idle_prior(recipe: "Recipe") -> None:
     """Refuse a prior of classes that nothing says or uses."""
     loss = recipe.loss
@@ -471,6 +490,7 @@ RULES: tuple[Rule, ...] = (
     refuse_idle_diversity,
     refuse_empty_runs,
     refuse_unfit_search,
+    refuse_idle_mirrors,
     refuse_idle_prior,
     refuse_idle_defenses,
     refuse_unnamed_classes,

@@ -325,3 +325,9 @@ class AugmentSettings(OpenSettings):
         "many random views, 1 to 64. 0: none is kept, and each step computes the whole network "
         "on fresh views.",
     )
+    mirror_maps: bool = Field(
+        False,
+        description="Where maps are kept and nothing but mirroring varies: mirror the picture's "
+        "own map in training, in place of keeping one of each mirror image. A half or a quarter "
+        "of the work and the room; a mirrored map is only like the map of a mirrored picture.",
+    )

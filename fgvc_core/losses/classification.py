@@ -8,7 +8,7 @@ learning via logit adjustment", equation 10, https://arxiv.org/abs/2007.07314), 
 balanced error. Neither has a cost. Top-1 usually falls when macro-F1 rises. With a site's own
 counts each site corrects its own imbalance, so that unlike sites fit one model of balanced classes
 (Zhang et al. 2022, "Federated Learning with Label Distribution Skew via Logits Calibration",
-section 4, https://arxiv.org/abs/2209.00189). ``prior`` subtracts a part of the log share over all
+https://arxiv.org/abs/2209.00189). ``prior`` subtracts a part of the log share over all
 sites, so that this one model knows how common its classes are.
 
 Hierarchical: cross-entropy at the coarser levels of a taxonomy. A family's probability is the sum

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fgvc_core.errors import ConfigurationError
 from fgvc_core.models.backbones import TimmBackbone
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ class FrozenPrefix:
         self.shape = tuple(map_NCHW.shape[1:])
         if not map_NCHW.is_meta:
             self._try()
+
+    @property
+    def spatial(self) -> bool:
+        """Whether a map is of channels by rows by columns, so that it can be mirrored."""
+        inner = getattr(self._model.backbone, "model", None)
+        return len(self.shape) == 3 and getattr(inner, "output_fmt", "NCHW") == "NCHW"
 
     @torch.no_grad()
     def map(self, images_NCHW: torch.Tensor) -> torch.Tensor:
@@ -170,6 +177,15 @@ class FrozenPrefix:
                 return skip
             why = "more than one map leads from its frozen part to its trained part"
         raise NoCut(why)
+
+
+def no_places(stage: str) -> ConfigurationError:
+    """Error for maps that cannot be mirrored."""
+    return ConfigurationError(
+        f"augment.mirror_maps = true, and what enters '{stage}' is no map of rows and columns.",
+        why="Tokens of a transformer have no sides to mirror.",
+        remedy="Leave augment.mirror_maps out: each mirror image then has its own map.",
+    )
 
 
 def _skipped(root: nn.Module, stage: str, begun: list[nn.Module]) -> list[list[nn.Module]]:

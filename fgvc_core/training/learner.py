@@ -17,7 +17,7 @@ from fgvc_core.data.transforms import Augment, Mixing
 from fgvc_core.losses.base import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
-from fgvc_core.models.prefix import FrozenPrefix, NoCut
+from fgvc_core.models.prefix import FrozenPrefix, NoCut, no_places
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import (
     frozen_digest,
@@ -112,6 +112,8 @@ class Learner:
             except NoCut as cause:
                 self.no_maps = str(cause)
             else:
+                if augment.mirror_maps and not self.prefix.spatial:
+                    raise no_places(model.train)
                 self._prefix_digest = prefix_digest(self.model, model.train)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:

@@ -42,6 +42,8 @@ def views_of(settings: AugmentSettings) -> tuple[MapView, ...]:
     """
     if varies(settings):
         return tuple(MapView(number=1 + k) for k in range(settings.cached_views))
+    if settings.mirror_maps:
+        return (PLAIN,)
     across: list[tuple[int, ...]] = [(), (-1,)] if settings.flip else [()]
     down: list[tuple[int, ...]] = [(), (-2,)] if settings.flip_vertical else [()]
     return tuple(MapView(two + one) for two in down for one in across)

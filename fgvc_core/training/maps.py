@@ -2,10 +2,11 @@
 
 With ``model.train`` a stage, a round costs what the trained stages cost. Mirror images, across and
 down, are views of their own, each exact: training on them is training the whole network on the
-same draws, up to the rounding of float16 (a relative 5e-4 of each value). Other random views
-(rotation, zoom, color, components) are drawn once, ``augment.cached_views`` of each picture, and
-every step takes one of them. They follow from the picture's content and the settings alone, so
-that equal pictures have equal views, and no unit's views depend on another unit.
+same draws, up to the rounding of float16 (a relative 5e-4 of each value). With
+``augment.mirror_maps`` the map itself is mirrored instead. Other random views (rotation, zoom,
+color, components) are drawn once, ``augment.cached_views`` of each picture, and every step takes
+one of them. Views follow from the picture's content and the settings alone, so that equal pictures
+have equal views, and no unit's views depend on another unit.
 """
 
 import hashlib
@@ -306,6 +307,12 @@ class MapExamples(Examples):
     ) -> torch.Tensor:
         """Maps of random views, one a position."""
         count, at = len(positions), positions.numpy()
+        if self._settings.mirror_maps and not varies(self._settings):
+            maps_NCHW = self.maps.get(at, PLAIN)
+            for axis, chosen_N in zip((-1, -2), self._vary.flips(count, generator), strict=True):
+                chosen_N111 = chosen_N.view(-1, 1, 1, 1)
+                maps_NCHW = torch.where(chosen_N111, maps_NCHW.flip(axis), maps_NCHW)
+            return _to(model, maps_NCHW)
         if varies(self._settings):
             which_N = torch.randint(len(self._views), (count,), generator=generator).numpy()
         else:

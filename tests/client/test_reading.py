@@ -290,17 +290,38 @@ def test_nothing_of_the_recipes_files_and_columns_reaches_a_sites_reading(tmp_pa
     assert data_settings(site, recipe, CLASSES) == plain
 
 
-def test_without_privacy_a_picture_at_fault_ends_the_answer_unless_the_site_leaves_it_out(tmp_path):
+# What is kept of a picture: its features, its maps in front of a stage, or its pixels.
+@pytest.mark.parametrize("trains", ["head", "stage4", "all"])
+def test_without_privacy_a_picture_at_fault_ends_the_answer_unless_the_site_leaves_it_out(
+    tmp_path, trains
+):
     root = folder_tree(tmp_path / "data", CLASSES)
     (root / "Robin" / "1.png").write_bytes(b"no picture")
     site = site_over(tmp_path / "home", root, Policy(), kind="folder")
-    recipe = parse_recipe(RECIPE)
+    recipe = parse_recipe(RECIPE, [f"model.train={trains}"])
     tensors = make_learner(recipe, 2).tensors()
     ask(site, recipe, "roll_call")
     assert ask(site, recipe, tensors=tensors).code == "unavailable"
     reply = ask(changed(site, faults="leave-out"), recipe, tensors=tensors)
     assert (reply.code, reply.examples + reply.scores.examples) == ("ok", 7)
     assert "1 rows of the data count as nothing" in (site.home / "site.log").read_text()
+
+
+def test_a_site_protects_what_trains_on_maps_and_a_picture_at_fault_changes_no_answer(tmp_path):
+    sets = ("model.train=stage4", *PRIVATE)
+    codes = []
+    for name in ("whole", "faulty"):
+        root = folder_tree(tmp_path / name / "data", CLASSES)
+        if name == "faulty":
+            (root / "Robin" / "1.png").write_bytes(b"no picture")
+        site = site_over(tmp_path / name / "home", root, kind="folder")
+        recipe = parse_recipe(RECIPE, sets)
+        assert ask(site, recipe, "roll_call").code == "ok"
+        tensors = make_learner(recipe, 2).tensors()
+        codes.append(ask(site, recipe, tensors=tensors).code)
+        (plan,) = ledger(site).plans()
+        assert [event.purpose for event in plan.events] == ["step"]
+    assert codes == ["ok", "ok"]
 
 
 def test_a_mix_of_layouts_answers_one_run_alike(tmp_path):

@@ -7,12 +7,13 @@ import torch
 from fgvc_core.data.fieldmarks import build_table
 from fgvc_core.data.settings import AugmentSettings, DataSettings
 from fgvc_core.data.transforms import Augment
-from fgvc_core.errors import PolicyRefusal
+from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import prefix_digest
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.privacy.settings import PrivacySettings
+from fgvc_core.recipe import parse_recipe
 from fgvc_core.training import private
 from fgvc_core.training.compatibility import validate_private
 from fgvc_core.training.examples import PictureExamples
@@ -33,7 +34,9 @@ def table(tmp_path_factory):
     return build_table(settings, tmp_path_factory.mktemp("pictures")).where("train")
 
 
-def learner_of(backbone="test_efficientnet", stage="blocks.3", augment=FLIPS, maps="float32", **of):
+def learner_of(
+    backbone="test_efficientnet", stage="blocks.3", augment=FLIPS, maps="float32", size=32, **of
+):
     model = {"backbone": backbone, "attention": "none", "train": stage, **of}
     return Learner(
         ModelSettings(**model),
@@ -41,7 +44,7 @@ def learner_of(backbone="test_efficientnet", stage="blocks.3", augment=FLIPS, ma
         augment,
         TrainSettings(epochs=2, batch_size=8, lr=0.05, optimizer="sgd"),
         num_classes=12,
-        image_size=32,
+        image_size=size,
         seed=3,
         maps=maps,
     )
@@ -253,3 +256,29 @@ def test_a_unit_has_the_same_gradient_whoever_was_cached_with_it(table, tmp_path
         assert torch.equal(
             many.maps.get(np.array([9, 30]), view), few.maps.get(np.array([0, 1]), view)
         )
+
+
+def test_a_mirrored_map_stands_for_the_map_of_the_mirror_image(table, tmp_path):
+    settings = FLIPS.model_copy(update={"mirror_maps": True})
+    assert count_views(ModelSettings(train="stage3"), settings) == 1
+    learner = learner_of(augment=settings)
+    examples = learner.examples(table, tmp_path)
+    positions = torch.arange(20)
+    drawn = examples._drawn(learner.model, positions, torch.Generator().manual_seed(2))
+    across_N, down_N = Augment(FLIPS).flips(20, torch.Generator().manual_seed(2))
+    plain = examples.maps.get(positions.numpy(), views_of(settings)[0])
+    for number in range(20):
+        axes = [axis for axis, on in ((-1, across_N), (-2, down_N)) if on[number]]
+        assert torch.equal(drawn[number], plain[number].flip(axes))
+
+
+def test_tokens_cannot_be_mirrored():
+    settings = FLIPS.model_copy(update={"mirror_maps": True})
+    with pytest.raises(ConfigurationError, match="no map of rows and columns"):
+        learner_of("test_vit", "blocks.3", settings, size=160)
+
+
+@pytest.mark.parametrize("sets", [["model.train=all"], ["model.train=stage3"]])
+def test_mirrored_maps_that_would_do_nothing_are_refused(sets):
+    with pytest.raises(ConfigurationError, match="mirror_maps = true would do nothing"):
+        parse_recipe("", ["augment.mirror_maps=true", *sets])

@@ -5,31 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fgvc_core.commands.terminal import Json, Overrides
 from fieldmark.client.reading_cli import (
-    Faults,
-    Kind,
-    LabelColumn,
-    Manifest,
-    MapLabel,
-    PathColumn,
-    PathTemplate,
-    SiteColumn,
-    SiteValue,
-    SplitColumn,
-    SplitOption,
-    SubjectColumn,
+    Home,
+    Said,
     reading,
     reading_said,
     settle_reading,
+    takes_reading,
 )
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.kit import StartKit
     from fieldmark.client.privacy.policy import Policy
-
-Home = Annotated[
-    Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
-]
 
 
 def key(
@@ -50,6 +38,7 @@ def key(
     typer.echo(text)
 
 
+@takes_reading
 def join(
     kit: Annotated[Path, typer.Argument(help="The start kit that the coordinator has sent.")],
     home: Annotated[Path, typer.Argument(help="The home to make.", metavar="DIR")],
@@ -73,18 +62,8 @@ def join(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    kind: Kind = None,
-    manifest: Manifest = None,
-    path_column: PathColumn = None,
-    path_template: PathTemplate = None,
-    label_column: LabelColumn = None,
-    subject_column: SubjectColumn = None,
-    split_column: SplitColumn = None,
-    site_column: SiteColumn = None,
-    site_value: SiteValue = None,
-    map_label: MapLabel = None,
-    split: SplitOption = None,
-    faults: Faults = None,
+    *,
+    said: Said,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe whose \\[data] proposes how to read the pictures.")
     ] = None,
@@ -119,22 +98,7 @@ def join(
     policy = _policy(privacy or "optional", epsilon_cap)
     answers = Answers(data=data, units=units or 0, policy=policy, device=device)
     if data is not None:
-        said = reading_said(
-            kind=kind,
-            manifest=manifest,
-            path_column=path_column,
-            path_template=path_template,
-            label_column=label_column,
-            subject_column=subject_column,
-            split_column=split_column,
-            site_column=site_column,
-            site_value=site_value,
-            split=split,
-            faults=faults,
-            map_label=map_label,
-            recipe=recipe,
-        )
-        answers = settle_reading(found, answers, said, ask=not yes)
+        answers = settle_reading(found, answers, reading_said(said, recipe), ask=not yes)
     site = make(found, home, answers, key_file)
     typer.echo(f"this site's key: {short_fingerprint(site.key.public_key())}")
     typer.echo(f"made {home} for site {site.name}; next: fieldmark site check {home}")
@@ -261,15 +225,12 @@ def check(
     recipe: Annotated[
         Path | None, typer.Option(help="Check this recipe in place of the announced one.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
-    ] = None,
+    set_: Overrides = None,
     rehearsal: Annotated[
         bool,
         typer.Option(help="Do the work of the run's first request, which takes as long."),
     ] = True,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Go through everything that can keep this site from taking part, with the remedies.
 
@@ -301,7 +262,7 @@ def check(
 
 def status(
     home: Home,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Whether this site is up, what has left it, what it has cost, and what waits for approval.
 
@@ -328,7 +289,7 @@ def page(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="With --serve: its port; 0: any free one.")
     ] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Where this site's own page is, and the token for decisions on it.
 

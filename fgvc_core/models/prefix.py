@@ -230,10 +230,9 @@ def _only_map(given: tuple[Any, ...], named: dict[str, Any], count: int) -> torc
     found = [value for value in (*given, *named.values()) if isinstance(value, torch.Tensor)]
     if not given or given[0] is not (found[0] if found else None) or len(found) != 1:
         raise NoCut("a stage takes more than one map")
-    map_NCHW: torch.Tensor = given[0]
-    if len(map_NCHW) != count:
+    if len(found[0]) != count:
         raise NoCut("the stage sees several pictures as one")
-    return map_NCHW
+    return found[0]
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -48,6 +48,20 @@ def check_lent(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> None
     )
 
 
+def kept_in_words(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> str:
+    """What a run would keep in this site's cache, for its people, from public numbers alone.
+
+    Raises:
+        ConfigurationError: if there is no such model.
+    """
+    from fgvc_core.models.size import model_size
+
+    size = model_size(recipe.model, max(len(class_names), 1), recipe.data.image_size)
+    each, declared = cached_bytes(recipe, size), site.settings.data.pictures
+    of_all = f", {declared * each / 1e9:,.2f} GB of {declared:,} declared" if declared else ""
+    return f"the cache keeps {each / 1e3:,.1f} kB of a picture{of_all}"
+
+
 def uses_gpu(device: str) -> bool:
     """Whether ``resources.device`` selects a GPU. May initialize CUDA: call it only in a fork."""
     if device != "auto":

@@ -170,8 +170,10 @@ class FrozenPrefix:
             self._skip = skip
             try:
                 rest_NCHW = self.rest(map_NCHW)
-            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-                why = str(error).splitlines()[0][:120]
+            except (NoCut, ArithmeticError, AssertionError, AttributeError, LookupError,
+                    RuntimeError, TypeError, ValueError) as error:  # fmt: skip
+                # A network's own code, run in a way that it was not written for.
+                why = (str(error).splitlines() or [type(error).__name__])[0][:120]
                 continue
             if _same(rest_NCHW, whole_NCHW):
                 return skip

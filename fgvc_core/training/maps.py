@@ -196,30 +196,30 @@ class CachedMaps:
         self._table = table
         self._tolerant = tolerant
         self._keys: list[bytes] | None = None
-        self._ready: set[MapView] = set()
+        self._ready: dict[MapView, MapStore] = {}
 
     def get(self, positions: NDArray[np.int64], view: MapView) -> torch.Tensor:
         """See :class:`Maps`."""
-        keys = self._keys_with(view)
-        maps = self._cache.store(view).get([keys[i] for i in positions.tolist()])
-        return torch.from_numpy(maps).float()
+        keys, store = self._with(view)
+        return torch.from_numpy(store.get([keys[i] for i in positions.tolist()])).float()
 
     def take(self, positions: NDArray[np.int64]) -> "CachedMaps":
         """See :class:`Maps`."""
         part = CachedMaps(self._cache, self._table.take(positions), tolerant=self._tolerant)
-        part._ready = set(self._ready)
+        part._ready = dict(self._ready)
         return part
 
     def unreadable(self) -> list[int]:
         """Positions of pictures that cannot be read."""
-        keys = self._keys_with(PLAIN)
-        return self._cache.store(PLAIN).unreadable(keys)
+        keys, store = self._with(PLAIN)
+        return store.unreadable(keys)
 
-    def _keys_with(self, view: MapView) -> list[bytes]:
+    def _with(self, view: MapView) -> tuple[list[bytes], MapStore]:
+        """All keys, and the store that has their maps in a view."""
         if self._keys is None:
             self._keys = [self._table.view_key(i) for i in range(len(self._table))]
         if view in self._ready:
-            return self._keys
+            return self._keys, self._ready[view]
         self._cache.ensure(self._table, [view], tolerant=self._tolerant)
         store = self._cache.store(view)
         store.missing(self._keys)
@@ -232,8 +232,8 @@ class CachedMaps:
                 remedy="Copy them again or remove them; 'fieldmark data check' lists all such "
                 "files.",
             )
-        self._ready.add(view)
-        return self._keys
+        self._ready[view] = store
+        return self._keys, store
 
 
 class MapExamples(Examples):

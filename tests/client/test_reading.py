@@ -315,8 +315,12 @@ def test_private_training_on_maps_answers_whether_or_not_a_picture_is_at_fault(t
     site = site_over(tmp_path / "home", root, kind="folder")
     recipe = parse_recipe(RECIPE, ("model.train=stage4", *PRIVATE))
     assert ask(site, recipe, "roll_call").code == "ok"
+    # 128 channels of 4 x 4 places, two bytes each, of the picture and four random views.
+    assert "the cache keeps 20.5 kB of a picture" in (site.home / "site.log").read_text()
+    assert not list(site.cache.glob("features/*"))
     tensors = make_learner(recipe, 2).tensors()
     assert ask(site, recipe, tensors=tensors).code == "ok"
+    assert 2 <= len(list(site.cache.glob("features/*"))) <= 5
     (plan,) = ledger(site).plans()
     assert [event.purpose for event in plan.events] == ["step"]
 

@@ -7,7 +7,7 @@ RUN := OMP_NUM_THREADS=1
 # Three for two cores, because many tests wait for processes of their own. A file's tests stay together; tests/longest.py says which files begin.
 WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo docs audit sbom wheel test test-slow test-deployment test-image soak lint bench house map clean
+.PHONY: demo docs audit sbom lock wheel test test-slow test-deployment test-image soak lint bench house map clean
 
 # make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
 MINUTES ?= 30
@@ -69,6 +69,10 @@ audit: $(SUPPLY)/.ready
 sbom: $(STAMP) $(SUPPLY)/.ready
 	$(SUPPLY)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
 	  --output-file build/sbom.json $(BIN)/python
+
+# After a change of constraints.txt: the SHA-256 of everything that an installation brings.
+lock: $(STAMP)
+	$(BIN)/python deploy/lock.py deploy/locked.txt
 
 # The same commit gives the same bytes.
 wheel: $(STAMP)

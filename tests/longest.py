@@ -5,13 +5,13 @@ would leave the others idle.
 """
 
 LONGEST = (
-    "simulations/test_front_door.py",
+    "docs/test_commands.py",
     "client/test_blindness.py",
     "simulations/test_superlink.py",
     "test_freeze.py",
     "simulations/test_superlink_faults.py",
     "simulations/test_scenarios.py",
-    "simulations/test_walkthrough.py",
+    "docs/test_walkthrough.py",
     "simulations/test_interruption.py",
     "simulations/test_three_layouts.py",
     "simulations/test_restore_drill.py",

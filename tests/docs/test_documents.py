@@ -13,7 +13,7 @@ from tests_recipe import TINY
 
 import fieldmark.cli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GENERATED = {f"docs/reference/{name}.md" for name in ("recipe", "commands", "python")}
 """Pages that 'make docs' makes from the code (docs/site.py)."""
 

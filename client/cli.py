@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_core.commands.terminal import Json, print_result
 from fgvc_core.words import visible
 from fieldmark.client.deployment.cli import mount
 from fieldmark.client.kit_cli import mount as mount_validation
@@ -39,7 +40,6 @@ site_app.add_typer(ledger_app, name="ledger")
 site_app.add_typer(weights_app, name="weights")
 
 Home = Annotated[Path, typer.Argument(help="The site's home, the folder with site.toml.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
@@ -388,6 +388,7 @@ def _show_audit(found: dict[str, Any]) -> None:
 def add(
     file: Annotated[Path, typer.Argument(help="A .safetensors or .pth file of plain tensors.")],
     home: Home,
+    json_: Json = False,
 ) -> None:
     """Put a public weights file into this site's home, and print how a recipe names it.
 
@@ -401,11 +402,11 @@ def add(
 
     named = add_to_site(Site.open(home), file)
     typer.echo("Every run that names it starts from it: it has to be public.", err=True)
-    typer.echo(named)
+    print_result({"weights": named}, (named,), as_json=json_)
 
 
 @weights_app.command("list")
-def list_(home: Home) -> None:
+def list_(home: Home, json_: Json = False) -> None:
     """List the weights files that this site has, as a recipe names them.
 
     Example: fieldmark site weights list lyon
@@ -414,8 +415,10 @@ def list_(home: Home) -> None:
     from fieldmark.client.site import Site
     from fieldmark.client.weights import weights_folder
 
-    for named, size in listed_weights(weights_folder(Site.open(home))):
-        typer.echo(f"{named}  {size / 1e6:.1f} MB")
+    there = list(listed_weights(weights_folder(Site.open(home))))
+    found = [{"weights": named, "bytes": size} for named, size in there]
+    lines = [f"{named}  {size / 1e6:.1f} MB" for named, size in there]
+    print_result({"files": found}, lines, as_json=json_)
 
 
 @ledger_app.command()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from fgvc_core.commands.terminal import Json, print_result
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def new(
     subject_column: Annotated[
         str | None, typer.Option(help="For a manifest: the column that names the subject.")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Make a home for a site outside any federation, so that it can check models.
 
@@ -93,8 +95,12 @@ def new(
     )
     for line in [*understand(site).lines(), *passed_over(path, reading)]:
         typer.echo(line, err=True)
-    typer.echo(f"home: {home}; read {home / 'site.toml'} before the first kit")
-    typer.echo(f"its key: {short_fingerprint(site.key.public_key())}: tell the kit's maker")
+    own = short_fingerprint(site.key.public_key())
+    lines = (
+        f"home: {home}; read {home / 'site.toml'} before the first kit",
+        f"its key: {own}: tell the kit's maker",
+    )
+    print_result({"site": name, "home": str(home), "fingerprint": own}, lines, as_json=json_)
 
 
 def validate(
@@ -120,7 +126,7 @@ def validate(
     weights: Annotated[
         str | None, typer.Option(help="Weights of the model's frozen part on this machine.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Judge somebody's model on this site's pictures; figures alone go back, signed.
 

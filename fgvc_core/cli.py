@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgvc_core.commands.select import select
-from fgvc_core.commands.terminal import Json, Overrides, busy, progress, write_text
+from fgvc_core.commands.terminal import Json, Overrides, busy, print_result, progress, write_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +56,7 @@ def make(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a contact sheet (.png).")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Write the embedded set "fieldmarks" as real files.
 
@@ -89,7 +90,9 @@ def make(
             table = load_table(settings, Path(cache))
         with progress("Writing pictures") as tell:
             write_tree(table, folder, tell)
-    typer.echo(f"{counted(len(table), 'picture')} of {table.num_classes} classes in {folder}")
+    told = f"{counted(len(table), 'picture')} of {table.num_classes} classes in {folder}"
+    found = {"folder": str(folder), "pictures": len(table), "classes": table.num_classes}
+    print_result(found, (told,), as_json=json_)
 
 
 @data_app.command()

@@ -1,7 +1,7 @@
 """Shared by the commands: options, progress indicators on a terminal, and writing text files."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -50,6 +50,20 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_result(found: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -> None:
+    """Print a command's result on standard output: one JSON object, or lines for a person.
+
+    Args:
+        found: The result, of plain values.
+        lines: The same in words.
+        as_json: Whether ``--json`` was given.
+    """
+    import json
+
+    for line in [json.dumps(found, indent=1)] if as_json else lines:
+        typer.echo(line)
 
 
 def write_text(path: Path, text: str, option: str = "--out") -> None:

@@ -7,7 +7,7 @@ RUN := OMP_NUM_THREADS=1
 # Three for two cores, because many tests wait for processes of their own. A file's tests stay together; tests/longest.py says which files begin.
 WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo docs audit sbom lock wheel axe test test-slow test-deployment test-image soak lint bench house map clean
+.PHONY: demo docs audit sbom lock wheel axe test test-slow test-deployment test-image soak lint bench bench-gpu house map clean
 
 # make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
 MINUTES ?= 30
@@ -53,6 +53,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(RUN) $(BIN)/fieldmark bench
+
+# Without network and without Flower; on a machine without a GPU the CPU half runs, and says so.
+bench-gpu: $(STAMP)
+	$(RUN) $(BIN)/fieldmark bench gpu --json
 
 house: $(STAMP)
 	$(RUN) $(BIN)/python tests/house.py

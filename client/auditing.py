@@ -240,7 +240,7 @@ def _in_words(
             for rate, share in attack.found.items()
         )
         lines.append(
-            f"members:  {attack.members} units learnt from, {attack.others} not: AUC "
+            f"members:  {attack.members} units learned from, {attack.others} not: AUC "
             f"{attack.auc:.3f}, {found}; epsilon >= {attack.epsilon:.3f} by Clopper-Pearson, were "
             "units independent trials"
         )

@@ -4,20 +4,18 @@ The commands of :mod:`.deployment.cli` and :mod:`.kit_cli` are mounted here.
 """
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import Json, print_result
+from fgvc_core.commands.terminal import Json, Overrides, print_result, progress
 from fgvc_core.words import visible
 from fieldmark.client.deployment.cli import mount
 from fieldmark.client.kit_cli import mount as mount_validation
+from fieldmark.client.reading_cli import Home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from fieldmark.client.privacy.approval import Pending
     from fieldmark.client.privacy.budget import Budget
     from fieldmark.client.privacy.peers import Peers
@@ -38,12 +36,6 @@ ledger_app = typer.Typer(
 )
 site_app.add_typer(ledger_app, name="ledger")
 site_app.add_typer(weights_app, name="weights")
-
-Home = Annotated[Path, typer.Argument(help="The site's home, the folder with site.toml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
-]
 
 
 @site_app.command()
@@ -288,7 +280,7 @@ def audit(
     from fieldmark.client.site import Site
 
     site, loaded = Site.open(home), load_recipe(recipe, set_ or []).announced
-    with _releases() as tell:
+    with progress("attacking") as tell:
         found = audit_site(site, loaded, tell)
     if json_:
         typer.echo(json.dumps(found, indent=1))
@@ -296,21 +288,6 @@ def audit(
         _show_audit(found)
     if not found["holds"]:
         raise typer.Exit(4)
-
-
-@contextmanager
-def _releases() -> "Iterator[Callable[[int, int], None]]":
-    """Progress bar over an audit's releases; does nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("attacking", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _show_budget(found: "Budget") -> None:

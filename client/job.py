@@ -222,10 +222,9 @@ def _answer(gate: Gate, job: Job) -> Departure:
     """Answer without differential privacy."""
     # Lazy import: a site that refuses a run needs no torch.
     from fieldmark.client.stages import HANDLERS
-    from fieldmark.client.stages.masked import answer_masked, is_masked
 
-    if is_masked(job):
-        return answer_masked(gate, job)
+    if (masked := _masked(job)) is not None:
+        return masked(gate, job)
     handler = HANDLERS.get(job.stage.name)
     if handler is None:
         raise PeerError(f"There is no phase '{job.request.phase}' in a run without [privacy].")
@@ -240,16 +239,24 @@ def _answer(gate: Gate, job: Job) -> Departure:
     return gate.release(job.request, Reply(**fields), answer.tensors, encode)
 
 
+def _masked(job: Job) -> Callable[[Gate, Job], Departure] | None:
+    """Handler of a request that is about a masked sum; None for any other."""
+    if job.recipe.secure is None:
+        return None
+    from fieldmark.client.stages.masked import answer_masked, is_masked
+
+    return answer_masked if is_masked(job) else None
+
+
 def _answer_privately(gate: Gate, job: Job, privacy: PrivacySettings) -> Departure:
     """Answer under differential privacy; holds the reply for ``policy.reply_seconds``."""
-    from fieldmark.client.stages.masked import answer_masked, is_masked
     from fieldmark.client.stages.own_sums import answer_own_sums
     from fieldmark.client.stages.private import answer_protected
 
     started = time.monotonic()
     try:
-        if is_masked(job):
-            return answer_masked(gate, job)
+        if (masked := _masked(job)) is not None:
+            return masked(gate, job)
         if (job.request.kind, job.request.phase) == (OWN_SUMS.kind, OWN_SUMS.phase):
             return answer_own_sums(gate, job, privacy)
         return answer_protected(gate, job, privacy)

@@ -2,19 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fgvc_core.commands.terminal import Json, print_result
 from fgvc_core.words import visible
+from fieldmark.client.reading_cli import Home
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.messages import ValidationReply
 
-Home = Annotated[
-    Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
-]
 KitFile = Annotated[Path, typer.Argument(help="The validation kit.", metavar="KIT")]
 Issuer = Annotated[
     str | None,
@@ -60,23 +58,14 @@ def new(
     Example: fieldmark site new clinic model.kit --name clinic --path /data/skin --issuer "4f0c ..."
     """
     from fgvc_core.data.cache import cache_folder
-    from fgvc_core.errors import DataError, PeerError
-    from fgvc_core.export.kit import read_body
-    from fgvc_core.protocol.keys import has_fingerprint, read_public, short_fingerprint
+    from fgvc_core.errors import DataError
+    from fgvc_core.protocol.keys import short_fingerprint
     from fieldmark.client.privacy.policy import Policy, read_cap
     from fieldmark.client.proposing import recognize
     from fieldmark.client.provision import make_home
     from fieldmark.client.recognition import passed_over, understand
 
-    body, _ = read_body(kit)
-    key = read_public(body.issuer)
-    if issuer is None or not has_fingerprint(key, issuer):
-        raise PeerError(
-            f"The kit was made by the key {short_fingerprint(key)}, and "
-            + ("no --issuer was given." if issuer is None else f"--issuer says {issuer}."),
-            why="This home would take whatever that key has signed.",
-            remedy="Ask its maker for the fingerprint by another way than the file.",
-        )
+    maker = _maker(kit, issuer)
     values = {"privacy": privacy, "unit": unit, "epsilon_cap": read_cap(epsilon_cap)}
     policy = Policy.read({k: v for k, v in values.items() if v is not None}, "site new")
     if not path.is_dir():
@@ -86,7 +75,7 @@ def new(
     site = make_home(
         home,
         name=name,
-        coordinator=body.issuer,
+        coordinator=maker,
         cache=cache_folder(),
         data_path=str(path),
         units=units,
@@ -101,6 +90,28 @@ def new(
         f"its key: {own}: tell the kit's maker",
     )
     print_result({"site": name, "home": str(home), "fingerprint": own}, lines, as_json=json_)
+
+
+def _maker(kit: Path, issuer: str | None) -> str:
+    """Public key of a kit's maker, compared with the fingerprint that a person got.
+
+    Raises:
+        PeerError: if it is another one, or none was given.
+    """
+    from fgvc_core.errors import PeerError
+    from fgvc_core.export.kit import read_body
+    from fgvc_core.protocol.keys import has_fingerprint, read_public, short_fingerprint
+
+    body, _ = read_body(kit)
+    key = read_public(body.issuer)
+    if issuer is None or not has_fingerprint(key, issuer):
+        raise PeerError(
+            f"The kit was made by the key {short_fingerprint(key)}, and "
+            + ("no --issuer was given." if issuer is None else f"--issuer says {issuer}."),
+            why="This home would take whatever that key has signed.",
+            remedy="Ask its maker for the fingerprint by another way than the file.",
+        )
+    return body.issuer
 
 
 def validate(
@@ -138,20 +149,17 @@ def validate(
 
     Example: fieldmark site validate clinic model.kit --out clinic.reply
     """
-    from fgvc_core.errors import ConfigurationError
-    from fgvc_core.inference.judging import Part
+    from fgvc_core.inference.judging import read_part
     from fieldmark.client.kit_validation import validate_kit
     from fieldmark.client.site import Site
 
-    if split not in ("all", "test", "train"):
-        raise ConfigurationError(f"--split {split} is unknown.", remedy="One of: all, test, train.")
     found = validate_kit(
         Site.open(home),
         kit,
         issuer=issuer,
         data=data,
         overrides=tuple(set_ or ()),
-        part=cast(Part, split),
+        part=read_part(split),
         weights=weights,
     )
     found.write(out)

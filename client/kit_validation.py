@@ -159,7 +159,6 @@ def validate_kit(
         # Running this command is the person's approval; record it.
         values = {"run": request.run, "recipe_digest": request.recipe_digest, "name": body.name}
         gate.ledger.note("approved", values)
-    names = _seen_names(kit)
     fields: dict[str, Any] = {
         **echo(site, request),
         "code": "ok",
@@ -167,16 +166,11 @@ def validate_kit(
         "kit_digest": kit.digest,
     }
     if privacy is None:
-        card = _score(site, kit, _judged_on(site, kit, recipe, part), names)
+        card = _score(site, kit, _judged_on(site, kit, recipe, part), _seen_names(kit))
         reply = ValidationReply(**fields, figures=_figures(card))
         departure = gate.release(request, reply, {})
     else:
-        if len(names) != len(body.class_names):
-            raise PolicyRefusal(
-                "The kit's model has classes that it has never seen.",
-                why="Noisy counts are over all of its answers.",
-                remedy="Ask for a model of seen classes alone.",
-            )
+        _refuse_unseen(kit, body)
         event = _event(privacy)
         gate.announce_validation(request, recipe, body.name, privacy, event)
 
@@ -188,6 +182,16 @@ def validate_kit(
     reply_sent = ValidationReply.parse(departure.sealed.text)
     assert isinstance(reply_sent, ValidationReply)
     return Validation(departure, reply_sent)
+
+
+def _refuse_unseen(kit: Kit, body: KitBody) -> None:
+    """Refuse to protect counts over answers of which some can never be right."""
+    if len(_seen_names(kit)) != len(body.class_names):
+        raise PolicyRefusal(
+            "The kit's model has classes that it has never seen.",
+            why="Noisy counts are over all of its answers.",
+            remedy="Ask for a model of seen classes alone.",
+        )
 
 
 def _own_weights(site: Site, body: KitBody) -> str | None:
@@ -262,7 +266,7 @@ def _table(
         table = table if part == "all" else table.where(part)
         if not len(table) and left_out is None:
             raise DataError(
-                f"This site has no labelled pictures in the part '{part}'.",
+                f"This site has no labeled pictures in the part '{part}'.",
                 remedy="Take --split all, or look at: fieldmark site reading DIR",
             )
         if table.class_names == names:

@@ -54,8 +54,9 @@ class SiteData(Settings):
     )
     kind: str | None = Field(
         None,
-        description="How the pictures are read: folder, manifest, cub, cars, aircraft, ham10000 or "
-        "fieldmarks (the embedded ones). 'fieldmark site join' fills it in.",
+        description="How the pictures are read: aircraft, cars, coco, cub, cvat, folder, ham10000, "
+        "inaturalist, label-studio, manifest, an installed part's name, or fieldmarks (the "
+        "embedded ones). 'fieldmark site join' fills it in.",
     )
     manifest: str = Field(
         "manifest.csv", description="For manifest: the CSV's path, relative to path."
@@ -89,7 +90,7 @@ class SiteData(Settings):
         "own",
         description="own: folders, column or lists that say train, test and pool are followed "
         "where the data have such; pictures of the test split are left out of training. none: "
-        "every labelled picture is trained on.",
+        "every labeled picture is trained on.",
     )
     folders: Literal["classes", "splits"] = Field(
         "classes",

@@ -1,77 +1,112 @@
 """Command ``site reading``, and the step of ``site join`` that settles how pictures are read."""
 
+import inspect
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_core.commands.terminal import Json, data_sets_for_help
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.kit import StartKit
     from fieldmark.client.deployment.joining import Answers
 
-Kind = Annotated[
-    str | None,
-    typer.Option(help="folder, manifest, cub, cars, aircraft, ham10000; else it is recognized."),
+Home = Annotated[
+    Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
 ]
-Manifest = Annotated[
-    str | None, typer.Option(help="The CSV that lists the pictures, relative to the data.")
-]
-PathColumn = Annotated[str | None, typer.Option(help="Its column of picture paths.")]
-PathTemplate = Annotated[
-    str | None,
-    typer.Option(help="How such a value becomes a path, for instance 'images/{path}.jpg'."),
-]
-LabelColumn = Annotated[str | None, typer.Option(help="Its column of labels.")]
-SubjectColumn = Annotated[
-    str | None, typer.Option(help="Its column that says which patient, lesion or animal it is.")
-]
-SplitColumn = Annotated[str | None, typer.Option(help="Its column that says train, test or pool.")]
-SiteColumn = Annotated[
-    str | None, typer.Option(help="In a manifest of several sites: whose a picture is.")
-]
-SiteValue = Annotated[
-    str | None, typer.Option(help="This site's value there; by default its name.")
-]
-MapLabel = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="OWN=CLASS",
-        help="This site's label -> the federation's class name, or '-> none'; repeatable.",
-    ),
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(help="own: follow the data's own test split; none: train on every picture."),
-]
-Faults = Annotated[
-    str | None,
-    typer.Option(help="refuse or leave-out: what a picture at fault does to a run."),
-]
+Said = dict[str, Any]
+"""Settings of ``[data]`` that a command line gives, as :func:`takes_reading` collects them."""
+
+_Text = str | None
+READING: dict[str, Any] = {
+    "kind": Annotated[
+        _Text,
+        typer.Option(help=f"{data_sets_for_help()}; else it is recognized."),
+    ],
+    "manifest": Annotated[
+        _Text, typer.Option(help="The CSV that lists the pictures, relative to the data.")
+    ],
+    "path_column": Annotated[_Text, typer.Option(help="Its column of picture paths.")],
+    "path_template": Annotated[
+        _Text,
+        typer.Option(help="How such a value becomes a path, for instance 'images/{path}.jpg'."),
+    ],
+    "label_column": Annotated[_Text, typer.Option(help="Its column of labels.")],
+    "subject_column": Annotated[
+        _Text, typer.Option(help="Its column that says which patient, lesion or animal it is.")
+    ],
+    "split_column": Annotated[
+        _Text, typer.Option(help="Its column that says train, test or pool.")
+    ],
+    "site_column": Annotated[
+        _Text, typer.Option(help="In a manifest of several sites: whose a picture is.")
+    ],
+    "site_value": Annotated[
+        _Text, typer.Option(help="This site's value there; by default its name.")
+    ],
+    "map_label": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OWN=CLASS",
+            help="This site's label -> the federation's class name, or '-> none'; repeatable.",
+        ),
+    ],
+    "split": Annotated[
+        _Text,
+        typer.Option(help="own: follow the data's own test split; none: train on every picture."),
+    ],
+    "faults": Annotated[
+        _Text, typer.Option(help="refuse or leave-out: what a picture at fault does to a run.")
+    ],
+}
+"""The options by which a command line says how pictures are read."""
 
 
-def reading_said(
-    *, map_label: list[str] | None, recipe: Path | None = None, **options: str | None
-) -> dict[str, Any]:
-    """Settings of ``[data]`` from command-line options and a proposing recipe."""
+def takes_reading(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of :data:`READING` in place of its parameter ``said``.
+
+    The command gets those that were given, by name.
+    """
+    shown = inspect.signature(command)
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in READING.items()
+    ]
+    parameters: list[inspect.Parameter] = []
+    for parameter in shown.parameters.values():
+        parameters += options if parameter.name == "said" else [parameter]
+
+    @wraps(command)
+    def with_reading(**values: Any) -> None:
+        given = {name: values.pop(name) for name in READING}
+        command(**values, said={name: v for name, v in given.items() if v is not None})
+
+    # The command line is made from this signature.
+    with_reading.__signature__ = shown.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return with_reading
+
+
+def reading_said(given: Said, recipe: Path | None = None) -> Said:
+    """Settings of ``[data]`` from the options that were given and a proposing recipe."""
     from fgvc_core.recipe import load_recipe
     from fieldmark.client.recognition import label_map_of, proposed_by
 
     said = {} if recipe is None else proposed_by(load_recipe(recipe))
-    said |= {name: value for name, value in options.items() if value is not None}
-    if map_label:
-        said["label_map"] = {**said.get("label_map", {}), **label_map_of(map_label)}
+    said |= {name: value for name, value in given.items() if name != "map_label"}
+    if given.get("map_label"):
+        said["label_map"] = {**said.get("label_map", {}), **label_map_of(given["map_label"])}
     return said
 
 
-def settle_reading(
-    kit: "StartKit", answers: "Answers", said: dict[str, Any], *, ask: bool
-) -> "Answers":
+def settle_reading(kit: "StartKit", answers: "Answers", said: Said, *, ask: bool) -> "Answers":
     """Recognize how the pictures are read, show it and ask for confirmation.
 
     Returns:
@@ -121,26 +156,15 @@ def settle_reading(
     return answers
 
 
+@takes_reading
 def reading(
-    home: Annotated[
-        Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
-    ],
-    kind: Kind = None,
-    manifest: Manifest = None,
-    path_column: PathColumn = None,
-    path_template: PathTemplate = None,
-    label_column: LabelColumn = None,
-    subject_column: SubjectColumn = None,
-    split_column: SplitColumn = None,
-    site_column: SiteColumn = None,
-    site_value: SiteValue = None,
-    map_label: MapLabel = None,
-    split: SplitOption = None,
-    faults: Faults = None,
+    home: Home,
+    *,
+    said: Said,
     save: Annotated[
         bool, typer.Option("--save", help="Write it into site.toml; else it is only shown.")
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show how this site's pictures are read, what is left out and why; --save changes it.
 
@@ -153,21 +177,7 @@ def reading(
     from fieldmark.client.site import Site
 
     site = Site.open(home)
-    said = reading_said(
-        kind=kind,
-        manifest=manifest,
-        path_column=path_column,
-        path_template=path_template,
-        label_column=label_column,
-        subject_column=subject_column,
-        split_column=split_column,
-        site_column=site_column,
-        site_value=site_value,
-        split=split,
-        faults=faults,
-        map_label=map_label,
-    )
-    changed = with_reading(site, said)
+    changed = with_reading(site, reading_said(said))
     understood = understand(changed)
     if save:
         save_reading(site, changed)

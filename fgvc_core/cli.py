@@ -1,16 +1,22 @@
 """``fieldmark data``: write the embedded data set, check a data set, preview a partition."""
 
 import json
-import sys
 import tempfile
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fgvc_core.commands.select import select
-from fgvc_core.commands.terminal import Json, Overrides, busy, print_result, progress, write_text
+from fgvc_core.commands.terminal import (
+    Json,
+    Overrides,
+    busy,
+    data_sets_for_help,
+    print_result,
+    progress,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,18 +24,6 @@ if TYPE_CHECKING:
 
 
 _BAD_DATA = 3
-
-
-def _data_sets() -> str:
-    """Names for the help; installed extensions are looked up only when help is shown."""
-    names = [
-        "aircraft", "cars", "coco", "cub", "cvat", "folder", "ham10000", "inaturalist",
-        "label-studio", "manifest",
-    ]  # fmt: skip
-    if "--help" in sys.argv:
-        names += sorted({point.name for point in entry_points(group="fieldmark.data_sets")})
-    return ", ".join(names)
-
 
 data_app = typer.Typer(
     help="Data sets: write the embedded one as files, check a tree, preview a partition.",
@@ -100,7 +94,9 @@ def check(
     path: Annotated[Path, typer.Argument(help="The data set's root folder.", show_default=False)],
     name: Annotated[
         str,
-        typer.Option(help=f"How it is laid out: {_data_sets()}; auto: told from its files."),
+        typer.Option(
+            help=f"How it is laid out: {data_sets_for_help()}; auto: told from its files."
+        ),
     ] = "auto",
     set_: Overrides = None,
     json_: Json = False,

@@ -38,7 +38,7 @@ def refuse_strategy(recipe: "Recipe", privacy: PrivacySettings) -> None:
         raise PolicyRefusal(
             f"federation.strategy = '{strategy}' is refused under [privacy].",
             why=NOT_PRIVATE[strategy],
-            remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
+            remedy="Set federation.strategy = 'fedavg', or an optimizer at the server (fedadam, "
             "fedavgm): what is done to released updates costs nothing more.",
         )
 
@@ -115,7 +115,7 @@ def refuse_wire(recipe: "Recipe", privacy: PrivacySettings) -> None:
     if privacy.method == "class-sums" and wire.down != "float32":
         raise PolicyRefusal(
             f"wire.down = '{wire.down}' is refused with privacy.method = 'class-sums'.",
-            why="Sums are taken around the centre that was sent, and read around the exact one.",
+            why="Sums are taken around the center that was sent, and read around the exact one.",
             remedy="Set wire.down = 'float32'.",
         )
 
@@ -127,7 +127,7 @@ def refuse_pretraining(recipe: "Recipe", privacy: PrivacySettings) -> None:
         raise PolicyRefusal(
             f"pretrain.method = '{pretrain.method}' is refused under [privacy].",
             why="Its loss compares the pictures of a batch with each other: no single one's part "
-            "can be bounded, and an unlabelled picture is as private as a labelled one.",
+            "can be bounded, and an unlabeled picture is as private as a labeled one.",
             remedy="Set pretrain.method = 'none' and start from public weights (model.weights).",
         )
 
@@ -351,7 +351,7 @@ def refuse_idle_diversity(recipe: "Recipe") -> None:
         raise ConfigurationError(
             f"loss.diversity = {recipe.loss.diversity:g} needs maps of parts that train; "
             f"model.pooling = '{recipe.model.pooling}', model.train = '{recipe.model.train}'.",
-            why="It keeps learnt parts apart.",
+            why="It keeps learned parts apart.",
             remedy="Set model.pooling = 'parts' and model.train to all or a stage, or "
             "loss.diversity = 0.",
         )
@@ -362,7 +362,7 @@ def refuse_empty_runs(recipe: "Recipe") -> None:
     start, head = recipe.train.start, recipe.model.head
     if start == "none" and not recipe.federation.rounds:
         raise ConfigurationError(
-            "federation.rounds = 0 and train.start = 'none': nothing would be learnt.",
+            "federation.rounds = 0 and train.start = 'none': nothing would be learned.",
             remedy="Set train.start to auto or lda, or federation.rounds to 1 at least.",
         )
     rule = recipe.federation.strategy != "fedavg" or recipe.federation.mix_nearest

@@ -130,9 +130,9 @@ class ScenarioSettings(Settings):
         "first update for ever). Together: little-is-enough (Baruch et al. 2019, "
         "https://arxiv.org/abs/1902.06156), inner-product (Xie et al. 2020, "
         "https://arxiv.org/abs/1903.03936). To the pictures: label-noise, backdoor (pictures with "
-        "scenario.trigger that are labelled class 0, whatever they show). To the sums of "
-        "privacy.method = 'class-sums': far-centre (a centre far out), one-direction (against its "
-        "own honest sum, as long as its declared units can make it), other-phase (the centre "
+        "scenario.trigger that are labeled class 0, whatever they show). To the sums of "
+        "privacy.method = 'class-sums': far-centre (a center far out), one-direction (against its "
+        "own honest sum, as long as its declared units can make it), other-phase (the center "
         "again, in place of the class sums).",
     )
     attackers: float = Field(

@@ -36,6 +36,11 @@ from fgvc_core.words import OneRecord
 STEADY_S = 60.0
 """Seconds after which a process counts as up, and its next failure as the first."""
 STOP_WITHIN_S = 10.0
+STEP_S = 0.25
+"""Interval between two looks of a supervisor at its processes, in seconds."""
+UP_WITHIN_S = 180.0
+TELL_AFTER_S = 15.0
+"""Interval of words on a process that is not up yet, in seconds."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -291,6 +296,52 @@ def start_detached(command: tuple[str, ...], log: Path) -> subprocess.Popen[byte
             stderr=file,
             start_new_session=True,
         )
+
+
+def start_up(
+    name: str, who: str, folder: Path, ready: Path, say: Callable[[str], None], waits: str = ""
+) -> str | None:
+    """Start ``fieldmark NAME up`` in the background and wait until it writes a file.
+
+    Args:
+        name: ``site`` or ``server``.
+        who: What it is in a sentence, for instance "The site".
+        folder: Its folder.
+        ready: The file that it writes once it is up.
+        say: Called with status messages.
+        waits: What is said every ``TELL_AFTER_S`` until then; empty: nothing.
+
+    Returns:
+        None once it is up; its last words if it has ended, or did not come up in time and was
+        ended.
+
+    Raises:
+        ConfigurationError: if it is up already, or has ended with such an error.
+    """
+    refuse_second(folder, name)
+    log = folder / "logs" / "up.log"
+    said = log.stat().st_size if log.exists() else 0
+    ready.unlink(missing_ok=True)
+    command = (sys.executable, "-P", "-m", "fieldmark", name, "up", str(folder))
+    process = start_detached(command, log)
+    deadline = time.monotonic() + UP_WITHIN_S
+    told = time.monotonic() + TELL_AFTER_S
+    while time.monotonic() < deadline and process.poll() is None:
+        if ready.exists():
+            say(f"up, as process {process.pid}; its words are in {log}")
+            return None
+        if waits and time.monotonic() >= told:
+            told += TELL_AFTER_S
+            left = max(deadline - time.monotonic(), 0.0)
+            say(f"{waits}, waiting {left:.0f} s more: {last_words(log, said)}")
+        time.sleep(STEP_S)
+    if process.poll() is None:
+        process.terminate()
+    elif process.returncode == ConfigurationError.exit_code:
+        raise ConfigurationError(
+            f"{who} did not come up: {last_words(log, said)}", remedy=f"Its words are in {log}."
+        )
+    return last_words(log, said)
 
 
 def refuse_second(folder: Path, what: str) -> None:

@@ -232,8 +232,6 @@ def predict(
 
     named = [pictures] if isinstance(pictures, str | os.PathLike) else list(pictures)
     found = find_pictures([os.fspath(one) for one in named])
-    if not found:
-        raise DataError("No picture was named.", remedy="Name files, folders or patterns.")
     trained = load_whole(_checkpoint(run), weights=weights)
     judge = judge_of(trained, top, sure, unknown_below)
     return list(look(trained, judge, found, threads=threads))

@@ -23,15 +23,33 @@ from fgvc_core.protocol.keys import PrivateKey, fingerprint, read_private, read_
 from fgvc_core.recipe import Recipe, load_recipe
 
 
-class ServerSettings(Settings):
-    """``server.toml``."""
+class RollCallSettings(Settings):
+    """Settings of a coordinator's folder that each of its runs takes over."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    roll_call_s: float = Field(
+        60.0,
+        gt=0.0,
+        le=86_400.0,
+        description="Seconds that a roll call waits for silent sites once a quorum has answered, "
+        "0 to 86400. A site that answers later takes part from the next round on. Without a quorum "
+        "it goes on, for 300 s or this time in all.",
+    )
+    accept_code: tuple[str, ...] = Field(
+        (),
+        description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
+        "(a refusal at the roll call has it). By default only code equal to this installation's.",
+    )
+
+
+class ServerSettings(RollCallSettings):
+    """``server.toml`` of a run."""
 
     cache: str = Field(description="Folder for decoded pictures and features.")
     data_path: str | None = Field(None, description="Root of the data set with the test split.")
     weights: str | None = Field(
         None, description="Folder of the weights files that recipes name by their digest."
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     engine: str = Field("inprocess", description="What carries the messages; for the records.")
     test: bool = Field(
         True, description="Whether the coordinator has a test split of its own at data_path."
@@ -43,18 +61,6 @@ class ServerSettings(Settings):
         0.0,
         ge=0.0,
         description="How long a run without a quorum waits for people at sites to approve it.",
-    )
-    roll_call_s: float = Field(
-        60.0,
-        gt=0.0,
-        le=86_400.0,
-        description="Seconds that a roll call waits for silent sites once a quorum has answered, "
-        "0 to 86400. Without a quorum it goes on, for 300 s or this time in all.",
-    )
-    accept_code: tuple[str, ...] = Field(
-        (),
-        description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
-        "(a refusal at the roll call has it). By default only code equal to this installation's.",
     )
     poll_s: float = Field(
         0.2, gt=0.0, le=60.0, description="Seconds between two looks for a reply, 0 to 60."

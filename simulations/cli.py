@@ -1,34 +1,27 @@
 """The researcher's commands: simulate, compare, bench."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import names_for_help
+from fgvc_core.commands.terminal import Json, Overrides, names_for_help, progress
 from fgvc_core.words import counted, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from fieldmark.simulations.planning import Simulation
-    from fieldmark.simulations.preparation import Tell
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe, for instance simulations/recipes/demo.toml.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(help="The run's folder. By default runs/NAME, or runs/NAME-2... if taken."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Track = Annotated[
     list[str] | None,
     typer.Option(
@@ -60,7 +53,7 @@ def simulate(
     plan = _plan(recipe, set_, out, engine, sites, resume, track)
     from fieldmark.simulations.simulate import simulate as run
 
-    with _preparing() as tell:
+    with progress("preparing pictures", ends=True) as tell:
         metrics = run(plan, tell, _say)
     from fgvc_core.contributions import contribution_lines
     from fieldmark.server.report.refusals import refusal_lines, run_refusals
@@ -110,7 +103,7 @@ def compare(
     plan = _plan(recipe, set_, out)
     from fieldmark.simulations.compare import compare as run
 
-    with _preparing() as tell:
+    with progress("preparing pictures", ends=True) as tell:
         result = run(plan, tell, seeds, _say)
     if json_:
         typer.echo(json.dumps({**result, "run_dir": str(plan.out)}, indent=1))
@@ -126,7 +119,7 @@ def bench(
         str,
         typer.Argument(
             help="Which: engine, dp, deploy, rounds, secure, wire, learner, selection, unknown, "
-            "heads, features, or all."
+            "heads, features, gpu, scale, or all."
         ),
     ] = "all",
     rows: Annotated[
@@ -186,29 +179,36 @@ def _plan(
     return planned(recipe, out, engine, sites, resume, track or ())
 
 
-@contextmanager
-def _preparing() -> "Iterator[Tell]":
-    """A progress bar for the preparation, on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total: None
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("preparing pictures", total=None)
-
-        def tell(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-            if done >= total:
-                # The run has its own progress display.
-                progress.stop()
-
-        yield tell
-
-
 def _show(metrics: dict[str, Any]) -> None:
+    console = _console()
+    console.print(_scores(metrics))
+    if metrics.get("personal"):
+        personal = metrics["personal"]
+        console.print(
+            f"Fine-tuned at {counted(personal['sites'], 'site')}: "
+            f"{_percent(personal['top1'])} on their "
+            f"{personal['examples']} validation pictures, {100 * personal['gain']:+.1f} points."
+        )
+    if metrics.get("own_heads"):
+        from fieldmark.simulations.own_heads import own_heads_line
+
+        console.print(own_heads_line(metrics["own_heads"]))
+    if not metrics.get("privacy"):
+        console.print("Sites' scores are on their own validation pictures.", style="dim")
+        return
+    from fgvc_core.privacy.claims import read_claim
+
+    _show_privacy(metrics["privacy"], console)
+    for site, why in read_claim(metrics).open.items():
+        console.print(
+            visible(f"Differential privacy does not hold for {site}: {why}."), markup=False
+        )
+    if metrics.get("unit_price"):
+        console.print(metrics["unit_price"]["in_words"])
+
+
+def _scores(metrics: dict[str, Any]) -> "Table":
+    """Scores of each site, of all on the test split, and of a linear model on pixels."""
     from rich.table import Table
 
     from fgvc_core.contributions import absent, who_learnt
@@ -249,31 +249,7 @@ def _show(metrics: dict[str, Any]) -> None:
             _percent(baseline["macro_f1"]),
             "",
         )
-    console = _console()
-    console.print(table)
-    if metrics.get("personal"):
-        personal = metrics["personal"]
-        console.print(
-            f"Fine-tuned at {counted(personal['sites'], 'site')}: "
-            f"{_percent(personal['top1'])} on their "
-            f"{personal['examples']} validation pictures, {100 * personal['gain']:+.1f} points."
-        )
-    if metrics.get("own_heads"):
-        from fieldmark.simulations.own_heads import own_heads_line
-
-        console.print(own_heads_line(metrics["own_heads"]))
-    if metrics.get("privacy"):
-        from fgvc_core.privacy.claims import read_claim
-
-        _show_privacy(metrics["privacy"], console)
-        for site, why in read_claim(metrics).open.items():
-            console.print(
-                visible(f"Differential privacy does not hold for {site}: {why}."), markup=False
-            )
-        if metrics.get("unit_price"):
-            console.print(metrics["unit_price"]["in_words"])
-    else:
-        console.print("Sites' scores are on their own validation pictures.", style="dim")
+    return table
 
 
 def _show_privacy(statements: dict[str, Any], console: "Console") -> None:

@@ -103,7 +103,7 @@ def deal(recipe: Recipe, cache: Path) -> Setting:
         raise DataError(
             f"No site can hold a picture of {counted(len(missing), 'class', 'classes')}: "
             f"{', '.join(missing[:5])}.",
-            why="A class without a training picture cannot be learnt.",
+            why="A class without a training picture cannot be learned.",
             remedy="Take the class out of data.classes, or add pictures of it.",
         )
     if not len(table.where("test")):

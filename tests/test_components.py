@@ -247,8 +247,12 @@ def test_a_run_with_workers_uses_them(installed, tmp_path, monkeypatch, changes)
         assert "[augment.dim]" in written
 
 
-def test_the_help_lists_them(installed):
-    assert "grays" in fieldmark(installed, "data", "check", "--help").stdout
+@pytest.mark.parametrize("command", ["data check", "evaluate", "site join"])
+def test_the_help_lists_them(installed, command):
+    shown = fieldmark(installed, *command.split(), "--help").stdout
+    assert "grays" in shown
+    for name in {*DATA_SETS.built_in} - {"fieldmarks"}:
+        assert name in shown
 
 
 def test_without_the_distribution_it_is_named_as_missing():

@@ -5,32 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, print_result
+from fgvc_core.commands.terminal import Json, Overrides, print_result
 from fieldmark.client.reading_cli import (
-    Faults,
-    Kind,
-    LabelColumn,
-    Manifest,
-    MapLabel,
-    PathColumn,
-    PathTemplate,
-    SiteColumn,
-    SiteValue,
-    SplitColumn,
-    SplitOption,
-    SubjectColumn,
+    Home,
+    Said,
     reading,
     reading_said,
     settle_reading,
+    takes_reading,
 )
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.kit import StartKit
     from fieldmark.client.privacy.policy import Policy
-
-Home = Annotated[
-    Path, typer.Argument(help="The site's home, the folder with site.toml.", metavar="DIR")
-]
 
 
 def key(
@@ -54,6 +41,7 @@ def key(
     print_result(found, (text,), as_json=json_)
 
 
+@takes_reading
 def join(
     kit: Annotated[Path, typer.Argument(help="The start kit that the coordinator has sent.")],
     home: Annotated[Path, typer.Argument(help="The home to make.", metavar="DIR")],
@@ -77,18 +65,8 @@ def join(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    kind: Kind = None,
-    manifest: Manifest = None,
-    path_column: PathColumn = None,
-    path_template: PathTemplate = None,
-    label_column: LabelColumn = None,
-    subject_column: SubjectColumn = None,
-    split_column: SplitColumn = None,
-    site_column: SiteColumn = None,
-    site_value: SiteValue = None,
-    map_label: MapLabel = None,
-    split: SplitOption = None,
-    faults: Faults = None,
+    *,
+    said: Said,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe whose \\[data] proposes how to read the pictures.")
     ] = None,
@@ -124,22 +102,7 @@ def join(
     policy = _policy(privacy or "optional", epsilon_cap)
     answers = Answers(data=data, units=units or 0, policy=policy, device=device)
     if data is not None:
-        said = reading_said(
-            kind=kind,
-            manifest=manifest,
-            path_column=path_column,
-            path_template=path_template,
-            label_column=label_column,
-            subject_column=subject_column,
-            split_column=split_column,
-            site_column=site_column,
-            site_value=site_value,
-            split=split,
-            faults=faults,
-            map_label=map_label,
-            recipe=recipe,
-        )
-        answers = settle_reading(found, answers, said, ask=not yes)
+        answers = settle_reading(found, answers, reading_said(said, recipe), ask=not yes)
     site = make(found, home, answers, key_file)
     own = short_fingerprint(site.key.public_key())
     lines = [
@@ -281,10 +244,7 @@ def check(
     recipe: Annotated[
         Path | None, typer.Option(help="Check this recipe in place of the announced one.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
-    ] = None,
+    set_: Overrides = None,
     rehearsal: Annotated[
         bool,
         typer.Option(help="Do the work of the run's first request, which takes as long."),

@@ -13,12 +13,11 @@ from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     GIVES_BACK,
+    STEP_S,
     Service,
     Supervisor,
     alone,
-    last_words,
-    refuse_second,
-    start_detached,
+    start_up,
     until_told,
 )
 from fgvc_core.words import visible
@@ -29,10 +28,6 @@ from fieldmark.client.deployment.standby import wake_file
 from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.site import Site
 
-STEP_S = 0.25
-UP_WITHIN_S = 180.0
-TELL_AFTER_S = 15.0
-"""Interval of words on a connection that does not come about, in seconds."""
 NODE_WAITS_S = (0.5, 3.0, 10.0, 30.0, 65.0)
 """Waits before each restart of a SuperNode, in seconds. A killed one counts as online until its
 heartbeat expires after 60 s, unless the coordinator could be told; the last wait is longer than
@@ -210,31 +205,12 @@ def up_detached(home: Path, say: Callable[[str], None]) -> None:
     read_link(home)
     for part in ("logs", "state"):
         private_folder(home / part)
-    refuse_second(home, "site")
-    log, node = home / "logs" / "up.log", home / "state" / "node.json"
-    said = log.stat().st_size if log.exists() else 0
-    node.unlink(missing_ok=True)
-    command = (sys.executable, "-P", "-m", "fieldmark", "site", "up", str(home))
-    process = start_detached(command, log)
-    deadline = time.monotonic() + UP_WITHIN_S
-    told = time.monotonic() + TELL_AFTER_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if node.exists():
-            say(f"up, as process {process.pid}; its words are in {log}")
-            return
-        if time.monotonic() >= told:
-            told += TELL_AFTER_S
-            left = max(deadline - time.monotonic(), 0.0)
-            say(f"not connected yet, waiting {left:.0f} s more: {last_words(log, said)}")
-        time.sleep(STEP_S)
-    if process.poll() is None:
-        process.terminate()
-    elif process.returncode == ConfigurationError.exit_code:
-        raise ConfigurationError(
-            f"The site did not come up: {last_words(log, said)}", remedy=f"Its words are in {log}."
-        )
+    ready = home / "state" / "node.json"
+    words = start_up("site", "The site", home, ready, say, waits="not connected yet")
+    if words is None:
+        return
     raise PeerError(
         "The site did not reach its coordinator.",
-        why=f"Its last words: {last_words(log, said)} What its node said is in logs/supernode.log.",
+        why=f"Its last words: {words} What its node said is in logs/supernode.log.",
         remedy=f"fieldmark site check {shlex.quote(str(home))} goes through what can be wrong.",
     )

@@ -37,14 +37,8 @@ from fgvc_core.privacy.odometer import Rule
 from fgvc_core.privacy.settings import Unit
 from fgvc_core.secure.ready import Place
 from fieldmark.client.privacy.chain import RESTORE, TORN, Chain, Entry
-from fieldmark.client.privacy.spending import (
-    Plan,
-    Spending,
-    plans_of,
-    rule_of,
-    total_alone,
-    total_of,
-)
+from fieldmark.client.privacy.plans import Plan, rule_of, total_alone, total_of
+from fieldmark.client.privacy.spending import Spending, plans_of
 
 __all__ = ["FILE", "Ledger", "Plan", "plans_of", "rule_of", "total_alone", "total_of"]
 

@@ -404,7 +404,7 @@ def check_counts(policy: Policy, recipe: Recipe) -> None:
     raise PolicyRefusal(
         f"policy.share_counts = false, and federation.strategy = '{strategy}' needs the count.",
         why=TELLS_STEPS[strategy],
-        remedy="Set federation.strategy = 'fedavg', or an optimiser at the server (fedadam, "
+        remedy="Set federation.strategy = 'fedavg', or an optimizer at the server (fedadam, "
         "fedavgm).",
     )
 

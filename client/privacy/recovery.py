@@ -64,10 +64,10 @@ from fgvc_core.protocol.messages import (
 from fgvc_core.protocol.stages import ROLL_CALL
 from fgvc_core.recipe import Recipe, parse_recipe
 from fgvc_core.supervision import holder
-from fieldmark.client.privacy.data_claims import Register
+from fieldmark.client.privacy.data_claims import DataClaim, Register
 from fieldmark.client.privacy.gate import Gate
+from fieldmark.client.privacy.plans import Plan, total_of
 from fieldmark.client.privacy.policy import protection
-from fieldmark.client.privacy.spending import Plan, total_of
 from fieldmark.client.site import Site
 
 TOLERANCE = 1e-6
@@ -130,6 +130,29 @@ class _Run:
         return tuple(found)
 
 
+def _refuse_whole(home: Path, holds: bool, lacking: Sequence[DataClaim]) -> None:
+    """Refuse to recover a ledger that lacks nothing, or nobody knows how much.
+
+    Args:
+        home: Home of the site.
+        holds: Whether the ledger holds the last entry that the coordinator has seen.
+        lacking: What the register has seen and the ledger lacks.
+    """
+    if holds and not lacking:
+        raise ConfigurationError(
+            "Nothing is missing in this ledger: it holds the last entry that the coordinator has "
+            "seen.",
+            remedy=f"fieldmark site up {home}",
+        )
+    if any(claim.length == 0 for claim in lacking):
+        raise PolicyRefusal(
+            "The register has seen an entry of this ledger that is not in it, and not how many "
+            "there were.",
+            why="An earlier version has written it; what is missing cannot be bounded.",
+            remedy="Restore the newest copy of the site's home.",
+        )
+
+
 def recover_ledger(
     home: Path,
     text: str,
@@ -160,19 +183,7 @@ def recover_ledger(
     ledger.check_binding()
     head, seen = _replies(statement, site.name, keys)
     lacking = Register().lacking(fingerprint(keys[0]), ledger.holds)
-    if ledger.holds(head.ledger_head) and not lacking:
-        raise ConfigurationError(
-            "Nothing is missing in this ledger: it holds the last entry that the coordinator has "
-            "seen.",
-            remedy=f"fieldmark site up {home}",
-        )
-    if any(claim.length == 0 for claim in lacking):
-        raise PolicyRefusal(
-            "The register has seen an entry of this ledger that is not in it, and not how many "
-            "there were.",
-            why="An earlier version has written it; what is missing cannot be bounded.",
-            remedy="Restore the newest copy of the site's home.",
-        )
+    _refuse_whole(home, ledger.holds(head.ledger_head), lacking)
     length = max([head.ledger_length, *(claim.length for claim in lacking)])
     held = [r.ledger_length for r, _ in [(head, 0), *seen] if ledger.holds(r.ledger_head)]
     common = max(held, default=0)

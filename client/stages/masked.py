@@ -51,8 +51,6 @@ def is_masked(job: Job) -> bool:
     A request for its values without a cohort is, too: it is refused, because a single answer is not
     what this run asks for.
     """
-    if job.recipe.secure is None:
-        return False
     if job.stage is SCORE and job.privacy is not None:
         # Costs nothing and says nothing: the scores stay at the site unless the plan has them.
         return bool(job.privacy.score_share)
@@ -90,7 +88,7 @@ def _protected(job: Job, privacy: PrivacySettings) -> tuple[Summand, Work]:
     if event is None:
         raise PeerError("The scores of this run stay at the sites.")
     received = checked(job, privacy)
-    specs = specs_of_answer(job, privacy, event, received)
+    specs = specs_of_answer(privacy, event, received)
     size, bound = sum(spec.size for spec in specs.values()), privacy.clipping_norm
     if event.purpose == "scores":
         size, bound = 2, SCORES_BOUND

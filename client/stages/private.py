@@ -44,7 +44,7 @@ def answer_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Departur
     def work() -> Payload:
         return _work(job, privacy, received, event)
 
-    specs = specs_of_answer(job, privacy, event, received)
+    specs = specs_of_answer(privacy, event, received)
     encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
     return gate.protected_round(job.request, job.recipe, event, work, specs, encode)
 
@@ -65,7 +65,7 @@ def rehearse_protected(gate: Gate, job: Job, privacy: PrivacySettings) -> Payloa
     event = event_of(job, privacy)
     received = {} if event is None else checked(job, privacy)
     encode = UpdateEncoder(job.site.home, job.request, job.recipe, job.received)
-    gate.check_leaving(specs_of_answer(job, privacy, event, received), encode)
+    gate.check_leaving(specs_of_answer(privacy, event, received), encode)
     return _work(job, privacy, received, event)
 
 
@@ -112,7 +112,7 @@ def checked(job: Job, privacy: PrivacySettings) -> Tensors:
 
 
 def specs_of_answer(
-    job: Job, privacy: PrivacySettings, event: PrivacyEvent | None, received: Tensors
+    privacy: PrivacySettings, event: PrivacyEvent | None, received: Tensors
 ) -> dict[str, TensorSpec]:
     """Specs of the answer's tensors, given the received ones."""
     # Of a masked sum, too, where a reply carries them under masks.

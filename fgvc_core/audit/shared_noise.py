@@ -46,7 +46,7 @@ def release_in_a_sum(
     bound = sums_bound_of(event.purpose, privacy)
     adding = rules.adding(rules.least)
     scale = Scale.of_noise(bound, value.size, event.noise_multiplier, adding)
-    sites = [_Member(f"site-{number:03d}") for number in range(rules.least)]
+    sites = [Member(f"site-{number:03d}") for number in range(rules.least)]
     view = _view_of(sites, rules)
     nothing = np.zeros(value.size)
     parts = (
@@ -60,13 +60,21 @@ def release_in_a_sum(
     return seen.reshape(value.shape)
 
 
-class _Member:
-    """A site of the sum with fresh keys."""
+class Member:
+    """A site of a smallest sum, with fresh keys.
+
+    Attributes:
+        key: Its own.
+        secret: Its fresh X25519 key, for masks.
+        noise: The seed of its noise.
+        fingerprint: Of its key.
+        text: That it is ready, signed.
+    """
 
     def __init__(self, name: str) -> None:
         self.name, self.secret, self.noise = name, new_secret(), new_secret()
-        key = new_key()
-        self.fingerprint = fingerprint(key.public_key())
+        self.key = new_key()
+        self.fingerprint = fingerprint(self.key.public_key())
         ready = Ready(
             run="audit",
             round=1,
@@ -74,12 +82,12 @@ class _Member:
             kind="release",
             ctx="0" * 64,
             site=name,
-            identity=public_text(key.public_key()),
+            identity=public_text(self.key.public_key()),
             key=public_key(self.secret),
         )
-        self.text: SignedText = sign_ready(key, ready)
+        self.text: SignedText = sign_ready(self.key, ready)
 
 
-def _view_of(sites: list[_Member], rules: SumRules) -> View:
+def _view_of(sites: list[Member], rules: SumRules) -> View:
     cohort = {site.name: site.fingerprint for site in sites}
     return read_view([site.text for site in sites], sites[0].text.text, cohort, rules)

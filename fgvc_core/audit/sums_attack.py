@@ -74,13 +74,7 @@ def attack_sums(
     planted_MD = vectors_MP @ head.directions_PD.cpu().double().numpy()
     rows = np.flatnonzero(unit_included_U[units_N])
     which = np.repeat(np.flatnonzero(included_M), max(round(settings.norm), 1))
-    data = FeatureExamples(
-        torch.cat(
-            [examples.features_ND[rows], torch.from_numpy(planted_MD[which].astype(np.float32))]
-        ),
-        np.concatenate([examples.labels_N.numpy()[rows], labels_M[which]]),
-        examples.known,
-    )
+    data = _with_planted(examples, rows, planted_MD[which], labels_M[which])
     units = np.concatenate([units_N[rows], which + len(unit_included_U)])
     _, units = np.unique(units, return_inverse=True)
     released_KQ = release(learner, data, units.astype(np.int64), event, privacy)
@@ -107,6 +101,21 @@ def attack_sums(
         engine="class-sums",
         releases=1,
         wanted=settings.canaries,
+    )
+
+
+def _with_planted(
+    examples: FeatureExamples,
+    rows: NDArray[np.int64],
+    planted_CD: NDArray[np.float64],
+    labels_C: NDArray[np.int64],
+) -> FeatureExamples:
+    """Some of the site's examples, and the canaries behind them."""
+    planted = torch.from_numpy(planted_CD.astype(np.float32))
+    return FeatureExamples(
+        torch.cat([examples.features_ND[rows], planted]),
+        np.concatenate([examples.labels_N.numpy()[rows], labels_C]),
+        examples.known,
     )
 
 

@@ -2,29 +2,33 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides, progress, write_text
+from fgvc_core.commands.terminal import (
+    Checkpoint,
+    Json,
+    Overrides,
+    Weights,
+    data_sets_for_help,
+    open_model,
+    progress,
+    write_text,
+)
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
     from fgvc_core.inference.calibration import Calibration
     from fgvc_core.inference.trained import TrainedModel
 
-_PARTS = ("test", "train", "all")
-
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
+    checkpoint: Checkpoint,
     set_: Overrides = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Other data: aircraft, cars, coco, cub, cvat, fieldmarks, folder, ham10000, "
-            "inaturalist, label-studio, manifest."
-        ),
+        typer.Option(help=f"Other data: {data_sets_for_help()}, or fieldmarks, the embedded ones."),
     ] = None,
     path: Annotated[str | None, typer.Option(help="Root folder of the data.")] = None,
     split: Annotated[
@@ -57,9 +61,7 @@ def evaluate(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the report as a page.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
-    ] = None,
+    weights: Weights = None,
     json_: Json = False,
 ) -> None:
     """Score a checkpoint: overall, by class, by group, with intervals over subjects.
@@ -68,7 +70,7 @@ def evaluate(
     that the model does not know is an error that names it.
 
     --calibrate fits on the validation pictures of the simulated run's sites, or, with --data, on
-    that data set's training part, which the model must not have learnt from; never on the test
+    that data set's training part, which the model must not have learned from; never on the test
     part. A checkpoint trained under differential privacy is calibrated on other data only (exit
     code 4). A temperature is kept only if it lowers log loss and calibration error on held-out
     folds; the shares stay as they were where it does not, and below 50 pictures or 5 errors.
@@ -80,22 +82,13 @@ def evaluate(
     from fgvc_core.data.cache import cache_folder
     from fgvc_core.data.catalogue import load_table
     from fgvc_core.data.frames import count_further_frames
-    from fgvc_core.errors import ConfigurationError, nearest
     from fgvc_core.inference.evaluating import evaluate as score
     from fgvc_core.inference.evaluating import fit_calibration
-    from fgvc_core.inference.internal import internal_note
-    from fgvc_core.inference.judging import Part, data_of
+    from fgvc_core.inference.judging import data_of, read_part
     from fgvc_core.inference.scorecard_page import scorecard_page
-    from fgvc_core.inference.trained import load_whole
 
-    if split not in _PARTS:
-        raise ConfigurationError(
-            f"--split {split} is unknown.",
-            remedy=nearest(split, _PARTS, 1) or f"One of: {', '.join(_PARTS)}.",
-        )
-    trained = load_whole(checkpoint, weights=weights)
-    if note := internal_note(trained):
-        typer.echo(visible(note), err=True)
+    part = read_part(split)
+    trained = open_model(checkpoint, weights)
     held_out = [name.strip() for name in (held_out_classes or "").split(",") if name.strip()]
     chosen = data_of(trained, set_ or (), data, path, held_out)
     if calibrate:
@@ -105,8 +98,8 @@ def evaluate(
     table = load_table(chosen, cache_folder())
     count_further_frames(table)
     card = score(
-        trained, table, cast(Part, split), by=by or (), held_out=held_out,
-        robustness=robustness, draws=draws, progress=progress,
+        trained, table, part, by=by or (), held_out=held_out, robustness=robustness, draws=draws,
+        progress=progress,
     )  # fmt: skip
     what = f"Data: {chosen.name}, part '{split}'."
     if html is not None:
@@ -156,7 +149,10 @@ def told_calibration(fitted: "Calibration", in_force: "Calibration | None") -> l
 
 
 def _notes(trained: "TrainedModel") -> list[str]:
-    notes = []
+    from fgvc_core.inference.internal import internal_note
+
+    note = internal_note(trained)
+    notes = [note] if note else []
     if trained.recipe.privacy is not None:
         notes.append(
             "The model was trained under differential privacy. These figures are of the pictures "

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides, busy, progress
+from fgvc_core.commands.terminal import (
+    Checkpoint,
+    Json,
+    Overrides,
+    Weights,
+    busy,
+    open_model,
+    progress,
+)
 from fgvc_core.words import counted, visible
 
 if TYPE_CHECKING:
@@ -14,9 +22,7 @@ if TYPE_CHECKING:
 
 
 def explain(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A run's folder or a checkpoint of one.", show_default=False)
-    ],
+    checkpoint: Checkpoint,
     pictures: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -65,9 +71,7 @@ def explain(
         ),
     ] = False,
     set_: Overrides = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
-    ] = None,
+    weights: Weights = None,
     json_: Json = False,
 ) -> None:
     """Show where a model saw what it says, beside its second-best class.
@@ -79,42 +83,54 @@ def explain(
 
     Example: fieldmark explain runs/demo birds/test --out why.html
     """
-    from fgvc_core.errors import ConfigurationError, DataError
-    from fgvc_core.inference.internal import internal_note
-    from fgvc_core.inference.trained import load_trained
-
-    trained = load_trained(checkpoint, weights=weights)
-    if note := internal_note(trained):
-        typer.echo(note, err=True)
-    if pointing:
-        if pictures:
-            raise ConfigurationError(
-                "--pointing takes no pictures.",
-                why="It needs part locations, which the data set of the recipe has.",
-                remedy="Say where the data are with --set data.path=FOLDER.",
-            )
-        _point(
-            trained, set_, examples, json_, method=method, stage=stage, tolerance=tolerance,
-            draws=draws, contrast=not alone,
-        )  # fmt: skip
+    trained = open_model(checkpoint, weights, whole=False)
+    if not pointing:
+        _explain(trained, pictures, out, examples, set_, method, stage, json_)
         return
+    if pictures:
+        from fgvc_core.errors import ConfigurationError
+
+        raise ConfigurationError(
+            "--pointing takes no pictures.",
+            why="It needs part locations, which the data set of the recipe has.",
+            remedy="Say where the data are with --set data.path=FOLDER.",
+        )
+    _point(
+        trained, set_, examples, json_, method=method, stage=stage, tolerance=tolerance,
+        draws=draws, contrast=not alone,
+    )  # fmt: skip
+
+
+def _explain(
+    trained: "TrainedModel",
+    pictures: list[Path] | None,
+    out: Path,
+    examples: int | None,
+    overrides: list[str] | None,
+    method: str,
+    stage: str,
+    json_: bool,
+) -> None:
+    """Write the sheet of maps, and name the pictures that could not be read."""
+    from fgvc_core.errors import DataError
     from fgvc_core.explain.explaining import explain_some
     from fgvc_core.explain.sheet import write_sheet
     from fgvc_core.inference.calibration import read_calibration, told_of
+    from fgvc_core.inference.internal import internal_note
 
     faults: list[str] = []
     with busy("Explaining"):
         found = explain_some(
-            trained, pictures or (), set_ or (), examples or 8, method, stage, faults
+            trained, pictures or (), overrides or (), examples or 8, method, stage, faults
         )
     for fault in faults:
         typer.echo(visible(fault), err=True)
-    note = (
+    made = (
         f"{method}, stage {stage}; red: named wrongly. Maps are relative: each is scaled to its "
         "peak."
     )
     told = told_of(read_calibration(trained.path))
-    write_sheet(found, out, note, trained.recipe.name, told)
+    write_sheet(found, out, f"{internal_note(trained)} {made}".strip(), trained.recipe.name, told)
     if json_:
         values = {"file": str(out), "pictures": [one.as_json() for one in found]}
         typer.echo(json.dumps(values, indent=1))
@@ -173,6 +189,6 @@ def _show(found: dict[str, Any]) -> None:
         console.print(f"{found['flat_maps']} maps are empty and count as misses.")
     if found["unchanged_by_randomising"]:
         console.print(
-            "[bold yellow]These maps hardly change when the weights are randomised: they show the "
-            "picture, or the network's shape, and not what was learnt.[/]"
+            "[bold yellow]These maps hardly change when the weights are randomized: they show the "
+            "picture, or the network's shape, and not what was learned.[/]"
         )

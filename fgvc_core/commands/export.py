@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgvc_core.commands.export_kit import kit, read_reply
-from fgvc_core.commands.terminal import Json, Overrides, busy
+from fgvc_core.commands.terminal import Checkpoint, Json, Overrides, Weights, busy, write_text
 
 if TYPE_CHECKING:
     from fgvc_core.export.judging import Judges
+    from fgvc_core.export.onnx_export import OnnxFiles
     from fgvc_core.inference.trained import TrainedModel
 
 export_app = typer.Typer(
@@ -24,10 +25,6 @@ export_app.command()(read_reply)
 
 _MOST_CALIBRATION = 256
 
-Checkpoint = Annotated[
-    Path,
-    typer.Argument(help="A run's folder or a checkpoint of one.", show_default=False),
-]
 Calibrate = Annotated[
     list[Path] | None,
     typer.Option(
@@ -42,9 +39,6 @@ Check = Annotated[
         metavar="PATH",
         help="Pictures to check on in place of the test split of the recipe's data; repeatable.",
     ),
-]
-Weights = Annotated[
-    str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
 ]
 Public = Annotated[
     bool,
@@ -73,23 +67,20 @@ def onnx(
 ) -> None:
     """Write the model as ONNX, once it gives PyTorch's answers.
 
-    Normalisation is inside the graph (uint8 squares in, logits out), class names and the way to
+    Normalization is inside the graph (uint8 squares in, logits out), class names and the way to
     a square are in its metadata. The float graph has to match PyTorch to 1e-4 with every answer
     equal; the int8 one may lose 0.01 of top-1 and weigh 0.30 of the float one. A sample that
     runs them with onnxruntime alone is put beside them.
 
     Example: fieldmark export onnx runs/demo --out phone --int8 --calibrate birds/train
     """
-    from fgvc_core.export.onnx_export import make_onnx, write_onnx
-    from fgvc_core.inference.internal import refuse_internal
-    from fgvc_core.inference.trained import load_trained
+    from fgvc_core.export.onnx_export import write_onnx
+    from fgvc_core.inference.internal import load_for_export
 
-    trained = load_trained(checkpoint, weights=weights)
-    refuse_internal(trained)
+    trained = load_for_export(checkpoint, weights)
     calibration = _calibration_pictures(trained, int8, calibrate)
     judges = _judging_pictures(trained, check, set_)
-    with busy("Exporting and checking"):
-        files = make_onnx(trained, judges, calibration, public=calibration_is_public, force=force)
+    files = _graphs(trained, judges, calibration, calibration_is_public, force)
     paths = write_onnx(files, trained, out)
     if json_:
         typer.echo(json.dumps(files.figures | {"files": [str(p) for p in paths]}, indent=1))
@@ -121,20 +112,15 @@ def browser(
 
     Example: fieldmark export browser runs/demo --runtime node_modules --out demo.html
     """
-    from fgvc_core.export.browser import find_runtime, make_page, write_page
-    from fgvc_core.export.onnx_export import make_onnx
-    from fgvc_core.inference.internal import refuse_internal
-    from fgvc_core.inference.trained import load_trained
+    from fgvc_core.export.browser import find_runtime, make_page
+    from fgvc_core.inference.internal import load_for_export
 
     find_runtime(runtime)
-    trained = load_trained(checkpoint, weights=weights)
-    refuse_internal(trained)
+    trained = load_for_export(checkpoint, weights)
     calibration = _calibration_pictures(trained, int8, calibrate)
     judges = _judging_pictures(trained, check, set_)
-    with busy("Exporting and checking"):
-        files = make_onnx(trained, judges, calibration, public=calibration_is_public)
-        page = make_page(trained, files.int8_bytes or files.float_bytes, runtime)
-    write_page(page, out)
+    files = _graphs(trained, judges, calibration, calibration_is_public)
+    write_text(out, make_page(trained, files.int8_bytes or files.float_bytes, runtime))
     if json_:
         told = files.figures | {"file": str(out), "bytes": out.stat().st_size}
         typer.echo(json.dumps(told, indent=1))
@@ -169,11 +155,9 @@ def folder(
     from fgvc_core.export import folder as folders
     from fgvc_core.export.card import model_card
     from fgvc_core.inference.calibration import read_calibration
-    from fgvc_core.inference.internal import refuse_internal
-    from fgvc_core.inference.trained import load_trained
+    from fgvc_core.inference.internal import load_for_export
 
-    trained = load_trained(checkpoint, weights=weights)
-    refuse_internal(trained)
+    trained = load_for_export(checkpoint, weights)
     parts, native = folders.make_folder(trained)
     told = None if evaluation is None else _evaluation(evaluation)
     card = model_card(trained, out.name, native, licence, told)
@@ -186,6 +170,20 @@ def folder(
     temperature = None if calibration is None else calibration.temperature
     typer.echo("load it with:")
     typer.echo(folders.snippet(str(out), native, temperature), nl=False)
+
+
+def _graphs(
+    trained: "TrainedModel",
+    judges: "Judges",
+    calibration: "Judges | None",
+    public: bool,
+    force: bool = False,
+) -> "OnnxFiles":
+    """The graphs, checked against PyTorch."""
+    from fgvc_core.export.onnx_export import make_onnx
+
+    with busy("Exporting and checking"):
+        return make_onnx(trained, judges, calibration, public=public, force=force)
 
 
 def _calibration_pictures(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json
+from fgvc_core.commands.terminal import Checkpoint, Json, Weights
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def kit(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
+    checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The kit.")],
     key: Annotated[
         Path | None,
@@ -31,9 +31,7 @@ def kit(
     ] = 1.0,
     delta: Annotated[float, typer.Option(help="The delta of that cost, 0 to 0.01.")] = 1e-5,
     unit: Annotated[str, typer.Option(help="What it protects there: image or subject.")] = "image",
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
-    ] = None,
+    weights: Weights = None,
     json_: Json = False,
 ) -> None:
     """Make one file by which an outside site checks a model without handing over a picture.
@@ -49,8 +47,7 @@ def kit(
     from fgvc_core.errors import ConfigurationError
     from fgvc_core.export.kit import write_kit
     from fgvc_core.inference.calibration import read_calibration
-    from fgvc_core.inference.internal import refuse_internal
-    from fgvc_core.inference.trained import load_trained
+    from fgvc_core.inference.internal import load_for_export
     from fgvc_core.protocol.keys import fingerprint, short_fingerprint
     from fgvc_core.protocol.messages import KitPrivacy
 
@@ -62,8 +59,7 @@ def kit(
             f"--{first['loc'][0]} cannot be: {first['msg']}.",
             remedy="For instance: --epsilon 1 --delta 1e-5 --unit subject",
         ) from None
-    trained = load_trained(checkpoint, weights=weights)
-    refuse_internal(trained)
+    trained = load_for_export(checkpoint, weights)
     signer = _signer(trained.path, key)
     body = write_kit(trained, out, signer, privacy, read_calibration(trained.path))
     told = {

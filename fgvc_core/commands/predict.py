@@ -3,17 +3,22 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
-from fgvc_core.commands.terminal import progress, write_text
+from fgvc_core.commands.terminal import Checkpoint, Weights, open_model, progress, write_text
 from fgvc_core.words import csv_cell, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fgvc_core.data.unused import Unused
+    from fgvc_core.inference.finding import Found
     from fgvc_core.inference.predicting import Prediction
+    from fgvc_core.inference.verdict import Judge
+
+Form = Literal["csv", "jsonl", "table"]
 
 _BAD_DATA = 3
 
@@ -22,7 +27,7 @@ COLUMNS = ("path", "answer", "sure", "level", "reason", "confidence", "unknown")
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
+    checkpoint: Checkpoint,
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -75,9 +80,7 @@ def predict(
     threads: Annotated[
         int | None, typer.Option(min=1, help="How many work at once; by default one a core.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
-    ] = None,
+    weights: Weights = None,
 ) -> None:
     """Say what is on pictures, how sure that is, and when it is none of the classes.
 
@@ -91,34 +94,17 @@ def predict(
 
     Example: find card -name '*.jpg' | fieldmark predict runs/demo - --csv > card.csv
     """
-    from fgvc_core.data.unused import FURTHER_FRAMES, Unused
-    from fgvc_core.errors import ConfigurationError, DataError
-    from fgvc_core.inference.calibration import told_of
+    from fgvc_core.data.unused import Unused
     from fgvc_core.inference.contact_sheet import contact_sheet
-    from fgvc_core.inference.finding import find_pictures, with_boxes
-    from fgvc_core.inference.internal import internal_note
     from fgvc_core.inference.predicting import judge_of
     from fgvc_core.inference.predicting import predict as look
-    from fgvc_core.inference.trained import load_whole
 
-    if csv and jsonl:
-        raise ConfigurationError(
-            "--csv and --jsonl exclude each other.", remedy="Ask for one of them."
-        )
-    # Read as bytes: file names need not be UTF-8.
-    lines = (os.fsdecode(line) for line in sys.stdin.buffer) if "-" in paths else ()
-    unused = Unused()
-    found = find_pictures(paths, lines, unused)
-    if not found:
-        raise DataError("No picture was named.", remedy="Name files, folders or patterns.")
-    if boxes is not None:
-        found = with_boxes(found, boxes, box_confidence, box_category)
+    form, unused = _form(csv, jsonl), Unused()
+    found = _named(paths, unused, boxes, box_confidence, box_category)
     if html is not None:
         # Fail now on an unwritable path rather than after an hour of work.
         write_text(html, "", "--html")
-    trained = load_whole(checkpoint, weights=weights)
-    if note := internal_note(trained):
-        typer.echo(visible(note), err=True)
+    trained = open_model(checkpoint, weights)
     if boxes is None and trained.recipe.data.crop == "box":
         typer.echo(
             "This model was trained on subjects cut out by their boxes: name them with --boxes, or "
@@ -126,55 +112,108 @@ def predict(
             err=True,
         )
     judge = judge_of(trained, top, sure, unknown_below)
-    faults = 0
-    kept: list[Prediction] = []
     with progress("Looking") as tell:
-        stream = look(
-            trained, judge, found, thumbnails=html is not None, threads=threads, tell=tell
-        )
-        try:
-            for one in _told(stream, sys.stdout, csv, jsonl, judge.top_k):
-                if one.verdict is None:
-                    faults += 1
-                    typer.echo(visible(one.fault), err=True)
-                if one.further_frames:
-                    name = f"{one.name} ({one.further_frames:,} further)"
-                    unused.add(FURTHER_FRAMES, name, count=one.further_frames)
-                if html is not None or not (csv or jsonl):
-                    kept.append(one)
-        finally:
-            # Also after a failure or Ctrl-C: what is done is not lost.
-            if not (csv or jsonl):
-                _show(kept, judge.top_k)
-    for sentence in unused.sentences():
-        typer.echo(f"Not used: {sentence}", err=True)
-    if not (csv or jsonl):
-        typer.echo(visible(told_of(judge.calibration)))
+        small = html is not None
+        stream = look(trained, judge, found, thumbnails=small, threads=threads, tell=tell)
+        kept, faults = _tell_all(stream, unused, form, judge.top_k, keep=small)
+    _tell_rest(unused, judge, form)
     if html is not None:
         write_text(html, contact_sheet(trained, judge, kept), "--html")
-        typer.echo(f"contact sheet: {html}", err=csv or jsonl)
+        typer.echo(f"contact sheet: {html}", err=form != "table")
     if faults:
         typer.echo(f"{faults:,} of {len(found):,} could not be read.", err=True)
         raise typer.Exit(_BAD_DATA)
 
 
+def _form(csv: bool, jsonl: bool) -> Form:
+    """What is printed."""
+    from fgvc_core.errors import ConfigurationError
+
+    if csv and jsonl:
+        raise ConfigurationError(
+            "--csv and --jsonl exclude each other.", remedy="Ask for one of them."
+        )
+    return "csv" if csv else "jsonl" if jsonl else "table"
+
+
+def _named(
+    paths: list[str],
+    unused: "Unused",
+    boxes: Path | None,
+    confidence: float,
+    category: str | None,
+) -> "list[Found]":
+    """The pictures, or subjects in their boxes, that the command line names."""
+    from fgvc_core.inference.finding import find_pictures, with_boxes
+
+    # Read as bytes: file names need not be UTF-8.
+    lines = (os.fsdecode(line) for line in sys.stdin.buffer) if "-" in paths else ()
+    found = find_pictures(paths, lines, unused)
+    return found if boxes is None else with_boxes(found, boxes, confidence, category)
+
+
+def _tell_all(
+    stream: "Iterable[Prediction]", unused: "Unused", form: Form, top_k: int, *, keep: bool
+) -> "tuple[list[Prediction], int]":
+    """Print predictions and faults as they come, or a table of them at the end.
+
+    Args:
+        stream: The predictions.
+        unused: Frames that were passed over are recorded here.
+        form: What is printed.
+        top_k: How many classes each lists.
+        keep: Whether to keep them where no table needs them.
+
+    Returns:
+        The kept predictions, and how many pictures could not be read.
+    """
+    from fgvc_core.data.unused import FURTHER_FRAMES
+
+    faults, kept = 0, []
+    try:
+        for one in _told(stream, sys.stdout, form, top_k):
+            if one.verdict is None:
+                faults += 1
+                typer.echo(visible(one.fault), err=True)
+            if one.further_frames:
+                name = f"{one.name} ({one.further_frames:,} further)"
+                unused.add(FURTHER_FRAMES, name, count=one.further_frames)
+            if keep or form == "table":
+                kept.append(one)
+    finally:
+        # Also after a failure or Ctrl-C: what is done is not lost.
+        if form == "table":
+            _show(kept, top_k)
+    return kept, faults
+
+
+def _tell_rest(unused: "Unused", judge: "Judge", form: Form) -> None:
+    """What was not used, and below a table how far the shares can be trusted."""
+    from fgvc_core.inference.calibration import told_of
+
+    for sentence in unused.sentences():
+        typer.echo(f"Not used: {sentence}", err=True)
+    if form == "table":
+        typer.echo(visible(told_of(judge.calibration)))
+
+
 def _told(
-    predictions: "Iterable[Prediction]", out: TextIO, as_csv: bool, as_jsonl: bool, top_k: int
+    predictions: "Iterable[Prediction]", out: TextIO, form: Form, top_k: int
 ) -> "Iterable[Prediction]":
     """Yield each prediction, after printing it if the format is CSV or JSON lines."""
     import csv
     import json
 
     writer = csv.writer(out, lineterminator="\n")
-    if as_csv:
+    if form == "csv":
         ranks = [f"{what}{n}" for n in range(1, top_k + 1) for what in ("class", "probability")]
         writer.writerow([*COLUMNS, *ranks, "fault"])
     for one in predictions:
-        if as_csv:
+        if form == "csv":
             writer.writerow([csv_cell(cell) for cell in _row(one, top_k)])
-        elif as_jsonl:
+        elif form == "jsonl":
             out.write(json.dumps(_object(one)) + "\n")
-        if as_csv or as_jsonl:
+        if form != "table":
             out.flush()
         yield one
 

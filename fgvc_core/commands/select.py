@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, busy, write_text
+from fgvc_core.commands.terminal import Checkpoint, Json, Weights, busy, open_model, write_text
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def select(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint of one.")],
+    checkpoint: Checkpoint,
     folder: Annotated[
         Path | None,
         typer.Argument(
@@ -33,19 +33,17 @@ def select(
         str,
         typer.Option(
             help="margin and entropy: what the model is least sure of; core-set: what is least "
-            "like anything labelled; random: for comparison."
+            "like anything labeled; random: for comparison."
         ),
     ] = "margin",
     seed: Annotated[int, typer.Option(help="Of random picks.", min=0)] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the picks as CSV.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
-    ] = None,
+    weights: Weights = None,
     json_: Json = False,
 ) -> None:
-    """Which unlabelled pictures should be labelled next, by what a trained model makes of them.
+    """Which unlabeled pictures should be labeled next, by what a trained model makes of them.
 
     The choice is made here, with the pictures that are here: nothing leaves.
 
@@ -55,7 +53,6 @@ def select(
     from fgvc_core.errors import ConfigurationError, nearest
     from fgvc_core.inference.selecting import as_csv, data_set, folder_candidates
     from fgvc_core.inference.selecting import select as choose
-    from fgvc_core.inference.trained import load_trained
     from fgvc_core.training.acquisition import METHODS
 
     if method not in METHODS:
@@ -65,7 +62,7 @@ def select(
         )
     cache = cache_folder()
     with busy("Looking at the pictures"):
-        trained = load_trained(checkpoint, weights=weights)
+        trained = open_model(checkpoint, weights, whole=False)
         # The data set knows which pictures are labeled; a folder alone does not.
         known = data_set(trained, site, cache) if folder is None or site is not None else None
         labelled = None if known is None else known.where("train")

@@ -1,17 +1,29 @@
-"""Shared by the commands: options, progress indicators on a terminal, and writing text files."""
+"""Shared by the commands: options, opening a model, progress on a terminal, writing text files."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fgvc_core.words import visible
+
+if TYPE_CHECKING:
+    from fgvc_core.inference.trained import TrainedModel
 
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; repeatable."),
+]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(help="A run's folder or a checkpoint of one.", show_default=False),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Weights of the backbone, where the recipe's are elsewhere.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -30,13 +42,18 @@ def busy(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a progress bar on standard error and yield its callback; None without a terminal."""
+def progress(what: str, *, ends: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on standard error, if that is a terminal, and yield its callback.
+
+    Args:
+        what: The work in words.
+        ends: Whether the bar goes once all is done, because another display follows it.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield lambda done, total: None
         return
     from rich.progress import (
         BarColumn,
@@ -48,8 +65,35 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=None)
+
+        def tell(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+            if ends and done >= total:
+                bar.stop()
+
+        yield tell
+
+
+def open_model(checkpoint: Path, weights: str | None, *, whole: bool = True) -> "TrainedModel":
+    """Load the model that a command works with; on standard error, whether it is internal.
+
+    Args:
+        checkpoint: A run's folder or a checkpoint of one.
+        weights: The backbone's weights, if they are not where the recipe says.
+        whole: Whether to refuse a checkpoint whose other tensors stayed at the sites.
+
+    Raises:
+        DataError: if the checkpoint is missing or damaged.
+        ConfigurationError: if it is no whole model.
+    """
+    from fgvc_core.inference.internal import internal_note
+    from fgvc_core.inference.trained import load_trained, load_whole
+
+    trained = (load_whole if whole else load_trained)(checkpoint, weights=weights)
+    if note := internal_note(trained):
+        typer.echo(visible(note), err=True)
+    return trained
 
 
 def print_result(found: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -> None:
@@ -81,6 +125,18 @@ def write_text(path: Path, text: str, option: str = "--out") -> None:
             f"{option} '{path}' cannot be written: {error.strerror}.",
             remedy="Name a file in a folder that exists and that you may write to.",
         ) from None
+
+
+DATA_SETS = (
+    *("aircraft", "cars", "coco", "cub", "cvat", "folder", "ham10000", "inaturalist"),
+    *("label-studio", "manifest"),
+)
+"""Fieldmark's own data sets that are read from a folder; the registry is not imported for help."""
+
+
+def data_sets_for_help() -> str:
+    """Names of data sets, as :func:`names_for_help`."""
+    return names_for_help("fieldmark.data_sets", *DATA_SETS)
 
 
 def names_for_help(group: str, *built_in: str) -> str:

@@ -191,7 +191,7 @@ def _in_one_split(rows: list[_Row], record: Record, named: str) -> list[_Row]:
         raise DataError(
             f"{named}: {counted(len(torn), 'picture is', 'pictures are')} in two splits: "
             f"{first_few(sorted(torn))}.",
-            why="A model would be tested on what it has learnt.",
+            why="A model would be tested on what it has learned.",
             remedy="List each picture once, or name one file with data.manifest.",
         )
     for path in sorted(torn):

@@ -190,7 +190,7 @@ def _refuse_unlabelled(table: ExampleTable) -> None:
         raise DataError(
             f"{len(bare)} of {len(table)} pictures have no label, and are not in the pool: "
             f"{first_few(bare)}.",
-            why="They can neither be learnt from nor scored.",
+            why="They can neither be learned from nor scored.",
             remedy="Add the file that holds their labels; 'fieldmark data check' says more.",
         )
 

@@ -111,7 +111,7 @@ class CheckReport:
         if self.untrained:
             sentences.append(
                 f"{counted(len(self.untrained), 'class has', 'classes have')} no training picture: "
-                f"{first_few(self.untrained)}. A class without one cannot be learnt: take it out "
+                f"{first_few(self.untrained)}. A class without one cannot be learned: take it out "
                 "of data.classes (or map it in data.label_map to '-> none'), or add pictures."
             )
         if self.missing and self.guess:
@@ -345,7 +345,7 @@ def refuse_contradictions(table: ExampleTable) -> None:
         pairs = [" = ".join(pair) for pair in two_labels]
         raise DataError(
             f"{counted(len(pairs), *_TWO_LABELS)} two labels: {first_few(pairs)}.",
-            why="Each would be learnt as two classes.",
+            why="Each would be learned as two classes.",
             remedy="Keep one of each, or map one label to the other in data.label_map.",
         )
 

@@ -27,7 +27,7 @@ _SAMPLED = 1_000_000
 _ROWS = 256
 
 Samples = NDArray[Any]
-"""(H, W, C): grey, grey and alpha, RGB, or RGBA; unsigned 16-bit or float32."""
+"""(H, W, C): gray, gray and alpha, RGB, or RGBA; unsigned 16-bit or float32."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _samples(path: Path, image: ImageFile.ImageFile, depth: Depth) -> tuple[Samp
 def _png_samples(path: Path, image: ImageFile.ImageFile) -> Samples:
     """Samples of a 16-bit PNG in color or with transparency, which Pillow reads at 8 bits only.
 
-    Read in the other byte order, its decoder gives the low bytes; grey with alpha has as many bytes
+    Read in the other byte order, its decoder gives the low bytes; gray with alpha has as many bytes
     a pixel as 8-bit RGBA, and is read as such.
     """
     with Image.open(path, formats=("PNG",)) as whole:

@@ -246,7 +246,7 @@ def _refuse_samples(path: Path, values: Any) -> None:
         raise unreadable(
             path,
             f"it has {samples} samples a pixel of {bits} bits",
-            "Convert it to grey of 8 to 32 bits, or color of 8.",
+            "Convert it to gray of 8 to 32 bits, or color of 8.",
         )
 
 

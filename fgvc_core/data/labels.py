@@ -107,6 +107,19 @@ UNKNOWN_LABEL = "with a label that is no class of the run"
 NO_LABEL = "without a label"
 
 
+def _names_in_text(present: Sequence[str], where: str, left_out: LeftOut | None) -> tuple[str, ...]:
+    """The labels that are text; without ``left_out``, the others are an error."""
+    text = tuple(name for name in present if _is_text(name))
+    if left_out is None and len(text) < len(present):
+        raise DataError(
+            f"{where} has class names that are not UTF-8: "
+            f"{first_few([_plain(name) for name in present if name not in text])}.",
+            why="A class's name is told to every site, and written into the model, as text.",
+            remedy="Rename the folders; for names of an old archive: convmv -f latin1 -t utf8 -r.",
+        )
+    return text
+
+
 def number_labels(
     names: Sequence[str | None],
     settings: DataSettings,
@@ -142,18 +155,12 @@ def number_labels(
     mapped = [None if name is None else label_map.get(name, name) for name in names]
     mapped = [None if name is None else own.get(same_name(name), name) for name in mapped]
     present = sorted({name for name in mapped if name is not None and name != NO_CLASS})
-    text = tuple(name for name in present if _is_text(name))
-    if settings.classes is None and left_out is None and len(text) < len(present):
-        raise DataError(
-            f"{where} has class names that are not UTF-8: "
-            f"{first_few([_plain(name) for name in present if name not in text])}.",
-            why="A class's name is told to every site, and written into the model, as text.",
-            remedy="Rename the folders; for names of an old archive: convmv -f latin1 -t utf8 -r.",
-        )
-    class_names = settings.classes if settings.classes is not None else text
+    class_names = settings.classes
+    if class_names is None:
+        class_names = _names_in_text(present, where, left_out)
     if not class_names:
         raise DataError(
-            f"{where} holds no labelled picture.",
+            f"{where} holds no labeled picture.",
             why="There is nothing to learn from.",
             remedy="Check data.path, data.name and the label column; of an annotation file, "
             "that its pictures have labels that are read (tags, choices or boxes).",

@@ -315,7 +315,7 @@ def _refuse_unheld_classes(table: ExampleTable, unseen: Sequence[str]) -> None:
     if unlabelled:
         raise DataError(
             f"{len(unlabelled)} training examples have no label: {first_few(unlabelled)}.",
-            why="Sites are dealt labelled examples.",
+            why="Sites are dealt labeled examples.",
             remedy="Label them, or move them to the pool.",
         )
     absent = [table.class_names[k] for k in np.flatnonzero(table.class_counts_K() == 0)]
@@ -348,7 +348,7 @@ def _refuse_scarce(
         raise DataError(
             f"No site would hold {len(unheld)} of {len(class_names)} classes: {first_few(unheld)}.",
             why=f"{asked} make {settings.sites * settings.classes_per_site} places, and what no "
-            "site holds cannot be learnt.",
+            "site holds cannot be learned.",
             remedy="Ask for more sites or more partition.classes_per_site.",
         )
     if (uses_K > counts_K).any():

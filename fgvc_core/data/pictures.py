@@ -224,7 +224,7 @@ def _read_faults(path: Path) -> dict[int, str]:
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(
             f"The cache '{path}' does not say which of its pictures could be read: {error}.",
-            why="Others would be learnt from as black squares.",
+            why="Others would be learned from as black squares.",
             remedy="Delete that file; its pictures will be decoded again.",
         ) from None
 

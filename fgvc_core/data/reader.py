@@ -8,7 +8,7 @@ browser page follow the same rules, and tests compare them.
 - **Transparency**: laid on white. What lies under full transparency never shows.
 - **Depth**: 8 bits for each channel. Deeper files are refused, since how their values map to
   0..255 changes what a model sees, unless ``data.depth`` says how.
-- **Color**: grey, palette, CMYK, YCbCr and LAB become RGB. An embedded profile is applied
+- **Color**: gray, palette, CMYK, YCbCr and LAB become RGB. An embedded profile is applied
   (``profiles.py``); without one, samples are taken as sRGB. Deep pictures have none applied.
 - **Frames**: one of a file that holds several: the first, unless ``data.frame`` says which. Of a
   phone's multi-picture JPEG always the first: the others are previews and depth maps.
@@ -132,20 +132,19 @@ def deeper_than_8_bits(image: Image.Image) -> str:
     return ""
 
 
-def as_rgb(image: Image.Image, *, banner: int = 0, upright: bool = True) -> NDArray[np.uint8]:
+def as_rgb(image: Image.Image, *, banner: int = 0) -> NDArray[np.uint8]:
     """Pixels of an opened image of 8 bits a channel, uint8 (height, width, 3), upright.
 
     Args:
         image: The image; it is loaded.
         banner: Rows to cut off its stored bottom; at least one row stays.
-        upright: Turn it as its orientation says; off only where the caller has done so.
 
     Raises:
         Exception: of any type, as decoders do, if the pixels are damaged.
     """
     image.load()
     # After loading: TIFF is turned by Pillow on loading, and PNG may hold its EXIF at the end.
-    turn = _TURNED.get(orientation_of(image)) if upright else None
+    turn = _TURNED.get(orientation_of(image))
     if banner:
         image = image.crop((0, 0, image.width, max(image.height - banner, 1)))
     if turn is not None:

@@ -9,7 +9,8 @@ from fgvc_core.components import AUGMENTATIONS, DATA_SETS, PARTITIONERS
 from fgvc_core.configuration import text
 from fgvc_core.data.depth import Depth
 from fgvc_core.data.reader import Frame
-from fgvc_core.registry import OpenSettings, Registry
+from fgvc_core.open_settings import OpenSettings
+from fgvc_core.registry import Registry
 
 PATIENT = "dicom:PatientID"
 """Value of ``data.subject_column`` for which the subject is the patient of each DICOM file."""
@@ -194,13 +195,13 @@ class DataSettings(OpenSettings):
         2026, ge=0, description="Seed of the embedded data set's pictures (another seed: others)."
     )
     fieldmarks_train: int = Field(
-        1500, ge=10, le=200_000, description="Embedded set: labelled training pictures."
+        1500, ge=10, le=200_000, description="Embedded set: labeled training pictures."
     )
     fieldmarks_test: int = Field(
-        500, ge=10, le=200_000, description="Embedded set: labelled test pictures."
+        500, ge=10, le=200_000, description="Embedded set: labeled test pictures."
     )
     fieldmarks_pool: int = Field(
-        0, ge=0, le=200_000, description="Embedded set: unlabelled pictures in the pool."
+        0, ge=0, le=200_000, description="Embedded set: unlabeled pictures in the pool."
     )
 
     @field_validator("classes")

@@ -60,7 +60,6 @@ OUTSIDE_SPLITS = Reason(
     True,
     "Move them into one of these, or say --set data.folders=classes if the folders are classes.",
 )
-UNLISTED = Reason("beside listed pictures, but in no list")
 FURTHER_FRAMES = Reason("further frames of files, of which one is read (data.frame)")
 
 

@@ -114,7 +114,9 @@ def _no_places(model: FineGrainedClassifier) -> ConfigurationError:
 
 
 def _is_of_tokens(model: FineGrainedClassifier) -> bool:
-    return isinstance(model.backbone, TimmBackbone)
+    """Whether the backbone is a vision transformer; a small picture's last map is one place too."""
+    embedding = getattr(_root(model), "patch_embed", None)
+    return getattr(embedding, "grid_size", None) is not None
 
 
 def _root(model: FineGrainedClassifier) -> nn.Module:

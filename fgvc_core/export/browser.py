@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.errors import DataError
 from fgvc_core.export.onnx_graph import confidence_facts, preprocessing
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.words import escaped
@@ -63,21 +63,6 @@ def find_runtime(runtime: Path) -> tuple[dict[str, Path], str]:
         why="The page carries the runtime in itself, so that it asks nothing of any network.",
         remedy="Run 'npm install onnxruntime-web' and name the folder node_modules.",
     )
-
-
-def write_page(page: str, path: Path) -> None:
-    """Write the page.
-
-    Raises:
-        ConfigurationError: if the file cannot be written.
-    """
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"--out '{path}' cannot be written: {error.strerror}.",
-            remedy="Name a file in a folder that exists and that you may write to.",
-        ) from None
 
 
 def _version(path: Path) -> str:

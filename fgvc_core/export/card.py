@@ -12,13 +12,13 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from scipy.stats import binomtest
 
 from fgvc_core.contributions import absent, contributors, who_learnt
 from fgvc_core.errors import DataError
 from fgvc_core.export.folder import snippet
 from fgvc_core.export.graph import multiply_adds
 from fgvc_core.export.onnx_graph import confidence_facts, preprocessing
+from fgvc_core.inference.intervals import wilson
 from fgvc_core.inference.trained import TrainedModel
 from fgvc_core.privacy.claims import PrivacyClaim, read_claim
 from fgvc_core.words import markdown_cell as _cell
@@ -197,18 +197,6 @@ def _metric_rows(
     return rows, f"the test split ({tested:,} pictures)"
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval (low, high) of a share among ``count`` independent trials.
-
-    Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
-
-    >>> [round(end, 4) for end in wilson(0.5, 100)]
-    [0.4038, 0.5962]
-    """
-    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
 def _interval_note(evaluation: dict[str, Any] | None) -> str:
     if evaluation:
         told = str(evaluation.get("interval", "as the evaluation states them"))
@@ -290,15 +278,15 @@ def _worst(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _privacy_text(claim: PrivacyClaim) -> str:
     if claim.holds:
-        return "Learnt under differential privacy. What it cost each site:"
+        return "Learned under differential privacy. What it cost each site:"
     if claim.protected:
         return (
-            "Not learnt under differential privacy as a whole: it holds for "
+            "Not learned under differential privacy as a whole: it holds for "
             f"{len(claim.protected)} of {len(claim.sites)} sites. Treat the weights as data of the "
             "others."
         )
     return (
-        "Learnt without differential privacy: the pictures stayed at their sites, but no epsilon "
+        "Learned without differential privacy: the pictures stayed at their sites, but no epsilon "
         "bounds what these weights say about them. Treat the weights as data of the sites."
     )
 

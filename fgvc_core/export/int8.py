@@ -92,7 +92,7 @@ def quantise(
             break
     if best is None:
         raise RunFailed(
-            f"This network cannot be quantised: {fault}.",
+            f"This network cannot be quantized: {fault}.",
             why="ONNX Runtime's quantiser fits it in no way that is known here.",
             remedy="Export it without --int8.",
         )

@@ -95,14 +95,10 @@ def make_onnx(
         "pytorch": _row(compare(expected_NK, expected_NK, judges.labels_N), _torch_bytes(trained)),
         "float": _row(float_verdict, len(float_bytes)),
     }
-    int8_bytes, how = None, {}
+    int8_bytes: bytes | None = None
+    how: dict[str, Any] = {}
     if calibration is not None:
-        # The metadata are added to what the quantizer writes, and count toward the size limit.
-        most = int(MAX_SIZE_RATIO * len(float_bytes)) - sum(
-            p.ByteSize() for p in float_proto.metadata_props
-        )
-        int8_proto, way, agreement = quantise(float_proto, calibration.views_NHWC, most)
-        describe(int8_proto, trained)
+        int8_proto, how = _quantised(trained, float_proto, calibration)
         int8_bytes = int8_proto.SerializeToString()
         running8 = OnnxModel(int8_proto)
         verdict = compare(expected_NK, running8.logits(judges.views_NHWC), judges.labels_N)
@@ -110,12 +106,6 @@ def make_onnx(
             refuse_lossy(float_verdict, verdict, len(int8_bytes) / len(float_bytes))
         answering["int8"] = running8.logits
         rows["int8"] = _row(verdict, len(int8_bytes))
-        how = {
-            "way": str(way),
-            "pictures": len(calibration.views_NHWC),
-            "agreement_on_them": agreement,
-            "size_ratio": len(int8_bytes) / len(float_bytes),
-        }
     for name, milliseconds in latencies(answering, judges.views_NHWC[0]).items():
         rows[name]["latency_ms"] = milliseconds
     figures = {
@@ -169,6 +159,23 @@ def write_folder(folder: Path, parts: dict[str, bytes]) -> list[Path]:
             remedy="Name a folder that you may write to.",
         ) from None
     return [folder / name for name in parts]
+
+
+def _quantised(
+    trained: TrainedModel, float_proto: Any, calibration: Judges
+) -> tuple[Any, dict[str, Any]]:
+    """The int8 graph with its metadata, and how it was made."""
+    nbytes = float_proto.ByteSize()
+    # The metadata are added to what the quantizer writes, and count toward the size limit.
+    most = int(MAX_SIZE_RATIO * nbytes) - sum(p.ByteSize() for p in float_proto.metadata_props)
+    proto, way, agreement = quantise(float_proto, calibration.views_NHWC, most)
+    describe(proto, trained)
+    return proto, {
+        "way": str(way),
+        "pictures": len(calibration.views_NHWC),
+        "agreement_on_them": agreement,
+        "size_ratio": proto.ByteSize() / nbytes,
+    }
 
 
 def _torch_logits(trained: TrainedModel, views_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:

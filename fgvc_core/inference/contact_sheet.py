@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fgvc_core.inference.calibration import told_of
+from fgvc_core.inference.internal import internal_note
 from fgvc_core.inference.pages import render_page
 from fgvc_core.inference.predicting import Prediction
 from fgvc_core.inference.trained import TrainedModel
@@ -45,6 +46,7 @@ def contact_sheet(trained: TrainedModel, judge: Judge, predictions: Sequence[Pre
         {
             "title": title,
             "lead": _lead(judge),
+            "note": internal_note(trained),
             "groups": _groups(read),
             "faults": [p for p in predictions if p.verdict is None],
             "footer": f"Model: {trained.recipe.name}, {trained.path.name}.",

@@ -10,6 +10,7 @@ from fgvc_core.data.boxes import read_boxes
 from fgvc_core.data.files import Box
 from fgvc_core.data.unused import Unused
 from fgvc_core.data.walking import Entry, tree_pictures
+from fgvc_core.errors import DataError
 
 _WILD = ("*", "?", "[")
 
@@ -88,6 +89,9 @@ def find_pictures(
         arguments: Files, folders, patterns, ``-``.
         listed: One path each, with or without line ends, for instance from standard input.
         unused: What lies in a named folder and is meant to be passed over is recorded here.
+
+    Raises:
+        DataError: if there is not one.
     """
     seen: set[str] = set()
     pictures = []
@@ -102,6 +106,8 @@ def find_pictures(
             if key not in seen:
                 seen.add(key)
                 pictures.append(one)
+    if not pictures:
+        raise DataError("No picture was named.", remedy="Name files, folders or patterns.")
     return pictures
 
 

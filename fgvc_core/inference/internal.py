@@ -4,6 +4,7 @@ A head that a site inferred with its exact class sums is as private as the pictu
 says so; who predicts with it is told, and no export or validation kit is made of it.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fgvc_core.errors import PolicyRefusal
@@ -40,3 +41,21 @@ def refuse_internal(trained: "TrainedModel") -> None:
             "what it says about each of them.",
             remedy="Export the released model of the run, from the coordinator's folder.",
         )
+
+
+def load_for_export(checkpoint: Path, weights: str | None = None) -> "TrainedModel":
+    """Load a model that is to be passed on.
+
+    Args:
+        checkpoint: A run's folder or a checkpoint of one.
+        weights: The backbone's weights, if they are not where the recipe says.
+
+    Raises:
+        PolicyRefusal: if the model is internal to a site.
+        DataError: if the checkpoint is missing or damaged.
+    """
+    from fgvc_core.inference.trained import load_trained
+
+    trained = load_trained(checkpoint, weights=weights)
+    refuse_internal(trained)
+    return trained

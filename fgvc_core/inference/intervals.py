@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
+from scipy.stats import binomtest
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -37,6 +38,18 @@ class Interval:
     def as_json(self) -> dict[str, float]:
         """The fields as a dict."""
         return asdict(self)
+
+
+def wilson(share: float, count: int, level: float = LEVEL) -> tuple[float, float]:
+    """The score interval (low, high) of a share among ``count`` independent trials, at least 1.
+
+    Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
+
+    >>> [round(end, 4) for end in wilson(0.5, 100)]
+    [0.4038, 0.5962]
+    """
+    found = binomtest(round(share * count), count).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def by_subject(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -88,6 +88,22 @@ def data_of(
     return data
 
 
+def read_part(name: str) -> Part:
+    """The part of a data set that a command line names.
+
+    Raises:
+        ConfigurationError: if there is no such part.
+    """
+    for part in get_args(Part):
+        if part == name:
+            return part
+    parts = get_args(Part)
+    raise ConfigurationError(
+        f"--split {name} is unknown.",
+        remedy=nearest(name, parts, 1) or f"One of: {', '.join(parts)}.",
+    )
+
+
 def read_table(data: DataSettings, part: Part, cache: Path) -> ExampleTable:
     """The labeled pictures of a part of a data set.
 
@@ -107,7 +123,7 @@ def labelled_part(table: ExampleTable, part: Part) -> ExampleTable:
     chosen = table if part == "all" else table.where(part)
     if not len(chosen):
         raise DataError(
-            f"The data have no labelled pictures in the part '{part}'.",
+            f"The data have no labeled pictures in the part '{part}'.",
             why="There is nothing to judge the model on.",
             remedy="Take --split all, or data with labels.",
         )
@@ -143,7 +159,7 @@ def part_known(
     for name in held_out:
         if name in class_names:
             raise ConfigurationError(
-                f"--held-out-classes: the model has learnt '{name}'.",
+                f"--held-out-classes: the model has learned '{name}'.",
                 why="What it does with classes that it has never seen would not be measured.",
                 remedy="Name classes that were kept from training.",
             )

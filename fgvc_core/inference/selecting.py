@@ -74,7 +74,7 @@ def select(
     """
     if not len(candidates):
         raise DataError(
-            "There is no unlabelled picture to choose from.",
+            "There is no unlabeled picture to choose from.",
             remedy="Name a folder of pictures, or give the data set a pool (split = pool).",
         )
     learner, batch_size = trained.learner, trained.recipe.evaluate.batch_size

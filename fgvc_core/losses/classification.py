@@ -256,7 +256,7 @@ class PartDiversity(Loss):
         if maps_NKHW is None:
             raise ConfigurationError(
                 "loss.diversity > 0, but there are no maps of parts that train.",
-                why="It keeps learnt parts apart.",
+                why="It keeps learned parts apart.",
                 remedy="Set model.pooling = 'parts' and model.train to all or a stage, or "
                 "loss.diversity = 0.",
             )

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from fgvc_core.components import LOSSES
-from fgvc_core.registry import OpenSettings
+from fgvc_core.open_settings import OpenSettings
 
 
 class LossSettings(OpenSettings):

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fgvc_core.components import ATTENTIONS, HEADS, POOLINGS
 from fgvc_core.configuration import text
-from fgvc_core.registry import OpenSettings
+from fgvc_core.open_settings import OpenSettings
 
 
 class ModelSettings(OpenSettings):
@@ -69,7 +69,7 @@ class ModelSettings(OpenSettings):
     )
     spatial_transformer: bool = Field(
         False,
-        description="Turn, move and enlarge each picture by an affine map that is learnt; starts "
+        description="Turn, move and enlarge each picture by an affine map that is learned; starts "
         "as the identity.",
     )
     pooling: Annotated[str, AfterValidator(POOLINGS.check)] = Field(

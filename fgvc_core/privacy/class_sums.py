@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 from fgvc_core.privacy.noise import make_grid
 from fgvc_core.privacy.sampling import clip_scales
-from fgvc_core.privacy.whitening import first_bound, first_rows
+from fgvc_core.privacy.whitening import first_bound, first_length, first_rows
 
 BLOCK = 4096
 """Cells that are summed before their sum is added to the total; see
 :data:`~fgvc_core.privacy.noise.SUMMING`."""
+
+
+UNITS = 256
+"""Units whose rows with a scatter are held at once; their sum is added to the total."""
 
 
 def unit_vectors(vectors_NP: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -69,11 +73,23 @@ def centre_sum(
 ) -> NDArray[np.float64]:
     """float64 (Q,): the sum of all vectors, and with a weight of their scatters, without noise.
 
-    Each unit is clipped to the length of one picture's row (:mod:`.whitening`).
+    Each unit is clipped to the length of one picture's row (:mod:`.whitening`). Rows with a scatter
+    are long (P (P + 3) / 2 values), so at most ``UNITS`` of them are held at once.
     """
-    everyone_N = np.zeros(len(units_N), dtype=np.int64)
-    rows_NQ = first_rows(vectors_NP, weight)
-    return clipped_class_sums(rows_NQ, everyone_N, units_N, 1, first_bound(weight))[0]
+    bound = first_bound(weight)
+    sum_Q = np.zeros(first_length(vectors_NP.shape[1], weight))
+    units_U, unit_N = np.unique(units_N, return_inverse=True)
+    order_N = np.argsort(unit_N, kind="stable")
+    starts_U = np.searchsorted(unit_N[order_N], np.arange(len(units_U) + 1))
+    for first in range(0, len(units_U), UNITS):
+        last = min(first + UNITS, len(units_U))
+        parts_VQ = np.zeros((last - first, len(sum_Q)))
+        for start in range(starts_U[first], starts_U[last], UNITS):
+            some = order_N[start : min(start + UNITS, starts_U[last])]
+            np.add.at(parts_VQ, unit_N[some] - first, first_rows(vectors_NP[some], weight))
+        each_V = np.arange(last - first)
+        sum_Q += clipped_class_sums(parts_VQ, np.zeros_like(each_V), each_V, 1, bound)[0]
+    return sum_Q
 
 
 def counted_sums(
@@ -103,7 +119,6 @@ def sums_deviation(
     directions: int,
     count_coordinate: float,
     noise_multiplier: float,
-    sharers: int = 1,
 ) -> float:
     """Standard deviation of one site's noise on each released value, as the receiver computes it.
 
@@ -111,8 +126,7 @@ def sums_deviation(
         num_classes: K.
         directions: P.
         count_coordinate: The constant beside each vector.
-        noise_multiplier: Of the noise of all sharers together.
-        sharers: Number of sites that share it.
+        noise_multiplier: Of the noise of each site.
     """
     size = num_classes * (directions + 1)
-    return make_grid(sums_bound(count_coordinate), size, noise_multiplier, sharers).deviation
+    return make_grid(sums_bound(count_coordinate), size, noise_multiplier).deviation

@@ -43,8 +43,9 @@ SUMMING = 2.0**-20
 If a sum has n terms per coordinate and the total length of all terms is S bounds, its error is at
 most n * S * 2**-53 bounds (Higham 2002, section 4.2), and two neighboring sums differ by twice
 that. Adding U units one after another: n = S = U, which covers 65,536 units. In blocks of b: n = b
-+ U / b, which for class sums (b = 4096) covers 900,000. Pictures of several units at once, in the
-closed form: n = 1024 and S = 64 * U, which again covers 65,536 units."""
++ U / b, which covers 900,000 for class sums (b = 4096) and for the centre (b = 256). Pictures of
+several units at once, in the closed form: n = 1024 and S = 64 * U, which again covers 65,536
+units."""
 
 _MOST_LEVELS = 4
 _CHUNK = 1 << 16

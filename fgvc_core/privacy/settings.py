@@ -39,14 +39,14 @@ class PrivacySettings(Settings):
         gt=0.0,
         lt=1.0,
         description="class-sums: share of the budget (of 1 / noise multiplier squared) that buys "
-        "the centre of the features, 0 to 1.",
+        "the center of the features, 0 to 1.",
     )
     scatter_share: float = Field(
         0.0,
         ge=0.0,
         lt=1.0,
         description="class-sums, with model.head = 'whitened': share of the budget that buys the "
-        "scatter of the vectors, beside the centre in one message, 0 to 1. 0: not released.",
+        "scatter of the vectors, beside the center in one message, 0 to 1. 0: not released.",
     )
     count_coordinate: float = Field(
         0.1,

@@ -1,6 +1,6 @@
 """Whitening of vectors in the public subspace by a private scatter.
 
-The scatter rides in the message of the centre, so that nothing else is asked. Of a unit vector v it
+The scatter rides in the message of the center, so that nothing else is asked. Of a unit vector v it
 is v v^T, whose Frobenius norm is |v|**2 = 1: written as its upper triangle with the entries off the
 diagonal times the root of two, its Euclidean norm is that Frobenius norm. A row of the message is
 (v, w v v^T), at most sqrt(1 + w**2) long; a unit's rows are added and clipped to that bound, and
@@ -29,6 +29,7 @@ POWER = 0.5
 spread within them, half was as good as all at every epsilon."""
 
 _LEAST = 1e-9
+_ROWS = 256
 
 
 def scatter_weight(privacy: PrivacySettings) -> float:
@@ -61,10 +62,18 @@ def first_rows(vectors_NP: NDArray[np.float64], weight: float) -> NDArray[np.flo
     return np.concatenate([vectors_NP, scatter_NQ], axis=1)
 
 
+def first_mean(vectors_NP: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    """float64 (Q,): the mean of the rows, without clipping or noise, a block of rows at a time."""
+    sum_Q = np.zeros(first_length(vectors_NP.shape[1], weight))
+    for start in range(0, len(vectors_NP), _ROWS):
+        sum_Q += first_rows(vectors_NP[start : start + _ROWS], weight).sum(axis=0)
+    return sum_Q / len(vectors_NP)
+
+
 def first_tensors(
     mean_Q: NDArray[np.float64], directions: int, weight: float, deviation: float
 ) -> dict[str, NDArray[np.float32]]:
-    """The head's centre, and with a scatter its whitening, by the names of their tensors.
+    """The head's center, and with a scatter its whitening, by the names of their tensors.
 
     Eigenvalues are raised by the largest that the noise alone would show (2 sqrt(P) times the
     deviation of an entry off the diagonal: Wigner's semicircle), so that at much noise the

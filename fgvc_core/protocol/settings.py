@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fgvc_core.components import STRATEGIES
 from fgvc_core.configuration import text
-from fgvc_core.registry import OpenSettings
+from fgvc_core.open_settings import OpenSettings
 
 StrategyName = Annotated[str, AfterValidator(STRATEGIES.check)]
 """Name of a strategy that is installed here."""
@@ -27,7 +27,7 @@ class FederationSettings(OpenSettings):
         description="Means: fedavg (McMahan et al. 2017, https://arxiv.org/abs/1602.05629), "
         "fedprox (Li et al. 2020, https://arxiv.org/abs/1812.06127), fednova (Wang et al. 2020, "
         "https://arxiv.org/abs/2007.07481), scaffold (Karimireddy et al. 2020, "
-        "https://arxiv.org/abs/1910.06378). An optimiser after the mean: fedavgm (Hsu et al. "
+        "https://arxiv.org/abs/1910.06378). An optimizer after the mean: fedavgm (Hsu et al. "
         "2019, https://arxiv.org/abs/1909.06335), fedadam, fedyogi, fedadagrad (Reddi et al. "
         "2021, https://arxiv.org/abs/2003.00295). Against hostile sites: fedmedian, trimmed-mean "
         "(Yin et al. 2018, https://arxiv.org/abs/1803.01498), krum, multi-krum (Blanchard et al. "

@@ -254,7 +254,7 @@ def train_passes(
     scheduler = make_scheduler(optimizer, settings, stretch, steps)
     device = parameters[0].device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    autocast = _autocast(settings.precision, device)
+    autocast = autocast_of(settings.precision, device)
     model.train()
     for _ in range(settings.epochs):
         order = torch.randperm(len(examples), generator=generator)
@@ -286,7 +286,8 @@ def train_passes(
     return TrainingResult(float(total) / (settings.epochs * max(len(examples), 1)), len(examples))
 
 
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
+def autocast_of(precision: str, device: torch.device) -> torch.autocast:
+    """Context of a training step: bfloat16 if asked for, and with ``auto`` on a GPU that has it."""
     on_gpu = device.type == "cuda"
     half = precision == "bf16" or (
         precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()

@@ -137,7 +137,7 @@ def robustness_of(
     if not len(table):
         raise DataError(
             "No picture has a label, so that nothing can be scored.",
-            remedy="Give a data set with a labelled test split.",
+            remedy="Give a data set with a labeled test split.",
         )
     doable = [n for n in names if n not in NEEDS_BOX or table.boxes_N4 is not None]
     left_out = {n: "The data have no boxes." for n in names if n not in doable}

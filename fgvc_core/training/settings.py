@@ -155,9 +155,9 @@ class PretrainSettings(Settings):
         ge=0.0,
         le=1.0,
         description="Largest relative change of a view's brightness, contrast and saturation. "
-        "What views may differ in, the backbone learns not to see: little, where colour tells.",
+        "What views may differ in, the backbone learns not to see: little, where color tells.",
     )
-    grey: float = Field(0.0, ge=0.0, le=1.0, description="Share of views without colour, 0 to 1.")
+    grey: float = Field(0.0, ge=0.0, le=1.0, description="Share of views without color, 0 to 1.")
 
 
 class PersonalSettings(Settings):

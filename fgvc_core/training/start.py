@@ -23,7 +23,7 @@ from fgvc_core.models.class_statistics import (
 from fgvc_core.models.regression import NEVER
 from fgvc_core.privacy.posterior import ClassMeans, linear_scores
 from fgvc_core.privacy.settings import PrivacySettings
-from fgvc_core.privacy.whitening import first_rows, first_tensors, scatter_weight
+from fgvc_core.privacy.whitening import first_mean, first_tensors, scatter_weight
 from fgvc_core.training.examples import Examples
 from fgvc_core.training.head_search import Found, Pooled, Sites, best_head, regression_head
 from fgvc_core.training.learner import Learner
@@ -226,7 +226,7 @@ def fit_class_means(learner: Learner, examples: Examples, privacy: PrivacySettin
     """
     weight = scatter_weight(privacy)
     plain_NP = projected_vectors(learner, examples, centred=False)
-    first_Q = first_rows(plain_NP, weight).mean(axis=0)
+    first_Q = first_mean(plain_NP, weight)
     _load(learner, {**first_tensors(first_Q, plain_NP.shape[1], weight, 0.0)})
     vectors_NP = projected_vectors(learner, examples, centred=True)
     counts_K = np.bincount(examples.labels_N.numpy(), minlength=learner.num_classes)

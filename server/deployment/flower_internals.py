@@ -208,7 +208,6 @@ class Node:
     node_id: int
     fingerprint: str
     status: str
-    last_online: str
 
 
 class ControlApi:
@@ -238,7 +237,6 @@ class ControlApi:
                 node_id=info.node_id,
                 fingerprint=fingerprint(_from_pem(info.public_key)),
                 status=info.status,
-                last_online=info.last_activated_at,
             )
             for info in response.nodes_info
             if info.status != "unregistered"
@@ -535,18 +533,12 @@ def acquire_work(
         SuperExecAuthHttpInterceptor,
     )
 
-    made = RuntimeHttpClient.from_server_address(
-        server_address=_host_of(address),
-        insecure=False,
-        root_certificates=ca,
-        interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-            SuperExecAuthHttpInterceptor(
-                master_secret=secret, protected_methods=frozenset({ACQUIRE})
-            ),
-        ],
+    client = _runtime_client(
+        address,
+        ca,
+        RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+        SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=frozenset({ACQUIRE})),
     )
-    client = through(made, address, ca)
 
     def stream() -> Iterator[tuple[str, int, int]]:
         request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
@@ -588,21 +580,31 @@ def give_up(address: str, ca: bytes, token: str, failure: str) -> None:
     )
     from flwr.supercore.retry import make_simple_http_retry_invoker
 
-    made = RuntimeHttpClient.from_server_address(
-        server_address=_host_of(address),
-        insecure=False,
-        root_certificates=ca,
-        interceptors=[
-            RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
-            RuntimeTokenHttpInterceptor(token=token),
-        ],
+    client = _runtime_client(
+        address,
+        ca,
+        RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+        RuntimeTokenHttpInterceptor(token=token),
         retry_invoker=make_simple_http_retry_invoker(),
     )
-    client = through(made, address, ca)
     try:
         client.PushTaskOutput(_output(failure))
     finally:
         client.close()
+
+
+def _runtime_client(
+    address: str, ca: bytes, *interceptors: Any, **options: Any
+) -> RuntimeHttpClient:
+    """A client of the SuperLink's Runtime API, through its socket."""
+    made = RuntimeHttpClient.from_server_address(
+        server_address=_host_of(address),
+        insecure=False,
+        root_certificates=ca,
+        interceptors=list(interceptors),
+        **options,
+    )
+    return through(made, address, ca)
 
 
 def _output(failure: str) -> PushTaskOutputRequest:

@@ -21,7 +21,7 @@ from fieldmark.server.deployment.run_request import (
     write_run_request,
 )
 from fieldmark.server.deployment.settings import DeploymentSettings, read_settings
-from fieldmark.server.home import CoordinatorHome, ServerSettings, write_home
+from fieldmark.server.home import CoordinatorHome, RollCallSettings, ServerSettings, write_home
 from fieldmark.server.tracking import check_installed, read_track, settled
 
 POLL_S = 0.25
@@ -66,6 +66,30 @@ def launch(
     recipe = _named_weights(recipe, folder)
     recipe, class_names, test = _own_data(recipe, settings)
     run_dir = _folder_of(folder, name or recipe.name, free=not name)
+    _make_folder(folder, run_dir)
+    server = ServerSettings(
+        cache=settings.cache or str(cache_folder()),
+        data_path=recipe.data.path,
+        weights=str(folder / WEIGHTS),
+        engine="superlink",
+        test=test,
+        wait_for_sites_s=settings.wait_for_sites_s,
+        wait_for_approval_s=settings.wait_for_approval_s,
+        poll_s=POLL_S,
+        track=track,
+        **{name: getattr(settings, name) for name in RollCallSettings.model_fields},
+    )
+    write_home(run_dir, recipe, class_names, sites, server)
+    write_run_request(run_dir, RunRequest(state="wanted"))
+    return run_dir
+
+
+def _make_folder(folder: Path, run_dir: Path) -> None:
+    """Make a run's folder, with a link to the coordinator's key.
+
+    Raises:
+        ConfigurationError: if there is such a run already.
+    """
     try:
         run_dir.mkdir(mode=0o700)
     except FileExistsError:
@@ -78,23 +102,6 @@ def launch(
     private_folder(own)
     # A link, not a copy: the key has one place, where it is protected and rotated.
     os.symlink(Path("..") / ".." / ".." / "coordinator.key", own / "key")
-    server = ServerSettings(
-        cache=settings.cache or str(cache_folder()),
-        data_path=recipe.data.path,
-        weights=str(folder / WEIGHTS),
-        device=settings.device,
-        engine="superlink",
-        test=test,
-        wait_for_sites_s=settings.wait_for_sites_s,
-        wait_for_approval_s=settings.wait_for_approval_s,
-        roll_call_s=settings.roll_call_s,
-        accept_code=settings.accept_code,
-        poll_s=POLL_S,
-        track=track,
-    )
-    write_home(run_dir, recipe, class_names, sites, server)
-    write_run_request(run_dir, RunRequest(state="wanted"))
-    return run_dir
 
 
 def asked_sites(registered: Mapping[str, str], recipe: Recipe) -> dict[str, str]:

@@ -15,12 +15,11 @@ from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
     GIVES_BACK,
+    STEP_S,
     Service,
     Supervisor,
     alone,
-    last_words,
-    refuse_second,
-    start_detached,
+    start_up,
     until_told,
 )
 from fieldmark.server.deployment.certificates import WARN_DAYS, issue, make_authority
@@ -31,9 +30,7 @@ from fieldmark.server.deployment.settings import DeploymentSettings, read_settin
 from fieldmark.server.deployment.sockets import sockets, superlink_address
 from fieldmark.server.deployment.storage import DATABASE, check_revision, compact
 
-STEP_S = 0.25
 CONDUCT_S = 0.75
-UP_WITHIN_S = 180.0
 LOOPBACK = "127.0.0.1"
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -235,28 +232,11 @@ def up_detached(folder: Path, say: Callable[[str], None]) -> None:
     folder = folder.resolve()
     check_server(folder)
     check_revision(folder / "state" / DATABASE)
-    refuse_second(folder, "server")
-    log = folder / "logs" / "up.log"
-    said = log.stat().st_size if log.exists() else 0
-    command = (sys.executable, "-P", "-m", "fieldmark", "server", "up", str(folder))
-    ready = folder / "state" / "ready.json"
-    ready.unlink(missing_ok=True)
-    process = start_detached(command, log)
-    deadline = time.monotonic() + UP_WITHIN_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if ready.exists():
-            say(f"up, as process {process.pid}; its words are in {log}")
-            return
-        time.sleep(STEP_S)
-    if process.poll() is None:
-        process.terminate()
-    elif process.returncode == ConfigurationError.exit_code:
-        raise ConfigurationError(
-            f"The coordinator did not come up: {last_words(log, said)}",
-            remedy=f"Its words are in {log}.",
-        )
+    words = start_up("server", "The coordinator", folder, folder / "state" / "ready.json", say)
+    if words is None:
+        return
     raise RunFailed(
         "The coordinator did not come up.",
-        why=f"Its last words: {last_words(log, said)}",
-        remedy=f"{log} and the other logs beside it say why.",
+        why=f"Its last words: {words}",
+        remedy=f"{folder / 'logs' / 'up.log'} and the other logs beside it say why.",
     )

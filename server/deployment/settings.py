@@ -7,6 +7,7 @@ from pydantic import Field
 
 from fgvc_core.configuration import Settings, read_toml_file
 from fgvc_core.files import write_privately
+from fieldmark.server.home import RollCallSettings
 
 
 class GatewaySettings(Settings):
@@ -53,7 +54,7 @@ class GatewaySettings(Settings):
     )
 
 
-class DeploymentSettings(Settings):
+class DeploymentSettings(RollCallSettings):
     """``server.toml``."""
 
     name: str = Field("federation", description="Its name, in certificates and on pages.")
@@ -67,7 +68,6 @@ class DeploymentSettings(Settings):
         None, description="Root of the coordinator's own data set with a test split, if it has one."
     )
     cache: str | None = Field(None, description="Folder for decoded pictures and features.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     tries: int = Field(
         5, ge=1, le=100, description="How often a run's process may die without a round done."
     )
@@ -79,18 +79,6 @@ class DeploymentSettings(Settings):
         ge=0.0,
         description="How long a run without a quorum waits for people at sites to approve it "
         "(policy.approval = 'each-run' there), in seconds; a week by default.",
-    )
-    roll_call_s: float = Field(
-        60.0,
-        gt=0.0,
-        le=86_400.0,
-        description="Seconds that a roll call waits for silent sites once a quorum has answered, "
-        "0 to 86400. A site that answers later takes part from the next round on.",
-    )
-    accept_code: tuple[str, ...] = Field(
-        (),
-        description="Digests of other code at sites that is admitted to runs, 64 hex digits each "
-        "(a refusal at the roll call has it). By default only code equal to this installation's.",
     )
     track: tuple[str, ...] = Field(
         (),

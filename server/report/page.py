@@ -6,7 +6,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
-from scipy.stats import binomtest
 
 from fgvc_core.configuration import read_toml
 from fgvc_core.contributions import absent, contributors, number, who_learnt
@@ -15,6 +14,7 @@ from fgvc_core.drawing.style import page_style
 from fgvc_core.drawing.tables import folding
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import replace_text
+from fgvc_core.inference.intervals import wilson
 from fgvc_core.privacy.claims import read_claim
 from fgvc_core.words import counted as number_of
 from fgvc_core.words import visible_lines
@@ -198,7 +198,7 @@ def _headline(run: RunFolder) -> str:
     if metrics.get("top1") is None and metrics.get("local"):
         kept = ", ".join(metrics["local"])
         return (
-            f"{sites} learnt{together} for {number_of(metrics.get('rounds', 0), 'round')} "
+            f"{sites} learned{together} for {number_of(metrics.get('rounds', 0), 'round')} "
             f"and kept {kept} "
             "to themselves: each has a model of its own, scored on its own pictures."
         )
@@ -206,11 +206,11 @@ def _headline(run: RunFolder) -> str:
         rounds = number_of(metrics.get("rounds", 0), "round")
         if metrics.get("stopped") in _ENDED:
             # It came to its end: the coordinator of a federation often has no pictures at all.
-            learnt = f"{sites} learnt{together} for {rounds}"
+            learnt = f"{sites} learned{together} for {rounds}"
             return f"{learnt}; the coordinator holds no test split to score the model on."
         return f"{sites} contributed, {rounds}: this run was stopped early."
     told = (
-        f"{sites} learnt {len(metrics['classes'])} classes{together}: "
+        f"{sites} learned {len(metrics['classes'])} classes{together}: "
         f"{percent(metrics['top1'])} right on {metrics['test_examples']:,} pictures that "
         + ("none of them" if count != 1 else "it never")
         + " trained on"
@@ -309,18 +309,14 @@ def _compared(comparison: dict[str, Any] | None) -> list[dict[str, Any]]:
     ]
 
 
-def wilson(right: int, total: int) -> tuple[float, float] | None:
-    """95 % interval of a share of independent pictures (Wilson 1927, J. Am. Stat. Assoc. 22,
-    https://doi.org/10.1080/01621459.1927.10502953); None without a picture."""
-    if total < 1:
-        return None
-    found = binomtest(right, total).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)
+def _interval(share: float, count: int) -> tuple[float, float] | None:
+    """Wilson's 95 % interval of a share of independent pictures; None without a picture."""
+    return wilson(share, count) if count > 0 else None
 
 
 def _with_interval(entry: dict[str, Any]) -> dict[str, Any]:
     support = int(entry["support"])
-    return {**entry, "interval": wilson(round(entry["top1"] * support), support)}
+    return {**entry, "interval": _interval(entry["top1"], support)}
 
 
 def _top1_interval(run: RunFolder) -> tuple[tuple[float, float] | None, str]:
@@ -333,7 +329,7 @@ def _top1_interval(run: RunFolder) -> tuple[tuple[float, float] | None, str]:
     if compared.get("top1_interval") and one_seed:
         low, high = compared["top1_interval"]
         return (low, high), "A bootstrap over test subjects."
-    return wilson(round(top1 * total), total), (
+    return _interval(top1, total), (
         "Wilson's interval, as if the test pictures were independent of each other."
     )
 

@@ -12,7 +12,6 @@ have to pay again.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -30,7 +29,7 @@ from fgvc_core.wire.arrays import TensorSpec, pack_all
 from fieldmark.server.rounds.noise import noise_of
 from fieldmark.server.rounds.own_sums import Keep, Released, hand_out
 from fieldmark.server.rounds.secure_head import secure_head
-from fieldmark.server.rounds.stage import StageResult, Work, run_stage
+from fieldmark.server.rounds.stage import HeadRound, StageResult, Work, run_stage
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.screening.releases import (
     SumsScreening,
@@ -38,9 +37,6 @@ from fieldmark.server.screening.releases import (
 )
 from fieldmark.server.screening.trust import cut_to_share, share_among
 from fieldmark.server.strategies import SoundReply, Tensors
-
-if TYPE_CHECKING:
-    from fieldmark.server.rounds.context import RunContext, Updates
 
 HEAD = ("head.centre", "head.weight", "head.bias")
 """Tensors of a subspace head; a whitened one also has ``head.whitening``."""
@@ -55,32 +51,18 @@ Fix = Callable[[NDArray[np.float64]], None]
 """Saves the first message's mean to disk, before any class sums are requested."""
 
 
-def closed_head(
-    context: "RunContext",
-    updates: "Updates",
-    number: int,
-    sites: list[str],
-    arrays: ArrayRecord,
-    keep: Callable[[], None],
-) -> tuple[StageResult[ArrayRecord], int]:
+def closed_head(asked: HeadRound) -> tuple[StageResult[ArrayRecord], int]:
     """Run the two stages, noisy center and noisy class sums, and compute the head.
 
     A site whose release is implausible is set aside: it is not asked again, and the results say so.
-
-    Args:
-        context: The run's.
-        updates: Provides the screening of replies.
-        number: Of the round.
-        sites: Sites to ask.
-        arrays: The model.
-        keep: Writes a checkpoint.
 
     Returns:
         The new model, with the accepted bodies of the last stage; and how many sites' releases went
         into it.
     """
+    context, updates, number, sites = asked.context, asked.updates, asked.number, asked.sites
     if context.recipe.secure is not None:
-        return secure_head(context, updates, number, sites, arrays, keep)
+        return secure_head(asked)
     recipe, state = context.recipe, context.state
     accepted: list[Screened] = []
 
@@ -107,20 +89,20 @@ def closed_head(
     def fix(first_Q: NDArray[np.float64]) -> None:
         # JSON round-trips float64 bit for bit.
         state.centre = first_Q.tolist()
-        keep()
+        asked.keep()
 
     fixed_Q = np.array(state.centre) if state.centre else None
     classes = len(context.home.class_names)
     share = share_among(len(context.exchange.keys), recipe.federation.max_weight_share)
     closed = ClosedForm(recipe, context.exchange.units, classes, needed, share, fixed_Q)
     kept: list[Released] = []
-    tensors, arrived = closed.run(updates.unpacked(arrays), ask, leave_out, fix, kept.append)
+    tensors, arrived = closed.run(updates.unpacked(asked.arrays), ask, leave_out, fix, kept.append)
     for site, factor in closed.factors([screened.reply.site for screened in accepted]).items():
         if factor < 1:
             cut = {"claimed": units[site], "weight": factor * units[site], "share": share}
             context.events.emit("weight_cut", round=number, site=site, **cut)
     if tensors is not None and arrived >= needed:
-        hand_out(context, updates, number, sites, tensors, kept[0])
+        hand_out(asked, sites, tensors, kept[0])
     value = None if tensors is None else to_array_record(pack_all(tensors))
     return StageResult(value, accepted, needed), arrived
 

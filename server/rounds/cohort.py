@@ -26,6 +26,7 @@ def draw_cohort(
     expected_dropout: float = 0.0,
     last_drawn: dict[str, int] | None = None,
     failed: Collection[str] = (),
+    least: int = 1,
 ) -> list[str]:
     """Draw a round's cohort, sorted by name.
 
@@ -42,8 +43,10 @@ def draw_cohort(
         last_drawn: Site -> the last round that it was drawn for.
         failed: Sites without a sound reply in a void attempt at this round; drawn last, or a round
             of a few sites would ask the same ones again.
+        least: Fewest sites to draw, if so many are present: a sum over fewer is refused.
     """
     hoped = wanted(len(sites), fraction)
+    hoped = max(hoped, least)
     count = min(len(sites), math.ceil(hoped / (1.0 - expected_dropout) - 1e-9))
     if count >= len(sites):
         return sorted(sites)

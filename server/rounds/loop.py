@@ -40,6 +40,7 @@ from fieldmark.server.rounds.secure_sum import SumLost
 from fieldmark.server.rounds.secure_updates import part_of, summed_round, summed_scores
 from fieldmark.server.rounds.stage import (
     VOID_ROUNDS_ALLOWED,
+    HeadRound,
     finish_round,
     run_updates,
     sites_in_use,
@@ -237,6 +238,7 @@ class Rounds:
         self._take_total(number, self._arrays, (0, 0, 0.0))
 
     def _draw(self, sites: list[str], number: int, failed: Collection[str]) -> list[str]:
+        secure = self._recipe.secure
         cohort = draw_cohort(
             sites,
             self._federation.fraction,
@@ -245,6 +247,7 @@ class Rounds:
             expected_dropout=self._federation.expected_dropout,
             last_drawn=self.state.last_drawn,
             failed=failed,
+            least=1 if secure is None else secure.least,
         )
         self.state.last_drawn.update(dict.fromkeys(cohort, number))
         return cohort
@@ -265,7 +268,7 @@ class Rounds:
         sites = sites_in_use(context, self._sites, number)
         self._events.emit("round_started", round=number, cohort=sites)
         result, arrived = closed_head(
-            context, updates, number, sites, self._arrays, self._checkpoint
+            HeadRound(context, updates, number, sites, self._arrays, self._checkpoint)
         )
         if result.value is None or arrived < result.needed:
             context.trust.void(number)

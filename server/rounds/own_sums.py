@@ -8,7 +8,6 @@ the message arrived. A site sees noisy sums of other sites, which are protected 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -18,11 +17,8 @@ from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.own_sums import OTHERS, with_others
 from fgvc_core.protocol.stages import OWN_SUMS
 from fgvc_core.wire.arrays import pack_all
-from fieldmark.server.rounds.stage import Work, run_stage
+from fieldmark.server.rounds.stage import HeadRound, Work, run_stage
 from fieldmark.server.strategies import Tensors
-
-if TYPE_CHECKING:
-    from fieldmark.server.rounds.context import RunContext, Updates
 
 
 @dataclass(frozen=True)
@@ -53,26 +49,18 @@ class Released:
 Keep = Callable[[Released], None]
 
 
-def hand_out(
-    context: "RunContext",
-    updates: "Updates",
-    number: int,
-    sites: list[str],
-    model: Tensors,
-    released: Released,
-) -> None:
+def hand_out(head_round: HeadRound, sites: list[str], model: Tensors, released: Released) -> None:
     """Send every site the model and the others' sums, if the recipe says so.
 
     A site that does not answer goes without a head of its own; nothing else depends on it.
 
     Args:
-        context: The run's.
-        updates: Provides the screening of replies.
-        number: Of the round.
+        head_round: The round that computed the head.
         sites: Sites to ask.
         model: With the head that was computed.
         released: What it was computed from.
     """
+    context, number = head_round.context, head_round.number
     if context.recipe.personal.method != "own-sums":
         return
 
@@ -89,5 +77,5 @@ def hand_out(
         return
     largest = sent_to(asked[0])
     work = Work(asked, largest, lambda replies: sum(1 for _ in replies), sent_to=sent_to)
-    result = run_stage(OWN_SUMS, number, context, updates, work)
+    result = run_stage(OWN_SUMS, number, context, head_round.updates, work)
     context.events.emit(OTHERS, round=number, sites=[r.reply.site for r in result.accepted])

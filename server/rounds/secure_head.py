@@ -5,7 +5,6 @@ sum is that of all its sites together, so the posterior sees one large site. Not
 or weighed by site; a sum that is impossible is refused whole.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,32 +23,17 @@ from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.rounds.noise import noise_of
 from fieldmark.server.rounds.own_sums import Released, hand_out
 from fieldmark.server.rounds.secure_sum import Opened, Wanted, secure_sum
-from fieldmark.server.rounds.stage import StageResult
+from fieldmark.server.rounds.stage import HeadRound, StageResult
 from fieldmark.server.screening.releases import SumsScreening, too_many_units
 
 if TYPE_CHECKING:
-    from fieldmark.server.rounds.context import RunContext, Updates
+    from fieldmark.server.rounds.context import RunContext
 
 THE_SUM = "the sum"
 
 
-def secure_head(
-    context: "RunContext",
-    updates: "Updates",
-    number: int,
-    sites: list[str],
-    arrays: ArrayRecord,
-    keep: Callable[[], None],
-) -> tuple[StageResult[ArrayRecord], int]:
+def secure_head(asked: HeadRound) -> tuple[StageResult[ArrayRecord], int]:
     """Open the two sums and compute the head.
-
-    Args:
-        context: The run's.
-        updates: Provides the screening of replies.
-        number: Of the round.
-        sites: Sites to ask.
-        arrays: The model.
-        keep: Writes a checkpoint, as soon as the center is known.
 
     Returns:
         The new model, with the accepted bodies of the last stage; and how many sites' values went
@@ -58,30 +42,31 @@ def secure_head(
     Raises:
         RunFailed: if a sum cannot be opened, or is impossible.
     """
-    _leave_out(context, sites, number)
-    model, state = updates.unpacked(arrays), context.state
+    context, state = asked.context, asked.context.state
+    _leave_out(context, asked.sites, asked.number)
+    model = asked.updates.unpacked(asked.arrays)
     directions, classes = len(model["head.centre"]), len(context.home.class_names)
     privacy = context.recipe.privacy
     assert privacy is not None
     weight = scatter_weight(privacy)
     if not state.centre:
         length = first_length(directions, weight)
-        opened = _opened(context, updates, CENTRE, number, sites, arrays, (length,))
+        opened = _opened(asked, CENTRE, asked.arrays, (length,))
         noise = noise_of(context.recipe, CENTRE)
         deviation = noise_deviation(context, first_bound(weight), length, noise, opened)
         # JSON round-trips float64 bit for bit.
         state.centre = (np.append(opened.values, deviation) / opened.units).tolist()
-        keep()
+        asked.keep()
     first_Q = np.array(state.centre)
     centred = {**model, **first_tensors(first_Q[:-1], directions, weight, float(first_Q[-1]))}
     sent = to_array_record(pack_all(centred))
     shape = (classes, directions + 1)
-    opened = _opened(context, updates, CLASS_SUMS, number, sites, sent, shape)
+    opened = _opened(asked, CLASS_SUMS, sent, shape)
     total = _released(context, opened.values.reshape(shape), opened)
     head = head_of_sums(total.sums_SKQ, total.deviation, total.units_S, privacy)
     finished = {**centred, **head}
     # The others have no part in the total that they could take off.
-    hand_out(context, updates, number, list(opened.names), finished, total)
+    hand_out(asked, list(opened.names), finished, total)
     value = to_array_record(pack_all(finished))
     return StageResult(value, opened.accepted), len(opened.names)
 
@@ -96,15 +81,10 @@ def _leave_out(context: "RunContext", sites: list[str], number: int) -> None:
 
 
 def _opened(
-    context: "RunContext",
-    updates: "Updates",
-    stage: Stage,
-    number: int,
-    sites: list[str],
-    sent: ArrayRecord,
-    shape: tuple[int, ...],
+    head_round: HeadRound, stage: Stage, sent: ArrayRecord, shape: tuple[int, ...]
 ) -> Opened:
     """One sum, checked by its norm and count against the public units of all its sites."""
+    context, number = head_round.context, head_round.number
     privacy = context.recipe.privacy
     assert privacy is not None
     size = int(np.prod(shape))
@@ -116,8 +96,9 @@ def _opened(
     def scale_of(adding: int) -> Scale:
         return Scale.of_noise(bound, size, noise, adding)
 
-    asked = context.trust.in_use(sites)
-    opened = secure_sum(context, updates, Wanted(stage, number, asked, sent, size, scale_of))
+    sites = context.trust.in_use(head_round.sites)
+    wanted = Wanted(stage, number, sites, sent, size, scale_of)
+    opened = secure_sum(context, head_round.updates, wanted)
     count = None if stage is CENTRE else privacy.count_coordinate
     deviation = noise_deviation(context, bound, size, noise, opened)
     screening = SumsScreening({THE_SUM: opened.units}, bound, deviation, 0.0, count)

@@ -80,6 +80,27 @@ class StageResult(Generic[T]):
         return self.value is None or len(self.accepted) < self.needed
 
 
+@dataclass(frozen=True)
+class HeadRound:
+    """A round that computes the head from noisy sums of every site, without training.
+
+    Attributes:
+        context: The run's.
+        updates: Provides the screening of replies.
+        number: Of the round.
+        sites: Sites to ask.
+        arrays: The model.
+        keep: Writes a checkpoint: the center is fixed once it is known.
+    """
+
+    context: "RunContext"
+    updates: "Updates"
+    number: int
+    sites: list[str]
+    arrays: ArrayRecord
+    keep: Callable[[], None]
+
+
 def run_stage(
     stage: Stage, number: int, context: "RunContext", updates: "Updates", work: Work[T]
 ) -> StageResult[T]:

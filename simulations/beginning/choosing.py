@@ -232,13 +232,15 @@ def _dealable(train: ExampleTable, sites: int) -> PartitionSettings:
 
 def _frozen(seen: Seen, rung: Rung, trials: Sequence[Trial], metric: str) -> Iterator[Choice]:
     yield Choice("data", "image_size", rung.size, _size_why(seen, rung))
-    yield Choice("data", "val_fraction", 0.0, "No round has to be chosen: all pictures are learnt.")
+    yield Choice(
+        "data", "val_fraction", 0.0, "No round has to be chosen: all pictures are learned."
+    )
     whys = {
         "backbone": f"Pre-trained on photographs and kept as it is. {_tried(trials, metric)}",
         "weights": "The weights of the 'weights' extra, which is installed here.",
         "attention": "Has nothing to learn from on frozen maps.",
         "head": "What the closed form makes.",
-        "train": "Only the head is learnt, so a picture is looked at once and kept as a vector.",
+        "train": "Only the head is learned, so a picture is looked at once and kept as a vector.",
     }
     for key, value in FROZEN.items():
         yield Choice("model", key, value, whys[key].strip())

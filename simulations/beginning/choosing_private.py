@@ -64,7 +64,7 @@ def choose_private(
             "data", "image_size", rung.size, "The largest that fits the time; it costs no privacy."
         ),
         Choice(
-            "data", "val_fraction", 0.0, "No score leaves a site: every picture is learnt from."
+            "data", "val_fraction", 0.0, "No score leaves a site: every picture is learned from."
         ),
         *_model(seen, epsilon, count),
         *_privacy(seen, epsilon),

@@ -67,12 +67,7 @@ def new(
 
     Example: fieldmark new mine --data birds --sites 5
     """  # fmt: skip
-    if private is not None and not 0 < private <= 100:
-        raise ConfigurationError(
-            f"--private {private:g} is no epsilon above 0 and up to 100.",
-            why="It is what a run may cost each site: 1 protects well, 8 is common, 100 hardly.",
-            remedy="For instance --private 4",
-        )
+    _check_epsilon(private)
     from fieldmark.simulations.beginning.looking import look
     from fieldmark.simulations.beginning.reckoning import cost_of
     from fieldmark.simulations.beginning.writing import recipe_text, write_recipe
@@ -88,21 +83,23 @@ def new(
     head = _head(seen, folder, recipe, private, run_minutes, cost.up)
     path, recipe = write_recipe(folder, recipe_text(choices, head))
     if json_:
-        told = {
-            "recipe": str(path),
-            "pictures": seen.report.examples,
-            "classes": seen.table.num_classes,
-            "subjects": seen.report.subjects if seen.has_subjects else None,
-            "tried": [{**vars(trial)} for trial in trials],
-            "minutes": round(run_minutes, 1),
-            "bytes_up": cost.up,
-            "bytes_down": cost.down,
-            "choices": [{**vars(choice)} for choice in choices],
-            "notes": seen.report.notes(),
-        }
+        told = {"recipe": str(path), **_seen_as_json(seen), "minutes": round(run_minutes, 1)}
+        told |= {"bytes_up": cost.up, "bytes_down": cost.down}
+        told |= {"tried": [vars(one) for one in trials], "choices": [vars(one) for one in choices]}
         typer.echo(json.dumps(told, indent=1))
         return
     _show(path, head, choices, trials, seen.report.notes())
+
+
+def _seen_as_json(seen: "Seen") -> dict[str, Any]:
+    """What was seen of the pictures, as plain values."""
+    report = seen.report
+    return {
+        "pictures": report.examples,
+        "classes": seen.table.num_classes,
+        "subjects": report.subjects if seen.has_subjects else None,
+        "notes": report.notes(),
+    }
 
 
 def recipes(json_: Json = False) -> None:
@@ -148,6 +145,16 @@ def explain_recipe(
         typer.echo(json.dumps(dict(parts), indent=1))
         return
     typer.echo(visible_lines(as_text(recipe, parts)))
+
+
+def _check_epsilon(private: float | None) -> None:
+    """Refuse a value of ``--private`` that is no useful epsilon."""
+    if private is not None and not 0 < private <= 100:
+        raise ConfigurationError(
+            f"--private {private:g} is no epsilon above 0 and up to 100.",
+            why="It is what a run may cost each site: 1 protects well, 8 is common, 100 hardly.",
+            remedy="For instance --private 4",
+        )
 
 
 def _said(overrides: list[str]) -> dict[str, Any]:

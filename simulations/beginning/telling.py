@@ -1,4 +1,4 @@
-"""A recipe in words: what is learnt, by whom, what leaves a site, and what that costs.
+"""A recipe in words: what is learned, by whom, what leaves a site, and what that costs.
 
 Every sentence follows from the settings; nothing is opened but the recipe.
 """

@@ -1,7 +1,7 @@
 """Benchmarks, each with a reference that is measured in the same run."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from fgvc_core.errors import ConfigurationError, nearest
 
 NAMES = (
     *("engine", "dp", "deploy", "rounds", "secure", "wire", "learner", "selection", "unknown"),
-    *("heads", "features"),
+    *("heads", "features", "gpu", "scale"),
 )
 
 
@@ -48,6 +48,8 @@ def run_benches(
     from fieldmark.simulations.bench.dp import bench_dp
     from fieldmark.simulations.bench.engine import bench_engine
     from fieldmark.simulations.bench.features import bench_features
+    from fieldmark.simulations.bench.gpu import bench_gpu
+    from fieldmark.simulations.bench.growth import bench_growth
     from fieldmark.simulations.bench.heads import KEPT as KEPT_HEADS
     from fieldmark.simulations.bench.heads import bench_heads
     from fieldmark.simulations.bench.learner import KEPT, bench_learner
@@ -69,6 +71,8 @@ def run_benches(
         "unknown": lambda: bench_unknown(say),
         "heads": lambda: bench_heads(rows, kept or KEPT_HEADS, say),
         "features": bench_features,
+        "gpu": bench_gpu,
+        "scale": lambda: bench_growth(say),
     }
     chosen = NAMES if name == "all" else (name,)
     return [{"name": each, "machine": machine(), "figures": runners[each]()} for each in chosen]
@@ -115,3 +119,23 @@ def show(results: list[dict[str, Any]]) -> None:
             numbers = ["-" if cell is None else f"{cell:.4g}" for cell in cells]
             table.add_row(name, *numbers, entry["unit"], entry["how"])
         console.print(table)
+
+
+def check_rows(rows: Sequence[str], known: Iterable[str], what: str) -> None:
+    """Check the names of ``--rows``.
+
+    Args:
+        rows: As given.
+        known: All names.
+        what: One of them in words, such as "row of the ablation".
+
+    Raises:
+        ConfigurationError: for an unknown name.
+    """
+    names = list(known)
+    for name in rows:
+        if name not in names:
+            raise ConfigurationError(
+                f"--rows names '{name}', which is no {what}.",
+                remedy=f"{nearest(name, names)} There are: {', '.join(names)}.".strip(),
+            )

@@ -25,19 +25,27 @@ class BareLoop:
     Args:
         recipe: The federation's recipe.
         sites: Each site's (training, validation) tables.
+        device: Device of the model.
     """
 
-    def __init__(self, recipe: Recipe, sites: list[tuple[ExampleTable, ExampleTable]]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        sites: list[tuple[ExampleTable, ExampleTable]],
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._recipe = recipe
+        self._device = device
         size = recipe.data.image_size
         classes = sites[0][0].num_classes
-        self._model = build_classifier(recipe.model, classes, size, recipe.seed)
+        self._model = build_classifier(recipe.model, classes, size, recipe.seed).to(device)
         self._augment = Augment(recipe.augment)
-        self._sites = [(self._split(train), self._split(held)) for train, held in sites]
+        self._sites = [(self.split(train), self.split(held)) for train, held in sites]
         self._global = {k: v.clone() for k, v in self._model.state_dict().items()}
         self._generator = torch.Generator().manual_seed(recipe.seed)
 
-    def _split(self, table: ExampleTable) -> Split:
+    def split(self, table: ExampleTable) -> Split:
+        """A table's decoded pictures and their labels."""
         return PictureBank(table, self._recipe.data.image_size), torch.from_numpy(table.labels_N)
 
     def round(self) -> None:
@@ -47,7 +55,7 @@ class BareLoop:
         for train, held in self._sites:
             self._model.load_state_dict(self._global)
             self._score(held)
-            self._train(train)
+            self.train(train)
             share = len(train[1]) / total
             for name, value in self._model.state_dict().items():
                 mean[name] = mean.get(name, torch.zeros_like(value)) + share * value
@@ -60,10 +68,12 @@ class BareLoop:
         size = self._recipe.evaluate.batch_size
         for start in range(0, len(labels_N), size):
             positions = np.arange(start, min(start + size, len(labels_N)))
-            logits_NK = self._model(self._model.normalise(bank.batch(positions)))
-            F.cross_entropy(logits_NK, labels_N[start : start + size])
+            images_NCHW = bank.batch(positions).to(self._device)
+            logits_NK = self._model(self._model.normalise(images_NCHW))
+            F.cross_entropy(logits_NK, labels_N[start : start + size].to(self._device))
 
-    def _train(self, split: Split) -> None:
+    def train(self, split: Split) -> None:
+        """One round of training on a site's pictures."""
         bank, labels_N = split
         settings = self._recipe.train
         steps = settings.epochs * math.ceil(len(labels_N) / settings.batch_size)
@@ -75,8 +85,9 @@ class BareLoop:
             order = torch.randperm(len(labels_N), generator=self._generator)
             for positions in order.split(settings.batch_size):
                 images_NCHW = self._augment(bank.batch(positions.numpy()), self._generator)
-                logits_NK = self._model(self._model.normalise(images_NCHW))
-                loss = F.cross_entropy(logits_NK, labels_N[positions], label_smoothing=smoothing)
+                logits_NK = self._model(self._model.normalise(images_NCHW.to(self._device)))
+                labels_B = labels_N[positions].to(self._device)
+                loss = F.cross_entropy(logits_NK, labels_B, label_smoothing=smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

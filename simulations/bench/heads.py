@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from fgvc_core.data.cache import cache_folder
 from fgvc_core.data.table import fold_numbers
-from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.experiment import completed, make_learner
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe, load_recipe
@@ -36,6 +35,7 @@ from fgvc_core.training.head_search import Head, Pooled, best_closed_form
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.plain import plain_regression
 from fgvc_core.training.start import vectors
+from fieldmark.simulations.bench import check_rows
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import Setting, deal, split_site
 from fieldmark.simulations.simulate import run_with
@@ -95,12 +95,7 @@ def bench_heads(
     Raises:
         ConfigurationError: for an unknown set.
     """
-    for name in rows:
-        if name not in SETS:
-            raise ConfigurationError(
-                f"--rows names '{name}', which is no set of pictures of this benchmark.",
-                remedy=f"{nearest(name, SETS)} Sets: {', '.join(SETS)}.".strip(),
-            )
+    check_rows(rows, SETS, "set of pictures of this benchmark")
     figures: dict[str, Any] = {}
     with hired(len(available_cores())) as pool:
         for name in rows or SETS:

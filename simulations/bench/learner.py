@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.files import replace_json
 from fgvc_core.recipe import Recipe, load_recipe
+from fieldmark.simulations.bench import check_rows
 from fieldmark.simulations.bench.learner_rows import ROWS, Row
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import run_with
@@ -76,12 +76,7 @@ def with_references(rows: Sequence[str]) -> list[str]:
     Raises:
         ConfigurationError: for an unknown row.
     """
-    for name in rows:
-        if name not in ROWS:
-            raise ConfigurationError(
-                f"--rows names '{name}', which is no row of the ablation.",
-                remedy=f"{nearest(name, ROWS)} Rows: {', '.join(ROWS)}.".strip(),
-            )
+    check_rows(rows, ROWS, "row of the ablation")
     wanted = set(rows or ROWS)
     wanted |= {against for name in wanted if (against := ROWS[name].against) is not None}
     return [name for name in ROWS if name in wanted]

@@ -43,9 +43,9 @@ ROWS: dict[str, Row] = {
     "pooling-gem": Row("generalised mean", ("model.pooling=gem",)),
     "pooling-bilinear": Row("pairs of 32 channels", ("model.pooling=bilinear", *_SMALL)),
     "pooling-mpncov": Row("their matrix square root", ("model.pooling=mpncov", *_SMALL)),
-    "pooling-parts": Row("four learnt parts, not kept apart", ("model.pooling=parts",)),
+    "pooling-parts": Row("four learned parts, not kept apart", ("model.pooling=parts",)),
     "parts": Row(
-        "four learnt parts, kept apart with weight 0.5",
+        "four learned parts, kept apart with weight 0.5",
         ("model.pooling=parts", "loss.diversity=0.5"),
     ),
     "transformer": Row("spatial transformer", ("model.spatial_transformer=true",)),
@@ -70,7 +70,7 @@ ROWS: dict[str, Row] = {
     "ema": Row("moving average of the weights, 0.9", ("train.ema=0.9",)),
     "cosine-schedule": Row("cosine instead of one cycle", ("train.schedule=cosine",)),
     "layer-decay": Row("rates by depth, 0.8 a stage", ("train.layer_decay=0.8",)),
-    FEW: Row("150 labelled pictures, 1,350 without", _FEW, against=None),
+    FEW: Row("150 labeled pictures, 1,350 without", _FEW, against=None),
     "simclr": Row("learnt from without labels first", (*_FEW, "pretrain.method=simclr"), FEW),
     "vicreg": Row("the same, without negatives", (*_FEW, "pretrain.method=vicreg"), FEW),
 }

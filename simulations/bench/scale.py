@@ -1,10 +1,11 @@
 """Cost of a simulated run as the number of sites grows, measured in a separate process.
 
-Run: ``python -m fieldmark.simulations.bench.scale SITES COHORT``.
+Run: ``python -m fieldmark.simulations.bench.scale SITES COHORT ROUNDS [PICTURES]``.
 
-Every site has about eight pictures of 32 px and the smallest network, so the cost is that of sites,
-not of learning. Prints wall and CPU seconds (of the coordinator and its workers together), resident
-memory of the coordinator after each round in MB, and disk usage.
+Every site has about eight pictures (or PICTURES) of 32 px and the smallest network, so the cost is
+that of sites, not of learning. Prints wall and CPU seconds (of the coordinator and its workers
+together), resident memory of the coordinator after each round in MB, bytes of a round, and disk
+usage.
 """
 
 import json
@@ -25,6 +26,7 @@ from fieldmark.simulations.preparation import deal, prepare
 from fieldmark.simulations.workers import available_cores, make_pool
 
 PICTURES = 8
+"""Pictures a site, unless said otherwise."""
 
 RECIPE = """
 name = "bench-scale"
@@ -60,6 +62,8 @@ class Watch:
         self.seconds: list[float] = []
         self.cpu: list[float] = []
         self.megabytes: list[float] = []
+        self.sent: list[int] = []
+        self._bytes = 0
         self._since = self.began
         self._cpu = self._first_cpu = tree_cpu()
         self.roll_call_cpu = 0.0
@@ -67,22 +71,31 @@ class Watch:
     def __call__(self, event: dict[str, Any]) -> None:
         """Process an event."""
         now = time.monotonic()
+        self._bytes += event.get("bytes_up", 0) + event.get("bytes_down", 0)
         if event["event"] == "round_started":
             if self.first_round is None:
                 self.first_round = now - self.began
                 self.roll_call_cpu = tree_cpu() - self._first_cpu
-            self._since, self._cpu = now, tree_cpu()
+            self._since, self._cpu, self._bytes = now, tree_cpu(), 0
         elif event["event"] == "round_finished":
             self.seconds.append(now - self._since)
             self.cpu.append(tree_cpu() - self._cpu)
             self.megabytes.append(resident_bytes() / 1e6)
+            self.sent.append(self._bytes)
 
 
-def measure(sites: int, cohort: int, rounds: int) -> dict[str, Any]:
-    """Run one federation and measure its cost."""
+def measure(sites: int, cohort: int, rounds: int, pictures: int = PICTURES) -> dict[str, Any]:
+    """Run one federation and measure its cost.
+
+    Args:
+        sites: Number of sites.
+        cohort: How many of them a round asks.
+        rounds: Number of rounds.
+        pictures: Pictures a site, about.
+    """
     recipe = parse_recipe(
         RECIPE.format(
-            pictures=sites * PICTURES, rounds=rounds, fraction=cohort / sites, sites=sites
+            pictures=sites * pictures, rounds=rounds, fraction=cohort / sites, sites=sites
         )
     )
     workers = len(available_cores())
@@ -108,6 +121,7 @@ def measure(sites: int, cohort: int, rounds: int) -> dict[str, Any]:
             "round_s": round(statistics.median(watch.seconds[1:] or watch.seconds), 3),
             "closing_s": round(total - (watch.first_round or 0.0) - sum(watch.seconds), 2),
             "total_s": round(total, 2),
+            "round_mb": round(statistics.median(watch.sent) / 1e6, 3),
             "memory_mb": [round(value) for value in watch.megabytes],
             "home_kb": round(_disk(plan.out / "sites") / sites / 1e3, 1),
             "run_mb": round((_disk(plan.out) - _disk(plan.out / "sites")) / 1e6, 2),
@@ -120,4 +134,4 @@ def _disk(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(measure(*(int(value) for value in sys.argv[1:]))))

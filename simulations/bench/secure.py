@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgvc_core.protocol.keys import PrivateKey, new_key, public_text
+from fgvc_core.audit.shared_noise import Member
+from fgvc_core.protocol.keys import PrivateKey, public_text
 from fgvc_core.protocol.messages import Reply, new_nonce, seal
 from fgvc_core.recipe import parse_recipe
 from fgvc_core.secure.masks import Stream, add_masks, new_secret, pair_seed, public_key
 from fgvc_core.secure.part import NAME
-from fgvc_core.secure.ready import Ready, sign_ready
 from fgvc_core.secure.ring import bits_for, word
 from fgvc_core.wire.arrays import pack_all
 from fieldmark.server.screening.checks import reply_bytes
@@ -142,19 +142,9 @@ def memory_figure(megabytes: int, sites: int) -> dict[str, Any]:
 
 def bytes_figure(values: int) -> dict[str, Any]:
     """Bytes that a site sends, masked in both trips, against the plain update."""
-    key = new_key()
-    bits = bits_for(values, 1)
-    text = Ready(
-        run="bench",
-        round=1,
-        phase="class-sums",
-        kind="release",
-        ctx="0" * 64,
-        site="site-1",
-        identity=public_text(key.public_key()),
-        key=public_key(new_secret()),
-    )
-    ready = _sent(key, {}, kind="release", ready=sign_ready(key, text))
+    site = Member("site-1")
+    key, bits = site.key, bits_for(values, 1)
+    ready = _sent(key, {}, kind="release", ready=site.text)
     masked = _sent(key, {NAME: np.zeros(values, word(bits))}, kind="send")
     plain = _sent(key, {"update": np.zeros(values, np.float32)}, kind="train", examples=100)
     return figure(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgvc_core.commands.terminal import Json
+
 if TYPE_CHECKING:
     from fieldmark.simulations.sweeping.axes import Point
     from fieldmark.simulations.sweeping.runner import Done
@@ -42,7 +44,7 @@ def sweep(
     retry: Annotated[
         bool, typer.Option("--retry", help="Try runs again that failed before.")
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Run a recipe over a grid of settings and seeds: a table, figures, a page.
 
@@ -52,7 +54,6 @@ def sweep(
 
     Example: fieldmark sweep simulations/recipes/demo.toml --over partition.alpha=0.1,0.5,5
     """
-    from fgvc_core.errors import RunFailed
     from fieldmark.simulations.sweeping.axes import plan_points, read_axes
 
     axes = read_axes(over or [])
@@ -79,10 +80,17 @@ def sweep(
     else:
         _show(result)
         typer.echo(f"page: {folder / 'sweep.html'}")
-    failed = [row for row in result["runs"] if row["state"] == "failed"]
+    _refuse_failed(result["runs"])
+
+
+def _refuse_failed(runs: list[dict[str, Any]]) -> None:
+    """Raise RunFailed if a run of the sweep failed; the others are done."""
+    from fgvc_core.errors import RunFailed
+
+    failed = [row for row in runs if row["state"] == "failed"]
     if failed:
         raise RunFailed(
-            f"{len(failed)} of {len(points)} runs failed; the first, '{failed[0]['run']}': "
+            f"{len(failed)} of {len(runs)} runs failed; the first, '{failed[0]['run']}': "
             f"{failed[0]['reason']}",
             why="The table is without them.",
             remedy="Mend the cause, then the same command with --retry.",

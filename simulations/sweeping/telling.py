@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import ttest_rel
 
+from fgvc_core.inference.intervals import wilson
 from fieldmark.simulations.sweeping.table import Row
 
 LEVEL = 0.95
@@ -106,8 +107,7 @@ def _of_shares(entry: Row, best: Row, rows: Sequence[Row], score: str) -> tuple[
 
 
 def _share(share: float, count: int) -> tuple[float, float, float]:
-    found = binomtest(round(share * count), count).proportion_ci(LEVEL, method="wilson")
-    return share, float(found.low), float(found.high)
+    return share, *wilson(share, count, LEVEL)
 
 
 def _by_seed(rows: Sequence[Row], entry: Row, score: str) -> dict[int, float]:

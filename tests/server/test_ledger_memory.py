@@ -13,8 +13,8 @@ from fgvc_core.protocol.keys import new_key, public_text, read_private
 from fgvc_core.protocol.ledger_statement import read_statement
 from fgvc_core.protocol.messages import Reply, Request, Sealed, seal
 from fgvc_core.recipe import parse_recipe
+from fieldmark.server.cli import server_app
 from fieldmark.server.deployment.allow_list import AllowList
-from fieldmark.server.deployment.cli import server_app
 from fieldmark.server.deployment.provisioning import add_site, init_server
 from fieldmark.server.deployment.settings import DeploymentSettings
 from fieldmark.server.ledger_memory import (

@@ -218,6 +218,18 @@ def test_predict_marks_it_and_no_export_or_kit_or_weights_folder_takes_it(run, t
     done = CliRunner().invoke(app, ["predict", str(path), str(picture)])
     assert done.exit_code == 0, done.output
     assert f"INTERNAL to {home.name}" in done.stderr
+    pages = {name: tmp_path / f"{name}.html" for name in ("sheet", "score", "why")}
+    for command in (
+        ["predict", str(path), str(picture), "--html", str(pages["sheet"])],
+        ["evaluate", str(path), "--html", str(pages["score"])],
+        ["explain", str(path), str(picture), "--out", str(pages["why"])],
+        ["data", "select", str(path), str(tmp_path), "--count", "1"],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, (command, done.output, done.exception)
+        assert f"INTERNAL to {home.name}" in done.stderr, command
+    for page in pages.values():
+        assert f"INTERNAL to {home.name}" in page.read_text(), page
     for command in (
         ["export", "onnx", str(path), "--out", str(tmp_path / "o")],
         ["export", "folder", str(path), "--out", str(tmp_path / "h")],

@@ -230,7 +230,7 @@ def test_who_lies_about_its_statistics_is_named_and_set_aside(recipe, tmp_path, 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["federation.rounds=0"], "nothing would be learnt"),
+        (["federation.rounds=0"], "nothing would be learned"),
         (["train.start=lda", "model.head=cosine"], "needs model.head = 'linear'"),
         (["train.start=auto", "model.train=head", "model.head=cosine"], "model.head = 'linear'"),
         (["train.start=regression", "model.train=all"], "needs model.train = 'head'"),

@@ -79,7 +79,7 @@ def verify_report(file: Path, ledger: Path, key: Path | None = None) -> dict[str
         figures = _figures(signed.statement, again, site, policy)
         checks += [figures, _sound(again)]
         if figures.holds:
-            checks.append(_page(file, data, signed))
+            checks.append(_page(data, signed))
     else:
         checks.append(Check("figures", False, "Nothing could be computed again."))
     holds = all(check.holds for check in checks)
@@ -209,7 +209,7 @@ def _sound(again: dict[str, Any]) -> Check:
     return Check("rules", True, told)
 
 
-def _page(file: Path, data: bytes, signed: Signed) -> Check:
+def _page(data: bytes, signed: Signed) -> Check:
     """Check that the file is byte-identical to what the signed statement gives."""
     expected = (signed.text + "\n").encode() if data.startswith(b"{") else draw(signed)
     if data == expected:

@@ -134,6 +134,6 @@ def _sum(file: BinaryIO) -> int:
 def _damaged(path: Path, what: str) -> DataError:
     return DataError(
         f"The cached pictures in '{path}' are damaged: {what}.",
-        why="They would silently change what is learnt and what is scored.",
+        why="They would silently change what is learned and what is scored.",
         remedy="Delete that file; the pictures will be drawn again.",
     )

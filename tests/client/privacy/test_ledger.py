@@ -24,7 +24,7 @@ from fieldmark.client.privacy.chain import Chain, read_chain
 from fieldmark.client.privacy.data_claims import STATE_VARIABLE, state_folder
 from fieldmark.client.privacy.gate import Gate
 from fieldmark.client.privacy.outbox import Outbox, request_digest
-from fieldmark.client.privacy.spending import total_of
+from fieldmark.client.privacy.plans import total_of
 from fieldmark.client.site import Site
 
 from ..failing_disk import Disk, Point, points_of

@@ -15,8 +15,8 @@ from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.approval import Pending
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.ledger import Ledger
+from fieldmark.client.privacy.plans import covers
 from fieldmark.client.privacy.policy import Policy, check_secure
-from fieldmark.client.privacy.spending import _covers
 
 from ..protected_sites import make_site, sums
 
@@ -107,11 +107,11 @@ def test_no_promise_fails_every_number_and_passes_none(ledger):
 
 def test_an_event_covers_another_only_with_less_noise_in_both_figures():
     shared, own = PrivacyEvent("step", 2.0, sharers=4), PrivacyEvent("step", 1.5)
-    assert not _covers(shared, own)
-    assert not _covers(own, shared)
-    assert _covers(PrivacyEvent("step", 1.0), shared)
-    assert _covers(PrivacyEvent("step", 2.0, sharers=9), shared)
-    assert not _covers(shared, PrivacyEvent("step", 2.0, sharers=9))
+    assert not covers(shared, own)
+    assert not covers(own, shared)
+    assert covers(PrivacyEvent("step", 1.0), shared)
+    assert covers(PrivacyEvent("step", 2.0, sharers=9), shared)
+    assert not covers(shared, PrivacyEvent("step", 2.0, sharers=9))
 
 
 def test_a_torn_line_is_charged_with_what_costs_most_in_either_figure(ledger):

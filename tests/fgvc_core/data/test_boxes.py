@@ -88,7 +88,7 @@ def test_coco_camera_traps_with_boxes(tmp_path, pixels):
     assert len(set(table.subjects)) == 2
     assert set(table.columns["location"]) == {"0", "1"}
     # Without boxes a picture of two classes has no one label.
-    with pytest.raises(DataError, match="no labelled picture"):
+    with pytest.raises(DataError, match="no labeled picture"):
         load(tmp_path, name="coco", crop="none")
 
 

@@ -215,7 +215,7 @@ def test_labels_are_matched_by_name_and_strange_ones_are_named():
     assert unknown.ids == ("2",)
     with pytest.raises(DataError, match="'owl'"):
         part_known(table(["wren", "owl"], [0, 1]), ("jay", "wren"), (), ())
-    with pytest.raises(ConfigurationError, match="has learnt 'jay'"):
+    with pytest.raises(ConfigurationError, match="has learned 'jay'"):
         part_known(table(["jay"], [0]), ("jay", "wren"), ["jay"], ())
 
 

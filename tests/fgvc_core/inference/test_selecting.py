@@ -105,7 +105,7 @@ def test_what_cannot_be_chosen_from_is_refused_by_name(run, tmp_path):
     with pytest.raises(DataError, match="not a folder"):
         folder_candidates(tmp_path / "nowhere", ("a",))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no unlabelled picture"):
+    with pytest.raises(DataError, match="no unlabeled picture"):
         run_select(run, tmp_path / "empty")
     with pytest.raises(ConfigurationError, match=r"site\.toml"):
         run_select(run, "--site", tmp_path)

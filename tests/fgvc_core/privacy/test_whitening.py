@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,13 +8,14 @@ from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
 from fgvc_core.privacy.accountant import epsilon_of_plan
-from fgvc_core.privacy.class_sums import centre_sum, unit_vectors
+from fgvc_core.privacy.class_sums import centre_sum, clipped_class_sums, unit_vectors
 from fgvc_core.privacy.noise import make_grid, release
 from fgvc_core.privacy.planning import plan_for
 from fgvc_core.privacy.settings import PrivacySettings
 from fgvc_core.privacy.whitening import (
     first_bound,
     first_length,
+    first_mean,
     first_rows,
     first_tensors,
     scatter_weight,
@@ -62,6 +65,29 @@ def test_a_unit_of_many_equal_pictures_counts_as_one():
     row = np.repeat(vectors(3, 1), 50, axis=0)
     whole = centre_sum(row, np.zeros(50, np.int64), WEIGHT)
     assert np.linalg.norm(whole) == pytest.approx(first_bound(WEIGHT), rel=1e-9)
+
+
+def test_rows_are_summed_in_blocks_of_units_to_the_same_sum():
+    random = np.random.default_rng(5)
+    units = random.integers(0, 700, 1500)
+    units_N = np.unique(units, return_inverse=True)[1].astype(np.int64)
+    rows_NP = vectors(6, 1500)
+    whole_NQ = first_rows(rows_NP, WEIGHT)
+    everyone_N = np.zeros(1500, np.int64)
+    expected_Q = clipped_class_sums(whole_NQ, everyone_N, units_N, 1, first_bound(WEIGHT))[0]
+    np.testing.assert_allclose(centre_sum(rows_NP, units_N, WEIGHT), expected_Q, atol=1e-10)
+    np.testing.assert_allclose(first_mean(rows_NP, WEIGHT), whole_NQ.mean(axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("a_unit", [1, 8000])
+def test_memory_is_that_of_a_block_whatever_the_number_of_pictures(a_unit):
+    """All rows at once would be 8,000 x 560 values, 36 MB."""
+    rows_NP = unit_vectors(np.random.default_rng(7).standard_normal((8000, 32)))
+    tracemalloc.start()
+    centre_sum(rows_NP, np.arange(8000) // a_unit, WEIGHT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
 
 
 def test_one_message_costs_what_two_at_their_shares_would_and_the_noise_is_theirs():

@@ -19,9 +19,9 @@ from fgvc_core.protocol.keys import (
     short_fingerprint,
 )
 from fgvc_core.protocol.kit import read_kit
+from fieldmark.server.cli import server_app
 from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.certificates import check_dates, issue, read_certificate
-from fieldmark.server.deployment.cli import server_app
 from fieldmark.server.deployment.provisioning import (
     SECRETS,
     add_site,

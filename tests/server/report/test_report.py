@@ -242,7 +242,7 @@ def test_a_run_without_a_test_split_was_not_stopped_early(tmp_path):
     (run / "metrics.json").write_text(json.dumps({**metrics, "stopped": "rounds"}))
     told = text_of(render(run))
     assert "stopped early" not in told
-    assert "Five sites learnt together for 7 rounds; the coordinator holds no test split" in told
+    assert "Five sites learned together for 7 rounds; the coordinator holds no test split" in told
     assert "Not scored: its coordinator holds no test split." in told
     assert "did not come to its end" not in told
 
@@ -622,7 +622,7 @@ def test_the_headline_counts_who_contributed_and_names_who_did_not(tmp_path):
         write_run(tmp_path / "run", sites=3), a=7, b=7, oslo="refused at the roll call: <b>no</b>."
     )
     said = words(folder)
-    assert "Two of three sites learnt 12 classes together:" in said
+    assert "Two of three sites learned 12 classes together:" in said
     assert "not part of this model: oslo (refused at the roll call: <b>no</b>)." in said
 
 
@@ -631,8 +631,8 @@ def test_one_contributing_site_is_never_called_a_federation(tmp_path):
         write_run(tmp_path / "run", sites=3), a=7, b="away", c="awaiting approval"
     )
     said = words(folder)
-    assert "One site of three learnt 12 classes on its own, without a federation:" in said
-    assert "learnt 12 classes together" not in said
+    assert "One site of three learned 12 classes on its own, without a federation:" in said
+    assert "learned 12 classes together" not in said
 
 
 def test_waiting_for_sites_and_for_people_is_among_the_events(tmp_path):

@@ -33,3 +33,11 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_would():
         again = draw_cohort(sites[::-1], 0.3, 7, round_, last_drawn=dict(last))
         assert cohort == again
         last.update(dict.fromkeys(cohort, round_))
+
+
+def test_as_many_are_drawn_as_a_sum_needs_if_they_are_there():
+    sites = [f"site-{n}" for n in range(10)]
+    assert len(draw_cohort(sites, 0.2, 7, 1, least=5)) == 5
+    assert len(draw_cohort(sites, 0.2, 7, 1, least=5, expected_dropout=0.5)) == 10
+    assert len(draw_cohort(sites[:3], 0.2, 7, 1, least=5)) == 3
+    assert len(draw_cohort(sites, 0.8, 7, 1, least=5)) == 8

@@ -6,7 +6,7 @@ import pytest
 from legible import figures_of
 
 from fgvc_core.drawing.style import status_style
-from fieldmark.client.deployment.page_figures import budget_figure, budget_in_words
+from fieldmark.client.deployment.page_view import budget_figure, budget_in_words
 
 
 def budget(spent, cap):

@@ -319,8 +319,34 @@ def python_reference():
     return "\n".join(lines) + "\n"
 
 
+def result_reference():
+    """The page of what commands print with ``--json``, from ``results.toml``."""
+    import tomllib
+
+    told = tomllib.loads((ROOT / "docs" / "results.toml").read_text(encoding="utf-8"))
+    lines = [
+        "# Results as JSON",
+        "",
+        "Every command takes `--json` and then prints one JSON object on standard output, and "
+        "nothing else there; `predict` prints one a line. Progress, warnings and errors go to "
+        "standard error, and the exit code stays. A type with *or null* may be null; a key with "
+        "*maybe* may be absent. Keys may be added in a later version; none is taken away or "
+        "changed within a minor version.",
+        "",
+    ]  # fmt: skip
+    for command, keys in told.items():
+        lines += [f"## fieldmark {command}", "", "| Key | Type | What |", "|---|---|---|"]
+        for key, (kind, what) in keys.items():
+            named = "and more" if key == "*" else f"`{key.removesuffix('?')}`"
+            shown = kind.replace("?", " or null") + (", maybe" if key.endswith("?") else "")
+            lines.append(f"| {named} | {shown} | {_cell(what)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 PAGES = {
     "reference/recipe.md": recipe_reference,
     "reference/commands.md": command_reference,
     "reference/python.md": python_reference,
+    "reference/results.md": result_reference,
 }

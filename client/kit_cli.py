@@ -8,7 +8,7 @@ import typer
 
 from fgvc_core.commands.terminal import Json, print_result
 from fgvc_core.words import visible
-from fieldmark.client.reading_cli import Home
+from fieldmark.client.reading_cli import Home, Said, reading_said, takes_reading
 
 if TYPE_CHECKING:
     from fgvc_core.protocol.messages import ValidationReply
@@ -23,6 +23,7 @@ Issuer = Annotated[
 ]
 
 
+@takes_reading
 def new(
     home: Annotated[Path, typer.Argument(help="The home to make.", metavar="DIR")],
     kit: KitFile,
@@ -45,9 +46,8 @@ def new(
             "limit; --privacy required and --unit need it."
         ),
     ] = None,
-    subject_column: Annotated[
-        str | None, typer.Option(help="For a manifest: the column that names the subject.")
-    ] = None,
+    *,
+    said: Said,
     json_: Json = False,
 ) -> None:
     """Make a home for a site outside any federation, so that it can check models.
@@ -70,8 +70,7 @@ def new(
     policy = Policy.read({k: v for k, v in values.items() if v is not None}, "site new")
     if not path.is_dir():
         raise DataError(f"There is no folder '{path}'.", remedy="Give the root of the data set.")
-    said = {} if subject_column is None else {"subject_column": subject_column}
-    reading = recognize(path, said)
+    reading = recognize(path, reading_said(said))
     site = make_home(
         home,
         name=name,

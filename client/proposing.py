@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,24 @@ _SPLITS = ("split", "set", "partition", "subset")
 _SPLIT_WORDS = {"train", "training", "test", "testing", "val", "valid", "validation", "pool"}
 
 
-def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def by_option(key: str, value: str) -> str:
+    """How a person names a setting on the command line of a site.
+
+    >>> by_option("label_column", "COLUMN")
+    '--label-column COLUMN'
+    """
+    return f"--{key.replace('_', '-')} {value}"
+
+
+def recognize(
+    root: Path, said: Mapping[str, Any], naming: Callable[[str, str], str] = by_option
+) -> dict[str, Any]:
     """Proposed settings of ``[data]`` for the files below a folder.
 
     Args:
         root: Root of the data set.
         said: Settings that a person has already made; they are kept, and guide the rest.
+        naming: (setting, value) -> how a person names it, for remedies.
 
     Raises:
         ConfigurationError: if a manifest is used and its columns cannot be recognized.
@@ -53,7 +65,7 @@ def recognize(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     found.setdefault("kind", _kind(root, said))
     if found["kind"] == "manifest":
         try:
-            return {**_manifest(root, found), **found}
+            return {**_manifest(root, found, naming), **found}
         except _NoPaths:
             # A CSV beside class folders may list something other than pictures.
             if {"kind", "manifest", "path_column", "path_template"} & set(said):
@@ -96,7 +108,9 @@ def _csvs(root: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def _manifest(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(
+    root: Path, said: Mapping[str, Any], naming: Callable[[str, str], str]
+) -> dict[str, Any]:
     name = said.get("manifest")
     if name is None:
         names = _csvs(root)
@@ -104,19 +118,19 @@ def _manifest(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"'{root}' holds {len(names)} CSV files: {', '.join(names[:5]) or 'none'}.",
                 why="It is not clear which one lists the pictures.",
-                remedy="Name it: --manifest FILE.",
+                remedy=f"Name it: {naming('manifest', 'FILE')}.",
             )
         name = names[0] if len(names) == 1 else "manifest.csv"
-    header, rows = _look(root / name)
+    header, rows = _look(root / name, naming)
     found: dict[str, Any] = {"manifest": name}
-    _check_named(said, header, name)
+    _check_named(said, header, name, naming)
     if "path_column" not in said:
-        found |= _paths(root, header, rows, said.get("path_template"))
+        found |= _paths(root, header, rows, said.get("path_template"), naming)
     taken = {said.get("path_column", found.get("path_column"))}
     if "label_column" not in said:
         column = _named(header, _LABELS, taken)
         if column is None:
-            raise _untold("label", header, name, "--label-column")
+            raise _untold("label", header, name, naming("label_column", "COLUMN"))
         found["label_column"] = column
     if "subject_column" not in said:
         column = _named(header, _SUBJECTS, taken)
@@ -129,7 +143,7 @@ def _manifest(root: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _look(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _look(path: Path, naming: Callable[[str, str], str]) -> tuple[list[str], list[dict[str, str]]]:
     try:
         with path.open("rb") as file:
             start = file.read(LINES_LOOKED_AT * 4000)
@@ -146,24 +160,31 @@ def _look(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except (OSError, csv.Error) as error:
         raise DataError(
             f"The manifest '{path}' cannot be read: {error}.",
-            remedy="Name a comma-separated UTF-8 file with --manifest, relative to the data.",
+            remedy="Name a comma-separated UTF-8 file, relative to the data: "
+            f"{naming('manifest', 'FILE')}.",
         ) from None
     return header, rows
 
 
-def _check_named(said: Mapping[str, Any], header: list[str], name: str) -> None:
+def _check_named(
+    said: Mapping[str, Any], header: list[str], name: str, naming: Callable[[str, str], str]
+) -> None:
     for key in ("path_column", "label_column", "subject_column", "split_column", "site_column"):
         column = said.get(key)
         if column is not None and column != PATIENT and column not in header:
             raise ConfigurationError(
-                f"{name} has no column '{column}' (--{key.replace('_', '-')}).",
+                f"{name} has no column '{column}' ({naming(key, str(column))}).",
                 why=f"Its columns are: {', '.join(header)}.",
                 remedy=nearest(str(column), header) or "Name one of these.",
             )
 
 
 def _paths(
-    root: Path, header: list[str], rows: list[dict[str, str]], template: str | None
+    root: Path,
+    header: list[str],
+    rows: list[dict[str, str]],
+    template: str | None,
+    naming: Callable[[str, str], str],
 ) -> dict[str, Any]:
     """Path column and template under which most values name existing files."""
     folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -182,8 +203,8 @@ def _paths(
         raise _NoPaths(
             "No column of the manifest names files below the data's folder.",
             why=f"Its columns are: {', '.join(header)}.",
-            remedy="Name the column with --path-column, and how its values become paths with "
-            "--path-template, for instance 'images/{path}.jpg'.",
+            remedy=f"Name the column, {naming('path_column', 'COLUMN')}, and how its values become "
+            f"paths, for instance {naming('path_template', 'images/{path}.jpg')}.",
         )
     return best[1]
 
@@ -207,9 +228,9 @@ def _holds_splits(values: list[str]) -> bool:
     return bool(values) and {value.casefold() for value in values} <= _SPLIT_WORDS
 
 
-def _untold(what: str, header: list[str], name: str, option: str) -> ConfigurationError:
+def _untold(what: str, header: list[str], name: str, naming: str) -> ConfigurationError:
     return ConfigurationError(
         f"Which column of {name} is the {what} cannot be told.",
         why=f"Its columns are: {', '.join(header)}.",
-        remedy=f"Name it: {option} COLUMN.",
+        remedy=f"Name it: {naming}.",
     )

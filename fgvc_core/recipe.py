@@ -208,10 +208,13 @@ def load_recipe(path: Path, overrides: Overrides = ()) -> Recipe:
         ConfigurationError: if the file is missing or not TOML, or has an invalid setting.
     """
     if not path.is_file():
+        within = path / "recipe.toml"
         raise ConfigurationError(
             f"There is no recipe at '{path}'.",
-            why="Nothing was started.",
-            remedy="Give the path of a .toml file; examples are in simulations/recipes/.",
+            why="It is a folder." if path.is_dir() else "Nothing was started.",
+            remedy=f"Did you mean '{within}'?"
+            if within.is_file()
+            else "Give the path of a .toml file; 'fieldmark recipes' lists the shipped ones.",
         )
     try:
         with path.open(encoding="utf-8-sig") as file:

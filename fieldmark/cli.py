@@ -35,6 +35,8 @@ from fieldmark.simulations.sweeping.cli import sweep
 
 app = typer.Typer(
     name="fieldmark",
+    # click suggests the nearest command, too, and both would.
+    suggest_commands=False,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

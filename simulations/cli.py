@@ -223,7 +223,9 @@ def _scores(metrics: dict[str, Any]) -> "Table":
         title=f"{metrics['name']}: {counted(metrics['rounds'], 'round')}, "
         f"best {metrics['best_round']}"
     )
-    for column in ("site", "rounds", "examples", "top-1", "macro-F1", "kB up a round"):
+    # Without a round, all that a site sends is beside them: statistics, scores.
+    sent = "kB up a round" if metrics["rounds"] else "kB up"
+    for column in ("site", "rounds", "examples", "top-1", "macro-F1", sent):
         table.add_column(column, justify="left" if column == "site" else "right")
     for site, figures in metrics["sites"].items():
         rounds = max(figures["rounds"] + len(metrics.get("pretraining", [])), 1)

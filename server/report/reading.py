@@ -90,7 +90,7 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"'{path}' cannot be read: {error}.",
+            f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}.",
             why="Without it there is nothing to report.",
             remedy="Name the folder of a run that has ended or was stopped, e.g. runs/demo.",
         ) from None

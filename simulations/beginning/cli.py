@@ -70,8 +70,9 @@ def new(
     _check_epsilon(private)
     from fieldmark.simulations.beginning.looking import look
     from fieldmark.simulations.beginning.reckoning import cost_of
-    from fieldmark.simulations.beginning.writing import recipe_text, write_recipe
+    from fieldmark.simulations.beginning.writing import recipe_text, refuse_taken, write_recipe
 
+    refuse_taken(folder)
     said = _said(set_ or [])
     root, said = _root(data, said)
     with progress("Checking pictures") as tell:
@@ -127,6 +128,15 @@ def recipes(json_: Json = False) -> None:
 
 def explain_recipe(
     recipe: Annotated[Path, typer.Argument(metavar="FILE", help="A recipe.", show_default=False)],
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="How many classes your pictures have, where the recipe does not say.",
+            show_default=False,
+        ),
+    ] = None,
     set_: Overrides = None,
     json_: Json = False,
 ) -> None:
@@ -140,7 +150,7 @@ def explain_recipe(
     from fgvc_core.words import visible_lines
     from fieldmark.simulations.beginning.telling import as_text, told
 
-    parts = told(load_recipe(recipe, set_ or ()))
+    parts = told(load_recipe(recipe, set_ or ()), classes)
     if json_:
         typer.echo(json.dumps(dict(parts), indent=1))
         return
@@ -252,7 +262,8 @@ def _head(
         f"Run: fieldmark simulate {folder / 'recipe.toml'}",
         f"Takes {took}, most of it once, and {size(up).replace(chr(160), ' ')} "
         "that each site sends.",
-        f"In words: fieldmark explain-recipe {folder / 'recipe.toml'}",
+        f"In words: fieldmark explain-recipe {folder / 'recipe.toml'} "
+        f"--classes {seen.table.num_classes}",
     ]
     if private is not None:
         lines += [

@@ -118,7 +118,7 @@ def look(
 def _reading(path: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of ``[data]``, as a site would have them proposed."""
     known = {("kind" if key == "name" else key): value for key, value in said.items()}
-    found = recognize(path, known)
+    found = recognize(path, known, lambda key, value: f"--set data.{key}={value}")
     if "folders" not in said:
         # A table's own reading also sees through folders that wrap the tree.
         found.pop("folders", None)

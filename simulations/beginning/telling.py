@@ -52,17 +52,22 @@ _STAGES = {
 }
 
 
-def told(recipe: Recipe) -> list[tuple[str, list[str]]]:
+def told(recipe: Recipe, classes: int | None = None) -> list[tuple[str, list[str]]]:
     """Headings with their sentences.
+
+    Args:
+        recipe: The recipe.
+        classes: How many classes there are, where the recipe does not say.
 
     Raises:
         ConfigurationError: if the model cannot be built, or no noise meets the target.
     """
+    classes = classes_of(recipe) or classes
     parts = (
-        ("What is learnt", _learnt(recipe)),
+        ("What is learned", _learned(recipe, classes)),
         ("By whom", _sites(recipe)),
         ("What happens", _stages(recipe)),
-        ("What leaves a site", _leaves(recipe)),
+        ("What leaves a site", _leaves(recipe, classes)),
         ("Privacy", _privacy(recipe)),
         ("Against hostile sites", _screening(recipe)),
         ("In a simulation", _scenario(recipe)),
@@ -77,8 +82,7 @@ def classes_of(recipe: Recipe) -> int | None:
     return None if recipe.data.classes is None else len(recipe.data.classes)
 
 
-def _learnt(recipe: Recipe) -> Iterator[str]:
-    classes = classes_of(recipe)
+def _learned(recipe: Recipe, classes: int | None) -> Iterator[str]:
     what = f"{classes} classes" if classes else "The classes"
     below = f"below {recipe.data.path}" if recipe.data.path else "(data.path is still to be named)"
     where = f"pictures read as '{recipe.data.name}' {below}"
@@ -92,7 +96,8 @@ def _learnt(recipe: Recipe) -> Iterator[str]:
     start = _WEIGHTS.get(model.weights, "pre-trained (a named file)")
     yield (
         f"By {model.backbone} with {found.parameters:,} values, {start}; "
-        + ("all of it trains." if share > 0.99 else f"{found.trained:,} of them train.")
+        + ("all of it trains" if share > 0.99 else f"{found.trained:,} of them train")
+        + ("." if classes else f", were there {SUPPOSED} classes.")
     )
     whole = why_no_maps(model, recipe.augment)
     if found.map and not whole:
@@ -160,8 +165,7 @@ def _when(stage: Stage, rounds: int) -> str:
     return "Before round 1 each site "
 
 
-def _leaves(recipe: Recipe) -> Iterator[str]:
-    classes = classes_of(recipe)
+def _leaves(recipe: Recipe, classes: int | None) -> Iterator[str]:
     cost = cost_of(recipe, classes or SUPPOSED)
     per = "" if classes else f", were there {SUPPOSED} classes"
     yield (

@@ -1,5 +1,6 @@
 """Writes a recipe with a comment above every setting."""
 
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,20 @@ def recipe_text(choices: Sequence[Choice], head: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def refuse_taken(folder: Path) -> None:
+    """Refuse a folder that has a recipe, or that cannot be written, before any work is done.
+
+    Raises:
+        ConfigurationError: if so.
+    """
+    path = folder / FILE
+    if path.exists():
+        raise _taken(path)
+    above = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise _unwritable(path, f"'{above}' takes no files")
+
+
 def write_recipe(folder: Path, text: str) -> tuple[Path, Recipe]:
     """Write ``recipe.toml`` into a folder that has none, after reading it as a run would.
 
@@ -47,17 +62,24 @@ def write_recipe(folder: Path, text: str) -> tuple[Path, Recipe]:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigurationError(
-            f"There is a '{path}' already.",
-            why="A recipe that somebody may have edited is never overwritten.",
-            remedy="Name another folder, or move that file away.",
-        ) from None
+        raise _taken(path) from None
     except OSError as error:
-        raise ConfigurationError(
-            f"'{path}' cannot be written: {error.strerror}.",
-            remedy="Name a folder that you may write to.",
-        ) from None
+        raise _unwritable(path, str(error.strerror)) from None
     return path, recipe
+
+
+def _taken(path: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"There is a '{path}' already.",
+        why="A recipe that somebody may have edited is never overwritten.",
+        remedy="Name another folder, or move that file away.",
+    )
+
+
+def _unwritable(path: Path, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"'{path}' cannot be written: {why}.", remedy="Name a folder that you may write to."
+    )
 
 
 def _comment(text: str) -> list[str]:

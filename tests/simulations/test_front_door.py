@@ -142,3 +142,13 @@ def test_the_version_is_in_one_place_and_told_with_the_codes_digest():
     assert told.exit_code == 0
     assert told.output == f"fieldmark {fgvc_core.__version__} (code {code_digest()})\n"
     assert importlib.metadata.version("fieldmark") == fgvc_core.__version__
+
+
+def test_a_mistyped_command_is_corrected_once_and_a_folder_leads_to_its_recipe(tmp_path):
+    said = CliRunner().invoke(fieldmark.cli.app, ["simulat"])
+    assert said.output.count("Did you mean 'simulate'?") == 1
+    (tmp_path / "recipe.toml").touch()
+    said = CliRunner().invoke(fieldmark.cli.app, ["simulate", str(tmp_path)])
+    assert f"'{tmp_path}/recipe.toml'" in said.exception.remedy
+    said = CliRunner().invoke(fieldmark.cli.app, ["report", str(tmp_path / "none")])
+    assert "Errno" not in said.exception.what

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from fgvc_core import __version__
 from fgvc_core.errors import DataError, PeerError
 from fgvc_core.protocol.keys import fingerprint, read_public, short_form
+from fgvc_core.words import counted
 from fieldmark.client.privacy.chain import Entry, read_chain
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.privacy.report.page import draw
@@ -192,8 +193,8 @@ def _figures(
     return Check(
         "figures",
         True,
-        f"Every figure and sentence follows from the ledger; the epsilon of {runs} runs and their "
-        "total were computed again from its events.",
+        f"Every figure and sentence follows from the ledger; the epsilon of {counted(runs, 'run')} "
+        "and the total were computed again from its events.",
     )
 
 

@@ -78,6 +78,55 @@ def test_what_is_asked_wrongly_is_said(words, why, trees, tmp_path):
     assert not (tmp_path / "mine").exists()
 
 
+def test_a_column_that_cannot_be_told_is_named_as_this_command_takes_it(trees, tmp_path):
+    text = (trees["patches"] / "list.csv").read_text()
+    header, _, rows = text.partition("\n")
+    label = load_recipe_label(trees)
+    (tmp_path / "set").mkdir()
+    for entry in trees["patches"].iterdir():
+        if entry.name != "list.csv":
+            (tmp_path / "set" / entry.name).symlink_to(entry)
+    fields = ["art" if field == label else field for field in header.split(",")]
+    (tmp_path / "set" / "list.csv").write_text(",".join(fields) + "\n" + rows)
+    said = ask("new", tmp_path / "mine", "--data", tmp_path / "set")
+    assert isinstance(said.exception, ConfigurationError)
+    assert "--set data.label_column=" in said.exception.remedy
+
+
+def load_recipe_label(trees):
+    from fieldmark.client.proposing import recognize
+
+    return recognize(trees["patches"], {})["label_column"]
+
+
+def test_a_folder_with_a_recipe_or_without_rights_is_refused_before_any_work(
+    trees, tmp_path, monkeypatch
+):
+    from fieldmark.simulations.beginning import looking
+
+    def looked(*arguments):
+        raise AssertionError("pictures were opened")
+
+    monkeypatch.setattr(looking, "look", looked)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.toml").touch()
+    (tmp_path / "file").touch()
+    for folder, why in (("mine", "already"), ("file", "cannot be written"), ("file/a", "cannot")):
+        said = ask("new", tmp_path / folder, "--data", trees["disks"])
+        assert isinstance(said.exception, ConfigurationError), said.exception
+        assert why in said.exception.what
+
+
+def test_words_take_the_number_of_classes_from_whoever_knows_it(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[data]\nname = "folder"\npath = "x"\n[model]\nbackbone = "fieldmark_nano"\n')
+    supposed = ask("explain-recipe", path).output
+    known = ask("explain-recipe", path, "--classes", 4).output
+    assert supposed.count("were there 100 classes") == 2
+    assert "were there" not in known
+    assert "4 classes of pictures" in known
+
+
 def test_recipes_are_listed_and_told():
     assert "demo.toml" in ask("recipes").output
     listed = json.loads(ask("recipes", "--json").stdout)

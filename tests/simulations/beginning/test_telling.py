@@ -14,7 +14,7 @@ def words(name, *sets):
 @pytest.mark.parametrize("one", shipped(), ids=lambda one: one.name)
 def test_every_shipped_recipe_can_be_told(one):
     text = as_text(one.path, told(load_recipe(one.path)))
-    for heading in ("What is learnt", "By whom", "What happens", "What leaves a site", "Privacy"):
+    for heading in ("What is learned", "By whom", "What happens", "What leaves a site", "Privacy"):
         assert f"\n{heading}\n" in text
     assert "None" not in text.replace("None in the recipe", "")
     assert "{" not in text

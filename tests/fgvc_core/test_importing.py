@@ -11,7 +11,7 @@ from fgvc_core.importing import importing
 def _as_before():
     gc.unfreeze()
     yield
-    gc.unfreeze()
+    gc.freeze()
     gc.enable()
 
 

@@ -9,7 +9,7 @@ RUN := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 # Three for two cores, because many tests wait for processes of their own. A file's tests stay together; tests/longest.py says which files begin.
 WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo docs audit sbom wheel test test-slow test-deployment test-image soak lint bench bench-gpu house map clean
+.PHONY: demo docs audit sbom lock wheel axe test test-slow test-deployment test-image soak lint bench bench-gpu house map clean
 
 # make soak MINUTES=30 SEED=0 OUT=FOLDER: among hostile sites, memory and disk stay flat.
 MINUTES ?= 30
@@ -75,6 +75,21 @@ audit: $(SUPPLY)/.ready
 sbom: $(STAMP) $(SUPPLY)/.ready
 	$(SUPPLY)/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
 	  --output-file build/sbom.json $(BIN)/python
+
+# After a change of constraints.txt: the SHA-256 of everything that an installation brings.
+lock: $(STAMP)
+	$(BIN)/python deploy/lock.py deploy/locked.txt
+
+# Pages that people forward, by the rules of axe-core, which npm brings; needs a Chromium.
+AXE := build/axe/axe.min.js
+
+axe: $(STAMP) $(AXE)
+	$(RUN) $(BIN)/python -m pytest -rs tests/test_reports_for_everyone.py
+
+$(AXE):
+	mkdir -p build/axe
+	cd build/axe && npm pack --silent axe-core@4.14.1
+	tar -xzf build/axe/axe-core-4.14.1.tgz -C build/axe --strip-components=1 package/axe.min.js
 
 # The same commit gives the same bytes.
 wheel: $(STAMP)

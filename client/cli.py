@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides, progress
+from fgvc_core.commands.terminal import Json, Overrides, print_result, progress
 from fgvc_core.words import visible
 from fieldmark.client.deployment.cli import mount
 from fieldmark.client.kit_cli import mount as mount_validation
@@ -365,6 +365,7 @@ def _show_audit(found: dict[str, Any]) -> None:
 def add(
     file: Annotated[Path, typer.Argument(help="A .safetensors or .pth file of plain tensors.")],
     home: Home,
+    json_: Json = False,
 ) -> None:
     """Put a public weights file into this site's home, and print how a recipe names it.
 
@@ -378,11 +379,11 @@ def add(
 
     named = add_to_site(Site.open(home), file)
     typer.echo("Every run that names it starts from it: it has to be public.", err=True)
-    typer.echo(named)
+    print_result({"weights": named}, (named,), as_json=json_)
 
 
 @weights_app.command("list")
-def list_(home: Home) -> None:
+def list_(home: Home, json_: Json = False) -> None:
     """List the weights files that this site has, as a recipe names them.
 
     Example: fieldmark site weights list lyon
@@ -391,8 +392,10 @@ def list_(home: Home) -> None:
     from fieldmark.client.site import Site
     from fieldmark.client.weights import weights_folder
 
-    for named, size in listed_weights(weights_folder(Site.open(home))):
-        typer.echo(f"{named}  {size / 1e6:.1f} MB")
+    there = list(listed_weights(weights_folder(Site.open(home))))
+    found = [{"weights": named, "bytes": size} for named, size in there]
+    lines = [f"{named}  {size / 1e6:.1f} MB" for named, size in there]
+    print_result({"files": found}, lines, as_json=json_)
 
 
 @ledger_app.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json
+from fgvc_core.commands.terminal import Json, print_result
 from fgvc_core.words import visible
 from fieldmark.client.reading_cli import Home
 
@@ -48,6 +48,7 @@ def new(
     subject_column: Annotated[
         str | None, typer.Option(help="For a manifest: the column that names the subject.")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Make a home for a site outside any federation, so that it can check models.
 
@@ -83,8 +84,12 @@ def new(
     )
     for line in [*understand(site).lines(), *passed_over(path, reading)]:
         typer.echo(line, err=True)
-    typer.echo(f"home: {home}; read {home / 'site.toml'} before the first kit")
-    typer.echo(f"its key: {short_fingerprint(site.key.public_key())}: tell the kit's maker")
+    own = short_fingerprint(site.key.public_key())
+    lines = (
+        f"home: {home}; read {home / 'site.toml'} before the first kit",
+        f"its key: {own}: tell the kit's maker",
+    )
+    print_result({"site": name, "home": str(home), "fingerprint": own}, lines, as_json=json_)
 
 
 def _maker(kit: Path, issuer: str | None) -> str:

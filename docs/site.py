@@ -21,6 +21,10 @@ CHANGED = {
 """Pages of the repository's root -> the pages of the site that have their text."""
 
 
+WIDE = 3
+"""Columns from which a table does not fit a phone."""
+
+
 def on_files(files, config):
     """Adds the generated pages."""
     from mkdocs.structure.files import File
@@ -40,6 +44,35 @@ def on_page_markdown(markdown, page, config, files):
         up = "../" * page.file.src_uri.count("/")
         markdown = markdown.replace(f"]({up}{source}", f"]({up}{target}")
     return markdown
+
+
+def on_page_content(html, page, config, files):
+    """Marks wide tables, which fold on a phone: each row a block, each cell with its column."""
+    return re.sub(r"<table>.*?</table>", lambda found: folded(found[0]), html, flags=re.S)
+
+
+def folded(table):
+    """A table's HTML; with three columns or more, its cells carry the names of their columns."""
+    heads = [
+        re.sub(r"<[^>]+>|\"", "", head).strip()
+        for head in re.findall(r"<th[^>]*>(.*?)</th>", table, re.S)
+    ]
+    # Paths and names of tests may break where a person would break them.
+    table = re.sub(r"<code>[^<]{16,}</code>", _breakable, table)
+    if len(heads) < WIDE:
+        return table
+
+    def row(found):
+        labels = iter(heads)
+        return re.sub(r"<td", lambda cell: f'{cell[0]} data-label="{next(labels, "")}"', found[0])
+
+    table = re.sub(r"<tr>.*?</tr>", row, table, flags=re.S)
+    return table.replace("<table>", "<table data-folds>", 1)
+
+
+def _breakable(code):
+    # The slash of the closing tag is no part of a path.
+    return re.sub(r"((?<!<)/|_|::)", r"\1<wbr>", code[0])
 
 
 def _from_root(text, path):
@@ -286,8 +319,34 @@ def python_reference():
     return "\n".join(lines) + "\n"
 
 
+def result_reference():
+    """The page of what commands print with ``--json``, from ``results.toml``."""
+    import tomllib
+
+    told = tomllib.loads((ROOT / "docs" / "results.toml").read_text(encoding="utf-8"))
+    lines = [
+        "# Results as JSON",
+        "",
+        "Every command takes `--json` and then prints one JSON object on standard output, and "
+        "nothing else there; `predict` prints one a line. Progress, warnings and errors go to "
+        "standard error, and the exit code stays. A type with *or null* may be null; a key with "
+        "*maybe* may be absent. Keys may be added in a later version; none is taken away or "
+        "changed within a minor version.",
+        "",
+    ]  # fmt: skip
+    for command, keys in told.items():
+        lines += [f"## fieldmark {command}", "", "| Key | Type | What |", "|---|---|---|"]
+        for key, (kind, what) in keys.items():
+            named = "and more" if key == "*" else f"`{key.removesuffix('?')}`"
+            shown = kind.replace("?", " or null") + (", maybe" if key.endswith("?") else "")
+            lines.append(f"| {named} | {shown} | {_cell(what)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 PAGES = {
     "reference/recipe.md": recipe_reference,
     "reference/commands.md": command_reference,
     "reference/python.md": python_reference,
+    "reference/results.md": result_reference,
 }

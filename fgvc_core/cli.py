@@ -13,6 +13,7 @@ from fgvc_core.commands.terminal import (
     Overrides,
     busy,
     data_sets_for_help,
+    print_result,
     progress,
     write_text,
 )
@@ -49,6 +50,7 @@ def make(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a contact sheet (.png).")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Write the embedded set "fieldmarks" as real files.
 
@@ -82,7 +84,9 @@ def make(
             table = load_table(settings, Path(cache))
         with progress("Writing pictures") as tell:
             write_tree(table, folder, tell)
-    typer.echo(f"{counted(len(table), 'picture')} of {table.num_classes} classes in {folder}")
+    told = f"{counted(len(table), 'picture')} of {table.num_classes} classes in {folder}"
+    found = {"folder": str(folder), "pictures": len(table), "classes": table.num_classes}
+    print_result(found, (told,), as_json=json_)
 
 
 @data_app.command()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides, names_for_help
+from fgvc_core.commands.terminal import Json, Overrides, names_for_help, print_result
 
 server_app = typer.Typer(
     help="A real federation: a coordinator, its sites, and the runs they do together.",
@@ -23,6 +23,7 @@ Hosts = Annotated[
 
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run's folder, for instance runs/demo.")],
+    json_: Json = False,
 ) -> None:
     """Write a run's self-contained HTML report again.
 
@@ -30,7 +31,8 @@ def report(
     """
     from fieldmark.server.report.page import render
 
-    typer.echo(render(run_dir))
+    path = str(render(run_dir))
+    print_result({"report": path}, (path,), as_json=json_)
 
 
 @server_app.command()
@@ -41,6 +43,7 @@ def init(
     listen: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
     name: Annotated[str, typer.Option(help="The federation's name.")] = "federation",
     data: Annotated[Path | None, typer.Option(help="Your own data set with a test split.")] = None,
+    json_: Json = False,
 ) -> None:
     """Make a coordinator's folder: its keys, its certificate, its settings.
 
@@ -63,8 +66,10 @@ def init(
         "gateway": {"listen": listen, "port": port},
     }
     init_server(folder, DeploymentSettings.read(values, "server init"))
-    typer.echo(f"the coordinator's key: {_own_key(folder)}")
-    typer.echo(f"made {folder}; next: fieldmark server add-site {folder} NAME --their-key FILE.pub")
+    own = _own_key(folder)
+    told = f"made {folder}; next: fieldmark server add-site {folder} NAME --their-key FILE.pub"
+    found = {"folder": str(folder), "fingerprint": own}
+    print_result(found, (f"the coordinator's key: {own}", told), as_json=json_)
 
 
 @server_app.command("add-site")
@@ -102,6 +107,7 @@ def accept_units(
     folder: Folder,
     name: Name,
     units: Annotated[int, typer.Argument(min=1, max=10_000_000, help="Its new public number.")],
+    json_: Json = False,
 ) -> None:
     """Accept another public number of units from a site; runs take no other number from it.
 
@@ -115,12 +121,12 @@ def accept_units(
     AllowList(folder).known(name)
     before = read_units(folder / FOLDER, name)
     write_units(folder / FOLDER, name, units)
-    typer.echo(f"{name} may declare {units:,} units; before: {before:,}" if before else
-               f"{name} may declare {units:,} units")  # fmt: skip
+    told = f"{name} may declare {units:,} units" + (f"; before: {before:,}" if before else "")
+    print_result({"site": name, "units": units, "before": before}, (told,), as_json=json_)
 
 
 @server_app.command("remove-site")
-def remove_site(folder: Folder, name: Name) -> None:
+def remove_site(folder: Folder, name: Name, json_: Json = False) -> None:
     """Revoke a site's key, at once and for good.
 
     Example: fieldmark server remove-site federation lyon
@@ -129,14 +135,16 @@ def remove_site(folder: Folder, name: Name) -> None:
     from fieldmark.server.deployment.provisioning import remove_site as remove
 
     entry = remove(folder, name)
-    typer.echo(f"removed {name}; refused from now on: the key {short_form(entry.fingerprint)}")
-    typer.echo("Its start kit is deleted.")
+    told = f"removed {name}; refused from now on: the key {short_form(entry.fingerprint)}"
+    found = {"site": name, "removed": entry.fingerprint}
+    print_result(found, (told, "Its start kit is deleted."), as_json=json_)
 
 
 @server_app.command("rotate-key")
 def rotate_key(
     folder: Folder,
     file: Annotated[Path, typer.Argument(help="new-key.json, as 'site new-key' has made it.")],
+    json_: Json = False,
 ) -> None:
     """Take a site's new key, which its old one vouches for.
 
@@ -146,7 +154,9 @@ def rotate_key(
     from fieldmark.server.deployment.provisioning import rotate_key as rotate
 
     entry = rotate(folder, _read(file))
-    typer.echo(f"{entry.name} has from now on the key {short_form(entry.fingerprint)}")
+    told = f"{entry.name} has from now on the key {short_form(entry.fingerprint)}"
+    found = {"site": entry.name, "fingerprint": entry.fingerprint}
+    print_result(found, (told,), as_json=json_)
 
 
 @server_app.command("replace-key")
@@ -154,6 +164,7 @@ def replace_key(
     folder: Folder,
     name: Name,
     their_key: Annotated[Path, typer.Option(help="The public half of the site's new key.")],
+    json_: Json = False,
 ) -> None:
     """Give a site that has lost its key another, on your own word.
 
@@ -165,8 +176,10 @@ def replace_key(
     from fieldmark.server.deployment.provisioning import replace_key as replace
 
     entry = replace(folder, name, _read(their_key))
-    typer.echo(f"{name} has from now on the key {short_form(entry.fingerprint)}")
-    typer.echo("The old one is void. Compare the new one with the site on the telephone.")
+    told = f"{name} has from now on the key {short_form(entry.fingerprint)}"
+    then = "The old one is void. Compare the new one with the site on the telephone."
+    found = {"site": name, "fingerprint": entry.fingerprint}
+    print_result(found, (told, then), as_json=json_)
 
 
 @server_app.command("ledger-statement")
@@ -176,6 +189,7 @@ def ledger_statement(
     out: Annotated[Path, typer.Option(help="The file to send; NAME.statement by default.")] = Path(
         ""
     ),
+    json_: Json = False,
 ) -> None:
     """Write what was seen of a site's ledger, for a site that has lost its newest copy.
 
@@ -197,11 +211,12 @@ def ledger_statement(
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"'{path}' cannot be written: {error.strerror}.") from None
-    typer.echo(f"send {path} to {name}; there: fieldmark site ledger recover DIR {path.name}")
+    told = f"send {path} to {name}; there: fieldmark site ledger recover DIR {path.name}"
+    print_result({"site": name, "statement": str(path)}, (told,), as_json=json_)
 
 
 @server_app.command()
-def renew(folder: Folder, host: Hosts = None) -> None:
+def renew(folder: Folder, host: Hosts = None, json_: Json = False) -> None:
     """Renew the server's certificate; kits and sites stay as they are.
 
     Example: fieldmark server renew federation
@@ -210,13 +225,16 @@ def renew(folder: Folder, host: Hosts = None) -> None:
     from fieldmark.server.deployment.provisioning import renew as renew_certificate
 
     renew_certificate(folder, tuple(host or ()))
-    typer.echo(f"the certificate is valid for {check_dates(folder / 'server.pem')} days")
+    days = check_dates(folder / "server.pem")
+    told = f"the certificate is valid for {days} days"
+    print_result({"folder": str(folder), "days": days}, (told,), as_json=json_)
 
 
 @server_app.command()
 def up(
     folder: Folder,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is up.")] = False,
+    json_: Json = False,
 ) -> None:
     """Keep the coordinator up: the open port, Flower's SuperLink behind it, the runs.
 
@@ -231,10 +249,11 @@ def up(
         up_detached(folder, lambda text: typer.echo(text, err=True))
     else:
         keep_up(folder, lambda text: typer.echo(text, err=True))
+    print_result({"folder": str(folder), "up": detach}, (), as_json=json_)
 
 
 @server_app.command()
-def stop(folder: Folder) -> None:
+def stop(folder: Folder, json_: Json = False) -> None:
     """End 'server up' in good order; a run goes on when it is up again.
 
     Example: fieldmark server stop federation
@@ -243,7 +262,9 @@ def stop(folder: Folder) -> None:
     from fieldmark.server.deployment.settings import read_settings
 
     read_settings(folder)
-    typer.echo("stopped" if stop_holder(folder.resolve()) else "it was not up")
+    stopped = bool(stop_holder(folder.resolve()))
+    told = "stopped" if stopped else "it was not up"
+    print_result({"folder": str(folder), "stopped": stopped}, (told,), as_json=json_)
 
 
 @server_app.command()
@@ -317,7 +338,7 @@ def attach(folder: Folder, json_: Json = False) -> None:
 
 
 @server_app.command()
-def cancel(folder: Folder) -> None:
+def cancel(folder: Folder, json_: Json = False) -> None:
     """End the run that is on; its last checkpoint is whole.
 
     Example: fieldmark server cancel federation
@@ -325,7 +346,9 @@ def cancel(folder: Folder) -> None:
     from fieldmark.server.deployment.launching import stop_run
 
     run_dir = stop_run(folder)
-    typer.echo("no run is on" if run_dir is None else f"stopping {run_dir.name}")
+    name = None if run_dir is None else run_dir.name
+    told = "no run is on" if name is None else f"stopping {name}"
+    print_result({"run": name}, (told,), as_json=json_)
 
 
 @server_app.command()

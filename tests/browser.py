@@ -169,17 +169,22 @@ _FOCUSED = """(e => e === document.body ? "" : e.labels?.[0]?.innerText || e.ari
 e.innerText)(document.activeElement).trim()"""
 
 CONTRASTS = """(() => {
-  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const read = c => { const v = c.match(/[\\d.]+(e-\\d+)?/g).map(Number);
+    const unit = /^color/.test(c) ? 1 : 255;
+    return [...v.slice(0, 3).map(x => x / unit), v.length > 3 ? v[3] : 1]; };
+  const light = c => { const [r, g, b] = c.map(v =>
+    v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const clear = c => /, 0\\)$/.test(c);
-  const under = e => { for (; e; e = e.parentElement) {
-    const c = getComputedStyle(e).backgroundColor; if (!clear(c)) return c; } };
+  const over = ([r, g, b, a], c) => [r, g, b].map((v, n) => v * a + c[n] * (1 - a));
+  const under = e => { if (!e) return [1, 1, 1];
+    const c = read(getComputedStyle(e).backgroundColor);
+    return c[3] === 1 ? c.slice(0, 3) : over(c, under(e.parentElement)); };
   const found = [];
   for (const e of document.querySelectorAll("body *")) {
     const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
     if (!own || !e.getClientRects().length || e.closest("svg, script")) continue;
-    const [a, b] = [light(getComputedStyle(e).color), light(under(e))];
+    const ground = under(e), ink = over(read(getComputedStyle(e).color), ground);
+    const [a, b] = [light(ink), light(ground)];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) found.push([e.innerText.slice(0, 40), ratio]);
   }

@@ -5,6 +5,7 @@ would leave the others idle.
 """
 
 LONGEST = (
+    "docs/test_commands.py",
     "simulations/test_superlink.py",
     "client/test_blindness.py",
     "simulations/test_compare.py",
@@ -12,7 +13,7 @@ LONGEST = (
     "simulations/test_front_door.py",
     "simulations/test_superlink_faults.py",
     "simulations/test_scenarios.py",
-    "simulations/test_walkthrough.py",
+    "docs/test_walkthrough.py",
     "simulations/test_interruption.py",
     "simulations/test_three_layouts.py",
     "simulations/test_restore_drill.py",

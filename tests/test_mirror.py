@@ -9,8 +9,8 @@ from longest import LONGEST
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 TOP = ("client", "fgvc_core", "fieldmark", "server", "simulations")
-WHOLE = ("deployment",)
-"""Folders that test the whole product: real processes on loopback."""
+WHOLE = ("deployment", "docs")
+"""Folders that test the whole product: real processes on loopback, and what the documents say."""
 
 
 def modules():

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
+from supply_lab import brought
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,29 +29,6 @@ def license_of(name):
                   if c.startswith("License ::")]  # fmt: skip
     whole = (said.get("License") or "").strip().split("\n")[0]
     return said.get("License-Expression") or "; ".join(classified) or whole
-
-
-def brought(name, found=None):
-    """Names of all distributions that an installation without extras brings."""
-    found = set() if found is None else found
-    key = re.sub("[-_.]+", "-", name).lower()
-    if key in found:
-        return found
-    try:
-        needed = metadata.requires(name) or []
-    except metadata.PackageNotFoundError:
-        return found
-    found.add(key)
-    for text in needed:
-        one = Requirement(text)
-        if one.marker is None or one.marker.evaluate({"extra": ""}):
-            brought(one.name, found)
-    return found
-
-
-def pinned():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if "==" in line)
 
 
 def test_every_license_is_one_that_is_listed_here():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides
+from fgvc_core.commands.terminal import Json, Overrides, print_result
 from fieldmark.client.reading_cli import (
     Home,
     Said,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 def key(
     file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub beside it.")],
+    json_: Json = False,
 ) -> None:
     """Make this site's key and print the public half, which the coordinator registers.
 
@@ -33,9 +34,11 @@ def key(
     from fieldmark.client.deployment.joining import make_key
 
     text = make_key(file)
-    typer.echo(f"The key's fingerprint: {short_fingerprint(read_public(text))}", err=True)
+    own = short_fingerprint(read_public(text))
+    typer.echo(f"The key's fingerprint: {own}", err=True)
     typer.echo(f"Send {file}.pub to the coordinator, or this line:", err=True)
-    typer.echo(text)
+    found = {"public_key": text, "fingerprint": own, "file": f"{file}.pub"}
+    print_result(found, (text,), as_json=json_)
 
 
 @takes_reading
@@ -74,6 +77,7 @@ def join(
     yes: Annotated[
         bool, typer.Option("--yes", help="Ask nothing; what is not given has its default.")
     ] = False,
+    json_: Json = False,
 ) -> None:
     """Make this site's home from a start kit; asks for what it needs.
 
@@ -100,10 +104,16 @@ def join(
     if data is not None:
         answers = settle_reading(found, answers, reading_said(said, recipe), ask=not yes)
     site = make(found, home, answers, key_file)
-    typer.echo(f"this site's key: {short_fingerprint(site.key.public_key())}")
-    typer.echo(f"made {home} for site {site.name}; next: fieldmark site check {home}")
+    own = short_fingerprint(site.key.public_key())
+    lines = [
+        f"this site's key: {own}",
+        f"made {home} for site {site.name}; next: fieldmark site check {home}",
+    ]
     if key_file is not None:
-        typer.echo(f"The key is in the home now; keep {key_file} as its only backup, or delete it.")
+        lines.append(
+            f"The key is in the home now; keep {key_file} as its only backup, or delete it."
+        )
+    print_result({"site": site.name, "home": str(home), "fingerprint": own}, lines, as_json=json_)
 
 
 def _ask_privacy(privacy: str | None, epsilon_cap: str | None) -> tuple[str, str | None]:
@@ -165,6 +175,7 @@ def _compare_keys(kit: "StartKit", said: str | None, *, ask: bool) -> None:
 def up(
     home: Home,
     detach: Annotated[bool, typer.Option("--detach", help="Return once connected.")] = False,
+    json_: Json = False,
 ) -> None:
     """Keep this site up: its node, which talks to the coordinator, and its runner.
 
@@ -179,6 +190,7 @@ def up(
         up_detached(home, lambda text: typer.echo(text, err=True))
     else:
         keep_up(home, lambda text: typer.echo(text, err=True))
+    print_result({"home": str(home), "up": detach}, (), as_json=json_)
 
 
 def new_key(
@@ -189,6 +201,7 @@ def new_key(
     finish: Annotated[
         bool, typer.Option("--finish", help="The coordinator has the new key: use it.")
     ] = False,
+    json_: Json = False,
 ) -> None:
     """Change this site's key; kit, ledger and data stay as they are.
 
@@ -201,14 +214,18 @@ def new_key(
     from fieldmark.client.deployment.rotation import finish as put_in_place
 
     if finish:
-        typer.echo(f"in place: the key {short_form(put_in_place(home))}")
+        own = short_form(put_in_place(home))
+        found = {"fingerprint": own, "in_place": True, "send": None}
+        print_result(found, (f"in place: the key {own}",), as_json=json_)
         return
     made = prepare(home, lost=lost)
-    typer.echo(f"the new key: {short_fingerprint(read_private(home / NEXT).public_key())}")
-    typer.echo(f"send {made} to the coordinator; on its word: site new-key {home} --finish")
+    own = short_fingerprint(read_private(home / NEXT).public_key())
+    then = f"send {made} to the coordinator; on its word: site new-key {home} --finish"
+    found = {"fingerprint": own, "in_place": False, "send": str(made)}
+    print_result(found, (f"the new key: {own}", then), as_json=json_)
 
 
-def stop(home: Home) -> None:
+def stop(home: Home, json_: Json = False) -> None:
     """End 'site up' in good order.
 
     Example: fieldmark site stop lyon
@@ -217,7 +234,9 @@ def stop(home: Home) -> None:
     from fieldmark.client.site import Site
 
     Site.open(home)
-    typer.echo("stopped" if stop_holder(home.resolve()) else "it was not up")
+    stopped = bool(stop_holder(home.resolve()))
+    told = "stopped" if stopped else "it was not up"
+    print_result({"home": str(home), "stopped": stopped}, (told,), as_json=json_)
 
 
 def check(

@@ -1,7 +1,7 @@
 """Shared by the commands: options, opening a model, progress on a terminal, writing text files."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -94,6 +94,20 @@ def open_model(checkpoint: Path, weights: str | None, *, whole: bool = True) -> 
     if note := internal_note(trained):
         typer.echo(visible(note), err=True)
     return trained
+
+
+def print_result(found: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -> None:
+    """Print a command's result on standard output: one JSON object, or lines for a person.
+
+    Args:
+        found: The result, of plain values.
+        lines: The same in words.
+        as_json: Whether ``--json`` was given.
+    """
+    import json
+
+    for line in [json.dumps(found, indent=1)] if as_json else lines:
+        typer.echo(line)
 
 
 def write_text(path: Path, text: str, option: str = "--out") -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
+from fgvc_core.drawing.style import page_style
 from fgvc_core.drawing.tables import folding
 from fgvc_core.words import visible_lines
 
@@ -34,7 +35,7 @@ def render_page(template: str, values: dict[str, Any], package: str = "fgvc_core
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    style = page_style(Path(__file__).parent / "page.css")
     environment.globals["percent"] = percent
     page = environment.get_template(template).render(style=Markup(style), **values)
     return folding(page)

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from fgvc_core.drawing import svg
+from fgvc_core.drawing.axes import WIDTH
 from fgvc_core.inference.calibration import told_of
 from fgvc_core.inference.pages import render_page
 from fgvc_core.inference.reliability import BINS, Reliability
@@ -18,7 +20,9 @@ PAIRS_SHOWN = 20
 FEW = 10
 """A bar with fewer answers is drawn pale."""
 
-_SIDE, _LEFT, _BOTTOM = 300, 42, 34
+DEEPEST = 38
+"""Depth of the color of a cell that holds its whole row, in percent: digits stand out on it, by day
+and by night."""
 
 
 def scorecard_page(card: Scorecard, title: str, data: str, notes: list[str]) -> str:
@@ -54,46 +58,38 @@ def scorecard_page(card: Scorecard, title: str, data: str, notes: list[str]) -> 
 
 def reliability_figure(bins: Reliability) -> str:
     """Reliability diagram (SVG): accuracy, its gap to the confidence, and the diagonal."""
-    width = _SIDE / BINS
-    parts = [
-        f'<svg class="figure" viewBox="0 0 {_LEFT + _SIDE + 14} {_SIDE + _BOTTOM + 14}" role="img" '
-        f'aria-label="Accuracy over confidence; expected calibration error {bins.ece:.3f}">'
-    ]
+    left, top, right = 46.0, 10.0, WIDTH - 14.0
+    bottom = top + right - left
+    across, up = svg.scale(0, 1, left, right), svg.scale(0, 1, bottom, top)
+    parts = []
     for share in (0, 0.25, 0.5, 0.75, 1):
-        y = 8 + _SIDE * (1 - share)
-        parts.append(
-            f'<line class="rule" x1="{_LEFT}" x2="{_LEFT + _SIDE}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{100 * share:.0f}</text>'
-            f'<text x="{_LEFT + _SIDE * share:.1f}" y="{_SIDE + 26}" text-anchor="middle">'
-            f"{100 * share:.0f}</text>"
-        )
+        parts.append(svg.line(left, up(share), right, up(share), "rule"))
+        parts.append(svg.text(left - 8, up(share) + 4, f"{100 * share:.0f} %", "tick end"))
+        anchor = "end" if share == 1 else "middle"
+        parts.append(svg.text(across(share), bottom + 18, f"{100 * share:.0f} %", f"tick {anchor}"))
     for number in range(BINS):
         count = int(bins.count_M[number])
-        if not count:
-            continue
-        accuracy, confidence = float(bins.accuracy_M[number]), float(bins.confidence_M[number])
-        few = " few" if count < FEW else ""
-        x, low, high = _LEFT + number * width, *sorted((accuracy, confidence))
-        parts.append(
-            f'<rect class="bar{few}" x="{x + 1:.1f}" y="{8 + _SIDE * (1 - accuracy):.1f}" '
-            f'width="{width - 2:.1f}" height="{_SIDE * accuracy:.1f}"><title>{count} pictures: '
-            f"confidence {100 * confidence:.1f} %, right {100 * accuracy:.1f} %</title></rect>"
-            f'<rect class="gap" x="{x + 1:.1f}" y="{8 + _SIDE * (1 - high):.1f}" '
-            f'width="{width - 2:.1f}" height="{_SIDE * (high - low):.1f}"/>'
-        )
-    parts.append(
-        f'<line class="ideal" x1="{_LEFT}" y1="{8 + _SIDE}" x2="{_LEFT + _SIDE}" y2="8"/>'
-        f'<text x="{_LEFT + _SIDE / 2:.0f}" y="{_SIDE + 44}" text-anchor="middle">'
-        "confidence, % (height: share that was right, %)</text></svg>"
-    )
-    return "".join(parts)
+        if count:
+            accuracy, sure = float(bins.accuracy_M[number]), float(bins.confidence_M[number])
+            x, width = across(number / BINS) + 1, (right - left) / BINS - 2
+            told = f"{count} pictures: confidence {100 * sure:.1f} %, right {100 * accuracy:.1f} %"
+            few = " few" if count < FEW else ""
+            height = bottom - up(accuracy)
+            parts.append(svg.rectangle(x, up(accuracy), width, height, f"bar{few}", told))
+            low, high = sorted((accuracy, sure))
+            parts.append(svg.rectangle(x, up(high), width, up(low) - up(high), "gap"))
+    parts.append(svg.line(left, bottom, right, top, "mark"))
+    parts.append(svg.text(left + 6, top + 14, "share that was right", "tick"))
+    parts.append(svg.text((left + right) / 2, bottom + 38, "how sure it was", "tick middle"))
+    told = f"Share that was right, by how sure it was; expected calibration error {bins.ece:.3f}"
+    return svg.figure(told, WIDTH, bottom + 46, parts)
 
 
 def _cells(confusion_KK: Any) -> list[list[dict[str, Any]]]:
     share_KK = confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
     return [
         [
-            {"count": int(confusion_KK[t, p]), "share": round(60 * float(share_KK[t, p]))}
+            {"count": int(confusion_KK[t, p]), "share": round(DEEPEST * float(share_KK[t, p]))}
             for p in range(len(confusion_KK))
         ]
         for t in range(len(confusion_KK))

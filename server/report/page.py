@@ -10,7 +10,7 @@ from markupsafe import Markup
 from fgvc_core.configuration import read_toml
 from fgvc_core.contributions import absent, contributors, number, who_learnt
 from fgvc_core.drawing.numbers import bounds, count, percent, points, size, span
-from fgvc_core.drawing.style import base_style
+from fgvc_core.drawing.style import page_style
 from fgvc_core.drawing.tables import folding
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import replace_text
@@ -80,7 +80,7 @@ def render(run_dir: Path) -> Path:
 
 def report_style() -> str:
     """Style sheet of a run's report, and of what looks like it."""
-    return base_style() + (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    return page_style(Path(__file__).parent / "page.css")
 
 
 def _view(run: RunFolder) -> dict[str, Any]:

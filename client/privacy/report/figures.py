@@ -4,9 +4,8 @@ import math
 from typing import Any
 
 from fgvc_core.drawing import svg
+from fgvc_core.drawing.axes import WIDTH
 from fgvc_core.words import escaped
-
-WIDTH = 400
 
 
 def attack_curve(spent: dict[str, Any] | None, cap: dict[str, Any] | None) -> str:
@@ -16,7 +15,7 @@ def attack_curve(spent: dict[str, Any] | None, cap: dict[str, Any] | None) -> st
         spent: As returned by :func:`fieldmark.client.privacy.report.meaning.meaning_of`, or None.
         cap: The same at the cap, or None.
     """
-    left, top, right, bottom = 46.0, 12.0, WIDTH - 14.0, 330.0
+    left, top, right, bottom = 46.0, 12.0, WIDTH - 14.0, 282.0
 
     def at(x: float, y: float) -> svg.Point:
         return left + x * (right - left), bottom - y * (bottom - top)
@@ -40,8 +39,13 @@ def attack_curve(spent: dict[str, Any] | None, cap: dict[str, Any] | None) -> st
     if cap is not None:
         parts.append(svg.polyline([at(x, y) for x, y in _corners(cap)], "curve cap"))
     parts.append(svg.polyline([at(0, 0), at(1, 1)], "curve chance"))
+    parts.append(svg.text(*at(0.66, 0.56), "guessing", "tick"))
+    name, shown = ("as spent", spent) if spent is not None else ("at the cap", cap)
+    if shown is not None and (corner := _corners(shown)[1])[1] > 0.8:
+        # Below that the name would lie on the line of guessing.
+        parts.append(svg.text(*at(corner[0] + 0.04, corner[1] - 0.1), name, "name"))
     told = "The most that any attacker can notice, for each rate of false alarms, in per cent"
-    return svg.figure(told, WIDTH, 386, parts)
+    return svg.figure(told, WIDTH, 338, parts)
 
 
 def belief_figure(meaning: dict[str, Any]) -> str:
@@ -77,7 +81,7 @@ def budget_bar(epsilon: float, cap: float) -> str:
     share = min(epsilon / cap, 1.0)
     title = f"epsilon {epsilon:.3f} of {cap:g} is spent"
     return (
-        f'<svg class="bar" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
         f'aria-label="{escaped(title)}"><title>{escaped(title)}</title>'
         f'<rect class="whole" width="{width}" height="{height}"/>'
         f'<rect class="used" width="{share * width:.1f}" height="{height}"/></svg>'

@@ -9,6 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from fgvc_core.drawing.numbers import count, size
+from fgvc_core.drawing.style import page_style
+from fgvc_core.drawing.tables import folding
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.protocol.keys import short_form
 from fieldmark.client.privacy.policy import SECURE_SETTINGS, Policy
@@ -32,6 +34,10 @@ REQUESTS = {
     "release": "closed-form release",
     "send": "part of a masked sum",
 }
+
+
+_EMBEDDED = "<embedded>"
+"""Where the signed text goes; no value can hold it, because values are escaped."""
 
 
 def draw(signed: Signed) -> bytes:
@@ -60,7 +66,7 @@ def draw(signed: Signed) -> bytes:
         odds=one_in,
         label=lambda name: str(name).replace("_", " "),
     )
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    style = page_style(Path(__file__).parent / "page.css")
     # Parsed from its text, so that the order of keys is always the same.
     statement = json.loads(signed.text)["statement"]
     told = statement["policy"]
@@ -75,11 +81,11 @@ def draw(signed: Signed) -> bytes:
         facts=statement["facts"],
         words=statement["words"],
         signature=signed.signature.hex(),
-        embedded=Markup(signed.text),
         figures={name: Markup(svg) for name, svg in _figures(statement["facts"]).items()},
     )
-    # A lone surrogate in untrusted text must not raise.
-    return page.encode("utf-8", "replace")
+    # The signed text goes in as it is, after the tables were folded. A lone surrogate in untrusted
+    # text must not raise.
+    return folding(page).replace(_EMBEDDED, signed.text, 1).encode("utf-8", "replace")
 
 
 def _figures(facts: dict[str, Any]) -> dict[str, str]:

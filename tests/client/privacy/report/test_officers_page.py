@@ -61,3 +61,12 @@ def test_the_table_of_beliefs_is_the_bound():
     assert [row[0] for row in rows] == ["0.5", "1", "2", "4", "8"]
     for epsilon, *told in rows:
         assert told == [percent(belief(prior, float(epsilon))) for prior in (0.5, 0.1, 0.01)]
+
+
+def test_the_drawing_of_epsilon_shows_the_bound():
+    page = (Path(__file__).parents[4] / "docs" / "concepts.md").read_text()
+    told = re.findall(r"at epsilon (\d) at most ([\d.]+)", page)
+    assert [epsilon for epsilon, _ in told] == ["1", "2", "4", "8"]
+    for epsilon, most in told:
+        digits = 1 if "." in most else 0
+        assert float(most) == round(100 * belief(0.1, float(epsilon)), digits)

@@ -13,8 +13,8 @@ from tests_recipe import TINY
 
 import fieldmark.cli
 
-ROOT = Path(__file__).parents[1]
-GENERATED = {f"docs/reference/{name}.md" for name in ("recipe", "commands", "python")}
+ROOT = Path(__file__).parents[2]
+GENERATED = {f"docs/reference/{name}.md" for name in ("recipe", "commands", "python", "results")}
 """Pages that 'make docs' makes from the code (docs/site.py)."""
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import fieldmark.cli
 import fieldmark.simulations
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 # Large enough for its graph to be tried in int8, small enough for seconds.
 SMALL = ("federation.rounds=1", "partition.sites=2", "data.image_size=32",
          "data.fieldmarks_train=120", "data.fieldmarks_test=36", "partition.min_examples=10",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-NOTEBOOKS = Path(__file__).parents[1] / "docs" / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "docs" / "notebooks"
 SMALLER = {
     "first-federation": "ROUNDS, PICTURES, EPSILONS = 1, 150, [4]",
     "your-own-pictures": "PICTURES, MINUTES = 60, 0.1",

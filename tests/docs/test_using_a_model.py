@@ -16,7 +16,7 @@ from fgvc_core.inference import calibrating, confidence
 from fgvc_core.protocol.keys import fingerprint, read_public
 from fieldmark.client.site import Site
 
-PAGE = Path(__file__).parents[1] / "docs" / "using-a-model.md"
+PAGE = Path(__file__).parents[2] / "docs" / "using-a-model.md"
 SMALL = ("federation.rounds=1", "partition.sites=2", "data.image_size=16",
          "data.fieldmarks_train=120", "data.fieldmarks_test=36", "partition.min_examples=10",
          "evaluate.pixel_baseline=false")  # fmt: skip

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from browser import Browser, needs_chromium
+from browser import CONTRASTS, Browser, needs_chromium
 
 from fgvc_core.recipe import Recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_what_privacy_refuses_was_found_out_by_trying(section, key, refused, set
 
 
 def test_every_command_and_every_function_is_on_a_page(made):
+    import click
     import typer
-    from test_documents import click
 
     import fieldmark
     import fieldmark.cli
@@ -96,6 +96,27 @@ def test_every_command_and_every_function_is_on_a_page(made):
     assert all(f".{name}\n" in python for name in fieldmark.__all__ if name != "Recipe")
 
 
+def test_a_wide_table_carries_the_names_of_its_columns_and_a_narrow_one_is_left(made):
+    head = "".join(f"<th>{name}</th>" for name in ("Key", "<code>x</code>", "Range", "What"))
+    wide = f"<table><thead><tr>{head}</tr></thead><tbody><tr><td>a</td><td>b</td></tr></tbody>"
+    found = made.folded(wide + "</table>")
+    assert found.startswith("<table data-folds><thead>")
+    assert '<td data-label="Key">a</td><td data-label="x">b</td>' in found
+    long = wide.replace("b", "<code>tests/site/test_a.py</code>")
+    assert "<code>tests/<wbr>site/<wbr>test_<wbr>a.py</code>" in made.folded(long + "</table>")
+    narrow = "<table><tr><th>Key</th><th>What</th></tr><tr><td>a</td></tr></table>"
+    assert made.folded(narrow) == narrow
+
+
+def test_every_page_of_the_folder_is_in_the_menu(made):
+    menu = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1]
+    listed = set(re.findall(r"- (\S+\.(?:md|ipynb))", menu))
+    made_ones = {*made.PAGES, *made.CHANGED.values()}
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert there - listed == set()
+    assert listed - there - made_ones == set()
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site, built as 'make docs' does; a warning ends it."""
@@ -109,6 +130,11 @@ def site(tmp_path_factory):
     )
     return out
 
+
+HIDDEN = """[...document.querySelectorAll(".md-typeset table")].filter(table =>
+  table.scrollWidth > (table.closest(".md-typeset__scrollwrap") || table.parentElement).clientWidth
+  + 40).map(table => table.innerText.slice(0, 40))"""
+"""Tables of which more is hidden than a thumb moves."""
 
 LOADS = re.compile(r"<(?:script|img|iframe|link|source)[^>]*?(?:src|href)=\"(https?:|//)[^\"]*")
 
@@ -129,10 +155,14 @@ def test_pages_fit_a_phone_ask_for_nothing_and_are_searched_from_the_disk(site, 
     with Browser(tmp_path) as browser:
         # 404.html is for a server: its addresses begin at the root.
         for page in sorted(page for page in site.rglob("*.html") if page.name != "404.html"):
-            for width in (390, 1280):
+            for width, theme in ((390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")):
+                browser.theme(theme)
                 browser.open(page.as_uri(), width)
                 wide = browser.ask("document.documentElement.scrollWidth")
                 assert wide <= width, f"{page.name} is {wide} pixels wide at {width}"
+                assert browser.ask(CONTRASTS) == [], f"{page.name} at {width}, {theme}"
+                hidden = browser.ask(HIDDEN)
+                assert hidden == [], f"{page.name} at {width}: tables beyond their room"
         browser.open((site / "index.html").as_uri(), 1280)
         browser.ask("document.querySelector('[data-md-component=search-query]').focus()")
         browser.tell("Input.insertText", text="epsilon")

@@ -14,7 +14,7 @@ from wheels_lab import gathered
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "installing.md"
 NOBODY = 65534
 RECIPE = (

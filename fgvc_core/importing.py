@@ -21,6 +21,8 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        # Once in a process: later, what is garbage by then would stay, too.
+        if not gc.get_freeze_count():
+            gc.freeze()
         if was_on:
             gc.enable()

@@ -9,8 +9,9 @@ from fgvc_core.importing import importing
 
 @pytest.fixture(autouse=True)
 def _as_before():
-    yield
     gc.unfreeze()
+    yield
+    gc.freeze()
     gc.enable()
 
 
@@ -23,11 +24,18 @@ def test_the_collector_stands_still_meanwhile_and_is_then_as_it_was(was_on):
 
 
 def test_what_was_imported_is_not_looked_through_again():
-    gc.unfreeze()
     with importing():
         kept = [[number] for number in range(1000)]
     assert gc.get_freeze_count() > len(kept)
     assert not any(each is kept for each in gc.get_objects())
+
+
+def test_what_comes_after_the_first_imports_is_looked_through():
+    with importing():
+        pass
+    with importing():
+        late = [[]]
+    assert any(each is late for each in gc.get_objects())
 
 
 def test_a_failed_import_leaves_the_collector_on():

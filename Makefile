@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-RUN := OMP_NUM_THREADS=1
+# Compiled tests are kept, also where a surrounding tool has switched that off: three workers read
+# what one has compiled.
+RUN := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 # Three for two cores, because many tests wait for processes of their own. A file's tests stay together; tests/longest.py says which files begin.
 WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 

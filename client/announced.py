@@ -26,9 +26,9 @@ from fgvc_core.errors import (
     PolicyRefusal,
 )
 from fgvc_core.files import private_folder, write_durably
-from fgvc_core.open_settings import OpenSettings
 from fgvc_core.protocol.messages import Request
 from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.registry import OpenSettings
 
 MAX_ANNOUNCED = 500
 """Maximum number of runs whose announcements are kept."""

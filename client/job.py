@@ -30,7 +30,7 @@ from fieldmark.client.privacy.admission import ApprovalMissing
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.privacy.outbox import SUMS, Outbox
 from fieldmark.client.reading import check_class_names, check_knowledge
-from fieldmark.client.recipe_limits import check_lent
+from fieldmark.client.recipe_limits import check_lent, kept_in_words
 from fieldmark.client.request_rate import RequestRate
 from fieldmark.client.site import Site
 
@@ -206,6 +206,10 @@ def _answer_roll_call(gate: Gate, site: Site, request: Request) -> Departure:
     """Accept or refuse an announced run; nothing is computed."""
     recipe = read_announcement(request)
     check_run(site, recipe, request.class_names)
+    if site.rows is None and recipe.model.train not in ("all", "head", "norm"):
+        # Maps of pictures are large: people here can read of it before the first is computed.
+        kept = kept_in_words(site, recipe, request.class_names)
+        _site_log(site.home).warning("run %s ('%s'): %s", request.run, recipe.name, kept)
     ledger = gate.ledger
     remember(site.home, request, ledger.is_unfinished, ledger.was_approved, ledger.was_decided)
     protected = gate.announce(request, recipe) is not None

@@ -4,15 +4,23 @@ Neither the pictures nor their number are read, so a refusal reveals nothing abo
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings, batched_pictures
 from fgvc_core.recipe import Recipe
+from fgvc_core.training.map_views import count_views, why_no_maps
 from fieldmark.client.limits import Limits
 from fieldmark.client.site import Site
 
+if TYPE_CHECKING:
+    from fgvc_core.models.size import ModelSize
+
 FLOAT = 4
 """Bytes of a float32."""
+
+HALF = 2
+"""Bytes of a float16, the type of cached maps."""
 
 LIBRARIES_GB = 0.5
 """Memory of a process after importing torch and the rest; measured at 0.4 GB."""
@@ -38,6 +46,20 @@ def check_lent(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> None
         on_gpu=uses_gpu(settings.resources.device),
         declared=settings.data.pictures,
     )
+
+
+def kept_in_words(site: Site, recipe: Recipe, class_names: tuple[str, ...]) -> str:
+    """What a run would keep in this site's cache, for its people, from public numbers alone.
+
+    Raises:
+        ConfigurationError: if there is no such model.
+    """
+    from fgvc_core.models.size import model_size
+
+    size = model_size(recipe.model, max(len(class_names), 1), recipe.data.image_size)
+    each, declared = cached_bytes(recipe, size), site.settings.data.pictures
+    of_all = f", {declared * each / 1e9:,.2f} GB of {declared:,} declared" if declared else ""
+    return f"the cache keeps {each / 1e3:,.1f} kB of a picture{of_all}"
 
 
 def uses_gpu(device: str) -> bool:
@@ -82,7 +104,7 @@ def check_recipe(
         kept = 0 if on_gpu else kept_bytes(*sized)
     except ConfigurationError as error:
         raise PolicyRefusal(error.what, why=error.why, remedy=error.remedy) from None
-    cached_gb = declared * _cached_bytes(recipe, size.features) / 1e9
+    cached_gb = declared * cached_bytes(recipe, size) / 1e9
     for name, most_gb in (("cache_gb", limits.cache_gb), ("file_gb", limits.file_gb)):
         if cached_gb > most_gb:
             found = f"{declared:,} declared pictures take {cached_gb:,.1f} GB as the recipe asks"
@@ -137,10 +159,14 @@ def _projector(recipe: Recipe, features: int) -> int:
     return (features + 1) * pretrain.hidden + (pretrain.hidden + 1) * pretrain.projection
 
 
-def _cached_bytes(recipe: Recipe, features: int) -> int:
-    """Bytes cached per picture: the picture, or its feature vector from a frozen backbone."""
+def cached_bytes(recipe: Recipe, size: "ModelSize") -> int:
+    """Bytes cached per picture: the picture, its features, or its maps in each view."""
     frozen = recipe.model.train == "head" and recipe.model.pooling != "parts"
-    return features * FLOAT if frozen else 3 * recipe.data.image_size**2
+    if frozen:
+        return size.features * FLOAT
+    if size.map and not why_no_maps(recipe.model, recipe.augment):
+        return count_views(recipe.model, recipe.augment) * size.map * HALF
+    return 3 * recipe.data.image_size**2
 
 
 def _least_bytes(recipe: Recipe, parameters: int, trained: int, kept: int, on_gpu: bool) -> int:

@@ -19,6 +19,8 @@ def make_learner(
     num_classes: int,
     device: torch.device | str = "cpu",
     weights: str | None = None,
+    *,
+    keeps_maps: bool = True,
 ) -> Learner:
     """The recipe's learner with its initial tensors; the same on every machine for one seed.
 
@@ -28,6 +30,8 @@ def make_learner(
         device: Device of the model.
         weights: Path of ``model.weights`` on this machine, if the recipe names the file by digest
             (:func:`fgvc_core.models.weights.resolve_weights`).
+        keeps_maps: Whether maps in front of the first trained stage are kept of pictures; not
+            where pictures are seen once.
 
     Raises:
         ConfigurationError: if the recipe's model cannot be built or is incomplete.
@@ -51,6 +55,7 @@ def make_learner(
         image_size=recipe.data.image_size,
         seed=recipe.seed,
         device=device,
+        maps="float16" if keeps_maps else None,
     )
 
 

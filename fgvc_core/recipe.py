@@ -132,7 +132,11 @@ class Recipe(Settings):
 
 
 _NEWER = {
+    ("augment", "cached_views"): 4,
+    ("augment", "flip_vertical"): False,
+    ("augment", "mirror_maps"): False,
     ("data", "frame"): "first",
+    ("loss", "balance_prior"): 0.0,
     ("model", "backbones"): [],
     ("personal", "method"): "fine-tune",
     ("privacy", "scatter_share"): 0.0,

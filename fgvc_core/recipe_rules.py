@@ -414,6 +414,46 @@ def refuse_unfit_search(recipe: "Recipe") -> None:
         )
 
 
+def refuse_idle_mirrors(recipe: "Recipe") -> None:
+    """Refuse mirrored maps where no maps are kept, or views vary by more than mirroring."""
+    augment = recipe.augment
+    if not augment.mirror_maps:
+        return
+    # Imported lazily, as above.
+    from fgvc_core.training.map_views import varies, why_no_maps
+
+    why = why_no_maps(recipe.model, augment)
+    if not why and varies(augment):
+        why = "views vary by more than mirroring, so that each has its own map"
+    if why:
+        raise ConfigurationError(
+            f"augment.mirror_maps = true would do nothing: {why}.",
+            remedy="Set model.train to a stage, and rotation, zoom, color and erasing of [augment] "
+            "to 0, or leave it out.",
+        )
+
+
+def refuse_idle_prior(recipe: "Recipe") -> None:
+    """Refuse a prior of classes that nothing says or uses."""
+    loss = recipe.loss
+    if not loss.balance_prior:
+        return
+    what = f"loss.balance_prior = {loss.balance_prior:g}"
+    if loss.balance != "logits":
+        raise ConfigurationError(
+            f"{what} needs loss.balance = 'logits', not '{loss.balance}'.",
+            why="It is a part of the log shares that are added to the logits.",
+            remedy="Set loss.balance = 'logits', or leave loss.balance_prior out.",
+        )
+    if not loss.class_counts and (recipe.train.start == "none" or recipe.secure is not None):
+        raise ConfigurationError(
+            f"{what} needs the shares of the classes over all sites, which nothing says.",
+            why="They come from loss.class_counts, or from the class statistics of train.start, "
+            "which masked sums do not go with.",
+            remedy="Set train.start = 'lda', or give public numbers in loss.class_counts.",
+        )
+
+
 def refuse_idle_defenses(recipe: "Recipe") -> None:
     """Refuse defenses in a table of trials that would have no effect."""
     scenario = recipe.scenario
@@ -450,6 +490,8 @@ RULES: tuple[Rule, ...] = (
     refuse_idle_diversity,
     refuse_empty_runs,
     refuse_unfit_search,
+    refuse_idle_mirrors,
+    refuse_idle_prior,
     refuse_idle_defenses,
     refuse_unnamed_classes,
     refuse_unfit_own_sums,

@@ -21,7 +21,7 @@ from fgvc_core.files import replace_json
 from fgvc_core.protocol.settings import StrategyName
 from fgvc_core.recipe import Recipe
 from fgvc_core.scenario import BackdoorAttack, BackdoorTable, ScenarioSettings, Trigger
-from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
+from fgvc_core.training.examples import Examples, FeatureExamples
 from fgvc_core.training.learner import Learner
 from fgvc_core.words import counted
 from fieldmark.server.home import CoordinatorHome
@@ -228,6 +228,5 @@ def _with_trigger(learner: Learner, test: ExampleTable, cache: Path, trigger: Tr
     if learner.frozen_backbone:
         features_ND = triggered_features(learner, test, cache, trigger)
         return FeatureExamples(features_ND, test.labels_N)
-    examples = learner.examples(test, cache)
-    assert isinstance(examples, PictureExamples)
+    examples = learner.picture_examples(test, cache)
     return Triggered(examples, np.ones(len(test), dtype=np.bool_), trigger)

@@ -51,7 +51,10 @@ def simulate(
     Example: fieldmark simulate simulations/recipes/demo.toml --set federation.rounds=5
     """
     plan = _plan(recipe, set_, out, engine, sites, resume, track)
-    from fieldmark.simulations.simulate import simulate as run
+    from fgvc_core.importing import importing
+
+    with importing():
+        from fieldmark.simulations.simulate import simulate as run
 
     with progress("preparing pictures", ends=True) as tell:
         metrics = run(plan, tell, _say)
@@ -101,7 +104,10 @@ def compare(
     Example: fieldmark compare simulations/recipes/demo.toml --seeds 3
     """
     plan = _plan(recipe, set_, out)
-    from fieldmark.simulations.compare import compare as run
+    from fgvc_core.importing import importing
+
+    with importing():
+        from fieldmark.simulations.compare import compare as run
 
     with progress("preparing pictures", ends=True) as tell:
         result = run(plan, tell, seeds, _say)

@@ -23,6 +23,7 @@ from fgvc_core.seeds import derive_seed
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.features import FeatureStore
 from fgvc_core.training.learner import Learner
+from fgvc_core.training.maps import MapExamples
 from fgvc_core.wire.arrays import pack_all
 from fgvc_core.wire.codec import decode_model
 from fieldmark.client.announced import recall
@@ -96,6 +97,8 @@ def relabelled(examples: Examples, labels_N: NDArray[np.int64]) -> Examples:
     """The same examples with other labels."""
     if isinstance(examples, FeatureExamples):
         return FeatureExamples(examples.features_ND, labels_N, examples.known)
+    if isinstance(examples, MapExamples):
+        return examples.relabelled(labels_N)
     assert isinstance(examples, PictureExamples)
     return PictureExamples(
         examples.bank, labels_N, examples.augment, examples.known, examples.mixing
@@ -138,6 +141,9 @@ def with_trigger(
         trigger: The trigger.
         cache: Folder for features of pictures with the trigger.
     """
+    if learner.prefix is not None:
+        # A trigger is put on the picture, in front of everything that is kept.
+        train = learner.picture_examples(table, cache)
     if isinstance(train, PictureExamples):
         return Triggered(train, chosen_N, trigger)
     assert isinstance(train, FeatureExamples)

@@ -141,23 +141,25 @@ def prepare(recipe: Recipe, setting: Setting, executor: Executor, tell: Tell) ->
     probe = make_learner(recipe, setting.table.num_classes)
     if recipe.pretrain.method != "none":
         self_supervised_loss(recipe.pretrain.method, recipe.pretrain.temperature)
-    tables: list[ExampleTable] = [setting.table.where("test")]
-    if probe.frozen_backbone:
-        tables += [setting.site_table(site) for site in setting.rows]
-        tables = [
-            table.take(np.arange(start, min(start + CHUNK, len(table))))
-            for table in tables
-            for start in range(0, len(table), CHUNK)
-        ]
+    scored: list[ExampleTable] = [setting.table.where("test")]
+    trained: list[ExampleTable] = []
+    if probe.frozen_backbone or probe.prefix is not None:
+        scored = _chunks(scored)
+        trained = _chunks([setting.site_table(site) for site in setting.rows])
     else:
         for site in setting.rows:
-            tables += [t for t in split_site(recipe, setting, site) if len(t)]
-            if recipe.pretrain.method != "none":
-                tables.append(without_labels(recipe, setting, [site]))
-    total, done = sum(len(t) for t in tables), 0
+            trained += [t for t in split_site(recipe, setting, site) if len(t)]
+    if recipe.pretrain.method != "none":
+        pictures = [without_labels(recipe, setting, [site]) for site in setting.rows]
+    else:
+        pictures = []
+    total, done = sum(len(t) for t in (*scored, *trained, *pictures)), 0
     tell(0, total)
+    tasks = [(table, "score") for table in scored]
+    tasks += [(table, "train") for table in trained] + [(table, "pictures") for table in pictures]
     futures = {
-        executor.submit(prepare_table, recipe, table, setting.cache): len(table) for table in tables
+        executor.submit(prepare_table, recipe, table, setting.cache, use): len(table)
+        for table, use in tasks
     }
     try:
         for future in as_completed(futures):
@@ -169,9 +171,28 @@ def prepare(recipe: Recipe, setting: Setting, executor: Executor, tell: Tell) ->
             future.cancel()
 
 
-def prepare_table(recipe: Recipe, table: ExampleTable, cache: Path) -> None:
-    """Decode or embed one table, in a worker."""
-    _learner(recipe.to_toml(), table.num_classes).prepare(table, cache)
+def _chunks(tables: list[ExampleTable]) -> list[ExampleTable]:
+    return [
+        table.take(np.arange(start, min(start + CHUNK, len(table))))
+        for table in tables
+        for start in range(0, len(table), CHUNK)
+    ]
+
+
+def prepare_table(recipe: Recipe, table: ExampleTable, cache: Path, use: str = "train") -> None:
+    """Decode or embed one table, in a worker.
+
+    Args:
+        recipe: The recipe.
+        table: The pictures.
+        cache: Folder of the cache.
+        use: ``train``, ``score``, or ``pictures`` for pretraining, which sees whole pictures.
+    """
+    learner = _learner(recipe.to_toml(), table.num_classes)
+    if use == "pictures":
+        learner.pictures(table, cache)
+    else:
+        learner.prepare(table, cache, scored=use == "score")
 
 
 @lru_cache(maxsize=1)

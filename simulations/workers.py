@@ -24,8 +24,8 @@ from types import FrameType
 from fgvc_core.cores import usable_cores
 from fgvc_core.errors import ConfigurationError, RunFailed
 
-# Imported once by the fork server, so every worker starts with them.
-PRELOAD = ["fieldmark.client.app", "fieldmark.client.workspace", "fgvc_core.training.features"]
+# Imported once by the fork server, so every worker starts with it.
+PRELOAD = ["fieldmark.simulations.preloaded"]
 
 
 def refuse_unguarded() -> None:

@@ -6,9 +6,11 @@ would leave the others idle.
 
 LONGEST = (
     "docs/test_commands.py",
-    "client/test_blindness.py",
     "simulations/test_superlink.py",
+    "client/test_blindness.py",
+    "simulations/test_compare.py",
     "test_freeze.py",
+    "simulations/test_front_door.py",
     "simulations/test_superlink_faults.py",
     "simulations/test_scenarios.py",
     "docs/test_walkthrough.py",
@@ -17,5 +19,7 @@ LONGEST = (
     "simulations/test_restore_drill.py",
     "simulations/test_superlink_interruption.py",
     "simulations/test_run.py",
+    "client/privacy/test_ledger.py",
+    "simulations/test_workers.py",
     "test_library.py",
 )

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -32,7 +33,7 @@ from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
 for extra in ("onnx", "onnxruntime", "onnxscript", "pytorch_grad_cam"):
-    pytest.importorskip(extra, reason="needs the 'export' and 'explain' extras")
+    needs(extra, "needs the 'export' and 'explain' extras")
 
 SIDE, COUNT = 32, 12
 FITTED = {

@@ -23,7 +23,7 @@ from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.budget import Budget, read_budget
 from fieldmark.client.privacy.data_claims import Register
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.recipe_limits import check_lent
+from fieldmark.client.recipe_limits import check_lent, kept_in_words
 from fieldmark.client.site import Site
 
 DISK_GB, MEMORY_GB = 2.0, 1.0
@@ -276,7 +276,8 @@ def _limits(site: Site, recipe: Recipe | None, contact: Contact) -> Finding:
         check_lent(site, recipe, classes)
     except PolicyRefusal as error:
         return Finding("limits", "failed", error.what, error.remedy, error.exit_code)
-    return Finding("limits", "ok", f"the run fits into them: {limits.in_words()}")
+    kept = kept_in_words(site, recipe, classes)
+    return Finding("limits", "ok", f"the run fits into them: {limits.in_words()}; {kept}")
 
 
 def _waits(site: Site, recipe: Recipe, contact: Contact) -> str:

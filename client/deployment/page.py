@@ -33,6 +33,7 @@ from starlette.routing import Route
 from fgvc_core.errors import ConfigurationError, FieldmarkError
 from fgvc_core.files import private_folder, read_json, replace_private_json
 from fgvc_core.local_pages import PLAIN, LocalPage, only_this_machine
+from fgvc_core.quiet_server import be_quiet
 from fgvc_core.sockets import LOOPBACK
 from fgvc_core.words import visible
 from fieldmark.client.deployment.page_token import FILE, PAGE_NOTE, read_token
@@ -174,6 +175,7 @@ def serve(home: Path, port: int, say: Callable[[str], None]) -> None:
     config = uvicorn.Config(
         make_app(home), access_log=False, log_level="warning", limit_concurrency=32
     )
+    be_quiet()
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:

@@ -29,10 +29,11 @@ from functools import partial
 from pathlib import Path
 
 from flwr.app import Message, RecordDict
+from PIL import Image
 
 from fgvc_core.errors import FieldmarkError, PeerError
 from fgvc_core.flower.parcels import open_in, pack_in
-from fgvc_core.models.size import kept_bytes, model_size
+from fgvc_core.importing import importing
 from fgvc_core.privacy.accountant import epsilon_of_plan
 from fgvc_core.privacy.odometer import choose_rule
 from fgvc_core.privacy.planning import plan_for
@@ -365,6 +366,8 @@ class WarmUp:
 
     def _size(self, run: str) -> None:
         """Compute the size of the run's model, which every message compares with the limits."""
+        from fgvc_core.models.size import kept_bytes, model_size
+
         held = read_announced(self._home, run)
         if held is not None:
             recipe, class_names = held
@@ -394,9 +397,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # Imported before the first fork, so that children import nothing.
-    import fieldmark.client.app
-    import fieldmark.client.stages.private
-    import fieldmark.client.workspace  # noqa: F401
+    with importing():
+        import fieldmark.client.app
+        import fieldmark.client.stages.private
+        import fieldmark.client.workspace  # noqa: F401
+
+        # Pillow imports its formats when it opens the first picture: every child would.
+        Image.init()
 
     _say("ready")
     standby = partial(become, STANDBY, home, socket, secret)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fgvc_core.errors import PeerError
 from fgvc_core.protocol.messages import Scores
 from fgvc_core.protocol.ranges import stated_loss, stated_sum
 from fgvc_core.protocol.stages import TRAIN
@@ -47,6 +48,26 @@ def scores_of(scored: Evaluation) -> Scores:
         loss_sum=stated_sum(scored.loss_sum),
         macro_f1=scored.macro_f1,
     )
+
+
+def received_shares(job: Job) -> NDArray[np.float64] | None:
+    """Shares of the classes over all sites, (K,), where the recipe uses them.
+
+    Raises:
+        PeerError: if they are missing, do not fit the classes, or are not asked for.
+    """
+    loss, shares = job.recipe.loss, job.request.class_shares
+    wanted = bool(loss.balance_prior) and not loss.class_counts
+    if not wanted:
+        if shares:
+            raise PeerError("The request has shares of the classes, which the recipe does not use.")
+        return None
+    if len(shares) != len(job.class_names) or min(shares) <= 0 or abs(sum(shares) - 1) > 0.01:
+        raise PeerError(
+            f"The request has {len(shares)} shares of {len(job.class_names)} classes, with a sum "
+            f"of {sum(shares):g}: each must be above 0, and their sum 1."
+        )
+    return np.array(shares)
 
 
 class RoundWork:
@@ -99,6 +120,7 @@ class RoundWork:
             self._job.site.name,
             self._job.request.proximal_mu,
             variates,
+            shares_K=received_shares(self._job),
         )
         tensors = self._learner.tensors()
         outgoing = shared(tensors, self._local)

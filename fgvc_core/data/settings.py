@@ -9,8 +9,7 @@ from fgvc_core.components import AUGMENTATIONS, DATA_SETS, PARTITIONERS
 from fgvc_core.configuration import text
 from fgvc_core.data.depth import Depth
 from fgvc_core.data.reader import Frame
-from fgvc_core.open_settings import OpenSettings
-from fgvc_core.registry import Registry
+from fgvc_core.registry import OpenSettings, Registry
 
 PATIENT = "dicom:PatientID"
 """Value of ``data.subject_column`` for which the subject is the patient of each DICOM file."""
@@ -283,6 +282,10 @@ class AugmentSettings(OpenSettings):
         0.15, ge=0.0, lt=1.0, description="Largest relative zoom in or out, 0 to 1."
     )
     flip: bool = Field(True, description="Mirror left and right half of the time.")
+    flip_vertical: bool = Field(
+        False,
+        description="Mirror top and bottom half of the time, for pictures without an upper side.",
+    )
     color: float = Field(
         0.2,
         ge=0.0,
@@ -312,4 +315,19 @@ class AugmentSettings(OpenSettings):
     )
     mix_share: float = Field(
         0.5, ge=0.0, le=1.0, description="mix: share of batches that are mixed, 0 to 1."
+    )
+    cached_views: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="Where model.train names a stage, the map in front of it is computed once and "
+        "kept on disk: of the picture and its mirror images if nothing else varies, or else of so "
+        "many random views, 1 to 64. 0: none is kept, and each step computes the whole network "
+        "on fresh views.",
+    )
+    mirror_maps: bool = Field(
+        False,
+        description="Where maps are kept and nothing but mirroring varies: mirror the picture's "
+        "own map in training, in place of keeping one of each mirror image. A half or a quarter "
+        "of the work and the room; a mirrored map is only like the map of a mirrored picture.",
     )

@@ -142,14 +142,37 @@ class Augment:
             varied_NCHW = view(varied_NCHW, generator)
         return varied_NCHW
 
-    def _move(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        settings, count = self._settings, len(images_NCHW)
+    def flips(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of N pictures are mirrored, across and down: bool (N,) each.
+
+        Draws what a call draws, so that mirroring alone can be done elsewhere, on the same draws.
+        """
+        _, _, across_N, down_N = self._moves(count, generator)
+        _between(-1, 1, 3 * count, generator)
+        return across_N, down_N
+
+    def _moves(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Angles (radians), zooms, and which are mirrored across and down, of N pictures each."""
+        settings = self._settings
         angle_N = _between(-1, 1, count, generator) * math.radians(settings.rotation)
         zoom_N = 1 + _between(-1, 1, count, generator) * settings.zoom
-        mirrored_N = torch.rand(count, generator=generator) < 0.5
+        across_N = (torch.rand(count, generator=generator) < 0.5) & settings.flip
+        down_N = torch.zeros(count, dtype=torch.bool)
+        if settings.flip_vertical:
+            # Drawn only if set: other recipes keep their views.
+            down_N = torch.rand(count, generator=generator) < 0.5
+        return angle_N, zoom_N, across_N, down_N
+
+    def _move(self, images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        settings, count = self._settings, len(images_NCHW)
+        angle_N, zoom_N, across_N, down_N = self._moves(count, generator)
+        if settings.flip_vertical:
+            images_NCHW = torch.where(down_N.view(-1, 1, 1, 1), images_NCHW.flip(-2), images_NCHW)
         if not (settings.rotation or settings.zoom or settings.flip):
             return images_NCHW
-        sign_N = torch.where(mirrored_N & settings.flip, -1.0, 1.0)
+        sign_N = torch.where(across_N, -1.0, 1.0)
         theta_N23 = torch.zeros(count, 2, 3)
         # From output to input coordinates, so zooming in samples a smaller square.
         theta_N23[:, 0, 0] = torch.cos(angle_N) / zoom_N * sign_N

@@ -162,7 +162,7 @@ def open_kit(
         check_digest(recipe.model.weights, Path(weights))
     model = recipe.model.model_copy(update={"weights": wanted})
     recipe = recipe.model_copy(update={"model": model})
-    learner = make_learner(recipe, len(body.class_names), device)
+    learner = make_learner(recipe, len(body.class_names), device, keeps_maps=False)
     if learner.extractor.hex() != body.frozen:
         raise ConfigurationError(
             "The frozen part of the kit's model is another here than where it was made.",

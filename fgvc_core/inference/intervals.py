@@ -6,13 +6,13 @@ accelerated percentiles: Efron 1987, "Better Bootstrap Confidence Intervals", J.
 3.8, https://doi.org/10.1017/CBO9780511802843.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
-from scipy.stats import binomtest
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -48,8 +48,11 @@ def wilson(share: float, count: int, level: float = LEVEL) -> tuple[float, float
     >>> [round(end, 4) for end in wilson(0.5, 100)]
     [0.4038, 0.5962]
     """
-    found = binomtest(round(share * count), count).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
+    # In closed form: scipy.stats, which has it, takes longer to import than a report to write.
+    right, z = round(share * count), float(ndtri((1 + level) / 2))
+    middle = (right + z * z / 2) / (count + z * z)
+    reach = z / (count + z * z) * math.sqrt(right * (count - right) / count + z * z / 4)
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
 def by_subject(

@@ -198,7 +198,7 @@ def load_trained(
         model = recipe.model.model_copy(update={"weights": weights})
         recipe = recipe.model_copy(update={"model": model})
     class_names = tuple(json.loads(metadata["class_names"]))
-    learner = make_learner(recipe, len(class_names), device)
+    learner = make_learner(recipe, len(class_names), device, keeps_maps=False)
     learner.load(tensors)
     learner.model.eval()
     return TrainedModel(file, recipe, class_names, learner, metadata)

@@ -100,8 +100,13 @@ class Loss(nn.Module):
         """Losses (N,) of single examples, from a model's outputs."""
         raise TypeError("a loss that does not couple examples says what each one's is")
 
-    def counted(self, counts_K: torch.Tensor) -> "Loss":
-        """This loss for a site with the given class counts in its training split."""
+    def counted(self, counts_K: torch.Tensor, shares_K: torch.Tensor | None = None) -> "Loss":
+        """This loss for a site with the given class counts in its training split.
+
+        Args:
+            counts_K: The site's own.
+            shares_K: Shares of the classes over all sites; None if unknown.
+        """
         return self
 
     def informed(self, known: ClassKnowledge) -> "Loss":
@@ -161,9 +166,9 @@ class WeightedSum(Loss):
         values = [w * loss.each(answers, labels_N) for w, loss in self._pairs()]
         return torch.stack(values).sum(dim=0)
 
-    def counted(self, counts_K: torch.Tensor) -> Loss:
+    def counted(self, counts_K: torch.Tensor, shares_K: torch.Tensor | None = None) -> Loss:
         """See :class:`Loss`."""
-        return WeightedSum([(w, loss.counted(counts_K)) for w, loss in self._pairs()])
+        return WeightedSum([(w, loss.counted(counts_K, shares_K)) for w, loss in self._pairs()])
 
     def informed(self, known: ClassKnowledge) -> Loss:
         """See :class:`Loss`."""
@@ -186,6 +191,7 @@ def cross_entropy(settings: LossSettings) -> Loss:
         settings.balance_beta,
         settings.balance_strength,
         torch.tensor(settings.class_counts) if settings.class_counts else None,
+        settings.balance_prior,
     )
 
 

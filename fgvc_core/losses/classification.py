@@ -5,8 +5,11 @@ number of examples as weight, ``(1 - beta^n) / (1 - beta)`` (Cui et al. 2019, "C
 Based on Effective Number of Samples", equation 9, https://arxiv.org/abs/1901.05555). ``logits``:
 the log of each class's share is added to its logit in training only (Menon et al. 2021, "Long-tail
 learning via logit adjustment", equation 10, https://arxiv.org/abs/2007.07314), which targets the
-balanced error. Neither has a cost. Top-1 usually falls when macro-F1 rises, and with a site's own
-counts each site corrects a different imbalance.
+balanced error. Neither has a cost. Top-1 usually falls when macro-F1 rises. With a site's own
+counts each site corrects its own imbalance, so that unlike sites fit one model of balanced classes
+(Zhang et al. 2022, "Federated Learning with Label Distribution Skew via Logits Calibration",
+https://arxiv.org/abs/2209.00189). ``prior`` subtracts a part of the log share over all
+sites, so that this one model knows how common its classes are.
 
 Hierarchical: cross-entropy at the coarser levels of a taxonomy. A family's probability is the sum
 over its species (Bertinetto et al. 2020, "Making Better Mistakes", section 3.1,
@@ -65,6 +68,7 @@ class BalancedCrossEntropy(Loss):
         beta: For ``weights``: 0 (no weights) to below 1 (nearly inverse counts).
         strength: For ``logits``: factor of the log share.
         public_counts_K: Public class counts; without them the site's own are used.
+        prior: For ``logits``: how far the model takes classes to be as likely as over all sites.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class BalancedCrossEntropy(Loss):
         beta: float,
         strength: float,
         public_counts_K: torch.Tensor | None = None,
+        prior: float = 0.0,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -83,9 +88,14 @@ class BalancedCrossEntropy(Loss):
         self.counts_privately = public_counts_K is None
         self.setting = f"loss.balance = '{kind}'"
         self.counts_K = public_counts_K
+        self.prior = prior
+        self.shares_K: torch.Tensor | None = None
 
-    def counted(self, counts_K: torch.Tensor) -> Loss:
-        """See :class:`Loss`; public counts take precedence."""
+    def counted(self, counts_K: torch.Tensor, shares_K: torch.Tensor | None = None) -> Loss:
+        """See :class:`Loss`; public counts take precedence.
+
+        Without shares the counts are taken for those of all sites.
+        """
         if not self.counts_privately:
             if self.counts_K is not None and len(self.counts_K) != len(counts_K):
                 raise ConfigurationError(
@@ -94,8 +104,10 @@ class BalancedCrossEntropy(Loss):
                     remedy="Give one number a class, in the order of data.classes.",
                 )
             return self
-        bound = BalancedCrossEntropy(self.kind, self.smoothing, self.beta, self.strength)
-        bound.counts_K = counts_K
+        bound = BalancedCrossEntropy(
+            self.kind, self.smoothing, self.beta, self.strength, prior=self.prior
+        )
+        bound.counts_K, bound.shares_K = counts_K, shares_K
         return bound
 
     def each(self, answers: Answers, labels_N: torch.Tensor) -> torch.Tensor:
@@ -107,7 +119,11 @@ class BalancedCrossEntropy(Loss):
         counts_K = counts_K.to(logits_NK.device, torch.float64)
         if self.kind == "logits":
             share_K = (counts_K + 1) / (counts_K + 1).sum()
-            logits_NK = logits_NK + (self.strength * share_K.log()).to(logits_NK.dtype)
+            shift_K = self.strength * share_K.log()
+            if self.prior:
+                common_K = share_K if self.shares_K is None else self.shares_K.to(share_K)
+                shift_K = shift_K - self.prior * common_K.log()
+            logits_NK = logits_NK + shift_K.to(logits_NK.dtype)
         losses_N = F.cross_entropy(
             logits_NK, labels_N, label_smoothing=self.smoothing, reduction="none"
         )

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from fgvc_core.components import LOSSES
-from fgvc_core.open_settings import OpenSettings
+from fgvc_core.registry import OpenSettings
 
 
 class LossSettings(OpenSettings):
@@ -31,6 +31,15 @@ class LossSettings(OpenSettings):
     )
     balance_strength: float = Field(
         1.0, ge=0.0, le=4.0, description="logits: what the log share is multiplied by, 0 to 4."
+    )
+    balance_prior: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="logits: how far the model takes classes to be as likely as they are over all "
+        "sites, 0 (all alike, for the balanced error) to 1 (for top-1). Their shares are those of "
+        "loss.class_counts, or else of the counts that train.start has released, which the "
+        "coordinator then sends to every site.",
     )
     class_counts: tuple[int, ...] = Field(
         (),

@@ -240,13 +240,17 @@ class FineGrainedClassifier(nn.Module):
     ) -> torch.Tensor:
         """Vectors of one look, averaged with the mirror image if set; ``map_NCHW`` saves a pass."""
         map_NCHW = self.map(images_NCHW) if map_NCHW is None else map_NCHW
-        vectors_ND = self.scaling(self.pooling(map_NCHW))
+        vectors_ND = self.pooled(map_NCHW)
         if not self.mirrored:
             return vectors_ND
         return (vectors_ND + self._vectors(images_NCHW.flip(-1))) / 2
 
     def _vectors(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        return self.scaling(self.pooling(self.map(images_NCHW)))
+        return self.pooled(self.map(images_NCHW))
+
+    def pooled(self, map_NCHW: torch.Tensor) -> torch.Tensor:
+        """Map feature maps (N, C, h, w) to vectors (N, D)."""
+        return self.scaling(self.pooling(map_NCHW))
 
     def map(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Map normalized pictures (N, 3, S, S) to the feature map before pooling, (N, C, h, w)."""

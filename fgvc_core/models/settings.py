@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fgvc_core.components import ATTENTIONS, HEADS, POOLINGS
 from fgvc_core.configuration import text
-from fgvc_core.open_settings import OpenSettings
+from fgvc_core.registry import OpenSettings
 
 
 class ModelSettings(OpenSettings):

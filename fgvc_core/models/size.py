@@ -5,6 +5,7 @@ therefore built on PyTorch's meta device, where tensors have shapes but no value
 (https://docs.pytorch.org/docs/stable/meta.html): seconds, whatever its size.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ import torch
 
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.classifier import FineGrainedClassifier
+from fgvc_core.models.prefix import FrozenPrefix, NoCut
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import is_frozen_backbone, travelling_names
 
@@ -30,12 +32,15 @@ class ModelSize:
         trained: Number of values that train.
         travelling: Number of values that are exchanged, including statistics.
         features: Length D of the vector before the head.
+        map: Number of values of one picture's map in front of the first stage that trains; 0 if
+            there is no such map.
     """
 
     parameters: int
     trained: int
     travelling: int
     features: int
+    map: int = 0
 
 
 @lru_cache(maxsize=8)
@@ -59,7 +64,18 @@ def model_size(settings: ModelSettings, num_classes: int, image_size: int) -> Mo
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         travelling=sum(state[name].numel() for name in travelling_names(model)),
         features=model.feature_dim,
+        map=_map_values(model, settings.train),
     )
+
+
+def _map_values(model: FineGrainedClassifier, stage: str) -> int:
+    if stage in ("all", "head", "norm"):
+        return 0
+    try:
+        return math.prod(FrozenPrefix(model, stage).shape)
+    except (NoCut, RuntimeError, NotImplementedError):
+        # Not every layer runs without values; where none does, nothing is cut either.
+        return 0
 
 
 @lru_cache(maxsize=8)

@@ -220,6 +220,25 @@ def frozen_digest(model: "FineGrainedClassifier") -> bytes:
     return digest.digest()
 
 
+def prefix_digest(model: "FineGrainedClassifier", stage: str) -> bytes:
+    """SHA-256 (32 bytes) of everything that the maps in front of a stage depend on.
+
+    All tensors count that never change in a run. Batch counters of trained layers do, and nothing
+    reads them.
+    """
+    moving = set(travelling_names(model))
+    digest = hashlib.sha256(f"maps in front of {stage} {model.input}".encode())
+    for part in ("before", "backbone"):
+        module = model.get_submodule(part)
+        digest.update(str(module).encode())
+        for name, tensor in sorted(module.state_dict().items()):
+            if f"{part}.{name}" in moving or name.endswith("num_batches_tracked"):
+                continue
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
+
+
 def get_tensors(
     model: "FineGrainedClassifier", names: Sequence[str]
 ) -> dict[str, NDArray[np.float32]]:

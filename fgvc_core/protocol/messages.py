@@ -33,6 +33,7 @@ from fgvc_core.errors import PeerError
 from fgvc_core.protocol.causes import Cause
 from fgvc_core.protocol.keys import PrivateKey, PublicKey, sign, verify
 from fgvc_core.protocol.ranges import (
+    MOST_CLASSES,
     MOST_NOISY,
     ClassNames,
     Cost,
@@ -125,7 +126,7 @@ class _WithoutEmpty(Body):
     @model_serializer(mode="wrap")
     def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        for name in ("cause", "cohort", "ready"):
+        for name in ("cause", "class_shares", "cohort", "ready"):
             if not values.get(name):
                 values.pop(name, None)
         return values
@@ -163,6 +164,13 @@ class Request(_WithoutEmpty):
         "", max_length=500, description="Why this site's last reply was refused, if it was."
     )
     tensors: Tensors = Field(default_factory=dict)
+    class_shares: tuple[Share, ...] = Field(
+        (),
+        max_length=MOST_CLASSES,
+        strict=False,
+        description="Of a round of training with loss.balance_prior: shares of the classes over "
+        "all sites, of the counts that they have sent.",
+    )
     cohort: tuple[CohortMember, ...] = Field(
         (),
         max_length=MOST_MEMBERS,

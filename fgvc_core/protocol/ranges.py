@@ -51,8 +51,11 @@ Tensors = Annotated[
 ]
 """Name -> digest."""
 
+MOST_CLASSES = 100_000
+"""Most classes of a recipe."""
+
 ClassNames = Annotated[
-    tuple[Annotated[str, Field(max_length=500)], ...], Field(max_length=100_000, strict=False)
+    tuple[Annotated[str, Field(max_length=500)], ...], Field(max_length=MOST_CLASSES, strict=False)
 ]
 
 

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fgvc_core.components import STRATEGIES
 from fgvc_core.configuration import text
-from fgvc_core.open_settings import OpenSettings
+from fgvc_core.registry import OpenSettings
 
 StrategyName = Annotated[str, AfterValidator(STRATEGIES.check)]
 """Name of a strategy that is installed here."""

@@ -30,6 +30,7 @@ from fgvc_core.privacy.gradients import BySinglePictures, UnitBatch
 from fgvc_core.privacy.settings import Engine, PrivacySettings
 from fgvc_core.training.examples import Examples, FeatureExamples, PictureExamples
 from fgvc_core.training.learner import Learner
+from fgvc_core.training.maps import HeldMaps, MapExamples
 from fgvc_core.training.private import PrivateTraining
 
 PICTURES = 4
@@ -322,6 +323,12 @@ def _made_up(learner: Learner, changed: bool) -> Examples:
         class_names=tuple(str(number) for number in range(learner.num_classes)),
     )
     bank = PictureBank(table, spec.size, 1.0, spec.interpolation)
+    if learner.prefix is not None:
+        device = next(learner.model.parameters()).device
+        images_NCHW = learner.model.normalise(bank.batch(np.arange(PICTURES)).to(device))
+        maps = HeldMaps(learner.prefix.map(images_NCHW).cpu())
+        known = _knowledge(learner.num_classes)
+        return MapExamples(maps, learner.prefix, labels_N, learner.views, known)
     return PictureExamples(bank, labels_N, learner.augment, _knowledge(learner.num_classes))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from fgvc_core.data.transforms import Augment, Mixing
 from fgvc_core.losses.base import build_loss
 from fgvc_core.losses.settings import LossSettings
 from fgvc_core.models.build import build_classifier
+from fgvc_core.models.prefix import FrozenPrefix, NoCut, no_places
 from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import (
     frozen_digest,
     get_tensors,
     is_frozen_backbone,
+    prefix_digest,
     set_tensors,
     travelling_names,
 )
@@ -41,6 +44,8 @@ from fgvc_core.training.features import (
     readable_features,
 )
 from fgvc_core.training.loop import Stretch, TrainingResult, train_passes
+from fgvc_core.training.map_views import scored_views, views_of, why_no_maps
+from fgvc_core.training.maps import CachedMaps, MapCache, MapExamples
 from fgvc_core.training.settings import TrainSettings
 
 UNREADABLE = "that cannot be read as pictures"
@@ -59,6 +64,12 @@ class Learner:
         image_size: Side of the input square, in pixels.
         seed: The recipe's seed; equal seeds give equal initial tensors on every machine.
         device: The device to compute on.
+        maps: Type of the maps that are kept of pictures if a stage trains: float16, float32, or
+            None to compute the whole network each time.
+
+    Attributes:
+        prefix: The frozen part whose maps are kept; None if none are.
+        no_maps: Why none are, for people.
     """
 
     def __init__(
@@ -72,6 +83,7 @@ class Learner:
         image_size: int,
         seed: int,
         device: torch.device | str = "cpu",
+        maps: Literal["float16", "float32"] | None = "float16",
     ) -> None:
         self.settings = train
         self._norm_fixed_from = model.norm_fixed_from
@@ -89,6 +101,20 @@ class Learner:
             if augment.mix == "none"
             else Mixing(augment.mix, augment.mix_alpha, augment.mix_share, num_classes)
         )
+        self.views = augment
+        self._scored = scored_views(model)
+        self._map_type = maps
+        self.no_maps = "not wanted here" if maps is None else why_no_maps(model, augment)
+        self.prefix: FrozenPrefix | None = None
+        if not self.no_maps:
+            try:
+                self.prefix = FrozenPrefix(self.model, model.train)
+            except NoCut as cause:
+                self.no_maps = str(cause)
+            else:
+                if augment.mirror_maps and not self.prefix.spatial:
+                    raise no_places(model.train)
+                self._prefix_digest = prefix_digest(self.model, model.train)
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the traveling tensors, by name."""
@@ -98,8 +124,13 @@ class Learner:
         """Set the traveling tensors; names and shapes must match exactly."""
         set_tensors(self.model, tensors)
 
-    def prepare(self, table: ExampleTable, cache: Path) -> None:
+    def prepare(self, table: ExampleTable, cache: Path, *, scored: bool = False) -> None:
         """Decode (or embed) every picture in advance, so that rounds only read.
+
+        Args:
+            table: The pictures.
+            cache: Folder for decoded pictures, features and maps.
+            scored: They are scored only, never trained on.
 
         Raises:
             DataError: if a picture is missing or damaged.
@@ -108,22 +139,31 @@ class Learner:
         self.loss.informed(knowledge_of(table))
         if self.frozen_backbone:
             ensure_features(self.model, table, FeatureStore(cache, self.extractor))
+        elif self.prefix is not None:
+            views = () if scored else views_of(self.views)
+            self._maps(cache).ensure(table, tuple(dict.fromkeys((*self._scored, *views))))
         else:
             self._bank(table, cache)
 
     def examples(self, table: ExampleTable, cache: Path) -> Examples:
-        """Labeled examples of a table, as features if the backbone is frozen."""
+        """Labeled examples of a table: features of a frozen backbone, maps of a frozen prefix."""
         known = knowledge_of(table)
         if self.frozen_backbone:
             store = open_store(cache, self.extractor)
             return FeatureExamples(read_features(self.model, table, store), table.labels_N, known)
-        return PictureExamples(
-            self._bank(table, cache), table.labels_N, self.augment, known, self._mixing
-        )
+        if self.prefix is not None:
+            maps = CachedMaps(self._maps(cache), table)
+            return MapExamples(maps, self.prefix, table.labels_N, self.views, known)
+        return self.picture_examples(table, cache)
+
+    def picture_examples(self, table: ExampleTable, cache: Path) -> PictureExamples:
+        """Labeled examples of a table as pictures, which the whole network computes each time."""
+        bank, known = self._bank(table, cache), knowledge_of(table)
+        return PictureExamples(bank, table.labels_N, self.augment, known, self._mixing)
 
     def readable_examples(
         self, table: ExampleTable, cache: Path, left_out: LeftOut
-    ) -> tuple[ExampleTable, PictureExamples | FeatureExamples]:
+    ) -> tuple[ExampleTable, PictureExamples | FeatureExamples | MapExamples]:
         """Rows with readable pictures, and the same rows as examples.
 
         Whether a row is included depends on its own file alone.
@@ -148,12 +188,16 @@ class Learner:
             else:
                 openable.append(position)
         table = table.take(openable)
-        found: PictureExamples | FeatureExamples
+        found: PictureExamples | FeatureExamples | MapExamples
         known = knowledge_of(table)
         if self.frozen_backbone:
             store = open_store(cache, self.extractor)
             features_ND, unread = readable_features(self.model, table, store)
             found = FeatureExamples(features_ND, table.labels_N, known)
+        elif self.prefix is not None:
+            maps = CachedMaps(self._maps(cache), table, tolerant=True)
+            unread = maps.unreadable()
+            found = MapExamples(maps, self.prefix, table.labels_N, self.views, known)
         else:
             bank = self._bank(table, cache, tolerant=True)
             unread = sorted(bank.faults)
@@ -173,6 +217,7 @@ class Learner:
         proximal_mu: float = 0.0,
         correct: Callable[[], None] | None = None,
         settings: TrainSettings | None = None,
+        shares_K: NDArray[np.float64] | None = None,
     ) -> TrainingResult:
         """Train in place; generators are derived from (seed, purpose, round).
 
@@ -183,6 +228,7 @@ class Learner:
             proximal_mu: FedProx's weight; 0: none.
             correct: Called after each backward pass; may change the gradients.
             settings: Overrides the recipe's settings.
+            shares_K: Shares of the classes over all sites; None: those of the examples.
         """
         if self.model.norm == "fixbn":
             begun = (stretch.round - 1) / stretch.rounds
@@ -193,7 +239,8 @@ class Learner:
             # Dropout only draws from the global generator.
             torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
             counts_K = torch.bincount(examples.labels_N, minlength=self.num_classes)
-            loss = self.loss.informed(examples.known).counted(counts_K)
+            common_K = None if shares_K is None else torch.from_numpy(shares_K)
+            loss = self.loss.informed(examples.known).counted(counts_K, common_K)
             return train_passes(
                 self.model,
                 examples,
@@ -214,6 +261,13 @@ class Learner:
     def pictures(self, table: ExampleTable, cache: Path) -> PictureBank:
         """A table's pictures as the model sees them, labeled or not."""
         return self._bank(table, cache)
+
+    def _maps(self, cache: Path) -> MapCache:
+        assert self.prefix is not None
+        assert self._map_type is not None
+        return MapCache(
+            self.model, self.prefix, self._prefix_digest, self.views, cache, self._map_type
+        )
 
     def _bank(self, table: ExampleTable, cache: Path, tolerant: bool = False) -> PictureBank:
         spec = self.model.input

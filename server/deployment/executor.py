@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fgvc_core.errors import FieldmarkError
+from fgvc_core.importing import importing
 from fgvc_core.protocol.bundle import RUN_KEY, check_bundle
 from fgvc_core.supervision import die_with_parent
 from fgvc_core.wake import become
@@ -176,7 +177,8 @@ def _say(text: str) -> None:
 def main() -> None:
     """Entry point of the process."""
     # Imported before the first fork, so runs start with everything loaded.
-    import fieldmark.server.run  # noqa: F401
+    with importing():
+        import fieldmark.server.run  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))

@@ -14,6 +14,7 @@ import hashlib
 import re
 import ssl
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ from google.protobuf.message import DecodeError
 from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket, put_together
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
+from fgvc_core.quiet_server import be_quiet
 from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
 from fgvc_core.wake import WakeFile
 from fieldmark.server.deployment.bodies import check_push
@@ -118,6 +120,11 @@ _NAMED = "localhost"
 """Host name that the SuperLink's certificate is checked against over a Unix socket, which has no
 host name."""
 FEDERATION = ""
+LOG_PAGES = 16_384
+"""Length of SQLite's write-ahead log, in pages of 4096 bytes, at which it is copied into the
+database: 64 MB."""
+SWEEP_S = 1.0
+"""Minimum interval between two looks for expired tasks, in seconds."""
 _VERSIONS = Path("supercore") / "state" / "alembic" / "versions"
 _REVISION = re.compile(r'^revision: str = "(\w+)"', re.M)
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
@@ -154,9 +161,39 @@ def serve_superlink(socket: Path, health: Path, options: Sequence[str]) -> None:
     serving.start()
     # Flower has no option for a Unix socket, but the uvicorn server that it starts has.
     setattr(uvicorn, "run", functools.partial(uvicorn.run, uds=socket_name(socket)))  # noqa: B010
+    be_quiet()
+    write_less()
     # If Flower ever starts another server, this host name does not resolve and no port opens.
     sys.argv = ["flower-superlink", "--host", NO_HOST, *options]
     flower_superlink()
+
+
+def write_less() -> None:
+    """Let the SuperLink's database of this process write to the disk less often.
+
+    SQLite copies its log into the database after every 4 MB, so each piece of a message was written
+    twice and waited for at once; and Flower looks for expired tasks at each call, which waits for
+    whatever is being written. A task that has not been heard of for a minute now expires up to
+    ``SWEEP_S`` later.
+
+    Raises:
+        AttributeError, KeyError: if Flower has renamed what is replaced.
+    """
+    from flwr.supercore import sql_mixin
+    from flwr.supercore.corestate.sql_corestate import SqlCoreState
+
+    sweep, due = SqlCoreState._cleanup_expired_task_tokens, 0.0
+
+    def sweep_seldom(state: Any) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + SWEEP_S
+            sweep(state)
+
+    pragmas: Any = vars(sql_mixin)["SQLITE_PRAGMAS"]
+    pragmas = (*pragmas, ("wal_autocheckpoint", str(LOG_PAGES)))
+    setattr(sql_mixin, "SQLITE_PRAGMAS", pragmas)  # noqa: B010
+    setattr(SqlCoreState, "_cleanup_expired_task_tokens", sweep_seldom)  # noqa: B010
 
 
 def through(client: C, address: str, ca: bytes) -> C:

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from fgvc_core.files import read_json
 from fgvc_core.local_pages import PLAIN, LocalPage, only_this_machine
+from fgvc_core.quiet_server import be_quiet
 from fgvc_core.sockets import LOOPBACK
 from fgvc_core.words import counted, visible_lines
 from fieldmark.server.deployment.status import read_status
@@ -161,6 +162,7 @@ def main() -> None:
     """Entry point of the process."""
     folder = Path(sys.argv[1])
     port = int(read_json(folder / "state" / "ports.json")["pages"])
+    be_quiet()
     uvicorn.run(make_app(folder), host=LOOPBACK, port=port, access_log=False, log_level="warning")
 
 

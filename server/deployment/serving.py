@@ -8,7 +8,6 @@ import json
 import signal
 import ssl
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fgvc_core.files import read_json, replace_private_json
+from fgvc_core.quiet_server import be_quiet
 from fgvc_core.sockets import path_of, socket_name
 from fieldmark.server.deployment.gateway import OWNER, Gateway
 from fieldmark.server.deployment.meters import Meter, Refused
@@ -69,6 +69,7 @@ def serve(folder: Path) -> None:
         ssl_keyfile=str(folder / "server.key"),
         log_level="warning",
     )
+    be_quiet()
     config.load()
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -93,19 +94,21 @@ async def _serve(
 
 
 async def _note(gateway: Gateway, path: Path) -> None:
-    """Write the counts regularly to the file that status and metrics read."""
+    """Write the counts, when they change, to the file that status and metrics read."""
     meter = gateway.meter
+    noted: dict[str, Any] = {}
     while True:
         await asyncio.sleep(NOTE_EVERY_S)
         values = {
-            "noted": round(time.time(), 1),
             "requests": dict(meter.requests),
             "bytes_in": dict(meter.bytes_in),
             "bytes_out": dict(meter.bytes_out),
             "last_seen": {site: round(at, 1) for site, at in meter.last_seen.items()},
             "refusals": [[what, code, n] for (what, code), n in meter.refusals.items()],
         }
-        replace_private_json(path, values)
+        if values != noted:
+            replace_private_json(path, values)
+            noted = values
 
 
 @dataclass

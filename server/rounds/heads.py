@@ -92,11 +92,19 @@ def started_head(
         head = started(tensors, added(parts), recipe.train, attributes_KA)
     else:
         head = with_head(tensors, found.head, recipe.train)
+    if recipe.loss.balance_prior and not recipe.loss.class_counts:
+        state.class_shares = class_shares(added(parts).counts_K)
     context.tally.close()
     told = {} if found is None else told_of(found)
     state.start = {"method": recipe.train.start, "sites": len(searched_sites.left), **told}
     context.events.emit("started", **state.start)
     return to_array_record(pack_all(head))
+
+
+def class_shares(counts_K: NDArray[np.float64]) -> list[float]:
+    """Shares of the classes, each above 0, to three digits: what sites need, and no count."""
+    shares_K = (counts_K + 1) / (counts_K + 1).sum()
+    return [float(f"{share:.3g}") for share in shares_K]
 
 
 def told_of(found: Found) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, Message
 from fgvc_core.errors import RunFailed
 from fgvc_core.flower.records import to_array_record
 from fgvc_core.protocol.messages import CohortMember, Request, SignedText
-from fgvc_core.protocol.stages import Stage
+from fgvc_core.protocol.stages import TRAIN, Stage
 from fgvc_core.wire.arrays import TensorSpec, pack_all
 from fieldmark.server.screening.checks import Screened
 from fieldmark.server.screening.trust import bounded, share_among
@@ -139,6 +139,7 @@ def _request(
         notice=record["notice"],
         cohort=work.cohort,
         ready=work.ready,
+        class_shares=tuple(context.state.class_shares) if stage is TRAIN else (),
     )
 
 

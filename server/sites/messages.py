@@ -89,6 +89,7 @@ class Exchange(Attendance):
         notice: str = "",
         cohort: tuple[CohortMember, ...] = (),
         ready: tuple[SignedText, ...] = (),
+        class_shares: tuple[float, ...] = (),
     ) -> tuple[Request, Message]:
         """A signed request to a site, with tensors."""
         request = Request(
@@ -106,6 +107,7 @@ class Exchange(Attendance):
             tensors=self.digests(arrays),
             cohort=cohort,
             ready=ready,
+            class_shares=class_shares,
         )
         if self.ledgers.remembers:
             self.ledgers.asked(site, self._run, request.nonce)

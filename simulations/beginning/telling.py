@@ -14,8 +14,12 @@ from fgvc_core.privacy.planning import plan_epsilon
 from fgvc_core.protocol.settings import ROBUST
 from fgvc_core.protocol.stages import Stage, stages_of
 from fgvc_core.recipe import Recipe
+from fgvc_core.training.map_views import count_views, why_no_maps
 from fgvc_core.words import counted
 from fieldmark.simulations.beginning.reckoning import cost_of, sized
+
+HALF = 2
+"""Bytes of a float16, the type of kept maps."""
 
 SUPPOSED = 100
 """Classes that are supposed where the recipe does not say how many there are."""
@@ -91,6 +95,16 @@ def _learnt(recipe: Recipe) -> Iterator[str]:
         f"By {model.backbone} with {found.parameters:,} values, {start}; "
         + ("all of it trains." if share > 0.99 else f"{found.trained:,} of them train.")
     )
+    whole = why_no_maps(model, recipe.augment)
+    if found.map and not whole:
+        views = count_views(model, recipe.augment)
+        kept = size(found.map * HALF * views)
+        yield (
+            f"The map in front of '{model.train}' is computed once and kept on each site's disk, "
+            f"{kept} a picture ({counted(views, 'view')} of it): a round costs what trains."
+        )
+    elif found.trained < found.parameters and model.train != "head":
+        yield f"Each step computes the whole network: {whole or 'the backbone has no one map'}."
     looks = 1 + bool(model.middle) + bool(model.closer)
     if looks > 1 or model.mirrored:
         mirrored = ", each with its mirror image" if model.mirrored else ""

@@ -9,9 +9,8 @@ from pydantic import field_validator
 
 from fgvc_core.configuration import Settings
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
-from fgvc_core.open_settings import OpenSettings
 from fgvc_core.protocol.messages import seal
-from fgvc_core.registry import Registry
+from fgvc_core.registry import OpenSettings, Registry
 from fieldmark.client import announced as state
 from fieldmark.client.announced import read_announced, read_announcement, recall, remember
 from fieldmark.client.job import Incoming

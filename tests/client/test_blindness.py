@@ -297,7 +297,7 @@ FIXED = {
     ("data", "name"): ("fieldmarks", "folder", "manifest", "cub", "cars", "ham10000", "aircraft"),
     ("model", "backbone"): ("fieldmark_nano",),
     ("model", "weights"): ("none", "hub", "/etc/passwd", "../personal/x.safetensors"),
-    ("model", "train"): ("head", "all", "norm"),
+    ("model", "train"): ("head", "all", "norm", "stage4"),
     ("federation", "rounds"): (1, 2, 3),
     ("privacy", "steps"): (1, 2),
     ("privacy", "views"): (1, 2),
@@ -347,8 +347,9 @@ def drawn_recipe(seed: int) -> Recipe:
         if name not in ("name", "seed", "audit", "scenario", "partition")
     }
     while True:
-        # Both ways through the mechanism: cached features, and pictures through the network.
-        trained = "model.train=all" if rng.random() < 0.25 else "model.train=head"
+        # All ways through the mechanism: cached features, pictures through the network, and
+        # maps in front of a stage.
+        trained = f"model.train={rng.choice(('head', 'head', 'head', 'all', 'stage4'))}"
         values = parse_recipe(BASE, [trained]).model_dump(mode="json", exclude_none=True)
         for _ in range(rng.randint(1, 4)):
             section = rng.choice(list(sections))

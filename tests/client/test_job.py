@@ -80,6 +80,32 @@ def test_the_same_request_gives_the_same_update(home, tiny):
     assert ask(home, request(tiny, "train"), tensors).tensors == first
 
 
+SHARES = (0.1,) * 8 + (0.05,) * 4
+
+
+@pytest.mark.parametrize(
+    "shares", [(), SHARES[:11], (0.5, 0.5), (0.0, 0.15, *SHARES[2:]), (0.9, *SHARES[1:])]
+)
+def test_shares_of_the_classes_must_fit_the_recipe(home, tiny, shares):
+    recipe = parse_recipe(
+        tiny.to_toml(), ["loss.balance=logits", "loss.balance_prior=0.5", "train.start=means"]
+    )
+    ask(home, request(recipe, "roll_call"))
+    tensors = make_learner(recipe, 12).tensors()
+    good = reply_of(home, ask(home, request(recipe, "train", class_shares=SHARES), tensors))
+    assert good.code == "ok"
+    wrong = reply_of(home, ask(home, request(recipe, "train", class_shares=shares), tensors))
+    assert wrong.code == "refused-request"
+    assert f"has {len(shares)} shares of 12 classes" in wrong.reason
+
+
+def test_shares_of_the_classes_that_the_recipe_does_not_use_are_refused(home, tiny):
+    ask(home, request(tiny, "roll_call"))
+    body = request(tiny, "train", class_shares=SHARES)
+    reply = reply_of(home, ask(home, body, make_learner(tiny, 12).tensors()))
+    assert (reply.code, "does not use" in reply.reason) == ("refused-request", True)
+
+
 def test_nobody_but_the_coordinator_is_answered(home, tiny):
     assert ask(home, request(tiny, "roll_call"), key=new_key()) is None
     assert ask(home, request(tiny, "train", site="site-2")) is None

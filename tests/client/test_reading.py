@@ -290,17 +290,39 @@ def test_nothing_of_the_recipes_files_and_columns_reaches_a_sites_reading(tmp_pa
     assert data_settings(site, recipe, CLASSES) == plain
 
 
-def test_without_privacy_a_picture_at_fault_ends_the_answer_unless_the_site_leaves_it_out(tmp_path):
+# What is kept of a picture: its features, its maps in front of a stage, or its pixels.
+@pytest.mark.parametrize("trains", ["head", "stage4", "all"])
+def test_without_privacy_a_picture_at_fault_ends_the_answer_unless_the_site_leaves_it_out(
+    tmp_path, trains
+):
     root = folder_tree(tmp_path / "data", CLASSES)
     (root / "Robin" / "1.png").write_bytes(b"no picture")
     site = site_over(tmp_path / "home", root, Policy(), kind="folder")
-    recipe = parse_recipe(RECIPE)
+    recipe = parse_recipe(RECIPE, [f"model.train={trains}"])
     tensors = make_learner(recipe, 2).tensors()
     ask(site, recipe, "roll_call")
     assert ask(site, recipe, tensors=tensors).code == "unavailable"
     reply = ask(changed(site, faults="leave-out"), recipe, tensors=tensors)
     assert (reply.code, reply.examples + reply.scores.examples) == ("ok", 7)
     assert "1 rows of the data count as nothing" in (site.home / "site.log").read_text()
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_private_training_on_maps_answers_whether_or_not_a_picture_is_at_fault(tmp_path, faulty):
+    root = folder_tree(tmp_path / "data", CLASSES)
+    if faulty:
+        (root / "Robin" / "1.png").write_bytes(b"no picture")
+    site = site_over(tmp_path / "home", root, kind="folder")
+    recipe = parse_recipe(RECIPE, ("model.train=stage4", *PRIVATE))
+    assert ask(site, recipe, "roll_call").code == "ok"
+    # 128 channels of 4 x 4 places, two bytes each, of the picture and four random views.
+    assert "the cache keeps 20.5 kB of a picture" in (site.home / "site.log").read_text()
+    assert not list(site.cache.glob("features/*"))
+    tensors = make_learner(recipe, 2).tensors()
+    assert ask(site, recipe, tensors=tensors).code == "ok"
+    assert 2 <= len(list(site.cache.glob("features/*"))) <= 5
+    (plan,) = ledger(site).plans()
+    assert [event.purpose for event in plan.events] == ["step"]
 
 
 def test_a_mix_of_layouts_answers_one_run_alike(tmp_path):

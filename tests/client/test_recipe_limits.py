@@ -140,6 +140,29 @@ def test_what_the_cache_would_keep_is_compared_by_the_declared_number_alone():
     check_recipe(limits, parse_recipe("", ["model.train=head"]), 5, declared=1_000_000)
 
 
+@pytest.mark.parametrize(
+    ("changes", "views"),
+    [
+        ((), 5),  # The picture, and four random views.
+        (("augment.rotation=0", "augment.zoom=0", "augment.color=0"), 2),
+        (("augment.cached_views=9", "model.mirrored=true"), 11),
+    ],
+)
+def test_maps_in_front_of_a_stage_count_in_every_view_that_is_kept(changes, views):
+    recipe = parse_recipe("", ["data.image_size=64", "model.train=stage4", *changes])
+    map_kb = 128 * 8 * 8 * 2 / 1000
+    fits = int(1e9 / (views * map_kb * 1000))
+    check_recipe(Limits(cache_gb=1.0), recipe, 5, declared=fits)
+    with pytest.raises(PolicyRefusal, match=r"limits\.cache_gb = 1"):
+        check_recipe(Limits(cache_gb=1.0), recipe, 5, declared=fits + 100)
+
+
+def test_a_stage_that_the_backbone_does_not_have_is_refused_with_the_nearest(tmp_path):
+    reply = ask(make_site(tmp_path), roll_call(steps("model.train=stage44")))
+    assert reply.code == "refused-policy"
+    assert "model.train = 'stage44' names no stage of this backbone" in reply.reason
+
+
 def test_a_gpu_takes_the_steps_memory_and_not_the_models_own():
     limits = Limits(memory_gb=3.0, batch_size=4096)
     recipe = parse_recipe("", ["train.batch_size=4096"])

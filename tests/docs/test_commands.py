@@ -139,6 +139,14 @@ def test_every_documented_command_runs(line, tmp_path, monkeypatch, request):
         words += ["--seeds=1"]
     if {"--set", "--sites"} & {*words} or words[:2] == ["data", "partition"]:
         words += SMALL
+    if words[0] == "simulate" and "demo.toml" in line and "federation.rounds" not in line:
+        # The command is the same for two rounds.
+        words += ["--set=federation.rounds=2"]
+    if words[:2] == ["simulate", "simulations/recipes/demo-secure.toml"]:
+        # Ten sites; six are the fewest that its sums are opened over.
+        words += ["--set=partition.sites=6"]
+    if words[:2] == ["simulate", "simulations/recipes/audit.toml"]:
+        words += SMALL
     if "simulations/recipes/faults.toml" in words:
         # Eleven attacks against three strategies take minutes; the command is the same for one.
         few = ["federation.rounds=2", 'scenario.turns=["sign-flip"]', "data.fieldmarks_train=600"]

@@ -76,6 +76,13 @@ def test_the_digest_ignores_where_one_machine_keeps_its_pictures():
             [],
             "['fedmedian', 'multi-krum'] do nothing where",
         ),
+        ("", ["loss.balance_prior=0.5"], "needs loss.balance = 'logits', not 'none'"),
+        (
+            "",
+            ["loss.balance_prior=0.5", "loss.balance=logits"],
+            "needs the shares of the classes over all sites, which nothing says",
+        ),
+        ("", ["augment.mirror_maps=true"], "mirror_maps = true would do nothing"),
         ("[federation]\nrounds = -1", [], "'federation.rounds' = -1"),
         ("[federation]\nstrategy = 'fedporx'", [], "Did you mean 'fedprox'"),
         ("[train]\nlr = 'fast'", [], "'train.lr' = 'fast'"),

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from fgvc_core.configuration import Settings, text
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.open_settings import OpenSettings
-from fgvc_core.registry import Registry, Weighted
+from fgvc_core.registry import OpenSettings, Registry, Weighted
 
 GOOD = """
 from pydantic import Field

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from fgvc_core import supervision
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.files import read_json, replace_private_json
 from fgvc_core.supervision import (
@@ -18,6 +19,7 @@ from fgvc_core.supervision import (
     holder,
     last_words,
     refuse_second,
+    start_up,
     stop_holder,
 )
 
@@ -159,3 +161,52 @@ def test_the_last_words_are_those_since_the_start(tmp_path):
     assert last_words(log, since) == ""
     log.write_text("Error: an old one\nready\n\nError: port 8443\nis taken.\n")
     assert last_words(log, since) == "Error: port 8443 is taken."
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """Starts a script in place of ``fieldmark site up``; returns the words and what was said."""
+    start, ready, said = supervision.start_detached, tmp_path / "state" / "ready.json", []
+
+    def run(script, within_s=60.0):
+        monkeypatch.setattr(supervision, "UP_WITHIN_S", within_s)
+        monkeypatch.setattr(supervision, "TELL_AFTER_S", 0.05)
+        monkeypatch.setattr(
+            supervision,
+            "start_detached",
+            lambda command, log: (
+                run.processes.append(start((sys.executable, "-c", script, *command[-3:]), log))
+                or run.processes[-1]
+            ),
+        )
+        ready.parent.mkdir(exist_ok=True)
+        # Of an earlier start: it says nothing about this one.
+        ready.write_text("{}")
+        return start_up("site", "The site", tmp_path, ready, said.append, "not yet"), said
+
+    run.processes = []
+    return run
+
+
+def test_what_writes_its_file_is_up(started, tmp_path):
+    words, said = started(
+        "import pathlib, sys, time; time.sleep(1)\n"
+        "assert sys.argv[1:3] == ['site', 'up']\n"
+        "pathlib.Path(sys.argv[3], 'state', 'ready.json').write_text('{}')\n"
+        "time.sleep(5)"
+    )
+    assert words is None
+    assert said[0].startswith("not yet, waiting ")
+    assert said[-1].startswith("up, as process ")
+
+
+def test_what_ends_at_once_is_told_by_its_last_words(started):
+    assert started("print('the disk is full'); raise SystemExit(1)")[0] == "the disk is full"
+    with pytest.raises(ConfigurationError, match="The site did not come up: no such home"):
+        started("print('no such home'); raise SystemExit(2)")
+
+
+def test_what_does_not_come_up_in_time_is_ended(started):
+    words, _ = started("import time; time.sleep(600)", within_s=0.5)
+    assert words == ""
+    assert started.processes[-1].wait(20) == -signal.SIGTERM

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from extras import needs
 from inline_executor import Here
 from tests_recipe import TINY
 
@@ -19,7 +20,7 @@ from fieldmark.simulations.folders import lay_out, site_homes
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.preparation import deal, prepare
 
-pytest.importorskip("lightly", reason="the extra 'pretraining' is not installed")
+needs("lightly", "the extra 'pretraining' is not installed")
 
 SETS = (
     *("data.fieldmarks_train=60", "data.fieldmarks_test=12", "data.fieldmarks_pool=36"),

@@ -67,7 +67,12 @@ def test_ctrl_c_ends_all_processes_and_the_run_goes_on_to_the_same_bits(tmp_path
     recipe, run = tmp_path / "tiny.toml", tmp_path / "run"
     recipe.write_text(RECIPE)
     process = subprocess.Popen(
-        simulate(recipe, run), stderr=subprocess.PIPE, text=True, start_new_session=True
+        simulate(recipe, run),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell has what it starts in the background ignore Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + PATIENCE_S
     while not any(e["round"] == 2 for e in events(run, "round_started")):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from asking import COORDINATOR, ask, reply_of, request
 from PIL import Image
+from rehearsing import in_this_process
 
 import fieldmark.client.deployment.check as checking
 from fgvc_core import __version__
 from fgvc_core.errors import FieldmarkError
 from fgvc_core.experiment import make_learner
-from fgvc_core.files import private_folder
 from fgvc_core.protocol.keys import new_key, public_text
 from fgvc_core.protocol.stages import PRETRAIN, TRAIN, stages_of
 from fgvc_core.protocol.tensor_names import as_control, controlled, shared
@@ -23,12 +23,11 @@ from fieldmark.client import workspace as works
 from fieldmark.client.deployment import dry_run as running
 from fieldmark.client.deployment.check import check_site
 from fieldmark.client.deployment.contact import Contact
-from fieldmark.client.deployment.dry_run import DryRun, dry_run
+from fieldmark.client.deployment.dry_run import dry_run
 from fieldmark.client.deployment.link import Link, write_link
 from fieldmark.client.limits import Limits
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.provision import make_home
-from fieldmark.client.rehearsal import rehearse
 from fieldmark.client.site import Site, write_settings
 
 CLASSES = ("naevus", "melanoma")
@@ -87,20 +86,6 @@ def changed(home, **sections):
     for name, change in sections.items():
         values[name] = {**values[name], **change}
     write_settings(home, type(settings).read(values, "the test"))
-
-
-def in_this_process(site, recipe, class_names):
-    """As :func:`dry_run`, without a process and its limits."""
-    works.WORKSPACE.forget_data()
-    scratch = private_folder(site.home / "state" / "scratch")
-    try:
-        values = rehearse(site, recipe, class_names, scratch).as_json()
-    except Exception as error:
-        return DryRun(fault=str(error), exit_code=getattr(error, "exit_code", 6))
-    finally:
-        for path in sorted(scratch.rglob("*"), reverse=True):
-            path.unlink() if path.is_symlink() or path.is_file() else path.rmdir()
-    return DryRun(values=values)
 
 
 def files_of(home):

@@ -1,5 +1,6 @@
 """A ledger of shared noise: two figures, two caps, "no promise", torn lines, mixed runs."""
 
+import functools
 import json
 import math
 
@@ -22,9 +23,17 @@ from ..protected_sites import make_site, sums
 
 DELTA = 1e-5
 SHARED = parse_recipe(RECIPE)
-EVENTS = plan_for(SHARED.privacy, 1, SHARED.sharers)
-OWN = plan_for(sums().privacy, 1)
 CAP = (50.0, DELTA)
+
+
+@functools.cache
+def shared_events():
+    return plan_for(SHARED.privacy, 1, SHARED.sharers)
+
+
+@functools.cache
+def own_events():
+    return plan_for(sums().privacy, 1)
 
 
 @pytest.fixture
@@ -48,11 +57,11 @@ def charge(ledger, run, events, alone_cap=math.inf):
 
 def test_both_figures_are_charged_when_a_release_is_reserved(ledger):
     assert SHARED.sharers == 4
-    assert {event.sharers for event in EVENTS} == {4}
-    charge(ledger, "shared", EVENTS)
+    assert {event.sharers for event in shared_events()} == {4}
+    charge(ledger, "shared", shared_events())
     (plan,) = ledger.plans()
-    bare = alone(EVENTS)
-    assert plan.cost()[0] == epsilon_of_plan(EVENTS, DELTA) == pytest.approx(4.0, rel=2e-3)
+    bare = alone(shared_events())
+    assert plan.cost()[0] == epsilon_of_plan(shared_events(), DELTA) == pytest.approx(4.0, rel=2e-3)
     assert plan.cost_alone() == pytest.approx(epsilon_of_plan(bare, DELTA))
     together, apart = ledger.total(DELTA)[0], ledger.total_alone(DELTA)[0]
     # Half the noise.
@@ -61,7 +70,7 @@ def test_both_figures_are_charged_when_a_release_is_reserved(ledger):
 
 
 def test_a_ledger_without_shared_noise_has_one_figure(ledger):
-    charge(ledger, "own", OWN)
+    charge(ledger, "own", own_events())
     assert ledger.total_alone(DELTA) == ledger.total(DELTA)
 
 
@@ -70,27 +79,34 @@ def test_mixed_runs_add_up_in_both_figures_in_either_order(tmp_path):
         (tmp_path / first).mkdir()
         ledger = Ledger(tmp_path / first, "data", "site-1")
         for run in (first, second):
-            charge(ledger, run, EVENTS if run == "shared" else OWN)
+            charge(ledger, run, shared_events() if run == "shared" else own_events())
         together, apart = ledger.total(DELTA)[0], ledger.total_alone(DELTA)[0]
-        own, bare = epsilon_of_plan(OWN, DELTA), epsilon_of_plan(alone(EVENTS), DELTA)
-        joint = epsilon_of_plan([*OWN, *EVENTS], DELTA)
+        own, bare = (
+            epsilon_of_plan(own_events(), DELTA),
+            epsilon_of_plan(alone(shared_events()), DELTA),
+        )
+        joint = epsilon_of_plan([*own_events(), *shared_events()], DELTA)
         assert joint <= together
-        assert max(own, bare) < epsilon_of_plan([*OWN, *alone(EVENTS)], DELTA) <= apart
+        assert (
+            max(own, bare)
+            < epsilon_of_plan([*own_events(), *alone(shared_events())], DELTA)
+            <= apart
+        )
         assert together < apart
 
 
 def test_the_cap_of_one_sites_noise_alone_stops_a_release(ledger):
-    announce(ledger, "shared", EVENTS)
-    bare = epsilon_of_plan(alone(EVENTS), DELTA)
-    centre, class_sums = EVENTS
+    announce(ledger, "shared", shared_events())
+    bare = epsilon_of_plan(alone(shared_events()), DELTA)
+    centre, class_sums = shared_events()
     with pytest.raises(PolicyRefusal, match=r"policy.epsilon_alone_cap = 5: this release"):
         ledger.reserve("shared", 1, "a", centre, CAP, 5.0)
     ledger.reserve("shared", 1, "a", centre, CAP, bare * 1.01)
     ledger.reserve("shared", 1, "b", class_sums, CAP, bare * 1.01)
     # A later run with noise of its own is held to it, too.
-    announce(ledger, "own", OWN)
+    announce(ledger, "own", own_events())
     with pytest.raises(PolicyRefusal, match="epsilon_alone_cap"):
-        ledger.reserve("own", 1, "c", OWN[0], CAP, bare * 1.01)
+        ledger.reserve("own", 1, "c", own_events()[0], CAP, bare * 1.01)
 
 
 def test_no_promise_fails_every_number_and_passes_none(ledger):
@@ -115,7 +131,7 @@ def test_an_event_covers_another_only_with_less_noise_in_both_figures():
 
 
 def test_a_torn_line_is_charged_with_what_costs_most_in_either_figure(ledger):
-    charge(ledger, "shared", EVENTS)
+    charge(ledger, "shared", shared_events())
     wide = PrivacyEvent("class-sums", 20.0, sharers=100)
     announce(ledger, "wide", (wide, PrivacyEvent("centre", 9.0)))
     with ledger.path.open("ab") as file:
@@ -130,15 +146,15 @@ def test_a_torn_line_is_charged_with_what_costs_most_in_either_figure(ledger):
 
 
 def test_the_rule_alone_follows_from_the_announcement(ledger):
-    charge(ledger, "shared", EVENTS)
+    charge(ledger, "shared", shared_events())
     (plan,) = ledger.plans()
     bare = plan.alone()
-    assert bare.rule == Rule(choose_rule(alone(EVENTS), None, DELTA).orders, one_plan=True)
+    assert bare.rule == Rule(choose_rule(alone(shared_events()), None, DELTA).orders, one_plan=True)
     assert plan.rule != bare.rule
 
 
 def test_old_and_new_ledgers_read_each_other_without_secure(ledger):
-    charge(ledger, "own", OWN)
+    charge(ledger, "own", own_events())
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     assert all("sharers" not in json.dumps(line) for line in lines)
     announced = next(line for line in lines if line["kind"] == "announced")
@@ -222,7 +238,7 @@ def test_who_approves_a_run_is_told_both_figures(tmp_path):
     site = make_site(tmp_path, **POLICY)
     told = " ".join(Pending("run-1", 0.0, SHARED, ("a", "b")).in_words(site))
     assert "epsilon 4 at delta 1e-05 for each image" in told
-    bare = epsilon_of_plan(alone(EVENTS), DELTA)
+    bare = epsilon_of_plan(alone(shared_events()), DELTA)
     assert "at most 1 of all sites work with the coordinator; if all others did, " in told
     assert told.endswith(f"epsilon {bare:.3g}")
 
@@ -240,9 +256,11 @@ def test_a_run_that_does_not_fit_under_the_cap_alone_is_refused_before_anything(
     site = make_site(tmp_path, **{**POLICY, "epsilon_alone_cap": 6.0})
     admission = Admission(site, Ledger(site.home, site.data_binding, site.name))
     with pytest.raises(PolicyRefusal, match=r"policy\.epsilon_alone_cap = 6 at delta"):
-        admission.check_budget(SHARED.privacy, "sums", EVENTS)
+        admission.check_budget(SHARED.privacy, "sums", shared_events())
     found = read_budget(site, SHARED)
     assert not found.plan["allowed"]
     assert found.plan["epsilon"] == pytest.approx(4.0, rel=2e-3)
-    assert found.plan["epsilon_alone"] == pytest.approx(epsilon_of_plan(alone(EVENTS), DELTA))
+    assert found.plan["epsilon_alone"] == pytest.approx(
+        epsilon_of_plan(alone(shared_events()), DELTA)
+    )
     assert found.alone == {"spent": 0.0, "how": "nothing was released", "cap": 6.0}

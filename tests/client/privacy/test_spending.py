@@ -1,5 +1,6 @@
 """How a ledger adds up its costs is fixed before its first release, and read back from it."""
 
+import functools
 import json
 
 import pytest
@@ -24,8 +25,16 @@ from ..protected_sites import (
 from ..report_homes import entries_of, write_chain
 
 STEPS, SUMS = steps(), sums()
-PLAN = plan_for(STEPS.privacy, 3)
-WHOLE = epsilon_of_plan(PLAN, 1e-5)
+
+
+@functools.cache
+def plan():
+    return plan_for(STEPS.privacy, 3)
+
+
+@functools.cache
+def whole():
+    return epsilon_of_plan(plan(), 1e-5)
 
 
 def total(site):
@@ -42,12 +51,12 @@ def rules(site):
 
 
 def test_the_rule_is_in_the_announcement_before_anything_is_released(tmp_path):
-    for number, cap in enumerate((WHOLE, 5.0, 40.0, "none")):
+    for number, cap in enumerate((whole(), 5.0, 40.0, "none")):
         site = make_site(tmp_path / str(number), epsilon_cap=cap)
         announce(site, STEPS)
-        wanted = choose_rule(PLAN, None if cap == "none" else cap, 1e-5)
+        wanted = choose_rule(plan(), None if cap == "none" else cap, 1e-5)
         assert rules(site) == [wanted.as_json()]
-        assert wanted.one_plan == (cap == WHOLE)
+        assert wanted.one_plan == (cap == whole())
         assert ledger_of(site).rule() is None
         train(site)
         assert ledger_of(site).rule() == wanted
@@ -56,8 +65,8 @@ def test_the_rule_is_in_the_announcement_before_anything_is_released(tmp_path):
 def test_what_is_spent_rises_with_each_release_by_the_orders_of_the_first_plan(tmp_path):
     site = make_site(tmp_path, epsilon_cap=40.0)
     announce(site, STEPS)
-    (step,) = (event for event in PLAN if event.purpose == "step")
-    orders = choose_rule(PLAN, 40.0, 1e-5).orders
+    (step,) = (event for event in plan() if event.purpose == "step")
+    orders = choose_rule(plan(), 40.0, 1e-5).orders
     for round_ in (1, 2, 3):
         train(site, rounds=(round_,))
         released = [take(step, 2 * round_)]
@@ -71,30 +80,30 @@ def test_what_is_spent_rises_with_each_release_by_the_orders_of_the_first_plan(t
 
 
 def test_a_run_that_fits_only_as_one_plan_costs_the_whole_plan_from_its_first_release(tmp_path):
-    site = make_site(tmp_path, epsilon_cap=WHOLE)
+    site = make_site(tmp_path, epsilon_cap=whole())
     announce(site, STEPS)
     assert total(site) == (0.0, "nothing was released")
     for round_ in (1, 2, 3):
         train(site, rounds=(round_,))
-        assert total(site) == (WHOLE, "PLD of one plan")
+        assert total(site) == (whole(), "PLD of one plan")
     with pytest.raises(PolicyRefusal, match=r"policy\.epsilon_cap"):
         announce(site, steps("privacy.epsilon=0.01"), "run-2")
     answer(site, STEPS, request(STEPS, "score", round_=3))
-    assert total(site) == (WHOLE, "PLD of one plan")
+    assert total(site) == (whole(), "PLD of one plan")
 
 
 def test_beside_one_plan_another_fits_under_a_raised_cap_if_it_does_beside_the_whole(tmp_path):
-    site = make_site(tmp_path, epsilon_cap=WHOLE)
+    site = make_site(tmp_path, epsilon_cap=whole())
     announce(site, STEPS)
     train(site)
     small = sums("privacy.epsilon=0.5")
     orders = ledger_of(site).rule().orders
-    needed = odometer([*PLAN, *plan_for(small.privacy, 1)], orders, 1e-5)
+    needed = odometer([*plan(), *plan_for(small.privacy, 1)], orders, 1e-5)
     with pytest.raises(PolicyRefusal, match=r"policy\.epsilon_cap"):
         announce(with_policy(site, epsilon_cap=needed * 0.999), small, "run-2")
     raised = with_policy(site, epsilon_cap=needed * 1.001)
     announce(raised, small, "run-2")
-    assert total(raised) == (WHOLE, "PLD of one plan")
+    assert total(raised) == (whole(), "PLD of one plan")
     for phase in ("centre", "class-sums"):
         answer(raised, small, request(small, "release", "run-2", phase=phase))
     cost, how = total(raised)
@@ -106,7 +115,7 @@ def test_beside_one_plan_another_fits_under_a_raised_cap_if_it_does_beside_the_w
 
 
 def test_an_announced_plan_that_released_nothing_binds_nothing(tmp_path):
-    site = make_site(tmp_path, epsilon_cap=WHOLE)
+    site = make_site(tmp_path, epsilon_cap=whole())
     announce(site, STEPS, "never")
     announce(site, SUMS, "run-1")
     answer(site, SUMS, request(SUMS, "release", phase="centre"))
@@ -118,16 +127,16 @@ def test_an_announced_plan_that_released_nothing_binds_nothing(tmp_path):
 
 
 def test_a_cap_that_is_raised_or_lowered_later_changes_no_rule(tmp_path):
-    site = make_site(tmp_path, epsilon_cap=WHOLE)
+    site = make_site(tmp_path, epsilon_cap=whole())
     announce(site, STEPS)
     for cap in (50.0, 1000.0, "none"):
         changed = with_policy(site, epsilon_cap=cap)
         # The roll call may be repeated at any time.
         announce(changed, STEPS)
     train(changed)
-    assert rules(changed) == [choose_rule(PLAN, WHOLE, 1e-5).as_json()]
-    assert total(changed) == (WHOLE, "PLD of one plan")
-    lowered = with_policy(site, epsilon_cap=WHOLE / 2)
+    assert rules(changed) == [choose_rule(plan(), whole(), 1e-5).as_json()]
+    assert total(changed) == (whole(), "PLD of one plan")
+    lowered = with_policy(site, epsilon_cap=whole() / 2)
     with pytest.raises(PolicyRefusal, match=r"policy\.epsilon_cap"):
         train(lowered, rounds=(2,))
 
@@ -170,14 +179,14 @@ def test_a_ledger_of_an_earlier_version_is_added_up_as_one_plan_then_with_the_wh
     # The earlier version's register knew nothing of a home without pictures of its own.
     monkeypatch.setenv("FIELDMARK_STATE", str(tmp_path / "state"))
     old = type(site).open(moved)
-    assert total(old) == (WHOLE, "PLD of one plan")
+    assert total(old) == (whole(), "PLD of one plan")
     train(old, rounds=(2,))
     announce(old, STEPS)
     announce(old, SUMS, "run-2")
     answer(old, SUMS, request(SUMS, "release", "run-2", phase="centre"))
-    orders = choose_rule(PLAN, None, 1e-5).orders
+    orders = choose_rule(plan(), None, 1e-5).orders
     centre = next(e for e in plan_for(SUMS.privacy, 1) if e.purpose == "centre")
-    assert total(old)[0] == odometer([*PLAN, centre], orders, 1e-5)
+    assert total(old)[0] == odometer([*plan(), centre], orders, 1e-5)
 
 
 @pytest.mark.parametrize(

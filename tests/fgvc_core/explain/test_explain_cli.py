@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from PIL import Image, ImageFont
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from fgvc_core.inference.verdict import Judge
 from fgvc_core.recipe import parse_recipe
 from fieldmark.server.run_log.checkpoint import Checkpoints, RunState
 
-pytest.importorskip("pytorch_grad_cam", reason="needs the 'explain' extra")
+needs("pytorch_grad_cam", "needs the 'explain' extra")
 
 RECIPE = "[data]\nimage_size=32\nfieldmarks_train=24\nfieldmarks_test=12\n"
 

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from extras import needs
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.experiment import make_learner
@@ -15,7 +16,7 @@ from fgvc_core.recipe import parse_recipe
 
 from .coloured import SIZE, coloured, two_patches
 
-pytest.importorskip("pytorch_grad_cam", reason="needs the 'explain' extra")
+needs("pytorch_grad_cam", "needs the 'explain' extra")
 
 
 def built(*sets):

@@ -88,6 +88,21 @@ def test_weighted_and_adjusted_cross_entropies_by_hand():
     assert adjusted(logits_NK, labels_N).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_prior_takes_back_a_part_of_the_shares_over_all_sites_by_hand():
+    logits_NK, labels_N = torch.zeros(2, 2), torch.tensor([0, 1])
+    loss = BalancedCrossEntropy("logits", 0.0, 0.0, 1.0, prior=0.5)
+    shares_K = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    odds = (4 / 6) / math.sqrt(0.9), (2 / 6) / math.sqrt(0.1)
+    expected = -sum(math.log(one / sum(odds)) for one in odds) / 2
+    found = loss.counted(torch.tensor([3, 1]), shares_K)(logits_NK, labels_N).item()
+    assert found == pytest.approx(expected, rel=1e-6)
+    # Alone, a site's own shares are those of all: half of their log is left.
+    odds = math.sqrt(4 / 6), math.sqrt(2 / 6)
+    expected = -sum(math.log(one / sum(odds)) for one in odds) / 2
+    found = loss.counted(torch.tensor([3, 1]))(logits_NK, labels_N).item()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_public_counts_stay_and_must_fit():
     loss = BalancedCrossEntropy("logits", 0.0, 0.0, 1.0, torch.tensor([9, 1]))
     assert loss.counted(torch.tensor([1, 1])).counts_K.tolist() == [9, 1]

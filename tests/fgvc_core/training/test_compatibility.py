@@ -47,8 +47,10 @@ def state(learner):
         ("model.head=cosine", "model.pooling=avgmax"),
         ("model.train=head",),
         ("model.backbone=test_nfnet",),
+        ("model.train=stage4",),
+        ("model.train=stage3", "model.dropout=0.3", "augment.flip_vertical=true"),
     ],
-    ids=["nano", "dropout", "cosine", "head", "nfnet"],
+    ids=["nano", "dropout", "cosine", "head", "nfnet", "stage4", "stage3"],
 )
 def test_what_is_safe_passes_and_is_left_as_it_was(overrides, engine):
     learner = made(*overrides)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from extras import needs
 from tests_recipe import TINY
 
 from fgvc_core.errors import ConfigurationError, PeerError, PolicyRefusal
@@ -8,7 +9,7 @@ from fgvc_core.recipe import parse_recipe
 from fgvc_core.training.loop import Stretch
 from fgvc_core.training.self_supervised import HEAD, PROJECTOR, Pretraining, fresh_projector
 
-pytest.importorskip("lightly", reason="the extra 'pretraining' is not installed")
+needs("lightly", "the extra 'pretraining' is not installed")
 
 SETS = ("data.fieldmarks_train=24", "data.fieldmarks_test=12", "data.fieldmarks_pool=24")
 METHODS = ("simclr", "vicreg")

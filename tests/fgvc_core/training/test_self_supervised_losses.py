@@ -5,11 +5,12 @@ import sys
 
 import pytest
 import torch
+from extras import needs
 
 from fgvc_core.errors import ConfigurationError
 from fgvc_core.training.self_supervised import self_supervised_loss
 
-pytest.importorskip("lightly", reason="the extra 'pretraining' is not installed")
+needs("lightly", "the extra 'pretraining' is not installed")
 
 METHODS = ("simclr", "vicreg")
 

@@ -49,6 +49,16 @@ def test_hostile_sites_and_what_bounds_them_are_told():
     )
 
 
+def test_maps_that_are_kept_are_told_with_their_size():
+    exact = ("augment.rotation=0", "augment.zoom=0", "augment.color=0")
+    text = words("demo", "model.backbone=fieldmark_nano", "model.train=stage4", *exact)
+    assert "in front of 'stage4' is computed once and kept on each site's disk" in text
+    assert "(2 views of it)" in text
+    text = words("demo", "model.train=stage4", "augment.mix=mixup")
+    assert "Each step computes the whole network: augment.mix = 'mixup'" in text
+    assert "map in front" not in words("demo")
+
+
 def test_every_stage_has_words():
     from fieldmark.simulations.beginning.telling import _STAGES
 

@@ -68,6 +68,15 @@ def _own_register(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> None
     monkeypatch.setenv("FIELDMARK_STATE", str(tmp_path_factory.mktemp("state")))
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    """A headless Chromium with one page, for the tests of one file."""
+    from browser import Browser
+
+    with Browser(tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
 @pytest.fixture
 def tiny() -> Recipe:
     """A recipe that a federation runs in seconds."""

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import CONTRASTS, WIDEST, Browser, needs_chromium
+from browser import CONTRASTS, WIDEST, needs_chromium
 from reports_lab import PAGES, addresses, kept
 
 ROOT = Path(__file__).parents[1]
@@ -25,12 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser, needs_chromium]
 def pages(tmp_path_factory):
     pytest.importorskip("pytorch_grad_cam", reason="needs the 'explain' extra")
     with addresses(tmp_path_factory.mktemp("pages")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as found:
         yield found
 
 

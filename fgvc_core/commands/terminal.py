@@ -30,14 +30,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Show a spinner on standard error, if that is a terminal."""
+    """Show a spinner and the time gone on standard error, if that is a terminal.
+
+    For work whose end cannot be told; where it can, :func:`progress` shows the time left.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
         return
-    with console.status(what):
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as spinner:
+        spinner.add_task(what, total=None)
         yield
 
 
@@ -94,6 +101,27 @@ def open_model(checkpoint: Path, weights: str | None, *, whole: bool = True) -> 
     if note := internal_note(trained):
         typer.echo(visible(note), err=True)
     return trained
+
+
+def fitted(text: str, indent: str = "") -> str:
+    """A sentence that breaks between words at the width of a terminal.
+
+    Args:
+        text: One sentence or paragraph.
+        indent: What each of its lines begins with.
+
+    Returns:
+        One line where standard output is no terminal, so that programs find whole sentences.
+    """
+    import shutil
+    import textwrap
+
+    if not sys.stdout.isatty():
+        return indent + text
+    width = max(shutil.get_terminal_size().columns, 2 * len(indent) + 20)
+    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent,
+                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return "\n".join(lines) or indent
 
 
 def print_result(found: Mapping[str, object], lines: Sequence[str], *, as_json: bool) -> None:

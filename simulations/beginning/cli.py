@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides, busy, progress
+from fgvc_core.commands.terminal import Json, Overrides, busy, fitted, progress
 from fgvc_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -119,9 +119,12 @@ def recipes(json_: Json = False) -> None:
     console = PlainConsole()
     for one in found:
         console.print(f"{one.name}.toml", style="bold", soft_wrap=True)
-        console.print(f"  {one.shows}", soft_wrap=True)
-        console.print(f"  needs: {', '.join(one.needs) or 'nothing'}", soft_wrap=True)
-        console.print(f"  gives: {one.gives}", soft_wrap=True)
+        for said in (
+            one.shows,
+            f"needs: {', '.join(one.needs) or 'nothing'}",
+            f"gives: {one.gives}",
+        ):
+            console.print(fitted(said, "  "), highlight=False, soft_wrap=True)
     console.print(f"\nThey are in {RECIPES}", soft_wrap=True)
     console.print("In words: fieldmark explain-recipe FILE", soft_wrap=True)
 

@@ -6,6 +6,7 @@ Every sentence follows from the settings; nothing is opened but the recipe.
 from collections.abc import Iterator
 from pathlib import Path
 
+from fgvc_core.commands.terminal import fitted
 from fgvc_core.data.fieldmarks.species import SPECIES
 from fgvc_core.drawing.numbers import size
 from fgvc_core.privacy.accountant import ADJACENCY
@@ -232,5 +233,5 @@ def as_text(path: Path, parts: list[tuple[str, list[str]]]) -> str:
     """The sentences below their headings."""
     lines = [str(path)]
     for heading, sentences in parts:
-        lines += ["", heading, *(f"  {sentence}" for sentence in sentences)]
+        lines += ["", heading, *(fitted(sentence, "  ") for sentence in sentences)]
     return "\n".join(lines)

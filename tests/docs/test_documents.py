@@ -1,5 +1,6 @@
 """What the documents say of tests, files and commands is so."""
 
+import os
 import re
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def test_every_link_between_pages_leads_somewhere():
     dead = []
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            generated = (page.parent / target).relative_to(ROOT).as_posix() in GENERATED
+            there = Path(os.path.normpath(page.parent / target))
+            generated = there.relative_to(ROOT).as_posix() in GENERATED
             if not generated and not (page.parent / target).exists():
                 dead.append(f"{page.name}: {target}")
     assert dead == []

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from browser import CONTRASTS, WIDEST, Browser, needs_chromium
+from browser import CONTRASTS, WIDEST, needs_chromium
 from site_page_lab import served_site
 
 from fgvc_core.data.labels import LeftOut
@@ -51,12 +51,6 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(home):
     with served_site(home) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as found:
         yield found
 
 

@@ -34,6 +34,7 @@ CHANGED = {
     "phase": "centre",
     "base_round": 1,
     "tensors": {"w": "0" * 64},
+    "class_shares": (0.25, 0.75),
     "cohort": (CohortMember(name="site-1", fingerprint="0" * 64),),
     "ready": (SignedText(text="ready", signature="0" * 128),),
 }

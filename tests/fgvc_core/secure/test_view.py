@@ -147,6 +147,7 @@ def test_everything_that_is_asked_is_bound_but_what_has_to_differ():
         ctx(base_round=1),
         ctx(tensors={"head.weight": "6" * 64}),
         ctx(tensors={}),
+        ctx(class_shares=(0.25, 0.75)),
         ctx(cohort=()),
         ctx(cohort=(CohortMember(name="a", fingerprint="7" * 64),)),
         ctx(ready=(SignedText(text="x", signature="0" * 128),)),
@@ -156,6 +157,7 @@ def test_everything_that_is_asked_is_bound_but_what_has_to_differ():
     assert set(Request.model_fields) == {
         "kind", "run", "round", "site", "nonce", "recipe_digest", "recipe", "class_names",
         "proximal_mu", "phase", "known_head", "base_round", "notice", "tensors", "cohort", "ready",
+        "class_shares",
     }  # fmt: skip
 
 

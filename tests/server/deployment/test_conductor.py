@@ -27,7 +27,7 @@ class Link:
         self.status = ("running", "", "")
 
     def nodes(self):
-        return [Node(number, digest, "online", "") for digest, number in self.known.items()]
+        return [Node(number, digest, "online") for digest, number in self.known.items()]
 
     def register(self, public_key, name):
         digest = fingerprint(read_public(public_key))

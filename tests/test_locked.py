@@ -1,12 +1,12 @@
 """What an installation brings is locked by SHA-256, and installs from the lock alone."""
 
-import importlib.util
 import re
 import subprocess
 import venv
 from pathlib import Path
 
 import pytest
+from by_path import module_at
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from supply_lab import brought, pinned
@@ -42,10 +42,7 @@ def test_everything_that_an_installation_brings_is_in_it():
 
 @pytest.fixture(scope="module")
 def lock():
-    spec = importlib.util.spec_from_file_location("lock", ROOT / "deploy" / "lock.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "deploy" / "lock.py")
 
 
 def entry(name, version, **hashes):

@@ -77,19 +77,14 @@ class FeatureStore:
             "features": np.ascontiguousarray(features_ND, dtype=np.float32),
         }
         held["sum"] = _sum(held)
-        path = self.folder / f"{uuid4().hex}.safetensors"
-        try:
-            with replacing(path, private=True, durable=True) as aside:
-                save_file(held, aside)
-        except (SafetensorError, OSError) as error:
-            # safetensors' own error has no errno, only a text.
-            if isinstance(error, OSError) and error.errno not in FULL:
-                raise
-            raise DataError(
-                f"The cache '{self.folder}' cannot keep features: {error}.",
-                why="They are kept so that none is computed twice.",
-                remedy="Free space there, or put the cache on another disk.",
-            ) from None
+        save_shard(self.folder, held, self._no_room)
+
+    def _no_room(self, what: str) -> DataError:
+        return DataError(
+            f"The cache '{self.folder}' cannot keep features: {what}.",
+            why="They are kept so that none is computed twice.",
+            remedy="Free space there, or put the cache on another disk.",
+        )
 
     def _refresh(self) -> None:
         if not self.folder.is_dir():
@@ -110,6 +105,31 @@ class FeatureStore:
                 ) from None
             self._known.update((keys[i].tobytes(), features_ND[i]) for i in range(len(keys)))
             self._read.add(path.name)
+
+
+def save_shard(
+    folder: Path, held: dict[str, NDArray[Any]], no_room: Callable[[str], DataError]
+) -> None:
+    """Write a file of a store under a new name, atomically and durably.
+
+    Args:
+        folder: The store's.
+        held: What the file holds.
+        no_room: Makes the error for a full disk from what the system says.
+
+    Raises:
+        DataError: if the disk is full.
+        OSError: if the file cannot be written for another reason.
+    """
+    path = folder / f"{uuid4().hex}.safetensors"
+    try:
+        with replacing(path, private=True, durable=True) as aside:
+            save_file(held, aside)
+    except (SafetensorError, OSError) as error:
+        # safetensors' own error has no errno, only a text.
+        if isinstance(error, OSError) and error.errno not in FULL:
+            raise
+        raise no_room(str(error)) from None
 
 
 @lru_cache(maxsize=2)

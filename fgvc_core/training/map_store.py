@@ -14,16 +14,13 @@ import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from fgvc_core.errors import DataError
-from fgvc_core.files import FULL, private_folder, replacing
-from fgvc_core.training.features import DIGEST_BYTES, FORMAT
+from fgvc_core.files import private_folder
+from fgvc_core.training.features import DIGEST_BYTES, FORMAT, save_shard
 
 _LARGEST = 1 << 20
 """Most bytes of a file's header; a file of 32 maps has about 300."""
@@ -97,15 +94,7 @@ class MapStore:
             "maps": held,
             "sums": np.array([_sum(key, held[i]) for i, key in enumerate(keys)], dtype=np.uint32),
         }
-        path = self.folder / f"{uuid4().hex}.safetensors"
-        try:
-            with replacing(path, private=True, durable=True) as aside:
-                save_file(values, aside)
-        except (SafetensorError, OSError) as error:
-            # safetensors' own error has no errno, only a text.
-            if isinstance(error, OSError) and error.errno not in FULL:
-                raise
-            raise no_room(self.folder, held.nbytes, str(error)) from None
+        save_shard(self.folder, values, lambda what: no_room(self.folder, held.nbytes, what))
 
     def _refresh(self) -> None:
         if not self.folder.is_dir():

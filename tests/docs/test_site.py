@@ -1,6 +1,5 @@
 """The documentation site: references made from the code, no dead link, nothing from elsewhere."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import CONTRASTS, Browser, needs_chromium
+from by_path import module_at
 
 from fgvc_core.recipe import Recipe
 
@@ -18,10 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def made():
     """The module of the site's hooks."""
-    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "docs" / "site.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "docs" / "site.py")
 
 
 @pytest.fixture(scope="module")

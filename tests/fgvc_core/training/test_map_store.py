@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fgvc_core.errors import DataError
-from fgvc_core.training import map_store
+from fgvc_core.training import features
 from fgvc_core.training.map_store import MapStore, check_room
 
 KEYS = [bytes([number]) * 32 for number in range(5)]
@@ -95,7 +95,7 @@ def test_a_disk_that_fills_up_is_said(tmp_path, monkeypatch):
     def full(*given):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(map_store, "save_file", full)
+    monkeypatch.setattr(features, "save_file", full)
     with pytest.raises(DataError, match="has no room"):
         written(tmp_path)
     assert list(tmp_path.rglob("*.safetensors")) == []

@@ -1,13 +1,16 @@
 """A web server that sleeps while nobody asks: uvicorn's own loop wakes up ten times a second.
 
 uvicorn looks that often whether it should end, and sets the date of its answers once a second. A
-coordinator has three such servers and a site up to two, which wait for days between two runs.
+coordinator has three such servers and a site up to two, which wait for days between two runs. They
+also return the memory of messages that have passed.
 """
 
 import asyncio
 from typing import Any
 
 import uvicorn
+
+from fgvc_core.heap import Heap
 
 TICK_S = 1.0
 """Interval between two looks, in seconds; being told to end wakes the server up at once."""
@@ -31,8 +34,10 @@ async def _main_loop(server: uvicorn.Server) -> None:
     told = asyncio.Event()
     own: dict[str, Any] = vars(server)
     own["wake"] = asyncio.get_running_loop(), told
+    heap = Heap()
     # Tick 0 is one of those at which uvicorn sets the date.
     while not await server.on_tick(0):
+        heap.give_back()
         try:
             await asyncio.wait_for(told.wait(), TICK_S)
         except TimeoutError:

@@ -44,20 +44,6 @@ TELL_AFTER_S = 15.0
 _PR_SET_PDEATHSIG = 1
 
 
-GIVES_BACK = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "262144",
-    "MALLOC_TRIM_THRESHOLD_": "262144",
-}
-"""Environment of services in which many threads handle large messages for months.
-
-By default glibc gives each thread an arena of its own and keeps the largest messages' memory in
-them; a SuperLink among hostile sites rose from 110 to 277 MB that way. Of no effect with another C
-library. Not for processes that compute: they would map and return every large tensor.
-Source: mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
-"""
-
-
 @dataclass(frozen=True)
 class Service:
     """A process to keep running.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from fgvc_core.errors import ConfigurationError, PeerError
 from fgvc_core.files import PRIVATE_UMASK, private_folder
+from fgvc_core.heap import HEAP_ENVIRONMENT
 from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
-    GIVES_BACK,
     STEP_S,
     Service,
     Supervisor,
@@ -139,7 +139,7 @@ def site_services(
     supernode = Service(
         "supernode",
         command,
-        variables | GIVES_BACK,
+        variables | HEAP_ENVIRONMENT,
         waits=NODE_WAITS_S,
         after_death=node.after_death,
         on_line=node.on_line,

@@ -11,10 +11,10 @@ import httpx
 
 from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.files import PRIVATE_UMASK, private_folder, read_json, replace_private_json
+from fgvc_core.heap import HEAP_ENVIRONMENT
 from fgvc_core.proxies import without_loopback
 from fgvc_core.sockets import socket_folder
 from fgvc_core.supervision import (
-    GIVES_BACK,
     STEP_S,
     Service,
     Supervisor,
@@ -163,12 +163,12 @@ def _start(folder: Path, supervisor: Supervisor, executor: tuple[str, ...]) -> N
     )
     # No process has it open now, so space left by a killed run can be freed, too.
     compact(database)
-    supervisor.add(Service("superlink", superlink, environment | GIVES_BACK))
+    supervisor.add(Service("superlink", superlink, environment | HEAP_ENVIRONMENT))
     own = executor or (*python, "fieldmark.server.deployment.standby", str(folder))
     supervisor.add(Service("executor", own, environment))
     for name, module in (("gateway", "serving"), ("pages", "pages")):
         command = (*python, f"fieldmark.server.deployment.{module}", str(folder))
-        supervisor.add(Service(name, command, environment | GIVES_BACK))
+        supervisor.add(Service(name, command, environment | HEAP_ENVIRONMENT))
 
 
 def _choose_ports(folder: Path, settings: DeploymentSettings) -> dict[str, int]:

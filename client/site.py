@@ -24,6 +24,7 @@ home's ledger (:mod:`fieldmark.client.privacy.data_claims`).
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +48,9 @@ from fieldmark.client.limits import Limits
 from fieldmark.client.notify_settings import Notify
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.reading import SiteData
+
+FULL_BYTES = 4_000_000
+"""With less free space a disk counts as full, in bytes: a reply under privacy is stored whole."""
 
 
 class Resources(Settings):
@@ -190,3 +194,13 @@ def _read_rows(path: Path) -> NDArray[np.int64] | None:
         return np.array(rows, dtype=np.int64)
     except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"'{path}' cannot be read: {error}.") from None
+
+
+def no_room(home: Path) -> str | None:
+    """In words, why nothing can be written to a home, so that no request is answered; else None."""
+    try:
+        if shutil.disk_usage(home).free < FULL_BYTES:
+            return f"the disk of '{home}' is full, and nothing leaves that the ledger cannot keep"
+    except OSError as error:
+        return f"'{home}' cannot be reached: {error.strerror}"
+    return None

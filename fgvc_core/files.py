@@ -12,6 +12,7 @@ it.
 import errno
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -209,7 +210,28 @@ def _sync(path: Path) -> None:
 
 
 class PrivateLogFile(RotatingFileHandler):
-    """A rotating log, all files of which are private (mode 0600)."""
+    """A rotating log, all files of which are private (mode 0600).
+
+    While it cannot be written (a full disk), records are counted; the first that can be written
+    again is preceded by how many may be missing.
+    """
+
+    lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, and before it how many were lost, if any were."""
+        if self.lost:
+            lost, self.lost = self.lost, 0
+            text = f"up to {lost} records are missing here: the log could not be written"
+            values = {**vars(record), "msg": text, "args": (), "exc_info": None, "exc_text": None}
+            super().emit(logging.makeLogRecord(values))
+            # It failed again, and was counted as one of them.
+            self.lost += lost - 1 if self.lost else 0
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Count a record that could not be written; logging would print a traceback for each."""
+        self.lost += 1
 
     def _open(self) -> io.TextIOWrapper:
         descriptor = _open(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

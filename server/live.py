@@ -78,7 +78,9 @@ class LiveView:
 
     def _on_roll_call(self, event: dict[str, Any]) -> None:
         if not event["accepted"]:
-            self._say(f"a node was not admitted: {event['reason']}")
+            named = event.get("proven") or event.get("registered")
+            who = f"the node of {named}" if named else "a node"
+            self._say(f"{who} was not admitted: {event['reason']}")
 
     def _on_awaiting_approval(self, event: dict[str, Any]) -> None:
         self._say(f"{event['site']} takes part once a person there approves the run")

@@ -12,13 +12,14 @@ follows redirects to any address, and has no limit on the size of a message. Her
 :func:`.flower_internals.bound_node` installs these limits.
 """
 
+import sys
 import threading
 from collections.abc import Callable
 
 import httpx
 
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
-from fieldmark.client.deployment.lines import TOO_LARGE
+from fieldmark.client.deployment.lines import KEY_REFUSED, TOO_LARGE
 
 PIECE_BYTES = 24_000_000
 """Maximum size of a response with a piece of a message. Flower cuts arrays into pieces of 5 MB; the
@@ -33,7 +34,7 @@ class BeyondBound(Exception):
 
 
 class BoundedClient(httpx.Client):
-    """HTTP client that limits the size of responses by kind.
+    """HTTP client that limits the size of responses by kind, and says when the key is refused.
 
     Args:
         verify: As for ``httpx.Client``.
@@ -55,6 +56,9 @@ class BoundedClient(httpx.Client):
         # A compressed response could expand a thousandfold.
         request.headers["accept-encoding"] = "identity"
         answer = super().send(request, stream=True, **rest)  # type: ignore[arg-type]
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            # The supervisor reads this; Flower's node then interrupts itself as if told to end.
+            print(KEY_REFUSED, file=sys.stderr, flush=True)
         if stream:
             return answer
         try:

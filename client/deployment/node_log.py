@@ -12,6 +12,7 @@ from fgvc_core.words import visible
 from fieldmark.client.deployment.lines import (
     AWAITS,
     HALF_HANDED_OVER,
+    KEY_REFUSED,
     LEFT_BEHIND,
     REFUSED,
     TOO_LARGE,
@@ -27,7 +28,6 @@ BREAK_S = 200.0
 """Longest time between refusals in a row, in seconds; a node waits up to 65 s to start again."""
 _CONNECTED = re.compile(r"SuperNode ID: (\d+)")
 _AWAITS = re.compile(rf"run [A-Za-z0-9-]+ {re.escape(AWAITS)}: ")
-_REFUSED = re.compile(r"\b401\b|UNAUTHORIZED|Not a registered site")
 _PROXY_REFUSED = re.compile(r"\b407\b.*[Pp]roxy|[Pp]roxy.*\b407\b")
 _DISTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED\] (?:certificate verify failed: )?([^(]+)")
 
@@ -110,7 +110,7 @@ class NodeLog:
             self._restart()
         elif TOO_LARGE in line:
             self._say(f"the coordinator's server sent too much: {visible(line)}")
-        elif _REFUSED.search(line):
+        elif KEY_REFUSED in line:
             self._refused.note()
             self._once(
                 "the coordinator refuses this site: its key is not registered (any more), or this "

@@ -20,7 +20,6 @@ Run as a process: ``python -m fieldmark.client.deployment.runner HOME SOCKET SEC
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -69,7 +68,7 @@ from fieldmark.client.privacy.approval import waiting_runs
 from fieldmark.client.privacy.masked import forget_old
 from fieldmark.client.privacy.policy import protection
 from fieldmark.client.recipe_limits import uses_gpu
-from fieldmark.client.site import Resources, Site
+from fieldmark.client.site import Resources, Site, no_room
 
 POLL_S = 5.0
 """Maximum interval between two calls for a message, in seconds. Each costs the SuperNode
@@ -80,8 +79,6 @@ the last answer, whose time the coordinator knows: that the next answer comes la
 tells nobody anything about the pictures."""
 STANDBY = "fieldmark.client.deployment.standby"
 ATTEMPTS = 2
-FULL_BYTES = 4_000_000
-"""With less free space a disk counts as full, in bytes: a reply under privacy is stored whole."""
 _REFUSED, _FORGOTTEN = 3, 4
 
 
@@ -316,12 +313,7 @@ def tell_of_refusal(content: RecordDict, home: Path) -> None:
 
 def _why_unanswered(home: Path) -> str:
     """Why a site could not sign: its log says so, unless the disk that holds it is full."""
-    try:
-        if shutil.disk_usage(home).free < FULL_BYTES:
-            return f"the disk of '{home}' is full, and nothing leaves that the ledger cannot keep"
-    except OSError as error:
-        return f"'{home}' cannot be reached: {error.strerror}"
-    return f"{home / 'site.log'} says why"
+    return no_room(home) or f"{home / 'site.log'} says why"
 
 
 class WarmUp:

@@ -28,7 +28,7 @@ from fieldmark.client.privacy.approval import waiting_in_words, waiting_runs
 from fieldmark.client.privacy.budget import read_budget
 from fieldmark.client.privacy.chain import Entry
 from fieldmark.client.privacy.ledger import Ledger
-from fieldmark.client.site import Site
+from fieldmark.client.site import Site, no_room
 
 LAST = 5
 """Number of latest refusals, and of latest decisions, shown."""
@@ -63,6 +63,7 @@ def read_site_status(
         "coordinator": _address(home),
         "up": pid is not None,
         "pid": pid,
+        "no_room": no_room(home),
         "connected_s": _since(node.get("connected")),
         "processes": (read_json(home / "state" / "services.json") or {}) if pid else {},
         "run": _run(home, entries),
@@ -164,6 +165,8 @@ def show_site_status(found: dict[str, Any], home: Path) -> None:
         again = f", restarted {process['restarts']} times" if process["restarts"] else ""
         state = "down" if process["pid"] is None else f"pid {process['pid']}"
         console.print(f"  {name}: {state}{again}")
+    if found["no_room"]:
+        console.print(visible(f"NOTHING IS ANSWERED: {found['no_room']}"))
     console.print(f"key:    {found['key']}")
     run = found["run"]
     if run is not None:

@@ -90,11 +90,16 @@ def from_content(content: RecordDict) -> tuple[Sealed, dict[str, PackedTensor]]:
     return sealed, from_array_record(content.array_records.get("tensors", ArrayRecord()))
 
 
+class Unsigned(PeerError):
+    """A reply without a signed body: the site was up, but could not, or must not, answer now."""
+
+
 def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
     """The signed body and the tensors of a reply; the tensors are removed from the message.
 
     Raises:
         SiteFault: if the grid found it unreadable through the site's fault.
+        Unsigned: if nobody signed it.
         PeerError: if it carries an error, or is not a signed body with tensors.
     """
     if message.has_error():
@@ -108,7 +113,7 @@ def from_message(message: Message) -> tuple[Sealed, dict[str, PackedTensor]]:
         raise PeerError("The reply is not a signed body with tensors.")
     body, signature = envelope.get("body"), envelope.get("signature")
     if not isinstance(body, str) or not isinstance(signature, bytes) or not body:
-        raise PeerError(
+        raise Unsigned(
             "The reply is not signed: the site could not write its ledger or open its home (a full "
             "disk, for instance), or has answered enough today; its own log says which."
         )

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from fgvc_core.errors import PeerError, RunFailed
-from fgvc_core.flower.records import FAULTS, to_content, words_of_a_site
+from fgvc_core.flower.records import FAULTS, Unsigned, to_content, words_of_a_site
 from fgvc_core.protocol.messages import Request, new_nonce, seal
 from fgvc_core.words import counted
 from fieldmark.server.home import CoordinatorHome
@@ -77,6 +77,8 @@ class Attendance(Membership):
         self._calls: dict[int, tuple[str, Request]] = {}
         self._known: set[int] = set()
         self._gone: set[int] = set()
+        # Node whose answer was not signed -> when it is called again.
+        self._later: dict[int, float] = {}
         # Node -> (calls that it has left, as of when).
         self._left: dict[int, tuple[float, float]] = {}
         self.nodes: dict[str, int] = {}
@@ -143,7 +145,7 @@ class Attendance(Membership):
             # Nobody else can come once as many nodes have answered as there are sites.
             complete = not self._calls and len(self._known) >= len(self.keys)
             patience = settings.wait_for_sites_s
-            if self.undecided:
+            if self.undecided or self._later:
                 complete = False
             # A run is approved once: who was admitted to it before is waited for as one away.
             if self.undecided.keys() - self.units.keys():
@@ -276,6 +278,10 @@ class Attendance(Membership):
             elif self._clock() >= undecided.due:
                 undecided.due = math.inf
                 self._call(undecided.node)
+        for node, due in list(self._later.items()):
+            if node in present and self._clock() >= due:
+                del self._later[node]
+                self._call(node)
         for node in sorted(present - self._known):
             if self._calls_left(node) >= 1:
                 self._call(node)
@@ -426,6 +432,11 @@ class Attendance(Membership):
             if proven is not None:
                 self.reasons[proven] = error.what
             registered = self.ledgers.site_at(node) if proven is None else None
+            if isinstance(error, Unsigned):
+                # Its disk may be full now, and be mended while the run goes on.
+                self._later[node] = self._clock() + ONE_MORE_S
+                if registered is not None:
+                    self.reasons[registered] = error.what
             self._not_admitted(node, error.what, registered=registered, proven=proven)
             return
         self.nodes[name] = node

@@ -1,9 +1,11 @@
 """Files that are private from their first byte, whatever the umask."""
 
+import io
 import json
 import logging
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -114,3 +116,25 @@ def test_a_replacement_that_others_read_follows_the_umask(tmp_path):
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_log_on_a_full_disk_counts_what_is_lost_and_prints_no_traceback(tmp_path, capfd):
+    path = tmp_path / "site.log"
+    handler = PrivateLogFile(path, encoding="utf-8")
+    log = logging.Logger("full")
+    log.addHandler(handler)
+    log.warning("first")
+    well = handler.stream
+    handler.stream = io.TextIOWrapper(io.FileIO("/dev/full", "w"), write_through=True)
+    for number in range(3):
+        log.warning("lost %d", number)
+    handler.stream = well
+    log.warning("last")
+    handler.close()
+    assert capfd.readouterr() == ("", "")
+    assert path.read_text().splitlines() == [
+        "first",
+        "up to 3 records are missing here: the log could not be written",
+        "last",
+    ]

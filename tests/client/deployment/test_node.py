@@ -18,6 +18,7 @@ import pytest
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, check_bundle, make_bundle
+from fieldmark.client.deployment.lines import KEY_REFUSED
 from fieldmark.client.deployment.node import (
     ANSWER_BYTES,
     BeyondBound,
@@ -153,6 +154,11 @@ class Hostile(http.server.BaseHTTPRequestHandler):
             self.answer(kind)
 
     def answer(self, kind):
+        if kind == "unknown":
+            self.send_response(401)
+            self.send_header("content-length", "0")
+            self.end_headers()
+            return
         if kind == "redirect":
             self.send_response(307)
             self.send_header("location", "/elsewhere/pull-object")
@@ -210,6 +216,14 @@ def test_an_answer_within_its_bound_comes_as_it_was_sent(server):
         answer = client.send(client.build_request("POST", f"{server}/plain", content=b"x"))
     assert (answer.status_code, answer.content) == (200, b"fine")
     assert Hostile.seen == [("/plain", "identity")]
+
+
+def test_a_key_that_is_refused_is_said_in_a_line_that_the_supervisor_knows(server, capfd):
+    with BoundedClient(True, 10.0) as client:
+        client.send(client.build_request("POST", f"{server}/plain"))
+        assert capfd.readouterr().err == ""
+        client.send(client.build_request("POST", f"{server}/unknown"))
+    assert capfd.readouterr().err == f"{KEY_REFUSED}\n"
 
 
 @pytest.mark.parametrize("path", ["endless/get-fab", "endless/pull-messages", "endless/get-run"])

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -76,6 +77,14 @@ def test_it_counts_what_left_today_and_what_it_cost(site):
     assert (found["run"]["id"], found["run"]["round"], found["run"]["rounds"]) == ("run-1", 1, 1)
     assert found["budget"]["spent"] == pytest.approx(ledger_of(site).total(1e-6)[0], rel=0.5)
     assert "of 8 left" in told(site)
+
+
+def test_a_full_disk_is_said_because_nothing_is_answered_then(site, monkeypatch):
+    assert read_site_status(site.home)["no_room"] is None
+    assert "NOTHING IS ANSWERED" not in told(site)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000))
+    home = site.home.resolve()
+    assert f"NOTHING IS ANSWERED: the disk of '{home}' is full, and nothing leaves" in told(site)
 
 
 def test_scores_alone_without_differential_privacy_count_as_unprotected(site):

@@ -7,7 +7,13 @@ from flwr.supernode import start_client_internal
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol.keys import new_key, public_text
-from fieldmark.client.deployment.lines import AWAITS, HALF_HANDED_OVER, LEFT_BEHIND, UNANSWERED
+from fieldmark.client.deployment.lines import (
+    AWAITS,
+    HALF_HANDED_OVER,
+    KEY_REFUSED,
+    LEFT_BEHIND,
+    UNANSWERED,
+)
 from fieldmark.client.deployment.node_log import BREAK_S, REFUSED_S, NodeLog, Refused
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.provision import make_home
@@ -76,14 +82,14 @@ def test_a_key_that_is_refused_is_said_once_and_ends_the_site_after_ten_minutes(
     refused = Refused(site, lambda: now[0])
     log = NodeLog(site, "fl:1", tmp_path / "ca", tmp_path / "note", said.append, print, refused)
     for _ in range(int(REFUSED_S / 60)):
-        log.on_line("httpx.HTTPStatusError: Client error '401 Unauthorized'")
+        log.on_line(KEY_REFUSED)
         refused.check()
         now[0] += 60.0
     (line,) = said
     assert "its key is not registered (any more), or this machine's clock is off" in line
     assert f"fieldmark site check {site.home}" in line
     now[0] += 60.0
-    log.on_line("401 Unauthorized")
+    log.on_line(KEY_REFUSED)
     with pytest.raises(PeerError, match="has refused the key of site 'lyon' for 10 minutes"):
         refused.check()
 

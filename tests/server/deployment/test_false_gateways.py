@@ -20,6 +20,7 @@ from fieldmark.client.deployment.link import CA
 from fieldmark.client.deployment.supervisor import site_services
 from fieldmark.client.privacy.policy import Policy
 from fieldmark.client.site import Site
+from fieldmark.server.deployment.allow_list import AllowList
 from fieldmark.server.deployment.certificates import issue, make_authority, read_certificate
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -92,29 +93,45 @@ def test_a_site_refuses_it_says_why_and_sends_nothing(tmp_path, monkeypatch, mad
     assert gateway.refusals(site="lyon") == []
 
 
+def words_of_a_node(site, port):
+    """What the supervisor says of the real node until its first word, or for two minutes."""
+    said = []
+    supervisor = Supervisor(site.home)
+    node, _ = site_services(
+        site,
+        f"127.0.0.1:{port}",
+        site.home / CA,
+        site.home / "state",
+        said.append,
+        restart_node=lambda: None,
+    )
+    try:
+        supervisor.add(node)
+        deadline = time.monotonic() + 120
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        supervisor.stop()
+    return said
+
+
 @pytest.mark.deployment
 @pytest.mark.slow
 def test_the_real_node_refuses_it_and_site_up_says_so(tmp_path):
-    said = []
     with Running(tmp_path / "fed", before=expired) as gateway:
         site = Site.open(home_for(tmp_path, gateway))
-        supervisor = Supervisor(site.home)
-        node, _ = site_services(
-            site,
-            f"127.0.0.1:{gateway.port}",
-            site.home / CA,
-            site.home / "state",
-            said.append,
-            restart_node=lambda: None,
-        )
-        try:
-            supervisor.add(node)
-            deadline = time.monotonic() + 120
-            while not said and time.monotonic() < deadline:
-                time.sleep(0.1)
-        finally:
-            supervisor.stop()
+        said = words_of_a_node(site, gateway.port)
         assert gateway.upstream.reached == []
     assert "certificate is refused: certificate has expired." in said[0]
     assert f"fieldmark site check {site.home}" in said[0]
     assert "is up as" in (site.home / "logs" / "supervisor.log").read_text()
+
+
+@pytest.mark.deployment
+def test_site_up_says_that_a_removed_sites_key_is_refused(tmp_path):
+    with Running(tmp_path / "fed") as gateway:
+        site = Site.open(home_for(tmp_path, gateway))
+        AllowList(gateway.folder).remove("lyon")
+        said = words_of_a_node(site, gateway.port)
+        assert gateway.upstream.reached == []
+    assert "the coordinator refuses this site: its key is not registered" in said[0]

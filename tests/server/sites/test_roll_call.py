@@ -365,7 +365,9 @@ def test_a_registered_site_that_a_run_does_not_ask_is_never_called(called, tmp_p
     assert view_of(tmp_path).refusals == []
 
 
-def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(called, tmp_path):
+def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(
+    called, exchange, tmp_path
+):
     (tmp_path / "federation" / FOLDER).mkdir(parents=True)
     link_memory(tmp_path, tmp_path / "federation")
     (tmp_path / NODES).write_text(json.dumps({"2": "site-1", "3": "site-2", "4": "site-3"}))
@@ -379,6 +381,42 @@ def test_an_unsigned_answer_is_named_by_the_site_that_its_key_is_registered_for(
     site = view_of(tmp_path).sites["site-3"]
     assert site.state == "not admitted"
     assert "a full disk, for instance" in site.reason
+    (refused,) = [e for e in exchange.events() if e.get("accepted") is False]
+    with StringIO() as told:
+        LiveView(made._home.recipe, Console(file=told, width=200))(refused)
+        assert told.getvalue().startswith("the node of site-3 was not admitted: The reply is not")
+
+
+def test_a_site_that_could_not_sign_is_asked_again_and_takes_part_once_it_can(called, tmp_path):
+    (tmp_path / "federation" / FOLDER).mkdir(parents=True)
+    link_memory(tmp_path, tmp_path / "federation")
+    (tmp_path / NODES).write_text(json.dumps({"2": "site-1", "3": "site-2", "4": "site-3"}))
+    made, grid = called(1.0, 1.0, 1.0)
+    well = grid.answers[4]
+    grid.answers[4] = lambda request: to_content(Sealed("", bytes(64)), ArrayRecord())
+    assert made.roll_call() == ["site-1", "site-2"]
+    asked = len(grid.sent)
+    grid.now += ONE_MORE_S / 2
+    assert made.refresh() == ["site-1", "site-2"]
+    assert len(grid.sent) == asked
+    grid.now += ONE_MORE_S
+    grid.answers[4] = well
+    made.refresh()
+    grid.now += 2.0
+    assert made.refresh() == ["site-1", "site-2", "site-3"]
+    assert made.reasons == {}
+
+
+def test_a_run_waits_for_sites_that_could_not_sign(called, tmp_path):
+    (tmp_path / "federation" / FOLDER).mkdir(parents=True)
+    link_memory(tmp_path, tmp_path / "federation")
+    (tmp_path / NODES).write_text(json.dumps({"2": "site-1", "3": "site-2", "4": "site-3"}))
+    made, grid = called(1.0, 1.0, 1.0)
+    for node in (3, 4):
+        grid.answers[node] = lambda request: to_content(Sealed("", bytes(64)), ArrayRecord())
+    with pytest.raises(RunFailed, match="Missing: site-2: The reply is not signed"):
+        made.roll_call()
+    assert grid.now >= WAIT_S
 
 
 def test_one_site_is_told_in_the_singular():

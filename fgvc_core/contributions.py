@@ -80,18 +80,36 @@ def absent_in_words(metrics: Mapping[str, Any]) -> str:
     return f"Did not contribute: {'; '.join(said[:SHOWN])}{more}."
 
 
+def alone_in_words(metrics: Mapping[str, Any]) -> str:
+    """A sentence on rounds to which one site of several contributed alone; empty if none was.
+
+    Sites can be removed, or fall away, in the middle of a run.
+
+    >>> rounds = [{"accepted": 2}, {"accepted": 1}, {"accepted": 1}]
+    >>> alone_in_words({"sites": {"a": {"rounds": 3}, "b": {"rounds": 1}}, "history": rounds})
+    'In two of three rounds one site alone contributed.'
+    """
+    history = metrics.get("history") or []
+    alone = sum(entry.get("accepted") == 1 for entry in history)
+    if not alone or len(contributors(metrics)) < 2:
+        return ""
+    rounds = "round" if len(history) == 1 else "rounds"
+    return f"In {number(alone)} of {number(len(history))} {rounds} one site alone contributed."
+
+
 def contribution_lines(metrics: Mapping[str, Any]) -> list[str]:
     """Lines for the end of a run: who contributed, and who of those asked did not, and why.
 
-    None if two or more sites were asked and all of them contributed.
+    None if two or more sites were asked and all of them contributed, no round being one site's.
     """
     count, missing = len(contributors(metrics)), absent_in_words(metrics)
-    if count > 1 and not missing:
+    alone = alone_in_words(metrics)
+    if count > 1 and not (missing or alone):
         return []
     told = f"Contributed: {who_learnt(metrics)}."
     if count == 1:
         told += " This is the model of a single site, not of a federation."
-    return [told, *([missing] if missing else [])]
+    return [line for line in (told, alone, missing) if line]
 
 
 def number(count: int) -> str:

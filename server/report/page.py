@@ -8,7 +8,13 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from fgvc_core.configuration import read_toml
-from fgvc_core.contributions import absent, contributors, number, who_learnt
+from fgvc_core.contributions import (
+    absent,
+    alone_in_words,
+    contributors,
+    number,
+    who_learnt,
+)
 from fgvc_core.drawing.numbers import bounds, count, percent, points, size, span
 from fgvc_core.drawing.style import page_style
 from fgvc_core.drawing.tables import folding
@@ -99,6 +105,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "m": metrics,
         "headline": _headline(run),
         "ended": run.metrics.get("stopped") in _ENDED,
+        "alone": alone_in_words(metrics),
         "absent": dict(list(absent(metrics).items())[:SITES_SHOWN]),
         "absent_left": max(len(absent(metrics)) - SITES_SHOWN, 0),
         "sites": dict(list(sites.items())[:SITES_SHOWN]),

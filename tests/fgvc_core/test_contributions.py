@@ -3,6 +3,7 @@
 from fgvc_core.contributions import (
     absent,
     absent_in_words,
+    alone_in_words,
     contribution_lines,
     contributors,
     who_learnt,
@@ -51,3 +52,13 @@ def test_many_are_counted_and_words_of_a_site_move_no_cursor():
     assert told.endswith("; and 4 more.")
     assert "\x1b" not in told
     assert who_learnt(run_of(counted=["lyon"], missing=missing)) == "one site of 13"
+
+
+def test_rounds_of_one_site_alone_are_counted_where_several_contributed():
+    metrics = run_of(counted=["lyon", "oslo"])
+    assert alone_in_words(metrics | {"history": [{"accepted": 2}]}) == ""
+    history = [{"accepted": 2}] * 15 + [{"accepted": 1}] * 15
+    told = "In 15 of 30 rounds one site alone contributed."
+    assert contribution_lines(metrics | {"history": history}) == ["Contributed: two sites.", told]
+    # Said once: the whole model is that of a single site.
+    assert alone_in_words(run_of(counted=["lyon"]) | {"history": history}) == ""

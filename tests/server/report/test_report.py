@@ -247,6 +247,14 @@ def test_a_run_without_a_test_split_was_not_stopped_early(tmp_path):
     assert "did not come to its end" not in told
 
 
+def test_rounds_to_which_one_site_alone_contributed_are_named(tmp_path):
+    run = write_run(tmp_path / "run", compare=False)
+    history = json.loads((run / "metrics.json").read_text())["history"]
+    assert "alone contributed" not in text_of(render(run))
+    changed(run, history=[{**entry, "accepted": 1} for entry in history])
+    assert "In seven of seven rounds one site alone contributed." in text_of(render(run))
+
+
 def test_a_run_stopped_at_the_sites_says_which_refused_and_why(tmp_path):
     events = [
         {"event": "roll_call", "site": None, "accepted": False,

@@ -31,6 +31,7 @@ class LiveView:
         self._task: TaskID | None = None
         self._answered = 0
         self._seconds: list[float] = []
+        self._cut: dict[str, str] = {}
 
     def __enter__(self) -> "LiveView":
         if self._console.is_terminal:
@@ -133,10 +134,14 @@ class LiveView:
         self._say(f"{event['reason']} The round is spent, and the next one begins.")
 
     def _on_weight_cut(self, event: dict[str, Any]) -> None:
-        self._say(
-            f"round {event['round']}: {event['site']} claims {event['claimed']:,.0f} examples and "
-            f"weighs {event['weight']:,.0f}: no site has more than {event['share']:.0%} of a round"
+        told = (
+            f"{event['site']} claims {event['claimed']:,.0f} examples and weighs "
+            f"{event['weight']:,.0f}: no site has more than {event['share']:.0%} of a round"
         )
+        # Once, and again when it changes: of two unequal sites one is cut in every round.
+        if self._cut.get(event["site"]) != told:
+            self._cut[event["site"]] = told
+            self._say(f"from round {event['round']} on, {told}")
 
     def _on_start_left_out(self, event: dict[str, Any]) -> None:
         self._say(f"{event['site']} is left out of the start from here on: no sound reply")

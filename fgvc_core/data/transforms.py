@@ -22,14 +22,13 @@ Sources, and where each can harm fine-grained classes:
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from fgvc_core.components import AUGMENTATIONS
 from fgvc_core.data.settings import AugmentSettings
@@ -275,6 +274,10 @@ def erase(images_NCHW: torch.Tensor, share: float, generator: torch.Generator) -
 
 def trivial(images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Apply one random operation per picture of uint8 (N, 3, S, S), determined by the generator."""
+    # Here, because torchvision brings torch's compiler along, a second and a half that most
+    # commands can do without.
+    from torchvision.transforms import v2
+
     change = v2.TrivialAugmentWide()
     with torch.random.fork_rng(devices=[]):
         # torchvision draws from the global generator and takes no other.
@@ -301,8 +304,13 @@ class Mixing:
 
     def __init__(self, kind: Mix, alpha: float, share: float, num_classes: int) -> None:
         self._share = share
-        kinds = {"mixup": (v2.MixUp,), "cutmix": (v2.CutMix,), "both": (v2.MixUp, v2.CutMix)}
-        self._ways = [way(alpha=alpha, num_classes=num_classes) for way in kinds.get(kind, ())]
+        self._ways: list[Any] = []
+        if kind != "none":
+            # Here, for the reason in trivial().
+            from torchvision.transforms import v2
+
+            kinds = {"mixup": (v2.MixUp,), "cutmix": (v2.CutMix,), "both": (v2.MixUp, v2.CutMix)}
+            self._ways = [way(alpha=alpha, num_classes=num_classes) for way in kinds[kind]]
 
     def __call__(
         self, images_NCHW: torch.Tensor, labels_N: torch.Tensor, generator: torch.Generator

@@ -231,9 +231,9 @@ def test_sums_of_noisy_scores_are_called_so_and_absent_losses_have_no_chart(tmp_
     changed(run, privacy={"site-1": COST}, history=silent)
     told = text_of(render(run))
     assert "nats" not in told
-    assert "sites' validation, summed" not in told
+    assert "sites' validation" not in told
     changed(run, history=[{**silent[0], "val_top1": 0.4}])
-    assert "sites' validation, summed, with noise" in text_of(render(run))
+    assert "sites' validation, with noise" in text_of(render(run))
 
 
 def test_a_run_without_a_test_split_was_not_stopped_early(tmp_path):

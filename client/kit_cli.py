@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, print_result
+from fgvc_core.commands.terminal import Json, busy, print_result
 from fgvc_core.words import visible
 from fieldmark.client.reading_cli import Home, Said, reading_said, takes_reading
 
@@ -152,15 +152,16 @@ def validate(
     from fieldmark.client.kit_validation import validate_kit
     from fieldmark.client.site import Site
 
-    found = validate_kit(
-        Site.open(home),
-        kit,
-        issuer=issuer,
-        data=data,
-        overrides=tuple(set_ or ()),
-        part=read_part(split),
-        weights=weights,
-    )
+    with busy("Scoring"):
+        found = validate_kit(
+            Site.open(home),
+            kit,
+            issuer=issuer,
+            data=data,
+            overrides=tuple(set_ or ()),
+            part=read_part(split),
+            weights=weights,
+        )
     found.write(out)
     if json_:
         typer.echo(json.dumps(_leaving(found.reply), indent=1))

@@ -130,6 +130,12 @@ def check(
         typer.echo(json.dumps({**report.as_json(), "published": published}, indent=1))
     else:
         show_check(report, PlainConsole(), published)
+        if name == "auto" and settings.name == "folder" and (path / settings.manifest).is_file():
+            # 'new' and 'site join' read by the table, which has subjects where folders have none.
+            typer.echo(
+                f"'{settings.manifest}' is beside the folders, and 'new' and 'site join' read by "
+                "it: --name manifest checks it so."
+            )
     if report.faults():
         raise typer.Exit(_BAD_DATA)
 

@@ -289,7 +289,9 @@ def read_toml_file(path: Path, what: str, remedy: str, why: str = "") -> dict[st
             text = file.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"{what} '{path}' cannot be read: {error}.", why=why, remedy=remedy
+            f"{what} '{path}' cannot be read: {getattr(error, 'strerror', None) or error}.",
+            why=why,
+            remedy=remedy,
         ) from None
     return read_toml(text, str(path))
 

@@ -7,8 +7,8 @@ without a traceback and exits with the class's code:
 code  meaning
 ====  ==================================================
 0     done
-2     wrong usage or configuration
-3     bad data
+2     wrong usage or configuration, also a run, a recipe or a home that is not there
+3     bad data: pictures, labels or tables that are missing, damaged or contradictory
 4     refused by privacy policy or budget
 5     could not reach or trust the peer
 6     the run failed (or was interrupted)
@@ -46,7 +46,7 @@ class FieldmarkError(Exception):
 
 
 class ConfigurationError(FieldmarkError):
-    """An invalid recipe, setting or command line."""
+    """An invalid recipe, setting or command line, or a run or home that is not there."""
 
     exit_code = 2
 

@@ -40,8 +40,9 @@ app = typer.Typer(
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 done, 2 wrong usage or configuration, 3 bad data, "
-    "4 refused by privacy policy or budget, 5 peer not reached or not trusted, 6 the run failed.",
+    epilog="Exit codes: 0 done, 2 wrong usage or configuration, or a run, recipe or home that is "
+    "not there, 3 bad or missing data, 4 refused by privacy policy or budget, 5 peer not reached "
+    "or not trusted, 6 the run failed.",
 )
 app.command()(new)
 app.command()(recipes)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgvc_core.errors import DataError
+from fgvc_core.run_paths import no_run
 
 if TYPE_CHECKING:
     from fgvc_core.data.table import ExampleTable
@@ -31,7 +31,7 @@ class Run:
         folder: A run's folder, for instance ``runs/demo``.
 
     Raises:
-        DataError: if there is no finished run.
+        ConfigurationError: if there is no finished run.
 
     Attributes:
         folder: The run's folder.
@@ -40,10 +40,7 @@ class Run:
     def __init__(self, folder: AnyPath) -> None:
         self.folder = Path(folder)
         if not (self.folder / "metrics.json").is_file():
-            raise DataError(
-                f"There is no finished run in '{folder}'.",
-                remedy="Name a run's folder; one that was stopped goes on with resume=True.",
-            )
+            raise no_run(self.folder, ["metrics.json"], "finished run")
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -185,8 +182,8 @@ def load_model(
         weights: The backbone's weights, if they are not where the recipe says.
 
     Raises:
-        DataError: if the checkpoint is missing or damaged.
-        ConfigurationError: if some of the model's tensors stayed at the sites.
+        DataError: if the checkpoint is damaged.
+        ConfigurationError: if there is none, or some of the model's tensors stayed at the sites.
     """
     from fgvc_core.inference.trained import LoadedModel, load_whole
 
@@ -223,7 +220,8 @@ def predict(
         why.
 
     Raises:
-        DataError: if no image is found or there is no checkpoint.
+        DataError: if no image is found.
+        ConfigurationError: if there is no checkpoint.
     """
     from fgvc_core.inference.finding import find_pictures
     from fgvc_core.inference.predicting import judge_of
@@ -266,7 +264,7 @@ def evaluate(
 
     Raises:
         DataError: if the data are missing or damaged, or have labels that the model lacks.
-        ConfigurationError: for an invalid setting.
+        ConfigurationError: for an invalid setting, or if there is no checkpoint.
     """
     from fgvc_core.data.recognising import recognise
     from fgvc_core.data.table import ExampleTable

@@ -109,8 +109,11 @@ def compare(
     with importing():
         from fieldmark.simulations.compare import compare as run
 
-    with progress("preparing pictures", ends=True) as tell:
-        result = run(plan, tell, seeds, _say)
+    with (
+        progress("preparing pictures", ends=True) as tell,
+        progress("other models", ends=True, waits=True) as beside,
+    ):
+        result = run(plan, tell, seeds, _say, beside)
     if json_:
         typer.echo(json.dumps({**result, "run_dir": str(plan.out)}, indent=1))
         return

@@ -6,7 +6,7 @@ them stands a plain logistic regression, where the backbone is frozen.
 """
 
 from collections.abc import Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ def compare(
     tell: Tell = lambda done, total: None,
     seeds: int = 1,
     say: Say = lambda line: None,
+    beside: Tell = lambda done, total: None,
 ) -> dict[str, Any]:
     """Simulate the federation, then learn from all pictures pooled and at each site alone.
 
@@ -62,6 +63,7 @@ def compare(
         seeds: Repetitions, 1 to 100: the recipe's seed and those after it. The first one's run is
             in the plan's folder, the others' in ``seeds/`` inside it.
         say: Called with a line when the federation is done and the other models begin.
+        beside: Called with (other models done, other models of this seed).
 
     Returns:
         ``federated``, ``pooled``, ``local`` by site, ``local_mean`` and ``plain`` (None without a
@@ -79,7 +81,7 @@ def compare(
     results = []
     with hired(workers) as pool:
         for seed in range(plan.recipe.seed, plan.recipe.seed + seeds):
-            results.append(_one_seed(seeded(plan, seed), pool, workers, tell, say))
+            results.append(_one_seed(seeded(plan, seed), pool, workers, tell, say, beside))
     result = _summary(plan.recipe, results)
     replace_json(plan.out / "compare.json", result)
     render(plan.out)
@@ -141,15 +143,17 @@ class _Seed:
     no_plain: str
 
 
-def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell, say: Say) -> _Seed:
+def _one_seed(
+    plan: Simulation, pool: Executor, workers: int, tell: Tell, say: Say, beside: Tell
+) -> _Seed:
     setting = deal(plan.recipe, cache_folder())
     metrics = run_dealt(plan, setting, pool, workers, tell)
     plan = replace(plan, recipe=completed(plan.recipe, setting.table))
     recipe = plan.recipe
     names = sorted(setting.rows)
     no_plain = _why_no_plain(recipe, setting)
-    beside = "" if no_plain else ", and a plain regression"
-    say(f"seed {recipe.seed}: pooled, and {counted(len(names), 'site')} alone{beside}")
+    last = "" if no_plain else ", and a plain regression"
+    say(f"seed {recipe.seed}: pooled, and {counted(len(names), 'site')} alone{last}")
     # The pooled model takes as long as all local ones together, so it starts first.
     jobs = {POOLED: names, **{site: [site] for site in names}}
     if done_here(recipe):
@@ -157,12 +161,16 @@ def _one_seed(plan: Simulation, pool: Executor, workers: int, tell: Tell, say: S
             name: pool.submit(train_other, recipe, setting, sites) for name, sites in jobs.items()
         }
         plain = None if no_plain else pool.submit(plain_model, recipe, setting)
+        for done, future in enumerate(as_completed(futures.values()), start=1):
+            future.result()
+            beside(done, len(jobs))
         others = {name: future.result() for name, future in futures.items()}
     else:
         plain = None if no_plain else pool.submit(plain_model, recipe, setting)
-        others = {
-            name: _single(plan, setting, name, sites, pool, workers) for name, sites in jobs.items()
-        }
+        others = {}
+        for done, (name, sites) in enumerate(jobs.items(), start=1):
+            others[name] = _single(plan, setting, name, sites, pool, workers)
+            beside(done, len(jobs))
     sums = recipe.privacy is not None and recipe.privacy.method == "class-sums"
     exact = {
         name: pool.submit(open_class_means, recipe, setting, sites) for name, sites in jobs.items()

@@ -9,6 +9,7 @@ from fgvc_core.files import narrow, private_folder, write_privately
 from fgvc_core.inference.validation_split import simulated_split_key
 from fgvc_core.protocol.keys import fingerprint, new_key, public_text, write_private
 from fgvc_core.recipe import Recipe, differences
+from fgvc_core.run_paths import RECIPE, no_run
 from fieldmark.client.privacy.ledger import FILE
 from fieldmark.client.privacy.peers import Peers
 from fieldmark.client.privacy.policy import Policy
@@ -26,11 +27,8 @@ def check_out(plan: Simulation) -> None:
     Raises:
         ConfigurationError: in either case; nothing was changed.
     """
-    if plan.resume and not (plan.out / "recipe.toml").is_file():
-        raise ConfigurationError(
-            f"There is no run in '{plan.out}' to go on with.",
-            remedy="Leave out --resume to start it, or name the run's folder with --out.",
-        )
+    if plan.resume and not (plan.out / RECIPE).is_file():
+        raise no_run(plan.out, [RECIPE], "run to go on with")
     if not plan.resume and plan.out.exists() and not plan.reserved:
         raise ConfigurationError(
             f"The output folder '{plan.out}' exists already.",

@@ -139,7 +139,7 @@ def test_errors_are_fieldmarks_own_and_say_what_to_do(folder):
         fm.load_recipe(folder / "tiny.toml", set={"federation.rouns": 3})
     with pytest.raises(fm.ConfigurationError, match=r"is not section\.key=value"):
         fm.load_recipe(folder / "tiny.toml", set={"": 3})
-    with pytest.raises(fm.DataError, match="no checkpoint"):
+    with pytest.raises(fm.ConfigurationError, match="no checkpoint"):
         fm.load_model(folder)
     with pytest.raises(fm.DataError, match="No picture was named"):
         fm.predict(folder, [])

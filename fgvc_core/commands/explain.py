@@ -11,7 +11,6 @@ from fgvc_core.commands.terminal import (
     Json,
     Overrides,
     Weights,
-    busy,
     open_model,
     progress,
 )
@@ -119,9 +118,9 @@ def _explain(
     from fgvc_core.inference.internal import internal_note
 
     faults: list[str] = []
-    with busy("Explaining"):
+    with progress("Explaining") as tell:
         found = explain_some(
-            trained, pictures or (), overrides or (), examples or 8, method, stage, faults
+            trained, pictures or (), overrides or (), examples or 8, method, stage, faults, tell
         )
     for fault in faults:
         typer.echo(visible(fault), err=True)

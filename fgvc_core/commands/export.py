@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgvc_core.commands.export_kit import kit, read_reply
-from fgvc_core.commands.terminal import Checkpoint, Json, Overrides, Weights, busy, write_text
+from fgvc_core.commands.terminal import (
+    Checkpoint,
+    Json,
+    Overrides,
+    Weights,
+    busy,
+    progress,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from fgvc_core.export.judging import Judges
@@ -158,7 +166,8 @@ def folder(
     from fgvc_core.inference.internal import load_for_export
 
     trained = load_for_export(checkpoint, weights)
-    parts, native = folders.make_folder(trained)
+    with busy("Packing and comparing logits"):
+        parts, native = folders.make_folder(trained)
     told = None if evaluation is None else _evaluation(evaluation)
     card = model_card(trained, out.name, native, licence, told)
     paths = folders.write(trained, parts, card, out)
@@ -182,8 +191,8 @@ def _graphs(
     """The graphs, checked against PyTorch."""
     from fgvc_core.export.onnx_export import make_onnx
 
-    with busy("Exporting and checking"):
-        return make_onnx(trained, judges, calibration, public=public, force=force)
+    with progress("Exporting and checking") as tell:
+        return make_onnx(trained, judges, calibration, public=public, force=force, tell=tell)
 
 
 def _calibration_pictures(
@@ -214,7 +223,8 @@ def _judging_pictures(
     """The pictures that an export is checked on."""
     from fgvc_core.export.judging import held_out, named
 
-    return named(trained, check) if check else held_out(trained, overrides or [])
+    with busy("Reading the pictures of the check"):
+        return named(trained, check) if check else held_out(trained, overrides or [])
 
 
 def _show(figures: dict[str, Any]) -> None:

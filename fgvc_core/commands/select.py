@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Checkpoint, Json, Weights, busy, open_model, write_text
+from fgvc_core.commands.terminal import Checkpoint, Json, Weights, open_model, progress, write_text
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def select(
             remedy=nearest(method, METHODS, 1) or "For instance: --method margin",
         )
     cache = cache_folder()
-    with busy("Looking at the pictures"):
+    with progress("Looking at the pictures") as tell:
         trained = open_model(checkpoint, weights, whole=False)
         # The data set knows which pictures are labeled; a folder alone does not.
         known = data_set(trained, site, cache) if folder is None or site is not None else None
@@ -71,7 +71,7 @@ def select(
         else:
             assert known is not None
             candidates = known.where("pool")
-        picks = choose(trained, candidates, labelled, method, count, cache, seed)
+        picks = choose(trained, candidates, labelled, method, count, cache, seed, tell)
     if out is not None:
         write_text(out, as_csv(picks))
     if json_:

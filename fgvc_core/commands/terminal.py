@@ -49,12 +49,15 @@ def busy(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def progress(what: str, *, ends: bool = False) -> Iterator[Callable[[int, int], None]]:
+def progress(
+    what: str, *, ends: bool = False, waits: bool = False
+) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on standard error, if that is a terminal, and yield its callback.
 
     Args:
         what: The work in words.
         ends: Whether the bar goes once all is done, because another display follows it.
+        waits: Whether the bar comes with the first call only, because another display precedes it.
     """
     from rich.console import Console
 
@@ -71,15 +74,22 @@ def progress(what: str, *, ends: bool = False) -> Iterator[Callable[[int, int], 
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    task = bar.add_task(what, total=None)
 
-        def tell(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if ends and done >= total:
-                bar.stop()
+    def tell(done: int, total: int) -> None:
+        if waits and done < total:
+            bar.start()
+        bar.update(task, completed=done, total=total)
+        if ends and done >= total:
+            bar.stop()
 
+    if not waits:
+        bar.start()
+    try:
         yield tell
+    finally:
+        bar.stop()
 
 
 def open_model(checkpoint: Path, weights: str | None, *, whole: bool = True) -> "TrainedModel":
@@ -91,8 +101,8 @@ def open_model(checkpoint: Path, weights: str | None, *, whole: bool = True) -> 
         whole: Whether to refuse a checkpoint whose other tensors stayed at the sites.
 
     Raises:
-        DataError: if the checkpoint is missing or damaged.
-        ConfigurationError: if it is no whole model.
+        DataError: if the checkpoint is damaged.
+        ConfigurationError: if there is none, or it is no whole model.
     """
     from fgvc_core.inference.internal import internal_note
     from fgvc_core.inference.trained import load_trained, load_whole

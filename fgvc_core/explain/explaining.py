@@ -1,6 +1,6 @@
 """Explains pictures: the model's answer, where its evidence lies, and why not the runner-up."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def explain_some(
     method: str = "layercam",
     stage: str = "auto",
     faults: list[str] | None = None,
+    tell: Callable[[int, int], None] | None = None,
 ) -> list[Explained]:
     """Explain named pictures, or some of the test split of the model's data.
 
@@ -77,6 +78,7 @@ def explain_some(
         method: Method of the class maps.
         stage: Layer of the class maps.
         faults: If given, named pictures that cannot be read are recorded here and passed over.
+        tell: Called with (pictures done, pictures in all).
 
     Raises:
         DataError: if there are no pictures, or ``faults`` is not given and one cannot be read.
@@ -86,12 +88,12 @@ def explain_some(
     if pictures:
         found = named_views(trained, pictures, examples, faults)
         unknown = [None] * len(found.names)
-        return explain(trained, found.names, found.views_NHWC, unknown, maker, judge)
+        return explain(trained, found.names, found.views_NHWC, unknown, maker, judge, tell)
     table = held_out_pictures(trained, overrides, examples)
     short = round(trained.model.input.size / trained.model.input.crop)
     views = [trained.view(table.picture(n, short)) for n in range(len(table))]
     truths = [table.class_names[k] for k in table.labels_N]
-    return explain(trained, table.ids, np.stack(views), truths, maker, judge)
+    return explain(trained, table.ids, np.stack(views), truths, maker, judge, tell)
 
 
 def held_out_pictures(
@@ -116,6 +118,7 @@ def explain(
     truths: Sequence[str | None],
     maker: ClassMaps,
     judge: Judge,
+    tell: Callable[[int, int], None] | None = None,
 ) -> list[Explained]:
     """Explain N pictures.
 
@@ -126,6 +129,7 @@ def explain(
         truths: Their true classes; None if unknown.
         maker: Makes the class maps.
         judge: Gives the answers; it lists at least two classes.
+        tell: Called with (pictures done, pictures in all).
 
     Raises:
         DataError: if the model has one class only.
@@ -138,6 +142,8 @@ def explain(
         found += _batch(
             trained, names[start:stop], views_NHWC[start:stop], truths[start:stop], maker, judge
         )
+        if tell is not None:
+            tell(stop, len(names))
     return found
 
 

@@ -112,7 +112,8 @@ def read_body(path: Path) -> tuple[KitBody, Sealed]:
     """The body of a kit, with its issuer's signature verified; reads no tensor.
 
     Raises:
-        DataError: if the file is missing or not a kit.
+        ConfigurationError: if there is no file.
+        DataError: if it is not a kit.
         PeerError: if the signature is not the issuer's.
     """
     with _opened(path) as file:
@@ -142,7 +143,8 @@ def open_kit(
         issuer: The key that must have signed the kit; None: the key that the kit names.
 
     Raises:
-        DataError: if the kit is missing or damaged, or its tensors do not fit its model.
+        ConfigurationError: if there is no kit.
+        DataError: if it is damaged, or its tensors do not fit its model.
         PeerError: if another key has signed it, or a tensor is not the signed one.
         ConfigurationError: if its model cannot be built here, or its frozen part differs.
     """
@@ -208,7 +210,9 @@ def _opened(path: Path) -> safe_open:
             raise _no_kit(path, f"its header says that it has {length} bytes")
         return safe_open(path, framework="numpy")
     except FileNotFoundError:
-        raise DataError(f"There is no kit at '{path}'.") from None
+        raise ConfigurationError(
+            f"There is no kit at '{path}'.", remedy="Name the file that 'export kit' has written."
+        ) from None
     except (OSError, SafetensorError) as error:
         raise _no_kit(path, str(error)) from None
 

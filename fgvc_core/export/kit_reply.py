@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fgvc_core.errors import DataError, PeerError
+from fgvc_core.errors import ConfigurationError, DataError, PeerError
 from fgvc_core.export.kit import read_body
 from fgvc_core.protocol.keys import (
     fingerprint,
@@ -131,7 +131,10 @@ def _read(path: Path) -> _File:
             raise ValueError("it is too long")
         return _File.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"There is no answer at '{path}'.") from None
+        raise ConfigurationError(
+            f"There is no answer at '{path}'.",
+            remedy="Name the file that 'fieldmark site validate' has written.",
+        ) from None
     except (OSError, ValueError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(

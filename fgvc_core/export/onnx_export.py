@@ -1,7 +1,7 @@
 """ONNX export: makes the graphs, checks and measures them, and only then writes files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def make_onnx(
     *,
     public: bool = False,
     force: bool = False,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> OnnxFiles:
     """Export, check against PyTorch, quantize if requested, and measure.
 
@@ -67,6 +68,8 @@ def make_onnx(
         calibration: Pictures that determine int8's ranges; None: no int8.
         public: The user's statement that the calibration pictures are public.
         force: Accept what the checks refuse; the figures say so.
+        tell: Called with (steps done, steps in all): the graph, PyTorch's and each graph's answers,
+            int8, and the timing.
 
     Raises:
         PolicyRefusal: if int8 is requested for a model trained under [privacy] without ``public``.
@@ -80,11 +83,15 @@ def make_onnx(
             why="int8 keeps the range of activations that they show: an unnoised release.",
             remedy="Calibrate on public pictures, and say so with --calibration-is-public.",
         )
+    steps = 4 if calibration is None else 6
     float_proto = to_onnx(trained)
+    tell(1, steps)
     float_bytes = float_proto.SerializeToString()
     expected_NK = _torch_logits(trained, judges.views_NHWC)
+    tell(2, steps)
     running = OnnxModel(float_proto)
     float_verdict = compare(expected_NK, running.logits(judges.views_NHWC), judges.labels_N)
+    tell(3, steps)
     if not force:
         refuse_unfaithful(float_verdict)
     answering: dict[str, Any] = {
@@ -100,14 +107,17 @@ def make_onnx(
     if calibration is not None:
         int8_proto, how = _quantised(trained, float_proto, calibration)
         int8_bytes = int8_proto.SerializeToString()
+        tell(4, steps)
         running8 = OnnxModel(int8_proto)
         verdict = compare(expected_NK, running8.logits(judges.views_NHWC), judges.labels_N)
+        tell(5, steps)
         if not force:
             refuse_lossy(float_verdict, verdict, len(int8_bytes) / len(float_bytes))
         answering["int8"] = running8.logits
         rows["int8"] = _row(verdict, len(int8_bytes))
     for name, milliseconds in latencies(answering, judges.views_NHWC[0]).items():
         rows[name]["latency_ms"] = milliseconds
+    tell(steps, steps)
     figures = {
         "judged_on": judges.told,
         "pictures": len(judges.views_NHWC),

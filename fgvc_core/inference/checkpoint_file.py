@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fgvc_core.errors import DataError
+from fgvc_core.run_paths import no_run
 
 SERVER = "server/"
 """Prefix of the tensors that only the run itself needs."""
@@ -44,7 +45,7 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint at a path: the file itself, or the best (else the last) one of a run's folder.
 
     Raises:
-        DataError: if there is none.
+        ConfigurationError: if there is none.
     """
     if path.is_file():
         return path
@@ -53,7 +54,5 @@ def find_checkpoint(path: Path) -> Path:
             found = folder / f"{name}.safetensors"
             if found.is_file():
                 return found
-    raise DataError(
-        f"There is no checkpoint at '{path}'.",
-        remedy="Name a run's folder, or a .safetensors file in its checkpoints folder.",
-    )
+    raise no_run(path, ["checkpoints/best.safetensors", "checkpoints/last.safetensors"],
+                 "checkpoint")  # fmt: skip

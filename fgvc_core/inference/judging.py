@@ -220,7 +220,7 @@ def logits_of(
     learner.model.eval()
     if not len(table):
         return np.zeros((0, learner.num_classes))
-    examples = learner.examples(table, cache)
+    examples = learner.examples(table, cache, tell)
     if next(learner.model.parameters()).device.type != "cpu":
         threads = 1
 

@@ -7,7 +7,7 @@ covered.
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def select(
     count: int,
     cache: Path,
     seed: int = 0,
+    tell: Callable[[int, int], None] | None = None,
 ) -> list[Pick]:
     """Rank unlabeled pictures by the expected use of a label.
 
@@ -68,6 +69,7 @@ def select(
         count: Number of pictures, at least 1.
         cache: Folder for decoded pictures and features.
         seed: Seed of ``random``.
+        tell: Called with (pictures looked at, pictures in all).
 
     Raises:
         DataError: if there are no candidates, or pictures are missing or damaged.
@@ -78,10 +80,10 @@ def select(
             remedy="Name a folder of pictures, or give the data set a pool (split = pool).",
         )
     learner, batch_size = trained.learner, trained.recipe.evaluate.batch_size
-    features_ND, logits_NK = embed_all(learner, candidates, cache, batch_size)
+    features_ND, logits_NK = embed_all(learner, candidates, cache, batch_size, tell)
     covered_MD = np.zeros((0, features_ND.shape[1]), dtype=np.float32)
     if method == "core-set" and labelled is not None and len(labelled):
-        covered_MD, _ = embed_all(learner, labelled, cache, batch_size)
+        covered_MD, _ = embed_all(learner, labelled, cache, batch_size, tell)
     chosen, scores = pick(method, logits_NK, features_ND, covered_MD, count, seed)
     shares_NK = torch.from_numpy(logits_NK).softmax(dim=1).numpy()
     predicted_N = logits_NK.argmax(axis=1)
@@ -101,17 +103,31 @@ def select(
 
 @torch.inference_mode()
 def embed_all(
-    learner: Learner, table: ExampleTable, cache: Path, batch_size: int
+    learner: Learner,
+    table: ExampleTable,
+    cache: Path,
+    batch_size: int,
+    tell: Callable[[int, int], None] | None = None,
 ) -> tuple[Vectors, Vectors]:
-    """Features (N, D) and logits (N, K), float32, without augmentation."""
+    """Features (N, D) and logits (N, K), float32, without augmentation.
+
+    Args:
+        learner: The model.
+        table: N pictures.
+        cache: Folder for decoded pictures and features.
+        batch_size: Pictures a batch.
+        tell: Called with (pictures done, pictures in all).
+    """
     model = learner.model
     model.eval()
-    examples = learner.examples(table, cache)
+    examples = learner.examples(table, cache, tell)
     features, logits = [], []
     for positions in torch.arange(len(table)).split(batch_size):
         features_BD = examples.features(model, positions, None)
         features.append(features_BD.float().cpu())
         logits.append(model.classify(features_BD).float().cpu())
+        if tell is not None:
+            tell(int(positions[-1]) + 1, len(table))
     return torch.cat(features).numpy(), torch.cat(logits).numpy()
 
 

@@ -31,6 +31,7 @@ class ModelSize:
         parameters: Number of values, including statistics of norm layers.
         trained: Number of values that train.
         travelling: Number of values that are exchanged, including statistics.
+        tensors: Number of tensors that are exchanged.
         features: Length D of the vector before the head.
         map: Number of values of one picture's map in front of the first stage that trains; 0 if
             there is no such map.
@@ -39,6 +40,7 @@ class ModelSize:
     parameters: int
     trained: int
     travelling: int
+    tensors: int
     features: int
     map: int = 0
 
@@ -58,11 +60,12 @@ def model_size(settings: ModelSettings, num_classes: int, image_size: int) -> Mo
         ConfigurationError: if there is no such model.
     """
     model = _without_values(settings, num_classes, image_size)
-    state = model.state_dict()
+    state, exchanged = model.state_dict(), travelling_names(model)
     return ModelSize(
         parameters=sum(tensor.numel() for tensor in state.values()),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        travelling=sum(state[name].numel() for name in travelling_names(model)),
+        travelling=sum(state[name].numel() for name in exchanged),
+        tensors=len(exchanged),
         features=model.feature_dim,
         map=_map_values(model, settings.train),
     )

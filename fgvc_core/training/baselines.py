@@ -1,5 +1,6 @@
 """Baselines for a federation: one model trained on one table, and a linear model on pixels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ def train_alone(
     patience: int,
     batch_size: int,
     purpose: str,
+    tell: Callable[[int, int], None] | None = None,
 ) -> Alone:
     """Train without a federation, from the learner's current tensors.
 
@@ -47,6 +49,7 @@ def train_alone(
         patience: Stop after this many rounds without improvement; 0: never.
         batch_size: Pictures per evaluation batch.
         purpose: Names the generator of order and views.
+        tell: Called with (rounds done, most rounds) after each.
     """
     best, best_score, best_round = learner.tensors(), (-1.0, 0.0), 0
     since_best = 0
@@ -66,6 +69,8 @@ def train_alone(
         consider(done)
         learner.train_round(train, Stretch(done + 1, rounds), purpose)
         done += 1
+        if tell is not None:
+            tell(done, rounds)
     consider(done)
     return Alone(best, best_round, done * learner.settings.epochs)
 

@@ -193,12 +193,30 @@ def ensure_features(
 
 
 def read_features(
-    model: "FineGrainedClassifier", table: ExampleTable, store: FeatureStore
+    model: "FineGrainedClassifier",
+    table: ExampleTable,
+    store: FeatureStore,
+    tell: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
-    """float32 (N, D): features of all rows; computes what is missing."""
+    """float32 (N, D): features of all rows; computes what is missing.
+
+    Args:
+        model: A model with a frozen backbone.
+        table: N pictures.
+        store: The store for the features.
+        tell: Called with (missing features computed, missing features in all).
+    """
     keys = [table.view_key(i) for i in range(len(table))]
-    if store.missing(keys):
-        ensure_features(model, table, store)
+    if todo := store.missing(keys):
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            if tell is not None:
+                tell(done, len(todo))
+
+        ensure_features(model, table, store, tell=count)
         store.missing(keys)
     if not keys:
         return torch.zeros((0, model.feature_dim))

@@ -145,12 +145,25 @@ class Learner:
         else:
             self._bank(table, cache)
 
-    def examples(self, table: ExampleTable, cache: Path) -> Examples:
-        """Labeled examples of a table: features of a frozen backbone, maps of a frozen prefix."""
+    def examples(
+        self,
+        table: ExampleTable,
+        cache: Path,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> Examples:
+        """Labeled examples of a table: features of a frozen backbone, maps of a frozen prefix.
+
+        Args:
+            table: The pictures.
+            cache: Folder for decoded pictures, maps and features.
+            tell: Called with (done, total) while features of a frozen backbone are computed; maps
+                and pictures are read when they are first asked for.
+        """
         known = knowledge_of(table)
         if self.frozen_backbone:
             store = open_store(cache, self.extractor)
-            return FeatureExamples(read_features(self.model, table, store), table.labels_N, known)
+            features_ND = read_features(self.model, table, store, tell)
+            return FeatureExamples(features_ND, table.labels_N, known)
         if self.prefix is not None:
             maps = CachedMaps(self._maps(cache), table)
             return MapExamples(maps, self.prefix, table.labels_N, self.views, known)

@@ -67,7 +67,7 @@ def run_curve(name: str, history: Sequence[dict[str, Any]]) -> Markup | None:
         last = [f"{line.name} {100 * _last(line):.1f} %" for line in shown]
         told = f"Top-1 of run {name} over {counted(rounds, 'round')}; last: {', '.join(last)}"
         return Markup(curves(told, shown, shares=True))
-    loss = Curve("loss", "third", values("loss"))
+    loss = Curve("mean training loss, nats", "third", values("loss"))
     if all(value is None for value in loss.values):
         return None
     told = f"Mean training loss of run {name} over {counted(rounds, 'round')}; "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fgvc_core.drawing import svg
 from fgvc_core.drawing.axes import LETTER, WIDTH, count_ticks, round_ticks, round_top
+from fgvc_core.drawing.labels import Box, Named, beside, stacked
 
 HEIGHT = 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 28
@@ -39,7 +40,7 @@ class Rung:
 
 
 def curves(title: str, lines: Sequence[Curve], marked: int = 0, *, shares: bool = False) -> str:
-    """A line chart of values over rounds.
+    """A line chart of values over rounds, each line with its name beside it.
 
     Args:
         title: Text alternative of the chart.
@@ -57,13 +58,18 @@ def curves(title: str, lines: Sequence[Curve], marked: int = 0, *, shares: bool 
         parts.append(svg.text(x(number), HEIGHT - 8, str(number), "tick middle"))
     if marked:
         parts.append(svg.line(x(marked), TOP, x(marked), HEIGHT - BOTTOM, "mark"))
+    drawn = []
     for line in lines:
         every, wide = _thinned(line.values, MOST_POINTS)
         points = [
             (x(min(i * wide + 1, rounds)), y(v)) for i, v in enumerate(every) if v is not None
         ]
+        drawn.append(Named(line.name, line.style, points))
         parts.append(svg.polyline(points, f"curve {line.style}"))
         parts += [svg.circle(px, py, 3.5, f"dot {line.style}") for px, py in points[-1:]]
+    room = Box(LEFT + 4, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM - 2)
+    # Where no name has room beside its line, all stand in a corner: a name is never left out.
+    parts += beside(drawn, room) or stacked(drawn, room)
     return svg.figure(title, WIDTH, HEIGHT, parts)
 
 

@@ -120,7 +120,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "refused_in_words": [in_words(group) for group in refusals[:FIRST_REASONS]],
         "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
-        "private": claim.holds or (_asks_for_privacy(run.recipe) and not claim.sites),
+        "private": _is_private(run),
         "claim": claim,
         # If the recipe does not ask for privacy and no site requires it, one sentence covers all.
         "listed": dict(list(listed.items())[:SITES_SHOWN]),
@@ -250,20 +250,33 @@ def _refused_by(events: list[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
+def _validation(run: RunFolder) -> str:
+    """Name of the curve of sites' scores."""
+    return "sites' validation" + (", with noise" if _is_private(run) else "")
+
+
+def _is_private(run: RunFolder) -> bool:
+    """Whether all that sites answered was under differential privacy, or would have been."""
+    claim = read_claim(run.metrics)
+    return claim.holds or (_asks_for_privacy(run.recipe) and not claim.sites)
+
+
 def _figures(run: RunFolder) -> dict[str, str]:
     history: list[dict[str, Any]] = run.metrics.get("history", [])
     figures = {}
     if history:
         scores = [
             Curve("held-out test", "first", [h.get("top1") for h in history]),
-            Curve("sites' validation", "second", [h.get("val_top1") for h in history]),
+            Curve(_validation(run), "second", [h.get("val_top1") for h in history]),
         ]
         losses = [h.get("loss") for h in history]
         best = run.metrics.get("best_round") or 0
         figures["scores"] = curves("Top-1 over rounds", scores, best, shares=True)
         if any(loss is not None for loss in losses):
             figures["loss"] = curves(
-                "Mean training loss over rounds", [Curve("loss", "third", losses)], best
+                "Mean training loss over rounds",
+                [Curve("mean over sites, by examples", "third", losses)],
+                best,
             )
         moved = [(h["bytes_up"] + h["bytes_down"]) / 1e6 for h in history]
         figures["bytes"] = bars("Megabytes a round", moved, "MB")

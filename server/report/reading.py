@@ -12,6 +12,7 @@ from PIL import Image
 
 from fgvc_core.drawing.axes import count_ticks
 from fgvc_core.errors import DataError
+from fgvc_core.run_paths import RECIPE, no_run
 from fieldmark.server.report.charts import cells
 
 LONGEST_PICTURE = 2_000_000
@@ -54,11 +55,15 @@ class RunFolder:
         """Read a folder.
 
         Raises:
-            DataError: if ``recipe.toml`` or ``metrics.json`` is missing, or a file is damaged.
+            ConfigurationError: if ``recipe.toml`` or ``metrics.json`` is missing.
+            DataError: if a file is damaged.
         """
+        for name in (RECIPE, "metrics.json"):
+            if not (folder / name).is_file():
+                raise no_run(folder, [name], "run to report")
         return cls(
             folder=folder,
-            recipe=_text(folder / "recipe.toml"),
+            recipe=_text(folder / RECIPE),
             metrics=_object(folder / "metrics.json"),
             events=read_events(folder / "events.jsonl"),
             evaluation=_optional(folder / "evaluation.json"),
@@ -92,7 +97,7 @@ def _text(path: Path) -> str:
         raise DataError(
             f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}.",
             why="Without it there is nothing to report.",
-            remedy="Name the folder of a run that has ended or was stopped, e.g. runs/demo.",
+            remedy="Take it back from a copy of the run's folder.",
         ) from None
 
 

@@ -81,11 +81,11 @@ def new(
     choices, trials, run_minutes = _chosen(seen, name, private, sites, minutes)
     recipe = _read(choices)
     cost = cost_of(recipe, seen.table.num_classes)
-    head = _head(seen, folder, recipe, private, run_minutes, cost.up)
+    head = _head(seen, folder, recipe, private, run_minutes, cost.told_up())
     path, recipe = write_recipe(folder, recipe_text(choices, head))
     if json_:
         told = {"recipe": str(path), **_seen_as_json(seen), "minutes": round(run_minutes, 1)}
-        told |= {"bytes_up": cost.up, "bytes_down": cost.down}
+        told |= {"bytes_up": cost.up, "bytes_down": cost.down, "messages": cost.messages}
         told |= {"tried": [vars(one) for one in trials], "choices": [vars(one) for one in choices]}
         typer.echo(json.dumps(told, indent=1))
         return
@@ -226,10 +226,10 @@ def _chosen(
     if worth_trying(seen):
         tried = sample(seen.train)
         if seen.weights:
-            with busy(f"Trying a frozen backbone on {len(tried)} pictures"):
-                trials.append(try_frozen(tried, min(rung.size, 224), metric))
-        with busy(f"Trying a small network on {len(tried)} pictures"):
-            trials.append(try_scratch(tried, scratch_size(seen)))
+            with progress(f"Trying a frozen backbone on {len(tried)} pictures") as tell:
+                trials.append(try_frozen(tried, min(rung.size, 224), metric, tell))
+        with progress(f"Trying a small network on {len(tried)} pictures") as tell:
+            trials.append(try_scratch(tried, scratch_size(seen), tell))
     choices = choose(seen, name, rung, trials, sites, minutes)
     if not scratch_wins(seen, trials, metric):
         return choices, trials, looking_minutes(seen, rung, speed)
@@ -249,10 +249,9 @@ def _read(choices: "list[Choice]") -> "Recipe":
 
 
 def _head(
-    seen: "Seen", folder: Path, recipe: "Recipe", private: float | None, minutes: float, up: int
+    seen: "Seen", folder: Path, recipe: "Recipe", private: float | None, minutes: float, up: str
 ) -> list[str]:
     """What the recipe is for, how to run it, and what that costs."""
-    from fgvc_core.drawing.numbers import size
     from fgvc_core.words import counted
 
     report = seen.report
@@ -263,8 +262,7 @@ def _head(
         f"{report.examples:,} pictures of {counted(seen.table.num_classes, 'class', 'classes')}"
         f"{subjects}: {held}.",
         f"Run: fieldmark simulate {folder / 'recipe.toml'}",
-        f"Takes {took}, most of it once, and {size(up).replace(chr(160), ' ')} "
-        "that each site sends.",
+        f"Takes {took}, most of it once, and {up} that each site sends.",
         f"In words: fieldmark explain-recipe {folder / 'recipe.toml'} "
         f"--classes {seen.table.num_classes}",
     ]

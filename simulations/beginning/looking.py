@@ -17,7 +17,7 @@ from fgvc_core.data.catalogue import load_table
 from fgvc_core.data.check import SITE_COLUMNS, UNEQUAL, CheckReport, check_table
 from fgvc_core.data.settings import DataSettings
 from fgvc_core.data.table import ExampleTable
-from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.errors import DataError
 from fgvc_core.experiment import pick_device
 from fgvc_core.models.weight_names import not_installed
 from fieldmark.client.proposing import recognize
@@ -86,11 +86,12 @@ def look(
         tell: Called with (pictures checked, total).
 
     Raises:
-        ConfigurationError: if there is no such folder, or a table's columns cannot be told.
-        DataError: if the check finds a fault: a recipe for such pictures could not be run.
+        ConfigurationError: if a table's columns cannot be told.
+        DataError: if there is no such folder, or the check finds a fault: a recipe for such
+            pictures could not be run.
     """
     if not path.is_dir():
-        raise ConfigurationError(
+        raise DataError(
             f"There is no folder '{path}' (--data).",
             why="The recipe is written for the pictures in it.",
             remedy="Name the folder that holds the pictures, or the CSV that lists them.",

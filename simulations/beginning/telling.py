@@ -170,8 +170,8 @@ def _leaves(recipe: Recipe, classes: int | None) -> Iterator[str]:
     cost = cost_of(recipe, classes or SUPPOSED)
     per = "" if classes else f", were there {SUPPOSED} classes"
     yield (
-        f"About {counted(cost.messages, 'message')} with {_size(cost.up)} of numbers in all up, "
-        f"{_size(cost.down)} down{per}; no picture, no file name, no subject."
+        f"About {cost.told_messages()} of {cost.told_up()} in all up, {cost.told_down()} "
+        f"down{per}, as a run reports them; no picture, no file name, no subject."
     )
     if recipe.privacy is None:
         if recipe.train.start != "none":
@@ -223,10 +223,6 @@ def _scenario(recipe: Recipe) -> Iterator[str]:
     yield "Faults or attacks are simulated; a real coordinator and a real site refuse the recipe."
     if scenario.attackers:
         yield f"{scenario.attackers:.0%} of the sites are hostile."
-
-
-def _size(nbytes: float) -> str:
-    return size(nbytes).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def as_text(path: Path, parts: list[tuple[str, list[str]]]) -> str:

@@ -28,6 +28,7 @@ from fgvc_core.training.head_search import Pooled, best_closed_form
 from fgvc_core.training.learner import Learner
 from fgvc_core.training.start import vectors
 
+Tell = Callable[[int, int], None]
 Way = Literal["frozen", "scratch"]
 
 FROZEN = {
@@ -98,13 +99,22 @@ def sample(train: ExampleTable, most: int = SAMPLE) -> ExampleTable:
     return train.take(np.flatnonzero(part_N == 0))
 
 
-def try_frozen(train: ExampleTable, image_size: int, metric: str) -> Trial:
-    """A frozen backbone and the best closed form, each third predicted from the other two."""
+def try_frozen(
+    train: ExampleTable, image_size: int, metric: str, tell: Tell | None = None
+) -> Trial:
+    """A frozen backbone and the best closed form, each third predicted from the other two.
+
+    Args:
+        train: Training pictures, of which none is held out for good.
+        image_size: Side of the square that the backbone sees, in pixels.
+        metric: What the closed form is chosen by, ``top1`` or ``macro-f1``.
+        tell: Called with (pictures looked at, pictures in all).
+    """
     recipe = Recipe.read(
         {"data": {"image_size": image_size}, "model": FROZEN, "train": {"start_metric": metric}}
     )
     learner = make_learner(recipe, train.num_classes, pick_device("auto"))
-    features_ND = vectors(learner, learner.examples(train, cache_folder()), _BATCH)
+    features_ND = vectors(learner, learner.examples(train, cache_folder(), tell), _BATCH)
     fold_N = fold_numbers(train.subjects, train.labels_N, FOLDS, _KEY)
     pooled = Pooled(features_ND, train.labels_N, fold_N)
     folds = pooled.statistics(train.num_classes, FOLDS)
@@ -113,8 +123,14 @@ def try_frozen(train: ExampleTable, image_size: int, metric: str) -> Trial:
     return Trial("frozen", best.top1, best.macro_f1, len(train))
 
 
-def try_scratch(train: ExampleTable, image_size: int) -> Trial:
-    """A small network, trained on two thirds for a few passes and scored on the last third."""
+def try_scratch(train: ExampleTable, image_size: int, tell: Tell | None = None) -> Trial:
+    """A small network, trained on two thirds for a few passes and scored on the last third.
+
+    Args:
+        train: Training pictures.
+        image_size: Side of the square that the network sees, in pixels.
+        tell: Called with (passes done, passes in all).
+    """
     recipe = Recipe.read({"data": {"image_size": image_size}, "model": SCRATCH, "train": STEPS})
     learner = make_learner(recipe, train.num_classes, pick_device("auto"))
     fold_N = fold_numbers(train.subjects, train.labels_N, FOLDS, _KEY)
@@ -123,14 +139,14 @@ def try_scratch(train: ExampleTable, image_size: int) -> Trial:
         for at_N in (fold_N != 0, fold_N == 0)
     )
     nothing = learner.examples(train.take([]), cache_folder())
-    seconds = timed(lambda: _trained(learner, learnt, nothing))
+    seconds = timed(lambda: _trained(learner, learnt, nothing, tell))
     scored, _ = learner.evaluate(held, _BATCH)
     each = seconds / max(len(learnt) * PASSES, 1)
     return Trial("scratch", scored.top1, scored.macro_f1, len(train), each)
 
 
-def _trained(learner: Learner, learnt: Examples, nothing: Examples) -> None:
-    found = train_alone(learner, learnt, nothing, PASSES, 0, _BATCH, "fieldmark new")
+def _trained(learner: Learner, learnt: Examples, nothing: Examples, tell: Tell | None) -> None:
+    found = train_alone(learner, learnt, nothing, PASSES, 0, _BATCH, "fieldmark new", tell)
     learner.load(found.tensors)
 
 

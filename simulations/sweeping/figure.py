@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 from fgvc_core.drawing import svg
 from fgvc_core.drawing.axes import LETTER, WIDTH, round_ticks
+from fgvc_core.drawing.labels import Box, Named, beside
 
 HEIGHT = 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 50
+NAMES = Box(LEFT + 4, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM - 2)
+"""Where names of lines may stand."""
 STYLES = ("s1", "s2", "s3", "s4", "s5", "s6")
 
 
@@ -58,8 +61,8 @@ class Horizontal:
         return self.names is None and low > 0 and high / low >= 10
 
 
-def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> str:
-    """An SVG in the page's colors.
+def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> tuple[str, bool]:
+    """An SVG in the page's colors, and whether its lines have their names beside them.
 
     Args:
         title: Text alternative of the figure.
@@ -75,12 +78,25 @@ def draw(title: str, axis: Horizontal, series: Sequence[Series], score: str) -> 
         parts.append(svg.line(LEFT, y(value), WIDTH - RIGHT, y(value), "rule"))
         parts.append(svg.text(LEFT - 8, y(value) + 4, f"{100 * value:.3g} %", "tick end"))
     parts += _named(axis, place)
-    parts.append(svg.text(0, TOP - 10, score, "tick"))
+    # Differences of a few points are what a sweep is made for: where zero is left out, it says so.
+    cut = f"; the axis begins at {100 * low:.3g} %" if low > 0 else ""
+    parts.append(svg.text(0, TOP - 10, score + cut, "tick"))
     for number, one in enumerate(series):
         # On an axis of names, series are drawn side by side so that they do not overlap.
         aside = 9.0 * (number - (len(series) - 1) / 2) if axis.names else 0.0
         parts += _one(one, STYLES[number % len(STYLES)], _shifted(place, aside), y)
-    return svg.figure(title, WIDTH, HEIGHT, parts)
+    names = [] if axis.names else beside(_lines(series, place, y), NAMES)
+    return svg.figure(title, WIDTH, HEIGHT, [*parts, *names]), bool(names)
+
+
+def _lines(
+    series: Sequence[Series], x: Callable[[float], float], y: Callable[[float], float]
+) -> list[Named]:
+    return [
+        Named(one.name, STYLES[number % len(STYLES)], [(x(m.x), y(m.mean)) for m in one.marks])
+        for number, one in enumerate(series)
+        if one.name
+    ]
 
 
 def _one(

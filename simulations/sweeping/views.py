@@ -13,7 +13,7 @@ SCORES = {"top1": "top-1, held-out test", "sites_top1": "top-1, mean of the site
 
 @dataclass(frozen=True)
 class View:
-    """A figure and its legend, (CSS class, name) of each line."""
+    """A figure and its legend, (CSS class, name) of each line that is not named in the figure."""
 
     heading: str
     svg: str
@@ -103,8 +103,9 @@ def _series(
 
 
 def _view(heading: str, axis: Horizontal, series: Sequence[Series], score: str) -> View:
-    svg = draw(f"{SCORES[score]}: {heading.lower()}", axis, series, SCORES[score])
-    legend = tuple((STYLES[n], one.name) for n, one in enumerate(series) if one.name)
+    svg, named = draw(f"{SCORES[score]}: {heading.lower()}", axis, series, SCORES[score])
+    lines = enumerate(() if named else series)
+    legend = tuple((STYLES[n], one.name) for n, one in lines if one.name)
     return View(heading, svg, legend)
 
 

@@ -171,5 +171,5 @@ def test_resuming_what_is_not_there(tiny_file, tmp_path, monkeypatch, capsys):
 
 def test_a_report_of_what_is_no_run(tmp_path, monkeypatch, capsys):
     code, told = run(monkeypatch, capsys, "report", tmp_path)
-    assert code == 3
+    assert code == 2
     assert "recipe.toml" in told

@@ -192,6 +192,13 @@ def test_one_site_under_privacy_has_a_run_of_its_own_for_each_row(tmp_path):
     assert folders == {"compared/pooled", "compared/site-1"}
 
 
+def test_the_other_models_are_counted(tmp_path):
+    told = []
+    recipe = shrunk("demo", federation__rounds=1, partition__sites=2)
+    compared(recipe, tmp_path, beside=lambda *at: told.append(at))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_seeds_repeat_the_whole_comparison(tmp_path):
     said = []
     result = compared(shrunk("learner"), tmp_path, seeds=2, say=said.append)

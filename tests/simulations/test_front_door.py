@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import fgvc_core
 import fieldmark.cli
+from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.protocol.code import code_digest
 from fgvc_core.recipe import parse_recipe
 from fieldmark.simulations.compare import compare
@@ -88,6 +90,56 @@ def test_a_shell_completes_commands(shell):
 def test_the_exit_codes_are_in_the_help():
     told = CliRunner().invoke(fieldmark.cli.app, ["--help"]).output
     assert "Exit codes: 0 done, 2 wrong usage" in re.sub(r"\s+", " ", told)
+
+
+NOT_THERE = (
+    "report {}",
+    "predict {} pictures",
+    "evaluate {}",
+    "explain {} picture.png",
+    "export onnx {} --out model.onnx",
+    "export folder {} --out folder",
+    "export kit {} --out model.kit",
+    "export read-reply {} reply.json",
+    "data select {} pictures",
+    "simulate {}",
+    "compare {}",
+    "explain-recipe {}",
+    "sweep {} --over train.lr=0.1",
+    "site budget {}",
+    "site report {}",
+    "site check {}",
+    "site status {}",
+    "site up {}",
+    "server status {}",
+    "server up {}",
+    "server run {} recipe.toml",
+)
+
+
+@pytest.mark.parametrize("command", NOT_THERE)
+def test_a_path_that_is_not_there_has_one_exit_code(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "birds" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "birds" / "recipe.toml").write_text("")
+    # Whatever else is named is there, so that the wrong path is what ends the command.
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    done = CliRunner().invoke(fieldmark.cli.app, command.format("runs/brids").split())
+    assert isinstance(done.exception, ConfigurationError), done.output
+    assert done.exception.exit_code == 2
+    assert "runs/brids" in done.exception.what
+    if done.exception.what.startswith(("There is no run", "There is no checkpoint")):
+        assert "Did you mean 'runs/birds'?" in done.exception.remedy
+
+
+@pytest.mark.parametrize("command", ["data check {}", "new mine --data {}"])
+def test_pictures_that_are_not_there_are_missing_data(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(fieldmark.cli.app, command.format("nowhere").split())
+    assert isinstance(done.exception, DataError), done.output
+    assert "nowhere" in done.exception.what
 
 
 def test_it_runs_from_any_folder(tmp_path):

@@ -228,6 +228,7 @@ def test_make_writes_the_embedded_set_that_check_finds_sound(tmp_path: Path) -> 
     assert values["splits"] == {"train": 60, "test": 30, "pool": 5}
     assert values["faults"] == []
     assert values["subjects"] < 95
+    assert "--name manifest checks it so" in run("check", folder).stdout
     for name in ("parts.csv", "attributes.csv", "taxonomy.json"):
         assert (folder / name).stat().st_size > 50
     with Image.open(sheet) as image:

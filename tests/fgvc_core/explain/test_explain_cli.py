@@ -80,6 +80,7 @@ def test_what_is_named_wrongly_is_red_and_what_is_not_sure_is_not(run):
         logits=lambda views_NHWC: torch.log(torch.tensor(list(shares.values()))),
     )
     views_NHWC = np.zeros((3, 32, 32, 3), dtype=np.uint8)
+    told = []
     for truth, wrong in (
         ("jay", [False, True, False]),
         ("robin", [True, False, False]),
@@ -87,10 +88,12 @@ def test_what_is_named_wrongly_is_red_and_what_is_not_sure_is_not(run):
         ("owl", [True, True, False]),
     ):
         found = explain(
-            model, "abc", views_NHWC, [truth] * 3, lambda *_: np.zeros((3, 32, 32), "f4"), judge
-        )
+            model, "abc", views_NHWC, [truth] * 3, lambda *_: np.zeros((3, 32, 32), "f4"), judge,
+            lambda *at: told.append(at),
+        )  # fmt: skip
         assert [one.verdict.answer for one in found] == list(shares)
         assert [one.wrong for one in found] == wrong
+    assert told == [(3, 3)] * 4
 
 
 def test_named_pictures_are_explained_and_their_names_escaped(run, tmp_path):

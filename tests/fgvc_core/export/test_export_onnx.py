@@ -220,5 +220,9 @@ def test_an_export_is_checked_on_the_models_own_test_split_or_says_what_is_missi
 def test_networks_of_all_kinds_export(model, tmp_path):
     text = f"[data]\nimage_size=64\n[model]\n{model}\n"
     trained = load_trained(write_run(tmp_path / "run", text))
-    made = make_onnx(trained, Judges(noise(12, 64), None, "noise"))
+    told = []
+    made = make_onnx(
+        trained, Judges(noise(12, 64), None, "noise"), tell=lambda *at: told.append(at)
+    )
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert made.figures["models"]["float"]["max_difference"] <= 1e-4

@@ -74,9 +74,13 @@ def test_a_labelled_picture_is_covered(run):
     table = data_set(trained, None, cache_folder())
     # All but one of the candidates have a label: the other is what is farthest.
     candidates = table.where("pool")
-    covered = candidates.take(range(1, len(candidates)))
-    (found,) = select(trained, candidates, covered, "core-set", 1, cache_folder())
+    covered, told = candidates.take(range(1, len(candidates))), []
+    (found,) = select(
+        trained, candidates, covered, "core-set", 1, cache_folder(),
+        tell=lambda *at: told.append(at),
+    )  # fmt: skip
     assert found.id == candidates.ids[0]
+    assert {(len(candidates),) * 2, (len(covered),) * 2} <= {*told}
 
 
 def test_a_sites_own_data_are_found_through_its_settings(run, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fgvc_core.errors import DataError
+from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.experiment import make_learner
 from fgvc_core.inference.trained import load_trained
 from fgvc_core.recipe import parse_recipe
@@ -42,8 +42,8 @@ def test_a_picture_of_any_size_becomes_the_square_that_the_model_sees(run):
     assert trained.view(np.zeros((45, 90, 3), np.uint8)).shape == (32, 32, 3)
 
 
-def test_a_folder_without_a_checkpoint_is_bad_data(tmp_path):
-    with pytest.raises(DataError, match="no checkpoint"):
+def test_a_folder_without_a_checkpoint_is_wrong_usage(tmp_path):
+    with pytest.raises(ConfigurationError, match="no checkpoint"):
         load_trained(tmp_path)
 
 

@@ -48,6 +48,15 @@ def test_what_is_on_disk_is_never_computed_again(table, tmp_path, monkeypatch):
     assert torch.equal(first_ND, second_ND)
 
 
+def test_progress_counts_what_is_missing(table, tmp_path):
+    model, told = build(), []
+    ensure_features(model, table.take(range(10)), store_of(model, tmp_path))
+    read_features(model, table, store_of(model, tmp_path), lambda *at: told.append(at))
+    missing = len(table) - 10
+    assert told[-1] == (missing, missing)
+    assert len(told) == -(-missing // 32)
+
+
 def test_only_what_is_missing_is_computed(table, tmp_path, monkeypatch):
     model, told = build(), []
     ensure_features(model, table.take(range(10)), store_of(model, tmp_path))

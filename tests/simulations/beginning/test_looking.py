@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fgvc_core.errors import ConfigurationError, DataError
+from fgvc_core.errors import DataError
 from fieldmark.simulations.beginning.looking import look
 
 
@@ -37,7 +37,7 @@ def test_what_a_person_said_stands(trees):
 
 
 def test_a_folder_that_is_not_there_is_named():
-    with pytest.raises(ConfigurationError, match="no folder 'no/such' \\(--data\\)"):
+    with pytest.raises(DataError, match="no folder 'no/such' \\(--data\\)"):
         look(Path("no/such"), {})
 
 

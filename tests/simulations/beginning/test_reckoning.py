@@ -5,6 +5,14 @@ from fieldmark.simulations.beginning.reckoning import cost_of
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import simulate
 
+HEAD = ["federation.rounds=0", "model.train=head", "data.val_fraction=0.0"]
+PRIVATE = ["federation.rounds=1", "model.train=head", "data.val_fraction=0.0",
+           "privacy.epsilon=50.0", "privacy.method=class-sums", "model.norm=group",
+           "train.start=none", "personal.epochs=0"]  # fmt: skip
+
+TOLERANCE = 0.05
+"""Of what is announced: the signed text around the tensors is not always as long."""
+
 
 def counted_of(recipe, out):
     metrics = simulate(Simulation(recipe, out, quiet=True))
@@ -12,27 +20,30 @@ def counted_of(recipe, out):
     return max(site["bytes_up"] for site in sites), max(site["bytes_down"] for site in sites)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "sets",
-    [["federation.rounds=2"], ["federation.rounds=0", "train.start=lda", "model.train=head"]],
-    ids=["rounds", "lda"],
-)
-def test_bytes_are_those_that_a_run_counts(sets, tiny, tmp_path):
-    recipe = parse_recipe(tiny.to_toml(), sets)
+    [["federation.rounds=2"], [*HEAD, "train.start=lda"], [*HEAD, "train.start=regression"],
+     [*HEAD, "train.start=auto"], PRIVATE],
+    ids=["rounds", "lda", "regression", "auto", "class-sums"],
+)  # fmt: skip
+def test_what_is_announced_is_what_a_run_counts(sets, tiny, tmp_path):
+    recipe = parse_recipe(tiny.to_toml(), ["partition.sites=2", *sets])
     cost = cost_of(recipe, 12)
-    up, down = counted_of(recipe, tmp_path / "run")
-    # Headers and signatures come on top.
-    assert cost.up <= up <= 1.1 * cost.up + 20_000
-    assert cost.down <= down <= 1.1 * cost.down + 20_000
+    found = counted_of(recipe, tmp_path / "run")
+    for (fewest, most), counted in zip((cost.up, cost.down), found, strict=True):
+        assert (1 - TOLERANCE) * fewest <= counted <= (1 + TOLERANCE) * most
 
 
-def test_a_search_sends_statistics_of_each_fold(tiny):
-    recipe = parse_recipe(
-        tiny.to_toml(), ["train.start=auto", "model.train=head", "federation.rounds=0"]
+def test_only_a_search_for_a_head_has_a_range(tiny):
+    searched, one = (
+        cost_of(parse_recipe(tiny.to_toml(), [*HEAD, f"train.start={start}"]), 12)
+        for start in ("auto", "lda")
     )
-    one = parse_recipe(recipe.to_toml(), ["train.start=lda"])
-    assert cost_of(recipe, 12).up > 3 * cost_of(one, 12).up
+    assert searched.messages[0] < searched.messages[1]
+    assert " to " in searched.told_up()
+    assert one.up[0] == one.up[1]
+    assert one.told_messages() == "2 messages"
+    assert searched.up[0] > 3 * one.up[1]
 
 
 def test_class_sums_weigh_what_the_subspace_does(tiny):
@@ -40,4 +51,5 @@ def test_class_sums_weigh_what_the_subspace_does(tiny):
             "federation.rounds=1", "model.train=head", "model.backbone=tf_efficientnet_lite0",
             "model.attention=none"]  # fmt: skip
     recipe = parse_recipe(tiny.to_toml(), sets)
-    assert cost_of(recipe, 12).up == (12 * 65 + 64) * 4
+    tensors = (12 * 65 + 64) * 4
+    assert tensors < cost_of(recipe, 12).up[0] < tensors + 3_000

@@ -268,7 +268,7 @@ def test_labels_of_any_axis_are_legible_and_apart(names):
     ticks = (0.1, 0.15, 0.2) if names is None else (0.0, 1.0, 2.0)
     marks = tuple(Mark(x, 0.83 + x / 100, 0.004, ((x, 0.83),)) for x in ticks)
     axis = Horizontal("some.section.with.a.very.long.key_of_a_setting", ticks, names)
-    drawn = draw("t", axis, [Series("", marks)], "top-1, held-out test")
+    drawn, _ = draw("t", axis, [Series("", marks)], "top-1, held-out test")
     (figure,) = figures_of(f"<style>{report_style()}</style>{drawn}")
     assert figure.smallest_px >= 11
     assert (figure.outside, figure.overlapping) == ([], [])
@@ -280,9 +280,25 @@ def test_the_axis_is_logarithmic_where_it_spans_a_factor_of_ten():
     assert not Horizontal("x", (1.0, 2.0, 9.0)).logarithmic
     assert not Horizontal("x", (0.0, 1000.0)).logarithmic
     marks = tuple(Mark(x, 0.5, None, ((x, 0.5),)) for x in (0.1, 1.0, 10.0))
-    drawn = draw("t", Horizontal("x", (0.1, 1.0, 10.0)), [Series("", marks)], "top-1")
+    drawn, _ = draw("t", Horizontal("x", (0.1, 1.0, 10.0)), [Series("", marks)], "top-1")
     places = [float(part.split('"')[0]) for part in drawn.split('class="dot s1" cx="')[1:]]
     assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.2)
+
+
+def test_lines_have_their_names_beside_them_and_an_axis_says_that_it_is_cut():
+    lines = [
+        Series(name, tuple(Mark(x, low + x / 20, None, ((x, low + x / 20),)) for x in (1.0, 2, 4)))
+        for name, low in (("few", 0.3), ("many", 0.6))
+    ]
+    drawn, named = draw("t", Horizontal("x", (1.0, 2.0, 4.0)), lines, "top-1")
+    assert named
+    assert ">few</text>" in drawn
+    assert "the axis begins at 30 %" in drawn
+    # Marks above names stand side by side: no line leads to them.
+    _, named = draw("t", Horizontal("x", (1.0, 2.0, 4.0), ("a", "b", "c")), lines, "top-1")
+    assert not named
+    low = [Series("", (Mark(1.0, 0.01, None, ((1.0, 0.01),)),))]
+    assert "begins" not in draw("t", Horizontal("x", (1.0, 2.0)), low, "top-1")[0]
 
 
 def test_figures_are_written_short():

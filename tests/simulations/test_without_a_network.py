@@ -1,0 +1,63 @@
+"""The demo asks nobody: with no network it makes no attempt to reach a machine, nor its own."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STRACE, UNSHARE = shutil.which("strace"), shutil.which("unshare")
+CUT = [UNSHARE, "--map-root-user", "--net"]
+ATTEMPT = re.compile(r"(?:connect|sendto|sendmsg)\(.*AF_INET")
+
+
+def can_cut():
+    """Whether this account may have a network of its own, without a way out."""
+    return bool(UNSHARE) and not subprocess.run([*CUT, "true"], capture_output=True).returncode
+
+
+pytestmark = pytest.mark.skipif(
+    STRACE is None or not can_cut(), reason="needs strace, and a namespace without a network"
+)
+
+
+def attempts(command, folder, environment):
+    """Calls of a command and all its processes that would reach a machine, with no network."""
+    calls = folder / "calls"
+    traced = [STRACE, "-f", "-qq", "--seccomp-bpf", "-e", "trace=connect,sendto,sendmsg"]
+    done = subprocess.run(
+        [*CUT, *traced, "-o", calls, *command],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line for line in calls.read_text().splitlines() if ATTEMPT.search(line)]
+
+
+def test_what_make_demo_runs_makes_no_connection_attempt(tmp_path):
+    told = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo"], cwd=ROOT, capture_output=True, text=True
+    )
+    words = shlex.split(told.stdout.strip().splitlines()[-1])
+    name = next(n for n, word in enumerate(words) if word.endswith("/fieldmark"))
+    environment = dict(word.split("=", 1) for word in words[:name])
+    # The same with fewer rounds and pictures, and by this interpreter.
+    recipe = [ROOT / word if word.endswith(".toml") else word for word in words[name + 1 :]]
+    fewer = ["federation.rounds=1", "data.fieldmarks_train=240", "data.fieldmarks_test=48",
+             "partition.min_examples=10"]  # fmt: skip
+    sets = [word for one in fewer for word in ("--set", one)]
+    command = [sys.executable, "-m", "fieldmark", *recipe, *sets]
+    assert attempts(command, tmp_path, environment) == []
+    assert (tmp_path / "runs" / "demo" / "report.html").is_file()
+
+
+def test_an_attempt_is_seen(tmp_path):
+    code = "import socket; socket.socket().connect_ex(('127.0.0.1', 9))"
+    assert len(attempts([sys.executable, "-c", code], tmp_path, {})) == 1

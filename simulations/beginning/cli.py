@@ -212,7 +212,7 @@ def _chosen(
         scratch_wins,
         worth_trying,
     )
-    from fieldmark.simulations.beginning.choosing_private import choose_private
+    from fieldmark.simulations.beginning.choosing_private import DEARER, choose_private
     from fieldmark.simulations.beginning.trying import look_seconds, sample, try_frozen, try_scratch
 
     with busy("Measuring this machine"):
@@ -221,7 +221,9 @@ def _chosen(
     if private is not None:
         choices = choose_private(seen, name, private, sites, speed, minutes)
         size = next(choice.value for choice in choices if choice.key == "image_size")
-        return choices, trials, looking_minutes(seen, Rung(size, 1, False), speed)
+        both = any(choice.key == "backbones" for choice in choices)
+        run_minutes = looking_minutes(seen, Rung(size, 1, False), speed)
+        return choices, trials, run_minutes * (DEARER if both else 1.0)
     rung, metric = rung_for(seen, speed, minutes), metric_of(seen)
     if worth_trying(seen):
         tried = sample(seen.train)

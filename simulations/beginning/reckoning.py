@@ -24,6 +24,12 @@ TENSOR = 128
 REPLY, REQUEST = 800, 450
 """Bytes of the signed text around a reply's tensors, and around a request's."""
 
+_CHARGED = 350
+"""Bytes of what a reply under differential privacy says of its cost."""
+
+_HEAD_TENSORS = 3
+"""Tensors of a subspace head that a request has beyond those of its reply."""
+
 SEARCHED = (3, 19)
 """Fewest and most messages of a search's regressions on folds, of all runs that were seen."""
 
@@ -106,9 +112,14 @@ def _parts(recipe: Recipe, num_classes: int, size: ModelSize, at: int) -> Iterat
     yield from _start(recipe, num_classes, size, at)
     rounds = recipe.federation.rounds
     if recipe.privacy is not None and recipe.privacy.method == "class-sums":
-        width = recipe.model.directions if recipe.model.head == "subspace" else size.features
-        yield Part(1, width, 0, 1)
-        yield Part(1, num_classes * (width + 1), width, 2)
+        width = recipe.model.directions
+        scatter = width * (width + 1) // 2 if recipe.privacy.scatter_share else 0
+        # The head travels with each request; what it costs is said beside each reply.
+        head = num_classes * (width + 1) + width + (width**2 if scatter else 0)
+        head += _HEAD_TENSORS * TENSOR // FLOAT
+        said = _CHARGED // FLOAT
+        yield Part(1, width + scatter + said, head, 2 if scatter else 1)
+        yield Part(1, num_classes * (width + 1) + said, head, 2)
         return
     if recipe.pretrain.method != "none":
         rounds += recipe.pretrain.rounds

@@ -95,8 +95,9 @@ def _learned(recipe: Recipe, classes: int | None) -> Iterator[str]:
     found = sized(recipe, classes or SUPPOSED)
     share = found.trained / max(found.parameters, 1)
     start = _WEIGHTS.get(model.weights, "pre-trained (a named file)")
+    networks = " and ".join(model.backbones) or model.backbone
     yield (
-        f"By {model.backbone} with {found.parameters:,} values, {start}; "
+        f"By {networks} with {found.parameters:,} values, {start}; "
         + ("all of it trains" if share > 0.99 else f"{found.trained:,} of them train")
         + ("." if classes else f", were there {SUPPOSED} classes.")
     )

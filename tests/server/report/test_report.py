@@ -236,6 +236,14 @@ def test_sums_of_noisy_scores_are_called_so_and_absent_losses_have_no_chart(tmp_
     assert "sites' validation, with noise" in text_of(render(run))
 
 
+def test_where_no_round_was_better_none_is_said_to_be_marked(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert "dashed line marks round 6" in text_of(render(run))
+    told = text_of(render(changed(run, best_round=0)))
+    assert "dashed line" not in told
+    assert "No round was better" in told
+
+
 def test_a_run_without_a_test_split_was_not_stopped_early(tmp_path):
     run = write_run(tmp_path / "run", compare=False, done=False)
     metrics = json.loads((run / "metrics.json").read_text())

@@ -1,14 +1,17 @@
 import pytest
 
+from fgvc_core.models.weight_names import PACKAGES
 from fgvc_core.recipe import parse_recipe
 from fieldmark.simulations.beginning.reckoning import cost_of
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import simulate
 
 HEAD = ["federation.rounds=0", "model.train=head", "data.val_fraction=0.0"]
-PRIVATE = ["federation.rounds=1", "model.train=head", "data.val_fraction=0.0",
-           "privacy.epsilon=50.0", "privacy.method=class-sums", "model.norm=group",
-           "train.start=none", "personal.epochs=0"]  # fmt: skip
+PRIVATE = ["federation.rounds=1", "model.train=head", "data.val_fraction=0.0", "data.image_size=64",
+           "privacy.epsilon=8.0", "privacy.method=class-sums", "model.head=whitened",
+           "privacy.scatter_share=0.05", "model.directions=64", "model.pooling=max",
+           "model.backbone=tf_efficientnet_lite0", "model.weights=package",
+           "model.attention=none"]  # fmt: skip
 
 TOLERANCE = 0.05
 """Of what is announced: the signed text around the tensors is not always as long."""
@@ -27,6 +30,8 @@ def counted_of(recipe, out):
     ids=["rounds", "lda", "regression", "auto", "class-sums"],
 )  # fmt: skip
 def test_what_is_announced_is_what_a_run_counts(sets, tiny, tmp_path):
+    if sets is PRIVATE:
+        pytest.importorskip(PACKAGES["tf_efficientnet_lite0"], reason="needs the 'weights' extra")
     recipe = parse_recipe(tiny.to_toml(), ["partition.sites=2", *sets])
     cost = cost_of(recipe, 12)
     found = counted_of(recipe, tmp_path / "run")
@@ -53,3 +58,6 @@ def test_class_sums_weigh_what_the_subspace_does(tiny):
     recipe = parse_recipe(tiny.to_toml(), sets)
     tensors = (12 * 65 + 64) * 4
     assert tensors < cost_of(recipe, 12).up[0] < tensors + 3_000
+    whitened = ["model.head=whitened", "privacy.scatter_share=0.05"]
+    more = cost_of(parse_recipe(recipe.to_toml(), whitened), 12).up[0] - cost_of(recipe, 12).up[0]
+    assert 64 * 65 // 2 * 4 <= more < 64 * 65 // 2 * 4 + 500

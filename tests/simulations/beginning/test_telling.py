@@ -27,6 +27,11 @@ def test_a_round_of_training_is_told_with_its_passes():
     assert "12 classes of the embedded pictures" in text
 
 
+def test_networks_side_by_side_are_all_named():
+    told_ = words("cub50-dp")
+    assert "By tf_efficientnet_lite0 and tf_efficientnet_lite2 with" in told_
+
+
 def test_no_round_is_said_to_be_none():
     assert "There is no round of training" in words("cub50-best")
 

@@ -9,6 +9,7 @@ and under differential privacy. In ANFR (https://arxiv.org/abs/2410.02006) weigh
 with channel attention worked in the latter two.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from torch.nn import functional as F
 from fgvc_core.errors import ConfigurationError, nearest
 from fgvc_core.models.attention import ChannelAttention
 from fgvc_core.models.tokens import TokenSelection
-from fgvc_core.models.weights import InputSpec, load_local, packaged_input, packaged_state
+from fgvc_core.models.weights import (
+    InputSpec,
+    check_packaged,
+    load_local,
+    packaged_input,
+    packaged_state,
+)
 
 ALPHA = 0.2
 """Factor of each residual branch in its block's output (section 3)."""
@@ -228,6 +235,8 @@ def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSp
             remedy=nearest(architecture, [*PRESETS, *timm.list_models()])
             or f"Ours: {', '.join(PRESETS)}; timm's: timm.list_models().",
         )
+    if weights == "package":
+        return _packaged(name, size), packaged_input(size)
     model = _create(name, weights == "hub", size)
     _no_inplace(model)
     backbone = _wrap(model, name, size)
@@ -239,10 +248,7 @@ def make_backbone(name: str, weights: str, size: int) -> tuple[Backbone, InputSp
         config["interpolation"],
         float(config["crop_pct"]),
     )
-    if weights == "package":
-        spec = packaged_input(size)
-        _load_packaged(model, name)
-    elif weights not in ("none", "hub"):
+    if weights not in ("none", "hub"):
         load_local(model, Path(weights), _classifier(config), "backbone.model.")
     elif weights == "none":
         spec = InputSpec(size)
@@ -291,6 +297,32 @@ def _ours(name: str, weights: str, size: int) -> tuple[Backbone, InputSpec]:
     if weights != "none":
         load_local(backbone, Path(weights), ("head.",), "backbone.")
     return backbone, InputSpec(size)
+
+
+_PACKAGED: dict[tuple[str, int, bytes], tuple[TimmBackbone, torch.Tensor]] = {}
+_PACKAGED_KEPT = 3
+"""Packaged backbones that are kept: each a few million parameters, and joined ones are few."""
+
+
+def _packaged(name: str, size: int) -> TimmBackbone:
+    """A copy of a backbone with its packaged weights, which a process builds and reads once.
+
+    A site builds its model anew for each request, which took ten times as long as the copy. Like
+    building it, the copy leaves the global generator where the next initialization begins.
+    """
+    check_packaged(name)
+    key = name, size, torch.default_generator.get_state().numpy().tobytes()
+    if key not in _PACKAGED:
+        model = _create(name, False, size)
+        _no_inplace(model)
+        backbone = _wrap(model, name, size)
+        _load_packaged(model, name)
+        while len(_PACKAGED) >= _PACKAGED_KEPT:
+            del _PACKAGED[next(iter(_PACKAGED))]
+        _PACKAGED[key] = backbone, torch.default_generator.get_state()
+    backbone, after = _PACKAGED[key]
+    torch.default_generator.set_state(after)
+    return deepcopy(backbone)
 
 
 def _load_packaged(model: nn.Module, name: str) -> None:

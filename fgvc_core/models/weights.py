@@ -92,20 +92,25 @@ def packaged_input(size: int) -> InputSpec:
     return InputSpec(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.875)
 
 
-def packaged_state(backbone: str, expected: Tensors) -> dict[str, torch.Tensor]:
-    """Load a backbone's packaged weights under timm's names.
-
-    The file has the same entries in the same order under other names: they are paired in
-    order, and each pair must agree in shape and in the last part of the name.
+def check_packaged(backbone: str) -> Path:
+    """The file of a backbone's packaged weights, if it is the one that is known.
 
     Args:
         backbone: One of :data:`~fgvc_core.models.weight_names.PACKAGES`.
-        expected: timm's own state, including the classifier.
 
     Raises:
         ConfigurationError: if there is no such package, it is missing, or its file is not the
             expected one.
     """
+    file = _packaged_file(backbone)
+    try:
+        _checked(file, _PACKAGED_SHA256[backbone])
+    except OSError as error:
+        raise _unreadable(file, str(error)) from None
+    return file
+
+
+def _packaged_file(backbone: str) -> Path:
     package = PACKAGES.get(backbone)
     if package is None:
         raise ConfigurationError(
@@ -128,14 +133,31 @@ def packaged_state(backbone: str, expected: Tensors) -> dict[str, torch.Tensor]:
             f"The package '{package}' holds {len(files)} .pth files, expected one.",
             remedy="Install the version that fieldmark[weights] names.",
         )
-    found = read_state(files[0], _PACKAGED_SHA256[backbone])
+    return files[0]
+
+
+def packaged_state(backbone: str, expected: Tensors) -> dict[str, torch.Tensor]:
+    """Load a backbone's packaged weights under timm's names.
+
+    The file has the same entries in the same order under other names: they are paired in
+    order, and each pair must agree in shape and in the last part of the name.
+
+    Args:
+        backbone: One of :data:`~fgvc_core.models.weight_names.PACKAGES`.
+        expected: timm's own state, including the classifier.
+
+    Raises:
+        ConfigurationError: as :func:`check_packaged`.
+    """
+    file = _packaged_file(backbone)
+    found = read_state(file, _PACKAGED_SHA256[backbone])
     if len(found) != len(expected):
-        raise _mismatch(files[0], f"{len(found)} entries, expected {len(expected)}")
+        raise _mismatch(file, f"{len(found)} entries, expected {len(expected)}")
     state = {}
     for (theirs, tensor), (ours, wanted) in zip(found.items(), expected.items(), strict=True):
         if tensor.shape != wanted.shape or theirs.split(".")[-1] != ours.split(".")[-1]:
             raise _mismatch(
-                files[0],
+                file,
                 f"'{theirs}' {list(tensor.shape)} stands for '{ours}' {list(wanted.shape)}",
             )
         state[ours] = tensor
@@ -166,10 +188,7 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
             remedy="Give none, hub, package, or the path of a .safetensors or .pth file.",
         )
     try:
-        data = path.read_bytes()
-        wanted = sha256 or (path.stem if _HEX64.fullmatch(path.stem) else "")
-        if wanted and hashlib.sha256(data).hexdigest() != wanted:
-            raise _another(path, wanted)
+        data = _checked(path, sha256 or (path.stem if _HEX64.fullmatch(path.stem) else ""))
         if path.suffix == ".safetensors":
             return load(data)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -186,6 +205,14 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
     ):
         raise _unreadable(path, "it is no mapping of names to tensors")
     return state
+
+
+def _checked(path: Path, wanted: str) -> bytes:
+    """A file's content, which has to have a SHA-256 (hex; empty: any)."""
+    data = path.read_bytes()
+    if wanted and hashlib.sha256(data).hexdigest() != wanted:
+        raise _another(path, wanted)
+    return data
 
 
 def load_local(model: nn.Module, path: Path, ignored: tuple[str, ...], prefix: str = "") -> None:

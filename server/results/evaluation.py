@@ -68,6 +68,8 @@ def confused_pairs(
         folder.mkdir(exist_ok=True)
     support_K = scored.confusion_KK.sum(axis=1)
     pairs: list[dict[str, Any]] = []
+    # A class is in several pairs, with the same pictures.
+    written: set[int] = set()
     for true, predicted, count in scored.most_confused(PAIRS_SHOWN):
         mistaken = np.flatnonzero((table.labels_N == true) & (predicted_N == predicted))
         pairs.append(
@@ -78,11 +80,13 @@ def confused_pairs(
                 "support": int(support_K[true]),
                 "rate": count / max(int(support_K[true]), 1),
                 "mistaken": mistaken[:PICTURES_A_CLASS].tolist(),
-                "pictures_true": _thumbnails(table, _right(table, predicted_N, true), folder),
-                "pictures_predicted": _thumbnails(
-                    table, _right(table, predicted_N, predicted), folder
+                "pictures_true": _thumbnails(
+                    table, _right(table, predicted_N, true), folder, written
                 ),
-                "pictures_mistaken": _thumbnails(table, mistaken, folder),
+                "pictures_predicted": _thumbnails(
+                    table, _right(table, predicted_N, predicted), folder, written
+                ),
+                "pictures_mistaken": _thumbnails(table, mistaken, folder, written),
             }
         )
     return pairs
@@ -94,16 +98,19 @@ def _right(table: ExampleTable, predicted_N: NDArray[np.int64], label: int) -> N
 
 
 def _thumbnails(
-    table: ExampleTable, positions: NDArray[np.int64], folder: Path | None
+    table: ExampleTable, positions: NDArray[np.int64], folder: Path | None, written: set[int]
 ) -> list[str]:
+    """Names of the first pictures, of which those not in ``written`` yet are written."""
     names: list[str] = []
     if folder is None:
         return names
     for position in positions[:PICTURES_A_CLASS].tolist():
         name = f"{position:06d}.png"
-        picture = Image.fromarray(table.picture(position, THUMBNAIL))
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        picture.save(folder / name)
+        if position not in written:
+            picture = Image.fromarray(table.picture(position, THUMBNAIL))
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            picture.save(folder / name)
+            written.add(position)
         names.append(f"{folder.name}/{name}")
     return names
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from fgvc_core.errors import ConfigurationError
-from fgvc_core.models import weights
+from fgvc_core.models import backbones, weights
 from fgvc_core.models.backbones import make_backbone
 from fgvc_core.models.build import build_classifier
 from fgvc_core.models.settings import ModelSettings
@@ -48,6 +48,27 @@ def test_packaged_weights_refuse_to_stand_for_tensors_in_another_order():
         weights.packaged_state("tf_efficientnet_lite0", shuffled)
     with pytest.raises(ConfigurationError, match="296 entries, expected 295"):
         weights.packaged_state("tf_efficientnet_lite0", dict(list(expected.items())[1:]))
+
+
+@needs_package
+def test_a_packaged_backbone_is_read_once_and_every_other_is_a_copy_to_the_bit(monkeypatch):
+    monkeypatch.setattr(backbones, "_PACKAGED", {})
+    reads = []
+    read = weights.read_state
+    monkeypatch.setattr(weights, "read_state", lambda *given: reads.append(given) or read(*given))
+    settings = ModelSettings(backbone="tf_efficientnet_lite0", weights="package", head="cosine")
+    first = build_classifier(settings, 4, 64, seed=5)
+    original = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    with torch.no_grad():
+        for tensor in first.state_dict().values():
+            tensor.zero_()
+    second = build_classifier(settings, 4, 64, seed=5).state_dict()
+    assert len(reads) == 1
+    # Also what comes after the backbone: its head is drawn as if the backbone had been built.
+    assert second.keys() == original.keys()
+    assert all(torch.equal(second[name], tensor) for name, tensor in original.items())
+    other = build_classifier(settings, 4, 64, seed=6).state_dict()
+    assert not torch.equal(other["head.weight"], second["head.weight"])
 
 
 def test_a_backbone_without_a_package_names_those_that_have_one():

@@ -67,7 +67,8 @@ def train_alone(
         learner.train_round(train, Stretch(done + 1, rounds), purpose)
         done += 1
     consider(done)
-    return Alone(best, best_round, done * learner.settings.epochs)
+    passes = done * learner.settings.epochs // learner.settings.pass_rounds
+    return Alone(best, best_round, passes)
 
 
 LARGEST_SIDE = 64

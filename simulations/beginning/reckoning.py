@@ -8,6 +8,7 @@ a search for a head takes follows from the replies; it is counted as it was seen
 from dataclasses import dataclass
 
 from fgvc_core.models.size import ModelSize, model_size
+from fgvc_core.privacy.whitening import first_length, scatter_weight
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.head_search import PENALTIES
 
@@ -50,9 +51,11 @@ def cost_of(recipe: Recipe, num_classes: int) -> Cost:
     up, down, messages = _start(recipe, num_classes, size)
     rounds = recipe.federation.rounds
     if recipe.privacy is not None and recipe.privacy.method == "class-sums":
-        width = recipe.model.directions if recipe.model.head == "subspace" else size.features
-        sums = (num_classes * (width + 1) + width) * FLOAT
-        return Cost(up + sums, down + width * FLOAT, messages + 2)
+        width = size.features if recipe.model.until else recipe.model.directions
+        weight = scatter_weight(recipe.privacy)
+        sums = num_classes * (width + 1) + first_length(width, weight)
+        whitened = width * width if weight else 0
+        return Cost(up + sums * FLOAT, down + (width + whitened) * FLOAT, messages + 2)
     # A site receives each round's model, and the last one to score it.
     whole = size.travelling * FLOAT
     if recipe.pretrain.method != "none":

@@ -41,3 +41,12 @@ def test_class_sums_weigh_what_the_subspace_does(tiny):
             "model.attention=none"]  # fmt: skip
     recipe = parse_recipe(tiny.to_toml(), sets)
     assert cost_of(recipe, 12).up == (12 * 65 + 64) * 4
+
+
+def test_a_whitened_head_also_asks_for_a_scatter_and_an_early_map_is_as_wide_as_its_channels(tiny):
+    sets = ["model.head=whitened", "privacy.scatter_share=0.05", "privacy.epsilon=4.0",
+            "federation.rounds=1", "model.train=head", "model.backbone=tf_efficientnet_lite0",
+            "model.attention=none", "model.until=blocks.4"]  # fmt: skip
+    cost = cost_of(parse_recipe(tiny.to_toml(), sets), 12)
+    assert cost.up == (12 * 113 + 112 + 112 * 113 // 2) * 4
+    assert cost.down == (112 + 112 * 112) * 4

@@ -40,7 +40,7 @@ POOLINGS: Registry[Any] = Registry(
     "fieldmark.poolings",
     _all_in(
         "fgvc_core.models.pooling",
-        *("avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov", "parts"),
+        *("avg", "max", "avgmax", "both", "moments", "gem", "bilinear", "mpncov", "parts"),
     ),
 )
 """(channels, settings) to a module that maps (N, C, H, W) to vectors (N, D), D in ``out_dim``."""

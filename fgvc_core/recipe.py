@@ -138,8 +138,10 @@ _NEWER = {
     ("data", "frame"): "first",
     ("loss", "balance_prior"): 0.0,
     ("model", "backbones"): [],
+    ("model", "until"): "",
     ("personal", "method"): "fine-tune",
     ("privacy", "scatter_share"): 0.0,
+    ("train", "pass_rounds"): 1,
 }
 """Settings, and the value at which a run is what it was before there was such a setting."""
 

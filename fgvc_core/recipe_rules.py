@@ -90,6 +90,13 @@ def refuse_steps(recipe: "Recipe", privacy: PrivacySettings) -> None:
             why="It clips a step's mean gradient, which bounds no unit's part of it.",
             remedy="Set train.clip_norm = 0 and privacy.clipping_norm instead.",
         )
+    if train.pass_rounds > 1:
+        raise PolicyRefusal(
+            f"train.pass_rounds = {train.pass_rounds} is refused under [privacy].",
+            why="A private step draws each unit at random; what was promised rests on that draw.",
+            remedy="Leave train.pass_rounds out; privacy.sampling_rate and privacy.steps say how "
+            "much of the data a round sees.",
+        )
     if privacy.lr_distance is not None and train.optimizer != "sgd":
         raise PolicyRefusal(
             f"privacy.lr_distance needs train.optimizer = 'sgd', not '{train.optimizer}'.",

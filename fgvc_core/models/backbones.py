@@ -186,6 +186,57 @@ class TimmBackbone(nn.Module):
         self.probe(size)
         self.stage_names = _stages(model, self.idle)
 
+    def end_at(self, stage: str, size: int) -> None:
+        """Leave out everything behind a stage, whose map is then the backbone's.
+
+        Args:
+            stage: Name of a stage.
+            size: Side of the input squares, in pixels.
+
+        Raises:
+            ConfigurationError: for an unknown stage, or if the model needs what comes behind.
+        """
+        if stage not in self.stage_names:
+            choices = ", ".join(self.stage_names)
+            raise ConfigurationError(
+                f"model.until names '{stage}', which is no stage of this backbone.",
+                remedy=f"{nearest(stage, list(self.stage_names))} Choices: {choices}.".strip(),
+            )
+        seen: list[object] = []
+        square_NCHW = torch.zeros(1, 3, size, size)
+        target = self.model.get_submodule(stage)
+        handle = target.register_forward_hook(lambda module, given, found: seen.append(found))
+        later = self.stage_names[self.stage_names.index(stage) + 1 :]
+        for name in later:
+            if not name.startswith(f"{stage}."):
+                parent, _, own = name.rpartition(".")
+                owner = self.model.get_submodule(parent) if parent else self.model
+                # A container's members have gone with it.
+                if not isinstance(owner, nn.Identity):
+                    setattr(owner, own, nn.Identity())
+        try:
+            with torch.inference_mode():
+                found_NCHW = self.eval()(square_NCHW)
+        except (RuntimeError, AssertionError, AttributeError, ValueError, TypeError):
+            found_NCHW = None
+        finally:
+            handle.remove()
+        # The same tensor, or what the model does to every map behind its stages has no effect.
+        one = seen[0] if len(seen) == 1 else None
+        if (
+            found_NCHW is None
+            or not isinstance(one, torch.Tensor)
+            or one.shape != found_NCHW.shape
+            or not (one.is_meta or torch.equal(one, found_NCHW))
+        ):
+            raise ConfigurationError(
+                f"model.until = '{stage}' cannot end this backbone.",
+                why="What comes behind that stage cannot be left out of it.",
+                remedy="Name another stage, or leave model.until out.",
+            )
+        self.probe(size)
+        self.stage_names = _stages(self.model, self.idle)
+
     def probe(self, size: int) -> None:
         """Determine the map's channels and the idle parameters, from one black square."""
         names, parameters = zip(*self.named_parameters(), strict=True)

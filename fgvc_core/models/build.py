@@ -39,6 +39,8 @@ def build_classifier(
             backbone, spec = make_joined(settings, image_size)
         else:
             backbone, spec = make_backbone(settings.backbone, settings.weights, image_size)
+        if settings.until:
+            _end(backbone, settings, image_size)
         if settings.crop:
             spec = replace(spec, crop=settings.crop)
         apply_policy(backbone, settings.norm, settings.title)
@@ -83,6 +85,16 @@ def make_attention(settings: ModelSettings, channels: int) -> nn.Module:
     component = ATTENTIONS.get(settings.attention)
     made: nn.Module = component.make(channels, settings.settings_of(component))
     return made
+
+
+def _end(backbone: AnyBackbone, settings: ModelSettings, size: int) -> None:
+    if not isinstance(backbone, TimmBackbone):
+        raise ConfigurationError(
+            f"model.until = '{settings.until}', but '{settings.title}' is none of timm's models.",
+            why="Our own networks are trained from random weights, all of them.",
+            remedy="Leave model.until out, or name a timm model with pre-trained weights.",
+        )
+    backbone.end_at(settings.until, size)
 
 
 def _select_tokens(backbone: nn.Module, name: str) -> None:

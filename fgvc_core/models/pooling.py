@@ -15,6 +15,11 @@ channels; the vector has d (d + 1) / 2 entries. Cost: d^2 H W, ten d x d product
 and a head d / 2 times as large, which a federation sends each round. Effect: +1.3 points on
 CUB, a loss on Cars and Aircraft. With a frozen backbone the convolution stays a random projection.
 
+Moments: beside each channel's mean its standard deviation over positions, which tells a texture
+from an even surface of the same mean (Huang and Belongie 2017, https://arxiv.org/abs/1703.06868,
+section 3, calls the two a picture's style). No parameters; a vector twice as long. It helps where a
+map is early enough to show texture, and the last map is not.
+
 Learned parts: attention maps computed from the feature map, and one vector per map. Zheng et al.
 2017, "Learning Multi-Attention Convolutional Neural Network" (MA-CNN), section 3,
 https://openaccess.thecvf.com/content_iccv_2017/html/Zheng_Learning_Multi-Attention_Convolutional_ICCV_2017_paper.html;
@@ -144,24 +149,29 @@ class PartPooling(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Mean, maximum, the mean of the two, or both concatenated, over positions.
+    """Mean, maximum, the mean of the two, both concatenated, or mean and deviation, over positions.
 
     Args:
-        kind: ``avg``, ``max``, ``avgmax`` or ``both``.
+        kind: ``avg``, ``max``, ``avgmax``, ``both`` or ``moments``.
         channels: C of the map.
     """
 
     def __init__(self, kind: str, channels: int) -> None:
         super().__init__()
         self.kind = kind
-        self.out_dim = 2 * channels if kind == "both" else channels
+        self.out_dim = 2 * channels if kind in ("both", "moments") else channels
 
     def forward(self, map_NCHW: torch.Tensor) -> torch.Tensor:
-        """Map (N, C, H, W) to (N, C), or (N, 2 C) for ``both``."""
+        """Map (N, C, H, W) to (N, C), or (N, 2 C) for ``both`` and ``moments``."""
         if self.kind == "avg":
             return map_NCHW.mean(dim=(2, 3))
         if self.kind == "max":
             return map_NCHW.amax(dim=(2, 3))
+        if self.kind == "moments":
+            means_NC = map_NCHW.mean(dim=(2, 3))
+            variances_NC = (map_NCHW - means_NC[:, :, None, None]).square().mean(dim=(2, 3))
+            # The root's slope is unbounded at zero.
+            return torch.cat([means_NC, variances_NC.clamp_min(_LEAST).sqrt()], dim=1)
         means_NC, maxima_NC = map_NCHW.mean(dim=(2, 3)), map_NCHW.amax(dim=(2, 3))
         if self.kind == "both":
             return torch.cat([means_NC, maxima_NC], dim=1)
@@ -234,6 +244,11 @@ def _avgmax(channels: int, settings: ModelSettings) -> Pooling:
 @POOLINGS.register("both")
 def _both(channels: int, settings: ModelSettings) -> Pooling:
     return Pooling("both", channels)
+
+
+@POOLINGS.register("moments")
+def _moments(channels: int, settings: ModelSettings) -> Pooling:
+    return Pooling("moments", channels)
 
 
 @POOLINGS.register("gem")

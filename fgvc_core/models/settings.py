@@ -30,6 +30,14 @@ class ModelSettings(OpenSettings):
         "package or hub.",
         json_schema_extra=text("word"),
     )
+    until: str = Field(
+        "",
+        description="Last stage of a frozen timm backbone that is computed, by name ('blocks.4'); "
+        "what follows is left out. Empty: all of it. What is unlike the pictures that the weights "
+        "were trained on may be told apart by earlier stages better. Only with train = 'head'; "
+        "subspace and whitened heads then take every channel as a direction.",
+        json_schema_extra=text("word"),
+    )
     weights: str = Field(
         "none",
         description="none (seeded initialisation), package (the 'weights' extra: "
@@ -75,7 +83,8 @@ class ModelSettings(OpenSettings):
     pooling: Annotated[str, AfterValidator(POOLINGS.check)] = Field(
         "avg",
         description="How the feature map becomes one vector: mean, maximum, avgmax (their mean), "
-        "both (one after the other, twice as long), gem (generalised mean), bilinear or mpncov "
+        "both (one after the other, twice as long), moments (mean and standard deviation over "
+        "positions, one after the other), gem (generalised mean), bilinear or mpncov "
         "(second order, of pooling_channels channels), parts (learnt attention maps, one vector "
         "each).",
         json_schema_extra=text("word"),
@@ -218,6 +227,17 @@ class ModelSettings(OpenSettings):
         if len(set(value)) != len(value):
             raise ValueError("each backbone can be named once: twice the same says nothing more")
         return value
+
+    @model_validator(mode="after")
+    def _ends_early(self) -> Self:
+        if not self.until:
+            return self
+        if self.train != "head":
+            raise ValueError("until needs train = 'head': what is computed is frozen")
+        for name in ("backbones", "attention_after", "related_classes", "token_selection"):
+            if getattr(self, name):
+                raise ValueError(f"until and {name} do not go together")
+        return self
 
     @model_validator(mode="after")
     def _side_by_side(self) -> Self:

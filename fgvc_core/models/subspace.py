@@ -24,7 +24,8 @@ def public_directions(settings: ModelSettings, channels: int) -> torch.Tensor:
     """float32 (P, D), orthonormal rows.
 
     The directions of the related classes come first. If ``model.directions`` exceeds their
-    span, those of all classes follow, orthogonal to the first.
+    span, those of all classes follow, orthogonal to the first. With ``model.until`` they are the
+    channels themselves.
 
     Args:
         settings: ``[model]``, with pre-trained weights.
@@ -33,6 +34,9 @@ def public_directions(settings: ModelSettings, channels: int) -> torch.Tensor:
     Raises:
         ConfigurationError: if the weights have no classifier, or too few directions.
     """
+    if settings.until:
+        # The classifier's rows are of the last map; of an earlier one each channel is a direction.
+        return torch.eye(channels)
     directions = _directions(
         settings.networks, settings.weights, settings.related_classes, settings.directions
     )

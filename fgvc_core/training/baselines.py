@@ -72,7 +72,8 @@ def train_alone(
         if tell is not None:
             tell(done, rounds)
     consider(done)
-    return Alone(best, best_round, done * learner.settings.epochs)
+    passes = done * learner.settings.epochs // learner.settings.pass_rounds
+    return Alone(best, best_round, passes)
 
 
 LARGEST_SIDE = 64

@@ -254,16 +254,32 @@ class Learner:
             counts_K = torch.bincount(examples.labels_N, minlength=self.num_classes)
             common_K = None if shares_K is None else torch.from_numpy(shares_K)
             loss = self.loss.informed(examples.known).counted(counts_K, common_K)
+            settings = settings or self.settings
             return train_passes(
                 self.model,
-                examples,
+                self._share(examples, settings, stretch, purpose),
                 loss,
-                settings or self.settings,
+                settings,
                 stretch,
                 generator,
                 proximal_mu,
                 correct,
             )
+
+    def _share(
+        self, examples: Examples, settings: TrainSettings, stretch: Stretch, purpose: str
+    ) -> Examples:
+        """The examples of one round, where a pass is spread over several: a part of their order."""
+        # Two at least: batch normalization has no variance of one example.
+        parts = min(settings.pass_rounds, max(len(examples) // 2, 1))
+        if parts == 1:
+            return examples
+        number, part = divmod(stretch.round - 1, parts)
+        generator = torch.Generator()
+        generator.manual_seed(derive_seed(self.seed, "pass", purpose, number))
+        return examples.take(
+            torch.randperm(len(examples), generator=generator)[part::parts].numpy()
+        )
 
     def evaluate(
         self, examples: Examples, batch_size: int, among_K: NDArray[np.bool_] | None = None

@@ -1,8 +1,8 @@
 """Settings of ``[train]`` and ``[evaluate]``."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fgvc_core.configuration import Settings
 
@@ -11,6 +11,14 @@ class TrainSettings(Settings):
     """Local training of one site in one round, and the learning rate over the run."""
 
     epochs: int = Field(1, ge=1, le=1000, description="Passes over a site's data a round.")
+    pass_rounds: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Rounds that one pass is spread over, each with its own share of a site's "
+        "examples; 1: every round is epochs passes. More: models are averaged before sites have "
+        "gone far apart, for as many times the messages.",
+    )
     batch_size: int = Field(32, ge=1, le=4096, description="Examples a step.")
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="adam, adamw or sgd; its moments start afresh each round."
@@ -112,6 +120,15 @@ class TrainSettings(Settings):
         0.0, ge=0.0, description="Largest gradient norm of a step; 0 clips nothing."
     )
 
+    @model_validator(mode="after")
+    def _one_pass(self) -> Self:
+        if self.pass_rounds > 1 and self.epochs > 1:
+            raise ValueError(
+                f"epochs = {self.epochs} passes a round and pass_rounds = {self.pass_rounds} "
+                "rounds a pass contradict each other: leave one at 1"
+            )
+        return self
+
 
 class PretrainSettings(Settings):
     """Self-supervised pretraining of the backbone, before round 1."""
@@ -188,7 +205,8 @@ class PersonalSettings(Settings):
     def steps(self, train: TrainSettings) -> TrainSettings:
         """``[train]`` changed to the settings of fine-tuning."""
         lr = train.lr / 10 if self.lr is None else self.lr
-        return train.model_copy(update={"epochs": self.epochs, "lr": lr, "schedule": "cosine"})
+        changed = {"epochs": self.epochs, "pass_rounds": 1, "lr": lr, "schedule": "cosine"}
+        return train.model_copy(update=changed)
 
 
 class EvaluateSettings(Settings):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fgvc_core.drawing.numbers import size as in_words
 from fgvc_core.models.size import ModelSize, model_size
+from fgvc_core.privacy.whitening import first_length, scatter_weight
 from fgvc_core.recipe import Recipe
 from fgvc_core.training.head_search import PENALTIES
 from fgvc_core.words import counted
@@ -112,13 +113,13 @@ def _parts(recipe: Recipe, num_classes: int, size: ModelSize, at: int) -> Iterat
     yield from _start(recipe, num_classes, size, at)
     rounds = recipe.federation.rounds
     if recipe.privacy is not None and recipe.privacy.method == "class-sums":
-        width = recipe.model.directions
-        scatter = width * (width + 1) // 2 if recipe.privacy.scatter_share else 0
+        width = size.features if recipe.model.until else recipe.model.directions
+        weight = scatter_weight(recipe.privacy)
         # The head travels with each request; what it costs is said beside each reply.
-        head = num_classes * (width + 1) + width + (width**2 if scatter else 0)
+        head = num_classes * (width + 1) + width + (width**2 if weight else 0)
         head += _HEAD_TENSORS * TENSOR // FLOAT
         said = _CHARGED // FLOAT
-        yield Part(1, width + scatter + said, head, 2 if scatter else 1)
+        yield Part(1, first_length(width, weight) + said, head, 2 if weight else 1)
         yield Part(1, num_classes * (width + 1) + said, head, 2)
         return
     if recipe.pretrain.method != "none":

@@ -96,8 +96,9 @@ def _learned(recipe: Recipe, classes: int | None) -> Iterator[str]:
     share = found.trained / max(found.parameters, 1)
     start = _WEIGHTS.get(model.weights, "pre-trained (a named file)")
     networks = " and ".join(model.backbones) or model.backbone
+    until = f" up to {model.until}" if model.until else ""
     yield (
-        f"By {networks} with {found.parameters:,} values, {start}; "
+        f"By {networks}{until} with {found.parameters:,} values, {start}; "
         + ("all of it trains" if share > 0.99 else f"{found.trained:,} of them train")
         + ("." if classes else f", were there {SUPPOSED} classes.")
     )
@@ -138,6 +139,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
     rounds = recipe.federation.rounds
     scatter = "" if recipe.train.start == "means" else ", and the scatter of all vectors"
     passes = counted(recipe.train.epochs, "pass", "passes")
+    if recipe.train.pass_rounds > 1:
+        passes = f"1 of {recipe.train.pass_rounds} parts of a pass"
     if recipe.privacy is not None and recipe.privacy.method == "gradients":
         passes = f"{recipe.privacy.steps} private steps"
     held = "" if recipe.data.val_fraction else " (none, with data.val_fraction = 0)"

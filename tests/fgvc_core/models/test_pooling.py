@@ -15,7 +15,7 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import frozen_digest, is_frozen_backbone
 
 MAP = torch.rand(2, 6, 4, 3, generator=torch.Generator().manual_seed(0))
-KINDS = ("avg", "max", "avgmax", "both", "gem", "bilinear", "mpncov", "parts")
+KINDS = ("avg", "max", "avgmax", "both", "moments", "gem", "bilinear", "mpncov", "parts")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,6 +33,18 @@ def test_every_pooling_gives_its_length_on_full_and_empty_batches_with_gradients
 def test_both_is_mean_and_maximum_one_after_the_other():
     expected = torch.cat([MAP.mean(dim=(2, 3)), MAP.amax(dim=(2, 3))], dim=1)
     assert torch.equal(Pooling("both", 6)(MAP), expected)
+
+
+def test_moments_are_mean_and_deviation_one_after_the_other():
+    deviations = MAP.flatten(2).std(dim=2, correction=0)
+    expected = torch.cat([MAP.mean(dim=(2, 3)), deviations], dim=1)
+    torch.testing.assert_close(Pooling("moments", 6)(MAP), expected)
+
+
+def test_the_deviation_of_an_even_map_has_a_finite_gradient():
+    map_NCHW = torch.ones(1, 6, 4, 4, requires_grad=True)
+    Pooling("moments", 6)(map_NCHW).sum().backward()
+    assert torch.isfinite(map_NCHW.grad).all()
 
 
 def test_the_generalised_mean_lies_between_mean_and_maximum():

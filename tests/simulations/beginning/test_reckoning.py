@@ -61,3 +61,13 @@ def test_class_sums_weigh_what_the_subspace_does(tiny):
     whitened = ["model.head=whitened", "privacy.scatter_share=0.05"]
     more = cost_of(parse_recipe(recipe.to_toml(), whitened), 12).up[0] - cost_of(recipe, 12).up[0]
     assert 64 * 65 // 2 * 4 <= more < 64 * 65 // 2 * 4 + 500
+
+
+def test_a_whitened_head_also_asks_for_a_scatter_and_an_early_map_is_as_wide_as_its_channels(tiny):
+    sets = ["model.head=whitened", "privacy.scatter_share=0.05", "privacy.epsilon=4.0",
+            "federation.rounds=1", "model.train=head", "model.backbone=tf_efficientnet_lite0",
+            "model.attention=none", "model.until=blocks.4"]  # fmt: skip
+    cost = cost_of(parse_recipe(tiny.to_toml(), sets), 12)
+    values = (12 * 113 + 112 + 112 * 113 // 2) * 4
+    assert values < cost.up[0] < values + 3_000
+    assert cost.down[0] > 2 * (112 + 112 * 112) * 4

@@ -69,3 +69,14 @@ def test_every_stage_has_words():
 
     for stage in STAGES.values():
         assert stage.name in _STAGES or stage.name == "roll_call" or stage.name.endswith("-sum")
+
+
+def test_a_pass_that_is_spread_over_rounds_and_a_backbone_that_ends_early_are_told():
+    assert "(1 of 4 parts of a pass)" in words("demo", "train.pass_rounds=4")
+    text = words("ham10000", "model.backbone=test_efficientnet", "model.weights=none")
+    assert "test_efficientnet with" in text
+    early = words(
+        "ham10000",
+        *("model.backbone=test_efficientnet", "model.weights=none", "model.until=blocks.1"),
+    )
+    assert "test_efficientnet up to blocks.1 with" in early

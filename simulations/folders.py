@@ -143,7 +143,7 @@ def _home(plan: Simulation, setting: Setting, site: str, coordinator: str) -> Si
         cache=setting.cache,
         data_path=plan.recipe.data.path,
         split_key=simulated_split_key(plan.recipe, site),
-        units=public_units(plan.recipe, setting),
+        units=declared_units(plan.recipe, setting)[site],
         policy=simulated_policy(plan.recipe),
         simulated=True,
     )
@@ -180,19 +180,26 @@ def _check_kept(plan: Simulation, home: Path) -> None:
         )
 
 
-def public_units(recipe: Recipe, setting: Setting) -> int:
-    """The number of units that every simulated site declares: the sites' average.
+def declared_units(recipe: Recipe, setting: Setting) -> dict[str, int]:
+    """Site -> the number of units that a simulated site declares.
 
-    It is the same for all sites, so it reveals nothing about any of them.
+    Under class sums its own number, as people at a real site state it: the coordinator takes no
+    sums that so many units could not come to. Elsewhere the sites' average, the same for all.
     """
     if recipe.privacy is None:
-        return 0
-    tables = [setting.site_table(site) for site in setting.rows]
-    if recipe.privacy.unit == "subject":
-        units = len({subject for table in tables for subject in table.subjects})
+        return dict.fromkeys(setting.rows, 0)
+    subjects = recipe.privacy.unit == "subject"
+    tables = {site: setting.site_table(site) for site in setting.rows}
+    own = {
+        site: len(set(table.subjects)) if subjects else len(table) for site, table in tables.items()
+    }
+    if recipe.privacy.method == "class-sums":
+        return {site: max(units, 1) for site, units in own.items()}
+    if subjects:
+        units = len({subject for table in tables.values() for subject in table.subjects})
     else:
-        units = sum(len(table) for table in tables)
-    return max(round(units / len(tables)), 1)
+        units = sum(own.values())
+    return dict.fromkeys(own, max(round(units / len(own)), 1))
 
 
 def simulated_policy(recipe: Recipe) -> Policy:

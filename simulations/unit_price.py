@@ -24,7 +24,7 @@ from fgvc_core.training.private import release_sums
 from fgvc_core.wire.arrays import TensorSpec, unpack_all
 from fieldmark.server.rounds.closed_form import ClosedForm
 from fieldmark.server.strategies import SoundReply, Tensors
-from fieldmark.simulations.folders import public_units
+from fieldmark.simulations.folders import declared_units
 from fieldmark.simulations.preparation import Setting, split_site
 
 DRAWS = 5
@@ -84,7 +84,7 @@ def _one_release(
             released = release_sums(learner, examples, units_N, event, privacy)
             yield SoundReply(site, 1, {stage.name: released.astype(np.float32)})
 
-    units = dict.fromkeys(setting.rows, public_units(changed, setting))
+    units = declared_units(changed, setting)
     closed = ClosedForm(changed, units, setting.table.num_classes)
     tensors, _ = closed.run(start, ask, lambda stage, refused: None)
     assert tensors is not None

@@ -7,7 +7,7 @@ import pytest
 from closed_form_lab import SUMS, events_of, head_of, last_model, paid
 from tests_recipe import TINY
 
-from fgvc_core.errors import ConfigurationError
+from fgvc_core.errors import ConfigurationError, RunFailed
 from fgvc_core.recipe import parse_recipe
 from fieldmark.simulations.planning import Simulation
 from fieldmark.simulations.simulate import simulate
@@ -74,28 +74,22 @@ def test_who_sends_the_centre_for_the_class_sums_is_refused_there(tmp_path):
     assert "The tensors do not match" in (out / "report.html").read_text()
 
 
-def test_nobody_pays_for_a_phase_that_could_not_count(tmp_path):
-    # All five are needed: with the liar found out in the first phase there is no second one.
-    recipe, out, liar, others, _ = lied(tmp_path, "far-centre", "federation.quorum=1.0")
-    events = [json.loads(x) for x in (out / "events.jsonl").read_text().splitlines()]
-    void = next(i for i, e in enumerate(events) if e["event"] == "round_void")
-    assert {e["phase"] for e in events[:void] if e["event"] == "reply"} == {"centre"}
-    # The four go on without it, and pay for each phase once.
-    model = last_model(out)
-    assert same(model, head_of(recipe, others, model)) == []
-    assert paid(liar) == ["centre"]
-    for home in others:
-        assert paid(home) == ["centre", "class-sums"]
-
-
-def test_a_liar_in_the_second_phase_does_not_cost_the_others_what_they_have_paid(tmp_path):
-    # It is set aside at once; the centre that the others were asked about stays.
-    recipe, out, liar, others, _ = lied(tmp_path, "other-phase", "federation.quorum=1.0")
-    assert [e["site"] for e in events_of(out, "site_set_aside")] == [liar.name]
-    model = last_model(out)
-    assert same(model, head_of(recipe, others, model, centre_of=[*others, liar])) == []
-    for home in others:
-        assert paid(home) == ["centre", "class-sums"]
+@pytest.mark.parametrize(
+    ("attack", "phases"), [("far-centre", ["centre"]), ("other-phase", ["centre", "class-sums"])]
+)
+def test_where_all_five_are_needed_the_run_ends_and_nobody_has_paid_for_a_phase_twice(
+    tmp_path, attack, phases
+):
+    # With the liar found out in the first phase there is no second one.
+    with pytest.raises(RunFailed, match="4 sound replies of 5 needed"):
+        lied(tmp_path, attack, "federation.quorum=1.0")
+    out = tmp_path / "run"
+    (liar,) = json.loads((out / "scenario.json").read_text())["attackers"]
+    events = events_of(out, "reply")
+    assert {e["phase"] for e in events} == set(phases)
+    assert [e["site"] for e in events_of(out, "site_set_aside")] == [liar]
+    for home in sorted((out / "sites").iterdir()):
+        assert paid(home) == phases
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import tomllib
 from dataclasses import replace
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from fgvc_core.errors import ConfigurationError
 from fieldmark.simulations.beginning import choosing_private as module
 from fieldmark.simulations.beginning.choosing_private import choose_private
+from fieldmark.simulations.beginning.shelf import RECIPES
 
 
 def values(choices):
@@ -55,6 +57,16 @@ def test_a_published_set_of_birds_is_told_apart_by_what_tells_birds_apart(seen):
     others = choose_private(seen["disks"], "mine", 4.0, 2, 1e-9, 20.0)
     assert "model.related_classes" not in values(others)
     assert any("Name model.related_classes" in choice.why for choice in others)
+
+
+def test_for_cub_it_writes_the_model_and_the_privacy_of_the_shipped_recipe(seen, monkeypatch):
+    monkeypatch.setattr(module, "not_installed", lambda names: [])
+    birds = replace(seen["disks"], data={"name": "cub"})
+    found = values(choose_private(birds, "mine", 8.0, 5, 1e-9, 20.0))
+    shipped = tomllib.loads((RECIPES / "cub50-dp.toml").read_text())
+    for section in ("model", "privacy"):
+        chosen = {key.partition(".")[2]: v for key, v in found.items() if key.startswith(section)}
+        assert chosen == shipped[section]
 
 
 def test_unequal_classes_are_counted_with_noise(seen):

@@ -115,19 +115,29 @@ def append_durably(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, *, rename_too: bool = True) -> None:
     """Replace a private file atomically and durably.
+
+    Args:
+        path: The file to make or replace.
+        data: All of its contents.
+        rename_too: Also sync the folder. If not, a power cut may leave the old file, whole.
 
     Raises:
         OSError: if that failed; the old file is unchanged.
     """
-    with replacing(path, private=True, durable=True) as aside:
+    with replacing(path, private=True, durable=True, rename_too=rename_too) as aside:
         write_privately(aside, data)
 
 
 @contextmanager
 def replacing(
-    path: Path, *, private: bool = False, durable: bool = False, many_writers: bool = False
+    path: Path,
+    *,
+    private: bool = False,
+    durable: bool = False,
+    many_writers: bool = False,
+    rename_too: bool = True,
 ) -> Iterator[Path]:
     """A temporary file beside ``path``, which replaces it when the block ends without an error.
 
@@ -138,6 +148,8 @@ def replacing(
         private: Use mode 0600, even if a library makes the temporary file anew.
         durable: Sync the file before it is renamed, and its folder afterwards.
         many_writers: Other processes may write the same path at the same time.
+        rename_too: With ``durable``, also sync the folder, without which a power cut may undo the
+            renaming.
 
     Raises:
         OSError: if the file cannot be written or renamed.
@@ -155,7 +167,7 @@ def replacing(
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    if durable:
+    if durable and rename_too:
         sync_folder(path.parent)
 
 

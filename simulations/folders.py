@@ -207,7 +207,11 @@ def simulated_policy(recipe: Recipe) -> Policy:
     privacy = recipe.privacy
     if privacy is None:
         return Policy() if recipe.secure is None else Policy(secure="allowed")
+    # Its user wrote the recipe, so the engine that it names is one that the site allows.
+    allowed = Policy().engines
+    named = {} if privacy.engine in ("auto", *allowed) else {"engines": (*allowed, privacy.engine)}
     return Policy(
+        **named,
         privacy="required",
         unit=privacy.unit,
         delta=privacy.delta,

@@ -144,7 +144,13 @@ class Chain:
         self._entries.append(entry)
         self._read += len(fragment) + len(line)
         self._tail = line
-        write_durably(self._head_path, f"{entry.number} {entry.hash}\n".encode())
+        # Only a missing head refuses the ledger. If a power cut undoes a later rename, the head is
+        # an earlier entry's, which this chain has, too.
+        write_durably(
+            self._head_path,
+            f"{entry.number} {entry.hash}\n".encode(),
+            rename_too=not self._head_path.exists(),
+        )
         return entry
 
     def _refresh(self) -> bytes:

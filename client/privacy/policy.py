@@ -29,6 +29,11 @@ LARGEST_CAP = 1000.0
 SECURE_SETTINGS = (*("secure", "least_colluding", "least_honest", "peers", "epsilon_alone_cap"),)
 """Settings about masked sums."""
 
+LEFT_OUT_AT_DEFAULT = (*SECURE_SETTINGS, "engines")
+"""Settings newer than the first ledgers and reports, which do not name them at their defaults."""
+
+NamedEngine = Literal["closed-form", "loop", "opacus", "batched"]
+
 
 class Policy(Settings):
     """Limits that no coordinator and no recipe can loosen."""
@@ -90,6 +95,13 @@ class Policy(Settings):
         description="The unit that a run must protect at least: image, or subject (which column "
         "of a manifest names it is then this site's to say: data.subject_column in site.toml).",
     )
+    engines: tuple[NamedEngine, ...] = Field(
+        ("closed-form", "loop", "opacus"),
+        min_length=1,
+        description="Ways of computing a unit's gradient (privacy.engine) that this site works "
+        "with: closed-form, loop, opacus, batched. Not batched unless named: the last bits of one "
+        "unit's gradient may depend on the units beside it, by weights that a coordinator chooses.",
+    )
     min_units: int = Field(
         0, ge=0, description="Fewest units (as publicly declared) with which this site takes part."
     )
@@ -145,7 +157,7 @@ class Policy(Settings):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Newer settings are left out at their defaults: digests in ledgers, and reports, stay.
         values: dict[str, Any] = handler(self)
-        for name in SECURE_SETTINGS:
+        for name in LEFT_OUT_AT_DEFAULT:
             if name in values and values[name] == type(self).model_fields[name].default:
                 del values[name]
         return values
@@ -171,6 +183,8 @@ class Policy(Settings):
             return self
         if own.method != "gradients":
             raise ValueError("own.method must be 'gradients': it protects a recipe that trains")
+        if own.engine != "auto" and own.engine not in self.engines:
+            raise ValueError(f"own.engine = '{own.engine}' is not one of policy.engines")
         if own.delta > self.delta:
             raise ValueError(f"own.delta must be at most policy.delta = {self.delta:g}")
         if self.unit == "subject" and own.unit == "image":
@@ -305,7 +319,26 @@ def protection(policy: Policy, recipe: Recipe) -> PrivacySettings | None:
         )
     if policy.own is not None:
         _check_ceiling(policy.own, asked)
+    if asked.engine != "auto":
+        check_engine(policy, asked)
     return asked
+
+
+def check_engine(policy: Policy, privacy: PrivacySettings) -> None:
+    """Check the engine of private steps; ``auto`` only once it is settled.
+
+    Raises:
+        PolicyRefusal: if this site does not work with it.
+    """
+    if privacy.method != "gradients" or privacy.engine in policy.engines:
+        return
+    allowed = ", ".join(policy.engines)
+    raise PolicyRefusal(
+        f"policy.engines = {allowed}, and this run's steps are computed by '{privacy.engine}'.",
+        why="Engines agree to rounding, and this site accepts the rounding of those alone.",
+        remedy=f"Set privacy.engine to one of them in the recipe, or add '{privacy.engine}' to "
+        "policy.engines in site.toml.",
+    )
 
 
 def _check_ceiling(own: PrivacySettings, asked: PrivacySettings) -> None:

@@ -24,6 +24,7 @@ from fieldmark.client.encoding import UpdateEncoder
 from fieldmark.client.job import Job, echo
 from fieldmark.client.privacy.gate import Departure, Gate
 from fieldmark.client.privacy.outbox import Payload
+from fieldmark.client.privacy.policy import check_engine
 from fieldmark.client.workspace import learner_and_examples, learner_of
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -107,7 +108,9 @@ def checked(job: Job, privacy: PrivacySettings) -> Tensors:
     if job.request.proximal_mu:
         raise PeerError("A pull towards the received model is not part of private steps.")
     with learner_of(job) as (learner, specs):
-        validate_private(learner, privacy)
+        settled = validate_private(learner, privacy)
+        # The engine that 'auto' stands for is known only now; still nothing is charged.
+        check_engine(job.site.settings.policy, settled)
         return decode_model(job.received, specs, job.recipe.wire)
 
 

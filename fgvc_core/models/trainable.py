@@ -243,21 +243,29 @@ def get_tensors(
     model: "FineGrainedClassifier", names: Sequence[str]
 ) -> dict[str, NDArray[np.float32]]:
     """Copies of the named tensors, float32, on the CPU."""
-    state = model.state_dict()
-    return {name: state[name].detach().cpu().float().numpy().copy() for name in names}
+    return {name: _tensor(model, name).detach().cpu().float().numpy().copy() for name in names}
 
 
-def set_tensors(model: "FineGrainedClassifier", arrays: Mapping[str, NDArray[np.float32]]) -> None:
+def set_tensors(
+    model: "FineGrainedClassifier",
+    arrays: Mapping[str, NDArray[np.float32]],
+    names: Sequence[str] | None = None,
+) -> None:
     """Set the traveling tensors, which must be complete.
+
+    Args:
+        model: Changed in place.
+        arrays: The tensors, by name.
+        names: :func:`travelling_names` of the model, if known already.
 
     Raises:
         PeerError: if a name or a shape does not match; the model is then unchanged.
     """
-    expected = set(travelling_names(model))
+    expected = set(travelling_names(model) if names is None else names)
     if set(arrays) != expected:
         odd = sorted(set(arrays) ^ expected)
         raise PeerError(f"The tensors are not the model's: {odd[:3]} differ.")
-    state = model.state_dict()
+    state = {name: _tensor(model, name) for name in arrays}
     for name, array in arrays.items():
         if tuple(array.shape) != tuple(state[name].shape):
             raise PeerError(
@@ -267,6 +275,13 @@ def set_tensors(model: "FineGrainedClassifier", arrays: Mapping[str, NDArray[np.
         for name, array in arrays.items():
             # Copy, because the array may be a read-only view of a message's bytes.
             state[name].copy_(torch.from_numpy(np.array(array)))
+
+
+def _tensor(model: "FineGrainedClassifier", name: str) -> torch.Tensor:
+    # Not from the state_dict: where a head trains, that of its backbone takes as long as a step.
+    owner, _, own = name.rpartition(".")
+    found: torch.Tensor = getattr(model.get_submodule(owner), own)
+    return found
 
 
 def _from_stage(model: "FineGrainedClassifier", stage: str) -> Iterator[nn.Parameter]:

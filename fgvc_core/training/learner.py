@@ -70,6 +70,7 @@ class Learner:
     Attributes:
         prefix: The frozen part whose maps are kept; None if none are.
         no_maps: Why none are, for people.
+        trained: The parameters that train, in the model's order.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Learner:
         self.model = build_classifier(model, num_classes, image_size, derive_seed(seed, "model"))
         self.model.to(device)
         self.names = travelling_names(self.model)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.frozen_backbone = is_frozen_backbone(self.model)
         self.extractor = frozen_digest(self.model) if self.frozen_backbone else b""
         self.loss = build_loss(loss)
@@ -122,7 +124,7 @@ class Learner:
 
     def load(self, tensors: dict[str, NDArray[np.float32]]) -> None:
         """Set the traveling tensors; names and shapes must match exactly."""
-        set_tensors(self.model, tensors)
+        set_tensors(self.model, tensors, self.names)
 
     def prepare(self, table: ExampleTable, cache: Path, *, scored: bool = False) -> None:
         """Decode (or embed) every picture in advance, so that rounds only read.
@@ -250,7 +252,7 @@ class Learner:
         generator.manual_seed(derive_seed(self.seed, "order", purpose, stretch.round))
         with torch.random.fork_rng(devices=[]):
             # Dropout only draws from the global generator.
-            torch.manual_seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
+            self._seed(derive_seed(self.seed, "dropout", purpose, stretch.round))
             counts_K = torch.bincount(examples.labels_N, minlength=self.num_classes)
             common_K = None if shares_K is None else torch.from_numpy(shares_K)
             loss = self.loss.informed(examples.known).counted(counts_K, common_K)
@@ -280,6 +282,14 @@ class Learner:
         return examples.take(
             torch.randperm(len(examples), generator=generator)[part::parts].numpy()
         )
+
+    def _seed(self, seed: int) -> None:
+        # torch.manual_seed notes for every kind of device who called it, which takes as long as
+        # two steps of a head.
+        if self.trained[0].device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def evaluate(
         self, examples: Examples, batch_size: int, among_K: NDArray[np.bool_] | None = None

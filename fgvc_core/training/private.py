@@ -1,6 +1,8 @@
 """Training and scoring under differential privacy: applies the mechanisms to a learner."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -173,7 +175,7 @@ class PrivateTraining:
         self._privacy = privacy
         self._units_N = units_N
         self._count = int(units_N.max()) + 1 if len(units_N) else 0
-        self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
+        self._parameters = learner.trained
         self.generator = torch.Generator()
         self.kind = self._choose_engine()
         self.engine: GradientEngine = self._make_engine()
@@ -192,8 +194,7 @@ class PrivateTraining:
             rate = learning_rate(step, steps, self._privacy, public_units, size)
             # With momentum each gradient counts 1 / (1 - momentum) times in total.
             settings = settings.model_copy(update={"lr": rate * (1 - settings.momentum)})
-        model = self._learner.model
-        groups = parameter_groups(model, settings.lr, settings.layer_decay)
+        groups = parameter_groups(self._learner.model, settings.lr, settings.layer_decay)
         optimizer = make_optimizer(groups, settings)
         # Averaging released, noisy steps is post-processing: it has no privacy cost.
         averaged = Averaged(self._parameters, settings.ema)
@@ -201,9 +202,7 @@ class PrivateTraining:
         noise, count_noise = gradient_noise(step, self._privacy)
         bound = self._privacy.clipping_norm
         divisor = step.sampling_rate * max(public_units, 1)
-        model.train()
-        with torch.random.fork_rng(devices=[]), self.engine.session():
-            self._seed()
+        with self._drawing():
             for _ in range(step.count):
                 self.generator.manual_seed(fresh_seed())
                 batch = self.draw(step.sampling_rate)
@@ -217,7 +216,6 @@ class PrivateTraining:
                 if np.isfinite(count_noise):
                     bound = self._next_bound(bound, summed.unclipped, batch, count_noise, divisor)
         averaged.take_over()
-        model.eval()
 
     def summed(self, step: PrivacyEvent) -> NDArray[np.float64]:
         """float64 (D,): the clipped gradients of one step, before noise, by the tensors' names.
@@ -229,18 +227,29 @@ class PrivateTraining:
             step: The privacy event that the step pays for.
         """
         model = self._learner.model
-        model.train()
-        with torch.random.fork_rng(devices=[]), self.engine.session():
-            self._seed()
+        with self._drawing():
             total_D = self.engine.clipped_sum(
                 self.draw(step.sampling_rate), self._privacy.clipping_norm
             ).total_D
-        model.eval()
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         parts = total_D.cpu().numpy().astype(np.float64)
         ends = np.cumsum([p.numel() for p in self._parameters])
         by_name = dict(zip(names, np.split(parts, ends[:-1]), strict=True))
         return np.concatenate([by_name[name] for name in sorted(names)])
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Context of steps: the model trains, random draws are secret, the engine is attached."""
+        # In closed form the model is not called, and setting the mode of a large frozen backbone
+        # takes as long as the steps.
+        model = self._learner.model if self.kind != "closed-form" else None
+        if model is not None:
+            model.train()
+        with torch.random.fork_rng(devices=[]), self.engine.session():
+            self._seed()
+            yield
+        if model is not None:
+            model.eval()
 
     def _seed(self) -> None:
         """Views and dropout must be secret, and independent of which other units are sampled."""

@@ -13,7 +13,7 @@ from fgvc_core.drawing.style import page_style
 from fgvc_core.drawing.tables import folding
 from fgvc_core.privacy.accountant import PrivacyEvent
 from fgvc_core.protocol.keys import short_form
-from fieldmark.client.privacy.policy import SECURE_SETTINGS, Policy
+from fieldmark.client.privacy.policy import LEFT_OUT_AT_DEFAULT, Policy
 from fieldmark.client.privacy.report.figures import attack_curve, belief_figure, budget_bar, percent
 from fieldmark.client.privacy.report.signing import Signed
 from fieldmark.client.privacy.report.words import one_in
@@ -70,8 +70,10 @@ def draw(signed: Signed) -> bytes:
     # Parsed from its text, so that the order of keys is always the same.
     statement = json.loads(signed.text)["statement"]
     told = statement["policy"]
-    # What is about masked sums is in a policy that differs from the default alone.
-    shown = [name for name in Policy.model_fields if name in told or name not in SECURE_SETTINGS]
+    # Some settings are in a policy that differs from the default alone.
+    shown = [
+        name for name in Policy.model_fields if name in told or name not in LEFT_OUT_AT_DEFAULT
+    ]
     policy = {name: told.get(name) for name in shown}
     page = environment.get_template("page.html.j2").render(
         style=Markup(style),

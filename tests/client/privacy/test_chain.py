@@ -295,3 +295,17 @@ def test_several_processes_and_threads_write_one_chain_while_others_read_it(path
     assert sorted(set(found)) == ["thread-0", "thread-1", "writer-0", "writer-1", "writer-2"]
     assert all(found.count(kind) == each for kind in set(found))
     assert shared.entries() == Chain(path).entries()
+
+
+def test_the_head_is_synced_with_its_folder_only_when_it_is_new(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    write(path, 1)
+    # The first line's file, and its head: a ledger of two lines without a head is refused.
+    assert synced == [path.parent] * 2
+    before = path.with_suffix(".head").read_bytes()
+    write(path, 1)
+    assert len(synced) == 2
+    # What a power cut may leave of the second: its line, and the first one's head.
+    path.with_suffix(".head").write_bytes(before)
+    assert len(Chain(path).entries()) == 2

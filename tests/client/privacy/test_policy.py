@@ -8,6 +8,7 @@ from fgvc_core.errors import ConfigurationError, PolicyRefusal
 from fgvc_core.privacy.settings import PrivacySettings
 from fieldmark.client.privacy.policy import (
     Policy,
+    check_engine,
     check_standing,
     check_subject,
     check_tensors,
@@ -194,3 +195,30 @@ def test_the_digest_tells_policies_apart():
     digests = {p.digest for p in (Policy(), Policy(epsilon_cap=1.0), Policy(expires=TODAY))}
     assert len(digests) == 3
     assert Policy(epsilon_cap=1.0).digest in digests
+
+
+def test_an_engine_that_the_policy_does_not_name_is_refused():
+    asked = steps("privacy.engine=batched")
+    with pytest.raises(PolicyRefusal, match=r"policy\.engines = .*'batched'") as caught:
+        protection(Policy(), asked)
+    assert caught.value.exit_code == 4
+    assert protection(Policy(engines=("batched",)), asked) == asked.privacy
+    # What 'auto' stands for is settled at the site, and class sums take no steps.
+    assert protection(Policy(engines=("loop",)), steps()) == steps().privacy
+    assert protection(Policy(), sums("privacy.engine=batched")) is not None
+    settled = PrivacySettings(epsilon=2.0, method="gradients", engine="opacus")
+    with pytest.raises(PolicyRefusal, match="'opacus'"):
+        check_engine(Policy(engines=("loop",)), settled)
+
+
+def test_a_sites_own_protection_uses_an_engine_that_it_names():
+    own = {"epsilon": 2.0, "method": "gradients", "engine": "batched"}
+    policy = {"own": own, "epsilon_cap": "none"}
+    with pytest.raises(ConfigurationError, match=r"policy\.engines"):
+        Policy.read(policy, "site.toml")
+    assert Policy.read({**policy, "engines": ["batched"]}, "site.toml").own is not None
+
+
+def test_the_engines_are_in_a_digest_only_where_they_are_not_the_default():
+    assert "engines" not in Policy().model_dump()
+    assert Policy(engines=("loop",)).digest != Policy().digest

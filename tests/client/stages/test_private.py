@@ -65,6 +65,18 @@ def test_a_private_round_says_nothing_of_the_pictures_but_what_is_charged(site, 
     assert 0 < spent(site) <= 8.0
 
 
+def test_an_engine_that_the_site_does_not_work_with_costs_nothing(site, private):
+    asked = parse_recipe(private.to_toml(), ["privacy.engine=batched"])
+    assert reply_of(site, ask(site, asked, "roll_call")).code == "refused-policy"
+    site = with_policy(site, privacy="required", engines=("closed-form",))
+    # 'auto' is this model's loop, which is known before the first charge.
+    assert reply_of(site, ask(site, private, "roll_call", run="run-2")).code == "ok"
+    tensors = make_learner(private, 12).tensors()
+    reply = reply_of(site, ask(site, private, tensors=tensors, run="run-2"))
+    assert reply.code == "refused-policy"
+    assert (spent(site), kinds(site)[-2:]) == (0, ["refused", "sent"])
+
+
 @pytest.mark.parametrize("fault", ["nan", "shape", "missing", "proximal", "round"])
 def test_a_request_that_does_not_fit_costs_nothing(site, private, fault):
     ask(site, private, "roll_call")

@@ -105,6 +105,14 @@ def test_what_is_asked_of_one_model_makes_another_its_equal(spec):
             assert torch.equal(tensor, taker.state_dict()[name]), name
 
 
+def test_a_head_is_read_and_set_without_a_walk_through_the_backbone(monkeypatch):
+    model = build(train="head")
+    names = travelling_names(model)
+    monkeypatch.setattr(model, "state_dict", lambda: pytest.fail("walked"))
+    monkeypatch.setattr(model, "named_modules", lambda *_, **__: pytest.fail("walked"))
+    set_tensors(model, get_tensors(model, names), names)
+
+
 def test_neither_side_shares_memory_with_what_travels():
     model = build(train="head")
     sent = get_tensors(model, travelling_names(model))

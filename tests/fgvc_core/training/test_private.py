@@ -294,6 +294,14 @@ def test_the_closed_form_and_the_loop_take_the_same_step(head, examples, noisele
     assert float(moved[0].abs().max()) > 1e-3
 
 
+def test_the_closed_form_sets_no_mode_of_the_model(learner, examples, monkeypatch):
+    training = PrivateTraining(learner, examples, UNITS, privacy())
+    monkeypatch.setattr(learner.model, "train", lambda mode=True: pytest.fail("walked"))
+    before = weights(learner)
+    training.run(steps(), 12, ROUND)
+    assert not torch.equal(before, weights(learner))
+
+
 def test_dropout_has_no_closed_form(examples):
     learner = head_learner("model.dropout=0.5")
     assert isinstance(PrivateTraining(learner, examples, UNITS, privacy()).engine, LoopEngine)

@@ -29,7 +29,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from fgvc_core.components import AUGMENTATIONS
 from fgvc_core.data.settings import AugmentSettings
@@ -275,6 +274,10 @@ def erase(images_NCHW: torch.Tensor, share: float, generator: torch.Generator) -
 
 def trivial(images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Apply one random operation per picture of uint8 (N, 3, S, S), determined by the generator."""
+    # Imported lazily, as below: torchvision takes two seconds to load, and a recipe is also read,
+    # with what it says of augmentation, by commands that touch no picture.
+    from torchvision.transforms import v2
+
     change = v2.TrivialAugmentWide()
     with torch.random.fork_rng(devices=[]):
         # torchvision draws from the global generator and takes no other.
@@ -301,8 +304,12 @@ class Mixing:
 
     def __init__(self, kind: Mix, alpha: float, share: float, num_classes: int) -> None:
         self._share = share
-        kinds = {"mixup": (v2.MixUp,), "cutmix": (v2.CutMix,), "both": (v2.MixUp, v2.CutMix)}
-        self._ways = [way(alpha=alpha, num_classes=num_classes) for way in kinds.get(kind, ())]
+        names = {"mixup": ("MixUp",), "cutmix": ("CutMix",), "both": ("MixUp", "CutMix")}
+        self._ways: list[Callable[..., tuple[torch.Tensor, torch.Tensor]]] = []
+        for name in names.get(kind, ()):
+            from torchvision.transforms import v2
+
+            self._ways.append(getattr(v2, name)(alpha=alpha, num_classes=num_classes))
 
     def __call__(
         self, images_NCHW: torch.Tensor, labels_N: torch.Tensor, generator: torch.Generator

@@ -6,7 +6,7 @@ from fgvc_core.importing import importing
 
 with importing():
     # Of torchvision what some augmentations take, which a worker would import for itself.
-    import torchvision.transforms.v2
+    import torchvision.transforms.v2  # noqa: F401
 
     import fieldmark.client.app
     import fieldmark.client.workspace  # noqa: F401

@@ -5,6 +5,9 @@ from PIL import Image
 from fgvc_core.importing import importing
 
 with importing():
+    # Of torchvision what some augmentations take, which a worker would import for itself.
+    import torchvision.transforms.v2  # noqa: F401
+
     import fieldmark.client.app
     import fieldmark.client.workspace  # noqa: F401
 

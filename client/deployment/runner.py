@@ -390,6 +390,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # Imported before the first fork, so that children import nothing.
     with importing():
+        import torchvision.transforms.v2  # noqa: F401
+
         import fieldmark.client.app
         import fieldmark.client.stages.private
         import fieldmark.client.workspace  # noqa: F401

@@ -22,7 +22,7 @@ Sources, and where each can harm fine-grained classes:
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -274,8 +274,8 @@ def erase(images_NCHW: torch.Tensor, share: float, generator: torch.Generator) -
 
 def trivial(images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Apply one random operation per picture of uint8 (N, 3, S, S), determined by the generator."""
-    # Here, because torchvision brings torch's compiler along, a second and a half that most
-    # commands can do without.
+    # Imported lazily, as below: torchvision takes two seconds to load, and a recipe is also read,
+    # with what it says of augmentation, by commands that touch no picture.
     from torchvision.transforms import v2
 
     change = v2.TrivialAugmentWide()
@@ -304,13 +304,12 @@ class Mixing:
 
     def __init__(self, kind: Mix, alpha: float, share: float, num_classes: int) -> None:
         self._share = share
-        self._ways: list[Any] = []
-        if kind != "none":
-            # Here, for the reason in trivial().
+        names = {"mixup": ("MixUp",), "cutmix": ("CutMix",), "both": ("MixUp", "CutMix")}
+        self._ways: list[Callable[..., tuple[torch.Tensor, torch.Tensor]]] = []
+        for name in names.get(kind, ()):
             from torchvision.transforms import v2
 
-            kinds = {"mixup": (v2.MixUp,), "cutmix": (v2.CutMix,), "both": (v2.MixUp, v2.CutMix)}
-            self._ways = [way(alpha=alpha, num_classes=num_classes) for way in kinds[kind]]
+            self._ways.append(getattr(v2, name)(alpha=alpha, num_classes=num_classes))
 
     def __call__(
         self, images_NCHW: torch.Tensor, labels_N: torch.Tensor, generator: torch.Generator

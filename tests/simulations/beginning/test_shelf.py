@@ -1,3 +1,5 @@
+from imports_lab import loaded
+
 from fieldmark.simulations.beginning.shelf import RECIPES, shipped
 
 
@@ -29,3 +31,9 @@ def test_what_a_recipe_gives_follows_from_it():
     assert gives["faults"] == "a table of attacks by defense"
     assert gives["cub50-best"] == "a model of 5 sites without a round of training"
     assert gives["demo-dp"].startswith("a model of 5 sites at epsilon 4 each")
+
+
+def test_listing_them_takes_no_package_that_works_on_pictures():
+    # Three of its four seconds were torchvision's and its compiler's.
+    brought = loaded("fieldmark.simulations.beginning.shelf as shelf; shelf.shipped()")
+    assert {"torchvision", "timm"}.isdisjoint(brought)

@@ -246,7 +246,7 @@ def _summary(recipe: Recipe, results: list[_Seed]) -> dict[str, Any]:
         "differences": told,
         "seeds": [r.plan.recipe.seed for r in results],
         "start": recipe.train.start,
-        "passes": metrics["rounds"] * recipe.train.epochs,
+        "passes": metrics["rounds"] * recipe.train.epochs // recipe.train.pass_rounds,
         "test_examples": metrics["test_examples"],
         "test_subjects": len(set(test.subjects)),
         **({"personal": _personal(results)} if recipe.personal.epochs else {}),

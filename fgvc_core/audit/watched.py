@@ -70,6 +70,10 @@ class Chosen(Examples):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def take(self, positions: NDArray[np.int64]) -> "Chosen":
+        """See :class:`Examples`."""
+        return Chosen(self._examples, self._rows.numpy()[positions])
+
     def features(
         self,
         model: "FineGrainedClassifier",

@@ -59,6 +59,10 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def take(self, positions: NDArray[np.int64]) -> "Examples":
+        """Examples at the given positions, in their order."""
+        ...
+
     def logits(
         self,
         model: "FineGrainedClassifier",

@@ -122,7 +122,7 @@ def test_no_round_makes_the_federation_and_pooled_one_model(tmp_path, monkeypatc
         return answers(recipe, setting, learner)
 
     monkeypatch.setattr(others, "_answers", keep)
-    changes = {"model__backbone": "fieldmark_nano", "model__weights": "none"}
+    changes = {"model__backbone": "fieldmark_nano", "model__weights": "none", "model__until": ""}
     result = compared(shrunk("ham10000", **changes), tmp_path)
     # Pooled is trained first, and the federation's checkpoint scored last.
     pooled_NK, federated_NK = kept[0], kept[len(kept) - 1]

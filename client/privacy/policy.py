@@ -158,7 +158,8 @@ class Policy(Settings):
         # Newer settings are left out at their defaults: digests in ledgers, and reports, stay.
         values: dict[str, Any] = handler(self)
         for name in LEFT_OUT_AT_DEFAULT:
-            if name in values and values[name] == type(self).model_fields[name].default:
+            # The value itself: as JSON, a tuple is a list.
+            if name in values and getattr(self, name) == type(self).model_fields[name].default:
                 del values[name]
         return values
 

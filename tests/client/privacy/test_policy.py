@@ -220,5 +220,7 @@ def test_a_sites_own_protection_uses_an_engine_that_it_names():
 
 
 def test_the_engines_are_in_a_digest_only_where_they_are_not_the_default():
-    assert "engines" not in Policy().model_dump()
+    for mode in ("python", "json"):
+        assert "engines" not in Policy().model_dump(mode=mode)
+        assert "engines" in Policy(engines=("loop",)).model_dump(mode=mode)
     assert Policy(engines=("loop",)).digest != Policy().digest

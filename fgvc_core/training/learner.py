@@ -70,7 +70,6 @@ class Learner:
     Attributes:
         prefix: The frozen part whose maps are kept; None if none are.
         no_maps: Why none are, for people.
-        trained: The parameters that train, in the model's order.
     """
 
     def __init__(
@@ -93,7 +92,6 @@ class Learner:
         self.model = build_classifier(model, num_classes, image_size, derive_seed(seed, "model"))
         self.model.to(device)
         self.names = travelling_names(self.model)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.frozen_backbone = is_frozen_backbone(self.model)
         self.extractor = frozen_digest(self.model) if self.frozen_backbone else b""
         self.loss = build_loss(loss)
@@ -286,7 +284,7 @@ class Learner:
     def _seed(self, seed: int) -> None:
         # torch.manual_seed notes for every kind of device who called it, which takes as long as
         # two steps of a head.
-        if self.trained[0].device.type == "cpu":
+        if next(self.model.parameters()).device.type == "cpu":
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)

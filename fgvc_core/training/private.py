@@ -175,7 +175,7 @@ class PrivateTraining:
         self._privacy = privacy
         self._units_N = units_N
         self._count = int(units_N.max()) + 1 if len(units_N) else 0
-        self._parameters = learner.trained
+        self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
         self.generator = torch.Generator()
         self.kind = self._choose_engine()
         self.engine: GradientEngine = self._make_engine()

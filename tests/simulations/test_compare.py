@@ -123,6 +123,8 @@ def test_no_round_makes_the_federation_and_pooled_one_model(tmp_path, monkeypatc
 
     monkeypatch.setattr(others, "_answers", keep)
     changes = {"model__backbone": "fieldmark_nano", "model__weights": "none", "model__until": ""}
+    # Less shrinkage leaves more of the rounding of float32 sums in the inverse.
+    changes["train__start_shrinkage"] = 0.4
     result = compared(shrunk("ham10000", **changes), tmp_path)
     # Pooled is trained first, and the federation's checkpoint scored last.
     pooled_NK, federated_NK = kept[0], kept[len(kept) - 1]

@@ -46,7 +46,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 OWN = (*SUMS, "personal.method=own-sums", "data.val_fraction=0.2", "partition.scheme=dirichlet",
-       "partition.alpha=0.5", "partition.min_examples=10")  # fmt: skip
+       "partition.alpha=0.5", "partition.min_examples=10",
+       "federation.max_weight_share=1.0")  # fmt: skip
 MASKED = ("partition.sites=4", "secure.least=3", "secure.colluding=1")
 
 
@@ -105,11 +106,12 @@ def test_a_sites_head_is_that_of_its_exact_sums_and_the_others_noisy_ones(run):
     for home in run.homes:
         _, tensors, _ = run.heads[home.name]
         others = [name for name in sums if name != home.name]
-        units = np.array([Site.open(home).settings.data.units], np.float64)
+        homes = {each.name: each for each in run.homes}
+        units = [Site.open(homes[name]).settings.data.units for name in others]
         expected = head_of_sums(
             np.stack([sums[name] for name in others]),
             deviation,
-            np.repeat(units, len(others)),
+            np.array(units, np.float64),
             run.recipe.privacy,
             exact_of(run, home.name, tensors["head.centre"]),
         )

@@ -17,7 +17,7 @@ from fieldmark.client.privacy.report.stated_site import StatedSite, stated_site
 from fieldmark.client.privacy.report.words import words_of
 from fieldmark.client.site import Site
 
-FORMAT = "fieldmark privacy report 3"
+FORMAT = "fieldmark privacy report 4"
 """Changed whenever earlier reports could no longer be verified."""
 
 

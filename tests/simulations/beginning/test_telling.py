@@ -73,7 +73,9 @@ def test_every_stage_has_words():
 
 def test_a_pass_that_is_spread_over_rounds_and_a_backbone_that_ends_early_are_told():
     assert "(1 of 4 parts of a pass)" in words("demo", "train.pass_rounds=4")
-    text = words("ham10000", "model.backbone=test_efficientnet", "model.weights=none")
+    text = words(
+        "ham10000", *("model.backbone=test_efficientnet", "model.weights=none", "model.until=")
+    )
     assert "test_efficientnet with" in text
     early = words(
         "ham10000",

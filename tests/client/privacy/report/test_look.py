@@ -6,7 +6,7 @@ from importlib.resources import files
 from fgvc_core.drawing.style import page_style
 from fieldmark.client.privacy.report.writing import FORMAT
 
-LOOKS = {"fieldmark privacy report 3": "85daacc9eae7a15f"}
+LOOKS = {"fieldmark privacy report 4": "14b006a54022f4cc"}
 """Format -> first digits of the SHA-256 of style sheets and template. A new look is a new format:
 raise the number in ``writing.py`` and write its digest here."""
 

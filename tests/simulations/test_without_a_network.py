@@ -13,25 +13,28 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STRACE, UNSHARE = shutil.which("strace"), shutil.which("unshare")
 CUT = [UNSHARE, "--map-root-user", "--net"]
+TRACED = [STRACE, "-f", "-qq", "--seccomp-bpf", "-e", "trace=connect,sendto,sendmsg"]
 ATTEMPT = re.compile(r"(?:connect|sendto|sendmsg)\(.*AF_INET")
 
 
-def can_cut():
-    """Whether this account may have a network of its own, without a way out."""
-    return bool(UNSHARE) and not subprocess.run([*CUT, "true"], capture_output=True).returncode
+def can_watch():
+    """Whether this account may have a network without a way out, and trace what runs in it."""
+    probe = [*CUT, *TRACED, "-o", os.devnull, "true"]
+    return (
+        None not in (UNSHARE, STRACE) and not subprocess.run(probe, capture_output=True).returncode
+    )
 
 
 pytestmark = pytest.mark.skipif(
-    STRACE is None or not can_cut(), reason="needs strace, and a namespace without a network"
+    not can_watch(), reason="needs strace, and a namespace without a network"
 )
 
 
 def attempts(command, folder, environment):
     """Calls of a command and all its processes that would reach a machine, with no network."""
     calls = folder / "calls"
-    traced = [STRACE, "-f", "-qq", "--seccomp-bpf", "-e", "trace=connect,sendto,sendmsg"]
     done = subprocess.run(
-        [*CUT, *traced, "-o", calls, *command],
+        [*CUT, *TRACED, "-o", calls, *command],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,

@@ -84,8 +84,9 @@ def lay_out(plan: Simulation, setting: Setting) -> None:
         private_folder(plan.out / "coordinator")
         key = new_key()
         write_private(key, plan.out / "coordinator" / "key")
+        coordinator, units = public_text(key.public_key()), declared_units(plan.recipe, setting)
         sites = {
-            site: _home(plan, setting, site, public_text(key.public_key())).public_key
+            site: _home(plan, setting, site, coordinator, units[site]).public_key
             for site in setting.rows
         }
         pin_each_other(homes, plan.recipe)
@@ -129,7 +130,7 @@ def site_homes(plan: Simulation, setting: Setting) -> list[Path]:
     return [root / site for site in sorted(setting.rows)]
 
 
-def _home(plan: Simulation, setting: Setting, site: str, coordinator: str) -> Site:
+def _home(plan: Simulation, setting: Setting, site: str, coordinator: str, units: int) -> Site:
     """A new home, or the one that ``--sites`` kept from an earlier run."""
     home = (plan.sites or plan.out / "sites") / site
     if home.exists():
@@ -143,7 +144,7 @@ def _home(plan: Simulation, setting: Setting, site: str, coordinator: str) -> Si
         cache=setting.cache,
         data_path=plan.recipe.data.path,
         split_key=simulated_split_key(plan.recipe, site),
-        units=declared_units(plan.recipe, setting)[site],
+        units=units,
         policy=simulated_policy(plan.recipe),
         simulated=True,
     )

@@ -80,11 +80,7 @@ The others of this file compare ``learner`` as well, at one site and over seeds.
     [pytest.param(n, marks=pytest.mark.slow if n in SAME_KIND else ()) for n in COMPARED],
 )
 def test_every_shipped_recipe_gives_all_rows_the_same_start(name, tmp_path):
-    # Two sites, or the three that masked sums need: each more repeats a row of the same kind.
-    fewer = {} if "secure" in tomllib.loads((RECIPES / f"{name}.toml").read_text()) else {
-        "partition__sites": 2
-    }  # fmt: skip
-    recipe = shrunk(name, **fewer)
+    recipe = shrunk(name)
     result = compared(recipe, tmp_path)
     rows = [result["pooled"], *result["local"].values()]
     assert len(rows) == 1 + recipe.partition.sites

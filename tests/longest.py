@@ -10,7 +10,6 @@ LONGEST = (
     "client/test_blindness.py",
     "simulations/test_run.py",
     "simulations/test_compare.py",
-    "simulations/test_three_layouts.py",
     "test_freeze.py",
     "simulations/test_interruption.py",
     "simulations/test_private_run.py",

@@ -161,6 +161,7 @@ def test_a_run_is_not_resumed_while_another_process_works_on_it(tiny, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_and_the_workers_here_give_equal_bits_after_every_round(tiny, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     found = []

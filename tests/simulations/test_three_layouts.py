@@ -18,7 +18,8 @@ from fieldmark.client.site import Site
 from fieldmark.server.home import ServerSettings, write_home
 from fieldmark.simulations.superlink import Federation
 
-pytestmark = pytest.mark.deployment
+# Nine processes that import torch or Flower: a minute of a processor.
+pytestmark = [pytest.mark.deployment, pytest.mark.slow]
 
 CLASSES = ("Great tit", "Robin")
 RECIPE = """

@@ -5,7 +5,7 @@ What the choices rest on was measured and stands in ``docs/learner.md``; a chang
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fgvc_core.data.partition import partition
@@ -14,7 +14,7 @@ from fgvc_core.data.table import ExampleTable
 from fgvc_core.errors import ConfigurationError, DataError
 from fgvc_core.seeds import derive_seed
 from fieldmark.simulations.beginning.looking import Seen
-from fieldmark.simulations.beginning.trying import FROZEN, SCRATCH, STEPS, Trial
+from fieldmark.simulations.beginning.trying import EARLIER, FROZEN, SCRATCH, STEPS, Trial
 
 SEED = 1
 
@@ -23,6 +23,10 @@ WORTH_TRYING = (50, 500)
 
 BETTER = 0.05
 """By how much the small network has to be better before it is taken: it costs rounds and bytes."""
+
+CLEARER = 0.02
+"""By how much an earlier map has to be better: it is no dearer, but photographs speak for the last.
+"""
 
 PASSES = 72_000
 """Picture passes of the small network: 48 rounds over the 1,500 pictures of ``demo.toml``."""
@@ -106,6 +110,11 @@ def rung_for(
     )
 
 
+def looks_of(rung: Rung, trials: Sequence[Trial], metric: str) -> Rung:
+    """How a frozen backbone really looks: an earlier map does not say where to look closer."""
+    return replace(rung, looks=1) if earlier_wins(trials, metric) else rung
+
+
 def looking_minutes(seen: Seen, rung: Rung, look_seconds: float) -> float:
     """Minutes in which all pictures are looked at once, on all cores."""
     pictures = sum(seen.report.splits[split] for split in ("train", "test"))
@@ -135,7 +144,7 @@ def choose(
     choices = [*named_data(seen, name), *partitioned(seen, sites)]
     if scratch:
         return [*choices, *_from_scratch(seen, trials, minutes)]
-    return [*choices, *_frozen(seen, rung, trials, metric)]
+    return [*choices, *_frozen(seen, looks_of(rung, trials, metric), trials, metric)]
 
 
 def metric_of(seen: Seen) -> str:
@@ -148,7 +157,14 @@ def scratch_wins(seen: Seen, trials: Sequence[Trial], metric: str) -> bool:
     if not seen.weights:
         return True
     found = {trial.way: trial.score(metric) for trial in trials}
-    return "scratch" in found and found["scratch"] > found.get("frozen", 0.0) + BETTER
+    frozen = max(found.get("frozen", 0.0), found.get("earlier", 0.0))
+    return "scratch" in found and found["scratch"] > frozen + BETTER
+
+
+def earlier_wins(trials: Sequence[Trial], metric: str) -> bool:
+    """Whether a frozen backbone ends at an earlier map."""
+    found = {trial.way: trial.score(metric) for trial in trials}
+    return found.get("earlier", 0.0) > found.get("frozen", 1.0) + CLEARER
 
 
 def named_data(seen: Seen, name: str) -> Iterator[Choice]:
@@ -241,17 +257,20 @@ def _frozen(seen: Seen, rung: Rung, trials: Sequence[Trial], metric: str) -> Ite
         "attention": "Has nothing to learn from on frozen maps.",
         "head": "What the closed form makes.",
         "train": "Only the head is learned, so a picture is looked at once and kept as a vector.",
+        "until": "What is after this stage was made for photographs of things, and is left out.",
+        "pooling": "Mean and standard deviation of the map: what texture there is, and how even.",
     }
-    for key, value in FROZEN.items():
+    earlier = earlier_wins(trials, metric)
+    for key, value in (EARLIER if earlier else FROZEN).items():
         yield Choice("model", key, value, whys[key].strip())
-    if rung.passes == 1:
-        yield Choice(
-            "model", "pooling", "avgmax", "The mean of mean and maximum: it costs nothing."
+    if not earlier:
+        pooling, why = (
+            ("avgmax", "The mean of mean and maximum: it costs nothing.")
+            if (rung.passes == 1)
+            else ("both", "Mean and maximum of the map, one after the other.")
         )
-    else:
-        yield Choice(
-            "model", "pooling", "both", "Mean and maximum of the map, one after the other."
-        )
+        yield Choice("model", "pooling", pooling, why)
+    if rung.mirrored:
         mirrored = "With the mirror image: take it out where left and right mean something."
         yield Choice("model", "mirrored", True, mirrored)
         yield Choice("model", "crop", 1.0, "The whole short side, since marks may lie at the edge.")
@@ -346,6 +365,11 @@ def _tried(trials: Sequence[Trial], metric: str) -> str:
     if len(trials) < 2:
         return "Too few pictures a class for a network from random weights."
     shown = {"top1": "top-1", "macro-f1": "macro-F1"}[metric]
-    words = {"frozen": "a frozen backbone", "scratch": "a small network from random weights"}
-    told = " and ".join(f"{100 * t.score(metric):.0f} % by {words[t.way]}" for t in trials)
+    words = {
+        "frozen": "a frozen backbone",
+        "earlier": "an earlier map of it",
+        "scratch": "a small network from random weights",
+    }
+    shares = [f"{100 * t.score(metric):.0f} % by {words[t.way]}" for t in trials]
+    told = f"{', '.join(shares[:-1])} and {shares[-1]}"
     return f"Tried on {trials[0].pictures:,} training pictures, a third held out: {shown} {told}."

@@ -62,8 +62,8 @@ def new(
 ) -> None:
     """Write a recipe that is right for your pictures, with a reason for every choice.
 
-    Checks the pictures as 'data check' does, measures this machine, tries two ways to learn on a
-    sample of the training pictures where both may win, and writes DIR/recipe.toml.
+    Checks the pictures as 'data check' does, measures this machine, tries ways to learn on a sample
+    of the training pictures where more than one may win, and writes DIR/recipe.toml.
 
     Example: fieldmark new mine --data birds --sites 5
     """  # fmt: skip
@@ -206,6 +206,7 @@ def _chosen(
         at_once,
         choose,
         looking_minutes,
+        looks_of,
         metric_of,
         rung_for,
         scratch_size,
@@ -228,13 +229,16 @@ def _chosen(
     if worth_trying(seen):
         tried = sample(seen.train)
         if seen.weights:
+            side = min(rung.size, 224)
             with progress(f"Trying a frozen backbone on {len(tried)} pictures") as tell:
-                trials.append(try_frozen(tried, min(rung.size, 224), metric, tell))
+                trials.append(try_frozen(tried, side, metric, tell))
+            with progress(f"Trying an earlier map of it on {len(tried)} pictures") as tell:
+                trials.append(try_frozen(tried, side, metric, tell, "earlier"))
         with progress(f"Trying a small network on {len(tried)} pictures") as tell:
             trials.append(try_scratch(tried, scratch_size(seen), tell))
     choices = choose(seen, name, rung, trials, sites, minutes)
     if not scratch_wins(seen, trials, metric):
-        return choices, trials, looking_minutes(seen, rung, speed)
+        return choices, trials, looking_minutes(seen, looks_of(rung, trials, metric), speed)
     rounds = next(choice.value for choice in choices if choice.key == "rounds")
     each = next((trial.seconds_a_pass for trial in trials if trial.way == "scratch"), 0.0)
     return choices, trials, rounds * len(seen.train) * each / at_once(seen) / 60

@@ -52,6 +52,27 @@ def test_the_network_that_is_clearly_better_is_taken(seen):
     assert scratch_wins(disks, few, "macro-f1")
 
 
+def test_an_earlier_map_that_is_clearly_better_is_taken_and_said(seen):
+    lesions = [trial("frozen", 0.7, 0.38), trial("earlier", 0.69, 0.45), trial("scratch", 0.5, 0.3)]
+    for rung in (RUNGS[0], RUNGS[3]):
+        choices = choose(seen["disks"], "mine", rung, lesions, None, 20.0)
+        # These classes are about equally large: top-1 decides, and it is no better.
+        assert "model.until" not in values(choices)
+        lesions_by_f1 = [replace(one, top1=one.macro_f1) for one in lesions]
+        choices = choose(seen["disks"], "mine", rung, lesions_by_f1, None, 20.0)
+        found = values(choices)
+        assert (found["model.until"], found["model.pooling"]) == ("blocks.4", "moments")
+        assert "model.closer" not in found, "where a map is strong is learned by its last stages"
+        assert found.get("model.mirrored", False) == rung.mirrored
+        why = next(choice.why for choice in choices if choice.key == "backbone")
+        assert "38 % by a frozen backbone, 45 % by an earlier map of it and 30 %" in why
+    hardly = [trial("frozen", 0.40), trial("earlier", 0.41), trial("scratch", 0.47)]
+    assert "model.until" not in values(choose(seen["disks"], "m", RUNGS[3], hardly, None, 20.0))
+    assert scratch_wins(seen["disks"], hardly, "top1")
+    hardly[1] = trial("earlier", 0.43)
+    assert not scratch_wins(seen["disks"], hardly, "top1"), "both are frozen"
+
+
 def test_few_pictures_are_not_tried_on(seen):
     assert not worth_trying(seen["stripes"])
 

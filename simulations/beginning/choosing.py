@@ -24,8 +24,8 @@ WORTH_TRYING = (50, 500)
 BETTER = 0.05
 """By how much the small network has to be better before it is taken: it costs rounds and bytes."""
 
-CLEARER = 0.02
-"""By how much an earlier map has to be better: it is no dearer, but photographs speak for the last.
+CLEARER = 0.01
+"""By how much an earlier map has to be better: it costs less, but photographs speak for the last.
 """
 
 PASSES = 72_000

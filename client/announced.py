@@ -36,6 +36,9 @@ MAX_ANNOUNCED = 500
 MAX_ANNOUNCED_BYTES = 50_000_000
 """Maximum total size of the announcements, in bytes."""
 
+ANNOUNCED = "announced recipe"
+"""What messages call it."""
+
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 """A run's name. It is an argument of commands that people copy, so it looks like no option."""
 
@@ -146,12 +149,10 @@ def read_announcement(request: Request) -> Recipe:
         PolicyRefusal: if it names a component that is not installed here.
         ConfigurationError: if it is not a valid recipe.
     """
-    where = "announced recipe"
-    values = read_toml(request.recipe, where)
     try:
-        recipe = Recipe.read(values, where)
+        recipe = _parse(request.recipe)
     except ConfigurationError:
-        _refuse_missing(values)
+        _refuse_missing(read_toml(request.recipe, ANNOUNCED))
         raise
     if recipe.digest != request.recipe_digest:
         raise PeerError("The announced recipe is not the one that its digest names.")
@@ -250,7 +251,7 @@ def last_announcement(home: Path) -> Announcement | None:
 # A worker reads the same announcement for every site and round.
 @lru_cache(maxsize=16)
 def _parse(text: str) -> Recipe:
-    return parse_recipe(text, where="announced recipe")
+    return parse_recipe(text, where=ANNOUNCED)
 
 
 def announcement(home: Path, run: str) -> Path:

@@ -7,7 +7,7 @@ leave them out of step. The ``.json`` beside it repeats the state for people. Se
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -130,20 +130,22 @@ class Checkpoints:
         """
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"{name}.safetensors"
+        # Its values are plain; asdict() would copy the whole history, a round's every round.
+        values = vars(state)
         metadata = {
             "fieldmark": __version__,
             "format": FORMAT,
             "recipe": self._recipe.to_toml(),
             "recipe_digest": self._recipe.digest,
             "class_names": json.dumps(self._class_names),
-            "state": json.dumps(asdict(state)),
+            "state": json.dumps(values),
             **self._public,
         }
         remembered = {SERVER + key: np.ascontiguousarray(a) for key, a in (server or {}).items()}
         try:
             with replacing(path, durable=True) as aside:
                 save_file({**tensors, **remembered}, aside, metadata)
-            replace_json(path.with_suffix(".json"), asdict(state))
+            replace_json(path.with_suffix(".json"), values)
         except (SafetensorError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise RunFailed(

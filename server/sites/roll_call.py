@@ -74,6 +74,8 @@ class Attendance(Membership):
         self._grid = grid
         self._run = run
         self._events = events
+        # The same for every site, and written in milliseconds.
+        self._announced = home.recipe.announced.to_toml()
         self._calls: dict[int, tuple[str, Request]] = {}
         self._known: set[int] = set()
         self._gone: set[int] = set()
@@ -308,7 +310,7 @@ class Attendance(Membership):
             site="",
             nonce=new_nonce(),
             recipe_digest=recipe.digest,
-            recipe=recipe.announced.to_toml(),
+            recipe=self._announced,
             class_names=self._home.class_names,
             known_head="" if seen is None else seen.head,
         )

@@ -25,7 +25,7 @@ from fgvc_core.privacy.claims import read_claim
 from fgvc_core.words import counted as number_of
 from fgvc_core.words import visible_lines
 from fieldmark.server.report.charts import Curve, Rung, bars, curves, holdings, ladder
-from fieldmark.server.report.poisoning import against_poisoning
+from fieldmark.server.report.poisoning import against_poisoning, setting_of
 from fieldmark.server.report.reading import RunFolder, traffic
 from fieldmark.server.report.refusals import (
     REASONS_SHOWN,
@@ -100,6 +100,7 @@ def _view(run: RunFolder) -> dict[str, Any]:
     refused, missing = counted(refusals)
     interval, interval_of = _top1_interval(run)
     notable = [e for e in run.events if e.get("event") in _NOTABLE or e.get("accepted") is False]
+    begun, rounds_asked = _begun(run)
     return {
         "style": Markup(report_style()),
         "m": metrics,
@@ -120,11 +121,14 @@ def _view(run: RunFolder) -> dict[str, Any]:
         "refused_in_words": [in_words(group) for group in refusals[:FIRST_REASONS]],
         "classes_left": max(len(classes) - CLASSES_SHOWN, 0),
         "figures": {name: Markup(svg) for name, svg in _figures(run).items()},
+        "begun": begun,
+        "rounds_asked": rounds_asked,
         "private": _is_private(run),
         "claim": claim,
         # If the recipe does not ask for privacy and no site requires it, one sentence covers all.
         "listed": dict(list(listed.items())[:SITES_SHOWN]),
         "listed_left": max(len(listed) - SITES_SHOWN, 0),
+        "scored": any(figures.get("top1") is not None for figures in sites.values()),
         "validated": any(h.get("val_top1") is not None for h in metrics.get("history", [])),
         "costs": dict(list(costs.items())[:SITES_SHOWN]),
         "costs_left": max(len(costs) - SITES_SHOWN, 0),
@@ -248,6 +252,28 @@ def _refused_by(events: list[dict[str, Any]]) -> dict[str, str]:
         if event.get("accepted") is False and told:
             found[str(told[1] or event.get("site"))] = told[2]
     return found
+
+
+def _begun(run: RunFolder) -> tuple[str, bool]:
+    """How the head before round 1 was found, and whether the recipe asks for rounds after it."""
+    try:
+        values = read_toml(run.recipe, "recipe")
+    except ConfigurationError:
+        return "", True
+    start = setting_of(values, "train", "start") or "none"
+    rounds = setting_of(values, "federation", "rounds") != 0
+    found = run.metrics.get("start", {})
+    if "chosen" in found:
+        by = "macro-F1" if setting_of(values, "train", "start_metric") == "macro-f1" else "top-1"
+        return (
+            f"The head before round 1 was the best by {by} of {len(found['tried'])} candidates on "
+            f"held-out folds of the sites' pictures: {found['chosen']} "
+            f"({number_of(found['messages'], 'message')} after the class statistics)."
+        ), rounds
+    if start != "none":
+        told = f"The head before round 1 follows from sums over the sites' pictures ({start})."
+        return told, rounds
+    return "" if rounds else "The head was not learned: the recipe asks for no start.", rounds
 
 
 def _validation(run: RunFolder) -> str:

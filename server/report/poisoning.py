@@ -46,8 +46,8 @@ def against_poisoning(recipe: str, sites: int, events: Events = ()) -> Poisoning
         federation = FederationSettings.read(values.get("federation", {}), "federation")
     except ConfigurationError:
         return None
-    sums = _set(values, "privacy", "method") == "class-sums"
-    started = _set(values, "train", "start") not in (None, "none")
+    sums = setting_of(values, "privacy", "method") == "class-sums"
+    started = setting_of(values, "train", "start") not in (None, "none")
     held: list[str] = []
     missing: list[str] = []
     if sums:
@@ -57,7 +57,7 @@ def against_poisoning(recipe: str, sites: int, events: Events = ()) -> Poisoning
     else:
         _of_screening(federation, events, held, missing)
         _of_rule(federation, sites, events, held, missing)
-        frozen = _set(values, "model", "train") == "head"
+        frozen = setting_of(values, "model", "train") == "head"
         if federation.strategy == "least-trimmed" and not frozen:
             missing.append("a rule that was seen to hold where more than the head trains")
         if started:
@@ -66,7 +66,7 @@ def against_poisoning(recipe: str, sites: int, events: Events = ()) -> Poisoning
     return Poisoning(tuple(held), tuple(missing))
 
 
-def _set(values: dict[str, Any], section: str, name: str) -> Any:
+def setting_of(values: dict[str, Any], section: str, name: str) -> Any:
     """A setting of an unvalidated recipe, or None."""
     found = values.get(section)
     return found.get(name) if isinstance(found, dict) else None

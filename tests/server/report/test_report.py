@@ -244,6 +244,30 @@ def test_where_no_round_was_better_none_is_said_to_be_marked(tmp_path):
     assert "No round was better" in told
 
 
+def test_a_run_that_asks_for_no_round_says_how_its_head_was_found(tmp_path):
+    run = changed(write_run(tmp_path / "run"), history=[], rounds=0, best_round=0)
+    assert "No round was finished." in text_of(render(run))
+    (run / "recipe.toml").write_text("[federation]\nrounds = 0\n[train]\nstart = 'lda'\n")
+    told = text_of(render(run))
+    assert "follows from sums over the sites' pictures (lda)." in told
+    assert "The recipe asks for no round of training." in told
+    assert "No round was finished" not in told
+    start = {"method": "auto", "chosen": "discriminant, shrinkage 0.1", "messages": 23,
+             "tried": [{}, {}]}  # fmt: skip
+    recipe = "[federation]\nrounds = 5\n[train]\nstart = 'auto'\nstart_metric = 'top1'\n"
+    (run / "recipe.toml").write_text(recipe)
+    told = text_of(render(changed(run, start=start)))
+    assert "best by top-1 of 2 candidates" in told
+    assert "discriminant, shrinkage 0.1 (23 messages after the class statistics)" in told
+    assert "No round was finished." in told
+    (run / "recipe.toml").write_text("[federation]\nrounds = 0\n[train]\nstart = 'none'\n")
+    assert "The head was not learned" in text_of(render(changed(run, start={})))
+    assert "No site scored the model" not in text_of(render(run))
+    silent = {"site-1": {"examples": 9, "top1": None, "macro_f1": None, "rounds": 0, "refused": 0,
+                         "bytes_up": 1, "bytes_down": 2}}  # fmt: skip
+    assert "none was kept for validation" in text_of(render(changed(run, sites=silent)))
+
+
 def test_a_run_without_a_test_split_was_not_stopped_early(tmp_path):
     run = write_run(tmp_path / "run", compare=False, done=False)
     metrics = json.loads((run / "metrics.json").read_text())

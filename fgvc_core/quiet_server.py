@@ -12,6 +12,11 @@ import uvicorn
 
 from fgvc_core.heap import Heap
 
+KEEP_ALIVE_S = 75
+"""How long a server keeps an idle connection, in seconds. Clients keep theirs for 5 (httpx): a
+server that did the same, uvicorn's default, would now and then close one on which the next call is
+just being sent, and that call would be lost."""
+
 TICK_S = 1.0
 """Interval between two looks, in seconds; being told to end wakes the server up at once."""
 

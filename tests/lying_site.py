@@ -47,6 +47,7 @@ from fieldmark.client.deployment.flower_internals import node_headers
 from fieldmark.client.site import Site
 
 PIECE = 5_000_000
+PATIENCE_S = 120.0
 VICTIM = "site-1"
 LIES = {
     1: ["signed by another key"],
@@ -65,18 +66,42 @@ Parts = tuple[str, bytes, dict[str, PackedTensor]]
 """Text, signature and tensors of a reply."""
 
 
+class Patient:
+    """Flower's client, which asks again after a 503, as Flower's node does."""
+
+    def __init__(self, client: FleetHttpClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str):
+        call = getattr(self._client, name)
+
+        def patient(request):
+            until = time.monotonic() + PATIENCE_S
+            while True:
+                try:
+                    return call(request)
+                except httpx.HTTPStatusError as error:
+                    busy = error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+                    if not busy or time.monotonic() > until:
+                        raise
+                time.sleep(0.5)
+
+        return patient
+
+
 class Liar:
     """A node at the gateway of a coordinator."""
 
     def __init__(self, home: Path, address: str, folder: Path) -> None:
         self.site, self.home, self.address, self.folder = Site.open(home), home, address, folder
-        self.client = FleetHttpClient.from_server_address(
+        client = FleetHttpClient.from_server_address(
             address,
             False,
             str(folder / "ca.pem"),
             [RuntimeVersionHttpInterceptor(component_name="SuperNode"),
              NodeAuthHttpInterceptor(self.site.key, self.site.key.public_key())],
         )  # fmt: skip
+        self.client = Patient(client)
         pem = public_key_to_bytes(self.site.key.public_key())
         found = self.client.ActivateNode(
             ActivateNodeRequest(public_key=pem, heartbeat_interval=600)

@@ -64,7 +64,7 @@ from flwr.supernode.runtime.run_clientapp import push_message
 from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket, put_together
 from fgvc_core.protocol.bundle import MAX_BUNDLE_BYTES, make_bundle
 from fgvc_core.protocol.keys import PrivateKey
-from fgvc_core.quiet_server import be_quiet
+from fgvc_core.quiet_server import KEEP_ALIVE_S, be_quiet
 from fgvc_core.sockets import make_socket_file, socket_folder, socket_name
 from fgvc_core.wake import WakeFile
 from fieldmark.client.deployment.node import BeyondBound, BoundedClient, Weighed, cut_bundle
@@ -107,7 +107,9 @@ def serve_supernode(socket: Path, options: Sequence[str]) -> None:
 
     make_socket_file(socket_folder(socket.parent) / socket.name)
     # flower-supernode has no option for a Unix socket, but the uvicorn server inside has.
-    bound = functools.partial(uvicorn.Config, uds=socket_name(socket))
+    bound = functools.partial(
+        uvicorn.Config, uds=socket_name(socket), timeout_keep_alive=KEEP_ALIVE_S
+    )
     setattr(uvicorn, "Config", bound)  # noqa: B010
     be_quiet()
     # An invalid host: a server that ignored the socket would fail instead of opening a port.

@@ -73,7 +73,7 @@ from google.protobuf.message import DecodeError
 from fgvc_core.flower.internals import ACQUIRE, NO_HOST, enter_task, over_socket, put_together
 from fgvc_core.protocol.bundle import RUN_KEY
 from fgvc_core.protocol.keys import PublicKey, fingerprint, read_public
-from fgvc_core.quiet_server import be_quiet
+from fgvc_core.quiet_server import KEEP_ALIVE_S, be_quiet
 from fgvc_core.sockets import make_socket_file, path_of, socket_folder, socket_name
 from fgvc_core.wake import WakeFile
 from fieldmark.server.deployment.bodies import check_push
@@ -160,7 +160,8 @@ def serve_superlink(socket: Path, health: Path, options: Sequence[str]) -> None:
     serving.add_insecure_port(f"unix:{socket_name(health)}")
     serving.start()
     # Flower has no option for a Unix socket, but the uvicorn server that it starts has.
-    setattr(uvicorn, "run", functools.partial(uvicorn.run, uds=socket_name(socket)))  # noqa: B010
+    bound = functools.partial(uvicorn.run, uds=socket_name(socket), timeout_keep_alive=KEEP_ALIVE_S)
+    setattr(uvicorn, "run", bound)  # noqa: B010
     be_quiet()
     write_less()
     # If Flower ever starts another server, this host name does not resolve and no port opens.

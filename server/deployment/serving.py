@@ -20,7 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fgvc_core.files import read_json, replace_private_json
-from fgvc_core.quiet_server import be_quiet
+from fgvc_core.quiet_server import KEEP_ALIVE_S, be_quiet
 from fgvc_core.sockets import path_of, socket_name
 from fieldmark.server.deployment.gateway import OWNER, Gateway
 from fieldmark.server.deployment.meters import Meter, Refused
@@ -63,7 +63,7 @@ def serve(folder: Path) -> None:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=settings.connections,
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
         ssl_certfile=str(folder / "server.pem"),
         ssl_keyfile=str(folder / "server.key"),

@@ -8,6 +8,7 @@ import stat
 import sys
 from importlib import import_module
 
+import httpx
 import pytest
 import uvicorn
 from flwr.supercore import sql_mixin
@@ -15,6 +16,9 @@ from flwr.supercore.corestate.sql_corestate import SqlCoreState
 
 from fieldmark.client.deployment import flower_internals as at_a_site
 from fieldmark.server.deployment import flower_internals as at_the_coordinator
+
+CLIENTS_KEEP_S = httpx.Limits().keepalive_expiry
+"""A server that kept an idle connection no longer would lose calls to its closing."""
 
 SWEEP = "_cleanup_expired_task_tokens"
 
@@ -51,6 +55,7 @@ def test_the_superlink_is_served_on_the_socket_and_named_no_host(seen, tmp_path)
     at_the_coordinator.serve_superlink(folder / "s", folder / "h", ["--database", "x"])
     assert os.path.samefile(seen["run"].keywords["uds"], folder / "s")
     assert seen["argv"][1:] == ["--host", at_the_coordinator.NO_HOST, "--database", "x"]
+    assert seen["run"].keywords["timeout_keep_alive"] > CLIENTS_KEEP_S
     assert seen["loop"] == "fgvc_core.quiet_server"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "s").stat().st_mode) == 0o600
@@ -61,6 +66,7 @@ def test_a_node_is_served_on_the_socket_and_named_no_host(seen, tmp_path):
     at_a_site.serve_supernode(folder / "s", ["--superlink", "x"])
     assert os.path.samefile(seen["config"].keywords["uds"], folder / "s")
     assert seen["argv"][1:] == ["--host", at_a_site.NO_HOST, "--superlink", "x"]
+    assert seen["config"].keywords["timeout_keep_alive"] > CLIENTS_KEEP_S
     assert seen["loop"] == "fgvc_core.quiet_server"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 

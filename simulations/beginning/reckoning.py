@@ -31,10 +31,10 @@ _CHARGED = 350
 _HEAD_TENSORS = 3
 """Tensors of a subspace head that a request has beyond those of its reply."""
 
-SEARCHED = (3, 19)
+SEARCHED = (3, 20)
 """Fewest and most messages of a search's regressions on folds, of all runs that were seen."""
 
-FITTED = (3, 12)
+FITTED = (3, 49)
 """The same of one regression on all pictures."""
 
 

@@ -328,7 +328,10 @@ def attach(folder: Folder, json_: Json = False) -> None:
     """
     from fgvc_core.errors import ConfigurationError
     from fieldmark.server.deployment.run_request import active_run
+    from fieldmark.server.deployment.settings import read_settings
 
+    # In a folder that is no coordinator's no run is on, either, and that would be no answer.
+    read_settings(folder)
     run_dir = active_run(folder.resolve())
     if run_dir is None:
         raise ConfigurationError(

@@ -15,6 +15,7 @@ from fgvc_core.protocol.code import code_digest
 from fgvc_core.protocol.keys import short_fingerprint
 from fgvc_core.proxies import socks
 from fgvc_core.recipe import Recipe, parse_recipe
+from fgvc_core.words import counted
 from fieldmark.client.deployment.check_data import Rehearse, first_request, look_at_data
 from fieldmark.client.deployment.contact import Contact, look
 from fieldmark.client.deployment.home_modes import check_modes
@@ -119,7 +120,8 @@ def _modes(site: Site) -> Finding:
         return Finding("modes", "failed", error.what, error.remedy, error.exit_code)
     found = widely_readable(site.home)
     if found:
-        said = f"others on this machine can get at {len(found)} files, for instance '{found[0]}'"
+        many = counted(len(found), "file or folder", "files and folders")
+        said = f"others on this machine can get at {many}, for instance '{found[0]}'"
         return Finding("modes", "note", said, f"Take them away: chmod -R go= {site.home}")
     return Finding("modes", "ok", "the home is its owner's alone")
 
@@ -188,7 +190,7 @@ def _proxy(link: Link, contact: Contact) -> Finding:
         said = f"HTTPS_PROXY sends it through {contact.proxy}; our own loopback is left out"
         return Finding("proxy", "note", said)
     named = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    said = f"none for {link.host} (NO_PROXY)" if named else "none"
+    said = f"none for {link.host}: loopback, or NO_PROXY" if named else "none"
     return Finding("proxy", "ok", said)
 
 

@@ -7,6 +7,7 @@ expired or foreign certificates.
 import base64
 import email.utils
 import http.client
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from fgvc_core.errors import PeerError
 from fgvc_core.protocol.announcement import Announcement, read_announcement, read_seen
 from fgvc_core.protocol.keys import PrivateKey, PublicKey
 from fgvc_core.protocol.messages import Reply
+from fgvc_core.proxies import environment, without_loopback
 from fieldmark.client.deployment.flower_internals import node_headers
 from fieldmark.client.deployment.link import CA, Link
 
@@ -67,7 +69,15 @@ def proxy_of(link: Link) -> str:
 
 
 def _proxy_parts(link: Link) -> SplitResult | None:
-    """Proxy from the environment, chosen as the SuperNode's HTTP client does."""
+    """Proxy from the environment, chosen as the SuperNode's HTTP client does.
+
+    The SuperNode is started with loopback in ``NO_PROXY``, so it is left out here, too.
+    """
+    with environment(without_loopback(os.environ)):
+        return _proxy_from_environment(link)
+
+
+def _proxy_from_environment(link: Link) -> SplitResult | None:
     found = getproxies()
     named = next(
         (

@@ -199,10 +199,11 @@ def up_detached(home: Path, say: Callable[[str], None]) -> None:
         FieldmarkError: as :func:`up`, or if it did not connect.
     """
     home = home.resolve()
-    # Run the checks of up() here too, so that their errors reach the caller.
+    # Run the checks of up() here too, in its order, so that their errors reach the caller. A folder
+    # that is no home is named as that before a key is missed in it.
+    site, _ = Site.open(home), read_link(home)
     check_modes(home)
-    check_alone(Site.open(home), say)
-    read_link(home)
+    check_alone(site, say)
     for part in ("logs", "state"):
         private_folder(home / part)
     ready = home / "state" / "node.json"

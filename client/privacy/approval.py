@@ -5,6 +5,7 @@ from typing import Any
 
 from fgvc_core.errors import ConfigurationError, FieldmarkError, PeerError, PolicyRefusal
 from fgvc_core.recipe import Recipe
+from fgvc_core.words import counted
 from fieldmark.client.announced import announcement, read_announced
 from fieldmark.client.privacy.admission import Admission
 from fieldmark.client.privacy.budget import read_budget
@@ -87,7 +88,8 @@ class Pending:
         recipe = self.recipe
         lines = [
             f"run {self.run}: recipe '{recipe.name}', digest {recipe.digest}",
-            f"at most {recipe.federation.rounds} rounds of {recipe.federation.strategy}, network "
+            f"at most {counted(recipe.federation.rounds, 'round')} of "
+            f"{recipe.federation.strategy}, network "
             f"{recipe.model.title}, trained: {recipe.model.train}, "
             f"{len(self.class_names)} classes",
         ]

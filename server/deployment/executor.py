@@ -122,6 +122,8 @@ class Executor:
                 arrivals = Arrivals(ReplyLink(work.grid, work.run_id))
                 app(ParcelGrid(work.grid, arrivals), work.context)
                 failure = ""
+                # Before the SuperLink is told: who sees the run finished finds the page.
+                _report(Path(str(work.context.run_config[RUN_KEY])))
             except FieldmarkError as error:
                 failure = f"{type(error).__name__}: {error}"
             except KeyboardInterrupt:
@@ -168,6 +170,19 @@ class Executor:
                 died = f"its process was ended by signal {os.WTERMSIG(status)}"
                 _say(died)
                 give_up(self._link, self._ca, token, f"died: {died}")
+
+
+def _report(run_dir: Path) -> None:
+    """Write the run's page here: nobody needs to watch a run to its end for it.
+
+    What goes wrong with it is said, and the run has finished all the same.
+    """
+    from fieldmark.server.report.page import render
+
+    try:
+        render(run_dir)
+    except (FieldmarkError, OSError, ValueError, LookupError) as error:
+        _say(f"no report: {error}; fieldmark report {run_dir} tries it again")
 
 
 def _say(text: str) -> None:

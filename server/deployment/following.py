@@ -40,6 +40,8 @@ class RunView:
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Round -> its ``round``, ``top1`` (held-out test), ``val_top1`` (sites) and ``loss``."""
     last: dict[str, Any] | None = None
+    waiting: dict[str, int] | None = None
+    """While the run is below its quorum: sites that are ``present``, and that are ``needed``."""
     _counted: list[str] = field(default_factory=list)
     """Sites of the accepted replies since a round last ended."""
 
@@ -55,6 +57,7 @@ class RunView:
         elif kind == "awaiting_approval":
             self._site(event["site"]).state = "awaits approval"
         elif kind == "waiting_for_sites":
+            self.waiting = {"present": len(event["present"]), "needed": event["needed"]}
             for name, why in event["waiting_for"].items():
                 site = self._site(name)
                 site.reason = why
@@ -64,6 +67,7 @@ class RunView:
         elif kind == "site_left":
             self._site(event["site"]).state = event["why"]
         elif kind == "round_started":
+            self.waiting = None
             for name in event["cohort"]:
                 self._site(name).state = "training"
         elif kind == "reply":

@@ -130,13 +130,25 @@ def resume(folder: Path, name: str) -> Path:
     folder = folder.resolve()
     check_idle(folder)
     run_dir = _folder_of(folder, name, free=False)
+    if not run_dir.is_dir():
+        known = sorted(path.name for path in (folder / "runs").glob("*") if path.is_dir())
+        raise ConfigurationError(
+            f"There is no run '{name}'.",
+            remedy=nearest(name, known) or f"Runs there: {', '.join(known) or 'none'}.",
+        )
     CoordinatorHome.open(run_dir)
     write_run_request(run_dir, read_run_request(run_dir).but(state="wanted", stuck=0, why=""))
     return run_dir
 
 
 def stop_run(folder: Path) -> Path | None:
-    """Request that the active run be stopped; its last checkpoint stays intact."""
+    """Request that the active run be stopped; its last checkpoint stays intact.
+
+    Raises:
+        ConfigurationError: if it is not a coordinator's folder. In a wrong one no run is on, and
+            the run that was meant would go on.
+    """
+    read_settings(folder)
     run_dir = active_run(folder.resolve())
     if run_dir is not None:
         write_run_request(run_dir, read_run_request(run_dir).but(state="stopping"))

@@ -97,11 +97,13 @@ def _run(run_dir: Path, view: RunView | None, up: bool) -> dict[str, Any]:
     request = read_run_request(run_dir)
     checkpoint = read_json(run_dir / "checkpoints" / "last.json") or {}
     assert view is not None
+    # A coordinator that was ended leaves its run's last state behind, and goes on with it.
+    state = request.state if up or request.state not in ACTIVE else "interrupted"
     return {
         "name": run_dir.name,
         "folder": str(run_dir),
-        # A coordinator that was ended leaves its run's last state behind, and goes on with it.
-        "state": request.state if up or request.state not in ACTIVE else "interrupted",
+        "state": state,
+        "waiting": view.waiting if state == "running" else None,
         "why": request.why,
         "tries": request.tries,
         "round": view.round,
@@ -182,7 +184,11 @@ def show_status(found: dict[str, Any]) -> None:
     if run is not None:
         why = f" ({visible(run['why'])})" if run["why"] else ""
         tried = f", started {run['tries']} times" if run["tries"] > 1 else ""
-        console.print(f"run {run['name']}: {run['state']}{why}, round {run['round']} of "
+        state, waiting = run["state"], run["waiting"]
+        if waiting is not None:
+            there = counted(waiting["present"], "site is", "sites are")
+            state = f"waiting for sites: {there} present, a round needs {waiting['needed']}"
+        console.print(f"run {run['name']}: {state}{why}, round {run['round']} of "
                       f"{run['rounds']}{tried}")  # fmt: skip
         if run["state"] == "interrupted":
             console.print("  it goes on once the coordinator is up again: fieldmark server up")

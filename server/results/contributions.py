@@ -39,7 +39,7 @@ def _told(event: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
     if kind == "roll_call":
         if event.get("accepted"):
-            return site, "it took part, and was not asked for an update"
+            return site, "admitted, and no round has asked it for an update"
         if event.get("proven"):
             return site, f"refused at the roll call: {_own_words(why)}"
         silent = why.startswith("No answer")

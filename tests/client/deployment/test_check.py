@@ -43,6 +43,8 @@ RECIPE = parse_recipe("", ["data.fieldmarks_train=24", "data.fieldmarks_test=10"
 PRIVATE = "[privacy]\nepsilon=6.0\ndelta=1e-5\nmethod='gradients'\n"
 ORDER = ["data", "disk", "modes", "memory", "GPU", "clock", "DNS", "proxy", "TLS", "key", "version",
          "ledger", "limits", "policy", "cost", "first request"]  # fmt: skip
+FAR = "fl.hospital.invalid"
+"""A coordinator elsewhere: known to the proxy of these tests alone. Loopback needs no proxy."""
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
 
 
@@ -55,7 +57,7 @@ def _no_proxy_of_this_machine(monkeypatch):
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory):
     folder = tmp_path_factory.mktemp("check") / "fed"
-    with Running(folder, hosts=("127.0.0.1", "localhost")) as running:
+    with Running(folder, hosts=("127.0.0.1", "localhost", FAR)) as running:
         yield running
 
 
@@ -305,7 +307,7 @@ class Proxy:
             near.close()
             return
         host, port = target.rsplit(":", 1)
-        far = socket.create_connection((host, int(port)))
+        far = socket.create_connection(("127.0.0.1" if host == FAR else host, int(port)))
         near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
         threading.Thread(target=self._copy, args=(near, far), daemon=True).start()
         self._copy(far, near)
@@ -340,16 +342,16 @@ def test_the_way_out_through_a_proxy_is_taken_and_said(
 ):
     between = proxy()
     monkeypatch.setenv(variable, f"http://{between.address}")
-    finding, code = found(home_for(), "proxy")
+    finding, code = found(home_for(host=FAR), "proxy")
     assert (finding.level, code) == ("note", 0)
     assert between.address in finding.said
-    assert between.asked == [f"127.0.0.1:{gateway.port}"]
+    assert between.asked == [f"{FAR}:{gateway.port}"]
 
 
 def test_a_proxy_that_asks_for_a_name_and_a_password_is_told_them(home_for, proxy, monkeypatch):
     between = proxy(needs=base64.b64encode(b"lyon:pass word").decode())
     monkeypatch.setenv("HTTPS_PROXY", f"http://lyon:pass%20word@{between.address}")
-    finding, code = found(home_for(), "proxy")
+    finding, code = found(home_for(host=FAR), "proxy")
     assert (finding.level, code) == ("note", 0)
     assert "pass" not in finding.said
 
@@ -357,7 +359,7 @@ def test_a_proxy_that_asks_for_a_name_and_a_password_is_told_them(home_for, prox
 def test_a_proxy_that_refuses_is_named_with_what_has_to_be_open(home_for, proxy, monkeypatch):
     between = proxy(refuses="407 Proxy Authentication Required")
     monkeypatch.setenv("HTTPS_PROXY", between.address)
-    home = home_for()
+    home = home_for(host=FAR)
     said = f"does not answer through the proxy {between.address}"
     refused(home, "TLS", 5, said, "HTTPS_PROXY=http://NAME:PASSWORD@HOST:PORT")
     assert "407" in found(home, "TLS")[0].said
@@ -367,31 +369,36 @@ def test_a_proxy_that_lets_the_address_not_through_is_no_firewall(home_for, prox
     between = proxy(refuses="403 Forbidden")
     monkeypatch.setenv("HTTPS_PROXY", between.address)
     said = f"does not answer through the proxy {between.address}"
-    refused(home_for(), "TLS", 5, said, "administrator to let it through")
+    refused(home_for(host=FAR), "TLS", 5, said, "administrator to let it through")
 
 
 def test_a_proxy_whose_name_is_not_known(home_for, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://no-such-proxy.invalid:3128")
-    refused(home_for(), "DNS", 5, "'no-such-proxy.invalid' is not known", "administrator")
+    refused(home_for(host=FAR), "DNS", 5, "'no-such-proxy.invalid' is not known", "administrator")
 
 
 def test_a_proxy_that_does_not_take_connections(home_for, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        refused(home_for(), "TLS", 5, "through the proxy 127.0.0.1", "did not take the connection")
+        home = home_for(host=FAR)
+        refused(home, "TLS", 5, "through the proxy 127.0.0.1", "did not take the connection")
 
 
 @pytest.mark.parametrize("named", ["http://proxy:port", "http://[::1", "nonsense.invalid"])
 def test_a_proxy_that_is_no_address_is_named_with_how_to_write_one(home_for, monkeypatch, named):
     monkeypatch.setenv("HTTPS_PROXY", named)
-    refused(home_for(), "DNS", 5, "", "http://HOST:PORT")
+    refused(home_for(host=FAR), "DNS", 5, "", "http://HOST:PORT")
 
 
-def test_no_proxy_leaves_the_proxy_out(home_for, proxy, monkeypatch):
+@pytest.mark.parametrize("named", ["127.0.0.1", "", "hospital.lan"])
+def test_no_proxy_and_loopback_leave_the_proxy_out_as_the_node_does(
+    home_for, proxy, monkeypatch, named
+):
     between = proxy()
     monkeypatch.setenv("HTTPS_PROXY", f"http://{between.address}")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    if named:
+        monkeypatch.setenv("NO_PROXY", named)
     finding, code = found(home_for(), "proxy")
     assert (finding.level, code) == ("ok", 0)
     assert "NO_PROXY" in finding.said

@@ -48,3 +48,11 @@ def test_a_folder_that_everybody_can_write_to_is_refused(home):
     home.chmod(0o777)
     with pytest.raises(ConfigurationError, match="mode 0777"):
         check_modes(home)
+
+
+def test_a_folder_that_is_no_home_is_named_as_that_by_both_ways_up(tmp_path):
+    # Not as a key that is to be restored from a backup.
+    for way in (up, up_detached):
+        with pytest.raises(ConfigurationError, match="settings") as caught:
+            way(tmp_path / "lyno", print)
+        assert "Name the folder that holds site.toml" in caught.value.remedy

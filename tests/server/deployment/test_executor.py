@@ -8,7 +8,7 @@ import pytest
 
 import fieldmark.server.app
 import fieldmark.server.deployment.executor as executors
-from fgvc_core.errors import PolicyRefusal, RunFailed
+from fgvc_core.errors import DataError, PolicyRefusal, RunFailed
 from fgvc_core.protocol.bundle import RUN_KEY, make_bundle
 from fieldmark.server.deployment.executor import Executor
 from fieldmark.server.deployment.flower_internals import LINK_FAILURES
@@ -48,6 +48,33 @@ def carried_out(tmp_path, monkeypatch):
         return failure
 
     return carry_out
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    """Folders of the runs whose page was written."""
+    written = []
+    monkeypatch.setattr("fieldmark.server.report.page.render", written.append)
+    return written
+
+
+def test_the_page_of_a_run_is_written_though_nobody_watches_it(carried_out, pages, tmp_path):
+    assert carried_out(lambda: None) == ""
+    assert pages == [tmp_path / "runs" / "birds"]
+
+
+def test_a_run_that_failed_has_no_page(carried_out, pages):
+    carried_out(ending(RunFailed("no quorum")))
+    assert not pages
+
+
+@pytest.mark.parametrize("error", [DataError("damaged"), OSError("no space left")])
+def test_a_page_that_cannot_be_written_does_not_undo_the_run(
+    carried_out, monkeypatch, capsys, error
+):
+    monkeypatch.setattr("fieldmark.server.report.page.render", lambda run_dir: ending(error)())
+    assert carried_out(lambda: None) == ""
+    assert "tries it again" in capsys.readouterr().out
 
 
 def ending(error):

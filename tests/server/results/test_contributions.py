@@ -42,7 +42,7 @@ def test_each_kind_of_absence_has_its_words():
         "f": "set aside: points against",
         "g": "No reply within deadline_s = 60.",
         "h": "away: its node left",
-        "i": "it took part, and was not asked for an update",
+        "i": "admitted, and no round has asked it for an update",
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides, print_result, progress
+from fgvc_core.commands.terminal import Json, Overrides, asking, print_result, progress
 from fgvc_core.words import visible
 from fieldmark.client.deployment.cli import mount
 from fieldmark.client.kit_cli import mount as mount_validation
@@ -200,8 +200,12 @@ def _chosen(site: "Site", *, ask: bool) -> "Pending":
     more = len(waiting_runs(site)) - len(pending)
     if more > 0:
         typer.echo(f"and {more} earlier ones wait", err=True)
-    if ask and not typer.confirm("Approve this run?", default=False, err=True):
-        raise PolicyRefusal(f"Run '{pending[0].run}' is not approved.")
+    if ask:
+        arguments = f"{site.home} {pending[0].run} --digest {pending[0].recipe.digest[:32]}"
+        with asking(f"If that is what you want: fieldmark site approve {arguments}"):
+            approved = typer.confirm("Approve this run?", default=False, err=True)
+        if not approved:
+            raise PolicyRefusal(f"Run '{pending[0].run}' is not approved.")
     return pending[0]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgvc_core.commands.terminal import Json, data_sets_for_help
+from fgvc_core.commands.terminal import Json, asking, data_sets_for_help
 from fgvc_core.words import visible
 
 if TYPE_CHECKING:
@@ -146,7 +146,11 @@ def settle_reading(kit: "StartKit", answers: "Answers", said: Said, *, ask: bool
             remedy="Say how with --kind, --manifest, --label-column, --map-label and the others of "
             "'fieldmark site join --help'.",
         )
-    if ask and not typer.confirm("Is that right?", default=True, err=True):
+    right = True
+    if ask:
+        with asking("Look at what is shown above; if it is right, give --yes."):
+            right = typer.confirm("Is that right?", default=True, err=True)
+    if not right:
         typer.echo(
             "Nothing was made. Say how with --kind, --manifest, --label-column, "
             "--subject-column, --map-label and the others of 'fieldmark site join --help'.",

@@ -42,10 +42,14 @@ def make(
         Path,
         typer.Argument(metavar="DIR", help="A folder that is new or empty.", show_default=False),
     ],
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels, 16 to 1024.")] = 128,
-    train: Annotated[int, typer.Option(help="Labelled training pictures.")] = 1500,
-    test: Annotated[int, typer.Option(help="Labelled test pictures.")] = 500,
-    pool: Annotated[int, typer.Option(help="Unlabelled pictures.")] = 0,
+    size: Annotated[
+        int, typer.Option(min=16, max=1024, help="Side of the pictures in pixels.")
+    ] = 128,
+    train: Annotated[
+        int, typer.Option(min=10, max=200_000, help="Labeled training pictures.")
+    ] = 1500,
+    test: Annotated[int, typer.Option(min=10, max=200_000, help="Labeled test pictures.")] = 500,
+    pool: Annotated[int, typer.Option(min=0, max=200_000, help="Unlabeled pictures.")] = 0,
     seed: Annotated[int, typer.Option(help="Another seed draws other pictures.")] = 2026,
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write a contact sheet (.png).")

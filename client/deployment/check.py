@@ -291,7 +291,7 @@ def _waits(site: Site, recipe: Recipe, contact: Contact) -> str:
         ledger = Ledger(site.home, site.data_binding, site.name)
         if ledger.is_approved(announced.run, recipe.digest):
             return "; approved here"
-    return "; a person here has to approve it: fieldmark site approve"
+    return f"; a person here has to approve it: fieldmark site approve {site.home}"
 
 
 def _policy_and_cost(site: Site, recipe: Recipe | None, contact: Contact) -> Iterator[Finding]:

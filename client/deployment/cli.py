@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fgvc_core.commands.terminal import Json, Overrides, print_result
+from fgvc_core.commands.terminal import Json, Overrides, asking, print_result
 from fieldmark.client.reading_cli import (
     Home,
     Said,
@@ -95,9 +95,12 @@ def join(
     _compare_keys(found, fingerprint, ask=not yes)
     if not yes:
         typer.echo(f"Site '{found.site}' of the coordinator at {found.address}.", err=True)
-        data = data or Path(typer.prompt("Root of your data set", err=True))
+        if data is None:
+            with asking("Give --data, or --yes to leave it out for now."):
+                data = Path(typer.prompt("Root of your data set", err=True))
         if units is None:
-            units = typer.prompt("Public number of images or subjects", type=int, err=True)
+            with asking("Give --units, or --yes to leave it out."):
+                units = typer.prompt("Public number of images or subjects", type=int, err=True)
         privacy, epsilon_cap = _ask_privacy(privacy, epsilon_cap)
     policy = _policy(privacy or "optional", epsilon_cap)
     answers = Answers(data=data, units=units or 0, policy=policy, device=device)
@@ -119,16 +122,18 @@ def join(
 def _ask_privacy(privacy: str | None, epsilon_cap: str | None) -> tuple[str, str | None]:
     """Ask for policy settings that the command line does not give."""
     if privacy is None:
-        required = typer.confirm(
-            "Take part only under differential privacy?", default=True, err=True
-        )
+        with asking("Give --privacy required, or --privacy optional."):
+            required = typer.confirm(
+                "Take part only under differential privacy?", default=True, err=True
+            )
         privacy = "required" if required else "optional"
     if privacy == "required" and epsilon_cap is None:
-        epsilon_cap = typer.prompt(
-            "Most epsilon that all runs together may cost one unit (or: none)",
-            default="8.0",
-            err=True,
-        )
+        with asking("Give --epsilon-cap 8.0, another number, or none."):
+            epsilon_cap = typer.prompt(
+                "Most epsilon that all runs together may cost one unit (or: none)",
+                default="8.0",
+                err=True,
+            )
     return privacy, epsilon_cap
 
 
@@ -164,7 +169,9 @@ def _compare_keys(kit: "StartKit", said: str | None, *, ask: bool) -> None:
         )
         return
     typer.echo(f"The coordinator's key: {shown}", err=True)
-    if not typer.confirm("Has the coordinator read the same to you?", default=False, err=True):
+    with asking("Call the coordinator, and give what they read to you: --fingerprint."):
+        same = typer.confirm("Has the coordinator read the same to you?", default=False, err=True)
+    if not same:
         raise PeerError(
             "The coordinator's key was not compared.",
             why="Whoever made this kit would get this site's replies.",

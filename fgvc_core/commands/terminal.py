@@ -92,6 +92,30 @@ def progress(
         bar.stop()
 
 
+@contextmanager
+def asking(otherwise: str) -> Iterator[None]:
+    """Around a question to a person: where nobody can answer, what to type instead is said.
+
+    Args:
+        otherwise: How to give the answer without being asked.
+
+    Raises:
+        ConfigurationError: if standard input is no terminal and holds no answer.
+    """
+    from fgvc_core.errors import ConfigurationError
+
+    try:
+        yield
+    except typer.Abort:
+        if sys.stdin is not None and sys.stdin.isatty():
+            raise
+        raise ConfigurationError(
+            "A question waits for a person's answer, and standard input is no terminal.",
+            why="Nothing is decided in a person's place.",
+            remedy=otherwise,
+        ) from None
+
+
 def open_model(checkpoint: Path, weights: str | None, *, whole: bool = True) -> "TrainedModel":
     """Load the model that a command works with; on standard error, whether it is internal.
 

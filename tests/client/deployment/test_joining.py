@@ -142,6 +142,22 @@ def test_a_cap_is_given_as_a_number_or_as_the_word_none(join_with, tmp_path, giv
     )
 
 
+def test_where_nobody_can_answer_the_option_that_answers_is_said(join_with, tmp_path):
+    said = short_fingerprint(COORDINATOR_KEY.public_key())
+    for words, instead in (
+        ([], "--fingerprint"),
+        (["--fingerprint", said], "--data"),
+        (["--fingerprint", said, "--data", "x"], "--units"),
+        (["--fingerprint", said, "--data", "x", "--units", "9"], "--privacy required"),
+        (["--fingerprint", said, "--data", "x", "--units", "9", "--privacy", "required"],
+         "--epsilon-cap 8.0"),
+    ):  # fmt: skip
+        done = join_with(*words)
+        assert isinstance(done.exception, ConfigurationError), done.exception
+        assert instead in done.exception.remedy
+        assert not (tmp_path / "home").exists()
+
+
 def test_a_cap_that_is_neither_is_refused_before_a_home_is_made(join_with, tmp_path):
     done = join_with("--privacy", "required", "--epsilon-cap", "lots", "--yes")
     assert isinstance(done.exception, ConfigurationError)

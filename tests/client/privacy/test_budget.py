@@ -304,6 +304,17 @@ def test_what_is_approved_is_what_this_site_would_do(tmp_path, run):
     assert "without differential privacy" in run("approve", lax.home, "run-1")[1]
 
 
+def test_where_nobody_can_answer_the_command_that_needs_no_answer_is_said(tmp_path, run):
+    site = make_site(tmp_path, approval="each-run")
+    announced(site, SUMS)
+    code, out, err = run("approve", site.home)
+    assert (code, out) == (2, "")
+    assert "Stopped" not in err
+    told = " ".join(err.split())
+    assert f"fieldmark site approve {site.home} run-1 --digest {SUMS.digest[:32]}" in told
+    assert not ledger_of(site).is_approved("run-1", SUMS.digest)
+
+
 @pytest.mark.parametrize("name", ["run-2", "../../etc/passwd", "", "x" * 200])
 def test_a_run_that_was_never_announced_cannot_be_approved(site, run, name):
     announced(site, SUMS)

@@ -24,7 +24,8 @@ class LossSettings(OpenSettings):
         "none",
         description="For classes of unequal size: weights (by the effective number of examples, "
         "Cui et al. 2019, https://arxiv.org/abs/1901.05555) or logits (adjusted in training by "
-        "the log of each class's share, Menon et al. 2021, https://arxiv.org/abs/2007.07314).",
+        "the log of each class's share, Menon et al. 2021, https://arxiv.org/abs/2007.07314; with "
+        "label_smoothing = 0, which else asks for large logits of a site's missing classes).",
     )
     balance_beta: float = Field(
         0.999, ge=0.0, lt=1.0, description="weights: 0 (none) to below 1 (inverse counts, nearly)."

@@ -137,6 +137,7 @@ _NEWER = {
     ("augment", "mirror_maps"): False,
     ("data", "frame"): "first",
     ("loss", "balance_prior"): 0.0,
+    ("loss", "balance_shares"): "own",
     ("model", "backbones"): [],
     ("model", "until"): "",
     ("personal", "method"): "fine-tune",

@@ -440,17 +440,20 @@ def refuse_idle_mirrors(recipe: "Recipe") -> None:
         )
 
 
-def refuse_idle_prior(recipe: "Recipe") -> None:
-    """Refuse a prior of classes that nothing says or uses."""
+def refuse_idle_shares(recipe: "Recipe") -> None:
+    """Refuse shares of the classes over all sites that nothing says or uses."""
     loss = recipe.loss
-    if not loss.balance_prior:
+    if loss.balance_prior:
+        name, what = "balance_prior", f"loss.balance_prior = {loss.balance_prior:g}"
+    elif loss.balance_shares == "all":
+        name, what = "balance_shares", "loss.balance_shares = 'all'"
+    else:
         return
-    what = f"loss.balance_prior = {loss.balance_prior:g}"
     if loss.balance != "logits":
         raise ConfigurationError(
             f"{what} needs loss.balance = 'logits', not '{loss.balance}'.",
-            why="It is a part of the log shares that are added to the logits.",
-            remedy="Set loss.balance = 'logits', or leave loss.balance_prior out.",
+            why="It says something of the log shares that are added to the logits.",
+            remedy=f"Set loss.balance = 'logits', or leave loss.{name} out.",
         )
     if not loss.class_counts and (recipe.train.start == "none" or recipe.secure is not None):
         raise ConfigurationError(
@@ -498,7 +501,7 @@ RULES: tuple[Rule, ...] = (
     refuse_empty_runs,
     refuse_unfit_search,
     refuse_idle_mirrors,
-    refuse_idle_prior,
+    refuse_idle_shares,
     refuse_idle_defenses,
     refuse_unnamed_classes,
     refuse_unfit_own_sums,

@@ -56,9 +56,8 @@ def received_shares(job: Job) -> NDArray[np.float64] | None:
     Raises:
         PeerError: if they are missing, do not fit the classes, or are not asked for.
     """
-    loss, shares = job.recipe.loss, job.request.class_shares
-    wanted = bool(loss.balance_prior) and not loss.class_counts
-    if not wanted:
+    shares = job.request.class_shares
+    if not job.recipe.loss.uses_released_shares:
         if shares:
             raise PeerError("The request has shares of the classes, which the recipe does not use.")
         return None

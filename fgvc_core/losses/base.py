@@ -192,6 +192,7 @@ def cross_entropy(settings: LossSettings) -> Loss:
         settings.balance_strength,
         torch.tensor(settings.class_counts) if settings.class_counts else None,
         settings.balance_prior,
+        settings.balance_shares == "all",
     )
 
 

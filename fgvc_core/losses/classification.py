@@ -11,6 +11,12 @@ counts each site corrects its own imbalance, so that unlike sites fit one model 
 https://arxiv.org/abs/2209.00189). ``prior`` subtracts a part of the log share over all
 sites, so that this one model knows how common its classes are.
 
+Two things follow where a site has hardly anything of a class. Its examples of other classes say
+little about that class, because the shift alone makes it unlikely there: with the shares over all
+sites every example teaches what it would teach in one place, if rounds are short. And label
+smoothing, which asks for an equal small probability of each wrong class *after* the shift, asks for
+large logits of such a class: leave it at 0.
+
 Hierarchical: cross-entropy at the coarser levels of a taxonomy. A family's probability is the sum
 over its species (Bertinetto et al. 2020, "Making Better Mistakes", section 3.1,
 https://arxiv.org/abs/1912.09393, treats a taxonomy likewise), so a wrong species in the right
@@ -69,6 +75,7 @@ class BalancedCrossEntropy(Loss):
         strength: For ``logits``: factor of the log share.
         public_counts_K: Public class counts; without them the site's own are used.
         prior: For ``logits``: how far the model takes classes to be as likely as over all sites.
+        of_all_sites: For ``logits``: adjust by the shares over all sites where they are known.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class BalancedCrossEntropy(Loss):
         strength: float,
         public_counts_K: torch.Tensor | None = None,
         prior: float = 0.0,
+        of_all_sites: bool = False,
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -89,6 +97,7 @@ class BalancedCrossEntropy(Loss):
         self.setting = f"loss.balance = '{kind}'"
         self.counts_K = public_counts_K
         self.prior = prior
+        self.of_all_sites = of_all_sites
         self.shares_K: torch.Tensor | None = None
 
     def counted(self, counts_K: torch.Tensor, shares_K: torch.Tensor | None = None) -> Loss:
@@ -105,7 +114,12 @@ class BalancedCrossEntropy(Loss):
                 )
             return self
         bound = BalancedCrossEntropy(
-            self.kind, self.smoothing, self.beta, self.strength, prior=self.prior
+            self.kind,
+            self.smoothing,
+            self.beta,
+            self.strength,
+            prior=self.prior,
+            of_all_sites=self.of_all_sites,
         )
         bound.counts_K, bound.shares_K = counts_K, shares_K
         return bound
@@ -118,10 +132,10 @@ class BalancedCrossEntropy(Loss):
             raise TypeError("a balanced loss is counted before it is used")
         counts_K = counts_K.to(logits_NK.device, torch.float64)
         if self.kind == "logits":
-            share_K = (counts_K + 1) / (counts_K + 1).sum()
-            shift_K = self.strength * share_K.log()
+            own_K = (counts_K + 1) / (counts_K + 1).sum()
+            common_K = own_K if self.shares_K is None else self.shares_K.to(own_K)
+            shift_K = self.strength * (common_K if self.of_all_sites else own_K).log()
             if self.prior:
-                common_K = share_K if self.shares_K is None else self.shares_K.to(share_K)
                 shift_K = shift_K - self.prior * common_K.log()
             logits_NK = logits_NK + shift_K.to(logits_NK.dtype)
         losses_N = F.cross_entropy(

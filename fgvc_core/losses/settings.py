@@ -24,13 +24,21 @@ class LossSettings(OpenSettings):
         "none",
         description="For classes of unequal size: weights (by the effective number of examples, "
         "Cui et al. 2019, https://arxiv.org/abs/1901.05555) or logits (adjusted in training by "
-        "the log of each class's share, Menon et al. 2021, https://arxiv.org/abs/2007.07314).",
+        "the log of each class's share, Menon et al. 2021, https://arxiv.org/abs/2007.07314; with "
+        "label_smoothing = 0, which else asks for large logits of a site's missing classes).",
     )
     balance_beta: float = Field(
         0.999, ge=0.0, lt=1.0, description="weights: 0 (none) to below 1 (inverse counts, nearly)."
     )
     balance_strength: float = Field(
         1.0, ge=0.0, le=4.0, description="logits: what the log share is multiplied by, 0 to 4."
+    )
+    balance_shares: Literal["own", "all"] = Field(
+        "own",
+        description="logits: whose shares of the classes adjust them. own: each site's, for rounds "
+        "of many steps, in which a site without a class would unlearn it. all: those over all "
+        "sites (from where balance_prior has them), for rounds of a step or two, which then add "
+        "up to the training of all pictures in one place.",
     )
     balance_prior: float = Field(
         0.0,
@@ -92,3 +100,9 @@ class LossSettings(OpenSettings):
         le=100.0,
         description="Weight of what keeps the maps of model.pooling = 'parts' apart; 0: none.",
     )
+
+    @property
+    def uses_released_shares(self) -> bool:
+        """Whether sites need the shares of the classes over all sites from the coordinator."""
+        of_all = self.balance_prior > 0 or self.balance_shares == "all"
+        return of_all and not self.class_counts

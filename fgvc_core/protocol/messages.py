@@ -168,8 +168,8 @@ class Request(_WithoutEmpty):
         (),
         max_length=MOST_CLASSES,
         strict=False,
-        description="Of a round of training with loss.balance_prior: shares of the classes over "
-        "all sites, of the counts that they have sent.",
+        description="Of a round of training with loss.balance_prior or balance_shares: shares of "
+        "the classes over all sites, of the counts that they have sent.",
     )
     cohort: tuple[CohortMember, ...] = Field(
         (),

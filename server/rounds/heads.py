@@ -92,7 +92,7 @@ def started_head(
         head = started(tensors, added(parts), recipe.train, attributes_KA)
     else:
         head = with_head(tensors, found.head, recipe.train)
-    if recipe.loss.balance_prior and not recipe.loss.class_counts:
+    if recipe.loss.uses_released_shares:
         state.class_shares = class_shares(added(parts).counts_K)
     context.tally.close()
     told = {} if found is None else told_of(found)

@@ -57,8 +57,8 @@ class RunState:
             its noise; empty until it is known. Sites release class sums once, so it never changes,
             even if a site is refused later.
         start: How the head before round 1 was found; empty until it was.
-        class_shares: Shares of the classes over all sites, for ``loss.balance_prior``; empty
-            without it.
+        class_shares: Shares of the classes over all sites, for ``loss.balance_prior`` and
+            ``loss.balance_shares``; empty without them.
         personal: Site name -> scores of the best model there, and of the site's personal model.
         closed: Whether the last model has been scored.
         events: Length of ``events.jsonl`` in bytes when this was written.

@@ -83,13 +83,12 @@ def test_the_same_request_gives_the_same_update(home, tiny):
 SHARES = (0.1,) * 8 + (0.05,) * 4
 
 
+@pytest.mark.parametrize("asked", ["loss.balance_prior=0.5", "loss.balance_shares=all"])
 @pytest.mark.parametrize(
     "shares", [(), SHARES[:11], (0.5, 0.5), (0.0, 0.15, *SHARES[2:]), (0.9, *SHARES[1:])]
 )
-def test_shares_of_the_classes_must_fit_the_recipe(home, tiny, shares):
-    recipe = parse_recipe(
-        tiny.to_toml(), ["loss.balance=logits", "loss.balance_prior=0.5", "train.start=means"]
-    )
+def test_shares_of_the_classes_must_fit_the_recipe(home, tiny, asked, shares):
+    recipe = parse_recipe(tiny.to_toml(), ["loss.balance=logits", asked, "train.start=means"])
     ask(home, request(recipe, "roll_call"))
     tensors = make_learner(recipe, 12).tensors()
     good = reply_of(home, ask(home, request(recipe, "train", class_shares=SHARES), tensors))

@@ -82,6 +82,12 @@ def test_the_digest_ignores_where_one_machine_keeps_its_pictures():
             ["loss.balance_prior=0.5", "loss.balance=logits"],
             "needs the shares of the classes over all sites, which nothing says",
         ),
+        ("", ["loss.balance_shares=all"], "needs loss.balance = 'logits', not 'none'"),
+        (
+            "",
+            ["loss.balance_shares=all", "loss.balance=logits"],
+            "loss.balance_shares = 'all' needs the shares of the classes over all sites, which",
+        ),
         ("", ["augment.mirror_maps=true"], "mirror_maps = true would do nothing"),
         ("[federation]\nrounds = -1", [], "'federation.rounds' = -1"),
         ("[federation]\nstrategy = 'fedporx'", [], "Did you mean 'fedprox'"),

@@ -51,8 +51,9 @@ def test_a_run_on_maps_ends_where_a_run_of_the_whole_network_ends(runs):
     assert abs(on_maps["top1"] - whole["top1"]) < 0.05
 
 
-def test_shares_of_the_classes_are_those_that_the_start_has_counted(runs):
-    out, metrics, _ = runs("shares", "federation.rounds=1", "data.val_fraction=0.0")
+@pytest.mark.parametrize("use", [(), ("loss.balance_shares=all", "loss.balance_prior=0")])
+def test_shares_of_the_classes_are_those_that_the_start_has_counted(runs, use):
+    out, metrics, _ = runs("shares", "federation.rounds=1", "data.val_fraction=0.0", *use)
     state = json.loads((out / "checkpoints" / "last.json").read_text())
     counts_K = np.array(list(json.loads((out / "partition.json").read_text())["sites"].values()))
     counted_K = counts_K.sum(axis=0) + 1

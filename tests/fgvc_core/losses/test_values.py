@@ -103,6 +103,20 @@ def test_a_prior_takes_back_a_part_of_the_shares_over_all_sites_by_hand():
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_shares_over_all_sites_can_adjust_in_place_of_a_sites_own_by_hand():
+    logits_NK, labels_N = torch.zeros(2, 2), torch.tensor([0, 1])
+    loss = BalancedCrossEntropy("logits", 0.0, 0.0, 1.0, prior=0.5, of_all_sites=True)
+    shares_K = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    odds = math.sqrt(0.9), math.sqrt(0.1)
+    expected = -sum(math.log(one / sum(odds)) for one in odds) / 2
+    unlike = [loss.counted(torch.tensor(own), shares_K) for own in ([3, 1], [0, 40])]
+    for counted in unlike:
+        assert counted(logits_NK, labels_N).item() == pytest.approx(expected, rel=1e-6)
+    # Alone, a site's own shares are those of all.
+    alone = loss.counted(torch.tensor([89, 9]))(logits_NK, labels_N).item()
+    assert alone == pytest.approx(expected, rel=1e-6)
+
+
 def test_public_counts_stay_and_must_fit():
     loss = BalancedCrossEntropy("logits", 0.0, 0.0, 1.0, torch.tensor([9, 1]))
     assert loss.counted(torch.tensor([1, 1])).counts_K.tolist() == [9, 1]

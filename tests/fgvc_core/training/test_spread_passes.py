@@ -16,10 +16,10 @@ from fgvc_core.training.loop import Stretch, TrainingResult
 from fgvc_core.training.settings import PersonalSettings, TrainSettings
 
 
-def learner_of(pass_rounds, **changed):
+def learner_of(pass_rounds, loss=None, **changed):
     model = {"backbone": "test_efficientnet", "attention": "none", "train": "head"}
-    train = TrainSettings(pass_rounds=pass_rounds, batch_size=4, **changed)
-    settings = (ModelSettings(**model), LossSettings(), AugmentSettings(), train)
+    train = TrainSettings(**{"pass_rounds": pass_rounds, "batch_size": 4, **changed})
+    settings = (ModelSettings(**model), loss or LossSettings(), AugmentSettings(), train)
     return Learner(*settings, num_classes=3, image_size=32, seed=3)
 
 
@@ -78,6 +78,36 @@ def test_a_model_without_a_federation_makes_as_many_passes():
     examples = examples_of(12, learner)
     alone = train_alone(learner, examples, examples.take(np.arange(0)), 8, 0, 8, "pooled")
     assert alone.passes == 2
+
+
+@pytest.mark.parametrize(("shares", "agree"), [("all", True), ("own", False)])
+def test_one_step_of_every_site_by_the_shares_of_all_is_a_step_on_all_pictures(shares, agree):
+    loss = LossSettings(
+        label_smoothing=0.0, balance="logits", balance_shares=shares, balance_prior=0.25
+    )
+    learner = learner_of(1, loss, batch_size=64, optimizer="sgd", momentum=0.0, schedule="constant")
+    examples = examples_of(36, learner)
+    labels_N = examples.labels_N.numpy()
+    # A site of hardly anything but the first class, and one without it.
+    by_class = labels_N.argsort(kind="stable")
+    sites = [by_class[:14], by_class[14:]]
+    counts_K = np.bincount(labels_N, minlength=3) + 1
+    shares_K = counts_K / counts_K.sum()
+    begun = learner.tensors()
+
+    def stepped(positions):
+        learner.load(begun)
+        learner.train_round(examples.take(positions), Stretch(1, 1), "a site", shares_K=shares_K)
+        return learner.tensors()
+
+    whole = stepped(np.arange(36))
+    parts = [stepped(site) for site in sites]
+    far = off = 0.0
+    for name, before in begun.items():
+        mean = sum(part[name] * len(site) for part, site in zip(parts, sites, strict=True)) / 36
+        far += float(np.square(whole[name] - before).sum())
+        off += float(np.square(mean - whole[name]).sum())
+    assert (off**0.5 < 1e-5 * far**0.5) == agree
 
 
 def test_several_passes_a_round_and_several_rounds_a_pass_are_refused():

@@ -16,6 +16,7 @@ from fieldmark.client.deployment.lines import (
     LEFT_BEHIND,
     REFUSED,
     TOO_LARGE,
+    TROUBLE,
     UNANSWERED,
 )
 from fieldmark.client.deployment.notifying import Notifier
@@ -85,20 +86,24 @@ class NodeLog:
         self._note, self._say, self._restart = note, say, restart
         self._notifier = Notifier(site.name, lambda: Site.open(site.home).settings.notify, say)
         self._refused, self._said = refused, ""
+        self._trouble = note.with_name(TROUBLE)
+        self._trouble.unlink(missing_ok=True)
         self._look = f"fieldmark site check {shlex.quote(str(site.home))}"
         self.node_id: int | None = None
 
     def _once(self, text: str) -> None:
-        """Say something that every restart of the node would repeat."""
+        """Say something that every restart of the node would repeat, and keep it for the status."""
         if text != self._said:
             self._said = text
             self._say(text)
+            replace_private_json(self._trouble, {"text": text})
 
     def on_line(self, line: str) -> None:
         """Process one line of the SuperNode's log."""
         found = _CONNECTED.search(line)
         if found:
             self._said = ""
+            self._trouble.unlink(missing_ok=True)
             self.node_id = int(found.group(1))
             self._say(f"connected to {self._address}")
             connected = {"node_id": self.node_id, "connected": round(time.time(), 1)}
@@ -123,7 +128,7 @@ class NodeLog:
                 f"site again; {self._look} tries it"
             )
         elif found := _DISTRUSTED.search(line):
-            self._say(
+            self._once(
                 f"the coordinator's certificate is refused: {found.group(1).strip()}. Nothing was "
                 f"sent to it; {self._look} names its date and issuer"
             )

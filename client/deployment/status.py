@@ -20,6 +20,7 @@ from fgvc_core.sockets import LOOPBACK
 from fgvc_core.supervision import holder
 from fgvc_core.words import visible
 from fieldmark.client.announced import last_announcement
+from fieldmark.client.deployment.lines import TROUBLE
 from fieldmark.client.deployment.link import read_link
 from fieldmark.client.deployment.page_token import PAGE_NOTE
 from fieldmark.client.left_out import read_left_out
@@ -65,6 +66,7 @@ def read_site_status(
         "pid": pid,
         "no_room": no_room(home),
         "connected_s": _since(node.get("connected")),
+        "trouble": _trouble(home) if pid is not None and not node else None,
         "processes": (read_json(home / "state" / "services.json") or {}) if pid else {},
         "run": _run(home, entries),
         "approval": site.settings.policy.approval,
@@ -112,6 +114,12 @@ def _address(home: Path) -> str | None:
     except FieldmarkError:
         # The home of a simulated site, which knows no address.
         return None
+
+
+def _trouble(home: Path) -> str | None:
+    """Why the site is not connected, as far as its node's log says it."""
+    text = (read_json(home / "state" / TROUBLE) or {}).get("text")
+    return text if isinstance(text, str) else None
 
 
 def _since(when: object) -> float | None:
@@ -165,6 +173,8 @@ def show_site_status(found: dict[str, Any], home: Path) -> None:
         again = f", restarted {process['restarts']} times" if process["restarts"] else ""
         state = "down" if process["pid"] is None else f"pid {process['pid']}"
         console.print(f"  {name}: {state}{again}")
+    if found["trouble"]:
+        console.print(visible(f"not connected: {found['trouble']}"))
     if found["no_room"]:
         console.print(visible(f"NOTHING IS ANSWERED: {found['no_room']}"))
     console.print(f"key:    {found['key']}")

@@ -14,6 +14,8 @@ from fgvc_core.files import private_folder, replace_private_json
 from fgvc_core.protocol.messages import seal
 from fgvc_core.supervision import alone
 from fieldmark.client.announced import remember
+from fieldmark.client.deployment.lines import KEY_REFUSED
+from fieldmark.client.deployment.node_log import NodeLog, Refused
 from fieldmark.client.deployment.status import read_site_status
 from fieldmark.client.job import Incoming
 from fieldmark.client.job import answer as respond
@@ -145,6 +147,20 @@ def test_it_says_that_a_site_is_up_and_since_when_it_is_connected(site):
     with alone(site.home, "The site"):
         assert 7200 <= read_site_status(site.home)["connected_s"] < 7260
         assert "connected for 2 h" in told(site)
+
+
+def test_it_says_why_a_site_that_is_up_is_not_connected(site):
+    private_folder(site.home / "state")
+    note = site.home / "state" / "node.json"
+    said = []
+    log = NodeLog(site, "fl:1", site.home / "ca", note, said.append, print, Refused(site))
+    log.on_line(KEY_REFUSED)
+    assert read_site_status(site.home)["trouble"] is None, "it is not up"
+    with alone(site.home, "The site"):
+        assert [read_site_status(site.home)["trouble"]] == said
+        assert "not connected: the coordinator refuses this site: its key is not" in told(site)
+        log.on_line("SuperNode ID: 7")
+        assert read_site_status(site.home)["trouble"] is None
 
 
 def test_it_writes_nothing(site):

@@ -169,15 +169,17 @@ def show_status(found: dict[str, Any]) -> None:
             name,
             "yes" if site["online"] else "no",
             "never" if seen is None else f"{seen:.0f} s ago",
-            visible(
-                within.get("state", "-") + (f": {within['reason']}" if within.get("reason") else "")
-            ),
+            visible(within.get("state", "-")),
             str(within.get("rounds", "-")),
             str(within.get("refused", "-")),
             f"{site['bytes_in'] / 1e6:.1f}",
             "-" if stated is None else f"{stated:.3g}",
         )
     console.print(table)
+    for name, site in found["sites"].items():
+        # Not in the table, which would cut it on a narrow terminal.
+        if reason := (site["in_run"] or {}).get("reason"):
+            console.print(f"  {name}: {visible(reason)}")
     console.print(f"key of the coordinator: {short_form(found['fingerprint'])}")
     for name, site in found["sites"].items():
         console.print(f"key of {name}: {short_form(site['fingerprint'])}")

@@ -44,6 +44,17 @@ def test_a_run_below_its_quorum_is_said_to_wait_until_a_round_begins(tmp_path, c
     assert "run birds: waiting for sites: 1 site is present, a round needs 2, round 6" in said
 
 
+def test_no_reason_is_cut_on_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    folder = busy_folder(tmp_path / "fed")
+    why = "Site 'oslo' answered 'refused-policy'. " + "The policy demands privacy. " * 4
+    log = EventLog(folder / "runs" / "birds" / "events.jsonl")
+    log.emit("waiting_for_sites", present=["lyon"], needed=2, waiting_for={"oslo": why})
+    with alone(folder, "The coordinator"):
+        show_status(read_status(folder))
+    assert why.strip() in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["attach", "cancel"])
 def test_a_folder_that_is_no_coordinators_is_not_one_without_a_run(tmp_path, command):
     done = CliRunner().invoke(server_app, [command, str(tmp_path / "fedration")])

@@ -141,6 +141,9 @@ NORMS = (
     EvoNorm2dS0,
 )
 
+_TRAINED = "_trained_parameters"
+"""Where a model keeps what :func:`trained_parameters` found."""
+
 # Running means and variances travel with their layer; batch counters never do.
 _STATISTICS = ("running_mean", "running_var")
 
@@ -156,6 +159,7 @@ def select_trainable(model: "FineGrainedClassifier", spec: str) -> None:
     Raises:
         ConfigurationError: for an unknown stage, or ``norm`` if there is no norm layer.
     """
+    vars(model).pop(_TRAINED, None)
     for parameter in model.parameters():
         parameter.requires_grad_(spec == "all")
     for parameter in chain(model.head.parameters(), _chosen(model, spec)):
@@ -178,6 +182,18 @@ def _chosen(model: "FineGrainedClassifier", spec: str) -> Iterator[nn.Parameter]
         )
     for module in norms:
         yield from module.parameters()
+
+
+def trained_parameters(model: "FineGrainedClassifier") -> dict[str, nn.Parameter]:
+    """The parameters that train, by name, in the model's order.
+
+    They are looked for once: to walk through a frozen backbone takes as long as a step of a head.
+    """
+    own = vars(model)
+    if _TRAINED not in own:
+        own[_TRAINED] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found: dict[str, nn.Parameter] = own[_TRAINED]
+    return found
 
 
 def travelling_names(model: "FineGrainedClassifier") -> tuple[str, ...]:

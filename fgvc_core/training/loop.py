@@ -34,6 +34,7 @@ from torch.optim.lr_scheduler import ConstantLR, CyclicLR, LambdaLR, LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fgvc_core.losses.base import Answers
+from fgvc_core.models.trainable import trained_parameters
 from fgvc_core.training.examples import Examples, Lesson
 from fgvc_core.training.settings import TrainSettings
 
@@ -191,11 +192,11 @@ def parameter_groups(
         lr: The full rate.
         decay: Above 0 to 1; 1 gives one group.
     """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trained = trained_parameters(model)
     if decay == 1.0:
-        return [{"params": [p for _, p in trained], "lr": lr}]
+        return [{"params": list(trained.values()), "lr": lr}]
     depths: dict[int, list[nn.Parameter]] = {}
-    for name, parameter in trained:
+    for name, parameter in trained.items():
         depths.setdefault(_depth(name, model.stage_names), []).append(parameter)
     return [
         {"params": parameters, "lr": lr * decay**depth}
@@ -246,7 +247,7 @@ def train_passes(
             https://arxiv.org/abs/1812.06127); 0: none.
         correct: Called after each backward pass; may change the gradients.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = list(trained_parameters(model).values())
     anchors = [p.detach().clone() for p in parameters] if proximal_mu > 0 else []
     optimizer = make_optimizer(parameter_groups(model, settings.lr, settings.layer_decay), settings)
     averaged = Averaged(parameters, settings.ema)
@@ -325,7 +326,7 @@ class ControlVariates:
     """
 
     def __init__(self, model: "FineGrainedClassifier", own: Tensors, shared: Tensors) -> None:
-        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._parameters = trained_parameters(model)
         self._shift: dict[str, torch.Tensor] = {}
         self._sum: dict[str, torch.Tensor] = {}
         for name, parameter in self._parameters.items():

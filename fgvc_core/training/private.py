@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fgvc_core.errors import PolicyRefusal
 from fgvc_core.losses.base import SmoothedCrossEntropy
 from fgvc_core.models.heads import CosineHead, LinearHead, SubspaceHead
+from fgvc_core.models.trainable import trained_parameters
 from fgvc_core.privacy.accountant import PrivacyEvent, Purpose
 from fgvc_core.privacy.batched import BatchedEngine
 from fgvc_core.privacy.class_sums import (
@@ -175,7 +176,7 @@ class PrivateTraining:
         self._privacy = privacy
         self._units_N = units_N
         self._count = int(units_N.max()) + 1 if len(units_N) else 0
-        self._parameters = [p for p in learner.model.parameters() if p.requires_grad]
+        self._parameters = list(trained_parameters(learner.model).values())
         self.generator = torch.Generator()
         self.kind = self._choose_engine()
         self.engine: GradientEngine = self._make_engine()
@@ -231,7 +232,7 @@ class PrivateTraining:
             total_D = self.engine.clipped_sum(
                 self.draw(step.sampling_rate), self._privacy.clipping_norm
             ).total_D
-        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        names = list(trained_parameters(model))
         parts = total_D.cpu().numpy().astype(np.float64)
         ends = np.cumsum([p.numel() for p in self._parameters])
         by_name = dict(zip(names, np.split(parts, ends[:-1]), strict=True))

@@ -8,7 +8,9 @@ from fgvc_core.models.settings import ModelSettings
 from fgvc_core.models.trainable import (
     get_tensors,
     is_frozen_backbone,
+    select_trainable,
     set_tensors,
+    trained_parameters,
     travelling_names,
 )
 
@@ -111,6 +113,19 @@ def test_a_head_is_read_and_set_without_a_walk_through_the_backbone(monkeypatch)
     monkeypatch.setattr(model, "state_dict", lambda: pytest.fail("walked"))
     monkeypatch.setattr(model, "named_modules", lambda *_, **__: pytest.fail("walked"))
     set_tensors(model, get_tensors(model, names), names)
+
+
+def test_what_trains_is_looked_for_once_and_again_when_something_else_does(monkeypatch):
+    model = build(train="head")
+    assert set(trained_parameters(model)) == {"head.weight"}
+    with monkeypatch.context() as once:
+        once.setattr(model, "named_parameters", None)
+        assert trained_parameters(model)["head.weight"] is model.head.weight
+    select_trainable(model, "layer4")
+    wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    found = list(trained_parameters(model).items())
+    assert [name for name, _ in found] == [name for name, _ in wanted]
+    assert all(a is b for (_, a), (_, b) in zip(found, wanted, strict=True))
 
 
 def test_neither_side_shares_memory_with_what_travels():

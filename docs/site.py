@@ -48,7 +48,8 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(html, page, config, files):
     """Marks wide tables, which fold on a phone: each row a block, each cell with its column."""
-    return re.sub(r"<table>.*?</table>", lambda found: folded(found[0]), html, flags=re.S)
+    html = re.sub(r"<table>.*?</table>", lambda found: folded(found[0]), html, flags=re.S)
+    return re.sub(r"<code>[^<]*--[^<]*(?:<wbr>[^<]*)*</code>", unbroken, html)
 
 
 def folded(table):
@@ -73,6 +74,11 @@ def folded(table):
 def _breakable(code):
     # The slash of the closing tag is no part of a path.
     return re.sub(r"((?<!<)/|_|::)", r"\1<wbr>", code[0])
+
+
+def unbroken(code):
+    """Keeps a line from ending within or after the two dashes of an option in running text."""
+    return re.sub(r"(?<![\w-])--[\w-]+", r'<span class="option">\g<0></span>', code[0])
 
 
 def _from_root(text, path):
@@ -148,7 +154,9 @@ def _table(section, fields):
 
 def _cell(text):
     text = re.sub(r"(?<![<`(])(https?://[^\s,;)]+)", r"<\1>", text)
-    return text.replace("|", "\\|").replace("\n", " ").replace("[", "\\[")
+    text = text.replace("|", "\\|").replace("\n", " ")
+    # Within backticks a backslash would be shown.
+    return re.sub(r"`[^`]*`|\[", lambda found: "\\[" if found[0] == "[" else found[0], text)
 
 
 def _default(field):
@@ -157,7 +165,16 @@ def _default(field):
     value = field.get_default(call_default_factory=True)
     if value is None or value in ((), {}, ""):
         return "none"
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return f"`{_toml(value)}`"
+
+
+def _toml(value):
+    """A value as a recipe writes it; text that stands alone goes without its quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(f'"{v}"' if isinstance(v, str) else _toml(v) for v in value) + "]"
+    return str(value)
 
 
 def _range(field):
@@ -189,12 +206,15 @@ def _choices(annotation):
 
 
 def _kind(annotation):
+    options = (annotation, *typing.get_args(annotation))
+    many = next((o for o in options if typing.get_origin(o) in (tuple, list)), None)
+    if many is not None:
+        words = {str: "a list of text", float: "a list of numbers", int: "a list of whole numbers"}
+        return next((words[o] for o in typing.get_args(many) if o in words), "a list")
     for kind, word in ((bool, "`true`, `false`"), (int, "a whole number"), (float, "a number"),
                        (str, "text")):  # fmt: skip
         if annotation is kind or kind in typing.get_args(annotation):
             return word
-    if typing.get_origin(annotation) in (tuple, list):
-        return "a list"
     return "a table" if typing.get_origin(annotation) is dict else ""
 
 
@@ -287,22 +307,29 @@ def _command(command, path):
     import click
 
     told = (command.help or "").replace("\\[", "[").strip()
-    told, _, example = told.partition("Example:")
+    told, *examples = told.split("Example:")
     lines = [f"## {' '.join(path)}", "", re.sub(r"[<\[]", r"\\\g<0>", told.strip()), ""]
-    if example:
-        lines += ["```bash", " ".join(example.split()), "```", ""]
+    if examples:
+        lines += ["```bash", *(" ".join(example.split()) for example in examples), "```", ""]
     rows = []
     for parameter in command.params:
         option = isinstance(parameter, click.Option)
-        names = ", ".join(f"`{name}`" for name in parameter.opts) if option else (
+        every = (*parameter.opts, *parameter.secondary_opts)
+        names = ", ".join(f"`{name}`" for name in every) if option else (
             f"`{parameter.make_metavar(click.Context(command))}`"
         )  # fmt: skip
         default = parameter.default if option and not callable(parameter.default) else None
-        shown = "" if default in (None, False, (), []) else f" Default: `{default}`."
+        # A flag that is on has its other name in the first column.
+        unsaid = default in (None, "", (), []) or isinstance(default, bool)
+        shown = "" if unsaid else f" Default: `{_plain(default)}`."
         rows.append(f"| {names} | {_cell((getattr(parameter, 'help', '') or '') + shown)} |")
     if rows:
         lines += ["| Option | What |", "|---|---|", *rows, ""]
     return lines
+
+
+def _plain(default):
+    return f"{default:.4g}" if isinstance(default, float) and default > 1e-3 else default
 
 
 def python_reference():

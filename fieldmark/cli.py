@@ -9,10 +9,12 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import click
 import typer
+import typer.core
+import typer.main
 from rich.console import Console
 
 from fgvc_core import __version__
@@ -33,6 +35,21 @@ from fieldmark.simulations.beginning.cli import explain_recipe, new, recipes
 from fieldmark.simulations.cli import bench, compare, simulate
 from fieldmark.simulations.sweeping.cli import sweep
 
+
+class _Argument(typer.core.TyperArgument):
+    """An argument that keeps its words.
+
+    click 8.5 sets them itself, and a typer below 0.21, which is what Flower takes, does not hand
+    them on: 'fieldmark simulate --help' would not say what RECIPE is.
+    """
+
+    def __init__(self, *, help: str | None = None, **others: Any) -> None:
+        super().__init__(help=help, **others)
+        self.help = help
+
+
+typer.main.TyperArgument = _Argument  # type: ignore[attr-defined, misc]
+
 app = typer.Typer(
     name="fieldmark",
     # click suggests the nearest command, too, and both would.
@@ -42,7 +59,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Exit codes: 0 done, 2 wrong usage or configuration, or a run, recipe or home that is "
     "not there, 3 bad or missing data, 4 refused by privacy policy or budget, 5 peer not reached "
-    "or not trusted, 6 the run failed.",
+    "or not trusted, 6 the run failed or was interrupted.",
 )
 app.command()(new)
 app.command()(recipes)

@@ -31,8 +31,10 @@ declaring those that its import asks for is enough, because we call none."""
 
 
 def commands():
-    found = re.findall(r"^(\S.*?)  # offline (\d+)$", PAGE.read_text(), re.M)
-    return [command for command, _ in sorted(found, key=lambda one: int(one[1]))]
+    """The commands of the page's section, in its order."""
+    section = PAGE.read_text().split("\n## Without an index\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```bash\n(.*?)^```", section, re.M | re.S)
+    return "".join(blocks).splitlines()
 
 
 def other_python():
@@ -132,6 +134,8 @@ def test_a_wheel_of_other_bytes_is_refused(wheels, installed):
     assert "DO NOT MATCH THE HASHES" in done.stderr
 
 
-def test_the_commands_of_the_page_are_numbered_without_a_gap():
-    numbers = sorted(int(n) for n in re.findall(r"# offline (\d+)$", PAGE.read_text(), re.M))
-    assert numbers == [1, 2, 3, 4]
+def test_the_commands_of_the_page_are_the_ones_that_are_run_here():
+    words = [" ".join(command.split()[:2]) for command in commands()]
+    run_here = ["python deploy/wheels.py", "python3 -m", "env/bin/pip install"]
+    assert words == [*run_here, "env/bin/fieldmark --version"]
+    assert "#" not in "".join(commands())

@@ -53,6 +53,21 @@ def test_ranges_and_defaults_are_those_of_the_models(settings_page):
     assert rows(settings_page, "privacy")["epsilon"][1] == " must be given "
 
 
+def test_a_list_is_called_one_and_its_default_is_written_as_a_recipe_writes_it(settings_page):
+    data = rows(settings_page, "data")
+    assert data["depth_window"][1:3] == [" `[32768.0, 65536.0]` ", " a list of numbers "]
+    assert data["classes"][2] == " a list of text "
+    defences = rows(settings_page, "scenario")["defences"]
+    assert defences[1] == ' `["fedmedian", "multi-krum"]` '
+
+
+def test_no_line_ends_within_the_dashes_of_an_option(made):
+    found = made.on_page_content("<p><code>data make x --data-set y</code></p>", None, None, None)
+    assert '<code>data make x <span class="option">--data-set</span> y</code>' in found
+    plain = "<p><code>a--b</code> and -- <code>-v</code></p>"
+    assert made.on_page_content(plain, None, None, None) == plain
+
+
 @pytest.mark.parametrize(
     ("section", "key", "refused"),
     [
@@ -89,6 +104,10 @@ def test_every_command_and_every_function_is_on_a_page(made):
             assert f"## {path}\n" in page
 
     walk(typer.main.get_command(fieldmark.cli.app), "fieldmark")
+    assert re.findall(r"^\| `[A-Z\[]\S*` \|\s*\|$", page, re.M) == [], "arguments without words"
+    assert "Example:" not in page, "two examples on one line"
+    assert "``." not in page, "a default that is empty"
+    assert "`--rehearsal`, `--no-rehearsal`" in page
     python = made.python_reference()
     assert all(f".{name}\n" in python for name in fieldmark.__all__ if name != "Recipe")
 

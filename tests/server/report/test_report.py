@@ -581,6 +581,15 @@ def measured(page: Path, script: str, width: int, tmp_path: Path) -> str:
 
 
 @pytest.mark.browser
+@pytest.mark.skipif(_chromium() is None, reason="no Chromium on this machine")
+def test_a_folded_table_names_no_column_where_it_has_nothing(tmp_path):
+    page = render(write_run(tmp_path / "run"))
+    assert re.search(r"<td[^>]*Federated minus it[^>]*></td>", page.read_text())
+    shown = "[...d.querySelectorAll('td:empty')].filter(e => e.getClientRects().length).length"
+    assert measured(page, shown, 390, tmp_path) == "0"
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.skipif(_chromium() is None, reason="no Chromium on this machine")
 def test_a_page_with_everything_on_it_does_not_scroll_sideways_either(tmp_path, width):

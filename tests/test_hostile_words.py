@@ -50,7 +50,7 @@ def status(text):
         "bytes_out": 0, "in_run": {"state": "refused", "reason": text, "rounds": 1, "refused": 1},
     }  # fmt: skip
     run = {"name": "demo", "state": "failed", "why": text, "round": 1, "rounds": 2, "tries": 1,
-           "privacy": {}}  # fmt: skip
+           "waiting": None, "privacy": {}}  # fmt: skip
     refusal = {"count": 3, "status": 403, "what": text}
     past = {**run, "name": "spring", "asked": 2, "contributed": 1, "top1": 0.5}
     return {"name": "federation", "address": "a:1", "up": True, "superlink": "up", "page": "",

@@ -27,6 +27,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticSerializationError
 
 from fgvc_core.configuration import MAX_CHARACTERS
 from fgvc_core.errors import PeerError
@@ -452,7 +453,13 @@ class Sealed:
 
 def seal(key: PrivateKey, body: Request | Reply | KitBody) -> Sealed:
     """Sign a body."""
-    text = body.model_dump_json()
+    try:
+        text = body.model_dump_json()
+    except PydanticSerializationError as error:
+        # A person's Ctrl-C in our serializer comes out as this, with its name in the text.
+        if KeyboardInterrupt.__name__ in str(error):
+            raise KeyboardInterrupt from None
+        raise
     return Sealed(text, sign(key, _DOMAINS[type(body)] + text.encode()))
 
 

@@ -81,7 +81,7 @@ def test_check_passes_settings_on(tmp_path: Path) -> None:
         (("check", ".", "--name", "cubs"), ConfigurationError, "not a known data set"),
         (("check", ".", "--set", "data.sise=3"), ConfigurationError, "unknown key 'data.sise'"),
         (("partition", "no.toml"), ConfigurationError, "no recipe at"),
-        (("make", "x", "--size", "8"), ConfigurationError, "image_size"),
+        (("make", "x", "--seed", "-1"), ConfigurationError, "fieldmarks_seed"),
     ],
 )
 def test_mistakes_are_told_by_fieldmarks_own_errors(
@@ -209,6 +209,14 @@ def test_a_tree_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         write_tree(table, tmp_path / "birds")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "value"), [("--size", "8"), ("--train", "5"), ("--test", "6")])
+def test_a_number_out_of_range_is_refused_by_its_options_name(option, value, tmp_path) -> None:
+    result = run("make", tmp_path / "birds", option, value)
+    assert result.exit_code == 2
+    assert f"'{option}'" in result.output
+    assert not (tmp_path / "birds").exists()
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import stat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import model_serializer
 
 from fgvc_core.errors import PeerError
 from fgvc_core.protocol import keys
@@ -31,6 +32,19 @@ def request(**changes):
         "tensors": {"w": "1" * 64},
     }
     return Request(**{**values, **changes})
+
+
+class Interrupted(Request):
+    """As if a person pressed Ctrl-C while our serializer works."""
+
+    @model_serializer(mode="wrap")
+    def _stop(self, handler):
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_in_the_serializer_is_still_one():
+    with pytest.raises(KeyboardInterrupt):
+        seal(KEY, Interrupted(**request().model_dump()))
 
 
 def test_a_sealed_request_opens_with_the_right_key_and_tensors():
